@@ -1,0 +1,78 @@
+# One command each. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PROTO := proto/notebook_runner/v1/notebook_runner.proto
+# The oldest tools that serve: their output runs with protobuf 6 and 7 (see docs/development.md).
+GENERATE_VENV := .venv-generate
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve dev test check format generate contract lock bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+install: $(INSTALLED) ## Install everything into .venv, from the lock
+
+$(INSTALLED): pyproject.toml requirements.lock client/notebook_runner/_version.py
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(INSTALLED) ## Run examples/quickstart.ipynb through a server, live in the terminal
+	@$(BIN)/python examples/demo.py
+
+serve: $(INSTALLED) ## Start the server on its defaults
+	$(BIN)/notebook-runner-server --notebook-root examples --default-notebook quickstart.ipynb
+
+dev: $(INSTALLED) ## Start the server, and again on every change of a source file
+	$(BIN)/watchfiles --filter python '$(BIN)/notebook-runner-server --log-format console --notebook-root examples --default-notebook quickstart.ipynb' client server
+
+test: $(INSTALLED) ## Run the tests
+	$(BIN)/pytest
+
+check: $(INSTALLED) ## Run every check that is not a test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking --against proto/contract.binpb
+	$(MAKE) --no-print-directory generate OUT=$(VENV)/generated
+	diff -r -x __init__.py -x __pycache__ $(VENV)/generated/notebook_runner/v1 client/notebook_runner/v1
+
+format: $(INSTALLED) ## Format sources and contract
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/buf format --write
+
+$(GENERATE_VENV)/.installed: requirements-generate.lock
+	$(PYTHON) -m venv $(GENERATE_VENV)
+	$(GENERATE_VENV)/bin/pip install --quiet --require-hashes --requirement requirements-generate.lock
+	@touch $@
+
+OUT ?= client
+generate: $(GENERATE_VENV)/.installed ## Generate client/notebook_runner/v1 from the contract
+	@mkdir -p $(OUT)
+	PATH="$(CURDIR)/$(GENERATE_VENV)/bin:$$PATH" $(GENERATE_VENV)/bin/python -m grpc_tools.protoc -I proto \
+	  --python_out=$(OUT) --grpc_python_out=$(OUT) --mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet:$(OUT) $(PROTO)
+
+contract: $(INSTALLED) ## Take the contract as it is for the one that later changes must not break
+	$(BIN)/buf build --output proto/contract.binpb --exclude-source-info
+
+lock: ## Resolve the locks again (needs uv)
+	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
+	uv pip compile requirements-generate.in --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-generate.lock
+
+bench: $(INSTALLED) ## Measure this service beside nbclient
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) $(GENERATE_VENV) .mypy_cache .ruff_cache .pytest_cache demo-output
