@@ -1,0 +1,1 @@
+"""The notebook-runner server: executes Jupyter notebooks on demand over gRPC."""

@@ -1,0 +1,168 @@
+"""How to reach the server: target, credentials and the channel's settings."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+
+from ._version import __version__
+from .v1 import notebook_runner_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["DEFAULT_TARGET", "DEFAULT_TIMEOUT", "KILL_TIMEOUT", "Connection"]
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+# The deadlines of single calls, in seconds.
+DEFAULT_TIMEOUT = 30.0
+# Kill answers only when every process is gone, and a fork storm takes its time to end.
+KILL_TIMEOUT = 60.0
+MAX_RECEIVE_BYTES = 16 * 1024 * 1024
+# A Start that carries its notebook can only be sent again while it fits in here.
+RETRY_BUFFER_BYTES = 64 * 1024 * 1024
+# The server permits a ping every 10 s.
+KEEPALIVE_INTERVAL_MS = 30_000
+KEEPALIVE_TIMEOUT_MS = 10_000
+# gRPC's own are 2 min and 30 s: too long for a stream that waits for a restarted server or a new pod.
+MAX_CONNECT_BACKOFF_MS = 2_000
+MIN_DNS_INTERVAL_MS = 2_000
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"].full_name
+# Safe because Start always carries a request_id and the others change nothing when they are repeated.
+# Progress is not here: it goes on after the last event that was seen, which gRPC cannot know.
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": _SERVICE, "method": name} for name in ("Start", "Output", "Kill", "List")],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where the server is and how to be let in. `resolve` fills what is not given from the environment."""
+
+    target: str
+    token: str | None = field(default=None, repr=False)
+    token_file: Path | None = None
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+    @classmethod
+    def resolve(
+        cls,
+        target: str | None = None,
+        *,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_cert: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> Connection:
+        """Take each setting from its argument, else from its NOTEBOOK_RUNNER_ variable, else its default.
+
+        Raises:
+            ValueError: Both a token and a token file are given, or a certificate without its key.
+        """
+        if token is not None and token_file is not None:
+            raise ValueError("give a token or a token_file, not both")
+        if token is None:
+            token_file = token_file or environ.get("NOTEBOOK_RUNNER_TOKEN_FILE")
+        tls_cert = tls_cert or environ.get("NOTEBOOK_RUNNER_TLS_CERT")
+        tls_key = tls_key or environ.get("NOTEBOOK_RUNNER_TLS_KEY")
+        if bool(tls_cert) != bool(tls_key):
+            raise ValueError("tls_cert and tls_key go together: one of them is missing")
+        return cls(
+            target=target or environ.get("NOTEBOOK_RUNNER_TARGET") or DEFAULT_TARGET,
+            token=token,
+            token_file=_path(token_file),
+            tls_ca=_path(tls_ca or environ.get("NOTEBOOK_RUNNER_TLS_CA")),
+            tls_cert=_path(tls_cert),
+            tls_key=_path(tls_key),
+        )
+
+    def channel(self) -> grpc.Channel:
+        """Open a channel; it connects with the first call.
+
+        Raises:
+            OSError: A certificate or key file cannot be read.
+        """
+        credentials = self._credentials()
+        if credentials is None:
+            return grpc.insecure_channel(self.target, options=_options())
+        return grpc.secure_channel(self.target, credentials, options=_options())
+
+    def aio_channel(self) -> grpc.aio.Channel:
+        """Open a channel of the running event loop; it connects with the first call.
+
+        Raises:
+            OSError: A certificate or key file cannot be read.
+        """
+        credentials = self._credentials()
+        if credentials is None:
+            return grpc.aio.insecure_channel(self.target, options=_options())
+        return grpc.aio.secure_channel(self.target, credentials, options=_options())
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Give the metadata of one call. A token file is read each time, because its content is rotated.
+
+        Raises:
+            OSError: The token file cannot be read.
+            ValueError: The token is empty, or has characters that no header can carry.
+        """
+        token = self.token_file.read_text(encoding="utf-8").strip() if self.token_file else self.token
+        if token is None:
+            return ()
+        if not token or not token.isascii() or not token.isprintable():
+            raise ValueError("the token is empty or has characters other than printable ASCII")
+        return (("authorization", f"Bearer {token}"),)
+
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        if not (self.tls_ca or self.tls_cert):
+            return None
+        return grpc.ssl_channel_credentials(
+            root_certificates=_read(self.tls_ca),
+            private_key=_read(self.tls_key),
+            certificate_chain=_read(self.tls_cert),
+        )
+
+
+def _options() -> list[tuple[str, str | int]]:
+    return [
+        ("grpc.primary_user_agent", f"notebook-runner-python/{__version__}"),
+        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.per_rpc_retry_buffer_size", RETRY_BUFFER_BYTES),
+        ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+        ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        # A cell may be silent for hours: pings go on while no data does.
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", MAX_CONNECT_BACKOFF_MS),
+        ("grpc.dns_min_time_between_resolutions_ms", MIN_DNS_INTERVAL_MS),
+    ]
+
+
+def _path(value: str | os.PathLike[str] | None) -> Path | None:
+    return Path(value) if value else None
+
+
+def _read(path: Path | None) -> bytes | None:
+    return path.read_bytes() if path else None

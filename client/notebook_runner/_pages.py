@@ -1,0 +1,79 @@
+"""The reader's side of Output, without I/O: pages of one artefact, put together and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from .errors import NotebookRunnerError
+from .v1 import notebook_runner_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["OutputFile", "Pages", "open_output"]
+
+OutputFile = str | os.PathLike[str] | IO[bytes]
+"""Where an artefact is written: the path of a file, or a binary file that is open for writing."""
+
+
+class Pages:
+    """Reads one artefact to its end: `request` is what to ask for next, until `complete`.
+
+    Args:
+        run_id: The run; empty for the newest.
+        artefact_format: The artefact, by the contract's name of its format.
+    """
+
+    def __init__(self, run_id: str, artefact_format: str) -> None:
+        self.request = pb.OutputRequest(run_id=run_id, format=artefact_format)
+        self.complete = False
+        self._sha256 = ""
+        self._hash = hashlib.sha256()
+
+    def accept(self, page: pb.OutputResponse) -> bytes:
+        """Take the page that was asked for, and give its bytes.
+
+        Raises:
+            NotebookRunnerError: The pages do not add up to the artefact that the server announced.
+        """
+        if self.request.offset == 0:
+            self._sha256 = page.sha256
+        if page.next_offset != self.request.offset + len(page.content):
+            raise NotebookRunnerError(f"the server answered a page that ends at {page.next_offset}")
+        self.complete = page.next_offset >= page.total_bytes
+        if not self.complete and not page.content:
+            raise NotebookRunnerError(f"the server answered an empty page at {page.next_offset}")
+        self._hash.update(page.content)
+        if self.complete and self._sha256 not in {"", self._hash.hexdigest()}:
+            raise NotebookRunnerError("the artefact's SHA-256 is not the one that the server announced")
+        # The later pages must be of the same run and of the same moment as the first one.
+        self.request.run_id = page.run.run_id or self.request.run_id
+        self.request.as_of_sequence = page.as_of_sequence
+        self.request.offset = page.next_offset
+        return page.content
+
+
+@contextlib.contextmanager
+def open_output(file: OutputFile) -> Iterator[IO[bytes]]:
+    """Open a file so that it is there in full or, after an error, as it was before."""
+    if not isinstance(file, str | os.PathLike):
+        yield file
+        return
+    path = Path(file)
+    if path.exists() and not path.is_file():
+        # A device or a pipe has no earlier content to keep.
+        with path.open("wb") as stream:
+            yield stream
+        return
+    path = path.resolve()
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as stream:
+            yield stream
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,61 @@
+"""The states of a run under the names that people write."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .v1 import notebook_runner_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import EnumDescriptor
+
+__all__ = ["cause_name", "is_terminal", "parse_state", "state_name"]
+
+_STATE_PREFIX = "RUN_STATE_"
+_CAUSE_PREFIX = "FAILURE_CAUSE_"
+_TERMINAL = frozenset(
+    {
+        pb.RUN_STATE_SUCCEEDED,
+        pb.RUN_STATE_FAILED,
+        pb.RUN_STATE_TIMED_OUT,
+        pb.RUN_STATE_KILLED,
+        pb.RUN_STATE_CRASHED,
+        pb.RUN_STATE_INTERRUPTED,
+    }
+)
+
+
+def is_terminal(state: pb.RunState.ValueType) -> bool:
+    """Tell whether a run in this state has ended for good."""
+    return state in _TERMINAL
+
+
+def state_name(state: pb.RunState.ValueType) -> str:
+    """Name a state as people write it: `timed out` for RUN_STATE_TIMED_OUT."""
+    return _name(pb.RunState.DESCRIPTOR, state, _STATE_PREFIX)
+
+
+def cause_name(cause: pb.FailureCause.ValueType) -> str:
+    """Name a cause as people write it: `out of memory` for FAILURE_CAUSE_OUT_OF_MEMORY."""
+    return _name(pb.FailureCause.DESCRIPTOR, cause, _CAUSE_PREFIX)
+
+
+def parse_state(state: str | pb.RunState.ValueType) -> pb.RunState.ValueType:
+    """Take a state as its number or by name: `running`, `timed-out`, `RUN_STATE_TIMED_OUT`.
+
+    Raises:
+        ValueError: There is no such state; the message lists those there are.
+    """
+    if isinstance(state, int):
+        return state
+    name = state.upper().replace("-", "_").replace(" ", "_").removeprefix(_STATE_PREFIX)
+    known = [key.removeprefix(_STATE_PREFIX) for key in pb.RunState.keys() if pb.RunState.Value(key)]  # noqa: SIM118 - an enum wrapper is no dict
+    if name not in known:
+        raise ValueError(f"no state is called {state!r}; there are {', '.join(known).lower()}")
+    return pb.RunState.Value(_STATE_PREFIX + name)
+
+
+def _name(descriptor: EnumDescriptor, number: int, prefix: str) -> str:
+    # A newer server may know values that this client does not.
+    value = descriptor.values_by_number.get(number)
+    return value.name.removeprefix(prefix).lower().replace("_", " ") if value else f"unknown ({number})"

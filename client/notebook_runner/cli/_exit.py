@@ -1,0 +1,63 @@
+"""The command's exit codes."""
+
+from __future__ import annotations
+
+import enum
+
+from notebook_runner.errors import AccessDenied, InvalidRequest, NotebookRunnerError, RunnerBusy, RunNotFound
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+__all__ = ["HELP", "ExitCode", "code_of_error", "code_of_run"]
+
+
+class ExitCode(enum.IntEnum):
+    """How a command ended; `HELP` says it in words."""
+
+    SUCCEEDED = 0
+    FAILED = 1
+    USAGE = 2
+    TIMED_OUT = 3
+    KILLED = 4
+    CRASHED = 5
+    INTERRUPTED = 6
+    BUSY = 7
+    UNAVAILABLE = 8
+    CTRL_C = 130
+
+
+# \b keeps click from filling the lines into one paragraph.
+HELP = """\b
+Exit codes:
+  0    the run succeeded, or the command did what it was asked to
+  1    the run failed: a cell raised
+  2    the command or the request was wrong
+  3    the run timed out
+  4    the run was killed
+  5    the run crashed: its kernel or worker died
+  6    the run was interrupted: the server stopped
+  7    the server is busy and did not start the run
+  8    the server cannot be reached, or cannot do it now
+  130  Ctrl-C; a run that was started goes on
+"""
+
+_OF_STATE = {
+    pb.RUN_STATE_FAILED: ExitCode.FAILED,
+    pb.RUN_STATE_TIMED_OUT: ExitCode.TIMED_OUT,
+    pb.RUN_STATE_KILLED: ExitCode.KILLED,
+    pb.RUN_STATE_CRASHED: ExitCode.CRASHED,
+    pb.RUN_STATE_INTERRUPTED: ExitCode.INTERRUPTED,
+}
+
+
+def code_of_run(run: pb.Run) -> ExitCode:
+    """Give the exit code for how a run ended; a run that goes on is a success of the command."""
+    return _OF_STATE.get(run.state, ExitCode.SUCCEEDED)
+
+
+def code_of_error(error: NotebookRunnerError) -> ExitCode:
+    """Give the exit code for a call that failed."""
+    if isinstance(error, RunnerBusy):
+        return ExitCode.BUSY
+    if isinstance(error, InvalidRequest | RunNotFound | AccessDenied):
+        return ExitCode.USAGE
+    return ExitCode.UNAVAILABLE

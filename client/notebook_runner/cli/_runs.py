@@ -1,0 +1,170 @@
+"""The commands on runs that exist."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from notebook_runner._states import state_name
+
+from ._exit import HELP, code_of_run
+from ._follow import follow
+from ._text import elapsed, one_line, to_json
+from ._types import duration, pair, state
+from ._views import make_view
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from notebook_runner.client import Client
+    from notebook_runner.v1.notebook_runner_pb2 import Run, RunState
+
+    from ._group import Server
+
+__all__ = ["kill", "list_runs", "output", "progress"]
+
+# How many runs the server answers at a time, at the most.
+LARGEST_PAGE = 1000
+
+_RUN_ID = click.argument("run_id", default="", metavar="[RUN_ID]")
+
+
+@click.command(epilog=HELP)
+@_RUN_ID
+@click.option("--after-sequence", type=click.IntRange(min=0), default=0, help="Only events after this one.")
+@click.option("--no-output", is_flag=True, help="Leave out what cells print and display.")
+@click.option("--snapshot", is_flag=True, help="Show what is known now, and come back.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per event.")
+@click.pass_context
+def progress(
+    ctx: click.Context, /, *, run_id: str, after_sequence: int, no_output: bool, snapshot: bool, as_json: bool
+) -> None:
+    """Show what happens in a run until it has ended.
+
+    It begins with what has happened already. Without RUN_ID it is the newest run. Ctrl-C
+    leaves the run running.
+    """
+    server: Server = ctx.obj
+    with server.connect() as client:
+        run = follow(
+            ctx,
+            client,
+            run_id or _newest(client),
+            make_view(as_json=as_json),
+            after_sequence=after_sequence,
+            omit_cell_output=no_output,
+            snapshot_only=snapshot,
+        )
+    ctx.exit(code_of_run(run))
+
+
+@click.command()
+@_RUN_ID
+@click.option("-f", "--format", "artefact", default="notebook", show_default=True, help="What to read.")
+@click.option(
+    "-o", "--output", "file", type=click.Path(dir_okay=False, path_type=Path), help="The file to write."
+)
+@click.pass_obj
+def output(server: Server, /, run_id: str, artefact: str, file: Path | None) -> None:
+    """Read the result of a run, or what is there of it so far.
+
+    Without RUN_ID it is the newest run; without --output it goes to standard output.
+
+    \b
+    Formats:
+      notebook            the executed notebook
+      html, markdown, …   what nbconvert makes of it, as far as the operator allowed
+      error               how the run ended, with the traceback
+      files               a zip of the run's folder
+    """  # noqa: D301 - the control character tells click to keep the lines
+    if file is None and artefact == "files" and sys.stdout.isatty():
+        raise click.UsageError("a zip is not for a terminal: give --output FILE")
+    with server.connect() as client:
+        client.save_output(file or sys.stdout.buffer, run_id, format=artefact)
+    if file:
+        click.echo(f"wrote {file}", err=True)
+
+
+@click.command()
+@_RUN_ID
+@click.option(
+    "--grace-period",
+    type=duration,
+    metavar="TIME",
+    default="0",
+    help="Interrupt first, and wait for so long.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@click.pass_obj
+def kill(server: Server, /, run_id: str, grace_period: float, as_json: bool) -> None:
+    """End a run, and come back when every process of it is gone.
+
+    Without RUN_ID it is the newest run. A run that has ended stays as it is.
+    """
+    with server.connect() as client:
+        killed = client.kill(run_id, grace_period=grace_period)
+    if as_json:
+        click.echo(to_json(killed))
+    else:
+        name = state_name(killed.run.state)
+        click.echo(f"run {killed.run.run_id} {name}, {killed.processes_ended} processes ended by force")
+
+
+@click.command("list")
+@click.option(
+    "-s", "--state", "states", multiple=True, type=state, metavar="STATE", help="Only runs in this state."
+)
+@click.option(
+    "-l",
+    "--label",
+    "labels",
+    multiple=True,
+    type=pair,
+    metavar="NAME=VALUE",
+    help="Only runs that carry this label.",
+)
+@click.option("-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per run.")
+@click.pass_obj
+def list_runs(
+    server: Server,
+    /,
+    states: tuple[RunState.ValueType, ...],
+    labels: tuple[tuple[str, str], ...],
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List runs, newest first."""
+    with server.connect() as client:
+        found = client.list(states=states, labels=dict(labels), page_size=min(limit, LARGEST_PAGE))
+        runs = list(itertools.islice(found, limit))
+    for line in map(to_json, runs) if as_json else _table(runs):
+        click.echo(line)
+
+
+def _newest(client: Client) -> str:
+    return next((run.run_id for run in client.list(page_size=1)), "")
+
+
+def _table(runs: Iterable[Run]) -> Iterable[str]:
+    rows = [("RUN", "STATE", "CELLS", "CREATED (UTC)", "TOOK", "NOTEBOOK")]
+    rows += [_row(run) for run in runs]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _row(run: Run) -> tuple[str, str, str, str, str, str]:
+    took = elapsed(run)
+    return (
+        run.run_id,
+        state_name(run.state),
+        f"{run.cells_completed}/{run.cells_total}",
+        f"{run.create_time.ToDatetime():%Y-%m-%d %H:%M:%S}",
+        "" if took is None else f"{took:.1f} s",
+        one_line(run.notebook_path) or "(inline)",
+    )

@@ -1,0 +1,102 @@
+"""Pieces of text that several views show."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from google.protobuf import json_format
+
+from notebook_runner._states import cause_name, state_name
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+__all__ = ["LineBuffer", "clean", "elapsed", "how_it_ended", "one_line", "size", "to_json"]
+
+# What a notebook prints must not steer the reader's terminal: of the escape sequences only colours
+# pass, of the control characters only tab and line feed.
+_COLOUR = r"\x1b\[[0-9;:]*m"
+_UNSAFE = re.compile(
+    rf"({_COLOUR})"
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # window titles, links
+    r"|\x1b\[[0-?]*[ -/]*[@-~]"  # cursor moves, modes
+    r"|\x1b.?"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+_DECIMAL = 1000
+
+
+def clean(text: str) -> str:
+    """Take everything out of a text that would do more to a terminal than show it in colour."""
+    return _UNSAFE.sub(lambda match: match[1] or "", text)
+
+
+def one_line(text: str) -> str:
+    """Give a text as one line without colours."""
+    return re.sub(_COLOUR, "", clean(" ".join(text.split())))
+
+
+class LineBuffer:
+    """Makes lines of text that comes in pieces; a carriage return begins the line anew."""
+
+    def __init__(self) -> None:
+        self.pending = ""
+
+    def feed(self, text: str) -> list[str]:
+        """Take a piece of text, and give the lines that it completed."""
+        *lines, last = (self.pending + text).split("\n")
+        # A return at the very end may be half of a line's end, so it is kept until more comes.
+        body = last.rstrip("\r")
+        self.pending = body.rsplit("\r", 1)[-1] + last[len(body) :]
+        return [line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines]
+
+    def flush(self) -> list[str]:
+        """Give what is left as a line, if there is any."""
+        line, self.pending = self.pending.rstrip("\r"), ""
+        return [line] if line else []
+
+
+def elapsed(run: pb.Run) -> float | None:
+    """Give how long a run that has ended took on its worker, in seconds, by the server's clock."""
+    if not (run.HasField("start_time") and run.HasField("end_time")):
+        return None
+    return (run.end_time.ToDatetime() - run.start_time.ToDatetime()).total_seconds()
+
+
+def how_it_ended(run: pb.Run) -> str:
+    """Say in a sentence how a run ended, with its exception or cause."""
+    failure = run.failure
+    text = f"run {run.run_id} {state_name(run.state)}"
+    if failure.HasField("cell_index"):
+        text += f" in cell {failure.cell_index + 1} of {run.cells_total}"
+    if (took := elapsed(run)) is not None:
+        text += f" after {took:.1f} s"
+    if failure.exception_name:
+        return f"{text}: {failure.exception_name}: {one_line(failure.exception_message)}"
+    if run.HasField("failure"):
+        return f"{text}: {one_line(failure.message) or cause_name(failure.cause)}"
+    return text
+
+
+def size(count: int) -> str:
+    """Write a number of bytes with a unit."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < _DECIMAL:
+            return f"{value:.3g} {unit}"
+        value /= _DECIMAL
+    return f"{value:.3g} GB"
+
+
+def to_json(message: Message) -> str:
+    """Give a message of the contract as one line of protobuf's JSON, with the contract's names."""
+    return json_format.MessageToJson(
+        message,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+        indent=None,
+        ensure_ascii=False,
+    )

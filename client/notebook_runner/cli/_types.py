@@ -1,0 +1,68 @@
+"""How values are written on the command line."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from notebook_runner._states import parse_state
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from notebook_runner.v1.notebook_runner_pb2 import RunState
+
+__all__ = ["duration", "pair", "papermill_value", "size", "state"]
+
+_SECONDS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+_NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
+
+
+def duration(text: str) -> float:
+    """Take a length of time with an optional unit, and give it in seconds."""
+    return _quantity(text, _SECONDS)
+
+
+def size(text: str) -> int:
+    """Take a size with an optional unit, and give it in bytes."""
+    return round(_quantity(text, _BYTES))
+
+
+def pair(text: str) -> tuple[str, str]:
+    """Take a name and a value with = between them."""
+    name, found, value = text.partition("=")
+    if not (name and found):
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def state(text: str) -> RunState.ValueType:
+    """Take a state of a run by name."""
+    try:
+        return parse_state(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def papermill_value(text: str) -> bool | int | float | str | None:
+    """Type a parameter's value as papermill's `-p` does: True, False, None, int, float, else str."""
+    constants: dict[str, bool | None] = {"True": True, "False": False, "None": None}
+    if text in constants:
+        return constants[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _quantity(text: str, units: Mapping[str, float]) -> float:
+    match = _NUMBER_AND_UNIT.fullmatch(text)
+    if match is None or match[2] not in units:
+        names = ", ".join(unit for unit in units if unit)
+        raise click.BadParameter(f"{text!r} is not a number, or a number with one of the units {names}")
+    return float(match[1]) * units[match[2]]

@@ -1,0 +1,138 @@
+"""How a run is shown as it goes on: as plain lines, or as JSON. The live view has its own module."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from notebook_runner._states import state_name
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+from ._text import how_it_ended, one_line, size, to_json
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from rich.console import Console
+
+__all__ = ["OUTCOMES", "JsonView", "PlainView", "View", "describe_display", "make_view"]
+
+OUTCOMES = {
+    pb.CELL_OUTCOME_SUCCEEDED: "done",
+    pb.CELL_OUTCOME_FAILED: "raised",
+    pb.CELL_OUTCOME_ERROR_ALLOWED: "raised, going on",
+    pb.CELL_OUTCOME_STOPPED: "stopped",
+}
+
+
+class View(AbstractContextManager["View"], Protocol):
+    """Shows one run, from its first event to how it ended."""
+
+    def event(self, event: pb.ProgressResponse) -> None:
+        """Show one event."""
+
+    def ended(self, run: pb.Run) -> None:
+        """Show how the run ended."""
+
+
+def make_view(*, as_json: bool) -> View:
+    """Choose the view: JSON where asked for, live on a terminal, plain lines elsewhere."""
+    if as_json:
+        return JsonView()
+    # rich takes longer to import than everything else here together.
+    from rich.console import Console  # noqa: PLC0415 - as said above
+
+    return _for_console(Console())
+
+
+def _for_console(console: Console) -> View:
+    if not console.is_terminal or console.is_dumb_terminal:
+        return PlainView()
+    from ._live import LiveView  # noqa: PLC0415 - imports rich
+
+    return LiveView(console)
+
+
+def describe_display(display: pb.DisplayOutput) -> str:
+    """Name rich data that a text view cannot show."""
+    return "[" + ", ".join(f"{item.mime_type} {size(item.size_bytes)}" for item in display.data) + "]"
+
+
+class JsonView:
+    """One JSON object per event, and nothing else."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is held open."""
+
+    def event(self, event: pb.ProgressResponse) -> None:
+        """Print the event."""
+        click.echo(to_json(event))
+
+    def ended(self, run: pb.Run) -> None:
+        """Print nothing: the last event has told it."""
+
+
+class PlainView:
+    """Lines for a log file: what the notebook prints, and a line for each cell and state."""
+
+    def __init__(self) -> None:
+        self._mid_line = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_line()
+
+    def event(self, event: pb.ProgressResponse) -> None:
+        """Print the event."""
+        match event.WhichOneof("event"):
+            case "run_changed":
+                self._line(f"run {event.run_changed.run_id} {state_name(event.run_changed.state)}")
+            case "cell_started":
+                started = event.cell_started
+                self._line(
+                    f"cell {started.cell_index + 1}/{event.cells_total}: {one_line(started.first_line)}"
+                )
+            case "cell_output":
+                self._output(event.cell_output)
+            case "cell_finished":
+                finished = event.cell_finished
+                took = finished.duration.ToTimedelta().total_seconds()
+                outcome = OUTCOMES.get(finished.outcome, "ended")
+                self._line(f"cell {finished.cell_index + 1}/{event.cells_total} {outcome} in {took:.2f} s")
+
+    def ended(self, run: pb.Run) -> None:
+        """Print the traceback, if there is one, and how the run ended."""
+        if run.failure.traceback:
+            self._line(run.failure.traceback.rstrip("\n"))
+        self._line(how_it_ended(run))
+
+    def _output(self, output: pb.CellOutput) -> None:
+        match output.WhichOneof("output"):
+            case "stream":
+                click.echo(output.stream.text, nl=False)
+                self._mid_line = not output.stream.text.endswith("\n")
+            case "display":
+                self._line(describe_display(output.display))
+            case "error":
+                self._line(f"{output.error.exception_name}: {one_line(output.error.exception_message)}")
+
+    def _line(self, text: str) -> None:
+        self._end_line()
+        click.echo(text)
+
+    def _end_line(self) -> None:
+        if self._mid_line:
+            click.echo()
+        self._mid_line = False

@@ -1,0 +1,290 @@
+"""The client for code that blocks."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar, Unpack
+
+import grpc
+
+from ._connection import DEFAULT_TIMEOUT, KILL_TIMEOUT, Connection
+from ._follow import RECONNECT_TIMEOUT, Follower
+from ._pages import OutputFile, Pages, open_output
+from ._requests import Notebook, Seconds, StartOptions, kill_request, list_request, seconds, start_request
+from ._status import to_error
+from .errors import NotebookRunnerError, RpcFailed, RunFailed
+from .results import RunResult
+from .v1 import notebook_runner_pb2 as pb
+from .v1.notebook_runner_pb2_grpc import NotebookRunnerStub
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["Client"]
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+
+
+class Client:
+    """Talks to one server. May be used from several threads; use it as a context manager, or `close` it.
+
+    What is not given comes from the environment.
+
+    Args:
+        target: The server's address, `HOST:PORT` or another gRPC target; else NOTEBOOK_RUNNER_TARGET,
+            else 127.0.0.1:50051.
+        token: A bearer token, sent with every call.
+        token_file: A file with the bearer token, read at every call; else NOTEBOOK_RUNNER_TOKEN_FILE.
+        tls_ca: The certificates to trust, PEM; else NOTEBOOK_RUNNER_TLS_CA. Without this and
+            `tls_cert` the connection is not encrypted.
+        tls_cert: The client's own certificate chain, PEM; else NOTEBOOK_RUNNER_TLS_CERT.
+        tls_key: The key of `tls_cert`, PEM; else NOTEBOOK_RUNNER_TLS_KEY.
+        timeout: How long one call may take, with its retries, in seconds. `kill` may take at least
+            60 s, and `progress` any time.
+
+    Raises:
+        ValueError: Two settings contradict each other, or the token has characters that no header can carry.
+        OSError: A token, certificate or key file cannot be read.
+
+    Every method that calls the server may raise `RpcFailed`.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_cert: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
+        timeout: Seconds = DEFAULT_TIMEOUT,
+    ) -> None:
+        self._connection = Connection.resolve(
+            target, token=token, token_file=token_file, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key
+        )
+        self._connection.metadata()  # so that a token that cannot be sent is told here
+        self._timeout = seconds(timeout)
+        self._channel = self._connection.channel()
+        self._stub = NotebookRunnerStub(self._channel)
+        self._reached = False
+        self._closed = False
+
+    @property
+    def target(self) -> str:
+        """The server's address."""
+        return self._connection.target
+
+    def close(self) -> None:
+        """Close the connection. Calls that are under way end with `RpcFailed`; runs go on."""
+        self._closed = True
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> pb.Run:
+        """Start a run and answer it as admitted; it goes on whatever happens to this client.
+
+        Args:
+            notebook: The notebook: the path of a local file, bytes, a dict or a NotebookNode. With
+                neither this nor `server_path` the server runs its default notebook.
+            **options: See `StartOptions`.
+
+        Raises:
+            RunnerBusy: All workers are taken.
+            InvalidRequest: The server cannot run this notebook in this way.
+            TypeError: The notebook or a parameter is of a type that cannot be sent.
+            ValueError: A value is out of range.
+            OSError: The notebook's file cannot be read.
+        """
+        return self._call(self._stub.Start, start_request(notebook, options)).run
+
+    def run(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> RunResult:
+        """Start a run, follow it to its end, and answer the result.
+
+        Args:
+            notebook: As for `start`.
+            **options: See `StartOptions`.
+
+        Raises:
+            RunFailed: The run ended in another state than SUCCEEDED. Its output is there all the same.
+            RpcFailed: As for `start` and `progress`. The run may go on.
+        """
+        run = self.wait(self.start(notebook, **options).run_id)
+        if run.state != pb.RUN_STATE_SUCCEEDED:
+            raise RunFailed(run)
+        return RunResult(run, self)
+
+    def wait(self, run_id: str = "", *, reconnect_timeout: Seconds = RECONNECT_TIMEOUT) -> pb.Run:
+        """Wait until the run has ended, and answer it as it ended.
+
+        Args:
+            run_id: The run; empty for the newest.
+            reconnect_timeout: As for `progress`.
+        """
+        run = None
+        for event in self.progress(run_id, omit_cell_output=True, reconnect_timeout=reconnect_timeout):
+            run = event.run_changed if event.HasField("run_changed") else run
+        if run is None:
+            raise NotebookRunnerError(f"the server told nothing of run {run_id}")
+        return run
+
+    def progress(
+        self,
+        run_id: str = "",
+        *,
+        after_sequence: int = 0,
+        omit_cell_output: bool = False,
+        snapshot_only: bool = False,
+        reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
+    ) -> Iterator[pb.ProgressResponse]:
+        """Iterate over the events of a run: those that were, then live until the run has ended.
+
+        Each event comes once and in order. When the connection breaks, the iterator connects again and
+        goes on after the last event; heartbeats are not passed on.
+
+        Args:
+            run_id: The run; empty for the newest.
+            after_sequence: Only events after this sequence number.
+            omit_cell_output: Leave out what cells print and display.
+            snapshot_only: End after what is known now.
+            reconnect_timeout: How long to try to connect again, in seconds, counted anew after each
+                message.
+
+        Raises:
+            RunNotFound: There is no such run.
+            Unavailable: The connection did not come back in time.
+        """
+        request = pb.ProgressRequest(
+            run_id=run_id or self._newest(),
+            after_sequence=after_sequence,
+            omit_cell_output=omit_cell_output,
+            snapshot_only=snapshot_only,
+        )
+        follower = Follower(request, seconds(reconnect_timeout), reached=self._reached)
+        while not follower.ended:
+            try:
+                yield from self._read(follower)
+            except RpcFailed as error:
+                if self._closed:
+                    raise
+                time.sleep(follower.pause_after(error))
+            else:
+                return
+
+    def output(self, run_id: str = "", *, format: str = "notebook") -> bytes:  # noqa: A002 - the contract's name
+        """Read an artefact of a run into memory. While the run goes on, it holds the cells finished so far.
+
+        Args:
+            run_id: The run; empty for the newest.
+            format: `notebook`, `html`, `markdown`, `script`, `files` (a zip of the run folder), `error`
+                (a plain-text report of how the run ended), or another one that the operator allowed.
+
+        Raises:
+            RunNotFound: There is no such run.
+            InvalidRequest: The server has no such format.
+        """
+        return b"".join(self._pages(run_id, format))
+
+    def save_output(self, file: OutputFile, run_id: str = "", *, format: str = "notebook") -> None:  # noqa: A002
+        """Write an artefact of a run to a file, page by page: it need not fit into memory.
+
+        Args:
+            file: The path of a file, which is replaced only when all is there; or a binary file that is
+                open for writing.
+            run_id: The run; empty for the newest.
+            format: As for `output`.
+
+        Raises:
+            RunNotFound: There is no such run.
+            InvalidRequest: The server has no such format.
+            OSError: The file cannot be written.
+        """
+        with open_output(file) as stream:
+            for content in self._pages(run_id, format):
+                stream.write(content)
+
+    def kill(self, run_id: str = "", *, grace_period: Seconds = 0) -> pb.KillResponse:
+        """End a run, and come back when every process of it is gone. A run that has ended stays as it is.
+
+        Args:
+            run_id: The run; empty for the newest.
+            grace_period: How long the notebook may take to clean up after an interrupt, in seconds.
+                Zero: end it now.
+
+        Raises:
+            RunNotFound: There is no such run.
+        """
+        request = kill_request(run_id or self._newest(), grace_period)
+        timeout = max(self._timeout, KILL_TIMEOUT) + seconds(grace_period)
+        return self._call(self._stub.Kill, request, timeout)
+
+    def list(
+        self,
+        *,
+        states: Iterable[str | pb.RunState.ValueType] = (),
+        labels: Mapping[str, str] | None = None,
+        page_size: int = 0,
+    ) -> Iterator[pb.Run]:
+        """Iterate over runs, newest first, asking for further pages on the way.
+
+        Args:
+            states: Only runs in one of these states, by name (`running`) or number. None: all.
+            labels: Only runs that carry all of these labels.
+            page_size: How many runs to ask for at a time. Zero: the server's default.
+
+        Raises:
+            ValueError: There is no such state.
+        """
+        request = list_request(states, labels, page_size)
+        while True:
+            response = self._call(self._stub.List, request)
+            yield from response.runs
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    def _newest(self) -> str:
+        # A later connection, page or attempt must not meet another run that has become the newest one.
+        response = self._call(self._stub.List, pb.ListRequest(page_size=1))
+        return response.runs[0].run_id if response.runs else ""
+
+    def _read(self, follower: Follower) -> Iterator[pb.ProgressResponse]:
+        call = self._stub.Progress(follower.request, metadata=self._connection.metadata())
+        try:
+            for event in call:
+                self._reached = True
+                if follower.accept(event):
+                    yield event
+        except grpc.RpcError as error:
+            raise to_error(error) from error
+        finally:
+            call.cancel()
+
+    def _pages(self, run_id: str, artefact_format: str) -> Iterator[bytes]:
+        pages = Pages(run_id, artefact_format)
+        while not pages.complete:
+            yield pages.accept(self._call(self._stub.Output, pages.request))
+
+    def _call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        timeout: float | None = None,
+    ) -> ResponseT:
+        try:
+            response = method(request, timeout=timeout or self._timeout, metadata=self._connection.metadata())
+        except grpc.RpcError as error:
+            raise to_error(error) from error
+        self._reached = True
+        return response

@@ -1,0 +1,155 @@
+"""Everything that the client raises of its own.
+
+::
+
+    NotebookRunnerError
+    ├── RpcFailed             the server answered a call with a status other than OK
+    │   ├── InvalidRequest    the request cannot be served as it stands; the message says what to change
+    │   ├── RunNotFound       there is no such run
+    │   ├── RunnerBusy        all workers are taken; try again after `retry_after` seconds
+    │   ├── AccessDenied      the token is missing, or is not allowed to do this
+    │   └── Unavailable       the server is not there, not ready, going away, or answered too late
+    └── RunFailed             the run ended in another state than SUCCEEDED
+
+A run that fails is data for every call but `run`, which raises `RunFailed`. Arguments that cannot be
+translated into a request raise Python's own `TypeError`, `ValueError` and `OSError` before any call.
+All of these can be pickled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ._states import cause_name, state_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import grpc
+
+    from .v1.notebook_runner_pb2 import Run
+
+__all__ = [
+    "AccessDenied",
+    "FieldViolation",
+    "InvalidRequest",
+    "NotebookRunnerError",
+    "RpcFailed",
+    "RunFailed",
+    "RunNotFound",
+    "RunnerBusy",
+    "Unavailable",
+]
+
+
+class NotebookRunnerError(Exception):
+    """The root of the tree: catches everything that the client raises of its own."""
+
+
+@dataclass(frozen=True)
+class FieldViolation:
+    """One field of the request that the server did not accept.
+
+    Attributes:
+        field: The field's path in the request, `cell_timeout` for example.
+        description: Why not, in a sentence.
+    """
+
+    field: str
+    description: str
+
+
+class RpcFailed(NotebookRunnerError):  # noqa: N818 - says what happened, as the reasons of the contract do
+    """The server answered a call with a status other than OK, or could not answer it.
+
+    Attributes:
+        message: What happened, and what to do about it, in a sentence for a person.
+        code: The gRPC status code.
+        reason: The reason in UPPER_SNAKE that the contract lists for each call, `UNKNOWN_PARAMETER` for
+            example. Empty when the status does not come from the server itself but from the way to it.
+        metadata: The reason's variable parts, by name.
+        retry_after: When to try again, in seconds from now; `None` when the server did not say.
+        violations: The fields of the request that the server did not accept.
+    """
+
+    def __init__(  # noqa: PLR0917 - pickle gives `args` back by position
+        self,
+        message: str,
+        code: grpc.StatusCode,
+        reason: str = "",
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+        violations: Sequence[FieldViolation] = (),
+    ) -> None:
+        # All of them go to `args`: that is what makes an exception survive pickle.
+        super().__init__(message, code, reason, metadata, retry_after, violations)
+        self.message = message
+        self.code = code
+        self.reason = reason
+        self.metadata = dict(metadata or {})
+        self.retry_after = retry_after
+        self.violations = tuple(violations)
+
+    def __str__(self) -> str:
+        parts = [f"{self.reason or self.code.name}: {self.message}"]
+        parts += [f"{violation.field}: {violation.description}" for violation in self.violations]
+        return "\n  ".join(parts)
+
+
+class InvalidRequest(RpcFailed):
+    """The request cannot be served as it stands; repeating it will not help."""
+
+
+class RunNotFound(RpcFailed):
+    """There is no run of that id, or no run at all yet."""
+
+
+class RunnerBusy(RpcFailed):
+    """All workers are taken and the queue is full. Nothing was started."""
+
+    @property
+    def run_id(self) -> str:
+        """The run that is in the way; empty when the server did not name one."""
+        return self.metadata.get("run_id", "")
+
+
+class AccessDenied(RpcFailed):
+    """The server wants a token, does not know this one, or does not allow it this call."""
+
+
+class Unavailable(RpcFailed):
+    """The server is not there, not ready, going away, or did not answer in time.
+
+    Every call of the client may be repeated after it: `start` with the same `request_id`.
+    """
+
+
+class RunFailed(NotebookRunnerError):  # noqa: N818 - named like the state
+    """The run ended in another state than SUCCEEDED.
+
+    Attributes:
+        run: The run as it ended; `run.state` and `run.failure.cause` tell the ways to end apart.
+        cell_index: The cell that was executed when the run ended, from 0; `None` when there was none.
+        exception_name: The exception's class, when a cell raised; empty otherwise.
+        exception_message: The exception's text, when a cell raised; empty otherwise.
+        traceback: The traceback as plain text, when a cell raised; empty otherwise.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        failure = run.failure
+        self.run = run
+        self.cell_index = failure.cell_index if failure.HasField("cell_index") else None
+        self.exception_name = failure.exception_name
+        self.exception_message = failure.exception_message
+        self.traceback = failure.traceback
+
+    def __str__(self) -> str:
+        # People count from 1.
+        where = "" if self.cell_index is None else f" in cell {self.cell_index + 1} of {self.run.cells_total}"
+        if self.exception_name:
+            why = f"{self.exception_name}: {self.exception_message}"
+        else:
+            why = self.run.failure.message or cause_name(self.run.failure.cause)
+        return f"run {self.run.run_id} {state_name(self.run.state)}{where}: {why}"

@@ -1,0 +1,1 @@
+"""The gRPC face: translates between the contract and the runs, and decides nothing."""

@@ -1,0 +1,234 @@
+"""The contract's messages from the runs' data, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner_server.execution.interface import (
+    CellFinished,
+    CellStarted,
+    ClearOutput,
+    DisplayOutput,
+    ErrorOutput,
+    Failure,
+    StreamOutput,
+)
+from notebook_runner_server.runs.errors import InvalidFieldError
+from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
+
+# Beyond it a double no longer tells whole numbers apart.
+_MAX_WHOLE = 2.0**53
+
+
+def start_spec(request: pb.StartRequest) -> StartSpec:
+    """Return what a Start asks for.
+
+    Raises:
+        InvalidFieldError: A field has a value that this server cannot honour.
+    """
+    for name, unset in (("memory_limit_bytes", 0), ("output_uri", "")):
+        if getattr(request, name) != unset:
+            raise InvalidFieldError(f"This server does not offer {name}: leave it out.", field=name)
+    if request.HasField("output_timeout"):
+        raise InvalidFieldError("This server does not offer output_timeout: leave it out.", field="output_timeout")
+    kind = request.WhichOneof("notebook")
+    if kind == "notebook_uri":
+        raise InvalidFieldError("No URI scheme is allowed on this server.", field="notebook_uri")
+    return StartSpec(
+        request_id=request.request_id,
+        content=request.notebook_content if kind == "notebook_content" else None,
+        path=request.notebook_path if kind == "notebook_path" else None,
+        parameters=_plain_struct(request.parameters),
+        kernel_name=request.kernel_name,
+        run_timeout=seconds(request, "run_timeout"),
+        cell_timeout=seconds(request, "cell_timeout"),
+        allow_errors=request.allow_errors,
+        environment=dict(request.environment),
+        labels=dict(request.labels),
+        retention=seconds(request, "retention"),
+    )
+
+
+def seconds(request: pb.StartRequest | pb.KillRequest, field: str) -> float | None:
+    """Return a duration in seconds; None: it is absent.
+
+    Raises:
+        InvalidFieldError: It is not a duration that the contract knows.
+    """
+    if not request.HasField(field):  # type: ignore[arg-type] # its stub wants a literal
+        return None
+    value: duration_pb2.Duration = getattr(request, field)
+    whole = value.seconds + value.nanos / 1e9
+    if abs(value.nanos) > 999_999_999 or value.seconds * value.nanos < 0 or not 0 <= whole < 1e12:
+        raise InvalidFieldError(f"{field} is not a duration of zero or more.", field=field)
+    return whole
+
+
+def _plain_struct(struct: struct_pb2.Struct) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in struct.fields.items()}
+
+
+def _plain(value: struct_pb2.Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "number_value":
+            number = value.number_value
+            return int(number) if number.is_integer() and abs(number) <= _MAX_WHOLE else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case "struct_value":
+            return _plain_struct(value.struct_value)
+        case "list_value":
+            return [_plain(one) for one in value.list_value.values]
+    return None
+
+
+def run_message(run: Run) -> pb.Run:
+    """Return a run as the contract has it."""
+    message = pb.Run(
+        run_id=run.run_id,
+        request_id=run.request_id,
+        state=run_state(run.state),
+        create_time=timestamp(run.create_time),
+        start_time=timestamp(run.start_time),
+        end_time=timestamp(run.end_time),
+        cells_total=run.cells_total,
+        cells_completed=run.cells_completed,
+        current_cell=run.current_cell,
+        queue_position=run.queue_position,
+        kernel_name=run.kernel_name,
+        labels=run.labels,
+        notebook_path=run.notebook_path,
+        failure=None if run.failure is None else _failure(run.failure),
+    )
+    _fill_struct(message.parameters, run.parameters)
+    return message
+
+
+def run_state(state: RunState) -> pb.RunState:
+    """Return a state as the contract has it."""
+    return pb.RunState.Value(f"RUN_STATE_{state.name}")
+
+
+def domain_state(state: int) -> RunState:
+    """Return the state that a number of the contract stands for.
+
+    Raises:
+        InvalidFieldError: None.
+    """
+    try:
+        return RunState[pb.RunState.Name(state).removeprefix("RUN_STATE_")]  # type: ignore[arg-type] # it checks
+    except (KeyError, ValueError) as error:
+        raise InvalidFieldError(f"{state} is not a state of a run.", field="states") from error
+
+
+def timestamp(nanoseconds: int) -> timestamp_pb2.Timestamp | None:
+    """Return a time; None for none."""
+    if not nanoseconds:
+        return None
+    message = timestamp_pb2.Timestamp()
+    message.FromNanoseconds(nanoseconds)
+    return message
+
+
+def _failure(failure: Failure) -> pb.Failure:
+    return pb.Failure(
+        cause=pb.FailureCause.Value(f"FAILURE_CAUSE_{failure.cause.name}"),
+        message=failure.message,
+        cell_index=failure.cell_index,
+        cell_id=failure.cell_id,
+        exception_name=failure.exception_name,
+        exception_message=failure.exception_message,
+        traceback=failure.traceback,
+        signal=failure.signal,
+        exit_code=failure.exit_code,
+    )
+
+
+def _fill_struct(struct: struct_pb2.Struct, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        _fill_value(struct.fields[name], value)
+
+
+def _fill_value(target: struct_pb2.Value, value: Any) -> None:
+    # Struct.update() refuses NaN and infinity, which a parameter may be.
+    match value:
+        case None:
+            target.null_value = struct_pb2.NULL_VALUE
+        case bool():
+            target.bool_value = value
+        case int() | float():
+            target.number_value = value
+        case str():
+            target.string_value = value
+        case list():
+            target.list_value.SetInParent()
+            for one in value:
+                _fill_value(target.list_value.values.add(), one)
+        case _:
+            target.struct_value.SetInParent()
+            _fill_struct(target.struct_value, value)
+
+
+def is_output(event: Event) -> bool:
+    """Tell whether an event is output of a cell."""
+    return isinstance(event.body, (StreamOutput, DisplayOutput, ErrorOutput, ClearOutput))
+
+
+def event_message(event: Event) -> pb.ProgressResponse:
+    """Return an event as the contract has it."""
+    message = pb.ProgressResponse(
+        sequence=event.sequence,
+        time=timestamp(event.time),
+        cells_completed=event.cells_completed,
+        cells_total=event.cells_total,
+    )
+    match event.body:
+        case RunChanged(run):
+            message.run_changed.CopyFrom(run_message(run))
+        case CellStarted() as body:
+            message.cell_started.CopyFrom(
+                pb.CellStarted(cell_index=body.cell_index, cell_id=body.cell_id, first_line=body.first_line)
+            )
+        case CellFinished() as body:
+            message.cell_finished.CopyFrom(_cell_finished(body))
+        case StreamOutput() | DisplayOutput() | ErrorOutput() | ClearOutput() as body:
+            message.cell_output.CopyFrom(_cell_output(body))
+    return message
+
+
+def _cell_finished(body: CellFinished) -> pb.CellFinished:
+    duration = duration_pb2.Duration()
+    duration.FromNanoseconds(math.floor(body.duration * 1e9))
+    return pb.CellFinished(
+        cell_index=body.cell_index,
+        cell_id=body.cell_id,
+        execution_count=body.execution_count,
+        duration=duration,
+        outcome=pb.CellOutcome.Value(f"CELL_OUTCOME_{body.outcome.name}"),
+    )
+
+
+def _cell_output(body: StreamOutput | DisplayOutput | ErrorOutput | ClearOutput) -> pb.CellOutput:
+    message = pb.CellOutput(cell_index=body.cell_index)
+    match body:
+        case StreamOutput():
+            message.stream.CopyFrom(pb.StreamOutput(name=body.name, text=body.text))
+        case DisplayOutput():
+            data = [pb.MimeData(mime_type=mime, size_bytes=size) for mime, size in body.data]
+            message.display.CopyFrom(pb.DisplayOutput(output_type=body.output_type, data=data))
+        case ErrorOutput():
+            message.error.CopyFrom(
+                pb.ErrorOutput(
+                    exception_name=body.exception_name, exception_message=body.exception_message
+                )
+            )
+        case ClearOutput():
+            message.clear.CopyFrom(pb.ClearOutput(wait=body.wait))
+    return message

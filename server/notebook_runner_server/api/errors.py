@@ -1,0 +1,83 @@
+"""Maps each reason why a call cannot be served to a gRPC status, once, with the details of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from notebook_runner_server.runs.errors import (
+    ExhaustedError,
+    ExportFailedError,
+    InvalidRequestError,
+    NotFoundError,
+    OffsetPastEndError,
+    RequestIdReusedError,
+    RunnerBusyError,
+    RunnerError,
+    UnavailableError,
+)
+
+DOMAIN = "notebook-runner"
+DETAILS_KEY = "grpc-status-details-bin"
+
+# Trailers have a hard limit, and the message is in them twice.
+_MAX_MESSAGE = 1024
+_MAX_VALUE = 256
+_MAX_VALUES = 8
+
+_CODES: dict[type[RunnerError], grpc.StatusCode] = {
+    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFoundError: grpc.StatusCode.NOT_FOUND,
+    RequestIdReusedError: grpc.StatusCode.ALREADY_EXISTS,
+    ExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    OffsetPastEndError: grpc.StatusCode.OUT_OF_RANGE,
+    ExportFailedError: grpc.StatusCode.FAILED_PRECONDITION,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+async def abort(context: grpc.aio.ServicerContext, error: RunnerError) -> NoReturn:  # type: ignore[type-arg] # its parameters are the messages'
+    """End the call with the status of a reason."""
+    code = next(code for kind, code in _CODES.items() if isinstance(error, kind))
+    details: list[any_pb2.Any] = []
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=_text(error.message, _MAX_MESSAGE)
+        )
+        details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
+    if isinstance(error, RunnerBusyError):
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(error.retry_after * 1000))
+        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    await abort_with(context, code, error.message, error.reason, error.metadata, details)
+
+
+async def abort_with(
+    context: grpc.aio.ServicerContext,  # type: ignore[type-arg] # its parameters are the messages'
+    code: grpc.StatusCode,
+    message: str,
+    reason: str,
+    metadata: Mapping[str, str],
+    details: list[any_pb2.Any] | None = None,
+) -> NoReturn:
+    """End the call with a status that carries an ErrorInfo."""
+    text = _text(message, _MAX_MESSAGE)
+    values = {name: _text(value, _MAX_VALUE) for name, value in list(metadata.items())[:_MAX_VALUES]}
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=values)
+    status = status_pb2.Status(code=code.value[0], message=text, details=[_packed(info), *(details or [])])
+    await context.abort(code, text, ((DETAILS_KEY, status.SerializeToString()),))
+    raise AssertionError("abort returned")
+
+
+def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _text(value: str, size: int) -> str:
+    return value[:size].encode(errors="replace").decode()

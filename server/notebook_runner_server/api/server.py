@@ -1,0 +1,105 @@
+"""The gRPC server: services, limits, keepalive, health and reflection."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
+from notebook_runner_server.api.guard import Guard
+from notebook_runner_server.api.servicer import Servicer
+
+SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"].full_name
+
+MESSAGE_OVERHEAD = 1024 * 1024
+"""What a Start may have beside the notebook, in bytes."""
+
+MIN_PING_SECONDS = 10
+"""How often a client may ping: grpc's own default of 5 min cuts off clients that watch their connection."""
+
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+
+class ApiServer:
+    """Listens, and answers with the services of the contract.
+
+    Args:
+        servicer: The service NotebookRunner.
+        max_notebook_bytes: The largest notebook that a Start may carry.
+        with_channelz: Serve channelz as well.
+    """
+
+    def __init__(self, servicer: Servicer, max_notebook_bytes: int, *, with_channelz: bool) -> None:
+        self._server = grpc.aio.server(
+            interceptors=[Guard()],
+            options=[
+                ("grpc.max_receive_message_length", max_notebook_bytes + MESSAGE_OVERHEAD),
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+        )
+        self._health = health.aio.HealthServicer()
+        pb_grpc.add_NotebookRunnerServicer_to_server(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if with_channelz:
+            channelz.add_channelz_servicer(self._server)
+        _add_reflection(self._server)
+
+    async def start(self, address: str) -> int:
+        """Begin to listen; return the port.
+
+        Raises:
+            RuntimeError: The address cannot be had.
+        """
+        port = self._server.add_insecure_port(address)
+        await self._server.start()
+        return port
+
+    async def say_serving(self) -> None:
+        """Tell health checks that calls are served."""
+        for service in ("", SERVICE):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    async def say_not_serving(self) -> None:
+        """Tell health checks that the server is on its way out."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace: float) -> None:
+        """Stop listening; calls that have not ended after `grace` seconds are cut off."""
+        await self._server.stop(grace)
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    """Serve reflection as v1alpha and as v1, which differ in nothing but the name."""
+    names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1]
+    servicer = reflection.aio.ReflectionServicer(names)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    _describe_reflection_v1()
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    handlers = grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": handler})
+    server.add_generic_rpc_handlers((handlers,))
+
+
+def _describe_reflection_v1() -> None:
+    """Make v1 known to reflection itself: grpcio ships v1alpha alone."""
+    file = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    file.name = file.name.replace("v1alpha", "v1")
+    file.package = file.package.replace("v1alpha", "v1")
+    for message in file.message_type:
+        for field in message.field:
+            if field.type_name:
+                field.type_name = field.type_name.replace("v1alpha", "v1")
+    for method in file.service[0].method:
+        method.input_type = method.input_type.replace("v1alpha", "v1")
+        method.output_type = method.output_type.replace("v1alpha", "v1")
+    descriptor_pool.Default().AddSerializedFile(file.SerializeToString())

@@ -1,0 +1,150 @@
+"""The service NotebookRunner: each RPC is a translation of one call on the runs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
+from notebook_runner_server.api import convert
+from notebook_runner_server.runs.admission import MAX_DURATION
+from notebook_runner_server.runs.errors import InvalidFieldError, TooManyStreamsError
+from notebook_runner_server.runs.outputs import NOTEBOOK, Outputs
+
+if TYPE_CHECKING:
+    from notebook_runner_server.runs.lifecycle import Runner
+
+_PAGE_SIZE = 50
+_MAX_PAGE_SIZE = 1000
+_NO_POSITION = 2**63 - 1
+_MAX_FILTERS = 64
+
+
+class Servicer(pb_grpc.NotebookRunnerServicer):
+    """Answers the calls of the contract.
+
+    Args:
+        runner: The runs.
+        outputs: Their artefacts.
+        max_streams: How many Progress streams may be open at once.
+        heartbeat: Seconds without an event after which a stream carries a heartbeat.
+    """
+
+    def __init__(self, runner: Runner, outputs: Outputs, max_streams: int, heartbeat: float) -> None:
+        self._runner = runner
+        self._outputs = outputs
+        self._max_streams = max_streams
+        self._heartbeat = heartbeat
+        self._streams = 0
+
+    async def Start(self, request: pb.StartRequest, context: Any) -> pb.StartResponse:  # noqa: ARG002, N802 - grpc's
+        """Admit one run."""
+        run = await self._runner.start(convert.start_spec(request))
+        return pb.StartResponse(run=convert.run_message(run))
+
+    async def Progress(  # type: ignore[override] # its stub is for the synchronous server
+        self, request: pb.ProgressRequest, context: Any  # noqa: ARG002 - grpc's signature
+    ) -> AsyncIterator[pb.ProgressResponse]:
+        """Tell the events of a run."""
+        if self._streams >= self._max_streams:
+            raise TooManyStreamsError(
+                f"{self._max_streams} Progress streams are open, as many as this server allows.",
+                limit=str(self._max_streams),
+            )
+        self._streams += 1
+        try:
+            async for message in self._progress(request):
+                yield message
+        finally:
+            self._streams -= 1
+
+    async def _progress(self, request: pb.ProgressRequest) -> AsyncIterator[pb.ProgressResponse]:
+        log = await self._runner.log(request.run_id)
+        after, known = request.after_sequence, log.last_sequence
+        if not 0 <= after <= known:
+            message = f"after_sequence is between 0 and {known}, the last event of the run so far."
+            raise InvalidFieldError(message, field="after_sequence")
+        if request.snapshot_only and after == known:
+            return
+        last = pb.ProgressResponse(sequence=after)
+        async for events in log.follow(after, self._heartbeat):
+            if not events:
+                yield pb.ProgressResponse(
+                    sequence=last.sequence,
+                    cells_completed=last.cells_completed,
+                    cells_total=last.cells_total,
+                    heartbeat=pb.Heartbeat(),
+                )
+            for event in events:
+                last = convert.event_message(event)
+                if not (request.omit_cell_output and convert.is_output(event)):
+                    yield last
+                if request.snapshot_only and event.sequence >= known:
+                    return
+
+    async def Output(self, request: pb.OutputRequest, context: Any) -> pb.OutputResponse:  # noqa: ARG002, N802 - grpc's
+        """Answer one page of an artefact."""
+        run = await self._runner.find(request.run_id)
+        page = await self._outputs.page(
+            run, request.format or NOTEBOOK, request.offset, request.max_bytes, request.as_of_sequence
+        )
+        return pb.OutputResponse(
+            content=page.content,
+            total_bytes=page.total_bytes,
+            next_offset=page.next_offset,
+            media_type=page.media_type,
+            sha256=page.sha256,
+            run=convert.run_message(run),
+            as_of_sequence=page.as_of,
+        )
+
+    async def Kill(self, request: pb.KillRequest, context: Any) -> pb.KillResponse:  # noqa: ARG002, N802 - grpc's
+        """End a run."""
+        grace_period = convert.seconds(request, "grace_period") or 0.0
+        if grace_period > MAX_DURATION:
+            raise InvalidFieldError(f"grace_period is at most {MAX_DURATION:.0f} s.", field="grace_period")
+        run, ended = await self._runner.kill(request.run_id, grace_period)
+        return pb.KillResponse(run=convert.run_message(run), processes_ended=ended)
+
+    async def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:  # noqa: ARG002, N802 - grpc's
+        """Answer runs, newest first."""
+        if request.page_size < 0:
+            raise InvalidFieldError("page_size is not negative.", field="page_size")
+        if len(request.states) > _MAX_FILTERS or len(request.labels) > _MAX_FILTERS:
+            raise InvalidFieldError(f"A List has at most {_MAX_FILTERS} states and labels.", field="labels")
+        states = [convert.domain_state(state) for state in request.states]
+        size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
+        runs, more = await self._runner.list(_position(request), size, states, dict(request.labels))
+        return pb.ListResponse(
+            runs=[convert.run_message(run) for run in runs],
+            next_page_token=_token(request, more) if more else "",
+        )
+
+
+def _token(request: pb.ListRequest, position: int) -> str:
+    return base64.urlsafe_b64encode(f"{position}:{_filter(request)}".encode()).decode()
+
+
+def _position(request: pb.ListRequest) -> int:
+    """Return the position that a page token stands for."""
+    if not request.page_token:
+        return _NO_POSITION
+    try:
+        position, same = base64.urlsafe_b64decode(request.page_token).decode().split(":")
+        number = int(position)
+    except ValueError as error:
+        raise InvalidFieldError("page_token is not one that List has answered.", field="page_token") from error
+    if same != _filter(request) or not 0 < number <= _NO_POSITION:
+        message = "page_token belongs to a List with other states or labels."
+        raise InvalidFieldError(message, field="page_token")
+    return number
+
+
+def _filter(request: pb.ListRequest) -> str:
+    """Return a digest of what a List asks for: a page token goes with it."""
+    wanted = json.dumps([sorted(set(request.states)), sorted(request.labels.items())])
+    return hashlib.sha256(wanted.encode()).hexdigest()[:16]

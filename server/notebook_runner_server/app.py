@@ -1,0 +1,122 @@
+"""Puts the server together, starts it, and stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from notebook_runner_server import logs
+from notebook_runner_server.api.server import ApiServer
+from notebook_runner_server.api.servicer import Servicer
+from notebook_runner_server.config import Settings
+from notebook_runner_server.execution import notebook as notebooks
+from notebook_runner_server.execution.pool import ProcessPoolBackend
+from notebook_runner_server.export.service import ExportService
+from notebook_runner_server.runs.admission import Admission, Defaults
+from notebook_runner_server.runs.errors import InvalidNotebookError, UnknownParameterError
+from notebook_runner_server.runs.lifecycle import Runner
+from notebook_runner_server.runs.outputs import Outputs
+from notebook_runner_server.runs.sources import NotebookRoot
+from notebook_runner_server.runs.store import Store
+
+STREAM_GRACE = 5.0
+"""Seconds that open calls get to end, when all runs have."""
+
+_log = structlog.get_logger(__name__)
+
+
+class App:
+    """One server.
+
+    Args:
+        settings: What the operator decided.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        store = Store(settings.state_folder)
+        root = NotebookRoot(
+            Path(settings.notebook_root) if settings.notebook_root else None, settings.max_notebook_bytes
+        )
+        defaults = Defaults(
+            notebook=settings.default_notebook,
+            kernel_name=settings.default_kernel,
+            run_timeout=settings.run_timeout,
+            cell_timeout=settings.cell_timeout,
+            retention=settings.retention,
+        )
+        admission = Admission(root, settings.max_notebook_bytes, defaults, prepare)
+        self._runner = Runner(store, ProcessPoolBackend(settings.workers), admission, settings.queue)
+        outputs = Outputs(
+            store,
+            ExportService(settings.formats, settings.export_timeout),
+            settings.page_bytes,
+            settings.max_page_bytes,
+            settings.max_files_bytes,
+        )
+        servicer = Servicer(self._runner, outputs, settings.max_streams, settings.heartbeat_interval)
+        self._api = ApiServer(servicer, settings.max_notebook_bytes, with_channelz=settings.channelz)
+
+    async def startup(self) -> None:
+        """Recover, get ready, and serve."""
+        await self._runner.open()
+        port = await self._api.start(self._settings.listen)
+        await self._api.say_serving()
+        host = self._settings.listen.rpartition(":")[0]
+        _log.info("serving", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
+
+    async def main_loop(self, stop: asyncio.Event) -> None:
+        """Serve until it is asked to stop."""
+        await stop.wait()
+
+    async def shutdown(self, hurry: asyncio.Event) -> None:
+        """Take no more, let runs finish for a while, end the rest, and leave nothing behind."""
+        _log.info("stopping", drain_timeout=self._settings.drain_timeout)
+        await self._api.say_not_serving()
+        await self._runner.drain(hurry, self._settings.drain_timeout)
+        await self._api.stop(STREAM_GRACE)
+        await self._runner.close()
+        _log.info("stopped")
+
+
+def prepare(
+    content: bytes, parameters: Mapping[str, Any], kernel_name: str, kernels: Mapping[str, str]
+) -> notebooks.PreparedNotebook:
+    """Read a notebook, check it and inject parameters; what is wrong with it is the caller's to know.
+
+    Raises:
+        InvalidNotebookError: It is none that can be executed.
+        UnknownParameterError: It lacks a parameter that was given.
+    """
+    try:
+        return notebooks.prepare(content, parameters, kernel_name, kernels)
+    except notebooks.NotebookError as error:
+        raise InvalidNotebookError(str(error)) from error
+    except notebooks.UnknownParameterError as error:
+        unknown, known = ", ".join(error.unknown), ", ".join(error.known)
+        message = f"The notebook has no parameter {unknown}; its parameters are: {known or 'none'}."
+        raise UnknownParameterError(message, field="parameters", unknown=unknown, known=known) from error
+
+
+async def serve(settings: Settings) -> None:
+    """Run a server until SIGTERM or SIGINT; a second signal hurries it."""
+    logs.configure(settings.log_format, settings.log_level)
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def asked() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked)
+    app = App(settings)
+    await app.startup()
+    try:
+        await app.main_loop(stop)
+    finally:
+        await app.shutdown(hurry)

@@ -1,0 +1,140 @@
+"""Every setting of the server: its meaning, unit and default, in one place.
+
+Each is a flag of `notebook-runner-server` and a variable `NOTEBOOK_RUNNER_…` of the same name; the flag
+wins. A size, a time-out or a limit that is not here is a named constant beside what it bounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import click
+
+ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
+
+
+def _setting(default: Any, help_text: str, *, minimum: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help_text, "minimum": minimum, "choices": choices})
+
+
+def _state_dir() -> str:
+    base = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    return str(Path(base) / "notebook-runner")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator decides."""
+
+    listen: str = _setting(
+        "127.0.0.1:50051", "HOST:PORT to serve on; port 0 takes a free one, which the log tells."
+    )
+    insecure: bool = _setting(
+        False, "Serve on an address that others can reach without TLS and without asking who calls."
+    )
+    state_dir: str = _setting(
+        "", "Folder for history and results. [default: notebook-runner in $XDG_STATE_HOME or ~/.local/state]"
+    )
+    notebook_root: str = _setting("", "Folder that notebook paths are relative to; none: no paths.")
+    default_notebook: str = _setting("", "Path under the notebook root that an empty Start runs; none: none.")
+    default_kernel: str = _setting("python3", "Kernelspec for notebooks that name none.")
+    workers: int = _setting(1, "Worker processes, and so runs at once.", minimum=1)
+    queue: int = _setting(0, "Runs that may wait when all workers are busy.", minimum=0)
+    executor: str = _setting("process", "What executes runs.", choices=("process",))
+    run_timeout: float = _setting(0.0, "Seconds that a run may take where Start says nothing; 0: no limit.", minimum=0)
+    cell_timeout: float = _setting(
+        0.0, "Seconds that a cell may take where Start says nothing; 0: no limit.", minimum=0
+    )
+    retention: float = _setting(
+        604800.0, "Seconds that a run is kept after its end where Start says nothing.", minimum=0
+    )
+    drain_timeout: float = _setting(
+        20.0, "Seconds that runs may go on when the server is asked to stop, before they are ended.", minimum=0
+    )
+    max_notebook_bytes: int = _setting(67108864, "Largest notebook that a Start may name or carry, in bytes.", minimum=1)
+    max_files_bytes: int = _setting(
+        268435456, "Largest run folder that Output answers as a zip, in bytes.", minimum=0
+    )
+    page_bytes: int = _setting(1048576, "Bytes that Output answers where the request says nothing.", minimum=1)
+    max_page_bytes: int = _setting(
+        3145728, "Most bytes that Output answers at once; below the 4 MiB that clients take.", minimum=1
+    )
+    max_streams: int = _setting(1000, "Progress streams that may be open at once.", minimum=1)
+    heartbeat_interval: float = _setting(
+        15.0, "Seconds without an event after which a Progress stream carries a heartbeat.", minimum=0.01
+    )
+    export_formats: str = _setting(
+        "html,markdown,script,python,slides",
+        "nbconvert exporters that Output may use, separated by commas; some need pandoc or LaTeX.",
+    )
+    export_timeout: float = _setting(120.0, "Seconds that one export may take.", minimum=1)
+    channelz: bool = _setting(False, "Serve channelz, gRPC's own diagnostics.")
+    log_format: str = _setting("json", "Form of the log on stderr.", choices=("json", "console"))
+    log_level: str = _setting("info", "Least severe log line.", choices=("debug", "info", "warning", "error"))
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: A setting is wrong; the message says which.
+        """
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the largest port
+            raise ValueError(f"--listen is HOST:PORT, not {self.listen!r}")
+        if not self.insecure and not _is_loopback(host):
+            raise ValueError(
+                f"--listen {self.listen}: others can reach this address, and the server would let anyone run "
+                "code. Listen on 127.0.0.1, or say --insecure."
+            )
+        if self.default_notebook and not self.notebook_root:
+            raise ValueError("--default-notebook is a path under --notebook-root, which is missing")
+
+    @property
+    def state_folder(self) -> Path:
+        """The folder for history and results."""
+        return Path(self.state_dir or _state_dir())
+
+    @property
+    def formats(self) -> list[str]:
+        """The exporters that Output may use."""
+        return [name.strip() for name in self.export_formats.split(",") if name.strip()]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def options() -> list[click.Option]:
+    """Return a command-line option for each setting."""
+    hints = get_type_hints(Settings)
+    return [_option(one, hints[one.name]) for one in dataclasses.fields(Settings)]
+
+
+def _option(one: dataclasses.Field[Any], kind: type) -> click.Option:
+    flag = "--" + one.name.replace("_", "-")
+    about = one.metadata
+    value_type: Any = kind
+    if about["choices"]:
+        value_type = click.Choice(about["choices"])
+    elif kind is int:
+        value_type = click.IntRange(min=about["minimum"])
+    elif kind is float:
+        value_type = click.FloatRange(min=about["minimum"])
+    return click.Option(
+        [f"{flag}/--no-{flag[2:]}" if kind is bool else flag],
+        type=None if kind is bool else value_type,
+        default=one.default,
+        help=about["help"],
+        show_default=one.default != "",
+        show_envvar=True,
+    )

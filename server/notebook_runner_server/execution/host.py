@@ -1,0 +1,214 @@
+"""Hosts one run in a worker: kernel, cells, limits, and an end that leaves no process behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+
+from nbclient.exceptions import CellExecutionError
+
+from notebook_runner_server.execution import notebook as notebooks
+from notebook_runner_server.execution.interface import (
+    Cause,
+    Ended,
+    ExecutionEvent,
+    Failure,
+    Job,
+    KernelReady,
+)
+from notebook_runner_server.execution.kernel import Kernel, plain
+from notebook_runner_server.execution.processes import kill_descendants
+from notebook_runner_server.execution.recorder import MAX_EXCEPTION_MESSAGE, RecordingClient
+
+MAX_TRACEBACK = 128 * 1024
+
+
+class _StoppedError(Exception):
+    """The run was asked to end, and the next cell is not to start."""
+
+
+class RunHost:
+    """Executes one job. `run` belongs to the main thread, `stop` and `kill_now` to any.
+
+    Args:
+        job: What to execute.
+        emit: Takes the events, in order, from the main thread; may block while nobody reads them.
+    """
+
+    def __init__(self, job: Job, emit: Callable[[ExecutionEvent], None]) -> None:
+        self._job = job
+        self._emit = emit
+        self._lock = threading.Lock()
+        # What ends the run; the first cause stays.
+        self._failure: Failure | None = None
+        self._killed: set[int] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = threading.Event()
+        self._wake = asyncio.Event()
+        self._kernel: Kernel | None = None
+        self._ready = False
+        self._client: RecordingClient | None = None
+        self._cell: tuple[int | None, str] = (None, "")
+        self._cell_timer: asyncio.TimerHandle | None = None
+
+    def stop(self, cause: Cause, *, interrupt: bool) -> None:
+        """End the run for a cause: now, or (`interrupt`) after the cell has seen an interrupt.
+
+        Returns at once. With `interrupt` the cell may take as long as it likes, until `kill_now`.
+        """
+        self._claim(Failure(cause, _MESSAGES[cause].format(job=self._job), *self._cell))
+        if not interrupt:
+            self.kill_now()
+        elif self._loop is not None:
+            self._loop.call_soon_threadsafe(self._interrupt)
+
+    def kill_now(self) -> None:
+        """End every process of the run, whatever the main thread is doing."""
+        self._stopped.set()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._wake.set)
+        self._killed |= kill_descendants(os.getpid())
+
+    async def run(self) -> None:
+        """Execute the job; the last event is `Ended`, when no process of the run is left."""
+        self._loop = asyncio.get_running_loop()
+        timer = self._limit(self._job.run_timeout, Cause.RUN_TIMEOUT)
+        if self._stopped.is_set():
+            self._wake.set()
+        work = asyncio.ensure_future(self._execute())
+        wake = asyncio.ensure_future(self._wake.wait())
+        await asyncio.wait({work, wake}, return_when=asyncio.FIRST_COMPLETED)
+        if self._stopped.is_set():
+            self.kill_now()
+            if self._kernel is not None:
+                await self._kernel.drain()
+        wake.cancel()
+        work.cancel()
+        outcome = (await asyncio.gather(work, return_exceptions=True))[0]
+        if timer is not None:
+            timer.cancel()
+        self._end(outcome)
+
+    def _end(self, outcome: BaseException | None) -> None:
+        if outcome is not None:
+            self._claim(self._failure_of(outcome))
+        self._killed |= kill_descendants(os.getpid())
+        if self._kernel is not None:
+            self._kernel.close()
+        self._emit(Ended(self._failure, len(self._killed)))
+
+    async def _execute(self) -> None:
+        self._kernel = Kernel(self._job)
+        await self._kernel.start(self._kernel_died)
+        self._ready = True
+        notebook = notebooks.decode(self._job.notebook)
+        self._client = client = RecordingClient(
+            notebook,
+            emit=self._emit,
+            before_cell=self._before_cell,
+            after_cell=self._after_cell,
+            km=self._kernel.manager,
+            kernel_name=self._job.kernel_name,
+            allow_errors=self._job.allow_errors,
+        )
+        client.kc = self._kernel.client
+        self._emit(KernelReady())
+        try:
+            await client.async_execute()
+        finally:
+            # Widget state is complete only after the last cell, and wanted after a failure as well.
+            client.set_widgets_metadata()
+            client.emit_tail()
+
+    def _before_cell(self, index: int, cell_id: str) -> None:
+        if self._failure is not None:
+            raise _StoppedError
+        self._cell = (index, cell_id)
+        self._cell_timer = self._limit(self._job.cell_timeout, Cause.CELL_TIMEOUT)
+
+    def _after_cell(self) -> None:
+        if self._cell_timer is not None:
+            self._cell_timer.cancel()
+
+    def _limit(self, seconds: float, cause: Cause) -> asyncio.TimerHandle | None:
+        if not seconds:
+            return None
+        loop = asyncio.get_running_loop()
+        return loop.call_later(seconds, lambda: self.stop(cause, interrupt=False))
+
+    def _interrupt(self) -> None:
+        if self._kernel is not None and self._ready:
+            task = asyncio.ensure_future(self._kernel.interrupt())
+            task.add_done_callback(lambda done: done.exception())
+        else:
+            self.kill_now()
+
+    def _kernel_died(self) -> None:
+        assert self._kernel is not None  # noqa: S101 - it watches itself
+        name, code = self._kernel.end_of_process()
+        how = f"was ended by {name}" if name else f"exited with code {code}"
+        cause = Cause.KERNEL_SIGNALED if name else Cause.KERNEL_EXITED
+        if not self._ready:
+            cause, how = Cause.KERNEL_NOT_READY, f"{how} before it was ready"
+        self._claim(
+            Failure(
+                cause,
+                f"The kernel {how}.",
+                *self._cell,
+                traceback=self._kernel.log_tail(),
+                signal=name,
+                exit_code=code,
+            )
+        )
+        self.kill_now()
+
+    def _claim(self, failure: Failure) -> None:
+        with self._lock:
+            self._failure = self._failure or failure
+
+    def _failure_of(self, error: BaseException) -> Failure:
+        if isinstance(error, CellExecutionError):
+            message = plain(str(error.evalue)[:MAX_EXCEPTION_MESSAGE])
+            return Failure(
+                Cause.CELL_ERROR,
+                f"Cell {self._cell[0]} raised {error.ename}: {message}"[:MAX_EXCEPTION_MESSAGE],
+                *self._cell,
+                exception_name=plain(str(error.ename)),
+                exception_message=message,
+                traceback=plain(self._client.traceback if self._client else "")[-MAX_TRACEBACK:],
+            )
+        if not self._ready:
+            log = self._kernel.log_tail() if self._kernel else ""
+            return Failure(Cause.KERNEL_NOT_READY, f"The kernel did not get ready: {error}", traceback=log)
+        message = plain(f"The worker could not go on: {type(error).__name__}: {error}")
+        return Failure(Cause.WORKER_DIED, message[:MAX_EXCEPTION_MESSAGE], *self._cell)
+
+
+_MESSAGES = {
+    Cause.RUN_TIMEOUT: "The run took longer than its limit of {job.run_timeout:g} s.",
+    Cause.CELL_TIMEOUT: "The cell took longer than its limit of {job.cell_timeout:g} s.",
+    Cause.KILL_REQUESTED: "The run was killed on request.",
+    Cause.SERVER_STOPPED: "The server was asked to stop, and the run did not end in time.",
+    Cause.STORAGE_FAILED: "The server could not write what the run did.",
+}
+
+
+def host(job: Job, emit: Callable[[ExecutionEvent], None], *, made: Callable[[RunHost], None]) -> None:
+    """Execute one job in this process, and return when no process of it is left.
+
+    Args:
+        job: What to execute.
+        emit: Takes the events.
+        made: Is given the host before anything is started, so that the run can be stopped.
+    """
+
+    async def main() -> None:
+        one = RunHost(job, emit)
+        made(one)
+        await one.run()
+
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(main())

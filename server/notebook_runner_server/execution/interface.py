@@ -1,0 +1,210 @@
+"""The backend interface: what executes runs, as the rest of the server sees it.
+
+`Backend.submit(job)` answers a `RunHandle`, whose events end with exactly one `Ended`. Nothing crosses
+this line but the frozen dataclasses below, so that a backend may be a process on this machine or a
+cluster; nothing above it knows about processes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+TAIL = -1
+"""The number of the part that holds all of a notebook that is not a cell."""
+
+
+class Cause(enum.Enum):
+    """What ended a run before its end; the contract's FailureCause."""
+
+    CELL_ERROR = "cell_error"
+    RUN_TIMEOUT = "run_timeout"
+    CELL_TIMEOUT = "cell_timeout"
+    OUTPUT_TIMEOUT = "output_timeout"
+    KILL_REQUESTED = "kill_requested"
+    KERNEL_SIGNALED = "kernel_signaled"
+    KERNEL_EXITED = "kernel_exited"
+    OUT_OF_MEMORY = "out_of_memory"
+    KERNEL_NOT_READY = "kernel_not_ready"
+    WORKER_DIED = "worker_died"
+    STORAGE_FAILED = "storage_failed"
+    SERVER_STOPPED = "server_stopped"
+    SERVER_DIED = "server_died"
+
+
+class CellOutcome(enum.Enum):
+    """How a cell ended; the contract's CellOutcome."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    ERROR_ALLOWED = "error_allowed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What ended a run before its end, and where. Empty strings and None: not known, or none."""
+
+    cause: Cause
+    message: str
+    cell_index: int | None = None
+    cell_id: str = ""
+    exception_name: str = ""
+    exception_message: str = ""
+    traceback: str = ""
+    signal: str = ""
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run, as a backend needs it.
+
+    Attributes:
+        run_id: The run's id.
+        notebook: The notebook to execute as it stands, JSON in nbformat 4.
+        kernel_name: The kernelspec to execute it with.
+        working_folder: Where the kernel is started.
+        run_folder: The run's private folder, told to the kernel as NOTEBOOK_RUNNER_RUN_DIR.
+        run_timeout: Seconds from the start on a worker; zero: no limit.
+        cell_timeout: Seconds for one cell; zero: no limit.
+        allow_errors: Go on after a cell that raises.
+        environment: Variables for the kernel.
+    """
+
+    run_id: str
+    notebook: bytes
+    kernel_name: str
+    working_folder: str
+    run_folder: str
+    run_timeout: float
+    cell_timeout: float
+    allow_errors: bool
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReady:
+    """The kernel answers; cells are executed from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellStarted:
+    """A code cell was sent to the kernel. `first_line` has at most 200 characters."""
+
+    cell_index: int
+    cell_id: str
+    first_line: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOutput:
+    """Printed text, at most 64 KiB of UTF-8; `name` is "stdout" or "stderr"."""
+
+    cell_index: int
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DisplayOutput:
+    """Rich data: pairs of MIME type and size in bytes. `output_type` is nbformat's."""
+
+    cell_index: int
+    output_type: str
+    data: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorOutput:
+    """The cell raised an exception."""
+
+    cell_index: int
+    exception_name: str
+    exception_message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClearOutput:
+    """The cell asked to clear its output, at once or (`wait`) when the next output arrives."""
+
+    cell_index: int
+    wait: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CellFinished:
+    """A cell has ended. `duration` in seconds, by a monotonic clock; `execution_count` 0: none."""
+
+    cell_index: int
+    cell_id: str
+    execution_count: int
+    duration: float
+    outcome: CellOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class PartChunk:
+    """A piece of one part of the executed notebook: a cell by its index, or the `TAIL`.
+
+    The pieces of a part follow each other without another part between; `last` ends it. A part that
+    comes again replaces the earlier one. Parts come before the event that tells of them.
+    """
+
+    part: int
+    data: bytes
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The run has ended and every process of it is gone. `failure` None: every cell was executed."""
+
+    failure: Failure | None
+    processes_ended: int = 0
+
+
+CellOutput = StreamOutput | DisplayOutput | ErrorOutput | ClearOutput
+CellEvent = CellStarted | CellOutput | CellFinished
+ExecutionEvent = KernelReady | CellEvent | PartChunk | Ended
+
+
+class RunHandle(Protocol):
+    """A run on a backend."""
+
+    def events(self) -> AsyncIterator[Sequence[ExecutionEvent]]:
+        """Yield what happens, in order, as many events at a time as are there; the last is `Ended`."""
+
+    def stop(self, cause: Cause, grace_period: float) -> None:
+        """Ask that the run be ended, and answer at once: `Ended` tells when it is.
+
+        Args:
+            cause: What the run's failure shall name.
+            grace_period: Seconds that the cell may take after an interrupt; zero: end it now.
+        """
+
+
+class Backend(Protocol):
+    """Executes runs."""
+
+    @property
+    def capacity(self) -> int:
+        """How many runs it executes at once, now."""
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        """The kernelspecs it has, by name, and the language of each."""
+
+    async def start(self) -> None:
+        """Make it ready to execute runs."""
+
+    async def wait_free(self) -> None:
+        """Wait until `submit` may be called."""
+
+    def submit(self, job: Job) -> RunHandle:
+        """Execute a job. Call it only when a worker is free."""
+
+    async def close(self) -> None:
+        """End all that it started; no process of it is left."""

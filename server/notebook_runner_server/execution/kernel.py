@@ -1,0 +1,132 @@
+"""One kernel for one run: started over IPC sockets in a private folder, watched, never used again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jupyter_client.manager import AsyncKernelManager
+
+if TYPE_CHECKING:
+    from jupyter_client.asynchronous.client import AsyncKernelClient
+
+    from notebook_runner_server.execution.interface import Job
+
+READY_TIMEOUT = 60.0
+"""Seconds that a kernel may take until it answers; nbclient's `startup_timeout`."""
+
+OWN_PREFIX = "NOTEBOOK_RUNNER_"
+_LOG_TAIL_BYTES = 8192
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+class Kernel:
+    """A kernel process and the client that talks to it.
+
+    Attributes:
+        manager: jupyter_client's manager of it.
+        client: jupyter_client's client of it; usable after `start`.
+    """
+
+    def __init__(self, job: Job) -> None:
+        # Socket paths may have 107 bytes at the most, so the folder is not below the state folder.
+        self._folder = Path(tempfile.mkdtemp(prefix="nbr-"))
+        self._job = job
+        self._log = self._folder / "log"
+        self.manager: AsyncKernelManager = AsyncKernelManager(
+            kernel_name=job.kernel_name,
+            transport="ipc",
+            ip=str(self._folder / "k"),
+            connection_file=str(self._folder / "kernel.json"),
+        )
+        self.client: AsyncKernelClient = self.manager.client()
+        self._pidfd: int | None = None
+
+    async def start(self, on_death: Callable[[], None]) -> None:
+        """Start the process and wait until it answers.
+
+        Args:
+            on_death: Called once, as soon as the process has ended.
+
+        Raises:
+            RuntimeError: It did not get ready.
+        """
+        options: dict[str, Any] = {}
+        if getattr(self.manager, "ipykernel", False):
+            # As nbclient does: no run finds the history of another.
+            options["extra_arguments"] = ["--HistoryManager.hist_file=:memory:"]
+        with self._log.open("wb") as log:
+            await self.manager.start_kernel(
+                cwd=self._job.working_folder, env=self._environment(), stdout=log, stderr=log, **options
+            )
+        self._watch(on_death)
+        self.client = self.manager.client()
+        # No heartbeat: the process itself is watched.
+        self.client.start_channels(hb=False)
+        await self.client.wait_for_ready(timeout=READY_TIMEOUT)
+        self.client.allow_stdin = False
+
+    async def interrupt(self) -> None:
+        """Interrupt the cell that is executed, in the way the kernelspec names."""
+        await self.manager.interrupt_kernel()
+
+    async def drain(self) -> None:
+        """Wait until what the kernel sent before its end has been received."""
+        channel = getattr(self.client, "_iopub_channel", None)
+        while channel is not None and await channel.socket.poll(10):
+            await asyncio.sleep(0)
+
+    def end_of_process(self) -> tuple[str, int | None]:
+        """Return the name of the signal that ended the process, or else its exit code."""
+        process = getattr(self.manager.provisioner, "process", None)
+        code = process.poll() if process else None
+        return (signal.Signals(-code).name, None) if code is not None and code < 0 else ("", code)
+
+    def log_tail(self) -> str:
+        """Return the end of what the process itself wrote: a fatal error, a failed import."""
+        if not self._log.exists():
+            return ""
+        with self._log.open("rb") as file:
+            file.seek(max(0, self._log.stat().st_size - _LOG_TAIL_BYTES))
+            return plain(file.read().decode(errors="replace"))
+
+    def close(self) -> None:
+        """Close the sockets and remove the private folder; the process must have ended."""
+        if self._pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+        self.client.stop_channels()
+        self.manager.cleanup_connection_file()
+        self.manager.context.destroy(linger=0)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIX)}
+        own = {OWN_PREFIX + "RUN_ID": self._job.run_id, OWN_PREFIX + "RUN_DIR": self._job.run_folder}
+        return {**inherited, **self._job.environment, **own}
+
+    def _watch(self, on_death: Callable[[], None]) -> None:
+        """Learn of the end of the process at once; jupyter_client would poll each second."""
+        process = getattr(self.manager.provisioner, "process", None)
+        if process is None:
+            return
+        loop = asyncio.get_running_loop()
+        self._pidfd = descriptor = os.pidfd_open(process.pid)
+
+        def ended() -> None:
+            loop.remove_reader(descriptor)
+            on_death()
+
+        loop.add_reader(descriptor, ended)
+
+
+def plain(text: str) -> str:
+    """Return text without terminal colours and without what no protocol can carry."""
+    return _ANSI.sub("", text).encode(errors="replace").decode()

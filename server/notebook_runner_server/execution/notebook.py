@@ -1,0 +1,214 @@
+"""Notebooks on their way in and out: read, check, parameterize, and encode in parts.
+
+A part is one cell, or the tail: all that follows the cells. `HEAD`, the cells joined by `SEPARATOR`, and
+the tail together are, byte for byte, what `nbformat.write` writes, so that an executed notebook can be put
+together from parts without being parsed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import nbformat
+from nbformat.v4.rwbase import split_lines, strip_transient
+from nbformat.validator import NotebookValidationError, normalize
+from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
+
+MAX_MESSAGE = 1000
+HEAD = b'{\n "cells": ['
+SEPARATOR = b","
+
+# Missing and repeated cell ids are mended, as every Jupyter tool does.
+warnings.filterwarnings("ignore", category=MissingIDFieldWarning)
+warnings.filterwarnings("ignore", category=DuplicateCellId)
+
+
+class NotebookError(ValueError):
+    """The bytes are no notebook that can be executed; the message says what is wrong, and where."""
+
+
+class UnknownParameterError(ValueError):
+    """Parameters that the notebook does not have.
+
+    Attributes:
+        unknown: The names that were given and are not known, sorted.
+        known: The names that the cell tagged `parameters` assigns, in its order.
+    """
+
+    def __init__(self, unknown: list[str], known: list[str]) -> None:
+        super().__init__(unknown, known)
+        self.unknown = unknown
+        self.known = known
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedNotebook:
+    """A notebook that is ready to be executed: valid nbformat 4, parameters injected.
+
+    Attributes:
+        cells: Each cell, encoded.
+        tail: What follows the cells, encoded.
+        kernel_name: The kernelspec to execute it with; empty where neither request nor notebook names one.
+    """
+
+    cells: tuple[bytes, ...]
+    tail: bytes
+    kernel_name: str
+
+
+def prepare(
+    content: bytes, parameters: Mapping[str, Any], kernel_name: str, kernels: Mapping[str, str]
+) -> PreparedNotebook:
+    """Read a notebook, check it, and inject parameters as papermill does.
+
+    Args:
+        content: JSON in nbformat 3 or 4, UTF-8.
+        parameters: Values by name; empty: the notebook is taken as it is.
+        kernel_name: The kernelspec that was asked for; empty: the notebook's own.
+        kernels: The known kernelspecs, by name, and the language of each.
+
+    Raises:
+        NotebookError: It is not a notebook, or has no language that parameters can be translated to.
+        UnknownParameterError: A parameter is not in the cell tagged `parameters`.
+    """
+    notebook = read(content)
+    spec = notebook.metadata.get("kernelspec", {})
+    kernel_name = kernel_name or spec.get("name", "")
+    if parameters:
+        notebook = _parameterize(notebook, parameters, kernel_name, kernels)
+    try:
+        prepared = PreparedNotebook(
+            tuple(encode_cell(cell) for cell in notebook.cells), encode_tail(notebook), kernel_name
+        )
+        # Text that is no Unicode can be kept as an escape, but no kernel can be sent it.
+        json.dumps([cell.source for cell in notebook.cells], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise NotebookError("The notebook has text that is not valid Unicode (a lone surrogate).") from error
+    except RecursionError as error:
+        raise NotebookError("The notebook is nested too deep.") from error
+    return prepared
+
+
+def read(content: bytes) -> nbformat.NotebookNode:
+    """Return a valid notebook in nbformat 4.
+
+    Raises:
+        NotebookError: It is none.
+    """
+    document = _document(content)
+    try:
+        reader = nbformat.versions[document["nbformat"]]
+        notebook = nbformat.convert(reader.to_notebook_json(document, minor=document.get("nbformat_minor", 0)), 4)
+        _, notebook = normalize(notebook)
+        nbformat.validate(_for_validation(notebook))
+    except NotebookValidationError as error:
+        raise NotebookError(f"The notebook fails nbformat's schema: {_where(error)}") from error
+    except RecursionError as error:
+        raise NotebookError("The notebook is nested too deep.") from error
+    # Documents that claim a format they do not have fail in a hundred ways inside the conversion.
+    except Exception as error:
+        raise NotebookError(f"The notebook cannot be read: {_short(error)}") from error
+    return notebook
+
+
+def _document(content: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise NotebookError(f"The notebook is not UTF-8: {error.reason} at byte {error.start}.") from error
+    except json.JSONDecodeError as error:
+        raise NotebookError(
+            f"The notebook is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from error
+    except (RecursionError, ValueError) as error:
+        raise NotebookError("The notebook is nested too deep, or has a number too long to read.") from error
+    if not isinstance(document, dict) or "nbformat" not in document:
+        raise NotebookError('The JSON is not a notebook: it has no "nbformat".')
+    if document["nbformat"] not in (3, 4) or isinstance(document["nbformat"], (bool, float)):
+        raise NotebookError(f"nbformat 3 and 4 are supported, not {_short(document['nbformat'])}.")
+    return document
+
+
+def _for_validation(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Leave out a kernelspec without a name: such notebooks are about, and mean "the default kernel"."""
+    if "name" in notebook.metadata.get("kernelspec", {"name": ""}):
+        return notebook
+    metadata = {key: value for key, value in notebook.metadata.items() if key != "kernelspec"}
+    return nbformat.NotebookNode({**notebook, "metadata": metadata})
+
+
+def _where(error: Exception) -> str:
+    # nbformat's own text repeats the offending part of the notebook, which has no bound.
+    path = "/".join(str(step) for step in getattr(error, "relative_path", ()))
+    message = _short(getattr(error, "message", error))
+    return f"{message} (at {path})" if path else message
+
+
+def _short(value: object) -> str:
+    # What comes from a document may be no Unicode.
+    return str(value)[:MAX_MESSAGE].encode(errors="replace").decode()
+
+
+def _parameterize(
+    notebook: nbformat.NotebookNode,
+    parameters: Mapping[str, Any],
+    kernel_name: str,
+    kernels: Mapping[str, str],
+) -> nbformat.NotebookNode:
+    """Inject parameters by papermill's own translators, and name the ones that the notebook lacks."""
+    # Papermill takes 0.3 s and 20 MB to import, and most runs have no parameters.
+    from papermill.exceptions import PapermillException  # noqa: PLC0415 - the reason above
+    from papermill.inspection import _infer_parameters  # noqa: PLC0415 - the reason above
+    from papermill.parameterize import parameterize_notebook  # noqa: PLC0415 - the reason above
+    from papermill.utils import find_first_tagged_cell_index  # noqa: PLC0415 - the reason above
+
+    language = notebook.metadata.get("language_info", {}).get("name") or kernels.get(kernel_name, "python")
+    # Papermill expects what its own loader puts there.
+    for cell in notebook.cells:
+        cell.metadata.setdefault("tags", [])
+    notebook.metadata.setdefault("papermill", {})
+    try:
+        if find_first_tagged_cell_index(notebook, "parameters") >= 0:
+            known = [one.name for one in _infer_parameters(notebook, kernel_name or "python3", language)]
+            unknown = sorted(set(parameters) - set(known))
+            # Papermill cannot read the parameters cell of every language.
+            if unknown and (known or language == "python"):
+                raise UnknownParameterError(unknown, known)
+        return parameterize_notebook(
+            notebook, dict(parameters), kernel_name=kernel_name or "python3", language=language
+        )
+    except PapermillException as error:
+        raise NotebookError(f"The parameters cannot be translated to {_short(language)}: {error}") from error
+
+
+def encode_cell(cell: nbformat.NotebookNode) -> bytes:
+    """Encode a cell as it stands in a notebook file, with its indentation."""
+    holder = nbformat.NotebookNode(cells=[copy.deepcopy(cell)], metadata=nbformat.NotebookNode())
+    cell = strip_transient(split_lines(holder)).cells[0]
+    return b"\n  " + _encode(cell).replace(b"\n", b"\n  ")
+
+
+def encode_tail(notebook: nbformat.NotebookNode) -> bytes:
+    """Encode all of a notebook that is not a cell, from the end of the list of cells to the end."""
+    holder = strip_transient(copy.deepcopy(nbformat.NotebookNode({**notebook, "cells": []})))
+    encoded = _encode(holder).split(b'"cells": []', 1)[1]
+    return (b"\n ]" if notebook.cells else b"]") + encoded + b"\n"
+
+
+def _encode(value: object) -> bytes:
+    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, separators=(",", ": "))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # A kernel may print lone surrogates: as an escape they are kept.
+        return json.dumps(value, indent=1, sort_keys=True, separators=(",", ": ")).encode()
+
+
+def decode(content: bytes) -> nbformat.NotebookNode:
+    """Return a prepared notebook that was put together from its parts: no check, no conversion."""
+    return nbformat.v4.to_notebook_json(json.loads(content))

@@ -1,0 +1,170 @@
+"""Executes the cells of a notebook with nbclient, and tells what happens as it happens."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from notebook_runner_server.execution import notebook as notebooks
+from notebook_runner_server.execution.interface import (
+    TAIL,
+    CellFinished,
+    CellOutcome,
+    CellStarted,
+    ClearOutput,
+    DisplayOutput,
+    ErrorOutput,
+    ExecutionEvent,
+    PartChunk,
+    StreamOutput,
+)
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+MAX_FIRST_LINE = 200
+MAX_EXCEPTION_MESSAGE = 4096
+# The longest text whose UTF-8 is sure to fit in the contract's 64 KiB.
+TEXT_CHARACTERS = 64 * 1024 // 4
+CHUNK_BYTES = 512 * 1024
+
+
+class RecordingClient(NotebookClient):  # type: ignore[misc] # nbclient's traits are untyped
+    """An nbclient that emits an event for whatever happens, and each cell's outputs once it has ended.
+
+    Attributes:
+        traceback: What the newest cell that raised gave, with terminal colours.
+
+    Kernel and signals belong to whoever made it: pass `km` and set `kc` before `async_execute`.
+
+    Args:
+        notebook: The notebook to execute; its cells are filled in place.
+        emit: Takes the events.
+        before_cell: Called before each cell; what it raises ends the execution.
+    """
+
+    def __init__(
+        self,
+        notebook: NotebookNode,
+        *,
+        emit: Callable[[ExecutionEvent], None],
+        before_cell: Callable[[int, str], None],
+        after_cell: Callable[[], None],
+        **traits: Any,
+    ) -> None:
+        super().__init__(notebook, **traits)
+        self._emit = emit
+        self._before_cell = before_cell
+        self._after_cell = after_cell
+        self._error_allowed = False
+        self.traceback = ""
+        # Cells that ended earlier and were changed since, by an update to what they display.
+        self._changed: set[int] = set()
+        self.on_cell_error = self._note_error
+
+    @asynccontextmanager
+    async def async_setup_kernel(self, **_: Any) -> AsyncGenerator[None, None]:
+        """Leave kernel and signal handlers alone: nbclient would take both over."""
+        yield
+
+    async def async_execute_cell(
+        self, cell: NotebookNode, cell_index: int, *arguments: Any, **options: Any
+    ) -> NotebookNode:
+        """Execute a cell as nbclient does, and tell of its start and end."""
+        if not self._is_executed(cell):
+            return await super().async_execute_cell(cell, cell_index, *arguments, **options)
+        self._before_cell(cell_index, cell.get("id", ""))
+        self._error_allowed = False
+        self._emit(CellStarted(cell_index, cell.get("id", ""), _first_line(cell.source)))
+        start = time.monotonic()
+        outcome = CellOutcome.STOPPED
+        try:
+            await super().async_execute_cell(cell, cell_index, *arguments, **options)
+            outcome = CellOutcome.ERROR_ALLOWED if self._error_allowed else CellOutcome.SUCCEEDED
+        except CellExecutionError:
+            outcome = CellOutcome.FAILED
+            raise
+        finally:
+            self._after_cell()
+            self._finish(cell, cell_index, time.monotonic() - start, outcome)
+        return cell
+
+    def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
+        """Take a message of the kernel as nbclient does, and tell of it."""
+        output = super().process_message(msg, cell, cell_index)
+        for event in _events(msg, cell_index):
+            self._emit(event)
+        return output
+
+    def emit_tail(self) -> None:
+        """Emit all of the notebook that is not a cell: its metadata as they are now."""
+        self._emit_part(TAIL, notebooks.encode_tail(self.nb))
+
+    def _is_executed(self, cell: NotebookNode) -> bool:
+        return (
+            cell.cell_type == "code"
+            and bool(cell.source.strip())
+            and self.skip_cells_with_tag not in cell.metadata.get("tags", [])
+        )
+
+    def _finish(self, cell: NotebookNode, index: int, duration: float, outcome: CellOutcome) -> None:
+        for number in sorted(self._changed - {index}):
+            self._emit_part(number, notebooks.encode_cell(self.nb.cells[number]))
+        self._changed.clear()
+        self._emit_part(index, notebooks.encode_cell(cell))
+        count = cell.get("execution_count") or 0
+        self._emit(CellFinished(index, cell.get("id", ""), count, duration, outcome))
+
+    def _emit_part(self, part: int, encoded: bytes) -> None:
+        for start in range(0, len(encoded), CHUNK_BYTES):
+            piece = encoded[start : start + CHUNK_BYTES]
+            self._emit(PartChunk(part, piece, last=start + CHUNK_BYTES >= len(encoded)))
+
+    def _update_display_id(self, display_id: str, msg: dict[str, Any]) -> None:
+        super()._update_display_id(display_id, msg)
+        self._changed.update(self._display_id_map.get(display_id, {}))
+
+    def _note_error(self, *, execute_reply: dict[str, Any], **_: Any) -> None:
+        # Called for errors that end the run as well; those raise next.
+        self._error_allowed = True
+        self.traceback = "\n".join(execute_reply["content"].get("traceback", []))
+
+
+def _first_line(source: str) -> str:
+    return _unicode(next(filter(str.strip, source.splitlines()), "").strip()[:MAX_FIRST_LINE])
+
+
+def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
+    content = msg["content"]
+    match msg["msg_type"]:
+        case "stream":
+            text = _unicode(content["text"])
+            return [
+                StreamOutput(cell_index, content["name"], text[start : start + TEXT_CHARACTERS])
+                for start in range(0, len(text), TEXT_CHARACTERS)
+            ]
+        case "display_data" | "execute_result" | "update_display_data" as kind:
+            sizes = tuple((mime, _size(data)) for mime, data in content["data"].items())
+            return [DisplayOutput(cell_index, kind, sizes)]
+        case "error":
+            message = _unicode(str(content["evalue"])[:MAX_EXCEPTION_MESSAGE])
+            return [ErrorOutput(cell_index, _unicode(str(content["ename"])), message)]
+        case "clear_output":
+            return [ClearOutput(cell_index, bool(content.get("wait")))]
+    return []
+
+
+def _size(data: object) -> int:
+    text = data if isinstance(data, str) else json.dumps(data)
+    return len(text.encode(errors="replace"))
+
+
+def _unicode(text: str) -> str:
+    """Replace lone surrogates, which no protocol can carry; the notebook keeps them."""
+    return text.encode(errors="replace").decode()

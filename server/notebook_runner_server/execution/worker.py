@@ -1,0 +1,137 @@
+"""What runs inside a worker process: jobs on the main thread, orders of the server on another.
+
+The connection to the server is the worker's lifeline: when it ends, because the server was closed or died,
+the worker ends every process below it, and itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import NoReturn
+
+# Imported before the first job, so that no run waits for it.
+from notebook_runner_server.execution import host as hosts
+from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Job
+from notebook_runner_server.execution.processes import become_subreaper, kill_descendants
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a worker says of itself: its process id, and kernelspecs with their languages."""
+
+    pid: int
+    kernels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The order to end a run. `grace_period` in seconds; zero: now."""
+
+    run_id: str
+    cause: Cause
+    grace_period: float
+
+
+class _Worker:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._host: hosts.RunHost | None = None
+        self._run_id = ""
+        self._early: Stop | None = None
+        self._lock = threading.Lock()
+        self._deadline: float | None = None
+
+    def execute(self, job: Job) -> None:
+        with self._lock:
+            self._run_id = job.run_id
+        try:
+            hosts.host(job, self._send, made=self._made)
+        except BaseException:  # noqa: BLE001 - whatever it was, this process is not fit for another run
+            traceback.print_exc()
+            self.abandon()
+        with self._lock:
+            self._host, self._run_id, self._deadline, self._early = None, "", None, None
+
+    def _send(self, event: ExecutionEvent) -> None:
+        self._connection.send(event)
+
+    def _made(self, host: hosts.RunHost) -> None:
+        with self._lock:
+            self._host, early = host, self._early
+        if early is not None:
+            self._stop(early)
+
+    def obey(self) -> None:
+        """Carry out the server's orders, until the connection ends."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                if self._connection.poll(self._remaining()):
+                    self._stop(self._connection.recv())
+                else:
+                    self._deadline = None
+                    if self._host is not None:
+                        self._host.kill_now()
+        self.abandon()
+
+    def abandon(self) -> NoReturn:
+        """End every process below this one, then this one."""
+        try:
+            kill_descendants(os.getpid())
+        finally:
+            os._exit(1)
+
+    def _remaining(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def _stop(self, order: Stop) -> None:
+        with self._lock:
+            host = self._host if order.run_id == self._run_id else None
+            if host is None:
+                # The order overtook the job.
+                self._early = order
+                return
+        end = time.monotonic() + order.grace_period
+        if order.grace_period:
+            self._deadline = end if self._deadline is None else min(end, self._deadline)
+        host.stop(order.cause, interrupt=order.grace_period > 0)
+
+
+_worker: _Worker | None = None
+
+
+def initialize(connection: Connection) -> None:
+    """Make this process a worker; the process pool's initializer."""
+    global _worker  # noqa: PLW0603 - a worker process is one worker
+    # A terminal's Ctrl-C is for the server, which then says what is to end. The session stays the
+    # server's: that tells a worker from what a dead worker has left.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    become_subreaper()
+    # What goes wrong in a run is told by its events; nbclient's log would repeat it.
+    logging.disable(logging.CRITICAL)
+    _worker = _Worker(connection)
+    threading.Thread(target=_worker.obey, name="orders", daemon=True).start()
+
+
+def hello() -> Hello:
+    """Say what this worker is."""
+    from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - only once a worker
+
+    # ZeroMQ's and asyncio's first use take time that no run shall wait for.
+    asyncio.run(asyncio.sleep(0))
+    specs = KernelSpecManager().get_all_specs()
+    return Hello(os.getpid(), {name: spec["spec"].get("language", "") for name, spec in specs.items()})
+
+
+def execute(job: Job) -> None:
+    """Execute one job; its events go over the connection."""
+    assert _worker is not None  # noqa: S101 - the pool has initialized it
+    _worker.execute(job)

@@ -1,0 +1,1 @@
+"""Artefacts of a notebook in the formats of nbconvert."""

@@ -1,0 +1,55 @@
+"""Converts one notebook with nbconvert. Runs as a program of its own, so that no server waits for it:
+
+    python -m notebook_runner_server.export.formats FORMAT NOTEBOOK TARGET
+
+It writes TARGET, and prints `{"media_type": …}` or `{"error": …}`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+
+def convert(to: str, notebook: Path, target: Path) -> str:
+    """Write a notebook in a format of nbconvert's, and return its media type.
+
+    Args:
+        to: The name of an exporter.
+        notebook: The notebook's file.
+        target: The file to write.
+
+    Raises:
+        Exception: Whatever nbconvert raises.
+    """
+    from nbconvert.exporters import get_exporter  # noqa: PLC0415 - half a second, and only here
+    from traitlets.config import Config  # noqa: PLC0415 - as above
+
+    config = Config()
+    # Who looks at a result runs none of the notebook's scripts.
+    config.HTMLExporter.sanitize_html = True
+    # One artefact is one file: images stay in it.
+    config.ExtractOutputPreprocessor.enabled = False
+    exporter = get_exporter(to)(config=config)
+    with notebook.open(encoding="utf-8", errors="surrogatepass") as file:
+        content, _ = exporter.from_file(file, resources={"metadata": {"name": "notebook"}})
+    if isinstance(content, str):
+        content = content.encode(errors="replace")
+    target.write_bytes(content)
+    return exporter.output_mimetype or "application/octet-stream"
+
+
+def main(arguments: list[str]) -> int:
+    """Convert as the command line says, and print what came of it."""
+    to, notebook, target = arguments
+    try:
+        answer = {"media_type": convert(to, Path(notebook), Path(target))}
+    except Exception as error:  # noqa: BLE001 - nbconvert's errors have no common root; all are said
+        answer = {"error": f"{type(error).__name__}: {error}"[:1000]}
+    print(json.dumps(answer))  # noqa: T201 - its answer
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

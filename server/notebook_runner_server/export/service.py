@@ -1,0 +1,65 @@
+"""Exports notebooks one at a time, each in a process of its own that ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+
+class ConversionError(RuntimeError):
+    """A notebook cannot be converted; the message says why."""
+
+
+class ExportService:
+    """Converts notebooks with nbconvert, off the event loop.
+
+    Args:
+        formats: The names of the exporters that are allowed.
+        timeout: Seconds that one export may take.
+    """
+
+    def __init__(self, formats: Collection[str], timeout: float) -> None:
+        self.formats = frozenset(formats)
+        self._timeout = timeout
+        self._one_at_a_time = asyncio.Lock()
+
+    async def export(self, notebook: Path, to: str, target: Path) -> str:
+        """Write the notebook in another format, and return its media type.
+
+        Raises:
+            ConversionError: nbconvert could not, or took too long.
+        """
+        async with self._one_at_a_time:
+            answer = await self._convert(to, notebook, target)
+        if "error" in answer:
+            raise ConversionError(answer["error"])
+        return answer["media_type"]
+
+    async def _convert(self, to: str, notebook: Path, target: Path) -> Mapping[str, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "notebook_runner_server.export.formats", to, str(notebook), str(target)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            process_group=0,
+        )
+        try:
+            printed, _ = await asyncio.wait_for(process.communicate(), self._timeout)
+        except TimeoutError:
+            raise ConversionError(f"it took longer than {self._timeout:g} s (--export-timeout)") from None
+        finally:
+            # With whatever it started: pandoc, LaTeX, a browser.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+        if process.returncode:
+            raise ConversionError(f"the converter ended with code {process.returncode}")
+        answer: Mapping[str, str] = json.loads(printed.splitlines()[-1])
+        return answer

@@ -1,0 +1,1 @@
+"""Runs: their state machine, event log, store and life from Start to the last event."""

@@ -1,0 +1,190 @@
+"""From a request to a run: what is asked for is read, checked, and completed with the server's defaults."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from notebook_runner_server.runs.errors import (
+    InvalidFieldError,
+    NotebookNotFoundError,
+    UnknownKernelError,
+)
+from notebook_runner_server.runs.folder import TAIL
+from notebook_runner_server.runs.model import Order, Run, RunState, StartSpec
+from notebook_runner_server.runs.sources import NotebookRoot, check_size
+
+MAX_REQUEST_ID = 128
+MAX_LABELS = 64
+MAX_LABEL = 128
+MAX_DURATION = 366 * 86400.0
+"""A year: no time-out and no retention is longer, in seconds."""
+
+
+# R's names have dots.
+_PARAMETER = re.compile(r"[^\W\d][\w.]{0,254}")
+
+
+class Prepared(Protocol):
+    """A notebook that is ready to be executed (`execution.notebook.PreparedNotebook`)."""
+
+    @property
+    def cells(self) -> tuple[bytes, ...]:
+        """Each cell, encoded."""
+
+    @property
+    def tail(self) -> bytes:
+        """What follows the cells, encoded."""
+
+    @property
+    def kernel_name(self) -> str:
+        """The kernelspec that request or notebook name; empty: none."""
+
+
+Prepare = Callable[[bytes, Mapping[str, Any], str, Mapping[str, str]], Prepared]
+"""Reads a notebook, checks it and injects parameters.
+
+Takes the content, the parameters, the kernel name that was asked for, and the language of each kernelspec.
+Raises InvalidNotebookError and UnknownParameterError.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a request that is silent means. Durations in seconds; zero: no limit."""
+
+    notebook: str = ""
+    kernel_name: str = "python3"
+    run_timeout: float = 0.0
+    cell_timeout: float = 0.0
+    retention: float = 7 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A run that may be made durable, with what it needs."""
+
+    run: Run
+    order: Order
+    parts: Mapping[int, bytes]
+
+
+class Admission:
+    """Turns requests into runs.
+
+    Args:
+        root: Where notebooks named by path are.
+        max_bytes: The largest notebook.
+        defaults: What a silent request means.
+        prepare: Reads, checks and parameterizes a notebook.
+    """
+
+    def __init__(self, root: NotebookRoot, max_bytes: int, defaults: Defaults, prepare: Prepare) -> None:
+        self._root = root
+        self._max_bytes = max_bytes
+        self._defaults = defaults
+        self._prepare = prepare
+
+    async def admit(self, spec: StartSpec, kernels: Mapping[str, str]) -> Admitted:
+        """Return the run that a request asks for.
+
+        Raises:
+            RunnerError: The request cannot be carried out.
+        """
+        _check(spec)
+        # Reading and parsing take time that other calls shall not wait for.
+        return await asyncio.to_thread(self._admit, spec, kernels)
+
+    def _admit(self, spec: StartSpec, kernels: Mapping[str, str]) -> Admitted:
+        content, folder, path = self._content(spec)
+        if spec.kernel_name:
+            _check_kernel(spec.kernel_name, kernels)
+        prepared = self._prepare(content, spec.parameters, spec.kernel_name, kernels)
+        kernel_name = prepared.kernel_name or self._defaults.kernel_name
+        _check_kernel(kernel_name, kernels)
+        run = Run(
+            run_id=_new_id(),
+            request_id=spec.request_id,
+            state=RunState.QUEUED,
+            create_time=time.time_ns(),
+            kernel_name=kernel_name,
+            cells_total=len(prepared.cells),
+            parameters=spec.parameters,
+            labels=spec.labels,
+            notebook_path=path,
+        )
+        return Admitted(run, self._order(spec, folder), {**dict(enumerate(prepared.cells)), TAIL: prepared.tail})
+
+    def _content(self, spec: StartSpec) -> tuple[bytes, str, str]:
+        if spec.content is not None:
+            check_size(len(spec.content), self._max_bytes)
+            return spec.content, "", ""
+        path = spec.path if spec.path is not None else self._defaults.notebook
+        if not path:
+            raise NotebookNotFoundError(
+                "The request names no notebook, and this server has no default notebook (--default-notebook)."
+            )
+        return *self._root.read(path), path
+
+    def _order(self, spec: StartSpec, folder: str) -> Order:
+        defaults = self._defaults
+        return Order(
+            working_folder=folder,
+            run_timeout=spec.run_timeout or defaults.run_timeout,
+            cell_timeout=spec.cell_timeout or defaults.cell_timeout,
+            allow_errors=spec.allow_errors,
+            environment=dict(spec.environment),
+            retention=defaults.retention if spec.retention is None else spec.retention,
+        )
+
+
+def fingerprint(spec: StartSpec) -> str:
+    """Return a digest of a request's payload: all of it but the request id."""
+    payload = {one.name: getattr(spec, one.name) for one in fields(spec) if one.name != "request_id"}
+    if spec.content is not None:
+        payload["content"] = hashlib.sha256(spec.content).hexdigest()
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+def _check(spec: StartSpec) -> None:
+    if len(spec.request_id) > MAX_REQUEST_ID:
+        raise InvalidFieldError(f"A request id has at most {MAX_REQUEST_ID} characters.", field="request_id")
+    for name in ("run_timeout", "cell_timeout", "retention"):
+        value = getattr(spec, name)
+        if value is not None and not 0 <= value <= MAX_DURATION:
+            raise InvalidFieldError(f"{name} is between 0 s and {MAX_DURATION:.0f} s.", field=name)
+    if len(spec.labels) > MAX_LABELS or any(
+        len(part) > MAX_LABEL for label in spec.labels.items() for part in label
+    ):
+        message = f"A run has at most {MAX_LABELS} labels, of at most {MAX_LABEL} characters each."
+        raise InvalidFieldError(message, field="labels")
+    for name, value in spec.environment.items():
+        if not name or "=" in name or "\0" in name + value:
+            message = "The name of an environment variable is not empty and has no '='; neither it nor its value has NUL."
+            raise InvalidFieldError(message, field="environment")
+    for name in spec.parameters:
+        if not _PARAMETER.fullmatch(name):
+            raise InvalidFieldError(f"{name[:100]!r} cannot be the name of a parameter.", field="parameters")
+
+
+def _check_kernel(name: str, kernels: Mapping[str, str]) -> None:
+    if name not in kernels:
+        known = ", ".join(sorted(kernels))
+        raise UnknownKernelError(
+            f"There is no kernelspec {name[:100]!r} here; there is: {known}.",
+            field="kernel_name",
+            kernel_name=name[:100],
+            known=known[:1000],
+        )
+
+
+def _new_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"

@@ -1,0 +1,110 @@
+"""Runs and events as JSON, the form in which the store keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from notebook_runner_server.execution.interface import (
+    Cause,
+    CellFinished,
+    CellOutcome,
+    CellStarted,
+    ClearOutput,
+    DisplayOutput,
+    ErrorOutput,
+    Failure,
+    StreamOutput,
+)
+from notebook_runner_server.runs.model import Body, Event, Order, Run, RunChanged, RunState
+
+_BODIES: dict[str, type[Any]] = {
+    "cell_started": CellStarted,
+    "stream": StreamOutput,
+    "display": DisplayOutput,
+    "error": ErrorOutput,
+    "clear": ClearOutput,
+    "cell_finished": CellFinished,
+}
+_KINDS = {kind: name for name, kind in _BODIES.items()}
+
+
+def encode_run(run: Run) -> str:
+    """Return a run as JSON."""
+    return json.dumps(_run_to_dict(run))
+
+
+def decode_run(text: str) -> Run:
+    """Return the run that `encode_run` was given."""
+    return _run_from_dict(json.loads(text))
+
+
+def encode_parameters(parameters: Mapping[str, Any]) -> str:
+    """Return parameters as JSON (with NaN and infinities, which JSON proper has not)."""
+    return json.dumps(dict(parameters))
+
+
+def decode_parameters(text: str) -> dict[str, Any]:
+    """Return the parameters that `encode_parameters` was given."""
+    parameters: dict[str, Any] = json.loads(text)
+    return parameters
+
+
+def encode_order(order: Order) -> str:
+    """Return an order as JSON."""
+    return json.dumps(_fields(order))
+
+
+def decode_order(text: str) -> Order:
+    """Return the order that `encode_order` was given."""
+    return Order(**json.loads(text))
+
+
+def encode_event(event: Event) -> str:
+    """Return an event as JSON, without its sequence number and time."""
+    body = event.body
+    if isinstance(body, RunChanged):
+        kind, data = "run", _run_to_dict(body.run)
+    else:
+        kind, data = _KINDS[type(body)], _fields(body)
+        if isinstance(body, CellFinished):
+            data["outcome"] = body.outcome.value
+    return json.dumps([event.cells_completed, event.cells_total, kind, data])
+
+
+def decode_event(sequence: int, time: int, text: str) -> Event:
+    """Return the event that `encode_event` was given."""
+    completed, total, kind, data = json.loads(text)
+    return Event(sequence, time, completed, total, _body(kind, data))
+
+
+def _body(kind: str, data: dict[str, Any]) -> Body:
+    if kind == "run":
+        return RunChanged(_run_from_dict(data))
+    if kind == "cell_finished":
+        data["outcome"] = CellOutcome(data["outcome"])
+    if kind == "display":
+        data["data"] = tuple((mime, size) for mime, size in data["data"])
+    body: Body = _BODIES[kind](**data)
+    return body
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {one.name: getattr(value, one.name) for one in fields(value)}
+
+
+def _run_to_dict(run: Run) -> dict[str, Any]:
+    data = _fields(run)
+    data["state"] = run.state.value
+    if run.failure is not None:
+        data["failure"] = {**_fields(run.failure), "cause": run.failure.cause.value}
+    return data
+
+
+def _run_from_dict(data: dict[str, Any]) -> Run:
+    failure = data["failure"]
+    if failure is not None:
+        failure = Failure(**{**failure, "cause": Cause(failure["cause"])})
+    return Run(**{**data, "state": RunState(data["state"]), "failure": failure})

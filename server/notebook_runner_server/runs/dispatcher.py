@@ -1,0 +1,149 @@
+"""Brings queued runs to workers, first come, first served, and follows each to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+
+from notebook_runner_server.execution.interface import Backend, Cause, Failure, Job
+from notebook_runner_server.runs.active import ActiveRun
+from notebook_runner_server.runs.model import Run, RunState
+from notebook_runner_server.runs.store import Store
+
+_logger = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """Holds the runs that have not ended.
+
+    Args:
+        store: Where their notebooks are.
+        backend: What executes them; it is given one run for each free worker and no more.
+    """
+
+    def __init__(self, store: Store, backend: Backend) -> None:
+        self._store = store
+        self._backend = backend
+        self._active: dict[str, ActiveRun] = {}
+        self._queue: deque[ActiveRun] = deque()
+        self._queued = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._driving: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait for a worker."""
+        return len(self._queue)
+
+    def start(self) -> None:
+        """Begin to bring runs to workers."""
+        self._task = asyncio.create_task(self._run())
+
+    def add(self, active: ActiveRun) -> None:
+        """Take a run in at the end of the queue."""
+        self._active[active.run.run_id] = active
+        self._queue.append(active)
+        self._queued.set()
+
+    def find(self, run_id: str) -> ActiveRun | None:
+        """Return a run that has not ended; None: there is no such one."""
+        return self._active.get(run_id)
+
+    def place(self, active: ActiveRun) -> int | None:
+        """Return how many runs start before this one; None: it waits no longer."""
+        return self._queue.index(active) if active in self._queue else None
+
+    def going_on(self) -> list[Run]:
+        """Return the runs that have not ended, oldest first."""
+        return [one.run for one in self._active.values() if not one.run.state.is_terminal]
+
+    async def stop(self, active: ActiveRun, cause: Cause, grace_period: float) -> None:
+        """End a run, and return when no process of it is left.
+
+        Args:
+            active: The run.
+            cause: What its failure shall name.
+            grace_period: Seconds that the cell may take after an interrupt; zero: end it now.
+        """
+        if active in self._queue:
+            self._queue.remove(active)
+            await active.end(Failure(cause, "The run was ended before it started."))
+            self._active.pop(active.run.run_id, None)
+        else:
+            await active.stop(cause, grace_period)
+            await active.ended.wait()
+
+    async def drain(self, hurry: asyncio.Event, timeout: float) -> None:
+        """Start no more, let the runs that have a worker finish, and end those that do not in time."""
+        if self._task is not None:
+            self._task.cancel()
+        for queued in self._queue:
+            queued.log.close()
+        started = [run for run in self._active.values() if run not in self._queue]
+        finished = asyncio.gather(*(run.ended.wait() for run in started))
+        hurried = asyncio.ensure_future(hurry.wait())
+        await asyncio.wait({finished, hurried}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        await asyncio.gather(
+            *(self.stop(run, Cause.SERVER_STOPPED, 0.0) for run in started if not run.ended.is_set())
+        )
+        await finished
+
+    async def close(self) -> None:
+        """Wait until the runs that had a worker are followed to their end."""
+        await asyncio.gather(*self._driving, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await self._queued.wait()
+            await self._backend.wait_free()
+            if self._queue:
+                await self._launch(self._queue.popleft())
+            else:
+                self._queued.clear()
+
+    async def _launch(self, active: ActiveRun) -> None:
+        run_id = active.run.run_id
+        try:
+            await active.move(RunState.STARTING)
+            job = await self._job(active)
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is this run's end and no other's
+            _logger.exception("a run could not be started", extra={"run_id": run_id})
+            await active.end(Failure(Cause.STORAGE_FAILED, f"The run could not be read: {error}"))
+            self._active.pop(run_id, None)
+            return
+        if active.stop_requested is not None:
+            await active.end(Failure(active.stop_requested[0], "The run was ended before it started."))
+            self._active.pop(run_id, None)
+            return
+        task = asyncio.create_task(self._drive(active, job))
+        self._driving.add(task)
+        task.add_done_callback(self._driving.discard)
+        # The worker is taken when the task has begun.
+        await asyncio.sleep(0)
+
+    async def _job(self, active: ActiveRun) -> Job:
+        folder = self._store.folder(active.run.run_id)
+        parts = await self._store.parts(active.log.position, 0)
+        order = active.order
+        return Job(
+            run_id=active.run.run_id,
+            notebook=await asyncio.to_thread(lambda: b"".join(folder.notebook(parts))),
+            kernel_name=active.run.kernel_name,
+            working_folder=order.working_folder or str(folder.work),
+            run_folder=str(folder.work),
+            run_timeout=order.run_timeout,
+            cell_timeout=order.cell_timeout,
+            allow_errors=order.allow_errors,
+            environment=order.environment,
+        )
+
+    async def _drive(self, active: ActiveRun, job: Job) -> None:
+        try:
+            await active.follow(self._backend.submit(job))
+        except Exception as error:
+            _logger.exception("a run could not be followed", extra={"run_id": job.run_id})
+            await active.end(Failure(Cause.WORKER_DIED, f"The server could not follow the run: {error}"))
+        finally:
+            self._active.pop(job.run_id, None)

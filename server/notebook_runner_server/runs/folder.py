@@ -1,0 +1,87 @@
+"""A run's folder: the file of its parts, its private working folder, and its artefacts.
+
+::
+
+    runs/RUN_ID/
+    ├── parts        every version of every part of the notebook, appended, synced before it is told of
+    ├── work/        NOTEBOOK_RUNNER_RUN_DIR: what the notebook itself leaves
+    └── artefacts/   what Output has made so far; can be made again
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from notebook_runner_server.runs.tables import Part
+
+# Together with the parts, byte for byte what nbformat writes (see execution.notebook).
+HEAD = b'{\n "cells": ['
+SEPARATOR = b","
+TAIL = -1
+
+COPY_BYTES = 1024 * 1024
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: The run's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.work = path / "work"
+        self.artefacts = path / "artefacts"
+        self._parts = path / "parts"
+
+    def create(self) -> None:
+        """Make the folders, for this user alone."""
+        for folder in (self.path, self.work, self.artefacts):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def remove(self) -> None:
+        """Remove all of it; not being there is well."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def write(self, start: int, pieces: Iterable[bytes]) -> None:
+        """Write bytes to the file of parts from a place on, and make them durable."""
+        descriptor = os.open(self._parts, os.O_WRONLY | os.O_CREAT, 0o600)
+        with open(descriptor, "wb") as file:
+            file.seek(start)
+            file.writelines(pieces)
+            file.flush()
+            os.fdatasync(descriptor)
+
+    def parts_size(self) -> int:
+        """Return how many bytes the file of parts has."""
+        return self._parts.stat().st_size if self._parts.exists() else 0
+
+    def sync(self) -> None:
+        """Make the folder's entries durable."""
+        for path in (self.path, self.path.parent):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def notebook(self, parts: Iterable[Part]) -> Iterator[bytes]:
+        """Yield the notebook that is put together from these versions of its parts."""
+        by_number = {part.part: part for part in parts}
+        tail = by_number.pop(TAIL)
+        yield HEAD
+        with self._parts.open("rb") as file:
+            for place, number in enumerate(sorted(by_number)):
+                if place:
+                    yield SEPARATOR
+                yield from _read(file.fileno(), by_number[number])
+            yield from _read(file.fileno(), tail)
+
+
+def _read(descriptor: int, part: Part) -> Iterator[bytes]:
+    for start in range(0, part.length, COPY_BYTES):
+        yield os.pread(descriptor, min(COPY_BYTES, part.length - start), part.start + start)

@@ -1,0 +1,204 @@
+"""The life of runs: admitted, queued, started, killed, found again, recovered, and forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+
+from notebook_runner_server.execution.interface import Backend, Cause, Failure
+from notebook_runner_server.runs.active import ActiveRun
+from notebook_runner_server.runs.admission import Admission, Admitted, fingerprint
+from notebook_runner_server.runs.dispatcher import Dispatcher
+from notebook_runner_server.runs.errors import (
+    RequestIdReusedError,
+    RunnerBusyError,
+    RunNotFoundError,
+    ShuttingDownError,
+)
+from notebook_runner_server.runs.log import RunLog
+from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
+from notebook_runner_server.runs.retention import forget_expired
+from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs.tables import Row
+
+
+class Runner:
+    """Keeps the runs of one server.
+
+    Args:
+        store: Where runs are kept.
+        backend: What executes them.
+        admission: What turns requests into runs.
+        queue_size: How many runs may wait when all workers are busy.
+    """
+
+    def __init__(self, store: Store, backend: Backend, admission: Admission, queue_size: int) -> None:
+        self._store = store
+        self._backend = backend
+        self._admission = admission
+        self._queue_size = queue_size
+        self._dispatcher = Dispatcher(store, backend)
+        self._admitting = asyncio.Lock()
+        self._forgetting: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def open(self) -> None:
+        """Recover what an earlier server left, and begin to execute runs."""
+        await self._store.open()
+        await self._recover()
+        await self._backend.start()
+        self._dispatcher.start()
+        self._forgetting = asyncio.create_task(forget_expired(self._store))
+
+    async def start(self, spec: StartSpec) -> Run:
+        """Admit one run, and return it when it is durable.
+
+        Raises:
+            RunnerError: The request cannot be carried out; no run is left behind.
+        """
+        digest = await asyncio.to_thread(fingerprint, spec) if spec.request_id else ""
+        if same := await self._same_request(spec.request_id, digest):
+            return same
+        self._check_room()
+        admitted = await self._admission.admit(spec, self._backend.kernels)
+        async with self._admitting:
+            if same := await self._same_request(spec.request_id, digest):
+                return same
+            self._check_room()
+            return await self._insert(admitted, digest)
+
+    async def find(self, run_id: str) -> Run:
+        """Return a run, or the newest one for an empty id.
+
+        Raises:
+            RunNotFoundError: There is none.
+        """
+        return self._newest_state((await self._row(run_id)).run)
+
+    async def list(
+        self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]
+    ) -> tuple[list[Run], int]:
+        """Return up to `size` runs before a position, newest first, and the position to go on from.
+
+        The position is 0 when there are no more.
+        """
+        rows = await self._store.list(before, size + 1, states, labels)
+        more = rows[size - 1].position if len(rows) > size else 0
+        return [self._newest_state(row.run) for row in rows[:size]], more
+
+    async def log(self, run_id: str) -> RunLog:
+        """Return the events of a run, or of the newest one for an empty id.
+
+        Raises:
+            RunNotFoundError: There is none.
+        """
+        row = await self._row(run_id)
+        if active := self._dispatcher.find(row.run.run_id):
+            return active.log
+        return RunLog(self._store, row.position, row.last_sequence, ended=row.run.state.is_terminal)
+
+    async def kill(self, run_id: str, grace_period: float) -> tuple[Run, int]:
+        """End a run; return it, and how many processes were ended by force, when none of them is left.
+
+        Args:
+            run_id: The run; empty: the newest one.
+            grace_period: Seconds that the cell may take after an interrupt; zero: end it now.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        row = await self._row(run_id)
+        active = self._dispatcher.find(row.run.run_id)
+        if active is None:
+            return row.run, 0
+        await self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period)
+        return active.run, active.processes_ended
+
+    async def drain(self, hurry: asyncio.Event, timeout: float) -> None:
+        """Admit no more, let runs finish for a while, and end those that did not.
+
+        Queued runs stay in the history, and start after the next start of the server.
+
+        Args:
+            hurry: When it is set, the runs are ended without waiting longer.
+            timeout: Seconds that the runs may take.
+        """
+        self._closing = True
+        await self._dispatcher.drain(hurry, timeout)
+
+    async def close(self) -> None:
+        """Close all, when the runs have ended."""
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+        await self._dispatcher.close()
+        await self._backend.close()
+        await self._store.close()
+
+    async def _row(self, run_id: str) -> Row:
+        row = await self._store.find(run_id)
+        if row is None:
+            message = f"There is no run {run_id[:100]!r}." if run_id else "There is no run yet."
+            raise RunNotFoundError(message, field="run_id", run_id=run_id[:100])
+        return row
+
+    def _newest_state(self, run: Run) -> Run:
+        """Return a run of the store as it is now, with its place in the queue."""
+        active = self._dispatcher.find(run.run_id)
+        if active is None:
+            return run
+        return dataclasses.replace(active.run, queue_position=self._dispatcher.place(active))
+
+    async def _same_request(self, request_id: str, digest: str) -> Run | None:
+        row = await self._store.find_request(request_id) if request_id else None
+        if row is None:
+            return None
+        if row.fingerprint != digest:
+            raise RequestIdReusedError(
+                "The request id was used with another payload: take a new one.",
+                field="request_id",
+                run_id=row.run.run_id,
+            )
+        return self._newest_state(row.run)
+
+    def _check_room(self) -> None:
+        if self._closing:
+            raise ShuttingDownError("The server is shutting down: try again when it is back.")
+        going_on = self._dispatcher.going_on()
+        if len(going_on) >= self._backend.capacity + self._queue_size:
+            first = going_on[0]
+            raise RunnerBusyError(
+                f"Run {first.run_id} is {first.state.value}, and there is no place left: try again, or kill it.",
+                run_id=first.run_id,
+                state=first.state.value,
+            )
+
+    async def _insert(self, admitted: Admitted, digest: str) -> Run:
+        run = dataclasses.replace(admitted.run, queue_position=self._dispatcher.waiting)
+        event = Event(1, time.time_ns(), 0, run.cells_total, RunChanged(run))
+        position = await self._store.insert(
+            admitted.run, admitted.order, digest, event, admitted.parts
+        )
+        log = RunLog(self._store, position, 0, ended=False)
+        log.publish([event])
+        size = sum(map(len, admitted.parts.values()))
+        self._dispatcher.add(ActiveRun(admitted.run, admitted.order, log, size))
+        return run
+
+    async def _recover(self) -> None:
+        """Say of each run that had not ended what became of it, before anyone can ask."""
+        for row in await self._store.unended():
+            log = RunLog(self._store, row.position, row.last_sequence, ended=False)
+            size = await asyncio.to_thread(self._store.folder(row.run.run_id).parts_size)
+            active = ActiveRun(row.run, row.order, log, size)
+            if row.run.state is RunState.QUEUED:
+                self._dispatcher.add(active)
+            else:
+                await active.end(
+                    Failure(
+                        Cause.SERVER_DIED,
+                        "The server died while the run went on.",
+                        cell_index=row.run.current_cell,
+                    )
+                )

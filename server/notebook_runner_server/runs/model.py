@@ -1,0 +1,119 @@
+"""What a run is, as frozen data: the request, the run, and the events that tell of it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from notebook_runner_server.execution.interface import CellEvent, Failure
+
+
+class RunState(enum.Enum):
+    """Where a run is in its life; the contract's RunState."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    KILLING = "killing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    KILLED = "killed"
+    CRASHED = "crashed"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a run stays in this state for good."""
+        return self not in _BEFORE_THE_END
+
+
+_BEFORE_THE_END = (RunState.QUEUED, RunState.STARTING, RunState.RUNNING, RunState.KILLING)
+
+
+@dataclass(frozen=True, slots=True)
+class StartSpec:
+    """What a caller asks for.
+
+    At most one of `content` and `path` is set; with neither, the server's default notebook is meant.
+    Durations are in seconds; None: the server's default; zero: no limit.
+    """
+
+    request_id: str = ""
+    content: bytes | None = None
+    path: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    kernel_name: str = ""
+    run_timeout: float | None = None
+    cell_timeout: float | None = None
+    allow_errors: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    retention: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a worker is to do for a run, as it was decided at Start; durations in seconds.
+
+    Attributes:
+        working_folder: Where the kernel is started; empty: the run's own folder.
+        environment: Variables for the kernel; gone from the store when the run has ended.
+        retention: How long the run is kept after its end.
+    """
+
+    working_folder: str
+    run_timeout: float
+    cell_timeout: float
+    allow_errors: bool
+    environment: Mapping[str, str]
+    retention: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of one notebook. Times in nanoseconds since the epoch, UTC; zero: not yet."""
+
+    run_id: str
+    request_id: str
+    state: RunState
+    create_time: int
+    kernel_name: str
+    cells_total: int
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    notebook_path: str = ""
+    start_time: int = 0
+    end_time: int = 0
+    cells_completed: int = 0
+    current_cell: int | None = None
+    failure: Failure | None = None
+    queue_position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunChanged:
+    """The run is in a new state."""
+
+    run: Run
+
+
+Body = RunChanged | CellEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of a run's log. `time` in nanoseconds since the epoch, UTC."""
+
+    sequence: int
+    time: int
+    cells_completed: int
+    cells_total: int
+    body: Body
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether it is the last one."""
+        return isinstance(self.body, RunChanged) and self.body.run.state.is_terminal

@@ -1,0 +1,36 @@
+"""The `error` format: how a run ended, as plain text for a person."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from notebook_runner_server.runs.model import Run
+
+
+def report(run: Run) -> str:
+    """Return a report of a run's end, or of where it is; never empty."""
+    lines = [
+        f"Run       {run.run_id}",
+        f"State     {run.state.name}",
+        f"Notebook  {run.notebook_path or '(sent inline)'}",
+        f"Kernel    {run.kernel_name}",
+        f"Created   {_time(run.create_time)}",
+        f"Started   {_time(run.start_time)}",
+        f"Ended     {_time(run.end_time)}",
+        f"Cells     {run.cells_completed} of {run.cells_total} completed",
+    ]
+    failure = run.failure
+    if failure is not None:
+        lines += [f"Cause     {failure.cause.name}", "", failure.message]
+        if failure.cell_index is not None:
+            name = f" ({failure.cell_id})" if failure.cell_id else ""
+            lines.append(f"Cell {failure.cell_index}{name} was executed.")
+        if failure.traceback:
+            lines += ["", failure.traceback.rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def _time(nanoseconds: int) -> str:
+    if not nanoseconds:
+        return "-"
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")

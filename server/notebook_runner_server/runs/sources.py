@@ -1,0 +1,100 @@
+"""Where a notebook comes from: the files under the notebook root, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from notebook_runner_server.runs.errors import (
+    InvalidFieldError,
+    NotebookNotFoundError,
+    NotebookTooLargeError,
+    PathOutsideRootError,
+)
+
+_FIELD = "notebook_path"
+MAX_PATH = 4096
+
+
+class NotebookRoot:
+    """The folder that notebook paths are relative to.
+
+    Args:
+        root: The folder; None: no notebook can be named by a path.
+        max_bytes: The largest notebook.
+    """
+
+    def __init__(self, root: Path | None, max_bytes: int) -> None:
+        self._root = None if root is None else root.resolve()
+        self._max_bytes = max_bytes
+
+    def read(self, path: str) -> tuple[bytes, str]:
+        """Return a notebook's bytes, and the folder that it is in.
+
+        Raises:
+            PathOutsideRootError: The path leads out of the root, by itself or by a symbolic link.
+            NotebookNotFoundError: There is no such file, or it cannot be read.
+            NotebookTooLargeError: It is too large.
+            InvalidFieldError: It is no path.
+        """
+        if self._root is None:
+            raise NotebookNotFoundError(
+                "This server has no notebook root: send the notebook itself, or start the server with "
+                "--notebook-root.",
+                field=_FIELD,
+                path=path,
+            )
+        if "\0" in path or not path or len(path) > MAX_PATH:
+            raise InvalidFieldError("A notebook path has 1 to 4096 characters, and no NUL.", field=_FIELD)
+        if os.path.isabs(path) or ".." in Path(path).parts:
+            raise self._outside(path)
+        return self._open(path, self._root)
+
+    def _open(self, path: str, root: Path) -> tuple[bytes, str]:
+        try:
+            # Opened first and looked at afterwards, so that nothing can be exchanged in between; without
+            # waiting, for it may be a pipe.
+            descriptor = os.open(root / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._missing(path, error.strerror or "cannot be opened") from error
+        with open(descriptor, "rb") as file:
+            real = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            if not real.is_relative_to(root):
+                raise self._outside(path)
+            about = os.fstat(descriptor)
+            if not stat.S_ISREG(about.st_mode):
+                raise self._missing(path, "not a regular file")
+            check_size(about.st_size, self._max_bytes)
+            content = file.read(self._max_bytes + 1)
+        check_size(len(content), self._max_bytes)
+        return content, str(real.parent)
+
+    @staticmethod
+    def _outside(path: str) -> PathOutsideRootError:
+        return PathOutsideRootError(
+            "A notebook path is relative to the server's notebook root and stays in it.",
+            field=_FIELD,
+            path=path[:MAX_PATH],
+        )
+
+    @staticmethod
+    def _missing(path: str, why: str) -> NotebookNotFoundError:
+        return NotebookNotFoundError(
+            f"There is no notebook {path[:200]!r} under the server's notebook root: {why}.",
+            field=_FIELD,
+            path=path[:200],
+        )
+
+
+def check_size(size: int, max_bytes: int) -> None:
+    """Refuse a notebook of too many bytes.
+
+    Raises:
+        NotebookTooLargeError: It is too large.
+    """
+    if size > max_bytes:
+        raise NotebookTooLargeError(
+            f"The notebook has more than {max_bytes} bytes, which the server allows (--max-notebook-bytes).",
+            limit_bytes=str(max_bytes),
+        )

@@ -1,0 +1,218 @@
+"""The store: one SQLite file under the state folder, and a folder for each run beside it.
+
+Writes happen on one thread and are durable when they return (WAL, `synchronous=FULL`); reads happen on
+another, so that the event loop waits for neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from notebook_runner_server.runs import tables
+from notebook_runner_server.runs.errors import StorageFullError
+from notebook_runner_server.runs.folder import RunFolder
+from notebook_runner_server.runs.model import Event, Order, Run, RunState
+from notebook_runner_server.runs.tables import Part, Row
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+EVENTS_A_READ = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What is to be written to a run's file of parts.
+
+    Attributes:
+        start: Where the pieces go, in bytes.
+        pieces: What to write, one after the other.
+        parts: The parts that are whole with these pieces.
+    """
+
+    start: int
+    pieces: Sequence[bytes] = ()
+    parts: Sequence[Part] = ()
+
+
+class StateFolderInUseError(RuntimeError):
+    """Another server uses the state folder."""
+
+
+class Store:
+    """Keeps runs, events and parts.
+
+    Args:
+        folder: The state folder; made where it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._runs = folder / "runs"
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-read")
+        self._write_db: sqlite3.Connection | None = None
+        self._read_db: sqlite3.Connection | None = None
+
+    async def open(self) -> None:
+        """Open the state folder for this server alone.
+
+        Raises:
+            StateFolderInUseError: Another server has it open.
+            OSError: It cannot be written.
+        """
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._runs.mkdir(mode=0o700, exist_ok=True)
+        self._lock = (self._folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateFolderInUseError(f"another server uses {self._folder}") from error
+        loop = asyncio.get_running_loop()
+        self._write_db = await loop.run_in_executor(self._writer, self._connect)
+        self._read_db = await loop.run_in_executor(self._reader, self._connect)
+
+    async def close(self) -> None:
+        """Close the state folder."""
+        loop = asyncio.get_running_loop()
+        for executor, db in ((self._reader, self._read_db), (self._writer, self._write_db)):
+            if db is not None:
+                await loop.run_in_executor(executor, db.close)
+            executor.shutdown()
+        self._lock.close()
+
+    def folder(self, run_id: str) -> RunFolder:
+        """Return a run's folder."""
+        return RunFolder(self._runs / run_id)
+
+    async def insert(
+        self, run: Run, order: Order, fingerprint: str, event: Event, parts: Mapping[int, bytes]
+    ) -> int:
+        """Make a new run durable with its first event and the notebook to execute; return its position.
+
+        Raises:
+            StorageFullError: It could not be written; nothing of it is left.
+        """
+        folder = self.folder(run.run_id)
+
+        def write(db: sqlite3.Connection) -> int:
+            folder.create()
+            folder.write(0, parts.values())
+            places, start = [], 0
+            for number, data in parts.items():
+                places.append(Part(number, 0, start, len(data)))
+                start += len(data)
+            folder.sync()
+            return tables.insert_run(db, run, order, fingerprint, event, places)
+
+        try:
+            return await self._write(write)
+        except StorageFullError:
+            await asyncio.get_running_loop().run_in_executor(self._writer, folder.remove)
+            raise
+
+    async def append(
+        self,
+        position: int,
+        run: Run,
+        events: Sequence[Event],
+        written: Written,
+        expire_time: int | None,
+    ) -> None:
+        """Make events durable, after the parts that they tell of.
+
+        Raises:
+            StorageFullError: They could not be written.
+        """
+        folder = self.folder(run.run_id)
+
+        def write(db: sqlite3.Connection) -> None:
+            if written.pieces:
+                folder.write(written.start, written.pieces)
+            tables.append(db, position, run, events, written.parts, expire_time)
+
+        await self._write(write)
+
+    async def find(self, run_id: str) -> Row | None:
+        """Return a run by its id, or the newest one for an empty id; None: there is none."""
+        return await self._read(tables.find_run, run_id)
+
+    async def find_request(self, request_id: str) -> Row | None:
+        """Return the run of a request id; None: there is none."""
+        return await self._read(tables.find_request, request_id)
+
+    async def unended(self) -> list[Row]:
+        """Return the runs that have not ended, oldest first."""
+        return await self._read(tables.unended_runs)
+
+    async def list(
+        self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]
+    ) -> list[Row]:
+        """Return up to `size` runs before a position, newest first, that match states and labels."""
+        return await self._read(tables.list_runs, before, size, states, labels)
+
+    async def events(self, position: int, after: int) -> list[Event]:
+        """Return some events of a run after a sequence number, in order; none: there are no more."""
+        return await self._read(tables.read_events, position, after, EVENTS_A_READ)
+
+    async def parts(self, position: int, as_of: int) -> list[Part]:
+        """Return the version that each part of a run's notebook had at a sequence number."""
+        return await self._read(tables.read_parts, position, as_of)
+
+    async def newest_part(self, position: int, as_of: int) -> int:
+        """Return the sequence number of the newest part at a sequence number."""
+        return await self._read(tables.newest_part, position, as_of)
+
+    async def expired(self, limit: int) -> list[Row]:
+        """Return runs whose retention is over, oldest first."""
+        return await self._read(tables.expired_runs, time.time_ns(), limit)
+
+    async def delete(self, row: Row) -> None:
+        """Remove a run with all that belongs to it."""
+        await self._write(tables.delete_run, row.position)
+        await asyncio.to_thread(self.folder(row.run.run_id).remove)
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._folder / "notebook-runner.db", isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        tables.create(db)
+        return db
+
+    async def _write(
+        self, function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        def transaction() -> _T:
+            db = self._write_db
+            assert db is not None  # noqa: S101 - open() was called
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                result = function(db, *args, **kwargs)
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+            return result
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._writer, transaction)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise StorageFullError(f"The state folder cannot be written: {error}.") from error
+
+    async def _read(
+        self, function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        def read() -> _T:
+            assert self._read_db is not None  # noqa: S101 - open() was called
+            return function(self._read_db, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._reader, read)

@@ -1,0 +1,101 @@
+"""The state machine of a run: pure functions from a run and what happened to the run after it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from notebook_runner_server.execution.interface import (
+    Cause,
+    CellFinished,
+    CellOutcome,
+    CellStarted,
+    Ended,
+    ExecutionEvent,
+    Failure,
+    KernelReady,
+    PartChunk,
+)
+from notebook_runner_server.runs.model import Body, Run, RunChanged, RunState
+
+_NEXT = {
+    RunState.QUEUED: {RunState.STARTING, RunState.KILLED, RunState.INTERRUPTED},
+    RunState.STARTING: {RunState.RUNNING, RunState.KILLING},
+    RunState.RUNNING: {RunState.KILLING},
+    RunState.KILLING: set[RunState](),
+}
+
+_ENDS = {
+    Cause.CELL_ERROR: RunState.FAILED,
+    Cause.RUN_TIMEOUT: RunState.TIMED_OUT,
+    Cause.CELL_TIMEOUT: RunState.TIMED_OUT,
+    Cause.OUTPUT_TIMEOUT: RunState.TIMED_OUT,
+    Cause.KILL_REQUESTED: RunState.KILLED,
+    Cause.KERNEL_SIGNALED: RunState.CRASHED,
+    Cause.KERNEL_EXITED: RunState.CRASHED,
+    Cause.OUT_OF_MEMORY: RunState.CRASHED,
+    Cause.KERNEL_NOT_READY: RunState.CRASHED,
+    Cause.WORKER_DIED: RunState.CRASHED,
+    Cause.STORAGE_FAILED: RunState.CRASHED,
+    Cause.SERVER_STOPPED: RunState.INTERRUPTED,
+    Cause.SERVER_DIED: RunState.INTERRUPTED,
+}
+
+
+class IllegalTransitionError(RuntimeError):
+    """A run cannot go from the one state to the other: a fault in this program."""
+
+
+def move(run: Run, state: RunState, now: int) -> Run:
+    """Return the run in a later state that is not an end.
+
+    Raises:
+        IllegalTransitionError: There is no way from its state to that one.
+    """
+    if state not in _NEXT.get(run.state, ()):
+        raise IllegalTransitionError(f"{run.run_id}: {run.state.name} to {state.name}")
+    started = now if state is RunState.STARTING else run.start_time
+    return replace(run, state=state, start_time=started)
+
+
+def end(run: Run, failure: Failure | None, now: int) -> Run:
+    """Return the run after its end; no failure means that every cell was executed.
+
+    Raises:
+        IllegalTransitionError: It has ended already.
+    """
+    if run.state.is_terminal:
+        raise IllegalTransitionError(f"{run.run_id}: {run.state.name} has ended already")
+    return replace(
+        run,
+        state=RunState.SUCCEEDED if failure is None else _ENDS[failure.cause],
+        end_time=now,
+        current_cell=None,
+        cells_completed=run.cells_total if failure is None else run.cells_completed,
+        failure=failure,
+    )
+
+
+def react(run: Run, event: ExecutionEvent, now: int) -> tuple[Run, Body | None]:
+    """Return the run after what a backend told, and what the log is to say of it."""
+    match event:
+        case KernelReady():
+            if run.state is not RunState.STARTING:
+                return run, None  # a Kill is under way
+            run = move(run, RunState.RUNNING, now)
+            return run, RunChanged(run)
+        case CellStarted():
+            return replace(run, current_cell=event.cell_index, cells_completed=event.cell_index), event
+        case CellFinished():
+            done = event.outcome in (CellOutcome.SUCCEEDED, CellOutcome.ERROR_ALLOWED)
+            completed = event.cell_index + 1 if done else run.cells_completed
+            return replace(run, current_cell=None, cells_completed=completed), event
+        case Ended():
+            failure = event.failure
+            if failure is not None and failure.cell_index is None and run.current_cell is not None:
+                # A worker that died could not say where it was.
+                failure = replace(failure, cell_index=run.current_cell)
+            run = end(run, failure, now)
+            return run, RunChanged(run)
+        case PartChunk():
+            return run, None
+    return run, event

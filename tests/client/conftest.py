@@ -1,0 +1,53 @@
+"""Fixtures of the client's tests: a server that does what the test says, and both clients to call it."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from scripted import RUNNING, WAIT_SECONDS, Collect, Double, changed, printed
+
+from notebook_runner import AsyncClient, Client
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+
+@pytest.fixture
+def double() -> Iterator[Double]:
+    """A server that does what the test says."""
+    serving = Double()
+    yield serving
+    serving.stop()
+
+
+@pytest.fixture
+def collect(request: pytest.FixtureRequest, double: Double) -> Collect:
+    """Calls a method of one of the clients, and gives all that it answers as a list."""
+
+    def blocking(name: str, *args: Any, **options: Any) -> list[Any]:
+        with Client(double.target) as client:
+            answer = getattr(client, name)(*args, **options)
+            return list(answer) if isinstance(answer, Iterator) else [answer]
+
+    async def awaited(name: str, *args: Any, **options: Any) -> list[Any]:
+        async with AsyncClient(double.target) as client:
+            answer = getattr(client, name)(*args, **options)
+            return [item async for item in answer] if hasattr(answer, "__aiter__") else [await answer]
+
+    if request.param == "sync":
+        return blocking
+    return lambda *args, **options: asyncio.run(awaited(*args, **options))
+
+
+@pytest.fixture
+def held(double: Double) -> Iterator[None]:
+    """A stream of the run `r` that says one thing and then holds until the test is over."""
+    over = threading.Event()
+
+    def hold() -> pb.ProgressResponse:
+        over.wait(WAIT_SECONDS)
+        return printed(2)
+
+    double.answers("Progress", changed(1, RUNNING), hold)
+    yield
+    over.set()

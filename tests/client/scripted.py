@@ -1,0 +1,101 @@
+"""A server that answers as a test tells it to, for what a real one cannot do on demand."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner.v1.notebook_runner_pb2_grpc import (
+    NotebookRunnerServicer,
+    add_NotebookRunnerServicer_to_server,
+)
+
+WAIT_SECONDS = 30.0
+RUNNING = pb.Run(run_id="r", state=pb.RUN_STATE_RUNNING)
+ENDED = pb.Run(run_id="r", state=pb.RUN_STATE_SUCCEEDED)
+FAILED = pb.Run(run_id="r", state=pb.RUN_STATE_FAILED, failure=pb.Failure(message="no"))
+Collect = Callable[..., list[Any]]  # calls a method of a client, and gives what it answers
+Answer = Any  # a message, a callable that makes one, or the status code to end with
+
+
+def changed(sequence: int, run: pb.Run) -> pb.ProgressResponse:
+    """The event of a new state."""
+    return pb.ProgressResponse(sequence=sequence, run_changed=run)
+
+
+def beat(sequence: int) -> pb.ProgressResponse:
+    """A heartbeat."""
+    return pb.ProgressResponse(sequence=sequence, heartbeat=pb.Heartbeat())
+
+
+def printed(sequence: int) -> pb.ProgressResponse:
+    """An event of a cell's output."""
+    return pb.ProgressResponse(sequence=sequence, cell_output=pb.CellOutput())
+
+
+class Double(NotebookRunnerServicer):
+    """Answers each call with the next answer of its script, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.script: dict[str, deque[list[Answer]]] = {}
+        self.asked: list[Any] = []
+        self.metadata: list[dict[str, str | bytes]] = []
+        self._port = 0
+        self.serve()
+
+    def serve(self) -> None:
+        """Starts serving, again at the same address."""
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        add_NotebookRunnerServicer_to_server(self, self._server)
+        self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
+        self._server.start()
+
+    def stop(self) -> None:
+        """Drops all connections."""
+        self._server.stop(None).wait(WAIT_SECONDS)
+
+    def restart(self) -> None:
+        """Drops all connections, and serves again."""
+        self.stop()
+        self.serve()
+
+    @property
+    def target(self) -> str:
+        """The address."""
+        return f"127.0.0.1:{self._port}"
+
+    def answers(self, method: str, *answers: Answer) -> None:
+        """Adds what the next call of this method is answered with."""
+        self.script.setdefault(method, deque()).append(list(answers))
+
+    def _next(self, method: str, request: Any, context: Any) -> Iterator[Any]:
+        # A list that a client reuses must not change what was asked before.
+        self.asked.append(type(request).FromString(request.SerializeToString()))
+        self.metadata.append(dict(context.invocation_metadata()))
+        for answer in self.script[method].popleft():
+            if isinstance(answer, grpc.StatusCode):
+                context.abort(answer, "scripted")
+            yield answer() if callable(answer) else answer
+
+    def Start(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        """Answers as scripted."""
+        return next(self._next("Start", request, context))
+
+    def Progress(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Answers as scripted."""
+        return self._next("Progress", request, context)
+
+    def Output(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Answers as scripted."""
+        return next(self._next("Output", request, context))
+
+    def Kill(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Answers as scripted."""
+        return next(self._next("Kill", request, context))
+
+    def List(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Answers as scripted."""
+        return next(self._next("List", request, context))

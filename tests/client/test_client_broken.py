@@ -1,0 +1,150 @@
+"""What a real server cannot do on demand: connections that break and servers that answer in odd ways."""
+
+import threading
+
+import grpc
+import pytest
+from scripted import ENDED, FAILED, RUNNING, Collect, Double, beat, changed, printed
+
+from notebook_runner import AccessDenied, NotebookRunnerError, RpcFailed, RunFailed, Unavailable
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+BOTH = pytest.mark.parametrize("collect", ["sync", "async"], indirect=True)
+
+
+def sequences(events: list[pb.ProgressResponse]) -> list[int]:
+    """The sequence numbers of events."""
+    return [event.sequence for event in events]
+
+
+@BOTH
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED"])
+def test_progress_goes_on_after_a_break(double: Double, collect: Collect, code: str) -> None:
+    """The loop sees each event once and in order, over three connections."""
+    status = grpc.StatusCode[code]
+    double.answers("Progress", changed(1, RUNNING), printed(2), beat(2), status)
+    double.answers("Progress", beat(2), status)
+    double.answers("Progress", printed(3), beat(3), changed(4, ENDED))
+    assert sequences(collect("progress", "r")) == [1, 2, 3, 4]
+    assert [request.after_sequence for request in double.asked] == [0, 2, 2]
+
+
+@BOTH
+def test_progress_survives_a_restarted_server(double: Double, collect: Collect) -> None:
+    """A server that dies in mid stream and comes back is not seen by the loop."""
+
+    def restart() -> pb.ProgressResponse:
+        # In another thread than the server's own, which stop() waits for.
+        threading.Thread(target=double.restart).start()
+        return printed(2)
+
+    double.answers("Progress", changed(1, RUNNING), restart, grpc.StatusCode.UNAVAILABLE)
+    double.answers("Progress", printed(3), changed(4, ENDED))
+    double.answers("Progress", printed(3), changed(4, ENDED))
+    assert sequences(collect("progress", "r"))[-2:] == [3, 4]
+
+
+@BOTH
+def test_progress_ends_when_the_connection_breaks_after_the_end(double: Double, collect: Collect) -> None:
+    """A break after the terminal event asks for nothing more."""
+    double.answers("Progress", changed(1, ENDED), grpc.StatusCode.UNAVAILABLE)
+    assert sequences(collect("progress", "r")) == [1]
+    assert len(double.asked) == 1
+
+
+@BOTH
+def test_progress_gives_up_in_the_end(double: Double, collect: Collect) -> None:
+    """When the connection does not come back in time, the loop sees Unavailable."""
+    double.answers("Progress", changed(1, RUNNING), grpc.StatusCode.UNAVAILABLE)
+    with pytest.raises(Unavailable, match="scripted"):
+        collect("progress", "r", reconnect_timeout=0)
+
+
+@BOTH
+def test_progress_follows_the_run_that_was_newest(double: Double, collect: Collect) -> None:
+    """An empty id is looked up once, so that a reconnect cannot meet a newer run."""
+    double.answers("List", pb.ListResponse(runs=[RUNNING]))
+    double.answers("Progress", changed(1, RUNNING), grpc.StatusCode.UNAVAILABLE)
+    double.answers("Progress", changed(2, ENDED))
+    assert sequences(collect("progress")) == [1, 2]
+    assert [request.run_id for request in double.asked[1:]] == ["r", "r"]
+
+
+@BOTH
+def test_start_is_repeated_with_the_same_id(double: Double, collect: Collect) -> None:
+    """A start that met a server on its way up is sent again, as the same request."""
+    double.answers("Start", grpc.StatusCode.UNAVAILABLE)
+    double.answers("Start", pb.StartResponse(run=RUNNING))
+    # More than gRPC would keep for a retry by itself.
+    assert collect("start", b"x" * 2_000_000) == [RUNNING]
+    first, second = double.asked
+    assert first == second
+    assert first.request_id
+
+
+@BOTH
+@pytest.mark.parametrize("code", ["INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"])
+def test_other_statuses_are_not_repeated(double: Double, collect: Collect, code: str) -> None:
+    """Only UNAVAILABLE is worth another attempt."""
+    double.answers("Start", grpc.StatusCode[code])
+    with pytest.raises(RpcFailed) as caught:
+        collect("start", b"{}")
+    assert caught.value.code is grpc.StatusCode[code]
+    assert len(double.asked) == 1
+
+
+@BOTH
+def test_run_raises_how_the_run_ended(double: Double, collect: Collect) -> None:
+    """A run that fails is an exception of `run`, over a break of the connection."""
+    double.answers("Start", pb.StartResponse(run=RUNNING))
+    double.answers("Progress", changed(1, RUNNING), grpc.StatusCode.UNAVAILABLE)
+    double.answers("Progress", changed(2, FAILED))
+    with pytest.raises(RunFailed, match="run r failed: no") as caught:
+        collect("run", b"{}")
+    assert caught.value.run == FAILED
+
+
+@BOTH
+def test_wait_for_a_run_that_nothing_is_told_of(double: Double, collect: Collect) -> None:
+    """A stream that ends without a word is an error and no run."""
+    double.answers("Progress")
+    with pytest.raises(NotebookRunnerError, match="told nothing"):
+        collect("wait", "r")
+
+
+@BOTH
+def test_kill_ends_the_run_that_was_newest(double: Double, collect: Collect) -> None:
+    """An empty id is looked up first, so that a repeated Kill cannot end a newer run."""
+    double.answers("List", pb.ListResponse(runs=[RUNNING]))
+    double.answers("Kill", grpc.StatusCode.UNAVAILABLE)
+    double.answers("Kill", pb.KillResponse(run=ENDED, processes_ended=2))
+    assert collect("kill", grace_period=1.5)[0].processes_ended == 2
+    assert [request.run_id for request in double.asked[1:]] == ["r", "r"]
+
+
+@BOTH
+def test_list_asks_for_all_pages(double: Double, collect: Collect) -> None:
+    """The iterator goes on with the token of each page, and the filters stay."""
+    double.answers("List", pb.ListResponse(runs=[RUNNING, FAILED], next_page_token="2"))
+    double.answers("List", pb.ListResponse(runs=[ENDED]))
+    assert collect("list", states=["running"], labels={"a": "b"}) == [RUNNING, FAILED, ENDED]
+    assert [request.page_token for request in double.asked] == ["", "2"]
+    assert double.asked[0].labels == double.asked[1].labels == {"a": "b"}
+
+
+@pytest.mark.parametrize("method", ["start", "progress", "output", "kill", "list", "wait"])
+@BOTH
+def test_no_bare_grpc_error_reaches_the_caller(double: Double, collect: Collect, method: str) -> None:
+    """Whatever the call, a refusal comes as the client's own exception."""
+    name = "Progress" if method == "wait" else method.title()
+    double.answers(name, grpc.StatusCode.PERMISSION_DENIED)
+    with pytest.raises(AccessDenied):
+        collect(method, *(() if method in {"start", "list"} else ("r",)))
+
+
+@BOTH
+def test_nothing_there_to_talk_to(double: Double, collect: Collect) -> None:
+    """A server that is not there is Unavailable after a few attempts, also for a stream."""
+    double.stop()
+    with pytest.raises(Unavailable):
+        collect("progress", "r", reconnect_timeout=0.1)

@@ -1,0 +1,188 @@
+"""From Python's values to the messages of the contract."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from google.protobuf import json_format
+
+from notebook_runner import StartOptions, _requests, _states
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+NOTEBOOK: dict[str, Any] = {"cells": [], "metadata": {"title": "Größe"}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def start(notebook: Any = None, **options: Any) -> pb.StartRequest:
+    """The request that these arguments make."""
+    chosen: StartOptions = options  # type: ignore[assignment] # wrong ones are part of the tests
+    return _requests.start_request(notebook, chosen)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_notebook_from_a_file(tmp_path: Path, kind: type[str | Path]) -> None:
+    """A path of the client's is read, and its bytes are sent untouched."""
+    path = tmp_path / "a.ipynb"
+    path.write_bytes(b"\xef\xbb\xbf{}")
+    assert start(kind(path)).notebook_content == b"\xef\xbb\xbf{}"
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_notebook_from_bytes(kind: type[Any]) -> None:
+    """Bytes of any kind are sent as they are."""
+    assert start(kind(b"{}")).notebook_content == b"{}"
+
+
+@pytest.mark.parametrize("notebook", [NOTEBOOK, nbformat.from_dict(NOTEBOOK)])
+def test_notebook_from_a_dict(notebook: Any) -> None:
+    """A dict and a NotebookNode are sent as JSON in UTF-8."""
+    content = start(notebook).notebook_content
+    assert json.loads(content) == NOTEBOOK
+    assert "Größe".encode() in content
+
+
+def test_notebook_on_the_server() -> None:
+    """A server path is sent as a path, and nothing is read here."""
+    request = start(server_path="reports/a.ipynb")
+    assert request.WhichOneof("notebook") == "notebook_path"
+    assert request.notebook_path == "reports/a.ipynb"
+
+
+def test_no_notebook_is_the_servers_default() -> None:
+    """With neither of them the request has no notebook."""
+    assert start().WhichOneof("notebook") is None
+
+
+def test_two_notebooks_are_one_too_many() -> None:
+    """A notebook and a server path contradict each other."""
+    with pytest.raises(ValueError, match="not both"):
+        start(NOTEBOOK, server_path="a.ipynb")
+
+
+def test_missing_file_says_where_else_it_may_be(tmp_path: Path) -> None:
+    """A path that is not here reminds of server_path."""
+    with pytest.raises(FileNotFoundError, match="server_path"):
+        start(tmp_path / "none.ipynb")
+
+
+def test_other_types_are_no_notebook() -> None:
+    """Anything else is refused by its type."""
+    with pytest.raises(TypeError, match="not int"):
+        start(3)
+
+
+def test_request_id_is_made_when_none_is_given() -> None:
+    """Every start carries an id, so that a retry cannot run the notebook twice."""
+    assert start(request_id="mine").request_id == "mine"
+    assert start().request_id != start().request_id != ""
+
+
+def test_parameters_keep_their_types() -> None:
+    """Every type that JSON has arrives as it was."""
+    parameters = {"a": None, "b": True, "c": 3, "d": 0.5, "e": "x", "f": [1, ("y",)], "g": {"h": {}}}
+    sent = json_format.MessageToDict(start(parameters=parameters).parameters)
+    assert sent == {**parameters, "f": [1, ["y"]]}
+    assert type(sent["b"]) is bool
+
+
+def test_numbers_of_other_libraries() -> None:
+    """Numbers that register as Python's numeric types, like NumPy's, are taken."""
+    assert start(parameters={"a": Fraction(1, 2)}).parameters["a"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        (datetime(2024, 1, 1, tzinfo=UTC), r"parameters\['a'\] is a datetime"),
+        ([1, {"b": Path("x")}], r"parameters\['a'\]\[1\]\['b'\] is a \w*Path"),
+        (Decimal(1), "Decimal"),
+        (b"x", "bytes"),
+        ({1}, "set"),
+        ({1: 2}, "has the key 1"),
+    ],
+)
+def test_parameter_that_cannot_be_sent(value: object, place: str) -> None:
+    """A value without a JSON type is refused, with the place where it stands."""
+    with pytest.raises(TypeError, match=place):
+        start(parameters={"a": value})
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1])
+def test_integer_that_would_lose_digits(value: int) -> None:
+    """An integer that a double cannot hold is refused instead of changed."""
+    assert start(parameters={"a": 2**53}).parameters["a"] == 2**53
+    with pytest.raises(ValueError, match="lose digits"):
+        start(parameters={"a": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "nanoseconds"),
+    [(0, 0), (1.5, 1_500_000_000), (0.1, 100_000_000), (timedelta(minutes=2), 120 * 10**9), (-1, -(10**9))],
+)
+def test_duration(value: _requests.Seconds, nanoseconds: int) -> None:
+    """Seconds and timedeltas arrive exactly; whether a limit makes sense is the server's to say."""
+    request = start(run_timeout=value)
+    assert request.HasField("run_timeout")
+    assert request.run_timeout.ToNanoseconds() == nanoseconds
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e300])
+def test_duration_that_is_none(value: float) -> None:
+    """A length of time that has no number is refused."""
+    with pytest.raises(ValueError, match="number of seconds"):
+        start(cell_timeout=value)
+
+
+def test_absent_options_stay_absent() -> None:
+    """What is not given leaves no trace: absent and zero are two things in the contract."""
+    assert start(request_id="x") == pb.StartRequest(request_id="x")
+
+
+def test_all_options_arrive() -> None:
+    """Every option has its field."""
+    request = start(
+        kernel_name="ir",
+        cell_timeout=1,
+        output_timeout=2,
+        retention=3,
+        allow_errors=True,
+        environment={"A": "b"},
+        memory_limit=4,
+        labels={"c": "d"},
+    )
+    assert (request.kernel_name, request.allow_errors, request.memory_limit_bytes) == ("ir", True, 4)
+    assert (dict(request.environment), dict(request.labels)) == ({"A": "b"}, {"c": "d"})
+    assert [d.seconds for d in (request.cell_timeout, request.output_timeout, request.retention)] == [1, 2, 3]
+
+
+def test_kill_without_grace_is_at_once() -> None:
+    """No grace is sent as none."""
+    assert not _requests.kill_request("r", 0).HasField("grace_period")
+    assert _requests.kill_request("r", timedelta(seconds=2)).grace_period.seconds == 2
+
+
+@pytest.mark.parametrize("name", ["timed-out", "TIMED_OUT", "timed out", "RUN_STATE_TIMED_OUT", 7])
+def test_states_by_name(name: str | pb.RunState.ValueType) -> None:
+    """A state can be written in the ways that people write it."""
+    assert _requests.list_request([name], {"a": "b"}, 5) == pb.ListRequest(
+        states=[pb.RUN_STATE_TIMED_OUT], labels={"a": "b"}, page_size=5
+    )
+
+
+@pytest.mark.parametrize("name", ["gone", "unspecified", ""])
+def test_unknown_state(name: str) -> None:
+    """A state that there is not is refused with those there are."""
+    with pytest.raises(ValueError, match="queued, starting, running, killing"):
+        _requests.list_request([name], None, 0)
+
+
+def test_every_state_has_a_name() -> None:
+    """Each state of the contract reads as words, and back."""
+    for state in pb.RunState.values()[1:]:
+        assert _states.parse_state(_states.state_name(state)) == state
+    terminal = {_states.state_name(s) for s in pb.RunState.values() if _states.is_terminal(s)}
+    assert terminal == {"succeeded", "failed", "timed out", "killed", "crashed", "interrupted"}

@@ -1,0 +1,51 @@
+"""Fixtures that every test folder shares: real servers."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import nbformat
+import pytest
+from support.gate import Gate
+from support.notebooks import code, notebook
+from support.server import Server
+
+DEFAULT_CELLS = (code("who = 'world'", "parameters"), "print(f'hello {who}')")
+
+
+@pytest.fixture(scope="session")
+def notebook_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The notebook root of `server`, with its default notebook and one in a sub-folder."""
+    root = tmp_path_factory.mktemp("notebooks")
+    folder = root / "folder"
+    folder.mkdir()
+    nbformat.write(notebook(*DEFAULT_CELLS), root / "default.ipynb")
+    (folder / "beside.py").write_text("ANSWER = 42\n")
+    nbformat.write(notebook("import os, beside", "os.getcwd(), beside.ANSWER"), folder / "place.ipynb")
+    return root
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, notebook_root: Path) -> Iterator[Server]:
+    """One server for all tests that leave it as they found it: one worker, three runs may wait."""
+    options = ["--notebook-root", str(notebook_root), "--default-notebook", "default.ipynb"]
+    options += ["--queue", "3", "--heartbeat-interval", "0.5"]
+    with Server(tmp_path_factory.mktemp("state"), *options) as running:
+        yield running
+
+
+@pytest.fixture
+def make_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Starts servers of the test's own: `make_server(*options, environment=…)`."""
+    with ExitStack() as servers:
+        yield lambda *options, **more: servers.enter_context(
+            Server(tmp_path_factory.mktemp("state"), *options, **more)
+        )
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """A gate at which a notebook waits for the test."""
+    opened = Gate(tmp_path)
+    yield opened
+    opened.close()

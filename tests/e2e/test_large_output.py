@@ -1,0 +1,41 @@
+"""A notebook of about a hundred megabytes, read by a client with gRPC's default limits."""
+
+import hashlib
+
+from support.calls import SECONDS, inline, pages, perform
+from support.notebooks import parsed
+from support.server import Server
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+PIECES = 100
+PIECE = 1_000_000
+MESSAGE_BYTES = 4 * 1024 * 1024
+LARGE_CELL = f"""
+from IPython.display import display
+for number in range({PIECES}):
+    display({{"text/plain": chr(97 + number % 26) * {PIECE}}}, raw=True)
+"""
+
+
+def test_a_hundred_megabytes_arrive_in_pages(server: Server) -> None:
+    """Every page fits a message of 4 MiB, and together they are the notebook, byte for byte."""
+    run, events = perform(server.stub, inline(LARGE_CELL))
+    assert run.state == pb.RUN_STATE_SUCCEEDED
+    assert sum(event.ByteSize() for event in events) < PIECE
+    answers = list(pages(server.stub, run_id=run.run_id))
+    data = b"".join(page.content for page in answers)
+    assert len(data) > PIECES * PIECE
+    assert max(page.ByteSize() for page in answers) < MESSAGE_BYTES
+    assert {page.sha256 for page in answers} == {hashlib.sha256(data).hexdigest()}
+    outputs = parsed(data).cells[0].outputs
+    assert [len(output.data["text/plain"]) for output in outputs] == [PIECE] * PIECES
+    _largest_page_fits(server, run, data)
+
+
+def _largest_page_fits(server: Server, run: pb.Run, data: bytes) -> None:
+    """Whoever asks for more than a page may hold gets the server's largest, which still arrives."""
+    request = pb.OutputRequest(run_id=run.run_id, max_bytes=2**31 - 1)
+    page = server.stub.Output(request, timeout=SECONDS)
+    assert data.startswith(page.content)
+    assert len(page.content) >= 1024 * 1024

@@ -1,0 +1,43 @@
+"""Finds processes by what their environment carries, so that nothing can hide from a test."""
+
+import os
+import select
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def _read(pid: int, name: str) -> bytes:
+    """A file of a process, empty when the process is gone, a zombie or somebody else's."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Every live process whose environment carries the mark, with its command line."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    found = [pid for pid in pids if mark.encode() in _read(pid, "environ")]
+    return {pid: _read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace") for pid in found}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    fields = _read(pid, "stat").rpartition(b") ")[2].split()
+    return bool(fields) and fields[0] not in {b"Z", b"X"}
+
+
+def outlived(pids: Iterable[int], seconds: float) -> list[int]:
+    """The processes that do not end by themselves in this time, waited for one after the other."""
+    return [pid for pid in pids if not _ends(pid, seconds)]
+
+
+def _ends(pid: int, seconds: float) -> bool:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], seconds)[0]) or not is_alive(pid)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,82 @@
+"""nbclient itself in a process of its own, asked for one execution after the other.
+
+Run as a program, it reads one JSON request a line and answers one JSON line.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TextIO
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+
+
+class Executed(NamedTuple):
+    """The notebook as nbclient leaves it, and the exception it raised, by name."""
+
+    notebook: NotebookNode
+    error: str
+
+
+class Reference:
+    """Executes notebooks with nbclient between `with` and its end, in the notebook's own folder."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = {**os.environ, **(environment or {})}
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, __file__]
+        self._process = subprocess.Popen(
+            command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def execute(self, path: Path, **options: Any) -> Executed:
+        """Executes one notebook with these options of NotebookClient."""
+        self.ask(path, **options)
+        return self.answer()
+
+    def ask(self, path: Path, **options: Any) -> None:
+        """Begins an execution, whose answer is read later."""
+        assert self._process.stdin is not None
+        print(json.dumps({"path": str(path), "options": options}), file=self._process.stdin, flush=True)
+
+    def answer(self) -> Executed:
+        """Waits for the execution that was asked for."""
+        assert self._process.stdout is not None
+        answer = json.loads(self._process.stdout.readline())
+        return Executed(nbformat.from_dict(answer["notebook"]), answer["error"])
+
+
+def _execute(path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    node = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(path.parent)}}
+    error = ""
+    try:
+        NotebookClient(node, resources=resources, **options).execute()
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as raised:
+        error = type(raised).__name__
+    return {"notebook": node, "error": error}
+
+
+def _serve(answers: TextIO) -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = _execute(Path(request["path"]), request["options"])
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    # What kernels write to the inherited standard output must not mix with the answers.
+    with os.fdopen(os.dup(1), "w") as own_output:
+        os.dup2(2, 1)
+        _serve(own_output)

@@ -1,0 +1,119 @@
+"""A real server process on a free port, with its log and the proof of what it left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any, Self
+from uuid import uuid4
+
+import grpc
+from support.processes import marked, outlived
+
+from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+
+PROGRAM = Path(sys.executable).with_name("notebook-runner-server")
+# Nothing a kernel gets from the server may carry this prefix, so the mark reaches every process.
+MARK_VARIABLE = "NBR_TEST_MARK"
+SERVICE = "/notebook_runner.v1.NotebookRunner/"
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
+CALL_SECONDS = 60.0
+# Helpers of the interpreter end by themselves when they see that the server is gone.
+LINGER_SECONDS = 5.0
+
+
+class Server:
+    """Runs `notebook-runner-server` with these options between `with` and its end.
+
+    Leaving the block ends the server with SIGTERM and asserts that it exited with 0 and that no
+    process is left that carries its mark.
+    """
+
+    def __init__(self, state_dir: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
+        self.state_dir = state_dir
+        self.mark = uuid4().hex
+        self.log: list[dict[str, Any]] = []
+        self.noise: list[str] = []
+        self.target = ""
+        self._command = [str(PROGRAM), "--listen", "127.0.0.1:0", "--state-dir", str(state_dir)]
+        self._command += ["--log-format", "json", *options]
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("NOTEBOOK_RUNNER_")}
+        self._environment = {**inherited, MARK_VARIABLE: self.mark, **(environment or {})}
+        self._told = threading.Event()
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            self._command, env=self._environment, stderr=subprocess.PIPE, text=True
+        )
+        self._reader = threading.Thread(target=self._read_log, args=[self.process.stderr], daemon=True)
+        self._reader.start()
+        try:
+            assert self._told.wait(START_SECONDS), f"no serving line: {self.tail()}"
+            assert self.target, f"the server ended: {self.tail()}"
+        except AssertionError:
+            self._end_by_force()
+            raise
+        self.channel = grpc.insecure_channel(self.target)
+        self.stub = rpc.NotebookRunnerStub(self.channel)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.channel.close()
+        self.stop()
+
+    def _read_log(self, stream: IO[str]) -> None:
+        """Keeps every line of the log until the server and all its children have closed it."""
+        with stream:
+            for line in stream:
+                self._keep(line)
+        self._told.set()
+
+    def _keep(self, line: str) -> None:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            self.noise.append(line)
+            return
+        self.log.append(entry)
+        if entry.get("event") == "serving":
+            self.target = entry["address"]
+            self._told.set()
+
+    def raw(self, method: str, data: bytes, timeout: float = CALL_SECONDS) -> bytes:
+        """Sends bytes as the request of a unary method; answers those that came back."""
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(SERVICE + method)
+        return call(data, timeout=timeout)
+
+    def raw_stream(self, method: str, data: bytes, timeout: float = CALL_SECONDS) -> Iterable[bytes]:
+        """The same for a method that answers a stream."""
+        call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(SERVICE + method)
+        return call(data, timeout=timeout)
+
+    def tail(self) -> str:
+        """The last lines of the log, for a failed assertion."""
+        return "\n".join([*(json.dumps(entry) for entry in self.log[-20:]), *self.noise[-20:]])
+
+    def stop(self) -> None:
+        """Ends the server as an operator does, and checks that nothing of it is left."""
+        try:
+            self.process.send_signal(signal.SIGTERM)
+            code = self.process.wait(STOP_SECONDS)
+            left = marked(self.mark)
+            stayed = {pid: left[pid] for pid in outlived(left, LINGER_SECONDS)}
+            assert code == 0, f"exit code {code}: {self.tail()}"
+            assert not stayed, f"processes left behind: {stayed}"
+        finally:
+            self._end_by_force()
+
+    def _end_by_force(self) -> None:
+        """Leaves nothing running, also when a test has just shown that something would be."""
+        self.process.kill()
+        self.process.wait()
+        for pid in marked(self.mark):
+            os.kill(pid, signal.SIGKILL)
+        self._reader.join(LINGER_SECONDS)
