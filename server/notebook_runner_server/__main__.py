@@ -31,7 +31,7 @@ def main() -> None:
         "notebook-runner-server",
         callback=run,
         params=list(config.options()),
-        help="Execute Jupyter notebooks on demand, over gRPC.\n\nEvery option is also a variable of the environment.",
+        help="Execute Jupyter notebooks on demand, over gRPC.",
         context_settings={"auto_envvar_prefix": config.ENVIRONMENT_PREFIX, "max_content_width": 110},
     )
     command = click.version_option(__version__)(command)

@@ -18,7 +18,9 @@ import click
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
 
 
-def _setting(default: Any, help_text: str, *, minimum: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+def _setting(
+    default: Any, help_text: str, *, minimum: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
     return field(default=default, metadata={"help": help_text, "minimum": minimum, "choices": choices})
 
 
@@ -46,7 +48,9 @@ class Settings:
     workers: int = _setting(1, "Worker processes, and so runs at once.", minimum=1)
     queue: int = _setting(0, "Runs that may wait when all workers are busy.", minimum=0)
     executor: str = _setting("process", "What executes runs.", choices=("process",))
-    run_timeout: float = _setting(0.0, "Seconds that a run may take where Start says nothing; 0: no limit.", minimum=0)
+    run_timeout: float = _setting(
+        0.0, "Seconds that a run may take where Start says nothing; 0: no limit.", minimum=0
+    )
     cell_timeout: float = _setting(
         0.0, "Seconds that a cell may take where Start says nothing; 0: no limit.", minimum=0
     )
@@ -54,13 +58,19 @@ class Settings:
         604800.0, "Seconds that a run is kept after its end where Start says nothing.", minimum=0
     )
     drain_timeout: float = _setting(
-        20.0, "Seconds that runs may go on when the server is asked to stop, before they are ended.", minimum=0
+        20.0,
+        "Seconds that runs may go on when the server is asked to stop, before they are ended.",
+        minimum=0,
     )
-    max_notebook_bytes: int = _setting(67108864, "Largest notebook that a Start may name or carry, in bytes.", minimum=1)
+    max_notebook_bytes: int = _setting(
+        67108864, "Largest notebook that a Start may name or carry, in bytes.", minimum=1
+    )
     max_files_bytes: int = _setting(
         268435456, "Largest run folder that Output answers as a zip, in bytes.", minimum=0
     )
-    page_bytes: int = _setting(1048576, "Bytes that Output answers where the request says nothing.", minimum=1)
+    page_bytes: int = _setting(
+        1048576, "Bytes that Output answers where the request says nothing.", minimum=1
+    )
     max_page_bytes: int = _setting(
         3145728, "Most bytes that Output answers at once; below the 4 MiB that clients take.", minimum=1
     )

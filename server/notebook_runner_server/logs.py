@@ -1,4 +1,4 @@
-"""The log: structlog, as JSON for machines or for people on a console; the standard library's goes there too."""
+"""The log: structlog, as JSON for machines or as lines for people; the standard library's goes there too."""
 
 from __future__ import annotations
 

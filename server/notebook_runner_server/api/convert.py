@@ -21,6 +21,8 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.runs.errors import InvalidFieldError
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
 
+_MAX_NANOS = 999_999_999
+_MAX_SECONDS = 315_576_000_000  # google.protobuf.Duration's own bound
 # Beyond it a double no longer tells whole numbers apart.
 _MAX_WHOLE = 2.0**53
 
@@ -35,7 +37,9 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
         if getattr(request, name) != unset:
             raise InvalidFieldError(f"This server does not offer {name}: leave it out.", field=name)
     if request.HasField("output_timeout"):
-        raise InvalidFieldError("This server does not offer output_timeout: leave it out.", field="output_timeout")
+        raise InvalidFieldError(
+            "This server does not offer output_timeout: leave it out.", field="output_timeout"
+        )
     kind = request.WhichOneof("notebook")
     if kind == "notebook_uri":
         raise InvalidFieldError("No URI scheme is allowed on this server.", field="notebook_uri")
@@ -64,7 +68,7 @@ def seconds(request: pb.StartRequest | pb.KillRequest, field: str) -> float | No
         return None
     value: duration_pb2.Duration = getattr(request, field)
     whole = value.seconds + value.nanos / 1e9
-    if abs(value.nanos) > 999_999_999 or value.seconds * value.nanos < 0 or not 0 <= whole < 1e12:
+    if abs(value.nanos) > _MAX_NANOS or value.seconds * value.nanos < 0 or not 0 <= whole <= _MAX_SECONDS:
         raise InvalidFieldError(f"{field} is not a duration of zero or more.", field=field)
     return whole
 
@@ -111,7 +115,7 @@ def run_message(run: Run) -> pb.Run:
     return message
 
 
-def run_state(state: RunState) -> pb.RunState:
+def run_state(state: RunState) -> pb.RunState.ValueType:
     """Return a state as the contract has it."""
     return pb.RunState.Value(f"RUN_STATE_{state.name}")
 
@@ -225,9 +229,7 @@ def _cell_output(body: StreamOutput | DisplayOutput | ErrorOutput | ClearOutput)
             message.display.CopyFrom(pb.DisplayOutput(output_type=body.output_type, data=data))
         case ErrorOutput():
             message.error.CopyFrom(
-                pb.ErrorOutput(
-                    exception_name=body.exception_name, exception_message=body.exception_message
-                )
+                pb.ErrorOutput(exception_name=body.exception_name, exception_message=body.exception_message)
             )
         case ClearOutput():
             message.clear.CopyFrom(pb.ClearOutput(wait=body.wait))

@@ -46,8 +46,10 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         run = await self._runner.start(convert.start_spec(request))
         return pb.StartResponse(run=convert.run_message(run))
 
-    async def Progress(  # type: ignore[override] # its stub is for the synchronous server
-        self, request: pb.ProgressRequest, context: Any  # noqa: ARG002 - grpc's signature
+    async def Progress(  # noqa: N802 - grpc's
+        self,
+        request: pb.ProgressRequest,
+        context: Any,  # noqa: ARG002 - grpc's signature
     ) -> AsyncIterator[pb.ProgressResponse]:
         """Tell the events of a run."""
         if self._streams >= self._max_streams:
@@ -137,7 +139,9 @@ def _position(request: pb.ListRequest) -> int:
         position, same = base64.urlsafe_b64decode(request.page_token).decode().split(":")
         number = int(position)
     except ValueError as error:
-        raise InvalidFieldError("page_token is not one that List has answered.", field="page_token") from error
+        raise InvalidFieldError(
+            "page_token is not one that List has answered.", field="page_token"
+        ) from error
     if same != _filter(request) or not 0 < number <= _NO_POSITION:
         message = "page_token belongs to a List with other states or labels."
         raise InvalidFieldError(message, field="page_token")

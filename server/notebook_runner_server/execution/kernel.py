@@ -80,7 +80,7 @@ class Kernel:
     async def drain(self) -> None:
         """Wait until what the kernel sent before its end has been received."""
         channel = getattr(self.client, "_iopub_channel", None)
-        while channel is not None and await channel.socket.poll(10):
+        while channel is not None and await channel.socket.poll(10):  # noqa: ASYNC110 - nbclient takes a message
             await asyncio.sleep(0)
 
     def end_of_process(self) -> tuple[str, int | None]:

@@ -103,7 +103,9 @@ def read(content: bytes) -> nbformat.NotebookNode:
     document = _document(content)
     try:
         reader = nbformat.versions[document["nbformat"]]
-        notebook = nbformat.convert(reader.to_notebook_json(document, minor=document.get("nbformat_minor", 0)), 4)
+        notebook: nbformat.NotebookNode = nbformat.convert(
+            reader.to_notebook_json(document, minor=document.get("nbformat_minor", 0)), 4
+        )
         _, notebook = normalize(notebook)
         nbformat.validate(_for_validation(notebook))
     except NotebookValidationError as error:
@@ -179,11 +181,12 @@ def _parameterize(
             # Papermill cannot read the parameters cell of every language.
             if unknown and (known or language == "python"):
                 raise UnknownParameterError(unknown, known)
-        return parameterize_notebook(
+        parameterized: nbformat.NotebookNode = parameterize_notebook(
             notebook, dict(parameters), kernel_name=kernel_name or "python3", language=language
         )
     except PapermillException as error:
         raise NotebookError(f"The parameters cannot be translated to {_short(language)}: {error}") from error
+    return parameterized
 
 
 def encode_cell(cell: nbformat.NotebookNode) -> bytes:
@@ -211,4 +214,5 @@ def _encode(value: object) -> bytes:
 
 def decode(content: bytes) -> nbformat.NotebookNode:
     """Return a prepared notebook that was put together from its parts: no check, no conversion."""
-    return nbformat.v4.to_notebook_json(json.loads(content))
+    notebook: nbformat.NotebookNode = nbformat.v4.to_notebook_json(json.loads(content))
+    return notebook

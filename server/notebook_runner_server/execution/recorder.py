@@ -35,7 +35,7 @@ TEXT_CHARACTERS = 64 * 1024 // 4
 CHUNK_BYTES = 512 * 1024
 
 
-class RecordingClient(NotebookClient):  # type: ignore[misc] # nbclient's traits are untyped
+class RecordingClient(NotebookClient):
     """An nbclient that emits an event for whatever happens, and each cell's outputs once it has ended.
 
     Attributes:

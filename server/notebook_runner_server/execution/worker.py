@@ -23,6 +23,7 @@ from notebook_runner_server.execution import host as hosts
 from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Job
 from notebook_runner_server.execution.processes import become_subreaper, kill_descendants
 
+
 @dataclass(frozen=True, slots=True)
 class Hello:
     """What a worker says of itself: its process id, and kernelspecs with their languages."""

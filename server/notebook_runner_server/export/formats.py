@@ -1,4 +1,6 @@
-"""Converts one notebook with nbconvert. Runs as a program of its own, so that no server waits for it:
+"""Converts one notebook with nbconvert, as a program of its own, so that no server waits for it.
+
+::
 
     python -m notebook_runner_server.export.formats FORMAT NOTEBOOK TARGET
 

@@ -121,7 +121,9 @@ class Admission:
             labels=spec.labels,
             notebook_path=path,
         )
-        return Admitted(run, self._order(spec, folder), {**dict(enumerate(prepared.cells)), TAIL: prepared.tail})
+        return Admitted(
+            run, self._order(spec, folder), {**dict(enumerate(prepared.cells)), TAIL: prepared.tail}
+        )
 
     def _content(self, spec: StartSpec) -> tuple[bytes, str, str]:
         if spec.content is not None:
@@ -168,7 +170,7 @@ def _check(spec: StartSpec) -> None:
         raise InvalidFieldError(message, field="labels")
     for name, value in spec.environment.items():
         if not name or "=" in name or "\0" in name + value:
-            message = "The name of an environment variable is not empty and has no '='; neither it nor its value has NUL."
+            message = "A variable's name is not empty and has no '='; neither it nor its value has NUL."
             raise InvalidFieldError(message, field="environment")
     for name in spec.parameters:
         if not _PARAMETER.fullmatch(name):

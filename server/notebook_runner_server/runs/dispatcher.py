@@ -30,6 +30,7 @@ class Dispatcher:
         self._queued = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._driving: set[asyncio.Task[None]] = set()
+        self._draining = False
 
     @property
     def waiting(self) -> int:
@@ -74,30 +75,38 @@ class Dispatcher:
             await active.stop(cause, grace_period)
             await active.ended.wait()
 
-    async def drain(self, hurry: asyncio.Event, timeout: float) -> None:
-        """Start no more, let the runs that have a worker finish, and end those that do not in time."""
-        if self._task is not None:
-            self._task.cancel()
+    async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:
+        """Start no more, let the runs that have a worker finish, and end those that do not in time.
+
+        Args:
+            hurry: When it is set, the runs are ended without waiting longer.
+            drain_timeout: Seconds that the runs may take.
+        """
+        self._draining = True
         for queued in self._queue:
             queued.log.close()
         started = [run for run in self._active.values() if run not in self._queue]
-        finished = asyncio.gather(*(run.ended.wait() for run in started))
+        ended = asyncio.ensure_future(_all_ended(started))
         hurried = asyncio.ensure_future(hurry.wait())
-        await asyncio.wait({finished, hurried}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({ended, hurried}, timeout=drain_timeout, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
         await asyncio.gather(
             *(self.stop(run, Cause.SERVER_STOPPED, 0.0) for run in started if not run.ended.is_set())
         )
-        await finished
+        await ended
 
     async def close(self) -> None:
         """Wait until the runs that had a worker are followed to their end."""
+        if self._task is not None:
+            self._task.cancel()
         await asyncio.gather(*self._driving, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
             await self._queued.wait()
             await self._backend.wait_free()
+            if self._draining:
+                return
             if self._queue:
                 await self._launch(self._queue.popleft())
             else:
@@ -108,7 +117,7 @@ class Dispatcher:
         try:
             await active.move(RunState.STARTING)
             job = await self._job(active)
-        except Exception as error:  # noqa: BLE001 - whatever it was, it is this run's end and no other's
+        except Exception as error:
             _logger.exception("a run could not be started", extra={"run_id": run_id})
             await active.end(Failure(Cause.STORAGE_FAILED, f"The run could not be read: {error}"))
             self._active.pop(run_id, None)
@@ -147,3 +156,8 @@ class Dispatcher:
             await active.end(Failure(Cause.WORKER_DIED, f"The server could not follow the run: {error}"))
         finally:
             self._active.pop(job.run_id, None)
+
+
+async def _all_ended(runs: list[ActiveRun]) -> None:
+    for run in runs:
+        await run.ended.wait()

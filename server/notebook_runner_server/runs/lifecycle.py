@@ -116,17 +116,17 @@ class Runner:
         await self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period)
         return active.run, active.processes_ended
 
-    async def drain(self, hurry: asyncio.Event, timeout: float) -> None:
+    async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:
         """Admit no more, let runs finish for a while, and end those that did not.
 
         Queued runs stay in the history, and start after the next start of the server.
 
         Args:
             hurry: When it is set, the runs are ended without waiting longer.
-            timeout: Seconds that the runs may take.
+            drain_timeout: Seconds that the runs may take.
         """
         self._closing = True
-        await self._dispatcher.drain(hurry, timeout)
+        await self._dispatcher.drain(hurry, drain_timeout)
 
     async def close(self) -> None:
         """Close all, when the runs have ended."""
@@ -169,7 +169,7 @@ class Runner:
         if len(going_on) >= self._backend.capacity + self._queue_size:
             first = going_on[0]
             raise RunnerBusyError(
-                f"Run {first.run_id} is {first.state.value}, and there is no place left: try again, or kill it.",
+                f"Run {first.run_id} is {first.state.value}, and no place is left: try again, or kill it.",
                 run_id=first.run_id,
                 state=first.state.value,
             )
@@ -177,9 +177,7 @@ class Runner:
     async def _insert(self, admitted: Admitted, digest: str) -> Run:
         run = dataclasses.replace(admitted.run, queue_position=self._dispatcher.waiting)
         event = Event(1, time.time_ns(), 0, run.cells_total, RunChanged(run))
-        position = await self._store.insert(
-            admitted.run, admitted.order, digest, event, admitted.parts
-        )
+        position = await self._store.insert(admitted.run, admitted.order, digest, event, admitted.parts)
         log = RunLog(self._store, position, 0, ended=False)
         log.publish([event])
         size = sum(map(len, admitted.parts.values()))

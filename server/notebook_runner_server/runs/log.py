@@ -104,7 +104,9 @@ class RunLog:
             elif self.ended:
                 return
             elif self._closed:
-                raise ShuttingDownError("The server is shutting down; the run is queued, and starts when it is back.")
+                raise ShuttingDownError(
+                    "The server is shutting down; the run is queued, and starts when it is back."
+                )
             elif not await self._wait(idle):
                 yield ()
 

@@ -23,7 +23,6 @@ from notebook_runner_server.runs.errors import (
     StorageFullError,
     UnknownFormatError,
 )
-from notebook_runner_server.runs.folder import RunFolder
 from notebook_runner_server.runs.model import Run
 from notebook_runner_server.runs.report import report
 from notebook_runner_server.runs.store import Store
@@ -110,7 +109,11 @@ class Outputs:
             return _slice(report(run).encode(), offset, size)
         row = await self._store.find(run.run_id)
         assert row is not None  # noqa: S101 - its caller has just found it
-        newest = row.last_sequence if to == FILES else await self._store.newest_part(row.position, row.last_sequence)
+        newest = (
+            row.last_sequence
+            if to == FILES
+            else await self._store.newest_part(row.position, row.last_sequence)
+        )
         if as_of > row.last_sequence:
             raise InvalidFieldError(f"The run has {row.last_sequence} events so far.", field="as_of_sequence")
         key = min(as_of or newest, newest)
@@ -143,21 +146,26 @@ class Outputs:
                     found = await self._make(run, position, to, key, path)
                     if not run.state.is_terminal:
                         await asyncio.to_thread(_forget, folder.artefacts, to)
-                return found
             except OSError as error:
                 raise StorageFullError(f"The artefact cannot be written: {error}.") from error
             finally:
                 self._making.pop(path, None)
+        return found
 
     async def _make(self, run: Run, position: int, to: str, key: int, path: Path) -> _Artefact:
         folder = self._store.folder(run.run_id)
         if to == NOTEBOOK:
             parts = await self._store.parts(position, key)
-            return await asyncio.to_thread(_save, path, "application/x-ipynb+json", _writer(folder.notebook(parts)))
+            return await asyncio.to_thread(
+                _save, path, "application/x-ipynb+json", _writer(folder.notebook(parts))
+            )
         if to == FILES:
             try:
                 return await asyncio.to_thread(
-                    _save, path, "application/zip", lambda target: files.pack(folder.work, target, self._max_files_bytes)
+                    _save,
+                    path,
+                    "application/zip",
+                    lambda target: files.pack(folder.work, target, self._max_files_bytes),
                 )
             except files.TooLargeError as error:
                 raise ExportFailedError(str(error), format=to) from error

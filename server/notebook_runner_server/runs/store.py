@@ -153,12 +153,6 @@ class Store:
         """Return the runs that have not ended, oldest first."""
         return await self._read(tables.unended_runs)
 
-    async def list(
-        self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]
-    ) -> list[Row]:
-        """Return up to `size` runs before a position, newest first, that match states and labels."""
-        return await self._read(tables.list_runs, before, size, states, labels)
-
     async def events(self, position: int, after: int) -> list[Event]:
         """Return some events of a run after a sequence number, in order; none: there are no more."""
         return await self._read(tables.read_events, position, after, EVENTS_A_READ)
@@ -216,3 +210,9 @@ class Store:
             return function(self._read_db, *args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._reader, read)
+
+    async def list(
+        self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]
+    ) -> list[Row]:
+        """Return up to `size` runs before a position, newest first, that match states and labels."""
+        return await self._read(tables.list_runs, before, size, states, labels)

@@ -85,7 +85,8 @@ def insert_run(
         event.sequence,
     )
     position = db.execute(
-        "INSERT INTO runs (run_id, request_id, fingerprint, state, run, parameters, work_order, last_sequence)"
+        "INSERT INTO runs"
+        " (run_id, request_id, fingerprint, state, run, parameters, work_order, last_sequence)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         row,
     ).lastrowid
@@ -114,8 +115,11 @@ def append(
         )
     if run.state.is_terminal:
         # The values of environment variables may be secrets.
-        text = "UPDATE runs SET work_order = json_set(work_order, '$.environment', json('{}')) WHERE position = ?"
-        db.execute(text, (position,))
+        db.execute(
+            "UPDATE runs SET work_order = json_set(work_order, '$.environment', json('{}'))"
+            " WHERE position = ?",
+            (position,),
+        )
 
 
 def _insert_events(
@@ -179,7 +183,8 @@ def list_runs(
 def read_events(db: sqlite3.Connection, position: int, after: int, limit: int) -> list[Event]:
     """Return up to `limit` events of a run after a sequence number."""
     rows = db.execute(
-        "SELECT sequence, time, event FROM events WHERE position = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+        "SELECT sequence, time, event FROM events WHERE position = ? AND sequence > ?"
+        " ORDER BY sequence LIMIT ?",
         (position, after, limit),
     )
     return [codec.decode_event(*row) for row in rows]

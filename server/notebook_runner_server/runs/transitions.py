@@ -79,8 +79,8 @@ def react(run: Run, event: ExecutionEvent, now: int) -> tuple[Run, Body | None]:
     """Return the run after what a backend told, and what the log is to say of it."""
     match event:
         case KernelReady():
-            if run.state is not RunState.STARTING:
-                return run, None  # a Kill is under way
+            if run.state is RunState.KILLING:
+                return run, None
             run = move(run, RunState.RUNNING, now)
             return run, RunChanged(run)
         case CellStarted():
@@ -96,6 +96,4 @@ def react(run: Run, event: ExecutionEvent, now: int) -> tuple[Run, Body | None]:
                 failure = replace(failure, cell_index=run.current_cell)
             run = end(run, failure, now)
             return run, RunChanged(run)
-        case PartChunk():
-            return run, None
-    return run, event
+    return run, None if isinstance(event, PartChunk) else event
