@@ -18,7 +18,11 @@ from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.pool import ProcessPoolBackend
 from notebook_runner_server.export.service import ExportService
 from notebook_runner_server.runs.admission import Admission, Defaults
-from notebook_runner_server.runs.errors import InvalidNotebookError, UnknownParameterError
+from notebook_runner_server.runs.errors import (
+    InvalidFieldError,
+    InvalidNotebookError,
+    UnknownParameterError,
+)
 from notebook_runner_server.runs.lifecycle import Runner
 from notebook_runner_server.runs.outputs import Outputs
 from notebook_runner_server.runs.sources import NotebookRoot
@@ -48,6 +52,7 @@ class App:
             kernel_name=settings.default_kernel,
             run_timeout=settings.run_timeout,
             cell_timeout=settings.cell_timeout,
+            output_timeout=settings.output_timeout,
             retention=settings.retention,
         )
         admission = Admission(root, settings.max_notebook_bytes, defaults, prepare)
@@ -92,6 +97,7 @@ def prepare(
     Raises:
         InvalidNotebookError: It is none that can be executed.
         UnknownParameterError: It lacks a parameter that was given.
+        InvalidFieldError: A parameter's name is none in the notebook's language.
     """
     try:
         return notebooks.prepare(content, parameters, kernel_name, kernels)
@@ -100,7 +106,10 @@ def prepare(
     except notebooks.UnknownParameterError as error:
         unknown, known = ", ".join(error.unknown), ", ".join(error.known)
         message = f"The notebook has no parameter {unknown}; its parameters are: {known or 'none'}."
-        raise UnknownParameterError(message, field="parameters", unknown=unknown, known=known) from error
+        names = {"unknown": ",".join(error.unknown), "known": ",".join(error.known)}
+        raise UnknownParameterError(message, field="parameters", **names) from error
+    except notebooks.ParameterNameError as error:
+        raise InvalidFieldError(f"parameters: {error}", field="parameters") from error
 
 
 async def serve(settings: Settings) -> None:

@@ -54,6 +54,11 @@ class Settings:
     cell_timeout: float = _setting(
         0.0, "Seconds that a cell may take where Start says nothing; 0: no limit.", minimum=0
     )
+    output_timeout: float = _setting(
+        0.0,
+        "Seconds that a cell may go without any output where Start says nothing; 0: no limit.",
+        minimum=0,
+    )
     retention: float = _setting(
         604800.0, "Seconds that a run is kept after its end where Start says nothing.", minimum=0
     )

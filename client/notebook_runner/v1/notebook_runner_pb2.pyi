@@ -276,7 +276,7 @@ class StartRequest(google.protobuf.message.Message):
 
     @property
     def output_timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """How long the run may go without any output. Absent: the server's default; zero: no limit where the
+        """How long a cell may go without any output. Absent: the server's default; zero: no limit where the
         server sets none.
         """
 
@@ -911,7 +911,7 @@ class Run(google.protobuf.message.Message):
     NOTEBOOK_PATH_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
     run_id: builtins.str
-    """The server's id for the run; sorts by time of creation."""
+    """The server's id for the run."""
     request_id: builtins.str
     """The caller's id, if one was given."""
     state: global___RunState.ValueType

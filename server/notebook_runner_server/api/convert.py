@@ -36,13 +36,12 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
     for name, unset in (("memory_limit_bytes", 0), ("output_uri", "")):
         if getattr(request, name) != unset:
             raise InvalidFieldError(f"This server does not offer {name}: leave it out.", field=name)
-    if request.HasField("output_timeout"):
-        raise InvalidFieldError(
-            "This server does not offer output_timeout: leave it out.", field="output_timeout"
-        )
     kind = request.WhichOneof("notebook")
     if kind == "notebook_uri":
-        raise InvalidFieldError("No URI scheme is allowed on this server.", field="notebook_uri")
+        raise InvalidFieldError(
+            "notebook_uri: no scheme is allowed on this server; send the notebook itself, or its path.",
+            field="notebook_uri",
+        )
     return StartSpec(
         request_id=request.request_id,
         content=request.notebook_content if kind == "notebook_content" else None,
@@ -51,6 +50,7 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
         kernel_name=request.kernel_name,
         run_timeout=seconds(request, "run_timeout"),
         cell_timeout=seconds(request, "cell_timeout"),
+        output_timeout=seconds(request, "output_timeout"),
         allow_errors=request.allow_errors,
         environment=dict(request.environment),
         labels=dict(request.labels),

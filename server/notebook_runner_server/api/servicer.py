@@ -136,14 +136,13 @@ def _position(request: pb.ListRequest) -> int:
     if not request.page_token:
         return _NO_POSITION
     try:
-        position, same = base64.urlsafe_b64decode(request.page_token).decode().split(":")
-        number = int(position)
+        number = int(base64.urlsafe_b64decode(request.page_token).decode().partition(":")[0])
     except ValueError as error:
         raise InvalidFieldError(
             "page_token is not one that List has answered.", field="page_token"
         ) from error
-    if same != _filter(request) or not 0 < number <= _NO_POSITION:
-        message = "page_token belongs to a List with other states or labels."
+    if not 0 < number <= _NO_POSITION or request.page_token != _token(request, number):
+        message = "page_token is not one that List has answered for these states and labels."
         raise InvalidFieldError(message, field="page_token")
     return number
 

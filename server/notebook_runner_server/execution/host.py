@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from nbclient.exceptions import CellExecutionError
@@ -21,7 +22,7 @@ from notebook_runner_server.execution.interface import (
 )
 from notebook_runner_server.execution.kernel import Kernel, plain
 from notebook_runner_server.execution.processes import kill_descendants
-from notebook_runner_server.execution.recorder import MAX_EXCEPTION_MESSAGE, RecordingClient
+from notebook_runner_server.execution.recorder import RecordingClient, cut
 
 MAX_TRACEBACK = 128 * 1024
 
@@ -53,6 +54,8 @@ class RunHost:
         self._client: RecordingClient | None = None
         self._cell: tuple[int | None, str] = (None, "")
         self._cell_timer: asyncio.TimerHandle | None = None
+        self._silence_timer: asyncio.TimerHandle | None = None
+        self._last_output = 0.0
 
     def stop(self, cause: Cause, *, interrupt: bool) -> None:
         """End the run for a cause: now, or (`interrupt`) after the cell has seen an interrupt.
@@ -107,7 +110,7 @@ class RunHost:
         notebook = notebooks.decode(self._job.notebook)
         self._client = client = RecordingClient(
             notebook,
-            emit=self._emit,
+            emit=self._emit_output,
             before_cell=self._before_cell,
             after_cell=self._after_cell,
             km=self._kernel.manager,
@@ -129,9 +132,27 @@ class RunHost:
         self._cell = (index, cell_id)
         self._cell_timer = self._limit(self._job.cell_timeout, Cause.CELL_TIMEOUT)
 
+        self._last_output = time.monotonic()
+        self._watch_silence()
+
     def _after_cell(self) -> None:
-        if self._cell_timer is not None:
-            self._cell_timer.cancel()
+        for timer in (self._cell_timer, self._silence_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def _emit_output(self, event: ExecutionEvent) -> None:
+        self._last_output = time.monotonic()
+        self._emit(event)
+
+    def _watch_silence(self) -> None:
+        """Look again when the limit would be reached if nothing came until then: no timer per output."""
+        if not self._job.output_timeout:
+            return
+        rest = self._last_output + self._job.output_timeout - time.monotonic()
+        if rest > 0:
+            self._silence_timer = asyncio.get_running_loop().call_later(rest, self._watch_silence)
+        else:
+            self.stop(Cause.OUTPUT_TIMEOUT, interrupt=False)
 
     def _limit(self, seconds: float, cause: Cause) -> asyncio.TimerHandle | None:
         if not seconds:
@@ -171,10 +192,10 @@ class RunHost:
 
     def _failure_of(self, error: BaseException) -> Failure:
         if isinstance(error, CellExecutionError):
-            message = plain(str(error.evalue)[:MAX_EXCEPTION_MESSAGE])
+            message = cut(plain(str(error.evalue)))
             return Failure(
                 Cause.CELL_ERROR,
-                f"Cell {self._cell[0]} raised {error.ename}: {message}"[:MAX_EXCEPTION_MESSAGE],
+                cut(f"Cell {self._cell[0]} raised {error.ename}: {message}"),
                 *self._cell,
                 exception_name=plain(str(error.ename)),
                 exception_message=message,
@@ -184,12 +205,13 @@ class RunHost:
             log = self._kernel.log_tail() if self._kernel else ""
             return Failure(Cause.KERNEL_NOT_READY, f"The kernel did not get ready: {error}", traceback=log)
         message = plain(f"The worker could not go on: {type(error).__name__}: {error}")
-        return Failure(Cause.WORKER_DIED, message[:MAX_EXCEPTION_MESSAGE], *self._cell)
+        return Failure(Cause.WORKER_DIED, cut(message), *self._cell)
 
 
 _MESSAGES = {
     Cause.RUN_TIMEOUT: "The run took longer than its limit of {job.run_timeout:g} s.",
     Cause.CELL_TIMEOUT: "The cell took longer than its limit of {job.cell_timeout:g} s.",
+    Cause.OUTPUT_TIMEOUT: "The cell had no output for longer than its limit of {job.output_timeout:g} s.",
     Cause.KILL_REQUESTED: "The run was killed on request.",
     Cause.SERVER_STOPPED: "The server was asked to stop, and the run did not end in time.",
     Cause.STORAGE_FAILED: "The server could not write what the run did.",

@@ -70,6 +70,7 @@ class Job:
         run_folder: The run's private folder, told to the kernel as NOTEBOOK_RUNNER_RUN_DIR.
         run_timeout: Seconds from the start on a worker; zero: no limit.
         cell_timeout: Seconds for one cell; zero: no limit.
+        output_timeout: Seconds that a cell may go without any output; zero: no limit.
         allow_errors: Go on after a cell that raises.
         environment: Variables for the kernel.
     """
@@ -81,6 +82,7 @@ class Job:
     run_folder: str
     run_timeout: float
     cell_timeout: float
+    output_timeout: float
     allow_errors: bool
     environment: Mapping[str, str]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import keyword
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ class UnknownParameterError(ValueError):
         self.known = known
 
 
+class ParameterNameError(ValueError):
+    """A parameter has a name that nothing can be assigned to in the notebook's language."""
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedNotebook:
     """A notebook that is ready to be executed: valid nbformat 4, parameters injected.
@@ -75,6 +80,7 @@ def prepare(
     Raises:
         NotebookError: It is not a notebook, or has no language that parameters can be translated to.
         UnknownParameterError: A parameter is not in the cell tagged `parameters`.
+        ParameterNameError: A parameter's name is none in the notebook's language.
     """
     notebook = read(content)
     spec = notebook.metadata.get("kernelspec", {})
@@ -170,6 +176,9 @@ def _parameterize(
     from papermill.utils import find_first_tagged_cell_index  # noqa: PLC0415 - the reason above
 
     language = notebook.metadata.get("language_info", {}).get("name") or kernels.get(kernel_name, "python")
+    for name in parameters if language == "python" else ():
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise ParameterNameError(f"{name[:100]!r} cannot be a name in Python.")
     # Papermill expects what its own loader puts there.
     for cell in notebook.cells:
         cell.metadata.setdefault("tags", [])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 MAX_FIRST_LINE = 200
-MAX_EXCEPTION_MESSAGE = 4096
+MAX_EXCEPTION_MESSAGE = 4096  # bytes of UTF-8
 # The longest text whose UTF-8 is sure to fit in the contract's 64 KiB.
 TEXT_CHARACTERS = 64 * 1024 // 4
 CHUNK_BYTES = 512 * 1024
@@ -153,8 +153,7 @@ def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
             sizes = tuple((mime, _size(data)) for mime, data in content["data"].items())
             return [DisplayOutput(cell_index, kind, sizes)]
         case "error":
-            message = _unicode(str(content["evalue"])[:MAX_EXCEPTION_MESSAGE])
-            return [ErrorOutput(cell_index, _unicode(str(content["ename"])), message)]
+            return [ErrorOutput(cell_index, _unicode(str(content["ename"])), cut(str(content["evalue"])))]
         case "clear_output":
             return [ClearOutput(cell_index, bool(content.get("wait")))]
     return []
@@ -163,6 +162,11 @@ def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
 def _size(data: object) -> int:
     text = data if isinstance(data, str) else json.dumps(data)
     return len(text.encode(errors="replace"))
+
+
+def cut(text: str) -> str:
+    """Return as much of an exception's text as events and failures carry."""
+    return text.encode(errors="replace")[:MAX_EXCEPTION_MESSAGE].decode(errors="ignore")
 
 
 def _unicode(text: str) -> str:

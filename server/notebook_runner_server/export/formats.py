@@ -25,6 +25,7 @@ def convert(to: str, notebook: Path, target: Path) -> str:
     Raises:
         Exception: Whatever nbconvert raises.
     """
+    import nbformat  # noqa: PLC0415 - as below
     from nbconvert.exporters import get_exporter  # noqa: PLC0415 - half a second, and only here
     from traitlets.config import Config  # noqa: PLC0415 - as above
 
@@ -35,11 +36,14 @@ def convert(to: str, notebook: Path, target: Path) -> str:
     config.ExtractOutputPreprocessor.enabled = False
     exporter = get_exporter(to)(config=config)
     with notebook.open(encoding="utf-8", errors="surrogatepass") as file:
-        content, _ = exporter.from_file(file, resources={"metadata": {"name": "notebook"}})
+        node = nbformat.read(file, as_version=4)
+    content, _ = exporter.from_notebook_node(node, resources={"metadata": {"name": "notebook"}})
     if isinstance(content, str):
         content = content.encode(errors="replace")
     target.write_bytes(content)
-    return exporter.output_mimetype or "application/octet-stream"
+    # The exporter "script" leaves it to the notebook's language.
+    language = node.metadata.get("language_info", {})
+    return exporter.output_mimetype or language.get("mimetype") or "text/plain"
 
 
 def main(arguments: list[str]) -> int:

@@ -65,6 +65,7 @@ class Defaults:
     kernel_name: str = "python3"
     run_timeout: float = 0.0
     cell_timeout: float = 0.0
+    output_timeout: float = 0.0
     retention: float = 7 * 86400.0
 
 
@@ -142,6 +143,7 @@ class Admission:
             working_folder=folder,
             run_timeout=spec.run_timeout or defaults.run_timeout,
             cell_timeout=spec.cell_timeout or defaults.cell_timeout,
+            output_timeout=spec.output_timeout or defaults.output_timeout,
             allow_errors=spec.allow_errors,
             environment=dict(spec.environment),
             retention=defaults.retention if spec.retention is None else spec.retention,
@@ -158,23 +160,23 @@ def fingerprint(spec: StartSpec) -> str:
 
 def _check(spec: StartSpec) -> None:
     if len(spec.request_id) > MAX_REQUEST_ID:
-        raise InvalidFieldError(f"A request id has at most {MAX_REQUEST_ID} characters.", field="request_id")
-    for name in ("run_timeout", "cell_timeout", "retention"):
+        raise InvalidFieldError(f"request_id has at most {MAX_REQUEST_ID} characters.", field="request_id")
+    for name in ("run_timeout", "cell_timeout", "output_timeout", "retention"):
         value = getattr(spec, name)
         if value is not None and not 0 <= value <= MAX_DURATION:
             raise InvalidFieldError(f"{name} is between 0 s and {MAX_DURATION:.0f} s.", field=name)
     if len(spec.labels) > MAX_LABELS or any(
         len(part) > MAX_LABEL for label in spec.labels.items() for part in label
     ):
-        message = f"A run has at most {MAX_LABELS} labels, of at most {MAX_LABEL} characters each."
+        message = f"There are at most {MAX_LABELS} labels, with at most {MAX_LABEL} characters on each side."
         raise InvalidFieldError(message, field="labels")
     for name, value in spec.environment.items():
         if not name or "=" in name or "\0" in name + value:
-            message = "A variable's name is not empty and has no '='; neither it nor its value has NUL."
+            message = "In environment, a name is not empty and has no '='; names and values have no NUL."
             raise InvalidFieldError(message, field="environment")
     for name in spec.parameters:
         if not _PARAMETER.fullmatch(name):
-            raise InvalidFieldError(f"{name[:100]!r} cannot be the name of a parameter.", field="parameters")
+            raise InvalidFieldError(f"parameters: {name[:100]!r} cannot be a name.", field="parameters")
 
 
 def _check_kernel(name: str, kernels: Mapping[str, str]) -> None:

@@ -144,6 +144,7 @@ class Dispatcher:
             run_folder=str(folder.work),
             run_timeout=order.run_timeout,
             cell_timeout=order.cell_timeout,
+            output_timeout=order.output_timeout,
             allow_errors=order.allow_errors,
             environment=order.environment,
         )

@@ -48,6 +48,7 @@ class StartSpec:
     kernel_name: str = ""
     run_timeout: float | None = None
     cell_timeout: float | None = None
+    output_timeout: float | None = None
     allow_errors: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class Order:
     working_folder: str
     run_timeout: float
     cell_timeout: float
+    output_timeout: float
     allow_errors: bool
     environment: Mapping[str, str]
     retention: float

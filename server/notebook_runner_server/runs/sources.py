@@ -7,14 +7,13 @@ import stat
 from pathlib import Path
 
 from notebook_runner_server.runs.errors import (
-    InvalidFieldError,
     NotebookNotFoundError,
     NotebookTooLargeError,
     PathOutsideRootError,
 )
 
 _FIELD = "notebook_path"
-MAX_PATH = 4096
+_MAX_SHOWN = 200
 
 
 class NotebookRoot:
@@ -36,7 +35,6 @@ class NotebookRoot:
             PathOutsideRootError: The path leads out of the root, by itself or by a symbolic link.
             NotebookNotFoundError: There is no such file, or it cannot be read.
             NotebookTooLargeError: It is too large.
-            InvalidFieldError: It is no path.
         """
         if self._root is None:
             raise NotebookNotFoundError(
@@ -45,9 +43,7 @@ class NotebookRoot:
                 field=_FIELD,
                 path=path,
             )
-        if "\0" in path or not path or len(path) > MAX_PATH:
-            raise InvalidFieldError("A notebook path has 1 to 4096 characters, and no NUL.", field=_FIELD)
-        if os.path.isabs(path) or ".." in Path(path).parts:
+        if "\0" in path or os.path.isabs(path) or ".." in Path(path).parts:
             raise self._outside(path)
         return self._open(path, self._root)
 
@@ -58,7 +54,7 @@ class NotebookRoot:
             descriptor = os.open(root / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise self._missing(path, error.strerror or "cannot be opened") from error
-        with open(descriptor, "rb") as file:
+        try:
             real = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
             if not real.is_relative_to(root):
                 raise self._outside(path)
@@ -66,7 +62,10 @@ class NotebookRoot:
             if not stat.S_ISREG(about.st_mode):
                 raise self._missing(path, "not a regular file")
             check_size(about.st_size, self._max_bytes)
-            content = file.read(self._max_bytes + 1)
+            with open(descriptor, "rb", closefd=False) as file:
+                content = file.read(self._max_bytes + 1)
+        finally:
+            os.close(descriptor)
         check_size(len(content), self._max_bytes)
         return content, str(real.parent)
 
@@ -75,15 +74,15 @@ class NotebookRoot:
         return PathOutsideRootError(
             "A notebook path is relative to the server's notebook root and stays in it.",
             field=_FIELD,
-            path=path[:MAX_PATH],
+            path=path[:_MAX_SHOWN],
         )
 
     @staticmethod
     def _missing(path: str, why: str) -> NotebookNotFoundError:
         return NotebookNotFoundError(
-            f"There is no notebook {path[:200]!r} under the server's notebook root: {why}.",
+            f"There is no notebook {path[:_MAX_SHOWN]!r} under the server's notebook root: {why}.",
             field=_FIELD,
-            path=path[:200],
+            path=path[:_MAX_SHOWN],
         )
 
 
