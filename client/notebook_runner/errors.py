@@ -73,7 +73,7 @@ class RpcFailed(NotebookRunnerError):  # noqa: N818 - says what happened, as the
         violations: The fields of the request that the server did not accept.
     """
 
-    def __init__(  # noqa: PLR0917 - pickle gives `args` back by position
+    def __init__(
         self,
         message: str,
         code: grpc.StatusCode,

@@ -7,17 +7,32 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError, Message
 from support.calls import SECONDS, artefact, follow, history, inline, perform, start
 from support.errors import refused
 from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
-UNARY = ("Start", "Output", "Kill", "List")
+UNARY: dict[str, type[Message]] = {
+    "Start": pb.StartRequest,
+    "Output": pb.OutputRequest,
+    "Kill": pb.KillRequest,
+    "List": pb.ListRequest,
+}
 INVALID_FIELD = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 RUN_NOT_FOUND = (grpc.StatusCode.NOT_FOUND, "RUN_NOT_FOUND")
 IDS = ["no-such-run", "../../etc/passwd", "a\0b", "x" * 10_000, "Ünï", " ", "%s", "'; DROP TABLE runs; --"]
 GARBAGE = [b"\xff\xff\xff\xff", b"\x0a\x02\xff\xfe", b"\x0a\x7f", b"\x00", b"\x0a" * 1000, b"{}"]
+
+
+def is_unreadable(kind: type[Message], data: bytes) -> bool:
+    """Whether the bytes are no message of this kind; one's text may be another's unknown field."""
+    try:
+        kind.FromString(data)
+    except DecodeError:
+        return True
+    return False
 
 
 def progress(server: Server, **fields: Any) -> list[pb.ProgressResponse]:
@@ -89,12 +104,12 @@ FIELDS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_fields(server: Server, name: str) -> None:
-    """A number that can be none is refused, and the message names the field."""
+    """A number that can be none is refused, and the field is named."""
     call, fields = FIELDS[name]
     run = perform(server.stub, inline("1")).run
     refusal = refused(lambda: call(server, run_id=run.run_id, **fields))
     assert refusal.kind == INVALID_FIELD
-    assert name.partition(",")[0] in refusal.message
+    assert refusal.fields == [name.partition(",")[0]]
     assert list(follow(server.stub, run.run_id))[-1].run_changed == run
 
 
@@ -102,15 +117,16 @@ def test_a_negative_page_size(server: Server) -> None:
     """List refuses a size below zero."""
     refusal = refused(lambda: server.stub.List(pb.ListRequest(page_size=-1), timeout=SECONDS))
     assert refusal.kind == INVALID_FIELD
-    assert "page_size" in refusal.message
+    assert refusal.fields == ["page_size"]
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_bytes_that_are_no_message(server: Server, garbage: bytes) -> None:
     """A request that cannot be read is the caller's mistake, in every call."""
     before = history(server.stub)
-    for method in UNARY:
-        assert refused(partial(server.raw, method, garbage)).kind == INVALID_FIELD
+    for method, kind in UNARY.items():
+        if is_unreadable(kind, garbage):
+            assert refused(partial(server.raw, method, garbage)).kind == INVALID_FIELD
     assert refused(lambda: list(server.raw_stream("Progress", garbage))).kind == INVALID_FIELD
     assert history(server.stub) == before
     assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED

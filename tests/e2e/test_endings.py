@@ -45,7 +45,7 @@ ENDINGS = {
         FOREVER,
         pb.RUN_STATE_TIMED_OUT,
         pb.FAILURE_CAUSE_OUTPUT_TIMEOUT,
-        {"output_timeout": duration(2), "run_timeout": duration(60)},
+        {"output_timeout": duration(0.5), "run_timeout": duration(60)},
     ),
     "exit code": Ending(
         "import os; os._exit(7)", pb.RUN_STATE_CRASHED, pb.FAILURE_CAUSE_KERNEL_EXITED, exit_code=7
@@ -113,6 +113,13 @@ def test_a_time_limit_that_is_not_reached_changes_nothing(server: Server) -> Non
     assert perform(server.stub, inline("1", **limits)).run.state == pb.RUN_STATE_SUCCEEDED
     none = {name: duration(0) for name in limits}
     assert perform(server.stub, inline("1", **none)).run.state == pb.RUN_STATE_SUCCEEDED
+
+
+def test_every_output_begins_the_output_time_limit_anew(server: Server) -> None:
+    """A cell that goes on printing is not silent, however long it takes."""
+    source = "import time\nfor n in range(5):\n    print(n, flush=True)\n    time.sleep(0.4)"
+    run = perform(server.stub, inline(source, output_timeout=duration(1.2))).run
+    assert run.state == pb.RUN_STATE_SUCCEEDED
 
 
 @pytest.mark.parametrize("cells", [[], [""], ["# only a comment"]])

@@ -1,13 +1,14 @@
 """A few thousand mutated requests: every answer is one of the contract's, and none is missing."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.calls import finish, history, inline, perform, struct
+from support.calls import inline, perform, struct
 from support.errors import refusal_of
 from support.notebooks import code, content
 from support.server import Server
@@ -69,11 +70,19 @@ documents = st.one_of(
     st.just(content("1 + 1")),
     st.builds(lambda data, n: data[: n % (len(data) + 1)], st.just(content("1 + 1")), st.integers(0, 999)),
 )
+paths = st.one_of(
+    text, st.sampled_from(["default.ipynb", "folder", "folder/..", ".", "..", "/", "x" * 300, "~", "a//b"])
+)
+wheres = st.one_of(
+    st.builds(lambda path: {"notebook_path": path}, paths),
+    st.builds(lambda uri: {"notebook_uri": uri}, text),
+    st.builds(lambda data: {"notebook_content": data}, documents),
+)
 MESSAGES: dict[str, st.SearchStrategy[bytes]] = {
     "Start": st.builds(
-        pb.StartRequest,
+        lambda where, **fields: pb.StartRequest(**where, **fields),
+        where=wheres,
         request_id=text,
-        notebook_content=documents,
         parameters=st.dictionaries(text, values, max_size=3).map(struct),
         kernel_name=text,
         run_timeout=durations,
@@ -122,7 +131,7 @@ structured = st.sampled_from(METHODS).flatmap(lambda m: st.tuples(st.just(m), ME
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory, notebook_root: str) -> Iterator[Server]:
+def target(tmp_path_factory: pytest.TempPathFactory, notebook_root: Path) -> Iterator[Server]:
     """A server of its own, on which one run has ended."""
     options = ["--notebook-root", str(notebook_root), "--default-notebook", "default.ipynb"]
     with Server(tmp_path_factory.mktemp("state"), *options) as running:
@@ -144,7 +153,7 @@ def send(server: Server, method: str, data: bytes) -> None:
 
 def survives(server: Server) -> None:
     """The server still answers, and the next good run succeeds."""
-    finish(server.stub, history(server.stub)[0])
+    send(server, "Kill", b"")
     assert perform(server.stub, inline("'well'")).run.state == pb.RUN_STATE_SUCCEEDED
 
 

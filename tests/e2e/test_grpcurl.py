@@ -5,11 +5,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from support.calls import SECONDS, inline, reach, started
@@ -20,6 +21,7 @@ from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
+Answer = TypeVar("Answer", bound=Message)
 PROGRAM = str(Path(sys.executable).with_name("grpcurl"))
 NAME = "notebook_runner.v1.NotebookRunner"
 REFLECTION = "grpc.reflection.{}.ServerReflection"
@@ -35,9 +37,10 @@ def grpcurl(server: Server, *arguments: str, data: Any = None) -> str:
     return text
 
 
-def call(server: Server, method: str, **data: Any) -> Any:
-    """Calls one method of the service; answers its JSON."""
-    return json.loads(grpcurl(server, f"{NAME}/{method}", data=data))
+def call(server: Server, method: str, kind: type[Answer], **data: Any) -> list[Answer]:
+    """Calls one method of the service; answers its messages, read from the printed JSON."""
+    text = grpcurl(server, f"{NAME}/{method}", data=data)
+    return [ParseDict(each, kind()) for each in documents(text)]
 
 
 def documents(text: str) -> list[Any]:
@@ -64,36 +67,35 @@ def test_list_and_describe(server: Server) -> None:
 
 def test_start_follow_and_read(server: Server) -> None:
     """A run is started with parameters, followed to its end, and its notebook read."""
-    run = call(server, "Start", parameters={"who": "grpcurl"})["run"]
-    request = pb.ProgressRequest(run_id=run["runId"])
-    told = documents(grpcurl(server, f"{NAME}/Progress", data={"run_id": run["runId"]}))
-    events = list(checked([ParseDict(each, pb.ProgressResponse()) for each in told], request))
-    assert events[-1].run_changed.state == pb.RUN_STATE_SUCCEEDED
-    page = call(server, "Output", run_id=run["runId"])
-    node = parsed(base64.b64decode(page["content"]))
-    assert printed(node, 2) == "hello grpcurl\n"
-    assert page["totalBytes"] == page["nextOffset"]
+    run = call(server, "Start", pb.StartResponse, parameters={"who": "grpcurl"})[0].run
+    events = call(server, "Progress", pb.ProgressResponse, run_id=run.run_id)
+    told = list(checked(events, pb.ProgressRequest(run_id=run.run_id)))
+    assert told[-1].run_changed.state == pb.RUN_STATE_SUCCEEDED
+    page = call(server, "Output", pb.OutputResponse, run_id=run.run_id)[0]
+    assert printed(parsed(page.content), 2) == "hello grpcurl\n"
+    assert page.total_bytes == page.next_offset
 
 
 def test_start_inline_and_list(server: Server) -> None:
     """A notebook is sent as base64, and its run is found by its label."""
     data = base64.b64encode(content("1 / 0")).decode()
-    run = call(server, "Start", notebook_content=data, labels={"from": "grpcurl"})["run"]
-    told = documents(grpcurl(server, f"{NAME}/Progress", data={}))
-    assert told[-1]["runChanged"]["failure"]["exceptionName"] == "ZeroDivisionError"
-    found = call(server, "List", labels={"from": "grpcurl"}, states=["RUN_STATE_FAILED"])["runs"]
-    assert found[0]["runId"] == run["runId"]
-    report = base64.b64decode(call(server, "Output", format="error")["content"]).decode()
-    assert "ZeroDivisionError" in report
+    started_run = {"notebook_content": data, "labels": {"from": "grpcurl"}}
+    run = call(server, "Start", pb.StartResponse, **started_run)[0].run
+    ended = call(server, "Progress", pb.ProgressResponse)[-1].run_changed
+    assert ended.failure.exception_name == "ZeroDivisionError"
+    asked = {"labels": {"from": "grpcurl"}, "states": ["RUN_STATE_FAILED"]}
+    assert call(server, "List", pb.ListResponse, **asked)[0].runs[0].run_id == run.run_id
+    report = call(server, "Output", pb.OutputResponse, format="error")[0]
+    assert b"ZeroDivisionError" in report.content
 
 
 def test_kill(server: Server, gate: Gate) -> None:
     """A run is killed by its id."""
     with started(server.stub, inline(gate.source)) as run:
         reach(server.stub, run.run_id, "cell_started")
-        answer = call(server, "Kill", run_id=run.run_id, grace_period="0s")
-    assert answer["run"]["state"] == "RUN_STATE_KILLED"
-    assert answer["processesEnded"] >= 1
+        answer = call(server, "Kill", pb.KillResponse, run_id=run.run_id, grace_period="0s")[0]
+    assert answer.run.state == pb.RUN_STATE_KILLED
+    assert answer.processes_ended >= 1
 
 
 def test_refusals_can_be_read(server: Server) -> None:

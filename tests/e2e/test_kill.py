@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
@@ -67,13 +68,13 @@ def test_no_process_outlives_a_run_that_ends_by_itself(server: Server) -> None:
 
 def test_kill_with_grace_lets_finally_run(server: Server, gate: Gate) -> None:
     """With a grace period the cell is interrupted, and what its clean-up prints is kept."""
-    source = f"try:\n    {gate.source}\nfinally:\n    print('cleaned up', flush=True)"
+    source = f"try:\n    print('here', flush=True)\n    {gate.source}\nfinally:\n    print('cleaned up')"
     with started(server.stub, inline(source, "'never'")) as run:
-        reach(server.stub, run.run_id, "cell_started")
+        reach(server.stub, run.run_id, "cell_output")
         answer = kill(server, run.run_id, grace_period=duration(30))
         node = executed(server.stub, run.run_id)
     assert answer.run.state == pb.RUN_STATE_KILLED
-    assert printed(node, 0) == "cleaned up\n"
+    assert printed(node, 0) == "here\ncleaned up\n"
     assert node.cells[1].outputs == []
 
 
@@ -144,6 +145,17 @@ def test_a_run_can_be_killed_as_soon_as_it_is_admitted(server: Server, gate: Gat
         run = start(server.stub, inline(gate.source))
         assert kill(server, run.run_id).run.state == pb.RUN_STATE_KILLED
     assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+def test_grace_ends_at_every_moment_of_a_start(server: Server, gate: Gate, moment: float) -> None:
+    """Whatever a starting run is at, its grace period ends, also where nothing heeds the interrupt."""
+    with started(server.stub, inline(gate.source)) as run:
+        # Nothing is waited for here: the moments only have to lie in different stages of a start.
+        Event().wait(moment)
+        request = pb.KillRequest(run_id=run.run_id, grace_period=duration(1))
+        answer = server.stub.Kill(request, timeout=15)
+    assert answer.run.state == pb.RUN_STATE_KILLED
 
 
 def test_a_stopping_server_ends_its_run(make_server: Callable[..., Server], gate: Gate) -> None:

@@ -93,7 +93,7 @@ def test_a_page_token_belongs_to_its_filter(server: Server, label: str, runs: li
     answer = ask(server, page_size=len(runs) - 1, labels={"suite": label})
     other = refused(lambda: ask(server, page_token=answer.next_page_token))
     assert other.kind == INVALID
-    for token in ("x", "AAAA", answer.next_page_token + "x", "☃" * 1000):
+    for token in ("x", "AAAA", answer.next_page_token + "x", answer.next_page_token + "!", "☃" * 1000):
         refusal = refused(partial(ask, server, page_token=token, labels={"suite": label}))
         assert refusal.kind == INVALID
-        assert "page_token" in refusal.message
+        assert refusal.fields == ["page_token"]

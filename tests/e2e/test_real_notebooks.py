@@ -72,7 +72,7 @@ def by_path(name: str, **fields: Any) -> pb.StartRequest:
 
 def test_the_notebooks_are_there() -> None:
     """The folder holds what these tests were written for."""
-    assert len(NAMES) == 22
+    assert len(NAMES) == 21
     assert set(CASES) < set(NAMES)
 
 

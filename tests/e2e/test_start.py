@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat import NotebookNode
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from support.calls import executed, inline, perform, struct
 from support.notebooks import code, markdown, notebook, printed, results, written
@@ -74,7 +75,7 @@ def test_parameters_arrive_with_their_types(server: Server) -> None:
 
 
 @pytest.mark.parametrize("place", ["tagged", "untagged", "injected before"])
-def test_parameters_are_injected_as_papermill_does_it(server: Server, place: str) -> None:
+def test_parameters_are_injected_as_papermill_does_it(server: Server, tmp_path: Path, place: str) -> None:
     """The injected cell has papermill's source, tag and place, also in a notebook that has one."""
     cells: list[str | NotebookNode] = [markdown("# Title"), "print(whole, text)"]
     if place != "untagged":
@@ -85,8 +86,9 @@ def test_parameters_are_injected_as_papermill_does_it(server: Server, place: str
     node = notebook(*cells, kernelspec={"name": "python3", "display_name": "Python 3", "language": "python"})
     request = pb.StartRequest(notebook_content=written(node), parameters=struct(values))
     ran = executed(server.stub, perform(server.stub, request).run.run_id)
-    node.metadata["papermill"] = {}
-    expected = parameterize_notebook(node, values, kernel_name="python3", language="python")
+    nbformat.write(node, tmp_path / "theirs.ipynb")
+    loaded = load_notebook_node(str(tmp_path / "theirs.ipynb"))
+    expected = parameterize_notebook(loaded, values, kernel_name="python3", language="python")
     assert [_outline(cell) for cell in ran.cells] == [_outline(cell) for cell in expected.cells]
     assert printed(ran, len(ran.cells) - 1) == "3 new\n"
 
@@ -118,6 +120,7 @@ def test_cell_ids_and_metadata_are_kept(server: Server) -> None:
     node = notebook("1", markdown("two"), custom={"mine": [1, 2]})
     request = pb.StartRequest(notebook_content=written(node))
     ran = executed(server.stub, perform(server.stub, request).run.run_id)
+    nbformat.validate(ran)
     assert [cell.id for cell in ran.cells] == [cell.id for cell in node.cells]
     assert ran.metadata.custom == {"mine": [1, 2]}
     assert ran.metadata.language_info.name == "python"

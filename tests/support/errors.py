@@ -29,6 +29,12 @@ class Refusal:
         """Status and reason, as the contract's table pairs them."""
         return self.code, self.reason
 
+    @property
+    def fields(self) -> list[str]:
+        """The fields of the request that are at fault."""
+        requests = [each for each in self.details if isinstance(each, error_details_pb2.BadRequest)]
+        return [violation.field for each in requests for violation in each.field_violations]
+
 
 def _unpacked(status: status_pb2.Status) -> tuple[Message, ...]:
     """The details in their own types; one of an unknown type is a mistake."""

@@ -49,9 +49,8 @@ def written(node: NotebookNode) -> bytes:
 
 
 def parsed(data: bytes) -> NotebookNode:
-    """Reads and validates the bytes of an .ipynb file."""
+    """Reads the bytes of an .ipynb file."""
     node: NotebookNode = nbformat.reads(data.decode(), as_version=4)
-    nbformat.validate(node)
     return node
 
 

@@ -62,11 +62,7 @@ class LiveView:
             expand=True,
         )
         self._task = self._bar.add_task("", total=None)
-        self._live = Live(
-            console=console,
-            get_renderable=self._renderable,
-            refresh_per_second=REFRESHES_PER_SECOND,
-        )
+        self._live = Live(self, console=console, refresh_per_second=REFRESHES_PER_SECOND)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -78,6 +74,12 @@ class LiveView:
         self._flush()
         self._bar.stop_task(self._task)
         self._live.stop()
+
+    def __rich__(self) -> RenderableType:
+        # Asked anew whenever something is printed above, so that the frame is never behind the text.
+        pending = one_line(self._lines.pending)
+        bar = self._bar.get_renderable()
+        return Group(Text(pending, no_wrap=True, overflow="ellipsis"), bar) if pending else bar
 
     def event(self, event: pb.ProgressResponse) -> None:
         """Show one event: what it printed above the bar, how far the run is in the bar."""
@@ -142,8 +144,3 @@ class LiveView:
     def _print(self, lines: list[str]) -> None:
         if lines:
             self._console.print(Text.from_ansi("\n".join(clean(line) for line in lines)))
-
-    def _renderable(self) -> RenderableType:
-        pending = one_line(self._lines.pending)
-        bar = self._bar.get_renderable()
-        return Group(Text(pending, no_wrap=True, overflow="ellipsis"), bar) if pending else bar

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,8 +16,6 @@ from ._text import how_it_ended, one_line, size, to_json
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
-
-    from rich.console import Console
 
 __all__ = ["OUTCOMES", "JsonView", "PlainView", "View", "describe_display", "make_view"]
 
@@ -42,18 +41,16 @@ def make_view(*, as_json: bool) -> View:
     """Choose the view: JSON where asked for, live on a terminal, plain lines elsewhere."""
     if as_json:
         return JsonView()
+    # Asked here and not of rich, which takes a log with FORCE_COLOR for a terminal.
+    if not sys.stdout.isatty():
+        return PlainView()
     # rich takes longer to import than everything else here together.
     from rich.console import Console  # noqa: PLC0415 - as said above
 
-    return _for_console(Console())
-
-
-def _for_console(console: Console) -> View:
-    if not console.is_terminal or console.is_dumb_terminal:
-        return PlainView()
     from ._live import LiveView  # noqa: PLC0415 - imports rich
 
-    return LiveView(console)
+    console = Console()
+    return PlainView() if console.is_dumb_terminal else LiveView(console)
 
 
 def describe_display(display: pb.DisplayOutput) -> str:

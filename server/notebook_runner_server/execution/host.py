@@ -87,7 +87,7 @@ class RunHost:
         if self._stopped.is_set():
             self.kill_now()
             if self._kernel is not None:
-                await self._kernel.drain()
+                await self._kernel.drain(work)
         wake.cancel()
         work.cancel()
         outcome = (await asyncio.gather(work, return_exceptions=True))[0]

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 READY_TIMEOUT = 60.0
 """Seconds that a kernel may take until it answers; nbclient's `startup_timeout`."""
 
+DRAIN_SECONDS = 1.0
+"""How long what an ended kernel has sent may take to be received."""
+
+_QUIET_MS = 10
 OWN_PREFIX = "NOTEBOOK_RUNNER_"
 _LOG_TAIL_BYTES = 8192
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -77,10 +82,13 @@ class Kernel:
         """Interrupt the cell that is executed, in the way the kernelspec names."""
         await self.manager.interrupt_kernel()
 
-    async def drain(self) -> None:
-        """Wait until what the kernel sent before its end has been received."""
+    async def drain(self, reader: asyncio.Future[Any]) -> None:
+        """Let the task that reads the kernel's messages take what the kernel sent before its end."""
         channel = getattr(self.client, "_iopub_channel", None)
-        while channel is not None and await channel.socket.poll(10):  # noqa: ASYNC110 - nbclient takes a message
+        end = time.monotonic() + DRAIN_SECONDS
+        while channel is not None and not reader.done() and time.monotonic() < end:
+            if not await channel.socket.poll(_QUIET_MS):
+                break
             await asyncio.sleep(0)
 
     def end_of_process(self) -> tuple[str, int | None]:

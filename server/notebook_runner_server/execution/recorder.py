@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import zmq
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -98,6 +99,11 @@ class RecordingClient(NotebookClient):
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
         """Take a message of the kernel as nbclient does, and tell of it."""
         output = super().process_message(msg, cell, cell_index)
+        if msg["msg_type"].startswith("comm") and self.kc is not None:
+            # An output widget makes nbclient send on the shell socket while the reply is awaited there,
+            # past pyzmq's asyncio layer: the send can swallow the socket's one signal that the reply has
+            # come. Asking for the socket's events makes pyzmq look again.
+            self.kc.shell_channel.socket.get(zmq.EVENTS)
         for event in _events(msg, cell_index):
             self._emit(event)
         return output

@@ -1,0 +1,1 @@
+"""Measures this service beside nbclient itself: `python -m benchmarks`."""

@@ -1,0 +1,97 @@
+"""What the package shows: names, signatures, what it imports, and how it takes its settings."""
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from notebook_runner import AsyncClient, Client, StartOptions
+from notebook_runner._connection import DEFAULT_TARGET, Connection
+from notebook_runner._requests import start_request
+
+FOREIGN = {"click", "rich", "nbformat", "nbclient", "nbconvert", "jupyter_client", "notebook_runner_server"}
+METHODS = {"start", "run", "wait", "progress", "output", "save_output", "kill", "list", "close", "target"}
+
+
+def imported_by(statement: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has after a statement."""
+    program = f"{statement}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
+    return {name.partition(".")[0] for name in json.loads(answer.stdout)}
+
+
+def test_import_needs_only_grpc_and_protobuf() -> None:
+    """Importing the client brings in neither the command line's packages nor the server's."""
+    assert not imported_by("import notebook_runner") & FOREIGN
+
+
+def test_command_needs_nothing_of_the_server() -> None:
+    """The command line brings in click, and rich only when it shows something."""
+    assert imported_by("import notebook_runner.cli") & FOREIGN == {"click"}
+
+
+def test_both_clients_have_the_same_names() -> None:
+    """What one client can do, the other can, by the same name and with the same arguments."""
+    for kind in (Client, AsyncClient):
+        assert {name for name in vars(kind) if not name.startswith("_")} == METHODS
+    for name in [*METHODS - {"target"}, "__init__"]:
+        blocking, awaited = (inspect.signature(getattr(kind, name)) for kind in (Client, AsyncClient))
+        assert blocking.parameters == awaited.parameters
+
+
+def test_every_option_of_a_start_reaches_the_request() -> None:
+    """No option can be given that changes nothing."""
+    values = {"str": "x", "bool": True, "int": 5, "Seconds": 5, "Mapping[str, str]": {"a": "b"}}
+    values["Mapping[str, Any]"] = {"a": 1}
+    plain = start_request(None, {"request_id": "0"})
+    for name, kind in inspect.get_annotations(StartOptions).items():
+        options: StartOptions = {"request_id": "0", name: values[kind.__forward_arg__]}  # type: ignore[misc] # the names are its own
+        assert start_request(None, options) != plain, name
+
+
+def test_settings_come_from_the_environment(tmp_path: Path) -> None:
+    """Every setting has its variable, and an argument goes before it."""
+    environ = {
+        f"NOTEBOOK_RUNNER_{name}": f"/{name}"
+        for name in ("TARGET", "TOKEN_FILE", "TLS_CA", "TLS_CERT", "TLS_KEY")
+    }
+    assert Connection.resolve(environ=environ) == Connection(
+        "/TARGET", None, Path("/TOKEN_FILE"), Path("/TLS_CA"), Path("/TLS_CERT"), Path("/TLS_KEY")
+    )
+    given = Connection.resolve("other:1", token="t", tls_ca=tmp_path, environ=environ)  # noqa: S106 - no secret
+    assert (given.target, given.token, given.token_file, given.tls_ca) == ("other:1", "t", None, tmp_path)
+
+
+def test_empty_settings_are_none() -> None:
+    """A variable that is set to nothing is not set."""
+    assert Connection.resolve("", environ={"NOTEBOOK_RUNNER_TLS_CA": ""}) == Connection(DEFAULT_TARGET)
+
+
+def test_certificate_without_key() -> None:
+    """Half a pair is refused."""
+    with pytest.raises(ValueError, match="tls_cert and tls_key"):
+        Client(tls_cert="x")
+
+
+def test_two_tokens(tmp_path: Path) -> None:
+    """A token and a file with one contradict each other."""
+    with pytest.raises(ValueError, match="not both"):
+        Client(token="x", token_file=tmp_path)  # noqa: S106 - no secret
+
+
+@pytest.mark.parametrize("token", ["", "two\nlines", "größe"])
+def test_token_that_cannot_be_sent(token: str) -> None:
+    """A token that no header carries is refused when the client is made, and not shown."""
+    with pytest.raises(ValueError, match="printable ASCII"):
+        Client(token=token)
+    assert "secret" not in repr(Connection("t", token="secret"))  # noqa: S106 - the one it looks for
+
+
+@pytest.mark.parametrize("setting", ["token_file", "tls_ca"])
+def test_missing_file(tmp_path: Path, setting: str) -> None:
+    """A file that is not there is an error of the file system."""
+    with pytest.raises(FileNotFoundError):
+        Client(**{setting: tmp_path / "none"})  # type: ignore[arg-type] # one of the two
