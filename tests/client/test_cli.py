@@ -13,7 +13,7 @@ import pytest
 from support.gate import Gate
 from support.notebooks import code, notebook, parsed, printed, written
 from support.server import Server
-from terminal import on_a_terminal
+from support.terminal import on_a_terminal
 
 PROGRAM = Path(sys.executable).with_name("notebook-runner")
 SECONDS = 60.0

@@ -4,7 +4,7 @@ import threading
 
 import grpc
 import pytest
-from scripted import ENDED, FAILED, RUNNING, Collect, Double, beat, changed, printed
+from support.scripted import ENDED, FAILED, RUNNING, Collect, Double, beat, changed, printed
 
 from notebook_runner import AccessDenied, NotebookRunnerError, RpcFailed, RunFailed, Unavailable
 from notebook_runner.v1 import notebook_runner_pb2 as pb

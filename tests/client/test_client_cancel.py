@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import ENDED, RUNNING, WAIT_SECONDS, Double, changed
+from support.scripted import ENDED, RUNNING, WAIT_SECONDS, Double, changed
 
 from notebook_runner import AsyncClient, Client, RpcFailed
 from notebook_runner.v1 import notebook_runner_pb2 as pb

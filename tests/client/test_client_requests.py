@@ -15,7 +15,7 @@ from notebook_runner import StartOptions, _requests, _states
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 NOTEBOOK: dict[str, Any] = {"cells": [], "metadata": {"title": "Größe"}, "nbformat": 4, "nbformat_minor": 5}
-NODE = nbformat.NotebookNode(NOTEBOOK)  # type: ignore[no-untyped-call] # nbformat's own
+NODE = nbformat.NotebookNode(NOTEBOOK)
 
 
 def start(notebook: Any = None, **options: Any) -> pb.StartRequest:

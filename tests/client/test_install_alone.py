@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.notebooks import notebook, written
 from support.server import Server
-from terminal import on_a_terminal
+from support.terminal import on_a_terminal
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 600.0
