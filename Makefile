@@ -30,7 +30,7 @@ serve: $(INSTALLED) ## Start the server on its defaults
 	$(BIN)/notebook-runner-server --notebook-root examples --default-notebook quickstart.ipynb
 
 dev: $(INSTALLED) ## Start the server, and again on every change of a source file
-	$(BIN)/watchfiles --filter python '$(BIN)/notebook-runner-server --log-format console --notebook-root examples --default-notebook quickstart.ipynb' client server
+	$(BIN)/watchfiles --filter python '$(BIN)/notebook-runner-server --log-format console --drain-timeout 2 --notebook-root examples --default-notebook quickstart.ipynb' client server
 
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/pytest

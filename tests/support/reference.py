@@ -5,6 +5,7 @@ Run as a program, it reads one JSON request a line and answers one JSON line.
 
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+
+# Far more than nbclient takes for any notebook of the tests.
+SECONDS = 90.0
 
 
 class Executed(NamedTuple):
@@ -38,7 +42,11 @@ class Reference:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+        try:
+            self._process.communicate(timeout=SECONDS)
+        finally:
+            self._process.kill()
+            self._process.wait()
 
     def execute(self, path: Path, **options: Any) -> Executed:
         """Executes one notebook with these options of NotebookClient."""
@@ -53,6 +61,8 @@ class Reference:
     def answer(self) -> Executed:
         """Waits for the execution that was asked for."""
         assert self._process.stdout is not None
+        is_there = select.select([self._process.stdout], [], [], SECONDS)[0]
+        assert is_there, "nbclient itself did not come to an end"
         answer = json.loads(self._process.stdout.readline())
         return Executed(nbformat.from_dict(answer["notebook"]), answer["error"])
 
