@@ -54,11 +54,14 @@ def kill_orphans() -> set[int]:
 class _Worker:
     """One worker process: a pool with one process, and the connection to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, limit_address_space: bool) -> None:
         self._near, far = socket.socketpair()
         self._far = Connection(far.detach())
         self._pool = ProcessPoolExecutor(
-            max_workers=1, mp_context=_CONTEXT, initializer=workers.initialize, initargs=(self._far,)
+            max_workers=1,
+            mp_context=_CONTEXT,
+            initializer=workers.initialize,
+            initargs=(self._far, limit_address_space),
         )
         self.link: Link | None = None
         self.hello = workers.Hello(0, {})
@@ -155,10 +158,12 @@ class ProcessPoolBackend:
 
     Args:
         workers: How many, and so how many runs at once.
+        limit_address_space: Limit the kernel's address space to a run's memory limit as well.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, limit_address_space: bool = False) -> None:
         self.capacity = workers
+        self._limit_address_space = limit_address_space
         self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
         self._next: _Worker | None = None
         self._workers: set[_Worker] = set()
@@ -215,7 +220,7 @@ class ProcessPoolBackend:
         await asyncio.to_thread(kill_orphans)
 
     async def _add(self) -> None:
-        worker = _Worker()
+        worker = _Worker(limit_address_space=self._limit_address_space)
         await worker.start()
         self._workers.add(worker)
         self._kernels = worker.hello.kernels

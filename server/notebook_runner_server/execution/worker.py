@@ -42,8 +42,9 @@ class Stop:
 
 
 class _Worker:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, limit_address_space: bool) -> None:
         self._connection = connection
+        self._limit_address_space = limit_address_space
         self._host: hosts.RunHost | None = None
         self._run_id = ""
         self._early: Stop | None = None
@@ -54,7 +55,7 @@ class _Worker:
         with self._lock:
             self._run_id = job.run_id
         try:
-            hosts.host(job, self._send, made=self._made)
+            hosts.host(job, self._send, self._made, limit_address_space=self._limit_address_space)
         except BaseException:  # noqa: BLE001 - whatever it was, this process is not fit for another run
             traceback.print_exc()
             self.abandon()
@@ -108,8 +109,13 @@ class _Worker:
 _worker: _Worker | None = None
 
 
-def initialize(connection: Connection) -> None:
-    """Make this process a worker; the process pool's initializer."""
+def initialize(connection: Connection, limit_address_space: bool) -> None:
+    """Make this process a worker; the process pool's initializer.
+
+    Args:
+        connection: To the server.
+        limit_address_space: Limit the kernel's address space to a run's memory limit as well.
+    """
     global _worker  # noqa: PLW0603 - a worker process is one worker
     # A terminal's Ctrl-C is for the server, which then says what is to end. The session stays the
     # server's: that tells a worker from what a dead worker has left.
@@ -118,7 +124,7 @@ def initialize(connection: Connection) -> None:
     become_subreaper()
     # What goes wrong in a run is told by its events; nbclient's log would repeat it.
     logging.disable(logging.CRITICAL)
-    _worker = _Worker(connection)
+    _worker = _Worker(connection, limit_address_space=limit_address_space)
     threading.Thread(target=_worker.obey, name="orders", daemon=True).start()
 
 

@@ -69,6 +69,11 @@ class RunFolder:
             finally:
                 os.close(descriptor)
 
+    def read(self, part: Part) -> bytes:
+        """Return one part."""
+        with self._parts.open("rb") as file:
+            return b"".join(_read(file.fileno(), part))
+
     def notebook(self, parts: Iterable[Part]) -> Iterator[bytes]:
         """Yield the notebook that is put together from these versions of its parts."""
         by_number = {part.part: part for part in parts}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from notebook_runner_server.execution.interface import CellStarted
 from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.folder import RunFolder
@@ -156,6 +157,24 @@ class Store:
     async def events(self, position: int, after: int) -> list[Event]:
         """Return some events of a run after a sequence number, in order; none: there are no more."""
         return await self._read(tables.read_events, position, after, EVENTS_A_READ)
+
+    async def events_of_cell(self, position: int, before: int) -> list[Event]:
+        """Return the events since the newest start of a cell before a sequence number, in order."""
+        found: list[Event] = []
+        while events := await self._read(tables.read_events_back, position, before, EVENTS_A_READ):
+            for event in events:
+                found.append(event)
+                if isinstance(event.body, CellStarted):
+                    return found[::-1]
+            before = events[-1].sequence
+        return []
+
+    async def source(self, run_id: str, position: int, part: int) -> bytes:
+        """Return a part of the notebook as it was before it was executed."""
+        folder = self.folder(run_id)
+        parts = await self.parts(position, 0)
+        found = next(one for one in parts if one.part == part)
+        return await asyncio.to_thread(folder.read, found)
 
     async def parts(self, position: int, as_of: int) -> list[Part]:
         """Return the version that each part of a run's notebook had at a sequence number."""

@@ -190,6 +190,16 @@ def read_events(db: sqlite3.Connection, position: int, after: int, limit: int) -
     return [codec.decode_event(*row) for row in rows]
 
 
+def read_events_back(db: sqlite3.Connection, position: int, before: int, limit: int) -> list[Event]:
+    """Return up to `limit` events of a run before a sequence number, newest first."""
+    rows = db.execute(
+        "SELECT sequence, time, event FROM events WHERE position = ? AND sequence < ?"
+        " ORDER BY sequence DESC LIMIT ?",
+        (position, before, limit),
+    )
+    return [codec.decode_event(*row) for row in rows]
+
+
 def read_parts(db: sqlite3.Connection, position: int, as_of: int) -> list[Part]:
     """Return the version that each part had at a sequence number, in the order of the parts."""
     rows = db.execute(
