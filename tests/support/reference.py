@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TextIO
 
 import nbformat
+import zmq
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -67,12 +68,28 @@ class Reference:
         return Executed(nbformat.from_dict(answer["notebook"]), answer["error"])
 
 
+class Client(NotebookClient):
+    """nbclient as it is, but for a lost wake-up that makes it hang on output widgets now and then.
+
+    It sends on the shell socket past pyzmq's asyncio layer while it awaits the reply there; asking for
+    the socket's events makes pyzmq look again.
+    """
+
+    def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
+        """Takes a message as nbclient does, then has pyzmq look for the reply."""
+        try:
+            return super().process_message(msg, cell, cell_index)
+        finally:
+            if msg["msg_type"].startswith("comm") and self.kc is not None:
+                self.kc.shell_channel.socket.get(zmq.EVENTS)
+
+
 def _execute(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     node = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}
     error = ""
     try:
-        NotebookClient(node, resources=resources, **options).execute()
+        Client(node, resources=resources, **options).execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as raised:
         error = type(raised).__name__
     return {"notebook": node, "error": error}
