@@ -60,6 +60,7 @@ class App:
             ProcessPoolBackend(settings.workers, limit_address_space=settings.limit_address_space),
             admission,
             settings.queue,
+            settings.bounds,
         )
         outputs = Outputs(
             store,

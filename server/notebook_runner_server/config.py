@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 import click
 
 from notebook_runner_server.execution.interface import Limits
+from notebook_runner_server.runs.retention import Bounds
 
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
 
@@ -80,6 +81,10 @@ class Settings:
     retention: float = _setting(
         604800.0, "Seconds that a run is kept after its end where Start says nothing.", minimum=0
     )
+    max_runs: int = _setting(0, "Ended runs that the history keeps; 0: no limit.", minimum=0)
+    max_state_bytes: int = _setting(
+        0, "Bytes that the folders of all runs may take together; 0: no limit.", minimum=0
+    )
     drain_timeout: float = _setting(
         20.0,
         "Seconds that runs may go on when the server is asked to stop, before they are ended.",
@@ -131,6 +136,11 @@ class Settings:
     def state_folder(self) -> Path:
         """The folder for history and results."""
         return Path(self.state_dir or _state_dir())
+
+    @property
+    def bounds(self) -> Bounds:
+        """What the history may take."""
+        return Bounds(runs=self.max_runs, total_bytes=self.max_state_bytes)
 
     @property
     def limits(self) -> Limits:

@@ -113,8 +113,8 @@ class _PoolRun:
 
     async def events(self) -> AsyncIterator[Sequence[ExecutionEvent]]:
         """Yield what the worker tells; when it dies, the end that it cannot tell itself."""
+        ended = False
         try:
-            ended = False
             while not ended:
                 batch = await self._link.receive() if self._done else []
                 ended = bool(batch) and isinstance(batch[-1], Ended)
@@ -127,6 +127,10 @@ class _PoolRun:
         finally:
             if self._stuck is not None:
                 self._stuck.cancel()
+            if not ended:
+                # Nobody follows the run any more, and nobody would learn how it ends.
+                self._worker.kill()
+                self._worker.broken = True
             self._backend.release(self._worker)
 
     def stop(self, cause: Cause, grace_period: float) -> None:
