@@ -50,13 +50,18 @@ class App:
         defaults = Defaults(
             notebook=settings.default_notebook,
             kernel_name=settings.default_kernel,
-            run_timeout=settings.run_timeout,
-            cell_timeout=settings.cell_timeout,
-            output_timeout=settings.output_timeout,
+            limits=settings.limits,
+            ceilings=settings.ceilings,
             retention=settings.retention,
         )
         admission = Admission(root, settings.max_notebook_bytes, defaults, prepare)
-        self._runner = Runner(store, ProcessPoolBackend(settings.workers), admission, settings.queue)
+        self._runner = Runner(
+            store,
+            ProcessPoolBackend(settings.workers, limit_address_space=settings.limit_address_space),
+            admission,
+            settings.queue,
+            settings.bounds,
+        )
         outputs = Outputs(
             store,
             ExportService(settings.formats, settings.export_timeout),

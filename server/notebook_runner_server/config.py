@@ -15,6 +15,9 @@ from typing import Any, get_type_hints
 
 import click
 
+from notebook_runner_server.execution.interface import Limits
+from notebook_runner_server.runs.retention import Bounds
+
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
 
 
@@ -22,6 +25,14 @@ def _setting(
     default: Any, help_text: str, *, minimum: float | None = None, choices: tuple[str, ...] = ()
 ) -> Any:
     return field(default=default, metadata={"help": help_text, "minimum": minimum, "choices": choices})
+
+
+def _limit(what: str, default: float) -> Any:
+    return _setting(default, f"Most {what} where Start says nothing; 0: no limit.", minimum=0)
+
+
+def _ceiling(name: str, default: float) -> Any:
+    return _setting(default, f"Most that a Start may ask for as {name}; 0: whatever it likes.", minimum=0)
 
 
 def _state_dir() -> str:
@@ -48,19 +59,31 @@ class Settings:
     workers: int = _setting(1, "Worker processes, and so runs at once.", minimum=1)
     queue: int = _setting(0, "Runs that may wait when all workers are busy.", minimum=0)
     executor: str = _setting("process", "What executes runs.", choices=("process",))
-    run_timeout: float = _setting(
-        0.0, "Seconds that a run may take where Start says nothing; 0: no limit.", minimum=0
+    run_timeout: float = _limit("seconds that a run may take", 0.0)
+    max_run_timeout: float = _ceiling("run_timeout", 0.0)
+    cell_timeout: float = _limit("seconds that a cell may take", 0.0)
+    max_cell_timeout: float = _ceiling("cell_timeout", 0.0)
+    output_timeout: float = _limit("seconds that a cell may go without any output", 0.0)
+    max_output_timeout: float = _ceiling("output_timeout", 0.0)
+    memory_limit: int = _limit("bytes of memory that the processes of a run may take together", 0)
+    max_memory_limit: int = _ceiling("memory_limit_bytes", 0)
+    limit_address_space: bool = _setting(
+        False,
+        "Limit the kernel's address space to the memory limit as well: an allocation that is too large then "
+        "raises MemoryError in the notebook. Programs that reserve much and use little do not run so.",
     )
-    cell_timeout: float = _setting(
-        0.0, "Seconds that a cell may take where Start says nothing; 0: no limit.", minimum=0
-    )
-    output_timeout: float = _setting(
-        0.0,
-        "Seconds that a cell may go without any output where Start says nothing; 0: no limit.",
-        minimum=0,
-    )
+    cell_output_limit: int = _limit("bytes of output that a cell may have; what is over is cut", 268435456)
+    max_cell_output_limit: int = _ceiling("cell_output_limit_bytes", 0)
+    run_output_limit: int = _limit("bytes of output that a run may have; what is over is cut", 1073741824)
+    max_run_output_limit: int = _ceiling("run_output_limit_bytes", 0)
+    process_limit: int = _limit("processes that a run may have at once", 0)
+    max_process_limit: int = _ceiling("process_limit", 0)
     retention: float = _setting(
         604800.0, "Seconds that a run is kept after its end where Start says nothing.", minimum=0
+    )
+    max_runs: int = _setting(0, "Ended runs that the history keeps; 0: no limit.", minimum=0)
+    max_state_bytes: int = _setting(
+        0, "Bytes that the folders of all runs may take together; 0: no limit.", minimum=0
     )
     drain_timeout: float = _setting(
         20.0,
@@ -113,6 +136,32 @@ class Settings:
     def state_folder(self) -> Path:
         """The folder for history and results."""
         return Path(self.state_dir or _state_dir())
+
+    @property
+    def bounds(self) -> Bounds:
+        """What the history may take."""
+        return Bounds(runs=self.max_runs, total_bytes=self.max_state_bytes)
+
+    @property
+    def limits(self) -> Limits:
+        """What a run may take where Start says nothing."""
+        return self._limits("")
+
+    @property
+    def ceilings(self) -> Limits:
+        """What a Start may ask for."""
+        return self._limits("max_")
+
+    def _limits(self, prefix: str) -> Limits:
+        return Limits(
+            run_timeout=getattr(self, f"{prefix}run_timeout"),
+            cell_timeout=getattr(self, f"{prefix}cell_timeout"),
+            output_timeout=getattr(self, f"{prefix}output_timeout"),
+            memory_bytes=getattr(self, f"{prefix}memory_limit"),
+            cell_output_bytes=getattr(self, f"{prefix}cell_output_limit"),
+            run_output_bytes=getattr(self, f"{prefix}run_output_limit"),
+            processes=getattr(self, f"{prefix}process_limit"),
+        )
 
     @property
     def formats(self) -> list[str]:

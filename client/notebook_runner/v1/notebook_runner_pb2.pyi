@@ -151,6 +151,8 @@ class _FailureCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """INTERRUPTED: the server was asked to stop and the run did not end in time."""
     FAILURE_CAUSE_SERVER_DIED: _FailureCause.ValueType  # 13
     """INTERRUPTED: the server died while the run went on."""
+    FAILURE_CAUSE_PROCESS_LIMIT: _FailureCause.ValueType  # 14
+    """CRASHED: the run had more processes than it may."""
 
 class FailureCause(_FailureCause, metaclass=_FailureCauseEnumTypeWrapper):
     """What ended a run."""
@@ -183,6 +185,8 @@ FAILURE_CAUSE_SERVER_STOPPED: FailureCause.ValueType  # 12
 """INTERRUPTED: the server was asked to stop and the run did not end in time."""
 FAILURE_CAUSE_SERVER_DIED: FailureCause.ValueType  # 13
 """INTERRUPTED: the server died while the run went on."""
+FAILURE_CAUSE_PROCESS_LIMIT: FailureCause.ValueType  # 14
+"""CRASHED: the run had more processes than it may."""
 global___FailureCause = FailureCause
 
 @typing.final
@@ -238,6 +242,9 @@ class StartRequest(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     RETENTION_FIELD_NUMBER: builtins.int
     OUTPUT_URI_FIELD_NUMBER: builtins.int
+    CELL_OUTPUT_LIMIT_BYTES_FIELD_NUMBER: builtins.int
+    RUN_OUTPUT_LIMIT_BYTES_FIELD_NUMBER: builtins.int
+    PROCESS_LIMIT_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Makes the call idempotent: the same id with the same payload answers the same run, also after a
     restart of the server; with another payload it answers REQUEST_ID_REUSED. At most 128 characters.
@@ -254,9 +261,21 @@ class StartRequest(google.protobuf.message.Message):
     allow_errors: builtins.bool
     """Go on after a cell that raises, as `jupyter nbconvert --allow-errors` does."""
     memory_limit_bytes: builtins.int
-    """How many bytes of memory the processes of the run may take together. Zero: the server's default."""
+    """How many bytes of memory the processes of the run may take together; the run is ended when they take
+    more. Zero: the server's default.
+    """
     output_uri: builtins.str
     """A URI of a scheme that the operator allowed; the executed notebook is written there at the end."""
+    cell_output_limit_bytes: builtins.int
+    """How many bytes of output one cell may have. What is over is cut, with a mark in the notebook and an
+    event, and the run goes on. Zero: the server's default.
+    """
+    run_output_limit_bytes: builtins.int
+    """How many bytes of output all cells may have together. Zero: the server's default."""
+    process_limit: builtins.int
+    """How many processes the run may have at once, its kernel among them; the run is ended when it has more.
+    Zero: the server's default.
+    """
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
         """Values for the notebook's parameters, by name, injected as papermill does it: a cell after the one
@@ -266,19 +285,17 @@ class StartRequest(google.protobuf.message.Message):
 
     @property
     def run_timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """How long the run may take, from its start on a worker. Absent: the server's default; zero: no limit
-        where the server sets none.
+        """How long the run may take, from its start on a worker. This and the limits below: absent or zero means
+        the server's default; more than the operator allows is an error (INVALID_FIELD).
         """
 
     @property
     def cell_timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """How long one cell may take. Absent: the server's default; zero: no limit where the server sets none."""
+        """How long one cell may take."""
 
     @property
     def output_timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """How long a cell may go without any output. Absent: the server's default; zero: no limit where the
-        server sets none.
-        """
+        """How long a cell may go without any output."""
 
     @property
     def environment(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
@@ -310,9 +327,12 @@ class StartRequest(google.protobuf.message.Message):
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         retention: google.protobuf.duration_pb2.Duration | None = ...,
         output_uri: builtins.str = ...,
+        cell_output_limit_bytes: builtins.int = ...,
+        run_output_limit_bytes: builtins.int = ...,
+        process_limit: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["cell_timeout", b"cell_timeout", "notebook", b"notebook", "notebook_content", b"notebook_content", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_timeout", b"output_timeout", "parameters", b"parameters", "retention", b"retention", "run_timeout", b"run_timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["allow_errors", b"allow_errors", "cell_timeout", b"cell_timeout", "environment", b"environment", "kernel_name", b"kernel_name", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "notebook", b"notebook", "notebook_content", b"notebook_content", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_timeout", b"output_timeout", "output_uri", b"output_uri", "parameters", b"parameters", "request_id", b"request_id", "retention", b"retention", "run_timeout", b"run_timeout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["allow_errors", b"allow_errors", "cell_output_limit_bytes", b"cell_output_limit_bytes", "cell_timeout", b"cell_timeout", "environment", b"environment", "kernel_name", b"kernel_name", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "notebook", b"notebook", "notebook_content", b"notebook_content", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_timeout", b"output_timeout", "output_uri", b"output_uri", "parameters", b"parameters", "process_limit", b"process_limit", "request_id", b"request_id", "retention", b"retention", "run_output_limit_bytes", b"run_output_limit_bytes", "run_timeout", b"run_timeout"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["notebook", b"notebook"]) -> typing.Literal["notebook_content", "notebook_path", "notebook_uri"] | None: ...
 
 global___StartRequest = StartRequest
@@ -469,6 +489,7 @@ class CellOutput(google.protobuf.message.Message):
     DISPLAY_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     CLEAR_FIELD_NUMBER: builtins.int
+    CUT_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
     """The cell's place in the executed notebook, from 0."""
     @property
@@ -487,6 +508,10 @@ class CellOutput(google.protobuf.message.Message):
     def clear(self) -> global___ClearOutput:
         """The cell asked to clear what it had put out so far."""
 
+    @property
+    def cut(self) -> global___OutputCut:
+        """The cell's further output is left out."""
+
     def __init__(
         self,
         *,
@@ -495,10 +520,11 @@ class CellOutput(google.protobuf.message.Message):
         display: global___DisplayOutput | None = ...,
         error: global___ErrorOutput | None = ...,
         clear: global___ClearOutput | None = ...,
+        cut: global___OutputCut | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["clear", b"clear", "display", b"display", "error", b"error", "output", b"output", "stream", b"stream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cell_index", b"cell_index", "clear", b"clear", "display", b"display", "error", b"error", "output", b"output", "stream", b"stream"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["output", b"output"]) -> typing.Literal["stream", "display", "error", "clear"] | None: ...
+    def HasField(self, field_name: typing.Literal["clear", b"clear", "cut", b"cut", "display", b"display", "error", b"error", "output", b"output", "stream", b"stream"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cell_index", b"cell_index", "clear", b"clear", "cut", b"cut", "display", b"display", "error", b"error", "output", b"output", "stream", b"stream"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["output", b"output"]) -> typing.Literal["stream", "display", "error", "clear", "cut"] | None: ...
 
 global___CellOutput = CellOutput
 
@@ -611,6 +637,28 @@ class ClearOutput(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["wait", b"wait"]) -> None: ...
 
 global___ClearOutput = ClearOutput
+
+@typing.final
+class OutputCut(google.protobuf.message.Message):
+    """The cell's further output is left out, of the notebook and of Progress."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LIMIT_BYTES_FIELD_NUMBER: builtins.int
+    WHOLE_RUN_FIELD_NUMBER: builtins.int
+    limit_bytes: builtins.int
+    """The limit that was reached, in bytes."""
+    whole_run: builtins.bool
+    """Whether it is the limit of all cells together."""
+    def __init__(
+        self,
+        *,
+        limit_bytes: builtins.int = ...,
+        whole_run: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["limit_bytes", b"limit_bytes", "whole_run", b"whole_run"]) -> None: ...
+
+global___OutputCut = OutputCut
 
 @typing.final
 class CellFinished(google.protobuf.message.Message):

@@ -11,11 +11,14 @@ from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.execution.interface import (
     CellFinished,
+    CellOutput,
     CellStarted,
     ClearOutput,
     DisplayOutput,
     ErrorOutput,
     Failure,
+    Limits,
+    OutputCut,
     StreamOutput,
 )
 from notebook_runner_server.runs.errors import InvalidFieldError
@@ -33,9 +36,10 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
     Raises:
         InvalidFieldError: A field has a value that this server cannot honour.
     """
-    for name, unset in (("memory_limit_bytes", 0), ("output_uri", "")):
-        if getattr(request, name) != unset:
-            raise InvalidFieldError(f"This server does not offer {name}: leave it out.", field=name)
+    if request.output_uri:
+        raise InvalidFieldError(
+            "output_uri: this server does not offer it; leave it out.", field="output_uri"
+        )
     kind = request.WhichOneof("notebook")
     if kind == "notebook_uri":
         raise InvalidFieldError(
@@ -48,9 +52,15 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
         path=request.notebook_path if kind == "notebook_path" else None,
         parameters=_plain_struct(request.parameters),
         kernel_name=request.kernel_name,
-        run_timeout=seconds(request, "run_timeout"),
-        cell_timeout=seconds(request, "cell_timeout"),
-        output_timeout=seconds(request, "output_timeout"),
+        limits=Limits(
+            run_timeout=seconds(request, "run_timeout") or 0.0,
+            cell_timeout=seconds(request, "cell_timeout") or 0.0,
+            output_timeout=seconds(request, "output_timeout") or 0.0,
+            memory_bytes=request.memory_limit_bytes,
+            cell_output_bytes=request.cell_output_limit_bytes,
+            run_output_bytes=request.run_output_limit_bytes,
+            processes=request.process_limit,
+        ),
         allow_errors=request.allow_errors,
         environment=dict(request.environment),
         labels=dict(request.labels),
@@ -182,7 +192,7 @@ def _fill_value(target: struct_pb2.Value, value: Any) -> None:
 
 def is_output(event: Event) -> bool:
     """Tell whether an event is output of a cell."""
-    return isinstance(event.body, (StreamOutput, DisplayOutput, ErrorOutput, ClearOutput))
+    return isinstance(event.body, CellOutput)
 
 
 def event_message(event: Event) -> pb.ProgressResponse:
@@ -202,7 +212,7 @@ def event_message(event: Event) -> pb.ProgressResponse:
             )
         case CellFinished() as body:
             message.cell_finished.CopyFrom(_cell_finished(body))
-        case StreamOutput() | DisplayOutput() | ErrorOutput() | ClearOutput() as body:
+        case body:
             message.cell_output.CopyFrom(_cell_output(body))
     return message
 
@@ -219,7 +229,7 @@ def _cell_finished(body: CellFinished) -> pb.CellFinished:
     )
 
 
-def _cell_output(body: StreamOutput | DisplayOutput | ErrorOutput | ClearOutput) -> pb.CellOutput:
+def _cell_output(body: CellOutput) -> pb.CellOutput:
     message = pb.CellOutput(cell_index=body.cell_index)
     match body:
         case StreamOutput():
@@ -233,4 +243,6 @@ def _cell_output(body: StreamOutput | DisplayOutput | ErrorOutput | ClearOutput)
             )
         case ClearOutput():
             message.clear.CopyFrom(pb.ClearOutput(wait=body.wait))
+        case OutputCut():
+            message.cut.CopyFrom(pb.OutputCut(limit_bytes=body.limit_bytes, whole_run=body.whole_run))
     return message

@@ -17,6 +17,7 @@ from notebook_runner_server.runs.outputs import NOTEBOOK, Outputs
 
 if TYPE_CHECKING:
     from notebook_runner_server.runs.lifecycle import Runner
+    from notebook_runner_server.runs.log import RunLog
 
 _PAGE_SIZE = 50
 _MAX_PAGE_SIZE = 1000
@@ -65,7 +66,12 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             self._streams -= 1
 
     async def _progress(self, request: pb.ProgressRequest) -> AsyncIterator[pb.ProgressResponse]:
-        log = await self._runner.log(request.run_id)
+        run_id, log = await self._runner.log(request.run_id)
+        with self._runner.readers.stream(run_id):
+            async for message in self._follow(request, log):
+                yield message
+
+    async def _follow(self, request: pb.ProgressRequest, log: RunLog) -> AsyncIterator[pb.ProgressResponse]:
         after, known = request.after_sequence, log.last_sequence
         if not 0 <= after <= known:
             message = f"after_sequence is between 0 and {known}, the last event of the run so far."
@@ -91,6 +97,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
     async def Output(self, request: pb.OutputRequest, context: Any) -> pb.OutputResponse:  # noqa: ARG002, N802 - grpc's
         """Answer one page of an artefact."""
         run = await self._runner.find(request.run_id)
+        self._runner.readers.page(run.run_id)
         page = await self._outputs.page(
             run, request.format or NOTEBOOK, request.offset, request.max_bytes, request.as_of_sequence
         )

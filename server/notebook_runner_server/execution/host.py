@@ -23,6 +23,7 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.execution.kernel import Kernel, plain
 from notebook_runner_server.execution.processes import kill_descendants
 from notebook_runner_server.execution.recorder import RecordingClient, cut
+from notebook_runner_server.execution.watchdog import OomKills, Watchdog
 
 MAX_TRACEBACK = 128 * 1024
 
@@ -37,11 +38,16 @@ class RunHost:
     Args:
         job: What to execute.
         emit: Takes the events, in order, from the main thread; may block while nobody reads them.
+        limit_address_space: Limit the kernel's address space to the memory limit as well.
     """
 
-    def __init__(self, job: Job, emit: Callable[[ExecutionEvent], None]) -> None:
+    def __init__(
+        self, job: Job, emit: Callable[[ExecutionEvent], None], *, limit_address_space: bool
+    ) -> None:
         self._job = job
         self._emit = emit
+        self._limit_address_space = limit_address_space
+        self._oom_kills = OomKills()
         self._lock = threading.Lock()
         # What ends the run; the first cause stays.
         self._failure: Failure | None = None
@@ -58,11 +64,11 @@ class RunHost:
         self._last_output = 0.0
 
     def stop(self, cause: Cause, *, interrupt: bool) -> None:
-        """End the run for a cause: now, or (`interrupt`) after the cell has seen an interrupt.
+        """End the run for a cause, now, or (`interrupt`) after the cell has seen an interrupt.
 
         Returns at once. With `interrupt` the cell may take as long as it likes, until `kill_now`.
         """
-        self._claim(Failure(cause, _MESSAGES[cause].format(job=self._job), *self._cell))
+        self._claim(Failure(cause, _MESSAGES[cause].format(self._job.limits), *self._cell))
         if not interrupt:
             self.kill_now()
         elif self._loop is not None:
@@ -73,12 +79,14 @@ class RunHost:
         self._stopped.set()
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._wake.set)
-        self._killed |= kill_descendants(os.getpid())
+        self._killed.update(kill_descendants(os.getpid()))
 
     async def run(self) -> None:
         """Execute the job; the last event is `Ended`, when no process of the run is left."""
         self._loop = asyncio.get_running_loop()
-        timer = self._limit(self._job.run_timeout, Cause.RUN_TIMEOUT)
+        limits = self._job.limits
+        watchdog = Watchdog(limits.memory_bytes, limits.processes, self._exceeded)
+        timer = self._limit(limits.run_timeout, Cause.RUN_TIMEOUT)
         if self._stopped.is_set():
             self._wake.set()
         work = asyncio.ensure_future(self._execute())
@@ -93,19 +101,25 @@ class RunHost:
         outcome = (await asyncio.gather(work, return_exceptions=True))[0]
         if timer is not None:
             timer.cancel()
+        watchdog.close()
         self._end(outcome)
+
+    def _exceeded(self, cause: Cause, message: str) -> None:
+        self._claim(Failure(cause, message, *self._cell))
+        self.kill_now()
 
     def _end(self, outcome: BaseException | None) -> None:
         if outcome is not None:
             self._claim(self._failure_of(outcome))
-        self._killed |= kill_descendants(os.getpid())
+        self._killed.update(kill_descendants(os.getpid()))
         if self._kernel is not None:
             self._kernel.close()
         self._emit(Ended(self._failure, len(self._killed)))
 
     async def _execute(self) -> None:
         self._kernel = Kernel(self._job)
-        await self._kernel.start(self._kernel_died)
+        address_space = self._job.limits.memory_bytes if self._limit_address_space else 0
+        await self._kernel.start(self._kernel_died, address_space)
         self._ready = True
         notebook = notebooks.decode(self._job.notebook)
         self._client = client = RecordingClient(
@@ -114,6 +128,7 @@ class RunHost:
             before_cell=self._before_cell,
             after_cell=self._after_cell,
             km=self._kernel.manager,
+            limits=self._job.limits,
             kernel_name=self._job.kernel_name,
             allow_errors=self._job.allow_errors,
         )
@@ -130,7 +145,7 @@ class RunHost:
         if self._failure is not None:
             raise _StoppedError
         self._cell = (index, cell_id)
-        self._cell_timer = self._limit(self._job.cell_timeout, Cause.CELL_TIMEOUT)
+        self._cell_timer = self._limit(self._job.limits.cell_timeout, Cause.CELL_TIMEOUT)
 
         self._last_output = time.monotonic()
         self._watch_silence()
@@ -146,9 +161,10 @@ class RunHost:
 
     def _watch_silence(self) -> None:
         """Look again when the limit would be reached if nothing came until then: no timer per output."""
-        if not self._job.output_timeout:
+        limit = self._job.limits.output_timeout
+        if not limit:
             return
-        rest = self._last_output + self._job.output_timeout - time.monotonic()
+        rest = self._last_output + limit - time.monotonic()
         if rest > 0:
             self._silence_timer = asyncio.get_running_loop().call_later(rest, self._watch_silence)
         else:
@@ -172,7 +188,9 @@ class RunHost:
         name, code = self._kernel.end_of_process()
         how = f"was ended by {name}" if name else f"exited with code {code}"
         cause = Cause.KERNEL_SIGNALED if name else Cause.KERNEL_EXITED
-        if not self._ready:
+        if name == "SIGKILL" and self._oom_kills.happened():
+            cause, how = Cause.OUT_OF_MEMORY, "was ended by the system, which had no memory left"
+        elif not self._ready:
             cause, how = Cause.KERNEL_NOT_READY, f"{how} before it was ready"
         self._claim(
             Failure(
@@ -209,26 +227,33 @@ class RunHost:
 
 
 _MESSAGES = {
-    Cause.RUN_TIMEOUT: "The run took longer than its limit of {job.run_timeout:g} s.",
-    Cause.CELL_TIMEOUT: "The cell took longer than its limit of {job.cell_timeout:g} s.",
-    Cause.OUTPUT_TIMEOUT: "The cell had no output for longer than its limit of {job.output_timeout:g} s.",
+    Cause.RUN_TIMEOUT: "The run took longer than its limit of {0.run_timeout:g} s.",
+    Cause.CELL_TIMEOUT: "The cell took longer than its limit of {0.cell_timeout:g} s.",
+    Cause.OUTPUT_TIMEOUT: "The cell had no output for longer than its limit of {0.output_timeout:g} s.",
     Cause.KILL_REQUESTED: "The run was killed on request.",
     Cause.SERVER_STOPPED: "The server was asked to stop, and the run did not end in time.",
     Cause.STORAGE_FAILED: "The server could not write what the run did.",
 }
 
 
-def host(job: Job, emit: Callable[[ExecutionEvent], None], *, made: Callable[[RunHost], None]) -> None:
+def host(
+    job: Job,
+    emit: Callable[[ExecutionEvent], None],
+    made: Callable[[RunHost], None],
+    *,
+    limit_address_space: bool,
+) -> None:
     """Execute one job in this process, and return when no process of it is left.
 
     Args:
         job: What to execute.
         emit: Takes the events.
         made: Is given the host before anything is started, so that the run can be stopped.
+        limit_address_space: Limit the kernel's address space to the memory limit as well.
     """
 
     async def main() -> None:
-        one = RunHost(job, emit)
+        one = RunHost(job, emit, limit_address_space=limit_address_space)
         made(one)
         await one.run()
 

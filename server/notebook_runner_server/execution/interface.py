@@ -32,6 +32,7 @@ class Cause(enum.Enum):
     STORAGE_FAILED = "storage_failed"
     SERVER_STOPPED = "server_stopped"
     SERVER_DIED = "server_died"
+    PROCESS_LIMIT = "process_limit"
 
 
 class CellOutcome(enum.Enum):
@@ -59,6 +60,29 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a run may take; zero: as much as it likes.
+
+    Attributes:
+        run_timeout: Seconds from the start on a worker.
+        cell_timeout: Seconds for one cell.
+        output_timeout: Seconds that a cell may go without any output.
+        memory_bytes: Resident memory of all processes together.
+        cell_output_bytes: Output of one cell; what is over is cut.
+        run_output_bytes: Output of all cells together; what is over is cut.
+        processes: Processes at once.
+    """
+
+    run_timeout: float = 0.0
+    cell_timeout: float = 0.0
+    output_timeout: float = 0.0
+    memory_bytes: int = 0
+    cell_output_bytes: int = 0
+    run_output_bytes: int = 0
+    processes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One run, as a backend needs it.
 
@@ -68,9 +92,7 @@ class Job:
         kernel_name: The kernelspec to execute it with.
         working_folder: Where the kernel is started.
         run_folder: The run's private folder, told to the kernel as NOTEBOOK_RUNNER_RUN_DIR.
-        run_timeout: Seconds from the start on a worker; zero: no limit.
-        cell_timeout: Seconds for one cell; zero: no limit.
-        output_timeout: Seconds that a cell may go without any output; zero: no limit.
+        limits: What it may take.
         allow_errors: Go on after a cell that raises.
         environment: Variables for the kernel.
     """
@@ -80,9 +102,7 @@ class Job:
     kernel_name: str
     working_folder: str
     run_folder: str
-    run_timeout: float
-    cell_timeout: float
-    output_timeout: float
+    limits: Limits
     allow_errors: bool
     environment: Mapping[str, str]
 
@@ -137,6 +157,15 @@ class ClearOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputCut:
+    """The cell's further output is left out: a limit in bytes is reached, its own or the whole run's."""
+
+    cell_index: int
+    limit_bytes: int
+    whole_run: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CellFinished:
     """A cell has ended. `duration` in seconds, by a monotonic clock; `execution_count` 0: none."""
 
@@ -168,7 +197,7 @@ class Ended:
     processes_ended: int = 0
 
 
-CellOutput = StreamOutput | DisplayOutput | ErrorOutput | ClearOutput
+CellOutput = StreamOutput | DisplayOutput | ErrorOutput | ClearOutput | OutputCut
 CellEvent = CellStarted | CellOutput | CellFinished
 ExecutionEvent = KernelReady | CellEvent | PartChunk | Ended
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import tempfile
@@ -54,11 +56,12 @@ class Kernel:
         self.client: AsyncKernelClient = self.manager.client()
         self._pidfd: int | None = None
 
-    async def start(self, on_death: Callable[[], None]) -> None:
+    async def start(self, on_death: Callable[[], None], address_space: int = 0) -> None:
         """Start the process and wait until it answers.
 
         Args:
             on_death: Called once, as soon as the process has ended.
+            address_space: How many bytes of address space it may have, and what it starts; zero: any.
 
         Raises:
             RuntimeError: It did not get ready.
@@ -71,7 +74,7 @@ class Kernel:
             await self.manager.start_kernel(
                 cwd=self._job.working_folder, env=self._environment(), stdout=log, stderr=log, **options
             )
-        self._watch(on_death)
+        self._watch(on_death, address_space)
         self.client = self.manager.client()
         # No heartbeat: the process itself is watched.
         self.client.start_channels(hb=False)
@@ -120,11 +123,14 @@ class Kernel:
         own = {OWN_PREFIX + "RUN_ID": self._job.run_id, OWN_PREFIX + "RUN_DIR": self._job.run_folder}
         return {**inherited, **self._job.environment, **own}
 
-    def _watch(self, on_death: Callable[[], None]) -> None:
+    def _watch(self, on_death: Callable[[], None], address_space: int) -> None:
         """Learn of the end of the process at once; jupyter_client would poll each second."""
         process = getattr(self.manager.provisioner, "process", None)
         if process is None:
             return
+        if address_space:
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(process.pid, resource.RLIMIT_AS, (address_space, address_space))
         loop = asyncio.get_running_loop()
         self._pidfd = descriptor = os.pidfd_open(process.pid)
 

@@ -54,11 +54,14 @@ def kill_orphans() -> set[int]:
 class _Worker:
     """One worker process: a pool with one process, and the connection to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, limit_address_space: bool) -> None:
         self._near, far = socket.socketpair()
         self._far = Connection(far.detach())
         self._pool = ProcessPoolExecutor(
-            max_workers=1, mp_context=_CONTEXT, initializer=workers.initialize, initargs=(self._far,)
+            max_workers=1,
+            mp_context=_CONTEXT,
+            initializer=workers.initialize,
+            initargs=(self._far, limit_address_space),
         )
         self.link: Link | None = None
         self.hello = workers.Hello(0, {})
@@ -110,8 +113,8 @@ class _PoolRun:
 
     async def events(self) -> AsyncIterator[Sequence[ExecutionEvent]]:
         """Yield what the worker tells; when it dies, the end that it cannot tell itself."""
+        ended = False
         try:
-            ended = False
             while not ended:
                 batch = await self._link.receive() if self._done else []
                 ended = bool(batch) and isinstance(batch[-1], Ended)
@@ -124,6 +127,10 @@ class _PoolRun:
         finally:
             if self._stuck is not None:
                 self._stuck.cancel()
+            if not ended:
+                # Nobody follows the run any more, and nobody would learn how it ends.
+                self._worker.kill()
+                self._worker.broken = True
             self._backend.release(self._worker)
 
     def stop(self, cause: Cause, grace_period: float) -> None:
@@ -155,10 +162,12 @@ class ProcessPoolBackend:
 
     Args:
         workers: How many, and so how many runs at once.
+        limit_address_space: Limit the kernel's address space to a run's memory limit as well.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, limit_address_space: bool = False) -> None:
         self.capacity = workers
+        self._limit_address_space = limit_address_space
         self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
         self._next: _Worker | None = None
         self._workers: set[_Worker] = set()
@@ -215,7 +224,7 @@ class ProcessPoolBackend:
         await asyncio.to_thread(kill_orphans)
 
     async def _add(self) -> None:
-        worker = _Worker()
+        worker = _Worker(limit_address_space=self._limit_address_space)
         await worker.start()
         self._workers.add(worker)
         self._kernels = worker.hello.kernels

@@ -12,7 +12,9 @@ import zmq
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from notebook_runner_server.execution import budget
 from notebook_runner_server.execution import notebook as notebooks
+from notebook_runner_server.execution.budget import OutputBudget
 from notebook_runner_server.execution.interface import (
     TAIL,
     CellFinished,
@@ -22,6 +24,8 @@ from notebook_runner_server.execution.interface import (
     DisplayOutput,
     ErrorOutput,
     ExecutionEvent,
+    Limits,
+    OutputCut,
     PartChunk,
     StreamOutput,
 )
@@ -29,6 +33,7 @@ from notebook_runner_server.execution.interface import (
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
+_OUTPUTS = {"stream", "display_data", "execute_result", "update_display_data", "error"}
 MAX_FIRST_LINE = 200
 MAX_EXCEPTION_MESSAGE = 4096  # bytes of UTF-8
 # The longest text whose UTF-8 is sure to fit in the contract's 64 KiB.
@@ -48,6 +53,8 @@ class RecordingClient(NotebookClient):
         notebook: The notebook to execute; its cells are filled in place.
         emit: Takes the events.
         before_cell: Called before each cell; what it raises ends the execution.
+        after_cell: Called after each cell, however it ended.
+        limits: What the run may take; output that is over is cut.
     """
 
     def __init__(
@@ -57,12 +64,15 @@ class RecordingClient(NotebookClient):
         emit: Callable[[ExecutionEvent], None],
         before_cell: Callable[[int, str], None],
         after_cell: Callable[[], None],
+        limits: Limits,
         **traits: Any,
     ) -> None:
         super().__init__(notebook, **traits)
         self._emit = emit
         self._before_cell = before_cell
         self._after_cell = after_cell
+        self._budget = OutputBudget(limits)
+        self._cut = False
         self._error_allowed = False
         self.traceback = ""
         # Cells that ended earlier and were changed since, by an update to what they display.
@@ -81,7 +91,8 @@ class RecordingClient(NotebookClient):
         if not self._is_executed(cell):
             return await super().async_execute_cell(cell, cell_index, *arguments, **options)
         self._before_cell(cell_index, cell.get("id", ""))
-        self._error_allowed = False
+        self._error_allowed = self._cut = False
+        self._budget.start_cell()
         self._emit(CellStarted(cell_index, cell.get("id", ""), _first_line(cell.source)))
         start = time.monotonic()
         outcome = CellOutcome.STOPPED
@@ -97,7 +108,32 @@ class RecordingClient(NotebookClient):
         return cell
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
-        """Take a message of the kernel as nbclient does, and tell of it."""
+        """Take a message of the kernel as nbclient does, as far as the limits allow, and tell of it."""
+        if msg["msg_type"] not in _OUTPUTS:
+            return self._process(msg, cell, cell_index)
+        if self._cut:
+            return None
+        wanted, room = budget.size(msg["content"]), self._budget.left()
+        self._budget.take(wanted)
+        if wanted <= room:
+            return self._process(msg, cell, cell_index)
+        return self._cut_off(msg, int(room), cell, cell_index)
+
+    def _cut_off(self, msg: dict[str, Any], room: int, cell: NotebookNode, cell_index: int) -> Any:
+        """Take what there is room for, and put a mark where the rest would be."""
+        self._cut = True
+        if content := budget.shortened(msg["content"], room):
+            self._process({**msg, "content": content}, cell, cell_index)
+        limit, whole_run = self._budget.reached()
+        whose = "run" if whole_run else "cell"
+        text = f"\n[output cut: this {whose} may have {limit} bytes of it]\n"
+        mark = {**msg, "msg_type": "stream", "content": {"name": "stderr", "text": text}}
+        mark["header"] = {**msg["header"], "msg_type": "stream"}
+        output = super().process_message(mark, cell, cell_index)
+        self._emit(OutputCut(cell_index, limit, whole_run))
+        return output
+
+    def _process(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
         output = super().process_message(msg, cell, cell_index)
         if msg["msg_type"].startswith("comm") and self.kc is not None:
             # An output widget makes nbclient send on the shell socket while the reply is awaited there,

@@ -42,43 +42,51 @@ class Stop:
 
 
 class _Worker:
-    def __init__(self, connection: Connection) -> None:
+    """The jobs of this process, one at a time, and the orders for the one that is executed.
+
+    An order is carried out under the lock, and a job ends under it, so that no order for one job can reach
+    the next.
+    """
+
+    def __init__(self, connection: Connection, *, limit_address_space: bool) -> None:
         self._connection = connection
-        self._host: hosts.RunHost | None = None
+        self._limit_address_space = limit_address_space
+        self._lock = threading.RLock()
         self._run_id = ""
+        self._host: hosts.RunHost | None = None
+        # An order that overtook its job.
         self._early: Stop | None = None
-        self._lock = threading.Lock()
+        # When the grace period of the job is over.
         self._deadline: float | None = None
 
     def execute(self, job: Job) -> None:
         with self._lock:
             self._run_id = job.run_id
         try:
-            hosts.host(job, self._send, made=self._made)
+            hosts.host(job, self._connection.send, self._made, limit_address_space=self._limit_address_space)
         except BaseException:  # noqa: BLE001 - whatever it was, this process is not fit for another run
             traceback.print_exc()
             self.abandon()
         with self._lock:
-            self._host, self._run_id, self._deadline, self._early = None, "", None, None
-
-    def _send(self, event: ExecutionEvent) -> None:
-        self._connection.send(event)
+            self._host, self._run_id, self._early, self._deadline = None, "", None, None
 
     def _made(self, host: hosts.RunHost) -> None:
         with self._lock:
-            self._host, early = host, self._early
-        if early is not None:
-            self._stop(early)
+            self._host = host
+            if self._early is not None:
+                self._stop(self._early)
 
     def obey(self) -> None:
         """Carry out the server's orders, until the connection ends."""
         with contextlib.suppress(EOFError, OSError):
             while True:
-                if self._connection.poll(self._remaining()):
-                    self._stop(self._connection.recv())
-                else:
-                    self._deadline = None
-                    if self._host is not None:
+                ordered = self._connection.poll(self._remaining())
+                order = self._connection.recv() if ordered else None
+                with self._lock:
+                    if order is not None:
+                        self._stop(order)
+                    elif self._host is not None and self._remaining() == 0.0:
+                        self._deadline = None
                         self._host.kill_now()
         self.abandon()
 
@@ -93,23 +101,25 @@ class _Worker:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def _stop(self, order: Stop) -> None:
-        with self._lock:
-            host = self._host if order.run_id == self._run_id else None
-            if host is None:
-                # The order overtook the job.
-                self._early = order
-                return
-        end = time.monotonic() + order.grace_period
+        if order.run_id != self._run_id or self._host is None:
+            self._early = order
+            return
         if order.grace_period:
+            end = time.monotonic() + order.grace_period
             self._deadline = end if self._deadline is None else min(end, self._deadline)
-        host.stop(order.cause, interrupt=order.grace_period > 0)
+        self._host.stop(order.cause, interrupt=order.grace_period > 0)
 
 
 _worker: _Worker | None = None
 
 
-def initialize(connection: Connection) -> None:
-    """Make this process a worker; the process pool's initializer."""
+def initialize(connection: Connection, limit_address_space: bool) -> None:
+    """Make this process a worker; the process pool's initializer.
+
+    Args:
+        connection: To the server.
+        limit_address_space: Limit the kernel's address space to a run's memory limit as well.
+    """
     global _worker  # noqa: PLW0603 - a worker process is one worker
     # A terminal's Ctrl-C is for the server, which then says what is to end. The session stays the
     # server's: that tells a worker from what a dead worker has left.
@@ -118,7 +128,7 @@ def initialize(connection: Connection) -> None:
     become_subreaper()
     # What goes wrong in a run is told by its events; nbclient's log would repeat it.
     logging.disable(logging.CRITICAL)
-    _worker = _Worker(connection)
+    _worker = _Worker(connection, limit_address_space=limit_address_space)
     threading.Thread(target=_worker.obey, name="orders", daemon=True).start()
 
 

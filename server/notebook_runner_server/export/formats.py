@@ -9,9 +9,13 @@ It writes TARGET, and prints `{"media_type": …}` or `{"error": …}`.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import signal
 import sys
 from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def convert(to: str, notebook: Path, target: Path) -> str:
@@ -49,6 +53,8 @@ def convert(to: str, notebook: Path, target: Path) -> str:
 def main(arguments: list[str]) -> int:
     """Convert as the command line says, and print what came of it."""
     to, notebook, target = arguments
+    # Whoever asked for the export is this process's parent; without it nobody wants the result.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         answer = {"media_type": convert(to, Path(notebook), Path(target))}
     except Exception as error:  # noqa: BLE001 - nbconvert's errors have no common root; all are said

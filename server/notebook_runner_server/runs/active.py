@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from notebook_runner_server.execution.interface import (
     Cause,
+    CellFinished,
+    CellOutcome,
+    CellStarted,
     Ended,
     ExecutionEvent,
     Failure,
@@ -18,6 +21,7 @@ from notebook_runner_server.runs import transitions
 from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Order, Run, RunChanged, RunState
+from notebook_runner_server.runs.salvage import salvage
 from notebook_runner_server.runs.store import Written
 from notebook_runner_server.runs.tables import Part
 
@@ -66,7 +70,11 @@ class ActiveRun:
         """End the run, of which no process is there."""
         async with self._lock:
             if not self.run.state.is_terminal:
-                await self._end(failure)
+                try:
+                    await self._record([*await self._salvaged(), Ended(failure)])
+                    self.ended.set()
+                except StorageFullError:
+                    await self._end(failure)
 
     async def stop(self, cause: Cause, grace_period: float) -> None:
         """Ask that the run be ended; `ended` is set when it is."""
@@ -92,7 +100,9 @@ class ActiveRun:
             self.processes_ended = last.processes_ended
         if not self._lost:
             try:
-                await self._record(batch)
+                await self._record(batch[:-1] if isinstance(last, Ended) else batch)
+                if isinstance(last, Ended):
+                    await self._record([*await self._salvaged(), last])
             except StorageFullError:
                 self._lost = True
                 handle.stop(Cause.STORAGE_FAILED, 0.0)
@@ -101,7 +111,24 @@ class ActiveRun:
                 await self._end(_LOST)
             self.ended.set()
 
+    async def _salvaged(self) -> list[ExecutionEvent]:
+        """Return the end of a cell whose worker could not tell it, with the text that it printed."""
+        index = self.run.current_cell
+        if index is None:
+            return []
+        events = await self.log.events_of_cell()
+        # What the worker had sent of this cell's part is not whole.
+        self._part_start = self._size
+        started = events[0]
+        assert isinstance(started.body, CellStarted)  # noqa: S101 - it is what they begin with
+        seconds = (time.time_ns() - started.time) / 1e9
+        cell = salvage(await self.log.source(self.run.run_id, index), events)
+        finished = CellFinished(index, started.body.cell_id, 0, max(0.0, seconds), CellOutcome.STOPPED)
+        return [PartChunk(index, cell, last=True), finished]
+
     async def _record(self, batch: Sequence[ExecutionEvent]) -> None:
+        if not batch:
+            return
         run, start, now = self.run, self._size, time.time_ns()
         events: list[Event] = []
         pieces: list[bytes] = []

@@ -9,10 +9,11 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.runs.errors import (
     InvalidFieldError,
     NotebookNotFoundError,
@@ -57,15 +58,34 @@ Raises InvalidNotebookError and UnknownParameterError.
 """
 
 
+LIMIT_FIELDS = {
+    "run_timeout": "run_timeout",
+    "cell_timeout": "cell_timeout",
+    "output_timeout": "output_timeout",
+    "memory_bytes": "memory_limit_bytes",
+    "cell_output_bytes": "cell_output_limit_bytes",
+    "run_output_bytes": "run_output_limit_bytes",
+    "processes": "process_limit",
+}
+"""The field of the contract for each limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a request that is silent means. Durations in seconds; zero: no limit."""
+    """What a request that is silent means.
+
+    Attributes:
+        notebook: A path under the notebook root; empty: there is none.
+        kernel_name: The kernelspec for notebooks that name none.
+        limits: What a run may take.
+        ceilings: What a request may raise each limit to; zero: whatever it likes.
+        retention: Seconds that a run is kept after its end.
+    """
 
     notebook: str = ""
     kernel_name: str = "python3"
-    run_timeout: float = 0.0
-    cell_timeout: float = 0.0
-    output_timeout: float = 0.0
+    limits: Limits = field(default_factory=Limits)
+    ceilings: Limits = field(default_factory=Limits)
     retention: float = 7 * 86400.0
 
 
@@ -141,9 +161,7 @@ class Admission:
         defaults = self._defaults
         return Order(
             working_folder=folder,
-            run_timeout=spec.run_timeout or defaults.run_timeout,
-            cell_timeout=spec.cell_timeout or defaults.cell_timeout,
-            output_timeout=spec.output_timeout or defaults.output_timeout,
+            limits=_limits(spec.limits, defaults.limits, defaults.ceilings),
             allow_errors=spec.allow_errors,
             environment=dict(spec.environment),
             retention=defaults.retention if spec.retention is None else spec.retention,
@@ -153,6 +171,7 @@ class Admission:
 def fingerprint(spec: StartSpec) -> str:
     """Return a digest of a request's payload: all of it but the request id."""
     payload = {one.name: getattr(spec, one.name) for one in fields(spec) if one.name != "request_id"}
+    payload["limits"] = asdict(spec.limits)
     if spec.content is not None:
         payload["content"] = hashlib.sha256(spec.content).hexdigest()
     return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
@@ -161,9 +180,11 @@ def fingerprint(spec: StartSpec) -> str:
 def _check(spec: StartSpec) -> None:
     if len(spec.request_id) > MAX_REQUEST_ID:
         raise InvalidFieldError(f"request_id has at most {MAX_REQUEST_ID} characters.", field="request_id")
-    for name in ("run_timeout", "cell_timeout", "output_timeout", "retention"):
-        value = getattr(spec, name)
-        if value is not None and not 0 <= value <= MAX_DURATION:
+    durations = {
+        name: getattr(spec.limits, name) for name in ("run_timeout", "cell_timeout", "output_timeout")
+    }
+    for name, value in {**durations, "retention": spec.retention or 0.0}.items():
+        if not 0 <= value <= MAX_DURATION:
             raise InvalidFieldError(f"{name} is between 0 s and {MAX_DURATION:.0f} s.", field=name)
     if len(spec.labels) > MAX_LABELS or any(
         len(part) > MAX_LABEL for label in spec.labels.items() for part in label
@@ -177,6 +198,22 @@ def _check(spec: StartSpec) -> None:
     for name in spec.parameters:
         if not _PARAMETER.fullmatch(name):
             raise InvalidFieldError(f"parameters: {name[:100]!r} cannot be a name.", field="parameters")
+
+
+def _limits(asked: Limits, defaults: Limits, ceilings: Limits) -> Limits:
+    """Return what a run may take: what was asked for, else the default, within the ceiling."""
+    chosen = {}
+    for one in fields(Limits):
+        value, ceiling = getattr(asked, one.name), getattr(ceilings, one.name)
+        name = LIMIT_FIELDS[one.name]
+        if value < 0:
+            raise InvalidFieldError(f"{name} is not negative.", field=name)
+        if ceiling and value > ceiling:
+            raise InvalidFieldError(
+                f"{name} is at most {ceiling:g} on this server.", field=name, ceiling=f"{ceiling:g}"
+            )
+        chosen[one.name] = value or getattr(defaults, one.name)
+    return Limits(**chosen)
 
 
 def _check_kernel(name: str, kernels: Mapping[str, str]) -> None:

@@ -16,6 +16,8 @@ from notebook_runner_server.execution.interface import (
     DisplayOutput,
     ErrorOutput,
     Failure,
+    Limits,
+    OutputCut,
     StreamOutput,
 )
 from notebook_runner_server.runs.model import Body, Event, Order, Run, RunChanged, RunState
@@ -26,6 +28,7 @@ _BODIES: dict[str, type[Any]] = {
     "display": DisplayOutput,
     "error": ErrorOutput,
     "clear": ClearOutput,
+    "cut": OutputCut,
     "cell_finished": CellFinished,
 }
 _KINDS = {kind: name for name, kind in _BODIES.items()}
@@ -54,12 +57,13 @@ def decode_parameters(text: str) -> dict[str, Any]:
 
 def encode_order(order: Order) -> str:
     """Return an order as JSON."""
-    return json.dumps(_fields(order))
+    return json.dumps({**_fields(order), "limits": _fields(order.limits)})
 
 
 def decode_order(text: str) -> Order:
     """Return the order that `encode_order` was given."""
-    return Order(**json.loads(text))
+    data = json.loads(text)
+    return Order(**{**data, "limits": Limits(**data["limits"])})
 
 
 def encode_event(event: Event) -> str:

@@ -142,9 +142,7 @@ class Dispatcher:
             kernel_name=active.run.kernel_name,
             working_folder=order.working_folder or str(folder.work),
             run_folder=str(folder.work),
-            run_timeout=order.run_timeout,
-            cell_timeout=order.cell_timeout,
-            output_timeout=order.output_timeout,
+            limits=order.limits,
             allow_errors=order.allow_errors,
             environment=order.environment,
         )

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -60,6 +61,10 @@ class RunFolder:
         """Return how many bytes the file of parts has."""
         return self._parts.stat().st_size if self._parts.exists() else 0
 
+    def size(self) -> int:
+        """Return how many bytes all files of the run have together."""
+        return folder_size(self.path)
+
     def sync(self) -> None:
         """Make the folder's entries durable."""
         for path in (self.path, self.path.parent):
@@ -68,6 +73,11 @@ class RunFolder:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+    def read(self, part: Part) -> bytes:
+        """Return one part."""
+        with self._parts.open("rb") as file:
+            return b"".join(_read(file.fileno(), part))
 
     def notebook(self, parts: Iterable[Part]) -> Iterator[bytes]:
         """Yield the notebook that is put together from these versions of its parts."""
@@ -85,3 +95,14 @@ class RunFolder:
 def _read(descriptor: int, part: Part) -> Iterator[bytes]:
     for start in range(0, part.length, COPY_BYTES):
         yield os.pread(descriptor, min(COPY_BYTES, part.length - start), part.start + start)
+
+
+def folder_size(path: Path) -> int:
+    """Return how many bytes the files below a folder have together; links count as themselves."""
+    total = 0
+    for parent, _, names in os.walk(path):
+        for name in names:
+            # A run that is forgotten at this moment takes its files with it.
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total

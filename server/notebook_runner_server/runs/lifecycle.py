@@ -19,7 +19,8 @@ from notebook_runner_server.runs.errors import (
 )
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
-from notebook_runner_server.runs.retention import forget_expired
+from notebook_runner_server.runs.readers import Readers
+from notebook_runner_server.runs.retention import Bounds, Retention
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import Row
 
@@ -32,13 +33,21 @@ class Runner:
         backend: What executes them.
         admission: What turns requests into runs.
         queue_size: How many runs may wait when all workers are busy.
+        bounds: What the history may take.
+
+    Attributes:
+        readers: Who reads which run.
     """
 
-    def __init__(self, store: Store, backend: Backend, admission: Admission, queue_size: int) -> None:
+    def __init__(
+        self, store: Store, backend: Backend, admission: Admission, queue_size: int, bounds: Bounds
+    ) -> None:
         self._store = store
         self._backend = backend
         self._admission = admission
         self._queue_size = queue_size
+        self.readers = Readers()
+        self._retention = Retention(store, bounds, self.readers.reads)
         self._dispatcher = Dispatcher(store, backend)
         self._admitting = asyncio.Lock()
         self._forgetting: asyncio.Task[None] | None = None
@@ -50,7 +59,7 @@ class Runner:
         await self._recover()
         await self._backend.start()
         self._dispatcher.start()
-        self._forgetting = asyncio.create_task(forget_expired(self._store))
+        self._forgetting = asyncio.create_task(self._retention.run())
 
     async def start(self, spec: StartSpec) -> Run:
         """Admit one run, and return it when it is durable.
@@ -88,16 +97,17 @@ class Runner:
         more = rows[size - 1].position if len(rows) > size else 0
         return [self._newest_state(row.run) for row in rows[:size]], more
 
-    async def log(self, run_id: str) -> RunLog:
-        """Return the events of a run, or of the newest one for an empty id.
+    async def log(self, run_id: str) -> tuple[str, RunLog]:
+        """Return the id and the events of a run, or of the newest one for an empty id.
 
         Raises:
             RunNotFoundError: There is none.
         """
         row = await self._row(run_id)
         if active := self._dispatcher.find(row.run.run_id):
-            return active.log
-        return RunLog(self._store, row.position, row.last_sequence, ended=row.run.state.is_terminal)
+            return row.run.run_id, active.log
+        ended = row.run.state.is_terminal
+        return row.run.run_id, RunLog(self._store, row.position, row.last_sequence, ended=ended)
 
     async def kill(self, run_id: str, grace_period: float) -> tuple[Run, int]:
         """End a run; return it, and how many processes were ended by force, when none of them is left.

@@ -89,6 +89,14 @@ class RunLog:
             return [self._recent[place] for place in range(skip, len(self._recent))]
         return await self._store.events(self.position, after)
 
+    async def events_of_cell(self) -> Sequence[Event]:
+        """Return the events since the newest start of a cell, in order; none: there was no cell."""
+        return await self._store.events_of_cell(self.position, self.last_sequence + 1)
+
+    async def source(self, run_id: str, part: int) -> bytes:
+        """Return a part of the notebook as it was before it was executed."""
+        return await self._store.source(run_id, self.position, part)
+
     async def follow(self, after: int, idle: float) -> AsyncIterator[Sequence[Event]]:
         """Yield all events after a sequence number, then what comes, until the terminal one.
 

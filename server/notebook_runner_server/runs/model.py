@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from notebook_runner_server.execution.interface import CellEvent, Failure
+from notebook_runner_server.execution.interface import CellEvent, Failure, Limits
 
 
 class RunState(enum.Enum):
@@ -38,7 +38,7 @@ class StartSpec:
     """What a caller asks for.
 
     At most one of `content` and `path` is set; with neither, the server's default notebook is meant.
-    Durations are in seconds; None: the server's default; zero: no limit.
+    A limit of zero means the server's default. `retention` in seconds; None: the server's default.
     """
 
     request_id: str = ""
@@ -46,9 +46,7 @@ class StartSpec:
     path: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     kernel_name: str = ""
-    run_timeout: float | None = None
-    cell_timeout: float | None = None
-    output_timeout: float | None = None
+    limits: Limits = field(default_factory=Limits)
     allow_errors: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -66,9 +64,7 @@ class Order:
     """
 
     working_folder: str
-    run_timeout: float
-    cell_timeout: float
-    output_timeout: float
+    limits: Limits
     allow_errors: bool
     environment: Mapping[str, str]
     retention: float

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from notebook_runner_server.execution.interface import CellStarted
 from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.errors import StorageFullError
-from notebook_runner_server.runs.folder import RunFolder
+from notebook_runner_server.runs.folder import RunFolder, folder_size
 from notebook_runner_server.runs.model import Event, Order, Run, RunState
 from notebook_runner_server.runs.tables import Part, Row
 
@@ -26,6 +29,9 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 EVENTS_A_READ = 256
+DATABASE = "notebook-runner.db"
+_FOR_EVER = 2**63 - 1
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +83,31 @@ class Store:
         except BlockingIOError as error:
             raise StateFolderInUseError(f"another server uses {self._folder}") from error
         loop = asyncio.get_running_loop()
-        self._write_db = await loop.run_in_executor(self._writer, self._connect)
+        try:
+            self._write_db = await loop.run_in_executor(self._writer, self._connect)
+        except sqlite3.OperationalError:
+            raise  # it cannot be read now; that is no damage
+        except sqlite3.DatabaseError as error:
+            self._set_aside(error)
+            self._write_db = await loop.run_in_executor(self._writer, self._connect)
         self._read_db = await loop.run_in_executor(self._reader, self._connect)
+        await asyncio.to_thread(self._remove_strays, await self._read(tables.run_ids))
+
+    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
+        """Move a damaged history out of the way, whole, for whoever can mend it."""
+        aside = self._folder / f"damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+        aside.mkdir(mode=0o700)
+        for path in [*self._folder.glob(f"{DATABASE}*"), self._runs]:
+            path.rename(aside / path.name)
+        self._runs.mkdir(mode=0o700)
+        about = {"aside": str(aside), "why": str(error)}
+        _logger.error("the history is damaged and was set aside", extra=about)
+
+    def _remove_strays(self, known: set[str]) -> None:
+        """Remove the folders of runs that are not in the history: never acknowledged, or forgotten."""
+        for path in self._runs.iterdir():
+            if path.name not in known:
+                RunFolder(path).remove()
 
     async def close(self) -> None:
         """Close the state folder."""
@@ -157,6 +186,24 @@ class Store:
         """Return some events of a run after a sequence number, in order; none: there are no more."""
         return await self._read(tables.read_events, position, after, EVENTS_A_READ)
 
+    async def events_of_cell(self, position: int, before: int) -> list[Event]:
+        """Return the events since the newest start of a cell before a sequence number, in order."""
+        found: list[Event] = []
+        while events := await self._read(tables.read_events_back, position, before, EVENTS_A_READ):
+            for event in events:
+                found.append(event)
+                if isinstance(event.body, CellStarted):
+                    return found[::-1]
+            before = events[-1].sequence
+        return []
+
+    async def source(self, run_id: str, position: int, part: int) -> bytes:
+        """Return a part of the notebook as it was before it was executed."""
+        folder = self.folder(run_id)
+        parts = await self.parts(position, 0)
+        found = next(one for one in parts if one.part == part)
+        return await asyncio.to_thread(folder.read, found)
+
     async def parts(self, position: int, as_of: int) -> list[Part]:
         """Return the version that each part of a run's notebook had at a sequence number."""
         return await self._read(tables.read_parts, position, as_of)
@@ -165,9 +212,21 @@ class Store:
         """Return the sequence number of the newest part at a sequence number."""
         return await self._read(tables.newest_part, position, as_of)
 
-    async def expired(self, limit: int) -> list[Row]:
-        """Return runs whose retention is over, oldest first."""
-        return await self._read(tables.expired_runs, time.time_ns(), limit)
+    async def expired(self, after: int, limit: int) -> list[Row]:
+        """Return ended runs after a position whose retention is over, oldest first."""
+        return await self._read(tables.ended_runs, time.time_ns(), after, limit)
+
+    async def ended(self, after: int, limit: int) -> list[Row]:
+        """Return ended runs after a position, oldest first."""
+        return await self._read(tables.ended_runs, _FOR_EVER, after, limit)
+
+    async def count_ended(self) -> int:
+        """Return how many runs have ended."""
+        return await self._read(tables.count_ended)
+
+    def sizes(self) -> dict[str, int]:
+        """Return how many bytes the folder of each run has; blocks."""
+        return {path.name: folder_size(path) for path in self._runs.iterdir()}
 
     async def delete(self, row: Row) -> None:
         """Remove a run with all that belongs to it."""
@@ -175,10 +234,14 @@ class Store:
         await asyncio.to_thread(self.folder(row.run.run_id).remove)
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._folder / "notebook-runner.db", isolation_level=None)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        tables.create(db)
+        db = sqlite3.connect(self._folder / DATABASE, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            tables.create(db)
+        except sqlite3.DatabaseError:
+            db.close()
+            raise
         return db
 
     async def _write(
@@ -199,7 +262,7 @@ class Store:
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._writer, transaction)
-        except (OSError, sqlite3.OperationalError) as error:
+        except (OSError, sqlite3.Error) as error:
             raise StorageFullError(f"The state folder cannot be written: {error}.") from error
 
     async def _read(

@@ -65,7 +65,14 @@ class Part:
 
 
 def create(db: sqlite3.Connection) -> None:
-    """Make the tables where there are none."""
+    """Make the tables where there are none, and look whether those that are there are sound.
+
+    Raises:
+        sqlite3.DatabaseError: They are not.
+    """
+    verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)
     if db.execute("PRAGMA user_version").fetchone()[0] == 0:
         db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
@@ -190,6 +197,16 @@ def read_events(db: sqlite3.Connection, position: int, after: int, limit: int) -
     return [codec.decode_event(*row) for row in rows]
 
 
+def read_events_back(db: sqlite3.Connection, position: int, before: int, limit: int) -> list[Event]:
+    """Return up to `limit` events of a run before a sequence number, newest first."""
+    rows = db.execute(
+        "SELECT sequence, time, event FROM events WHERE position = ? AND sequence < ?"
+        " ORDER BY sequence DESC LIMIT ?",
+        (position, before, limit),
+    )
+    return [codec.decode_event(*row) for row in rows]
+
+
 def read_parts(db: sqlite3.Connection, position: int, as_of: int) -> list[Part]:
     """Return the version that each part had at a sequence number, in the order of the parts."""
     rows = db.execute(
@@ -208,13 +225,25 @@ def newest_part(db: sqlite3.Connection, position: int, as_of: int) -> int:
     return newest or 0
 
 
-def expired_runs(db: sqlite3.Connection, now: int, limit: int) -> list[Row]:
-    """Return runs whose time is over, oldest first."""
+def ended_runs(db: sqlite3.Connection, until: int, after: int, limit: int) -> list[Row]:
+    """Return ended runs after a position whose time is over at `until`, oldest first."""
     rows = db.execute(
-        f"SELECT {_COLUMNS} FROM runs WHERE expire_time <= ? ORDER BY expire_time LIMIT ?",  # noqa: S608 - constant
-        (now, limit),
+        f"SELECT {_COLUMNS} FROM runs"  # noqa: S608 - a constant
+        " WHERE expire_time <= ? AND position > ? ORDER BY position LIMIT ?",
+        (until, after, limit),
     )
     return [_decode(row) for row in rows]
+
+
+def count_ended(db: sqlite3.Connection) -> int:
+    """Return how many runs have ended."""
+    count: int = db.execute("SELECT COUNT(*) FROM runs WHERE expire_time IS NOT NULL").fetchone()[0]
+    return count
+
+
+def run_ids(db: sqlite3.Connection) -> set[str]:
+    """Return the ids of all runs."""
+    return {run_id for (run_id,) in db.execute("SELECT run_id FROM runs")}
 
 
 def delete_run(db: sqlite3.Connection, position: int) -> None:

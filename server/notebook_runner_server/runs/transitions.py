@@ -34,6 +34,7 @@ _ENDS = {
     Cause.KERNEL_EXITED: RunState.CRASHED,
     Cause.OUT_OF_MEMORY: RunState.CRASHED,
     Cause.KERNEL_NOT_READY: RunState.CRASHED,
+    Cause.PROCESS_LIMIT: RunState.CRASHED,
     Cause.WORKER_DIED: RunState.CRASHED,
     Cause.STORAGE_FAILED: RunState.CRASHED,
     Cause.SERVER_STOPPED: RunState.INTERRUPTED,

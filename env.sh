@@ -1,0 +1,1 @@
+export PYTHONPATH=/tmp/wt3/server:/tmp/wt3/client

@@ -1,0 +1,116 @@
+"""Watches what the processes of a run take together: memory, and how many they are.
+
+Under cgroups the whole container is killed when a notebook runs out of memory, so the run's own limit has to
+come first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from notebook_runner_server.execution.interface import Cause
+from notebook_runner_server.execution.processes import descendants
+
+INTERVAL = 0.05
+"""Seconds between two looks. Memory is filled at 1 to 2 GB/s, so a limit is passed by 100 MB at the most."""
+
+_PAGE = os.sysconf("SC_PAGESIZE")
+
+
+class Watchdog:
+    """Looks at all descendants of this process, on a thread of its own, until it is closed.
+
+    Args:
+        memory_bytes: How much resident memory they may have together; zero: any.
+        processes: How many they may be; zero: any.
+        exceeded: Called once, from the thread, with what was exceeded and a sentence that says so.
+    """
+
+    def __init__(self, memory_bytes: int, processes: int, exceeded: Callable[[Cause, str], None]) -> None:
+        self._memory_bytes = memory_bytes
+        self._processes = processes
+        self._exceeded = exceeded
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        if memory_bytes or processes:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(INTERVAL):
+            found = descendants(os.getpid())
+            if self._processes and len(found) > self._processes:
+                message = f"The run has more than {self._processes} processes, its limit."
+                return self._exceeded(Cause.PROCESS_LIMIT, message)
+            if self._memory_bytes and (used := memory(found, self._memory_bytes)) > self._memory_bytes:
+                message = f"The run took {used} bytes of memory; its limit is {self._memory_bytes}."
+                return self._exceeded(Cause.OUT_OF_MEMORY, message)
+        return None
+
+
+def memory(pids: Iterable[int], enough: int = 0) -> int:
+    """Return how many bytes of memory processes have together, pages that they share counted once.
+
+    Args:
+        pids: The processes.
+        enough: Take the cheaper sum, which counts shared pages for each, as long as it is not above this.
+    """
+    pids = list(pids)
+    resident = sum(map(_resident, pids))
+    return resident if resident <= enough else sum(map(_proportional, pids))
+
+
+def _resident(pid: int) -> int:
+    with contextlib.suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
+    return 0
+
+
+def _proportional(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+class OomKills:
+    """Counts the processes that the kernel killed for want of memory in this process's control group."""
+
+    def __init__(self) -> None:
+        self._before = _oom_kills()
+
+    def happened(self) -> bool:
+        """Tell whether there was one since this was made."""
+        return _oom_kills() > self._before
+
+
+def _oom_kills() -> int:
+    for path in _counters():
+        with contextlib.suppress(OSError):
+            for line in path.read_text().splitlines():
+                name, _, value = line.partition(" ")
+                if name == "oom_kill":
+                    return int(value)
+    return 0
+
+
+def _counters() -> list[Path]:
+    """Return where the control group may count: version 2, then version 1."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0":
+                found.append(Path(f"/sys/fs/cgroup{path}/memory.events"))
+            elif "memory" in controllers.split(","):
+                found.append(Path(f"/sys/fs/cgroup/memory{path}/memory.oom_control"))
+    # Inside a container the path is the host's, and its own group is at the top.
+    return [*found, Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control")]
