@@ -20,7 +20,7 @@ from typing import NoReturn
 
 # Imported before the first job, so that no run waits for it.
 from notebook_runner_server.execution import host as hosts
-from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Job
+from notebook_runner_server.execution.interface import Cause, Job
 from notebook_runner_server.execution.processes import become_subreaper, kill_descendants
 
 
