@@ -50,12 +50,16 @@ class StartOptions(TypedDict, total=False):
         parameters: Values for the notebook's parameters, by name: None, bool, int, float, str, and
             lists and dicts of these.
         kernel_name: The kernelspec to run with, instead of the one that the notebook names.
-        run_timeout: How long the run may take, in seconds. Zero: no limit where the server sets none.
-        cell_timeout: How long one cell may take, in seconds. Zero as above.
-        output_timeout: How long the run may go without any output, in seconds. Zero as above.
+        run_timeout: How long the run may take, in seconds. This and the limits below: zero is the
+            server's default.
+        cell_timeout: How long one cell may take, in seconds.
+        output_timeout: How long a cell may go without any output, in seconds.
         allow_errors: Go on after a cell that raises.
         environment: Plain environment variables for the kernel, by name.
         memory_limit: How many bytes of memory the processes of the run may take together.
+        cell_output_limit: How many bytes of output one cell may have; what is over is cut.
+        run_output_limit: How many bytes of output all cells may have together; what is over is cut.
+        process_limit: How many processes the run may have at once.
         labels: Labels to find the run by.
         retention: How long the run's history and results are kept after its end, in seconds.
         request_id: Makes `start` safe to repeat: the same id with the same request answers the same
@@ -71,6 +75,9 @@ class StartOptions(TypedDict, total=False):
     allow_errors: bool
     environment: Mapping[str, str]
     memory_limit: int
+    cell_output_limit: int
+    run_output_limit: int
+    process_limit: int
     labels: Mapping[str, str]
     retention: Seconds
     request_id: str
@@ -90,6 +97,9 @@ def start_request(notebook: Notebook | None, options: StartOptions) -> pb.StartR
         allow_errors=options.get("allow_errors", False),
         environment=options.get("environment"),
         memory_limit_bytes=options.get("memory_limit", 0),
+        cell_output_limit_bytes=options.get("cell_output_limit", 0),
+        run_output_limit_bytes=options.get("run_output_limit", 0),
+        process_limit=options.get("process_limit", 0),
         labels=options.get("labels"),
         run_timeout=duration(options.get("run_timeout")),
         cell_timeout=duration(options.get("cell_timeout")),

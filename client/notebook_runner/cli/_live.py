@@ -22,7 +22,7 @@ from notebook_runner._states import is_terminal, state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 from ._text import LineBuffer, clean, how_it_ended, one_line
-from ._views import describe_display
+from ._views import describe_cut, describe_display
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -133,6 +133,8 @@ class LiveView:
             case "error":
                 error = output.error
                 self._note(f"{error.exception_name}: {one_line(error.exception_message)}", "red")
+            case "cut":
+                self._note(describe_cut(output.cut), "yellow")
 
     def _note(self, text: str, style: str) -> None:
         self._flush()

@@ -52,7 +52,7 @@ _START_OPTIONS = [
     ),
     click.option("--cell-timeout", type=duration, metavar="TIME", help="How long one cell may take."),
     click.option(
-        "--output-timeout", type=duration, metavar="TIME", help="How long the run may go without output."
+        "--output-timeout", type=duration, metavar="TIME", help="How long a cell may go without output."
     ),
     click.option("--allow-errors", is_flag=True, help="Go on after a cell that raises."),
     click.option(
@@ -61,6 +61,13 @@ _START_OPTIONS = [
     click.option(
         "--memory-limit", type=size, metavar="BYTES", help="Memory of all its processes: bytes, 512Mi, 2Gi."
     ),
+    click.option(
+        "--cell-output-limit", type=size, metavar="BYTES", help="Output of one cell; what is over is cut."
+    ),
+    click.option(
+        "--run-output-limit", type=size, metavar="BYTES", help="Output of all cells; what is over is cut."
+    ),
+    click.option("--process-limit", type=int, metavar="N", help="How many processes it may have at once."),
     click.option(
         "-l", "--label", multiple=True, type=pair, metavar="NAME=VALUE", help="A label to find the run by."
     ),
@@ -135,7 +142,10 @@ def _translated(options: dict[str, Any]) -> StartOptions:
         "parameters": {**{name: papermill_value(text) for name, text in typed}, **dict(raw)},
         "environment": dict(options["env"]),
         "labels": dict(options["label"]),
-        "memory_limit": int(options["memory_limit"] or 0),
+        "memory_limit": options["memory_limit"] or 0,
+        "cell_output_limit": options["cell_output_limit"] or 0,
+        "run_output_limit": options["run_output_limit"] or 0,
+        "process_limit": options["process_limit"] or 0,
         "kernel_name": options["kernel"] or "",
         "allow_errors": options["allow_errors"],
     }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["OUTCOMES", "JsonView", "PlainView", "View", "describe_display", "make_view"]
+__all__ = ["OUTCOMES", "JsonView", "PlainView", "View", "describe_cut", "describe_display", "make_view"]
 
 OUTCOMES = {
     pb.CELL_OUTCOME_SUCCEEDED: "done",
@@ -56,6 +56,11 @@ def make_view(*, as_json: bool) -> View:
 def describe_display(display: pb.DisplayOutput) -> str:
     """Name rich data that a text view cannot show."""
     return "[" + ", ".join(f"{item.mime_type} {size(item.size_bytes)}" for item in display.data) + "]"
+
+
+def describe_cut(cut: pb.OutputCut) -> str:
+    """Say that the rest of a cell's output is left out."""
+    return f"[output cut: this {'run' if cut.whole_run else 'cell'} may have {size(cut.limit_bytes)} of it]"
 
 
 class JsonView:
@@ -124,6 +129,8 @@ class PlainView:
                 self._line(describe_display(output.display))
             case "error":
                 self._line(f"{output.error.exception_name}: {one_line(output.error.exception_message)}")
+            case "cut":
+                self._line(describe_cut(output.cut))
 
     def _line(self, text: str) -> None:
         self._end_line()
