@@ -74,8 +74,10 @@ class App:
 
     async def startup(self) -> None:
         """Recover, get ready, and serve."""
+        # First, so that an address that cannot be had is told before any run goes on.
+        port = self._api.bind(self._settings.listen)
         await self._runner.open()
-        port = await self._api.start(self._settings.listen)
+        await self._api.start()
         await self._api.say_serving()
         host = self._settings.listen.rpartition(":")[0]
         _log.info("serving", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
@@ -129,8 +131,8 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked)
     app = App(settings)
-    await app.startup()
     try:
+        await app.startup()
         await app.main_loop(stop)
     finally:
         await app.shutdown(hurry)

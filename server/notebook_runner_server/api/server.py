@@ -50,15 +50,17 @@ class ApiServer:
             channelz.add_channelz_servicer(self._server)
         _add_reflection(self._server)
 
-    async def start(self, address: str) -> int:
-        """Begin to listen; return the port.
+    def bind(self, address: str) -> int:
+        """Take an address, and return its port; calls wait until `start`.
 
         Raises:
             RuntimeError: The address cannot be had.
         """
-        port = self._server.add_insecure_port(address)
+        return self._server.add_insecure_port(address)
+
+    async def start(self) -> None:
+        """Begin to answer calls."""
         await self._server.start()
-        return port
 
     async def say_serving(self) -> None:
         """Tell health checks that calls are served."""

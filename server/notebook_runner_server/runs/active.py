@@ -37,6 +37,7 @@ class ActiveRun:
         log: Its events.
         ended: Set when the run has its terminal state and no process of it is left.
         processes_ended: How many processes were ended by force; final when `ended` is set.
+        unsaved: Whether the store could not take the run's end.
         stop_requested: Why and with what grace period (seconds) it is to end; None: it is not.
 
     Args:
@@ -52,6 +53,7 @@ class ActiveRun:
         self.log = log
         self.ended = asyncio.Event()
         self.processes_ended = 0
+        self.unsaved = False
         self.stop_requested: tuple[Cause, float] | None = None
         self._size = parts_size
         self._part_start = parts_size
@@ -161,6 +163,7 @@ class ActiveRun:
             # The history says at the next start that the run was interrupted; callers learn it now.
             self.log.publish([self.log.next_event(run, RunChanged(run))])
             self.run = run
+            self.unsaved = True
         self.ended.set()
 
     def _expire_time(self, run: Run) -> int | None:

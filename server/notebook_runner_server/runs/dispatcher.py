@@ -70,7 +70,7 @@ class Dispatcher:
         if active in self._queue:
             self._queue.remove(active)
             await active.end(Failure(cause, "The run was ended before it started."))
-            self._active.pop(active.run.run_id, None)
+            self._forget(active)
         else:
             await active.stop(cause, grace_period)
             await active.ended.wait()
@@ -120,11 +120,11 @@ class Dispatcher:
         except Exception as error:
             _logger.exception("a run could not be started", extra={"run_id": run_id})
             await active.end(Failure(Cause.STORAGE_FAILED, f"The run could not be read: {error}"))
-            self._active.pop(run_id, None)
+            self._forget(active)
             return
         if active.stop_requested is not None:
             await active.end(Failure(active.stop_requested[0], "The run was ended before it started."))
-            self._active.pop(run_id, None)
+            self._forget(active)
             return
         task = asyncio.create_task(self._drive(active, job))
         self._driving.add(task)
@@ -154,7 +154,12 @@ class Dispatcher:
             _logger.exception("a run could not be followed", extra={"run_id": job.run_id})
             await active.end(Failure(Cause.WORKER_DIED, f"The server could not follow the run: {error}"))
         finally:
-            self._active.pop(job.run_id, None)
+            self._forget(active)
+
+    def _forget(self, active: ActiveRun) -> None:
+        """Let go of a run that has ended; one whose end could not be stored is told from here."""
+        if not active.unsaved:
+            self._active.pop(active.run.run_id, None)
 
 
 async def _all_ended(runs: list[ActiveRun]) -> None:

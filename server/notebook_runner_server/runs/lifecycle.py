@@ -84,7 +84,8 @@ class Runner:
         Raises:
             RunNotFoundError: There is none.
         """
-        return self._newest_state((await self._row(run_id)).run)
+        row, _ = await self._current(run_id)
+        return self._newest_state(row.run)
 
     async def list(
         self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]
@@ -103,8 +104,8 @@ class Runner:
         Raises:
             RunNotFoundError: There is none.
         """
-        row = await self._row(run_id)
-        if active := self._dispatcher.find(row.run.run_id):
+        row, active = await self._current(run_id)
+        if active is not None:
             return row.run.run_id, active.log
         ended = row.run.state.is_terminal
         return row.run.run_id, RunLog(self._store, row.position, row.last_sequence, ended=ended)
@@ -119,8 +120,7 @@ class Runner:
         Raises:
             RunNotFoundError: There is no such run.
         """
-        row = await self._row(run_id)
-        active = self._dispatcher.find(row.run.run_id)
+        row, active = await self._current(run_id)
         if active is None:
             return row.run, 0
         await self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period)
@@ -152,6 +152,17 @@ class Runner:
             message = f"There is no run {run_id[:100]!r}." if run_id else "There is no run yet."
             raise RunNotFoundError(message, field="run_id", run_id=run_id[:100])
         return row
+
+    async def _current(self, run_id: str) -> tuple[Row, ActiveRun | None]:
+        """Return a run as the store has it, and as it goes on; None: it has ended."""
+        row = await self._row(run_id)
+        active = self._dispatcher.find(row.run.run_id)
+        if active is None and not row.run.state.is_terminal:
+            # It has ended since it was read, or its Start is between the store and the dispatcher.
+            async with self._admitting:
+                active = self._dispatcher.find(row.run.run_id)
+            row = await self._row(row.run.run_id)
+        return row, active
 
     def _newest_state(self, run: Run) -> Run:
         """Return a run of the store as it is now, with its place in the queue."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from notebook_runner_server.runs import files
 from notebook_runner_server.runs.errors import (
@@ -88,7 +89,8 @@ class Outputs:
         self._page_bytes = page_bytes
         self._max_page_bytes = max_page_bytes
         self._max_files_bytes = max_files_bytes
-        self._making: dict[Path, asyncio.Lock] = {}
+        # A lock lives as long as somebody makes, or waits for, its artefact.
+        self._making: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 
     async def page(self, run: Run, to: str, offset: int, max_bytes: int, as_of: int) -> Page:
         """Return one page of an artefact of a run.
@@ -137,7 +139,8 @@ class Outputs:
         """Return an artefact, made now if it has to be."""
         folder = self._store.folder(run.run_id)
         path = folder.artefacts / f"{to}-{key}"
-        async with self._making.setdefault(path, asyncio.Lock()):
+        lock = self._making.setdefault(path, asyncio.Lock())
+        async with lock:
             try:
                 # What is in the folder of a run that goes on changes without an event.
                 changing = to == FILES and fresh and not run.state.is_terminal
@@ -148,8 +151,6 @@ class Outputs:
                         await asyncio.to_thread(_forget, folder.artefacts, to)
             except OSError as error:
                 raise StorageFullError(f"The artefact cannot be written: {error}.") from error
-            finally:
-                self._making.pop(path, None)
         return found
 
     async def _make(self, run: Run, position: int, to: str, key: int, path: Path) -> _Artefact:

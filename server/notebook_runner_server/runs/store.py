@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import IO, Concatenate, ParamSpec, TypeVar
 
 from notebook_runner_server.execution.interface import CellStarted
 from notebook_runner_server.runs import tables
@@ -65,6 +65,7 @@ class Store:
         self._runs = folder / "runs"
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-read")
+        self._lock: IO[str] | None = None
         self._write_db: sqlite3.Connection | None = None
         self._read_db: sqlite3.Connection | None = None
 
@@ -116,7 +117,8 @@ class Store:
             if db is not None:
                 await loop.run_in_executor(executor, db.close)
             executor.shutdown()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def folder(self, run_id: str) -> RunFolder:
         """Return a run's folder."""
