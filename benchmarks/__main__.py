@@ -9,6 +9,7 @@ import grpc
 from nbformat import NotebookNode
 from rich.progress import track
 
+from benchmarks import endings
 from benchmarks.measure import Sample, with_nbclient, with_service
 from benchmarks.notebooks import of_size
 from benchmarks.report import Pair, Results, save, show
@@ -68,8 +69,10 @@ def main() -> None:
                 bench.single(size, turned=number % 2 == 1)
         for size in track(SIZES, description="one after another"):
             bench.together(size, rounds)
+    ended = endings.measure(rounds)
     show(bench.results)
-    save(bench.results, FILE)
+    endings.show(ended)
+    save(bench.results, ended, FILE)
 
 
 if __name__ == "__main__":

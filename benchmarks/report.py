@@ -86,7 +86,8 @@ def _document(results: Results) -> dict[str, Any]:
     }
 
 
-def save(results: Results, path: Path) -> None:
+def save(results: Results, endings: object, path: Path) -> None:
     """Writes all numbers, also the single ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_document(results), indent=2) + "\n")
+    document = {**_document(results), "endings": vars(endings)}
+    path.write_text(json.dumps(document, indent=2) + "\n")

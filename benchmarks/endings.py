@@ -1,0 +1,188 @@
+"""How fast runs and servers end and come back: Kill for each kind of tree, SIGKILL of the server, restart."""
+
+import os
+import signal
+import sqlite3
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import nbformat
+from google.protobuf.duration_pb2 import Duration
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.report import percentile
+from benchmarks.server import start
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from notebook_runner_server.execution.interface import Limits
+from notebook_runner_server.runs import tables
+from notebook_runner_server.runs.model import Event, Order, Run, RunChanged, RunState
+from notebook_runner_server.runs.tables import Part
+
+_PYTHON_API = (
+    "import ctypes, time\nprint('there', flush=True)\n"
+    # The text is sent by a thread, which the call below would keep from running.
+    "time.sleep(0.3)\nctypes.PyDLL(None).sleep(1000)"
+)
+_CHILDREN = "[subprocess.Popen(['sleep', '1000']) for _ in range(5)]\n"
+_SLEEP = "import subprocess, os, time\n"
+_WAIT = "print('there', flush=True)\ntime.sleep(1000)"
+TREES = {
+    "the kernel alone": _SLEEP + _WAIT,
+    "children of the same group": _SLEEP
+    + "[subprocess.Popen(['sleep', '1000']) for _ in range(5)]\n"
+    + _WAIT,
+    "children in sessions of their own": _SLEEP
+    + "[subprocess.Popen(['sleep', '1000'], start_new_session=True) for _ in range(5)]\n"
+    + _WAIT,
+    "children forked twice": _SLEEP
+    + "[subprocess.run(['sh', '-c', 'setsid sleep 1000 & setsid sleep 1000 &']) for _ in range(3)]\n"
+    + _WAIT,
+    "a busy loop": "print('there', flush=True)\nwhile True: pass",
+    "C code that holds the interpreter": _PYTHON_API,
+}
+HISTORIES = (0, 1_000, 10_000)
+MARK = "NBR_BENCH_MARK"
+
+
+@dataclass
+class Endings:
+    """What was measured, in seconds."""
+
+    kills: dict[str, list[float]] = field(default_factory=dict)
+    server_death: list[float] = field(default_factory=list)
+    restarts: dict[int, list[float]] = field(default_factory=dict)
+
+
+def measure(rounds: int) -> Endings:
+    """Measure all of it."""
+    found = Endings()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        server, address = start(Path(folder, "state"))
+        with grpc.insecure_channel(address) as channel:
+            stub = rpc.NotebookRunnerStub(channel)
+            for name in track(list(TREES), description="kill"):
+                found.kills[name] = [_kill(stub, TREES[name]) for _ in range(rounds)]
+        _stop(server)
+        for number in track(range(max(2, rounds // 3)), description="server death"):
+            found.server_death.append(_server_death(Path(folder, f"death{number}")))
+        for runs in track(HISTORIES, description="restart"):
+            state = Path(folder, f"history{runs}")
+            _fill(state, runs)
+            found.restarts[runs] = [_restart(state) for _ in range(max(2, rounds // 3))]
+    return found
+
+
+def _notebook(source: str) -> bytes:
+    cells = [nbformat.v4.new_code_cell(source)]
+    text: str = nbformat.writes(nbformat.v4.new_notebook(cells=cells))
+    return text.encode()
+
+
+def _running(stub: rpc.NotebookRunnerStub, source: str) -> str:
+    """Start a run, and return its id when its cell has said that all is there."""
+    run = stub.Start(pb.StartRequest(notebook_content=_notebook(source))).run
+    for event in stub.Progress(pb.ProgressRequest(run_id=run.run_id)):
+        if event.HasField("cell_output"):
+            break
+    return run.run_id
+
+
+def _kill(stub: rpc.NotebookRunnerStub, source: str) -> float:
+    run_id = _running(stub, source)
+    begin = time.perf_counter()
+    answer = stub.Kill(pb.KillRequest(run_id=run_id, grace_period=Duration()))
+    taken = time.perf_counter() - begin
+    if answer.run.state != pb.RUN_STATE_KILLED:
+        raise RuntimeError(f"not killed: {answer}")
+    return taken
+
+
+def _server_death(state: Path) -> float:
+    """Kill the server while a run goes on, and return how long any process of it was there."""
+    mark = uuid4().hex
+    server, address = start(state, {MARK: mark})
+    with grpc.insecure_channel(address) as channel:
+        _running(rpc.NotebookRunnerStub(channel), TREES["children forked twice"])
+        begin = time.perf_counter()
+        server.kill()
+        server.wait()
+        while _marked(mark):
+            pass
+        return time.perf_counter() - begin
+
+
+def _marked(mark: str) -> bool:
+    wanted = f"{MARK}={mark}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if wanted in path.read_bytes():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _restart(state: Path) -> float:
+    begin = time.perf_counter()
+    server, _ = start(state)
+    taken = time.perf_counter() - begin
+    _stop(server)
+    return taken
+
+
+def _stop(server: subprocess.Popen[str]) -> None:
+    server.send_signal(signal.SIGTERM)
+    server.communicate()
+
+
+def _fill(state: Path, runs: int) -> None:
+    """Write a history of ended runs, each with a few events and a folder."""
+    state.mkdir()
+    with sqlite3.connect(state / "notebook-runner.db", isolation_level=None) as db:
+        tables.create(db)
+        db.execute("BEGIN")
+        for number in range(runs):
+            _insert(db, f"20260101-000000-{number:08x}")
+            os.makedirs(state / "runs" / f"20260101-000000-{number:08x}" / "work")
+        db.execute("COMMIT")
+    db.close()
+
+
+def _insert(db: sqlite3.Connection, run_id: str) -> None:
+    now = time.time_ns()
+    run = Run(run_id, "", RunState.SUCCEEDED, now, "python3", 1, end_time=now, cells_completed=1)
+    order: Any = {"working_folder": "", "allow_errors": False, "environment": {}, "retention": 1e6}
+    first = Event(1, now, 0, 1, RunChanged(run))
+    parts = [Part(0, 0, 0, 0), Part(-1, 0, 0, 0)]
+    position = tables.insert_run(db, run, Order(limits=Limits(), **order), "", first, parts)
+    events = [Event(sequence, now, 1, 1, RunChanged(run)) for sequence in range(2, 9)]
+    tables.append(db, position, run, events, [], now + 10**18)
+
+
+def show(found: Endings) -> None:
+    """Print what was measured."""
+    kills = Table("tree", "median", "p99", "max", title="Kill to its answer, in milliseconds")
+    for name, values in found.kills.items():
+        numbers = statistics.median(values), percentile(values, 0.99), max(values)
+        kills.add_row(name, *(f"{1000 * number:.1f}" for number in numbers))
+    rest = Table("what", "median", "max", title="Servers, in seconds")
+    rest.add_row("SIGKILL to no process left", *_pair(found.server_death))
+    for runs, values in found.restarts.items():
+        rest.add_row(f"process start to ready, {runs} runs in the history", *_pair(values))
+    console = Console()
+    console.print(kills)
+    console.print(rest)
+
+
+def _pair(values: list[float]) -> tuple[str, str]:
+    return f"{statistics.median(values):.3f}", f"{max(values):.3f}"
