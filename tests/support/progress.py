@@ -24,6 +24,7 @@ CAUSES: dict[int, frozenset[int]] = {
         {
             pb.FAILURE_CAUSE_KERNEL_SIGNALED,
             pb.FAILURE_CAUSE_KERNEL_EXITED,
+            pb.FAILURE_CAUSE_PROCESS_LIMIT,
             pb.FAILURE_CAUSE_OUT_OF_MEMORY,
             pb.FAILURE_CAUSE_KERNEL_NOT_READY,
             pb.FAILURE_CAUSE_WORKER_DIED,

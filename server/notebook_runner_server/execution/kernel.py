@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_client.manager import AsyncKernelManager
 
+from notebook_runner_server.execution.processes import orphans
+
 if TYPE_CHECKING:
     from jupyter_client.asynchronous.client import AsyncKernelClient
 
@@ -70,11 +72,14 @@ class Kernel:
         if getattr(self.manager, "ipykernel", False):
             # As nbclient does: no run finds the history of another.
             options["extra_arguments"] = ["--HistoryManager.hist_file=:memory:"]
+        orphans.paused = True
         with self._log.open("wb") as log:
             await self.manager.start_kernel(
                 cwd=self._job.working_folder, env=self._environment(), stdout=log, stderr=log, **options
             )
         self._watch(on_death, address_space)
+        orphans.paused = False
+        orphans.reap()
         self.client = self.manager.client()
         # No heartbeat: the process itself is watched.
         self.client.start_channels(hb=False)
@@ -113,6 +118,7 @@ class Kernel:
         if self._pidfd is not None:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
+        orphans.paused = True
         self.client.stop_channels()
         self.manager.cleanup_connection_file()
         self.manager.context.destroy(linger=0)
@@ -128,6 +134,7 @@ class Kernel:
         process = getattr(self.manager.provisioner, "process", None)
         if process is None:
             return
+        orphans.spared = process.pid
         if address_space:
             with contextlib.suppress(ProcessLookupError):
                 resource.prlimit(process.pid, resource.RLIMIT_AS, (address_space, address_space))

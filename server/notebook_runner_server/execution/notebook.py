@@ -144,7 +144,8 @@ def _document(content: bytes) -> dict[str, Any]:
 
 def _for_validation(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Leave out a kernelspec without a name: such notebooks are about, and mean "the default kernel"."""
-    if "name" in notebook.metadata.get("kernelspec", {"name": ""}):
+    spec = notebook.metadata.get("kernelspec")
+    if not isinstance(spec, dict) or "name" in spec:
         return notebook
     metadata = {key: value for key, value in notebook.metadata.items() if key != "kernelspec"}
     return nbformat.NotebookNode({**notebook, "metadata": metadata})
@@ -169,13 +170,25 @@ def _parameterize(
     kernels: Mapping[str, str],
 ) -> nbformat.NotebookNode:
     """Inject parameters by papermill's own translators, and name the ones that the notebook lacks."""
+    language = notebook.metadata.get("language_info", {}).get("name") or kernels.get(kernel_name, "python")
+    try:
+        return _injected(notebook, parameters, kernel_name or "python3", language)
+    except (UnknownParameterError, ParameterNameError):
+        raise
+    # Papermill's translators and its view of a notebook's metadata fail in many ways.
+    except Exception as error:
+        message = f"The parameters cannot be translated to {_short(language)}: {_short(error)}"
+        raise NotebookError(message) from error
+
+
+def _injected(
+    notebook: nbformat.NotebookNode, parameters: Mapping[str, Any], kernel_name: str, language: str
+) -> nbformat.NotebookNode:
     # Papermill takes 0.3 s and 20 MB to import, and most runs have no parameters.
-    from papermill.exceptions import PapermillException  # noqa: PLC0415 - the reason above
     from papermill.inspection import _infer_parameters  # noqa: PLC0415 - the reason above
     from papermill.parameterize import parameterize_notebook  # noqa: PLC0415 - the reason above
     from papermill.utils import find_first_tagged_cell_index  # noqa: PLC0415 - the reason above
 
-    language = notebook.metadata.get("language_info", {}).get("name") or kernels.get(kernel_name, "python")
     for name in parameters if language == "python" else ():
         if not name.isidentifier() or keyword.iskeyword(name):
             raise ParameterNameError(f"{name[:100]!r} cannot be a name in Python.")
@@ -183,18 +196,15 @@ def _parameterize(
     for cell in notebook.cells:
         cell.metadata.setdefault("tags", [])
     notebook.metadata.setdefault("papermill", {})
-    try:
-        if find_first_tagged_cell_index(notebook, "parameters") >= 0:
-            known = [one.name for one in _infer_parameters(notebook, kernel_name or "python3", language)]
-            unknown = sorted(set(parameters) - set(known))
-            # Papermill cannot read the parameters cell of every language.
-            if unknown and (known or language == "python"):
-                raise UnknownParameterError(unknown, known)
-        parameterized: nbformat.NotebookNode = parameterize_notebook(
-            notebook, dict(parameters), kernel_name=kernel_name or "python3", language=language
-        )
-    except PapermillException as error:
-        raise NotebookError(f"The parameters cannot be translated to {_short(language)}: {error}") from error
+    if find_first_tagged_cell_index(notebook, "parameters") >= 0:
+        known = [one.name for one in _infer_parameters(notebook, kernel_name, language)]
+        unknown = sorted(set(parameters) - set(known))
+        # Papermill cannot read the parameters cell of every language.
+        if unknown and (known or language == "python"):
+            raise UnknownParameterError(unknown, known)
+    parameterized: nbformat.NotebookNode = parameterize_notebook(
+        notebook, dict(parameters), kernel_name=kernel_name, language=language
+    )
     return parameterized
 
 

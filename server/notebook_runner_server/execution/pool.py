@@ -108,6 +108,7 @@ class _PoolRun:
         self._run_id = job.run_id
         self._done: Future[None] | None = None
         self._stuck: asyncio.TimerHandle | None = None
+        self._stop_cause: Cause | None = None
         with contextlib.suppress(BrokenProcessPool):
             self._done = worker.submit(job)
 
@@ -135,6 +136,7 @@ class _PoolRun:
 
     def stop(self, cause: Cause, grace_period: float) -> None:
         """Send the order to the worker; one that cannot carry it out is ended."""
+        self._stop_cause = self._stop_cause or cause
         self._link.send(workers.Stop(self._run_id, cause, grace_period))
         if self._stuck is None:
             loop = asyncio.get_running_loop()
@@ -153,8 +155,10 @@ class _PoolRun:
         self._worker.broken = True
         self._worker.kill()
         killed = await asyncio.to_thread(kill_orphans)
-        message = "The worker process died."
-        return Ended(Failure(Cause.WORKER_DIED, message), len(killed))
+        if self._stop_cause is not None:
+            # It was to end the run, and whoever asked for that has what it asked for.
+            return Ended(Failure(self._stop_cause, "The run was ended, and its worker with it."), len(killed))
+        return Ended(Failure(Cause.WORKER_DIED, "The worker process died."), len(killed))
 
 
 class ProcessPoolBackend:
@@ -191,14 +195,12 @@ class ProcessPoolBackend:
 
     async def wait_free(self) -> None:
         """Wait until a worker is free, and keep it for the next `submit`."""
-        while self._next is None:
-            worker = await self._idle.get()
-            if worker.link is None or worker.link.closed:
+        while self._next is None or self._next.link is None or self._next.link.closed:
+            if self._next is not None:
                 # It died while it had nothing to do.
-                worker.broken = True
-                self.release(worker)
-            else:
-                self._next = worker
+                self._next.broken = True
+                self.release(self._next)
+            self._next = await self._idle.get()
 
     def submit(self, job: Job) -> _PoolRun:
         """Execute a job on the worker that `wait_free` found."""

@@ -7,6 +7,7 @@ import ctypes
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ KILL_DEADLINE = 15.0
 """Seconds that `kill_descendants` keeps trying: a fork storm was seen to take 9 s."""
 
 _WAIT_ROUND_MS = 20
+
+# Two threads that walk the same tree only make each other slow.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class ProcessesLeftError(RuntimeError):
@@ -86,6 +90,11 @@ def kill_descendants(
     Raises:
         ProcessesLeftError: Some were still there at the deadline.
     """
+    with _ONE_AT_A_TIME:
+        return _kill_descendants(pid, spare, deadline)
+
+
+def _kill_descendants(pid: int, spare: Callable[[int], bool], deadline: float) -> set[int]:
     killed: set[int] = set()
     end = time.monotonic() + deadline
     while found := descendants(pid, spare):
@@ -128,3 +137,33 @@ def _reap(pids: list[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
+
+
+class OrphanReaper:
+    """Reaps the orphans that a subreaper is handed, as they end, on the main thread.
+
+    Attributes:
+        spared: The child whose end somebody else waits for; 0: there is none.
+        paused: Reap nothing: a child is being started, and is not yet known.
+    """
+
+    def __init__(self) -> None:
+        self.spared = 0
+        self.paused = True
+
+    def install(self) -> None:
+        """Reap whenever a child ends."""
+        signal.signal(signal.SIGCHLD, lambda *_: self.reap())
+
+    def reap(self) -> None:
+        """Reap the children that have ended."""
+        with contextlib.suppress(ChildProcessError):
+            while not self.paused:
+                # A look first: the spared one's exit code is somebody else's.
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if found is None or found.si_pid == self.spared:
+                    return
+                os.waitpid(found.si_pid, os.WNOHANG)
+
+
+orphans = OrphanReaper()

@@ -21,7 +21,12 @@ from typing import NoReturn
 # Imported before the first job, so that no run waits for it.
 from notebook_runner_server.execution import host as hosts
 from notebook_runner_server.execution.interface import Cause, Job
-from notebook_runner_server.execution.processes import become_subreaper, kill_descendants
+from notebook_runner_server.execution.processes import (
+    ProcessesLeftError,
+    become_subreaper,
+    kill_descendants,
+    orphans,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,8 @@ class _Worker:
             while True:
                 ordered = self._connection.poll(self._remaining())
                 order = self._connection.recv() if ordered else None
-                with self._lock:
+                # What cannot be ended is tried again by the job itself, before it says that it has ended.
+                with self._lock, contextlib.suppress(ProcessesLeftError):
                     if order is not None:
                         self._stop(order)
                     elif self._host is not None and self._remaining() == 0.0:
@@ -126,6 +132,7 @@ def initialize(connection: Connection, limit_address_space: bool) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     become_subreaper()
+    orphans.install()
     # What goes wrong in a run is told by its events; nbclient's log would repeat it.
     logging.disable(logging.CRITICAL)
     _worker = _Worker(connection, limit_address_space=limit_address_space)

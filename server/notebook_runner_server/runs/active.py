@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from notebook_runner_server.execution.interface import (
     Cause,
@@ -25,6 +28,7 @@ from notebook_runner_server.runs.salvage import salvage
 from notebook_runner_server.runs.store import Written
 from notebook_runner_server.runs.tables import Part
 
+_logger = logging.getLogger(__name__)
 _LOST = Failure(Cause.STORAGE_FAILED, "The server could not write what the run did to its state folder.")
 
 
@@ -37,7 +41,6 @@ class ActiveRun:
         log: Its events.
         ended: Set when the run has its terminal state and no process of it is left.
         processes_ended: How many processes were ended by force; final when `ended` is set.
-        unsaved: Whether the store could not take the run's end.
         stop_requested: Why and with what grace period (seconds) it is to end; None: it is not.
 
     Args:
@@ -53,11 +56,14 @@ class ActiveRun:
         self.log = log
         self.ended = asyncio.Event()
         self.processes_ended = 0
-        self.unsaved = False
+        self._unsaved: tuple[Run, list[Event]] | None = None
         self.stop_requested: tuple[Cause, float] | None = None
         self._size = parts_size
         self._part_start = parts_size
         self._handle: RunHandle | None = None
+        # Of the cell that is executed; the time is by a monotonic clock, and 0: before this server.
+        self._cell_id = ""
+        self._cell_start = 0.0
         # The store did not take something: nothing after it may be told.
         self._lost = False
         # Calls and the backend change the run at the same time.
@@ -73,6 +79,7 @@ class ActiveRun:
         async with self._lock:
             if not self.run.state.is_terminal:
                 try:
+                    failure = self._located(failure)
                     await self._record([*await self._salvaged(), Ended(failure)])
                     self.ended.set()
                 except StorageFullError:
@@ -82,7 +89,9 @@ class ActiveRun:
         """Ask that the run be ended; `ended` is set when it is."""
         async with self._lock:
             if self.run.state in (RunState.STARTING, RunState.RUNNING) and not self._lost:
-                await self._append(transitions.move(self.run, RunState.KILLING, time.time_ns()))
+                # A full disk must not keep anyone from ending a run.
+                with contextlib.suppress(StorageFullError):
+                    await self._append(transitions.move(self.run, RunState.KILLING, time.time_ns()))
         self.stop_requested = (cause, grace_period)
         if self._handle is not None:
             self._handle.stop(cause, grace_period)
@@ -104,7 +113,8 @@ class ActiveRun:
             try:
                 await self._record(batch[:-1] if isinstance(last, Ended) else batch)
                 if isinstance(last, Ended):
-                    await self._record([*await self._salvaged(), last])
+                    failure = self._located(last.failure) if last.failure else None
+                    await self._record([*await self._salvaged(), replace(last, failure=failure)])
             except StorageFullError:
                 self._lost = True
                 handle.stop(Cause.STORAGE_FAILED, 0.0)
@@ -113,20 +123,31 @@ class ActiveRun:
                 await self._end(_LOST)
             self.ended.set()
 
+    def _located(self, failure: Failure) -> Failure:
+        """Say which cell was executed, where a worker that died could not."""
+        if failure.cell_index is not None or self.run.current_cell is None:
+            return failure
+        return replace(failure, cell_index=self.run.current_cell, cell_id=self._cell_id)
+
     async def _salvaged(self) -> list[ExecutionEvent]:
         """Return the end of a cell whose worker could not tell it, with the text that it printed."""
         index = self.run.current_cell
         if index is None:
             return []
-        events = await self.log.events_of_cell()
         # What the worker had sent of this cell's part is not whole.
         self._part_start = self._size
-        started = events[0]
-        assert isinstance(started.body, CellStarted)  # noqa: S101 - it is what they begin with
-        seconds = (time.time_ns() - started.time) / 1e9
-        cell = salvage(await self.log.source(self.run.run_id, index), events)
-        finished = CellFinished(index, started.body.cell_id, 0, max(0.0, seconds), CellOutcome.STOPPED)
+        finished = CellFinished(index, self._cell_id, 0, self._since_cell_start(), CellOutcome.STOPPED)
+        try:
+            events = await self.log.events_of_cell()
+            cell = salvage(await self.log.source(self.run.run_id, index), events)
+        except Exception:
+            # The files are damaged or gone: the run must have its end all the same.
+            _logger.exception("the text of a cell could not be saved", extra={"run_id": self.run.run_id})
+            return [finished]
         return [PartChunk(index, cell, last=True), finished]
+
+    def _since_cell_start(self) -> float:
+        return time.monotonic() - self._cell_start if self._cell_start else 0.0
 
     async def _record(self, batch: Sequence[ExecutionEvent]) -> None:
         if not batch:
@@ -144,6 +165,8 @@ class ActiveRun:
                     sequence = self.log.last_sequence + len(events) + 1
                     parts.append(Part(told.part, sequence, self._part_start, self._size - self._part_start))
                     self._part_start = self._size
+            if isinstance(told, CellStarted):
+                self._cell_id, self._cell_start = told.cell_id, time.monotonic()
             run, body = transitions.react(run, told, now)
             if body is not None:
                 events.append(self.log.next_event(run, body, len(events)))
@@ -156,15 +179,36 @@ class ActiveRun:
         self.run = run
 
     async def _end(self, failure: Failure) -> None:
-        run = transitions.end(self.run, failure, time.time_ns())
-        try:
-            await self._append(run)
-        except StorageFullError:
-            # The history says at the next start that the run was interrupted; callers learn it now.
-            self.log.publish([self.log.next_event(run, RunChanged(run))])
-            self.run = run
-            self.unsaved = True
+        """End a run that the store could not follow: callers learn it now, the history when it can."""
+        failure = self._located(failure)
+        run, now = self.run, time.time_ns()
+        told: list[ExecutionEvent] = []
+        if run.current_cell is not None:
+            seconds = self._since_cell_start()
+            told.append(CellFinished(run.current_cell, self._cell_id, 0, seconds, CellOutcome.STOPPED))
+        events: list[Event] = []
+        for one in [*told, Ended(failure)]:
+            run, body = transitions.react(run, one, now)
+            if body is not None:
+                events.append(self.log.next_event(run, body, len(events)))
+        self._unsaved = (run, events)
+        self.log.publish(events)
+        self.run = run
         self.ended.set()
+        await self.save()
+
+    async def save(self) -> None:
+        """Try to make an end durable that the store could not take."""
+        if self._unsaved is not None:
+            run, events = self._unsaved
+            with contextlib.suppress(StorageFullError):
+                await self.log.store(run, events, Written(0), self._expire_time(run))
+                self._unsaved = None
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether the store could not take the run's end."""
+        return self._unsaved is not None
 
     def _expire_time(self, run: Run) -> int | None:
         return run.end_time + int(self.order.retention * 1e9) if run.state.is_terminal else None

@@ -11,6 +11,9 @@ from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 
+SAVE_INTERVAL = 1.0
+"""Seconds between two tries to store the end of a run that the store could not take."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -30,6 +33,7 @@ class Dispatcher:
         self._queued = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._driving: set[asyncio.Task[None]] = set()
+        self._saving: set[asyncio.Task[None]] = set()
         self._draining = False
 
     @property
@@ -99,6 +103,8 @@ class Dispatcher:
         """Wait until the runs that had a worker are followed to their end."""
         if self._task is not None:
             self._task.cancel()
+        for task in self._saving:
+            task.cancel()
         await asyncio.gather(*self._driving, return_exceptions=True)
 
     async def _run(self) -> None:
@@ -158,8 +164,16 @@ class Dispatcher:
 
     def _forget(self, active: ActiveRun) -> None:
         """Let go of a run that has ended; one whose end could not be stored is told from here."""
-        if not active.unsaved:
+        if active.unsaved:
+            self._saving.add(asyncio.create_task(self._save(active)))
+        else:
             self._active.pop(active.run.run_id, None)
+
+    async def _save(self, active: ActiveRun) -> None:
+        while active.unsaved:
+            await asyncio.sleep(SAVE_INTERVAL)
+            await active.save()
+        self._active.pop(active.run.run_id, None)
 
 
 async def _all_ended(runs: list[ActiveRun]) -> None:

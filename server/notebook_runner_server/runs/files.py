@@ -32,7 +32,8 @@ def pack(folder: Path, target: Path, max_bytes: int) -> None:
         )
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for path in found:
-            archive.write(path, path.relative_to(folder))
+            # A zip's names are Unicode; a file's need not be.
+            archive.write(path, os.fsencode(path.relative_to(folder)).decode(errors="replace"))
 
 
 def _regular_files(folder: Path) -> Iterator[Path]:

@@ -4,6 +4,7 @@
 
     runs/RUN_ID/
     ├── parts        every version of every part of the notebook, appended, synced before it is told of
+    ├── environment  the variables for the kernel, until the run has ended
     ├── work/        NOTEBOOK_RUNNER_RUN_DIR: what the notebook itself leaves
     └── artefacts/   what Output has made so far; can be made again
 """
@@ -11,9 +12,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from notebook_runner_server.runs.tables import Part
@@ -38,6 +40,7 @@ class RunFolder:
         self.work = path / "work"
         self.artefacts = path / "artefacts"
         self._parts = path / "parts"
+        self._environment = path / "environment"
 
     def create(self) -> None:
         """Make the folders, for this user alone."""
@@ -56,6 +59,26 @@ class RunFolder:
             file.writelines(pieces)
             file.flush()
             os.fdatasync(descriptor)
+
+    def keep_environment(self, environment: Mapping[str, str]) -> None:
+        """Keep the variables for the kernel until the run has ended."""
+        if environment:
+            descriptor = os.open(self._environment, os.O_WRONLY | os.O_CREAT, 0o600)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump(dict(environment), file)
+                file.flush()
+                os.fsync(descriptor)
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables for the kernel of a run that has not ended."""
+        if not self._environment.exists():
+            return {}
+        variables: dict[str, str] = json.loads(self._environment.read_text(encoding="utf-8"))
+        return variables
+
+    def forget_environment(self) -> None:
+        """Remove the variables: the run has ended."""
+        self._environment.unlink(missing_ok=True)
 
     def parts_size(self) -> int:
         """Return how many bytes the file of parts has."""

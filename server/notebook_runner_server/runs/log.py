@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from notebook_runner_server.execution.interface import StreamOutput
-from notebook_runner_server.runs.errors import ShuttingDownError
+from notebook_runner_server.runs.errors import RunNotFoundError, ShuttingDownError
 from notebook_runner_server.runs.model import Body, Event, Run
 from notebook_runner_server.runs.store import Store, Written
 
@@ -57,8 +57,18 @@ class RunLog:
         Raises:
             StorageFullError: They could not be written; nobody was shown any.
         """
-        await self._store.append(self.position, run, events, written, expire_time)
+        await self.store(run, events, written, expire_time)
         self.publish(events)
+
+    async def store(
+        self, run: Run, events: Sequence[Event], written: Written, expire_time: int | None = None
+    ) -> None:
+        """Make events durable and show them to nobody.
+
+        Raises:
+            StorageFullError: They could not be written.
+        """
+        await self._store.append(self.position, run, events, written, expire_time)
 
     def publish(self, events: Sequence[Event]) -> None:
         """Show events to the readers."""
@@ -107,6 +117,8 @@ class RunLog:
         while True:
             if after < self.last_sequence:
                 events = await self.read(after)
+                if not events:
+                    raise RunNotFoundError("The run was forgotten while it was read.", field="run_id")
                 after = events[-1].sequence
                 yield events
             elif self.ended:

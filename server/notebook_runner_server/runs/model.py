@@ -59,7 +59,7 @@ class Order:
 
     Attributes:
         working_folder: Where the kernel is started; empty: the run's own folder.
-        environment: Variables for the kernel; gone from the store when the run has ended.
+        environment: Variables for the kernel; the store keeps them until the run has ended.
         retention: How long the run is kept after its end.
     """
 

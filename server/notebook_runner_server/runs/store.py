@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Concatenate, ParamSpec, TypeVar
@@ -141,8 +141,10 @@ class Store:
             for number, data in parts.items():
                 places.append(Part(number, 0, start, len(data)))
                 start += len(data)
+            # Values may be secrets: in a file that is gone with the run's end, and nowhere else.
+            folder.keep_environment(order.environment)
             folder.sync()
-            return tables.insert_run(db, run, order, fingerprint, event, places)
+            return tables.insert_run(db, run, replace(order, environment={}), fingerprint, event, places)
 
         try:
             return await self._write(write)
@@ -168,13 +170,16 @@ class Store:
         def write(db: sqlite3.Connection) -> None:
             if written.pieces:
                 folder.write(written.start, written.pieces)
+            if run.state.is_terminal:
+                folder.forget_environment()
             tables.append(db, position, run, events, written.parts, expire_time)
 
         await self._write(write)
 
     async def find(self, run_id: str) -> Row | None:
         """Return a run by its id, or the newest one for an empty id; None: there is none."""
-        return await self._read(tables.find_run, run_id)
+        row = await self._read(tables.find_run, run_id)
+        return row if row is None or row.run.state.is_terminal else self._with_environment(row)
 
     async def find_request(self, request_id: str) -> Row | None:
         """Return the run of a request id; None: there is none."""
@@ -182,7 +187,11 @@ class Store:
 
     async def unended(self) -> list[Row]:
         """Return the runs that have not ended, oldest first."""
-        return await self._read(tables.unended_runs)
+        return [self._with_environment(row) for row in await self._read(tables.unended_runs)]
+
+    def _with_environment(self, row: Row) -> Row:
+        environment = self.folder(row.run.run_id).environment()
+        return replace(row, order=replace(row.order, environment=environment))
 
     async def events(self, position: int, after: int) -> list[Event]:
         """Return some events of a run after a sequence number, in order; none: there are no more."""
@@ -240,7 +249,7 @@ class Store:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
-            tables.create(db)
+            tables.create(db, is_first=not any(self._runs.iterdir()))
         except sqlite3.DatabaseError:
             db.close()
             raise

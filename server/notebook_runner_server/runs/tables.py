@@ -64,16 +64,23 @@ class Part:
     length: int
 
 
-def create(db: sqlite3.Connection) -> None:
+def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
     """Make the tables where there are none, and look whether those that are there are sound.
 
+    Args:
+        db: The database.
+        is_first: Whether there may be none.
+
     Raises:
-        sqlite3.DatabaseError: They are not.
+        sqlite3.DatabaseError: They are not sound, or not there.
     """
     verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
-    if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+    is_new = db.execute("PRAGMA user_version").fetchone()[0] == 0
+    if is_new and not is_first:
+        raise sqlite3.DatabaseError("there are runs, and no history of them")
+    if is_new:
         db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
 
@@ -119,13 +126,6 @@ def append(
         db.execute(
             "UPDATE runs SET state = ?, run = ?, last_sequence = ?, expire_time = ? WHERE position = ?",
             (run.state.value, encoded, events[-1].sequence, expire_time, position),
-        )
-    if run.state.is_terminal:
-        # The values of environment variables may be secrets.
-        db.execute(
-            "UPDATE runs SET work_order = json_set(work_order, '$.environment', json('{}'))"
-            " WHERE position = ?",
-            (position,),
         )
 
 

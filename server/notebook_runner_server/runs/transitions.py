@@ -18,7 +18,7 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.runs.model import Body, Run, RunChanged, RunState
 
 _NEXT = {
-    RunState.QUEUED: {RunState.STARTING, RunState.KILLED, RunState.INTERRUPTED},
+    RunState.QUEUED: {RunState.STARTING},
     RunState.STARTING: {RunState.RUNNING, RunState.KILLING},
     RunState.RUNNING: {RunState.KILLING},
     RunState.KILLING: set[RunState](),
@@ -91,10 +91,6 @@ def react(run: Run, event: ExecutionEvent, now: int) -> tuple[Run, Body | None]:
             completed = event.cell_index + 1 if done else run.cells_completed
             return replace(run, current_cell=None, cells_completed=completed), event
         case Ended():
-            failure = event.failure
-            if failure is not None and failure.cell_index is None and run.current_cell is not None:
-                # A worker that died could not say where it was.
-                failure = replace(failure, cell_index=run.current_cell)
-            run = end(run, failure, now)
+            run = end(run, event.failure, now)
             return run, RunChanged(run)
     return run, None if isinstance(event, PartChunk) else event
