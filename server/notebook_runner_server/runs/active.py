@@ -79,8 +79,8 @@ class ActiveRun:
         async with self._lock:
             if not self.run.state.is_terminal:
                 try:
-                    failure = self._located(failure)
-                    await self._record([*await self._salvaged(), Ended(failure)])
+                    salvaged = await self._salvaged()
+                    await self._record([*salvaged, Ended(self._located(failure))])
                     self.ended.set()
                 except StorageFullError:
                     await self._end(failure)
@@ -113,8 +113,9 @@ class ActiveRun:
             try:
                 await self._record(batch[:-1] if isinstance(last, Ended) else batch)
                 if isinstance(last, Ended):
+                    salvaged = await self._salvaged()
                     failure = self._located(last.failure) if last.failure else None
-                    await self._record([*await self._salvaged(), replace(last, failure=failure)])
+                    await self._record([*salvaged, replace(last, failure=failure)])
             except StorageFullError:
                 self._lost = True
                 handle.stop(Cause.STORAGE_FAILED, 0.0)
@@ -136,15 +137,19 @@ class ActiveRun:
             return []
         # What the worker had sent of this cell's part is not whole.
         self._part_start = self._size
-        finished = CellFinished(index, self._cell_id, 0, self._since_cell_start(), CellOutcome.STOPPED)
+        seconds = self._since_cell_start()
+        part: list[ExecutionEvent] = []
         try:
             events = await self.log.events_of_cell()
+            if events and isinstance(events[0].body, CellStarted):
+                self._cell_id = events[0].body.cell_id
             cell = salvage(await self.log.source(self.run.run_id, index), events)
         except Exception:
             # The files are damaged or gone: the run must have its end all the same.
             _logger.exception("the text of a cell could not be saved", extra={"run_id": self.run.run_id})
-            return [finished]
-        return [PartChunk(index, cell, last=True), finished]
+        else:
+            part.append(PartChunk(index, cell, last=True))
+        return [*part, CellFinished(index, self._cell_id, 0, seconds, CellOutcome.STOPPED)]
 
     def _since_cell_start(self) -> float:
         return time.monotonic() - self._cell_start if self._cell_start else 0.0
