@@ -24,6 +24,9 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.runs.errors import InvalidFieldError
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
 
+MAX_PARAMETERS = 1024 * 1024
+"""The most that a run's parameters may have, in bytes: every answer about the run carries them."""
+
 _MAX_NANOS = 999_999_999
 _MAX_SECONDS = 315_576_000_000  # google.protobuf.Duration's own bound
 # Beyond it a double no longer tells whole numbers apart.
@@ -40,6 +43,9 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
         raise InvalidFieldError(
             "output_uri: this server does not offer it; leave it out.", field="output_uri"
         )
+    if request.parameters.ByteSize() > MAX_PARAMETERS:
+        message = f"parameters: together they have at most {MAX_PARAMETERS} bytes; put data into a file."
+        raise InvalidFieldError(message, field="parameters")
     kind = request.WhichOneof("notebook")
     if kind == "notebook_uri":
         raise InvalidFieldError(

@@ -24,9 +24,9 @@ from notebook_runner_server.runs.errors import (
 DOMAIN = "notebook-runner"
 DETAILS_KEY = "grpc-status-details-bin"
 
-# Trailers have a hard limit, and the message is in them twice.
-_MAX_MESSAGE = 1024
-_MAX_VALUE = 256
+# In bytes of UTF-8. Trailers have a hard limit, and the message is in them three times, once percent-encoded.
+_MAX_MESSAGE = 512
+_MAX_VALUE = 128
 _MAX_VALUES = 8
 
 _CODES: dict[type[RunnerError], grpc.StatusCode] = {
@@ -82,4 +82,4 @@ def _packed(
 
 
 def _text(value: str, size: int) -> str:
-    return value[:size].encode(errors="replace").decode()
+    return value.encode(errors="replace")[:size].decode(errors="ignore")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from notebook_runner_server.execution.interface import Limits
@@ -43,10 +44,16 @@ class OutputBudget:
 def size(content: dict[str, Any]) -> int:
     """Return how many bytes of output the content of a kernel's message brings."""
     if "text" in content:
-        return len(content["text"].encode(errors="replace"))
+        return data_size(content["text"])
     if "data" in content:
-        return sum(len(str(data)) for data in content["data"].values())
-    return len(str(content.get("evalue", ""))) + sum(map(len, content.get("traceback", [])))
+        return sum(map(data_size, content["data"].values()))
+    return sum(map(data_size, [str(content.get("evalue", "")), *content.get("traceback", [])]))
+
+
+def data_size(data: object) -> int:
+    """Return how many bytes a piece of output has in a notebook: text as UTF-8, anything else as JSON."""
+    text = data if isinstance(data, str) else json.dumps(data)
+    return len(text.encode(errors="replace"))
 
 
 def shortened(content: dict[str, Any], room: int) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from notebook_runner_server.execution.interface import (
 )
 from notebook_runner_server.execution.kernel import Kernel, plain
 from notebook_runner_server.execution.processes import kill_descendants
-from notebook_runner_server.execution.recorder import RecordingClient, cut
+from notebook_runner_server.execution.recorder import MAX_NAME, RecordingClient, cut
 from notebook_runner_server.execution.watchdog import OomKills, Watchdog
 
 MAX_TRACEBACK = 128 * 1024
@@ -71,15 +71,20 @@ class RunHost:
         self._claim(Failure(cause, _MESSAGES[cause].format(self._job.limits), *self._cell))
         if not interrupt:
             self.kill_now()
-        elif self._loop is not None:
-            self._loop.call_soon_threadsafe(self._interrupt)
+        else:
+            self._call_soon(self._interrupt)
 
     def kill_now(self) -> None:
         """End every process of the run, whatever the main thread is doing."""
         self._stopped.set()
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._wake.set)
+        self._call_soon(self._wake.set)
         self._killed.update(kill_descendants(os.getpid()))
+
+    def _call_soon(self, function: Callable[[], None]) -> None:
+        # The loop is closed when the run has just ended.
+        with contextlib.suppress(RuntimeError):
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(function)
 
     async def run(self) -> None:
         """Execute the job; the last event is `Ended`, when no process of the run is left."""
@@ -215,7 +220,7 @@ class RunHost:
                 Cause.CELL_ERROR,
                 cut(f"Cell {self._cell[0]} raised {error.ename}: {message}"),
                 *self._cell,
-                exception_name=plain(str(error.ename)),
+                exception_name=plain(str(error.ename))[:MAX_NAME],
                 exception_message=message,
                 traceback=plain(self._client.traceback if self._client else "")[-MAX_TRACEBACK:],
             )
@@ -257,5 +262,4 @@ def host(
         made(one)
         await one.run()
 
-    with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(main())
+    asyncio.run(main())

@@ -31,6 +31,13 @@ DRAIN_SECONDS = 1.0
 """How long what an ended kernel has sent may take to be received."""
 
 _QUIET_MS = 10
+
+# A kernel that prints faster than it is read drops what its socket cannot hold (1000 messages); with this it
+# waits instead.
+_LOSE_NOTHING = (
+    "--IPKernelApp.exec_lines=get_ipython().kernel.iopub_thread.socket"
+    ".setsockopt(__import__('zmq').XPUB_NODROP, 1)"
+)
 OWN_PREFIX = "NOTEBOOK_RUNNER_"
 _LOG_TAIL_BYTES = 8192
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -71,7 +78,7 @@ class Kernel:
         options: dict[str, Any] = {}
         if getattr(self.manager, "ipykernel", False):
             # As nbclient does: no run finds the history of another.
-            options["extra_arguments"] = ["--HistoryManager.hist_file=:memory:"]
+            options["extra_arguments"] = ["--HistoryManager.hist_file=:memory:", _LOSE_NOTHING]
         orphans.paused = True
         with self._log.open("wb") as log:
             await self.manager.start_kernel(

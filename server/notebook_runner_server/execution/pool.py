@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import select
 import signal
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -88,6 +89,19 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.hello.pid, signal.SIGKILL)
 
+    def kill_rest(self) -> set[int]:
+        """End what the process has left, when it is gone; blocks."""
+        # Its end of the connection closes before its children are handed on.
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(self.hello.pid)
+            try:
+                gone = select.poll()
+                gone.register(descriptor, select.POLLIN)
+                gone.poll(round(KILL_DEADLINE * 1000))
+            finally:
+                os.close(descriptor)
+        return kill_orphans()
+
     async def close(self) -> None:
         """End the process with all that is below it."""
         if self.link is not None:
@@ -154,7 +168,7 @@ class _PoolRun:
         """End what the dead worker left, and say what happened to it."""
         self._worker.broken = True
         self._worker.kill()
-        killed = await asyncio.to_thread(kill_orphans)
+        killed = await asyncio.to_thread(self._worker.kill_rest)
         if self._stop_cause is not None:
             # It was to end the run, and whoever asked for that has what it asked for.
             return Ended(Failure(self._stop_cause, "The run was ended, and its worker with it."), len(killed))
@@ -222,12 +236,17 @@ class ProcessPoolBackend:
         """End every worker; nothing is left below this process."""
         for task in self._repairs:
             task.cancel()
+        await asyncio.gather(*self._repairs, return_exceptions=True)
         await asyncio.gather(*(worker.close() for worker in self._workers))
         await asyncio.to_thread(kill_orphans)
 
     async def _add(self) -> None:
         worker = _Worker(limit_address_space=self._limit_address_space)
-        await worker.start()
+        try:
+            await worker.start()
+        except BaseException:
+            await worker.close()
+            raise
         self._workers.add(worker)
         self._kernels = worker.hello.kernels
         self._idle.put_nowait(worker)
@@ -235,6 +254,7 @@ class ProcessPoolBackend:
     async def _replace(self, worker: _Worker) -> None:
         self._workers.discard(worker)
         await worker.close()
+        await asyncio.to_thread(worker.kill_rest)
         while True:
             try:
                 return await self._add()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 
 _OUTPUTS = {"stream", "display_data", "execute_result", "update_display_data", "error"}
 MAX_FIRST_LINE = 200
+MAX_NAME = 256
+MAX_COUNT = 2**31 - 1  # what the contract can carry
 MAX_EXCEPTION_MESSAGE = 4096  # bytes of UTF-8
 # The longest text whose UTF-8 is sure to fit in the contract's 64 KiB.
 TEXT_CHARACTERS = 64 * 1024 // 4
@@ -160,7 +161,7 @@ class RecordingClient(NotebookClient):
             self._emit_part(number, notebooks.encode_cell(self.nb.cells[number]))
         self._changed.clear()
         self._emit_part(index, notebooks.encode_cell(cell))
-        count = cell.get("execution_count") or 0
+        count = min(max(0, cell.get("execution_count") or 0), MAX_COUNT)
         self._emit(CellFinished(index, cell.get("id", ""), count, duration, outcome))
 
     def _emit_part(self, part: int, encoded: bytes) -> None:
@@ -192,18 +193,19 @@ def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
                 for start in range(0, len(text), TEXT_CHARACTERS)
             ]
         case "display_data" | "execute_result" | "update_display_data" as kind:
-            sizes = tuple((mime, _size(data)) for mime, data in content["data"].items())
+            sizes = tuple(
+                (_unicode(mime[:MAX_NAME]), budget.data_size(data)) for mime, data in content["data"].items()
+            )
             return [DisplayOutput(cell_index, kind, sizes)]
         case "error":
-            return [ErrorOutput(cell_index, _unicode(str(content["ename"])), cut(str(content["evalue"])))]
+            return [
+                ErrorOutput(
+                    cell_index, _unicode(str(content["ename"])[:MAX_NAME]), cut(str(content["evalue"]))
+                )
+            ]
         case "clear_output":
             return [ClearOutput(cell_index, bool(content.get("wait")))]
     return []
-
-
-def _size(data: object) -> int:
-    text = data if isinstance(data, str) else json.dumps(data)
-    return len(text.encode(errors="replace"))
 
 
 def cut(text: str) -> str:

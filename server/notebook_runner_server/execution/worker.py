@@ -46,6 +46,9 @@ class Stop:
     grace_period: float
 
 
+LONGEST_WAIT = 3600.0
+
+
 class _Worker:
     """The jobs of this process, one at a time, and the orders for the one that is executed.
 
@@ -81,20 +84,25 @@ class _Worker:
             if self._early is not None:
                 self._stop(self._early)
 
-    def obey(self) -> None:
-        """Carry out the server's orders, until the connection ends."""
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                ordered = self._connection.poll(self._remaining())
-                order = self._connection.recv() if ordered else None
-                # What cannot be ended is tried again by the job itself, before it says that it has ended.
-                with self._lock, contextlib.suppress(ProcessesLeftError):
-                    if order is not None:
-                        self._stop(order)
-                    elif self._host is not None and self._remaining() == 0.0:
-                        self._deadline = None
-                        self._host.kill_now()
-        self.abandon()
+    def obey(self) -> NoReturn:
+        """Carry out the server's orders, until the connection ends; then end all, and this process."""
+        try:
+            with contextlib.suppress(EOFError, OSError):
+                while True:
+                    self._obey_once()
+        finally:
+            self.abandon()
+
+    def _obey_once(self) -> None:
+        ordered = self._connection.poll(self._remaining())
+        order = self._connection.recv() if ordered else None
+        # What cannot be ended is tried again by the job itself, before it says that it has ended.
+        with self._lock, contextlib.suppress(ProcessesLeftError):
+            if order is not None:
+                self._stop(order)
+            elif self._host is not None and self._deadline is not None and self._remaining() == 0.0:
+                self._deadline = None
+                self._host.kill_now()
 
     def abandon(self) -> NoReturn:
         """End every process below this one, then this one."""
@@ -103,8 +111,10 @@ class _Worker:
         finally:
             os._exit(1)
 
-    def _remaining(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+    def _remaining(self) -> float:
+        """Return how long to wait for an order, in seconds; poll() takes no more than some weeks."""
+        rest = LONGEST_WAIT if self._deadline is None else self._deadline - time.monotonic()
+        return min(max(0.0, rest), LONGEST_WAIT)
 
     def _stop(self, order: Stop) -> None:
         if order.run_id != self._run_id or self._host is None:
@@ -130,7 +140,8 @@ def initialize(connection: Connection, limit_address_space: bool) -> None:
     # A terminal's Ctrl-C is for the server, which then says what is to end. The session stays the
     # server's: that tells a worker from what a dead worker has left.
     os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not SIG_IGN, which a kernel would inherit.
+    signal.signal(signal.SIGINT, lambda *_: None)
     become_subreaper()
     orphans.install()
     # What goes wrong in a run is told by its events; nbclient's log would repeat it.

@@ -161,6 +161,7 @@ class ActiveRun:
         events: list[Event] = []
         pieces: list[bytes] = []
         parts: list[Part] = []
+        cell = self._cell_id, self._cell_start
         for told in batch:
             if isinstance(told, PartChunk):
                 pieces.append(told.data)
@@ -171,12 +172,13 @@ class ActiveRun:
                     parts.append(Part(told.part, sequence, self._part_start, self._size - self._part_start))
                     self._part_start = self._size
             if isinstance(told, CellStarted):
-                self._cell_id, self._cell_start = told.cell_id, time.monotonic()
+                cell = told.cell_id, time.monotonic()
             run, body = transitions.react(run, told, now)
             if body is not None:
                 events.append(self.log.next_event(run, body, len(events)))
         await self.log.append(run, events, Written(start, pieces, parts), self._expire_time(run))
         self.run = run
+        self._cell_id, self._cell_start = cell
 
     async def _append(self, run: Run) -> None:
         event = self.log.next_event(run, RunChanged(run))

@@ -71,9 +71,10 @@ class RunFolder:
 
     def environment(self) -> dict[str, str]:
         """Return the variables for the kernel of a run that has not ended."""
-        if not self._environment.exists():
-            return {}
-        variables: dict[str, str] = json.loads(self._environment.read_text(encoding="utf-8"))
+        variables: dict[str, str] = {}
+        # None were given, or the run has just ended.
+        with contextlib.suppress(FileNotFoundError):
+            variables = json.loads(self._environment.read_text(encoding="utf-8"))
         return variables
 
     def forget_environment(self) -> None:

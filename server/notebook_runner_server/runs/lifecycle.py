@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from notebook_runner_server.execution.interface import Backend, Cause, Failure
 from notebook_runner_server.runs.active import ActiveRun
@@ -23,6 +24,8 @@ from notebook_runner_server.runs.readers import Readers
 from notebook_runner_server.runs.retention import Bounds, Retention
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import Row
+
+_T = TypeVar("_T")
 
 
 class Runner:
@@ -51,6 +54,7 @@ class Runner:
         self._dispatcher = Dispatcher(store, backend)
         self._admitting = asyncio.Lock()
         self._forgetting: asyncio.Task[None] | None = None
+        self._steps: set[asyncio.Task[Any]] = set()
         self._closing = False
 
     async def open(self) -> None:
@@ -72,11 +76,21 @@ class Runner:
             return same
         self._check_room()
         admitted = await self._admission.admit(spec, self._backend.kernels)
+        return await self._whole(self._admit(spec.request_id, digest, admitted))
+
+    async def _admit(self, request_id: str, digest: str, admitted: Admitted) -> Run:
         async with self._admitting:
-            if same := await self._same_request(spec.request_id, digest):
+            if same := await self._same_request(request_id, digest):
                 return same
             self._check_room()
             return await self._insert(admitted, digest)
+
+    async def _whole(self, step: Coroutine[None, None, _T]) -> _T:
+        """Take a step to its end also when the caller goes away: what is stored must be known here."""
+        task = asyncio.ensure_future(step)
+        self._steps.add(task)
+        task.add_done_callback(self._steps.discard)
+        return await asyncio.shield(task)
 
     async def find(self, run_id: str) -> Run:
         """Return a run, or the newest one for an empty id.
@@ -123,7 +137,7 @@ class Runner:
         row, active = await self._current(run_id)
         if active is None:
             return row.run, 0
-        await self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period)
+        await self._whole(self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period))
         return active.run, active.processes_ended
 
     async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:

@@ -1,1 +1,0 @@
-export PYTHONPATH=/tmp/wt3/server:/tmp/wt3/client

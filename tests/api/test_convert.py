@@ -1,0 +1,255 @@
+"""The contract's messages and the runs' data say the same, in both directions."""
+
+import math
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs.samples import a_run, changed, printed
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner_server.api import convert
+from notebook_runner_server.execution.interface import (
+    Cause,
+    CellFinished,
+    CellOutcome,
+    CellStarted,
+    ClearOutput,
+    DisplayOutput,
+    ErrorOutput,
+    Failure,
+    OutputCut,
+)
+from notebook_runner_server.runs.errors import InvalidFieldError
+from notebook_runner_server.runs.model import Body, Event, Run, RunState, StartSpec
+
+quick = settings(deadline=None, database=None, max_examples=300)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+values: st.SearchStrategy[Value] = st.deferred(
+    lambda: st.one_of(
+        st.just(Value(null_value=NULL_VALUE)),
+        st.builds(lambda value: Value(bool_value=value), st.booleans()),
+        st.builds(lambda value: Value(number_value=value), st.floats() | st.integers(-(2**60), 2**60)),
+        st.builds(lambda value: Value(string_value=value), text),
+        st.builds(list_value, st.lists(values, max_size=3)),
+        st.builds(lambda value: Value(struct_value=value), structs),
+    )
+)
+structs: st.SearchStrategy[Struct] = st.builds(
+    lambda fields: Struct(fields=fields), st.dictionaries(text, values, max_size=3)
+)
+
+
+def list_value(items: list[Value]) -> Value:
+    """A list as a Value; an empty one is one, too."""
+    value = Value()
+    value.list_value.SetInParent()
+    value.list_value.values.extend(items)
+    return value
+
+
+def spec(**fields: Any) -> StartSpec:
+    """What a Start with these fields asks for."""
+    return convert.start_spec(pb.StartRequest(**fields))
+
+
+@quick
+@given(structs)
+def test_parameters_come_back_as_they_were_given(parameters: Struct) -> None:
+    """From the request to the run and back to the caller: byte for byte the same."""
+    given_ = spec(parameters=parameters).parameters
+    message = convert.run_message(a_run(parameters=given_))
+    assert message.parameters.SerializeToString(deterministic=True) == parameters.SerializeToString(
+        deterministic=True
+    )
+
+
+@quick
+@given(st.floats())
+def test_numbers_without_a_fraction_are_integers(number: float) -> None:
+    """As far as a double tells whole numbers apart, and no further."""
+    parameters = Struct(fields={"a": Value(number_value=number)})
+    value = spec(parameters=parameters).parameters["a"]
+    whole = number.is_integer() and abs(number) <= 2**53
+    assert isinstance(value, int) == whole
+    assert value == number or math.isnan(number)
+
+
+def test_a_value_of_no_kind_is_null() -> None:
+    """A Value that says nothing is none."""
+    assert spec(parameters=Struct(fields={"a": Value()})).parameters == {"a": None}
+
+
+def names(enum: Any, prefix: str) -> set[str]:
+    """The values of a contract's enum, without its prefix and without the one that is never sent."""
+    return {name.removeprefix(prefix) for name in enum.keys()} - {"UNSPECIFIED"}  # noqa: SIM118 - no mapping
+
+
+def test_every_state_has_its_value_and_the_other_way_round() -> None:
+    """All are in the contract, all of the contract's are known, and each comes back as itself."""
+    assert names(pb.RunState, "RUN_STATE_") == {state.name for state in RunState}
+    assert [convert.domain_state(convert.run_state(state)) for state in RunState] == list(RunState)
+
+
+def test_every_cause_has_its_value_and_the_other_way_round() -> None:
+    """Each cause arrives as the one of its name."""
+    assert names(pb.FailureCause, "FAILURE_CAUSE_") == {cause.name for cause in Cause}
+    for cause in Cause:
+        message = convert.run_message(a_run(failure=Failure(cause, "why"))).failure
+        assert pb.FailureCause.Name(message.cause) == f"FAILURE_CAUSE_{cause.name}"
+
+
+def test_every_outcome_has_its_value_and_the_other_way_round() -> None:
+    """Each outcome arrives as the one of its name."""
+    assert names(pb.CellOutcome, "CELL_OUTCOME_") == {outcome.name for outcome in CellOutcome}
+    for outcome in CellOutcome:
+        finished = Event(1, 1, 0, 1, CellFinished(0, "", 1, 0.5, outcome))
+        message = convert.event_message(finished).cell_finished
+        assert pb.CellOutcome.Name(message.outcome) == f"CELL_OUTCOME_{outcome.name}"
+
+
+def test_every_state_but_the_successful_end_has_a_cause_that_leads_to_it() -> None:
+    """The comments of the contract put each cause under a state; no terminal state is without one."""
+    ends = {state.name for state in RunState if state.is_terminal}
+    assert ends == {"SUCCEEDED", "FAILED", "TIMED_OUT", "KILLED", "CRASHED", "INTERRUPTED"}
+
+
+@pytest.mark.parametrize("number", [0, 11, -1, 2**31 - 1])
+def test_a_number_that_is_no_state_is_refused(number: int) -> None:
+    """Also the one that stands for nothing."""
+    with pytest.raises(InvalidFieldError) as caught:
+        convert.domain_state(number)
+    assert caught.value.field == "states"
+
+
+def test_all_of_a_run_arrives() -> None:
+    """Every field of the message is filled from the run, and absent where the run has nothing."""
+    failure = Failure(Cause.CELL_ERROR, "m", 0, "id", "E", "text", "trace", "SIGKILL", -9)
+    run = Run(
+        run_id="r",
+        request_id="q",
+        state=RunState.FAILED,
+        create_time=1_000_000_001,
+        kernel_name="k",
+        cells_total=3,
+        parameters={"a": 1},
+        labels={"b": "c"},
+        notebook_path="p",
+        start_time=2_000_000_002,
+        end_time=3_000_000_003,
+        cells_completed=2,
+        current_cell=0,
+        failure=failure,
+        queue_position=0,
+    )
+    message = convert.run_message(run)
+    assert {field.name for field, _ in message.ListFields()} == set(pb.Run.DESCRIPTOR.fields_by_name)
+    assert {field.name for field, _ in message.failure.ListFields()} == set(
+        pb.Failure.DESCRIPTOR.fields_by_name
+    )
+    assert (message.create_time.seconds, message.create_time.nanos) == (1, 1)
+    assert (message.end_time.seconds, message.end_time.nanos) == (3, 3)
+    absent = convert.run_message(a_run())
+    for name in ("start_time", "end_time", "current_cell", "queue_position", "failure"):
+        assert not absent.HasField(name)
+
+
+EVENTS: list[tuple[Body, str, dict[str, Any]]] = [
+    (changed(1, a_run()).body, "run_changed", {}),
+    (CellStarted(0, "id", "line"), "cell_started", {"cell_id": "id", "first_line": "line"}),
+    (printed(1, "text").body, "cell_output.stream", {"name": "stdout", "text": "text"}),
+    (DisplayOutput(2, "display_data", (("a/b", 3),)), "cell_output.display", {"output_type": "display_data"}),
+    (ErrorOutput(2, "E", "m"), "cell_output.error", {"exception_name": "E", "exception_message": "m"}),
+    (ClearOutput(2, wait=True), "cell_output.clear", {"wait": True}),
+    (OutputCut(2, 9, whole_run=True), "cell_output.cut", {"limit_bytes": 9, "whole_run": True}),
+    (CellFinished(2, "id", 4, 0.5, CellOutcome.FAILED), "cell_finished", {"execution_count": 4}),
+]
+
+
+@pytest.mark.parametrize(("body", "place", "fields"), EVENTS, ids=[place for _, place, _ in EVENTS])
+def test_every_event_arrives_in_its_own_field(body: Body, place: str, fields: dict[str, Any]) -> None:
+    """Sequence, time and counts stand around it, and what it tells is in the field of its kind."""
+    message: Any = convert.event_message(Event(7, 5_000_000_006, 1, 2, body))
+    assert (message.sequence, message.cells_completed, message.cells_total) == (7, 1, 2)
+    assert (message.time.seconds, message.time.nanos) == (5, 6)
+    kind, _, below = place.partition(".")
+    assert message.WhichOneof("event") == kind
+    inner = getattr(message, kind)
+    assert getattr(inner, "cell_index", None) == getattr(body, "cell_index", None)
+    if below:
+        assert inner.WhichOneof("output") == below
+        inner = getattr(inner, below)
+    assert {name: getattr(inner, name) for name in fields} == fields
+    assert convert.is_output(Event(7, 5, 1, 2, body)) == (kind == "cell_output")
+
+
+def test_every_kind_of_event_of_the_contract_is_tried_here() -> None:
+    """Heartbeats alone are no events of the log."""
+    tried = {place.partition(".")[0] for _, place, _ in EVENTS}
+    outputs = {place.partition(".")[2] for _, place, _ in EVENTS} - {""}
+    fields = pb.ProgressResponse.DESCRIPTOR.oneofs_by_name["event"].fields
+    assert tried | {"heartbeat"} == {field.name for field in fields}
+    assert outputs == {field.name for field in pb.CellOutput.DESCRIPTOR.oneofs_by_name["output"].fields}
+
+
+durations = st.builds(
+    Duration, seconds=st.integers(-(2**63), 2**63 - 1), nanos=st.integers(-(2**31), 2**31 - 1)
+)
+
+
+@quick
+@given(durations | st.builds(Duration, seconds=st.integers(-2, 2), nanos=st.integers(-(10**9), 10**9)))
+def test_durations_are_seconds_or_refused(duration: Duration) -> None:
+    """What the contract's type allows and is not negative; a mixed sign is none."""
+    good = 0 <= duration.seconds <= 315_576_000_000 and 0 <= duration.nanos < 10**9
+    if not good:
+        with pytest.raises(InvalidFieldError) as caught:
+            spec(run_timeout=duration)
+        assert caught.value.field == "run_timeout"
+        return
+    asked = spec(run_timeout=duration).limits.run_timeout
+    assert asked == pytest.approx(duration.seconds + duration.nanos / 1e9)
+
+
+def test_an_absent_duration_is_silence_and_a_zero_is_none() -> None:
+    """Retention tells the two apart: kept as the server does, or not at all."""
+    assert spec().retention is None
+    assert spec(retention=Duration()).retention == 0.0
+    assert convert.seconds(pb.KillRequest(), "grace_period") is None
+
+
+def test_what_is_asked_for_is_what_is_meant() -> None:
+    """Every field of a Start reaches its place."""
+    asked = spec(
+        request_id="r",
+        notebook_content=b"x",
+        kernel_name="k",
+        cell_timeout=Duration(seconds=2),
+        output_timeout=Duration(nanos=500_000_000),
+        allow_errors=True,
+        environment={"A": "1"},
+        memory_limit_bytes=2**40,
+        labels={"l": "m"},
+        cell_output_limit_bytes=5,
+        run_output_limit_bytes=6,
+        process_limit=7,
+    )
+    limits = asked.limits
+    assert (asked.request_id, asked.content, asked.path, asked.kernel_name) == ("r", b"x", None, "k")
+    assert (limits.run_timeout, limits.cell_timeout, limits.output_timeout) == (0.0, 2.0, 0.5)
+    assert (limits.memory_bytes, limits.cell_output_bytes) == (2**40, 5)
+    assert (limits.run_output_bytes, limits.processes) == (6, 7)
+    assert (asked.allow_errors, asked.environment, asked.labels) == (True, {"A": "1"}, {"l": "m"})
+    assert (spec().content, spec().path) == (None, None)
+    assert (spec(notebook_content=b"").content, spec(notebook_path="").path) == (b"", "")
+
+
+@pytest.mark.parametrize("field", ["notebook_uri", "output_uri"])
+def test_what_this_server_does_not_offer_is_refused_by_its_name(field: str) -> None:
+    """A field that would be ignored is an error."""
+    with pytest.raises(InvalidFieldError, match=field) as caught:
+        spec(**{field: "s3://x"})
+    assert caught.value.field == field

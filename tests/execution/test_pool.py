@@ -1,0 +1,138 @@
+"""The process pool with real kernels: what it tells, what it survives, and what it leaves behind."""
+
+import json
+from collections.abc import Sequence
+from uuid import uuid4
+
+import pytest
+from execution.pools import CHILDREN, Pool, end, everything, parts, said
+from support.gate import Gate
+from support.notebooks import markdown
+from support.processes import is_alive, marked
+
+from notebook_runner_server.execution.interface import (
+    TAIL,
+    Cause,
+    CellFinished,
+    CellOutcome,
+    Ended,
+    ExecutionEvent,
+)
+
+
+def kept(events: Sequence[ExecutionEvent], cell: int) -> str:
+    """All text in a cell's part."""
+    outputs = json.loads(dict(parts(events))[cell])["outputs"]
+    return "".join("".join(output.get("text", [])) for output in outputs)
+
+
+def test_events_come_in_order_and_the_parts_are_the_notebook(pool: Pool) -> None:
+    """The kernel, then each code cell with its start, text, part and end, then the tail and the end."""
+    events = pool.run("print('one')", markdown("text"), "", "import sys; print('two', file=sys.stderr)\n3")
+    kinds = [type(event).__name__ for event in events]
+    cell = ["CellStarted", "StreamOutput", "PartChunk", "CellFinished"]
+    last = ["CellStarted", "StreamOutput", "DisplayOutput", "PartChunk", "CellFinished"]
+    assert kinds == ["KernelReady", *cell, *last, "PartChunk", "Ended"]
+    assert [number for number, _ in parts(events)] == [0, 3, TAIL]
+    assert end(events).failure is None
+    finished = [event for event in events if isinstance(event, CellFinished)]
+    assert [(one.cell_index, one.execution_count, one.outcome) for one in finished] == [
+        *((0, 1, CellOutcome.SUCCEEDED), (3, 2, CellOutcome.SUCCEEDED)),
+    ]
+    assert all(0 <= one.duration < 60 for one in finished)
+    assert said(events) == "one\ntwo\n"
+
+
+def test_text_comes_while_the_cell_still_runs(pool: Pool, gate: Gate) -> None:
+    """What was printed is told before the cell has ended."""
+
+    async def scenario() -> list[ExecutionEvent]:
+        handle = await pool.submit(f"print('before', flush=True)\n{gate.source}\nprint('after')")
+        events: list[ExecutionEvent] = []
+        async for batch in handle.events():
+            events += batch
+            if said(events) == "before\n" and not isinstance(events[-1], CellFinished):
+                gate.open()
+        return events
+
+    assert said(pool.do(scenario())) == "before\nafter\n"
+
+
+def test_a_cell_that_raises_ends_the_run(pool: Pool) -> None:
+    """The failure names the cell and the exception, and its traceback is plain text."""
+    events = pool.run("1", "def f():\n    raise ValueError('no ä')\nf()", "'never'")
+    failure = end(events).failure
+    assert failure is not None
+    assert (failure.cause, failure.cell_index) == (Cause.CELL_ERROR, 1)
+    assert (failure.exception_name, failure.exception_message) == ("ValueError", "no ä")
+    assert "\x1b" not in failure.traceback
+    assert "in f()" in failure.traceback
+    assert [number for number, _ in parts(events)] == [0, 1, TAIL]
+
+
+def test_no_run_sees_the_one_before(pool: Pool) -> None:
+    """Names, environment, modules and history: each run has a kernel that nobody used before."""
+    first = pool.run("a = 1\nimport os, sys; os.environ['LEFT'] = 'x'; sys.left = 1", "print(os.getpid())")
+    second = pool.run("import os, sys\nprint('a' in globals(), 'LEFT' in os.environ, hasattr(sys, 'left'))")
+    assert end(first).failure is end(second).failure is None
+    assert said(second) == "False False False\n"
+    assert not is_alive(int(said(first)))
+
+
+def test_the_environment_is_the_jobs(pool: Pool) -> None:
+    """Its variables are there, the run's own are told, and the next run has none of them."""
+    source = "import os; print(os.environ.get('GIVEN'), 'NOTEBOOK_RUNNER_RUN_DIR' in os.environ)"
+    assert said(pool.run(source, environment={"GIVEN": "ä b"})) == "ä b True\n"
+    assert said(pool.run(source)) == "None True\n"
+
+
+def test_no_process_outlives_its_run(pool: Pool) -> None:
+    """Children of all kinds go with a run that ends by itself, and are counted."""
+    mark = uuid4().hex
+    events = pool.run(CHILDREN, environment={"NBR_RUN_MARK": mark})
+    assert end(events).failure is None
+    assert end(events).processes_ended >= 4
+    assert marked(mark) == {}
+
+
+@pytest.mark.parametrize("grace", [0.0, 30.0])
+def test_a_run_can_be_stopped(pool: Pool, gate: Gate, grace: float) -> None:
+    """At once, or after the cell saw an interrupt; what it printed until then is in its part."""
+    mark = uuid4().hex
+    source = (
+        f"{CHILDREN}\ntry:\n    print('here', flush=True)\n    {gate.source}\nfinally:\n    print('cleaned')"
+    )
+
+    async def scenario() -> list[ExecutionEvent]:
+        handle = await pool.submit(source, "'never'", environment={"NBR_RUN_MARK": mark})
+        events: list[ExecutionEvent] = []
+        async for batch in handle.events():
+            if not said(events) and said(batch):
+                handle.stop(Cause.KILL_REQUESTED, grace)
+            events += batch
+        handle.stop(Cause.KILL_REQUESTED, 0.0)
+        return events
+
+    events = pool.do(scenario())
+    failure = end(events).failure
+    assert failure is not None
+    assert (failure.cause, failure.cell_index) == (Cause.KILL_REQUESTED, 0)
+    text = "here\ncleaned\n" if grace else "here\n"
+    assert said(events) == kept(events, 0) == text
+    assert marked(mark) == {}
+    assert pool.run("1")[-1] == Ended(None, 1)
+
+
+def test_an_order_that_overtakes_its_job_is_kept(pool: Pool) -> None:
+    """A run that is stopped in the moment of its submission ends, and its successor does not."""
+
+    async def scenario() -> Ended:
+        handle = await pool.submit("import time; time.sleep(10000)")
+        handle.stop(Cause.KILL_REQUESTED, 0.0)
+        return end(await everything(handle))
+
+    for _ in range(3):
+        failure = pool.do(scenario()).failure
+        assert failure is not None
+        assert failure.cause is Cause.KILL_REQUESTED
+    assert end(pool.run("1")).failure is None

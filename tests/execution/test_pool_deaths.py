@@ -1,0 +1,144 @@
+"""The process pool when its workers die: one run at the most is lost, and nothing is left behind."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from execution.pools import FOR_EVER, Pool, end, everything, said, until_said, worker
+from support.gate import Gate
+from support.processes import marked
+
+from notebook_runner_server.execution import pool as pools
+from notebook_runner_server.execution.interface import Cause, Ended, ExecutionEvent
+
+
+@pytest.mark.parametrize("chosen", [False, True], ids=["waiting", "chosen"])
+def test_a_worker_that_dies_before_a_run_is_replaced(pool: Pool, *, chosen: bool) -> None:
+    """The next run works and is not the one that finds out, also when the worker was in hand already."""
+
+    async def scenario() -> list[ExecutionEvent]:
+        if chosen:
+            await pool.backend.wait_free()
+        (one,) = pool.backend._workers
+        os.kill(one.hello.pid, signal.SIGKILL)
+        assert one.link is not None
+        while not one.link.closed:
+            await one.link.receive()
+        return await pool.execute("1")
+
+    pool.run("1")
+    pid = worker(pool)
+    assert end(pool.do(scenario())).failure is None
+    assert worker(pool) != pid
+
+
+def test_a_worker_that_is_killed_in_a_run_ends_that_run_alone(pool: Pool) -> None:
+    """The end says so, its processes are gone and counted, and the next run works."""
+    mark = uuid4().hex
+
+    async def scenario() -> list[ExecutionEvent]:
+        rest = await until_said(pool, FOR_EVER, mark)
+        assert len(marked(mark)) >= 2
+        os.kill(worker(pool), signal.SIGKILL)
+        return [event async for batch in rest for event in batch]
+
+    events = pool.do(scenario())
+    failure = end(events).failure
+    assert failure is not None
+    assert failure.cause is Cause.WORKER_DIED
+    assert end(events).processes_ended >= 4
+    assert marked(mark) == {}
+    assert end(pool.run("1")).failure is None
+
+
+def test_a_worker_whose_kernel_is_killed_goes_on(pool: Pool) -> None:
+    """The kernel's death is the run's end, by its signal; the same worker takes the next run."""
+    pid = worker(pool)
+    failure = end(pool.run("import os; os.kill(os.getpid(), 9)")).failure
+    assert failure is not None
+    assert (failure.cause, failure.signal) == (Cause.KERNEL_SIGNALED, "SIGKILL")
+    assert end(pool.run("1")).failure is None
+    assert worker(pool) == pid
+
+
+def test_a_run_that_nobody_follows_any_more_does_not_go_on(pool: Pool) -> None:
+    """Whoever leaves before the end leaves nothing behind, and nothing of it reaches the next run."""
+    mark = uuid4().hex
+
+    async def scenario() -> list[ExecutionEvent]:
+        rest = await until_said(pool, FOR_EVER, mark)
+        await rest.aclose()
+        return await pool.execute("print('next')")
+
+    events = pool.do(scenario())
+    assert (end(events).failure, said(events)) == (None, "next\n")
+    assert marked(mark) == {}
+
+
+def test_the_death_of_one_worker_is_nothing_to_the_other(tmp_path: Path, gate: Gate) -> None:
+    """Two runs at once: one loses its worker, the other one ends well, and there are two again."""
+
+    async def scenario(pool: Pool) -> tuple[Ended, Ended]:
+        source = f"print(1, flush=True)\n{gate.source}"
+        stays = await until_said(pool, source, "")
+        kept = busy(pool)
+        dies = await until_said(pool, source, "")
+        (victim,) = busy(pool) - kept
+        os.kill(victim, signal.SIGKILL)
+        lost = [event async for batch in dies for event in batch]
+        gate.open()
+        well = [event async for batch in stays for event in batch]
+        both = [await pool.submit("1") for _ in range(2)]
+        assert [end(await everything(handle)).failure for handle in both] == [None, None]
+        return end(lost), end(well)
+
+    with Pool(tmp_path, workers=2) as pool:
+        lost, well = pool.do(scenario(pool))
+    assert lost.failure is not None
+    assert lost.failure.cause is Cause.WORKER_DIED
+    assert well.failure is None
+
+
+def busy(pool: Pool) -> set[int]:
+    """The processes of the workers that have a run."""
+    idle = [*pool.backend._idle._queue, pool.backend._next]  # type: ignore[attr-defined] # asyncio's own
+    return {one.hello.pid for one in pool.backend._workers if one not in idle}
+
+
+def test_closing_in_the_middle_of_a_run_leaves_nothing(tmp_path: Path) -> None:
+    """Worker, kernel and all that a notebook started are gone when the pool is closed."""
+    mark = uuid4().hex
+    with Pool(tmp_path) as pool:
+        rest = pool.do(until_said(pool, FOR_EVER, mark))
+        assert len(marked(mark)) >= 2
+        pool.do(pool.backend.close())
+        assert marked(mark) == {}
+        pool.do(rest.aclose())
+
+
+def test_closing_while_a_worker_is_replaced_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is being started when the pool is closed is ended as well."""
+    on_its_way = asyncio.Event()
+    start = pools._Worker.start
+
+    async def told(one: pools._Worker) -> None:
+        task = asyncio.ensure_future(start(one))
+        while not one._pool._processes:
+            await asyncio.wait([task], timeout=0.01)
+        on_its_way.set()
+        await task
+
+    async def scenario(pool: Pool) -> None:
+        monkeypatch.setattr(pools._Worker, "start", told)
+        handle = await pool.submit("1")
+        os.kill(worker(pool), signal.SIGKILL)
+        await everything(handle)
+        await on_its_way.wait()
+
+    with Pool(tmp_path) as pool:
+        pool.do(scenario(pool))

@@ -1,0 +1,240 @@
+"""Notebooks on their way in: what is a notebook, what is not, and that its parts are the whole."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbformat.v4 import new_markdown_cell
+from support.notebooks import code, content, notebook, written
+
+from notebook_runner_server.execution.notebook import (
+    HEAD,
+    MAX_MESSAGE,
+    SEPARATOR,
+    NotebookError,
+    PreparedNotebook,
+    decode,
+    prepare,
+)
+
+FOLDER = Path(__file__).parents[3] / "shared" / "notebooks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+KERNELS = {"python3": "python"}
+# Tests make every warning an error; in the server, mending ids is no event.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::nbformat.warnings.MissingIDFieldWarning", "ignore::nbformat.warnings.DuplicateCellId"
+)
+
+
+def prepared(data: bytes) -> PreparedNotebook:
+    """Prepares a notebook without parameters."""
+    return prepare(data, {}, "", KERNELS)
+
+
+def joined(parts: PreparedNotebook) -> bytes:
+    """The notebook file that the parts make."""
+    return HEAD + SEPARATOR.join(parts.cells) + parts.tail
+
+
+def refusal(data: bytes) -> str:
+    """Why bytes are refused."""
+    with pytest.raises(NotebookError) as caught:
+        prepared(data)
+    assert len(str(caught.value)) < MAX_MESSAGE + 200
+    return str(caught.value)
+
+
+def without_ids(node: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The same notebook without the ids that were made up for its cells."""
+    for cell in node.cells:
+        cell.pop("id", None)
+    return node
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_real_notebooks_are_joined_as_nbformat_writes_them(tmp_path: Path, name: str) -> None:
+    """The parts are, byte for byte, what nbformat writes, and the notebook that nbformat reads."""
+    data = (FOLDER / f"{name}.ipynb").read_bytes()
+    parts = prepared(data)
+    whole = joined(parts)
+    path = tmp_path / "reference.ipynb"
+    nbformat.write(nbformat.reads(whole.decode(), as_version=4), path)
+    assert whole == path.read_bytes()
+    original = nbformat.reads(data.decode(), as_version=4)
+    assert without_ids(nbformat.reads(whole.decode(), as_version=4)) == without_ids(original)
+    assert len(parts.cells) == len(original.cells)
+    assert parts.kernel_name == original.metadata.get("kernelspec", {}).get("name", "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_joined_parts_can_be_prepared_again(name: str) -> None:
+    """What came out goes in again and comes out the same, and is what a worker decodes."""
+    once = prepared((FOLDER / f"{name}.ipynb").read_bytes())
+    assert prepared(joined(once)) == once
+    node = decode(joined(once))
+    assert [cell.cell_type for cell in node.cells] == [json.loads(cell)["cell_type"] for cell in once.cells]
+
+
+def version_3() -> bytes:
+    """A notebook as IPython 2 wrote it."""
+    cells = [
+        {"cell_type": "heading", "level": 2, "source": "title", "metadata": {}},
+        {
+            "cell_type": "code",
+            "input": ["1 +\n", "1"],
+            "language": "python",
+            "collapsed": False,
+            "metadata": {},
+            "outputs": [],
+        },
+    ]
+    worksheets = [{"cells": cells, "metadata": {}}]
+    return json.dumps(
+        {"nbformat": 3, "nbformat_minor": 0, "metadata": {"name": "x"}, "worksheets": worksheets}
+    ).encode()
+
+
+def test_nbformat_3_becomes_4() -> None:
+    """Cells of old notebooks arrive as cells of today."""
+    node = decode(joined(prepared(version_3())))
+    assert [(cell.cell_type, cell.source) for cell in node.cells] == [
+        *(("markdown", "## title"), ("code", "1 +\n1")),
+    ]
+    assert node.nbformat == 4
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [],
+        ["1"],
+        ["a\nb\n", "ä €", "😀"],
+        [new_markdown_cell("x", attachments={"a.png": {"image/png": "aaaa"}})],
+    ],
+)
+def test_cells_keep_what_they_have(cells: list[Any]) -> None:
+    """Sources, attachments and characters of all sizes come through, with no cell or with many."""
+    data = content(*cells)
+    assert joined(prepared(data)).rstrip() == data.rstrip()
+
+
+def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
+    """Editors of some systems begin files with one."""
+    data = content("1")
+    assert prepared(b"\xef\xbb\xbf" + data) == prepared(data)
+
+
+def test_a_kernelspec_without_a_name_means_the_default_kernel() -> None:
+    """Such notebooks are about."""
+    data = broken(lambda document: document["metadata"].update(kernelspec={"display_name": "x"}))
+    assert prepared(data).kernel_name == ""
+
+
+def test_the_kernel_that_is_asked_for_wins() -> None:
+    """Over the one that the notebook names; which there are is not asked here."""
+    data = written(notebook("1", kernelspec={"name": "ir", "display_name": "R"}))
+    assert (prepared(data).kernel_name, prepare(data, {}, "other", KERNELS).kernel_name) == ("ir", "other")
+
+
+def test_missing_and_repeated_ids_are_mended() -> None:
+    """Every cell has an id of its own afterwards."""
+    node = notebook("1", "2", "3")
+    node.cells[1].id = node.cells[0].id
+    del node.cells[2]["id"]
+    ids = [json.loads(cell)["id"] for cell in prepared(json.dumps(node).encode()).cells]
+    assert len(set(ids)) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"print(1)", "not JSON: Expecting value at line 1, column 1"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"\x80abc", "not UTF-8"),
+        (content("1").decode().encode("utf-16"), "not UTF-8"),
+        (b"[]", "not a notebook"),
+        (b"null", "not a notebook"),
+        (b'"nbformat"', "not a notebook"),
+        (b'{"cells": []}', "not a notebook"),
+        (b'{"nbformat": 2}', "nbformat 3 and 4"),
+        (b'{"nbformat": 5}', "nbformat 3 and 4"),
+        (b'{"nbformat": true}', "nbformat 3 and 4"),
+        (b'{"nbformat": 4.0}', "nbformat 3 and 4"),
+        (b'{"nbformat": "4"}', "nbformat 3 and 4"),
+        (b'{"nbformat": {}}', "nbformat 3 and 4"),
+        (b'{"nbformat": 4}', ""),
+        (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [1]}', ""),
+        (b'{"nbformat": 3, "worksheets": 1}', ""),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"a":' * 100_000, "nested too deep"),
+        (b"1" * 10_000, "too long to read"),
+        (b'{"nbformat": 4, "x": ' + b"[" * 900 + b"]" * 900 + b"}", ""),
+    ],
+)
+def test_what_is_no_notebook_is_refused_with_the_reason(data: bytes, why: str) -> None:
+    """One error, whatever is wrong, that says what it is, and repeats no more than a bounded part."""
+    assert why in refusal(data)
+
+
+def broken(change: Callable[[Any], object]) -> bytes:
+    """A good notebook with one thing wrong."""
+    document = json.loads(content("1", "2"))
+    change(document)
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda document: document["cells"][1].update(cell_type="x"), "cells/1"),
+        (lambda document: document["cells"][1].pop("outputs"), "outputs"),
+        (lambda document: document["cells"][0].update(source=1), ""),
+        (lambda document: document["cells"][0].update(metadata=[]), ""),
+        (lambda document: document["cells"][0].update(outputs=[{"output_type": "stream"}]), "cells/0"),
+        (
+            lambda document: document["metadata"].update(kernelspec={"name": 1, "display_name": "x"}),
+            "kernelspec",
+        ),
+        (lambda document: document.update(cells={}), ""),
+        (lambda document: document.update(metadata=None), ""),
+        (lambda document: document.update(nbformat_minor="5"), ""),
+    ],
+)
+def test_what_fails_the_schema_is_refused_with_the_place(change: Callable[[Any], object], where: str) -> None:
+    """The message names the place in the notebook."""
+    assert where in refusal(broken(change))
+
+
+@pytest.mark.parametrize("value", [[], [1], ["a"], "x", "", 1, True, None, 1.5])
+@pytest.mark.parametrize("key", ["kernelspec", "language_info", "papermill"])
+def test_metadata_that_are_no_objects_are_refused_or_left_alone(key: str, value: object) -> None:
+    """What tools expect to be an object and is none never is a fault of the server."""
+    data = broken(lambda document: document["metadata"].update({key: value}))
+    for parameters in ({}, {"a": 1}):
+        try:
+            prepare(data, parameters, "", KERNELS)
+        except NotebookError:
+            continue
+
+
+def test_text_that_no_kernel_can_be_sent_is_refused() -> None:
+    """A lone surrogate in a source; in an output it is kept as an escape."""
+    node = notebook("1")
+    node.cells[0].source = "'\ud800'"
+    assert "Unicode" in refusal(json.dumps(node).encode())
+    node = notebook("1")
+    node.cells[0].outputs = [nbformat.v4.new_output("stream", name="stdout", text="\ud800")]
+    assert b"\\ud800" in prepared(json.dumps(node).encode()).cells[0]
+
+
+def test_a_message_repeats_only_a_bounded_part_of_the_notebook() -> None:
+    """A notebook of a megabyte that fails the schema is not sent back."""
+    node = code("x" * 1_000_000)
+    document = json.loads(content("1"))
+    document["cells"] = [{**node, "outputs": "y" * 1_000_000}]
+    assert len(refusal(json.dumps(document).encode())) < MAX_MESSAGE + 200

@@ -1,0 +1,260 @@
+"""Injects faults into a server, and holds its history against what callers were told."""
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import threading
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import grpc
+from faults.crashing_server import POINTS, VARIABLE
+from support.calls import executed, finish, follow, inline, start
+from support.mortal import RUN_MARK, MortalServer, gone, kernel_of, new_mark, worker_of
+from support.notebooks import printed
+from support.processes import outlived
+from support.progress import TERMINAL
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+
+PROGRAM = [sys.executable, str(Path(__file__).with_name("crashing_server.py"))]
+SIGNALS = ("server", "worker", "kernel")
+CELLS, LINES = 3, 5
+# Until a fault at a random moment: from before the first Start to after the last run.
+LONGEST_DELAY = 1.5
+# How often a named point may be passed before the server dies there; a round comes to it so often.
+HITS = {"before-commit": 24, "after-commit": 24, "after-answer": 2, "cell-finished": 6, "last-write": 2}
+CELL = """
+import os, time
+with open({path!r}, "a") as file:
+    file.write(os.environ["NOTEBOOK_RUNNER_RUN_ID"] + " {index}\\n")
+for line in range({lines}):
+    print("cell {index} line", line, flush=True)
+    time.sleep(0.01)
+"""
+
+
+def reference(index: int) -> str:
+    """All that a cell prints when nothing happens to it."""
+    return "".join(f"cell {index} line {line}\n" for line in range(LINES))
+
+
+@dataclass
+class Told:
+    """What callers were told of one run."""
+
+    request: pb.StartRequest
+    run_id: str = ""
+    events: list[pb.ProgressResponse] = field(default_factory=list)
+
+
+@dataclass
+class Chaos:
+    """A state folder whose servers die, what callers were told, and what was found wrong."""
+
+    folder: Path
+    seed: int
+    rounds: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    states: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+    acknowledged: dict[str, Told] = field(default_factory=dict)
+    ended: dict[str, pb.Run] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)  # noqa: S311 - no secret
+        self._effects = self.folder / "effects"
+        self._effects.touch()
+        self._order = self.folder / "order"
+        self._server: MortalServer | None = None
+
+    def play(self) -> None:
+        """One round: two runs, one fault, and the check of all that is known."""
+        fault = self._random.choice([*SIGNALS, *POINTS])
+        self.rounds += 1
+        self.faults[fault] += 1
+        before = len(self.violations)
+        told = [self._told(), self._told()]
+        self._injure(fault, told)
+        server = self._alive()
+        for one in told:
+            self._again(server, one)
+        self._check(server, told)
+        if len(self.violations) > before:
+            self.violations.append(f"(round {self.rounds}, {fault})")
+
+    def close(self) -> None:
+        """Ends the last server as an operator does."""
+        if self._server is not None:
+            self._server.__exit__(None, None, None)
+            self._server = None
+
+    def summary(self) -> str:
+        """Rounds, faults by kind, and what was found wrong."""
+        kinds = ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
+        states = ", ".join(f"{name} {count}" for name, count in sorted(self.states.items()))
+        lines = [f"chaos: seed {self.seed}, {self.rounds} rounds, {len(self.ended)} runs ({states})"]
+        lines += [f"  faults: {kinds}", f"  violations: {len(self.violations)}", *self.violations]
+        return "\n".join(lines)
+
+    def _told(self) -> Told:
+        sources = [CELL.format(path=str(self._effects), index=n, lines=LINES) for n in range(CELLS)]
+        self._mark = new_mark()
+        request = inline(*sources, request_id=uuid4().hex, environment={RUN_MARK: self._mark})
+        return Told(request)
+
+    def _alive(self) -> MortalServer:
+        """The server that goes on, or the next one."""
+        if self._server is not None and self._server.process.poll() is not None:
+            self._bury(self._server)
+        if self._server is None:
+            told = {VARIABLE: str(self._order)}
+            server = MortalServer(self.folder / "state", "--queue", "4", program=PROGRAM, environment=told)
+            self._server = server.__enter__()
+        return self._server
+
+    def _bury(self, server: MortalServer) -> None:
+        """Looks whether anything is left of a server that died."""
+        self._server = None
+        with contextlib.ExitStack() as stack:
+            stack.callback(server._end_by_force)
+            try:
+                server.buried()
+            except AssertionError as error:
+                self.violations.append(f"processes outlived the server: {error}")
+
+    def _injure(self, fault: str, told: list[Told]) -> None:
+        """Starts and follows the runs, and lets the fault happen meanwhile."""
+        is_point = fault in POINTS
+        server = self._alive()
+        if is_point:
+            draft = self._order.with_name("draft")
+            draft.write_text(f"{fault}:{self._random.randint(1, HITS[fault])}")
+            draft.rename(self._order)
+        delay = self._random.uniform(0, LONGEST_DELAY)
+        calls = threading.Event()
+        with ThreadPoolExecutor(len(told) + 1) as pool:
+            callers = [pool.submit(self._call, server, one) for one in told]
+            if not is_point:
+                pool.submit(_strike, server, fault, delay, calls).result()
+            for caller in callers:
+                caller.result()
+        self._order.unlink(missing_ok=True)
+
+    def _call(self, server: MortalServer, one: Told) -> None:
+        """A caller: starts its run and follows it, as long as the server lives."""
+        try:
+            one.run_id = start(server.stub, one.request).run_id
+            self._follow(server.stub, one)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                self.violations.append(f"a caller was told {error.code()}: {error.details()}")
+            assert outlived([server.process.pid], 10) == [], "the server lives, and a call failed"
+        except AssertionError as error:
+            self.violations.append(f"{one.run_id}: {error}")
+
+    def _follow(self, stub: rpc.NotebookRunnerStub, one: Told) -> None:
+        """Takes the events after those that the caller has."""
+        last = one.events[-1] if one.events else pb.ProgressResponse()
+        over = last.run_changed.state in TERMINAL
+        rest = follow(stub, one.run_id, after_terminal=over, after_sequence=last.sequence)
+        with closing(rest) as events:
+            one.events += (event for event in events if not event.HasField("heartbeat"))
+
+    def _again(self, server: MortalServer, one: Told) -> None:
+        """The caller comes back: starts once more what it may have started, and follows to the end."""
+        run = start(server.stub, one.request)
+        if one.run_id not in {"", run.run_id}:
+            self.violations.append(f"{one.run_id} is acknowledged, and its request made {run.run_id}")
+        one.run_id = run.run_id
+        self.acknowledged[run.run_id] = one
+        try:
+            self._follow(server.stub, one)
+        except AssertionError as error:
+            self.violations.append(f"{one.run_id}: {error}")
+
+    def _check(self, server: MortalServer, told: list[Told]) -> None:
+        runs = {run.run_id: run for run in _listed(server.stub)}
+        if set(runs) != set(self.acknowledged):
+            self.violations.append(f"found and acknowledged differ: {set(runs) ^ set(self.acknowledged)}")
+        changed = [one for one, run in self.ended.items() if runs.get(one) != run]
+        self.violations += [f"{one} had ended, and is another run now" for one in changed]
+        for one in told:
+            self.ended[one.run_id] = runs[one.run_id]
+            self.states[pb.RunState.Name(runs[one.run_id].state).removeprefix("RUN_STATE_")] += 1
+            self._check_run(server, one, runs[one.run_id])
+        self._check_effects()
+        try:
+            for one in told:
+                gone(one.request.environment[RUN_MARK], 0.5)
+        except AssertionError as error:
+            self.violations.append(f"processes outlived their run: {error}")
+
+    def _check_run(self, server: MortalServer, one: Told, run: pb.Run) -> None:
+        """What is in the history is what the caller saw, and outputs are a prefix of the reference."""
+        whole = finish(server.stub, one.run_id).events
+        if whole != one.events:
+            self.violations.append(f"{one.run_id}: the events are not those that were seen")
+        if whole[-1].run_changed != run:
+            self.violations.append(f"{one.run_id}: the terminal event is not the run")
+        told: dict[int, str] = defaultdict(str)
+        for event in whole:
+            told[event.cell_output.cell_index] += event.cell_output.stream.text
+        outcomes = {
+            event.cell_finished.cell_index: event.cell_finished.outcome
+            for event in whole
+            if event.HasField("cell_finished")
+        }
+        node = executed(server.stub, one.run_id)
+        for index in range(CELLS):
+            text, done = printed(node, index), outcomes.get(index) == pb.CELL_OUTCOME_SUCCEEDED
+            holds = reference(index) == text if done else reference(index).startswith(text)
+            if not (holds and text.startswith(told[index])):
+                self.violations.append(f"{one.run_id}: cell {index} has {text!r}, told {told[index]!r}")
+
+    def _check_effects(self) -> None:
+        """No cell was executed twice, none out of order, none of a run that nobody knows."""
+        cells: dict[str, list[int]] = defaultdict(list)
+        for line in self._effects.read_text().splitlines():
+            run_id, _, index = line.partition(" ")
+            cells[run_id].append(int(index))
+        for run_id, indexes in cells.items():
+            if run_id not in self.acknowledged:
+                self.violations.append(f"{run_id} was executed, and nobody knows it")
+            elif indexes != list(range(len(indexes))):
+                self.violations.append(f"{run_id} executed its cells as {indexes}")
+            elif run_id in self.ended and len(indexes) < self.ended[run_id].cells_completed:
+                self.violations.append(f"{run_id} tells of cells that were not executed: {indexes}")
+
+
+def _strike(server: MortalServer, fault: str, delay: float, never: threading.Event) -> None:
+    """SIGKILL after a while for the server, its worker, or its kernel when there is one."""
+    # The moment is what is random here; nothing is waited for.
+    never.wait(delay)
+    pid = {"server": lambda: server.process.pid}.get(fault, lambda: _victim(server, fault))()
+    if pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _victim(server: MortalServer, fault: str) -> int:
+    return worker_of(server) if fault == "worker" else kernel_of(server)
+
+
+def _listed(stub: rpc.NotebookRunnerStub) -> list[pb.Run]:
+    """All runs of the history."""
+    runs: list[pb.Run] = []
+    request = pb.ListRequest(page_size=1000)
+    while True:
+        answer = stub.List(request, timeout=60)
+        runs += answer.runs
+        if not answer.next_page_token:
+            return runs
+        request.page_token = answer.next_page_token

@@ -1,0 +1,37 @@
+"""Faults at random moments and at named points: what was acknowledged is found, and nothing is left.
+
+`CHAOS_ROUNDS=500 pytest tests/faults/test_chaos.py -s` plays longer; CHAOS_SEED plays the same again.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import pytest
+from faults.harness import Chaos
+from support.mortal import figure
+
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "40"))
+SEED = int(os.environ.get("CHAOS_SEED", "0")) or secrets.randbits(32)
+# The rounds of one test, all on one state folder: few enough to end long before a test is taken to hang.
+BATCH = 20
+
+
+@pytest.fixture(scope="module")
+def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
+    """One history for all rounds."""
+    figure(f"CHAOS_SEED={SEED}")
+    chaos = Chaos(tmp_path_factory.mktemp("chaos"), SEED)
+    try:
+        yield chaos
+    finally:
+        figure(chaos.summary() + "\n")
+        chaos.close()
+
+
+@pytest.mark.parametrize("first", range(0, ROUNDS, BATCH))
+def test_nothing_acknowledged_is_lost_whatever_dies(chaos: Chaos, first: int) -> None:
+    """Server, worker and kernel die, and no round ends with a broken promise."""
+    for _ in range(first, min(first + BATCH, ROUNDS)):
+        chaos.play()
+    assert chaos.violations == [], chaos.summary()

@@ -1,0 +1,175 @@
+"""A full disk, a damaged history, and a history that is to be forgotten."""
+
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import grpc
+import pytest
+from support.calls import duration, executed, finish, follow, history, inline, perform, reach, start
+from support.errors import refused
+from support.gate import Gate
+from support.mortal import MortalServer, figure
+from support.notebooks import printed
+from support.server import Server
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+DATABASE = "notebook-runner.db"
+FOLDERS = "runs"
+
+
+@contextmanager
+def full_disk(server: Server) -> Iterator[None]:
+    """No file of the server can grow any more, as when the disk is full."""
+    pid, kind = server.process.pid, resource.RLIMIT_FSIZE
+    _, most = resource.prlimit(pid, kind)
+    resource.prlimit(pid, kind, (0, most))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # it may have died of it, or been killed
+            resource.prlimit(pid, kind, (most, most))
+
+
+def succeeds(server: Server) -> None:
+    """The server executes a run."""
+    assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
+
+
+def test_a_start_on_a_full_disk_leaves_nothing(make_server: Callable[..., Server]) -> None:
+    """STORAGE_FULL, no run, no folder; the same request is taken when there is room again."""
+    server = make_server()
+    request = inline("print('x')", request_id="again")
+    succeeds(server)
+    known = history(server.stub)
+    with full_disk(server):
+        for _ in range(3):
+            refusal = refused(lambda: server.stub.Start(request, timeout=10))
+            assert refusal.kind == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
+        assert history(server.stub) == known
+        assert os.listdir(server.state_dir / FOLDERS) == known
+    assert perform(server.stub, request).run.state == pb.RUN_STATE_SUCCEEDED
+
+
+def test_a_run_that_cannot_be_written_has_a_named_end(make_server: Callable[..., Server], gate: Gate) -> None:
+    """CRASHED / STORAGE_FAILED, told to its readers; finished cells are kept, and the server serves on."""
+    server = make_server()
+    run = start(server.stub, inline("print('done')", gate.source, "print('x' * 100000, flush=True)"))
+    reach(server.stub, run.run_id, "cell_started", cell=1)
+    with full_disk(server):
+        gate.open()
+        ended = finish(server.stub, run.run_id).run
+        assert (ended.state, ended.failure.cause) == (
+            pb.RUN_STATE_CRASHED,
+            pb.FAILURE_CAUSE_STORAGE_FAILED,
+        )
+    assert printed(executed(server.stub, run.run_id), 0) == "done\n"
+    succeeds(server)
+    assert run.run_id in history(server.stub)
+
+
+def test_an_end_that_could_not_be_written_is_known_after_a_restart(tmp_path: Path, gate: Gate) -> None:
+    """The run has ended in the next server too, with its finished cells; nothing is half-written."""
+    with MortalServer(tmp_path / "state") as server:
+        run = start(server.stub, inline("print('done')", gate.source, "print('x' * 100000, flush=True)"))
+        reach(server.stub, run.run_id, "cell_started", cell=1)
+        with full_disk(server):
+            gate.open()
+            finish(server.stub, run.run_id)
+            server.die()
+    with MortalServer(tmp_path / "state") as again:
+        ended = finish(again.stub, run.run_id).run
+        assert ended.state in {pb.RUN_STATE_CRASHED, pb.RUN_STATE_INTERRUPTED}
+        assert printed(executed(again.stub, run.run_id), 0) == "done\n"
+        succeeds(again)
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(os.urandom(path.stat().st_size))
+
+
+def _half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _nothing(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def _torn_page(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(os.urandom(8192))
+
+
+@pytest.mark.parametrize("damage", [_garbage, _half, _nothing, _torn_page])
+def test_a_damaged_history_is_set_aside(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    """The server starts with a new history, says so, and keeps the old files for whoever can mend them."""
+    state = tmp_path / "state"
+    with MortalServer(state) as server:
+        for number in range(3):
+            run = perform(server.stub, inline(f"print({number})", labels={"x" * 100: "y" * 100})).run
+    assert sorted(path.name for path in state.iterdir()) == ["lock", DATABASE, FOLDERS]
+    damage(state / DATABASE)
+    with MortalServer(state) as server:
+        assert history(server.stub) == []
+        succeeds(server)
+    aside = list(state.glob("damaged-*"))
+    assert len(aside) == 1
+    assert (aside[0] / DATABASE).exists()
+    assert (aside[0] / FOLDERS / run.run_id).is_dir()
+    assert any(str(aside[0]) in line for line in server.said("the history is damaged and was set aside"))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A state folder with four ended runs, oldest first, of which the second is kept for a moment only."""
+    state = tmp_path_factory.mktemp("state")
+    big = "import os; open(os.environ['NOTEBOOK_RUNNER_RUN_DIR'] + '/file', 'w').write('x' * 100_000)"
+    with MortalServer(state) as server:
+        requests = [inline(big), inline(big, retention=duration(0.001)), inline(big), inline(big)]
+        runs = [perform(server.stub, request).run.run_id for request in requests]
+    return state, runs
+
+
+def _forgotten(server: Server, run_ids: list[str]) -> None:
+    """Waits until these runs are forgotten, folder and all; the server looks once when it starts."""
+    folders = server.state_dir / FOLDERS
+    stub = server.stub
+    for _ in range(500):
+        if not set(run_ids) & {*history(stub), *os.listdir(folders)}:
+            return
+    raise AssertionError(f"still there: {history(stub)}, {os.listdir(folders)}")
+
+
+def test_the_history_is_forgotten_oldest_first(kept: tuple[Path, list[str]]) -> None:
+    """What is over its time goes first, then what is too much by count, then by bytes."""
+    state, (first, short, third, fourth) = kept
+    with MortalServer(state) as server:
+        _forgotten(server, [short])
+        assert history(server.stub) == [fourth, third, first]
+    with MortalServer(state, "--max-runs", "2") as server:
+        _forgotten(server, [first])
+        assert history(server.stub) == [fourth, third]
+    with MortalServer(state, "--max-state-bytes", "150000") as server:
+        _forgotten(server, [third])
+        assert history(server.stub) == [fourth]
+        refusal = refused(lambda: list(follow(server.stub, third)))
+        assert refusal.kind == (grpc.StatusCode.NOT_FOUND, "RUN_NOT_FOUND")
+        figure(f"kept {sum(path.stat().st_size for path in state.rglob('*'))} bytes")
+
+
+def test_a_queued_or_running_run_is_never_forgotten(tmp_path: Path, gate: Gate) -> None:
+    """Bounds count ended runs alone."""
+    with MortalServer(tmp_path / "state", "--queue", "2") as server:
+        ended = perform(server.stub, inline("1")).run.run_id
+        running = start(server.stub, inline(gate.source))
+        reach(server.stub, running.run_id, "cell_started")
+        queued = [start(server.stub, inline("1")).run_id for _ in range(2)]
+        server.die()
+    with MortalServer(tmp_path / "state", "--queue", "2", "--max-state-bytes", "1") as server:
+        _forgotten(server, [ended])
+        assert [finish(server.stub, one).run.state for one in queued] == [pb.RUN_STATE_SUCCEEDED] * 2

@@ -1,0 +1,54 @@
+"""A store on a real file, and the shortest ways to put something in it."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from runs.samples import a_run, an_order, changed
+
+from notebook_runner_server.execution.interface import Cause, Failure
+from notebook_runner_server.runs.model import Event, Order, Run, RunState
+from notebook_runner_server.runs.store import Store, Written
+from notebook_runner_server.runs.tables import Part
+
+TAIL = -1
+PARTS = {0: b"first", 1: b"second", TAIL: b"tail"}
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[Store]:
+    """A store, open until the block is left."""
+    store = Store(folder)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def insert(store: Store, run_id: str, order: Order | None = None, **fields: Any) -> int:
+    """Inserts a queued run with two cells; returns its position."""
+    run = a_run(run_id=run_id, **fields)
+    return await store.insert(run, order or an_order(), "digest", changed(1, run), PARTS)
+
+
+async def append(
+    store: Store, position: int, run: Run, *events: Event, expire_time: int | None = None
+) -> None:
+    """Appends events that tell of no part."""
+    await store.append(position, run, events, Written(0), expire_time)
+
+
+async def finish(store: Store, position: int, run_id: str, *, sequence: int = 2, expire_time: int = 0) -> Run:
+    """Ends a run as one that was killed."""
+    failure = Failure(Cause.KILL_REQUESTED, "why")
+    run = replace(a_run(RunState.KILLED, run_id=run_id), end_time=5, failure=failure)
+    await append(store, position, run, changed(sequence, run), expire_time=expire_time)
+    return run
+
+
+def content(store: Store, run_id: str, parts: Sequence[Part]) -> bytes:
+    """The notebook that is put together from these versions of a run's parts."""
+    return b"".join(store.folder(run_id).notebook(parts))

@@ -1,0 +1,82 @@
+"""What the store reads is what it was given, whatever it was given."""
+
+import json
+import math
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs.samples import a_run, bodies, changed, events, json_values, orders, runs, text
+
+from notebook_runner_server.execution.interface import Cause, CellEvent, CellOutcome
+from notebook_runner_server.runs import codec
+from notebook_runner_server.runs.model import Body, Event, Order, Run, RunState
+
+quick = settings(deadline=None, database=None, max_examples=300)
+
+
+@quick
+@given(runs)
+def test_runs(run: Run) -> None:
+    """A run comes back as it went in, in text that any SQLite can keep."""
+    encoded = codec.encode_run(run)
+    assert encoded.isascii()
+    assert codec.decode_run(encoded) == run
+
+
+@quick
+@given(st.dictionaries(text, json_values, max_size=4))
+def test_parameters(parameters: dict[str, object]) -> None:
+    """Parameters come back with their types: 1 stays an int, 1.0 a float, True a bool."""
+    decoded = codec.decode_parameters(codec.encode_parameters(parameters))
+    assert repr(decoded) == repr(parameters)
+
+
+def test_parameters_that_json_does_not_have() -> None:
+    """NaN and both infinities come back: a caller may give them."""
+    values = codec.decode_parameters(codec.encode_parameters({"a": math.nan, "b": [math.inf, -math.inf]}))
+    assert math.isnan(values["a"])
+    assert values["b"] == [math.inf, -math.inf]
+
+
+@quick
+@given(orders)
+def test_orders(order: Order) -> None:
+    """An order comes back as it went in."""
+    assert codec.decode_order(codec.encode_order(order)) == order
+
+
+@quick
+@given(events)
+def test_events(event: Event) -> None:
+    """An event comes back with its own types, beside the sequence number and time of its row."""
+    decoded = codec.decode_event(event.sequence, event.time, codec.encode_event(event))
+    assert decoded == event
+    assert type(decoded.body) is type(event.body)
+
+
+@quick
+@given(bodies)
+def test_sequence_and_time_are_kept_once(body: Body) -> None:
+    """What has columns of its own is not in the text as well, where it could differ."""
+    one, other = Event(1, 2, 3, 4, body), Event(5, 6, 3, 4, body)
+    assert codec.encode_event(one) == codec.encode_event(other)
+
+
+def test_every_kind_of_event_has_a_name() -> None:
+    """No body that the log can carry is unknown to the codec, and no name stands for two."""
+    assert set(CellEvent.__args__) == set(codec._KINDS)
+    assert len(set(codec._KINDS.values())) == len(codec._KINDS)
+
+
+def test_words_on_disk_stay_what_they_are() -> None:
+    """The names that older stores have: whoever renames one makes histories unreadable."""
+    assert [state.value for state in RunState] == [
+        *("queued", "starting", "running", "killing"),
+        *("succeeded", "failed", "timed_out", "killed", "crashed", "interrupted"),
+    ]
+    assert {cause.value for cause in Cause} >= {"cell_error", "kill_requested", "server_died"}
+    assert [outcome.value for outcome in CellOutcome] == ["succeeded", "failed", "error_allowed", "stopped"]
+    kind = json.loads(codec.encode_event(changed(1, a_run())))[2]
+    assert {kind, *codec._BODIES} == {
+        *("run", "cell_started", "stream", "display", "error", "clear", "cut", "cell_finished")
+    }

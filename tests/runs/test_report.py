@@ -1,0 +1,80 @@
+"""The `error` format: a report of how a run ended, or of where it is, for a person."""
+
+import pytest
+from hypothesis import given, settings
+from runs.samples import a_run, runs
+
+from notebook_runner_server.execution.interface import Cause, Failure
+from notebook_runner_server.runs.model import Run, RunState
+from notebook_runner_server.runs.report import report
+
+SECOND = 1_000_000_000
+
+
+def test_a_failed_run_is_reported_with_its_traceback() -> None:
+    """Every line that somebody who reads it needs, in one order, with times in UTC."""
+    failure = Failure(
+        Cause.CELL_ERROR,
+        "Cell 1 raised ValueError: no",
+        cell_index=1,
+        cell_id="abc",
+        traceback="Traceback:\n  line\nValueError: no\n\n",
+    )
+    run = a_run(
+        RunState.FAILED,
+        run_id="the-run",
+        notebook_path="a/b.ipynb",
+        create_time=SECOND,
+        start_time=2 * SECOND,
+        end_time=3 * SECOND + 4_000_000,
+        cells_completed=1,
+        failure=failure,
+    )
+    assert report(run) == (
+        "Run       the-run\n"
+        "State     FAILED\n"
+        "Notebook  a/b.ipynb\n"
+        "Kernel    python3\n"
+        "Created   1970-01-01T00:00:01.000+00:00\n"
+        "Started   1970-01-01T00:00:02.000+00:00\n"
+        "Ended     1970-01-01T00:00:03.004+00:00\n"
+        "Cells     1 of 2 completed\n"
+        "Cause     CELL_ERROR\n"
+        "\n"
+        "Cell 1 raised ValueError: no\n"
+        "Cell 1 (abc) was executed.\n"
+        "\n"
+        "Traceback:\n"
+        "  line\n"
+        "ValueError: no\n"
+    )
+
+
+def test_a_queued_run_has_a_report_too() -> None:
+    """Times that have not come are dashes, an inline notebook says so, and no cause is made up."""
+    lines = report(a_run(RunState.QUEUED)).splitlines()
+    assert lines[2:7] == [
+        "Notebook  (sent inline)",
+        "Kernel    python3",
+        "Created   1970-01-01T00:00:00.000+00:00",
+        "Started   -",
+        "Ended     -",
+    ]
+    assert len(lines) == 8
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_cell_without_an_id_is_named_by_its_place(index: int) -> None:
+    """The first cell counts as one, and a cell of an old notebook has no id to show."""
+    failure = Failure(Cause.WORKER_DIED, "gone", cell_index=index)
+    text = report(a_run(RunState.CRASHED, failure=failure))
+    assert text.endswith(f"\n\ngone\nCell {index} was executed.\n")
+
+
+@settings(deadline=None, database=None, max_examples=200)
+@given(runs)
+def test_every_run_can_be_reported(run: Run) -> None:
+    """Whatever is in a run, there is a report that names it."""
+    text = report(run)
+    assert run.run_id in text
+    assert run.state.name in text

@@ -1,0 +1,110 @@
+"""A run's folder: the notebook put together from parts equals what nbformat writes."""
+
+import hashlib
+from pathlib import Path
+
+import nbformat
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nbformat import NotebookNode
+from support.notebooks import code, markdown, notebook, written
+
+from notebook_runner_server.execution import interface
+from notebook_runner_server.execution import notebook as notebooks
+from notebook_runner_server.execution.notebook import encode_cell, encode_tail
+from notebook_runner_server.runs.folder import COPY_BYTES, HEAD, SEPARATOR, TAIL, RunFolder
+from notebook_runner_server.runs.tables import Part
+
+CELLS: list[list[str | NotebookNode]] = [
+    [],
+    ["1"],
+    ["print('ä €')", markdown("# title\n\ntext"), code("a = 1\nb = 2\n", "parameters", "tag")],
+    [str(number) for number in range(30)],
+]
+sources = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=5)
+
+
+def filed(path: Path, node: NotebookNode) -> tuple[RunFolder, list[Part]]:
+    """A folder with the parts of a notebook, and where they are."""
+    folder = RunFolder(path)
+    folder.create()
+    pieces = {**dict(enumerate(map(encode_cell, node.cells))), TAIL: encode_tail(node)}
+    parts, start = [], 0
+    for number, data in pieces.items():
+        parts.append(Part(number, 0, start, len(data)))
+        start += len(data)
+    folder.write(0, pieces.values())
+    return folder, parts
+
+
+@pytest.mark.parametrize("cells", CELLS, ids=len)
+def test_a_notebook_equals_what_nbformat_writes(tmp_path: Path, cells: list[str | NotebookNode]) -> None:
+    """Byte for byte, with its final newline, with no cell, one or many."""
+    node = notebook(*cells, kernelspec={"name": "python3", "display_name": "Python"}, title="ü")
+    folder, parts = filed(tmp_path, node)
+    path = tmp_path / "reference.ipynb"
+    nbformat.write(node, path)
+    assert b"".join(folder.notebook(parts)) == path.read_bytes()
+
+
+@settings(deadline=None, database=None, max_examples=100)
+@given(sources=sources)
+def test_any_source_equals_what_nbformat_writes(
+    tmp_path_factory: pytest.TempPathFactory, sources: list[str]
+) -> None:
+    """Whatever characters and line ends the cells have."""
+    node = notebook(*sources)
+    folder, parts = filed(tmp_path_factory.mktemp("run"), node)
+    assert b"".join(folder.notebook(parts)).removesuffix(b"\n") == written(node).removesuffix(b"\n")
+
+
+def test_parts_are_put_in_order_and_only_the_given_versions(tmp_path: Path) -> None:
+    """The order on disk does not matter, and what is on disk beside the given versions is not read."""
+    folder = RunFolder(tmp_path)
+    folder.create()
+    folder.write(0, [b"TAIL", b"two", b"old", b"ten", b"one"])
+    parts = [Part(10, 1, 10, 3), Part(TAIL, 0, 0, 4), Part(2, 3, 4, 3), Part(1, 2, 13, 3)]
+    assert b"".join(folder.notebook(parts)) == HEAD + b"one,two,tenTAIL"
+
+
+def test_a_part_larger_than_a_copy_is_read_in_pieces(tmp_path: Path) -> None:
+    """No more than a bounded piece is in memory at once, and the pieces are the part."""
+    folder = RunFolder(tmp_path)
+    folder.create()
+    data = b"0123456789" * (COPY_BYTES // 4)
+    folder.write(0, [data])
+    pieces = list(folder.notebook([Part(0, 0, 0, len(data)), Part(TAIL, 0, 0, 0)]))
+    assert max(map(len, pieces)) == COPY_BYTES
+    assert hashlib.sha256(b"".join(pieces)).digest() == hashlib.sha256(HEAD + data).digest()
+
+
+def test_writing_at_a_place_replaces_what_a_crash_has_left(tmp_path: Path) -> None:
+    """Bytes after the last known part are written over, those before it stay."""
+    folder = RunFolder(tmp_path)
+    folder.create()
+    assert folder.parts_size() == 0
+    folder.write(0, [b"known", b"torn"])
+    folder.write(5, [b"ne", b"w"])
+    assert folder.parts_size() == 9
+    parts = [Part(0, 1, 0, 5), Part(1, 2, 5, 3), Part(TAIL, 0, 0, 0)]
+    assert b"".join(folder.notebook(parts)) == HEAD + b"known,new"
+
+
+def test_removing_is_well_however_little_is_there(tmp_path: Path) -> None:
+    """A folder with files in it goes, and one that has gone is no error."""
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.create()
+    (folder.work / "below").mkdir()
+    (folder.work / "below" / "file").write_text("x")
+    folder.remove()
+    folder.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_and_execution_agree_on_the_form_of_a_notebook() -> None:
+    """Two rooms that may not import each other name the same bytes and the same number."""
+    assert HEAD == notebooks.HEAD
+    assert SEPARATOR == notebooks.SEPARATOR
+    assert TAIL == interface.TAIL

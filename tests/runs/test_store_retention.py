@@ -1,0 +1,209 @@
+"""Retention: what is forgotten, in which order, and what is not."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from runs.reading import FullStore
+from runs.samples import an_order, within
+from runs.stores import finish, insert, opened
+
+from notebook_runner_server.runs.readers import Readers
+from notebook_runner_server.runs.retention import BATCH, Bounds, Retention
+from notebook_runner_server.runs.store import Store
+
+NEWEST = 2**63 - 1
+FOR_EVER = 2**62
+
+
+async def ended_run(store: Store, run_id: str, expire_time: int = FOR_EVER, size: int = 0) -> None:
+    """A run that has ended, with a file of a size in its folder."""
+    position = await insert(store, run_id)
+    await finish(store, position, run_id, expire_time=expire_time)
+    (store.folder(run_id).work / "file").write_bytes(b"x" * size)
+
+
+async def ids(store: Store) -> list[str]:
+    """The ids of all runs, oldest first; each has its folder, and no other folder is there."""
+    found = [row.run.run_id for row in await store.list(NEWEST, 1000, [], {})][::-1]
+    assert {path.name for path in (store._folder / "runs").iterdir()} == set(found)
+    return found
+
+
+def nobody(_: str) -> bool:
+    """Reads nothing."""
+    return False
+
+
+def test_runs_are_forgotten_when_their_time_is_over(tmp_path: Path) -> None:
+    """Ended and expired: gone with folder and events; not yet expired, or not ended: kept."""
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as store:
+            await ended_run(store, "over", 1)
+            await ended_run(store, "kept")
+            await insert(store, "queued", an_order(retention=0.0))
+            await ended_run(store, "over-too", 2)
+            await Retention(store, Bounds(), nobody).look()
+            assert await ids(store) == ["kept", "queued"]
+
+    within(scenario())
+
+
+def test_more_runs_than_one_read_takes_are_forgotten(tmp_path: Path) -> None:
+    """However many are over, one look forgets all of them, also past those that somebody reads."""
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as store:
+            for number in range(BATCH * 2 + 5):
+                await ended_run(store, f"run-{number:03}", 1)
+            read = {f"run-{number:03}" for number in range(BATCH)}
+            await Retention(store, Bounds(), read.__contains__).look()
+            assert set(await ids(store)) == read
+            await Retention(store, Bounds(), nobody).look()
+            assert await ids(store) == []
+
+    within(scenario())
+
+
+def test_the_oldest_ended_runs_go_first_when_there_are_too_many(tmp_path: Path) -> None:
+    """As many as are over, from the oldest; runs that go on do not count and do not go."""
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as store:
+            await insert(store, "queued")
+            for number in range(5):
+                await ended_run(store, f"run-{number}")
+            await Retention(store, Bounds(runs=3), nobody).look()
+            assert await ids(store) == ["queued", "run-2", "run-3", "run-4"]
+            await Retention(store, Bounds(runs=3), nobody).look()
+            assert len(await ids(store)) == 4
+
+    within(scenario())
+
+
+def test_the_oldest_ended_runs_go_first_when_they_are_too_large(tmp_path: Path) -> None:
+    """Until the folders are within the bound, and no run more than that."""
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as store:
+            for number in range(4):
+                await ended_run(store, f"run-{number}", size=1000)
+            sizes = store.sizes()
+            assert min(sizes.values()) > 1000
+            await Retention(store, Bounds(total_bytes=sum(sizes.values())), nobody).look()
+            assert len(await ids(store)) == 4
+            await Retention(store, Bounds(total_bytes=sum(sizes.values()) - 1), nobody).look()
+            assert await ids(store) == ["run-1", "run-2", "run-3"]
+            await Retention(store, Bounds(total_bytes=1), nobody).look()
+            assert await ids(store) == []
+
+    within(scenario())
+
+
+@pytest.mark.parametrize("bounds", [Bounds(), Bounds(runs=1), Bounds(total_bytes=1)])
+def test_a_run_that_is_read_waits(tmp_path: Path, bounds: Bounds) -> None:
+    """A run whose stream is open is not forgotten, whatever the reason; afterwards it is."""
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as store:
+            for number in range(3):
+                await ended_run(store, f"run-{number}", 1 if bounds == Bounds() else FOR_EVER, 10)
+            readers = Readers()
+            retention = Retention(store, bounds, readers.reads)
+            with readers.stream("run-0"):
+                await retention.look()
+                assert "run-0" in await ids(store)
+            await retention.look()
+            assert "run-0" not in await ids(store) or bounds.runs
+
+    within(scenario())
+
+
+def test_readers_are_counted(tmp_path: Path) -> None:
+    """Two streams of one run are two; a page counts for a while; nobody else is meant."""
+    readers = Readers()
+    assert not readers.reads("one")
+    with readers.stream("one"):
+        with readers.stream("one"):
+            assert readers.reads("one")
+        assert readers.reads("one")
+        assert not readers.reads("two")
+    assert not readers.reads("one")
+    readers.page("two")
+    assert readers.reads("two")
+    assert not readers.reads("one")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_does_not_end_what_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A look that fails is logged, and the next one forgets what is over."""
+    monkeypatch.setattr("notebook_runner_server.runs.retention.INTERVAL", 0.01)
+
+    class Failing(FullStore):
+        """A store whose first deletion fails."""
+
+        async def delete(self, row: object) -> None:
+            """Fails once, then deletes."""
+            full, self.full = self.full, False
+            if full:
+                raise OSError(28, "No space left on device")
+            await super().delete(row)  # type: ignore[arg-type] # a row
+            gone.set()
+
+    gone = asyncio.Event()
+
+    async def scenario() -> None:
+        store = Failing(tmp_path)
+        await store.open()
+        await ended_run(store, "over", 1)
+        store.full = True
+        task = asyncio.ensure_future(Retention(store, Bounds(), nobody).run())
+        await gone.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert await ids(store) == []
+        await store.close()
+
+    within(scenario())
+    assert "could not be forgotten" in caplog.text
+
+
+def test_folders_of_no_run_are_removed_when_the_store_is_opened(tmp_path: Path) -> None:
+    """What a server left that died between folder and history, or between history and folder."""
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as store:
+            await ended_run(store, "kept")
+        stray = tmp_path / "runs" / "stray" / "work"
+        stray.mkdir(parents=True)
+        (stray / "file").write_text("x")
+        async with opened(tmp_path) as store:
+            assert await ids(store) == ["kept"]
+
+    within(scenario())
+
+
+def test_a_damaged_history_is_set_aside_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The server starts with an empty history; file and run folders are kept for whoever can mend them."""
+
+    async def fill(*names: str) -> list[str]:
+        async with opened(tmp_path) as store:
+            before = await ids(store)
+            for name in names:
+                await ended_run(store, name)
+            return before
+
+    within(fill(*(f"run-{number}" for number in range(50))))
+    path = tmp_path / "notebook-runner.db"
+    data = bytearray(path.read_bytes())
+    data[4096 : len(data) : 512] = b"\xff" * len(data[4096 : len(data) : 512])
+    path.write_bytes(data)
+    assert within(fill("new")) == []
+    (aside,) = tmp_path.glob("damaged-*")
+    assert (aside / "notebook-runner.db").read_bytes() == bytes(data)
+    assert len(list((aside / "runs").iterdir())) == 50
+    assert within(fill()) == ["new"]
+    assert "set aside" in caplog.text
