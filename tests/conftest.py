@@ -1,5 +1,6 @@
 """Fixtures that every test folder shares: real servers."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 from support.gate import Gate
 from support.notebooks import code, notebook
 from support.server import Server
+
+# Started in the background, by a shell or by CI, this process ignores Ctrl-C, and so would all that it
+# starts: tests that press it would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEFAULT_CELLS = (code("who = 'world'", "parameters"), "print(f'hello {who}')")
 
