@@ -24,13 +24,10 @@ subprocess.run(["sh", "-c", "setsid sleep 100000 &"], check=True)
 print(os.getpid(), flush=True)
 """
 STUBBORN_CELL = """
-import os
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 print("here", flush=True)
-while True:
-    try:
-        {wait}
-    except KeyboardInterrupt:
-        pass
+{wait}
 """
 
 
