@@ -57,7 +57,11 @@ class App:
         admission = Admission(root, settings.max_notebook_bytes, defaults, prepare)
         self._runner = Runner(
             store,
-            ProcessPoolBackend(settings.workers, limit_address_space=settings.limit_address_space),
+            ProcessPoolBackend(
+                settings.workers,
+                settings.state_folder / "scratch",
+                limit_address_space=settings.limit_address_space,
+            ),
             admission,
             settings.queue,
             settings.bounds,

@@ -16,7 +16,6 @@ from support.notebooks import content, parsed
 from support.processes import marked
 
 from notebook_runner_server.execution.interface import (
-    TAIL,
     Ended,
     ExecutionEvent,
     Job,
@@ -25,7 +24,8 @@ from notebook_runner_server.execution.interface import (
     RunHandle,
     StreamOutput,
 )
-from notebook_runner_server.execution.notebook import HEAD, SEPARATOR, prepare
+from notebook_runner_server.execution.notebook import prepare
+from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
 from notebook_runner_server.execution.pool import ProcessPoolBackend
 from notebook_runner_server.execution.processes import PR_SET_CHILD_SUBREAPER
 
@@ -62,7 +62,7 @@ class Pool:
         resource_tracker.ensure_running()
         self._outer = os.environ.get(MARK_VARIABLE, "")
         os.environ[MARK_VARIABLE] = self.mark
-        self.backend = ProcessPoolBackend(self._workers)
+        self.backend = ProcessPoolBackend(self._workers, self._folder / "scratch")
         self.do(self.backend.start())
         return self
 

@@ -11,13 +11,13 @@ from support.notebooks import markdown
 from support.processes import is_alive, marked
 
 from notebook_runner_server.execution.interface import (
-    TAIL,
     Cause,
     CellFinished,
     CellOutcome,
     Ended,
     ExecutionEvent,
 )
+from notebook_runner_server.execution.parts import TAIL
 
 
 def kept(events: Sequence[ExecutionEvent], cell: int) -> str:

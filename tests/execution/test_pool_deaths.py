@@ -11,8 +11,8 @@ from execution.pools import FOR_EVER, Pool, end, everything, said, until_said, w
 from support.gate import Gate
 from support.processes import marked
 
-from notebook_runner_server.execution import pool as pools
 from notebook_runner_server.execution.interface import Cause, Ended, ExecutionEvent
+from notebook_runner_server.execution.worker_process import WorkerProcess
 
 
 @pytest.mark.parametrize("chosen", [False, True], ids=["waiting", "chosen"])
@@ -124,9 +124,9 @@ def test_closing_while_a_worker_is_replaced_leaves_nothing(
 ) -> None:
     """A worker that is being started when the pool is closed is ended as well."""
     on_its_way = asyncio.Event()
-    start = pools._Worker.start
+    start = WorkerProcess.start
 
-    async def told(one: pools._Worker) -> None:
+    async def told(one: WorkerProcess) -> None:
         task = asyncio.ensure_future(start(one))
         while not one._pool._processes:
             await asyncio.wait([task], timeout=0.01)
@@ -134,7 +134,7 @@ def test_closing_while_a_worker_is_replaced_leaves_nothing(
         await task
 
     async def scenario(pool: Pool) -> None:
-        monkeypatch.setattr(pools._Worker, "start", told)
+        monkeypatch.setattr(WorkerProcess, "start", told)
         handle = await pool.submit("1")
         os.kill(worker(pool), signal.SIGKILL)
         await everything(handle)

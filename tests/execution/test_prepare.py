@@ -11,14 +11,13 @@ from nbformat.v4 import new_markdown_cell
 from support.notebooks import code, content, notebook, written
 
 from notebook_runner_server.execution.notebook import (
-    HEAD,
     MAX_MESSAGE,
-    SEPARATOR,
     NotebookError,
     PreparedNotebook,
     decode,
     prepare,
 )
+from notebook_runner_server.execution.parts import HEAD, SEPARATOR
 
 FOLDER = Path(__file__).parents[3] / "shared" / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from support.notebooks import code, content, notebook
 
 from notebook_runner_server.execution.notebook import (
-    HEAD,
-    SEPARATOR,
     NotebookError,
     ParameterNameError,
     UnknownParameterError,
     decode,
     prepare,
 )
+from notebook_runner_server.execution.parts import HEAD, SEPARATOR
 
 FOLDER = Path(__file__).parents[3] / "shared" / "notebooks"
 # Small ones: they have every kind of cell and output, and mutations are not lost in them.

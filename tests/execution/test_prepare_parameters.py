@@ -13,13 +13,12 @@ from papermill.parameterize import parameterize_notebook
 from support.notebooks import code, content, markdown, notebook, parsed, written
 
 from notebook_runner_server.execution.notebook import (
-    HEAD,
-    SEPARATOR,
     NotebookError,
     ParameterNameError,
     UnknownParameterError,
     prepare,
 )
+from notebook_runner_server.execution.parts import HEAD, SEPARATOR
 
 KERNELS = {"python3": "python", "ir": "R"}
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python"}, "language_info": {"name": "python"}}

@@ -14,7 +14,6 @@ from support.notebooks import code, content, parsed
 
 from notebook_runner_server.app import prepare
 from notebook_runner_server.execution.interface import (
-    TAIL,
     Cause,
     CellFinished,
     CellOutcome,
@@ -28,6 +27,7 @@ from notebook_runner_server.execution.interface import (
     StreamOutput,
 )
 from notebook_runner_server.execution.notebook import encode_cell
+from notebook_runner_server.execution.parts import TAIL
 from notebook_runner_server.runs.admission import Admission, Defaults
 from notebook_runner_server.runs.lifecycle import Runner
 from notebook_runner_server.runs.log import RunLog

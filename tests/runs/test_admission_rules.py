@@ -14,6 +14,7 @@ from support.notebooks import content, notebook, parsed, written
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.app import prepare
 from notebook_runner_server.execution.interface import Limits
+from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
 from notebook_runner_server.runs.admission import (
     LIMIT_FIELDS,
     MAX_DURATION,
@@ -34,7 +35,6 @@ from notebook_runner_server.runs.errors import (
     UnknownKernelError,
     UnknownParameterError,
 )
-from notebook_runner_server.runs.folder import HEAD, SEPARATOR, TAIL
 from notebook_runner_server.runs.model import RunState, StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot
 

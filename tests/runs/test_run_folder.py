@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from nbformat import NotebookNode
 from support.notebooks import code, markdown, notebook, written
 
-from notebook_runner_server.execution import interface
-from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.notebook import encode_cell, encode_tail
-from notebook_runner_server.runs.folder import COPY_BYTES, HEAD, SEPARATOR, TAIL, RunFolder
+from notebook_runner_server.execution.parts import HEAD, TAIL
+from notebook_runner_server.runs.folder import COPY_BYTES, RunFolder
 from notebook_runner_server.runs.tables import Part
 
 CELLS: list[list[str | NotebookNode]] = [
@@ -101,10 +100,3 @@ def test_removing_is_well_however_little_is_there(tmp_path: Path) -> None:
     folder.remove()
     folder.remove()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_runs_and_execution_agree_on_the_form_of_a_notebook() -> None:
-    """Two rooms that may not import each other name the same bytes and the same number."""
-    assert HEAD == notebooks.HEAD
-    assert SEPARATOR == notebooks.SEPARATOR
-    assert TAIL == interface.TAIL

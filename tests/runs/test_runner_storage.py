@@ -45,13 +45,13 @@ def test_a_full_disk_refuses_a_start_and_leaves_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as store:
             await insert(store, "before")
-            await store._write(bound, 1)
+            await store._db.write(bound, 1)
             run = a_run(run_id="large", parameters={"a": LARGE})
             with pytest.raises(StorageFullError, match="full"):
                 await store.insert(run, an_order(), "", changed(1, run), PARTS)
             assert await store.find("large") is None
             assert [path.name for path in (tmp_path / "runs").iterdir()] == ["before"]
-            await store._write(bound, 1000)
+            await store._db.write(bound, 1000)
             await store.insert(run, an_order(), "", changed(1, run), PARTS)
 
     within(scenario())
@@ -63,7 +63,7 @@ def test_a_full_disk_takes_a_whole_batch_or_none_of_it(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as store:
             position = await insert(store, "one")
-            await store._write(bound, 1)
+            await store._db.write(bound, 1)
             run = a_run(S.RUNNING, run_id="one")
             with pytest.raises(StorageFullError):
                 await append(store, position, run, printed(2), printed(3, LARGE))

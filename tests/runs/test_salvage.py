@@ -3,15 +3,34 @@
 import json
 
 import pytest
+from nbformat.v4 import new_output
 from runs.samples import printed
 from support.notebooks import code
 
-from notebook_runner_server.execution.interface import CellStarted, ClearOutput, DisplayOutput
+from notebook_runner_server.execution.interface import (
+    CellStarted,
+    ClearOutput,
+    DisplayOutput,
+    StreamOutput,
+)
 from notebook_runner_server.execution.notebook import encode_cell
 from notebook_runner_server.runs.model import Body, Event
-from notebook_runner_server.runs.salvage import salvage
+from notebook_runner_server.runs.salvage import SalvagedCell, shown_since
 
 STARTED = CellStarted(0, "id", "line")
+
+
+def salvage(cell: bytes, told: list[Event], batch: int = 2) -> bytes:
+    """The cell's part, from its events read back and forth in batches."""
+    since, output_after = None, False
+    backwards = told[::-1]
+    for start in range(0, len(backwards), batch):
+        if since is None:
+            since, output_after = shown_since(backwards[start : start + batch], output_after=output_after)
+    shown = [event for event in told if since is None or event.sequence > since]
+    saved = SalvagedCell(cell)
+    pieces = [saved.piece(shown[start : start + batch]) for start in range(0, len(shown), batch)]
+    return saved.head + b"".join(pieces) + saved.tail()
 
 
 def saved(*bodies: Body | str) -> str:
@@ -44,6 +63,25 @@ def saved(*bodies: Body | str) -> str:
 def test_the_text_is_what_the_notebook_would_show(bodies: tuple[Body | str, ...], text: str) -> None:
     """Printed text in its order, cleared as the cell asked, and nothing made up for what is not known."""
     assert saved(STARTED, *bodies) == text
+
+
+def test_the_cell_is_encoded_as_nbformat_does() -> None:
+    """Text of one stream is one output, another stream's another, and each stands as in a file."""
+    node = code("'\\n   \"outputs\": []'", "tag")
+    node.outputs = [
+        new_output("stream", name="stdout", text="a\nb"),
+        new_output("stream", name="stderr", text="c\n"),
+        new_output("stream", name="stdout", text="d\n"),
+    ]
+    bare = code("'\\n   \"outputs\": []'", "tag")
+    bare["id"] = node["id"]
+    texts = [("stdout", "a\n"), ("stdout", "b"), ("stderr", "c\n"), ("stdout", "d\n")]
+    told = [
+        Event(place, 1, 0, 1, StreamOutput(0, name, text))
+        for place, (name, text) in enumerate(texts, start=2)
+    ]
+    saved = salvage(encode_cell(bare), [Event(1, 1, 0, 1, STARTED), *told])
+    assert saved == encode_cell(node)
 
 
 def test_a_cell_without_output_is_encoded_as_nbformat_does() -> None:

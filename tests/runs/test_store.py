@@ -1,5 +1,6 @@
 """The store on a real SQLite file: what is written is found, under every question that is asked of it."""
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,7 @@ from runs.samples import GOING_ON, TERMINAL, a_run, an_order, changed, printed, 
 from runs.stores import PARTS, append, content, finish, insert, opened
 
 from notebook_runner_server.execution.interface import Limits
-from notebook_runner_server.runs.errors import StorageFullError
-from notebook_runner_server.runs.folder import HEAD
+from notebook_runner_server.execution.parts import HEAD
 from notebook_runner_server.runs.model import Event, RunState
 from notebook_runner_server.runs.store import EVENTS_A_READ, Store, Written
 from notebook_runner_server.runs.tables import Part
@@ -210,7 +210,7 @@ def test_a_second_run_with_the_same_request_id_is_refused(tmp_path: Path) -> Non
         async with opened(tmp_path) as store:
             await insert(store, "one", request_id="mine")
             before = await store.find("one")
-            with pytest.raises(StorageFullError, match="UNIQUE"):
+            with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
                 await insert(store, "two", request_id="mine")
             assert await store.find("one") == before
             assert await ids(store) == ["one"]

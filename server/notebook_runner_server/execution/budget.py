@@ -7,6 +7,9 @@ from typing import Any
 
 from notebook_runner_server.execution.interface import Limits
 
+MAX_TRACEBACK = 1024 * 1024
+"""How many bytes of a traceback are kept, whatever the limits are."""
+
 
 class OutputBudget:
     """Counts the bytes of output that a kernel sends, whether it clears them later or not.
@@ -54,6 +57,19 @@ def data_size(data: object) -> int:
     """Return how many bytes a piece of output has in a notebook: text as UTF-8, anything else as JSON."""
     text = data if isinstance(data, str) else json.dumps(data)
     return len(text.encode(errors="replace"))
+
+
+def bounded_error(content: dict[str, Any]) -> dict[str, Any]:
+    """Return an error's content with as many of its traceback's last lines as may always be kept."""
+    kept: list[str] = []
+    left = MAX_TRACEBACK
+    for line in reversed(content.get("traceback", [])):
+        left -= data_size(line)
+        if left < 0:
+            break
+        kept.insert(0, line)
+    evalue = str(content.get("evalue", ""))[:MAX_TRACEBACK]
+    return {**content, "traceback": kept, "evalue": evalue}
 
 
 def shortened(content: dict[str, Any], room: int) -> dict[str, Any] | None:

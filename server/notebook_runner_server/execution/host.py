@@ -21,8 +21,10 @@ from notebook_runner_server.execution.interface import (
     KernelReady,
 )
 from notebook_runner_server.execution.kernel import Kernel, plain
+from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import kill_descendants
 from notebook_runner_server.execution.recorder import MAX_NAME, RecordingClient, cut
+from notebook_runner_server.execution.signals import how_it_ended
 from notebook_runner_server.execution.watchdog import OomKills, Watchdog
 
 MAX_TRACEBACK = 128 * 1024
@@ -37,16 +39,14 @@ class RunHost:
 
     Args:
         job: What to execute.
+        options: What holds for all runs of this worker.
         emit: Takes the events, in order, from the main thread; may block while nobody reads them.
-        limit_address_space: Limit the kernel's address space to the memory limit as well.
     """
 
-    def __init__(
-        self, job: Job, emit: Callable[[ExecutionEvent], None], *, limit_address_space: bool
-    ) -> None:
+    def __init__(self, job: Job, options: WorkerOptions, emit: Callable[[ExecutionEvent], None]) -> None:
         self._job = job
+        self._options = options
         self._emit = emit
-        self._limit_address_space = limit_address_space
         self._oom_kills = OomKills()
         self._lock = threading.Lock()
         # What ends the run; the first cause stays.
@@ -122,14 +122,15 @@ class RunHost:
         self._emit(Ended(self._failure, len(self._killed)))
 
     async def _execute(self) -> None:
-        self._kernel = Kernel(self._job)
-        address_space = self._job.limits.memory_bytes if self._limit_address_space else 0
+        self._kernel = Kernel(self._job, self._options.folder)
+        address_space = self._job.limits.memory_bytes if self._options.limit_address_space else 0
         await self._kernel.start(self._kernel_died, address_space)
         self._ready = True
         notebook = notebooks.decode(self._job.notebook)
         self._client = client = RecordingClient(
             notebook,
-            emit=self._emit_output,
+            emit=self._emit,
+            heard=self._heard,
             before_cell=self._before_cell,
             after_cell=self._after_cell,
             km=self._kernel.manager,
@@ -143,7 +144,6 @@ class RunHost:
             await client.async_execute()
         finally:
             # Widget state is complete only after the last cell, and wanted after a failure as well.
-            client.set_widgets_metadata()
             client.emit_tail()
 
     def _before_cell(self, index: int, cell_id: str) -> None:
@@ -160,9 +160,8 @@ class RunHost:
             if timer is not None:
                 timer.cancel()
 
-    def _emit_output(self, event: ExecutionEvent) -> None:
+    def _heard(self) -> None:
         self._last_output = time.monotonic()
-        self._emit(event)
 
     def _watch_silence(self) -> None:
         """Look again when the limit would be reached if nothing came until then: no timer per output."""
@@ -190,8 +189,7 @@ class RunHost:
 
     def _kernel_died(self) -> None:
         assert self._kernel is not None  # noqa: S101 - it watches itself
-        name, code = self._kernel.end_of_process()
-        how = f"was ended by {name}" if name else f"exited with code {code}"
+        how, name, code = how_it_ended(self._kernel.exit_code())
         cause = Cause.KERNEL_SIGNALED if name else Cause.KERNEL_EXITED
         if name == "SIGKILL" and self._oom_kills.happened():
             cause, how = Cause.OUT_OF_MEMORY, "was ended by the system, which had no memory left"
@@ -243,22 +241,21 @@ _MESSAGES = {
 
 def host(
     job: Job,
+    options: WorkerOptions,
     emit: Callable[[ExecutionEvent], None],
     made: Callable[[RunHost], None],
-    *,
-    limit_address_space: bool,
 ) -> None:
     """Execute one job in this process, and return when no process of it is left.
 
     Args:
         job: What to execute.
+        options: What holds for all runs of this worker.
         emit: Takes the events.
         made: Is given the host before anything is started, so that the run can be stopped.
-        limit_address_space: Limit the kernel's address space to the memory limit as well.
     """
 
     async def main() -> None:
-        one = RunHost(job, emit, limit_address_space=limit_address_space)
+        one = RunHost(job, options, emit)
         made(one)
         await one.run()
 

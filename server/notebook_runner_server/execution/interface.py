@@ -12,9 +12,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-TAIL = -1
-"""The number of the part that holds all of a notebook that is not a cell."""
-
 
 class Cause(enum.Enum):
     """What ended a run before its end; the contract's FailureCause."""
@@ -180,8 +177,8 @@ class CellFinished:
 class PartChunk:
     """A piece of one part of the executed notebook: a cell by its index, or the `TAIL`.
 
-    The pieces of a part follow each other without another part between; `last` ends it. A part that
-    comes again replaces the earlier one. Parts come before the event that tells of them.
+    The pieces of a part (`execution.parts`) follow each other without another part between; `last` ends it. A
+    part that comes again replaces the earlier one. Parts come before the event that tells of them.
     """
 
     part: int

@@ -8,7 +8,6 @@ import os
 import re
 import resource
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -48,12 +47,16 @@ class Kernel:
 
     Attributes:
         manager: jupyter_client's manager of it.
-        client: jupyter_client's client of it; usable after `start`.
+        client: jupyter_client's client of it, after `start`.
+
+    Args:
+        job: The run that it is for.
+        folder: Where the private folder for its sockets is made: short, for a socket's path may have 107
+            bytes at the most.
     """
 
-    def __init__(self, job: Job) -> None:
-        # Socket paths may have 107 bytes at the most, so the folder is not below the state folder.
-        self._folder = Path(tempfile.mkdtemp(prefix="nbr-"))
+    def __init__(self, job: Job, folder: Path) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="", dir=folder))
         self._job = job
         self._log = self._folder / "log"
         self.manager: AsyncKernelManager = AsyncKernelManager(
@@ -62,7 +65,7 @@ class Kernel:
             ip=str(self._folder / "k"),
             connection_file=str(self._folder / "kernel.json"),
         )
-        self.client: AsyncKernelClient = self.manager.client()
+        self.client: AsyncKernelClient | None = None
         self._pidfd: int | None = None
 
     async def start(self, on_death: Callable[[], None], address_space: int = 0) -> None:
@@ -87,11 +90,11 @@ class Kernel:
         self._watch(on_death, address_space)
         orphans.paused = False
         orphans.reap()
-        self.client = self.manager.client()
+        self.client = client = self.manager.client()
         # No heartbeat: the process itself is watched.
-        self.client.start_channels(hb=False)
-        await self.client.wait_for_ready(timeout=READY_TIMEOUT)
-        self.client.allow_stdin = False
+        client.start_channels(hb=False)
+        await client.wait_for_ready(timeout=READY_TIMEOUT)
+        client.allow_stdin = False
 
     async def interrupt(self) -> None:
         """Interrupt the cell that is executed, in the way the kernelspec names."""
@@ -106,11 +109,10 @@ class Kernel:
                 break
             await asyncio.sleep(0)
 
-    def end_of_process(self) -> tuple[str, int | None]:
-        """Return the name of the signal that ended the process, or else its exit code."""
+    def exit_code(self) -> int | None:
+        """Return the exit code of the dead process, negative: the signal that ended it."""
         process = getattr(self.manager.provisioner, "process", None)
-        code = process.poll() if process else None
-        return (signal.Signals(-code).name, None) if code is not None and code < 0 else ("", code)
+        return process.poll() if process else None
 
     def log_tail(self) -> str:
         """Return the end of what the process itself wrote: a fatal error, a failed import."""
@@ -126,7 +128,8 @@ class Kernel:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
         orphans.paused = True
-        self.client.stop_channels()
+        if self.client is not None:
+            self.client.stop_channels()
         self.manager.cleanup_connection_file()
         self.manager.context.destroy(linger=0)
         shutil.rmtree(self._folder, ignore_errors=True)

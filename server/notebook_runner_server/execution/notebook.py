@@ -1,9 +1,4 @@
-"""Notebooks on their way in and out: read, check, parameterize, and encode in parts.
-
-A part is one cell, or the tail: all that follows the cells. `HEAD`, the cells joined by `SEPARATOR`, and
-the tail together are, byte for byte, what `nbformat.write` writes, so that an executed notebook can be put
-together from parts without being parsed.
-"""
+"""Notebooks on their way in and out: read, check, parameterize, and encode in parts (`execution.parts`)."""
 
 from __future__ import annotations
 
@@ -20,9 +15,9 @@ from nbformat.v4.rwbase import split_lines, strip_transient
 from nbformat.validator import NotebookValidationError, normalize
 from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
 
+from notebook_runner_server.execution import parts
+
 MAX_MESSAGE = 1000
-HEAD = b'{\n "cells": ['
-SEPARATOR = b","
 
 # Missing and repeated cell ids are mended, as every Jupyter tool does.
 warnings.filterwarnings("ignore", category=MissingIDFieldWarning)
@@ -212,23 +207,14 @@ def encode_cell(cell: nbformat.NotebookNode) -> bytes:
     """Encode a cell as it stands in a notebook file, with its indentation."""
     holder = nbformat.NotebookNode(cells=[copy.deepcopy(cell)], metadata=nbformat.NotebookNode())
     cell = strip_transient(split_lines(holder)).cells[0]
-    return b"\n  " + _encode(cell).replace(b"\n", b"\n  ")
+    return parts.encode_cell(cell)
 
 
 def encode_tail(notebook: nbformat.NotebookNode) -> bytes:
     """Encode all of a notebook that is not a cell, from the end of the list of cells to the end."""
     holder = strip_transient(copy.deepcopy(nbformat.NotebookNode({**notebook, "cells": []})))
-    encoded = _encode(holder).split(b'"cells": []', 1)[1]
+    encoded = parts.encode(holder).split(b'"cells": []', 1)[1]
     return (b"\n ]" if notebook.cells else b"]") + encoded + b"\n"
-
-
-def _encode(value: object) -> bytes:
-    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, separators=(",", ": "))
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        # A kernel may print lone surrogates: as an escape they are kept.
-        return json.dumps(value, indent=1, sort_keys=True, separators=(",", ": ")).encode()
 
 
 def decode(content: bytes) -> nbformat.NotebookNode:

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
-import os
-import select
-import signal
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection
+from pathlib import Path
 
 from notebook_runner_server.execution import worker as workers
 from notebook_runner_server.execution.interface import (
@@ -26,16 +21,11 @@ from notebook_runner_server.execution.interface import (
     Failure,
     Job,
 )
-from notebook_runner_server.execution.link import Link
-from notebook_runner_server.execution.processes import (
-    KILL_DEADLINE,
-    become_subreaper,
-    in_own_session,
-    kill_descendants,
-)
-
-# A fork of a process that serves gRPC crashes or hangs.
-_CONTEXT = multiprocessing.get_context("spawn")
+from notebook_runner_server.execution.options import WorkerOptions
+from notebook_runner_server.execution.processes import KILL_DEADLINE, become_subreaper
+from notebook_runner_server.execution.scratch import Scratch
+from notebook_runner_server.execution.signals import how_it_ended
+from notebook_runner_server.execution.worker_process import WorkerProcess, kill_orphans
 
 RETRY_SECONDS = 1.0
 """How long to wait before a worker that did not start is tried again."""
@@ -44,77 +34,10 @@ STUCK_SECONDS = KILL_DEADLINE + 5.0
 """How long a worker may take to end a run before it is ended itself."""
 
 
-def kill_orphans() -> set[int]:
-    """End whatever is below this process in another session: what a dead worker has left.
-
-    What this process starts itself stays in its session; a kernel never is in it.
-    """
-    return kill_descendants(os.getpid(), spare=in_own_session)
-
-
-class _Worker:
-    """One worker process: a pool with one process, and the connection to it."""
-
-    def __init__(self, *, limit_address_space: bool) -> None:
-        self._near, far = socket.socketpair()
-        self._far = Connection(far.detach())
-        self._pool = ProcessPoolExecutor(
-            max_workers=1,
-            mp_context=_CONTEXT,
-            initializer=workers.initialize,
-            initargs=(self._far, limit_address_space),
-        )
-        self.link: Link | None = None
-        self.hello = workers.Hello(0, {})
-        self.broken = False
-
-    async def start(self) -> None:
-        """Start the process and wait until it can take a job.
-
-        Raises:
-            BrokenProcessPool: It died.
-        """
-        self.link = await Link.open(self._near)
-        try:
-            self.hello = await asyncio.wrap_future(self._pool.submit(workers.hello))
-        finally:
-            # Only the worker holds the far end now, so that its death is seen as the end of the link.
-            self._far.close()
-
-    def submit(self, job: Job) -> Future[None]:
-        return self._pool.submit(workers.execute, job)
-
-    def kill(self) -> None:
-        """End the process with SIGKILL; what is below it is left to `kill_orphans`."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.hello.pid, signal.SIGKILL)
-
-    def kill_rest(self) -> set[int]:
-        """End what the process has left, when it is gone; blocks."""
-        # Its end of the connection closes before its children are handed on.
-        with contextlib.suppress(ProcessLookupError):
-            descriptor = os.pidfd_open(self.hello.pid)
-            try:
-                gone = select.poll()
-                gone.register(descriptor, select.POLLIN)
-                gone.poll(round(KILL_DEADLINE * 1000))
-            finally:
-                os.close(descriptor)
-        return kill_orphans()
-
-    async def close(self) -> None:
-        """End the process with all that is below it."""
-        if self.link is not None:
-            self.link.close()
-        else:
-            self._near.close()
-        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
-
-
 class _PoolRun:
     """A run in a worker."""
 
-    def __init__(self, backend: ProcessPoolBackend, worker: _Worker, job: Job) -> None:
+    def __init__(self, backend: ProcessPoolBackend, worker: WorkerProcess, job: Job) -> None:
         assert worker.link is not None  # noqa: S101 - it was started
         self._backend = backend
         self._worker = worker
@@ -140,8 +63,7 @@ class _PoolRun:
                     ended = True
             await self._settled()
         finally:
-            if self._stuck is not None:
-                self._stuck.cancel()
+            self._forget_stuck()
             if not ended:
                 # Nobody follows the run any more, and nobody would learn how it ends.
                 self._worker.kill()
@@ -152,9 +74,15 @@ class _PoolRun:
         """Send the order to the worker; one that cannot carry it out is ended."""
         self._stop_cause = self._stop_cause or cause
         self._link.send(workers.Stop(self._run_id, cause, grace_period))
-        if self._stuck is None:
-            loop = asyncio.get_running_loop()
-            self._stuck = loop.call_later(grace_period + STUCK_SECONDS, self._worker.kill)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_period + STUCK_SECONDS
+        if self._stuck is None or deadline < self._stuck.when():
+            self._forget_stuck()
+            self._stuck = loop.call_at(deadline, self._worker.kill)
+
+    def _forget_stuck(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
 
     async def _settled(self) -> None:
         """Wait until the worker can take another job."""
@@ -172,7 +100,9 @@ class _PoolRun:
         if self._stop_cause is not None:
             # It was to end the run, and whoever asked for that has what it asked for.
             return Ended(Failure(self._stop_cause, "The run was ended, and its worker with it."), len(killed))
-        return Ended(Failure(Cause.WORKER_DIED, "The worker process died."), len(killed))
+        how, name, code = how_it_ended(await asyncio.to_thread(self._worker.exit_code))
+        failure = Failure(Cause.WORKER_DIED, f"The worker process {how}.", signal=name, exit_code=code)
+        return Ended(failure, len(killed))
 
 
 class ProcessPoolBackend:
@@ -180,15 +110,18 @@ class ProcessPoolBackend:
 
     Args:
         workers: How many, and so how many runs at once.
+        link: A symbolic link in a folder that this backend has alone; it remembers what there is to remove
+            after a server that was killed.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
     """
 
-    def __init__(self, workers: int, *, limit_address_space: bool = False) -> None:
+    def __init__(self, workers: int, link: Path, *, limit_address_space: bool = False) -> None:
         self.capacity = workers
+        self._scratch = Scratch(link)
         self._limit_address_space = limit_address_space
-        self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
-        self._next: _Worker | None = None
-        self._workers: set[_Worker] = set()
+        self._idle: asyncio.Queue[WorkerProcess] = asyncio.Queue()
+        self._next: WorkerProcess | None = None
+        self._workers: set[WorkerProcess] = set()
         self._repairs: set[asyncio.Task[None]] = set()
         self._kernels: Mapping[str, str] = {}
 
@@ -205,6 +138,7 @@ class ProcessPoolBackend:
         """
         # The second net: what a dead worker leaves is handed to this process, which ends it.
         become_subreaper()
+        self._scratch.open()
         await asyncio.gather(*(self._add() for _ in range(self.capacity)))
 
     async def wait_free(self) -> None:
@@ -223,7 +157,7 @@ class ProcessPoolBackend:
             raise RuntimeError("submit was called without wait_free")
         return _PoolRun(self, worker, job)
 
-    def release(self, worker: _Worker) -> None:
+    def release(self, worker: WorkerProcess) -> None:
         """Take a worker back after its run; a broken one is replaced."""
         if worker.broken:
             task = asyncio.ensure_future(self._replace(worker))
@@ -239,9 +173,11 @@ class ProcessPoolBackend:
         await asyncio.gather(*self._repairs, return_exceptions=True)
         await asyncio.gather(*(worker.close() for worker in self._workers))
         await asyncio.to_thread(kill_orphans)
+        self._scratch.close()
 
     async def _add(self) -> None:
-        worker = _Worker(limit_address_space=self._limit_address_space)
+        options = WorkerOptions(self._scratch.subfolder(), limit_address_space=self._limit_address_space)
+        worker = WorkerProcess(options)
         try:
             await worker.start()
         except BaseException:
@@ -251,7 +187,7 @@ class ProcessPoolBackend:
         self._kernels = worker.hello.kernels
         self._idle.put_nowait(worker)
 
-    async def _replace(self, worker: _Worker) -> None:
+    async def _replace(self, worker: WorkerProcess) -> None:
         self._workers.discard(worker)
         await worker.close()
         await asyncio.to_thread(worker.kill_rest)

@@ -15,7 +15,6 @@ from notebook_runner_server.execution import budget
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.budget import OutputBudget
 from notebook_runner_server.execution.interface import (
-    TAIL,
     CellFinished,
     CellOutcome,
     CellStarted,
@@ -28,11 +27,12 @@ from notebook_runner_server.execution.interface import (
     PartChunk,
     StreamOutput,
 )
+from notebook_runner_server.execution.parts import TAIL
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-_OUTPUTS = {"stream", "display_data", "execute_result", "update_display_data", "error"}
+_OUTPUTS = {"stream", "display_data", "execute_result", "update_display_data", "error", "clear_output"}
 MAX_FIRST_LINE = 200
 MAX_NAME = 256
 MAX_COUNT = 2**31 - 1  # what the contract can carry
@@ -53,6 +53,7 @@ class RecordingClient(NotebookClient):
     Args:
         notebook: The notebook to execute; its cells are filled in place.
         emit: Takes the events.
+        heard: Called for each output of the kernel, kept or not.
         before_cell: Called before each cell; what it raises ends the execution.
         after_cell: Called after each cell, however it ended.
         limits: What the run may take; output that is over is cut.
@@ -63,6 +64,7 @@ class RecordingClient(NotebookClient):
         notebook: NotebookNode,
         *,
         emit: Callable[[ExecutionEvent], None],
+        heard: Callable[[], None],
         before_cell: Callable[[int, str], None],
         after_cell: Callable[[], None],
         limits: Limits,
@@ -70,11 +72,11 @@ class RecordingClient(NotebookClient):
     ) -> None:
         super().__init__(notebook, **traits)
         self._emit = emit
+        self._heard = heard
         self._before_cell = before_cell
         self._after_cell = after_cell
         self._budget = OutputBudget(limits)
-        self._cut = False
-        self._error_allowed = False
+        self._cut = self._raised = self._error_allowed = False
         self.traceback = ""
         # Cells that ended earlier and were changed since, by an update to what they display.
         self._changed: set[int] = set()
@@ -92,7 +94,7 @@ class RecordingClient(NotebookClient):
         if not self._is_executed(cell):
             return await super().async_execute_cell(cell, cell_index, *arguments, **options)
         self._before_cell(cell_index, cell.get("id", ""))
-        self._error_allowed = self._cut = False
+        self._cut = self._raised = self._error_allowed = False
         self._budget.start_cell()
         self._emit(CellStarted(cell_index, cell.get("id", ""), _first_line(cell.source)))
         start = time.monotonic()
@@ -110,9 +112,16 @@ class RecordingClient(NotebookClient):
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
         """Take a message of the kernel as nbclient does, as far as the limits allow, and tell of it."""
-        if msg["msg_type"] not in _OUTPUTS:
+        kind = msg["msg_type"]
+        if kind not in _OUTPUTS:
             return self._process(msg, cell, cell_index)
+        self._heard()
+        if kind == "error" and not self._raised:
+            # Why the cell ended is never left out.
+            self._raised = True
+            return self._process({**msg, "content": budget.bounded_error(msg["content"])}, cell, cell_index)
         if self._cut:
+            # Not even a clear_output: it would take the mark away.
             return None
         wanted, room = budget.size(msg["content"]), self._budget.left()
         self._budget.take(wanted)
@@ -146,7 +155,8 @@ class RecordingClient(NotebookClient):
         return output
 
     def emit_tail(self) -> None:
-        """Emit all of the notebook that is not a cell: its metadata as they are now."""
+        """Emit all of the notebook that is not a cell: its metadata and widgets as they are now."""
+        self.set_widgets_metadata()
         self._emit_part(TAIL, notebooks.encode_tail(self.nb))
 
     def _is_executed(self, cell: NotebookNode) -> bool:

@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -21,6 +23,7 @@ from typing import NoReturn
 # Imported before the first job, so that no run waits for it.
 from notebook_runner_server.execution import host as hosts
 from notebook_runner_server.execution.interface import Cause, Job
+from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
     become_subreaper,
@@ -56,9 +59,9 @@ class _Worker:
     the next.
     """
 
-    def __init__(self, connection: Connection, *, limit_address_space: bool) -> None:
+    def __init__(self, connection: Connection, options: WorkerOptions) -> None:
         self._connection = connection
-        self._limit_address_space = limit_address_space
+        self._options = options
         self._lock = threading.RLock()
         self._run_id = ""
         self._host: hosts.RunHost | None = None
@@ -71,7 +74,7 @@ class _Worker:
         with self._lock:
             self._run_id = job.run_id
         try:
-            hosts.host(job, self._connection.send, self._made, limit_address_space=self._limit_address_space)
+            hosts.host(job, self._options, self._connection.send, self._made)
         except BaseException:  # noqa: BLE001 - whatever it was, this process is not fit for another run
             traceback.print_exc()
             self.abandon()
@@ -108,6 +111,7 @@ class _Worker:
         """End every process below this one, then this one."""
         try:
             kill_descendants(os.getpid())
+            shutil.rmtree(self._options.folder, ignore_errors=True)
         finally:
             os._exit(1)
 
@@ -129,13 +133,15 @@ class _Worker:
 _worker: _Worker | None = None
 
 
-def initialize(connection: Connection, limit_address_space: bool) -> None:
+def initialize(connection: Connection, options: WorkerOptions) -> None:
     """Make this process a worker; the process pool's initializer.
 
     Args:
         connection: To the server.
-        limit_address_space: Limit the kernel's address space to a run's memory limit as well.
+        options: What the server tells it once.
     """
+    # What the server could read at Start, with its limit, must not be nested too deep here.
+    sys.setrecursionlimit(10 * sys.getrecursionlimit())
     global _worker  # noqa: PLW0603 - a worker process is one worker
     # A terminal's Ctrl-C is for the server, which then says what is to end. The session stays the
     # server's: that tells a worker from what a dead worker has left.
@@ -146,7 +152,7 @@ def initialize(connection: Connection, limit_address_space: bool) -> None:
     orphans.install()
     # What goes wrong in a run is told by its events; nbclient's log would repeat it.
     logging.disable(logging.CRITICAL)
-    _worker = _Worker(connection, limit_address_space=limit_address_space)
+    _worker = _Worker(connection, options)
     threading.Thread(target=_worker.obey, name="orders", daemon=True).start()
 
 

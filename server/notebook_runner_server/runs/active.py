@@ -24,7 +24,7 @@ from notebook_runner_server.runs import transitions
 from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Order, Run, RunChanged, RunState
-from notebook_runner_server.runs.salvage import salvage
+from notebook_runner_server.runs.salvage import SalvagedCell
 from notebook_runner_server.runs.store import Written
 from notebook_runner_server.runs.tables import Part
 
@@ -72,7 +72,7 @@ class ActiveRun:
     async def move(self, state: RunState) -> None:
         """Bring the run to a later state that is not an end."""
         async with self._lock:
-            await self._append(transitions.move(self.run, state, time.time_ns()))
+            await self._append(transitions.move(self.run, state, self.log.clock.now()))
 
     async def end(self, failure: Failure) -> None:
         """End the run, of which no process is there."""
@@ -91,7 +91,7 @@ class ActiveRun:
             if self.run.state in (RunState.STARTING, RunState.RUNNING) and not self._lost:
                 # A full disk must not keep anyone from ending a run.
                 with contextlib.suppress(StorageFullError):
-                    await self._append(transitions.move(self.run, RunState.KILLING, time.time_ns()))
+                    await self._append(transitions.move(self.run, RunState.KILLING, self.log.clock.now()))
         self.stop_requested = (cause, grace_period)
         if self._handle is not None:
             self._handle.stop(cause, grace_period)
@@ -140,15 +140,19 @@ class ActiveRun:
         seconds = self._since_cell_start()
         part: list[ExecutionEvent] = []
         try:
-            events = await self.log.events_of_cell()
-            if events and isinstance(events[0].body, CellStarted):
-                self._cell_id = events[0].body.cell_id
-            cell = salvage(await self.log.source(self.run.run_id, index), events)
+            cell = SalvagedCell(await self.log.source(self.run.run_id, index))
+            self._cell_id = cell.cell_id
+            await self._record([PartChunk(index, cell.head, last=False)])
+            async for events in self.log.shown():
+                piece = await asyncio.to_thread(cell.piece, events)
+                await self._record([PartChunk(index, piece, last=False)])
+            part.append(PartChunk(index, cell.tail(), last=True))
+        except StorageFullError:
+            raise
         except Exception:
             # The files are damaged or gone: the run must have its end all the same.
             _logger.exception("the text of a cell could not be saved", extra={"run_id": self.run.run_id})
-        else:
-            part.append(PartChunk(index, cell, last=True))
+            self._part_start = self._size
         return [*part, CellFinished(index, self._cell_id, 0, seconds, CellOutcome.STOPPED)]
 
     def _since_cell_start(self) -> float:
@@ -157,7 +161,7 @@ class ActiveRun:
     async def _record(self, batch: Sequence[ExecutionEvent]) -> None:
         if not batch:
             return
-        run, start, now = self.run, self._size, time.time_ns()
+        run, start, now = self.run, self._size, self.log.clock.now()
         events: list[Event] = []
         pieces: list[bytes] = []
         parts: list[Part] = []
@@ -188,7 +192,7 @@ class ActiveRun:
     async def _end(self, failure: Failure) -> None:
         """End a run that the store could not follow: callers learn it now, the history when it can."""
         failure = self._located(failure)
-        run, now = self.run, time.time_ns()
+        run, now = self.run, self.log.clock.now()
         told: list[ExecutionEvent] = []
         if run.current_cell is not None:
             seconds = self._since_cell_start()
@@ -218,4 +222,5 @@ class ActiveRun:
         return self._unsaved is not None
 
     def _expire_time(self, run: Run) -> int | None:
-        return run.end_time + int(self.order.retention * 1e9) if run.state.is_terminal else None
+        # By the system's clock, as it is looked at later.
+        return time.time_ns() + int(self.order.retention * 1e9) if run.state.is_terminal else None

@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from notebook_runner_server.execution.interface import Limits
+from notebook_runner_server.execution.parts import TAIL
 from notebook_runner_server.runs.errors import (
     InvalidFieldError,
     NotebookNotFoundError,
     UnknownKernelError,
 )
-from notebook_runner_server.runs.folder import TAIL
 from notebook_runner_server.runs.model import Order, Run, RunState, StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot, check_size
 

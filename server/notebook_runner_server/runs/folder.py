@@ -18,12 +18,8 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
 from notebook_runner_server.runs.tables import Part
-
-# Together with the parts, byte for byte what nbformat writes (see execution.notebook).
-HEAD = b'{\n "cells": ['
-SEPARATOR = b","
-TAIL = -1
 
 COPY_BYTES = 1024 * 1024
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from notebook_runner_server.execution.interface import Backend, Cause, Failure
 from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.admission import Admission, Admitted, fingerprint
+from notebook_runner_server.runs.clock import Clock
 from notebook_runner_server.runs.dispatcher import Dispatcher
 from notebook_runner_server.runs.errors import (
     RequestIdReusedError,
@@ -211,9 +211,10 @@ class Runner:
 
     async def _insert(self, admitted: Admitted, digest: str) -> Run:
         run = dataclasses.replace(admitted.run, queue_position=self._dispatcher.waiting)
-        event = Event(1, time.time_ns(), 0, run.cells_total, RunChanged(run))
+        clock = Clock(run.create_time)
+        event = Event(1, clock.now(), 0, run.cells_total, RunChanged(run))
         position = await self._store.insert(admitted.run, admitted.order, digest, event, admitted.parts)
-        log = RunLog(self._store, position, 0, ended=False)
+        log = RunLog(self._store, position, 0, ended=False, clock=clock)
         log.publish([event])
         size = sum(map(len, admitted.parts.values()))
         self._dispatcher.add(ActiveRun(admitted.run, admitted.order, log, size))
@@ -222,7 +223,9 @@ class Runner:
     async def _recover(self) -> None:
         """Say of each run that had not ended what became of it, before anyone can ask."""
         for row in await self._store.unended():
-            log = RunLog(self._store, row.position, row.last_sequence, ended=False)
+            last = (await self._store.events(row.position, row.last_sequence - 1))[-1]
+            clock = Clock(last.time)
+            log = RunLog(self._store, row.position, row.last_sequence, ended=False, clock=clock)
             size = await asyncio.to_thread(self._store.folder(row.run.run_id).parts_size)
             active = ActiveRun(row.run, row.order, log, size)
             if row.run.state is RunState.QUEUED:

@@ -8,13 +8,14 @@ signal, so that a slow reader costs nothing and loses nothing.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from notebook_runner_server.execution.interface import StreamOutput
+from notebook_runner_server.runs.clock import Clock
 from notebook_runner_server.runs.errors import RunNotFoundError, ShuttingDownError
 from notebook_runner_server.runs.model import Body, Event, Run
+from notebook_runner_server.runs.salvage import shown_since
 from notebook_runner_server.runs.store import Store, Written
 
 RECENT_BYTES = 2 * 1024 * 1024
@@ -31,10 +32,17 @@ class RunLog:
         position: The run's position in the store.
         last_sequence: The sequence number of the newest event that the store has.
         ended: Whether that is the last one.
+        clock: Tells when an event happens.
+
+    Attributes:
+        clock: The same.
     """
 
-    def __init__(self, store: Store, position: int, last_sequence: int, *, ended: bool) -> None:
+    def __init__(
+        self, store: Store, position: int, last_sequence: int, *, ended: bool, clock: Clock | None = None
+    ) -> None:
         self._store = store
+        self.clock = clock or Clock()
         self.position = position
         self.last_sequence = last_sequence
         self.ended = ended
@@ -46,7 +54,7 @@ class RunLog:
     def next_event(self, run: Run, body: Body, place: int = 0) -> Event:
         """Return the event that `append` will take as the one in `place` (0: the next)."""
         return Event(
-            self.last_sequence + 1 + place, time.time_ns(), run.cells_completed, run.cells_total, body
+            self.last_sequence + 1 + place, self.clock.now(), run.cells_completed, run.cells_total, body
         )
 
     async def append(
@@ -99,9 +107,18 @@ class RunLog:
             return [self._recent[place] for place in range(skip, len(self._recent))]
         return await self._store.events(self.position, after)
 
-    async def events_of_cell(self) -> Sequence[Event]:
-        """Return the events since the newest start of a cell, in order; none: there was no cell."""
-        return await self._store.events_of_cell(self.position, self.last_sequence + 1)
+    async def shown(self) -> AsyncIterator[Sequence[Event]]:
+        """Yield the events of the newest cell that tell of what it still shows, in order."""
+        since, before, output_after = None, self.last_sequence + 1, False
+        while since is None:
+            events = await self._store.events_before(self.position, before)
+            if not events:
+                return
+            before = events[-1].sequence
+            since, output_after = shown_since(events, output_after=output_after)
+        while events := await self._store.events(self.position, since):
+            yield events
+            since = events[-1].sequence
 
     async def source(self, run_id: str, part: int) -> bytes:
         """Return a part of the notebook as it was before it was executed."""

@@ -1,48 +1,85 @@
 """What can be saved of a cell whose worker died: the text that it was told to have printed.
 
 A cell's outputs come when it ends. When its worker dies first, the log still has what the cell printed; this
-puts it back into the cell, as the notebook would have it.
+puts it back into the cell, as the notebook would have it. The text may be large, so it goes piece by piece.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
-from notebook_runner_server.execution.interface import ClearOutput, StreamOutput
+from notebook_runner_server.execution.interface import (
+    CellStarted,
+    ClearOutput,
+    DisplayOutput,
+    ErrorOutput,
+    StreamOutput,
+)
+from notebook_runner_server.execution.parts import encode, encode_cell, indented
 from notebook_runner_server.runs.model import Event
 
+_NO_OUTPUTS = b'\n   "outputs": []'
 
-def salvage(cell: bytes, events: Iterable[Event]) -> bytes:
-    """Return a cell with the text that its events tell of.
+
+def shown_since(backwards: Iterable[Event], *, output_after: bool) -> tuple[int | None, bool]:
+    """Look for the event after which all that a cell printed is still shown: its start, or a clearing.
 
     Args:
-        cell: The cell as it was before it was executed, encoded (`execution.notebook.encode_cell`).
-        events: The events since it was started.
+        backwards: Some events of the cell, the newest first.
+        output_after: Whether the cell had output after these.
+
+    Returns:
+        The event's sequence number, None: it is not among these; and `output_after` for those before.
     """
-    document = json.loads(cell)
-    document["outputs"] = _outputs(events)
-    document["execution_count"] = None
-    text = json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True, separators=(",", ": "))
-    return b"\n  " + text.encode(errors="replace").replace(b"\n", b"\n  ")
-
-
-def _outputs(events: Iterable[Event]) -> list[dict[str, Any]]:
-    outputs: list[dict[str, Any]] = []
-    clear = False
-    for event in events:
+    for event in backwards:
         match event.body:
-            case ClearOutput(wait=wait):
-                clear = True
-                if not wait:
-                    outputs.clear()
-                    clear = False
-            case StreamOutput(name=name, text=text):
-                if clear:
-                    outputs.clear()
-                    clear = False
-                outputs.append(
-                    {"name": name, "output_type": "stream", "text": text.splitlines(keepends=True)}
-                )
-    return outputs
+            case CellStarted():
+                return event.sequence, output_after
+            case ClearOutput(wait=wait) if output_after or not wait:
+                return event.sequence, output_after
+            case StreamOutput() | DisplayOutput() | ErrorOutput():
+                output_after = True
+    return None, output_after
+
+
+class SalvagedCell:
+    """Encodes a cell with the text that its events tell of; the pieces together are the cell's part.
+
+    Args:
+        source: The cell as it was before it was executed, encoded.
+
+    Attributes:
+        cell_id: Its id; empty: it has none.
+        head: The first piece.
+    """
+
+    def __init__(self, source: bytes) -> None:
+        document = json.loads(source)
+        self.cell_id = str(document.get("id", ""))
+        document["outputs"] = []
+        document["execution_count"] = None
+        head, _, self._tail = encode_cell(document).partition(_NO_OUTPUTS)
+        self.head = head + _NO_OUTPUTS[:-1]
+        # Of the output that is being encoded; None: none was begun.
+        self._name: str | None = None
+        self._opening = self._closing = b""
+
+    def piece(self, events: Iterable[Event]) -> bytes:
+        """Return the piece for the next events."""
+        return b"".join(self._text(event.body) for event in events if isinstance(event.body, StreamOutput))
+
+    def tail(self) -> bytes:
+        """Return the last piece."""
+        return (b"]" if self._name is None else self._closing + b"\n   ]") + self._tail
+
+    def _text(self, body: StreamOutput) -> bytes:
+        lines = body.text.splitlines(keepends=True)
+        text = b",".join(indented(encode(line), 6) for line in lines)
+        if body.name == self._name:
+            return b"," + text if text else b""
+        output = {"name": body.name, "output_type": "stream", "text": []}
+        opening, _, closing = indented(encode(output), 4).partition(b"[]")
+        before = b"" if self._name is None else self._closing + b","
+        self._name, self._closing = body.name, b"\n     ]" + closing
+        return before + opening + b"[" + text

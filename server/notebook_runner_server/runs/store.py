@@ -1,8 +1,4 @@
-"""The store: one SQLite file under the state folder, and a folder for each run beside it.
-
-Writes happen on one thread and are durable when they return (WAL, `synchronous=FULL`); reads happen on
-another, so that the event loop waits for neither.
-"""
+"""The store: one SQLite file under the state folder, and a folder for each run beside it."""
 
 from __future__ import annotations
 
@@ -11,22 +7,17 @@ import fcntl
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Concatenate, ParamSpec, TypeVar
+from typing import IO
 
-from notebook_runner_server.execution.interface import CellStarted
 from notebook_runner_server.runs import tables
-from notebook_runner_server.runs.errors import StorageFullError
+from notebook_runner_server.runs.database import Database
 from notebook_runner_server.runs.folder import RunFolder, folder_size
 from notebook_runner_server.runs.model import Event, Order, Run, RunState
 from notebook_runner_server.runs.tables import Part, Row
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 EVENTS_A_READ = 256
 DATABASE = "notebook-runner.db"
@@ -63,11 +54,8 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._runs = folder / "runs"
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-read")
+        self._db = Database(folder / DATABASE)
         self._lock: IO[str] | None = None
-        self._write_db: sqlite3.Connection | None = None
-        self._read_db: sqlite3.Connection | None = None
 
     async def open(self) -> None:
         """Open the state folder for this server alone.
@@ -83,16 +71,14 @@ class Store:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StateFolderInUseError(f"another server uses {self._folder}") from error
-        loop = asyncio.get_running_loop()
         try:
-            self._write_db = await loop.run_in_executor(self._writer, self._connect)
+            await self._db.open(is_first=not any(self._runs.iterdir()))
         except sqlite3.OperationalError:
             raise  # it cannot be read now; that is no damage
         except sqlite3.DatabaseError as error:
             self._set_aside(error)
-            self._write_db = await loop.run_in_executor(self._writer, self._connect)
-        self._read_db = await loop.run_in_executor(self._reader, self._connect)
-        await asyncio.to_thread(self._remove_strays, await self._read(tables.run_ids))
+            await self._db.open(is_first=True)
+        await asyncio.to_thread(self._remove_strays, await self._db.read(tables.run_ids))
 
     def _set_aside(self, error: sqlite3.DatabaseError) -> None:
         """Move a damaged history out of the way, whole, for whoever can mend it."""
@@ -112,11 +98,7 @@ class Store:
 
     async def close(self) -> None:
         """Close the state folder."""
-        loop = asyncio.get_running_loop()
-        for executor, db in ((self._reader, self._read_db), (self._writer, self._write_db)):
-            if db is not None:
-                await loop.run_in_executor(executor, db.close)
-            executor.shutdown()
+        await self._db.close()
         if self._lock is not None:
             self._lock.close()
 
@@ -147,9 +129,9 @@ class Store:
             return tables.insert_run(db, run, replace(order, environment={}), fingerprint, event, places)
 
         try:
-            return await self._write(write)
-        except StorageFullError:
-            await asyncio.get_running_loop().run_in_executor(self._writer, folder.remove)
+            return await self._db.write(write)
+        except Exception:
+            await self._db.run_in_order(folder.remove)
             raise
 
     async def append(
@@ -174,20 +156,20 @@ class Store:
                 folder.forget_environment()
             tables.append(db, position, run, events, written.parts, expire_time)
 
-        await self._write(write)
+        await self._db.write(write)
 
     async def find(self, run_id: str) -> Row | None:
         """Return a run by its id, or the newest one for an empty id; None: there is none."""
-        row = await self._read(tables.find_run, run_id)
+        row = await self._db.read(tables.find_run, run_id)
         return row if row is None or row.run.state.is_terminal else self._with_environment(row)
 
     async def find_request(self, request_id: str) -> Row | None:
         """Return the run of a request id; None: there is none."""
-        return await self._read(tables.find_request, request_id)
+        return await self._db.read(tables.find_request, request_id)
 
     async def unended(self) -> list[Row]:
         """Return the runs that have not ended, oldest first."""
-        return [self._with_environment(row) for row in await self._read(tables.unended_runs)]
+        return [self._with_environment(row) for row in await self._db.read(tables.unended_runs)]
 
     def _with_environment(self, row: Row) -> Row:
         environment = self.folder(row.run.run_id).environment()
@@ -195,18 +177,11 @@ class Store:
 
     async def events(self, position: int, after: int) -> list[Event]:
         """Return some events of a run after a sequence number, in order; none: there are no more."""
-        return await self._read(tables.read_events, position, after, EVENTS_A_READ)
+        return await self._db.read(tables.read_events, position, after, EVENTS_A_READ)
 
-    async def events_of_cell(self, position: int, before: int) -> list[Event]:
-        """Return the events since the newest start of a cell before a sequence number, in order."""
-        found: list[Event] = []
-        while events := await self._read(tables.read_events_back, position, before, EVENTS_A_READ):
-            for event in events:
-                found.append(event)
-                if isinstance(event.body, CellStarted):
-                    return found[::-1]
-            before = events[-1].sequence
-        return []
+    async def events_before(self, position: int, before: int) -> list[Event]:
+        """Return some events of a run before a sequence number, the newest first; none: there are no more."""
+        return await self._db.read(tables.read_events_back, position, before, EVENTS_A_READ)
 
     async def source(self, run_id: str, position: int, part: int) -> bytes:
         """Return a part of the notebook as it was before it was executed."""
@@ -217,23 +192,23 @@ class Store:
 
     async def parts(self, position: int, as_of: int) -> list[Part]:
         """Return the version that each part of a run's notebook had at a sequence number."""
-        return await self._read(tables.read_parts, position, as_of)
+        return await self._db.read(tables.read_parts, position, as_of)
 
     async def newest_part(self, position: int, as_of: int) -> int:
         """Return the sequence number of the newest part at a sequence number."""
-        return await self._read(tables.newest_part, position, as_of)
+        return await self._db.read(tables.newest_part, position, as_of)
 
     async def expired(self, after: int, limit: int) -> list[Row]:
         """Return ended runs after a position whose retention is over, oldest first."""
-        return await self._read(tables.ended_runs, time.time_ns(), after, limit)
+        return await self._db.read(tables.ended_runs, time.time_ns(), after, limit)
 
     async def ended(self, after: int, limit: int) -> list[Row]:
         """Return ended runs after a position, oldest first."""
-        return await self._read(tables.ended_runs, _FOR_EVER, after, limit)
+        return await self._db.read(tables.ended_runs, _FOR_EVER, after, limit)
 
     async def count_ended(self) -> int:
         """Return how many runs have ended."""
-        return await self._read(tables.count_ended)
+        return await self._db.read(tables.count_ended)
 
     def sizes(self) -> dict[str, int]:
         """Return how many bytes the folder of each run has; blocks."""
@@ -241,52 +216,11 @@ class Store:
 
     async def delete(self, row: Row) -> None:
         """Remove a run with all that belongs to it."""
-        await self._write(tables.delete_run, row.position)
+        await self._db.write(tables.delete_run, row.position)
         await asyncio.to_thread(self.folder(row.run.run_id).remove)
-
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._folder / DATABASE, isolation_level=None)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            tables.create(db, is_first=not any(self._runs.iterdir()))
-        except sqlite3.DatabaseError:
-            db.close()
-            raise
-        return db
-
-    async def _write(
-        self, function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
-    ) -> _T:
-        def transaction() -> _T:
-            db = self._write_db
-            assert db is not None  # noqa: S101 - open() was called
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                result = function(db, *args, **kwargs)
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
-            return result
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._writer, transaction)
-        except (OSError, sqlite3.Error) as error:
-            raise StorageFullError(f"The state folder cannot be written: {error}.") from error
-
-    async def _read(
-        self, function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
-    ) -> _T:
-        def read() -> _T:
-            assert self._read_db is not None  # noqa: S101 - open() was called
-            return function(self._read_db, *args, **kwargs)
-
-        return await asyncio.get_running_loop().run_in_executor(self._reader, read)
 
     async def list(
         self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]
     ) -> list[Row]:
         """Return up to `size` runs before a position, newest first, that match states and labels."""
-        return await self._read(tables.list_runs, before, size, states, labels)
+        return await self._db.read(tables.list_runs, before, size, states, labels)

@@ -65,18 +65,15 @@ class Part:
 
 
 def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
-    """Make the tables where there are none, and look whether those that are there are sound.
+    """Make the tables where there are none.
 
     Args:
         db: The database.
         is_first: Whether there may be none.
 
     Raises:
-        sqlite3.DatabaseError: They are not sound, or not there.
+        sqlite3.DatabaseError: They are not there, and should be.
     """
-    verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(verdict)
     is_new = db.execute("PRAGMA user_version").fetchone()[0] == 0
     if is_new and not is_first:
         raise sqlite3.DatabaseError("there are runs, and no history of them")

@@ -1,0 +1,115 @@
+"""One worker process, as the server sees it: a pool of one process, and the connection to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import select
+import shutil
+import signal
+import socket
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+from notebook_runner_server.execution import worker as workers
+from notebook_runner_server.execution.interface import Job
+from notebook_runner_server.execution.link import Link
+from notebook_runner_server.execution.options import WorkerOptions
+from notebook_runner_server.execution.processes import KILL_DEADLINE, in_own_session, kill_descendants
+
+# A fork of a process that serves gRPC crashes or hangs.
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+def kill_orphans() -> set[int]:
+    """End whatever is below this process in another session: what a dead worker has left.
+
+    What this process starts itself stays in its session; a kernel never is in it.
+    """
+    return kill_descendants(os.getpid(), spare=in_own_session)
+
+
+class WorkerProcess:
+    """One worker process.
+
+    Args:
+        options: What it is told once; its folder is removed with it.
+
+    Attributes:
+        link: The connection, after `start`.
+        hello: What the process has said of itself.
+        broken: It is not to be given another job.
+    """
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self._folder = options.folder
+        self._near, far = socket.socketpair()
+        self._far = Connection(far.detach())
+        self._pool = ProcessPoolExecutor(
+            max_workers=1,
+            mp_context=_CONTEXT,
+            initializer=workers.initialize,
+            initargs=(self._far, options),
+        )
+        self._process: BaseProcess | None = None
+        self.link: Link | None = None
+        self.hello = workers.Hello(0, {})
+        self.broken = False
+
+    async def start(self) -> None:
+        """Start the process and wait until it can take a job.
+
+        Raises:
+            BrokenProcessPool: It died.
+        """
+        self.link = await Link.open(self._near)
+        try:
+            self.hello = await asyncio.wrap_future(self._pool.submit(workers.hello))
+        finally:
+            # Only the worker holds the far end now, so that its death is seen as the end of the link.
+            self._far.close()
+        self._process = next(one for one in multiprocessing.active_children() if one.pid == self.hello.pid)
+
+    def submit(self, job: Job) -> Future[None]:
+        """Give it a job.
+
+        Raises:
+            BrokenProcessPool: It has died.
+        """
+        return self._pool.submit(workers.execute, job)
+
+    def kill(self) -> None:
+        """End the process with SIGKILL; what is below it is left to `kill_orphans`."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.hello.pid, signal.SIGKILL)
+
+    def kill_rest(self) -> set[int]:
+        """End what the process has left, when it is gone; blocks."""
+        # Its end of the connection closes before its children are handed on.
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(self.hello.pid)
+            try:
+                gone = select.poll()
+                gone.register(descriptor, select.POLLIN)
+                gone.poll(round(KILL_DEADLINE * 1000))
+            finally:
+                os.close(descriptor)
+        return kill_orphans()
+
+    def exit_code(self) -> int | None:
+        """Return the exit code of the dead process, negative: the signal that ended it; blocks shortly."""
+        # The pool waits for the process as well, and only one of two can be told.
+        self._pool.shutdown(wait=True)
+        return self._process.exitcode if self._process else None
+
+    async def close(self) -> None:
+        """End the process with all that is below it."""
+        if self.link is not None:
+            self.link.close()
+        else:
+            self._near.close()
+        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
