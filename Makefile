@@ -9,7 +9,7 @@ GENERATE_VENV := .venv-generate
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test check format generate contract lock bench clean
+.PHONY: help install demo serve dev test chaos soak check format generate contract lock bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -34,6 +34,16 @@ dev: $(INSTALLED) ## Start the server, and again on every change of a source fil
 
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/pytest
+
+ROUNDS ?= 500
+SEED ?= 0
+chaos: $(INSTALLED) ## Kill server, worker and kernel at random for ROUNDS rounds (SEED=0: a new one)
+	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_chaos.py
+
+RUNS ?= 1000
+STREAMS ?= 2000
+soak: $(INSTALLED) ## RUNS runs in a row, and STREAMS streams opened and dropped: nothing grows
+	SOAK_RUNS=$(RUNS) SOAK_STREAMS=$(STREAMS) $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_soak.py
 
 check: $(INSTALLED) ## Run every check that is not a test
 	$(BIN)/ruff format --check .

@@ -252,7 +252,7 @@ def test_a_list_tells_where_to_go_on(tmp_path: Path) -> None:
                 while before:
                     page, before = await runner.list(before, size, [], {})
                     assert 0 < len(page) <= size
-                    seen += [run.run_id for run in page]
+                    seen += [run.run_id for _, run in page]
                 assert seen == runs[::-1]
 
     within(scenario())

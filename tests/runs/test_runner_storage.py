@@ -129,7 +129,7 @@ def test_everybody_is_told_the_same_end(tmp_path: Path, *, comes_back: bool) -> 
             assert found.failure is not None
             assert (found.state, found.failure.cause) == (S.CRASHED, Cause.STORAGE_FAILED)
             assert (await runner.kill(run.run_id, 0.0))[0].state is S.CRASHED
-            assert [one.state for one in (await runner.list(10**6, 10, [], {}))[0]] == [S.CRASHED]
+            assert [one.state for _, one in (await runner.list(10**6, 10, [], {}))[0]] == [S.CRASHED]
             assert states(await events(runner, run.run_id))[-1] is S.CRASHED
 
     within(scenario(), 5.0)

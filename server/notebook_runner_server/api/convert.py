@@ -223,6 +223,17 @@ def event_message(event: Event) -> pb.ProgressResponse:
     return message
 
 
+def heartbeat_message(last: Event, now: int) -> pb.ProgressResponse:
+    """Return a sign of life after an event; `now` in nanoseconds since the epoch."""
+    return pb.ProgressResponse(
+        sequence=last.sequence,
+        time=timestamp(now),
+        cells_completed=last.cells_completed,
+        cells_total=last.cells_total,
+        heartbeat=pb.Heartbeat(),
+    )
+
+
 def _cell_finished(body: CellFinished) -> pb.CellFinished:
     duration = duration_pb2.Duration()
     duration.FromNanoseconds(math.floor(body.duration * 1e9))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _PAGE_SIZE = 50
 _MAX_PAGE_SIZE = 1000
+_MAX_PAGE_BYTES = 3 * 1024 * 1024
 _NO_POSITION = 2**63 - 1
 _MAX_FILTERS = 64
 
@@ -78,21 +80,20 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             raise InvalidFieldError(message, field="after_sequence")
         if request.snapshot_only and after == known:
             return
-        last = pb.ProgressResponse(sequence=after)
+        last = next(iter(await log.read(after - 1)), None) if after else None
+        told = time.monotonic()
         async for events in log.follow(after, self._heartbeat):
-            if not events:
-                yield pb.ProgressResponse(
-                    sequence=last.sequence,
-                    cells_completed=last.cells_completed,
-                    cells_total=last.cells_total,
-                    heartbeat=pb.Heartbeat(),
-                )
             for event in events:
-                last = convert.event_message(event)
+                last = event
                 if not (request.omit_cell_output and convert.is_output(event)):
-                    yield last
+                    yield convert.event_message(event)
+                    told = time.monotonic()
                 if request.snapshot_only and event.sequence >= known:
                     return
+            # Also when all that happens is what the caller does not want to be told.
+            if last is not None and (not events or time.monotonic() - told >= self._heartbeat):
+                yield convert.heartbeat_message(last, log.clock.now())
+                told = time.monotonic()
 
     async def Output(self, request: pb.OutputRequest, context: Any) -> pb.OutputResponse:  # noqa: ARG002, N802 - grpc's
         """Answer one page of an artefact."""
@@ -128,10 +129,19 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         states = [convert.domain_state(state) for state in request.states]
         size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
         runs, more = await self._runner.list(_position(request), size, states, dict(request.labels))
-        return pb.ListResponse(
-            runs=[convert.run_message(run) for run in runs],
-            next_page_token=_token(request, more) if more else "",
-        )
+        answer = pb.ListResponse()
+        room, last = _MAX_PAGE_BYTES, 0
+        for position, run in runs:
+            message = convert.run_message(run)
+            room -= message.ByteSize()
+            if room < 0 and answer.runs:
+                # A page ends by its size as well: tracebacks are long, and callers take 4 MiB.
+                more = last
+                break
+            answer.runs.append(message)
+            last = position
+        answer.next_page_token = _token(request, more) if more else ""
+        return answer
 
 
 def _token(request: pb.ListRequest, position: int) -> str:
