@@ -10,6 +10,8 @@ import asyncio
 import hashlib
 import json
 import os
+import secrets
+import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from notebook_runner_server.runs.errors import (
     UnknownFormatError,
 )
 from notebook_runner_server.runs.model import Run
+from notebook_runner_server.runs.readers import PAGE_SECONDS
 from notebook_runner_server.runs.report import report
 from notebook_runner_server.runs.store import Store
 
@@ -37,7 +40,7 @@ KEPT_SNAPSHOTS = 4
 
 
 class Exporter(Protocol):
-    """Converts notebooks to other formats (`export.service.Exporter`)."""
+    """Converts notebooks to other formats (`export.service.ExportService`)."""
 
     @property
     def formats(self) -> Collection[str]:
@@ -89,6 +92,8 @@ class Outputs:
         self._page_bytes = page_bytes
         self._max_page_bytes = max_page_bytes
         self._max_files_bytes = max_files_bytes
+        # When a page of a zip was read that was not its last.
+        self._reading: dict[Path, float] = {}
         # A lock lives as long as somebody makes, or waits for, its artefact.
         self._making: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 
@@ -108,7 +113,7 @@ class Outputs:
         self._check(to, offset, max_bytes, as_of)
         size = min(max_bytes or self._page_bytes, self._max_page_bytes)
         if to == ERROR:
-            return _slice(report(run).encode(), offset, size)
+            return _slice(report(run).encode(), offset, size, final=run.state.is_terminal)
         row = await self._store.find(run.run_id)
         assert row is not None  # noqa: S101 - its caller has just found it
         newest = (
@@ -122,9 +127,22 @@ class Outputs:
         artefact = await self._artefact(run, row.position, to, key, fresh=not as_of)
         final = row.run.state.is_terminal and key == newest
         content, total = await asyncio.to_thread(_read, artefact.path, offset, size)
+        if to == FILES:
+            self._note_reader(artefact.path, done=offset + len(content) >= total)
         return Page(
             content, total, offset + len(content), artefact.media_type, artefact.sha256 if final else "", key
         )
+
+    def _note_reader(self, path: Path, *, done: bool) -> None:
+        """Remember that somebody is between two pages of a zip, or is no longer."""
+        now = time.monotonic()
+        self._reading = {one: when for one, when in self._reading.items() if now - when < PAGE_SECONDS}
+        self._reading.pop(path, None)
+        if not done:
+            self._reading[path] = now
+
+    def _is_read(self, path: Path) -> bool:
+        return time.monotonic() - self._reading.get(path, -PAGE_SECONDS) < PAGE_SECONDS
 
     def _check(self, to: str, offset: int, max_bytes: int, as_of: int) -> None:
         known = [NOTEBOOK, *sorted(self._exporter.formats), FILES, ERROR]
@@ -142,9 +160,14 @@ class Outputs:
         lock = self._making.setdefault(path, asyncio.Lock())
         async with lock:
             try:
-                # What is in the folder of a run that goes on changes without an event.
-                changing = to == FILES and fresh and not run.state.is_terminal
+                # What is in the folder of a run that goes on changes without an event; who has begun to read
+                # a zip of it is to find the rest.
+                changing = to == FILES and fresh and not run.state.is_terminal and not self._is_read(path)
                 found = None if changing else await asyncio.to_thread(_load, path)
+                if found is None and to == FILES and not fresh:
+                    raise InvalidFieldError(
+                        "The files as of that event are no longer there: begin again.", field="as_of_sequence"
+                    )
                 if found is None:
                     found = await self._make(run, position, to, key, path)
                     if not run.state.is_terminal:
@@ -171,12 +194,14 @@ class Outputs:
             except files.TooLargeError as error:
                 raise ExportFailedError(str(error), format=to) from error
         notebook = await self._artefact(run, position, NOTEBOOK, key, fresh=False)
-        draft = path.with_suffix(".export")
+        draft = _draft(path)
         try:
             media_type = await self._exporter.export(notebook.path, to, draft)
             return await asyncio.to_thread(_save, path, media_type, draft.replace)
         except RuntimeError as error:
             raise ExportFailedError(f"The notebook cannot be converted: {error}", format=to) from error
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def _writer(pieces: Iterable[bytes]) -> Callable[[Path], object]:
@@ -187,9 +212,18 @@ def _writer(pieces: Iterable[bytes]) -> Callable[[Path], object]:
     return write
 
 
+def _draft(path: Path) -> Path:
+    """Return a name of its own to write an artefact under: a call that was given up may still be writing."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+
+
+def _about(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
 def _save(path: Path, media_type: str, write: Callable[[Path], object]) -> _Artefact:
     """Have an artefact written beside its place, and put it there when it is whole."""
-    draft = path.with_suffix(".draft")
+    draft = _draft(path)
     try:
         write(draft)
         with draft.open("rb") as file:
@@ -198,14 +232,13 @@ def _save(path: Path, media_type: str, write: Callable[[Path], object]) -> _Arte
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-    about = path.with_suffix(".json")
-    about.write_text(json.dumps([media_type, digest]))
+    _about(path).write_text(json.dumps([media_type, digest]))
     return _Artefact(path, media_type, digest)
 
 
 def _load(path: Path) -> _Artefact | None:
     try:
-        media_type, digest = json.loads(path.with_suffix(".json").read_text())
+        media_type, digest = json.loads(_about(path).read_text())
     except (FileNotFoundError, ValueError):
         return None
     return _Artefact(path, media_type, digest) if path.exists() else None
@@ -213,10 +246,11 @@ def _load(path: Path) -> _Artefact | None:
 
 def _forget(folder: Path, to: str) -> None:
     """Remove all but the newest artefacts of a format."""
-    found = [path for path in folder.glob(f"{to}-*") if not path.suffix]
-    found.sort(key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in found[:-KEPT_SNAPSHOTS]:
-        path.with_suffix(".json").unlink(missing_ok=True)
+    numbers = [path.name.removeprefix(f"{to}-") for path in folder.iterdir()]
+    found = sorted(int(number) for number in numbers if number.isdecimal())
+    for number in found[:-KEPT_SNAPSHOTS]:
+        path = folder / f"{to}-{number}"
+        _about(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
 
@@ -230,10 +264,10 @@ def _read(path: Path, offset: int, size: int) -> tuple[bytes, int]:
         os.close(descriptor)
 
 
-def _slice(content: bytes, offset: int, size: int) -> Page:
+def _slice(content: bytes, offset: int, size: int, *, final: bool) -> Page:
     _check_offset(offset, len(content))
     piece = content[offset : offset + size]
-    digest = hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest() if final else ""
     return Page(piece, len(content), offset + len(piece), "text/plain; charset=utf-8", digest, 0)
 
 
