@@ -34,6 +34,8 @@ _PYTHON_API = (
     "time.sleep(0.3)\nctypes.PyDLL(None).sleep(1000)"
 )
 _CHILDREN = "[subprocess.Popen(['sleep', '1000']) for _ in range(5)]\n"
+# Processes that are never the same: each leaves a child in its place. Their number stays.
+_STORM = "import os\nfor _ in range(4): os.fork()\nwhile True:\n    if os.fork(): os._exit(0)"
 _SLEEP = "import subprocess, os, time\n"
 _WAIT = "print('there', flush=True)\ntime.sleep(1000)"
 TREES = {
@@ -46,6 +48,9 @@ TREES = {
     + _WAIT,
     "children forked twice": _SLEEP
     + "[subprocess.run(['sh', '-c', 'setsid sleep 1000 & setsid sleep 1000 &']) for _ in range(3)]\n"
+    + _WAIT,
+    "a fork storm (16 at once)": "import subprocess, sys, time\n"
+     f"subprocess.Popen([sys.executable, '-S', '-c', {_STORM!r}])\n"
     + _WAIT,
     "a busy loop": "print('there', flush=True)\nwhile True: pass",
     "C code that holds the interpreter": _PYTHON_API,
