@@ -61,6 +61,7 @@ class Chaos:
 
     folder: Path
     seed: int
+    program: list[str] = field(default_factory=lambda: PROGRAM)
     rounds: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     states: Counter[str] = field(default_factory=Counter)
@@ -75,9 +76,9 @@ class Chaos:
         self._order = self.folder / "order"
         self._server: MortalServer | None = None
 
-    def play(self) -> None:
-        """One round: two runs, one fault, and the check of all that is known."""
-        fault = self._random.choice([*SIGNALS, *POINTS])
+    def play(self, fault: str = "") -> None:
+        """One round: two runs, one fault (this one, or any), and the check of all that is known."""
+        fault = fault or self._random.choice([*SIGNALS, *POINTS])
         self.rounds += 1
         self.faults[fault] += 1
         before = len(self.violations)
@@ -116,7 +117,9 @@ class Chaos:
             self._bury(self._server)
         if self._server is None:
             told = {VARIABLE: str(self._order)}
-            server = MortalServer(self.folder / "state", "--queue", "4", program=PROGRAM, environment=told)
+            server = MortalServer(
+                self.folder / "state", "--queue", "4", program=self.program, environment=told
+            )
             self._server = server.__enter__()
         return self._server
 
@@ -142,7 +145,7 @@ class Chaos:
         calls = threading.Event()
         with ThreadPoolExecutor(len(told) + 1) as pool:
             callers = [pool.submit(self._call, server, one) for one in told]
-            if not is_point:
+            if fault in SIGNALS:
                 pool.submit(_strike, server, fault, delay, calls).result()
             for caller in callers:
                 caller.result()
