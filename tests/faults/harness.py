@@ -84,7 +84,7 @@ class Chaos:
         before = len(self.violations)
         told = [self._told(), self._told()]
         self._injure(fault, told)
-        server = self._alive()
+        server = self._answering()
         for one in told:
             self._again(server, one)
         self._check(server, told)
@@ -122,6 +122,16 @@ class Chaos:
             )
             self._server = server.__enter__()
         return self._server
+
+    def _answering(self) -> MortalServer:
+        """The same, when one that is dying at this moment is dead."""
+        server = self._alive()
+        try:
+            server.stub.List(pb.ListRequest(page_size=1), timeout=60)
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+            server.process.wait(10)
+        return self._alive()
 
     def _bury(self, server: MortalServer) -> None:
         """Looks whether anything is left of a server that died."""
@@ -245,6 +255,8 @@ def _strike(server: MortalServer, fault: str, delay: float, never: threading.Eve
     if pid:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    if fault == "server":
+        server.process.wait(10)
 
 
 def _victim(server: MortalServer, fault: str) -> int:

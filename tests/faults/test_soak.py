@@ -1,6 +1,6 @@
 """Many short runs in a row and as many readers that go away: nothing grows.
 
-`SOAK_RUNS=1000 pytest tests/faults/test_soak.py -s -o faulthandler_timeout=0` takes longer.
+`make soak` takes longer.
 """
 
 import os
@@ -8,13 +8,16 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+import grpc
 from support.calls import follow, inline, perform, start
 from support.mortal import children, figure, worker_of
 from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
 RUNS = int(os.environ.get("SOAK_RUNS", "60"))
+STREAMS = int(os.environ.get("SOAK_STREAMS", "200"))
 # What a server keeps for its first runs, it has then.
 WARM_UP = min(20, RUNS // 2)
 SHARE, SLACK = 1.05, 3 * 1024 * 1024
@@ -55,6 +58,11 @@ def _target(entry: Path) -> str:
         return ""
 
 
+def _files(folder: Path) -> set[Path]:
+    """All that is below the folder for temporary files."""
+    return set(folder.rglob("*"))
+
+
 def _round(server: Server) -> None:
     """One run, followed to its end by one reader and left early by two others."""
     with_readers = start(server.stub, REQUEST)
@@ -64,6 +72,17 @@ def _round(server: Server) -> None:
         reader.close()
     events = list(follow(server.stub, with_readers.run_id))
     assert events[-1].run_changed.state == pb.RUN_STATE_SUCCEEDED
+
+
+def _drop_streams(server: Server, number: int) -> None:
+    """Opens streams of the newest run and drops them: unread, after one event, and with their connection."""
+    for place in range(number):
+        with grpc.insecure_channel(server.target) as channel:
+            stream = rpc.NotebookRunnerStub(channel).Progress(pb.ProgressRequest(), timeout=60)
+            if place % 3:
+                next(stream)
+            if place % 3 == 1:
+                stream.cancel()
 
 
 def _settled(server: Server) -> dict[str, Taken]:
@@ -79,14 +98,16 @@ def test_nothing_grows(make_server: Callable[..., Server], tmp_path: Path) -> No
     server = make_server(environment={"TMPDIR": str(tmp_path)})
     for _ in range(WARM_UP):
         _round(server)
-    before = _settled(server)
+    _drop_streams(server, min(20, STREAMS))
+    before, files = _settled(server), _files(tmp_path)
     for _ in range(RUNS - WARM_UP):
         _round(server)
+    _drop_streams(server, STREAMS)
     after = _settled(server)
     for name, then in before.items():
         figure(f"{name} after {WARM_UP} runs: {then}")
-        figure(f"{name} after {RUNS} runs: {after[name]}")
-    assert list(tmp_path.iterdir()) == []
+        figure(f"{name} after {RUNS} runs and {STREAMS} streams: {after[name]}")
+    assert _files(tmp_path) == files
     for name, then in before.items():
         assert after[name].counted == then.counted, name
         assert after[name].memory <= then.memory * SHARE + SLACK, name
