@@ -50,8 +50,7 @@ TREES = {
     + "[subprocess.run(['sh', '-c', 'setsid sleep 1000 & setsid sleep 1000 &']) for _ in range(3)]\n"
     + _WAIT,
     "a fork storm (16 at once)": "import subprocess, sys, time\n"
-     f"subprocess.Popen([sys.executable, '-S', '-c', {_STORM!r}])\n"
-    + _WAIT,
+    f"subprocess.Popen([sys.executable, '-S', '-c', {_STORM!r}])\n" + _WAIT,
     "a busy loop": "print('there', flush=True)\nwhile True: pass",
     "C code that holds the interpreter": _PYTHON_API,
 }
