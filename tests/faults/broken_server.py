@@ -1,21 +1,39 @@
 """The real server's command with a broken promise: `broken_server.py PROMISE …`.
 
+hurries     while there is an order to die, Start answers and nothing of the run was written
 forgets     an acknowledged run is gone after a restart
 repeats     a run that had been started is started again after a restart
 skips       Progress leaves an event out
 mangles     what a cell printed is something else in the notebook
+swallows    no event tells of the last thing that a cell printed, and no gap is seen
 leaves      the processes of a run are not ended
+outlives    a worker goes on when its server has died
 """
 
+import asyncio
 import os
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 VARIABLE = "NBR_TEST_BREAK"
+# As in crashing_server.py and harness.py, which a worker cannot import from here.
+ORDER = "NBR_TEST_CRASH"
+LAST_LINE = "line 4"
+
+
+def _hurries() -> None:
+    from notebook_runner_server.runs.store import Store  # noqa: PLC0415 - a worker needs none of the server
+
+    insert, order = Store.insert, Path(os.environ[ORDER])
+
+    def insert_nothing(self: Store, *args: Any) -> Coroutine[Any, Any, int]:
+        return asyncio.sleep(0, 2**40) if order.exists() else insert(self, *args)
+
+    Store.insert = insert_nothing  # type: ignore[method-assign, assignment] # passes on what it gets
 
 
 def _forgets() -> None:
@@ -69,15 +87,47 @@ def _mangles() -> None:
     RunFolder.write = write_else  # type: ignore[method-assign] # broken from outside
 
 
+def _swallows() -> None:
+    from notebook_runner_server.execution.interface import StreamOutput  # noqa: PLC0415 - as above
+    from notebook_runner_server.runs.active import ActiveRun  # noqa: PLC0415 - as above
+
+    take = ActiveRun._take
+
+    async def take_less(self: ActiveRun, handle: Any, batch: Sequence[Any]) -> None:
+        kept = [one for one in batch if not (isinstance(one, StreamOutput) and LAST_LINE in one.text)]
+        if kept:
+            await take(self, handle, kept)
+
+    ActiveRun._take = take_less  # type: ignore[method-assign] # broken from outside
+
+
 def _leaves() -> None:
     from notebook_runner_server.execution import processes  # noqa: PLC0415 - as above
 
     processes._kill_descendants = lambda *_: set()
 
 
-if os.environ.get(VARIABLE) == "leaves":
-    # Here, for it is the worker that has to be broken as well, and it imports this module again.
-    _leaves()
+def _outlives() -> None:
+    from notebook_runner_server.execution.worker import _Worker  # noqa: PLC0415 - as above
+
+    _Worker.abandon = lambda _: None  # type: ignore[assignment, method-assign, return-value] # as above
+
+
+IN_SERVER = {
+    "hurries": _hurries,
+    "forgets": _forgets,
+    "repeats": _repeats,
+    "skips": _skips,
+    "swallows": _swallows,
+    "mangles": _mangles,
+    "leaves": _leaves,
+}
+IN_WORKER = {"leaves": _leaves, "outlives": _outlives}
+PROMISES = sorted({*IN_SERVER, *IN_WORKER})
+
+# A worker imports this module again, and does not come to main().
+if os.environ.get(VARIABLE) in IN_WORKER:
+    IN_WORKER[os.environ[VARIABLE]]()
 
 
 def main() -> None:
@@ -89,9 +139,10 @@ def main() -> None:
     from notebook_runner_server.__main__ import main as serve  # noqa: PLC0415 - as above
 
     promise = os.environ[VARIABLE] = sys.argv.pop(1)
-    if promise == "leaves":
-        _leaves()
-    {"forgets": _forgets, "repeats": _repeats, "skips": _skips, "mangles": _mangles}.get(promise, int)()
+    # A promise that is spelt wrong must not start a sound server.
+    assert promise in PROMISES
+    if promise in IN_SERVER:
+        IN_SERVER[promise]()
     _arm()
     serve()
 
