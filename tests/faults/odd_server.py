@@ -1,14 +1,17 @@
 """The real server's command, with a clock that jumps and with less patience.
 
-NBR_TEST_CLOCK    names a file that says by how many seconds the system's clock is wrong; none: it is right
+NBR_TEST_CLOCK    names a file that says by how many seconds the system's clock is wrong; none: it is right.
+                  The clocks of the server and of its workers jump; the kernel's does not.
 NBR_TEST_STUCK    how many seconds a worker may take to end a run before it is ended itself
+NBR_TEST_LOOK     how many seconds lie between two looks for runs to forget
+NBR_TEST_PAGES    names a file: when it is there, nobody is waited for who has read a page and may read on
 """
 
 import os
 import time
 from pathlib import Path
 
-CLOCK, STUCK = "NBR_TEST_CLOCK", "NBR_TEST_STUCK"
+CLOCK, STUCK, LOOK, PAGES = "NBR_TEST_CLOCK", "NBR_TEST_STUCK", "NBR_TEST_LOOK", "NBR_TEST_PAGES"
 
 
 def _bend_clock(order: Path) -> None:
@@ -24,14 +27,34 @@ def _bend_clock(order: Path) -> None:
     time.time_ns = lambda: right_ns() + offset() * 10**9
 
 
+def _end_pages(order: Path) -> None:
+    from notebook_runner_server.runs import readers  # noqa: PLC0415 - a worker needs none of it
+
+    reads = readers.Readers.reads
+
+    def reads_until_ordered(self: readers.Readers, run_id: str) -> bool:
+        if order.exists():
+            readers.PAGE_SECONDS = 0.0
+        return reads(self, run_id)
+
+    readers.Readers.reads = reads_until_ordered  # type: ignore[method-assign] # from outside
+
+
+# A worker imports this module again, and does not come to main().
+if CLOCK in os.environ:
+    _bend_clock(Path(os.environ[CLOCK]))
+
+
 def main() -> None:
     """Runs the server."""
-    from notebook_runner_server.__main__ import main as serve  # noqa: PLC0415 - a worker imports this again
+    from notebook_runner_server.__main__ import main as serve  # noqa: PLC0415 - a worker needs none of it
     from notebook_runner_server.execution import pool  # noqa: PLC0415 - as above
+    from notebook_runner_server.runs import retention  # noqa: PLC0415 - as above
 
-    if CLOCK in os.environ:
-        _bend_clock(Path(os.environ[CLOCK]))
     pool.STUCK_SECONDS = float(os.environ.get(STUCK, pool.STUCK_SECONDS))
+    retention.INTERVAL = float(os.environ.get(LOOK, retention.INTERVAL))
+    if PAGES in os.environ:
+        _end_pages(Path(os.environ[PAGES]))
     serve()
 
 

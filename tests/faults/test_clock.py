@@ -2,67 +2,155 @@
 
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from faults.odd_server import CLOCK
-from support.calls import duration, finish, inline, perform, reach, start
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from support.calls import duration, finish, follow, history, inline, perform, reach, start
 from support.gate import Gate
-from support.mortal import MortalServer
+from support.mortal import MortalServer, figure
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("odd_server.py"))]
 HOUR, DAY = 3600, 86400
+LIMIT = 1.5
+# A run has begun a little after its Start was sent, and has ended a little before that is read.
+NEAR = 1.0
+# A limit passes to the moment; ending the kernel, and writing that, takes some of the rest.
+SOON = 1.5
+jumps = pytest.mark.parametrize("jump", [-HOUR, DAY], ids=["back by an hour", "forward by a day"])
 
 
-@pytest.mark.parametrize("jump", [-HOUR, DAY], ids=["back by an hour", "forward by a day"])
+class Clock:
+    """The clock of a server and of its workers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._order = folder / "clock"
+        self.environment = {CLOCK: str(self._order)}
+
+    def set(self, seconds: int) -> None:
+        """Makes it wrong by so much."""
+        draft = self._order.with_suffix(".draft")
+        draft.write_text(str(seconds))
+        draft.rename(self._order)
+
+
+class Seen(NamedTuple):
+    """An event, and when the test saw it by a clock that nobody sets."""
+
+    event: pb.ProgressResponse
+    moment: float
+
+
+def _server(folder: Path, clock: Clock, *options: str) -> MortalServer:
+    return MortalServer(folder / "state", *options, program=PROGRAM, environment=clock.environment)
+
+
+def _seconds(value: Timestamp | Duration) -> float:
+    return value.ToNanoseconds() / 1e9
+
+
+def _in_order(events: list[pb.ProgressResponse]) -> pb.Run:
+    """The run of these events, when none of its times goes backwards."""
+    run = events[-1].run_changed
+    times = [event.time.ToNanoseconds() for event in events]
+    assert times == sorted(times)
+    known = [one.ToNanoseconds() for one in (run.create_time, run.start_time, run.end_time)]
+    assert known == sorted(known)
+    assert known[0] <= times[0]
+    assert known[-1] <= times[-1]
+    return run
+
+
+@jumps
 def test_a_run_has_its_own_time(tmp_path: Path, gate: Gate, jump: int) -> None:
-    """The times of a run stay in order, and between two of them lies the time that passed."""
-    order = tmp_path / "clock"
-    with MortalServer(tmp_path / "state", program=PROGRAM, environment={CLOCK: str(order)}) as server:
-        before = perform(server.stub, inline("1")).run.run_id
+    """Times of a run and of its cells are what passed, though the clock is set while a cell goes on."""
+    clock = Clock(tmp_path)
+    with _server(tmp_path, clock) as server:
         begin = time.monotonic()
-        run = start(server.stub, inline(gate.source, "2"))
-        reach(server.stub, run.run_id, "cell_started")
-        _set(order, jump)
+        seen: list[Seen] = []
+        run_id = start(server.stub, inline("0", gate.source, "2")).run_id
+        jumped = 0.0
+        with closing(follow(server.stub, run_id)) as events:
+            for event in events:
+                seen.append(Seen(event, time.monotonic()))
+                if event.cell_started.cell_index == 1 and not jumped:
+                    clock.set(jump)
+                    jumped = time.monotonic()
+                    gate.open()
+        run = _in_order([one.event for one in seen])
+        passed = seen[-1].moment - begin
+        assert passed - NEAR < _seconds(run.end_time) - _seconds(run.start_time) <= passed
+        began = {one.event.cell_started.cell_index: one for one in seen if one.event.HasField("cell_started")}
+        taken = {
+            one.event.cell_finished.cell_index: one for one in seen if one.event.HasField("cell_finished")
+        }
+        assert sorted(began) == sorted(taken) == [0, 1, 2]
+        # The cell at the gate went on at least from when it was seen to have begun to the jump.
+        assert _seconds(taken[1].event.cell_finished.duration) >= jumped - began[1].moment
+        for one in taken.values():
+            assert 0 < _seconds(one.event.cell_finished.duration) <= one.moment - begin
+
+
+@jumps
+def test_the_newest_run_comes_first_in_the_list(tmp_path: Path, gate: Gate, jump: int) -> None:
+    """List goes by the order of the Starts, also when a later run has an earlier time."""
+    clock = Clock(tmp_path)
+    with _server(tmp_path, clock) as server:
+        runs = [perform(server.stub, inline("1")).run]
+        runs.append(start(server.stub, inline(gate.source)))
+        reach(server.stub, runs[1].run_id, "cell_started")
+        clock.set(jump)
         gate.open()
-        events = finish(server.stub, run.run_id).events
-        passed = time.monotonic() - begin
-        ended = events[-1].run_changed
-        times = [event.time.ToNanoseconds() for event in events]
-        assert times == sorted(times)
-        known = [ended.create_time, ended.start_time, ended.end_time]
-        assert [one.ToNanoseconds() for one in known] == sorted(one.ToNanoseconds() for one in known)
-        assert 0 < ended.end_time.ToNanoseconds() - ended.start_time.ToNanoseconds() <= passed * 1e9
-        taken = [
-            event.cell_finished.duration.ToNanoseconds()
-            for event in events
-            if event.HasField("cell_finished")
-        ]
-        assert all(0 <= one <= passed * 1e9 for one in taken)
-        after = perform(server.stub, inline("1")).run.run_id
-        listed = [one.run_id for one in server.stub.List(pb.ListRequest(), timeout=60).runs]
-        assert listed == [after, run.run_id, before]
+        finish(server.stub, runs[1].run_id)
+        runs.append(perform(server.stub, inline("1")).run)
+        away = _seconds(runs[2].create_time) - _seconds(runs[1].create_time) - jump
+        assert 0 <= away < 60, "the clock of the server was not set"
+        assert history(server.stub) == [run.run_id for run in reversed(runs)]
 
 
-def test_a_limit_is_of_the_time_that_passed(tmp_path: Path) -> None:
-    """A clock that goes forward by a day times nothing out, and one that goes back does not save a run."""
-    order = tmp_path / "clock"
-    with MortalServer(tmp_path / "state", program=PROGRAM, environment={CLOCK: str(order)}) as server:
-        request = inline("import time; time.sleep(1000)", cell_timeout=duration(1.5))
+@jumps
+@pytest.mark.parametrize("limit", ["cell_timeout", "run_timeout", "output_timeout"])
+def test_a_limit_is_of_the_time_that_passed(tmp_path: Path, jump: int, limit: str) -> None:
+    """It ends the run at the right moment: no jump brings that forward, and none puts it off."""
+    clock = Clock(tmp_path)
+    with _server(tmp_path, clock) as server:
+        request = inline("import time; time.sleep(1000)", **{limit: duration(LIMIT)})
+        begin = time.monotonic()
         run = start(server.stub, request)
         reach(server.stub, run.run_id, "cell_started")
-        _set(order, -HOUR)
-        ended = finish(server.stub, run.run_id).run
-        assert ended.failure.cause == pb.FAILURE_CAUSE_CELL_TIMEOUT
-        run = start(server.stub, inline("import time; time.sleep(0.3)", run_timeout=duration(600)))
-        reach(server.stub, run.run_id, "cell_started")
-        _set(order, DAY)
-        assert finish(server.stub, run.run_id).run.state == pb.RUN_STATE_SUCCEEDED
+        clock.set(jump)
+        ended = finish(server.stub, run.run_id)
+        passed = time.monotonic() - begin
+        figure(f"{limit} of {LIMIT} s: {passed:.2f} s after Start")
+        failure = _in_order(ended.events).failure
+        assert failure.cause == pb.FailureCause.Value(f"FAILURE_CAUSE_{limit.upper()}")
+        lasted = _seconds(ended.run.end_time) - _seconds(ended.run.start_time)
+        assert LIMIT <= lasted <= passed
+        assert lasted < LIMIT + NEAR + SOON
+        if limit == "cell_timeout":
+            finished = [event.cell_finished for event in ended.events if event.HasField("cell_finished")]
+            assert LIMIT <= _seconds(finished[0].duration) < LIMIT + SOON
 
 
-def _set(order: Path, seconds: int) -> None:
-    draft = order.with_suffix(".draft")
-    draft.write_text(str(seconds))
-    draft.rename(order)
+@jumps
+def test_a_run_that_goes_on_in_the_next_server_has_its_own_time(
+    tmp_path: Path, gate: Gate, jump: int
+) -> None:
+    """Times stay in order when the clock is set while no server is there, for queued and for started runs."""
+    clock = Clock(tmp_path)
+    with _server(tmp_path, clock, "--queue", "1") as server:
+        running = start(server.stub, inline(gate.source)).run_id
+        reach(server.stub, running, "cell_started")
+        queued = start(server.stub, inline("1")).run_id
+        server.die()
+    clock.set(jump)
+    with _server(tmp_path, clock, "--queue", "1") as server:
+        states = [_in_order(finish(server.stub, one).events).state for one in (running, queued)]
+        assert states == [pb.RUN_STATE_INTERRUPTED, pb.RUN_STATE_SUCCEEDED]
+        assert history(server.stub) == [queued, running]
