@@ -23,6 +23,8 @@ LIMIT = 1.5
 NEAR = 1.0
 # A limit passes to the moment; ending the kernel, and writing that, takes some of the rest.
 SOON = 1.5
+# When the clock is set; each is well before the limit.
+WHEN = {"cell_timeout": "cell_output", "run_timeout": "cell_started", "output_timeout": "cell_output"}
 jumps = pytest.mark.parametrize("jump", [-HOUR, DAY], ids=["back by an hour", "forward by a day"])
 
 
@@ -120,10 +122,11 @@ def test_a_limit_is_of_the_time_that_passed(tmp_path: Path, jump: int, limit: st
     """It ends the run at the right moment: no jump brings that forward, and none puts it off."""
     clock = Clock(tmp_path)
     with _server(tmp_path, clock) as server:
-        request = inline("import time; time.sleep(1000)", **{limit: duration(LIMIT)})
+        # What is printed meanwhile makes the limit of silence be counted again.
+        source = "import time; time.sleep(0.5); print('x', flush=True); time.sleep(1000)"
         begin = time.monotonic()
-        run = start(server.stub, request)
-        reach(server.stub, run.run_id, "cell_started")
+        run = start(server.stub, inline(source, **{limit: duration(LIMIT)}))
+        told = reach(server.stub, run.run_id, WHEN[limit])
         clock.set(jump)
         ended = finish(server.stub, run.run_id)
         passed = time.monotonic() - begin
@@ -133,6 +136,10 @@ def test_a_limit_is_of_the_time_that_passed(tmp_path: Path, jump: int, limit: st
         lasted = _seconds(ended.run.end_time) - _seconds(ended.run.start_time)
         assert LIMIT <= lasted <= passed
         assert lasted < LIMIT + NEAR + SOON
+        if limit == "output_timeout":
+            silence = _seconds(ended.run.end_time) - _seconds(told.time)
+            # The event is written a little after the text has come.
+            assert LIMIT - 0.1 < silence < LIMIT + SOON
         if limit == "cell_timeout":
             finished = [event.cell_finished for event in ended.events if event.HasField("cell_finished")]
             assert LIMIT <= _seconds(finished[0].duration) < LIMIT + SOON

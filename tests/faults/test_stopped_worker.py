@@ -3,62 +3,112 @@
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from faults.odd_server import STUCK
-from support.calls import duration, finish, inline, perform, reach, start
-from support.mortal import RUN_MARK, MortalServer, gone, new_mark, worker_of
+from support.calls import duration, executed, finish, follow, inline, perform, reach, start
+from support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains, worker_of
+from support.notebooks import printed
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("odd_server.py"))]
-# The server's own patience is 20 s, and a test shall not wait for it.
-PATIENCE = "1"
+# The server's own patience (STUCK_SECONDS in execution/pool.py) is 20 s, and a test shall not wait for it.
+PATIENCE = 1.0
+# What the server needs besides: to end what is left, and to write that.
+REST = 5.0
 FOR_EVER = (
-    "import subprocess, time\nsubprocess.Popen(['sleep', '1000'], start_new_session=True)\ntime.sleep(1000)"
+    "import os, subprocess, time\nmark = os.environ['NBR_RUN_MARK']\n"
+    "subprocess.Popen(['sleep', mark])\n"
+    "subprocess.Popen(['sleep', mark], start_new_session=True, env={})\n"
+    "print('here', flush=True)\ntime.sleep(1000)"
 )
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[MortalServer]:
     """A server with little patience."""
-    with MortalServer(tmp_path / "state", program=PROGRAM, environment={STUCK: PATIENCE}) as server:
+    told = {STUCK: str(PATIENCE)}
+    with MortalServer(tmp_path / "state", "--queue", "2", program=PROGRAM, environment=told) as server:
         yield server
 
 
 def _with_a_stopped_worker(server: MortalServer) -> tuple[str, str]:
     """A run whose worker was stopped, and what marks its processes."""
     mark = new_mark()
-    run = start(server.stub, inline(FOR_EVER, environment={RUN_MARK: mark}))
-    reach(server.stub, run.run_id, "cell_started")
+    run = start(server.stub, inline("print('done')", FOR_EVER, environment={RUN_MARK: mark}))
+    reach(server.stub, run.run_id, "cell_output", cell=1)
+    # The kernel and two of its children.
+    assert len(remains(mark)) >= 3
     os.kill(worker_of(server), signal.SIGSTOP)
     return run.run_id, mark
+
+
+def _is_killing(server: MortalServer, run_id: str) -> None:
+    """Waits until an order to end the run was given."""
+    with closing(follow(server.stub, run_id)) as events:
+        next(event for event in events if event.run_changed.state == pb.RUN_STATE_KILLING)
+
+
+def _ended(server: MortalServer, run_id: str, mark: str, kill: Callable[[], pb.KillResponse]) -> None:
+    """A Kill without grace ends the run soon and wholly, what it had is kept, and the next run works."""
+    begin = time.monotonic()
+    answer = kill()
+    seconds = time.monotonic() - begin
+    left = remains(mark)
+    figure(f"Kill of a run whose worker is stopped: {seconds:.2f} s, {answer.processes_ended} processes")
+    assert left == {}
+    assert answer.run.state == pb.RUN_STATE_KILLED
+    assert answer.run.failure.cause == pb.FAILURE_CAUSE_KILL_REQUESTED
+    assert answer.processes_ended >= 3
+    assert seconds < PATIENCE + REST
+    assert finish(server.stub, run_id).run == answer.run
+    node = executed(server.stub, run_id)
+    assert (printed(node, 0), printed(node, 1)) == ("done\n", "here\n")
+    assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
 
 
 def test_kill_ends_a_run_whose_worker_is_stopped(server: MortalServer) -> None:
     """Kill answers with the run KILLED, nothing of it is left, and the next run works."""
     run_id, mark = _with_a_stopped_worker(server)
-    answer = server.stub.Kill(pb.KillRequest(run_id=run_id), timeout=30)
-    assert answer.run.state == pb.RUN_STATE_KILLED
-    gone(mark, 0.0)
-    assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
+    request = pb.KillRequest(run_id=run_id)
+    _ended(server, run_id, mark, lambda: server.stub.Kill(request, timeout=30))
 
 
 def test_a_kill_without_grace_does_not_wait_for_one_with_grace(server: MortalServer) -> None:
-    """The second Kill ends the run although the first one would have waited an hour."""
+    """The second Kill ends the run although the first one would have waited a minute; both answer the same."""
     run_id, mark = _with_a_stopped_worker(server)
-    first = pb.KillRequest(run_id=run_id, grace_period=duration(3600))
-    waiting = threading.Thread(target=server.stub.Kill, args=[first], kwargs={"timeout": 60})
-    waiting.start()
-    for event in server.stub.Progress(pb.ProgressRequest(run_id=run_id), timeout=30):
-        if event.run_changed.state == pb.RUN_STATE_KILLING:
-            break
-    answer = server.stub.Kill(pb.KillRequest(run_id=run_id), timeout=30)
-    waiting.join(30)
-    assert not waiting.is_alive()
+    first = pb.KillRequest(run_id=run_id, grace_period=duration(60))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(server.stub.Kill, first, timeout=90)
+        _is_killing(server, run_id)
+        second = pb.KillRequest(run_id=run_id)
+        _ended(server, run_id, mark, lambda: server.stub.Kill(second, timeout=30))
+        assert waiting.result(REST).run == finish(server.stub, run_id).run
+
+
+def test_a_worker_that_is_stopped_before_its_run(server: MortalServer) -> None:
+    """A run that a stopped worker was given is ended by Kill, and the one behind it is executed."""
+    os.kill(worker_of(server), signal.SIGSTOP)
+    run = start(server.stub, inline("1"))
+    queued = start(server.stub, inline("2"))
+    begin = time.monotonic()
+    answer = server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=30)
     assert answer.run.state == pb.RUN_STATE_KILLED
+    assert time.monotonic() - begin < PATIENCE + REST
+    assert finish(server.stub, queued.run_id).run.state == pb.RUN_STATE_SUCCEEDED
+
+
+def test_a_server_ends_although_its_busy_worker_is_stopped(server: MortalServer) -> None:
+    """SIGTERM ends the server, which leaves nothing behind."""
+    _, mark = _with_a_stopped_worker(server)
+    server.process.send_signal(signal.SIGTERM)
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(30)
+    gone(server.mark)
     gone(mark, 0.0)
-    assert finish(server.stub, run_id).run == answer.run

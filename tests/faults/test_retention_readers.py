@@ -1,0 +1,141 @@
+"""A run that somebody reads is not forgotten, and is when nobody reads it any more: in a whole server."""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from faults.odd_server import LOOK, PAGES
+from support.calls import duration, follow, history, inline, start
+from support.errors import refused
+from support.mortal import MortalServer
+from support.progress import TERMINAL
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+PROGRAM = [sys.executable, str(Path(__file__).with_name("odd_server.py"))]
+FOLDERS = "runs"
+# The server looks every 60 s, and a test shall not wait for it.
+OFTEN = "0.05"
+SECONDS = 20.0
+AT_ONCE = duration(0.001)
+GONE = (grpc.StatusCode.NOT_FOUND, "RUN_NOT_FOUND")
+# More than gRPC sends to a reader that does not read: the stream of it stays open after the run's end.
+LINES = 200
+LARGE = f"import sys\nfor n in range({LINES}):\n    print('x' * 30_000, flush=True)"
+by_age_or_by_count = pytest.mark.parametrize("by", ["age", "count"])
+
+
+def _server(folder: Path, by: str) -> MortalServer:
+    """A server that forgets runs at their end, or all ended runs but one."""
+    options = ["--retention", "0.001"] if by == "age" else ["--max-runs", "1"]
+    told = {LOOK: OFTEN, PAGES: str(folder / "pages")}
+    return MortalServer(folder / "state", *options, program=PROGRAM, environment=told)
+
+
+def _forgotten(server: MortalServer, run_id: str) -> None:
+    """Waits until a run is forgotten, folder and all."""
+    end = time.monotonic() + SECONDS
+    while run_id in history(server.stub) or (server.state_dir / FOLDERS / run_id).exists():
+        assert time.monotonic() < end, f"{run_id} is not forgotten after {SECONDS} s"
+    assert refused(lambda: list(follow(server.stub, run_id))).kind == GONE
+
+
+def _ends(server: MortalServer, run_id: str) -> None:
+    """Waits for the end of a run, without its output."""
+    for event in follow(server.stub, run_id, omit_cell_output=True):
+        assert not event.HasField("cell_output")
+
+
+def _executed(server: MortalServer, **fields: Any) -> str:
+    """Executes a run; unlike `perform` it asks for nothing of a run that may be forgotten by then."""
+    run_id = start(server.stub, inline("1", **fields)).run_id
+    _ends(server, run_id)
+    return run_id
+
+
+def _whole_look(server: MortalServer) -> None:
+    """Waits until the server has looked from begin to end at what there is to forget.
+
+    A look takes what is over its time first, then what is too much: when the second of two runs is
+    forgotten that are over at their end, the look that forgot the first one has been to its end.
+    """
+    for _ in range(2):
+        _forgotten(server, _executed(server, retention=AT_ONCE))
+
+
+def _read_while(server: MortalServer, run_id: str, is_there: Callable[[], None]) -> None:
+    """Whole looks do not take away the run that is read, though others came after it."""
+    for _ in range(2):
+        _executed(server)
+        _whole_look(server)
+        assert run_id in history(server.stub)
+        is_there()
+
+
+@by_age_or_by_count
+def test_an_open_stream_keeps_its_run(tmp_path: Path, by: str) -> None:
+    """A slow reader gets every event of a run whose time is over; when it has them, the run goes."""
+    with _server(tmp_path, by) as server:
+        run_id = start(server.stub, inline(LARGE)).run_id
+        with closing(follow(server.stub, run_id)) as events:
+            first = next(events)
+            _ends(server, run_id)
+            _read_while(server, run_id, lambda: None)
+            rest = [event for event in events if not event.HasField("heartbeat")]
+        assert rest[-1].run_changed.state == pb.RUN_STATE_SUCCEEDED
+        assert [event.sequence for event in (first, *rest)] == list(range(1, rest[-1].sequence + 1))
+        text = "".join(event.cell_output.stream.text for event in rest)
+        assert text == ("x" * 30_000 + "\n") * LINES
+        newest = _executed(server)
+        _forgotten(server, run_id)
+        if by == "count":
+            assert newest in history(server.stub)
+
+
+@by_age_or_by_count
+def test_a_reader_that_goes_away_keeps_nothing(tmp_path: Path, by: str) -> None:
+    """A stream that is cancelled in the middle is the end of reading."""
+    with _server(tmp_path, by) as server:
+        run_id = start(server.stub, inline(LARGE)).run_id
+        with closing(follow(server.stub, run_id)) as events:
+            next(events)
+            _ends(server, run_id)
+            _executed(server)
+            _whole_look(server)
+            assert run_id in history(server.stub)
+        _executed(server)
+        _forgotten(server, run_id)
+
+
+@by_age_or_by_count
+def test_pages_keep_their_run(tmp_path: Path, by: str) -> None:
+    """Between two pages the run waits, until no more are to be expected."""
+    with _server(tmp_path, by) as server:
+        source = "print('x' * 1000)"
+        run_id = start(server.stub, inline(source)).run_id
+        request = pb.OutputRequest(run_id=run_id, max_bytes=100)
+        data = b""
+
+        def page() -> None:
+            nonlocal data
+            answer = server.stub.Output(request, timeout=60)
+            data += answer.content
+            request.offset, request.as_of_sequence = answer.next_offset, answer.as_of_sequence
+
+        with closing(follow(server.stub, run_id)) as events:
+            for event in events:
+                if event.run_changed.state in TERMINAL:
+                    # The run is read by a stream until here, and by pages from here on.
+                    page()
+        _read_while(server, run_id, page)
+        assert len(data) == 300
+        # Pages are waited for 60 s: patched, that the test need not.
+        (tmp_path / "pages").touch()
+        _executed(server)
+        _forgotten(server, run_id)
+        assert refused(lambda: server.stub.Output(request, timeout=60)).kind == GONE
