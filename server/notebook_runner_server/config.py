@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,30 @@ from notebook_runner_server.runs.retention import Bounds
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
 
 
+LARGEST_MESSAGE = 2**31 - 1 - 1024 * 1024
+"""Bytes that gRPC can count, but for what a request has beside the notebook."""
+
+
+class _Number(click.FloatRange):
+    """A number as people count: neither infinite nor none at all."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return number
+
+
 def _setting(
-    default: Any, help_text: str, *, minimum: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    help_text: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
 ) -> Any:
-    return field(default=default, metadata={"help": help_text, "minimum": minimum, "choices": choices})
+    about = {"help": help_text, "minimum": minimum, "maximum": maximum, "choices": choices}
+    return field(default=default, metadata=about)
 
 
 def _limit(what: str, default: float) -> Any:
@@ -91,7 +112,10 @@ class Settings:
         minimum=0,
     )
     max_notebook_bytes: int = _setting(
-        67108864, "Largest notebook that a Start may name or carry, in bytes.", minimum=1
+        67108864,
+        "Largest notebook that a Start may name or carry, in bytes.",
+        minimum=1,
+        maximum=LARGEST_MESSAGE,
     )
     max_files_bytes: int = _setting(
         268435456, "Largest run folder that Output answers as a zip, in bytes.", minimum=0
@@ -122,7 +146,7 @@ class Settings:
             ValueError: A setting is wrong; the message says which.
         """
         host, _, port = self.listen.rpartition(":")
-        if not host or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the largest port
+        if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:  # noqa: PLR2004 - the largest port
             raise ValueError(f"--listen is HOST:PORT, not {self.listen!r}")
         if not self.insecure and not _is_loopback(host):
             raise ValueError(
@@ -191,9 +215,9 @@ def _option(one: dataclasses.Field[Any], kind: type) -> click.Option:
     if about["choices"]:
         value_type = click.Choice(about["choices"])
     elif kind is int:
-        value_type = click.IntRange(min=about["minimum"])
+        value_type = click.IntRange(about["minimum"], about["maximum"])
     elif kind is float:
-        value_type = click.FloatRange(min=about["minimum"])
+        value_type = _Number(about["minimum"], about["maximum"])
     return click.Option(
         [f"{flag}/--no-{flag[2:]}" if kind is bool else flag],
         type=None if kind is bool else value_type,

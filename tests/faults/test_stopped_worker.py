@@ -34,7 +34,7 @@ FOR_EVER = (
 def server(tmp_path: Path) -> Iterator[MortalServer]:
     """A server with little patience."""
     told = {STUCK: str(PATIENCE)}
-    with MortalServer(tmp_path / "state", "--queue", "2", program=PROGRAM, environment=told) as server:
+    with MortalServer(tmp_path / "state", "--queue", "2", "--drain-timeout", "0.5", program=PROGRAM, environment=told) as server:
         yield server
 
 
@@ -107,7 +107,6 @@ def test_a_worker_that_is_stopped_before_its_run(server: MortalServer) -> None:
 def test_a_server_ends_although_its_busy_worker_is_stopped(server: MortalServer) -> None:
     """SIGTERM ends the server, which leaves nothing behind."""
     _, mark = _with_a_stopped_worker(server)
-    server.process.send_signal(signal.SIGTERM)
     server.process.send_signal(signal.SIGTERM)
     server.process.wait(30)
     gone(server.mark)

@@ -14,6 +14,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -38,6 +39,8 @@ def convert(to: str, notebook: Path, target: Path) -> str:
     config.HTMLExporter.sanitize_html = True
     # One artefact is one file: images stay in it.
     config.ExtractOutputPreprocessor.enabled = False
+    config.ExtractAttachmentsPreprocessor.enabled = False
+    config.MarkdownExporter.preprocessors = [_with_attachments]
     exporter = get_exporter(to)(config=config)
     with notebook.open(encoding="utf-8", errors="surrogatepass") as file:
         node = nbformat.read(file, as_version=4)
@@ -48,6 +51,15 @@ def convert(to: str, notebook: Path, target: Path) -> str:
     # The exporter "script" leaves it to the notebook's language.
     language = node.metadata.get("language_info", {})
     return exporter.output_mimetype or language.get("mimetype") or "text/plain"
+
+
+def _with_attachments(node: Any, resources: Any) -> tuple[Any, Any]:
+    """Put pictures that were pasted into text cells where the text names them."""
+    for cell in node.cells:
+        for name, bundle in cell.get("attachments", {}).items():
+            for kind, data in list(bundle.items())[:1]:
+                cell.source = cell.source.replace(f"attachment:{name}", f"data:{kind};base64,{data}")
+    return node, resources
 
 
 def main(arguments: list[str]) -> int:
