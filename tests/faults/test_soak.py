@@ -19,7 +19,7 @@ from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 RUNS = int(os.environ.get("SOAK_RUNS", "60"))
 STREAMS = int(os.environ.get("SOAK_STREAMS", "200"))
 # What a server keeps for its first runs, it has then.
-WARM_UP = min(20, RUNS // 2)
+WARM_UP = min(50, RUNS // 2)
 SHARE, SLACK = 1.05, 3 * 1024 * 1024
 REQUEST = inline("print('x' * 1000)", "1 + 1")
 

@@ -34,7 +34,9 @@ FOR_EVER = (
 def server(tmp_path: Path) -> Iterator[MortalServer]:
     """A server with little patience."""
     told = {STUCK: str(PATIENCE)}
-    with MortalServer(tmp_path / "state", "--queue", "2", "--drain-timeout", "0.5", program=PROGRAM, environment=told) as server:
+    with MortalServer(
+        tmp_path / "state", "--queue", "2", "--drain-timeout", "0.5", program=PROGRAM, environment=told
+    ) as server:
         yield server
 
 

@@ -96,7 +96,11 @@ class Kernel:
         options: dict[str, Any] = {}
         if getattr(self.manager, "ipykernel", False):
             # As nbclient does: no run finds the history of another.
-            options["extra_arguments"] = ["--HistoryManager.hist_file=:memory:", _LOSE_NOTHING, _ENCODE_ANYTHING]
+            options["extra_arguments"] = [
+                "--HistoryManager.hist_file=:memory:",
+                _LOSE_NOTHING,
+                _ENCODE_ANYTHING,
+            ]
         orphans.paused = True
         with self._log.open("wb") as log:
             await self.manager.start_kernel(
