@@ -49,6 +49,10 @@ LIMITS = {
     "its own SIGKILL": Limit(
         "import os; os.kill(os.getpid(), 9)", {}, CRASHED, pb.FAILURE_CAUSE_KERNEL_SIGNALED, "SIGKILL"
     ),
+    "a real-time signal": Limit(
+        "import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 5)",
+        *({}, CRASHED, pb.FAILURE_CAUSE_KERNEL_SIGNALED, "SIGRTMIN+5"),
+    ),
     "its own exit": Limit("import os; os._exit(7)", {}, CRASHED, pb.FAILURE_CAUSE_KERNEL_EXITED, "", 7),
     "sys.exit": Limit("import sys; sys.exit(3)", {}, pb.RUN_STATE_FAILED, pb.FAILURE_CAUSE_CELL_ERROR),
 }
@@ -159,6 +163,28 @@ def test_the_default_of_a_cell_cuts_as_well(limited: Server) -> None:
     ended = perform(limited.stub, inline(LINES.format(lines=250)))
     assert _cuts(ended) == [(0, 20_000, False)]
     assert ended.run.state == pb.RUN_STATE_SUCCEEDED
+
+
+def test_what_is_cut_still_says_why_it_ended(limited: Server) -> None:
+    """Behind the cut an exception is kept whole, and nothing takes the mark of the cut away."""
+    steps = [LINES.format(lines=200), "from IPython.display import clear_output; clear_output()"]
+    request = inline("\n".join([*steps, "raise ValueError('why')"]), cell_output_limit_bytes=5000)
+    ended = perform(limited.stub, request)
+    failure = ended.run.failure
+    assert (failure.exception_name, failure.exception_message) == ("ValueError", "why")
+    node = executed(limited.stub, ended.run.run_id)
+    assert [one.output_type for one in node.cells[0].outputs] == ["stream", "stream", "error"]
+    assert len(printed(node, 0)) == 5000
+    assert "output cut" in printed(node, 0, "stderr")
+
+
+def test_a_cell_whose_output_is_cut_is_not_silent(limited: Server) -> None:
+    """What is left out counts as output: only a cell that says nothing is taken for one that hangs."""
+    source = "import time\nfor n in range(40):\n    print('x' * 5000, flush=True); time.sleep(0.1)"
+    limits = {"cell_output_limit_bytes": 5000, "output_timeout": duration(2)}
+    ended = perform(limited.stub, inline(source, **limits))
+    assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run
+    assert _cuts(ended) == [(0, 5000, False)]
 
 
 def test_a_limited_address_space_is_a_memory_error(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -83,7 +83,7 @@ def test_kill_ends_a_run_whose_worker_is_stopped(server: MortalServer) -> None:
 
 
 def test_a_kill_without_grace_does_not_wait_for_one_with_grace(server: MortalServer) -> None:
-    """The second Kill ends the run although the first one would have waited a minute; both answer the same."""
+    """The second Kill ends the run although the first one would wait a minute; both answer the same."""
     run_id, mark = _with_a_stopped_worker(server)
     first = pb.KillRequest(run_id=run_id, grace_period=duration(60))
     with ThreadPoolExecutor(1) as pool:

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_client.manager import AsyncKernelManager
 
+from notebook_runner_server.execution.client import KernelClient
 from notebook_runner_server.execution.processes import orphans
 
 if TYPE_CHECKING:
-    from jupyter_client.asynchronous.client import AsyncKernelClient
-
     from notebook_runner_server.execution.interface import Job
 
 READY_TIMEOUT = 60.0
@@ -79,8 +78,9 @@ class Kernel:
             transport="ipc",
             ip=str(self._folder / "k"),
             connection_file=str(self._folder / "kernel.json"),
+            client_factory=KernelClient,
         )
-        self.client: AsyncKernelClient | None = None
+        self.client: KernelClient | None = None
         self._pidfd: int | None = None
 
     async def start(self, on_death: Callable[[], None], address_space: int = 0) -> None:
@@ -91,7 +91,7 @@ class Kernel:
             address_space: How many bytes of address space it may have, and what it starts; zero: any.
 
         Raises:
-            RuntimeError: It did not get ready.
+            TimeoutError: It did not get ready.
         """
         options: dict[str, Any] = {}
         if getattr(self.manager, "ipykernel", False):
@@ -112,7 +112,7 @@ class Kernel:
         self.client = client = self.manager.client()
         # No heartbeat: the process itself is watched.
         client.start_channels(hb=False)
-        await client.wait_for_ready(timeout=READY_TIMEOUT)
+        await client.until_ready(READY_TIMEOUT)
         client.allow_stdin = False
 
     async def interrupt(self) -> None:

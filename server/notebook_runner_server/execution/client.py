@@ -1,0 +1,66 @@
+"""jupyter_client's client of a kernel, without the wait that it has at each start."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from queue import Empty
+
+from jupyter_client.asynchronous.client import AsyncKernelClient
+
+_LISTEN_SECONDS = 0.02
+"""How long to listen for what a request makes a kernel publish, before another one is sent."""
+
+_UNHEARD_SECONDS = 1.0
+"""How long to listen in all: a kernel that publishes nothing then is one that does not."""
+
+
+class KernelClient(AsyncKernelClient):
+    """A client that knows that a kernel is ready from what the kernel says.
+
+    jupyter_client's own `wait_for_ready` listens until the kernel has been quiet for 0.2 s
+    (`jupyter_client/client.py`), so that each start takes that long. What it is for: a subscription takes
+    effect a moment after it is made, and what the kernel publishes before is lost. Here a request is repeated
+    until what it makes the kernel publish has been heard, which proves the subscription.
+    """
+
+    async def until_ready(self, seconds: float) -> None:
+        """Wait until the kernel answers requests and is heard.
+
+        Args:
+            seconds: How long this may take.
+
+        Raises:
+            TimeoutError: It did not answer.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                request = await self._asked()
+                end = time.monotonic() + _UNHEARD_SECONDS
+                while not await self._heard_idle(request) and time.monotonic() < end:
+                    request = await self._asked()
+        except TimeoutError as error:
+            raise TimeoutError(f"it did not answer within {seconds:g} s") from error
+
+    async def _asked(self) -> str:
+        """Send a request, wait for its reply, and return its id."""
+        request = self.kernel_info()
+        while True:
+            reply = await self.get_shell_msg()
+            if reply["msg_type"] == "kernel_info_reply" and reply["parent_header"].get("msg_id") == request:
+                # Older kernels speak older versions of the protocol.
+                self._handle_kernel_info_reply(reply)
+                return request
+
+    async def _heard_idle(self, request: str) -> bool:
+        """Take what the kernel published, up to the end of a request; nothing of it is the notebook's."""
+        while True:
+            try:
+                message = await self.get_iopub_msg(timeout=_LISTEN_SECONDS)
+            except Empty:
+                return False
+            if (
+                message["parent_header"].get("msg_id") == request
+                and message["content"].get("execution_state") == "idle"
+            ):
+                return True
