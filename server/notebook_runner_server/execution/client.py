@@ -44,7 +44,7 @@ class KernelClient(AsyncKernelClient):
 
     async def _asked(self) -> str:
         """Send a request, wait for its reply, and return its id."""
-        request = self.kernel_info()
+        request: str = self.kernel_info()
         while True:
             reply = await self.get_shell_msg()
             if reply["msg_type"] == "kernel_info_reply" and reply["parent_header"].get("msg_id") == request:

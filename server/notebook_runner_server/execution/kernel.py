@@ -109,7 +109,9 @@ class Kernel:
         self._watch(on_death, address_space)
         orphans.paused = False
         orphans.reap()
-        self.client = client = self.manager.client()
+        client = self.manager.client()
+        assert isinstance(client, KernelClient)  # noqa: S101 - the manager was told so
+        self.client = client
         # No heartbeat: the process itself is watched.
         client.start_channels(hb=False)
         await client.until_ready(READY_TIMEOUT)
