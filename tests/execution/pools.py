@@ -73,7 +73,9 @@ class Pool:
             assert left == {}, "left behind"
         finally:
             for pid in marked(self.mark):
-                os.kill(pid, signal.SIGKILL)
+                # It may end by itself, as it is about to when its server is gone.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             os.environ[MARK_VARIABLE] = self._outer
             self._loop.close()
             # What the backend made of this process; other tests are to find it as it was.

@@ -1,5 +1,6 @@
 """A real server process on a free port, with its log and the proof of what it left behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -115,5 +116,7 @@ class Server:
         self.process.kill()
         self.process.wait()
         for pid in marked(self.mark):
-            os.kill(pid, signal.SIGKILL)
+            # It may end by itself, as it is about to when its server is gone.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._reader.join(LINGER_SECONDS)
