@@ -16,14 +16,14 @@ from typing import Any, get_type_hints
 
 import click
 
+from notebook_runner_server.api.server import MESSAGE_OVERHEAD
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.runs.retention import Bounds
 
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
 
-
-LARGEST_MESSAGE = 2**31 - 1 - 1024 * 1024
-"""Bytes that gRPC can count, but for what a request has beside the notebook."""
+# gRPC counts the bytes of a message in an int32.
+_LARGEST_MESSAGE = 2**31 - 1
 
 
 class _Number(click.FloatRange):
@@ -115,7 +115,7 @@ class Settings:
         67108864,
         "Largest notebook that a Start may name or carry, in bytes.",
         minimum=1,
-        maximum=LARGEST_MESSAGE,
+        maximum=_LARGEST_MESSAGE - MESSAGE_OVERHEAD,
     )
     max_files_bytes: int = _setting(
         268435456, "Largest run folder that Output answers as a zip, in bytes.", minimum=0

@@ -1,7 +1,6 @@
 """A run that somebody reads is not forgotten, and is when nobody reads it any more: in a whole server."""
 
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,16 +11,14 @@ import pytest
 from faults.odd_server import LOOK, PAGES
 from support.calls import duration, follow, history, inline, start
 from support.errors import refused
-from support.mortal import MortalServer
+from support.mortal import MortalServer, forgotten
 from support.progress import TERMINAL
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("odd_server.py"))]
-FOLDERS = "runs"
 # The server looks every 60 s, and a test shall not wait for it.
 OFTEN = "0.05"
-SECONDS = 20.0
 AT_ONCE = duration(0.001)
 GONE = (grpc.StatusCode.NOT_FOUND, "RUN_NOT_FOUND")
 # More than gRPC sends to a reader that does not read: the stream of it stays open after the run's end.
@@ -38,10 +35,8 @@ def _server(folder: Path, by: str) -> MortalServer:
 
 
 def _forgotten(server: MortalServer, run_id: str) -> None:
-    """Waits until a run is forgotten, folder and all."""
-    end = time.monotonic() + SECONDS
-    while run_id in history(server.stub) or (server.state_dir / FOLDERS / run_id).exists():
-        assert time.monotonic() < end, f"{run_id} is not forgotten after {SECONDS} s"
+    """Waits until a run is forgotten, and is not found."""
+    forgotten(server, run_id)
     assert refused(lambda: list(follow(server.stub, run_id))).kind == GONE
 
 

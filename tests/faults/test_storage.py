@@ -11,14 +11,13 @@ import pytest
 from support.calls import duration, executed, finish, follow, history, inline, perform, reach, start
 from support.errors import refused
 from support.gate import Gate
-from support.mortal import MortalServer, figure
+from support.mortal import FOLDERS, MortalServer, figure, forgotten
 from support.notebooks import printed
 from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 DATABASE = "notebook-runner.db"
-FOLDERS = "runs"
 
 
 @contextmanager
@@ -135,27 +134,17 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return state, runs
 
 
-def _forgotten(server: Server, run_ids: list[str]) -> None:
-    """Waits until these runs are forgotten, folder and all; the server looks once when it starts."""
-    folders = server.state_dir / FOLDERS
-    stub = server.stub
-    for _ in range(500):
-        if not set(run_ids) & {*history(stub), *os.listdir(folders)}:
-            return
-    raise AssertionError(f"still there: {history(stub)}, {os.listdir(folders)}")
-
-
 def test_the_history_is_forgotten_oldest_first(kept: tuple[Path, list[str]]) -> None:
     """What is over its time goes first, then what is too much by count, then by bytes."""
     state, (first, short, third, fourth) = kept
     with MortalServer(state) as server:
-        _forgotten(server, [short])
+        forgotten(server, short)
         assert history(server.stub) == [fourth, third, first]
     with MortalServer(state, "--max-runs", "2") as server:
-        _forgotten(server, [first])
+        forgotten(server, first)
         assert history(server.stub) == [fourth, third]
     with MortalServer(state, "--max-state-bytes", "150000") as server:
-        _forgotten(server, [third])
+        forgotten(server, third)
         assert history(server.stub) == [fourth]
         refusal = refused(lambda: list(follow(server.stub, third)))
         assert refusal.kind == (grpc.StatusCode.NOT_FOUND, "RUN_NOT_FOUND")
@@ -171,5 +160,5 @@ def test_a_queued_or_running_run_is_never_forgotten(tmp_path: Path, gate: Gate) 
         queued = [start(server.stub, inline("1")).run_id for _ in range(2)]
         server.die()
     with MortalServer(tmp_path / "state", "--queue", "2", "--max-state-bytes", "1") as server:
-        _forgotten(server, [ended])
+        forgotten(server, ended)
         assert [finish(server.stub, one).run.state for one in queued] == [pb.RUN_STATE_SUCCEEDED] * 2

@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
+from support.calls import history
 from support.processes import outlived
 from support.server import Server
 
 RUN_MARK = "NBR_RUN_MARK"
 # No process of a server is there so long after its death.
 GONE_SECONDS = 2.0
+# In the state folder: a folder for each run.
+FOLDERS = "runs"
+FORGOTTEN_SECONDS = 20.0
 
 
 class MortalServer(Server):
@@ -53,6 +57,13 @@ class MortalServer(Server):
     def said(self, event: str) -> list[str]:
         """The lines of the log with this event, whole."""
         return [str(entry) for entry in self.log if entry.get("event") == event]
+
+
+def forgotten(server: Server, *run_ids: str) -> None:
+    """Waits until runs are forgotten, folder and all."""
+    end = time.monotonic() + FORGOTTEN_SECONDS
+    while left := set(run_ids) & {*history(server.stub), *os.listdir(server.state_dir / FOLDERS)}:
+        assert time.monotonic() < end, f"not forgotten after {FORGOTTEN_SECONDS} s: {left}"
 
 
 def figure(text: str) -> None:

@@ -20,8 +20,9 @@ class KernelClient(AsyncKernelClient):
 
     jupyter_client's own `wait_for_ready` listens until the kernel has been quiet for 0.2 s
     (`jupyter_client/client.py`), so that each start takes that long. What it is for: a subscription takes
-    effect a moment after it is made, and what the kernel publishes before is lost. Here a request is repeated
-    until what it makes the kernel publish has been heard, which proves the subscription.
+    effect a moment after it is made, and what the kernel publishes before is lost. Here a request, which
+    makes the kernel publish, is repeated until something was heard: that proves the subscription. What comes
+    after it names the request that it belongs to, so no cell takes it for its own.
     """
 
     async def until_ready(self, seconds: float) -> None:
@@ -35,32 +36,27 @@ class KernelClient(AsyncKernelClient):
         """
         try:
             async with asyncio.timeout(seconds):
-                request = await self._asked()
+                await self._answered()
                 end = time.monotonic() + _UNHEARD_SECONDS
-                while not await self._heard_idle(request) and time.monotonic() < end:
-                    request = await self._asked()
+                while not await self._is_heard() and time.monotonic() < end:
+                    await self._answered()
         except TimeoutError as error:
             raise TimeoutError(f"it did not answer within {seconds:g} s") from error
 
-    async def _asked(self) -> str:
-        """Send a request, wait for its reply, and return its id."""
-        request: str = self.kernel_info()
+    async def _answered(self) -> None:
+        """Send a request, and wait for its reply."""
+        request = self.kernel_info()
         while True:
             reply = await self.get_shell_msg()
             if reply["msg_type"] == "kernel_info_reply" and reply["parent_header"].get("msg_id") == request:
                 # Older kernels speak older versions of the protocol.
                 self._handle_kernel_info_reply(reply)
-                return request
+                return
 
-    async def _heard_idle(self, request: str) -> bool:
-        """Take what the kernel published, up to the end of a request; nothing of it is the notebook's."""
-        while True:
-            try:
-                message = await self.get_iopub_msg(timeout=_LISTEN_SECONDS)
-            except Empty:
-                return False
-            if (
-                message["parent_header"].get("msg_id") == request
-                and message["content"].get("execution_state") == "idle"
-            ):
-                return True
+    async def _is_heard(self) -> bool:
+        """Tell whether the kernel published anything; nothing of it is the notebook's."""
+        try:
+            await self.get_iopub_msg(timeout=_LISTEN_SECONDS)
+        except Empty:
+            return False
+        return True

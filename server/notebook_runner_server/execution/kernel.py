@@ -30,27 +30,26 @@ DRAIN_SECONDS = 1.0
 
 _QUIET_MS = 10
 
-# A kernel that prints faster than it is read drops what its socket cannot hold (1000 messages); with this it
-# waits instead.
-_LOSE_NOTHING = (
-    "--IPKernelApp.exec_lines=get_ipython().kernel.iopub_thread.socket"
-    ".setsockopt(__import__('zmq').XPUB_NODROP, 1)"
-)
-# A reply with text that is no Unicode (a lone surrogate in an exception's message) could not be encoded, was
-# never sent, and the cell never ended; as an escape of JSON it can be.
-_ANY_TEXT = """
+# Told to ipykernel before anything of the notebook. A kernel that prints faster than it is read drops what
+# its socket cannot hold (1000 messages); with XPUB_NODROP it waits. A reply with text that is no Unicode
+# (a lone surrogate in an exception's message) cannot be encoded, is never sent, and the cell never ends; as
+# an escape of JSON it can be.
+_PREPARATION = """
 import json
+import zmq
 from jupyter_client.jsonutil import json_default
-session = get_ipython().kernel.session
-pack = session.pack
+kernel = get_ipython().kernel
+kernel.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
+pack = kernel.session.pack
 def pack_any(message):
     try:
         return pack(message)
     except UnicodeEncodeError:
         return json.dumps(message, default=json_default).encode()
-session.pack = pack_any
+kernel.session.pack = pack_any
 """
-_ENCODE_ANYTHING = f"--IPKernelApp.exec_lines=exec({_ANY_TEXT!r}, {{'get_ipython': get_ipython}})"
+# In a namespace of its own: the notebook's stays empty.
+_PREPARE = f"--IPKernelApp.exec_lines=exec({_PREPARATION!r}, {{'get_ipython': get_ipython}})"
 OWN_PREFIX = "NOTEBOOK_RUNNER_"
 _LOG_TAIL_BYTES = 8192
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -96,11 +95,7 @@ class Kernel:
         options: dict[str, Any] = {}
         if getattr(self.manager, "ipykernel", False):
             # As nbclient does: no run finds the history of another.
-            options["extra_arguments"] = [
-                "--HistoryManager.hist_file=:memory:",
-                _LOSE_NOTHING,
-                _ENCODE_ANYTHING,
-            ]
+            options["extra_arguments"] = ["--HistoryManager.hist_file=:memory:", _PREPARE]
         orphans.paused = True
         with self._log.open("wb") as log:
             await self.manager.start_kernel(

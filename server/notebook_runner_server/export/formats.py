@@ -40,6 +40,7 @@ def convert(to: str, notebook: Path, target: Path) -> str:
     # One artefact is one file: images stay in it.
     config.ExtractOutputPreprocessor.enabled = False
     config.ExtractAttachmentsPreprocessor.enabled = False
+    # Markdown alone has no way of its own to carry what was pasted.
     config.MarkdownExporter.preprocessors = [_with_attachments]
     exporter = get_exporter(to)(config=config)
     with notebook.open(encoding="utf-8", errors="surrogatepass") as file:
