@@ -111,17 +111,21 @@ def test_what_is_not_executed_is_not_told(pool: Pool) -> None:
 
 
 def test_text_that_is_no_unicode_is_replaced_in_events(pool: Pool) -> None:
-    """Lone surrogates cannot be carried; events have a mark in their place, also in names and messages."""
+    """Lone surrogates cannot be carried; events have a mark in their place, and nothing else is lost."""
     surrogate = "chr(0xD800)"
     events = pool.run(
         f"import sys; sys.stdout.write('a' + {surrogate} + 'b\\n'); sys.stdout.flush()",
+        f"display({{'text/plain': {surrogate}}}, raw=True)",
         f"raise ValueError('c' + {surrogate})",
     )
-    assert end(events).failure is not None
-    json.dumps([repr(event) for event in events], ensure_ascii=False).encode()
+    assert said(events) == "a?b\n"
+    assert of(DisplayOutput, events) == [DisplayOutput(1, "display_data", (("text/plain", 1),))]
+    assert of(ErrorOutput, events) == [ErrorOutput(2, "ValueError", "c?")]
+    failure = end(events).failure
+    assert failure is not None
+    assert (failure.exception_name, failure.exception_message) == ("ValueError", "c?")
     for event in events:
-        if isinstance(event, (StreamOutput, ErrorOutput)):
-            repr(event).encode()
+        repr(event).encode()
 
 
 def test_names_and_messages_are_cut(pool: Pool) -> None:

@@ -31,9 +31,9 @@ DRAIN_SECONDS = 1.0
 _QUIET_MS = 10
 
 # Told to ipykernel before anything of the notebook. A kernel that prints faster than it is read drops what
-# its socket cannot hold (1000 messages); with XPUB_NODROP it waits. A reply with text that is no Unicode
-# (a lone surrogate in an exception's message) cannot be encoded, is never sent, and the cell never ends; as
-# an escape of JSON it can be.
+# its socket cannot hold (1000 messages); with XPUB_NODROP it waits. A message with text that is no Unicode (a
+# lone surrogate) cannot be encoded: printed text is lost, and an exception is told as another one; as an
+# escape of JSON it can be.
 _PREPARATION = """
 import json
 import zmq
