@@ -61,6 +61,7 @@ class App:
                 settings.workers,
                 settings.state_folder / "scratch",
                 limit_address_space=settings.limit_address_space,
+                warm=settings.warm,
             ),
             admission,
             settings.queue,

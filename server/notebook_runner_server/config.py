@@ -18,12 +18,17 @@ import click
 
 from notebook_runner_server.api.server import MESSAGE_OVERHEAD
 from notebook_runner_server.execution.interface import Limits
+from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.runs.retention import Bounds
 
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
 
 # gRPC counts the bytes of a message in an int32.
 _LARGEST_MESSAGE = 2**31 - 1
+
+
+MOST_WARM = 100
+"""Warm kernels of one kernelspec in one worker; each takes some 20 MB."""
 
 
 class _Number(click.FloatRange):
@@ -43,8 +48,9 @@ def _setting(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
+    off: str = "",
 ) -> Any:
-    about = {"help": help_text, "minimum": minimum, "maximum": maximum, "choices": choices}
+    about = {"help": help_text, "minimum": minimum, "maximum": maximum, "choices": choices, "off": off}
     return field(default=default, metadata=about)
 
 
@@ -80,6 +86,15 @@ class Settings:
     workers: int = _setting(1, "Worker processes, and so runs at once.", minimum=1)
     queue: int = _setting(0, "Runs that may wait when all workers are busy.", minimum=0)
     executor: str = _setting("process", "What executes runs.", choices=("process",))
+    warm_kernels: str = _setting(
+        "",
+        "Kernels that each worker keeps started for the next run, as KERNELSPEC=COUNT, separated by commas. "
+        "[default: one of the default kernel]",
+        off="none",
+    )
+    preload: str = _setting(
+        "", "Modules that warm Python kernels have imported before a run asks for one, separated by commas."
+    )
     run_timeout: float = _limit("seconds that a run may take", 0.0)
     max_run_timeout: float = _ceiling("run_timeout", 0.0)
     cell_timeout: float = _limit("seconds that a cell may take", 0.0)
@@ -155,11 +170,36 @@ class Settings:
             )
         if self.default_notebook and not self.notebook_root:
             raise ValueError("--default-notebook is a path under --notebook-root, which is missing")
+        self.warm  # noqa: B018 - it raises
 
     @property
     def state_folder(self) -> Path:
         """The folder for history and results."""
         return Path(self.state_dir or _state_dir())
+
+    @property
+    def warm(self) -> WarmKernels:
+        """The kernels that a worker keeps ready.
+
+        Raises:
+            ValueError: That is not how it is said.
+        """
+        if self.warm_kernels == "none":
+            return WarmKernels()
+        counts: dict[str, int] = {}
+        for one in _names(self.warm_kernels or f"{self.default_kernel}=1"):
+            name, _, count = one.partition("=")
+            if not (name and count.isascii() and count.isdigit() and int(count) <= MOST_WARM):
+                message = (
+                    f"--warm-kernels is KERNELSPEC=COUNT, with a count of at most {MOST_WARM}, not {one!r}"
+                )
+                raise ValueError(message)
+            counts[name] = int(count)
+        modules = tuple(_names(self.preload))
+        for module in modules:
+            if not all(part.isidentifier() for part in module.split(".")):
+                raise ValueError(f"--preload names modules, and {module!r} is no name of one")
+        return WarmKernels(counts, modules, required=bool(self.warm_kernels))
 
     @property
     def bounds(self) -> Bounds:
@@ -190,7 +230,11 @@ class Settings:
     @property
     def formats(self) -> list[str]:
         """The exporters that Output may use."""
-        return [name.strip() for name in self.export_formats.split(",") if name.strip()]
+        return _names(self.export_formats)
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def _is_loopback(host: str) -> bool:
@@ -203,9 +247,17 @@ def _is_loopback(host: str) -> bool:
 
 
 def options() -> list[click.Option]:
-    """Return a command-line option for each setting."""
+    """Return a command-line option for each setting, and one more for each that can be told off."""
     hints = get_type_hints(Settings)
-    return [_option(one, hints[one.name]) for one in dataclasses.fields(Settings)]
+    found = []
+    for one in dataclasses.fields(Settings):
+        found.append(_option(one, hints[one.name]))
+        if off := one.metadata["off"]:
+            flag = f"--no-{one.name.replace('_', '-')}"
+            found.append(
+                click.Option([flag, one.name], flag_value=off, help=f"The same as --{flag[5:]} {off}.")
+            )
+    return found
 
 
 def _option(one: dataclasses.Field[Any], kind: type) -> click.Option:

@@ -25,6 +25,7 @@ from notebook_runner_server.execution.interface import (
     StreamOutput,
 )
 from notebook_runner_server.execution.notebook import prepare
+from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
 from notebook_runner_server.execution.pool import ProcessPoolBackend
 from notebook_runner_server.execution.processes import PR_SET_CHILD_SUBREAPER
@@ -51,7 +52,8 @@ class Pool:
         mark: What the environment of every process of it carries.
     """
 
-    def __init__(self, folder: Path, workers: int = 1) -> None:
+    def __init__(self, folder: Path, workers: int = 1, warm: WarmKernels | None = None) -> None:
+        self._warm = warm
         self.mark = uuid4().hex
         self._folder = folder
         self._workers = workers
@@ -62,7 +64,7 @@ class Pool:
         resource_tracker.ensure_running()
         self._outer = os.environ.get(MARK_VARIABLE, "")
         os.environ[MARK_VARIABLE] = self.mark
-        self.backend = ProcessPoolBackend(self._workers, self._folder / "scratch")
+        self.backend = ProcessPoolBackend(self._workers, self._folder / "scratch", warm=self._warm)
         self.do(self.backend.start())
         return self
 

@@ -37,7 +37,7 @@ def framed(message: object) -> bytes:
 async def linked() -> AsyncIterator[tuple[Link, socket.socket]]:
     """A link and the worker's end of it, a socket that never blocks for long."""
     near, far = socket.socketpair()
-    link = await Link.open(near)
+    link = await Link.open(near, lambda _: False)
     far.setblocking(False)
     try:
         yield link, far
@@ -95,7 +95,7 @@ def test_it_speaks_as_multiprocessing_does() -> None:
 
     async def scenario() -> None:
         near, far = socket.socketpair()
-        link = await Link.open(near)
+        link = await Link.open(near, lambda _: False)
         with Connection(far.detach()) as connection:
             for message in MESSAGES:
                 await asyncio.to_thread(connection.send, message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from queue import Empty
+from typing import Any
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
@@ -25,11 +26,12 @@ class KernelClient(AsyncKernelClient):
     after it names the request that it belongs to, so no cell takes it for its own.
     """
 
-    async def until_ready(self, seconds: float) -> None:
+    async def until_ready(self, seconds: float, first: str = "") -> None:
         """Wait until the kernel answers requests and is heard.
 
         Args:
             seconds: How long this may take.
+            first: Code to execute then, of which nobody else learns.
 
         Raises:
             TimeoutError: It did not answer.
@@ -40,18 +42,21 @@ class KernelClient(AsyncKernelClient):
                 end = time.monotonic() + _UNHEARD_SECONDS
                 while not await self._is_heard() and time.monotonic() < end:
                     await self._answered()
+                if first:
+                    await self._reply(self.execute(first, silent=True, store_history=False), "execute_reply")
         except TimeoutError as error:
             raise TimeoutError(f"it did not answer within {seconds:g} s") from error
 
     async def _answered(self) -> None:
         """Send a request, and wait for its reply."""
-        request = self.kernel_info()
+        # Older kernels speak older versions of the protocol.
+        self._handle_kernel_info_reply(await self._reply(self.kernel_info(), "kernel_info_reply"))
+
+    async def _reply(self, request: str, kind: str) -> dict[str, Any]:
         while True:
-            reply = await self.get_shell_msg()
-            if reply["msg_type"] == "kernel_info_reply" and reply["parent_header"].get("msg_id") == request:
-                # Older kernels speak older versions of the protocol.
-                self._handle_kernel_info_reply(reply)
-                return
+            reply: dict[str, Any] = await self.get_shell_msg()
+            if reply["msg_type"] == kind and reply["parent_header"].get("msg_id") == request:
+                return reply
 
     async def _is_heard(self) -> bool:
         """Tell whether the kernel published anything; nothing of it is the notebook's."""

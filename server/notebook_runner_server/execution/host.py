@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -20,11 +19,13 @@ from notebook_runner_server.execution.interface import (
     Job,
     KernelReady,
 )
-from notebook_runner_server.execution.kernel import Kernel, plain
+from notebook_runner_server.execution.kernel import OWN_PREFIX, Kernel, KernelDiedError, plain
 from notebook_runner_server.execution.options import WorkerOptions
-from notebook_runner_server.execution.processes import kill_descendants
 from notebook_runner_server.execution.recorder import MAX_NAME, RecordingClient, cut
 from notebook_runner_server.execution.signals import how_it_ended
+from notebook_runner_server.execution.tree import tree
+from notebook_runner_server.execution.warm.forking import TemplateError
+from notebook_runner_server.execution.warm.reserve import Reserve
 from notebook_runner_server.execution.watchdog import OomKills, Watchdog
 
 MAX_TRACEBACK = 128 * 1024
@@ -40,12 +41,18 @@ class RunHost:
     Args:
         job: What to execute.
         options: What holds for all runs of this worker.
+        reserve: Kernels that are there already.
         emit: Takes the events, in order, from the main thread; may block while nobody reads them.
     """
 
-    def __init__(self, job: Job, options: WorkerOptions, emit: Callable[[ExecutionEvent], None]) -> None:
+    def __init__(
+        self, job: Job, options: WorkerOptions, reserve: Reserve, emit: Callable[[ExecutionEvent], None]
+    ) -> None:
         self._job = job
         self._options = options
+        self._reserve = reserve
+        own = {OWN_PREFIX + "RUN_ID": job.run_id, OWN_PREFIX + "RUN_DIR": job.run_folder}
+        self._variables = {**job.environment, **own}
         self._emit = emit
         self._oom_kills = OomKills()
         self._lock = threading.Lock()
@@ -78,7 +85,7 @@ class RunHost:
         """End every process of the run, whatever the main thread is doing."""
         self._stopped.set()
         self._call_soon(self._wake.set)
-        self._killed.update(kill_descendants(os.getpid()))
+        self._killed.update(tree.kill())
 
     def _call_soon(self, function: Callable[[], None]) -> None:
         # The loop is closed when the run has just ended.
@@ -116,15 +123,14 @@ class RunHost:
     def _end(self, outcome: BaseException | None) -> None:
         if outcome is not None:
             self._claim(self._failure_of(outcome))
-        self._killed.update(kill_descendants(os.getpid()))
+        self._killed.update(tree.kill())
+        tree.paused = True
         if self._kernel is not None:
             self._kernel.close()
         self._emit(Ended(self._failure, len(self._killed)))
 
     async def _execute(self) -> None:
-        self._kernel = Kernel(self._job, self._options.folder)
-        address_space = self._job.limits.memory_bytes if self._options.limit_address_space else 0
-        await self._kernel.start(self._kernel_died, address_space)
+        kernel = await self._get_kernel()
         self._ready = True
         notebook = notebooks.decode(self._job.notebook)
         self._client = client = RecordingClient(
@@ -133,18 +139,46 @@ class RunHost:
             heard=self._heard,
             before_cell=self._before_cell,
             after_cell=self._after_cell,
-            km=self._kernel.manager,
+            km=kernel.manager,
             limits=self._job.limits,
             kernel_name=self._job.kernel_name,
             allow_errors=self._job.allow_errors,
         )
-        client.kc = self._kernel.client
+        client.kc = kernel.client
         self._emit(KernelReady())
         try:
             await client.async_execute()
         finally:
             # Widget state is complete only after the last cell, and wanted after a failure as well.
             client.emit_tail()
+
+    async def _get_kernel(self) -> Kernel:
+        """Take a kernel that is there already, or start one; one that was kept may have died meanwhile."""
+        while (warm := await self._reserve.take(self._job.kernel_name, self._variables)) is not None:
+            self._kernel = warm
+            with contextlib.suppress(KernelDiedError, TemplateError):
+                await warm.settle(self._job.working_folder, self._variables)
+                await self._connect(warm)
+                return warm
+            tree.kill()
+            warm.close()
+        self._kernel = kernel = Kernel(self._job.kernel_name, self._options.folder)
+        tree.paused = True
+        await kernel.launch(self._job.working_folder, self._variables)
+        try:
+            await self._connect(kernel)
+        except KernelDiedError:
+            self._kernel_died()
+            raise
+        return kernel
+
+    async def _connect(self, kernel: Kernel) -> None:
+        tree.kernel = kernel.pid
+        tree.paused = False
+        tree.reap()
+        address_space = self._job.limits.memory_bytes if self._options.limit_address_space else 0
+        died = await kernel.connect(address_space)
+        died.add_done_callback(lambda _: self._kernel_died())
 
     def _before_cell(self, index: int, cell_id: str) -> None:
         if self._failure is not None:
@@ -242,6 +276,7 @@ _MESSAGES = {
 def host(
     job: Job,
     options: WorkerOptions,
+    reserve: Reserve,
     emit: Callable[[ExecutionEvent], None],
     made: Callable[[RunHost], None],
 ) -> None:
@@ -250,12 +285,13 @@ def host(
     Args:
         job: What to execute.
         options: What holds for all runs of this worker.
+        reserve: Kernels that are there already.
         emit: Takes the events.
         made: Is given the host before anything is started, so that the run can be stopped.
     """
 
     async def main() -> None:
-        one = RunHost(job, options, emit)
+        one = RunHost(job, options, reserve, emit)
         made(one)
         await one.run()
 

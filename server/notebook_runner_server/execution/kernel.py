@@ -10,17 +10,15 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jupyter_client.manager import AsyncKernelManager
 
 from notebook_runner_server.execution.client import KernelClient
-from notebook_runner_server.execution.processes import orphans
-
-if TYPE_CHECKING:
-    from notebook_runner_server.execution.interface import Job
+from notebook_runner_server.execution.warm import languages
+from notebook_runner_server.execution.warm.forking import ForkProvisioner, Template, split
 
 READY_TIMEOUT = 60.0
 """Seconds that a kernel may take until it answers; nbclient's `startup_timeout`."""
@@ -55,62 +53,129 @@ _LOG_TAIL_BYTES = 8192
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
+class KernelDiedError(RuntimeError):
+    """The process ended before the kernel was ready."""
+
+
 class Kernel:
     """A kernel process and the client that talks to it.
 
+    One that is started for a run is launched where the run is, and then connected. One that is started
+    before there is a run is launched anywhere, kept, told its place (`settle`), and then connected.
+
     Attributes:
+        name: Its kernelspec.
         manager: jupyter_client's manager of it.
-        client: jupyter_client's client of it, after `start`.
+        client: jupyter_client's client of it, after `connect`.
 
     Args:
-        job: The run that it is for.
+        name: The kernelspec.
         folder: Where the private folder for its sockets is made: short, for a socket's path may have 107
             bytes at the most.
+        template: What forks it, if it is ipykernel.
     """
 
-    def __init__(self, job: Job, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, template: Template | None = None) -> None:
+        self.name = name
         self._folder = Path(tempfile.mkdtemp(prefix="", dir=folder))
-        self._job = job
         self._log = self._folder / "log"
         self.manager: AsyncKernelManager = AsyncKernelManager(
-            kernel_name=job.kernel_name,
+            kernel_name=name,
             transport="ipc",
             ip=str(self._folder / "k"),
             connection_file=str(self._folder / "kernel.json"),
             client_factory=KernelClient,
         )
+        self._template = template
         self.client: KernelClient | None = None
         self._pidfd: int | None = None
+        self._settling = ""
 
-    async def start(self, on_death: Callable[[], None], address_space: int = 0) -> None:
-        """Start the process and wait until it answers.
+    async def launch(self, working_folder: str, variables: Mapping[str, str]) -> None:
+        """Start the process.
 
         Args:
-            on_death: Called once, as soon as the process has ended.
-            address_space: How many bytes of address space it may have, and what it starts; zero: any.
+            working_folder: Where it works.
+            variables: What it has in its environment beside what this process has.
 
         Raises:
-            TimeoutError: It did not get ready.
+            NoSuchKernel: There is no such kernelspec.
+            OSError, TemplateError: The process could not be started.
         """
+        spec = self.manager.kernel_spec
         options: dict[str, Any] = {}
-        if getattr(self.manager, "ipykernel", False):
+        if spec is not None and split(spec.argv):
             # As nbclient does: no run finds the history of another.
             options["extra_arguments"] = ["--HistoryManager.hist_file=:memory:", _PREPARE]
-        orphans.paused = True
+        if self._template is not None:
+            self.manager.provisioner = provisioner = ForkProvisioner(
+                kernel_id=self._folder.name, kernel_spec=spec, parent=self.manager
+            )
+            provisioner.template = self._template
         with self._log.open("wb") as log:
             await self.manager.start_kernel(
-                cwd=self._job.working_folder, env=self._environment(), stdout=log, stderr=log, **options
+                cwd=working_folder,
+                env={**self._environment(), **variables},
+                stdout=log,
+                stderr=log,
+                **options,
             )
-        self._watch(on_death, address_space)
-        orphans.paused = False
-        orphans.reap()
+
+    @property
+    def pid(self) -> int:
+        """The process, once it is launched; 0: it is not on this machine."""
+        process = getattr(self.manager.provisioner, "process", None)
+        return process.pid if process else 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a kernel that was forked can be had without a wait; of others nobody knows."""
+        provisioner = self.manager.provisioner
+        return (
+            not isinstance(provisioner, ForkProvisioner) or not provisioner.forked or provisioner.is_ready()
+        )
+
+    async def settle(self, working_folder: str, variables: Mapping[str, str]) -> None:
+        """Give a kernel that was launched before the place that it would have been launched at.
+
+        Raises:
+            TemplateError: It has died, or does not answer.
+        """
+        provisioner, spec = self.manager.provisioner, self.manager.kernel_spec
+        if isinstance(provisioner, ForkProvisioner) and provisioner.forked:
+            await provisioner.settle(working_folder, variables)
+        elif spec is not None:
+            self._settling = languages.place(spec.language, working_folder, variables)
+
+    async def connect(self, address_space: int = 0) -> asyncio.Future[None]:
+        """Wait until the kernel answers.
+
+        Args:
+            address_space: How many bytes of address space it may have, and what it starts; zero: any.
+
+        Returns:
+            What is done as soon as the process has ended.
+
+        Raises:
+            KernelDiedError: It has ended.
+            TimeoutError: It did not get ready.
+        """
+        died = self._watch(address_space)
         client = self.manager.client()
         assert isinstance(client, KernelClient)  # noqa: S101 - the manager was told so
         self.client = client
         # No heartbeat: the process itself is watched.
         client.start_channels(hb=False)
-        await client.until_ready(READY_TIMEOUT)
+        ready = asyncio.ensure_future(client.until_ready(READY_TIMEOUT, self._settling))
+        try:
+            await asyncio.wait({ready, died}, return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                raise KernelDiedError("the process ended")
+            ready.result()
+        finally:
+            ready.cancel()
         client.allow_stdin = False
+        return died
 
     async def interrupt(self) -> None:
         """Interrupt the cell that is executed, in the way the kernelspec names."""
@@ -143,7 +208,7 @@ class Kernel:
         if self._pidfd is not None:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
-        orphans.paused = True
+            self._pidfd = None
         if self.client is not None:
             self.client.stop_channels()
         self.manager.cleanup_connection_file()
@@ -151,27 +216,34 @@ class Kernel:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIX)}
-        own = {OWN_PREFIX + "RUN_ID": self._job.run_id, OWN_PREFIX + "RUN_DIR": self._job.run_folder}
-        return {**inherited, **self._job.environment, **own}
+        """Return what is inherited, with a folder for temporary files that ends with the kernel."""
+        temporary = self._folder / "tmp"
+        temporary.mkdir(mode=0o700, exist_ok=True)
+        return {**inherited(), "TMPDIR": str(temporary)}
 
-    def _watch(self, on_death: Callable[[], None], address_space: int) -> None:
+    def _watch(self, address_space: int) -> asyncio.Future[None]:
         """Learn of the end of the process at once; jupyter_client would poll each second."""
-        process = getattr(self.manager.provisioner, "process", None)
-        if process is None:
-            return
-        orphans.spared = process.pid
+        loop = asyncio.get_running_loop()
+        died = loop.create_future()
+        if not self.pid:
+            return died
         if address_space:
             with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(process.pid, resource.RLIMIT_AS, (address_space, address_space))
-        loop = asyncio.get_running_loop()
-        self._pidfd = descriptor = os.pidfd_open(process.pid)
+                resource.prlimit(self.pid, resource.RLIMIT_AS, (address_space, address_space))
+        self._pidfd = descriptor = os.pidfd_open(self.pid)
 
         def ended() -> None:
             loop.remove_reader(descriptor)
-            on_death()
+            if not died.done():
+                died.set_result(None)
 
         loop.add_reader(descriptor, ended)
+        return died
+
+
+def inherited() -> dict[str, str]:
+    """Return what every kernel finds in its environment: all that this process has but the server's own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIX)}
 
 
 def plain(text: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import pickle
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any
 
 _HEADER = struct.Struct("!i")
@@ -21,7 +22,8 @@ MAX_WAITING_BYTES = 4 * 1024 * 1024
 class Link(asyncio.Protocol):
     """Receives whole messages in batches, and never holds more than a bounded amount of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_message: Callable[[Any], bool]) -> None:
+        self._on_message = on_message
         self._buffer = bytearray()
         self._messages: list[Any] = []
         self._waiting = 0
@@ -30,9 +32,15 @@ class Link(asyncio.Protocol):
         self.closed = False
 
     @classmethod
-    async def open(cls, end: socket.socket) -> Link:
-        """Take over one end of a socket pair."""
-        _, link = await asyncio.get_running_loop().connect_accepted_socket(cls, end)
+    async def open(cls, end: socket.socket, on_message: Callable[[Any], bool]) -> Link:
+        """Take over one end of a socket pair.
+
+        Args:
+            end: The socket.
+            on_message: Is shown each message as it arrives; true: it has taken it, and nobody else gets it.
+        """
+        loop = asyncio.get_running_loop()
+        _, link = await loop.connect_accepted_socket(lambda: cls(on_message), end)
         return link
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -50,9 +58,11 @@ class Link(asyncio.Protocol):
             if len(self._buffer) < end:
                 break
             # The worker is this program's own; the notebook's processes have no descriptor of this.
-            self._messages.append(pickle.loads(self._buffer[start + _HEADER.size : end]))  # noqa: S301 - as said
-            self._waiting += length
+            message = pickle.loads(self._buffer[start + _HEADER.size : end])  # noqa: S301 - as said
             start = end
+            if not self._on_message(message):
+                self._messages.append(message)
+                self._waiting += length
         del self._buffer[:start]
         if self._messages:
             self._arrived.set()

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class WarmKernels:
+    """What is started before a run asks for it.
+
+    Attributes:
+        counts: How many kernels to keep ready, by kernelspec.
+        preload: Modules that forked kernels have imported already.
+        required: Somebody asked for these kernelspecs, so they have to be there.
+    """
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    preload: tuple[str, ...] = ()
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +29,9 @@ class WorkerOptions:
     Attributes:
         folder: A short private folder for its kernels' sockets.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
+        warm: Kernels to keep ready.
     """
 
     folder: Path
     limit_address_space: bool = False
+    warm: WarmKernels = field(default_factory=WarmKernels)

@@ -21,10 +21,11 @@ from notebook_runner_server.execution.interface import (
     Failure,
     Job,
 )
-from notebook_runner_server.execution.options import WorkerOptions
+from notebook_runner_server.execution.options import WarmKernels, WorkerOptions
 from notebook_runner_server.execution.processes import KILL_DEADLINE, become_subreaper
 from notebook_runner_server.execution.scratch import Scratch
 from notebook_runner_server.execution.signals import how_it_ended
+from notebook_runner_server.execution.warm.languages import LANGUAGES
 from notebook_runner_server.execution.worker_process import WorkerProcess, kill_orphans
 
 RETRY_SECONDS = 1.0
@@ -113,12 +114,21 @@ class ProcessPoolBackend:
         link: A symbolic link in a folder that this backend has alone; it remembers what there is to remove
             after a server that was killed.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
+        warm: Kernels that each worker keeps ready.
     """
 
-    def __init__(self, workers: int, link: Path, *, limit_address_space: bool = False) -> None:
+    def __init__(
+        self,
+        workers: int,
+        link: Path,
+        *,
+        limit_address_space: bool = False,
+        warm: WarmKernels | None = None,
+    ) -> None:
         self.capacity = workers
         self._scratch = Scratch(link)
         self._limit_address_space = limit_address_space
+        self._warm = warm or WarmKernels()
         self._idle: asyncio.Queue[WorkerProcess] = asyncio.Queue()
         self._next: WorkerProcess | None = None
         self._workers: set[WorkerProcess] = set()
@@ -135,11 +145,13 @@ class ProcessPoolBackend:
 
         Raises:
             BrokenProcessPool: One did not start.
+            ValueError: There is no such kernel as shall be kept warm.
         """
         # The second net: what a dead worker leaves is handed to this process, which ends it.
         become_subreaper()
         self._scratch.open()
         await asyncio.gather(*(self._add() for _ in range(self.capacity)))
+        self._check_warm()
 
     async def wait_free(self) -> None:
         """Wait until a worker is free, and keep it for the next `submit`."""
@@ -176,7 +188,9 @@ class ProcessPoolBackend:
         self._scratch.close()
 
     async def _add(self) -> None:
-        options = WorkerOptions(self._scratch.subfolder(), limit_address_space=self._limit_address_space)
+        options = WorkerOptions(
+            self._scratch.subfolder(), limit_address_space=self._limit_address_space, warm=self._warm
+        )
         worker = WorkerProcess(options)
         try:
             await worker.start()
@@ -186,6 +200,14 @@ class ProcessPoolBackend:
         self._workers.add(worker)
         self._kernels = worker.hello.kernels
         self._idle.put_nowait(worker)
+
+    def _check_warm(self) -> None:
+        for name in self._warm.counts if self._warm.required else ():
+            if name not in self._kernels:
+                known = ", ".join(sorted(self._kernels))
+                raise ValueError(f"there is no kernelspec {name} to keep warm; there are: {known}")
+            if self._kernels[name].lower() not in LANGUAGES:
+                raise ValueError(f"a kernel of {self._kernels[name]} ({name}) cannot be kept warm")
 
     async def _replace(self, worker: WorkerProcess) -> None:
         self._workers.discard(worker)

@@ -137,33 +137,3 @@ def _reap(pids: list[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-
-
-class OrphanReaper:
-    """Reaps the orphans that a subreaper is handed, as they end, on the main thread.
-
-    Attributes:
-        spared: The child whose end somebody else waits for; 0: there is none.
-        paused: Reap nothing: a child is being started, and is not yet known.
-    """
-
-    def __init__(self) -> None:
-        self.spared = 0
-        self.paused = True
-
-    def install(self) -> None:
-        """Reap whenever a child ends."""
-        signal.signal(signal.SIGCHLD, lambda *_: self.reap())
-
-    def reap(self) -> None:
-        """Reap the children that have ended."""
-        with contextlib.suppress(ChildProcessError):
-            while not self.paused:
-                # A look first: the spared one's exit code is somebody else's.
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                if found is None or found.si_pid == self.spared:
-                    return
-                os.waitpid(found.si_pid, os.WNOHANG)
-
-
-orphans = OrphanReaper()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from notebook_runner_server.execution.interface import Cause
-from notebook_runner_server.execution.processes import descendants
+from notebook_runner_server.execution.tree import tree
 
 INTERVAL = 0.05
 """Seconds between two looks. Memory is filled at 1 to 2 GB/s, so a limit is passed by 100 MB at the most."""
@@ -22,7 +22,7 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class Watchdog:
-    """Looks at all descendants of this process, on a thread of its own, until it is closed.
+    """Looks at the processes of the run, on a thread of its own, until it is closed.
 
     Args:
         memory_bytes: How much resident memory they may have together; zero: any.
@@ -45,7 +45,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._closed.wait(INTERVAL):
-            found = descendants(os.getpid())
+            found = tree.processes()
             if self._processes and len(found) > self._processes:
                 message = f"The run has more than {self._processes} processes, its limit."
                 return self._exceeded(Cause.PROCESS_LIMIT, message)

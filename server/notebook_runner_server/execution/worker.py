@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import NoReturn
@@ -28,8 +29,9 @@ from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
     become_subreaper,
     kill_descendants,
-    orphans,
 )
+from notebook_runner_server.execution.tree import tree
+from notebook_runner_server.execution.warm.reserve import Reserve
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,15 @@ class Hello:
 
     pid: int
     kernels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a worker has to say beside its runs, for the log; `level` is logging's."""
+
+    level: int
+    event: str
+    fields: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,8 @@ class _Worker:
     def __init__(self, connection: Connection, options: WorkerOptions) -> None:
         self._connection = connection
         self._options = options
+        self._sending = threading.Lock()
+        self.reserve = Reserve(options.warm, options.folder, self._notice)
         self._lock = threading.RLock()
         self._run_id = ""
         self._host: hosts.RunHost | None = None
@@ -74,12 +87,21 @@ class _Worker:
         with self._lock:
             self._run_id = job.run_id
         try:
-            hosts.host(job, self._options, self._connection.send, self._made)
+            hosts.host(job, self._options, self.reserve, self._send, self._made)
         except BaseException:  # noqa: BLE001 - whatever it was, this process is not fit for another run
             traceback.print_exc()
             self.abandon()
         with self._lock:
             self._host, self._run_id, self._early, self._deadline = None, "", None, None
+
+    def _send(self, message: object) -> None:
+        with self._sending:
+            self._connection.send(message)
+
+    def _notice(self, level: int, event: str, **fields: str) -> None:
+        # Without a server there is nobody to be told.
+        with contextlib.suppress(OSError):
+            self._send(Notice(level, event, fields))
 
     def _made(self, host: hosts.RunHost) -> None:
         with self._lock:
@@ -149,7 +171,7 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
     # Not SIG_IGN, which a kernel would inherit.
     signal.signal(signal.SIGINT, lambda *_: None)
     become_subreaper()
-    orphans.install()
+    tree.install()
     # What goes wrong in a run is told by its events; nbclient's log would repeat it.
     logging.disable(logging.CRITICAL)
     _worker = _Worker(connection, options)
@@ -163,6 +185,8 @@ def hello() -> Hello:
     # ZeroMQ's and asyncio's first use take time that no run shall wait for.
     asyncio.run(asyncio.sleep(0))
     specs = KernelSpecManager().get_all_specs()
+    assert _worker is not None  # noqa: S101 - the pool has initialized it
+    _worker.reserve.start()
     return Hello(os.getpid(), {name: spec["spec"].get("language", "") for name, spec in specs.items()})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import multiprocessing
 import os
 import select
@@ -19,6 +20,8 @@ from notebook_runner_server.execution.interface import Job
 from notebook_runner_server.execution.link import Link
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import KILL_DEADLINE, in_own_session, kill_descendants
+
+_log = logging.getLogger(__name__)
 
 # A fork of a process that serves gRPC crashes or hangs.
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -65,13 +68,19 @@ class WorkerProcess:
         Raises:
             BrokenProcessPool: It died.
         """
-        self.link = await Link.open(self._near)
+        self.link = await Link.open(self._near, self._noticed)
         try:
             self.hello = await asyncio.wrap_future(self._pool.submit(workers.hello))
         finally:
             # Only the worker holds the far end now, so that its death is seen as the end of the link.
             self._far.close()
         self._process = next(one for one in multiprocessing.active_children() if one.pid == self.hello.pid)
+
+    def _noticed(self, message: object) -> bool:
+        if not isinstance(message, workers.Notice):
+            return False
+        _log.log(message.level, message.event, extra=dict(message.fields))
+        return True
 
     def submit(self, job: Job) -> Future[None]:
         """Give it a job.

@@ -1,0 +1,1 @@
+"""Kernels that are started before a run asks for one."""

@@ -1,0 +1,299 @@
+"""A jupyter_client provisioner that starts ipykernel by forking a template, in a fifth of the time.
+
+The template (`template.py`) is a process that has imported ipykernel, and modules that the operator names. It is
+started by the interpreter that the kernelspec names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+
+from notebook_runner_server.execution.processes import become_subreaper
+
+IMPORT_SECONDS = 60.0
+"""How long a template may take to import what it is told to."""
+
+FORK_SECONDS = 5.0
+"""How long a template may take to fork; it takes some milliseconds."""
+
+SETTLE_SECONDS = 2.0
+"""How long a kernel that is ready may take to change its folder and environment."""
+
+_READY, _DONE = b"ready\n", b"done\n"
+_PROGRAM = Path(__file__).with_name("template.py")
+_MODULES = ("ipykernel_launcher", "ipykernel")
+
+# Read once, when an interpreter or a library of its is started: a process that runs cannot be given them.
+_READ_AT_START = (
+    "PYTHON",
+    "LD_",
+    "LC_",
+    "LANG",
+    "MALLOC_",
+    "GLIBC_",
+    "HOME",
+    "XDG_",
+    "IPYTHON",
+    "JUPYTER",
+    "JPY_",
+)
+_READ_AT_IMPORT = (
+    "OMP_",
+    "KMP_",
+    "GOMP_",
+    "OPENBLAS_",
+    "MKL_",
+    "BLIS_",
+    "NUMEXPR_",
+    "NUMBA_",
+    "NPY_",
+    "MPL",
+    "CUDA_",
+)
+
+
+class TemplateError(RuntimeError):
+    """A template did not do what it was asked to."""
+
+
+def settles(names: Sequence[str], preload: Sequence[str]) -> bool:
+    """Tell whether variables can be given to a process that has imported `preload` already."""
+    read = _READ_AT_START + (_READ_AT_IMPORT if preload else ())
+    return not any(name.startswith(read) for name in names)
+
+
+class ForkedProcess:
+    """A child of this process that somebody else forked, with what jupyter_client uses of a Popen."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code (negative: the signal that ended it), None while it runs."""
+        return self._wait(os.WNOHANG)
+
+    def wait(self) -> int:
+        """Wait for the end, and return the exit code."""
+        return self._wait(0) or 0
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def _wait(self, options: int) -> int | None:
+        if self.returncode is None:
+            try:
+                found, status = os.waitpid(self.pid, options)
+            except ChildProcessError:
+                # Somebody else has reaped it, and knows how it ended.
+                self.returncode = 0
+            else:
+                self.returncode = os.waitstatus_to_exitcode(status) if found else None
+        return self.returncode
+
+
+class Template:
+    """A process that forks kernels.
+
+    Args:
+        command: The interpreter and its options.
+        preload: Modules to import.
+        environment: What the process is started with.
+    """
+
+    def __init__(
+        self, command: Sequence[str], preload: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
+        # The kernels become children of this process, which has to wait for them.
+        become_subreaper()
+        self._environment = {**environment, "JPY_PARENT_PID": str(os.getpid())}
+        self._link, far = socket.socketpair()
+        self._lines = self._link.makefile("rb", buffering=0)
+        with far:
+            self.process = subprocess.Popen(  # noqa: S603 - the command of a kernelspec
+                [*command, str(_PROGRAM), str(far.fileno()), *preload],
+                pass_fds=[far.fileno()],
+                env=self._environment,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def wait_ready(self) -> dict[str, str]:
+        """Wait until all is imported; return the modules that could not be, and why.
+
+        Raises:
+            TemplateError: It ended, or takes too long.
+        """
+        failed: dict[str, str] = json.loads(self._line(IMPORT_SECONDS))["failed"]
+        return failed
+
+    def fork(
+        self, module: str, arguments: Sequence[str], folder: str, environment: Mapping[str, str], output: int
+    ) -> tuple[ForkedProcess, socket.socket]:
+        """Fork a kernel.
+
+        Args:
+            module: What an interpreter would be told to execute.
+            arguments: For that module.
+            folder: Its working folder.
+            environment: All its variables.
+            output: The descriptor of its standard output and error.
+
+        Returns:
+            The process, and the socket on which it says that it is ready and is told its place.
+
+        Raises:
+            TemplateError: The template ended, or takes too long.
+        """
+        near, far = socket.socketpair()
+        request = {"module": module, "arguments": list(arguments), "place": self._place(folder, environment)}
+        body = json.dumps(request).encode()
+        try:
+            with far:
+                socket.send_fds(self._link, [struct.pack("!I", len(body))], [far.fileno(), output])
+                self._link.settimeout(FORK_SECONDS)
+                self._link.sendall(body)
+            return ForkedProcess(int(self._line(FORK_SECONDS))), near
+        except (OSError, TemplateError) as error:
+            near.close()
+            raise TemplateError(f"the template does not fork: {error}") from error
+
+    def _place(self, folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
+        mine = self._environment
+        changed = {name: value for name, value in environment.items() if mine.get(name) != value}
+        missing = [name for name in mine if name not in environment and name != "JPY_PARENT_PID"]
+        return {"folder": folder, "set": changed, "unset": missing}
+
+    def _line(self, seconds: float) -> bytes:
+        poll = select.poll()
+        poll.register(self._link, select.POLLIN)
+        if not poll.poll(round(seconds * 1000)):
+            raise TemplateError(f"nothing was heard from it for {seconds:g} s")
+        line = self._lines.readline()
+        if not line:
+            raise TemplateError(f"it ended with code {self.process.wait()}")
+        return line
+
+    def close(self) -> None:
+        """End the process."""
+        self._lines.close()
+        self._link.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class ForkProvisioner(LocalProvisioner):
+    """Starts ipykernel from a template; anything else as LocalProvisioner does.
+
+    Attributes:
+        template: What forks; None: nothing does.
+    """
+
+    template: Template | None = None
+    # A Popen, or what is as good as one.
+    process: Any
+    _control: socket.socket | None = None
+    _heard = b""
+
+    @property
+    def forked(self) -> bool:
+        """Whether the process is a fork of the template."""
+        return isinstance(self.process, ForkedProcess)
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Start the kernel; `stdout` is the file for what the process itself writes.
+
+        Raises:
+            TemplateError: The template does not fork.
+        """
+        parts = split(cmd)
+        if parts is None or self.template is None:
+            return await super().launch_kernel(cmd, **kwargs)
+        _, module, arguments = parts
+        folder = str(kwargs.get("cwd") or os.getcwd())
+        process, self._control = self.template.fork(
+            module, arguments, folder, kwargs["env"], kwargs["stdout"].fileno()
+        )
+        self._control.setblocking(False)
+        # It leads a session, and so a group.
+        self.process, self.pid, self.pgid, self.cwd = process, process.pid, process.pid, folder
+        return self.connection_info
+
+    def is_ready(self) -> bool:
+        """Tell whether a forked kernel has bound its sockets."""
+        with contextlib.suppress(BlockingIOError):
+            if self._control is not None:
+                self._heard += self._control.recv(64)
+        return self._heard.startswith(_READY)
+
+    async def settle(self, folder: str, environment: Mapping[str, str]) -> None:
+        """Give a forked kernel the place that it would have, had it been started there.
+
+        Args:
+            folder: Its working folder.
+            environment: Variables to set.
+
+        Raises:
+            TemplateError: It has ended, or does not do so.
+        """
+        control, self._control = self._control, None
+        if control is None:
+            raise TemplateError("the kernel has its place")
+        place = {"folder": folder, "set": dict(environment), "unset": []}
+        loop = asyncio.get_running_loop()
+        try:
+            with control:
+                async with asyncio.timeout(SETTLE_SECONDS):
+                    await loop.sock_sendall(control, json.dumps(place).encode() + b"\n")
+                    while not self._heard.endswith(_DONE):
+                        piece = await loop.sock_recv(control, 64)
+                        if not piece:
+                            raise TemplateError("the kernel has ended")
+                        self._heard += piece
+        except (OSError, TimeoutError) as error:
+            raise TemplateError(f"the kernel does not take its place: {error!r}") from error
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Give up what is held for a kernel that nobody has taken."""
+        if self._control is not None:
+            self._control.close()
+        await super().cleanup(restart)
+
+
+def split(command: Sequence[str]) -> tuple[list[str], str, list[str]] | None:
+    """Return the interpreter with its options, the module, and the module's arguments; None: no ipykernel."""
+    parts = list(command)
+    with contextlib.suppress(ValueError, IndexError):
+        at = parts.index("-m")
+        if parts[at + 1] in _MODULES:
+            return parts[:at], parts[at + 1], parts[at + 2 :]
+    return None

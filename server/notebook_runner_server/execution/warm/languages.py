@@ -1,0 +1,54 @@
+"""How a kernel that runs already is given its folder and variables, in the language that it speaks."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+
+
+def _python(folder: str, variables: Mapping[str, str]) -> str:
+    # In a namespace of its own: the notebook's stays empty.
+    source = f"import os\nos.chdir({folder!r})\nos.environ.update({dict(variables)!r})\n"
+    return f"exec({source!r}, {{}})"
+
+
+def _r(folder: str, variables: Mapping[str, str]) -> str:
+    lines = [f"Sys.setenv({json.dumps(name)} = {_quoted(value)})" for name, value in variables.items()]
+    return "\n".join([*lines, f"setwd({_quoted(folder)})"])
+
+
+def _julia(folder: str, variables: Mapping[str, str]) -> str:
+    lines = [f"ENV[{_quoted(name)}] = {_quoted(value)}" for name, value in variables.items()]
+    return "\n".join([*lines, f"cd({_quoted(folder)})", "nothing"]).replace("$", "\\$")
+
+
+def _shell(folder: str, variables: Mapping[str, str]) -> str:
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    return "\n".join([*lines, f"cd {shlex.quote(folder)}"])
+
+
+def _quoted(text: str) -> str:
+    """Return a literal of R and Julia, which know JSON's escapes but not its pairs of surrogates."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+_PLACES: dict[str, Callable[[str, Mapping[str, str]], str]] = {
+    "python": _python,
+    "r": _r,
+    "julia": _julia,
+    "bash": _shell,
+}
+LANGUAGES = tuple(_PLACES)
+"""The languages, in lower case, in which it can be said."""
+
+
+def place(language: str, folder: str, variables: Mapping[str, str]) -> str:
+    """Return the code that changes folder and environment.
+
+    Args:
+        language: What the kernelspec names.
+        folder: The working folder.
+        variables: To set in the environment.
+    """
+    return _PLACES[language.lower()](folder, variables)

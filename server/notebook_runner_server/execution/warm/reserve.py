@@ -1,0 +1,229 @@
+"""Keeps kernels ready, each for one run: a thread that starts them, watches them and replaces them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import string
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+
+from notebook_runner_server.execution.kernel import Kernel, inherited
+from notebook_runner_server.execution.options import WarmKernels
+from notebook_runner_server.execution.tree import tree
+from notebook_runner_server.execution.warm.forking import Template, TemplateError, settles, split
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
+"""Seconds until a kernel that could not be started, or died, is replaced: doubled with each failure."""
+
+TAKE_SECONDS = 1.0
+"""How long a run waits for a kernel that is being forked; to start one of its own takes about as long."""
+
+
+class Reserve:
+    """Kernels that no run has used, and none but one will use.
+
+    Args:
+        wanted: How many of which.
+        folder: Where their folders are made.
+        tell: Takes what the operator may want to know: logging's level, an event, and its fields.
+    """
+
+    def __init__(self, wanted: WarmKernels, folder: Path, tell: Callable[..., None]) -> None:
+        self._wanted = wanted
+        self._folder = folder
+        self._tell = tell
+        self._changed = threading.Condition()
+        self._kernels: list[_Kept] = []
+        self._stocks: dict[str, _Stock] = {}
+        # The kernelspecs of which one is being forked.
+        self._coming: set[str] = set()
+        self._failures, self._last_failure = 0, 0.0
+        self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def start(self) -> None:
+        """Start the thread, if there is anything for it to do."""
+        if any(self._wanted.counts.values()):
+            threading.Thread(target=self._keep, name="reserve", daemon=True).start()
+
+    async def take(self, name: str, variables: Mapping[str, str]) -> Kernel | None:
+        """Return a kernel, which is the caller's from now on; None: it is to start one.
+
+        Args:
+            name: The kernelspec.
+            variables: What it shall have in its environment.
+        """
+        stock = self._stocks.get(name)
+        if stock is None or not stock.suits(variables, self._wanted.preload):
+            return None
+        kernel = self._take(stock)
+        if kernel is None and name in self._coming:
+            await asyncio.to_thread(self._wait, name)
+            kernel = self._take(stock)
+        return kernel
+
+    def _take(self, stock: _Stock) -> Kernel | None:
+        with self._changed:
+            found = [kept for kept in self._kernels if kept.kernel.name == stock.name]
+            if not found:
+                return None
+            kept = next((one for one in found if one.kernel.is_ready), found[0])
+            self._kernels.remove(kept)
+            if stock.template is not None:
+                self._coming.add(stock.name)
+        kept.forget()
+        os.write(self._waker, b".")
+        return kept.kernel
+
+    def _wait(self, name: str) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: name not in self._coming, TAKE_SECONDS)
+
+    def _keep(self) -> None:
+        while True:
+            if time.monotonic() >= self._pause_end():
+                try:
+                    self._refill()
+                except Exception as error:  # noqa: BLE001 - whatever it is, runs start kernels of their own
+                    self._failed(f"{type(error).__name__}: {error}")
+            self._watch()
+
+    def _pause_end(self) -> float:
+        if not self._failures:
+            return 0.0
+        return self._last_failure + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._failures - 1))
+
+    def _failed(self, why: str) -> None:
+        now = time.monotonic()
+        self._failures = self._failures + 1 if now - self._last_failure < 2 * LONGEST_PAUSE else 1
+        self._last_failure = now
+        self._tell(logging.WARNING, "warm kernel lost", why=why)
+        with self._changed:
+            self._coming.clear()
+            self._changed.notify_all()
+
+    def _refill(self) -> None:
+        """Start what is missing."""
+        for name, count in self._wanted.counts.items():
+            while sum(kept.kernel.name == name for kept in self._kernels) < count:
+                kept = self._launched(self._stock(name))
+                with self._changed:
+                    self._kernels.append(kept)
+                    self._coming.discard(name)
+                    self._changed.notify_all()
+
+    def _launched(self, stock: _Stock) -> _Kept:
+        kernel = Kernel(stock.name, self._folder, stock.template)
+        try:
+            with tree.starting() as kept:
+                asyncio.run(kernel.launch(str(self._folder), {}))
+                kept.add(kernel.pid)
+            return _Kept(kernel)
+        except BaseException:
+            kernel.close()
+            raise
+
+    def _stock(self, name: str) -> _Stock:
+        """Return what there is of a kernelspec; its template is started if it has none."""
+        stock = self._stocks.get(name)
+        if stock is None or stock.template_died:
+            spec = KernelSpecManager().get_kernel_spec(name)
+            stock = _Stock(name, spec, self._wanted.preload)
+            for module, why in stock.failed.items():
+                self._tell(logging.ERROR, "preload failed", module=module, why=why)
+            self._stocks[name] = stock
+        return stock
+
+    def _watch(self) -> None:
+        """Wait until a kernel was taken, is ready or has died, or a pause is over."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        with self._changed:
+            kernels = list(self._kernels)
+        for kept in kernels:
+            poll.register(kept.pidfd, select.POLLIN)
+        for stock in self._stocks.values():
+            if stock.pidfd is not None:
+                poll.register(stock.pidfd, select.POLLIN)
+        rest = self._pause_end() - time.monotonic()
+        changed = {descriptor for descriptor, _ in poll.poll(1000 * rest if rest > 0 else None)}
+        if self._wake in changed:
+            os.read(self._wake, 4096)
+        for stock in self._stocks.values():
+            if stock.pidfd in changed:
+                stock.close()
+                self._failed("the template ended")
+        for kept in kernels:
+            if kept.pidfd in changed:
+                self._bury(kept)
+
+    def _bury(self, kept: _Kept) -> None:
+        with self._changed:
+            if kept not in self._kernels:
+                return
+            self._kernels.remove(kept)
+        code = kept.kernel.exit_code()
+        kept.forget()
+        kept.kernel.close()
+        self._failed(f"it ended with code {code}")
+
+
+class _Kept:
+    """A kernel in the reserve."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.pidfd = os.pidfd_open(kernel.pid)
+
+    def forget(self) -> None:
+        os.close(self.pidfd)
+        tree.release(self.kernel.pid)
+
+
+class _Stock:
+    """A kernelspec of which kernels are kept, and the template that forks them, if it is ipykernel's."""
+
+    def __init__(self, name: str, spec: KernelSpec, preload: tuple[str, ...]) -> None:
+        self.name = name
+        self._spec = spec
+        self.template: Template | None = None
+        self.pidfd: int | None = None
+        self.template_died = False
+        self.failed: Mapping[str, str] = {}
+        if parts := split(spec.argv):
+            base = inherited()
+            own = {key: string.Template(value).safe_substitute(base) for key, value in spec.env.items()}
+            command = [sys.executable if parts[0][0].startswith("python") else parts[0][0], *parts[0][1:]]
+            with tree.starting() as kept:
+                self.template = Template(command, preload, {**base, **own})
+                kept.add(self.template.process.pid)
+            self.pidfd = os.pidfd_open(self.template.process.pid)
+            try:
+                self.failed = self.template.wait_ready()
+            except TemplateError:
+                self.close()
+                raise
+
+    def suits(self, variables: Mapping[str, str], preload: tuple[str, ...]) -> bool:
+        """Tell whether variables can be given to a kernel that runs."""
+        if any(name in key + value for name in variables for key, value in self._spec.env.items()):
+            # The kernelspec's own come last, and may be made of others.
+            return False
+        if self.template is not None:
+            return settles(list(variables), preload)
+        return settles(list(variables), ()) and all(map(str.isidentifier, variables))
+
+    def close(self) -> None:
+        """End the template."""
+        if self.template is not None and self.pidfd is not None:
+            self.template.close()
+            tree.release(self.template.process.pid)
+            os.close(self.pidfd)
+        self.pidfd, self.template_died = None, True

@@ -1,0 +1,164 @@
+"""The program of a template: an interpreter that has imported ipykernel, and forks a kernel when asked to.
+
+It is executed by the interpreter that the kernelspec names, which need not have this package: nothing but
+the standard library and ipykernel is imported here. It has one thread, no ZeroMQ socket and no event loop,
+so a fork of it is safe.
+
+    python template.py DESCRIPTOR [MODULE …]
+
+DESCRIPTOR is a connected stream socket. The template first sends a line of JSON, `{"failed": {module: why}}`,
+when it has imported ipykernel and the modules. Each request is a length (`!I`) and so many bytes of JSON,
+with two descriptors beside the length: a stream socket to the new kernel, and what becomes its standard
+output and error. It is answered with a line that holds the kernel's process id. The kernel is handed to the
+nearest subreaper above. It writes `ready` on its socket when it has bound its own, waits there, beside its
+ordinary work, for one line of JSON that says where it shall be, answers `done`, and closes it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# The folder of this file: its modules are not the kernel's.
+del sys.path[0]
+
+import contextlib  # noqa: E402 - as said
+import gc  # noqa: E402
+import importlib.util  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import socket  # noqa: E402
+import struct  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+from typing import Any  # noqa: E402
+
+# What a kernel imports while it starts and for its first cell, beyond what ipykernel.kernelapp brings.
+_KERNEL_MODULES = (
+    "ipykernel.kernelapp",
+    "ipykernel.ipkernel",
+    "ipykernel.zmqshell",
+)
+
+
+def main() -> None:
+    """Import, say so, and fork until the other side is gone; in a kernel, be that kernel."""
+    link = socket.socket(fileno=int(sys.argv[1]))
+    modules = sys.argv[2:]
+    failed = _imported(modules)
+    link.sendall(json.dumps({"failed": failed}).encode() + b"\n")
+    # What is there now is the same for all: a collection shall not touch, and so copy, its pages.
+    gc.collect()
+    gc.freeze()
+    while True:
+        head, descriptors, *_ = socket.recv_fds(link, 4, 2)
+        if not head:
+            return
+        request = json.loads(_exactly(link, struct.unpack("!I", head)[0]))
+        control, output = descriptors
+        if _forked(link, output):
+            _be_kernel(request, socket.socket(fileno=control))
+            return
+        os.close(control)
+        os.close(output)
+
+
+def _imported(modules: list[str]) -> dict[str, str]:
+    """Import all modules; return what could not be."""
+    for name in _KERNEL_MODULES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    failed = {}
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001 - a module may raise whatever it likes
+            failed[name] = f"{type(error).__name__}: {error}"
+    if threading.active_count() > 1:
+        names = ", ".join(
+            sorted(one.name for one in threading.enumerate() if one is not threading.main_thread())
+        )
+        failed["*"] = f"they started threads, which a fork does not have: {names}"
+    return failed
+
+
+def _exactly(link: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += link.recv(size - len(data)) or sys.exit()
+    return data
+
+
+def _forked(link: socket.socket, output: int) -> bool:
+    """Fork twice, so that the kernel becomes the subreaper's child; tell whether this is the kernel."""
+    between = os.fork()
+    if between:
+        os.waitpid(between, 0)
+        return False
+    pid = os.fork()
+    if pid:
+        link.sendall(b"%d\n" % pid)
+        os._exit(0)
+    link.close()
+    os.setsid()
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    return True
+
+
+def _be_kernel(request: dict[str, Any], control: socket.socket) -> None:
+    """Start ipykernel's application, as `python -m ipykernel_launcher` does."""
+    from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - not before the template's own import
+    from tornado.ioloop import IOLoop  # noqa: PLC0415 - the same
+
+    _take_place(request["place"])
+    _reseed()
+    launcher = importlib.util.find_spec(request["module"])
+    sys.argv = [launcher.origin if launcher and launcher.origin else "", *request["arguments"]]
+    app: Any = IPKernelApp.instance()
+    app.initialize(request["arguments"])
+    loop = IOLoop.current()
+
+    def told(*_: object) -> None:
+        loop.remove_handler(control)
+        with control, control.makefile("rb") as lines:
+            line = lines.readline()
+            if not line:
+                # Whoever kept this kernel for later is gone, and nobody will ever use it.
+                os._exit(0)
+            _take_place(json.loads(line))
+            _tell_shell(app.shell)
+            control.sendall(b"done\n")
+
+    loop.add_handler(control, told, IOLoop.READ)
+    control.sendall(b"ready\n")
+    app.start()
+
+
+def _take_place(place: dict[str, Any]) -> None:
+    """Make folder and environment what they would be, had the process been started with them."""
+    os.chdir(place["folder"])
+    for name in place["unset"]:
+        os.environ.pop(name, None)
+    os.environ.update(place["set"])
+    time.tzset()
+    if "tempfile" in sys.modules:
+        vars(sys.modules["tempfile"])["tempdir"] = None
+
+
+def _tell_shell(shell: Any) -> None:
+    """Let IPython know of the folder what it noted when it started."""
+    shell.starting_dir = os.getcwd()
+    shell.user_ns["_dh"][:] = [type(one)(os.getcwd()) for one in shell.user_ns["_dh"][:1]]
+
+
+def _reseed() -> None:
+    """Give this process randomness of its own; the standard library's `random` sees to itself."""
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+    if "multiprocessing.process" in sys.modules:
+        sys.modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
+
+
+if __name__ == "__main__":
+    main()
