@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from support.server import PROGRAM
 
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings, options
+from notebook_runner_server.execution.options import WarmKernels
 
 NAMES = [one.name for one in dataclasses.fields(Settings)]
 DEFAULTS = Settings()
@@ -21,6 +22,7 @@ FLOATS = [name for name in NUMBERS if isinstance(getattr(DEFAULTS, name), float)
 SWITCHES = [name for name in NAMES if isinstance(getattr(DEFAULTS, name), bool)]
 TEXTS = [name for name in NAMES if isinstance(getattr(DEFAULTS, name), str)]
 CHOICES = {"executor": "process", "log_format": "console", "log_level": "debug"}
+VALUES = {"warm_kernels": "ir=2,python3=1"}
 # Settings that only make sense with another one.
 COMPANIONS = {"default_notebook": ["--notebook-root", "."]}
 EXIT_CODE_OF_A_WRONG_OPTION = 2
@@ -75,8 +77,8 @@ def served(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
 def other(name: str) -> str:
     """A good value that is not the default."""
     default = getattr(DEFAULTS, name)
-    if name in CHOICES:
-        return CHOICES[name]
+    if name in CHOICES or name in VALUES:
+        return {**CHOICES, **VALUES}[name]
     if name == "listen":
         return "[::1]:7"
     return str(default + 1) if name in NUMBERS else "something"
@@ -110,7 +112,37 @@ def test_every_option_of_the_command_is_a_setting(help_text: str) -> None:
     flags = set(re.findall(r" (--[a-z][a-z-]*)", help_text))
     known = {flag(name) for name in NAMES} | {f"--no-{flag(name)[2:]}" for name in SWITCHES}
     # Words of the help texts that name other settings are among them.
-    assert flags - known == {"--help", "--version"}
+    assert flags - known == {"--help", "--version", "--no-warm-kernels"}
+
+
+def test_warm_kernels_can_be_told_off() -> None:
+    """By a flag of their own, which is the last word."""
+    assert parsed("--no-warm-kernels").warm.counts == {}
+    assert parsed("--warm-kernels", "a=1", "--no-warm-kernels").warm.counts == {}
+    assert parsed(NOTEBOOK_RUNNER_WARM_KERNELS="none").warm.counts == {}
+
+
+def test_warm_kernels_are_counted_by_kernelspec() -> None:
+    """One of the default kernel, where nothing is said."""
+    assert parsed("--default-kernel", "ir").warm == WarmKernels({"ir": 1})
+    asked = parsed("--warm-kernels", "ir=2, python3=0", "--preload", "numpy, a.b")
+    assert asked.warm == WarmKernels({"ir": 2, "python3": 0}, ("numpy", "a.b"), required=True)
+
+
+@pytest.mark.parametrize(
+    "said", ["python3", "python3=", "=1", "python3=-1", "python3=1.5", "python3=101", "a=1,b"]
+)
+def test_wrong_counts_are_refused(said: str) -> None:
+    """With a sentence that says how it is said."""
+    with pytest.raises(ValueError, match="--warm-kernels is KERNELSPEC=COUNT"):
+        Settings(warm_kernels=said)
+
+
+@pytest.mark.parametrize("said", ["a-b", "a b", "1a", "a..b", "--flag"])
+def test_what_is_no_module_is_not_preloaded(said: str) -> None:
+    """A name reaches another program's command line."""
+    with pytest.raises(ValueError, match="--preload names modules"):
+        Settings(preload=said)
 
 
 def test_without_arguments_the_defaults_hold() -> None:
@@ -129,7 +161,7 @@ def test_each_setting_is_a_flag_and_a_variable(name: str) -> None:
     assert type(getattr(by_flag, name)) is type(getattr(DEFAULTS, name))
     if name in CHOICES:
         return
-    default = str(getattr(DEFAULTS, name))
+    default = str(getattr(DEFAULTS, name)) if name not in VALUES else "none"
     both = parsed(flag(name), value, *companions, **{variable(name): default or "else"})
     assert both == by_flag
 

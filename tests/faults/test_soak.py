@@ -4,6 +4,7 @@
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import grpc
 from support.calls import follow, inline, perform, start
 from support.mortal import children, figure, worker_of
 from support.server import Server
+from support.warm import ready
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
@@ -58,9 +60,9 @@ def _target(entry: Path) -> str:
         return ""
 
 
-def _files(folder: Path) -> set[Path]:
-    """All that is below the folder for temporary files."""
-    return set(folder.rglob("*"))
+def _files(folder: Path) -> Counter[str]:
+    """How many there are of everything below the folder for temporary files; folders have random names."""
+    return Counter("a folder" if path.is_dir() else path.name for path in folder.rglob("*"))
 
 
 def _round(server: Server) -> None:
@@ -86,8 +88,9 @@ def _drop_streams(server: Server, number: int) -> None:
 
 
 def _settled(server: Server) -> dict[str, Taken]:
-    """Server and worker when the newest run is over for both: the next one has begun and ended."""
+    """Server and worker when the newest run is over for both, and a kernel is there for the next one."""
     perform(server.stub, REQUEST)
+    ready(server)
     # The server answers this when it has let go of the readers that left before.
     server.stub.List(pb.ListRequest(page_size=1), timeout=60)
     return {"server": taken(server.process.pid), "worker": taken(worker_of(server))}
@@ -95,7 +98,7 @@ def _settled(server: Server) -> dict[str, Taken]:
 
 def test_nothing_grows(make_server: Callable[..., Server], tmp_path: Path) -> None:
     """Memory, descriptors, sockets, threads, processes and temporary files are those of the beginning."""
-    server = make_server(environment={"TMPDIR": str(tmp_path)})
+    server = make_server("--log-level", "debug", environment={"TMPDIR": str(tmp_path)})
     for _ in range(WARM_UP):
         _round(server)
     _drop_streams(server, min(20, STREAMS))

@@ -54,10 +54,6 @@ class MortalServer(Server):
         self.channel.close()
         return gone(self.mark)
 
-    def said(self, event: str) -> list[str]:
-        """The lines of the log with this event, whole."""
-        return [str(entry) for entry in self.log if entry.get("event") == event]
-
 
 def forgotten(server: Server, *run_ids: str) -> None:
     """Waits until runs are forgotten, folder and all."""

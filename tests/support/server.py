@@ -95,6 +95,10 @@ class Server:
         call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(SERVICE + method)
         return call(data, timeout=timeout)
 
+    def said(self, event: str) -> list[str]:
+        """The lines of the log with this event, whole."""
+        return [str(entry) for entry in self.log if entry.get("event") == event]
+
     def tail(self) -> str:
         """The last lines of the log, for a failed assertion."""
         return "\n".join([*(json.dumps(entry) for entry in self.log[-20:]), *self.noise[-20:]])

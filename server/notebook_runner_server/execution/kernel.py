@@ -8,6 +8,8 @@ import os
 import re
 import resource
 import shutil
+import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -116,6 +118,7 @@ class Kernel:
             await self.manager.start_kernel(
                 cwd=working_folder,
                 env={**self._environment(), **variables},
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 **options,
@@ -128,12 +131,16 @@ class Kernel:
         return process.pid if process else 0
 
     @property
-    def is_ready(self) -> bool:
-        """Whether a kernel that was forked can be had without a wait; of others nobody knows."""
+    def control(self) -> socket.socket | None:
+        """What can be read when a kernel that was forked has become ready; of others nobody knows."""
         provisioner = self.manager.provisioner
-        return (
-            not isinstance(provisioner, ForkProvisioner) or not provisioner.forked or provisioner.is_ready()
-        )
+        return provisioner.control if isinstance(provisioner, ForkProvisioner) else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a kernel that was forked can be had without a wait."""
+        provisioner = self.manager.provisioner
+        return isinstance(provisioner, ForkProvisioner) and provisioner.is_ready()
 
     async def settle(self, working_folder: str, variables: Mapping[str, str]) -> None:
         """Give a kernel that was launched before the place that it would have been launched at.

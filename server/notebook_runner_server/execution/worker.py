@@ -48,7 +48,7 @@ class Notice:
 
     level: int
     event: str
-    fields: Mapping[str, str]
+    fields: Mapping[str, str | int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class _Worker:
         with self._sending:
             self._connection.send(message)
 
-    def _notice(self, level: int, event: str, **fields: str) -> None:
+    def _notice(self, level: int, event: str, **fields: str | int) -> None:
         # Without a server there is nobody to be told.
         with contextlib.suppress(OSError):
             self._send(Notice(level, event, fields))

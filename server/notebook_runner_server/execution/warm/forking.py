@@ -1,7 +1,7 @@
 """A jupyter_client provisioner that starts ipykernel by forking a template, in a fifth of the time.
 
-The template (`template.py`) is a process that has imported ipykernel, and modules that the operator names. It is
-started by the interpreter that the kernelspec names.
+The template (`template.py`) is a process that has imported ipykernel, and modules that the operator names. It
+is started by the interpreter that the kernelspec names.
 """
 
 from __future__ import annotations
@@ -247,6 +247,11 @@ class ForkProvisioner(LocalProvisioner):
         # It leads a session, and so a group.
         self.process, self.pid, self.pgid, self.cwd = process, process.pid, process.pid, folder
         return self.connection_info
+
+    @property
+    def control(self) -> socket.socket | None:
+        """What can be read when a forked kernel has become ready, or has ended; None: it has its place."""
+        return self._control
 
     def is_ready(self) -> bool:
         """Tell whether a forked kernel has bound its sockets."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import select
@@ -10,7 +11,8 @@ import string
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -22,6 +24,9 @@ from notebook_runner_server.execution.warm.forking import Template, TemplateErro
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds until a kernel that could not be started, or died, is replaced: doubled with each failure."""
+
+THREADS = "*"
+"""Stands for all modules together, of which one started a thread: a fork would not have it."""
 
 TAKE_SECONDS = 1.0
 """How long a run waits for a kernel that is being forked; to start one of its own takes about as long."""
@@ -76,7 +81,7 @@ class Reserve:
                 return None
             kept = next((one for one in found if one.kernel.is_ready), found[0])
             self._kernels.remove(kept)
-            if stock.template is not None:
+            if stock.template is not None and time.monotonic() >= self._pause_end():
                 self._coming.add(stock.name)
         kept.forget()
         os.write(self._waker, b".")
@@ -113,7 +118,10 @@ class Reserve:
         """Start what is missing."""
         for name, count in self._wanted.counts.items():
             while sum(kept.kernel.name == name for kept in self._kernels) < count:
-                kept = self._launched(self._stock(name))
+                stock = self._stock(name)
+                with self._changed:
+                    self._coming.add(name)
+                kept = self._launched(stock)
                 with self._changed:
                     self._kernels.append(kept)
                     self._coming.discard(name)
@@ -126,8 +134,11 @@ class Reserve:
                 asyncio.run(kernel.launch(str(self._folder), {}))
                 kept.add(kernel.pid)
             return _Kept(kernel)
-        except BaseException:
+        except BaseException as error:
             kernel.close()
+            if isinstance(error, TemplateError):
+                # It is gone, or not to be relied on.
+                stock.close()
             raise
 
     def _stock(self, name: str) -> _Stock:
@@ -137,32 +148,45 @@ class Reserve:
             spec = KernelSpecManager().get_kernel_spec(name)
             stock = _Stock(name, spec, self._wanted.preload)
             for module, why in stock.failed.items():
-                self._tell(logging.ERROR, "preload failed", module=module, why=why)
+                self._tell(logging.ERROR, "preload failed", modules=module, why=why)
+            if THREADS in stock.failed:
+                stock.close()
+                stock = _Stock(name, spec, ())
             self._stocks[name] = stock
         return stock
 
     def _watch(self) -> None:
         """Wait until a kernel was taken, is ready or has died, or a pause is over."""
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
         with self._changed:
-            kernels = list(self._kernels)
-        for kept in kernels:
-            poll.register(kept.pidfd, select.POLLIN)
+            events = dict(self._events())
+        poll = select.poll()
+        for descriptor in events:
+            poll.register(descriptor, select.POLLIN)
+        rest = self._pause_end() - time.monotonic()
+        for descriptor, _ in poll.poll(1000 * rest if rest > 0 else None):
+            events[descriptor]()
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 4096)
+
+    def _events(self) -> Iterator[tuple[int, Callable[[], None]]]:
+        """Yield descriptors that can be read when something has happened, and what to do then."""
+        yield self._wake, lambda: None
         for stock in self._stocks.values():
             if stock.pidfd is not None:
-                poll.register(stock.pidfd, select.POLLIN)
-        rest = self._pause_end() - time.monotonic()
-        changed = {descriptor for descriptor, _ in poll.poll(1000 * rest if rest > 0 else None)}
-        if self._wake in changed:
-            os.read(self._wake, 4096)
-        for stock in self._stocks.values():
-            if stock.pidfd in changed:
-                stock.close()
-                self._failed("the template ended")
-        for kept in kernels:
-            if kept.pidfd in changed:
-                self._bury(kept)
+                yield stock.pidfd, partial(self._lost, stock)
+        for kept in self._kernels:
+            yield kept.pidfd, partial(self._bury, kept)
+            if not kept.ready and kept.kernel.control is not None:
+                yield kept.kernel.control.fileno(), partial(self._got_ready, kept)
+
+    def _lost(self, stock: _Stock) -> None:
+        stock.close()
+        self._failed("the template ended")
+
+    def _got_ready(self, kept: _Kept) -> None:
+        with self._changed:
+            kept.ready = kept not in self._kernels or kept.kernel.is_ready
+        self._tell(logging.DEBUG, "warm kernel ready", kernel=kept.kernel.name, pid=kept.kernel.pid)
 
     def _bury(self, kept: _Kept) -> None:
         with self._changed:
@@ -181,6 +205,7 @@ class _Kept:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.pidfd = os.pidfd_open(kernel.pid)
+        self.ready = False
 
     def forget(self) -> None:
         os.close(self.pidfd)

@@ -1,0 +1,156 @@
+"""Kernels that are kept, and what keeps them, die or stop: no run fails for it, and they are replaced."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.calls import inline, perform, started, texts
+from support.gate import Gate
+from support.mortal import MortalServer
+from support.processes import is_alive, outlived
+from support.server import Server
+from support.warm import SECONDS, forked, kept
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+WHO = "import os; print(os.getpid())"
+
+
+def who(server: Server) -> int:
+    """The process of a run's kernel; the run has to succeed."""
+    ended = perform(server.stub, inline(WHO))
+    assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
+    return int(texts(ended.events))
+
+
+def test_a_kernel_is_used_once_and_replaced(make_server: Callable[..., Server]) -> None:
+    """Each run has the kernel that was there before it, and none has another's."""
+    server = make_server()
+    used = set()
+    for _ in range(5):
+        _, spare = kept(server)
+        assert who(server) == spare
+        used.add(spare)
+    assert len(used) == 5
+
+
+def test_several_are_kept(make_server: Callable[..., Server]) -> None:
+    """As many as were asked for; a run takes one of them."""
+    server = make_server("--warm-kernels", "python3=3")
+    _, *spares = kept(server, 3)
+    assert who(server) in spares
+    kept(server, 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+def test_a_spare_that_is_lost(make_server: Callable[..., Server], number: int) -> None:
+    """It died, or stopped, while nobody looked: the run has another kernel, and another spare comes."""
+    server = make_server()
+    _, spare = kept(server)
+    os.kill(spare, number)
+    assert who(server) != spare
+    assert outlived([spare], SECONDS) == []
+    _, after = kept(server)
+    assert who(server) == after
+
+
+def test_a_template_that_is_lost(make_server: Callable[..., Server]) -> None:
+    """Runs go on, on kernels of their own for as long as it takes, and another template comes."""
+    server = make_server()
+    template, _ = kept(server)
+    os.kill(template, signal.SIGKILL)
+    for _ in range(3):
+        who(server)
+    new, spare = kept(server)
+    assert template != new
+    assert who(server) == spare
+    assert server.said("warm kernel lost")
+
+
+def test_a_template_that_stops(make_server: Callable[..., Server]) -> None:
+    """It neither forks nor ends: it is ended, and the runs meanwhile do not wait for it for long."""
+    server = make_server()
+    template, _ = kept(server)
+    os.kill(template, signal.SIGSTOP)
+    for _ in range(2):
+        who(server)
+    assert outlived([template], SECONDS) == []
+    _, spare = kept(server)
+    assert who(server) == spare
+
+
+def test_kill_spares_the_spare(make_server: Callable[..., Server], gate: Gate) -> None:
+    """Kill ends what is the run's, counts that, and leaves what is kept for the next."""
+    server = make_server()
+    template, _ = kept(server)
+    with started(server.stub, inline(f"print('here', flush=True)\n{gate.source}")) as run:
+        kernel = running_kernel(server, template)
+        answer = server.stub.Kill(pb.KillRequest(run_id=run.run_id))
+    assert answer.run.state == pb.RUN_STATE_KILLED
+    assert answer.processes_ended == 1
+    assert not is_alive(kernel)
+    again, spare = kept(server)
+    assert again == template
+    assert who(server) == spare
+
+
+def running_kernel(server: Server, template: int) -> int:
+    """Waits until a run has a kernel and the next one is there as well; answers the run's."""
+    found = kept(server, 2)
+    assert found[0] == template
+    return found[1]
+
+
+def test_limits_do_not_count_what_is_kept(make_server: Callable[..., Server], gate: Gate) -> None:
+    """One process and its memory is what a run has, whatever there is for the next."""
+    server = make_server("--process-limit", "1", "--memory-limit", "150000000", "--warm-kernels", "python3=4")
+    template, *_ = kept(server, 4)
+    with started(server.stub, inline(gate.source, "print('through')")) as run:
+        assert kept(server, 5)[0] == template
+        gate.open()
+        ended = finish_of(server, run.run_id)
+    assert ended == pb.RUN_STATE_SUCCEEDED
+
+
+def finish_of(server: Server, run_id: str) -> "pb.RunState.ValueType":
+    """Waits for the end of a run."""
+    events = list(server.stub.Progress(pb.ProgressRequest(run_id=run_id), timeout=SECONDS))
+    return events[-1].run_changed.state
+
+
+def test_nothing_kept_outlives_the_server(tmp_path: Path) -> None:
+    """Server and worker die at once: templates and spares end by themselves."""
+    server = MortalServer(tmp_path / "state", "--workers", "2")
+    with server:
+        while len(forked(server)) < 4:
+            assert server.process.poll() is None
+        server.die()
+    assert forked(server) == []
+
+
+def test_a_kernelspec_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """The operator learns it when the server is started."""
+    with pytest.raises(AssertionError, match="there is no kernelspec nowhere"):
+        Server(tmp_path, "--warm-kernels", "nowhere=1").__enter__()
+
+
+def test_a_module_that_cannot_be_preloaded(make_server: Callable[..., Server]) -> None:
+    """It is said, and kernels are kept without it."""
+    server = make_server("--preload", "json,no_such_module")
+    _, spare = kept(server)
+    assert who(server) == spare
+    (line,) = server.said("preload failed")
+    assert "no_such_module" in line
+
+
+def test_a_module_that_starts_threads(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """A fork would not have them, so nothing is preloaded, and that is said."""
+    source = "import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,), daemon=True).start()\n"
+    (tmp_path / "threaded.py").write_text(source)
+    server = make_server("--preload", "threaded", environment={"PYTHONPATH": str(tmp_path)})
+    ended = perform(server.stub, inline("import sys; print('threaded' in sys.modules)"))
+    assert texts(ended.events) == "False\n"
+    kept(server)
+    assert "threads" in server.said("preload failed")[0]

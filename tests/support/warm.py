@@ -1,0 +1,43 @@
+"""What a server keeps ready, found as processes: templates, and the kernels that were forked from them."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from support.processes import marked
+from support.server import Server
+
+PROGRAM = "warm/template.py"
+SECONDS = 30.0
+
+
+def forked(server: Server) -> list[int]:
+    """Every process of the template's program, oldest first: the first template, then kernels."""
+    found = {pid: _started(pid) for pid, command in marked(server.mark).items() if PROGRAM in command}
+    # What is only there to hand a kernel on leads no session.
+    return sorted(
+        (pid for pid, started in found.items() if started and _leads(pid)), key=lambda pid: found[pid]
+    )
+
+
+def _started(pid: int) -> int:
+    """When the process began, in ticks; zero: it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19])
+    except OSError:
+        return 0
+
+
+def _leads(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(pid) == pid
+    return False
+
+
+def kept(server: Server, count: int = 1, *others: int) -> list[int]:
+    """Waits until a template and so many kernels are there beside others; answers them, template first."""
+    end = time.monotonic() + SECONDS
+    while len(found := [pid for pid in forked(server) if pid not in others]) != 1 + count:
+        assert time.monotonic() < end, f"not one template and {count} kernels: {found}\n{server.tail()}"
+    return found
