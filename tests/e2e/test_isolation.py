@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.calls import executed, inline, perform, texts
+from support.calls import inline, perform, texts
 from support.server import Server
 from support.warm import kept
 
@@ -259,9 +259,3 @@ def test_temporary_files_end_with_the_run(isolated: Server, mode: str) -> None:
     path = Path(told(isolated, mode, source))
     assert not path.exists()
     assert not path.parent.exists()
-
-
-def test_a_kernel_of_its_own_for_a_notebook_with_outputs(isolated: Server, mode: str) -> None:
-    """Execution counts start at one, whoever was there before."""
-    ended = perform(isolated.stub, inline("1 + 1", "2 + 2"))
-    assert [cell.execution_count for cell in executed(isolated.stub, ended.run.run_id).cells] == [1, 2]

@@ -41,3 +41,12 @@ def kept(server: Server, count: int = 1, *others: int) -> list[int]:
     while len(found := [pid for pid in forked(server) if pid not in others]) != 1 + count:
         assert time.monotonic() < end, f"not one template and {count} kernels: {found}\n{server.tail()}"
     return found
+
+
+def ready(server: Server) -> int:
+    """Waits until the one kernel that is kept is ready, which a server at log level debug says; answers it."""
+    _, spare = kept(server)
+    end = time.monotonic() + SECONDS
+    while not any(entry.get("pid") == spare for entry in server.log if entry["event"] == "warm kernel ready"):
+        assert time.monotonic() < end, server.tail()
+    return spare
