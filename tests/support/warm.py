@@ -44,7 +44,7 @@ def kept(server: Server, count: int = 1, *others: int) -> list[int]:
 
 
 def ready(server: Server) -> int:
-    """Waits until the one kernel that is kept is ready, which a server at log level debug says; answers it."""
+    """Waits until the one kernel that is kept is ready, as a server at log level debug says; answers it."""
     _, spare = kept(server)
     end = time.monotonic() + SECONDS
     while not any(entry.get("pid") == spare for entry in server.log if entry["event"] == "warm kernel ready"):
