@@ -26,6 +26,18 @@ class KernelClient(AsyncKernelClient):
     after it names the request that it belongs to, so no cell takes it for its own.
     """
 
+    def __init__(self, *args: Any, **traits: Any) -> None:
+        super().__init__(*args, **traits)
+        self._info: dict[str, Any] = {}
+
+    def kernel_info(self, *args: Any, **options: Any) -> Any:
+        """Ask the kernel what it is, unless it has said so: then answer the id of that question."""
+        return self._info["parent_header"]["msg_id"] if self._info else super().kernel_info(*args, **options)
+
+    def said(self, request: str) -> dict[str, Any] | None:
+        """Return the reply to `kernel_info` that is there already."""
+        return self._info if self._info and self._info["parent_header"]["msg_id"] == request else None
+
     async def until_ready(self, seconds: float, first: str = "") -> None:
         """Wait until the kernel answers requests and is heard.
 
@@ -49,8 +61,10 @@ class KernelClient(AsyncKernelClient):
 
     async def _answered(self) -> None:
         """Send a request, and wait for its reply."""
+        info = await self._reply(super().kernel_info(), "kernel_info_reply")
         # Older kernels speak older versions of the protocol.
-        self._handle_kernel_info_reply(await self._reply(self.kernel_info(), "kernel_info_reply"))
+        self._handle_kernel_info_reply(info)
+        self._info = info
 
     async def _reply(self, request: str, kind: str) -> dict[str, Any]:
         while True:

@@ -128,6 +128,7 @@ class RunHost:
         if self._kernel is not None:
             self._kernel.close()
         self._emit(Ended(self._failure, len(self._killed)))
+        self._reserve.resume()
 
     async def _execute(self) -> None:
         kernel = await self._get_kernel()

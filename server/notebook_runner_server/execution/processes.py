@@ -99,7 +99,8 @@ def _kill_descendants(pid: int, spare: Callable[[int], bool], deadline: float) -
     end = time.monotonic() + deadline
     while found := descendants(pid, spare):
         alive = [one for one in found if _is_alive(one)]
-        for number in (signal.SIGSTOP, signal.SIGKILL):
+        # Nobody is there who could start again what is killed: one alone need not be stopped.
+        for number in (signal.SIGSTOP, signal.SIGKILL) if len(alive) > 1 else (signal.SIGKILL,):
             for one in alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(one, number)

@@ -14,6 +14,7 @@ from nbclient.exceptions import CellExecutionError
 from notebook_runner_server.execution import budget
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.budget import OutputBudget
+from notebook_runner_server.execution.client import KernelClient
 from notebook_runner_server.execution.interface import (
     CellFinished,
     CellOutcome,
@@ -109,6 +110,11 @@ class RecordingClient(NotebookClient):
             self._after_cell()
             self._finish(cell, cell_index, time.monotonic() - start, outcome)
         return cell
+
+    async def async_wait_for_reply(self, msg_id: str, cell: NotebookNode | None = None) -> Any:
+        """Wait for a reply as nbclient does, unless it is what the kernel said when it got ready."""
+        known = self.kc.said(msg_id) if isinstance(self.kc, KernelClient) else None
+        return known or await super().async_wait_for_reply(msg_id, cell)
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
         """Take a message of the kernel as nbclient does, as far as the limits allow, and tell of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import select
 import string
@@ -28,6 +29,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 THREADS = "*"
 """Stands for all modules together, of which one started a thread: a fork would not have it."""
 
+HOLD_SECONDS = 0.1
+"""How long a run has the worker for itself before its kernel is replaced, unless it ends before."""
+
 TAKE_SECONDS = 1.0
 """How long a run waits for a kernel that is being forked; to start one of its own takes about as long."""
 
@@ -50,7 +54,8 @@ class Reserve:
         self._stocks: dict[str, _Stock] = {}
         # The kernelspecs of which one is being forked.
         self._coming: set[str] = set()
-        self._failures, self._last_failure = 0, 0.0
+        self._failures, self._not_before = 0, 0.0
+        self._last_failure = self._hold = 0.0
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def start(self) -> None:
@@ -81,11 +86,21 @@ class Reserve:
                 return None
             kept = next((one for one in found if one.kernel.is_ready), found[0])
             self._kernels.remove(kept)
-            if stock.template is not None and time.monotonic() >= self._pause_end():
+            self._hold = time.monotonic() + HOLD_SECONDS
+            if stock.template is not None and self._hold > self._not_before:
                 self._coming.add(stock.name)
         kept.forget()
         os.write(self._waker, b".")
         return kept.kernel
+
+    def resume(self) -> None:
+        """Replace what was taken: the run has ended."""
+        self._hold = 0.0
+        os.write(self._waker, b".")
+
+    def _rest(self) -> float:
+        """Return how long nothing is to be started, in seconds."""
+        return max(self._hold, self._not_before) - time.monotonic()
 
     def _wait(self, name: str) -> None:
         with self._changed:
@@ -93,22 +108,18 @@ class Reserve:
 
     def _keep(self) -> None:
         while True:
-            if time.monotonic() >= self._pause_end():
+            if self._rest() <= 0:
                 try:
                     self._refill()
                 except Exception as error:  # noqa: BLE001 - whatever it is, runs start kernels of their own
                     self._failed(f"{type(error).__name__}: {error}")
             self._watch()
 
-    def _pause_end(self) -> float:
-        if not self._failures:
-            return 0.0
-        return self._last_failure + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._failures - 1))
-
     def _failed(self, why: str) -> None:
         now = time.monotonic()
         self._failures = self._failures + 1 if now - self._last_failure < 2 * LONGEST_PAUSE else 1
         self._last_failure = now
+        self._not_before = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._failures - 1))
         self._tell(logging.WARNING, "warm kernel lost", why=why)
         with self._changed:
             self._coming.clear()
@@ -162,8 +173,9 @@ class Reserve:
         poll = select.poll()
         for descriptor in events:
             poll.register(descriptor, select.POLLIN)
-        rest = self._pause_end() - time.monotonic()
-        for descriptor, _ in poll.poll(1000 * rest if rest > 0 else None):
+        rest = self._rest()
+        # Not a moment too early, or it would be asked again and again.
+        for descriptor, _ in poll.poll(math.ceil(1000 * rest) if rest > 0 else None):
             events[descriptor]()
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
