@@ -1,78 +1,54 @@
-"""Runs the benchmark: a server and nbclient take turns on the same notebooks."""
+"""Runs the benchmark: this service beside its competitors, in turns, on the same notebooks."""
 
 import argparse
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
-from nbformat import NotebookNode
-from rich.progress import track
 
-from benchmarks import endings
-from benchmarks.measure import Sample, with_nbclient, with_service
-from benchmarks.notebooks import of_size
-from benchmarks.report import Pair, Results, save, show
+from benchmarks import endings, flow, speed, startup
+from benchmarks.report import Figure, save, show
 from benchmarks.server import served
+from benchmarks.service import Service
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
-SIZES = (1, 100)
-# Before a single execution is timed, what the one before left to do has this long to be done.
-SETTLE_SECONDS = 1.0
-FILE = Path(__file__).parents[1] / "bench-output" / "bench.json"
-Side = Callable[[NotebookNode], Sample]
-
-
-class Bench:
-    """Times both sides in turns, and checks that they give the same."""
-
-    def __init__(self, stub: rpc.NotebookRunnerStub) -> None:
-        self.results = Results()
-        self._sides: dict[str, Side] = {
-            "nbclient": with_nbclient,
-            "service": lambda node: with_service(stub, node),
-        }
-
-    def single(self, size: int, *, turned: bool) -> None:
-        """One execution on each side, each on a machine at rest, in one order or the other."""
-        for name in sorted(self._sides, reverse=turned):
-            time.sleep(SETTLE_SECONDS)
-            self._take(f"{size} cells, at rest", name, size)
-
-    def together(self, size: int, times: int) -> None:
-        """Several executions on each side, one right after the other."""
-        for name in self._sides:
-            for _ in range(times):
-                self._take(f"{size} cells, one after another", name, size)
-
-    def _take(self, setting: str, name: str, size: int) -> None:
-        sample = self._sides[name](of_size(size))
-        expected = [[["cell", str(number)], number * number] for number in range(size)]
-        if [[printed, int(rest[0]["data"]["text/plain"])] for printed, rest in sample.outputs] != expected:
-            raise RuntimeError(f"{name} gave other outputs: {sample.outputs}")
-        pair = self.results.pairs.setdefault(setting, Pair())
-        getattr(pair, name).append(sample.seconds)
-        if name == "service":
-            self.results.late.setdefault("cell finished", []).extend(sample.finished_late)
-            self.results.late.setdefault("printed text", []).extend(sample.text_late)
+FOLDER = Path(__file__).parents[1] / "bench-output"
+PARTS = ("speed", "flow", "startup", "endings")
 
 
 def main() -> None:
     """Measures, prints and saves."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8, help="executions per notebook and side")
-    rounds = parser.parse_args().rounds
-    with served() as address, grpc.insecure_channel(address) as channel:
-        bench = Bench(rpc.NotebookRunnerStub(channel))
-        for number in track(range(rounds), description="at rest"):
-            for size in SIZES:
-                bench.single(size, turned=number % 2 == 1)
-        for size in track(SIZES, description="one after another"):
-            bench.together(size, rounds)
-    ended = endings.measure(rounds)
-    show(bench.results)
-    endings.show(ended)
-    save(bench.results, ended, FILE)
+    parser.add_argument("--rounds", type=int, default=8, help="executions of each kind")
+    parser.add_argument("--only", choices=PARTS, action="append", help="leave out the other parts")
+    asked = parser.parse_args()
+    parts, rounds = asked.only or PARTS, asked.rounds
+    figures: list[Figure] = []
+    more = {}
+    with served() as server, grpc.insecure_channel(server.address) as channel:
+        service = Service(rpc.NotebookRunnerStub(channel))
+        if "speed" in parts:
+            few = max(2, rounds // 3)
+            figures.append(speed.one_cell(service, rounds))
+            figures += speed.back_to_back(service, server.pid, few)
+            figures += speed.many_cells(service, 100, few)
+            figures += speed.many_cells(service, 500, few)
+            figures.append(speed.large_outputs(service, few))
+        if "flow" in parts:
+            figures.append(flow.printed(service, flush=True, rounds=3))
+            figures.append(flow.printed(service, flush=False, rounds=3))
+            figures.append(flow.output(service, 100, 5))
+    if "flow" in parts:
+        with served("--workers", "2") as server, grpc.insecure_channel(server.address) as channel:
+            figures += flow.many_readers(Service(rpc.NotebookRunnerStub(channel)), server.address, 10)
+    if "startup" in parts:
+        figures += startup.measure(max(3, rounds // 2))
+    if "endings" in parts:
+        ended = endings.measure(rounds)
+        more["endings"] = vars(ended)
+    show(figures)
+    if "endings" in parts:
+        endings.show(ended)
+    save(figures, more, FOLDER)
 
 
 if __name__ == "__main__":

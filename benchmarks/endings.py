@@ -1,10 +1,8 @@
 """How fast runs and servers end and come back: Kill for each kind of tree, SIGKILL of the server, restart."""
 
 import os
-import signal
 import sqlite3
 import statistics
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -71,12 +69,12 @@ def measure(rounds: int) -> Endings:
     """Measure all of it."""
     found = Endings()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        server, address = start(Path(folder, "state"))
-        with grpc.insecure_channel(address) as channel:
+        server = start(Path(folder, "state"))
+        with grpc.insecure_channel(server.address) as channel:
             stub = rpc.NotebookRunnerStub(channel)
             for name in track(list(TREES), description="kill"):
                 found.kills[name] = [_kill(stub, TREES[name]) for _ in range(rounds)]
-        _stop(server)
+        server.stop()
         for number in track(range(max(2, rounds // 3)), description="server death"):
             found.server_death.append(_server_death(Path(folder, f"death{number}")))
         for runs in track(HISTORIES, description="restart"):
@@ -114,12 +112,12 @@ def _kill(stub: rpc.NotebookRunnerStub, source: str) -> float:
 def _server_death(state: Path) -> float:
     """Kill the server while a run goes on, and return how long any process of it was there."""
     mark = uuid4().hex
-    server, address = start(state, {MARK: mark})
-    with grpc.insecure_channel(address) as channel:
+    server = start(state, environment={MARK: mark})
+    with grpc.insecure_channel(server.address) as channel:
         _running(rpc.NotebookRunnerStub(channel), TREES["children forked twice"])
         begin = time.perf_counter()
-        server.kill()
-        server.wait()
+        server.process.kill()
+        server.process.wait()
         while _marked(mark):
             pass
         return time.perf_counter() - begin
@@ -138,15 +136,10 @@ def _marked(mark: str) -> bool:
 
 def _restart(state: Path) -> float:
     begin = time.perf_counter()
-    server, _ = start(state)
+    server = start(state)
     taken = time.perf_counter() - begin
-    _stop(server)
+    server.stop()
     return taken
-
-
-def _stop(server: subprocess.Popen[str]) -> None:
-    server.send_signal(signal.SIGTERM)
-    server.communicate()
 
 
 def _fill(state: Path, runs: int) -> None:

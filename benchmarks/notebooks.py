@@ -1,4 +1,4 @@
-"""The notebooks that both sides execute."""
+"""The notebooks that all competitors execute, and what has to come out."""
 
 import json
 from typing import Any
@@ -7,15 +7,35 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
-# The first word of what a cell prints is the time at which it printed it, in nanoseconds.
-SOURCE = "import time; print(f'{{time.time_ns()}} cell {number}', flush=True); {number} * {number}"
+LINE = 100 * 1024
+# Each line begins with the time at which it was printed, in nanoseconds.
+TICKS = """import time
+for number in range({count}):
+    print(time.time_ns(), number, flush={flush})
+    time.sleep({pause})
+"""
 
 
-def of_size(cells: int) -> NotebookNode:
-    """A notebook of so many small cells, each of which prints one line and has a result."""
+def small(cells: int) -> NotebookNode:
+    """So many cells, each of which prints one line and has a result."""
+    return _of([f"print('cell {number}'); {number} * {number}" for number in range(cells)])
+
+
+def large(cells: int) -> NotebookNode:
+    """So many cells, each of which prints 100 KB."""
+    return _of([f"print('{number % 10}' * {LINE - 1})" for number in range(cells)])
+
+
+def ticking(count: int, pause: float, *, flush: bool) -> NotebookNode:
+    """One cell that prints so many lines, each with its time, and pauses after each."""
+    return _of([TICKS.format(count=count, pause=pause, flush=flush)])
+
+
+def _of(sources: list[str]) -> NotebookNode:
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nodes = [new_code_cell(SOURCE.format(number=number)) for number in range(cells)]
-    node: NotebookNode = new_notebook(cells=nodes, metadata={"kernelspec": kernel})
+    node: NotebookNode = new_notebook(
+        cells=[new_code_cell(source) for source in sources], metadata={"kernelspec": kernel}
+    )
     return node
 
 
@@ -32,10 +52,10 @@ def read(data: bytes) -> NotebookNode:
 
 
 def outputs(node: NotebookNode) -> list[Any]:
-    """What every cell put out, without the times in it."""
+    """What every cell put out: its printed text in one piece, and the rest."""
     found = []
     for cell in node.cells:
         printed = "".join(out["text"] for out in cell.outputs if out["output_type"] == "stream")
         rest = [out for out in cell.outputs if out["output_type"] != "stream"]
-        found.append([printed.split()[1:], json.loads(json.dumps(rest))])
+        found.append([printed, json.loads(json.dumps(rest))])
     return found

@@ -1,5 +1,6 @@
-"""Turns samples into a table for people and a file for programs."""
+"""Turns samples into tables and a chart for people, and a file for programs."""
 
+import dataclasses
 import json
 import os
 import platform
@@ -9,33 +10,70 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure as Chart
 from rich.console import Console
 from rich.table import Table
 
-RATIO_TARGET = 1.15
-LATENCY_TARGET_MS = 10.0
-PACKAGES = ("notebook-runner", "nbclient", "jupyter-client", "ipykernel", "grpcio", "protobuf")
+from benchmarks.service import NAME
+
+PACKAGES = (
+    "notebook-runner",
+    "nbclient",
+    "papermill",
+    "nbconvert",
+    "jupyter-client",
+    "ipykernel",
+    "grpcio",
+    "protobuf",
+)
 
 
 @dataclass
-class Pair:
-    """The times of both sides for one notebook in one setting, in seconds."""
+class Goal:
+    """What was to be reached, at least or at most, and what was."""
 
-    nbclient: list[float] = field(default_factory=list)
-    service: list[float] = field(default_factory=list)
+    text: str
+    wanted: float
+    found: float
+    at_most: bool = False
 
     @property
-    def ratio(self) -> float:
-        """Median of the service over median of nbclient."""
-        return statistics.median(self.service) / statistics.median(self.nbclient)
+    def reached(self) -> bool:
+        """Whether it was."""
+        return self.found <= self.wanted if self.at_most else self.found >= self.wanted
+
+    def __str__(self) -> str:
+        sign = "at most" if self.at_most else "at least"
+        return (
+            f"{self.found:.3g} {self.text} (goal: {sign} {self.wanted:g}{'' if self.reached else ', missed'})"
+        )
 
 
 @dataclass
-class Results:
-    """Everything that was measured."""
+class Figure:
+    """Something that was measured, by name of who did it; in units, so many to one of what was counted."""
 
-    pairs: dict[str, Pair] = field(default_factory=dict)
-    late: dict[str, list[float]] = field(default_factory=dict)
+    name: str
+    unit: str
+    scale: float
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    goals: list[Goal] = field(default_factory=list)
+
+    def add(self, who: str, *values: float) -> None:
+        """Notes values."""
+        self.samples.setdefault(who, []).extend(value * self.scale for value in values)
+
+    def median(self, who: str) -> float:
+        """The median of somebody's values."""
+        return statistics.median(self.samples[who])
+
+    def p99(self, who: str) -> float:
+        """What 99 of 100 values of somebody do not exceed; of fewer than 100: the largest."""
+        return percentile(self.samples[who], 0.99)
+
+    def ratio(self, who: str) -> float:
+        """How many times as much as this service somebody's median is."""
+        return self.median(who) / self.median(NAME)
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -44,50 +82,51 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def _spread(seconds: list[float]) -> str:
-    return f"{statistics.median(seconds):.3f} ({min(seconds):.3f} … {max(seconds):.3f})"
+def show(figures: list[Figure]) -> None:
+    """Prints every figure."""
+    console = Console(width=110)
+    for figure in figures:
+        title = f"{figure.name}, {figure.unit}" if figure.unit else figure.name
+        table = Table("who", "median", "p99", "least", "most", "samples", "ratio", title=title)
+        for who, values in figure.samples.items():
+            numbers = [figure.median(who), figure.p99(who), min(values), max(values)]
+            ratio = f"{figure.ratio(who):.2f}" if NAME in figure.samples else ""
+            table.add_row(who, *(f"{number:.4g}" for number in numbers), str(len(values)), ratio)
+        console.print(table)
+        for goal in figure.goals:
+            console.print(f"  {goal}")
 
 
-def show(results: Results) -> None:
-    """Prints both tables."""
-    times = Table("notebook", "nbclient", "service", "ratio", "target")
-    times.title = "Total time in seconds: median (min … max)"
-    for name, pair in results.pairs.items():
-        sides = _spread(pair.nbclient), _spread(pair.service)
-        times.add_row(name, *sides, f"{pair.ratio:.2f}", f"at most {RATIO_TARGET}")
-    late = Table("event", "median", "p99", "max", "events", "target of the median")
-    late.title = "From the kernel to the client in milliseconds"
-    for name, values in results.late.items():
-        numbers = [statistics.median(values), percentile(values, 0.99), max(values)]
-        shown = [f"{1000 * number:.2f}" for number in numbers]
-        late.add_row(name, *shown, str(len(values)), f"under {LATENCY_TARGET_MS:g}")
-    console = Console()
-    console.print(times)
-    console.print(late)
-
-
-def _document(results: Results) -> dict[str, Any]:
-    return {
-        "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
+def save(figures: list[Figure], more: dict[str, Any], folder: Path) -> None:
+    """Writes all numbers, also the single ones, and the chart."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {
+        "machine": {
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+            "system": platform.platform(),
+        },
         "versions": {name: version(name) for name in PACKAGES},
-        "targets": {"ratio": RATIO_TARGET, "latency_ms": LATENCY_TARGET_MS},
-        "times": {
-            name: {"ratio": pair.ratio, "nbclient": pair.nbclient, "service": pair.service}
-            for name, pair in results.pairs.items()
-        },
-        "latency_ms": {
-            name: {
-                "median": 1000 * statistics.median(values),
-                "p99": 1000 * percentile(values, 0.99),
-                "events": len(values),
-            }
-            for name, values in results.late.items()
-        },
+        "figures": [
+            {**dataclasses.asdict(figure), "text": list(map(str, figure.goals))} for figure in figures
+        ],
+        **more,
     }
+    (folder / "bench.json").write_text(json.dumps(document, indent=2) + "\n")
+    _draw(figures, folder / "bench.svg")
 
 
-def save(results: Results, endings: object, path: Path) -> None:
-    """Writes all numbers, also the single ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    document = {**_document(results), "endings": vars(endings)}
-    path.write_text(json.dumps(document, indent=2) + "\n")
+def _draw(figures: list[Figure], path: Path) -> None:
+    """One row of bars for each notebook that all competitors executed."""
+    shown = [figure for figure in figures if len(figure.samples) > 3]
+    chart = Chart(figsize=(9, 2.2 * len(shown)), layout="constrained")
+    for axes, figure in zip(chart.subplots(len(shown), squeeze=False).flat, shown, strict=True):
+        names = sorted(figure.samples, key=figure.median, reverse=True)
+        values = [figure.median(name) for name in names]
+        bars = axes.barh(names, values, color=["#1f6f8b" if name == NAME else "#c5ccd3" for name in names])
+        axes.bar_label(bars, labels=[f"{value:,.0f} {figure.unit}" for value in values], padding=3)
+        axes.set_title(figure.name, loc="left", fontsize=10)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.set_xticks([])
+        axes.margins(x=0.15)
+    chart.savefig(path)

@@ -1,40 +1,76 @@
-"""A server of the benchmark's own."""
+"""Servers of the benchmark's own."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PROGRAM = Path(sys.executable).with_name("notebook-runner-server")
+SECONDS = 60.0
+
+
+class Server:
+    """A server that runs, and its log as it comes."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.pid = process.pid
+        self._entries: list[dict[str, Any]] = []
+        self._changed = threading.Condition()
+        self._ended = False
+        threading.Thread(target=self._read, daemon=True).start()
+        self.address = str(self.wait_for("serving")["address"])
+
+    def wait_for(self, event: str) -> dict[str, Any]:
+        """Waits for a line of the log, and gives it."""
+
+        def found() -> dict[str, Any] | None:
+            return next((entry for entry in self._entries if entry["event"] == event), None)
+
+        with self._changed:
+            self._changed.wait_for(lambda: found() or self._ended, SECONDS)
+            if entry := found():
+                return entry
+        raise RuntimeError(f"the server did not say {event!r}: {self._entries[-5:]}")
+
+    def _read(self) -> None:
+        for line in self.process.stderr or ():
+            if line.startswith("{"):
+                with self._changed:
+                    self._entries.append(json.loads(line))
+                    self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Ends the server in order."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(SECONDS)
 
 
 @contextmanager
-def served() -> Iterator[str]:
-    """Starts a server with its defaults on a free port, yields its address, and stops it."""
+def served(*options: str) -> Iterator[Server]:
+    """Starts a server with its defaults on a free port, yields it, and stops it."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        process, address = start(Path(folder, "state"))
+        server = start(Path(folder, "state"), *options)
         try:
-            yield address
+            yield server
         finally:
-            process.terminate()
-            process.communicate()
+            server.stop()
 
 
-def start(state: Path, environment: Mapping[str, str] | None = None) -> tuple[subprocess.Popen[str], str]:
-    """Starts a server on a free port; gives it with its address when it serves."""
-    command = [str(PROGRAM), "--listen", "127.0.0.1:0", "--state-dir", str(state), "--log-format", "json"]
+def start(state: Path, *options: str, environment: Mapping[str, str] | None = None) -> Server:
+    """Starts a server on a free port; gives it when it serves."""
+    command = [str(PROGRAM), "--listen", "127.0.0.1:0", "--state-dir", str(state), *options]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
     )
-    if process.stderr is None:
-        raise RuntimeError("the server's log was not opened")
-    line = ""
-    for line in process.stderr:
-        entry = json.loads(line) if line.startswith("{") else {}
-        if entry.get("event") == "serving":
-            return process, str(entry["address"])
-    raise RuntimeError(f"the server ended with code {process.wait()} before it served: {line}")
+    return Server(process)

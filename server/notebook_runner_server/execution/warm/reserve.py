@@ -197,8 +197,13 @@ class Reserve:
 
     def _got_ready(self, kept: _Kept) -> None:
         with self._changed:
-            kept.ready = kept not in self._kernels or kept.kernel.is_ready
-        self._tell(logging.DEBUG, "warm kernel ready", kernel=kept.kernel.name, pid=kept.kernel.pid)
+            if kept not in self._kernels or not kept.kernel.is_ready:
+                return
+            kept.ready = True
+        stock = self._stocks[kept.kernel.name]
+        # How soon there is one is worth a line; the later ones are not.
+        level, stock.told = logging.DEBUG if stock.told else logging.INFO, True
+        self._tell(level, "warm kernel ready", kernel=stock.name, pid=kept.kernel.pid)
 
     def _bury(self, kept: _Kept) -> None:
         with self._changed:
@@ -232,7 +237,7 @@ class _Stock:
         self._spec = spec
         self.template: Template | None = None
         self.pidfd: int | None = None
-        self.template_died = False
+        self.template_died = self.told = False
         self.failed: Mapping[str, str] = {}
         if parts := split(spec.argv):
             base = inherited()

@@ -1,0 +1,105 @@
+"""How late what happens is seen: by one client, by many; and how fast artefacts are read."""
+
+import asyncio
+import threading
+import time
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.progress import track
+
+from benchmarks import notebooks
+from benchmarks.report import Figure, Goal
+from benchmarks.service import NAME, Service
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+
+READERS = 200
+RATE = 50
+MIB = 1024 * 1024
+
+
+def printed(service: Service, *, flush: bool, rounds: int) -> Figure:
+    """From a print in the kernel to the event that carries its line."""
+    figure = Figure(f"print(…, flush={flush}) to the client", "ms", 1000)
+    for _ in track(range(rounds), description=figure.name):
+        run = service.start(notebooks.written(notebooks.ticking(100, 0.02, flush=flush)))
+        for at, event in service.follow(run.run_id):
+            figure.add(NAME, *late(at, event))
+    wanted = (0.004, 0.015) if flush else (0.060,)
+    figure.goals = [Goal("ms, median", 1000 * wanted[0], figure.median(NAME), at_most=True)]
+    if flush:
+        figure.goals.append(Goal("ms, p99", 1000 * wanted[1], figure.p99(NAME), at_most=True))
+    return figure
+
+
+def late(at: float, event: pb.ProgressResponse) -> list[float]:
+    """How late each line of an event is, in seconds."""
+    lines = event.cell_output.stream.text.splitlines() if event.HasField("cell_output") else []
+    return [at - int(line.split()[0]) / 1e9 for line in lines]
+
+
+def many_readers(service: Service, address: str, seconds: int) -> tuple[Figure, Figure]:
+    """200 readers of one run with 50 events a second, with Kill and health called meanwhile."""
+    figure, calls = (
+        Figure(f"{READERS} readers, {RATE} lines a second", "ms", 1000),
+        Figure("meanwhile", "ms", 1000),
+    )
+    count = RATE * seconds
+    run = service.start(notebooks.written(notebooks.ticking(count, 1 / RATE, flush=True)))
+    other = service.start(notebooks.written(notebooks.small(1)))
+    stop = threading.Event()
+    prober = threading.Thread(target=_probe, args=(address, other.run_id, calls, stop))
+    prober.start()
+    found = asyncio.run(_read_all(address, run.run_id))
+    stop.set()
+    prober.join()
+    for reader, lines in found:
+        if lines != count:
+            raise RuntimeError(f"a reader had {lines} of {count} lines")
+        figure.add(NAME, *reader)
+    figure.goals = [Goal("ms, p99", 150, figure.p99(NAME), at_most=True)]
+    calls.goals = [Goal(f"ms for {name}, p99", 200, calls.p99(name), at_most=True) for name in calls.samples]
+    return figure, calls
+
+
+async def _read_all(address: str, run_id: str) -> list[tuple[list[float], int]]:
+    async def read(stub: rpc.NotebookRunnerAsyncStub) -> tuple[list[float], int]:
+        times: list[float] = []
+        lines = 0
+        async for event in stub.Progress(pb.ProgressRequest(run_id=run_id)):
+            found = late(time.time(), event)
+            lines += len(found)
+            times += found
+        return times, lines
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = rpc.NotebookRunnerStub(channel)
+        return await asyncio.gather(*(read(stub) for _ in range(READERS)))
+
+
+def _probe(address: str, run_id: str, figure: Figure, stop: threading.Event) -> None:
+    with grpc.insecure_channel(address) as channel:
+        stub, health = rpc.NotebookRunnerStub(channel), health_pb2_grpc.HealthStub(channel)
+        while not stop.wait(0.1):
+            begin = time.perf_counter()
+            stub.Kill(pb.KillRequest(run_id=run_id, grace_period=Duration()))
+            middle = time.perf_counter()
+            health.Check(health_pb2.HealthCheckRequest())
+            figure.add("Kill of another run", middle - begin)
+            figure.add("health", time.perf_counter() - middle)
+
+
+def output(service: Service, megabytes: int, rounds: int) -> Figure:
+    """One reader of an executed notebook, in pages of 1 MiB."""
+    figure = Figure("Output, one reader", "MB/s", 1e-6)
+    run = service.start(notebooks.written(notebooks.large(10 * megabytes)))
+    for _ in service.follow(run.run_id):
+        pass
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        size = sum(map(len, service.pages(run.run_id, MIB)))
+        figure.add(NAME, size / (time.perf_counter() - begin))
+    figure.goals = [Goal("MB/s", 300, figure.median(NAME))]
+    return figure

@@ -1,0 +1,119 @@
+"""How long a notebook takes by this service and by each competitor, in turns; equal outputs are checked."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nbformat import NotebookNode
+from rich.progress import track
+
+from benchmarks import notebooks
+from benchmarks.competitors import OTHERS, Sample, nbclient
+from benchmarks.report import Figure, Goal
+from benchmarks.service import NAME, Service
+
+# Before an execution is timed alone, what the one before left to do has this long to be done.
+SETTLE_SECONDS = 0.5
+PER_ROUND = 6
+IN_A_ROW = 10
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def one_cell(service: Service, rounds: int) -> Figure:
+    """A notebook of one cell, each time on a machine at rest."""
+    figure = Figure("one cell", "ms", 1000)
+    _execute(service, notebooks.small(1), figure, rounds, "one cell", PER_ROUND)
+    figure.goals = [
+        Goal("times faster than nbclient", 20, figure.ratio("nbclient")),
+        Goal("times faster than the papermill command", 25, figure.ratio("papermill command")),
+        Goal("p99 over median", 3, figure.p99(NAME) / figure.median(NAME), at_most=True),
+    ]
+    return figure
+
+
+def many_cells(service: Service, cells: int, rounds: int) -> tuple[Figure, Figure]:
+    """Notebooks of many small cells: the whole time, and the time of the cells alone."""
+    whole, alone = Figure(f"{cells} small cells", "ms", 1000), Figure(f"each of {cells} cells", "ms", 1000)
+
+    def note(name: str, sample: Sample) -> None:
+        if sample.cells:
+            alone.add(name, sample.cells / cells)
+
+    _execute(service, notebooks.small(cells), whole, rounds, f"{cells} cells", note=note)
+    ratio = 1 / alone.ratio("jupyter_client loop")
+    alone.goals = [Goal("of the jupyter_client loop's time", 1.10, ratio, at_most=True)]
+    return whole, alone
+
+
+def large_outputs(service: Service, rounds: int) -> Figure:
+    """100 cells that print 100 KB each."""
+    figure = Figure("100 cells of 100 KB output", "ms", 1000)
+    _execute(service, notebooks.large(100), figure, rounds, "large outputs")
+    figure.goals = [
+        Goal("of nbclient's time", 1.2, 1 / figure.ratio("nbclient"), at_most=True),
+        Goal("of papermill's time", 0.25, 1 / figure.ratio("papermill API"), at_most=True),
+    ]
+    return figure
+
+
+def _execute(
+    service: Service,
+    node: NotebookNode,
+    figure: Figure,
+    rounds: int,
+    label: str,
+    per_round: int = 1,
+    note: Callable[[str, Sample], None] = lambda *_: None,
+) -> None:
+    sides = {NAME: service, **OTHERS}
+    expected = None
+    for number in track(range(rounds), description=label):
+        for name in sorted(sides, reverse=number % 2 == 1):
+            for _ in range(per_round if name == NAME else 1):
+                time.sleep(SETTLE_SECONDS)
+                sample = sides[name](node)
+                expected = expected or sample.outputs
+                if sample.outputs != expected:
+                    raise RuntimeError(f"{name} gave other outputs")
+                figure.add(name, sample.seconds)
+                note(name, sample)
+
+
+def back_to_back(service: Service, server: int, rounds: int) -> tuple[Figure, Figure]:
+    """Notebooks of one cell, one right after the other: runs a second, and processor time of all processes."""
+    rate, processor = Figure("one-cell runs a second", "", 1), Figure("processor time of a run", "ms", 1000)
+    node = notebooks.small(1)
+    for _ in track(range(rounds), description="one after another"):
+        for name, side in ((NAME, service), ("nbclient", nbclient)):
+            time.sleep(2 * SETTLE_SECONDS)
+            before, begin = _processor_seconds(server), time.perf_counter()
+            for _ in range(IN_A_ROW):
+                side(node)
+            rate.add(name, IN_A_ROW / (time.perf_counter() - begin))
+            # The kernel for the next run is part of the price of this one.
+            time.sleep(2 * SETTLE_SECONDS)
+            processor.add(name, (_processor_seconds(server) - before) / IN_A_ROW)
+    rate.goals = [Goal("times nbclient's", 4, 1 / rate.ratio("nbclient"))]
+    share = 1 / processor.ratio("nbclient")
+    processor.goals = [Goal("of nbclient's", 0.4, share, at_most=True)]
+    return rate, processor
+
+
+def _processor_seconds(server: int) -> float:
+    """What this process, the server, and all that they started have taken so far."""
+    own = os.times()
+    total = own.user + own.system + own.children_user + own.children_system
+    for pid in tree(server):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        total += sum(map(int, fields[11:15])) / _TICKS
+    return total
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for one in found:
+        for task in Path(f"/proc/{one}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found

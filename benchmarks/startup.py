@@ -1,0 +1,48 @@
+"""How long a server takes to serve, and to be warm; what it takes when it is idle."""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from rich.progress import track
+
+from benchmarks import server
+from benchmarks.report import Figure, Goal
+from benchmarks.service import NAME
+from benchmarks.speed import tree
+
+IDLE_SECONDS = 3.0
+
+
+def measure(rounds: int) -> list[Figure]:
+    """Starts servers, with warm kernels and without."""
+    serving, warm = (
+        Figure("process start to SERVING", "s", 1),
+        Figure("process start to a warm kernel", "s", 1),
+    )
+    memory = Figure("proportional memory of all processes, idle", "MB", 1e-6)
+    for _ in track(range(rounds), description="start"):
+        for name, options in ((NAME, []), ("without warm kernels", ["--no-warm-kernels"])):
+            with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+                begin = time.perf_counter()
+                one = server.start(Path(folder, "state"), *options)
+                serving.add(name, time.perf_counter() - begin)
+                if not options:
+                    one.wait_for("warm kernel ready")
+                    warm.add(name, time.perf_counter() - begin)
+                time.sleep(IDLE_SECONDS)
+                memory.add(name, sum(map(_proportional, tree(one.pid))))
+                one.stop()
+    serving.goals = [Goal("s", 0.8, serving.median(NAME), at_most=True)]
+    warm.goals = [Goal("s", 2, warm.median(NAME), at_most=True)]
+    memory.goals = [
+        Goal("MB with a warm kernel", 180, memory.median(NAME), at_most=True),
+        Goal("MB without", 110, statistics.median(memory.samples["without warm kernels"]), at_most=True),
+    ]
+    return [serving, warm, memory]
+
+
+def _proportional(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
