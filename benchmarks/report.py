@@ -119,6 +119,8 @@ def save(figures: list[Figure], more: dict[str, Any], folder: Path) -> None:
 def _draw(figures: list[Figure], path: Path) -> None:
     """One row of bars for each notebook that all competitors executed."""
     shown = [figure for figure in figures if len(figure.samples) > 3]
+    if not shown:
+        return
     chart = Chart(figsize=(9, 2.2 * len(shown)), layout="constrained")
     for axes, figure in zip(chart.subplots(len(shown), squeeze=False).flat, shown, strict=True):
         names = sorted(figure.samples, key=figure.median, reverse=True)
