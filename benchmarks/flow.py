@@ -1,6 +1,8 @@
 """How late what happens is seen: by one client, by many; and how fast artefacts are read."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -48,9 +50,8 @@ def many_readers(service: Service, address: str, seconds: int) -> tuple[Figure, 
     )
     count = RATE * seconds
     run = service.start(notebooks.written(notebooks.ticking(count, 1 / RATE, flush=True)))
-    other = service.start(notebooks.written(notebooks.small(1)))
     stop = threading.Event()
-    prober = threading.Thread(target=_probe, args=(address, other.run_id, calls, stop))
+    prober = threading.Thread(target=_probe, args=(address, calls, stop))
     prober.start()
     found = asyncio.run(_read_all(address, run.run_id))
     stop.set()
@@ -79,16 +80,35 @@ async def _read_all(address: str, run_id: str) -> list[tuple[list[float], int]]:
         return await asyncio.gather(*(read(stub) for _ in range(READERS)))
 
 
-def _probe(address: str, run_id: str, figure: Figure, stop: threading.Event) -> None:
+def _probe(address: str, figure: Figure, stop: threading.Event) -> None:
+    """Starts runs that would sleep for ever, and kills them."""
     with grpc.insecure_channel(address) as channel:
-        stub, health = rpc.NotebookRunnerStub(channel), health_pb2_grpc.HealthStub(channel)
-        while not stop.wait(0.1):
+        service, health = Service(rpc.NotebookRunnerStub(channel)), health_pb2_grpc.HealthStub(channel)
+        while not stop.is_set():
+            run = service.start(notebooks.written(notebooks.ticking(1, 1000, flush=True)))
+            next(event for _, event in service.follow(run.run_id) if event.HasField("cell_output"))
             begin = time.perf_counter()
-            stub.Kill(pb.KillRequest(run_id=run_id, grace_period=Duration()))
+            service.stub.Kill(pb.KillRequest(run_id=run.run_id, grace_period=Duration()))
             middle = time.perf_counter()
             health.Check(health_pb2.HealthCheckRequest())
             figure.add("Kill of another run", middle - begin)
             figure.add("health", time.perf_counter() - middle)
+
+
+def _bare(size: int) -> float:
+    """Bytes a second of a server that answers every call with the same page: the limit."""
+    command = [sys.executable, "-m", "benchmarks.bare"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        port = server.stdout.readline().strip() if server.stdout else ""
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = rpc.NotebookRunnerStub(channel)
+            stub.Output(pb.OutputRequest())
+            begin, left = time.perf_counter(), size
+            while left > 0:
+                left -= len(stub.Output(pb.OutputRequest()).content)
+            seconds = time.perf_counter() - begin
+        server.kill()
+    return size / seconds
 
 
 def output(service: Service, megabytes: int, rounds: int) -> Figure:
@@ -101,5 +121,6 @@ def output(service: Service, megabytes: int, rounds: int) -> Figure:
         begin = time.perf_counter()
         size = sum(map(len, service.pages(run.run_id, MIB)))
         figure.add(NAME, size / (time.perf_counter() - begin))
+        figure.add("a bare gRPC server", _bare(size))
     figure.goals = [Goal("MB/s", 300, figure.median(NAME))]
     return figure

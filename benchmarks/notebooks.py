@@ -8,10 +8,11 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
 LINE = 100 * 1024
-# Each line begins with the time at which it was printed, in nanoseconds.
+# Each line begins with the time at which it was printed, in nanoseconds, and is printed in one piece, so that
+# no event has a part of one.
 TICKS = """import time
 for number in range({count}):
-    print(time.time_ns(), number, flush={flush})
+    print(f"{{time.time_ns()}} {{number}}\\n", end="", flush={flush})
     time.sleep({pause})
 """
 

@@ -31,6 +31,8 @@ from notebook_runner_server.runs.store import Store
 STREAM_GRACE = 5.0
 """Seconds that open calls get to end, when all runs have."""
 
+_SMALLEST = b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
+
 _log = structlog.get_logger(__name__)
 
 
@@ -74,6 +76,7 @@ class App:
             settings.max_page_bytes,
             settings.max_files_bytes,
         )
+        self._loading: asyncio.Future[notebooks.PreparedNotebook] | None = None
         servicer = Servicer(self._runner, outputs, settings.max_streams, settings.heartbeat_interval)
         self._api = ApiServer(servicer, settings.max_notebook_bytes, with_channelz=settings.channelz)
 
@@ -84,6 +87,8 @@ class App:
         await self._runner.open()
         await self._api.start()
         await self._api.say_serving()
+        # What the first Start would load is loaded before it comes.
+        self._loading = asyncio.ensure_future(asyncio.to_thread(prepare, _SMALLEST, {}, "", {}))
         host = self._settings.listen.rpartition(":")[0]
         _log.info("serving", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
 
@@ -93,6 +98,8 @@ class App:
 
     async def shutdown(self, hurry: asyncio.Event) -> None:
         """Take no more, let runs finish for a while, end the rest, and leave nothing behind."""
+        if self._loading is not None:
+            await self._loading
         _log.info("stopping", drain_timeout=self._settings.drain_timeout)
         await self._api.say_not_serving()
         await self._runner.drain(hurry, self._settings.drain_timeout)

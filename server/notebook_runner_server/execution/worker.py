@@ -181,9 +181,11 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
 def hello() -> Hello:
     """Say what this worker is."""
     from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - only once a worker
+    from nbformat.v4 import new_output  # noqa: PLC0415 - only once a worker
 
-    # ZeroMQ's and asyncio's first use take time that no run shall wait for.
+    # ZeroMQ's, asyncio's and nbformat's first use take time that no run shall wait for.
     asyncio.run(asyncio.sleep(0))
+    new_output("stream")
     specs = KernelSpecManager().get_all_specs()
     assert _worker is not None  # noqa: S101 - the pool has initialized it
     _worker.reserve.start()
