@@ -147,13 +147,12 @@ class Store:
         Raises:
             StorageFullError: They could not be written.
         """
-        folder = self.folder(run.run_id)
 
         def write(db: sqlite3.Connection) -> None:
             if written.pieces:
-                folder.write(written.start, written.pieces)
+                self.folder(run.run_id).write(written.start, written.pieces)
             if run.state.is_terminal:
-                folder.forget_environment()
+                self.folder(run.run_id).forget_environment()
             tables.append(db, position, run, events, written.parts, expire_time)
 
         await self._db.write(write)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Mapping
 
 
@@ -24,8 +23,14 @@ def _julia(folder: str, variables: Mapping[str, str]) -> str:
 
 
 def _shell(folder: str, variables: Mapping[str, str]) -> str:
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    return "\n".join([*lines, f"cd {shlex.quote(folder)}"])
+    lines = [f"export {name}={_quoted_for_bash(value)}" for name, value in variables.items()]
+    return "\n".join([*lines, f"cd {_quoted_for_bash(folder)}"])
+
+
+def _quoted_for_bash(text: str) -> str:
+    # The kernel types it at a prompt, where a tab would complete.
+    escaped = "".join(f"\\x{ord(one):02x}" if one < " " or one in "\\'\x7f" else one for one in text)
+    return f"$'{escaped}'"
 
 
 def _quoted(text: str) -> str:
