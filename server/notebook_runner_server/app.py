@@ -15,9 +15,10 @@ from notebook_runner_server.api.server import ApiServer
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.config import Settings
 from notebook_runner_server.execution import notebook as notebooks
+from notebook_runner_server.execution.aside import aside
 from notebook_runner_server.execution.pool import ProcessPoolBackend
 from notebook_runner_server.export.service import ExportService
-from notebook_runner_server.runs.admission import Admission, Defaults
+from notebook_runner_server.runs.admission import LARGE_NOTEBOOK, Admission, Defaults
 from notebook_runner_server.runs.errors import (
     InvalidFieldError,
     InvalidNotebookError,
@@ -113,13 +114,18 @@ def prepare(
 ) -> notebooks.PreparedNotebook:
     """Read a notebook, check it and inject parameters; what is wrong with it is the caller's to know.
 
+    A small one is read here, a large one in a process of its own; blocks.
+
     Raises:
         InvalidNotebookError: It is none that can be executed.
         UnknownParameterError: It lacks a parameter that was given.
         InvalidFieldError: A parameter's name is none in the notebook's language.
     """
+    arguments = (content, parameters, kernel_name, kernels)
     try:
-        return notebooks.prepare(content, parameters, kernel_name, kernels)
+        if len(content) > LARGE_NOTEBOOK:
+            return aside(notebooks.prepare, *arguments)
+        return notebooks.prepare(*arguments)
     except notebooks.NotebookError as error:
         raise InvalidNotebookError(str(error)) from error
     except notebooks.UnknownParameterError as error:

@@ -31,7 +31,11 @@ def jupyter_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     for name, (command, language) in SPECS.items():
         spec = folder / "kernels" / name
         spec.mkdir(parents=True)
-        about = {"argv": [*command, "-f", "{connection_file}"], "display_name": name, "language": language}
+        about: dict[str, object] = {
+            "argv": [*command, "-f", "{connection_file}"],
+            "display_name": name,
+            "language": language,
+        }
         if name == "fixed":
             about["env"] = FIXED
         (spec / "kernel.json").write_text(json.dumps(about))
@@ -73,7 +77,8 @@ def test_python_by_another_command(make_server: Callable[..., Server], jupyter_p
     """What is no ipykernel for all one can tell is told in Python."""
     server = make_server("--warm-kernels", "other=1", environment={"JUPYTER_PATH": jupyter_path})
     process = spare(server, PROGRAM)
-    source = "import os\nprint(os.getpid(), os.environ['GIVEN'], os.environ['NOTEBOOK_RUNNER_RUN_DIR'] == os.getcwd())"
+    source = "import os\nprint(os.getpid(), os.environ['GIVEN'], os.getcwd() == os.environ[RUN_DIR])"
+    source = source.replace("RUN_DIR", "'NOTEBOOK_RUNNER_RUN_DIR'")
     names = "; print([name for name in globals() if not name.startswith('_')])"
     lines = printed(server, "other", source + names, environment={"GIVEN": "'\"\\"}).splitlines()
     assert lines[0] == f"{process} '\"\\ True"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import re
@@ -29,6 +30,9 @@ MAX_LABEL = 128
 MAX_DURATION = 366 * 86400.0
 """A year: no time-out and no retention is longer, in seconds."""
 
+
+LARGE_NOTEBOOK = 2 * 1024 * 1024
+"""Bytes of a notebook that takes so long to parse (30 ms) that a process of its own does it."""
 
 # R's names have dots.
 _PARAMETER = re.compile(r"[^\W\d][\w.]{0,254}")
@@ -113,6 +117,7 @@ class Admission:
         self._max_bytes = max_bytes
         self._defaults = defaults
         self._prepare = prepare
+        self._one_at_a_time = asyncio.Lock()
 
     async def admit(self, spec: StartSpec, kernels: Mapping[str, str]) -> Admitted:
         """Return the run that a request asks for.
@@ -121,14 +126,20 @@ class Admission:
             RunnerError: The request cannot be carried out.
         """
         _check(spec)
-        # Reading and parsing take time that other calls shall not wait for.
-        return await asyncio.to_thread(self._admit, spec, kernels)
-
-    def _admit(self, spec: StartSpec, kernels: Mapping[str, str]) -> Admitted:
-        content, folder, path = self._content(spec)
         if spec.kernel_name:
             _check_kernel(spec.kernel_name, kernels)
-        prepared = self._prepare(content, spec.parameters, spec.kernel_name, kernels)
+        # Reading and parsing take time that other calls shall not wait for.
+        content, folder, path = await asyncio.to_thread(self._content, spec)
+        # Many large ones at once would take all threads, and memory.
+        async with self._one_at_a_time if len(content) > LARGE_NOTEBOOK else contextlib.nullcontext():
+            prepared = await asyncio.to_thread(
+                self._prepare, content, spec.parameters, spec.kernel_name, kernels
+            )
+        return self._admitted(spec, prepared, folder, path, kernels)
+
+    def _admitted(
+        self, spec: StartSpec, prepared: Prepared, folder: str, path: str, kernels: Mapping[str, str]
+    ) -> Admitted:
         kernel_name = prepared.kernel_name or self._defaults.kernel_name
         _check_kernel(kernel_name, kernels)
         run = Run(

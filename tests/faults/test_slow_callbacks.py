@@ -1,0 +1,77 @@
+"""Nothing holds the event loop for long, however large what is asked for is."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.calls import artefact, finish, follow, history, inline, perform, start
+from support.mortal import MortalServer, figure
+from support.notebooks import code, notebook, written
+from support.server import Server
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+PROGRAM = [sys.executable, str(Path(__file__).with_name("watched_server.py"))]
+LARGE = 20_000_000
+CELLS = 5000
+LINES = 20_000
+OUTPUT = 50
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that tells what held its event loop."""
+    with MortalServer(tmp_path_factory.mktemp("state"), program=PROGRAM) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def nothing_slow(watched: Server) -> Iterator[None]:
+    """Whatever a test asked for, no callback took 50 ms."""
+    before = len(watched.noise)
+    yield
+    slow = [line for line in watched.noise[before:] if line.startswith("SLOW")]
+    assert slow == []
+
+
+def test_a_large_notebook(watched: Server) -> None:
+    """20 MB of text, executed and read again."""
+    data = written(notebook(code(f"1\n#{'x' * LARGE}")))
+    ended = perform(watched.stub, pb.StartRequest(notebook_content=data, request_id="large"))
+    assert ended.run.state == pb.RUN_STATE_SUCCEEDED
+    assert len(artefact(watched.stub, ended.run.run_id)) > LARGE
+
+
+def test_many_cells(watched: Server) -> None:
+    """5,000 cells are admitted, and followed to the end of the first few."""
+    run = start(watched.stub, inline(*["1"] * CELLS))
+    assert run.cells_total == CELLS
+    for event in follow(watched.stub, run.run_id):
+        if event.HasField("cell_finished") and event.cell_finished.cell_index == 50:
+            break
+    watched.stub.Kill(pb.KillRequest(run_id=run.run_id))
+    artefact(watched.stub, run.run_id)
+
+
+def test_many_events(watched: Server) -> None:
+    """20,000 lines as they come, and again from the store."""
+    source = f"for number in range({LINES}): print(number, flush=True)"
+    run = start(watched.stub, inline(source))
+    for _ in range(2):
+        assert len(finish(watched.stub, run.run_id).events) > LINES / 10
+    figure(f"{len(finish(watched.stub, run.run_id).events)} events")
+
+
+def test_large_outputs_and_an_export(watched: Server) -> None:
+    """50 MB of output, read in pages, and as HTML."""
+    source = f"for number in range({OUTPUT}): print('x' * 999_999)"
+    ended = perform(watched.stub, inline(source))
+    assert len(artefact(watched.stub, ended.run.run_id)) > OUTPUT * 900_000
+    assert len(artefact(watched.stub, ended.run.run_id, format="html")) > OUTPUT * 900_000
+    artefact(watched.stub, ended.run.run_id, format="files")
+
+
+def test_the_history(watched: Server) -> None:
+    """All runs at once."""
+    assert len(history(watched.stub)) >= 4
