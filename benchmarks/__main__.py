@@ -2,10 +2,11 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import grpc
 
-from benchmarks import endings, flow, speed, startup
+from benchmarks import endings, flow, scaling, speed, startup
 from benchmarks.report import Figure, save, show
 from benchmarks.server import served
 from benchmarks.service import Service
@@ -13,17 +14,18 @@ from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
 FOLDER = Path(__file__).parents[1] / "bench-output"
 PARTS = ("speed", "flow", "startup", "endings")
+MORE = ("scaling",)
 
 
 def main() -> None:
     """Measures, prints and saves."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=8, help="executions of each kind")
-    parser.add_argument("--only", choices=PARTS, action="append", help="leave out the other parts")
+    parser.add_argument("--only", choices=PARTS + MORE, action="append", help="leave out the other parts")
     asked = parser.parse_args()
     parts, rounds = asked.only or PARTS, asked.rounds
     figures: list[Figure] = []
-    more = {}
+    more: dict[str, Any] = {}
     with served() as server, grpc.insecure_channel(server.address) as channel:
         service = Service(rpc.NotebookRunnerStub(channel))
         if "speed" in parts:
@@ -45,6 +47,9 @@ def main() -> None:
     if "endings" in parts:
         ended = endings.measure(rounds)
         more["endings"] = vars(ended)
+    if "scaling" in parts:
+        more["scaling"] = rows = scaling.measure()
+        scaling.show(rows)
     show(figures)
     if "endings" in parts:
         endings.show(ended)

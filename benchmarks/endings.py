@@ -1,13 +1,10 @@
 """How fast runs and servers end and come back: Kill for each kind of tree, SIGKILL of the server, restart."""
 
-import os
-import sqlite3
 import statistics
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -17,14 +14,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks import history
 from benchmarks.report import percentile
 from benchmarks.server import start
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
-from notebook_runner_server.execution.interface import Limits
-from notebook_runner_server.runs import tables
-from notebook_runner_server.runs.model import Event, Order, Run, RunChanged, RunState
-from notebook_runner_server.runs.tables import Part
 
 _PYTHON_API = (
     "import ctypes, time\nprint('there', flush=True)\n"
@@ -79,7 +73,7 @@ def measure(rounds: int) -> Endings:
             found.server_death.append(_server_death(Path(folder, f"death{number}")))
         for runs in track(HISTORIES, description="restart"):
             state = Path(folder, f"history{runs}")
-            _fill(state, runs)
+            history.fill(state, runs)
             found.restarts[runs] = [_restart(state) for _ in range(max(2, rounds // 3))]
     return found
 
@@ -140,30 +134,6 @@ def _restart(state: Path) -> float:
     taken = time.perf_counter() - begin
     server.stop()
     return taken
-
-
-def _fill(state: Path, runs: int) -> None:
-    """Write a history of ended runs, each with a few events and a folder."""
-    state.mkdir()
-    with sqlite3.connect(state / "notebook-runner.db", isolation_level=None) as db:
-        tables.create(db)
-        db.execute("BEGIN")
-        for number in range(runs):
-            _insert(db, f"20260101-000000-{number:08x}")
-            os.makedirs(state / "runs" / f"20260101-000000-{number:08x}" / "work")
-        db.execute("COMMIT")
-    db.close()
-
-
-def _insert(db: sqlite3.Connection, run_id: str) -> None:
-    now = time.time_ns()
-    run = Run(run_id, "", RunState.SUCCEEDED, now, "python3", 1, end_time=now, cells_completed=1)
-    order: Any = {"working_folder": "", "allow_errors": False, "environment": {}, "retention": 1e6}
-    first = Event(1, now, 0, 1, RunChanged(run))
-    parts = [Part(0, 0, 0, 0), Part(-1, 0, 0, 0)]
-    position = tables.insert_run(db, run, Order(limits=Limits(), **order), "", first, parts)
-    events = [Event(sequence, now, 1, 1, RunChanged(run)) for sequence in range(2, 9)]
-    tables.append(db, position, run, events, [], now + 10**18)
 
 
 def show(found: Endings) -> None:

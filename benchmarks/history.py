@@ -1,0 +1,49 @@
+"""Histories of runs that have ended, written straight into the store."""
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+from notebook_runner_server.execution.interface import Limits, StreamOutput
+from notebook_runner_server.runs import tables
+from notebook_runner_server.runs.model import Event, Order, Run, RunChanged, RunState
+from notebook_runner_server.runs.tables import Part
+
+AT_ONCE = 1000
+
+
+def fill(state: Path, runs: int, events: int = 8) -> None:
+    """Write a history of ended runs, each with so many events and a folder.
+
+    Args:
+        state: The state folder, which is made.
+        runs: How many.
+        events: How many each has.
+    """
+    state.mkdir()
+    with sqlite3.connect(state / "notebook-runner.db", isolation_level=None) as db:
+        tables.create(db)
+        db.execute("BEGIN")
+        for number in range(runs):
+            run_id = f"20260101-000000-{number:08x}"
+            _insert(db, run_id, events)
+            os.makedirs(state / "runs" / run_id / "work")
+        db.execute("COMMIT")
+    db.close()
+
+
+def _insert(db: sqlite3.Connection, run_id: str, count: int) -> None:
+    now = time.time_ns()
+    run = Run(run_id, "", RunState.SUCCEEDED, now, "python3", 1, end_time=now, cells_completed=1)
+    order: Any = {"working_folder": "", "allow_errors": False, "environment": {}, "retention": 1e6}
+    first = Event(1, now, 0, 1, RunChanged(run))
+    parts = [Part(0, 0, 0, 0), Part(-1, 0, 0, 0)]
+    position = tables.insert_run(db, run, Order(limits=Limits(), **order), "", first, parts)
+    text = StreamOutput(0, "stdout", "a line of text\n")
+    for start in range(2, count, AT_ONCE):
+        bodies = range(start, min(start + AT_ONCE, count))
+        events = [Event(sequence, now, 0, 1, text) for sequence in bodies]
+        tables.append(db, position, run, events, [], now + 10**18)
+    tables.append(db, position, run, [Event(count, now, 1, 1, RunChanged(run))], [], now + 10**18)
