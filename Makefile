@@ -9,7 +9,7 @@ GENERATE_VENV := .venv-generate
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test chaos soak check format generate contract lock bench clean
+.PHONY: help install demo serve dev test cold chaos soak check format generate contract lock bench scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -34,6 +34,9 @@ dev: $(INSTALLED) ## Start the server, and again on every change of a source fil
 
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/pytest
+
+cold: $(INSTALLED) ## Run the tests of whole runs again, without warm kernels
+	NOTEBOOK_RUNNER_WARM_KERNELS=none $(BIN)/pytest tests/e2e tests/client
 
 ROUNDS ?= 500
 SEED ?= 0
@@ -81,8 +84,11 @@ lock: ## Resolve the locks again (needs uv)
 	uv pip compile requirements-generate.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-generate.lock
 
-bench: $(INSTALLED) ## Measure this service beside nbclient
+bench: $(INSTALLED) ## Measure this service beside its competitors
 	$(BIN)/python -m benchmarks
+
+scale: $(INSTALLED) ## Measure what an item costs where there are few and where there are many
+	$(BIN)/python -m benchmarks --only scaling
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) $(GENERATE_VENV) .mypy_cache .ruff_cache .pytest_cache demo-output

@@ -39,6 +39,7 @@ def main() -> None:
             figures.append(flow.printed(service, flush=True, rounds=3))
             figures.append(flow.printed(service, flush=False, rounds=3))
             figures.append(flow.output(service, 100, 5))
+            figures.append(flow.deaths(service, 2 * rounds))
     if "flow" in parts:
         with served("--workers", "2") as server, grpc.insecure_channel(server.address) as channel:
             figures += flow.many_readers(Service(rpc.NotebookRunnerStub(channel)), server.address, 10)

@@ -1,10 +1,12 @@
 """How late what happens is seen: by one client, by many; and how fast artefacts are read."""
 
 import asyncio
+import io
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from typing import Any
 
 import grpc
@@ -33,6 +35,22 @@ def printed(service: Service, *, flush: bool, rounds: int) -> Figure:
     figure.goals = [Goal("ms, median", 4 if flush else 60, figure.median(NAME), at_most=True)]
     if flush:
         figure.goals.append(Goal("ms, p99", 15, figure.p99(NAME), at_most=True))
+    return figure
+
+
+def deaths(service: Service, rounds: int) -> Figure:
+    """From the last line of a kernel that ends itself to the event that says how it ended."""
+    figure = Figure("a kernel's death to its terminal event", "ms", 1000)
+    source = "import os, time\nprint(time.time_ns(), flush=True)\ntime.sleep(0.2)\n"
+    source += "os.write(os.open('died', os.O_CREAT | os.O_WRONLY), str(time.time_ns()).encode()); os._exit(1)"
+    for _ in track(range(rounds), description=figure.name):
+        time.sleep(0.5)
+        run = service.start(notebooks.written(notebooks.of([source])))
+        stream = service.stub.Progress(pb.ProgressRequest(run_id=run.run_id))
+        *_, last = [time.time() for _ in stream]
+        with zipfile.ZipFile(io.BytesIO(service.artefact(run.run_id, "files"))) as files:
+            figure.add(NAME, last - int(files.read("died")) / 1e9)
+    figure.goals = [Goal("ms, median", 50, figure.median(NAME), at_most=True)]
     return figure
 
 

@@ -19,20 +19,21 @@ for number in range({count}):
 
 def small(cells: int) -> NotebookNode:
     """So many cells, each of which prints one line and has a result."""
-    return _of([f"print('cell {number}'); {number} * {number}" for number in range(cells)])
+    return of([f"print('cell {number}'); {number} * {number}" for number in range(cells)])
 
 
 def large(cells: int) -> NotebookNode:
     """So many cells, each of which prints 100 KB."""
-    return _of([f"print('{number % 10}' * {LINE - 1})" for number in range(cells)])
+    return of([f"print('{number % 10}' * {LINE - 1})" for number in range(cells)])
 
 
 def ticking(count: int, pause: float, *, flush: bool) -> NotebookNode:
     """One cell that prints so many lines, each with its time, and pauses after each."""
-    return _of([TICKS.format(count=count, pause=pause, flush=flush)])
+    return of([TICKS.format(count=count, pause=pause, flush=flush)])
 
 
-def _of(sources: list[str]) -> NotebookNode:
+def of(sources: list[str]) -> NotebookNode:
+    """So many code cells."""
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     node: NotebookNode = new_notebook(
         cells=[new_code_cell(source) for source in sources], metadata={"kernelspec": kernel}

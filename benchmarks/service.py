@@ -49,9 +49,13 @@ class Service:
         """The executed notebook."""
         return b"".join(self.pages(run_id))
 
-    def pages(self, run_id: str, page: int = 0) -> Iterator[bytes]:
-        """The executed notebook, page by page of so many bytes (0: as many as the server likes)."""
-        request = pb.OutputRequest(run_id=run_id, max_bytes=page)
+    def artefact(self, run_id: str, to: str) -> bytes:
+        """What came of a run, in a format."""
+        return b"".join(self.pages(run_id, to=to))
+
+    def pages(self, run_id: str, page: int = 0, to: str = "") -> Iterator[bytes]:
+        """An artefact, page by page of so many bytes (0: as many as the server likes)."""
+        request = pb.OutputRequest(run_id=run_id, max_bytes=page, format=to)
         while True:
             answer = self.stub.Output(request, timeout=SECONDS)
             yield answer.content

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.calls import inline, perform, texts
 from support.server import Server
-from support.warm import kept
+from support.warm import ON, kept
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
@@ -26,7 +26,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def isolated(tmp_path_factory: pytest.TempPathFactory, mode: str) -> Iterator[Server]:
     """A server for the tests of a mode, with numpy in every warm kernel."""
-    options = ["--preload", "numpy"] if mode == "warm" else ["--no-warm-kernels"]
+    options = [*ON, "--preload", "numpy"] if mode == "warm" else ["--no-warm-kernels"]
     with Server(tmp_path_factory.mktemp("state"), *options) as server:
         yield server
 
@@ -230,7 +230,7 @@ told["environment"].pop("JPY_PARENT_PID")
 
 def test_a_warm_kernel_is_as_a_cold_one(make_server: Callable[..., Server]) -> None:
     """Whatever a notebook can find out about its process, it finds the same."""
-    server = make_server(environment={"HOME": os.environ.get("HOME", "/")})
+    server = make_server(*ON, environment={"HOME": os.environ.get("HOME", "/")})
     warm = told(server, "warm", FINGERPRINT)
     # This variable makes it a kernel of its own.
     cold = told(server, "cold", FINGERPRINT, environment={"PYTHONNOUSERSITE_": ""})

@@ -13,7 +13,7 @@ import grpc
 from support.calls import follow, inline, perform, start
 from support.mortal import children, figure, worker_of
 from support.server import Server
-from support.warm import ready
+from support.warm import ON, ready
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
@@ -98,7 +98,7 @@ def _settled(server: Server) -> dict[str, Taken]:
 
 def test_nothing_grows(make_server: Callable[..., Server], tmp_path: Path) -> None:
     """Memory, descriptors, sockets, threads, processes and temporary files are those of the beginning."""
-    server = make_server("--log-level", "debug", environment={"TMPDIR": str(tmp_path)})
+    server = make_server(*ON, "--log-level", "debug", environment={"TMPDIR": str(tmp_path)})
     for _ in range(WARM_UP):
         _round(server)
     _drop_streams(server, min(20, STREAMS))

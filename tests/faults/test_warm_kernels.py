@@ -11,7 +11,7 @@ from support.gate import Gate
 from support.mortal import MortalServer
 from support.processes import is_alive, outlived
 from support.server import Server
-from support.warm import SECONDS, forked, kept
+from support.warm import ON, SECONDS, forked, kept
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
@@ -27,7 +27,7 @@ def who(server: Server) -> int:
 
 def test_a_kernel_is_used_once_and_replaced(make_server: Callable[..., Server]) -> None:
     """Each run has the kernel that was there before it, and none has another's."""
-    server = make_server()
+    server = make_server(*ON)
     used = set()
     for _ in range(5):
         _, spare = kept(server)
@@ -47,7 +47,7 @@ def test_several_are_kept(make_server: Callable[..., Server]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 def test_a_spare_that_is_lost(make_server: Callable[..., Server], number: int) -> None:
     """It died, or stopped, while nobody looked: the run has another kernel, and another spare comes."""
-    server = make_server()
+    server = make_server(*ON)
     _, spare = kept(server)
     os.kill(spare, number)
     assert who(server) != spare
@@ -58,7 +58,7 @@ def test_a_spare_that_is_lost(make_server: Callable[..., Server], number: int) -
 
 def test_a_template_that_is_lost(make_server: Callable[..., Server]) -> None:
     """Runs go on, on kernels of their own for as long as it takes, and another template comes."""
-    server = make_server()
+    server = make_server(*ON)
     template, _ = kept(server)
     os.kill(template, signal.SIGKILL)
     for _ in range(3):
@@ -71,7 +71,7 @@ def test_a_template_that_is_lost(make_server: Callable[..., Server]) -> None:
 
 def test_a_template_that_stops(make_server: Callable[..., Server]) -> None:
     """It neither forks nor ends: it is ended, and the runs meanwhile do not wait for it for long."""
-    server = make_server()
+    server = make_server(*ON)
     template, _ = kept(server)
     os.kill(template, signal.SIGSTOP)
     for _ in range(2):
@@ -83,7 +83,7 @@ def test_a_template_that_stops(make_server: Callable[..., Server]) -> None:
 
 def test_kill_spares_the_spare(make_server: Callable[..., Server], gate: Gate) -> None:
     """Kill ends what is the run's, counts that, and leaves what is kept for the next."""
-    server = make_server()
+    server = make_server(*ON)
     template, _ = kept(server)
     with started(server.stub, inline(f"print('here', flush=True)\n{gate.source}")) as run:
         kernel = running_kernel(server, template)
@@ -122,7 +122,7 @@ def finish_of(server: Server, run_id: str) -> "pb.RunState.ValueType":
 
 def test_nothing_kept_outlives_the_server(tmp_path: Path) -> None:
     """Server and worker die at once: templates and spares end by themselves."""
-    server = MortalServer(tmp_path / "state", "--workers", "2")
+    server = MortalServer(tmp_path / "state", *ON, "--workers", "2")
     with server:
         while len(forked(server)) < 4:
             assert server.process.poll() is None
@@ -138,7 +138,7 @@ def test_a_kernelspec_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_a_module_that_cannot_be_preloaded(make_server: Callable[..., Server]) -> None:
     """It is said, and kernels are kept without it."""
-    server = make_server("--preload", "json,no_such_module")
+    server = make_server(*ON, "--preload", "json,no_such_module")
     _, spare = kept(server)
     assert who(server) == spare
     (line,) = server.said("preload failed")
@@ -149,7 +149,7 @@ def test_a_module_that_starts_threads(make_server: Callable[..., Server], tmp_pa
     """A fork would not have them, so nothing is preloaded, and that is said."""
     source = "import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,), daemon=True).start()\n"
     (tmp_path / "threaded.py").write_text(source)
-    server = make_server("--preload", "threaded", environment={"PYTHONPATH": str(tmp_path)})
+    server = make_server(*ON, "--preload", "threaded", environment={"PYTHONPATH": str(tmp_path)})
     ended = perform(server.stub, inline("import sys; print('threaded' in sys.modules)"))
     assert texts(ended.events) == "False\n"
     kept(server)

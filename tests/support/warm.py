@@ -9,6 +9,8 @@ from support.processes import marked
 from support.server import Server
 
 PROGRAM = "warm/template.py"
+# Said by each test that needs it: all tests can be run without warm kernels.
+ON = ("--warm-kernels", "python3=1")
 SECONDS = 30.0
 
 

@@ -27,7 +27,7 @@ from notebook_runner_server.execution.processes import become_subreaper
 IMPORT_SECONDS = 60.0
 """How long a template may take to import what it is told to."""
 
-FORK_SECONDS = 5.0
+FORK_SECONDS = 2.0
 """How long a template may take to fork; it takes some milliseconds."""
 
 SETTLE_SECONDS = 2.0
