@@ -275,7 +275,7 @@ def payload(spec: StartSpec) -> dict[str, Any]:
 def spelled(value: Any) -> str:
     """What tells values apart as JSON does: False is not 0, the order of names is nothing."""
     if isinstance(value, dict):
-        return repr(sorted((name, spelled(one)) for name, one in value.items()))
+        return f"dict of {sorted((name, spelled(one)) for name, one in value.items())}"
     if isinstance(value, list):
         return repr([spelled(one) for one in value])
     return repr(value)

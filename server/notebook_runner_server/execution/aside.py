@@ -6,6 +6,7 @@ other thread can do anything. The process stays in the caller's session, and end
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -36,7 +37,13 @@ def aside(
         AsideError: The process did not answer: it had no memory, or was killed.
     """
     command = [sys.executable, "-m", __name__]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as process:  # noqa: S603 - this program
+    with subprocess.Popen(  # noqa: S603 - this program
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+    ) as process:
         assert process.stdin is not None  # noqa: S101 - it was asked for
         assert process.stdout is not None  # noqa: S101 - the same
         try:
@@ -45,6 +52,9 @@ def aside(
             error, answer = pickle.load(process.stdout)  # noqa: S301 - this program's own
         except (EOFError, BrokenPipeError, pickle.UnpicklingError) as failure:
             process.kill()
+            # What it did not read, it never will.
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
             raise AsideError(f"a helper process ended with code {process.wait()}") from failure
     if error is not None:
         raise error

@@ -161,7 +161,10 @@ class RunHost:
                 await warm.settle(self._job.working_folder, self._variables)
                 await self._connect(warm)
                 return warm
+            if self._stopped.is_set():
+                raise _StoppedError
             tree.kill()
+            self._kernel = None
             warm.close()
         self._kernel = kernel = Kernel(self._job.kernel_name, self._options.folder)
         tree.paused = True

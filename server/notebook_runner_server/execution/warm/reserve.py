@@ -108,12 +108,14 @@ class Reserve:
 
     def _keep(self) -> None:
         while True:
-            if self._rest() <= 0:
-                try:
+            try:
+                if self._rest() <= 0:
                     self._refill()
-                except Exception as error:  # noqa: BLE001 - whatever it is, runs start kernels of their own
-                    self._failed(f"{type(error).__name__}: {error}")
-            self._watch()
+                self._watch()
+            except Exception as error:  # noqa: BLE001 - whatever it is, runs start kernels of their own
+                self._failed(f"{type(error).__name__}: {error}")
+                # Nor is it to happen again and again without a pause.
+                time.sleep(FIRST_PAUSE)
 
     def _failed(self, why: str) -> None:
         now = time.monotonic()
@@ -140,12 +142,15 @@ class Reserve:
 
     def _launched(self, stock: _Stock) -> _Kept:
         kernel = Kernel(stock.name, self._folder, stock.template)
+        # Read here, where it delays nobody.
+        assert kernel.manager.kernel_spec  # noqa: S101 - it is there, or raises
         try:
             with tree.starting() as kept:
                 asyncio.run(kernel.launch(str(self._folder), {}))
                 kept.add(kernel.pid)
             return _Kept(kernel)
         except BaseException as error:
+            tree.release(kernel.pid)
             kernel.close()
             if isinstance(error, TemplateError):
                 # It is gone, or not to be relied on.
@@ -210,8 +215,10 @@ class Reserve:
             if kept not in self._kernels:
                 return
             self._kernels.remove(kept)
-        code = kept.kernel.exit_code()
-        kept.forget()
+        # Its number may be another's as soon as it is reaped.
+        with tree.starting():
+            code = kept.kernel.exit_code()
+            kept.forget()
         kept.kernel.close()
         self._failed(f"it ended with code {code}")
 
@@ -265,7 +272,9 @@ class _Stock:
     def close(self) -> None:
         """End the template."""
         if self.template is not None and self.pidfd is not None:
-            self.template.close()
-            tree.release(self.template.process.pid)
+            # Its number may be another's as soon as it is reaped.
+            with tree.starting() as kept:
+                self.template.close()
+                kept.discard(self.template.process.pid)
             os.close(self.pidfd)
         self.pidfd, self.template_died = None, True
