@@ -43,6 +43,25 @@ def test_events_come_in_order_and_the_parts_are_the_notebook(pool: Pool) -> None
     assert said(events) == "one\ntwo\n"
 
 
+LATE = """
+import time
+kernel = get_ipython().kernel
+def late():
+    kernel.post_handler_hook = ordinary
+    for number in range(11):
+        print(number, flush=True)
+        time.sleep(0.5)
+ordinary, kernel.post_handler_hook = kernel.post_handler_hook, late
+"""
+
+
+def test_output_that_comes_long_after_the_reply_is_kept(pool: Pool) -> None:
+    """A kernel that has replied may have much on the way; nbclient leaves out what takes more than 4 s."""
+    events = pool.run(LATE, "print('next')")
+    assert said(events).split() == [*map(str, range(11)), "next"]
+    assert kept(events, 0).split() == [*map(str, range(11))]
+
+
 def test_text_comes_while_the_cell_still_runs(pool: Pool, gate: Gate) -> None:
     """What was printed is told before the cell has ended."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from nbclient.exceptions import CellExecutionError
 
+from notebook_runner_server.execution import failures
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.interface import (
     Cause,
@@ -19,16 +20,14 @@ from notebook_runner_server.execution.interface import (
     Job,
     KernelReady,
 )
-from notebook_runner_server.execution.kernel import OWN_PREFIX, Kernel, KernelDiedError, plain
+from notebook_runner_server.execution.kernel import OWN_PREFIX, Kernel, KernelDiedError
 from notebook_runner_server.execution.options import WorkerOptions
-from notebook_runner_server.execution.recorder import MAX_NAME, RecordingClient, cut
+from notebook_runner_server.execution.recorder import RecordingClient
 from notebook_runner_server.execution.signals import how_it_ended
 from notebook_runner_server.execution.tree import tree
 from notebook_runner_server.execution.warm.forking import TemplateError
 from notebook_runner_server.execution.warm.reserve import Reserve
 from notebook_runner_server.execution.watchdog import OomKills, Watchdog
-
-MAX_TRACEBACK = 128 * 1024
 
 
 class _StoppedError(Exception):
@@ -75,7 +74,7 @@ class RunHost:
 
         Returns at once. With `interrupt` the cell may take as long as it likes, until `kill_now`.
         """
-        self._claim(Failure(cause, _MESSAGES[cause].format(self._job.limits), *self._cell))
+        self._claim(Failure(cause, failures.MESSAGES[cause].format(self._job.limits), *self._cell))
         if not interrupt:
             self.kill_now()
         else:
@@ -251,30 +250,11 @@ class RunHost:
 
     def _failure_of(self, error: BaseException) -> Failure:
         if isinstance(error, CellExecutionError):
-            message = cut(plain(str(error.evalue)))
-            return Failure(
-                Cause.CELL_ERROR,
-                cut(f"Cell {self._cell[0]} raised {error.ename}: {message}"),
-                *self._cell,
-                exception_name=plain(str(error.ename))[:MAX_NAME],
-                exception_message=message,
-                traceback=plain(self._client.traceback if self._client else "")[-MAX_TRACEBACK:],
-            )
+            return failures.of_cell(error, self._client.traceback if self._client else "", *self._cell)
         if not self._ready:
             log = self._kernel.log_tail() if self._kernel else ""
             return Failure(Cause.KERNEL_NOT_READY, f"The kernel did not get ready: {error}", traceback=log)
-        message = plain(f"The worker could not go on: {type(error).__name__}: {error}")
-        return Failure(Cause.WORKER_DIED, cut(message), *self._cell)
-
-
-_MESSAGES = {
-    Cause.RUN_TIMEOUT: "The run took longer than its limit of {0.run_timeout:g} s.",
-    Cause.CELL_TIMEOUT: "The cell took longer than its limit of {0.cell_timeout:g} s.",
-    Cause.OUTPUT_TIMEOUT: "The cell had no output for longer than its limit of {0.output_timeout:g} s.",
-    Cause.KILL_REQUESTED: "The run was killed on request.",
-    Cause.SERVER_STOPPED: "The server was asked to stop, and the run did not end in time.",
-    Cause.STORAGE_FAILED: "The server could not write what the run did.",
-}
+        return failures.of_worker(error, *self._cell)
 
 
 def host(

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import select
-import signal
 import socket
 import struct
 import subprocess
@@ -23,6 +22,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from notebook_runner_server.execution.processes import become_subreaper
+from notebook_runner_server.execution.warm.process import ForkedProcess
 
 IMPORT_SECONDS = 60.0
 """How long a template may take to import what it is told to."""
@@ -74,48 +74,6 @@ def settles(names: Sequence[str], preload: Sequence[str]) -> bool:
     """Tell whether variables can be given to a process that has imported `preload` already."""
     read = _READ_AT_START + (_READ_AT_IMPORT if preload else ())
     return not any(name.startswith(read) for name in names)
-
-
-class ForkedProcess:
-    """A child of this process that somebody else forked, with what jupyter_client uses of a Popen."""
-
-    stdin = stdout = stderr = None
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.returncode: int | None = None
-
-    def poll(self) -> int | None:
-        """Return the exit code (negative: the signal that ended it), None while it runs."""
-        return self._wait(os.WNOHANG)
-
-    def wait(self) -> int:
-        """Wait for the end, and return the exit code."""
-        return self._wait(0) or 0
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal, unless it has ended."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """End it."""
-        self.send_signal(signal.SIGKILL)
-
-    def terminate(self) -> None:
-        """Ask it to end."""
-        self.send_signal(signal.SIGTERM)
-
-    def _wait(self, options: int) -> int | None:
-        if self.returncode is None:
-            try:
-                found, status = os.waitpid(self.pid, options)
-            except ChildProcessError:
-                # Somebody else has reaped it, and knows how it ended.
-                self.returncode = 0
-            else:
-                self.returncode = os.waitstatus_to_exitcode(status) if found else None
-        return self.returncode
 
 
 class Template:

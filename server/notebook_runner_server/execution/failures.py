@@ -1,0 +1,41 @@
+"""What is said of a run that did not come to its end."""
+
+from __future__ import annotations
+
+from nbclient.exceptions import CellExecutionError
+
+from notebook_runner_server.execution.interface import Cause, Failure
+from notebook_runner_server.execution.kernel import plain
+from notebook_runner_server.execution.recorder import MAX_NAME, cut
+
+MAX_TRACEBACK = 128 * 1024
+
+MESSAGES = {
+    Cause.RUN_TIMEOUT: "The run took longer than its limit of {0.run_timeout:g} s.",
+    Cause.CELL_TIMEOUT: "The cell took longer than its limit of {0.cell_timeout:g} s.",
+    Cause.OUTPUT_TIMEOUT: "The cell had no output for longer than its limit of {0.output_timeout:g} s.",
+    Cause.KILL_REQUESTED: "The run was killed on request.",
+    Cause.SERVER_STOPPED: "The server was asked to stop, and the run did not end in time.",
+    Cause.STORAGE_FAILED: "The server could not write what the run did.",
+}
+"""A sentence for each cause that ends a run from outside, to be filled with the run's limits."""
+
+
+def of_cell(error: CellExecutionError, traceback: str, index: int | None, cell_id: str) -> Failure:
+    """Tell of a cell that raised; `traceback` as the kernel gave it."""
+    message = cut(plain(str(error.evalue)))
+    return Failure(
+        Cause.CELL_ERROR,
+        cut(f"Cell {index} raised {error.ename}: {message}"),
+        index,
+        cell_id,
+        exception_name=plain(str(error.ename))[:MAX_NAME],
+        exception_message=message,
+        traceback=plain(traceback)[-MAX_TRACEBACK:],
+    )
+
+
+def of_worker(error: BaseException, index: int | None, cell_id: str) -> Failure:
+    """Tell of an error of the worker's own."""
+    message = plain(f"The worker could not go on: {type(error).__name__}: {error}")
+    return Failure(Cause.WORKER_DIED, cut(message), index, cell_id)

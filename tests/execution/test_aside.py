@@ -1,0 +1,52 @@
+"""A function that is called in a process of its own: its answer, its errors, and its end."""
+
+import math
+import os
+import signal
+
+import pytest
+from support.notebooks import code, content
+
+from notebook_runner_server.execution.aside import AsideError, aside
+from notebook_runner_server.execution.notebook import NotebookError, UnknownParameterError, prepare
+
+LARGE = 30_000_000
+
+
+def test_answer_and_process() -> None:
+    """What the function returns, from another process, which is gone then."""
+    pid = aside(os.getpid)
+    assert pid != os.getpid()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert aside(math.hypot, 3.0, 4.0) == 5.0
+
+
+def test_large_arguments_and_answers() -> None:
+    """More than any pipe holds, both ways."""
+    data = content(code("1\n#" + "x" * LARGE))
+    prepared = aside(prepare, data, {}, "", {})
+    assert prepared == prepare(data, {}, "", {})
+
+
+def test_errors_are_the_functions() -> None:
+    """With all that they carry."""
+    with pytest.raises(NotebookError, match="not JSON"):
+        aside(prepare, b"{", {}, "", {})
+    with pytest.raises(UnknownParameterError) as caught:
+        aside(prepare, content(code("a = 1", "parameters")), {"b": 1}, "python3", {"python3": "python"})
+    assert (caught.value.unknown, caught.value.known) == (["b"], ["a"])
+
+
+def test_a_process_that_ends_without_an_answer() -> None:
+    """It is said how it ended, also when it has not read all that it was given."""
+    with pytest.raises(AsideError, match=f"code {-signal.SIGKILL}"):
+        aside(signal.raise_signal, signal.SIGKILL)
+    with pytest.raises(AsideError, match="code 3"):
+        aside(os._exit, 3)
+    with pytest.raises(AsideError, match="code 1"):
+        # It does not find this module.
+        aside(_nothing, b"x" * LARGE)
+
+
+def _nothing(_: bytes) -> None: ...
