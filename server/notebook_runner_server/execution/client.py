@@ -8,12 +8,24 @@ from queue import Empty
 from typing import Any
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.channels import AsyncZMQSocketChannel
+from traitlets import Type
 
 _LISTEN_SECONDS = 0.02
 """How long to listen for what a request makes a kernel publish, before another one is sent."""
 
 _UNHEARD_SECONDS = 1.0
 """How long to listen in all: a kernel that publishes nothing then is one that does not."""
+
+
+class _FairChannel(AsyncZMQSocketChannel):
+    """A channel that lets others have their turn, also when there is always a message."""
+
+    async def get_msg(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override] # it is async there, too
+        # What is there is given without a turn of the event loop: while a kernel prints faster than it is
+        # read, no timer would be called and no reply seen.
+        await asyncio.sleep(0)
+        return await super().get_msg(*args, **options)
 
 
 class KernelClient(AsyncKernelClient):
@@ -25,6 +37,8 @@ class KernelClient(AsyncKernelClient):
     makes the kernel publish, is repeated until something was heard: that proves the subscription. What comes
     after it names the request that it belongs to, so no cell takes it for its own.
     """
+
+    iopub_channel_class = Type(_FairChannel)
 
     def __init__(self, *args: Any, **traits: Any) -> None:
         super().__init__(*args, **traits)

@@ -16,9 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import zmq
 from jupyter_client.manager import AsyncKernelManager
 
 from notebook_runner_server.execution.client import KernelClient
+from notebook_runner_server.execution.preparation import ARGUMENTS, MESSAGES_ON_THE_WAY
 from notebook_runner_server.execution.warm import languages
 from notebook_runner_server.execution.warm.forking import ForkProvisioner, Template, split
 
@@ -30,28 +32,6 @@ DRAIN_SECONDS = 1.0
 
 _QUIET_MS = 10
 
-# Told to ipykernel before anything of the notebook. A kernel that prints faster than it is read drops what
-# its socket cannot hold (1000 messages); with XPUB_NODROP it waits. A message with text that is no Unicode (a
-# lone surrogate) cannot be encoded: printed text is lost, and an exception is told as another one; as an
-# escape of JSON it can be. Printed text that is not flushed is sent within 20 ms, where ipykernel takes 200.
-_PREPARATION = """
-import json
-import sys
-import zmq
-from jupyter_client.jsonutil import json_default
-kernel = get_ipython().kernel
-kernel.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
-pack = kernel.session.pack
-def pack_any(message):
-    try:
-        return pack(message)
-    except UnicodeEncodeError:
-        return json.dumps(message, default=json_default).encode()
-kernel.session.pack = pack_any
-sys.stdout.flush_interval = sys.stderr.flush_interval = 0.02
-"""
-# In a namespace of its own: the notebook's stays empty.
-_PREPARE = f"--IPKernelApp.exec_lines=exec({_PREPARATION!r}, {{'get_ipython': get_ipython}})"
 OWN_PREFIX = "NOTEBOOK_RUNNER_"
 _LOG_TAIL_BYTES = 8192
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -90,6 +70,7 @@ class Kernel:
             connection_file=str(self._folder / "kernel.json"),
             client_factory=KernelClient,
         )
+        self.manager.context.setsockopt(zmq.RCVHWM, MESSAGES_ON_THE_WAY)
         self._template = template
         self.client: KernelClient | None = None
         self._pidfd: int | None = None
@@ -109,8 +90,7 @@ class Kernel:
         spec = self.manager.kernel_spec
         options: dict[str, Any] = {}
         if spec is not None and split(spec.argv):
-            # As nbclient does: no run finds the history of another.
-            options["extra_arguments"] = ["--HistoryManager.hist_file=:memory:", _PREPARE]
+            options["extra_arguments"] = ARGUMENTS
         if self._template is not None:
             self.manager.provisioner = provisioner = ForkProvisioner(
                 kernel_id=self._folder.name, kernel_spec=spec, parent=self.manager

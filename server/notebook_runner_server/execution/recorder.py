@@ -39,8 +39,7 @@ MAX_FIRST_LINE = 200
 MAX_NAME = 256
 MAX_COUNT = 2**31 - 1  # what the contract can carry
 MAX_EXCEPTION_MESSAGE = 4096  # bytes of UTF-8
-# The longest text whose UTF-8 is sure to fit in the contract's 64 KiB.
-TEXT_CHARACTERS = 64 * 1024 // 4
+TEXT_BYTES = 64 * 1024  # the contract's, of UTF-8
 FOR_EVER = 2**31
 CHUNK_BYTES = 512 * 1024
 
@@ -233,9 +232,11 @@ def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
     match msg["msg_type"]:
         case "stream":
             text = _unicode(content["text"])
+            # A character has at most four bytes.
+            step = TEXT_BYTES if text.isascii() else TEXT_BYTES // 4
             return [
-                StreamOutput(cell_index, content["name"], text[start : start + TEXT_CHARACTERS])
-                for start in range(0, len(text), TEXT_CHARACTERS)
+                StreamOutput(cell_index, content["name"], text[start : start + step])
+                for start in range(0, len(text), step)
             ]
         case "display_data" | "execute_result" | "update_display_data" as kind:
             sizes = tuple(
