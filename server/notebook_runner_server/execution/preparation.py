@@ -11,10 +11,11 @@ FLUSH_SECONDS = 0.02
 FLUSH_CHARACTERS = 1024 * 1024
 """How much printed text may wait to be sent before the one who prints has to wait."""
 
-# A kernel that prints faster than it is read drops what its socket cannot hold; with XPUB_NODROP it waits. What
-# it printed and did not send it keeps without a bound, as one message of any size, for which everybody has to
-# wait when the run is ended. A message with text that is no Unicode (a lone surrogate) cannot be encoded:
-# printed text is lost, and an exception is told as another one; as an escape of JSON it can be.
+# A kernel that prints faster than it is read drops what its socket cannot hold; with XPUB_NODROP it waits.
+# But what it has not sent yet it keeps without a bound, as one message of any size, for which everybody has
+# to wait when the run is ended. (Its write() cannot be replaced: IPython does that itself, for each cell, and
+# undoes it.) A message with text that is no Unicode (a lone surrogate) cannot be encoded: printed text is
+# lost, and an exception is told as another one; as an escape of JSON it can be.
 _SOURCE = f"""
 import json
 import sys
@@ -31,16 +32,15 @@ def pack_any(message):
         return json.dumps(message, default=json_default).encode()
 kernel.session.pack = pack_any
 def bound(stream):
-    write, held = stream.write, 0
-    def write_and_wait(text):
-        nonlocal held
-        written = write(text)
-        held += len(text)
-        if held > {FLUSH_CHARACTERS}:
-            held = 0
+    schedule = stream._schedule_flush
+    def schedule_or_wait():
+        with stream._buffer_lock:
+            waiting = sum(one.tell() for one in stream._buffers.values())
+        if waiting > {FLUSH_CHARACTERS}:
             stream.flush()
-        return written
-    stream.write = write_and_wait
+        else:
+            schedule()
+    stream._schedule_flush = schedule_or_wait
     stream.flush_interval = {FLUSH_SECONDS}
 bound(sys.stdout)
 bound(sys.stderr)
