@@ -107,6 +107,12 @@ def test_a_language_that_nobody_can_speak(tmp_path: Path, jupyter_path: str) -> 
         server.__enter__()
 
 
+def test_a_default_kernel_of_such_a_language(make_server: Callable[..., Server], jupyter_path: str) -> None:
+    """Nobody asked for warm ones: it is started for each run."""
+    server = make_server("--default-kernel", "strange", environment={"JUPYTER_PATH": jupyter_path})
+    assert printed(server, "strange", "echo here") == "here\n"
+
+
 def test_r_and_julia_are_told_in_their_own_words() -> None:
     """Neither is here to try it: what they are told is written as their manuals have it."""
     variables = {"A": 'a "b" \\ $c', "B": "line\nπ"}

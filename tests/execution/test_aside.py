@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from support.notebooks import code, content
@@ -19,6 +20,13 @@ def test_answer_and_process() -> None:
     assert pid != os.getpid()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+    assert aside(math.hypot, 3.0, 4.0) == 5.0
+
+
+def test_the_working_folder_is_no_place_for_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may be started anywhere, also where somebody has a file named as a module."""
+    (tmp_path / "pickle.py").write_text("raise SystemExit(5)")
+    monkeypatch.chdir(tmp_path)
     assert aside(math.hypot, 3.0, 4.0) == 5.0
 
 

@@ -2,11 +2,12 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.calls import inline, perform, started, texts
+from support.calls import inline, perform, reach, started, texts
 from support.gate import Gate
 from support.mortal import MortalServer
 from support.processes import is_alive, outlived
@@ -154,3 +155,39 @@ def test_a_module_that_starts_threads(make_server: Callable[..., Server], tmp_pa
     assert texts(ended.events) == "False\n"
     kept(server)
     assert "threads" in server.said("preload failed")[0]
+
+
+def test_a_module_that_keeps_a_file_open(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """All kernels would read on where another one stopped, so nothing is preloaded, and that is said."""
+    (tmp_path / "keeping.py").write_text("file = open(__file__)\n")
+    server = make_server(*ON, "--preload", "keeping", environment={"PYTHONPATH": str(tmp_path)})
+    kept(server)
+    ended = perform(server.stub, inline("import sys; print('keeping' in sys.modules)"))
+    assert texts(ended.events) == "False\n"
+    assert "files open" in server.said("preload failed")[0]
+
+
+def test_start_up_files_find_the_run(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """IPython's start-up files look at folder and variables, which a kernel that is kept gets later."""
+    folder = tmp_path / "profile_default" / "startup"
+    folder.mkdir(parents=True)
+    (folder / "00.py").write_text("import os\nfound = [os.getcwd(), os.environ.get('GIVEN')]\n")
+    server = make_server(*ON, environment={"IPYTHONDIR": str(tmp_path)})
+    _, spare = kept(server)
+    source = "print(os.getpid(), found == [os.environ['NOTEBOOK_RUNNER_RUN_DIR'], 'x'])"
+    ended = perform(server.stub, inline(source, environment={"GIVEN": "x"}))
+    assert texts(ended.events) == f"{spare} True\n"
+
+
+def test_kill_does_not_wait_for_a_template_that_stopped(make_server: Callable[..., Server]) -> None:
+    """A kernel is being forked, which nobody may take for the run's; but nobody waits for it for long."""
+    server = make_server(*ON)
+    template, _ = kept(server)
+    os.kill(template, signal.SIGSTOP)
+    with started(server.stub, inline("print(1, flush=True)\nimport time; time.sleep(1000)")) as run:
+        reach(server.stub, run.run_id, "cell_output")
+        begin = time.monotonic()
+        answer = server.stub.Kill(pb.KillRequest(run_id=run.run_id))
+        taken = time.monotonic() - begin
+    assert answer.run.state == pb.RUN_STATE_KILLED
+    assert taken < 1.5

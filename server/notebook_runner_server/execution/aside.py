@@ -36,7 +36,7 @@ def aside(
     Raises:
         AsideError: The process did not answer: it had no memory, or was killed.
     """
-    command = [sys.executable, "-m", __name__]
+    command = [sys.executable, "-P", "-m", __name__]
     with subprocess.Popen(  # noqa: S603 - this program
         command,
         stdin=subprocess.PIPE,

@@ -18,6 +18,10 @@ _UNHEARD_SECONDS = 1.0
 """How long to listen in all: a kernel that publishes nothing then is one that does not."""
 
 
+class UnfitKernelError(RuntimeError):
+    """This kernel is not to be used; another one may be."""
+
+
 class _FairChannel(AsyncZMQSocketChannel):
     """A channel that lets others have their turn, also when there is always a message."""
 
@@ -61,6 +65,7 @@ class KernelClient(AsyncKernelClient):
 
         Raises:
             TimeoutError: It did not answer.
+            UnfitKernelError: The code failed.
         """
         try:
             async with asyncio.timeout(seconds):
@@ -69,7 +74,10 @@ class KernelClient(AsyncKernelClient):
                 while not await self._is_heard() and time.monotonic() < end:
                     await self._answered()
                 if first:
-                    await self._reply(self.execute(first, silent=True, store_history=False), "execute_reply")
+                    request = self.execute(first, silent=True, store_history=False)
+                    reply = await self._reply(request, "execute_reply")
+                    if reply["content"].get("status") != "ok":
+                        raise UnfitKernelError(f"it refused its place: {reply['content']}")
         except TimeoutError as error:
             raise TimeoutError(f"it did not answer within {seconds:g} s") from error
 

@@ -12,6 +12,7 @@ from nbclient.exceptions import CellExecutionError
 
 from notebook_runner_server.execution import failures
 from notebook_runner_server.execution import notebook as notebooks
+from notebook_runner_server.execution.client import UnfitKernelError
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
@@ -156,7 +157,7 @@ class RunHost:
         """Take a kernel that is there already, or start one; one that was kept may have died meanwhile."""
         while (warm := await self._reserve.take(self._job.kernel_name, self._variables)) is not None:
             self._kernel = warm
-            with contextlib.suppress(KernelDiedError, TemplateError):
+            with contextlib.suppress(UnfitKernelError, TemplateError, TimeoutError):
                 await warm.settle(self._job.working_folder, self._variables)
                 await self._connect(warm)
                 return warm

@@ -19,13 +19,16 @@ from typing import Any
 import zmq
 from jupyter_client.manager import AsyncKernelManager
 
-from notebook_runner_server.execution.client import KernelClient
+from notebook_runner_server.execution.client import KernelClient, UnfitKernelError
 from notebook_runner_server.execution.preparation import ARGUMENTS, MESSAGES_ON_THE_WAY
 from notebook_runner_server.execution.warm import languages
 from notebook_runner_server.execution.warm.forking import ForkProvisioner, Template, split
 
 READY_TIMEOUT = 60.0
 """Seconds that a kernel may take until it answers; nbclient's `startup_timeout`."""
+
+LEAST_TIMEOUT = 5.0
+"""The same for a kernel that was started long ago."""
 
 DRAIN_SECONDS = 1.0
 """How long what an ended kernel has sent may take to be received."""
@@ -37,7 +40,7 @@ _LOG_TAIL_BYTES = 8192
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
-class KernelDiedError(RuntimeError):
+class KernelDiedError(UnfitKernelError):
     """The process ended before the kernel was ready."""
 
 
@@ -75,6 +78,7 @@ class Kernel:
         self.client: KernelClient | None = None
         self._pidfd: int | None = None
         self._settling = ""
+        self._launched = 0.0
 
     async def launch(self, working_folder: str, variables: Mapping[str, str]) -> None:
         """Start the process.
@@ -96,6 +100,7 @@ class Kernel:
                 kernel_id=self._folder.name, kernel_spec=spec, parent=self.manager
             )
             provisioner.template = self._template
+        self._launched = time.monotonic()
         with self._log.open("wb") as log:
             await self.manager.start_kernel(
                 cwd=working_folder,
@@ -146,7 +151,7 @@ class Kernel:
             What is done as soon as the process has ended.
 
         Raises:
-            KernelDiedError: It has ended.
+            UnfitKernelError: It has ended, or cannot be where it shall be.
             TimeoutError: It did not get ready.
         """
         died = self._watch(address_space)
@@ -155,7 +160,9 @@ class Kernel:
         self.client = client
         # No heartbeat: the process itself is watched.
         client.start_channels(hb=False)
-        ready = asyncio.ensure_future(client.until_ready(READY_TIMEOUT, self._settling))
+        # From the start of the process on, which may have been long ago.
+        seconds = max(LEAST_TIMEOUT, READY_TIMEOUT + self._launched - time.monotonic())
+        ready = asyncio.ensure_future(client.until_ready(seconds, self._settling))
         try:
             await asyncio.wait({ready, died}, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
@@ -180,9 +187,10 @@ class Kernel:
             await asyncio.sleep(0)
 
     def exit_code(self) -> int | None:
-        """Return the exit code of the dead process, negative: the signal that ended it."""
+        """Return the exit code of the dead process, negative: the signal that ended it; None: not known."""
         process = getattr(self.manager.provisioner, "process", None)
-        return process.poll() if process else None
+        code: int | None = process.poll() if process else None
+        return None if getattr(process, "is_lost", False) else code
 
     def log_tail(self) -> str:
         """Return the end of what the process itself wrote: a fatal error, a failed import."""

@@ -6,9 +6,15 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from notebook_runner_server.execution.processes import descendants, kill_descendants
+
+PATIENCE = 0.1
+"""Seconds that a look at the run's processes waits for one that is being started."""
+
+
+def _nothing() -> None: ...
 
 
 class RunTree:
@@ -25,14 +31,33 @@ class RunTree:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._kept: set[int] = set()
+        self._give_up: Callable[[], object] = _nothing
         self.kernel = 0
         self.paused = True
 
     @contextlib.contextmanager
-    def starting(self) -> Iterator[set[int]]:
-        """Hold off every look at the run's processes; what is put into the set is kept."""
+    def starting(self, give_up: Callable[[], object] = _nothing) -> Iterator[set[int]]:
+        """Hold off every look at the run's processes; what is put into the set is kept.
+
+        Args:
+            give_up: Called, from another thread, when that takes so long that somebody does not want to wait.
+        """
         with self._lock:
-            yield self._kept
+            self._give_up = give_up
+            try:
+                yield self._kept
+            finally:
+                self._give_up = _nothing
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=PATIENCE):
+            self._give_up()
+            self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def release(self, pid: int) -> None:
         """Keep a process no more: it is the run's, or dead."""
@@ -41,7 +66,7 @@ class RunTree:
 
     def processes(self) -> list[int]:
         """Return the run's processes."""
-        with self._lock:
+        with self._looking():
             return descendants(os.getpid(), self._kept.__contains__)
 
     def kill(self) -> set[int]:
@@ -50,7 +75,7 @@ class RunTree:
         Raises:
             ProcessesLeftError: Some were still there after `KILL_DEADLINE`.
         """
-        with self._lock:
+        with self._looking():
             return kill_descendants(os.getpid(), self._kept.__contains__)
 
     def install(self) -> None:

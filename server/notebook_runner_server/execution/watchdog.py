@@ -35,23 +35,30 @@ class Watchdog:
         self._processes = processes
         self._exceeded = exceeded
         self._closed = threading.Event()
+        self._judging = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         if memory_bytes or processes:
             self._thread.start()
 
     def close(self) -> None:
-        """Look no more."""
-        self._closed.set()
+        """Look no more; what it has not said by now, it never will: the next run is not to pay for it."""
+        with self._judging:
+            self._closed.set()
+
+    def _judge(self, cause: Cause, message: str) -> None:
+        with self._judging:
+            if not self._closed.is_set():
+                self._exceeded(cause, message)
 
     def _watch(self) -> None:
         while not self._closed.wait(INTERVAL):
             found = tree.processes()
             if self._processes and len(found) > self._processes:
                 message = f"The run has more than {self._processes} processes, its limit."
-                return self._exceeded(Cause.PROCESS_LIMIT, message)
+                return self._judge(Cause.PROCESS_LIMIT, message)
             if self._memory_bytes and (used := memory(found, self._memory_bytes)) > self._memory_bytes:
                 message = f"The run took {used} bytes of memory; its limit is {self._memory_bytes}."
-                return self._exceeded(Cause.OUT_OF_MEMORY, message)
+                return self._judge(Cause.OUT_OF_MEMORY, message)
         return None
 
 

@@ -187,9 +187,10 @@ def hello() -> Hello:
     asyncio.run(asyncio.sleep(0))
     new_output("stream")
     specs = KernelSpecManager().get_all_specs()
+    languages = {name: spec["spec"].get("language", "") for name, spec in specs.items()}
     assert _worker is not None  # noqa: S101 - the pool has initialized it
-    _worker.reserve.start()
-    return Hello(os.getpid(), {name: spec["spec"].get("language", "") for name, spec in specs.items()})
+    _worker.reserve.start(languages)
+    return Hello(os.getpid(), languages)
 
 
 def execute(job: Job) -> None:

@@ -44,7 +44,7 @@ class ExportService:
     async def _convert(self, to: str, notebook: Path, target: Path) -> Mapping[str, str]:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "notebook_runner_server.export.formats", to, str(notebook), str(target)),
+            *("-P", "-m", "notebook_runner_server.export.formats", to, str(notebook), str(target)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

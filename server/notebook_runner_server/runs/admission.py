@@ -130,12 +130,16 @@ class Admission:
             _check_kernel(spec.kernel_name, kernels)
         # Reading and parsing take time that other calls shall not wait for.
         content, folder, path = await asyncio.to_thread(self._content, spec)
+        work = asyncio.ensure_future(self._prepared(content, spec, kernels))
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
+        # A caller who gives up does not end what was begun, and the next one has to wait for it.
+        prepared = await asyncio.shield(work)
+        return self._admitted(spec, prepared, folder, path, kernels)
+
+    async def _prepared(self, content: bytes, spec: StartSpec, kernels: Mapping[str, str]) -> Prepared:
         # Many large ones at once would take all threads, and memory.
         async with self._one_at_a_time if len(content) > LARGE_NOTEBOOK else contextlib.nullcontext():
-            prepared = await asyncio.to_thread(
-                self._prepare, content, spec.parameters, spec.kernel_name, kernels
-            )
-        return self._admitted(spec, prepared, folder, path, kernels)
+            return await asyncio.to_thread(self._prepare, content, spec.parameters, spec.kernel_name, kernels)
 
     def _admitted(
         self, spec: StartSpec, prepared: Prepared, folder: str, path: str, kernels: Mapping[str, str]

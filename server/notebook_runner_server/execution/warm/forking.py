@@ -14,7 +14,8 @@ import select
 import socket
 import struct
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,42 +38,28 @@ _READY, _DONE = b"ready\n", b"done\n"
 _PROGRAM = Path(__file__).with_name("template.py")
 _MODULES = ("ipykernel_launcher", "ipykernel")
 
-# Read once, when an interpreter or a library of its is started: a process that runs cannot be given them.
-_READ_AT_START = (
-    "PYTHON",
-    "LD_",
-    "LC_",
-    "LANG",
-    "MALLOC_",
-    "GLIBC_",
-    "HOME",
-    "XDG_",
-    "IPYTHON",
-    "JUPYTER",
-    "JPY_",
-)
-_READ_AT_IMPORT = (
-    "OMP_",
-    "KMP_",
-    "GOMP_",
-    "OPENBLAS_",
-    "MKL_",
-    "BLIS_",
-    "NUMEXPR_",
-    "NUMBA_",
-    "NPY_",
-    "MPL",
-    "CUDA_",
-)
+# Read once, when an interpreter is started, or when a library is imported: a process that runs cannot be
+# given them. Of libraries, those that are often preloaded.
+_READ_AT_START = "PYTHON LD_ LC_ LANG MALLOC_ GLIBC_ HOME XDG_ IPYTHON JUPYTER JPY_ R_ JULIA_ BASH_"
+_READ_AT_IMPORT = """
+OMP_ KMP_ GOMP_ OPENBLAS_ GOTO_ MKL_ BLIS_ VECLIB_ NUMEXPR_ NUMBA_ NPY_ MPL PANDAS_ ARROW_ POLARS_ RAYON_
+DUCKDB_ TORCH_ PYTORCH_ CUDA_ NCCL_ NVIDIA_ JAX_ XLA_ TF_ KERAS_ HF_ TRANSFORMERS_ TOKENIZERS_ OPENSSL_ SSL_
+REQUESTS_ CURL_ AWS_ GOOGLE_ AZURE_ DASK_ RAY_ SPARK_ PYSPARK_ GDAL_ PROJ_ SKLEARN_ JOBLIB_ LOKY_
+"""
 
 
 class TemplateError(RuntimeError):
     """A template did not do what it was asked to."""
 
 
-def settles(names: Sequence[str], preload: Sequence[str]) -> bool:
-    """Tell whether variables can be given to a process that has imported `preload` already."""
-    read = _READ_AT_START + (_READ_AT_IMPORT if preload else ())
+def settles(names: Iterable[str], *, imported: bool) -> bool:
+    """Tell whether variables can be given to a process that runs.
+
+    Args:
+        names: The variables.
+        imported: It has imported more than its interpreter needs, and nobody knows what.
+    """
+    read = tuple((_READ_AT_START + (_READ_AT_IMPORT if imported else "")).split())
     return not any(name.startswith(read) for name in names)
 
 
@@ -131,6 +118,7 @@ class Template:
 
         Raises:
             TemplateError: The template ended, or takes too long.
+            BlockingIOError: There can be no more processes.
         """
         near, far = socket.socketpair()
         request = {"module": module, "arguments": list(arguments), "place": self._place(folder, environment)}
@@ -140,10 +128,14 @@ class Template:
                 socket.send_fds(self._link, [struct.pack("!I", len(body))], [far.fileno(), output])
                 self._link.settimeout(FORK_SECONDS)
                 self._link.sendall(body)
-            return ForkedProcess(int(self._line(FORK_SECONDS))), near
+            pid = int(self._line(FORK_SECONDS))
         except (OSError, TemplateError) as error:
             near.close()
             raise TemplateError(f"the template does not fork: {error}") from error
+        if not pid:
+            near.close()
+            raise BlockingIOError("there can be no more processes")
+        return ForkedProcess(pid), near
 
     def _place(self, folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
         mine = self._environment
@@ -250,6 +242,13 @@ class ForkProvisioner(LocalProvisioner):
         if self._control is not None:
             self._control.close()
         await super().cleanup(restart)
+
+
+def interpreter(command: Sequence[str]) -> list[str]:
+    """Return an interpreter and its options as jupyter_client starts it; `python` is the one of this process."""
+    version = sys.version_info
+    own = {"python", f"python{version[0]}", f"python{version[0]}.{version[1]}"}
+    return [sys.executable if command[0] in own else command[0], *command[1:]]
 
 
 def split(command: Sequence[str]) -> tuple[list[str], str, list[str]] | None:

@@ -7,12 +7,19 @@ import signal
 
 
 class ForkedProcess:
-    """A child of this process that somebody else forked, with what jupyter_client uses of a Popen."""
+    """A child of this process that somebody else forked, with what jupyter_client uses of a Popen.
+
+    Attributes:
+        pid: Its process id.
+        returncode: Its exit code (negative: the signal that ended it), None while it runs.
+        is_lost: Its exit code is not known.
+    """
 
     stdin = stdout = stderr = None
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.is_lost = False
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -41,8 +48,8 @@ class ForkedProcess:
             try:
                 found, status = os.waitpid(self.pid, options)
             except ChildProcessError:
-                # Somebody else has reaped it, and knows how it ended.
-                self.returncode = 0
+                # Somebody else has reaped it, and knows how it ended. A Popen says 0 then, too.
+                self.returncode, self.is_lost = 0, True
             else:
                 self.returncode = os.waitstatus_to_exitcode(status) if found else None
         return self.returncode

@@ -8,20 +8,20 @@ import logging
 import math
 import os
 import select
-import string
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpecManager
 
-from notebook_runner_server.execution.kernel import Kernel, inherited
+from notebook_runner_server.execution.kernel import Kernel
 from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.execution.tree import tree
-from notebook_runner_server.execution.warm.forking import Template, TemplateError, settles, split
+from notebook_runner_server.execution.warm.forking import TemplateError
+from notebook_runner_server.execution.warm.languages import LANGUAGES
+from notebook_runner_server.execution.warm.stock import Kept, Stock
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds until a kernel that could not be started, or died, is replaced: doubled with each failure."""
@@ -47,20 +47,27 @@ class Reserve:
 
     def __init__(self, wanted: WarmKernels, folder: Path, tell: Callable[..., None]) -> None:
         self._wanted = wanted
+        self._counts: Mapping[str, int] = {}
         self._folder = folder
         self._tell = tell
         self._changed = threading.Condition()
-        self._kernels: list[_Kept] = []
-        self._stocks: dict[str, _Stock] = {}
+        self._kernels: list[Kept] = []
+        self._stocks: dict[str, Stock] = {}
         # The kernelspecs of which one is being forked.
         self._coming: set[str] = set()
         self._failures, self._not_before = 0, 0.0
         self._last_failure = self._hold = 0.0
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def start(self) -> None:
-        """Start the thread, if there is anything for it to do."""
-        if any(self._wanted.counts.values()):
+    def start(self, languages: Mapping[str, str]) -> None:
+        """Start the thread, if there is anything for it to do.
+
+        Args:
+            languages: The kernelspecs that there are, and the language of each.
+        """
+        can = {name for name, language in languages.items() if language.lower() in LANGUAGES}
+        self._counts = {name: count for name, count in self._wanted.counts.items() if name in can}
+        if any(self._counts.values()):
             threading.Thread(target=self._keep, name="reserve", daemon=True).start()
 
     async def take(self, name: str, variables: Mapping[str, str]) -> Kernel | None:
@@ -79,7 +86,7 @@ class Reserve:
             kernel = self._take(stock)
         return kernel
 
-    def _take(self, stock: _Stock) -> Kernel | None:
+    def _take(self, stock: Stock) -> Kernel | None:
         with self._changed:
             found = [kept for kept in self._kernels if kept.kernel.name == stock.name]
             if not found:
@@ -90,13 +97,18 @@ class Reserve:
             if stock.template is not None and self._hold > self._not_before:
                 self._coming.add(stock.name)
         kept.forget()
-        os.write(self._waker, b".")
+        self._wake_up()
         return kept.kernel
 
     def resume(self) -> None:
         """Replace what was taken: the run has ended."""
         self._hold = 0.0
-        os.write(self._waker, b".")
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        # A pipe that is full wakes as well.
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._waker, b".")
 
     def _rest(self) -> float:
         """Return how long nothing is to be started, in seconds."""
@@ -109,9 +121,10 @@ class Reserve:
     def _keep(self) -> None:
         while True:
             try:
-                if self._rest() <= 0:
+                rest = self._rest()
+                if rest <= 0:
                     self._refill()
-                self._watch()
+                self._watch(rest)
             except Exception as error:  # noqa: BLE001 - whatever it is, runs start kernels of their own
                 self._failed(f"{type(error).__name__}: {error}")
                 # Nor is it to happen again and again without a pause.
@@ -121,7 +134,7 @@ class Reserve:
         now = time.monotonic()
         self._failures = self._failures + 1 if now - self._last_failure < 2 * LONGEST_PAUSE else 1
         self._last_failure = now
-        self._not_before = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._failures - 1))
+        self._not_before = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
         self._tell(logging.WARNING, "warm kernel lost", why=why)
         with self._changed:
             self._coming.clear()
@@ -129,7 +142,7 @@ class Reserve:
 
     def _refill(self) -> None:
         """Start what is missing."""
-        for name, count in self._wanted.counts.items():
+        for name, count in self._counts.items():
             while sum(kept.kernel.name == name for kept in self._kernels) < count:
                 stock = self._stock(name)
                 with self._changed:
@@ -140,15 +153,15 @@ class Reserve:
                     self._coming.discard(name)
                     self._changed.notify_all()
 
-    def _launched(self, stock: _Stock) -> _Kept:
+    def _launched(self, stock: Stock) -> Kept:
         kernel = Kernel(stock.name, self._folder, stock.template)
-        # Read here, where it delays nobody.
-        assert kernel.manager.kernel_spec  # noqa: S101 - it is there, or raises
         try:
-            with tree.starting() as kept:
+            # Read here, where it delays nobody.
+            assert kernel.manager.kernel_spec  # noqa: S101 - it is there, or raises
+            with tree.starting(stock.end_template) as kept:
                 asyncio.run(kernel.launch(str(self._folder), {}))
                 kept.add(kernel.pid)
-            return _Kept(kernel)
+            return Kept(kernel)
         except BaseException as error:
             tree.release(kernel.pid)
             kernel.close()
@@ -157,28 +170,27 @@ class Reserve:
                 stock.close()
             raise
 
-    def _stock(self, name: str) -> _Stock:
+    def _stock(self, name: str) -> Stock:
         """Return what there is of a kernelspec; its template is started if it has none."""
         stock = self._stocks.get(name)
         if stock is None or stock.template_died:
             spec = KernelSpecManager().get_kernel_spec(name)
-            stock = _Stock(name, spec, self._wanted.preload)
+            stock = Stock(name, spec, self._wanted.preload)
             for module, why in stock.failed.items():
                 self._tell(logging.ERROR, "preload failed", modules=module, why=why)
             if THREADS in stock.failed:
                 stock.close()
-                stock = _Stock(name, spec, ())
+                stock = Stock(name, spec, ())
             self._stocks[name] = stock
         return stock
 
-    def _watch(self) -> None:
-        """Wait until a kernel was taken, is ready or has died, or a pause is over."""
+    def _watch(self, rest: float) -> None:
+        """Wait until a kernel was taken, is ready or has died, or a pause of so many seconds is over."""
         with self._changed:
             events = dict(self._events())
         poll = select.poll()
         for descriptor in events:
             poll.register(descriptor, select.POLLIN)
-        rest = self._rest()
         # Not a moment too early, or it would be asked again and again.
         for descriptor, _ in poll.poll(math.ceil(1000 * rest) if rest > 0 else None):
             events[descriptor]()
@@ -196,11 +208,11 @@ class Reserve:
             if not kept.ready and kept.kernel.control is not None:
                 yield kept.kernel.control.fileno(), partial(self._got_ready, kept)
 
-    def _lost(self, stock: _Stock) -> None:
+    def _lost(self, stock: Stock) -> None:
         stock.close()
         self._failed("the template ended")
 
-    def _got_ready(self, kept: _Kept) -> None:
+    def _got_ready(self, kept: Kept) -> None:
         with self._changed:
             if kept not in self._kernels or not kept.kernel.is_ready:
                 return
@@ -210,7 +222,7 @@ class Reserve:
         level, stock.told = logging.DEBUG if stock.told else logging.INFO, True
         self._tell(level, "warm kernel ready", kernel=stock.name, pid=kept.kernel.pid)
 
-    def _bury(self, kept: _Kept) -> None:
+    def _bury(self, kept: Kept) -> None:
         with self._changed:
             if kept not in self._kernels:
                 return
@@ -221,60 +233,3 @@ class Reserve:
             kept.forget()
         kept.kernel.close()
         self._failed(f"it ended with code {code}")
-
-
-class _Kept:
-    """A kernel in the reserve."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-        self.pidfd = os.pidfd_open(kernel.pid)
-        self.ready = False
-
-    def forget(self) -> None:
-        os.close(self.pidfd)
-        tree.release(self.kernel.pid)
-
-
-class _Stock:
-    """A kernelspec of which kernels are kept, and the template that forks them, if it is ipykernel's."""
-
-    def __init__(self, name: str, spec: KernelSpec, preload: tuple[str, ...]) -> None:
-        self.name = name
-        self._spec = spec
-        self.template: Template | None = None
-        self.pidfd: int | None = None
-        self.template_died = self.told = False
-        self.failed: Mapping[str, str] = {}
-        if parts := split(spec.argv):
-            base = inherited()
-            own = {key: string.Template(value).safe_substitute(base) for key, value in spec.env.items()}
-            command = [sys.executable if parts[0][0].startswith("python") else parts[0][0], *parts[0][1:]]
-            with tree.starting() as kept:
-                self.template = Template(command, preload, {**base, **own})
-                kept.add(self.template.process.pid)
-            self.pidfd = os.pidfd_open(self.template.process.pid)
-            try:
-                self.failed = self.template.wait_ready()
-            except TemplateError:
-                self.close()
-                raise
-
-    def suits(self, variables: Mapping[str, str], preload: tuple[str, ...]) -> bool:
-        """Tell whether variables can be given to a kernel that runs."""
-        if any(name in key + value for name in variables for key, value in self._spec.env.items()):
-            # The kernelspec's own come last, and may be made of others.
-            return False
-        if self.template is not None:
-            return settles(list(variables), preload)
-        return settles(list(variables), ()) and all(map(str.isidentifier, variables))
-
-    def close(self) -> None:
-        """End the template."""
-        if self.template is not None and self.pidfd is not None:
-            # Its number may be another's as soon as it is reaped.
-            with tree.starting() as kept:
-                self.template.close()
-                kept.discard(self.template.process.pid)
-            os.close(self.pidfd)
-        self.pidfd, self.template_died = None, True

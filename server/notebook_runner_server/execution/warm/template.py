@@ -9,9 +9,10 @@ so a fork of it is safe.
 DESCRIPTOR is a connected stream socket. The template first sends a line of JSON, `{"failed": {module: why}}`,
 when it has imported ipykernel and the modules. Each request is a length (`!I`) and so many bytes of JSON,
 with two descriptors beside the length: a stream socket to the new kernel, and what becomes its standard
-output and error. It is answered with a line that holds the kernel's process id. The kernel is handed to the
-nearest subreaper above. It writes `ready` on its socket when it has bound its own, waits there, beside its
-ordinary work, for one line of JSON that says where it shall be, answers `done`, and closes it.
+output and error. It is answered with a line that holds the kernel's process id (0: there can be none). The
+kernel is handed to the nearest subreaper above. It writes `ready` on its socket when it has bound its own,
+waits there, beside its ordinary work, for one line of JSON that says where it shall be, answers `done`, and
+closes it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,12 @@ def main() -> None:
             return
         request = json.loads(_exactly(link, struct.unpack("!I", head)[0]))
         control, output = descriptors
-        if _forked(link, output):
+        try:
+            is_kernel = _forked(link, output)
+        except OSError:
+            link.sendall(b"0\n")
+            is_kernel = False
+        if is_kernel:
             _be_kernel(request, socket.socket(fileno=control))
             return
         os.close(control)
@@ -77,11 +83,14 @@ def _imported(modules: list[str]) -> dict[str, str]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     failed = {}
+    before = set(os.listdir("/proc/self/fd"))
     for name in modules:
         try:
             importlib.import_module(name)
         except Exception as error:  # noqa: BLE001 - a module may raise whatever it likes
             failed[name] = f"{type(error).__name__}: {error}"
+    if kept_open := set(os.listdir("/proc/self/fd")) - before:
+        failed["*"] = f"they keep {len(kept_open)} files open, which all kernels would share"
     if threading.active_count() > 1:
         names = ", ".join(
             sorted(one.name for one in threading.enumerate() if one is not threading.main_thread())
@@ -103,9 +112,12 @@ def _forked(link: socket.socket, output: int) -> bool:
     if between:
         os.waitpid(between, 0)
         return False
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        pid = -1
     if pid:
-        link.sendall(b"%d\n" % pid)
+        link.sendall(b"%d\n" % max(0, pid))
         os._exit(0)
     link.close()
     os.setsid()
@@ -125,6 +137,9 @@ def _be_kernel(request: dict[str, Any], control: socket.socket) -> None:
     launcher = importlib.util.find_spec(request["module"])
     sys.argv = [launcher.origin if launcher and launcher.origin else "", *request["arguments"]]
     app: Any = IPKernelApp.instance()
+    # The user's own start-up files may look at folder and variables.
+    start_up = app._run_startup_files  # noqa: SLF001 - there is no other way
+    app._run_startup_files = lambda: None  # noqa: SLF001 - as above
     app.initialize(request["arguments"])
     loop = IOLoop.current()
 
@@ -137,6 +152,7 @@ def _be_kernel(request: dict[str, Any], control: socket.socket) -> None:
                 os._exit(0)
             _take_place(json.loads(line))
             _tell_shell(app.shell)
+            start_up()
             control.sendall(b"done\n")
 
     loop.add_handler(control, told, IOLoop.READ)
