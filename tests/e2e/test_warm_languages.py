@@ -9,6 +9,7 @@ import pytest
 from support.calls import inline, perform, texts
 from support.processes import marked
 from support.server import Server
+from support.warm import kept
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.execution.warm.languages import place
@@ -91,8 +92,7 @@ def test_variables_of_the_kernelspec(make_server: Callable[..., Server], jupyter
     source = (
         "import os, sys\nprint(os.environ['GIVEN'], os.environ['MADE'], 'template' in str(sys.orig_argv))"
     )
-    while len(marked(server.mark)) < 5:
-        assert server.process.poll() is None
+    kept(server)
     assert printed(server, "fixed", source) == "the kernelspec's of $FIRST True\n"
     assert (
         printed(server, "fixed", source, environment={"GIVEN": "x"}) == "the kernelspec's of $FIRST False\n"

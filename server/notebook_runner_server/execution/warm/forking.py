@@ -245,7 +245,7 @@ class ForkProvisioner(LocalProvisioner):
 
 
 def interpreter(command: Sequence[str]) -> list[str]:
-    """Return an interpreter and its options as jupyter_client starts it; `python` is the one of this process."""
+    """Return an interpreter and its options as jupyter_client starts it: `python` is this process's own."""
     version = sys.version_info
     own = {"python", f"python{version[0]}", f"python{version[0]}.{version[1]}"}
     return [sys.executable if command[0] in own else command[0], *command[1:]]
