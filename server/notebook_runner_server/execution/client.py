@@ -14,6 +14,9 @@ from traitlets import Type
 _LISTEN_SECONDS = 0.02
 """How long to listen for what a request makes a kernel publish, before another one is sent."""
 
+_TURN_SECONDS = 0.01
+"""How long messages may be read before others have their turn."""
+
 _UNHEARD_SECONDS = 1.0
 """How long to listen in all: a kernel that publishes nothing then is one that does not."""
 
@@ -25,10 +28,14 @@ class UnfitKernelError(RuntimeError):
 class _FairChannel(AsyncZMQSocketChannel):
     """A channel that lets others have their turn, also when there is always a message."""
 
+    _turn = 0.0
+
     async def get_msg(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override] # it is async there, too
         # What is there is given without a turn of the event loop: while a kernel prints faster than it is
         # read, no timer would be called and no reply seen.
-        await asyncio.sleep(0)
+        if time.monotonic() >= self._turn:
+            await asyncio.sleep(0)
+            self._turn = time.monotonic() + _TURN_SECONDS
         return await super().get_msg(*args, **options)
 
 

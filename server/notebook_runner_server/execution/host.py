@@ -126,8 +126,10 @@ class RunHost:
         self._killed.update(tree.kill())
         tree.paused = True
         if self._kernel is not None:
-            self._kernel.close()
+            self._kernel.remove()
         self._emit(Ended(self._failure, len(self._killed)))
+        if self._kernel is not None:
+            self._kernel.close()
         self._reserve.resume()
 
     async def _execute(self) -> None:

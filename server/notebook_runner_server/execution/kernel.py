@@ -200,6 +200,10 @@ class Kernel:
             file.seek(max(0, self._log.stat().st_size - _LOG_TAIL_BYTES))
             return plain(file.read().decode(errors="replace"))
 
+    def remove(self) -> None:
+        """Remove the private folder; the process must have ended."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def close(self) -> None:
         """Close the sockets and remove the private folder; the process must have ended."""
         if self._pidfd is not None:
@@ -210,7 +214,7 @@ class Kernel:
             self.client.stop_channels()
         self.manager.cleanup_connection_file()
         self.manager.context.destroy(linger=0)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.remove()
 
     def _environment(self) -> dict[str, str]:
         """Return what is inherited, with a folder for temporary files that ends with the kernel."""

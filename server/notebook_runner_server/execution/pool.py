@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from notebook_runner_server.execution import worker as workers
+from notebook_runner_server.execution import entry
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
@@ -74,7 +74,7 @@ class _PoolRun:
     def stop(self, cause: Cause, grace_period: float) -> None:
         """Send the order to the worker; one that cannot carry it out is ended."""
         self._stop_cause = self._stop_cause or cause
-        self._link.send(workers.Stop(self._run_id, cause, grace_period))
+        self._link.send(entry.Stop(self._run_id, cause, grace_period))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_period + STUCK_SECONDS
         if self._stuck is None or deadline < self._stuck.when():

@@ -16,14 +16,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
 # Imported before the first job, so that no run waits for it.
 from notebook_runner_server.execution import host as hosts
-from notebook_runner_server.execution.interface import Cause, Job
+from notebook_runner_server.execution.entry import Hello, Notice, Stop
+from notebook_runner_server.execution.interface import Job
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
@@ -32,33 +31,6 @@ from notebook_runner_server.execution.processes import (
 )
 from notebook_runner_server.execution.tree import tree
 from notebook_runner_server.execution.warm.reserve import Reserve
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """What a worker says of itself: its process id, and kernelspecs with their languages."""
-
-    pid: int
-    kernels: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """What a worker has to say beside its runs, for the log; `level` is logging's."""
-
-    level: int
-    event: str
-    fields: Mapping[str, str | int]
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """The order to end a run. `grace_period` in seconds; zero: now."""
-
-    run_id: str
-    cause: Cause
-    grace_period: float
-
 
 LONGEST_WAIT = 3600.0
 

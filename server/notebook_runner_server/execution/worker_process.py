@@ -15,7 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from notebook_runner_server.execution import worker as workers
+from notebook_runner_server.execution import entry
 from notebook_runner_server.execution.interface import Job
 from notebook_runner_server.execution.link import Link
 from notebook_runner_server.execution.options import WorkerOptions
@@ -54,12 +54,12 @@ class WorkerProcess:
         self._pool = ProcessPoolExecutor(
             max_workers=1,
             mp_context=_CONTEXT,
-            initializer=workers.initialize,
+            initializer=entry.initialize,
             initargs=(self._far, options),
         )
         self._process: BaseProcess | None = None
         self.link: Link | None = None
-        self.hello = workers.Hello(0, {})
+        self.hello = entry.Hello(0, {})
         self.broken = False
 
     async def start(self) -> None:
@@ -70,14 +70,14 @@ class WorkerProcess:
         """
         self.link = await Link.open(self._near, self._noticed)
         try:
-            self.hello = await asyncio.wrap_future(self._pool.submit(workers.hello))
+            self.hello = await asyncio.wrap_future(self._pool.submit(entry.hello))
         finally:
             # Only the worker holds the far end now, so that its death is seen as the end of the link.
             self._far.close()
         self._process = next(one for one in multiprocessing.active_children() if one.pid == self.hello.pid)
 
     def _noticed(self, message: object) -> bool:
-        if not isinstance(message, workers.Notice):
+        if not isinstance(message, entry.Notice):
             return False
         _log.log(message.level, message.event, extra=dict(message.fields))
         return True
@@ -88,7 +88,7 @@ class WorkerProcess:
         Raises:
             BrokenProcessPool: It has died.
         """
-        return self._pool.submit(workers.execute, job)
+        return self._pool.submit(entry.execute, job)
 
     def kill(self) -> None:
         """End the process with SIGKILL; what is below it is left to `kill_orphans`."""
