@@ -28,8 +28,8 @@ MESSAGES: list[object] = [
 
 
 def framed(message: object) -> bytes:
-    """A message as multiprocessing sends it."""
-    data = pickle.dumps(message)
+    """A message as multiprocessing sends it, in a list of its own."""
+    data = pickle.dumps([message])
     return struct.pack("!i", len(data)) + data
 
 
@@ -98,7 +98,7 @@ def test_it_speaks_as_multiprocessing_does() -> None:
         link = await Link.open(near, lambda _: False)
         with Connection(far.detach()) as connection:
             for message in MESSAGES:
-                await asyncio.to_thread(connection.send, message)
+                await asyncio.to_thread(connection.send, [message])
             assert await received(link, len(MESSAGES)) == MESSAGES
             for message in MESSAGES:
                 link.send(message)
@@ -130,7 +130,7 @@ def test_it_stops_reading_when_too_much_waits_to_be_taken() -> None:
             assert len(link._buffer) <= 2 * len(piece)
             messages = await received(link, count)
             await writing
-            assert [message.data for message in messages] == [pickle.loads(piece[4:]).data] * count  # noqa: S301 - its own
+            assert [message.data for message in messages] == [pickle.loads(piece[4:])[0].data] * count  # noqa: S301 - its own
 
     within(scenario())
 

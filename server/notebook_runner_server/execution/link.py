@@ -1,7 +1,7 @@
 """The server's end of the connection to a worker: events in, orders out, on the event loop.
 
 The other end is a `multiprocessing.connection.Connection`, whose framing this speaks: a message's length as
-a signed 32-bit number, then the pickled message.
+a signed 32-bit number, then what is pickled: some messages in a list.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class Link(asyncio.Protocol):
             if len(self._buffer) < end:
                 break
             # The worker is this program's own; the notebook's processes have no descriptor of this.
-            message = pickle.loads(self._buffer[start + _HEADER.size : end])  # noqa: S301 - as said
+            messages = pickle.loads(self._buffer[start + _HEADER.size : end])  # noqa: S301 - as said
             start = end
-            if not self._on_message(message):
-                self._messages.append(message)
+            if kept := [message for message in messages if not self._on_message(message)]:
+                self._messages += kept
                 self._waiting += length
         del self._buffer[:start]
         if self._messages:

@@ -22,7 +22,7 @@ from typing import NoReturn
 # Imported before the first job, so that no run waits for it.
 from notebook_runner_server.execution import host as hosts
 from notebook_runner_server.execution.entry import Hello, Notice, Stop
-from notebook_runner_server.execution.interface import Job
+from notebook_runner_server.execution.interface import Job, PartChunk
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
@@ -33,6 +33,9 @@ from notebook_runner_server.execution.tree import tree
 from notebook_runner_server.execution.warm.reserve import Reserve
 
 LONGEST_WAIT = 3600.0
+
+SMALL_PART = 64 * 1024
+"""Bytes of a part that is sent together with what comes next."""
 
 
 class _Worker:
@@ -46,6 +49,7 @@ class _Worker:
         self._connection = connection
         self._options = options
         self._sending = threading.Lock()
+        self._held: list[object] = []
         self.reserve = Reserve(options.warm, options.folder, self._notice)
         self._lock = threading.RLock()
         self._run_id = ""
@@ -68,7 +72,12 @@ class _Worker:
 
     def _send(self, message: object) -> None:
         with self._sending:
-            self._connection.send(message)
+            self._held.append(message)
+            # A small part goes with the event that tells of it: one message less to wake the server, and one
+            # commit less.
+            if not isinstance(message, PartChunk) or len(message.data) > SMALL_PART:
+                held, self._held = self._held, []
+                self._connection.send(held)
 
     def _notice(self, level: int, event: str, **fields: str | int) -> None:
         # Without a server there is nobody to be told.
