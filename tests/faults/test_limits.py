@@ -1,6 +1,6 @@
 """Limits of a run and the ends that come of them: each has its name, and keeps what there was."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grpc
@@ -127,6 +127,16 @@ def test_no_start_is_above_a_ceiling(limited: Server, field: str) -> None:
     refusal = refused(lambda: limited.stub.Start(inline("1", **{field: too_much}), timeout=10))
     assert refusal.kind == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert refusal.fields == [field]
+
+
+def test_a_limit_holds_in_a_flood(make_server: Callable[..., Server]) -> None:
+    """A kernel prints faster than it is read: what is on the way is bounded, and the limit has its turn."""
+    server = make_server("--cell-output-limit", "0")
+    ended = perform(server.stub, inline("while True: print('x' * 100_000)", cell_timeout=duration(2)))
+    assert ended.run.failure.cause == pb.FAILURE_CAUSE_CELL_TIMEOUT
+    (finished,) = [event.cell_finished for event in ended.events if event.HasField("cell_finished")]
+    # Two seconds, and what was on the way; without a bound it was 8 s and more.
+    assert finished.duration.ToSeconds() < 5
 
 
 def _cuts(ended: Ended) -> list[tuple[int, int, bool]]:
