@@ -11,6 +11,7 @@ from execution.pools import FOR_EVER, Pool, end, everything, said, until_said, w
 from support.gate import Gate
 from support.processes import marked
 
+from notebook_runner_server.execution import pool as pools
 from notebook_runner_server.execution.interface import Cause, Ended, ExecutionEvent
 from notebook_runner_server.execution.worker_process import WorkerProcess
 
@@ -33,6 +34,21 @@ def test_a_worker_that_dies_before_a_run_is_replaced(pool: Pool, *, chosen: bool
     pid = worker(pool)
     assert end(pool.do(scenario())).failure is None
     assert worker(pool) != pid
+
+
+def test_an_order_after_the_end_does_not_end_the_worker(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Kill may cross the end of its run; the worker, and the next run on it, have nothing to do with that."""
+    monkeypatch.setattr(pools, "STUCK_SECONDS", 0.0)
+    before = worker(pool)
+
+    async def scenario() -> None:
+        handle = await pool.submit("1")
+        await everything(handle)
+        handle.stop(Cause.KILL_REQUESTED, 0.0)
+
+    pool.do(scenario())
+    assert end(pool.run("2")).failure is None
+    assert worker(pool) == before
 
 
 def test_a_worker_that_is_killed_in_a_run_ends_that_run_alone(pool: Pool) -> None:

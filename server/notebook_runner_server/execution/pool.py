@@ -47,6 +47,7 @@ class _PoolRun:
         self._done: Future[None] | None = None
         self._stuck: asyncio.TimerHandle | None = None
         self._stop_cause: Cause | None = None
+        self._over = False
         with contextlib.suppress(BrokenProcessPool):
             self._done = worker.submit(job)
 
@@ -56,7 +57,7 @@ class _PoolRun:
         try:
             while not ended:
                 batch = await self._link.receive() if self._done else []
-                ended = bool(batch) and isinstance(batch[-1], Ended)
+                self._over = ended = bool(batch) and isinstance(batch[-1], Ended)
                 if batch:
                     yield batch
                 if not ended and (self._done is None or self._link.closed):
@@ -64,6 +65,7 @@ class _PoolRun:
                     ended = True
             await self._settled()
         finally:
+            self._over = True
             self._forget_stuck()
             if not ended:
                 # Nobody follows the run any more, and nobody would learn how it ends.
@@ -73,6 +75,9 @@ class _PoolRun:
 
     def stop(self, cause: Cause, grace_period: float) -> None:
         """Send the order to the worker; one that cannot carry it out is ended."""
+        if self._over:
+            # The worker may have another run by the time that it would be ended.
+            return
         self._stop_cause = self._stop_cause or cause
         self._link.send(entry.Stop(self._run_id, cause, grace_period))
         loop = asyncio.get_running_loop()
