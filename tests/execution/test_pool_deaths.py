@@ -37,7 +37,7 @@ def test_a_worker_that_dies_before_a_run_is_replaced(pool: Pool, *, chosen: bool
 
 
 def test_an_order_after_the_end_does_not_end_the_worker(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Kill may cross the end of its run; the worker, and the next run on it, have nothing to do with that."""
+    """A Kill may cross the end of its run: the worker, and the next run on it, have nothing to do with it."""
     monkeypatch.setattr(pools, "STUCK_SECONDS", 0.0)
     before = worker(pool)
 
