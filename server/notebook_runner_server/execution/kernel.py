@@ -210,6 +210,9 @@ class Kernel:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
+        if self.control is not None:
+            # Nobody has taken it.
+            self.control.close()
         if self.client is not None:
             self.client.stop_channels()
         self.manager.cleanup_connection_file()

@@ -237,12 +237,6 @@ class ForkProvisioner(LocalProvisioner):
         except (OSError, TimeoutError) as error:
             raise TemplateError(f"the kernel does not take its place: {error!r}") from error
 
-    async def cleanup(self, restart: bool = False) -> None:
-        """Give up what is held for a kernel that nobody has taken."""
-        if self._control is not None:
-            self._control.close()
-        await super().cleanup(restart)
-
 
 def interpreter(command: Sequence[str]) -> list[str]:
     """Return an interpreter and its options as jupyter_client starts it: `python` is this process's own."""

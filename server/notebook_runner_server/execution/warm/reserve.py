@@ -26,8 +26,8 @@ from notebook_runner_server.execution.warm.stock import Kept, Stock
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds until a kernel that could not be started, or died, is replaced: doubled with each failure."""
 
-THREADS = "*"
-"""Stands for all modules together, of which one started a thread: a fork would not have it."""
+TOGETHER = "*"
+"""Stands for all modules together: they started a thread, or keep a file open, which no fork may have."""
 
 HOLD_SECONDS = 0.1
 """How long a run has the worker for itself before its kernel is replaced, unless it ends before."""
@@ -178,7 +178,7 @@ class Reserve:
             stock = Stock(name, spec, self._wanted.preload)
             for module, why in stock.failed.items():
                 self._tell(logging.ERROR, "preload failed", modules=module, why=why)
-            if THREADS in stock.failed:
+            if TOGETHER in stock.failed:
                 stock.close()
                 stock = Stock(name, spec, ())
             self._stocks[name] = stock
