@@ -255,7 +255,9 @@ class StartRequest(google.protobuf.message.Message):
     notebook_path: builtins.str
     """A path relative to the server's notebook root. Runs in the folder that the notebook is in."""
     notebook_uri: builtins.str
-    """A URI of a scheme that the operator allowed."""
+    """A URI of a scheme that the operator allowed (URI_NOT_ALLOWED), read with the server's own
+    credentials; it carries none. Runs in a private folder of its own.
+    """
     kernel_name: builtins.str
     """The kernelspec to run with. Empty: the one that the notebook names, else the server's default."""
     allow_errors: builtins.bool
@@ -265,7 +267,11 @@ class StartRequest(google.protobuf.message.Message):
     more. Zero: the server's default.
     """
     output_uri: builtins.str
-    """A URI of a scheme that the operator allowed; the executed notebook is written there at the end."""
+    """A URI of a scheme that the operator allowed (URI_NOT_ALLOWED). The executed notebook is written there,
+    with the server's own credentials, before the run is told to have ended; not when the run was killed or
+    interrupted. A write that fails is said in the run's `output_error`, and Output has the notebook all the
+    same.
+    """
     cell_output_limit_bytes: builtins.int
     """How many bytes of output one cell may have. What is over is cut, with a mark in the notebook and an
     event, and the run goes on. Zero: the server's default.
@@ -720,6 +726,7 @@ class OutputRequest(google.protobuf.message.Message):
     OFFSET_FIELD_NUMBER: builtins.int
     MAX_BYTES_FIELD_NUMBER: builtins.int
     AS_OF_SEQUENCE_FIELD_NUMBER: builtins.int
+    OMIT_INPUT_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run. Empty: the newest run."""
     format: builtins.str
@@ -737,6 +744,10 @@ class OutputRequest(google.protobuf.message.Message):
     """The artefact as it was at this sequence number, as an earlier answer gave it. Zero: as it is now.
     Only the pages of a run that goes on need it.
     """
+    omit_input: builtins.bool
+    """Leave out what the code cells say, and their prompts: for readers of the results. Only for formats that
+    nbconvert makes; with "notebook", "files" and "error" it is an error (INVALID_FIELD).
+    """
     def __init__(
         self,
         *,
@@ -745,8 +756,9 @@ class OutputRequest(google.protobuf.message.Message):
         offset: builtins.int = ...,
         max_bytes: builtins.int = ...,
         as_of_sequence: builtins.int = ...,
+        omit_input: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["as_of_sequence", b"as_of_sequence", "format", b"format", "max_bytes", b"max_bytes", "offset", b"offset", "run_id", b"run_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["as_of_sequence", b"as_of_sequence", "format", b"format", "max_bytes", b"max_bytes", "offset", b"offset", "omit_input", b"omit_input", "run_id", b"run_id"]) -> None: ...
 
 global___OutputRequest = OutputRequest
 
@@ -958,6 +970,9 @@ class Run(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     NOTEBOOK_PATH_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
+    NOTEBOOK_URI_FIELD_NUMBER: builtins.int
+    OUTPUT_URI_FIELD_NUMBER: builtins.int
+    OUTPUT_ERROR_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The server's id for the run."""
     request_id: builtins.str
@@ -976,6 +991,14 @@ class Run(google.protobuf.message.Message):
     """The kernelspec it runs with."""
     notebook_path: builtins.str
     """The notebook's path under the notebook root; empty for one that was sent inline."""
+    notebook_uri: builtins.str
+    """The URI that the notebook was read from; empty for one that was not."""
+    output_uri: builtins.str
+    """The URI that the executed notebook is written to; empty where none was asked for."""
+    output_error: builtins.str
+    """Why the executed notebook is not at `output_uri`, in a sentence. Empty: the run has not ended, or it is
+    there.
+    """
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the run was admitted (UTC)."""
@@ -1018,9 +1041,12 @@ class Run(google.protobuf.message.Message):
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         notebook_path: builtins.str = ...,
         failure: global___Failure | None = ...,
+        notebook_uri: builtins.str = ...,
+        output_uri: builtins.str = ...,
+        output_error: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "parameters", b"parameters", "queue_position", b"queue_position", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "cells_completed", b"cells_completed", "cells_total", b"cells_total", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "kernel_name", b"kernel_name", "labels", b"labels", "notebook_path", b"notebook_path", "parameters", b"parameters", "queue_position", b"queue_position", "request_id", b"request_id", "run_id", b"run_id", "start_time", b"start_time", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "cells_completed", b"cells_completed", "cells_total", b"cells_total", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "kernel_name", b"kernel_name", "labels", b"labels", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_error", b"output_error", "output_uri", b"output_uri", "parameters", b"parameters", "queue_position", b"queue_position", "request_id", b"request_id", "run_id", b"run_id", "start_time", b"start_time", "state", b"state"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_current_cell", b"_current_cell"]) -> typing.Literal["current_cell"] | None: ...
     @typing.overload
@@ -1082,3 +1108,109 @@ class Failure(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_exit_code", b"_exit_code"]) -> typing.Literal["exit_code"] | None: ...
 
 global___Failure = Failure
+
+@typing.final
+class InfoRequest(google.protobuf.message.Message):
+    """What the server is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___InfoRequest = InfoRequest
+
+@typing.final
+class InfoResponse(google.protobuf.message.Message):
+    """What the server is and has, and how busy it is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    KERNELS_FIELD_NUMBER: builtins.int
+    WORKERS_FIELD_NUMBER: builtins.int
+    RUNS_ACTIVE_FIELD_NUMBER: builtins.int
+    RUNS_QUEUED_FIELD_NUMBER: builtins.int
+    QUEUE_SIZE_FIELD_NUMBER: builtins.int
+    FORMATS_FIELD_NUMBER: builtins.int
+    URI_SCHEMES_FIELD_NUMBER: builtins.int
+    DEFAULT_NOTEBOOK_FIELD_NUMBER: builtins.int
+    HAS_NOTEBOOK_ROOT_FIELD_NUMBER: builtins.int
+    version: builtins.str
+    """The server's version, "1.2.0" for example."""
+    workers: builtins.int
+    """How many runs it executes at once."""
+    runs_active: builtins.int
+    """How many runs are executed now."""
+    runs_queued: builtins.int
+    """How many runs wait now."""
+    queue_size: builtins.int
+    """How many runs may wait."""
+    default_notebook: builtins.str
+    """The notebook that an empty Start runs, as a path under the notebook root; empty: there is none."""
+    has_notebook_root: builtins.bool
+    """Whether notebooks can be named by a path."""
+    @property
+    def kernels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KernelInfo]:
+        """The kernelspecs that notebooks can be run with, by name."""
+
+    @property
+    def formats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What `OutputRequest.format` may be, "notebook" and "html" for example."""
+
+    @property
+    def uri_schemes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The schemes that URIs of notebooks and results may have. None: no URI can be used."""
+
+    def __init__(
+        self,
+        *,
+        version: builtins.str = ...,
+        kernels: collections.abc.Iterable[global___KernelInfo] | None = ...,
+        workers: builtins.int = ...,
+        runs_active: builtins.int = ...,
+        runs_queued: builtins.int = ...,
+        queue_size: builtins.int = ...,
+        formats: collections.abc.Iterable[builtins.str] | None = ...,
+        uri_schemes: collections.abc.Iterable[builtins.str] | None = ...,
+        default_notebook: builtins.str = ...,
+        has_notebook_root: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_notebook", b"default_notebook", "formats", b"formats", "has_notebook_root", b"has_notebook_root", "kernels", b"kernels", "queue_size", b"queue_size", "runs_active", b"runs_active", "runs_queued", b"runs_queued", "uri_schemes", b"uri_schemes", "version", b"version", "workers", b"workers"]) -> None: ...
+
+global___InfoResponse = InfoResponse
+
+@typing.final
+class KernelInfo(google.protobuf.message.Message):
+    """One kernelspec."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    LANGUAGE_FIELD_NUMBER: builtins.int
+    IS_DEFAULT_FIELD_NUMBER: builtins.int
+    WARM_READY_FIELD_NUMBER: builtins.int
+    WARM_WANTED_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The name that `StartRequest.kernel_name` takes."""
+    language: builtins.str
+    """The language, "python" for example."""
+    is_default: builtins.bool
+    """Whether notebooks that name no kernel run with it."""
+    warm_ready: builtins.int
+    """How many kernels of it are ready for the next runs, over all workers."""
+    warm_wanted: builtins.int
+    """How many are to be kept ready, over all workers."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        language: builtins.str = ...,
+        is_default: builtins.bool = ...,
+        warm_ready: builtins.int = ...,
+        warm_wanted: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["is_default", b"is_default", "language", b"language", "name", b"name", "warm_ready", b"warm_ready", "warm_wanted", b"warm_wanted"]) -> None: ...
+
+global___KernelInfo = KernelInfo

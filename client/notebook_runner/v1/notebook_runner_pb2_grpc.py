@@ -60,6 +60,11 @@ class NotebookRunnerStub(object):
                 request_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.ListRequest.SerializeToString,
                 response_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.ListResponse.FromString,
                 _registered_method=True)
+        self.Info = channel.unary_unary(
+                '/notebook_runner.v1.NotebookRunner/Info',
+                request_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.InfoRequest.SerializeToString,
+                response_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.InfoResponse.FromString,
+                _registered_method=True)
 
 
 class NotebookRunnerServicer(object):
@@ -71,9 +76,10 @@ class NotebookRunnerServicer(object):
         notebook. When this call has answered OK, the run is in the history whatever happens to the server.
 
         Errors: INVALID_ARGUMENT (INVALID_NOTEBOOK, UNKNOWN_PARAMETER, INVALID_FIELD, UNKNOWN_KERNEL,
-        PATH_OUTSIDE_ROOT); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS (REQUEST_ID_REUSED);
-        RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo, NOTEBOOK_TOO_LARGE,
-        STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN).
+        PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS
+        (REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo,
+        NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE where the
+        service that holds `notebook_uri` does not answer).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,6 +133,16 @@ class NotebookRunnerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Info(self, request, context):
+        """Tells what this server is, what it has, and how busy it is. For whoever looks for a mistake, and for
+        programs that choose by it. It names no run and nothing of a notebook.
+
+        Errors: none of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NotebookRunnerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -154,6 +170,11 @@ def add_NotebookRunnerServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.ListRequest.FromString,
                     response_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.ListResponse.SerializeToString,
+            ),
+            'Info': grpc.unary_unary_rpc_method_handler(
+                    servicer.Info,
+                    request_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.InfoRequest.FromString,
+                    response_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.InfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -292,6 +313,33 @@ class NotebookRunner(object):
             '/notebook_runner.v1.NotebookRunner/List',
             notebook__runner_dot_v1_dot_notebook__runner__pb2.ListRequest.SerializeToString,
             notebook__runner_dot_v1_dot_notebook__runner__pb2.ListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Info(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/notebook_runner.v1.NotebookRunner/Info',
+            notebook__runner_dot_v1_dot_notebook__runner__pb2.InfoRequest.SerializeToString,
+            notebook__runner_dot_v1_dot_notebook__runner__pb2.InfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

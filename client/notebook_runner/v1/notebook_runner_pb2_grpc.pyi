@@ -36,9 +36,10 @@ class NotebookRunnerStub:
     notebook. When this call has answered OK, the run is in the history whatever happens to the server.
 
     Errors: INVALID_ARGUMENT (INVALID_NOTEBOOK, UNKNOWN_PARAMETER, INVALID_FIELD, UNKNOWN_KERNEL,
-    PATH_OUTSIDE_ROOT); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS (REQUEST_ID_REUSED);
-    RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo, NOTEBOOK_TOO_LARGE,
-    STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN).
+    PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS
+    (REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo,
+    NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE where the
+    service that holds `notebook_uri` does not answer).
     """
 
     Progress: grpc.UnaryStreamMultiCallable[
@@ -89,6 +90,16 @@ class NotebookRunnerStub:
     Errors: INVALID_ARGUMENT (INVALID_FIELD).
     """
 
+    Info: grpc.UnaryUnaryMultiCallable[
+        notebook_runner.v1.notebook_runner_pb2.InfoRequest,
+        notebook_runner.v1.notebook_runner_pb2.InfoResponse,
+    ]
+    """Tells what this server is, what it has, and how busy it is. For whoever looks for a mistake, and for
+    programs that choose by it. It names no run and nothing of a notebook.
+
+    Errors: none of its own.
+    """
+
 class NotebookRunnerAsyncStub:
     """Executes Jupyter notebooks: starts runs, tells what happens in them, gives their results, ends them."""
 
@@ -100,9 +111,10 @@ class NotebookRunnerAsyncStub:
     notebook. When this call has answered OK, the run is in the history whatever happens to the server.
 
     Errors: INVALID_ARGUMENT (INVALID_NOTEBOOK, UNKNOWN_PARAMETER, INVALID_FIELD, UNKNOWN_KERNEL,
-    PATH_OUTSIDE_ROOT); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS (REQUEST_ID_REUSED);
-    RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo, NOTEBOOK_TOO_LARGE,
-    STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN).
+    PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS
+    (REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo,
+    NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE where the
+    service that holds `notebook_uri` does not answer).
     """
 
     Progress: grpc.aio.UnaryStreamMultiCallable[
@@ -153,6 +165,16 @@ class NotebookRunnerAsyncStub:
     Errors: INVALID_ARGUMENT (INVALID_FIELD).
     """
 
+    Info: grpc.aio.UnaryUnaryMultiCallable[
+        notebook_runner.v1.notebook_runner_pb2.InfoRequest,
+        notebook_runner.v1.notebook_runner_pb2.InfoResponse,
+    ]
+    """Tells what this server is, what it has, and how busy it is. For whoever looks for a mistake, and for
+    programs that choose by it. It names no run and nothing of a notebook.
+
+    Errors: none of its own.
+    """
+
 class NotebookRunnerServicer(metaclass=abc.ABCMeta):
     """Executes Jupyter notebooks: starts runs, tells what happens in them, gives their results, ends them."""
 
@@ -166,9 +188,10 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         notebook. When this call has answered OK, the run is in the history whatever happens to the server.
 
         Errors: INVALID_ARGUMENT (INVALID_NOTEBOOK, UNKNOWN_PARAMETER, INVALID_FIELD, UNKNOWN_KERNEL,
-        PATH_OUTSIDE_ROOT); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS (REQUEST_ID_REUSED);
-        RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo, NOTEBOOK_TOO_LARGE,
-        STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN).
+        PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS
+        (REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo,
+        NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE where the
+        service that holds `notebook_uri` does not answer).
         """
 
     @abc.abstractmethod
@@ -225,6 +248,18 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         """Answers runs, newest first, filtered by state and label.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELD).
+        """
+
+    @abc.abstractmethod
+    def Info(
+        self,
+        request: notebook_runner.v1.notebook_runner_pb2.InfoRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[notebook_runner.v1.notebook_runner_pb2.InfoResponse, collections.abc.Awaitable[notebook_runner.v1.notebook_runner_pb2.InfoResponse]]:
+        """Tells what this server is, what it has, and how busy it is. For whoever looks for a mistake, and for
+        programs that choose by it. It names no run and nothing of a notebook.
+
+        Errors: none of its own.
         """
 
 def add_NotebookRunnerServicer_to_server(servicer: NotebookRunnerServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
