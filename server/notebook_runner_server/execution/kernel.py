@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
 from notebook_runner_server.execution.client import KernelClient, UnfitKernelError
@@ -128,6 +129,17 @@ class Kernel:
         """Whether a kernel that was forked can be had without a wait."""
         provisioner = self.manager.provisioner
         return isinstance(provisioner, ForkProvisioner) and provisioner.is_ready()
+
+    def rehearse(self) -> None:
+        """Have the kernel answer once, of which nothing is left: its first answer takes longest; blocks."""
+        client = BlockingKernelClient(connection_file=self.manager.connection_file)
+        client.load_connection_file()
+        client.start_channels(iopub=False, stdin=False, hb=False, control=False)
+        try:
+            with contextlib.suppress(TimeoutError):
+                client.execute("pass", silent=True, store_history=False, reply=True, timeout=1)
+        finally:
+            client.stop_channels()
 
     async def settle(self, working_folder: str, variables: Mapping[str, str]) -> None:
         """Give a kernel that was launched before the place that it would have been launched at.

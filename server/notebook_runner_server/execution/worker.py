@@ -22,7 +22,7 @@ from typing import NoReturn
 # Imported before the first job, so that no run waits for it.
 from notebook_runner_server.execution import host as hosts
 from notebook_runner_server.execution.entry import Hello, Notice, Stop
-from notebook_runner_server.execution.interface import Job, PartChunk
+from notebook_runner_server.execution.interface import CellFinished, Job, PartChunk
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
@@ -48,7 +48,7 @@ class _Worker:
     def __init__(self, connection: Connection, options: WorkerOptions) -> None:
         self._connection = connection
         self._options = options
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()
         self._held: list[object] = []
         self.reserve = Reserve(options.warm, options.folder, self._notice)
         self._lock = threading.RLock()
@@ -71,12 +71,20 @@ class _Worker:
             self._host, self._run_id, self._early, self._deadline = None, "", None, None
 
     def _send(self, message: object) -> None:
+        # A small part goes with the event that tells of it, and a cell's end with the next one's start: each
+        # is one message less to wake the server, and one commit less.
         with self._sending:
             self._held.append(message)
-            # A small part goes with the event that tells of it: one message less to wake the server, and one
-            # commit less.
-            if not isinstance(message, PartChunk) or len(message.data) > SMALL_PART:
-                held, self._held = self._held, []
+            if isinstance(message, CellFinished):
+                # The next cell starts in the same turn of the event loop, if there is one.
+                asyncio.get_running_loop().call_soon(self._flush)
+            elif not isinstance(message, PartChunk) or len(message.data) > SMALL_PART:
+                self._flush()
+
+    def _flush(self) -> None:
+        with self._sending:
+            held, self._held = self._held, []
+            if held:
                 self._connection.send(held)
 
     def _notice(self, level: int, event: str, **fields: str | int) -> None:

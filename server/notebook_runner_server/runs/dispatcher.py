@@ -121,8 +121,8 @@ class Dispatcher:
     async def _launch(self, active: ActiveRun) -> None:
         run_id = active.run.run_id
         try:
-            await active.move(RunState.STARTING)
-            job = await self._job(active)
+            # It is durable that the run was begun before a worker has it.
+            _, job = await asyncio.gather(active.move(RunState.STARTING), self._job(active))
         except Exception as error:
             _logger.exception("a run could not be started", extra={"run_id": run_id})
             await active.end(Failure(Cause.STORAGE_FAILED, f"The run could not be read: {error}"))

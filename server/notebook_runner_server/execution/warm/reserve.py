@@ -91,7 +91,7 @@ class Reserve:
             found = [kept for kept in self._kernels if kept.kernel.name == stock.name]
             if not found:
                 return None
-            kept = next((one for one in found if one.kernel.is_ready), found[0])
+            kept = next((one for one in found if one.ready), found[0])
             self._kernels.remove(kept)
             self._hold = time.monotonic() + HOLD_SECONDS
             if stock.template is not None and self._hold > self._not_before:
@@ -216,7 +216,9 @@ class Reserve:
         with self._changed:
             if kept not in self._kernels or not kept.kernel.is_ready:
                 return
-            kept.ready = True
+        # A run that takes it meanwhile is not disturbed.
+        kept.kernel.rehearse()
+        kept.ready = True
         stock = self._stocks[kept.kernel.name]
         # How soon there is one is worth a line; the later ones are not.
         level, stock.told = logging.DEBUG if stock.told else logging.INFO, True
