@@ -1,0 +1,182 @@
+"""How calls are made: the channel, each call's deadline and credentials, and errors of the client's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import grpc
+import grpc.aio
+
+from ._status import to_error
+from .errors import RpcFailed
+from .v1.notebook_runner_pb2_grpc import NotebookRunnerStub
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator
+
+    from ._connection import Connection
+    from ._follow import Follower
+    from .v1 import notebook_runner_pb2 as pb
+    from .v1.notebook_runner_pb2_grpc import NotebookRunnerAsyncStub
+
+__all__ = ["AsyncCaller", "Caller"]
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+
+
+class Caller:
+    """Makes calls that block, over one channel.
+
+    Args:
+        connection: Where the server is and how to be let in.
+        timeout: How long one call may take, with its retries, in seconds.
+    """
+
+    def __init__(self, connection: Connection, timeout: float) -> None:
+        self.connection = connection
+        self.timeout = timeout
+        self.reached = False
+        self.closed = False
+        self._channel = connection.channel()
+        self.stub = NotebookRunnerStub(self._channel)
+
+    def close(self) -> None:
+        """Close the channel, which ends the calls that are under way."""
+        self.closed = True
+        self._channel.close()
+
+    def call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        timeout: float | None = None,
+    ) -> ResponseT:
+        """Make one call and answer its response.
+
+        Raises:
+            RpcFailed: There is none.
+        """
+        metadata = self.connection.metadata()
+        with self._errors_translated():
+            response = method(request, timeout=timeout or self.timeout, metadata=metadata)
+        self.reached = True
+        return response
+
+    def follow(self, follower: Follower) -> Iterator[pb.ProgressResponse]:
+        """Read one stream of Progress to its end, and give the events that are new to the follower.
+
+        Raises:
+            RpcFailed: The stream ended in another way than by the server's will.
+        """
+        metadata = self.connection.metadata()
+        with self._errors_translated():
+            call = self.stub.Progress(follower.request, metadata=metadata)
+            try:
+                for event in call:
+                    self.reached = True
+                    if follower.accept(event):
+                        yield event
+            finally:
+                call.cancel()
+
+    @contextlib.contextmanager
+    def _errors_translated(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise to_error(error) from error
+        except ValueError:
+            if not self.closed:
+                raise
+            # gRPC tells of a closed channel in this way.
+            raise _closed() from None
+
+
+class AsyncCaller:
+    """Makes calls that are awaited, over one channel of the event loop that the first call runs in.
+
+    Args:
+        connection: Where the server is and how to be let in.
+        timeout: How long one call may take, with its retries, in seconds.
+    """
+
+    def __init__(self, connection: Connection, timeout: float) -> None:
+        self.connection = connection
+        self.timeout = timeout
+        self.reached = False
+        self.closed = False
+
+    @cached_property
+    def stub(self) -> NotebookRunnerAsyncStub:
+        """The methods of the server."""
+        # The generated stub serves both of gRPC's stacks; only its types are two.
+        return cast("NotebookRunnerAsyncStub", NotebookRunnerStub(self._channel))
+
+    async def close(self) -> None:
+        """Close the channel, which ends the calls that are under way."""
+        self.closed = True
+        await self._channel.close()
+
+    async def call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        deadline: float | None = None,
+    ) -> ResponseT:
+        """Make one call and answer its response.
+
+        Raises:
+            RpcFailed: There is none.
+        """
+        metadata = self.connection.metadata()
+        with self._errors_translated():
+            response = await method(request, timeout=deadline or self.timeout, metadata=metadata)
+        self.reached = True
+        return response
+
+    async def follow(self, follower: Follower) -> AsyncGenerator[pb.ProgressResponse, None]:
+        """Read one stream of Progress to its end, and give the events that are new to the follower.
+
+        Raises:
+            RpcFailed: The stream ended in another way than by the server's will.
+        """
+        metadata = self.connection.metadata()
+        with self._errors_translated():
+            call = self.stub.Progress(follower.request, metadata=metadata)
+            try:
+                async for event in call:
+                    self.reached = True
+                    if follower.accept(event):
+                        yield event
+            finally:
+                call.cancel()
+
+    @cached_property
+    def _channel(self) -> grpc.aio.Channel:
+        # A channel belongs to the loop that runs when it is made, so it waits for the first call.
+        return self.connection.aio_channel()
+
+    @contextlib.contextmanager
+    def _errors_translated(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise to_error(error) from error
+        except grpc.aio.UsageError:
+            if not self.closed:
+                raise
+            raise _closed() from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self.closed or task is None or task.cancelling():
+                raise
+            # Nobody cancelled the caller: gRPC tells of a closed channel in this way.
+            raise _closed() from None
+
+
+def _closed() -> RpcFailed:
+    return RpcFailed("the client was closed", grpc.StatusCode.CANCELLED)
