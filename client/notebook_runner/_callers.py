@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from functools import cached_property
+import math
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
@@ -60,9 +60,9 @@ class Caller:
         Raises:
             RpcFailed: There is none.
         """
-        metadata = self.connection.metadata()
-        with self._errors_translated():
-            response = method(request, timeout=timeout or self.timeout, metadata=metadata)
+        metadata, timeout = self.connection.metadata(), timeout or self.timeout
+        with self._errors_translated(timeout):
+            response = method(request, timeout=timeout, metadata=metadata)
         self.reached = True
         return response
 
@@ -84,11 +84,11 @@ class Caller:
                 call.cancel()
 
     @contextlib.contextmanager
-    def _errors_translated(self) -> Iterator[None]:
+    def _errors_translated(self, timeout: float = math.inf) -> Iterator[None]:
         try:
             yield
         except grpc.RpcError as error:
-            raise to_error(error) from error
+            raise to_error(error, late=_late(self.connection.target, timeout)) from error
         except ValueError:
             if not self.closed:
                 raise
@@ -109,17 +109,35 @@ class AsyncCaller:
         self.timeout = timeout
         self.reached = False
         self.closed = False
+        self._channel: grpc.aio.Channel | None = None
 
-    @cached_property
+    @property
     def stub(self) -> NotebookRunnerAsyncStub:
-        """The methods of the server."""
-        # The generated stub serves both of gRPC's stacks; only its types are two.
-        return cast("NotebookRunnerAsyncStub", NotebookRunnerStub(self._channel))
+        """The methods of the server.
+
+        Raises:
+            RpcFailed: The channel was closed.
+            RuntimeError: The channel belongs to another event loop.
+        """
+        if self.closed:
+            raise _closed()
+        loop = asyncio.get_running_loop()
+        if self._channel is None:
+            # A channel belongs to the loop that runs when it is made, so it waits for the first call.
+            self._channel, self._loop = self.connection.aio_channel(), loop
+            # The generated stub serves both of gRPC's stacks; only its types are two.
+            self._stub = cast("NotebookRunnerAsyncStub", NotebookRunnerStub(self._channel))
+        if loop is not self._loop:
+            raise RuntimeError(
+                "an AsyncClient belongs to the event loop of its first call: make one for each"
+            )
+        return self._stub
 
     async def close(self) -> None:
         """Close the channel, which ends the calls that are under way."""
         self.closed = True
-        await self._channel.close()
+        if self._channel is not None:
+            await self._channel.close()
 
     async def call(
         self,
@@ -132,9 +150,9 @@ class AsyncCaller:
         Raises:
             RpcFailed: There is none.
         """
-        metadata = self.connection.metadata()
-        with self._errors_translated():
-            response = await method(request, timeout=deadline or self.timeout, metadata=metadata)
+        metadata, deadline = self.connection.metadata(), deadline or self.timeout
+        with self._errors_translated(deadline):
+            response = await method(request, timeout=deadline, metadata=metadata)
         self.reached = True
         return response
 
@@ -155,17 +173,12 @@ class AsyncCaller:
             finally:
                 call.cancel()
 
-    @cached_property
-    def _channel(self) -> grpc.aio.Channel:
-        # A channel belongs to the loop that runs when it is made, so it waits for the first call.
-        return self.connection.aio_channel()
-
     @contextlib.contextmanager
-    def _errors_translated(self) -> Iterator[None]:
+    def _errors_translated(self, timeout: float = math.inf) -> Iterator[None]:
         try:
             yield
         except grpc.RpcError as error:
-            raise to_error(error) from error
+            raise to_error(error, late=_late(self.connection.target, timeout)) from error
         except grpc.aio.UsageError:
             if not self.closed:
                 raise
@@ -180,3 +193,7 @@ class AsyncCaller:
 
 def _closed() -> RpcFailed:
     return RpcFailed("the client was closed", grpc.StatusCode.CANCELLED)
+
+
+def _late(target: str, timeout: float) -> str:
+    return f"no answer from {target} within {timeout:g} s"
