@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
@@ -67,11 +68,22 @@ class Caller:
         return response
 
     def follow(self, follower: Follower) -> Iterator[pb.ProgressResponse]:
-        """Read one stream of Progress to its end, and give the events that are new to the follower.
+        """Read Progress to its end, over as many streams as it takes, and give each event once.
 
         Raises:
-            RpcFailed: The stream ended in another way than by the server's will.
+            RpcFailed: The follower sees no sense in another stream.
         """
+        while not follower.ended:
+            try:
+                yield from self._read(follower)
+            except RpcFailed as error:
+                if self.closed:
+                    raise
+                time.sleep(follower.pause_after(error))
+            else:
+                return
+
+    def _read(self, follower: Follower) -> Iterator[pb.ProgressResponse]:
         metadata = self.connection.metadata()
         with self._errors_translated():
             call = self.stub.Progress(follower.request, metadata=metadata)
@@ -157,11 +169,24 @@ class AsyncCaller:
         return response
 
     async def follow(self, follower: Follower) -> AsyncGenerator[pb.ProgressResponse, None]:
-        """Read one stream of Progress to its end, and give the events that are new to the follower.
+        """Read Progress to its end, over as many streams as it takes, and give each event once.
 
         Raises:
-            RpcFailed: The stream ended in another way than by the server's will.
+            RpcFailed: The follower sees no sense in another stream.
         """
+        while not follower.ended:
+            try:
+                async with contextlib.aclosing(self._read(follower)) as events:
+                    async for event in events:
+                        yield event
+            except RpcFailed as error:
+                if self.closed:
+                    raise
+                await asyncio.sleep(follower.pause_after(error))
+            else:
+                return
+
+    async def _read(self, follower: Follower) -> AsyncGenerator[pb.ProgressResponse, None]:
         metadata = self.connection.metadata()
         with self._errors_translated():
             call = self.stub.Progress(follower.request, metadata=metadata)

@@ -10,9 +10,10 @@ from ._callers import AsyncCaller
 from ._connection import DEFAULT_TIMEOUT, KILL_TIMEOUT, Connection
 from ._follow import RECONNECT_TIMEOUT, Follower
 from ._node import node_reader
+from ._notebook import SHOWN_TIMEOUT, attach, shown
 from ._pages import OutputFile, Pages, open_output
 from ._requests import Notebook, Seconds, StartOptions, kill_request, list_request, seconds, start_request
-from .errors import NotebookRunnerError, RpcFailed, RunFailed
+from .errors import NotebookRunnerError, RunFailed
 from .results import AsyncRunResult
 from .v1 import notebook_runner_pb2 as pb
 
@@ -66,6 +67,7 @@ class AsyncClient:
         )
         connection.metadata()  # so that a token that cannot be sent is told here
         self._caller = AsyncCaller(connection, seconds(timeout))
+        attach(connection)
 
     @property
     def target(self) -> str:
@@ -141,17 +143,12 @@ class AsyncClient:
             snapshot_only=snapshot_only,
         )
         follower = Follower(request, seconds(reconnect_timeout), reached=self._caller.reached)
-        while not follower.ended:
-            try:
-                async with contextlib.aclosing(self._caller.follow(follower)) as events:
-                    async for event in events:
-                        yield event
-            except RpcFailed as error:
-                if self._caller.closed:
-                    raise
-                await asyncio.sleep(follower.pause_after(error))
-            else:
-                return
+        async with contextlib.aclosing(self._caller.follow(follower)) as events:
+            async for event in events:
+                yield event
+        if follower.ended and (end := shown(request.run_id)):
+            # What a notebook shows of the run is complete before the cell that waits for it goes on.
+            await asyncio.to_thread(end.wait, SHOWN_TIMEOUT)
 
     async def output(self, run_id: str = "", *, format: str = "notebook", omit_input: bool = False) -> bytes:  # noqa: A002 - the contract's name
         """Read an artefact of a run into memory; arguments and errors are those of `Client.output`."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Unpack
 
 from ._callers import Caller
 from ._connection import DEFAULT_TIMEOUT, KILL_TIMEOUT, Connection
 from ._follow import RECONNECT_TIMEOUT, Follower
 from ._node import node_reader
+from ._notebook import SHOWN_TIMEOUT, attach, shown
 from ._pages import OutputFile, Pages, open_output
 from ._requests import Notebook, Seconds, StartOptions, kill_request, list_request, seconds, start_request
-from .errors import NotebookRunnerError, RpcFailed, RunFailed
+from .errors import NotebookRunnerError, RunFailed
 from .results import RunResult
 from .v1 import notebook_runner_pb2 as pb
 
@@ -66,6 +66,7 @@ class Client:
         )
         connection.metadata()  # so that a token that cannot be sent is told here
         self._caller = Caller(connection, seconds(timeout))
+        attach(connection)
 
     @property
     def target(self) -> str:
@@ -164,15 +165,10 @@ class Client:
             snapshot_only=snapshot_only,
         )
         follower = Follower(request, seconds(reconnect_timeout), reached=self._caller.reached)
-        while not follower.ended:
-            try:
-                yield from self._caller.follow(follower)
-            except RpcFailed as error:
-                if self._caller.closed:
-                    raise
-                time.sleep(follower.pause_after(error))
-            else:
-                return
+        yield from self._caller.follow(follower)
+        if follower.ended and (event := shown(request.run_id)):
+            # What a notebook shows of the run is complete before the cell that waits for it goes on.
+            event.wait(SHOWN_TIMEOUT)
 
     def output(self, run_id: str = "", *, format: str = "notebook", omit_input: bool = False) -> bytes:  # noqa: A002 - the contract's name
         """Read an artefact of a run into memory. While the run goes on, it holds the cells finished so far.
