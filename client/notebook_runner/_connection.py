@@ -40,7 +40,9 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"].full_name
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
-            "name": [{"service": _SERVICE, "method": name} for name in ("Start", "Output", "Kill", "List")],
+            "name": [
+                {"service": _SERVICE, "method": name} for name in ("Start", "Output", "Kill", "List", "Info")
+            ],
             "retryPolicy": {
                 "maxAttempts": 5,
                 "initialBackoff": "0.1s",

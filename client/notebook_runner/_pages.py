@@ -26,10 +26,11 @@ class Pages:
     Args:
         run_id: The run; empty for the newest.
         artefact_format: The artefact, by the contract's name of its format.
+        omit_input: Whether the code is left out.
     """
 
-    def __init__(self, run_id: str, artefact_format: str) -> None:
-        self.request = pb.OutputRequest(run_id=run_id, format=artefact_format)
+    def __init__(self, run_id: str, artefact_format: str, *, omit_input: bool = False) -> None:
+        self.request = pb.OutputRequest(run_id=run_id, format=artefact_format, omit_input=omit_input)
         self.complete = False
         self._sha256 = ""
         self._hash = hashlib.sha256()

@@ -47,6 +47,10 @@ class StartOptions(TypedDict, total=False):
     Attributes:
         server_path: Run the notebook at this path under the server's notebook root instead of one of
             the caller's own.
+        notebook_uri: Run the notebook that the server reads from this URI, of a scheme that its
+            operator allowed.
+        output_uri: Where the server writes the executed notebook at the end of the run: a URI of a
+            scheme that its operator allowed. Why it is not there says `Run.output_error`.
         parameters: Values for the notebook's parameters, by name: None, bool, int, float, str, and
             lists and dicts of these.
         kernel_name: The kernelspec to run with, instead of the one that the notebook names.
@@ -67,6 +71,8 @@ class StartOptions(TypedDict, total=False):
     """
 
     server_path: str
+    notebook_uri: str
+    output_uri: str
     parameters: Mapping[str, Any]
     kernel_name: str
     run_timeout: Seconds
@@ -88,7 +94,7 @@ def start_request(notebook: Notebook | None, options: StartOptions) -> pb.StartR
 
     Raises:
         TypeError: The notebook or a parameter is of a type that cannot be sent.
-        ValueError: Two notebooks are given, or a value is out of range.
+        ValueError: More than one notebook is given, or a value is out of range.
         OSError: The notebook's file cannot be read.
     """
     request = pb.StartRequest(
@@ -101,6 +107,7 @@ def start_request(notebook: Notebook | None, options: StartOptions) -> pb.StartR
         run_output_limit_bytes=options.get("run_output_limit", 0),
         process_limit=options.get("process_limit", 0),
         labels=options.get("labels"),
+        output_uri=options.get("output_uri", ""),
         run_timeout=duration(options.get("run_timeout")),
         cell_timeout=duration(options.get("cell_timeout")),
         output_timeout=duration(options.get("output_timeout")),
@@ -108,7 +115,7 @@ def start_request(notebook: Notebook | None, options: StartOptions) -> pb.StartR
     )
     if parameters := options.get("parameters"):
         request.parameters.CopyFrom(_struct(parameters))
-    _set_notebook(request, notebook, options.get("server_path"))
+    _set_notebook(request, notebook, options)
     return request
 
 
@@ -155,11 +162,14 @@ def duration(value: Seconds | None) -> Duration | None:
     return result
 
 
-def _set_notebook(request: pb.StartRequest, notebook: Notebook | None, server_path: str | None) -> None:
-    if server_path:
-        if notebook is not None:
-            raise ValueError("give a notebook or a server_path, not both")
-        request.notebook_path = server_path
+def _set_notebook(request: pb.StartRequest, notebook: Notebook | None, options: StartOptions) -> None:
+    path, uri = options.get("server_path"), options.get("notebook_uri")
+    if sum((notebook is not None, bool(path), bool(uri))) > 1:
+        raise ValueError("give one of notebook, server_path and notebook_uri, not more")
+    if path:
+        request.notebook_path = path
+    elif uri:
+        request.notebook_uri = uri
     elif notebook is not None:
         request.notebook_content = _content(notebook)
 

@@ -44,12 +44,19 @@ _BY_CODE: dict[grpc.StatusCode, type[RpcFailed]] = {
 }
 
 
-def to_error(error: grpc.RpcError) -> RpcFailed:
-    """Translate what gRPC raised, with all that the server said in the status's details."""
+def to_error(error: grpc.RpcError, late: str = "") -> RpcFailed:
+    """Translate what gRPC raised, with all that the server said in the status's details.
+
+    Args:
+        error: What gRPC raised.
+        late: What to say when a deadline passed; gRPC names neither server nor time.
+    """
     # Both of gRPC's Python stacks raise an object that is the error and the ended call at once.
     call = cast("grpc.Call", error)
     code, message = call.code(), call.details() or ""
     info, retry_after, violations = _details(call.trailing_metadata() or ())
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and not info.reason:
+        message = late or message
     kind = _BY_REASON.get(info.reason) or _BY_CODE.get(code, RpcFailed)
     return kind(message, code, info.reason, dict(info.metadata), retry_after, violations)
 

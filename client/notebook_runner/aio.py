@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Unpack
 
-import grpc
-import grpc.aio
-
+from ._callers import AsyncCaller
 from ._connection import DEFAULT_TIMEOUT, KILL_TIMEOUT, Connection
 from ._follow import RECONNECT_TIMEOUT, Follower
+from ._node import node_reader
+from ._notebook import SHOWN_TIMEOUT, attach, shown
 from ._pages import OutputFile, Pages, open_output
 from ._requests import Notebook, Seconds, StartOptions, kill_request, list_request, seconds, start_request
-from ._status import to_error
-from .errors import NotebookRunnerError, RpcFailed, RunFailed
+from .errors import NotebookRunnerError, RunFailed
 from .results import AsyncRunResult
 from .v1 import notebook_runner_pb2 as pb
-from .v1.notebook_runner_pb2_grpc import NotebookRunnerStub
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Iterable, Mapping
     from types import TracebackType
     from typing import Self
 
-    from .v1.notebook_runner_pb2_grpc import NotebookRunnerAsyncStub
+    from nbformat import NotebookNode
 
 __all__ = ["AsyncClient"]
-
-RequestT = TypeVar("RequestT")
-ResponseT = TypeVar("ResponseT")
 
 
 class AsyncClient:
@@ -68,23 +62,21 @@ class AsyncClient:
         tls_key: str | os.PathLike[str] | None = None,
         timeout: Seconds = DEFAULT_TIMEOUT,
     ) -> None:
-        self._connection = Connection.resolve(
+        connection = Connection.resolve(
             target, token=token, token_file=token_file, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key
         )
-        self._connection.metadata()  # so that a token that cannot be sent is told here
-        self._timeout = seconds(timeout)
-        self._reached = False
-        self._closed = False
+        connection.metadata()  # so that a token that cannot be sent is told here
+        self._caller = AsyncCaller(connection, seconds(timeout))
+        attach(connection)
 
     @property
     def target(self) -> str:
         """The server's address."""
-        return self._connection.target
+        return self._caller.connection.target
 
     async def close(self) -> None:
         """Close the connection. Calls that are under way end with `RpcFailed`; runs go on."""
-        self._closed = True
-        await self._channel.close()
+        await self._caller.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -97,7 +89,7 @@ class AsyncClient:
     async def start(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> pb.Run:
         """Start a run and answer it as admitted; arguments and errors are those of `Client.start`."""
         request = await asyncio.to_thread(start_request, notebook, options)
-        return (await self._call(self._stub.Start, request)).run
+        return (await self._caller.call(self._caller.stub.Start, request)).run
 
     async def run(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> AsyncRunResult:
         """Start a run, follow it to its end, and answer the result.
@@ -150,31 +142,39 @@ class AsyncClient:
             omit_cell_output=omit_cell_output,
             snapshot_only=snapshot_only,
         )
-        follower = Follower(request, seconds(reconnect_timeout), reached=self._reached)
-        while not follower.ended:
-            try:
-                async with contextlib.aclosing(self._read(follower)) as events:
-                    async for event in events:
-                        yield event
-            except RpcFailed as error:
-                if self._closed:
-                    raise
-                await asyncio.sleep(follower.pause_after(error))
-            else:
-                return
+        follower = Follower(request, seconds(reconnect_timeout), reached=self._caller.reached)
+        async with contextlib.aclosing(self._caller.follow(follower)) as events:
+            async for event in events:
+                yield event
+        if follower.ended and (end := shown(request.run_id)):
+            # What a notebook shows of the run is complete before the cell that waits for it goes on.
+            await asyncio.to_thread(end.wait, SHOWN_TIMEOUT)
 
-    async def output(self, run_id: str = "", *, format: str = "notebook") -> bytes:  # noqa: A002 - the contract's name
+    async def output(self, run_id: str = "", *, format: str = "notebook", omit_input: bool = False) -> bytes:  # noqa: A002 - the contract's name
         """Read an artefact of a run into memory; arguments and errors are those of `Client.output`."""
-        return b"".join([content async for content in self._pages(run_id, format)])
+        pages = self._pages(run_id, format, omit_input=omit_input)
+        return b"".join([content async for content in pages])
 
-    async def save_output(self, file: OutputFile, run_id: str = "", *, format: str = "notebook") -> None:  # noqa: A002 - as above
+    async def save_output(
+        self,
+        file: OutputFile,
+        run_id: str = "",
+        *,
+        format: str = "notebook",  # noqa: A002 - the contract's name
+        omit_input: bool = False,
+    ) -> None:
         """Write an artefact of a run to a file, page by page, beside the event loop.
 
         Arguments and errors are those of `Client.save_output`.
         """
         with open_output(file) as stream:
-            async for content in self._pages(run_id, format):
+            async for content in self._pages(run_id, format, omit_input=omit_input):
                 await asyncio.to_thread(stream.write, content)
+
+    async def notebook(self, run_id: str = "") -> NotebookNode:
+        """Read the executed notebook as nbformat's object; errors are those of `Client.notebook`."""
+        read = node_reader()
+        return await asyncio.to_thread(read, await self.output(run_id))
 
     async def kill(self, run_id: str = "", *, grace_period: Seconds = 0) -> pb.KillResponse:
         """End a run, and come back when every process of it is gone. A run that has ended stays as it is.
@@ -188,8 +188,8 @@ class AsyncClient:
             RunNotFound: There is no such run.
         """
         request = kill_request(run_id or await self._newest(), grace_period)
-        timeout = max(self._timeout, KILL_TIMEOUT) + seconds(grace_period)
-        return await self._call(self._stub.Kill, request, timeout)
+        timeout = max(self._caller.timeout, KILL_TIMEOUT) + seconds(grace_period)
+        return await self._caller.call(self._caller.stub.Kill, request, timeout)
 
     async def list(
         self,
@@ -201,66 +201,25 @@ class AsyncClient:
         """Iterate over runs, newest first; arguments and errors are those of `Client.list`."""
         request = list_request(states, labels, page_size)
         while True:
-            response = await self._call(self._stub.List, request)
+            response = await self._caller.call(self._caller.stub.List, request)
             for run in response.runs:
                 yield run
             if not response.next_page_token:
                 return
             request.page_token = response.next_page_token
 
-    @cached_property
-    def _channel(self) -> grpc.aio.Channel:
-        # A channel belongs to the loop that runs when it is made, so it waits for the first call.
-        return self._connection.aio_channel()
-
-    @cached_property
-    def _stub(self) -> NotebookRunnerAsyncStub:
-        # The generated stub serves both of gRPC's stacks; only its types are two.
-        return cast("NotebookRunnerAsyncStub", NotebookRunnerStub(self._channel))
+    async def info(self) -> pb.InfoResponse:
+        """Ask what the server is, what it has (kernels, formats, URI schemes), and how busy it is."""
+        return await self._caller.call(self._caller.stub.Info, pb.InfoRequest())
 
     async def _newest(self) -> str:
         # A later connection, page or attempt must not meet another run that has become the newest one.
-        response = await self._call(self._stub.List, pb.ListRequest(page_size=1))
+        response = await self._caller.call(self._caller.stub.List, pb.ListRequest(page_size=1))
         return response.runs[0].run_id if response.runs else ""
 
-    async def _read(self, follower: Follower) -> AsyncGenerator[pb.ProgressResponse, None]:
-        call = self._stub.Progress(follower.request, metadata=self._connection.metadata())
-        try:
-            with self._errors_translated():
-                async for event in call:
-                    self._reached = True
-                    if follower.accept(event):
-                        yield event
-        finally:
-            call.cancel()
-
-    async def _pages(self, run_id: str, artefact_format: str) -> AsyncGenerator[bytes, None]:
-        pages = Pages(run_id, artefact_format)
+    async def _pages(
+        self, run_id: str, artefact_format: str, *, omit_input: bool
+    ) -> AsyncGenerator[bytes, None]:
+        pages = Pages(run_id, artefact_format, omit_input=omit_input)
         while not pages.complete:
-            yield pages.accept(await self._call(self._stub.Output, pages.request))
-
-    async def _call(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT],
-        request: RequestT,
-        deadline: float | None = None,
-    ) -> ResponseT:
-        with self._errors_translated():
-            response = await method(
-                request, timeout=deadline or self._timeout, metadata=self._connection.metadata()
-            )
-        self._reached = True
-        return response
-
-    @contextlib.contextmanager
-    def _errors_translated(self) -> Iterator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise to_error(error) from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._closed or task is None or task.cancelling():
-                raise
-            # Nobody cancelled the caller: gRPC tells of a closed channel in this way.
-            raise RpcFailed("the client was closed", grpc.StatusCode.CANCELLED) from None
+            yield pages.accept(await self._caller.call(self._caller.stub.Output, pages.request))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, TypeVar, Unpack
+from typing import TYPE_CHECKING, Unpack
 
-import grpc
-
+from ._callers import Caller
 from ._connection import DEFAULT_TIMEOUT, KILL_TIMEOUT, Connection
 from ._follow import RECONNECT_TIMEOUT, Follower
+from ._node import node_reader
+from ._notebook import SHOWN_TIMEOUT, attach, shown
 from ._pages import OutputFile, Pages, open_output
 from ._requests import Notebook, Seconds, StartOptions, kill_request, list_request, seconds, start_request
-from ._status import to_error
-from .errors import NotebookRunnerError, RpcFailed, RunFailed
+from .errors import NotebookRunnerError, RunFailed
 from .results import RunResult
 from .v1 import notebook_runner_pb2 as pb
-from .v1.notebook_runner_pb2_grpc import NotebookRunnerStub
 
 if TYPE_CHECKING:
     import os
@@ -23,10 +21,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Client"]
+    from nbformat import NotebookNode
 
-RequestT = TypeVar("RequestT")
-ResponseT = TypeVar("ResponseT")
+__all__ = ["Client"]
 
 
 class Client:
@@ -64,25 +61,21 @@ class Client:
         tls_key: str | os.PathLike[str] | None = None,
         timeout: Seconds = DEFAULT_TIMEOUT,
     ) -> None:
-        self._connection = Connection.resolve(
+        connection = Connection.resolve(
             target, token=token, token_file=token_file, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key
         )
-        self._connection.metadata()  # so that a token that cannot be sent is told here
-        self._timeout = seconds(timeout)
-        self._channel = self._connection.channel()
-        self._stub = NotebookRunnerStub(self._channel)
-        self._reached = False
-        self._closed = False
+        connection.metadata()  # so that a token that cannot be sent is told here
+        self._caller = Caller(connection, seconds(timeout))
+        attach(connection)
 
     @property
     def target(self) -> str:
         """The server's address."""
-        return self._connection.target
+        return self._caller.connection.target
 
     def close(self) -> None:
         """Close the connection. Calls that are under way end with `RpcFailed`; runs go on."""
-        self._closed = True
-        self._channel.close()
+        self._caller.close()
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +90,7 @@ class Client:
 
         Args:
             notebook: The notebook: the path of a local file, bytes, a dict or a NotebookNode. With
-                neither this nor `server_path` the server runs its default notebook.
+                none here, no `server_path` and no `notebook_uri` the server runs its default notebook.
             **options: See `StartOptions`.
 
         Raises:
@@ -107,7 +100,7 @@ class Client:
             ValueError: A value is out of range.
             OSError: The notebook's file cannot be read.
         """
-        return self._call(self._stub.Start, start_request(notebook, options)).run
+        return self._caller.call(self._caller.stub.Start, start_request(notebook, options)).run
 
     def run(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> RunResult:
         """Start a run, follow it to its end, and answer the result.
@@ -171,32 +164,36 @@ class Client:
             omit_cell_output=omit_cell_output,
             snapshot_only=snapshot_only,
         )
-        follower = Follower(request, seconds(reconnect_timeout), reached=self._reached)
-        while not follower.ended:
-            try:
-                yield from self._read(follower)
-            except RpcFailed as error:
-                if self._closed:
-                    raise
-                time.sleep(follower.pause_after(error))
-            else:
-                return
+        follower = Follower(request, seconds(reconnect_timeout), reached=self._caller.reached)
+        yield from self._caller.follow(follower)
+        if follower.ended and (event := shown(request.run_id)):
+            # What a notebook shows of the run is complete before the cell that waits for it goes on.
+            event.wait(SHOWN_TIMEOUT)
 
-    def output(self, run_id: str = "", *, format: str = "notebook") -> bytes:  # noqa: A002 - the contract's name
+    def output(self, run_id: str = "", *, format: str = "notebook", omit_input: bool = False) -> bytes:  # noqa: A002 - the contract's name
         """Read an artefact of a run into memory. While the run goes on, it holds the cells finished so far.
 
         Args:
             run_id: The run; empty for the newest.
             format: `notebook`, `html`, `markdown`, `script`, `files` (a zip of the run folder), `error`
                 (a plain-text report of how the run ended), or another one that the operator allowed.
+            omit_input: Leave out the code, for readers of the results. Not with `notebook`, `files`
+                and `error`.
 
         Raises:
             RunNotFound: There is no such run.
-            InvalidRequest: The server has no such format.
+            InvalidRequest: The server has no such format, or not without the code.
         """
-        return b"".join(self._pages(run_id, format))
+        return b"".join(self._pages(run_id, format, omit_input=omit_input))
 
-    def save_output(self, file: OutputFile, run_id: str = "", *, format: str = "notebook") -> None:  # noqa: A002
+    def save_output(
+        self,
+        file: OutputFile,
+        run_id: str = "",
+        *,
+        format: str = "notebook",  # noqa: A002 - the contract's name
+        omit_input: bool = False,
+    ) -> None:
         """Write an artefact of a run to a file, page by page: it need not fit into memory.
 
         Args:
@@ -204,15 +201,29 @@ class Client:
                 open for writing.
             run_id: The run; empty for the newest.
             format: As for `output`.
+            omit_input: As for `output`.
 
         Raises:
             RunNotFound: There is no such run.
-            InvalidRequest: The server has no such format.
+            InvalidRequest: The server has no such format, or not without the code.
             OSError: The file cannot be written.
         """
         with open_output(file) as stream:
-            for content in self._pages(run_id, format):
+            for content in self._pages(run_id, format, omit_input=omit_input):
                 stream.write(content)
+
+    def notebook(self, run_id: str = "") -> NotebookNode:
+        """Read the executed notebook as nbformat's object, of the format that it was sent in.
+
+        Args:
+            run_id: The run; empty for the newest.
+
+        Raises:
+            ModuleNotFoundError: The package nbformat is not installed.
+            RunNotFound: There is no such run.
+        """
+        read = node_reader()
+        return read(self.output(run_id))
 
     def kill(self, run_id: str = "", *, grace_period: Seconds = 0) -> pb.KillResponse:
         """End a run, and come back when every process of it is gone. A run that has ended stays as it is.
@@ -226,8 +237,8 @@ class Client:
             RunNotFound: There is no such run.
         """
         request = kill_request(run_id or self._newest(), grace_period)
-        timeout = max(self._timeout, KILL_TIMEOUT) + seconds(grace_period)
-        return self._call(self._stub.Kill, request, timeout)
+        timeout = max(self._caller.timeout, KILL_TIMEOUT) + seconds(grace_period)
+        return self._caller.call(self._caller.stub.Kill, request, timeout)
 
     def list(
         self,
@@ -248,43 +259,22 @@ class Client:
         """
         request = list_request(states, labels, page_size)
         while True:
-            response = self._call(self._stub.List, request)
+            response = self._caller.call(self._caller.stub.List, request)
             yield from response.runs
             if not response.next_page_token:
                 return
             request.page_token = response.next_page_token
 
+    def info(self) -> pb.InfoResponse:
+        """Ask what the server is, what it has (kernels, formats, URI schemes), and how busy it is."""
+        return self._caller.call(self._caller.stub.Info, pb.InfoRequest())
+
     def _newest(self) -> str:
         # A later connection, page or attempt must not meet another run that has become the newest one.
-        response = self._call(self._stub.List, pb.ListRequest(page_size=1))
+        response = self._caller.call(self._caller.stub.List, pb.ListRequest(page_size=1))
         return response.runs[0].run_id if response.runs else ""
 
-    def _read(self, follower: Follower) -> Iterator[pb.ProgressResponse]:
-        call = self._stub.Progress(follower.request, metadata=self._connection.metadata())
-        try:
-            for event in call:
-                self._reached = True
-                if follower.accept(event):
-                    yield event
-        except grpc.RpcError as error:
-            raise to_error(error) from error
-        finally:
-            call.cancel()
-
-    def _pages(self, run_id: str, artefact_format: str) -> Iterator[bytes]:
-        pages = Pages(run_id, artefact_format)
+    def _pages(self, run_id: str, artefact_format: str, *, omit_input: bool) -> Iterator[bytes]:
+        pages = Pages(run_id, artefact_format, omit_input=omit_input)
         while not pages.complete:
-            yield pages.accept(self._call(self._stub.Output, pages.request))
-
-    def _call(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
-        request: RequestT,
-        timeout: float | None = None,
-    ) -> ResponseT:
-        try:
-            response = method(request, timeout=timeout or self._timeout, metadata=self._connection.metadata())
-        except grpc.RpcError as error:
-            raise to_error(error) from error
-        self._reached = True
-        return response
+            yield pages.accept(self._caller.call(self._caller.stub.Output, pages.request))

@@ -132,14 +132,34 @@ def test_list_asks_for_all_pages(double: Double, collect: Collect) -> None:
     assert double.asked[0].labels == double.asked[1].labels == {"a": "b"}
 
 
-@pytest.mark.parametrize("method", ["start", "progress", "output", "kill", "list", "wait"])
+@BOTH
+def test_info_is_asked_again(double: Double, collect: Collect) -> None:
+    """A server on its way up is asked again what it is."""
+    told = pb.InfoResponse(version="1.2.3", kernels=[pb.KernelInfo(name="ir")])
+    double.answers("Info", grpc.StatusCode.UNAVAILABLE)
+    double.answers("Info", told)
+    assert collect("info") == [told]
+
+
+@BOTH
+def test_output_without_input_on_every_page(double: Double, collect: Collect) -> None:
+    """Each page is asked for without the code."""
+    double.answers("Output", pb.OutputResponse(content=b"a", next_offset=1, total_bytes=2))
+    double.answers("Output", pb.OutputResponse(content=b"b", next_offset=2, total_bytes=2))
+    assert collect("output", "r", format="html", omit_input=True) == [b"ab"]
+    assert [(request.format, request.omit_input) for request in double.asked] == [("html", True)] * 2
+
+
+@pytest.mark.parametrize(
+    "method", ["start", "progress", "output", "notebook", "kill", "list", "wait", "info"]
+)
 @BOTH
 def test_no_bare_grpc_error_reaches_the_caller(double: Double, collect: Collect, method: str) -> None:
     """Whatever the call, a refusal comes as the client's own exception."""
-    name = "Progress" if method == "wait" else method.title()
+    name = {"wait": "Progress", "notebook": "Output"}.get(method, method.title())
     double.answers(name, grpc.StatusCode.PERMISSION_DENIED)
     with pytest.raises(AccessDenied):
-        collect(method, *(() if method in {"start", "list"} else ("r",)))
+        collect(method, *(() if method in {"start", "list", "info"} else ("r",)))
 
 
 @BOTH

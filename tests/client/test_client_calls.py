@@ -34,6 +34,7 @@ def test_run_answers_a_result(client: Client, tmp_path: Path) -> None:
     result.save_output(tmp_path / "out.ipynb")
     assert (tmp_path / "out.ipynb").read_bytes() == content
     assert b"hello" in result.output(format="html")
+    assert result.notebook() == parsed(content)
 
 
 def test_run_with_parameters_from_a_file(client: Client, tmp_path: Path) -> None:
@@ -141,6 +142,7 @@ def test_async_client_does_the_same(server: Server, tmp_path: Path) -> None:
         async with AsyncClient(server.target) as client:
             result = await client.run(HELLO, labels={"test": "async"})
             assert printed(parsed(await result.output()), 0) == "hello\n"
+            assert printed(await result.notebook(), 0) == "hello\n"
             await result.save_output(tmp_path / "out.ipynb")
             found = [run.run_id async for run in client.list(labels={"test": "async"})]
             assert found == [result.run.run_id]

@@ -1,13 +1,16 @@
 """Readers that have enough: cancelled tasks, closed clients; and the token that goes with every call."""
 
 import asyncio
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.scripted import ENDED, RUNNING, WAIT_SECONDS, Double, changed
 
-from notebook_runner import AsyncClient, Client, RpcFailed
+from notebook_runner import AsyncClient, Client, RpcFailed, Unavailable
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 
@@ -65,6 +68,84 @@ def test_closed_client_does_not_reconnect(double: Double) -> None:
         client.close()
         with pytest.raises(RpcFailed, match=r"(?i)closed"):
             next(events)
+
+
+@pytest.mark.parametrize("method", ["start", "progress", "output", "kill", "list", "wait", "info"])
+def test_closed_clients_say_so(double: Double, method: str) -> None:
+    """Every call of a client that was closed raises RpcFailed, and closing it again does nothing."""
+
+    async def scenario() -> None:
+        async with AsyncClient(double.target) as client:
+            pass
+        await client.close()
+        answer = getattr(client, method)()
+        await (anext(answer) if hasattr(answer, "__anext__") else answer)
+
+    with Client(double.target) as client:
+        pass
+    client.close()
+    with pytest.raises(RpcFailed, match="closed"):
+        list(getattr(client, method)())
+    with pytest.raises(RpcFailed, match="closed"):
+        asyncio.run(scenario())
+    assert not double.asked
+
+
+def test_client_of_another_loop(double: Double) -> None:
+    """An AsyncClient that is used in a second event loop says what is wrong."""
+    double.answers("Info", pb.InfoResponse())
+    client = AsyncClient(double.target)
+
+    async def ask() -> None:
+        await client.info()
+
+    with asyncio.Runner() as first:
+        first.run(ask())
+        with pytest.raises(RuntimeError, match="belongs to the event loop of its first call"):
+            asyncio.run(ask())
+        first.run(client.close())
+
+
+def test_late_answer_names_server_and_time(double: Double) -> None:
+    """A deadline that has passed is Unavailable, and says how long it was and for whom."""
+    over = threading.Event()
+
+    def wait() -> pb.InfoResponse:
+        over.wait(WAIT_SECONDS)
+        return pb.InfoResponse()
+
+    double.answers("Info", wait)
+    double.answers("Info", wait)
+
+    async def scenario() -> None:
+        async with AsyncClient(double.target, timeout=0.1) as client:
+            await client.info()
+
+    with Client(double.target, timeout=0.1) as client:
+        with pytest.raises(Unavailable, match=rf"no answer from {double.target} within 0\.1 s"):
+            client.info()
+        with pytest.raises(Unavailable, match=r"within 0\.1 s"):
+            asyncio.run(scenario())
+    over.set()
+
+
+def test_interrupt_stays_an_interrupt(double: Double) -> None:
+    """Ctrl-C in the middle of a call and of a stream is KeyboardInterrupt, and the call is over."""
+    over = threading.Event()
+
+    def press() -> pb.ProgressResponse:
+        os.kill(os.getpid(), signal.SIGINT)
+        over.wait(WAIT_SECONDS)
+        return changed(2, ENDED)
+
+    double.answers("Info", press)
+    double.answers("Progress", changed(1, RUNNING), press)
+    with Client(double.target) as client:
+        with pytest.raises(KeyboardInterrupt):
+            client.info()
+        with pytest.raises(KeyboardInterrupt):
+            list(client.progress("r"))
+    over.set()
 
 
 @pytest.mark.parametrize("give", [{"token": "secret"}, {"token_file": None}])

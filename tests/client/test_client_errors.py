@@ -66,6 +66,7 @@ def translated(
     ("code", "reason", "kind"),
     [
         ("INVALID_ARGUMENT", "UNKNOWN_PARAMETER", errors.InvalidRequest),
+        ("INVALID_ARGUMENT", "URI_NOT_ALLOWED", errors.InvalidRequest),
         ("NOT_FOUND", "RUN_NOT_FOUND", errors.RunNotFound),
         ("NOT_FOUND", "NOTEBOOK_NOT_FOUND", errors.InvalidRequest),
         ("ALREADY_EXISTS", "REQUEST_ID_REUSED", errors.InvalidRequest),
@@ -77,6 +78,7 @@ def translated(
         ("UNAUTHENTICATED", "MISSING_TOKEN", errors.AccessDenied),
         ("PERMISSION_DENIED", "BAD_TOKEN", errors.AccessDenied),
         ("UNAVAILABLE", "SHUTTING_DOWN", errors.Unavailable),
+        ("UNAVAILABLE", "NOTEBOOK_UNREACHABLE", errors.Unavailable),
         ("DEADLINE_EXCEEDED", "", errors.Unavailable),
         ("INTERNAL", "INTERNAL_ERROR", errors.RpcFailed),
     ],

@@ -58,10 +58,25 @@ def test_no_notebook_is_the_servers_default() -> None:
     assert start().WhichOneof("notebook") is None
 
 
-def test_two_notebooks_are_one_too_many() -> None:
-    """A notebook and a server path contradict each other."""
-    with pytest.raises(ValueError, match="not both"):
-        start(NOTEBOOK, server_path="a.ipynb")
+def test_notebook_by_uri() -> None:
+    """URIs are sent as they are: what they mean is the server's to say."""
+    request = start(notebook_uri="s3://a/b.ipynb", output_uri="s3://a/c.ipynb")
+    assert request.WhichOneof("notebook") == "notebook_uri"
+    assert (request.notebook_uri, request.output_uri) == ("s3://a/b.ipynb", "s3://a/c.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("notebook", "options"),
+    [
+        (NOTEBOOK, {"server_path": "a.ipynb"}),
+        (NOTEBOOK, {"notebook_uri": "s3://a/b.ipynb"}),
+        (None, {"notebook_uri": "s3://a/b.ipynb", "server_path": "a.ipynb"}),
+    ],
+)
+def test_two_notebooks_are_one_too_many(notebook: Any, options: dict[str, str]) -> None:
+    """A notebook, a server path and a URI contradict each other."""
+    with pytest.raises(ValueError, match="one of notebook, server_path and notebook_uri"):
+        start(notebook, **options)
 
 
 def test_missing_file_says_where_else_it_may_be(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from notebook_runner._connection import DEFAULT_TARGET, Connection
 from notebook_runner._requests import start_request
 
 FOREIGN = {"click", "rich", "nbformat", "nbclient", "nbconvert", "jupyter_client", "notebook_runner_server"}
-METHODS = {"start", "run", "wait", "progress", "output", "save_output", "kill", "list", "close", "target"}
+METHODS = {"start", "run", "wait", "progress", "output", "save_output", "notebook", "kill", "list", "info"}
+METHODS |= {"close", "target"}
 
 
 def imported_by(statement: str) -> set[str]:

@@ -99,3 +99,7 @@ class Double(NotebookRunnerServicer):
     def List(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Answers as scripted."""
         return next(self._next("List", request, context))
+
+    def Info(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Answers as scripted."""
+        return next(self._next("Info", request, context))

@@ -1,0 +1,224 @@
+"""How calls are made: the channel, each call's deadline and credentials, and errors of the client's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import grpc
+import grpc.aio
+
+from ._status import to_error
+from .errors import RpcFailed
+from .v1.notebook_runner_pb2_grpc import NotebookRunnerStub
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator
+
+    from ._connection import Connection
+    from ._follow import Follower
+    from .v1 import notebook_runner_pb2 as pb
+    from .v1.notebook_runner_pb2_grpc import NotebookRunnerAsyncStub
+
+__all__ = ["AsyncCaller", "Caller"]
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+
+
+class Caller:
+    """Makes calls that block, over one channel.
+
+    Args:
+        connection: Where the server is and how to be let in.
+        timeout: How long one call may take, with its retries, in seconds.
+    """
+
+    def __init__(self, connection: Connection, timeout: float) -> None:
+        self.connection = connection
+        self.timeout = timeout
+        self.reached = False
+        self.closed = False
+        self._channel = connection.channel()
+        self.stub = NotebookRunnerStub(self._channel)
+
+    def close(self) -> None:
+        """Close the channel, which ends the calls that are under way."""
+        self.closed = True
+        self._channel.close()
+
+    def call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        timeout: float | None = None,
+    ) -> ResponseT:
+        """Make one call and answer its response.
+
+        Raises:
+            RpcFailed: There is none.
+        """
+        metadata, timeout = self.connection.metadata(), timeout or self.timeout
+        with self._errors_translated(timeout):
+            response = method(request, timeout=timeout, metadata=metadata)
+        self.reached = True
+        return response
+
+    def follow(self, follower: Follower) -> Iterator[pb.ProgressResponse]:
+        """Read Progress to its end, over as many streams as it takes, and give each event once.
+
+        Raises:
+            RpcFailed: The follower sees no sense in another stream.
+        """
+        while not follower.ended:
+            try:
+                yield from self._read(follower)
+            except RpcFailed as error:
+                if self.closed:
+                    raise
+                time.sleep(follower.pause_after(error))
+            else:
+                return
+
+    def _read(self, follower: Follower) -> Iterator[pb.ProgressResponse]:
+        metadata = self.connection.metadata()
+        with self._errors_translated():
+            call = self.stub.Progress(follower.request, metadata=metadata)
+            try:
+                for event in call:
+                    self.reached = True
+                    if follower.accept(event):
+                        yield event
+            finally:
+                call.cancel()
+
+    @contextlib.contextmanager
+    def _errors_translated(self, timeout: float = math.inf) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise to_error(error, late=_late(self.connection.target, timeout)) from error
+        except ValueError:
+            if not self.closed:
+                raise
+            # gRPC tells of a closed channel in this way.
+            raise _closed() from None
+
+
+class AsyncCaller:
+    """Makes calls that are awaited, over one channel of the event loop that the first call runs in.
+
+    Args:
+        connection: Where the server is and how to be let in.
+        timeout: How long one call may take, with its retries, in seconds.
+    """
+
+    def __init__(self, connection: Connection, timeout: float) -> None:
+        self.connection = connection
+        self.timeout = timeout
+        self.reached = False
+        self.closed = False
+        self._channel: grpc.aio.Channel | None = None
+
+    @property
+    def stub(self) -> NotebookRunnerAsyncStub:
+        """The methods of the server.
+
+        Raises:
+            RpcFailed: The channel was closed.
+            RuntimeError: The channel belongs to another event loop.
+        """
+        if self.closed:
+            raise _closed()
+        loop = asyncio.get_running_loop()
+        if self._channel is None:
+            # A channel belongs to the loop that runs when it is made, so it waits for the first call.
+            self._channel, self._loop = self.connection.aio_channel(), loop
+            # The generated stub serves both of gRPC's stacks; only its types are two.
+            self._stub = cast("NotebookRunnerAsyncStub", NotebookRunnerStub(self._channel))
+        if loop is not self._loop:
+            raise RuntimeError(
+                "an AsyncClient belongs to the event loop of its first call: make one for each"
+            )
+        return self._stub
+
+    async def close(self) -> None:
+        """Close the channel, which ends the calls that are under way."""
+        self.closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        deadline: float | None = None,
+    ) -> ResponseT:
+        """Make one call and answer its response.
+
+        Raises:
+            RpcFailed: There is none.
+        """
+        metadata, deadline = self.connection.metadata(), deadline or self.timeout
+        with self._errors_translated(deadline):
+            response = await method(request, timeout=deadline, metadata=metadata)
+        self.reached = True
+        return response
+
+    async def follow(self, follower: Follower) -> AsyncGenerator[pb.ProgressResponse, None]:
+        """Read Progress to its end, over as many streams as it takes, and give each event once.
+
+        Raises:
+            RpcFailed: The follower sees no sense in another stream.
+        """
+        while not follower.ended:
+            try:
+                async with contextlib.aclosing(self._read(follower)) as events:
+                    async for event in events:
+                        yield event
+            except RpcFailed as error:
+                if self.closed:
+                    raise
+                await asyncio.sleep(follower.pause_after(error))
+            else:
+                return
+
+    async def _read(self, follower: Follower) -> AsyncGenerator[pb.ProgressResponse, None]:
+        metadata = self.connection.metadata()
+        with self._errors_translated():
+            call = self.stub.Progress(follower.request, metadata=metadata)
+            try:
+                async for event in call:
+                    self.reached = True
+                    if follower.accept(event):
+                        yield event
+            finally:
+                call.cancel()
+
+    @contextlib.contextmanager
+    def _errors_translated(self, timeout: float = math.inf) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise to_error(error, late=_late(self.connection.target, timeout)) from error
+        except grpc.aio.UsageError:
+            if not self.closed:
+                raise
+            raise _closed() from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self.closed or task is None or task.cancelling():
+                raise
+            # Nobody cancelled the caller: gRPC tells of a closed channel in this way.
+            raise _closed() from None
+
+
+def _closed() -> RpcFailed:
+    return RpcFailed("the client was closed", grpc.StatusCode.CANCELLED)
+
+
+def _late(target: str, timeout: float) -> str:
+    return f"no answer from {target} within {timeout:g} s"

@@ -1,0 +1,159 @@
+"""What a run looks like in a notebook, without I/O: a bar with the current cell, the result at the end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING
+
+from ._states import cause_name, is_terminal, state_name
+from .v1 import notebook_runner_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+__all__ = ["Panel"]
+
+# A traceback of a deep recursion is long; what counts is at its end.
+TRACEBACK_CHARACTERS = 20_000
+
+_GREEN, _BLUE, _RED, _ORANGE = "#2e7d32", "#1976d2", "#c62828", "#ef6c00"
+_COLOURS = {
+    pb.RUN_STATE_SUCCEEDED: _GREEN,
+    pb.RUN_STATE_FAILED: _RED,
+    pb.RUN_STATE_CRASHED: _RED,
+    pb.RUN_STATE_TIMED_OUT: _ORANGE,
+    pb.RUN_STATE_KILLED: _ORANGE,
+    pb.RUN_STATE_INTERRUPTED: _ORANGE,
+}
+
+
+@dataclass
+class Panel:
+    """What is known of one run, and how it is shown. All that is the notebook's own is escaped.
+
+    Attributes:
+        run: The run as it was told last.
+        sequence: The last event that is in here.
+        first_line: The first line of the cell that is executed; empty when there is none.
+        result: The HTML of the executed notebook; empty when it is not there (yet).
+        note: What else there is to say.
+    """
+
+    run: pb.Run
+    sequence: int = 0
+    first_line: str = ""
+    result: str = ""
+    note: str = ""
+    _cell: int | None = None
+    _completed: int = field(init=False)
+    _total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._completed, self._total = self.run.cells_completed, self.run.cells_total
+        self._cell = self.run.current_cell if self.run.HasField("current_cell") else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended."""
+        return is_terminal(self.run.state)
+
+    def accept(self, event: pb.ProgressResponse) -> None:
+        """Take the next event of the run."""
+        self.sequence = event.sequence
+        self._completed, self._total = event.cells_completed, event.cells_total or self._total
+        if event.HasField("run_changed"):
+            self.run = event.run_changed
+        elif event.HasField("cell_started"):
+            self._cell, self.first_line = event.cell_started.cell_index, event.cell_started.first_line
+        elif event.HasField("cell_finished"):
+            self._cell, self.first_line = None, ""
+
+    def elapsed(self) -> float:
+        """Give the seconds that the run has taken so far, or took."""
+        if not self.run.HasField("start_time"):
+            return 0.0
+        end = _seconds(self.run.end_time) if self.run.HasField("end_time") else time.time()
+        return max(0.0, end - _seconds(self.run.start_time))
+
+    def line(self) -> str:
+        """Give the panel as one line of text."""
+        parts = [
+            f"run {self.run.run_id} {state_name(self.run.state)}",
+            self._place(),
+            self._clock(),
+            self._why(),
+        ]
+        return ", ".join(part for part in parts if part)
+
+    def bundle(self) -> dict[str, str]:
+        """Give the panel in the forms that a frontend chooses from, by MIME type."""
+        return {"text/plain": self.line(), "text/html": self.html()}
+
+    def html(self) -> str:
+        """Give the panel as a piece of HTML without scripts and style sheets."""
+        pieces = [self._heading(), self._bar(), self._failure(), self._note(), self._result()]
+        return f'<div style="max-width:60em;font-family:sans-serif">{"".join(pieces)}</div>'
+
+    def _place(self) -> str:
+        if self.run.state == pb.RUN_STATE_QUEUED and self.run.HasField("queue_position"):
+            return f"{self.run.queue_position} to start before it"
+        # People count from 1.
+        return f"{self._completed} of {self._total} cells" if self._total else ""
+
+    def _clock(self) -> str:
+        minutes, seconds = divmod(int(self.elapsed()), 60)
+        hours, minutes = divmod(minutes, 60)
+        shown = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+        return shown if self.run.HasField("start_time") else ""
+
+    def _why(self) -> str:
+        if not self.run.HasField("failure"):
+            return ""
+        failure = self.run.failure
+        if failure.exception_name:
+            why = f"{failure.exception_name}: {failure.exception_message}".partition("\n")[0]
+        else:
+            why = failure.message or cause_name(failure.cause)
+        return f"cell {failure.cell_index + 1}: {why}" if failure.HasField("cell_index") else why
+
+    def _heading(self) -> str:
+        name = self.run.notebook_path or self.run.notebook_uri or f"run {self.run.run_id}"
+        facts = [part for part in (self._place(), self._clock()) if part]
+        colour = _COLOURS.get(self.run.state, _BLUE)
+        state = f'<b style="color:{colour}">{escape(state_name(self.run.state))}</b>'
+        cell = ""
+        if self._cell is not None and not self.ended:
+            cell = f"<div>cell {self._cell + 1}: <code>{escape(self.first_line)}</code></div>"
+        return f"<div>{escape(name)} {state} {escape(' · '.join(facts))}</div>{cell}"
+
+    def _bar(self) -> str:
+        share = 100 * self._completed // self._total if self._total else 0
+        about = f'role="progressbar" aria-label="cells" aria-valuenow="{share}"'
+        track = "height:.6em;margin:.4em 0;border-radius:.3em;background:rgba(128,128,128,.3);overflow:hidden"
+        fill = f"height:100%;width:{share}%;background:{_COLOURS.get(self.run.state, _BLUE)}"
+        return f'<div {about} style="{track}"><div style="{fill}"></div></div>'
+
+    def _failure(self) -> str:
+        if not self.ended or not self._why():
+            return ""
+        trace = self.run.failure.traceback[-TRACEBACK_CHARACTERS:]
+        style = "overflow:auto;max-height:24em;font-size:.85em"
+        more = f'<pre style="{style}">{escape(trace)}</pre>' if trace else ""
+        return f"<div>{escape(self._why())}</div>{more}"
+
+    def _note(self) -> str:
+        return f"<div><i>{escape(self.note)}</i></div>" if self.note else ""
+
+    def _result(self) -> str:
+        if not self.result:
+            return ""
+        style = "width:100%;height:30em;border:1px solid rgba(128,128,128,.4);resize:vertical"
+        # An empty sandbox: no scripts, no forms, no way to the page around it.
+        frame = f'<iframe sandbox="" srcdoc="{escape(self.result)}" style="{style}"></iframe>'
+        return f"<details open><summary>result</summary>{frame}</details>"
+
+
+def _seconds(time_of: Timestamp) -> float:
+    return time_of.seconds + time_of.nanos / 1e9

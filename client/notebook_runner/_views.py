@@ -1,0 +1,183 @@
+"""Runs that show themselves in a notebook, live, beside what its cells do."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from ._callers import Caller
+from ._connection import DEFAULT_TIMEOUT
+from ._follow import RECONNECT_TIMEOUT, Follower
+from ._pages import Pages
+from ._panel import Panel
+from .errors import NotebookRunnerError
+from .results import AsyncRunResult, RunResult
+from .v1 import notebook_runner_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ._connection import Connection
+
+    Shown = pb.Run | RunResult | AsyncRunResult
+
+__all__ = ["Views"]
+
+# What is shown changes at most so often, in seconds.
+SHORTEST_PAUSE = 0.25
+# The clock goes on without events, by a share of the time that it shows: each change is a message that the
+# notebook's own server may have to keep.
+SHORTEST_TICK, LONGEST_TICK, TICK_SHARE = 1.0, 15.0, 0.05
+MAX_RESULT_BYTES = 2 * 1024 * 1024
+
+# What a view says instead of ending with it: there is nobody who could catch it.
+_TOLD = (NotebookRunnerError, OSError, ValueError)
+
+
+class Views:
+    """Shows the runs of one IPython shell: in a kernel as views that live, elsewhere as lines of text.
+
+    Args:
+        shell: IPython's InteractiveShell.
+    """
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+        self._connections: list[Connection] = []
+        self._live: dict[str, _View] = {}
+        formatter = shell.display_formatter
+        for kind in (pb.Run, RunResult, AsyncRunResult):
+            formatter.formatters["text/plain"].for_type(kind, _print)
+            # A terminal cannot take back what it has shown.
+            if shell.has_trait("kernel"):
+                formatter.ipython_display_formatter.for_type(kind, self._show)
+
+    def add(self, connection: Connection) -> None:
+        """Look for runs by this connection first."""
+        self._connections = [connection, *(other for other in self._connections if other != connection)]
+
+    def shown(self, run_id: str) -> threading.Event | None:
+        """Give what is set when the live view of a run has shown its end; None: it has none."""
+        view = self._live.get(run_id)
+        return view.over if view else None
+
+    def _show(self, shown: Shown) -> None:
+        run = _run(shown)
+        view = self._live.get(run.run_id)
+        if view is not None:
+            # The same in two places: they change together.
+            view.publish(update=False)
+            return
+        view = _View(self.shell.display_pub, run)
+        view.look(self._connections)
+        view.publish(update=False)
+        if view.lives:
+            self._live[run.run_id] = view
+            view.start(lambda: self._live.pop(run.run_id, None))
+
+
+class _View:
+    """One run on the screen."""
+
+    def __init__(self, publisher: Any, run: pb.Run) -> None:
+        self.over = threading.Event()
+        self._publisher = publisher
+        self._display_id = uuid.uuid4().hex
+        self._panel = Panel(run)
+        self._caller: Caller | None = None
+        self._changed = threading.Event()
+        self._followed = threading.Event()
+
+    @property
+    def lives(self) -> bool:
+        """Whether there is more to come."""
+        return self._caller is not None and not self._panel.ended
+
+    def publish(self, *, update: bool) -> None:
+        """Show what is known now."""
+        self._publisher.publish(
+            self._panel.bundle(), {}, transient={"display_id": self._display_id}, update=update
+        )
+
+    def look(self, connections: Iterable[Connection]) -> None:
+        """Find the server that knows the run, and take in what it knows; all of it when the run has ended."""
+        for connection in connections:
+            caller = Caller(connection, DEFAULT_TIMEOUT)
+            try:
+                self._read(caller, patience=0.0, snapshot_only=True)
+            except _TOLD as error:
+                self._panel.note = str(error)
+                caller.close()
+            else:
+                self._caller, self._panel.note = caller, ""
+                break
+        if self._caller and self._panel.ended:
+            self._finish(self._caller)
+
+    def start(self, over: Callable[[], object]) -> None:
+        """Go on until the run has ended, in threads of the view's own; then call `over`."""
+        threading.Thread(target=self._follow, daemon=True, name="notebook-runner-follow").start()
+        threading.Thread(target=self._refresh, args=[over], daemon=True, name="notebook-runner-show").start()
+
+    def _follow(self) -> None:
+        assert self._caller  # noqa: S101 - for the type checker: it lives
+        try:
+            self._read(self._caller, patience=RECONNECT_TIMEOUT)
+        except _TOLD as error:
+            self._panel.note = str(error)
+        self._finish(self._caller)
+        self._followed.set()
+        self._changed.set()
+
+    def _refresh(self, over: Callable[[], object]) -> None:
+        try:
+            while not self._followed.is_set():
+                tick = min(max(SHORTEST_TICK, TICK_SHARE * self._panel.elapsed()), LONGEST_TICK)
+                self._changed.wait(tick)
+                self._changed.clear()
+                self.publish(update=True)
+                self._followed.wait(SHORTEST_PAUSE)
+            self.publish(update=True)
+        finally:
+            over()
+            self.over.set()
+
+    def _read(self, caller: Caller, *, patience: float, snapshot_only: bool = False) -> None:
+        request = pb.ProgressRequest(
+            run_id=self._panel.run.run_id,
+            after_sequence=self._panel.sequence,
+            omit_cell_output=True,
+            snapshot_only=snapshot_only,
+        )
+        for event in caller.follow(Follower(request, patience, reached=caller.reached)):
+            self._panel.accept(event)
+            self._changed.set()
+
+    def _finish(self, caller: Caller) -> None:
+        try:
+            if self._panel.ended:
+                self._take_result(caller)
+        except _TOLD as error:
+            self._panel.note = f"the result cannot be shown: {error}"
+        finally:
+            caller.close()
+
+    def _take_result(self, caller: Caller) -> None:
+        pages, content = Pages(self._panel.run.run_id, "html"), b""
+        while not pages.complete:
+            page = caller.call(caller.stub.Output, pages.request)
+            if page.total_bytes > MAX_RESULT_BYTES:
+                size = f"{page.total_bytes / 1e6:.0f} MB"
+                self._panel.note = f"the result is too large to be shown here ({size}): see save_output"
+                return
+            content += pages.accept(page)
+        self._panel.result = content.decode()
+
+
+def _run(shown: Shown) -> pb.Run:
+    return shown if isinstance(shown, pb.Run) else shown.run
+
+
+def _print(shown: Shown, printer: Any, cycle: bool) -> None:  # noqa: ARG001 - IPython's signature
+    printer.text(Panel(_run(shown)).line())

@@ -1,0 +1,334 @@
+"""Runs that show themselves in a notebook."""
+
+import asyncio
+import contextlib
+import html
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from nbformat import NotebookNode
+from support.gate import Gate
+from support.notebooks import notebook, written
+from support.scripted import ENDED, FAILED, RUNNING, Double, changed
+from support.server import Server
+from traitlets import Any as AnyTrait
+from traitlets.config import Config
+
+from notebook_runner import AsyncClient, AsyncRunResult, Client, RunResult, _notebook, _views
+from notebook_runner._panel import Panel
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+PAGE = "<h1>page</h1><script>alert('\"')</script>"
+SECONDS = 30.0
+
+
+class KernelShell(InteractiveShell):
+    """IPython as it is in a kernel, without one."""
+
+    kernel = AnyTrait()
+
+
+class Screen:
+    """Keeps what was shown, each view by its id, as a frontend does."""
+
+    def __init__(self) -> None:
+        self.views: dict[str, str] = {}
+        self.places = 0
+        self.changes = 0
+        self._changed = threading.Condition()
+
+    def publish(self, data: dict[str, str], *_: object, transient: dict[str, str], update: bool) -> None:
+        """Takes what IPython would send to the frontend."""
+        with self._changed:
+            assert not update or transient["display_id"] in self.views
+            self.views[transient["display_id"]] = data["text/html"]
+            self.places += not update
+            self.changes += update
+            self._changed.notify_all()
+
+    @property
+    def last(self) -> str:
+        """What the only view shows now."""
+        (view,) = self.views.values()
+        return view
+
+    def until(self, text: str) -> None:
+        """Waits until the only view shows a text."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: text in self.last, SECONDS), self.last
+
+
+@contextlib.contextmanager
+def inside(kind: type[InteractiveShell], folder: Path) -> Iterator[InteractiveShell]:
+    """Code in here believes itself to be in a shell of IPython's, which keeps nothing."""
+    config = Config(HistoryManager={"enabled": False})
+    yield kind.instance(config=config, ipython_dir=str(folder))
+    kind.clear_instance()
+    _notebook._views = None
+
+
+@pytest.fixture
+def screen() -> Screen:
+    """What the frontend shows."""
+    return Screen()
+
+
+@pytest.fixture
+def shell(tmp_path: Path, screen: Screen) -> Iterator[InteractiveShell]:
+    """The shell of a kernel, with that frontend."""
+    with inside(KernelShell, tmp_path) as running:
+        running.display_pub = screen  # type: ignore[assignment] # does what a kernel's does
+        yield running
+
+
+def formatted(shell: InteractiveShell, thing: object) -> dict[str, str]:
+    """What is left to show when something is the last line of a cell."""
+    assert shell.display_formatter
+    data, _ = shell.display_formatter.format(thing)
+    return dict(data)
+
+
+def show(shell: InteractiveShell, thing: object) -> None:
+    """Displays something that shows itself."""
+    assert formatted(shell, thing) == {}
+
+
+def page(content: str = PAGE) -> pb.OutputResponse:
+    """An artefact of one page."""
+    data = content.encode()
+    return pb.OutputResponse(content=data, next_offset=len(data), total_bytes=len(data))
+
+
+def cell(sequence: int, first_line: str = "x = 1") -> pb.ProgressResponse:
+    """The event of a cell that begins."""
+    started = pb.CellStarted(cell_index=1, first_line=first_line)
+    return pb.ProgressResponse(sequence=sequence, cells_completed=1, cells_total=4, cell_started=started)
+
+
+def test_ended_run_shows_its_end_at_once(shell: InteractiveShell, screen: Screen, double: Double) -> None:
+    """A run that has ended is one output: the full bar, and the result in a frame without rights."""
+    double.answers("Progress", changed(1, ENDED))
+    double.answers("Output", page())
+    with Client(double.target):
+        show(shell, RUNNING)
+    assert "succeeded" in screen.last
+    assert f'sandbox="" srcdoc="{html.escape(PAGE)}"' in screen.last
+    assert "<script" not in screen.last
+    assert double.asked[0].snapshot_only
+    assert (screen.places, screen.changes) == (1, 0)
+
+
+async def wait_awaited(target: str, screen: Screen) -> str:
+    """What is shown when a wait of the client of asyncio is over."""
+    async with AsyncClient(target) as client:
+        await client.wait("r")
+        return screen.last
+
+
+def wait_blocking(target: str, screen: Screen) -> str:
+    """What is shown when a wait of the client that blocks is over."""
+    with Client(target) as client:
+        client.wait("r")
+        return screen.last
+
+
+@pytest.mark.parametrize("wait", [wait_blocking, lambda *args: asyncio.run(wait_awaited(*args))])
+def test_live_run_changes_until_its_end(
+    shell: InteractiveShell, screen: Screen, double: Double, wait: Callable[[str, Screen], str]
+) -> None:
+    """The bar shows the current cell as it begins; whoever waited for the run finds its result shown."""
+    ending, waiting, never = threading.Event(), threading.Event(), threading.Event()
+
+    def end() -> pb.ProgressResponse:
+        waiting.set()
+        return changed(3, ENDED)
+
+    def late() -> pb.OutputResponse:
+        # Time enough to come back for a wait that does not wait for this.
+        waiting.wait(SECONDS)
+        never.wait(0.2)
+        return page()
+
+    double.answers("Progress", changed(1, RUNNING))
+    double.answers("Progress", cell(2, "tick()"), lambda: ending.wait(SECONDS) and changed(3, ENDED))
+    double.answers("Progress", end)
+    double.answers("Output", late)
+    with Client(double.target):
+        show(shell, RUNNING)
+    screen.until("cell 2: <code>tick()</code>")
+    assert "1 of 4 cells" in screen.last
+    assert "width:25%" in screen.last
+    ending.set()
+    assert "srcdoc" in wait(double.target, screen)
+    assert screen.places == 1
+
+
+def test_many_events_are_few_changes(shell: InteractiveShell, screen: Screen, double: Double) -> None:
+    """A run of thousands of quick cells does not flood the notebook with messages."""
+    double.answers("Progress", changed(1, RUNNING))
+    double.answers("Progress", *(cell(sequence) for sequence in range(2, 3000)), changed(3000, ENDED))
+    double.answers("Output", page())
+    with Client(double.target):
+        show(shell, RUNNING)
+    screen.until("srcdoc")
+    assert screen.changes < 100
+
+
+def test_one_run_in_two_places(shell: InteractiveShell, screen: Screen, double: Double) -> None:
+    """A run that is shown twice is followed once, and both outputs change together."""
+    ending = threading.Event()
+    double.answers("Progress", changed(1, RUNNING))
+    double.answers("Progress", lambda: ending.wait(SECONDS) and changed(2, ENDED))
+    double.answers("Output", page())
+    with Client(double.target):
+        show(shell, RUNNING)
+        show(shell, RUNNING)
+    ending.set()
+    screen.until("srcdoc")
+    assert screen.places == 2
+    assert len(double.asked) == 3
+
+
+@pytest.mark.parametrize("kind", [RunResult, AsyncRunResult])
+def test_result_shows_its_run(
+    shell: InteractiveShell, screen: Screen, double: Double, kind: Callable[..., object]
+) -> None:
+    """What `run` answers shows the result, with either client."""
+    double.answers("Progress", changed(1, ENDED))
+    double.answers("Output", page())
+    with Client(double.target) as client:
+        show(shell, kind(ENDED, client))
+    assert "srcdoc" in screen.last
+
+
+def test_run_of_another_server(shell: InteractiveShell, screen: Screen, double: Double) -> None:
+    """A run is found also when the newest client is another server's, which may be gone."""
+    other = Double()
+    double.answers("Progress", changed(1, ENDED))
+    double.answers("Output", page())
+    with Client(double.target), Client(other.target):
+        other.stop()
+        show(shell, RUNNING)
+    assert "srcdoc" in screen.last
+    assert "UNAVAILABLE" not in screen.last
+
+
+def test_run_that_nobody_knows(shell: InteractiveShell, screen: Screen, double: Double) -> None:
+    """A run whose server does not know it any more shows what the run itself says, and why no more."""
+    double.answers("Progress", grpc.StatusCode.NOT_FOUND)
+    with Client(double.target):
+        show(shell, RUNNING)
+    assert "running" in screen.last
+    assert "scripted" in screen.last
+    assert screen.changes == 0
+
+
+def test_lost_connection_is_said(
+    shell: InteractiveShell, screen: Screen, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that does not come back ends the view, with the reason in it."""
+    monkeypatch.setattr(_views, "RECONNECT_TIMEOUT", 0.0)
+    double.answers("Progress", changed(1, RUNNING))
+    double.answers("Progress", grpc.StatusCode.UNAVAILABLE)
+    with Client(double.target) as client:
+        show(shell, RUNNING)
+        screen.until("scripted")
+        double.answers("Progress", changed(2, ENDED))
+        client.wait("r")
+
+
+@pytest.mark.parametrize(
+    ("answer", "note"),
+    [
+        (grpc.StatusCode.FAILED_PRECONDITION, "the result cannot be shown: FAILED_PRECONDITION: scripted"),
+        (
+            pb.OutputResponse(content=b"x", next_offset=1, total_bytes=9_000_000),
+            "too large to be shown here (9 MB)",
+        ),
+    ],
+)
+def test_result_that_cannot_be_shown(
+    shell: InteractiveShell, screen: Screen, double: Double, answer: object, note: str
+) -> None:
+    """Without its result a run still shows how it ended, and why there is no more."""
+    double.answers("Progress", changed(1, ENDED))
+    double.answers("Output", answer)
+    with Client(double.target):
+        show(shell, ENDED)
+    assert "succeeded" in screen.last
+    assert note in screen.last
+    assert "iframe" not in screen.last
+
+
+def test_terminal_has_one_line(double: Double, tmp_path: Path) -> None:
+    """IPython outside of a kernel prints a run as one line, and asks no server."""
+    with inside(InteractiveShell, tmp_path) as shell, Client(double.target):
+        assert formatted(shell, FAILED) == {"text/plain": "run r failed, no"}
+    assert not double.asked
+
+
+def test_everything_of_the_notebook_is_escaped() -> None:
+    """No text of the run becomes markup."""
+    evil = "<script>alert(1)</script>\"'"
+    failure = pb.Failure(
+        message=evil, exception_name=evil, exception_message=evil, traceback=evil, cell_index=0
+    )
+    run = pb.Run(run_id=evil, notebook_path=evil, state=pb.RUN_STATE_FAILED, failure=failure)
+    going = Panel(pb.Run(run_id=evil, notebook_uri=evil, state=pb.RUN_STATE_RUNNING))
+    going.accept(cell(2, evil))
+    ended = Panel(run, note=evil, result=evil)
+    for panel in (going, ended, Panel(pb.Run(run_id=evil))):
+        assert "<script" not in panel.html()
+        assert "&lt;script&gt;" in panel.html()
+
+
+def test_panel_counts_as_people_do() -> None:
+    """Cells count from one, the clock is the run's own, and a queued run has its place."""
+    queued = pb.Run(run_id="r", state=pb.RUN_STATE_QUEUED, queue_position=2)
+    assert Panel(queued).line() == "run r queued, 2 to start before it"
+    ended = pb.Run(run_id="r", state=pb.RUN_STATE_FAILED, cells_completed=2, cells_total=5)
+    ended.failure.MergeFrom(
+        pb.Failure(cell_index=2, exception_name="KeyError", exception_message="'a'\nmore")
+    )
+    ended.start_time.FromSeconds(1000)
+    ended.end_time.FromSeconds(1000 + 3661)
+    assert Panel(ended).line() == "run r failed, 2 of 5 cells, 1:01:01, cell 3: KeyError: 'a'"
+
+
+# The cells of a notebook that starts notebooks.
+OUTER = (
+    "from notebook_runner import AsyncClient, Client; client = Client(TARGET)",
+    "run = client.start(INNER)\ndisplay(run)\n_ = client.wait(run.run_id)",
+    "held = client.start(HELD)\nheld",
+    "other = AsyncClient(TARGET); open(GATE, 'wb').write(b'.')\n_ = await other.wait(held.run_id)",
+    "client.run(INNER)",
+    "left = client.start(HELD)\nleft",
+)
+
+
+def shown_by(node: NotebookNode, cell: int) -> list[str]:
+    """The HTML of the outputs of a cell."""
+    return [output.data["text/html"] for output in node.cells[cell].outputs if "data" in output]
+
+
+def test_notebook_that_starts_notebooks(make_server: Callable[..., Server], gate: Gate) -> None:
+    """In a kernel of the service, the executed notebook has the end of every run that it waited for."""
+    server = make_server("--workers", "2")
+    inner, held = written(notebook("print('within')")), written(notebook(gate.source, "print('held')"))
+    names = f"TARGET, GATE, INNER, HELD = {server.target!r}, {str(gate.path)!r}, {inner!r}, {held!r}"
+    with Client(server.target) as client:
+        result = client.run(notebook(names, *OUTER))
+        executed = result.notebook()
+        client.kill(next(client.list(states=["running"])).run_id)
+    for cell in (2, 3, 5):
+        (shown,) = shown_by(executed, cell)
+        assert "succeeded" in shown
+        assert "srcdoc" in shown
+    assert "within" in html.unescape(shown_by(executed, 2)[0])
+    # Nobody waited for this one: what it shows is what was known then.
+    (left,) = shown_by(executed, 6)
+    assert "succeeded" not in left
