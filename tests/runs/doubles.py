@@ -24,6 +24,7 @@ from notebook_runner_server.execution.interface import (
     Job,
     KernelReady,
     PartChunk,
+    Spares,
     StreamOutput,
 )
 from notebook_runner_server.execution.notebook import encode_cell
@@ -89,6 +90,7 @@ class Double:
     def __init__(self, capacity: int = 1, *, obedient: bool = True) -> None:
         self.capacity = capacity
         self.kernels: Mapping[str, str] = {"python3": "python"}
+        self.spares: Mapping[str, Spares] = {}
         self.is_open = False
         self.handles: list[Handle] = []
         self._obedient = obedient

@@ -22,6 +22,7 @@ from notebook_runner_server.execution.interface import (
     StreamOutput,
 )
 from notebook_runner_server.runs.errors import InvalidFieldError
+from notebook_runner_server.runs.info import RunnerInfo
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
 
 MAX_PARAMETERS = 1024 * 1024
@@ -129,6 +130,28 @@ def run_message(run: Run) -> pb.Run:
     )
     _fill_struct(message.parameters, run.parameters)
     return message
+
+
+def info_message(info: RunnerInfo) -> pb.InfoResponse:
+    """Return what a server is and has as the contract has it, as far as the runner knows."""
+    return pb.InfoResponse(
+        kernels=[
+            pb.KernelInfo(
+                name=kernel.name,
+                language=kernel.language,
+                is_default=kernel.is_default,
+                warm_ready=kernel.spares.ready,
+                warm_wanted=kernel.spares.wanted,
+            )
+            for kernel in info.kernels
+        ],
+        workers=info.workers,
+        runs_active=info.active,
+        runs_queued=info.queued,
+        queue_size=info.queue_size,
+        default_notebook=info.default_notebook,
+        has_notebook_root=info.has_notebook_root,
+    )
 
 
 def run_state(state: RunState) -> pb.RunState.ValueType:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from notebook_runner import __version__
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
 from notebook_runner_server.api import convert
@@ -141,6 +142,13 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             answer.runs.append(message)
             last = position
         answer.next_page_token = _token(request, more) if more else ""
+        return answer
+
+    async def Info(self, request: pb.InfoRequest, context: Any) -> pb.InfoResponse:  # noqa: ARG002, N802 - grpc's
+        """Tell what this server is and has."""
+        answer = convert.info_message(self._runner.info())
+        answer.version = __version__
+        answer.formats[:] = self._outputs.formats
         return answer
 
 

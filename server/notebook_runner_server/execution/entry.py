@@ -35,6 +35,13 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelsReady:
+    """How many kernels a worker has ready for its next runs, by kernelspec; sent whenever that changes."""
+
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The order to end a run. `grace_period` in seconds; zero: now."""
 

@@ -199,6 +199,19 @@ CellEvent = CellStarted | CellOutput | CellFinished
 ExecutionEvent = KernelReady | CellEvent | PartChunk | Ended
 
 
+@dataclass(frozen=True, slots=True)
+class Spares:
+    """Kernels of one kernelspec that are kept for the next runs, over all workers.
+
+    Attributes:
+        ready: How many a run could have at once.
+        wanted: How many there are to be.
+    """
+
+    ready: int
+    wanted: int
+
+
 class RunHandle(Protocol):
     """A run on a backend."""
 
@@ -224,6 +237,10 @@ class Backend(Protocol):
     @property
     def kernels(self) -> Mapping[str, str]:
         """The kernelspecs it has, by name, and the language of each."""
+
+    @property
+    def spares(self) -> Mapping[str, Spares]:
+        """The kernels that are kept for the next runs, by kernelspec; one that is not here has none."""
 
     async def start(self) -> None:
         """Make it ready to execute runs."""

@@ -20,6 +20,7 @@ from notebook_runner_server.execution.interface import (
     ExecutionEvent,
     Failure,
     Job,
+    Spares,
 )
 from notebook_runner_server.execution.options import WarmKernels, WorkerOptions
 from notebook_runner_server.execution.processes import KILL_DEADLINE, become_subreaper
@@ -144,6 +145,17 @@ class ProcessPoolBackend:
     def kernels(self) -> Mapping[str, str]:
         """The kernelspecs that the newest worker found, by name, and the language of each."""
         return self._kernels
+
+    @property
+    def spares(self) -> Mapping[str, Spares]:
+        """The kernels that the workers keep for their next runs, by kernelspec."""
+        return {
+            name: Spares(
+                ready=sum(worker.kernels_ready.get(name, 0) for worker in self._workers),
+                wanted=count * self.capacity,
+            )
+            for name, count in self._warm.counts.items()
+        }
 
     async def start(self) -> None:
         """Start the workers.

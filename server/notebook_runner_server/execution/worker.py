@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
 # Imported before the first job, so that no run waits for it.
 from notebook_runner_server.execution import host as hosts
-from notebook_runner_server.execution.entry import Hello, Notice, Stop
+from notebook_runner_server.execution.entry import Hello, KernelsReady, Notice, Stop
 from notebook_runner_server.execution.interface import CellFinished, Job, PartChunk
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
@@ -50,7 +51,7 @@ class _Worker:
         self._options = options
         self._sending = threading.RLock()
         self._held: list[object] = []
-        self.reserve = Reserve(options.warm, options.folder, self._notice)
+        self.reserve = Reserve(options.warm, options.folder, self._notice, self._counted)
         self._lock = threading.RLock()
         self._run_id = ""
         self._host: hosts.RunHost | None = None
@@ -91,6 +92,10 @@ class _Worker:
         # Without a server there is nobody to be told.
         with contextlib.suppress(OSError):
             self._send(Notice(level, event, fields))
+
+    def _counted(self, counts: Mapping[str, int]) -> None:
+        with contextlib.suppress(OSError):
+            self._send(KernelsReady(counts))
 
     def _made(self, host: hosts.RunHost) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ import select
 import shutil
 import signal
 import socket
+from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -45,6 +46,7 @@ class WorkerProcess:
         link: The connection, after `start`.
         hello: What the process has said of itself.
         broken: It is not to be given another job.
+        kernels_ready: How many kernels it has ready for its next runs, by kernelspec.
     """
 
     def __init__(self, options: WorkerOptions) -> None:
@@ -61,6 +63,7 @@ class WorkerProcess:
         self.link: Link | None = None
         self.hello = entry.Hello(0, {})
         self.broken = False
+        self.kernels_ready: Mapping[str, int] = {}
 
     async def start(self) -> None:
         """Start the process and wait until it can take a job.
@@ -77,9 +80,13 @@ class WorkerProcess:
         self._process = next(one for one in multiprocessing.active_children() if one.pid == self.hello.pid)
 
     def _noticed(self, message: object) -> bool:
-        if not isinstance(message, entry.Notice):
-            return False
-        _log.log(message.level, message.event, extra=dict(message.fields))
+        match message:
+            case entry.Notice():
+                _log.log(message.level, message.event, extra=dict(message.fields))
+            case entry.KernelsReady():
+                self.kernels_ready = message.counts
+            case _:
+                return False
         return True
 
     def submit(self, job: Job) -> Future[None]:

@@ -119,6 +119,21 @@ class Admission:
         self._prepare = prepare
         self._one_at_a_time = asyncio.Lock()
 
+    @property
+    def default_kernel(self) -> str:
+        """The kernelspec for notebooks that name none."""
+        return self._defaults.kernel_name
+
+    @property
+    def default_notebook(self) -> str:
+        """The notebook that a silent request means, as a path under the root; empty: there is none."""
+        return self._defaults.notebook
+
+    @property
+    def has_root(self) -> bool:
+        """Whether notebooks can be named by a path."""
+        return self._root.exists
+
     async def admit(self, spec: StartSpec, kernels: Mapping[str, str]) -> Admitted:
         """Return the run that a request asks for.
 

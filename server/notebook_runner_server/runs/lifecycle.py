@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from notebook_runner_server.execution.interface import Backend, Cause, Failure
+from notebook_runner_server.execution.interface import Backend, Cause, Failure, Spares
 from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.admission import Admission, Admitted, fingerprint
 from notebook_runner_server.runs.clock import Clock
@@ -18,6 +18,7 @@ from notebook_runner_server.runs.errors import (
     RunNotFoundError,
     ShuttingDownError,
 )
+from notebook_runner_server.runs.info import KernelInfo, RunnerInfo
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
 from notebook_runner_server.runs.readers import Readers
@@ -91,6 +92,28 @@ class Runner:
         self._steps.add(task)
         task.add_done_callback(self._steps.discard)
         return await asyncio.shield(task)
+
+    def info(self) -> RunnerInfo:
+        """Return what there is to run notebooks with, and how busy it is."""
+        kernels, spares = self._backend.kernels, self._backend.spares
+        waiting = self._dispatcher.waiting
+        return RunnerInfo(
+            kernels=[
+                KernelInfo(
+                    name,
+                    kernels[name],
+                    spares.get(name, Spares(0, 0)),
+                    name == self._admission.default_kernel,
+                )
+                for name in sorted(kernels)
+            ],
+            workers=self._backend.capacity,
+            active=len(self._dispatcher.going_on()) - waiting,
+            queued=waiting,
+            queue_size=self._queue_size,
+            default_notebook=self._admission.default_notebook,
+            has_notebook_root=self._admission.has_root,
+        )
 
     async def find(self, run_id: str) -> Run:
         """Return a run, or the newest one for an empty id.

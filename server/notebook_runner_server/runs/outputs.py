@@ -144,8 +144,13 @@ class Outputs:
     def _is_read(self, path: Path) -> bool:
         return time.monotonic() - self._reading.get(path, -PAGE_SECONDS) < PAGE_SECONDS
 
+    @property
+    def formats(self) -> list[str]:
+        """What can be asked for."""
+        return [NOTEBOOK, *sorted(self._exporter.formats), FILES, ERROR]
+
     def _check(self, to: str, offset: int, max_bytes: int, as_of: int) -> None:
-        known = [NOTEBOOK, *sorted(self._exporter.formats), FILES, ERROR]
+        known = self.formats
         if to not in known:
             message = f"There is no format {to[:100]!r} here; there is: {', '.join(known)}."
             raise UnknownFormatError(message, field="format", known=", ".join(known))

@@ -28,6 +28,11 @@ class NotebookRoot:
         self._root = None if root is None else root.resolve()
         self._max_bytes = max_bytes
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is one."""
+        return self._root is not None
+
     def read(self, path: str) -> tuple[bytes, str]:
         """Return a notebook's bytes, and the folder that it is in.
 

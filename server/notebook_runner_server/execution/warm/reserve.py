@@ -10,6 +10,7 @@ import os
 import select
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -43,13 +44,22 @@ class Reserve:
         wanted: How many of which.
         folder: Where their folders are made.
         tell: Takes what the operator may want to know: logging's level, an event, and its fields.
+        counted: Takes how many are ready, by kernelspec, whenever that changes.
     """
 
-    def __init__(self, wanted: WarmKernels, folder: Path, tell: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        wanted: WarmKernels,
+        folder: Path,
+        tell: Callable[..., None],
+        counted: Callable[[Mapping[str, int]], None],
+    ) -> None:
         self._wanted = wanted
         self._counts: Mapping[str, int] = {}
         self._folder = folder
         self._tell = tell
+        self._counted = counted
+        self._told: Mapping[str, int] = {}
         self._changed = threading.Condition()
         self._kernels: list[Kept] = []
         self._stocks: dict[str, Stock] = {}
@@ -91,7 +101,7 @@ class Reserve:
             found = [kept for kept in self._kernels if kept.kernel.name == stock.name]
             if not found:
                 return None
-            kept = next((one for one in found if one.ready), found[0])
+            kept = next((one for one in found if one.is_ready), found[0])
             self._kernels.remove(kept)
             self._hold = time.monotonic() + HOLD_SECONDS
             if stock.template is not None and self._hold > self._not_before:
@@ -118,12 +128,22 @@ class Reserve:
         with self._changed:
             self._changed.wait_for(lambda: name not in self._coming, TAKE_SECONDS)
 
+    def _count(self) -> None:
+        """Tell how many are ready, if that is not what was told last."""
+        with self._changed:
+            counts = Counter(kept.kernel.name for kept in self._kernels if kept.is_ready)
+        if counts != self._told:
+            self._told = counts
+            self._counted(counts)
+
     def _keep(self) -> None:
         while True:
             try:
+                self._count()
                 rest = self._rest()
                 if rest <= 0:
                     self._refill()
+                    self._count()
                 self._watch(rest)
             except Exception as error:  # noqa: BLE001 - whatever it is, runs start kernels of their own
                 self._failed(f"{type(error).__name__}: {error}")
@@ -205,7 +225,7 @@ class Reserve:
                 yield stock.pidfd, partial(self._lost, stock)
         for kept in self._kernels:
             yield kept.pidfd, partial(self._bury, kept)
-            if not kept.ready and kept.kernel.control is not None:
+            if not kept.is_ready and kept.kernel.control is not None:
                 yield kept.kernel.control.fileno(), partial(self._got_ready, kept)
 
     def _lost(self, stock: Stock) -> None:
@@ -218,7 +238,7 @@ class Reserve:
                 return
         # A run that takes it meanwhile is not disturbed.
         kept.kernel.rehearse()
-        kept.ready = True
+        kept.is_ready = True
         stock = self._stocks[kept.kernel.name]
         # How soon there is one is worth a line; the later ones are not.
         level, stock.told = logging.DEBUG if stock.told else logging.INFO, True

@@ -20,12 +20,16 @@ from notebook_runner_server.execution.warm.forking import (
 
 
 class Kept:
-    """A kernel in the reserve."""
+    """A kernel in the reserve.
+
+    Attributes:
+        is_ready: A run can have it at once; of one that was not forked nobody knows, so it counts as ready.
+    """
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.pidfd = os.pidfd_open(kernel.pid)
-        self.ready = False
+        self.is_ready = kernel.control is None
 
     def forget(self) -> None:
         """Keep it no more."""

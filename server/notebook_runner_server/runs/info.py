@@ -1,0 +1,41 @@
+"""What a server has to run notebooks with, and how busy it is, as frozen data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from notebook_runner_server.execution.interface import Spares
+
+
+@dataclass(frozen=True, slots=True)
+class KernelInfo:
+    """A kernelspec: its name and language, what is kept of it, and whether it is the default."""
+
+    name: str
+    language: str
+    spares: Spares
+    is_default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerInfo:
+    """What there is to run notebooks with.
+
+    Attributes:
+        kernels: The kernelspecs, by name.
+        workers: How many runs are executed at once.
+        active: How many are, now.
+        queued: How many wait, now.
+        queue_size: How many may wait.
+        default_notebook: What a Start that names no notebook runs; empty: there is none.
+        has_notebook_root: Whether notebooks can be named by a path.
+    """
+
+    kernels: Sequence[KernelInfo]
+    workers: int
+    active: int
+    queued: int
+    queue_size: int
+    default_notebook: str
+    has_notebook_root: bool
