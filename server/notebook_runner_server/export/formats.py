@@ -2,7 +2,7 @@
 
 ::
 
-    python -m notebook_runner_server.export.formats FORMAT NOTEBOOK TARGET
+    python -m notebook_runner_server.export.formats FORMAT NOTEBOOK TARGET [--no-input]
 
 It writes TARGET, and prints `{"media_type": …}` or `{"error": …}`.
 """
@@ -19,20 +19,20 @@ from typing import Any
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def convert(to: str, notebook: Path, target: Path) -> str:
+def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) -> str:
     """Write a notebook in a format of nbconvert's, and return its media type.
 
     Args:
         to: The name of an exporter.
         notebook: The notebook's file.
         target: The file to write.
+        omit_input: Leave out what the code cells say, and all prompts.
 
     Raises:
         Exception: Whatever nbconvert raises.
     """
     import nbformat  # noqa: PLC0415 - as below
-    from nbconvert.exporters import get_exporter  # noqa: PLC0415 - half a second, and only here
-    from traitlets.config import Config  # noqa: PLC0415 - as above
+    from traitlets.config import Config  # noqa: PLC0415 - half a second, and only here
 
     config = Config()
     # Who looks at a result runs none of the notebook's scripts.
@@ -42,7 +42,10 @@ def convert(to: str, notebook: Path, target: Path) -> str:
     config.ExtractAttachmentsPreprocessor.enabled = False
     # Markdown alone has no way of its own to carry what was pasted.
     config.MarkdownExporter.preprocessors = [_with_attachments]
-    exporter = get_exporter(to)(config=config)
+    config.TemplateExporter.exclude_input = omit_input
+    config.TemplateExporter.exclude_input_prompt = omit_input
+    config.TemplateExporter.exclude_output_prompt = omit_input
+    exporter = _exporter(to)(config=config)
     with notebook.open(encoding="utf-8", errors="surrogatepass") as file:
         node = nbformat.read(file, as_version=4)
     content, _ = exporter.from_notebook_node(node, resources={"metadata": {"name": "notebook"}})
@@ -52,6 +55,20 @@ def convert(to: str, notebook: Path, target: Path) -> str:
     # The exporter "script" leaves it to the notebook's language.
     language = node.metadata.get("language_info", {})
     return exporter.output_mimetype or language.get("mimetype") or "text/plain"
+
+
+def _exporter(to: str) -> Any:
+    """Return nbconvert's exporter of a format, or ours in its place."""
+    from nbconvert.exporters import get_exporter  # noqa: PLC0415 - as above
+
+    from notebook_runner_server.export import pages, printed  # noqa: PLC0415 - as above
+
+    own = {
+        "html": pages.PageExporter,
+        "slides": pages.SafeSlidesExporter,
+        "pdf": printed.PrintedExporter,
+    }
+    return own.get(to) or get_exporter(to)
 
 
 def _with_attachments(node: Any, resources: Any) -> tuple[Any, Any]:
@@ -65,11 +82,11 @@ def _with_attachments(node: Any, resources: Any) -> tuple[Any, Any]:
 
 def main(arguments: list[str]) -> int:
     """Convert as the command line says, and print what came of it."""
-    to, notebook, target = arguments
+    to, notebook, target, *options = arguments
     # Whoever asked for the export is this process's parent; without it nobody wants the result.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        answer = {"media_type": convert(to, Path(notebook), Path(target))}
+        answer = {"media_type": convert(to, Path(notebook), Path(target), omit_input=bool(options))}
     except Exception as error:  # noqa: BLE001 - nbconvert's errors have no common root; all are said
         answer = {"error": f"{type(error).__name__}: {error}"[:1000]}
     print(json.dumps(answer))  # noqa: T201 - its answer
