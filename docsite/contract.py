@@ -1,4 +1,4 @@
-"""Makes the page of the contract from the contract: its calls, messages and enumerations, with their comments."""
+"""Makes the page of the contract from its file: calls, messages and enumerations, with their comments."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ _Message = descriptors.DescriptorProto
 
 def markdown() -> str:
     """Return the page's generated part."""
-    return "\n\n".join(_Contract(_described()).sections())
+    return "\n\n".join(_Contract(described()).sections())
 
 
-def _described() -> descriptors.FileDescriptorProto:
+def described() -> descriptors.FileDescriptorProto:
+    """Return the contract's descriptor, with its comments."""
     command = [str(BUF), "build", "--as-file-descriptor-set", "--path", f"proto/{PROTO}", "--output", "-"]
     built = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout  # noqa: S603 - our own tool
     files = descriptors.FileDescriptorSet.FromString(built).file
@@ -95,7 +96,9 @@ class _Contract:
         if not field.HasField("oneof_index") or field.proto3_optional:
             return comment
         group = message.oneof_decl[field.oneof_index].name
-        return f"{comment}\n\n*One of* `{group}`: {self._comment(_MESSAGES, place, _ONEOFS, field.oneof_index)}"
+        return (
+            f"{comment}\n\n*One of* `{group}`: {self._comment(_MESSAGES, place, _ONEOFS, field.oneof_index)}"
+        )
 
     def _type(self, message: _Message, field: _Field) -> str:
         for nested in message.nested_type:

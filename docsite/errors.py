@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
@@ -78,7 +79,7 @@ class _Answer(grpc.RpcError):
     def details(self) -> str:
         return ""
 
-    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+    def trailing_metadata(self) -> Any:
         detail = any_pb2.Any()
         detail.Pack(error_details_pb2.ErrorInfo(reason=self._reason, domain=api.DOMAIN))
         status = status_pb2.Status(code=self._status.value[0], details=[detail])
@@ -90,5 +91,6 @@ def _tree() -> str:
     text = inspect.getdoc(client_errors) or ""
     intro, _, rest = text.partition("::\n\n")
     drawing, _, after = rest.partition("\n\n")
-    assert RpcFailed.__name__ in drawing, "the client's errors draw no tree"
+    if RpcFailed.__name__ not in drawing:
+        raise ValueError("the docstring of the client's errors draws no tree")
     return f"{intro.strip()}\n\n```text\n{inspect.cleandoc(drawing)}\n```\n\n{after.strip()}"

@@ -39,11 +39,11 @@ async def run_for(client: AsyncClient, seconds: float, notebook: str) -> str:
     return printed
 
 
-async def main(seconds: float = 60.0, notebook: str = "examples/quickstart.ipynb") -> int:
+async def main(seconds: str = "60", notebook: str = "examples/quickstart.ipynb") -> int:
     """Run the notebook, and return an exit code."""
     async with AsyncClient() as client:
         try:
-            print(await run_for(client, seconds, notebook), end="")
+            print(await run_for(client, float(seconds), notebook), end="")
         except TimeoutError:
             print(f"not done after {seconds} s", file=sys.stderr)
             return 1
@@ -54,5 +54,4 @@ async def main(seconds: float = 60.0, notebook: str = "examples/quickstart.ipynb
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    sys.exit(asyncio.run(main(*map(float, arguments[:1]), *arguments[1:2])))
+    sys.exit(asyncio.run(main(*sys.argv[1:])))

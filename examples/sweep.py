@@ -26,7 +26,9 @@ async def started(client: AsyncClient, seed: int) -> Run:
     """Start a run; where others have taken the server, wait until it has a place."""
     while True:
         try:
-            return await client.start(NOTEBOOK, parameters={"seed": seed, "games": 20}, labels={"sweep": "seed"})
+            return await client.start(
+                NOTEBOOK, parameters={"seed": seed, "games": 20}, labels={"sweep": "seed"}
+            )
         except RunnerBusy as busy:
             await asyncio.sleep(busy.retry_after or 1)
 

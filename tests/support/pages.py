@@ -6,8 +6,8 @@ Comments directly above a block say what is particular about it; nobody who read
 - `<!-- exit code: N -->`: the block's last command ends with N.
 - `<!-- prints: TEXT -->`: the block prints this, besides what it shows.
 
-In a `console` block each line with `$ ` is a command, and the lines below it are printed by it, in this order; `…`
-stands for anything. Blocks in `sh` are one script, blocks in `python` one program. All else is not run.
+In a `console` block each line with `$ ` is a command, and the lines below it are printed by it, in this order;
+`…` stands for anything. Blocks in `sh` are one script, blocks in `python` one program. All else is not run.
 """
 
 import os
@@ -104,7 +104,7 @@ class Reader:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("NOTEBOOK_RUNNER_")}
         path = f"{PROGRAM.parent}{os.pathsep}{environment['PATH']}"
         self._shell = subprocess.Popen(
-            ["bash"],
+            ["bash"],  # noqa: S607 - the reader's own
             cwd=folder,
             env={**environment, "PATH": path, "COLUMNS": "80"},
             stdin=subprocess.PIPE,
