@@ -10,7 +10,8 @@ import notebook_runner
 def markdown() -> str:
     """Return the page's generated part."""
     groups: dict[str, list[str]] = {"Clients": [], "What they take and answer": [], "What they raise": []}
-    for name in notebook_runner.__all__:
+    # What blocks, then its twin for asyncio.
+    for name in sorted(notebook_runner.__all__, key=lambda name: (name.removeprefix("Async"), len(name))):
         value = getattr(notebook_runner, name)
         if not inspect.isclass(value):
             continue

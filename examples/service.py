@@ -4,8 +4,8 @@
 
 - `POST /runs` starts quickstart.ipynb with the parameters in its body (JSON), and answers the run's address.
 - `GET /runs/ID` streams the run's events (server-sent events). Each event's id is its sequence number. A
-  browser that lost its connection sends the last one as Last-Event-ID and gets what comes after it: nothing is
-  lost, nothing comes twice, whichever of the two connections broke.
+  browser that lost its connection sends the last one as Last-Event-ID and gets what comes after it: nothing
+  is lost, nothing comes twice, whichever of the two connections broke.
 - `DELETE /runs/ID` ends it.
 - `GET /` is a page to try it.
 

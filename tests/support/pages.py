@@ -6,8 +6,8 @@ Comments directly above a block say what is particular about it; nobody who read
 - `<!-- exit code: N -->`: the block's last command ends with N.
 - `<!-- prints: TEXT -->`: the block prints this, besides what it shows.
 
-In a `console` block each line with `$ ` is a command, and the lines below it are printed by it, in this order;
-`…` stands for anything. Blocks in `sh` are one script, blocks in `python` one program. All else is not run.
+In a `console` block each line with `$ ` is a command, and the lines below it are printed by it, in this
+order; `…` stands for anything. A block in `sh` is one script, one in `python` a program. All else is not run.
 """
 
 import os
