@@ -84,8 +84,8 @@ export NO_MKDOCS_2_WARNING := 1
 docs: $(INSTALLED) ## Build the site of docs/ into site/, and check its links
 	$(BIN)/python -m mkdocs build --strict --quiet
 
-docs-serve: $(INSTALLED) ## Serve the site, built again on every change (http://127.0.0.1:8000)
-	$(BIN)/python -m mkdocs serve --watch docsite --watch proto --watch client --watch server
+docs-serve: $(INSTALLED) ## Serve the site on 127.0.0.1:8000, built again when a page or the contract changes
+	$(BIN)/python -m mkdocs serve --watch proto --watch client --watch examples
 
 lock: ## Resolve the locks again (needs uv)
 	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \

@@ -15,6 +15,7 @@ The server that executes is at NOTEBOOK_RUNNER_TARGET, or else at 127.0.0.1:5005
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,10 +27,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from notebook_runner import AsyncClient, NotebookRunnerError, RpcFailed, RunnerBusy, RunNotFound
+from notebook_runner import AsyncClient, InvalidRequest, RpcFailed, RunnerBusy, RunNotFound
 from notebook_runner.v1.notebook_runner_pb2 import ProgressResponse
 
 EXAMPLES = Path(__file__).parent
+
+STATUSES: dict[type[RpcFailed], int] = {RunnerBusy: 503, RunNotFound: 404, InvalidRequest: 400}
+"""What HTTP says where a call was refused; all else comes from behind this service."""
 
 
 @contextlib.asynccontextmanager
@@ -47,6 +51,8 @@ async def page(_request: Request) -> Response:
 async def start(request: Request) -> Response:
     """Start a run."""
     parameters = await request.json() if await request.body() else {}
+    if not isinstance(parameters, dict):
+        raise TypeError("parameters are a JSON object")
     run = await request.state.client.start(EXAMPLES / "quickstart.ipynb", parameters=parameters)
     return JSONResponse({"run_id": run.run_id}, 201, {"Location": f"/runs/{run.run_id}"})
 
@@ -83,13 +89,11 @@ def _text(event: ProgressResponse) -> str:
 
 async def refused(_request: Request, error: Exception) -> Response:
     """Answer what the server did not do, as HTTP says it."""
-    if isinstance(error, RunnerBusy):
-        retry_after = {"Retry-After": str(round(error.retry_after or 1))}
-        return JSONResponse({"reason": error.reason, "message": error.message}, 503, retry_after)
-    if isinstance(error, RpcFailed):
-        status = 404 if isinstance(error, RunNotFound) else 502 if not error.violations else 400
-        return JSONResponse({"reason": error.reason, "message": error.message}, status)
-    return JSONResponse({"message": str(error)}, 400)
+    if not isinstance(error, RpcFailed):
+        return JSONResponse({"message": str(error)}, 400)
+    status = next((status for kind, status in STATUSES.items() if isinstance(error, kind)), 502)
+    headers = {"Retry-After": str(math.ceil(error.retry_after))} if error.retry_after else {}
+    return JSONResponse({"reason": error.reason, "message": error.message}, status, headers)
 
 
 app = Starlette(
@@ -99,7 +103,7 @@ app = Starlette(
         Route("/runs/{run_id}", events),
         Route("/runs/{run_id}", kill, methods=["DELETE"]),
     ],
-    exception_handlers={NotebookRunnerError: refused, ValueError: refused, TypeError: refused},
+    exception_handlers={RpcFailed: refused, ValueError: refused, TypeError: refused},
     lifespan=lifespan,
 )
 

@@ -36,17 +36,25 @@ def words(block: Block) -> Iterator[list[str]]:
     text = block.text.replace("\\\n", " ")
     if block.language == "console":
         text = "\n".join(line[2:] for line in text.splitlines() if line.startswith("$ "))
+    begun = ""
     for line in text.splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        begun += line
+        lexer = shlex.shlex(begun, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
-        command: list[str] = []
-        for word in lexer:
+        try:
+            tokens = list(lexer)
+        except ValueError:  # a quotation goes on in the next line
+            begun += "\n"
+            continue
+        begun, command = "", list[str]()
+        for word in tokens:
             if set(word) <= set("();<>|&"):
                 yield command
                 command = []
             else:
                 command.append(word)
         yield command
+    assert not begun, f"{block}: {begun!r} has no end"
 
 
 def manifest_commands(value: Any) -> Iterator[list[str]]:

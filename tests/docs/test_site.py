@@ -73,10 +73,10 @@ def test_nothing_comes_from_another_host(site: Path) -> None:
 
 def test_every_page_is_in_the_navigation(site: Path) -> None:
     """Each page of docs/ can be reached from the first one."""
-    first = (site / "index.html").read_text()
+    navigation = (site / "index.html").read_text().partition("<article")[0]
     for page in (REPOSITORY / "docs").rglob("*.md"):
         place = page.relative_to(REPOSITORY / "docs").with_suffix(".html").as_posix()
-        assert f'href="{place}"' in first, place
+        assert f'href="{place}"' in navigation or place == "index.html", place
 
 
 def test_the_contract_is_whole(site: Path) -> None:

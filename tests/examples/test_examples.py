@@ -209,6 +209,10 @@ def test_the_service_tells_what_was_refused(server: Server, web: http.client.HTT
     """Each refusal is the status of HTTP that means the same, and starts nothing."""
     before = history(server.stub)
     assert started(web, dice=2)[0] == 400
+    for body in ("[1]", "{", '{"games": 99999999999999999999}'):
+        web.request("POST", "/runs", body)
+        answer = web.getresponse()
+        assert (answer.status, bool(json.loads(answer.read())["message"])) == (400, True)
     for path, headers, status in [("/runs/none", {}, 404), ("/runs/none", {"Last-Event-ID": "x"}, 400)]:
         web.request("GET", path, headers=headers)
         answer = web.getresponse()

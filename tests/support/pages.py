@@ -10,9 +10,11 @@ In a `console` block each line with `$ ` is a command, and the lines below it ar
 order; `…` stands for anything. A block in `sh` is one script, one in `python` a program. All else is not run.
 """
 
+import contextlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -63,7 +65,8 @@ def blocks(page: Path) -> list[Block]:
             notes.update(_NOTE.findall(token.content))
         elif token.type == "fence":
             line = token.map[0] + 1 if token.map else 0
-            found.append(Block(page, line, token.info.strip(), token.content, notes))
+            language = token.info.split()[0] if token.info.strip() else ""
+            found.append(Block(page, line, language, token.content, notes))
             notes = {}
         else:
             assert not notes, f"{page.name}: {notes} stands above no block"
@@ -111,18 +114,21 @@ class Reader:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,  # so that all that it started can be ended
         )
         # What is installed is what is tested, whatever the times of the files say.
         self.say(f'make() {{ command make --no-print-directory -o {_INSTALLED} "$@"; }}')
         self._serve("make serve")
 
     def close(self) -> None:
-        """Ends the shell."""
-        assert self._shell.stdin
-        self._shell.stdin.close()
-        assert self._shell.stdout
-        self._shell.stdout.close()
-        self._shell.wait(SECONDS)
+        """Ends the shell, and what it has started and not ended."""
+        self._end()
+        with self._shell:
+            pass
+
+    def _end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._shell.pid, signal.SIGKILL)
 
     def follow(self, block: Block) -> None:
         """Does what the block says, and checks that what happens is what it shows."""
@@ -151,7 +157,7 @@ class Reader:
         self._shell.stdin.write(f"eval {shlex.quote(command)} < /dev/null\necho {mark} $?\n")
         self._shell.stdin.flush()
         lines: list[str] = []
-        watch = threading.Timer(SECONDS, self._shell.kill)
+        watch = threading.Timer(SECONDS, self._end)
         watch.start()
         try:
             for line in self._shell.stdout:
@@ -172,7 +178,15 @@ class Reader:
             words = shlex.split(said.stdout)
         if not words or Path(words[0]).name != PROGRAM.name or {"--help", "--version"} & set(words):
             return False
-        self._target = self._make_server(*words[1:], folder=self._folder).target
+        # Of two options that are the same the last one counts.
+        options = [
+            *(word for word in words[1:] if word != "&"),
+            "--listen",
+            "127.0.0.1:0",
+            "--log-format",
+            "json",
+        ]
+        self._target = self._make_server(*options, folder=self._folder).target
         self.say(f"export NOTEBOOK_RUNNER_TARGET={self._target}")
         return True
 
