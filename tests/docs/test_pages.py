@@ -144,9 +144,14 @@ def test_requests_of_grpcurl_are_of_the_contract() -> None:
 
 
 def test_variables_are_of_settings() -> None:
-    """Every variable that a page names is one of the server's, the client's or a run's."""
-    of_client = {"TARGET", "TOKEN_FILE", "TLS_CA", "TLS_CERT", "TLS_KEY"}
-    known = of_client | {"RUN_DIR"} | {name.upper() for name in Settings.__dataclass_fields__}
+    """Every variable that a page names is a setting of the server's, or one that the sources name."""
+    known = {f"{ENVIRONMENT_PREFIX}_{name.upper()}" for name in Settings.__dataclass_fields__}
+    for source in [*REPOSITORY.glob("client/**/*.py"), *REPOSITORY.glob("server/**/*.py")]:
+        known |= variables(source)
     for page in PAGES:
-        named = re.findall(rf"\b{ENVIRONMENT_PREFIX}_([A-Z_]*[A-Z])\b", page.read_text(encoding="utf-8"))
-        assert set(named) <= known, page.name
+        assert variables(page) <= known, page.name
+
+
+def variables(file: Path) -> set[str]:
+    """The project's variables that a file names."""
+    return set(re.findall(rf"\b{ENVIRONMENT_PREFIX}_[A-Z_]*[A-Z]\b", file.read_text(encoding="utf-8")))
