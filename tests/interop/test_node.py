@@ -15,10 +15,11 @@ import grpc
 import nbformat
 import pytest
 from google import rpc
-from support.calls import artefact, inline, reach, started
+from support.calls import artefact, inline, perform, reach, started
 from support.gate import Gate
 from support.notebooks import code, notebook, parsed
 from support.notebooks import printed as printed_text
+from support.pages import ADDRESS, blocks
 from support.scripted import ENDED, RUNNING, Double, beat, changed, printed
 from support.server import Server
 
@@ -161,6 +162,26 @@ def test_it_goes_on_where_its_connection_broke(node: Callable[..., Program]) -> 
         double.stop()
     followed = [request for request in double.asked if isinstance(request, pb.ProgressRequest)]
     assert [(request.run_id, request.after_sequence) for request in followed] == [("r", 0), ("r", 2)]
+
+
+def test_what_the_page_shows_works(server: Server, modules: Path) -> None:
+    """The program in docs/ follows the newest run to its end."""
+    perform(server.stub, inline("1 + 1"))
+    page = REPOSITORY / "docs" / "how-to" / "other-languages.md"
+    (program,) = [block.text for block in blocks(page) if block.language == "js"]
+    done = subprocess.run(
+        [NODE or "node", "-e", program.replace(ADDRESS, server.target)],
+        cwd=REPOSITORY,
+        env={**os.environ, "NODE_PATH": str(modules)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "1 run_changed"
+    assert lines[-1] == f"{len(lines)} run_changed"
 
 
 def test_the_lock_names_no_registry() -> None:
