@@ -128,7 +128,7 @@ def parse(command: click.Command, where: str, arguments: list[str]) -> None:
 
 
 def test_requests_of_grpcurl_are_of_the_contract() -> None:
-    """Every line with grpcurl calls a method that there is, with a request that it takes; none is left out."""
+    """Every line with grpcurl calls a method that there is, with a request of its own; none is missing."""
     shown = set()
     for where, arguments in called("grpcurl"):
         name = re.search(r"NotebookRunner/(\w+)$", arguments[-1])
