@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,17 +45,25 @@ def modules() -> Path:
     """What the client imports, installed from its lock, once for each content of that."""
     sums = hashlib.sha256(b"".join(file.read_bytes() for file in NPM)).hexdigest()
     folder = Path(sys.prefix) / "interop" / sums[:16]
-    if not (folder / "installed").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in NPM:
-            shutil.copy(file, folder)
-        command = ["npm", "ci", "--ignore-scripts"]
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        (folder / "installed").touch()
-    return folder / "node_modules"
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+            install(Path(place))
+            # Whole or not at all; somebody else may have been faster.
+            with contextlib.suppress(OSError):
+                (Path(place) / "node_modules").rename(folder)
+    return folder
+
+
+def install(folder: Path) -> None:
+    """Installs what the lock says, and executes nothing of it."""
+    for file in NPM:
+        shutil.copy(file, folder)
+    command = ["npm", "ci", "--ignore-scripts"]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 class Program:
