@@ -37,14 +37,15 @@ class Client:
         token: A bearer token, sent with every call.
         token_file: A file with the bearer token, read at every call; else NOTEBOOK_RUNNER_TOKEN_FILE.
         tls_ca: The certificates to trust, PEM; else NOTEBOOK_RUNNER_TLS_CA. Without this and
-            `tls_cert` the connection is not encrypted.
+            `tls_cert` the connection is not encrypted, and neither is the token.
         tls_cert: The client's own certificate chain, PEM; else NOTEBOOK_RUNNER_TLS_CERT.
         tls_key: The key of `tls_cert`, PEM; else NOTEBOOK_RUNNER_TLS_KEY.
         timeout: How long one call may take, with its retries, in seconds. `kill` may take at least
             60 s, and `progress` any time.
 
     Raises:
-        ValueError: Two settings contradict each other, or the token has characters that no header can carry.
+        ValueError: Two settings contradict each other, the token has characters that no header can carry,
+            or a certificate or key is none.
         OSError: A token, certificate or key file cannot be read.
 
     Every method that calls the server may raise `RpcFailed`.
