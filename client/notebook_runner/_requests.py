@@ -51,8 +51,9 @@ class StartOptions(TypedDict, total=False):
             operator allowed.
         output_uri: Where the server writes the executed notebook at the end of the run: a URI of a
             scheme that its operator allowed. Why it is not there says `Run.output_error`.
-        parameters: Values for the notebook's parameters, by name: None, bool, int, float, str, and
-            lists and dicts of these.
+        parameters: Values for the notebook's parameters, by name: None, bool, int (up to ±2**53), float,
+            str, lists and dicts of these, and NumPy's scalars. Anything else (dates, paths, bytes,
+            arrays) is refused, because it would be another type in the notebook: send it as a str.
         kernel_name: The kernelspec to run with, instead of the one that the notebook names.
         run_timeout: How long the run may take, in seconds. This and the limits below: zero is the
             server's default.
@@ -200,9 +201,11 @@ def _struct(parameters: Mapping[str, Any]) -> Struct:
 
 def _plain(value: Any, place: str) -> Any:
     """Give the value as the types that a Struct takes, or say where it has one that cannot be sent."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # a scalar of NumPy's, whose bool is no bool
     if value is None or isinstance(value, bool | str):
         return value
-    if isinstance(value, numbers.Integral):  # NumPy's integers as well
+    if isinstance(value, numbers.Integral):
         if abs(int(value)) > MAX_INTEGER:
             raise ValueError(f"{place} is beyond ±2**53 and would lose digits on the way; send it as a str")
         return int(value)

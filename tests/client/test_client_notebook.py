@@ -193,6 +193,26 @@ def test_one_run_in_two_places(shell: InteractiveShell, screen: Screen, double: 
     assert len(double.asked) == 3
 
 
+def test_end_between_two_cells_is_told_again(shell: InteractiveShell, screen: Screen, double: Double) -> None:
+    """What is shown while no cell runs is shown once more in the next one: who has no frontend missed it."""
+    ending = threading.Event()
+    double.answers("Progress", changed(1, RUNNING))
+    double.answers("Progress", lambda: ending.wait(SECONDS) and changed(2, ENDED))
+    double.answers("Output", page())
+    with Client(double.target):
+        show(shell, RUNNING)
+        shell.run_cell("this_cell = 'ends'")
+        over = _notebook.shown("r")
+        ending.set()
+        assert over
+        assert over.wait(SECONDS)
+        changes = screen.changes
+        for _ in range(2):
+            shell.run_cell("another = 'cell'")
+            assert screen.changes == changes + 1
+    assert "srcdoc" in screen.last
+
+
 @pytest.mark.parametrize("kind", [RunResult, AsyncRunResult])
 def test_result_shows_its_run(
     shell: InteractiveShell, screen: Screen, double: Double, kind: Callable[..., object]

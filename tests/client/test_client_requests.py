@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 from google.protobuf import json_format
 
@@ -113,9 +114,22 @@ def test_parameters_keep_their_types() -> None:
     assert type(sent["b"]) is bool
 
 
-def test_numbers_of_other_libraries() -> None:
-    """Numbers that register as Python's numeric types, like NumPy's, are taken."""
-    assert start(parameters={"a": Fraction(1, 2)}).parameters["a"] == 0.5
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (Fraction(1, 2), 0.5),
+        (np.int64(3), 3),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.str_("x"), "x"),
+        (np.array(7), 7),
+    ],
+)
+def test_scalars_of_other_libraries(value: object, plain: object) -> None:
+    """Numbers that register as Python's numeric types, and all scalars of NumPy's, are taken."""
+    sent = start(parameters={"a": value}).parameters["a"]
+    assert sent == plain
+    assert isinstance(sent, bool) == isinstance(plain, bool)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +140,8 @@ def test_numbers_of_other_libraries() -> None:
         (Decimal(1), "Decimal"),
         (b"x", "bytes"),
         ({1}, "set"),
+        (np.array([1]), "ndarray"),
+        (np.datetime64("2024-01-01"), "is a date;"),
         ({1: 2}, "has the key 1"),
     ],
 )
