@@ -139,7 +139,7 @@ class Panel:
         if not self.ended or not self._why():
             return ""
         trace = self.run.failure.traceback[-TRACEBACK_CHARACTERS:]
-        style = "overflow:auto;max-height:24em;font-size:.85em"
+        style = "overflow:auto;max-height:24em;font:.85em monospace"
         more = f'<pre style="{style}">{escape(trace)}</pre>' if trace else ""
         return f"<div>{escape(self._why())}</div>{more}"
 
