@@ -46,6 +46,7 @@ _BY_CODE: dict[grpc.StatusCode, type[RpcFailed]] = {
 _NO_CONNECTION = "failed to connect to all addresses"
 # gRPC's words for what a caller can put right, and how.
 _HINTS = (
+    ("Connection refused", "no server listens there"),
     ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not from an authority that tls_ca holds"),
     ("Hostname Verification Check failed", "the server's certificate is for another name than the target's"),
     ("WRONG_VERSION_NUMBER", "the server does not speak TLS there"),

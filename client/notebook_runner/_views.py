@@ -29,6 +29,8 @@ SHORTEST_PAUSE = 0.25
 # The clock goes on without events, by a share of the time that it shows: each change is a message that the
 # notebook's own server may have to keep.
 SHORTEST_TICK, LONGEST_TICK, TICK_SHARE = 1.0, 15.0, 0.05
+# A cell that shows a run must not hang where the server does, in seconds.
+LOOK_TIMEOUT = 10.0
 MAX_RESULT_BYTES = 2 * 1024 * 1024
 
 # What a view says instead of ending with it: there is nobody who could catch it.
@@ -181,7 +183,8 @@ class _View:
             omit_cell_output=True,
             snapshot_only=snapshot_only,
         )
-        for event in caller.follow(Follower(request, patience, reached=caller.reached)):
+        timeout = LOOK_TIMEOUT if snapshot_only else None
+        for event in caller.follow(Follower(request, patience, reached=caller.reached), timeout):
             self._panel.accept(event)
             self._changed.set()
 

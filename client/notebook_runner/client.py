@@ -97,7 +97,8 @@ class Client:
         Raises:
             RunnerBusy: All workers are taken.
             InvalidRequest: The server cannot run this notebook in this way.
-            TypeError: The notebook or a parameter is of a type that cannot be sent.
+            TypeError: The notebook, an option or a parameter is of a type that cannot be sent, or there
+                is no such option.
             ValueError: A value is out of range.
             OSError: The notebook's file cannot be read.
         """

@@ -247,6 +247,17 @@ def test_run_that_nobody_knows(shell: InteractiveShell, screen: Screen, double: 
     assert screen.changes == 0
 
 
+@pytest.mark.usefixtures("held")
+def test_server_that_hangs(
+    shell: InteractiveShell, screen: Screen, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that does not answer does not hold the cell for long."""
+    monkeypatch.setattr(_views, "LOOK_TIMEOUT", 0.2)
+    with Client(double.target):
+        show(shell, RUNNING)
+    assert "within 0.2 s" in screen.last
+
+
 def test_lost_connection_is_said(
     shell: InteractiveShell, screen: Screen, double: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -199,6 +199,42 @@ def test_all_options_arrive() -> None:
     assert [d.seconds for d in (request.cell_timeout, request.output_timeout, request.retention)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"paramters": {}}, "no option paramters; did you mean parameters?"),
+        ({"foo": 1}, "no option foo; there are"),
+        ({"parameters": [1]}, "parameters is a dict of values by name, not list"),
+        ({"environment": {"A": 1}}, r"environment must be Mapping\[str, str\]"),
+        ({"memory_limit": "1G"}, "memory_limit must be int"),
+        ({"server_path": Path("a")}, "server_path must be str"),
+        ({"cell_timeout": "5m"}, "cell_timeout must be Seconds: .* a timedelta, not str"),
+    ],
+)
+def test_option_that_is_none(options: dict[str, Any], problem: str) -> None:
+    """An option that there is not, or of a wrong type, is named; nothing is left out in silence."""
+    with pytest.raises(TypeError, match=problem):
+        start(**options)
+
+
+def test_number_out_of_range() -> None:
+    """A number that does not fit into its field is refused by the option's name."""
+    with pytest.raises(ValueError, match="process_limit must be int: Value out of range"):
+        start(process_limit=2**40)
+
+
+def test_content_is_no_path() -> None:
+    """A notebook's JSON as a str is taken for the mistake that it is."""
+    with pytest.raises(ValueError, match="content as bytes or as a dict"):
+        start('{"cells": []}')
+
+
+def test_one_state_is_no_list() -> None:
+    """A single state is not taken for a list of letters."""
+    with pytest.raises(TypeError, match=r"list of states: \['running'\]"):
+        _requests.list_request("running", None, 0)
+
+
 def test_kill_without_grace_is_at_once() -> None:
     """No grace is sent as none."""
     assert not _requests.kill_request("r", 0).HasField("grace_period")
