@@ -321,6 +321,8 @@ def test_panel_counts_as_people_do() -> None:
     """Cells count from one, the clock is the run's own, and a queued run has its place."""
     queued = pb.Run(run_id="r", state=pb.RUN_STATE_QUEUED, queue_position=2)
     assert Panel(queued).line() == "run r queued, 2 to start before it"
+    queued.queue_position = 0
+    assert Panel(queued).line() == "run r queued, next to start"
     ended = pb.Run(run_id="r", state=pb.RUN_STATE_FAILED, cells_completed=2, cells_total=5)
     ended.failure.MergeFrom(
         pb.Failure(cell_index=2, exception_name="KeyError", exception_message="'a'\nmore")
