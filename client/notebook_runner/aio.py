@@ -70,6 +70,9 @@ class AsyncClient:
         self._caller = AsyncCaller(connection, seconds(timeout))
         attach(connection)
 
+    def __repr__(self) -> str:
+        return f"AsyncClient({self.target!r})"
+
     @property
     def target(self) -> str:
         """The server's address."""

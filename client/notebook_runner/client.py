@@ -29,7 +29,8 @@ __all__ = ["Client"]
 class Client:
     """Talks to one server. May be used from several threads; use it as a context manager, or `close` it.
 
-    What is not given comes from the environment.
+    What is not given comes from the environment. Where one is made inside IPython, runs show themselves
+    there: in a kernel as a bar that moves on, and as their result at the end.
 
     Args:
         target: The server's address, `HOST:PORT` or another gRPC target; else NOTEBOOK_RUNNER_TARGET,
@@ -68,6 +69,9 @@ class Client:
         connection.metadata()  # so that a token that cannot be sent is told here
         self._caller = Caller(connection, seconds(timeout))
         attach(connection)
+
+    def __repr__(self) -> str:
+        return f"Client({self.target!r})"
 
     @property
     def target(self) -> str:

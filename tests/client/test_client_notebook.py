@@ -66,9 +66,11 @@ class Screen:
 def inside(kind: type[InteractiveShell], folder: Path) -> Iterator[InteractiveShell]:
     """Code in here believes itself to be in a shell of IPython's, which keeps nothing."""
     config = Config(HistoryManager={"enabled": False})
-    yield kind.instance(config=config, ipython_dir=str(folder))
-    kind.clear_instance()
-    _notebook._views = None
+    try:
+        yield kind.instance(config=config, ipython_dir=str(folder))
+    finally:
+        kind.clear_instance()
+        _notebook._views = None
 
 
 @pytest.fixture

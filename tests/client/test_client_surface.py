@@ -89,6 +89,12 @@ def test_empty_settings_are_none() -> None:
     assert Connection.resolve("", environ={"NOTEBOOK_RUNNER_TLS_CA": ""}) == Connection(DEFAULT_TARGET)
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_client_says_where_it_leads(kind: type[Client | AsyncClient]) -> None:
+    """A client shows its target, and no secret."""
+    assert repr(kind("a:1", token="secret")) == f"{kind.__name__}('a:1')"  # noqa: S106 - the one it looks for
+
+
 def test_certificate_without_key() -> None:
     """Half a pair is refused."""
     with pytest.raises(ValueError, match="tls_cert and tls_key"):
