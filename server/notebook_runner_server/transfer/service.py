@@ -1,0 +1,146 @@
+"""Reads and writes notebooks by URI, each in a process of its own that ends with it.
+
+A thread that waits for a service cannot be ended, a process can: so a service that trickles costs its caller
+the time that the operator allows, and the server nothing. It also keeps what the clouds' libraries import out
+of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from notebook_runner_server.transfer.interface import StoppedError, UnreachableError
+from notebook_runner_server.transfer.policy import UriPolicy
+from notebook_runner_server.transfer.program import KINDS
+
+READS_AT_ONCE = 8
+"""How many notebooks are read at once; each takes a process, and memory for the notebook."""
+
+GRACE_SECONDS = 1.0
+"""How long a helper process that is given up may take to remove what it began to write."""
+
+
+class TransferService:
+    """Brings notebooks from and to URIs.
+
+    Args:
+        policy: What the operator allows.
+        max_bytes: The largest notebook that is read.
+        timeout: Seconds that one read or write may take; the wait for its turn is part of it.
+    """
+
+    def __init__(self, policy: UriPolicy, max_bytes: int, timeout: float) -> None:
+        self._policy = policy
+        self._max_bytes = max_bytes
+        self._timeout = timeout
+        self._turns = asyncio.Semaphore(READS_AT_ONCE)
+        self._reading: set[asyncio.Task[bytes]] = set()
+        self._stopped = False
+
+    def check(self, uri: str) -> None:
+        """Refuse a URI that is not allowed, as far as the URI alone tells.
+
+        Raises:
+            RefusedError: It is not allowed.
+        """
+        self._policy.check(uri)
+
+    async def read(self, uri: str) -> bytes:
+        """Return the notebook that a URI names.
+
+        Raises:
+            TransferError: It could not be read.
+        """
+        self.check(uri)
+        if self._stopped:
+            raise StoppedError("the server is shutting down")
+        task = asyncio.ensure_future(self._limited(self._read(uri)))
+        self._reading.add(task)
+        task.add_done_callback(self._reading.discard)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._stopped:
+                raise StoppedError("the server is shutting down") from None
+            raise
+
+    async def _read(self, uri: str) -> bytes:
+        async with self._turns:
+            return await _ask(self._request(uri))
+
+    async def write(self, uri: str, notebook: int) -> None:
+        """Write the notebook in an open file to a URI.
+
+        Raises:
+            TransferError: It could not be written.
+        """
+        self.check(uri)
+        await self._limited(_ask(self._request(uri, notebook), notebook))
+
+    def stop_reading(self) -> None:
+        """Abandon what is being read, and read no more: the server is shutting down."""
+        self._stopped = True
+        for task in self._reading:
+            task.cancel()
+
+    async def _limited(self, work: Any) -> bytes:
+        try:
+            async with asyncio.timeout(self._timeout):
+                content: bytes = await work
+                return content
+        except TimeoutError:
+            raise UnreachableError(f"it took longer than {self._timeout:g} s (--uri-timeout)") from None
+
+    def _request(self, uri: str, notebook: int | None = None) -> Mapping[str, Any]:
+        return {
+            "uri": uri,
+            "limit": self._max_bytes,
+            "any_address": bool(self._policy.hosts),
+            "folders": self._policy.folders,
+            "notebook": notebook,
+        }
+
+
+async def _ask(request: Mapping[str, Any], *descriptors: int) -> bytes:
+    """Have a helper process carry out a request, and return what it read."""
+    head, content = await _converse(json.dumps(request).encode() + b"\n", descriptors)
+    if not head:
+        raise UnreachableError("a helper process ended without an answer")
+    answer: Mapping[str, str] = json.loads(head)
+    if "error" in answer:
+        raise KINDS[answer["error"]](answer["message"])
+    return content
+
+
+async def _converse(line: bytes, descriptors: tuple[int, ...]) -> tuple[bytes, bytes]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-P", "-m", "notebook_runner_server.transfer.program"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        pass_fds=descriptors,
+        process_group=0,
+    )
+    assert process.stdin is not None  # noqa: S101 - it was asked for
+    assert process.stdout is not None  # noqa: S101 - the same
+    try:
+        process.stdin.write(line)
+        return await process.stdout.readline(), await process.stdout.read()
+    finally:
+        # The end of its input is the helper's, which removes what it has not finished; the end of its output
+        # tells that it has ended.
+        process.stdin.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.stdout.read(), GRACE_SECONDS)
+        # With whatever it started: a command that gives credentials.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
