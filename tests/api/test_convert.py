@@ -145,6 +145,9 @@ def test_all_of_a_run_arrives() -> None:
         current_cell=0,
         failure=failure,
         queue_position=0,
+        notebook_uri="n",
+        output_uri="o",
+        output_error="e",
     )
     message = convert.run_message(run)
     assert {field.name for field, _ in message.ListFields()} == set(pb.Run.DESCRIPTOR.fields_by_name)

@@ -69,7 +69,11 @@ def move(run: Run, state: RunState, now: int) -> Run:
 def unwritten(run: Run, failure: Failure | None) -> str:
     """Return why the notebook of a run that ends so is not to be written; empty: it is, or nobody asked."""
     why = _UNWRITTEN.get(failure.cause) if failure is not None and run.output_uri else None
-    return f"Not written: {why}." if why else ""
+    if failure is None or why is None:
+        return ""
+    # It may have died when all was there.
+    known = "Not known to be written" if failure.cause is Cause.SERVER_DIED else "Not written"
+    return f"{known}: {why}."
 
 
 def abandoned(cause: Cause) -> str:

@@ -67,5 +67,7 @@ def _told() -> Iterator[None]:
         status = getattr(error, "code", None) or getattr(error, "status_code", None)
         denied = isinstance(error, PermissionError) or status in _DENIED
         if denied or "Credentials" in type(error).__name__:
-            raise MissingError(f"it is not there, or not for this server: {error}"[:300]) from error
+            raise MissingError(
+                f"the service has nothing there, or refuses this server: {error}"[:300]
+            ) from error
         raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import ipaddress
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\#]")
 _WEB_TEXT = re.compile(r"[!-~]*")
 _HOST = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
@@ -80,11 +83,19 @@ def _host(authority: str, rest: str) -> str:
     found = _HOST.fullmatch(authority)
     if found is None or not _WEB_TEXT.fullmatch(rest):
         raise RefusedError("it has no host, or characters that are to be percent-encoded")
-    return found["host"].strip("[]").lower().rstrip(".")
+    host = found["host"].strip("[]").lower().rstrip(".")
+    if _NUMBER.fullmatch(host.rpartition(".")[2]) or ":" in host:
+        # Resolvers take many forms of an address for one: only the plain ones are.
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise RefusedError("its host is a number that is no plain address") from None
+    return host
 
 
 def _object(bucket: str, rest: str) -> str:
-    if not _BUCKET.fullmatch(bucket) or any(part in ("", ".", "..") for part in rest.split("/")):
+    parts = rest.split("/")
+    if not _BUCKET.fullmatch(bucket) or len(parts) == 1 or any(part in ("", ".", "..") for part in parts):
         raise RefusedError("it does not name an object in a bucket, or has empty or dotted parts")
     return rest
 
@@ -129,7 +140,7 @@ class UriPolicy:
             raise RefusedError(FORBIDDEN)
 
     def _check_file(self, path: str) -> None:
-        if not any(Path(path).is_relative_to(folder) for folder in self.folders):
+        if not any(Path(folder) in Path(path).parents for folder in self.folders):
             raise RefusedError("the file is in none of the folders that this server allows (--uri-folders)")
 
     def _check_host(self, place: Place) -> None:
@@ -166,7 +177,7 @@ def policy(schemes: Iterable[str], hosts: Iterable[str], folders: Iterable[str])
             raise ValueError(
                 f"--uri-schemes {scheme} needs the package {package}: pip install 'notebook-runner[{extra}]'"
             )
-    absolute = tuple(folders)
-    if ("file" in chosen) != bool(absolute) or not all(Path(folder).is_absolute() for folder in absolute):
-        raise ValueError("--uri-schemes file and --uri-folders need each other; folders are absolute paths")
+    absolute = tuple(os.path.abspath(folder) for folder in folders)
+    if "file" in chosen and not absolute:
+        raise ValueError("--uri-schemes file needs --uri-folders, the folders that such URIs may lead into")
     return UriPolicy(chosen, frozenset(hosts), absolute)

@@ -7,6 +7,7 @@ before.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -99,7 +100,7 @@ def _check(status: int) -> None:
     if status < HTTPStatus.BAD_REQUEST:
         raise RefusedError("it leads to another URI, which is not followed: name that one")
     if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _NOT_NOW:
-        raise MissingError(f"it is not there, or not for this server: the service answered {status}")
+        raise MissingError(f"the service has nothing there, or refuses this server: it answered {status}")
     raise UnreachableError(f"the service answered {status}")
 
 
@@ -107,8 +108,10 @@ def _why(error: Exception) -> str:
     """Say what went wrong, without any of the URI: aiohttp's own texts may carry all of it."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return "the service's certificate is not valid for it"
-    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.strerror:
-        return f"the service cannot be reached: {error.os_error.strerror}"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its host's name cannot be resolved"
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
+        return f"the service cannot be reached: {os.strerror(error.os_error.errno)}"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the service's answer ended too early"
     return f"the service cannot be reached ({type(error).__name__})"
