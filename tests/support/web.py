@@ -21,8 +21,8 @@ class Web:
     """A web server whose paths say what it does.
 
     `/objects/…` is there when somebody put it there; `/status/N` answers N; `/redirect?URI` leads there;
-    `/short` ends before the length it told, `/endless` never ends and tells no length; `/trickle` sends a byte
-    from time to time; `/silent` never answers. `arrived` is released for each request to the last two.
+    `/short` ends before the length it told, `/endless` never ends and tells no length; `/trickle` sends a
+    byte from time to time; `/silent` never answers. `arrived` is released for each request to the last two.
     """
 
     def __init__(self) -> None:
