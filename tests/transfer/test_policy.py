@@ -104,6 +104,15 @@ def test_hosts_are_compared_without_case_on_the_web_and_with_it_elsewhere() -> N
             allowed.check(uri)
 
 
+@pytest.mark.parametrize(
+    "uri", ["https://user:word@a/b", "https://user@a/b", "s3://key:word@a/b", "abfs://a@b/c"]
+)
+def test_credentials_in_a_uri_are_told_as_what_they_are(uri: str) -> None:
+    """They would be in histories and logs; Azure's account is the server's as well."""
+    with pytest.raises(RefusedError, match="credentials are the server's own"):
+        parse(uri)
+
+
 def test_nothing_after_a_question_mark_is_shown() -> None:
     """Names of a query's values neither: one without a name would be its value."""
     assert shown("https://a/b?c=d&e") == "https://a/b?…"

@@ -23,7 +23,7 @@ def program(request: dict[str, Any], *descriptors: int) -> subprocess.Popen[byte
         stdout=subprocess.PIPE,
         pass_fds=descriptors,
     )
-    defaults = {"limit": 100, "any_address": True, "folders": [], "notebook": None}
+    defaults = {"limit": 100, "any_address": True, "folders": []}
     assert helper.stdin is not None
     helper.stdin.write(json.dumps({**defaults, **request}).encode() + b"\n")
     helper.stdin.flush()
@@ -42,7 +42,7 @@ def test_a_file_is_never_torn(tmp_path: Path, how: str) -> None:
     target = tmp_path / "result.ipynb"
     target.write_bytes(b"old")
     source, sink = os.pipe()
-    request = {"uri": f"file://{target}", "folders": [str(tmp_path)], "notebook": source}
+    request = {"uri": f"file://{target}", "folders": [str(tmp_path)], "notebook": source, "action": "write"}
     with program(request, source) as helper, os.fdopen(sink, "wb", buffering=0) as notebook:
         os.close(source)
         notebook.write(BEGINNING)
@@ -57,14 +57,24 @@ def test_a_file_is_never_torn(tmp_path: Path, how: str) -> None:
     assert len(os.listdir(tmp_path)) == (1 if how == "given up" else 2)
 
 
-def test_an_answer_is_a_line_and_the_notebook(tmp_path: Path) -> None:
-    """What was read follows as it is, and one byte more than the limit is too large."""
+def read(request: dict[str, Any]) -> tuple[dict[str, str], bytes]:
+    """The helper's answer to a request to read, and the notebook."""
+    notebook = os.memfd_create("notebook")
+    with program({**request, "action": "read", "notebook": notebook}, notebook) as helper:
+        answer = json.loads(stream(helper, "stdout").read())
+    with os.fdopen(notebook, "rb") as file:
+        file.seek(0)
+        return answer, file.read()
+
+
+def test_what_is_read_arrives_as_it_is(tmp_path: Path) -> None:
+    """Up to the limit; one byte more is too large, and nothing of it arrives."""
     content = b"\n{\n\0\xff"
     (tmp_path / "a").write_bytes(content)
     request = {"uri": f"file://{tmp_path}/a", "folders": [str(tmp_path)]}
-    for limit, answer in ((len(content), b"{}\n" + content), (len(content) - 1, b'{"error": "too large"')):
-        with program({**request, "limit": limit}) as helper:
-            assert stream(helper, "stdout").read().startswith(answer)
+    assert read({**request, "limit": len(content)}) == ({}, content)
+    answer, rest = read({**request, "limit": len(content) - 1})
+    assert (answer["error"], rest) == ("too large", b"")
 
 
 def test_a_folder_that_is_a_link_itself_is_followed(tmp_path: Path) -> None:
@@ -72,5 +82,5 @@ def test_a_folder_that_is_a_link_itself_is_followed(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a").write_bytes(b"content")
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    with program({"uri": f"file://{tmp_path}/link/a", "folders": [f"{tmp_path}/link"]}) as helper:
-        assert stream(helper, "stdout").read() == b"{}\ncontent"
+    request = {"uri": f"file://{tmp_path}/link/a", "folders": [f"{tmp_path}/link"]}
+    assert read(request) == ({}, b"content")

@@ -43,6 +43,8 @@ class Delivery:
                 await self._transfer.write(uri, file.fileno())
         except TransferError as error:
             return f"Not written: {error}."
+        except OSError as error:
+            return f"Not written: the server cannot keep it for the transfer: {error.strerror}."
         except Exception:
             _logger.exception("a notebook could not be written to its URI", extra={"run_id": run_id})
             return "Not written: the server failed, and its log says more."

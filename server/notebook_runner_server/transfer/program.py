@@ -5,8 +5,9 @@
     python -m notebook_runner_server.transfer.program
 
 The request is one line of JSON on standard input, where nobody reads it who lists processes; when standard
-input ends, so does the program. The answer is one line of JSON on standard output, `{}` or `{"error": …,
-"message": …}`, and after it the notebook that was read.
+input ends, so does the program. It names a descriptor, the file of the notebook: what is to be written, or
+empty and to be filled with what was read. The answer is one line of JSON on standard output, `{}` or
+`{"error": …, "message": …}`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _read(request: Mapping[str, Any], place: Place) -> bytes:
 
 def _write(request: Mapping[str, Any], place: Place, abandoned: contextlib.ExitStack) -> None:
     descriptor = request["notebook"]
-    with open(descriptor, "rb") as notebook:
+    with open(descriptor, "rb", closefd=False) as notebook:
         if place.scheme in WEB:
             from notebook_runner_server.transfer import web  # noqa: PLC0415 - an extra
 
@@ -70,24 +71,30 @@ def _write(request: Mapping[str, Any], place: Place, abandoned: contextlib.ExitS
             objects.write(place, descriptor)
 
 
-def carry_out(request: Mapping[str, Any], abandoned: contextlib.ExitStack) -> tuple[Mapping[str, str], bytes]:
-    """Return the answer to a request, and the notebook that was read."""
+def carry_out(request: Mapping[str, Any], abandoned: contextlib.ExitStack) -> Mapping[str, str]:
+    """Do what a request says, and return the answer."""
     place = parse(request["uri"])
     try:
-        if request["notebook"] is not None:
+        if request["action"] == "write":
             _write(request, place, abandoned)
-            return {}, b""
-        content = _read(request, place)
+        else:
+            _keep(_read(request, place), request)
     except TransferError as error:
         kind = next(name for name, kind in KINDS.items() if isinstance(error, kind))
-        return {"error": kind, "message": str(error)}, b""
+        return {"error": kind, "message": str(error)}
     except Exception as error:  # noqa: BLE001 - the libraries' errors have no common root; all are said
         # A text about a URI of the web may show its signature.
         text = "" if place.scheme in WEB else f": {error}"
-        return {"error": "unreachable", "message": f"{type(error).__name__}{text}"[:300]}, b""
+        return {"error": "unreachable", "message": f"{type(error).__name__}{text}"[:300]}
+    return {}
+
+
+def _keep(content: bytes, request: Mapping[str, Any]) -> None:
+    """Hand over what was read."""
     if len(content) > request["limit"]:
-        return {"error": "too large", "message": ""}, b""
-    return {}, content
+        raise TooLargeError("it is too large")
+    with open(request["notebook"], "wb", closefd=False) as file:
+        file.write(content)
 
 
 def _end_with(lifeline: BinaryIO, abandoned: contextlib.ExitStack) -> None:
@@ -101,10 +108,9 @@ def main() -> None:
     abandoned = contextlib.ExitStack()
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with, args=(sys.stdin.buffer, abandoned), daemon=True).start()
-    head, content = carry_out(request, abandoned)
+    answer = carry_out(request, abandoned)
     abandoned.close()
-    sys.stdout.buffer.write(json.dumps(head).encode() + b"\n")
-    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
     sys.stdout.buffer.flush()
     os._exit(0)
 

@@ -13,12 +13,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
 
 from notebook_runner_server.transfer.interface import StoppedError, UnreachableError
 from notebook_runner_server.transfer.policy import UriPolicy
 from notebook_runner_server.transfer.program import KINDS
+
+_T = TypeVar("_T")
 
 READS_AT_ONCE = 8
 """How many notebooks are read at once; each takes a process, and memory for the notebook."""
@@ -72,8 +74,14 @@ class TransferService:
             raise
 
     async def _read(self, uri: str) -> bytes:
-        async with self._turns:
-            return await _ask(self._request(uri))
+        # In memory, where it is going to be anyway; a pipe would have the event loop put it together.
+        notebook = os.memfd_create("notebook")
+        try:
+            async with self._turns:
+                await _ask(self._request("read", uri, notebook), notebook)
+            return await asyncio.to_thread(_content, notebook)
+        finally:
+            os.close(notebook)
 
     async def write(self, uri: str, notebook: int) -> None:
         """Write the notebook in an open file to a URI.
@@ -82,7 +90,7 @@ class TransferService:
             TransferError: It could not be written.
         """
         self.check(uri)
-        await self._limited(_ask(self._request(uri, notebook), notebook))
+        await self._limited(_ask(self._request("write", uri, notebook), notebook))
 
     def stop_reading(self) -> None:
         """Abandon what is being read, and read no more: the server is shutting down."""
@@ -90,16 +98,16 @@ class TransferService:
         for task in self._reading:
             task.cancel()
 
-    async def _limited(self, work: Any) -> bytes:
+    async def _limited(self, work: Coroutine[None, None, _T]) -> _T:
         try:
             async with asyncio.timeout(self._timeout):
-                content: bytes = await work
-                return content
+                return await work
         except TimeoutError:
             raise UnreachableError(f"it took longer than {self._timeout:g} s (--uri-timeout)") from None
 
-    def _request(self, uri: str, notebook: int | None = None) -> Mapping[str, Any]:
+    def _request(self, action: str, uri: str, notebook: int) -> Mapping[str, Any]:
         return {
+            "action": action,
             "uri": uri,
             "limit": self._max_bytes,
             "any_address": bool(self._policy.hosts),
@@ -108,32 +116,37 @@ class TransferService:
         }
 
 
-async def _ask(request: Mapping[str, Any], *descriptors: int) -> bytes:
-    """Have a helper process carry out a request, and return what it read."""
-    head, content = await _converse(json.dumps(request).encode() + b"\n", descriptors)
-    if not head:
+def _content(notebook: int) -> bytes:
+    with open(notebook, "rb", closefd=False) as file:
+        file.seek(0)
+        return file.read()
+
+
+async def _ask(request: Mapping[str, Any], notebook: int) -> None:
+    """Have a helper process carry out a request; it has the file of the notebook."""
+    line = await _converse(json.dumps(request).encode() + b"\n", notebook)
+    if not line:
         raise UnreachableError("a helper process ended without an answer")
-    answer: Mapping[str, str] = json.loads(head)
+    answer: Mapping[str, str] = json.loads(line)
     if "error" in answer:
         raise KINDS[answer["error"]](answer["message"])
-    return content
 
 
-async def _converse(line: bytes, descriptors: tuple[int, ...]) -> tuple[bytes, bytes]:
+async def _converse(line: bytes, notebook: int) -> bytes:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-P", "-m", "notebook_runner_server.transfer.program"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
-        pass_fds=descriptors,
+        pass_fds=[notebook],
         process_group=0,
     )
     assert process.stdin is not None  # noqa: S101 - it was asked for
     assert process.stdout is not None  # noqa: S101 - the same
     try:
         process.stdin.write(line)
-        return await process.stdout.readline(), await process.stdout.read()
+        return await process.stdout.readline()
     finally:
         # The end of its input is the helper's, which removes what it has not finished; the end of its output
         # tells that it has ended.
