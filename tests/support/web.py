@@ -1,5 +1,6 @@
 """Services on loopback that hold notebooks: a web server that behaves as its paths say, and a real S3 API."""
 
+import ssl
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ class Web:
     byte from time to time; `/silent` never answers. `arrived` is released for each request to the last two.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.arrived = threading.Semaphore(0)
@@ -39,8 +40,10 @@ class Web:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def __enter__(self) -> Self:
