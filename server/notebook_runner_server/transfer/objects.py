@@ -16,8 +16,11 @@ from notebook_runner_server.transfer.interface import MissingError, TooLargeErro
 from notebook_runner_server.transfer.policy import Place
 
 _DENIED = (401, 403)
-# s3fs holds ten pieces of 50 MiB at once where nobody says otherwise.
-_PIECES = {"s3": {"chunksize": 8 * 1024 * 1024, "max_concurrency": 2}}
+# What each is to be told: s3fs holds ten pieces of 50 MiB at once, and some adlfs replace nothing.
+_MORE: dict[str, dict[str, Any]] = {
+    "s3": {"chunksize": 8 * 1024 * 1024, "max_concurrency": 2},
+    "abfs": {"overwrite": True},
+}
 
 
 def read(place: Place, limit: int) -> bytes:
@@ -51,9 +54,7 @@ def write(place: Place, notebook: int) -> None:
         Exception: Whatever the cloud's library raises.
     """
     with _told():
-        _store(place.scheme).put_file(
-            f"/proc/self/fd/{notebook}", place.path, **_PIECES.get(place.scheme, {})
-        )
+        _store(place.scheme).put_file(f"/proc/self/fd/{notebook}", place.path, **_MORE.get(place.scheme, {}))
 
 
 def _store(scheme: str) -> Any:

@@ -106,12 +106,15 @@ def _end_with(lifeline: BinaryIO, abandoned: contextlib.ExitStack) -> None:
 def main() -> None:
     """Answer the one request that comes on standard input."""
     abandoned = contextlib.ExitStack()
+    # What a library prints is no answer.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with, args=(sys.stdin.buffer, abandoned), daemon=True).start()
     answer = carry_out(request, abandoned)
     abandoned.close()
-    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
-    sys.stdout.buffer.flush()
+    answers.write(json.dumps(answer).encode() + b"\n")
+    answers.flush()
     os._exit(0)
 
 

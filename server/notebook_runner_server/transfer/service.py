@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from notebook_runner_server.transfer.interface import StoppedError, UnreachableError
 from notebook_runner_server.transfer.policy import UriPolicy
@@ -75,13 +75,10 @@ class TransferService:
 
     async def _read(self, uri: str) -> bytes:
         # In memory, where it is going to be anyway; a pipe would have the event loop put it together.
-        notebook = os.memfd_create("notebook")
-        try:
+        with os.fdopen(os.memfd_create("notebook"), "r+b") as file:
             async with self._turns:
-                await _ask(self._request("read", uri, notebook), notebook)
-            return await asyncio.to_thread(_content, notebook)
-        finally:
-            os.close(notebook)
+                await _ask(self._request("read", uri, file.fileno()), file.fileno())
+            return await asyncio.to_thread(_content, file)
 
     async def write(self, uri: str, notebook: int) -> None:
         """Write the notebook in an open file to a URI.
@@ -116,10 +113,9 @@ class TransferService:
         }
 
 
-def _content(notebook: int) -> bytes:
-    with open(notebook, "rb", closefd=False) as file:
-        file.seek(0)
-        return file.read()
+def _content(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 async def _ask(request: Mapping[str, Any], notebook: int) -> None:
