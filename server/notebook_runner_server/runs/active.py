@@ -107,7 +107,7 @@ class ActiveRun:
         self.stop_requested = (cause, grace_period)
         if self._handle is not None:
             self._handle.stop(cause, grace_period)
-        if self._writing is not None:
+        if self._writing is not None and not self._writing.cancelling():
             self._writing.cancel()
 
     async def follow(self, handle: RunHandle) -> None:

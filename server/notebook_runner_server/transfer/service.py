@@ -144,12 +144,20 @@ async def _converse(line: bytes, notebook: int) -> bytes:
         process.stdin.write(line)
         return await process.stdout.readline()
     finally:
-        # The end of its input is the helper's, which removes what it has not finished; the end of its output
-        # tells that it has ended.
-        process.stdin.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.stdout.read(), GRACE_SECONDS)
-        # With whatever it started: a command that gives credentials.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        # Also when whoever waits for it is cancelled once more.
+        await asyncio.shield(_bury(process))
+
+
+async def _bury(process: asyncio.subprocess.Process) -> None:
+    """End a helper process, and wait until it is gone."""
+    assert process.stdin is not None  # noqa: S101 - it was asked for
+    assert process.stdout is not None  # noqa: S101 - the same
+    # The end of its input is the helper's, which removes what it has not finished; the end of its output
+    # tells that it has ended.
+    process.stdin.close()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.stdout.read(), GRACE_SECONDS)
+    # With whatever it started: a command that gives credentials.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
