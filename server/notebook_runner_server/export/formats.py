@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from notebook_runner_server.export.service import NO_INPUT, ConversionError
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -65,7 +67,7 @@ def _exporter(to: str) -> Any:
 
     own = {
         "html": pages.PageExporter,
-        "slides": pages.SafeSlidesExporter,
+        "slides": pages.DeckExporter,
         "pdf": printed.PrintedExporter,
     }
     return own.get(to) or get_exporter(to)
@@ -85,8 +87,11 @@ def main(arguments: list[str]) -> int:
     to, notebook, target, *options = arguments
     # Whoever asked for the export is this process's parent; without it nobody wants the result.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    omit_input = options == [NO_INPUT]
     try:
-        answer = {"media_type": convert(to, Path(notebook), Path(target), omit_input=bool(options))}
+        answer = {"media_type": convert(to, Path(notebook), Path(target), omit_input=omit_input)}
+    except ConversionError as error:
+        answer = {"error": str(error)[:1000]}
     except Exception as error:  # noqa: BLE001 - nbconvert's errors have no common root; all are said
         answer = {"error": f"{type(error).__name__}: {error}"[:1000]}
     print(json.dumps(answer))  # noqa: T201 - its answer

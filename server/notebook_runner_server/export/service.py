@@ -8,8 +8,12 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
+
+NO_INPUT = "--no-input"
+"""Tells the converter to leave out what the code cells say."""
 
 
 class ConversionError(RuntimeError):
@@ -29,22 +33,36 @@ class ExportService:
         self._timeout = timeout
         self._one_at_a_time = asyncio.Lock()
 
-    async def export(self, notebook: Path, to: str, target: Path) -> str:
+    async def export(self, notebook: Path, to: str, target: Path, *, omit_input: bool = False) -> str:
         """Write the notebook in another format, and return its media type.
+
+        Args:
+            notebook: The notebook's file.
+            to: The format.
+            target: The file to write.
+            omit_input: Leave out what the code cells say, and all prompts.
 
         Raises:
             ConversionError: nbconvert could not, or took too long.
         """
         async with self._one_at_a_time:
-            answer = await self._convert(to, notebook, target)
+            folder = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="export-")
+            try:
+                options = [NO_INPUT] if omit_input else []
+                answer = await self._convert(folder.name, to, str(notebook), str(target), *options)
+            finally:
+                # By now nothing writes into it any more.
+                await asyncio.to_thread(folder.cleanup)
         if "error" in answer:
             raise ConversionError(answer["error"])
         return answer["media_type"]
 
-    async def _convert(self, to: str, notebook: Path, target: Path) -> Mapping[str, str]:
+    async def _convert(self, folder: str, *arguments: str) -> Mapping[str, str]:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-P", "-m", "notebook_runner_server.export.formats", to, str(notebook), str(target)),
+            *("-P", "-m", "notebook_runner_server.export.formats", *arguments),
+            # What is ended has no time to remove its files.
+            env={**os.environ, "TMPDIR": folder},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
