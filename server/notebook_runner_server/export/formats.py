@@ -42,6 +42,8 @@ def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) 
     # One artefact is one file: images stay in it.
     config.ExtractOutputPreprocessor.enabled = False
     config.ExtractAttachmentsPreprocessor.enabled = False
+    # What was printed in pieces is one text, as a terminal would show it.
+    config.CoalesceStreamsPreprocessor.enabled = True
     # Markdown alone has no way of its own to carry what was pasted.
     config.MarkdownExporter.preprocessors = [_with_attachments]
     config.TemplateExporter.exclude_input = omit_input

@@ -82,7 +82,7 @@ def _attributes() -> dict[str, set[str]]:
     return allowed
 
 
-def _filtered(tag: str, name: str, value: str) -> str | None:
+def _filtered(_tag: str, name: str, value: str) -> str | None:
     """Let an attribute be what shows something, and nothing that could be a page or load something."""
     if name == "style":
         if _LOADING.search(value):
@@ -90,10 +90,10 @@ def _filtered(tag: str, name: str, value: str) -> str | None:
         # Who gives an element a light ground thinks of dark letters, which a dark page has not.
         return f"{value};color:#111" if _COLOURED.search(value) and not _COLOUR.search(value) else value
     address = value.lstrip().lower()
-    if address.startswith("data:"):
-        is_media = name == "src" and tag in {"img", "audio", "source", "video"} and _MEDIA.match(address)
-        return value if is_media else None
-    return value
+    if name == "src":
+        # What is only referred to would be asked for by whoever opens the page.
+        return value if _MEDIA.match(address) else None
+    return None if address.startswith("data:") else value
 
 
 _CLEANER = nh3.Cleaner(
