@@ -18,7 +18,7 @@ from typing import Any
 
 from notebook_runner_server.export.service import NO_INPUT, ConversionError
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) -> str:
@@ -89,6 +89,8 @@ def main(arguments: list[str]) -> int:
     to, notebook, target, *options = arguments
     # Whoever asked for the export is this process's parent; without it nobody wants the result.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # What it starts stays below it until it ends.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     omit_input = options == [NO_INPUT]
     try:
         answer = {"media_type": convert(to, Path(notebook), Path(target), omit_input=omit_input)}

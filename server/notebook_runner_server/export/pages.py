@@ -60,8 +60,7 @@ class PageExporter(HTMLExporter):
         """Convert a notebook."""
         # Read by scripts only, and often larger than all that is shown.
         nb.metadata.pop("widgets", None)
-        if not isinstance(nb.metadata.get("title"), str):
-            nb.metadata.title = _title(nb)
+        nb.metadata.setdefault("title", _title(nb))
         return super().from_notebook_node(nb, resources, **options)
 
     def _init_resources(self, resources: dict[str, Any] | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 NO_INPUT = "--no-input"
@@ -26,11 +26,15 @@ class ExportService:
     Args:
         formats: The names of the exporters that are allowed.
         timeout: Seconds that one export may take.
+        sweep: Ends, after an export, what has left the converter's process group; blocks.
     """
 
-    def __init__(self, formats: Collection[str], timeout: float) -> None:
+    def __init__(
+        self, formats: Collection[str], timeout: float, sweep: Callable[[], object] = lambda: None
+    ) -> None:
         self.formats = frozenset(formats)
         self._timeout = timeout
+        self._sweep = sweep
         self._one_at_a_time = asyncio.Lock()
 
     async def export(self, notebook: Path, to: str, target: Path, *, omit_input: bool = False) -> str:
@@ -73,11 +77,21 @@ class ExportService:
         except TimeoutError:
             raise ConversionError(f"it took longer than {self._timeout:g} s (--export-timeout)") from None
         finally:
-            # With whatever it started: pandoc, LaTeX, a browser.
+            # With whatever it started: pandoc, a browser.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+            await asyncio.to_thread(_reap, process.pid)
+            # What collects a browser's crashes leads a session of its own.
+            await asyncio.to_thread(self._sweep)
         if process.returncode:
             raise ConversionError(f"the converter ended with code {process.returncode}")
         answer: Mapping[str, str] = json.loads(printed.splitlines()[-1])
         return answer
+
+
+def _reap(group: int) -> None:
+    """Wait for what a converter has left to this process, which is the nearest subreaper; it was killed."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-group, 0)

@@ -161,9 +161,8 @@ class Outputs:
                 raise InvalidFieldError(f"{name} is not negative.", field=name)
         if omit_input and to in {NOTEBOOK, FILES, ERROR}:
             others = ", ".join(sorted(self._exporter.formats))
-            raise InvalidFieldError(
-                f"omit_input: {to} is always whole, but not {others}.", field="omit_input"
-            )
+            message = f"omit_input: {to} is always whole; code can be left out of {others}."
+            raise InvalidFieldError(message, field="omit_input")
 
     async def _artefact(
         self, run: Run, position: int, form: _Form, key: int, *, fresh: bool
