@@ -11,6 +11,7 @@ import pytest
 from support.calls import SECONDS, artefact, inline, perform
 from support.errors import refused
 from support.notebooks import markdown
+from support.processes import marked
 from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
@@ -63,21 +64,25 @@ def test_pdf(make_server: Callable[..., Server], tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == files
 
 
-@needs_browser
-def test_pdf_that_takes_too_long(make_server: Callable[..., Server], tmp_path: Path) -> None:
-    """A browser that is ended in the middle leaves no process and no file either."""
-    server = make_server(
-        *("--no-warm-kernels", "--export-timeout", "1"), environment={"TMPDIR": str(tmp_path)}
-    )
-    cell = "from IPython.display import HTML\nHTML('<p>words</p>' * 200_000)"
-    run = perform(server.stub, inline(cell)).run
-    processes, files = children(server), sorted(tmp_path.iterdir())
+def test_a_browser_that_hangs(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """One that is ended leaves no file, and no process, not even one in a session of its own."""
+    temporary, reached = tmp_path / "temporary", tmp_path / "reached"
+    temporary.mkdir()
+    browser = tmp_path / "chromium"
+    browser.write_text(f"#!/bin/sh\ntouch $TMPDIR/left {reached}\nsetsid sleep 100000 &\nsleep 100000\n")
+    browser.chmod(0o755)
+    environment = {"TMPDIR": str(temporary), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    server = make_server("--no-warm-kernels", "--export-timeout", "4", environment=environment)
+    run = perform(server.stub, inline("1")).run
+    processes, files = children(server), sorted(temporary.iterdir())
     request = pb.OutputRequest(run_id=run.run_id, format="pdf")
     error = refused(lambda: server.stub.Output(request, timeout=SECONDS))
     assert error.reason == "EXPORT_FAILED"
     assert "--export-timeout" in error.message
+    assert reached.exists()
     assert children(server) == processes
-    assert sorted(tmp_path.iterdir()) == files
+    assert [command for command in marked(server.mark).values() if "sleep" in command] == []
+    assert sorted(temporary.iterdir()) == files
 
 
 def test_pdf_where_nothing_can_print(make_server: Callable[..., Server], tmp_path: Path) -> None:
