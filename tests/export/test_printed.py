@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import nbformat
@@ -11,6 +12,7 @@ from nbformat.v4 import new_markdown_cell, new_output
 from support.notebooks import code, notebook
 
 from notebook_runner_server.export.formats import convert, main
+from notebook_runner_server.export.printed import _printed
 
 # CI has it (.ci/run); the browser's own tests (tests/gallery) see to that.
 needs_browser = pytest.mark.skipif(
@@ -91,3 +93,20 @@ def test_the_browser_is_given_a_page_that_loads_nothing(
     assert "forty-two" in page
     assert "MAP * ~NOTFOUND" in flags
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chromium", "flags", "source.ipynb", "target"]
+
+
+@needs_browser
+def test_a_browser_that_prints_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even a page without a policy gets nothing from a host, not from this machine either."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    browser = shutil.which("chromium")
+    assert browser is not None
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        html = f"<img src='http://127.0.0.1:{port}/a'><link rel=stylesheet href='http://localhost:{port}/b'>x"
+        assert _printed(browser, html).startswith(b"%PDF-")
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert list(tmp_path.iterdir()) == []
