@@ -77,8 +77,11 @@ class Browser:
 
     def keep(self, target: Path) -> None:
         """Keeps a picture of the whole page."""
-        size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 8000), "scale": 1}
+        # The page's own measures: it lays itself out to tell them, and the browser's may be 0 until then.
+        width, height = self.ask(
+            "const page = document.documentElement; return [page.scrollWidth, page.scrollHeight]"
+        )
+        clip = {"x": 0, "y": 0, "width": width, "height": min(height, 8000), "scale": 1}
         asked = {"captureBeyondViewport": True, "clip": clip}
         picture = self.driver.execute_cdp_cmd("Page.captureScreenshot", asked)["data"]
         target.parent.mkdir(exist_ok=True)
