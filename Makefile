@@ -9,10 +9,10 @@ GENERATE_VENV := .venv-generate
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test cold chaos soak check format generate contract lock bench scale clean
+.PHONY: help install demo serve dev test cold chaos soak check format generate contract docs docs-serve lock bench scale clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 install: $(INSTALLED) ## Install everything into .venv, from the lock
 
@@ -58,6 +58,7 @@ check: $(INSTALLED) ## Run every check that is not a test
 	$(BIN)/buf breaking --against proto/contract.binpb
 	$(MAKE) --no-print-directory generate OUT=$(VENV)/generated
 	diff -r -x __init__.py -x __pycache__ $(VENV)/generated/notebook_runner/v1 client/notebook_runner/v1
+	$(MAKE) --no-print-directory docs
 
 format: $(INSTALLED) ## Format sources and contract
 	$(BIN)/ruff format .
@@ -78,6 +79,14 @@ generate: $(GENERATE_VENV)/.installed ## Generate client/notebook_runner/v1 from
 contract: $(INSTALLED) ## Take the contract as it is for the one that later changes must not break
 	$(BIN)/buf build --output proto/contract.binpb --exclude-source-info
 
+# It would tell at each build when its theme's maintenance ends.
+export NO_MKDOCS_2_WARNING := 1
+docs: $(INSTALLED) ## Build the site of docs/ into site/, and check its links
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+docs-serve: $(INSTALLED) ## Serve the site on 127.0.0.1:8000, built again when a page or the contract changes
+	$(BIN)/python -m mkdocs serve --watch proto --watch client --watch examples
+
 lock: ## Resolve the locks again (needs uv)
 	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
@@ -91,4 +100,4 @@ scale: $(INSTALLED) ## Measure what an item costs where there are few and where 
 	$(BIN)/python -m benchmarks --only scaling
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) $(GENERATE_VENV) .mypy_cache .ruff_cache .pytest_cache demo-output
+	rm -rf $(VENV) $(GENERATE_VENV) .mypy_cache .ruff_cache .pytest_cache demo-output site

@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, notebook_root: Path) -> Ite
 
 @pytest.fixture
 def make_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """Starts servers of the test's own: `make_server(*options, environment=…)`."""
+    """Starts servers of the test's own: `make_server(*options, environment=…, folder=…)`."""
     with ExitStack() as servers:
         yield lambda *options, **more: servers.enter_context(
             Server(tmp_path_factory.mktemp("state"), *options, **more)

@@ -10,8 +10,11 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from support.server import PROGRAM
+from support.calls import duration, inline, perform
+from support.server import PROGRAM, Server
+from support.warm import ON, ready
 
+from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings, options
 from notebook_runner_server.execution.options import WarmKernels
 
@@ -286,6 +289,15 @@ def test_the_state_folder_is_where_the_platform_has_such(monkeypatch: pytest.Mon
     monkeypatch.setenv("HOME", "/home/somebody")
     assert Settings().state_folder == Path("/home/somebody/.local/state/notebook-runner")
     assert Settings(state_dir="/x").state_folder == Path("/x")
+
+
+def test_the_state_folder_may_be_relative(tmp_path: Path) -> None:
+    """It is where the server was started, for its workers and kernels as well, wherever they work."""
+    with Server(Path("state"), *ON, "--log-level", "debug", folder=tmp_path) as server:
+        ready(server)
+        run, _ = perform(server.stub, inline("print(1)", run_timeout=duration(10)))
+    assert run.state == pb.RUN_STATE_SUCCEEDED
+    assert (tmp_path / "state" / "runs" / run.run_id).is_dir()
 
 
 def test_formats_are_separated_by_commas() -> None:

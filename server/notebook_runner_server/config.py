@@ -175,7 +175,8 @@ class Settings:
     @property
     def state_folder(self) -> Path:
         """The folder for history and results."""
-        return Path(self.state_dir or _state_dir())
+        # Workers and kernels work elsewhere.
+        return Path(self.state_dir or _state_dir()).absolute()
 
     @property
     def warm(self) -> WarmKernels:

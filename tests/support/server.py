@@ -29,13 +29,19 @@ LINGER_SECONDS = 5.0
 
 
 class Server:
-    """Runs `notebook-runner-server` with these options between `with` and its end.
+    """Runs `notebook-runner-server` with these options between `with` and its end, in a folder.
 
     Leaving the block ends the server with SIGTERM and asserts that it exited with 0 and that no
     process is left that carries its mark.
     """
 
-    def __init__(self, state_dir: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.state_dir = state_dir
         self.mark = uuid4().hex
         self.log: list[dict[str, Any]] = []
@@ -45,11 +51,12 @@ class Server:
         self._command += ["--log-format", "json", *options]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("NOTEBOOK_RUNNER_")}
         self._environment = {**inherited, MARK_VARIABLE: self.mark, **(environment or {})}
+        self._folder = folder
         self._told = threading.Event()
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            self._command, env=self._environment, stderr=subprocess.PIPE, text=True
+            self._command, cwd=self._folder, env=self._environment, stderr=subprocess.PIPE, text=True
         )
         self._reader = threading.Thread(target=self._read_log, args=[self.process.stderr], daemon=True)
         self._reader.start()

@@ -1,0 +1,57 @@
+"""Runs a notebook from asyncio, and ends the run when it takes too long or when it is not wanted any more.
+
+    python examples/async_client.py [SECONDS [NOTEBOOK]]
+
+The server is at NOTEBOOK_RUNNER_TARGET, or else at 127.0.0.1:50051.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from notebook_runner import AsyncClient, RunFailed
+
+
+async def run_for(client: AsyncClient, seconds: float, notebook: str) -> str:
+    """Run a notebook for at most so many seconds, and return what it printed last.
+
+    Whatever ends this task, a time-out or a cancellation, ends the run as well.
+
+    Raises:
+        TimeoutError: It took longer.
+        RunFailed: The run ended in another state than SUCCEEDED.
+    """
+    run = await client.start(notebook, labels={"from": "async_client"})
+    printed = ""
+    try:
+        async with asyncio.timeout(seconds):
+            async for event in client.progress(run.run_id):
+                if event.HasField("cell_output") and event.cell_output.HasField("stream"):
+                    printed = event.cell_output.stream.text
+            ended = await client.wait(run.run_id)
+    finally:
+        killed = await client.kill(run.run_id)  # does nothing to a run that has ended
+        if killed.processes_ended:
+            print(f"ended {killed.processes_ended} processes", file=sys.stderr)
+    if ended.HasField("failure"):
+        raise RunFailed(ended)
+    return printed
+
+
+async def main(seconds: str = "60", notebook: str = "examples/quickstart.ipynb") -> int:
+    """Run the notebook, and return an exit code."""
+    async with AsyncClient() as client:
+        try:
+            print(await run_for(client, float(seconds), notebook), end="")
+        except TimeoutError:
+            print(f"not done after {seconds} s", file=sys.stderr)
+            return 1
+        except RunFailed as failed:
+            print(failed.traceback or failed, file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(*sys.argv[1:])))

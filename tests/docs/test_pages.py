@@ -1,0 +1,157 @@
+"""What pages tell readers to write is right: code compiles, flags exist, requests are of the contract."""
+
+import ast
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from google.protobuf.json_format import ParseDict
+from support.pages import REPOSITORY, Block, blocks
+
+from notebook_runner.cli import main
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings, options
+
+PAGES = sorted(
+    [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("examples/*.md")]
+)
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+SHELLS = {"console", "sh", "bash", "shell"}
+SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"]
+
+
+def of(*languages: str) -> list[Block]:
+    """The blocks of all pages in these languages."""
+    return [block for block in BLOCKS if block.language in languages]
+
+
+def words(block: Block) -> Iterator[list[str]]:
+    """Each simple command of a block of shell, as the shell splits it."""
+    text = block.text.replace("\\\n", " ")
+    if block.language == "console":
+        text = "\n".join(line[2:] for line in text.splitlines() if line.startswith("$ "))
+    begun = ""
+    for line in text.splitlines():
+        begun += line
+        lexer = shlex.shlex(begun, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        try:
+            tokens = list(lexer)
+        except ValueError:  # a quotation goes on in the next line
+            begun += "\n"
+            continue
+        begun, command = "", list[str]()
+        for word in tokens:
+            if set(word) <= set("();<>|&"):
+                yield command
+                command = []
+            else:
+                command.append(word)
+        yield command
+    assert not begun, f"{block}: {begun!r} has no end"
+
+
+def manifest_commands(value: Any) -> Iterator[list[str]]:
+    """Each list in a YAML document that is a command of ours."""
+    if isinstance(value, list) and value and Path(str(value[0])).name in PROGRAMS:
+        yield [str(item) for item in value]
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from manifest_commands(item)
+
+
+def called(program: str) -> list[tuple[str, list[str]]]:
+    """All calls of a program in all pages, with where they are."""
+    found = [(str(block), command) for block in of(*SHELLS) for command in words(block)]
+    for block in of("yaml"):
+        found += [
+            (str(block), command) for command in manifest_commands(list(yaml.safe_load_all(block.text)))
+        ]
+    calls = []
+    for where, command in found:
+        places = [place for place, word in enumerate(command) if Path(word).name == program]
+        # What stands before it is an assignment, or a word of the shell's such as `until`.
+        calls += [(where, command[place + 1 :]) for place in places[:1]]
+    return calls
+
+
+PROGRAMS = {"notebook-runner", "notebook-runner-server"}
+
+
+@pytest.mark.parametrize("block", of("python"), ids=str)
+def test_python_compiles(block: Block) -> None:
+    """It is Python, at the top of a file or in a notebook's cell."""
+    compile(block.text, str(block), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+@pytest.mark.parametrize("block", of("json", "yaml"), ids=str)
+def test_data_can_be_read(block: Block) -> None:
+    """JSON is JSON, and YAML is YAML."""
+    assert json.loads(block.text) if block.language == "json" else list(yaml.safe_load_all(block.text))
+
+
+def test_calls_of_the_client_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line has a command of `notebook-runner` with options that it has."""
+    monkeypatch.setattr(main, "callback", lambda **_: None)
+    for name in main.list_commands(click.Context(main)):
+        command = main.get_command(click.Context(main), name)
+        assert command
+        monkeypatch.setattr(command, "callback", lambda *_, **__: None)
+    calls = called("notebook-runner")
+    assert len(calls) > 10
+    for where, arguments in calls:
+        parse(main, where, arguments)
+
+
+def test_calls_of_the_server_parse() -> None:
+    """Every line has options that `notebook-runner-server` has, with values that they can have."""
+    command = click.Command("notebook-runner-server", callback=Settings, params=[*options()])
+    calls = called("notebook-runner-server")
+    assert calls
+    for where, arguments in calls:
+        parse(command, where, arguments)
+
+
+def parse(command: click.Command, where: str, arguments: list[str]) -> None:
+    """Parses a command line as the program does."""
+    try:
+        command.main(arguments, prog_name="program", standalone_mode=False)
+    except (click.ClickException, ValueError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        pytest.fail(f"{where}: {' '.join(arguments)}: {message}")
+
+
+def test_requests_of_grpcurl_are_of_the_contract() -> None:
+    """Every line with grpcurl calls a method that there is, with a request that it takes."""
+    requests = 0
+    for where, arguments in called("grpcurl"):
+        name = re.search(r"NotebookRunner/(\w+)$", arguments[-1])
+        if not name:
+            continue
+        assert name[1] in SERVICE.methods_by_name, where
+        data = arguments[arguments.index("-d") + 1] if "-d" in arguments else "{}"
+        if data != "@":
+            kind = getattr(pb, SERVICE.methods_by_name[name[1]].input_type.name)
+            ParseDict(json.loads(data), kind())
+            requests += 1
+    assert requests > 5
+
+
+def test_variables_are_of_settings() -> None:
+    """Every variable that a page names is a setting of the server's, or one that the sources name."""
+    known = {f"{ENVIRONMENT_PREFIX}_{name.upper()}" for name in Settings.__dataclass_fields__}
+    for source in [*REPOSITORY.glob("client/**/*.py"), *REPOSITORY.glob("server/**/*.py")]:
+        known |= variables(source)
+    for page in PAGES:
+        assert variables(page) <= known, page.name
+
+
+def variables(file: Path) -> set[str]:
+    """The project's variables that a file names."""
+    return set(re.findall(rf"\b{ENVIRONMENT_PREFIX}_[A-Z_]*[A-Z]\b", file.read_text(encoding="utf-8")))

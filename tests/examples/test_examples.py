@@ -1,0 +1,237 @@
+"""The examples do what they say, as programs of their own against a real server."""
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from google.protobuf.json_format import MessageToDict
+from support.calls import history
+from support.gate import Gate
+from support.notebooks import notebook, parsed
+from support.server import Server
+
+from notebook_runner import Client
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server as the examples' page starts it."""
+    options = ["--notebook-root", str(REPOSITORY / "examples"), "--workers", "3"]
+    with Server(tmp_path_factory.mktemp("state"), *options) as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder in which `examples/` is."""
+    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
+    return tmp_path
+
+
+def environment(server: Server) -> dict[str, str]:
+    """What tells a program where the server is."""
+    return {**os.environ, "NOTEBOOK_RUNNER_TARGET": server.target, "COLUMNS": "80"}
+
+
+def example(server: Server, folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs an example."""
+    return subprocess.run(
+        [sys.executable, f"examples/{name}", *arguments],
+        cwd=folder,
+        env=environment(server),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def labelled(server: Server, **labels: str) -> list[pb.Run]:
+    """The runs that carry labels."""
+    with Client(server.target) as client:
+        return list(client.list(labels=labels))
+
+
+def written(folder: Path, *cells: str) -> str:
+    """A notebook of the test's own, as a path."""
+    nbformat.write(notebook(*cells), folder / "own.ipynb")
+    return "own.ipynb"
+
+
+def test_the_blocking_client(server: Server, folder: Path) -> None:
+    """It tells cells and text as they come, and writes the page."""
+    done = example(server, folder, "sync_client.py")
+    assert done.returncode == 0, done.stderr
+    assert "[0 of " not in done.stdout
+    assert "theory says -0.50." in done.stdout
+    assert "<html" in (folder / "quickstart.html").read_text()
+
+
+def test_the_blocking_client_tells_how_a_run_failed(server: Server, folder: Path) -> None:
+    """A notebook that raises is an exit code and a traceback, and the page is there."""
+    done = example(server, folder, "sync_client.py", written(folder, "print('before')", "1 / 0"), "page.html")
+    assert done.returncode == 1
+    assert "before" in done.stdout
+    assert "ZeroDivisionError" in done.stderr
+    assert "ZeroDivisionError" in (folder / "page.html").read_text()
+
+
+def test_the_asynchronous_client(server: Server, folder: Path) -> None:
+    """It prints what the notebook printed last."""
+    done = example(server, folder, "async_client.py", "60", written(folder, "print(1)", "print(2)"))
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
+def test_the_asynchronous_client_ends_a_run_that_takes_too_long(
+    server: Server, folder: Path, gate: Gate
+) -> None:
+    """The run is killed when the time is over."""
+    done = example(server, folder, "async_client.py", "1", written(folder, gate.source))
+    assert done.returncode == 1
+    assert "ended 1 processes\nnot done after 1 s" in done.stderr
+    assert labelled(server, **{"from": "async_client"})[0].state == pb.RUN_STATE_KILLED
+
+
+def test_the_sweep(server: Server, folder: Path) -> None:
+    """Three runs go on at once, and what each found is in the table."""
+    done = example(server, folder, "sweep.py", "1", "3")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"│ (\d) +│ The error falls", done.stdout) == ["1", "2", "3"]
+    runs = labelled(server, sweep="seed")
+    assert [run.state for run in runs] == [pb.RUN_STATE_SUCCEEDED] * 3
+    admitted = max(run.create_time.ToNanoseconds() for run in runs)
+    assert admitted < min(run.end_time.ToNanoseconds() for run in runs)
+
+
+def test_the_notebook_that_starts_notebooks(server: Server) -> None:
+    """Its runs succeed on the same service while it runs."""
+    with Client(server.target) as client:
+        given = {"target": server.target, "seeds": [1, 2], "games": 2}
+        result = client.run(server_path="notebooks_that_start_notebooks.ipynb", parameters=given)
+        table = parsed(result.output()).cells[-1].outputs[0].data["text/plain"]
+    assert re.findall(r"^(\w+) +-0\.", table, re.MULTILINE) == ["1", "2", "theory"]
+    runs = labelled(server, **{"started-by": "notebooks_that_start_notebooks"})
+    assert [run.state for run in runs] == [pb.RUN_STATE_SUCCEEDED] * 2
+    assert sorted(MessageToDict(run)["parameters"]["seed"] for run in runs) == [1, 2]
+
+
+@pytest.fixture
+def web(server: Server, folder: Path) -> Iterator[http.client.HTTPConnection]:
+    """The web service, on a free port."""
+    command = [sys.executable, "examples/service.py", "0"]
+    running = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(server),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert running.stderr
+    try:
+        for line in running.stderr:
+            if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
+                connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=SECONDS)
+                break
+        else:
+            raise AssertionError("the service has ended")
+        yield connection
+        connection.close()
+    finally:
+        running.terminate()
+        running.communicate(timeout=SECONDS)
+
+
+Told = list[tuple[int, str, dict[str, Any]]]
+
+
+def told(web: http.client.HTTPConnection, run: str, after: int, most: int = 0) -> Told:
+    """What the service tells a browser of a run, until its end or until the browser goes away."""
+    web.request("GET", f"/runs/{run}", headers={"Last-Event-ID": str(after)} if after else {})
+    answer = web.getresponse()
+    assert answer.status == 200, answer.read()
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    events: Told = []
+    while head := answer.readline().decode():
+        number, kind = head.removeprefix("id: "), answer.readline().decode().removeprefix("event: ")
+        data = answer.readline().decode().removeprefix("data: ")
+        assert answer.readline() == b"\n"
+        events.append((int(number), kind.strip(), json.loads(data)))
+        if len(events) == most:
+            web.close()
+            break
+    return events
+
+
+def started(web: http.client.HTTPConnection, **parameters: Any) -> tuple[int, dict[str, Any]]:
+    """Asks for a run; answers the status and what was said."""
+    web.request("POST", "/runs", json.dumps(parameters))
+    answer = web.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def test_the_service_streams_progress_that_can_be_resumed(web: http.client.HTTPConnection) -> None:
+    """A browser that goes away and comes back with the last id gets each event once, up to the end."""
+    status, said = started(web, games=2)
+    assert status == 201
+    events = told(web, said["run_id"], after=0, most=5)
+    events += told(web, said["run_id"], after=5)
+    assert [number for number, _, _ in events] == list(range(1, len(events) + 1))
+    assert {kind for _, kind, _ in events} == {"run_changed", "cell_started", "cell_output", "cell_finished"}
+    assert events[-1][2]["runChanged"]["state"] == "RUN_STATE_SUCCEEDED"
+    web.request("GET", f"/runs/{said['run_id']}", headers={"Last-Event-ID": str(len(events))})
+    answer = web.getresponse()
+    assert (answer.status, answer.read()) == (204, b"")
+
+
+def test_the_service_ends_a_run(web: http.client.HTTPConnection) -> None:
+    """Kill goes through to the run, and the stream tells it."""
+    _, said = started(web, games=10_000_000)
+    told(web, said["run_id"], after=0, most=4)
+    web.request("DELETE", f"/runs/{said['run_id']}")
+    assert json.loads(web.getresponse().read()) == {"processes_ended": 1}
+    assert told(web, said["run_id"], after=4)[-1][2]["runChanged"]["state"] == "RUN_STATE_KILLED"
+
+
+def test_the_service_tells_what_was_refused(server: Server, web: http.client.HTTPConnection) -> None:
+    """Each refusal is the status of HTTP that means the same, and starts nothing."""
+    before = history(server.stub)
+    assert started(web, dice=2)[0] == 400
+    for body in ("[1]", "{", '{"games": 99999999999999999999}'):
+        web.request("POST", "/runs", body)
+        answer = web.getresponse()
+        assert (answer.status, bool(json.loads(answer.read())["message"])) == (400, True)
+    for path, headers, status in [("/runs/none", {}, 404), ("/runs/none", {"Last-Event-ID": "x"}, 400)]:
+        web.request("GET", path, headers=headers)
+        answer = web.getresponse()
+        assert (answer.status, bool(json.loads(answer.read())["message"])) == (status, True)
+    web.request("GET", "/")
+    assert b"EventSource" in web.getresponse().read()
+    assert history(server.stub) == before
+
+
+def test_the_service_tells_that_the_server_is_busy(
+    server: Server, web: http.client.HTTPConnection, gate: Gate, folder: Path
+) -> None:
+    """Where all workers are taken, the browser is told when to try again."""
+    source = written(folder, gate.source)
+    with Client(server.target) as client:
+        runs = [client.start(folder / source) for _ in range(3)]
+        web.request("POST", "/runs")
+        answer = web.getresponse()
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert json.loads(answer.read())["reason"] == "RUNNER_BUSY"
+        for run in runs:
+            client.kill(run.run_id)

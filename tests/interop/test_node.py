@@ -1,0 +1,170 @@
+"""The contract from a second language: a client in Node.js, for which no code is generated."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import nbformat
+import pytest
+from google import rpc
+from support.calls import artefact, inline, reach, started
+from support.gate import Gate
+from support.notebooks import code, notebook, parsed
+from support.notebooks import printed as printed_text
+from support.scripted import ENDED, RUNNING, Double, beat, changed, printed
+from support.server import Server
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+NPM = [HERE / name for name in ("package.json", "package-lock.json", ".npmrc")]
+INSTALL_SECONDS = 300
+SECONDS = 60
+# On a user's machine it may be missing; CI installs it, and must not pass without.
+NODE = shutil.which("node")
+pytestmark = pytest.mark.skipif(
+    not NODE and os.environ.get("CI") != "true", reason="node and npm are not installed"
+)
+
+Told = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def modules() -> Path:
+    """What the client imports, installed from its lock, once for each content of that."""
+    sums = hashlib.sha256(b"".join(file.read_bytes() for file in NPM)).hexdigest()
+    folder = Path(sys.prefix) / "interop" / sums[:16]
+    if not (folder / "installed").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in NPM:
+            shutil.copy(file, folder)
+        command = ["npm", "ci", "--ignore-scripts"]
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        (folder / "installed").touch()
+    return folder / "node_modules"
+
+
+class Program:
+    """The client at work."""
+
+    def __init__(self, modules: Path, target: str, folder: Path, cells: list[Any], **parameters: Any) -> None:
+        nbformat.write(notebook(*cells), folder / "sent.ipynb")
+        self.executed = folder / "executed.ipynb"
+        google = Path(rpc.__path__[0]).parents[1]
+        paths = {"NODE_PATH": str(modules), "PROTO_PATH": f"{REPOSITORY / 'proto'}:{google}"}
+        arguments = [target, str(folder / "sent.ipynb"), str(self.executed), json.dumps(parameters)]
+        self.process = subprocess.Popen(
+            [NODE or "node", str(HERE / "client.js"), *arguments],
+            env={**os.environ, **paths},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What it tells, as it comes."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            yield json.loads(line)
+
+    def rest(self) -> Told:
+        """What it tells until it ends, which it does well."""
+        told = list(self.lines())
+        assert self.process.stderr
+        errors = self.process.stderr.read()
+        assert self.process.wait(SECONDS) == 0, errors
+        return told
+
+
+@pytest.fixture
+def node(modules: Path, tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Starts the client: `node(target, cells, **parameters)`."""
+    with contextlib.ExitStack() as programs:
+
+        def run(target: str, cells: list[Any], **parameters: Any) -> Program:
+            program = Program(modules, target, tmp_path, cells, **parameters)
+            programs.enter_context(program.process)
+            programs.callback(program.process.kill)
+            return program
+
+        yield run
+
+
+def field(told: Told, name: str) -> list[Any]:
+    """What all lines that have this field say in it."""
+    return [line[name] for line in told if name in line]
+
+
+def test_it_starts_follows_and_reads(server: Server, node: Callable[..., Program]) -> None:
+    """Parameters arrive, every event comes once and in order, and the pages are the executed notebook."""
+    cells = [code("who = ''\nnumbers = []", "parameters"), "print(who, numbers)", "print('x' * 10_000)"]
+    program = node(server.target, cells, who="Node", numbers=[1, 2.5, None, {"a": True}])
+    told = program.rest()
+    sequences = field(told, "sequence")
+    assert sequences == list(range(1, len(sequences) + 1))
+    kinds = {"run_changed", "cell_started", "cell_output", "cell_finished"}
+    assert set(field(told, "event")) == kinds
+    said = "Node [1, 2.5, None, {'a': True}]\n"
+    assert field(told, "printed")[0] == said
+    assert field(told, "pages")[0] > 2
+    run_id = field(told, "started")[0]
+    assert program.executed.read_bytes() == artefact(server.stub, run_id)
+    assert printed_text(parsed(program.executed.read_bytes()), 2) == said
+    assert told[-1] == {"ended": "RUN_STATE_SUCCEEDED", "exception": ""}
+
+
+def test_a_run_that_fails_is_data(server: Server, node: Callable[..., Program]) -> None:
+    """The exception is in the run, and the notebook is there."""
+    program = node(server.target, ["1 / 0"])
+    assert program.rest()[-1] == {"ended": "RUN_STATE_FAILED", "exception": "ZeroDivisionError"}
+    assert b"ZeroDivisionError" in program.executed.read_bytes()
+
+
+def test_it_waits_its_turn(
+    make_server: Callable[..., Server], node: Callable[..., Program], gate: Gate
+) -> None:
+    """RUNNER_BUSY is told by its ErrorInfo, with the run in the way and when to try again."""
+    server = make_server()
+    with started(server.stub, inline(gate.source)) as busy:
+        reach(server.stub, busy.run_id, "cell_started")
+        program = node(server.target, ["print('at last')"])
+        assert next(program.lines()) == {"busy": busy.run_id, "retry_after": 1}
+        gate.open()
+        told = program.rest()
+    assert field(told, "printed") == ["at last\n"]
+    assert told[-1]["ended"] == "RUN_STATE_SUCCEEDED"
+
+
+def test_it_goes_on_where_its_connection_broke(node: Callable[..., Program]) -> None:
+    """It asks again for what comes after the last event that it saw; heartbeats are none."""
+    double = Double()
+    double.answers("Start", pb.StartResponse(run=RUNNING))
+    double.answers("Progress", changed(1, RUNNING), printed(2), beat(2), grpc.StatusCode.UNAVAILABLE)
+    double.answers("Progress", printed(3), changed(4, ENDED))
+    checksum = hashlib.sha256(b"{}").hexdigest()
+    double.answers("Output", pb.OutputResponse(content=b"{}", next_offset=2, total_bytes=2, sha256=checksum))
+    try:
+        assert field(node(double.target, []).rest(), "sequence") == [1, 2, 3, 4]
+    finally:
+        double.stop()
+    followed = [request for request in double.asked if isinstance(request, pb.ProgressRequest)]
+    assert [(request.run_id, request.after_sequence) for request in followed] == [("r", 0), ("r", 2)]
+
+
+def test_the_lock_names_no_registry() -> None:
+    """Whoever installs takes the packages from where their own npm takes them."""
+    lock = (HERE / "package-lock.json").read_text()
+    assert "resolved" not in lock
+    assert "://" not in lock.replace('"url": "https://', "")
