@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,22 +21,73 @@ if TYPE_CHECKING:
 
 __all__ = ["follow"]
 
+_KILL, _LEAVE, _CONTINUE = "k", "l", "c"
 
-def follow(ctx: click.Context, client: Client, run_id: str, view: View, **request: Any) -> Run:
-    """Show a run until it has ended, and answer it as it was last told. Leaves the command on Ctrl-C."""
-    server: Server = ctx.obj
+
+def follow(
+    ctx: click.Context,
+    client: Client,
+    run_id: str,
+    view: View,
+    *,
+    asks: bool,
+    after_sequence: int = 0,
+    **request: Any,
+) -> Run:
+    """Show a run until it has ended, and answer it as it was last told.
+
+    Args:
+        ctx: The command, which is left on Ctrl-C.
+        client: Where the run is.
+        run_id: The run.
+        view: What shows it.
+        asks: Whether Ctrl-C asks first what shall become of the run, where there is a terminal.
+        after_sequence: As for `Client.progress`.
+        **request: As for `Client.progress`.
+    """
     run = Run(run_id=run_id)
-    try:
-        with view:
-            for event in client.progress(run_id, **request):
-                view.event(event)
-                run = event.run_changed if event.HasField("run_changed") else run
-    except KeyboardInterrupt:
-        click.echo(f"\nrun {run.run_id} goes on\n{server.hint(run)}", err=True)
-        ctx.exit(ExitCode.CTRL_C)
-    except Unavailable:
-        click.echo(f"lost the server; run {run.run_id} may go on\n{server.hint(run)}", err=True)
-        raise
+    while True:
+        try:
+            with view:
+                for event in client.progress(run_id, after_sequence=after_sequence, **request):
+                    after_sequence = event.sequence
+                    run = event.run_changed if event.HasField("run_changed") else run
+                    view.event(event)
+            break
+        except KeyboardInterrupt:
+            answer = _ask(run) if asks and _has_person() else _LEAVE
+            if answer == _LEAVE:
+                _leave(ctx, run)
+            elif answer == _KILL:
+                client.kill(run_id)
+        except Unavailable:
+            server: Server = ctx.obj
+            click.echo(f"lost the server; run {run.run_id} may go on\n{server.hint(run)}", err=True)
+            raise
     if is_terminal(run.state):
         view.ended(run)
     return run
+
+
+def _leave(ctx: click.Context, run: Run) -> None:
+    server: Server = ctx.obj
+    click.echo(f"\nrun {run.run_id} goes on\n{server.hint(run)}", err=True)
+    ctx.exit(ExitCode.CTRL_C)
+
+
+def _has_person() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask(run: Run) -> str:
+    """Ask what shall become of the run; a second Ctrl-C leaves it."""
+    click.echo(f"\nrun {run.run_id} goes on: [k]ill it, [l]eave it, [c]ontinue? ", err=True, nl=False)
+    try:
+        # What a terminal that is gone gives is nothing, for ever.
+        while (answer := click.getchar().lower()[:1] or _LEAVE) not in (_KILL, _LEAVE, _CONTINUE):
+            pass
+    except (KeyboardInterrupt, EOFError):
+        return _LEAVE
+    said = {_KILL: "kill", _LEAVE: "leave", _CONTINUE: "continue"}
+    click.echo(said[answer], err=True)
+    return answer
