@@ -81,13 +81,15 @@ def _has_person() -> bool:
 
 def _ask(run: Run) -> str:
     """Ask what shall become of the run; a second Ctrl-C leaves it."""
-    click.echo(f"\nrun {run.run_id} goes on: [k]ill it, [l]eave it, [c]ontinue? ", err=True, nl=False)
+    click.echo(f"\nrun {run.run_id} goes on: [k]ill, [l]eave or [c]ontinue? ", err=True, nl=False)
     try:
+        answer = _LEAVE
         # What a terminal that is gone gives is nothing, for ever.
-        while (answer := click.getchar().lower()[:1] or _LEAVE) not in (_KILL, _LEAVE, _CONTINUE):
-            pass
+        while typed := click.getchar().lower():
+            if answers := [key for key in typed if key in (_KILL, _LEAVE, _CONTINUE)]:
+                answer = answers[0]
+                break
     except (KeyboardInterrupt, EOFError):
         return _LEAVE
-    said = {_KILL: "kill", _LEAVE: "leave", _CONTINUE: "continue"}
-    click.echo(said[answer], err=True)
+    click.echo({_KILL: "kill", _LEAVE: "leave", _CONTINUE: "continue"}[answer], err=True)
     return answer

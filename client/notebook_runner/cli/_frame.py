@@ -99,8 +99,9 @@ class Frame:
         if width >= WIDTH_FOR_ESTIMATE and (left := self._clock.left()) is not None:
             facts += f"  ~{clock(left)} left"
         doing = Text(one_line(self.doing), style="dim" if is_terminal(self.state) else "", no_wrap=True)
-        # The gaps between the four columns, and the sign of one cell.
-        doing.truncate(max(0, width - room - len(facts) - 5), overflow="ellipsis")
+        # The gaps between the columns, the sign, and the ^C that a terminal writes behind all of it: a line
+        # that is full would make it begin another one.
+        doing.truncate(max(0, width - room - len(facts) - 7), overflow="ellipsis")
         grid = Table.grid(padding=(0, 1, 0, 0))
         grid.add_row(
             self._sign(),
