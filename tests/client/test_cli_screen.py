@@ -139,10 +139,10 @@ def test_a_terminal_that_changes_its_width(show: Show, write: Write, gate: Gate)
     with show("run", write("print('hello')", f"{gate.source}; " + "1; " * 40)) as screen:
         screen.until("1/2")
         screen.resize(40)
-        lines = screen.until(lambda lines: "1/2" in lines[-1] and len(lines[-1]) <= 40)
+        screen.until(lambda lines: "1/2" in lines[-1] and len(lines[-1]) <= 40)
         assert "hello" in screen.all_lines()
         screen.resize(100)
-        lines = screen.until(lambda lines: len(lines[-1]) > 60)
+        screen.until(lambda lines: len(lines[-1]) > 60)
         assert "hello" in screen.all_lines()
         gate.open()
         assert screen.exit_code() == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,8 @@ from notebook_runner.v1.notebook_runner_pb2 import Run
 from ._exit import ExitCode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from notebook_runner.client import Client
 
     from ._group import Server
@@ -81,15 +85,36 @@ def _has_person() -> bool:
 
 def _ask(run: Run) -> str:
     """Ask what shall become of the run; a second Ctrl-C leaves it."""
-    click.echo(f"\nrun {run.run_id} goes on: [k]ill, [l]eave or [c]ontinue? ", err=True, nl=False)
+    answer = _LEAVE
     try:
-        answer = _LEAVE
-        # What a terminal that is gone gives is nothing, for ever.
-        while typed := click.getchar().lower():
-            if answers := [key for key in typed if key in (_KILL, _LEAVE, _CONTINUE)]:
-                answer = answers[0]
-                break
+        with _keys(f"\nrun {run.run_id} goes on: [k]ill, [l]eave or [c]ontinue? ") as read:
+            # What a terminal that is gone gives is nothing, for ever.
+            while typed := read().lower():
+                if answers := [key for key in typed if key in (_KILL, _LEAVE, _CONTINUE)]:
+                    answer = answers[0]
+                    break
     except (KeyboardInterrupt, EOFError):
         return _LEAVE
     click.echo({_KILL: "kill", _LEAVE: "leave", _CONTINUE: "continue"}[answer], err=True)
     return answer
+
+
+@contextlib.contextmanager
+def _keys(question: str) -> Iterator[Callable[[], str]]:
+    """Ask a question, and give what reads the keys that are pressed."""
+    if sys.platform == "win32":
+        click.echo(question, err=True, nl=False)
+        yield click.getchar
+        return
+    import termios  # noqa: PLC0415 - not everywhere
+    import tty  # noqa: PLC0415 - not everywhere
+
+    # click.getchar would throw away what was pressed between the question and the reading of it.
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor, termios.TCSANOW)
+        click.echo(question, err=True, nl=False)
+        yield lambda: os.read(descriptor, 32).decode(errors="replace")
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
