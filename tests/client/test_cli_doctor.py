@@ -82,7 +82,7 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with certificates that sign themselves: `good` for 127.0.0.1, `other`, and `named` for a name."""
+    """Certificates that sign themselves: `good` and `other` for 127.0.0.1, `named` for a name."""
     folder = tmp_path_factory.mktemp("keys")
     for name, subject in (("good", "IP:127.0.0.1"), ("other", "IP:127.0.0.1"), ("named", "DNS:runner.test")):
         command = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
@@ -244,7 +244,7 @@ def test_a_token_that_is_accepted(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_versions(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older server is a problem, also one without Info; a newer one is none; another service is no server."""
+    """An older server is a problem, also one without Info; a newer one is none; another service is."""
     monkeypatch.setattr(_doctor, "__version__", "1.10.0")
     older = problem(examined(serve(Answering(pb.InfoResponse(version="1.9.2", kernels=[KERNEL])))))
     assert older[:2] == ("version", "the server is 1.9.2, older than this client (1.10.0)")

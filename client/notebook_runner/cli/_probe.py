@@ -22,6 +22,8 @@ _SETTINGS = 4
 _EXPIRED = 10
 _WRONG_NAME = (62, 64)
 
+_OTHER_PORT = "the port is another one: check --target"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -74,7 +76,7 @@ def _unreachable(where: str, error: OSError) -> Finding:
         text, advice = f"{where} does not answer", f"ask whether a firewall is in the way, or {advice}"
     else:
         text = f"{where}: {error.strerror or error}"
-    return Finding("connection", ok=False, text=text, advice=advice)
+    return _problem("connection", text, advice)
 
 
 def _plain(where: str, address: tuple[str, int]) -> list[Finding]:
@@ -82,14 +84,12 @@ def _plain(where: str, address: tuple[str, int]) -> list[Finding]:
         return [Finding("TLS", ok=True, text="not used, and the server does not want it")]
     if _speaks_tls(address):
         advice = "say which certificates to trust: --tls-ca FILE or NOTEBOOK_RUNNER_TLS_CA"
-        return [
-            Finding("TLS", ok=False, text="the server wants TLS, and this client uses none", advice=advice)
-        ]
+        return [_problem("TLS", "the server wants TLS, and this client uses none", advice)]
     if _said(address, b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/"):
         text = f"{where} is a web server (HTTP/1), not a notebook-runner"
     else:
         text = f"what listens at {where} does not speak gRPC"
-    return [Finding("protocol", ok=False, text=text, advice="the port is another one: check --target")]
+    return [_problem("protocol", text, _OTHER_PORT)]
 
 
 def _tls(connection: Connection, address: tuple[str, int]) -> list[Finding]:
@@ -99,11 +99,7 @@ def _tls(connection: Connection, address: tuple[str, int]) -> list[Finding]:
             context.load_cert_chain(connection.tls_cert, connection.tls_key)
     except (ssl.SSLError, OSError) as error:
         text = f"the certificates given here cannot be used: {_reason(error)}"
-        return [
-            Finding(
-                "TLS", ok=False, text=text, advice="check the files of --tls-ca, --tls-cert and --tls-key"
-            )
-        ]
+        return [_problem("TLS", text, "check the files of --tls-ca, --tls-cert and --tls-key")]
     context.set_alpn_protocols(["h2"])
     try:
         answer = _said(address, _PREFACE, context)
@@ -111,8 +107,10 @@ def _tls(connection: Connection, address: tuple[str, int]) -> list[Finding]:
         return [_untrusted(connection, error)]
     except (ssl.SSLError, OSError) as error:
         return [_broken(connection, address, error)]
+    if not answer:  # how gRPC tells a client that it does not know it
+        return [_unwanted(connection, "the server ended the connection")]
     if not _is_http2(answer):
-        return [Finding("protocol", ok=False, text="it speaks TLS but not gRPC", advice="check --target")]
+        return [_problem("protocol", f"{connection.target} speaks TLS but not gRPC", _OTHER_PORT)]
     return [Finding("TLS", ok=True, text="the server's certificate is trusted")]
 
 
@@ -122,32 +120,31 @@ def _untrusted(connection: Connection, error: ssl.SSLCertVerificationError) -> F
     elif error.verify_code in _WRONG_NAME:
         advice = "give --target with a name that is in the certificate"
     else:
-        advice = (
-            f"{connection.tls_ca or '--tls-ca'} has to hold the authority that signed it: ask the operator"
-        )
+        trusted = connection.tls_ca or "--tls-ca"
+        advice = f"{trusted} has to hold the authority that signed it: ask the operator"
     text = f"the server's certificate is not trusted: {error.verify_message}"
-    return Finding("TLS", ok=False, text=text, advice=advice)
+    return _problem("TLS", text, advice)
 
 
 def _broken(connection: Connection, address: tuple[str, int], error: OSError) -> Finding:
     if _is_http2(_said(address, _PREFACE)):
-        return Finding(
-            "TLS",
-            ok=False,
-            text="the server speaks without TLS, and this client wants it",
-            advice="leave out --tls-ca and NOTEBOOK_RUNNER_TLS_CA, or have the operator turn TLS on",
+        text = "the server speaks without TLS, and this client wants it"
+        return _problem(
+            "TLS", text, "leave out --tls-ca and NOTEBOOK_RUNNER_TLS_CA, or have the operator turn TLS on"
         )
-    if "ALERT" in _reason(error).upper():
-        if connection.tls_cert:
-            advice = "the server does not accept --tls-cert: ask the operator who may sign it"
-        else:
-            advice = "it may want a certificate of yours: --tls-cert FILE --tls-key FILE"
-        return Finding(
-            "TLS", ok=False, text=f"the server ended the handshake: {_reason(error)}", advice=advice
-        )
-    return Finding(
-        "TLS", ok=False, text=f"no TLS with this server: {_reason(error)}", advice="check --target"
-    )
+    if "alert" in _reason(error) or isinstance(error, ConnectionResetError | ssl.SSLEOFError):
+        return _unwanted(connection, f"the server ended the connection: {_reason(error)}")
+    return _problem("TLS", f"no TLS with this server: {_reason(error)}", _OTHER_PORT)
+
+
+def _unwanted(connection: Connection, text: str) -> Finding:
+    if connection.tls_cert:
+        return _problem("TLS", text, "it does not accept --tls-cert: ask the operator who has to sign it")
+    return _problem("TLS", text, "it may want a certificate of yours: --tls-cert FILE --tls-key FILE")
+
+
+def _problem(check: str, text: str, advice: str) -> Finding:
+    return Finding(check, ok=False, text=text, advice=advice)
 
 
 def _said(address: tuple[str, int], text: bytes, context: ssl.SSLContext | None = None) -> bytes:
