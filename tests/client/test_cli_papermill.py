@@ -77,6 +77,8 @@ def plain(node: NotebookNode) -> dict[str, Any]:
             cell.metadata.pop("tags", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell["id"] = f"cell-{place}"
+            # The one has the order of the command line, the other that of the notebook.
+            cell.source = "\n".join(sorted(cell.source.splitlines()))
     # What a conversion leaves behind says nothing of the notebook.
     for name in ("orig_nbformat", "orig_nbformat_minor"):
         node.metadata.pop(name, None)
