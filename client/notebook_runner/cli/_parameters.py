@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["papermill_value", "parameter_options", "parameters_of"]
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE = click.Path(path_type=Path)
 
 
 class _Assign(click.Option):
@@ -171,3 +171,5 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise click.BadParameter(f"-f {file} is not UTF-8: {error.reason}") from error
+    except OSError as error:
+        raise click.BadParameter(f"-f {file}: {error.strerror}") from error
