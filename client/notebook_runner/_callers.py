@@ -67,15 +67,19 @@ class Caller:
         self.reached = True
         return response
 
-    def follow(self, follower: Follower) -> Iterator[pb.ProgressResponse]:
+    def follow(self, follower: Follower, timeout: float | None = None) -> Iterator[pb.ProgressResponse]:
         """Read Progress to its end, over as many streams as it takes, and give each event once.
+
+        Args:
+            follower: What to ask for.
+            timeout: How long each stream may take, in seconds; None: any time.
 
         Raises:
             RpcFailed: The follower sees no sense in another stream.
         """
         while not follower.ended:
             try:
-                yield from self._read(follower)
+                yield from self._read(follower, timeout)
             except RpcFailed as error:
                 if self.closed:
                     raise
@@ -83,10 +87,10 @@ class Caller:
             else:
                 return
 
-    def _read(self, follower: Follower) -> Iterator[pb.ProgressResponse]:
+    def _read(self, follower: Follower, timeout: float | None) -> Iterator[pb.ProgressResponse]:
         metadata = self.connection.metadata()
-        with self._errors_translated():
-            call = self.stub.Progress(follower.request, metadata=metadata)
+        with self._errors_translated(timeout or math.inf):
+            call = self.stub.Progress(follower.request, timeout=timeout, metadata=metadata)
             try:
                 for event in call:
                     self.reached = True

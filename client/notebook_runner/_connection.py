@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,6 +106,7 @@ class Connection:
 
         Raises:
             OSError: A certificate or key file cannot be read.
+            ValueError: There is no certificate or key in it, or they do not belong together.
         """
         credentials = self._credentials()
         if credentials is None:
@@ -116,6 +118,7 @@ class Connection:
 
         Raises:
             OSError: A certificate or key file cannot be read.
+            ValueError: There is no certificate or key in it, or they do not belong together.
         """
         credentials = self._credentials()
         if credentials is None:
@@ -139,11 +142,28 @@ class Connection:
     def _credentials(self) -> grpc.ChannelCredentials | None:
         if not (self.tls_ca or self.tls_cert):
             return None
+        self._check_certificates()
         return grpc.ssl_channel_credentials(
             root_certificates=_read(self.tls_ca),
             private_key=_read(self.tls_key),
             certificate_chain=_read(self.tls_cert),
         )
+
+    def _check_certificates(self) -> None:
+        """Tell what is wrong with the files: gRPC would say at each call that it cannot connect."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            if self.tls_ca:
+                context.load_verify_locations(self.tls_ca)
+        except ssl.SSLError as error:
+            raise ValueError(f"tls_ca ({self.tls_ca}) has no certificates in PEM: {error}") from error
+        try:
+            if self.tls_cert:
+                # Without the empty password a key that has one would be asked for on the terminal.
+                context.load_cert_chain(self.tls_cert, self.tls_key, password="")
+        except ssl.SSLError as error:
+            files = f"tls_cert ({self.tls_cert}) and tls_key ({self.tls_key})"
+            raise ValueError(f"{files} are no certificate with its key in PEM: {error}") from error
 
 
 def _options() -> list[tuple[str, str | int]]:

@@ -98,7 +98,8 @@ class Panel:
 
     def _place(self) -> str:
         if self.run.state == pb.RUN_STATE_QUEUED and self.run.HasField("queue_position"):
-            return f"{self.run.queue_position} to start before it"
+            before = self.run.queue_position
+            return f"{before} to start before it" if before else "next to start"
         # People count from 1.
         return f"{self._completed} of {self._total} cells" if self._total else ""
 
@@ -139,7 +140,7 @@ class Panel:
         if not self.ended or not self._why():
             return ""
         trace = self.run.failure.traceback[-TRACEBACK_CHARACTERS:]
-        style = "overflow:auto;max-height:24em;font-size:.85em"
+        style = "overflow:auto;max-height:24em;font:.85em monospace"
         more = f'<pre style="{style}">{escape(trace)}</pre>' if trace else ""
         return f"<div>{escape(self._why())}</div>{more}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import numbers
 import os
@@ -51,8 +52,9 @@ class StartOptions(TypedDict, total=False):
             operator allowed.
         output_uri: Where the server writes the executed notebook at the end of the run: a URI of a
             scheme that its operator allowed. Why it is not there says `Run.output_error`.
-        parameters: Values for the notebook's parameters, by name: None, bool, int, float, str, and
-            lists and dicts of these.
+        parameters: Values for the notebook's parameters, by name: None, bool, int (up to ±2**53), float,
+            str, lists and dicts of these, and NumPy's scalars. Anything else (dates, paths, bytes,
+            arrays) is refused, because it would be another type in the notebook: send it as a str.
         kernel_name: The kernelspec to run with, instead of the one that the notebook names.
         run_timeout: How long the run may take, in seconds. This and the limits below: zero is the
             server's default.
@@ -89,33 +91,41 @@ class StartOptions(TypedDict, total=False):
     request_id: str
 
 
+# The options that are fields of the request as they are.
+_FIELDS = {
+    "kernel_name": "kernel_name",
+    "allow_errors": "allow_errors",
+    "environment": "environment",
+    "memory_limit": "memory_limit_bytes",
+    "cell_output_limit": "cell_output_limit_bytes",
+    "run_output_limit": "run_output_limit_bytes",
+    "process_limit": "process_limit",
+    "labels": "labels",
+    "output_uri": "output_uri",
+    "request_id": "request_id",
+    "server_path": "notebook_path",
+    "notebook_uri": "notebook_uri",
+}
+_DURATIONS = ("run_timeout", "cell_timeout", "output_timeout", "retention")
+
+
 def start_request(notebook: Notebook | None, options: StartOptions) -> pb.StartRequest:
     """Build the request that starts a run, reading the notebook when it is given by path.
 
     Raises:
-        TypeError: The notebook or a parameter is of a type that cannot be sent.
+        TypeError: There is no such option, or the notebook, an option or a parameter is of a type that
+            cannot be sent.
         ValueError: More than one notebook is given, or a value is out of range.
         OSError: The notebook's file cannot be read.
     """
-    request = pb.StartRequest(
-        request_id=options.get("request_id") or str(uuid.uuid4()),
-        kernel_name=options.get("kernel_name", ""),
-        allow_errors=options.get("allow_errors", False),
-        environment=options.get("environment"),
-        memory_limit_bytes=options.get("memory_limit", 0),
-        cell_output_limit_bytes=options.get("cell_output_limit", 0),
-        run_output_limit_bytes=options.get("run_output_limit", 0),
-        process_limit=options.get("process_limit", 0),
-        labels=options.get("labels"),
-        output_uri=options.get("output_uri", ""),
-        run_timeout=duration(options.get("run_timeout")),
-        cell_timeout=duration(options.get("cell_timeout")),
-        output_timeout=duration(options.get("output_timeout")),
-        retention=duration(options.get("retention")),
-    )
-    if parameters := options.get("parameters"):
-        request.parameters.CopyFrom(_struct(parameters))
-    _set_notebook(request, notebook, options)
+    elsewhere = bool(options.get("server_path")) + bool(options.get("notebook_uri"))
+    if (notebook is not None) + elsewhere > 1:
+        raise ValueError("give one of notebook, server_path and notebook_uri, not more")
+    request = pb.StartRequest(request_id=str(uuid.uuid4()))
+    for name, value in options.items():
+        request.MergeFrom(_option(name, value))
+    if notebook is not None:
+        request.notebook_content = _content(notebook)
     return request
 
 
@@ -134,8 +144,11 @@ def list_request(
     """Build the request for the first page of runs.
 
     Raises:
+        TypeError: One state is given where a list of them belongs.
         ValueError: There is no such state.
     """
+    if isinstance(states, str):
+        raise TypeError(f"states is a list of states: [{states!r}]")
     return pb.ListRequest(states=map(parse_state, states), labels=labels, page_size=page_size)
 
 
@@ -144,17 +157,19 @@ def seconds(value: Seconds) -> float:
     return value.total_seconds() if isinstance(value, timedelta) else float(value)
 
 
-def duration(value: Seconds | None) -> Duration | None:
-    """Give a length of time as the contract carries it; None stays absent.
+def duration(value: Seconds) -> Duration:
+    """Give a length of time as the contract carries it.
 
     Raises:
+        TypeError: The value is no length of time.
         ValueError: The value is infinite, not a number, or beyond what a Duration holds.
     """
-    if value is None:
-        return None
     result = Duration()
+    number: object = value
     if isinstance(value, timedelta):
         result.FromTimedelta(value)
+    elif not isinstance(number, numbers.Real):
+        raise TypeError(f"a length of time is a number of seconds or a timedelta, not {type(value).__name__}")
     elif abs(value) <= MAX_SECONDS:  # not so for NaN
         result.FromNanoseconds(round(value * 1e9))
     else:
@@ -162,16 +177,29 @@ def duration(value: Seconds | None) -> Duration | None:
     return result
 
 
-def _set_notebook(request: pb.StartRequest, notebook: Notebook | None, options: StartOptions) -> None:
-    path, uri = options.get("server_path"), options.get("notebook_uri")
-    if sum((notebook is not None, bool(path), bool(uri))) > 1:
-        raise ValueError("give one of notebook, server_path and notebook_uri, not more")
-    if path:
-        request.notebook_path = path
-    elif uri:
-        request.notebook_uri = uri
-    elif notebook is not None:
-        request.notebook_content = _content(notebook)
+def _option(name: str, value: Any) -> pb.StartRequest:
+    """Give the part of the request that one option makes."""
+    if name not in StartOptions.__annotations__:
+        raise TypeError(_no_option(name))
+    if value is None or (isinstance(value, str | Mapping) and not value):
+        return pb.StartRequest()
+    if name == "parameters":
+        return pb.StartRequest(parameters=_struct(value))
+    try:
+        field: dict[str, Any] = {name: duration(value)} if name in _DURATIONS else {_FIELDS[name]: value}
+        return pb.StartRequest(**field)
+    except (TypeError, ValueError) as error:
+        # protobuf does not say which field it is about, nor is the value shown: it may be a secret.
+        kind = StartOptions.__annotations__[name].__forward_arg__
+        known = ValueError if isinstance(error, ValueError) else TypeError
+        raise known(f"{name} must be {kind}: {error}") from None
+
+
+def _no_option(name: str) -> str:
+    known = list(StartOptions.__annotations__)
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return f"a run has no option {name}; {hint}"
 
 
 def _content(notebook: Notebook) -> bytes:
@@ -179,6 +207,8 @@ def _content(notebook: Notebook) -> bytes:
         return bytes(notebook)
     if isinstance(notebook, Mapping):
         return json.dumps(notebook, ensure_ascii=False).encode()
+    if isinstance(notebook, str) and notebook.lstrip().startswith("{"):
+        raise ValueError("a str is the path of a notebook; give its content as bytes or as a dict")
     if isinstance(notebook, str | os.PathLike):
         return _read(Path(notebook))
     raise TypeError(f"a notebook is a path, bytes, a dict or a NotebookNode, not {type(notebook).__name__}")
@@ -188,11 +218,15 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        hint = "no such notebook here (for one under the server's notebook root use server_path)"
+        hint = (
+            "no such notebook here (under the server's notebook root: server_path; by its URI: notebook_uri)"
+        )
         raise FileNotFoundError(error.errno, hint, str(path)) from None
 
 
 def _struct(parameters: Mapping[str, Any]) -> Struct:
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"parameters is a dict of values by name, not {type(parameters).__name__}")
     result = Struct()
     result.update(_plain(parameters, "parameters"))
     return result
@@ -200,9 +234,11 @@ def _struct(parameters: Mapping[str, Any]) -> Struct:
 
 def _plain(value: Any, place: str) -> Any:
     """Give the value as the types that a Struct takes, or say where it has one that cannot be sent."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # a scalar of NumPy's, whose bool is no bool
     if value is None or isinstance(value, bool | str):
         return value
-    if isinstance(value, numbers.Integral):  # NumPy's integers as well
+    if isinstance(value, numbers.Integral):
         if abs(int(value)) > MAX_INTEGER:
             raise ValueError(f"{place} is beyond ±2**53 and would lose digits on the way; send it as a str")
         return int(value)

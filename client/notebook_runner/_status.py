@@ -43,6 +43,16 @@ _BY_CODE: dict[grpc.StatusCode, type[RpcFailed]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: Unavailable,
 }
 
+_NO_CONNECTION = "failed to connect to all addresses"
+# gRPC's words for what a caller can put right, and how.
+_HINTS = (
+    ("Connection refused", "no server listens there"),
+    ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not from an authority that tls_ca holds"),
+    ("Hostname Verification Check failed", "the server's certificate is for another name than the target's"),
+    ("WRONG_VERSION_NUMBER", "the server does not speak TLS there"),
+    ("Socket closed", "the server ends connections: it may want TLS (tls_ca) or a certificate (tls_cert)"),
+)
+
 
 def to_error(error: grpc.RpcError, late: str = "") -> RpcFailed:
     """Translate what gRPC raised, with all that the server said in the status's details.
@@ -57,6 +67,8 @@ def to_error(error: grpc.RpcError, late: str = "") -> RpcFailed:
     info, retry_after, violations = _details(call.trailing_metadata() or ())
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and not info.reason:
         message = late or message
+    elif message.startswith(_NO_CONNECTION):
+        message = next((f"{hint} ({message})" for mark, hint in _HINTS if mark in message), message)
     kind = _BY_REASON.get(info.reason) or _BY_CODE.get(code, RpcFailed)
     return kind(message, code, info.reason, dict(info.metadata), retry_after, violations)
 

@@ -16,7 +16,7 @@ from .results import AsyncRunResult, RunResult
 from .v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from ._connection import Connection
 
@@ -29,6 +29,8 @@ SHORTEST_PAUSE = 0.25
 # The clock goes on without events, by a share of the time that it shows: each change is a message that the
 # notebook's own server may have to keep.
 SHORTEST_TICK, LONGEST_TICK, TICK_SHARE = 1.0, 15.0, 0.05
+# A cell that shows a run must not hang where the server does, in seconds.
+LOOK_TIMEOUT = 10.0
 MAX_RESULT_BYTES = 2 * 1024 * 1024
 
 # What a view says instead of ending with it: there is nobody who could catch it.
@@ -40,12 +42,20 @@ class Views:
 
     Args:
         shell: IPython's InteractiveShell.
+
+    Attributes:
+        in_cell: Whether a cell is executed now, so that what is shown is heard also by those who execute
+            a notebook without a frontend.
     """
 
     def __init__(self, shell: Any) -> None:
         self.shell = shell
         self._connections: list[Connection] = []
         self._live: dict[str, _View] = {}
+        self.in_cell = True
+        self._unseen: list[_View] = []
+        shell.events.register("pre_run_cell", self._cell_begins)
+        shell.events.register("post_run_cell", self._cell_ends)
         formatter = shell.display_formatter
         for kind in (pb.Run, RunResult, AsyncRunResult):
             formatter.formatters["text/plain"].for_type(kind, _print)
@@ -74,7 +84,21 @@ class Views:
         view.publish(update=False)
         if view.lives:
             self._live[run.run_id] = view
-            view.start(lambda: self._live.pop(run.run_id, None))
+            view.start(self)
+
+    def end(self, view: _View, *, heard: bool) -> None:
+        """Take a view out of those that live, for good if it was heard."""
+        self._live.pop(view.run_id, None)
+        if not heard:
+            self._unseen.append(view)
+
+    def _cell_begins(self, _: object) -> None:
+        self.in_cell = True
+        while self._unseen:
+            self._unseen.pop().publish(update=True)
+
+    def _cell_ends(self, _: object) -> None:
+        self.in_cell = False
 
 
 class _View:
@@ -88,6 +112,11 @@ class _View:
         self._caller: Caller | None = None
         self._changed = threading.Event()
         self._followed = threading.Event()
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+        return self._panel.run.run_id
 
     @property
     def lives(self) -> bool:
@@ -115,22 +144,25 @@ class _View:
         if self._caller and self._panel.ended:
             self._finish(self._caller)
 
-    def start(self, over: Callable[[], object]) -> None:
-        """Go on until the run has ended, in threads of the view's own; then call `over`."""
+    def start(self, views: Views) -> None:
+        """Go on until the run has ended, in threads of the view's own; then tell `views`."""
         threading.Thread(target=self._follow, daemon=True, name="notebook-runner-follow").start()
-        threading.Thread(target=self._refresh, args=[over], daemon=True, name="notebook-runner-show").start()
+        threading.Thread(target=self._refresh, args=[views], daemon=True, name="notebook-runner-show").start()
 
     def _follow(self) -> None:
         assert self._caller  # noqa: S101 - for the type checker: it lives
         try:
-            self._read(self._caller, patience=RECONNECT_TIMEOUT)
-        except _TOLD as error:
-            self._panel.note = str(error)
-        self._finish(self._caller)
-        self._followed.set()
-        self._changed.set()
+            try:
+                self._read(self._caller, patience=RECONNECT_TIMEOUT)
+            except _TOLD as error:
+                self._panel.note = str(error)
+            self._finish(self._caller)
+        finally:
+            self._followed.set()
+            self._changed.set()
 
-    def _refresh(self, over: Callable[[], object]) -> None:
+    def _refresh(self, views: Views) -> None:
+        heard = True
         try:
             while not self._followed.is_set():
                 tick = min(max(SHORTEST_TICK, TICK_SHARE * self._panel.elapsed()), LONGEST_TICK)
@@ -138,19 +170,21 @@ class _View:
                 self._changed.clear()
                 self.publish(update=True)
                 self._followed.wait(SHORTEST_PAUSE)
+            heard = views.in_cell
             self.publish(update=True)
         finally:
-            over()
+            views.end(self, heard=heard)
             self.over.set()
 
     def _read(self, caller: Caller, *, patience: float, snapshot_only: bool = False) -> None:
         request = pb.ProgressRequest(
-            run_id=self._panel.run.run_id,
+            run_id=self.run_id,
             after_sequence=self._panel.sequence,
             omit_cell_output=True,
             snapshot_only=snapshot_only,
         )
-        for event in caller.follow(Follower(request, patience, reached=caller.reached)):
+        timeout = LOOK_TIMEOUT if snapshot_only else None
+        for event in caller.follow(Follower(request, patience, reached=caller.reached), timeout):
             self._panel.accept(event)
             self._changed.set()
 
@@ -164,7 +198,7 @@ class _View:
             caller.close()
 
     def _take_result(self, caller: Caller) -> None:
-        pages, content = Pages(self._panel.run.run_id, "html"), b""
+        pages, content = Pages(self.run_id, "html"), b""
         while not pages.complete:
             page = caller.call(caller.stub.Output, pages.request)
             if page.total_bytes > MAX_RESULT_BYTES:

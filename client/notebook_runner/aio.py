@@ -40,15 +40,16 @@ class AsyncClient:
         token: A bearer token, sent with every call.
         token_file: A file with the bearer token, read at every call; else NOTEBOOK_RUNNER_TOKEN_FILE.
         tls_ca: The certificates to trust, PEM; else NOTEBOOK_RUNNER_TLS_CA. Without this and
-            `tls_cert` the connection is not encrypted.
+            `tls_cert` the connection is not encrypted, and neither is the token.
         tls_cert: The client's own certificate chain, PEM; else NOTEBOOK_RUNNER_TLS_CERT.
         tls_key: The key of `tls_cert`, PEM; else NOTEBOOK_RUNNER_TLS_KEY.
         timeout: How long one call may take, with its retries, in seconds. `kill` may take at least
             60 s, and `progress` any time.
 
     Raises:
-        ValueError: Two settings contradict each other, or the token has characters that no header can carry.
-        OSError: The token file cannot be read; a certificate or key is read with the first call.
+        ValueError: Two settings contradict each other, the token has characters that no header can carry,
+            or a certificate or key is none.
+        OSError: The token file cannot be read. Certificates and keys are read with the first call.
     """
 
     def __init__(
@@ -68,6 +69,9 @@ class AsyncClient:
         connection.metadata()  # so that a token that cannot be sent is told here
         self._caller = AsyncCaller(connection, seconds(timeout))
         attach(connection)
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({self.target!r})"
 
     @property
     def target(self) -> str:

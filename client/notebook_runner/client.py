@@ -29,7 +29,8 @@ __all__ = ["Client"]
 class Client:
     """Talks to one server. May be used from several threads; use it as a context manager, or `close` it.
 
-    What is not given comes from the environment.
+    What is not given comes from the environment. Where one is made inside IPython, runs show themselves
+    there: in a kernel as a bar that moves on, and as their result at the end.
 
     Args:
         target: The server's address, `HOST:PORT` or another gRPC target; else NOTEBOOK_RUNNER_TARGET,
@@ -37,14 +38,15 @@ class Client:
         token: A bearer token, sent with every call.
         token_file: A file with the bearer token, read at every call; else NOTEBOOK_RUNNER_TOKEN_FILE.
         tls_ca: The certificates to trust, PEM; else NOTEBOOK_RUNNER_TLS_CA. Without this and
-            `tls_cert` the connection is not encrypted.
+            `tls_cert` the connection is not encrypted, and neither is the token.
         tls_cert: The client's own certificate chain, PEM; else NOTEBOOK_RUNNER_TLS_CERT.
         tls_key: The key of `tls_cert`, PEM; else NOTEBOOK_RUNNER_TLS_KEY.
         timeout: How long one call may take, with its retries, in seconds. `kill` may take at least
             60 s, and `progress` any time.
 
     Raises:
-        ValueError: Two settings contradict each other, or the token has characters that no header can carry.
+        ValueError: Two settings contradict each other, the token has characters that no header can carry,
+            or a certificate or key is none.
         OSError: A token, certificate or key file cannot be read.
 
     Every method that calls the server may raise `RpcFailed`.
@@ -67,6 +69,9 @@ class Client:
         connection.metadata()  # so that a token that cannot be sent is told here
         self._caller = Caller(connection, seconds(timeout))
         attach(connection)
+
+    def __repr__(self) -> str:
+        return f"Client({self.target!r})"
 
     @property
     def target(self) -> str:
@@ -96,7 +101,8 @@ class Client:
         Raises:
             RunnerBusy: All workers are taken.
             InvalidRequest: The server cannot run this notebook in this way.
-            TypeError: The notebook or a parameter is of a type that cannot be sent.
+            TypeError: The notebook, an option or a parameter is of a type that cannot be sent, or there
+                is no such option.
             ValueError: A value is out of range.
             OSError: The notebook's file cannot be read.
         """

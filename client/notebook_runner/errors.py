@@ -87,14 +87,15 @@ class RpcFailed(NotebookRunnerError):  # noqa: N818 - says what happened, as the
         self.message = message
         self.code = code
         self.reason = reason
-        self.metadata = dict(metadata or {})
+        self.metadata: dict[str, str] = dict(metadata or {})
         self.retry_after = retry_after
-        self.violations = tuple(violations)
+        self.violations: tuple[FieldViolation, ...] = tuple(violations)
 
     def __str__(self) -> str:
-        parts = [f"{self.reason or self.code.name}: {self.message}"]
-        parts += [f"{violation.field}: {violation.description}" for violation in self.violations]
-        return "\n  ".join(parts)
+        fields = [violation.field for violation in self.violations if violation.description == self.message]
+        about = f" ({', '.join(fields)})" if fields else ""
+        others = [f"{v.field}: {v.description}" for v in self.violations if v.description != self.message]
+        return "\n  ".join([f"{self.reason or self.code.name}: {self.message}{about}", *others])
 
 
 class InvalidRequest(RpcFailed):
@@ -140,10 +141,10 @@ class RunFailed(NotebookRunnerError):  # noqa: N818 - named like the state
         super().__init__(run)
         failure = run.failure
         self.run = run
-        self.cell_index = failure.cell_index if failure.HasField("cell_index") else None
-        self.exception_name = failure.exception_name
-        self.exception_message = failure.exception_message
-        self.traceback = failure.traceback
+        self.cell_index: int | None = failure.cell_index if failure.HasField("cell_index") else None
+        self.exception_name: str = failure.exception_name
+        self.exception_message: str = failure.exception_message
+        self.traceback: str = failure.traceback
 
     def __str__(self) -> str:
         # People count from 1.

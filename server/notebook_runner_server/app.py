@@ -28,6 +28,7 @@ from notebook_runner_server.runs.lifecycle import Runner
 from notebook_runner_server.runs.outputs import Outputs
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.runs.store import Store
+from notebook_runner_server.transfer.service import TransferService
 
 STREAM_GRACE = 5.0
 """Seconds that open calls get to end, when all runs have."""
@@ -57,7 +58,8 @@ class App:
             ceilings=settings.ceilings,
             retention=settings.retention,
         )
-        admission = Admission(root, settings.max_notebook_bytes, defaults, prepare)
+        transfer = TransferService(settings.uris, settings.max_notebook_bytes, settings.uri_timeout)
+        admission = Admission(root, settings.max_notebook_bytes, defaults, prepare, transfer)
         self._runner = Runner(
             store,
             ProcessPoolBackend(
@@ -69,6 +71,7 @@ class App:
             admission,
             settings.queue,
             settings.bounds,
+            transfer,
         )
         outputs = Outputs(
             store,

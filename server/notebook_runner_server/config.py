@@ -18,17 +18,14 @@ import click
 
 from notebook_runner_server.api.server import MESSAGE_OVERHEAD
 from notebook_runner_server.execution.interface import Limits
-from notebook_runner_server.execution.options import WarmKernels
+from notebook_runner_server.execution.options import WarmKernels, warm_kernels
 from notebook_runner_server.runs.retention import Bounds
+from notebook_runner_server.transfer.policy import SCHEMES, UriPolicy, policy
 
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
 
 # gRPC counts the bytes of a message in an int32.
 _LARGEST_MESSAGE = 2**31 - 1
-
-
-MOST_WARM = 100
-"""Warm kernels of one kernelspec in one worker; each takes some 20 MB."""
 
 
 class _Number(click.FloatRange):
@@ -132,6 +129,18 @@ class Settings:
         minimum=1,
         maximum=_LARGEST_MESSAGE - MESSAGE_OVERHEAD,
     )
+    uri_schemes: str = _setting(
+        "",
+        f"Schemes that URIs of notebooks and results may have, separated by commas, of {', '.join(SCHEMES)}; "
+        "none: no URIs.",
+    )
+    uri_hosts: str = _setting(
+        "",
+        "Hosts, buckets and containers that such URIs may name, separated by commas; none: all, but on the "
+        "web no address of this machine or link.",
+    )
+    uri_folders: str = _setting("", "Folders that file URIs may lead into, separated by commas.")
+    uri_timeout: float = _setting(60.0, "Seconds that one read or write of a URI may take.", minimum=0.1)
     max_files_bytes: int = _setting(
         268435456, "Largest run folder that Output answers as a zip, in bytes.", minimum=0
     )
@@ -171,6 +180,7 @@ class Settings:
         if self.default_notebook and not self.notebook_root:
             raise ValueError("--default-notebook is a path under --notebook-root, which is missing")
         self.warm  # noqa: B018 - it raises
+        self.uris  # noqa: B018 - it raises
 
     @property
     def state_folder(self) -> Path:
@@ -187,20 +197,17 @@ class Settings:
         """
         if self.warm_kernels == "none":
             return WarmKernels()
-        counts: dict[str, int] = {}
-        for one in _names(self.warm_kernels or f"{self.default_kernel}=1"):
-            name, _, count = one.partition("=")
-            if not (name and count.isascii() and count.isdigit() and int(count) <= MOST_WARM):
-                message = (
-                    f"--warm-kernels is KERNELSPEC=COUNT, with a count of at most {MOST_WARM}, not {one!r}"
-                )
-                raise ValueError(message)
-            counts[name] = int(count)
-        modules = tuple(_names(self.preload))
-        for module in modules:
-            if not all(part.isidentifier() for part in module.split(".")):
-                raise ValueError(f"--preload names modules, and {module!r} is no name of one")
-        return WarmKernels(counts, modules, required=bool(self.warm_kernels))
+        kernels = _names(self.warm_kernels or f"{self.default_kernel}=1")
+        return warm_kernels(kernels, _names(self.preload), required=bool(self.warm_kernels))
+
+    @property
+    def uris(self) -> UriPolicy:
+        """The URIs that a Start may name.
+
+        Raises:
+            ValueError: It cannot be so.
+        """
+        return policy(_names(self.uri_schemes), _names(self.uri_hosts), _names(self.uri_folders))
 
     @property
     def bounds(self) -> Bounds:

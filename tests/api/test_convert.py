@@ -145,6 +145,9 @@ def test_all_of_a_run_arrives() -> None:
         current_cell=0,
         failure=failure,
         queue_position=0,
+        notebook_uri="n",
+        output_uri="o",
+        output_error="e",
     )
     message = convert.run_message(run)
     assert {field.name for field, _ in message.ListFields()} == set(pb.Run.DESCRIPTOR.fields_by_name)
@@ -248,9 +251,8 @@ def test_what_is_asked_for_is_what_is_meant() -> None:
     assert (spec(notebook_content=b"").content, spec(notebook_path="").path) == (b"", "")
 
 
-@pytest.mark.parametrize("field", ["notebook_uri", "output_uri"])
-def test_what_this_server_does_not_offer_is_refused_by_its_name(field: str) -> None:
-    """A field that would be ignored is an error."""
-    with pytest.raises(InvalidFieldError, match=field) as caught:
-        spec(**{field: "s3://x"})
-    assert caught.value.field == field
+def test_uris_are_asked_for_as_they_stand() -> None:
+    """A URI is taken as it is, also an empty one, and none is none."""
+    asked = spec(notebook_uri="s3://a/b", output_uri="https://c/d?e=f")
+    assert (asked.notebook_uri, asked.output_uri) == ("s3://a/b", "https://c/d?e=f")
+    assert (spec(notebook_uri="").notebook_uri, spec().notebook_uri, spec().output_uri) == ("", None, "")

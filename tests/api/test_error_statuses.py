@@ -19,6 +19,8 @@ from notebook_runner_server.runs.admission import Admission, Defaults
 from notebook_runner_server.runs.errors import RunnerError
 from notebook_runner_server.runs.model import StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot
+from notebook_runner_server.transfer.policy import UriPolicy
+from notebook_runner_server.transfer.service import TransferService
 
 PROTO = Path(__file__).parents[2] / "proto" / "notebook_runner" / "v1" / "notebook_runner.proto"
 # Answered by the guard around every call, not by an error of the runs.
@@ -163,7 +165,8 @@ def test_an_internal_error_with_long_metadata_fits(refuser: Refuser) -> None:
 
 def admit(spec: StartSpec) -> RunnerError:
     """How the server's own admission refuses a request."""
-    admission = Admission(NotebookRoot(Path("/nowhere"), 10**7), 10**7, Defaults(), app.prepare)
+    transfer = TransferService(UriPolicy(), 10**7, 1.0)
+    admission = Admission(NotebookRoot(Path("/nowhere"), 10**7), 10**7, Defaults(), app.prepare, transfer)
     with pytest.raises(RunnerError) as caught:
         asyncio.run(admission.admit(spec, {f"kernel-{number}": "python" for number in range(500)}))
     return caught.value

@@ -166,5 +166,5 @@ def test_no_bare_grpc_error_reaches_the_caller(double: Double, collect: Collect,
 def test_nothing_there_to_talk_to(double: Double, collect: Collect) -> None:
     """A server that is not there is Unavailable after a few attempts, also for a stream."""
     double.stop()
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="no server listens there"):
         collect("progress", "r", reconnect_timeout=0.1)

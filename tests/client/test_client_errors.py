@@ -110,6 +110,13 @@ def test_details_are_in_fields() -> None:
     assert str(error) == "RUNNER_BUSY: sentence\n  labels: too long"
 
 
+def test_same_sentence_is_said_once() -> None:
+    """A violation that repeats the message adds only the field's name."""
+    violations = [errors.FieldViolation("a", "no"), errors.FieldViolation("b", "why")]
+    error = errors.InvalidRequest("no", grpc.StatusCode.INVALID_ARGUMENT, "R", violations=violations)
+    assert str(error) == "R: no (a)\n  b: why"
+
+
 def test_other_domains_are_not_ours() -> None:
     """An ErrorInfo that a proxy added gives no reason."""
     foreign = error_details_pb2.ErrorInfo(domain="proxy.example", reason="RUNNER_BUSY")

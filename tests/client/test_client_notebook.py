@@ -66,9 +66,11 @@ class Screen:
 def inside(kind: type[InteractiveShell], folder: Path) -> Iterator[InteractiveShell]:
     """Code in here believes itself to be in a shell of IPython's, which keeps nothing."""
     config = Config(HistoryManager={"enabled": False})
-    yield kind.instance(config=config, ipython_dir=str(folder))
-    kind.clear_instance()
-    _notebook._views = None
+    try:
+        yield kind.instance(config=config, ipython_dir=str(folder))
+    finally:
+        kind.clear_instance()
+        _notebook._views = None
 
 
 @pytest.fixture
@@ -193,6 +195,26 @@ def test_one_run_in_two_places(shell: InteractiveShell, screen: Screen, double: 
     assert len(double.asked) == 3
 
 
+def test_end_between_two_cells_is_told_again(shell: InteractiveShell, screen: Screen, double: Double) -> None:
+    """What is shown while no cell runs is shown once more in the next one: who has no frontend missed it."""
+    ending = threading.Event()
+    double.answers("Progress", changed(1, RUNNING))
+    double.answers("Progress", lambda: ending.wait(SECONDS) and changed(2, ENDED))
+    double.answers("Output", page())
+    with Client(double.target):
+        show(shell, RUNNING)
+        shell.run_cell("this_cell = 'ends'")
+        over = _notebook.shown("r")
+        ending.set()
+        assert over
+        assert over.wait(SECONDS)
+        changes = screen.changes
+        for _ in range(2):
+            shell.run_cell("another = 'cell'")
+            assert screen.changes == changes + 1
+    assert "srcdoc" in screen.last
+
+
 @pytest.mark.parametrize("kind", [RunResult, AsyncRunResult])
 def test_result_shows_its_run(
     shell: InteractiveShell, screen: Screen, double: Double, kind: Callable[..., object]
@@ -225,6 +247,17 @@ def test_run_that_nobody_knows(shell: InteractiveShell, screen: Screen, double: 
     assert "running" in screen.last
     assert "scripted" in screen.last
     assert screen.changes == 0
+
+
+@pytest.mark.usefixtures("held")
+def test_server_that_hangs(
+    shell: InteractiveShell, screen: Screen, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that does not answer does not hold the cell for long."""
+    monkeypatch.setattr(_views, "LOOK_TIMEOUT", 0.2)
+    with Client(double.target):
+        show(shell, RUNNING)
+    assert "within 0.2 s" in screen.last
 
 
 def test_lost_connection_is_said(
@@ -290,6 +323,8 @@ def test_panel_counts_as_people_do() -> None:
     """Cells count from one, the clock is the run's own, and a queued run has its place."""
     queued = pb.Run(run_id="r", state=pb.RUN_STATE_QUEUED, queue_position=2)
     assert Panel(queued).line() == "run r queued, 2 to start before it"
+    queued.queue_position = 0
+    assert Panel(queued).line() == "run r queued, next to start"
     ended = pb.Run(run_id="r", state=pb.RUN_STATE_FAILED, cells_completed=2, cells_total=5)
     ended.failure.MergeFrom(
         pb.Failure(cell_index=2, exception_name="KeyError", exception_message="'a'\nmore")
@@ -323,7 +358,7 @@ def test_notebook_that_starts_notebooks(make_server: Callable[..., Server], gate
     with Client(server.target) as client:
         result = client.run(notebook(names, *OUTER))
         executed = result.notebook()
-        client.kill(next(client.list(states=["running"])).run_id)
+        client.kill()
     for cell in (2, 3, 5):
         (shown,) = shown_by(executed, cell)
         assert "succeeded" in shown

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 from google.protobuf import json_format
 
@@ -113,9 +114,22 @@ def test_parameters_keep_their_types() -> None:
     assert type(sent["b"]) is bool
 
 
-def test_numbers_of_other_libraries() -> None:
-    """Numbers that register as Python's numeric types, like NumPy's, are taken."""
-    assert start(parameters={"a": Fraction(1, 2)}).parameters["a"] == 0.5
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (Fraction(1, 2), 0.5),
+        (np.int64(3), 3),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.str_("x"), "x"),
+        (np.array(7), 7),
+    ],
+)
+def test_scalars_of_other_libraries(value: object, plain: object) -> None:
+    """Numbers that register as Python's numeric types, and all scalars of NumPy's, are taken."""
+    sent = start(parameters={"a": value}).parameters["a"]
+    assert sent == plain
+    assert isinstance(sent, bool) == isinstance(plain, bool)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +140,8 @@ def test_numbers_of_other_libraries() -> None:
         (Decimal(1), "Decimal"),
         (b"x", "bytes"),
         ({1}, "set"),
+        (np.array([1]), "ndarray"),
+        (np.datetime64("2024-01-01"), "is a date;"),
         ({1: 2}, "has the key 1"),
     ],
 )
@@ -181,6 +197,42 @@ def test_all_options_arrive() -> None:
     assert (request.kernel_name, request.allow_errors, request.memory_limit_bytes) == ("ir", True, 4)
     assert (dict(request.environment), dict(request.labels)) == ({"A": "b"}, {"c": "d"})
     assert [d.seconds for d in (request.cell_timeout, request.output_timeout, request.retention)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"paramters": {}}, "no option paramters; did you mean parameters?"),
+        ({"foo": 1}, "no option foo; there are"),
+        ({"parameters": [1]}, "parameters is a dict of values by name, not list"),
+        ({"environment": {"A": 1}}, r"environment must be Mapping\[str, str\]"),
+        ({"memory_limit": "1G"}, "memory_limit must be int"),
+        ({"server_path": Path("a")}, "server_path must be str"),
+        ({"cell_timeout": "5m"}, "cell_timeout must be Seconds: .* a timedelta, not str"),
+    ],
+)
+def test_option_that_is_none(options: dict[str, Any], problem: str) -> None:
+    """An option that there is not, or of a wrong type, is named; nothing is left out in silence."""
+    with pytest.raises(TypeError, match=problem):
+        start(**options)
+
+
+def test_number_out_of_range() -> None:
+    """A number that does not fit into its field is refused by the option's name."""
+    with pytest.raises(ValueError, match="process_limit must be int: Value out of range"):
+        start(process_limit=2**40)
+
+
+def test_content_is_no_path() -> None:
+    """A notebook's JSON as a str is taken for the mistake that it is."""
+    with pytest.raises(ValueError, match="content as bytes or as a dict"):
+        start('{"cells": []}')
+
+
+def test_one_state_is_no_list() -> None:
+    """A single state is not taken for a list of letters."""
+    with pytest.raises(TypeError, match=r"list of states: \['running'\]"):
+        _requests.list_request("running", None, 0)
 
 
 def test_kill_without_grace_is_at_once() -> None:

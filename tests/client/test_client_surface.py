@@ -6,27 +6,42 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
-from notebook_runner import AsyncClient, Client, StartOptions
+from notebook_runner import AsyncClient, AsyncRunResult, Client, RunResult, StartOptions
 from notebook_runner._connection import DEFAULT_TARGET, Connection
 from notebook_runner._requests import start_request
 
 FOREIGN = {"click", "rich", "nbformat", "nbclient", "nbconvert", "jupyter_client", "notebook_runner_server"}
+FOREIGN |= {"IPython", "ipykernel", "traitlets", "numpy", "pydantic"}
+# What is imported beside the standard library, and beside what grpcio finds of its own.
+OWN = {"notebook_runner", "google"}
 METHODS = {"start", "run", "wait", "progress", "output", "save_output", "notebook", "kill", "list", "info"}
 METHODS |= {"close", "target"}
 
 
-def imported_by(statement: str) -> set[str]:
-    """The top-level modules that a fresh interpreter has after a statement."""
+def imported_by(statement: str, *, whole: bool = False) -> set[str]:
+    """The top-level modules, or the whole names of all, that a fresh interpreter has after a statement."""
     program = f"{statement}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
-    return {name.partition(".")[0] for name in json.loads(answer.stdout)}
+    names: list[str] = json.loads(answer.stdout)
+    return set(names) if whole else {name.partition(".")[0] for name in names}
 
 
 def test_import_needs_only_grpc_and_protobuf() -> None:
-    """Importing the client brings in neither the command line's packages nor the server's."""
-    assert not imported_by("import notebook_runner") & FOREIGN
+    """Importing the client, and making one, needs no package of the command line nor of the server."""
+    imported = imported_by("import notebook_runner; notebook_runner.Client(); notebook_runner.AsyncClient()")
+    assert not imported & FOREIGN
+    by_grpc = imported_by("import grpc")
+    installed = {path.name.removesuffix(".py") for path in Path(grpc.__file__).parents[1].iterdir()}
+    assert (imported - by_grpc) & installed <= OWN
+
+
+def test_import_adds_little_to_grpc() -> None:
+    """The client brings in few modules of its own, and few of the standard library, beside those of gRPC."""
+    counts = [len(imported_by(f"import {names}", whole=True)) for names in ("grpc", "grpc, notebook_runner")]
+    assert counts[1] - counts[0] < 120
 
 
 def test_command_needs_nothing_of_the_server() -> None:
@@ -40,6 +55,9 @@ def test_both_clients_have_the_same_names() -> None:
         assert {name for name in vars(kind) if not name.startswith("_")} == METHODS
     for name in [*METHODS - {"target"}, "__init__"]:
         blocking, awaited = (inspect.signature(getattr(kind, name)) for kind in (Client, AsyncClient))
+        assert blocking.parameters == awaited.parameters
+    for name in ("output", "save_output", "notebook"):
+        blocking, awaited = (inspect.signature(getattr(kind, name)) for kind in (RunResult, AsyncRunResult))
         assert blocking.parameters == awaited.parameters
 
 
@@ -69,6 +87,12 @@ def test_settings_come_from_the_environment(tmp_path: Path) -> None:
 def test_empty_settings_are_none() -> None:
     """A variable that is set to nothing is not set."""
     assert Connection.resolve("", environ={"NOTEBOOK_RUNNER_TLS_CA": ""}) == Connection(DEFAULT_TARGET)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_client_says_where_it_leads(kind: type[Client | AsyncClient]) -> None:
+    """A client shows its target, and no secret."""
+    assert repr(kind("a:1", token="secret")) == f"{kind.__name__}('a:1')"  # noqa: S106 - the one it looks for
 
 
 def test_certificate_without_key() -> None:

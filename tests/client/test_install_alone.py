@@ -34,6 +34,12 @@ with Client(sys.argv[1]) as client:
     *_, last = client.progress(run.run_id)
     assert last.run_changed.state == 5, last
     assert b"hello" in client.output(run.run_id)
+    try:
+        client.notebook(run.run_id)
+    except ModuleNotFoundError as error:
+        assert "pip install nbformat" in str(error)
+    else:
+        raise AssertionError("nbformat is here")
 print(grpc.__version__, google.protobuf.__version__)
 """
 
@@ -51,6 +57,12 @@ def requirements(age: str) -> list[str]:
     if age == "oldest":
         return [f"{name}=={version}" for name, version in lower_bounds().items()]
     return [f"protobuf=={NEWEST_PROTOBUF}.*"]
+
+
+def readme_block() -> str:
+    """What the README shows of the client."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return str(block)
 
 
 def checked(*command: str | Path) -> str:
@@ -84,6 +96,9 @@ def test_client_alone(wheel: Path, server: Server, tmp_path: Path, age: str) -> 
         assert (grpc_version, protobuf_version) == (bounds["grpcio"], bounds["protobuf"])
     else:
         assert protobuf_version.split(".")[0] == NEWEST_PROTOBUF
+
+    if age == "newest":
+        checked(python, "-I", "-c", readme_block().replace("127.0.0.1:50051", server.target))
 
     path = tmp_path / "hello.ipynb"
     path.write_bytes(written(notebook("print('hello')")))

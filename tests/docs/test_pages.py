@@ -128,8 +128,8 @@ def parse(command: click.Command, where: str, arguments: list[str]) -> None:
 
 
 def test_requests_of_grpcurl_are_of_the_contract() -> None:
-    """Every line with grpcurl calls a method that there is, with a request that it takes."""
-    requests = 0
+    """Every line with grpcurl calls a method that there is, with a request of its own; none is missing."""
+    shown = set()
     for where, arguments in called("grpcurl"):
         name = re.search(r"NotebookRunner/(\w+)$", arguments[-1])
         if not name:
@@ -139,8 +139,8 @@ def test_requests_of_grpcurl_are_of_the_contract() -> None:
         if data != "@":
             kind = getattr(pb, SERVICE.methods_by_name[name[1]].input_type.name)
             ParseDict(json.loads(data), kind())
-            requests += 1
-    assert requests > 5
+        shown.add(name[1])
+    assert shown >= {"Start", "Progress", "Output", "Kill", "List"}
 
 
 def test_variables_are_of_settings() -> None:

@@ -21,7 +21,7 @@ from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
 SECONDS = 120
 # Reasons that the contract names and that the server's tree need not have: who may call is not asked yet, nor
 # are URIs read, and a fault of the server's own is no kind of error.
-NOT_IN_THE_TREE = {"MISSING_TOKEN", "BAD_TOKEN", "URI_NOT_ALLOWED", "NOTEBOOK_UNREACHABLE", "INTERNAL_ERROR"}
+NOT_IN_THE_TREE = {"MISSING_TOKEN", "BAD_TOKEN", "INTERNAL_ERROR"}
 
 
 def build(target: Path, docs: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -248,7 +248,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "environment, equals sign": {"environment": {"A=B": "x"}},
     "environment, zero byte in the name": {"environment": {"A\0B": "x"}},
     "environment, zero byte": {"environment": {"A": "x\0y"}},
-    "output_uri": {"output_uri": "s3://bucket/executed.ipynb"},
 }
 
 
@@ -261,5 +260,6 @@ def test_fields(strict: Server, name: str) -> None:
 
 @pytest.mark.parametrize("uri", ["s3://bucket/x.ipynb", "file:///etc/passwd", "x", "://"])
 def test_uri_that_nobody_allowed(strict: Server, uri: str) -> None:
-    """Without a scheme that the operator allowed no URI is read."""
-    holds(strict, Bad(pb.StartRequest(notebook_uri=uri), INVALID, "INVALID_FIELD", field="notebook_uri"))
+    """Without a scheme that the operator allowed no URI is read, and none is written."""
+    holds(strict, Bad(pb.StartRequest(notebook_uri=uri), INVALID, "URI_NOT_ALLOWED", field="notebook_uri"))
+    holds(strict, Bad(inline("1", output_uri=uri), INVALID, "URI_NOT_ALLOWED", field="output_uri"))

@@ -22,7 +22,7 @@ Code = grpc.StatusCode
 REASONS = {
     Code.INVALID_ARGUMENT: {
         *("INVALID_NOTEBOOK", "UNKNOWN_PARAMETER", "INVALID_FIELD", "UNKNOWN_KERNEL"),
-        *("PATH_OUTSIDE_ROOT", "UNKNOWN_FORMAT"),
+        *("PATH_OUTSIDE_ROOT", "URI_NOT_ALLOWED", "UNKNOWN_FORMAT"),
     },
     Code.NOT_FOUND: {"RUN_NOT_FOUND", "NOTEBOOK_NOT_FOUND"},
     Code.ALREADY_EXISTS: {"REQUEST_ID_REUSED"},
@@ -91,7 +91,7 @@ MESSAGES: dict[str, st.SearchStrategy[bytes]] = {
         memory_limit_bytes=long,
         labels=mapping,
         retention=durations,
-        output_uri=text,
+        output_uri=st.just("") | text,
     ).map(pb.StartRequest.SerializeToString),
     "Progress": st.builds(
         pb.ProgressRequest,

@@ -49,6 +49,12 @@ def test_a_server_without_a_root_says_so(make_server: Callable[..., Server]) -> 
     assert (kernel(server).warm_ready, kernel(server).warm_wanted) == (0, 0)
 
 
+def test_the_schemes_of_uris_are_told(server: Server, make_server: Callable[..., Server]) -> None:
+    """None where the operator allows none."""
+    assert list(told(server).uri_schemes) == []
+    assert list(told(make_server("--uri-schemes", "s3,https")).uri_schemes) == ["https", "s3"]
+
+
 def test_runs_that_go_on_and_that_wait_are_counted(server: Server, gate: Gate) -> None:
     """One run is executed and two wait; at the end there is none."""
     with started(server.stub, inline(gate.source)) as first:

@@ -1,15 +1,17 @@
 """Kernels that are kept, and what keeps them, die or stop: no run fails for it, and they are replaced."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.calls import inline, perform, reach, started, texts
+from support.calls import finish, inline, perform, reach, start, started, texts
 from support.gate import Gate
 from support.mortal import MortalServer
+from support.notebooks import content
 from support.processes import is_alive, outlived
 from support.server import Server
 from support.warm import ON, SECONDS, forked, kept
@@ -191,3 +193,24 @@ def test_kill_does_not_wait_for_a_template_that_stopped(make_server: Callable[..
         taken = time.monotonic() - begin
     assert answer.run.state == pb.RUN_STATE_KILLED
     assert taken < 1.5
+
+
+def test_a_folder_that_is_gone_ends_the_run(
+    make_server: Callable[..., Server], gate: Gate, tmp_path: Path
+) -> None:
+    """A run waits, and its notebook's folder is removed: no kernel that is kept can work there, nor any other."""
+    folder = tmp_path / "root" / "sub"
+    folder.mkdir(parents=True)
+    (folder / "a.ipynb").write_bytes(content("1"))
+    server = make_server(*ON, "--queue", "1", "--notebook-root", str(folder.parent))
+    kept(server)
+    with started(server.stub, inline(gate.source)):
+        waiting = start(server.stub, pb.StartRequest(notebook_path="sub/a.ipynb"))
+        shutil.rmtree(folder)
+        gate.open()
+        run = finish(server.stub, waiting.run_id).run
+    assert (run.state, run.failure.cause) == (
+        pb.RUN_STATE_CRASHED,
+        pb.FAILURE_CAUSE_KERNEL_NOT_READY,
+    )
+    assert who(server)

@@ -36,9 +36,17 @@ from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, 
 from notebook_runner_server.runs.retention import Bounds
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.runs.store import Store
+from notebook_runner_server.transfer.interface import Transfer
+from notebook_runner_server.transfer.policy import UriPolicy
+from notebook_runner_server.transfer.service import TransferService
 
 SIMPLE = content("1", "2")
 DONE = Ended(None)
+
+
+def no_uris() -> TransferService:
+    """What brings notebooks from and to URIs where none is allowed."""
+    return TransferService(UriPolicy(), 10**6, 1.0)
 
 
 class Handle:
@@ -136,11 +144,16 @@ class Double:
 
 @asynccontextmanager
 async def running(
-    store: Store, backend: Double, queue_size: int = 0, defaults: Defaults | None = None
+    store: Store,
+    backend: Double,
+    queue_size: int = 0,
+    defaults: Defaults | None = None,
+    transfer: Transfer | None = None,
 ) -> AsyncIterator[Runner]:
     """A runner that is drained and closed when the block is left."""
-    admission = Admission(NotebookRoot(None, 10**6), 10**6, defaults or Defaults(), prepare)
-    runner = Runner(store, backend, admission, queue_size, Bounds())
+    carrier = transfer or no_uris()
+    admission = Admission(NotebookRoot(None, 10**6), 10**6, defaults or Defaults(), prepare, carrier)
+    runner = Runner(store, backend, admission, queue_size, Bounds(), carrier)
     await runner.open()
     try:
         yield runner
@@ -152,8 +165,9 @@ async def running(
 @asynccontextmanager
 async def abandoned(store: Store, backend: Double, queue_size: int = 0) -> AsyncIterator[Runner]:
     """A runner that is gone at the end of the block as if its server had been killed."""
-    admission = Admission(NotebookRoot(None, 10**6), 10**6, Defaults(), prepare)
-    runner = Runner(store, backend, admission, queue_size, Bounds())
+    carrier = no_uris()
+    admission = Admission(NotebookRoot(None, 10**6), 10**6, Defaults(), prepare, carrier)
+    runner = Runner(store, backend, admission, queue_size, Bounds(), carrier)
     await runner.open()
     before = asyncio.all_tasks()
     yield runner

@@ -117,6 +117,9 @@ runs = st.builds(
     current_cell=st.none() | index,
     failure=st.none() | failures,
     queue_position=st.none() | index,
+    notebook_uri=text,
+    output_uri=text,
+    output_error=text,
 )
 orders = st.builds(
     Order,
@@ -125,6 +128,7 @@ orders = st.builds(
     allow_errors=st.booleans(),
     environment=labels,
     retention=durations,
+    output_uri=text,
 )
 cell_events = st.one_of(
     st.builds(CellStarted, index, text, text),

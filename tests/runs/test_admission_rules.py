@@ -37,6 +37,8 @@ from notebook_runner_server.runs.errors import (
 )
 from notebook_runner_server.runs.model import RunState, StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot
+from notebook_runner_server.transfer.policy import UriPolicy
+from notebook_runner_server.transfer.service import TransferService
 
 KERNELS = {"python3": "python", "ir": "R"}
 TIMES = ("run_timeout", "cell_timeout", "output_timeout")
@@ -49,7 +51,8 @@ def admit(
     spec: StartSpec, defaults: Defaults | None = None, root: Path | None = None, limit: int = LIMIT
 ) -> Admitted:
     """Admits a request, with the notebooks read by what reads them in the server."""
-    admission = Admission(NotebookRoot(root, limit), limit, defaults or Defaults(), prepare)
+    transfer = TransferService(UriPolicy(), limit, 1.0)
+    admission = Admission(NotebookRoot(root, limit), limit, defaults or Defaults(), prepare, transfer)
     return within(admission.admit(spec, KERNELS))
 
 

@@ -5,7 +5,7 @@ import math
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs.samples import a_run, bodies, changed, events, json_values, orders, runs, text
+from runs.samples import a_run, an_order, bodies, changed, events, json_values, orders, runs, text
 
 from notebook_runner_server.execution.interface import Cause, CellEvent, CellOutcome
 from notebook_runner_server.runs import codec
@@ -80,3 +80,15 @@ def test_words_on_disk_stay_what_they_are() -> None:
     assert {kind, *codec._BODIES} == {
         *("run", "cell_started", "stream", "display", "error", "clear", "cut", "cell_finished")
     }
+
+
+def test_what_an_earlier_version_stored_is_read() -> None:
+    """Runs and orders of stores that know nothing of URIs have none."""
+    run, order = a_run(), an_order(environment={"A": "b"})
+    old_run = json.loads(codec.encode_run(run))
+    for name in ("notebook_uri", "output_uri", "output_error"):
+        assert old_run.pop(name) == ""
+    old_order = json.loads(codec.encode_order(order))
+    assert old_order.pop("output_uri") == ""
+    assert codec.decode_run(json.dumps(old_run)) == run
+    assert codec.decode_order(json.dumps(old_order)) == order

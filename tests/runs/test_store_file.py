@@ -100,7 +100,7 @@ def test_variables_that_go_while_they_are_looked_up_are_none(
     folder.create()
     # The file was there a moment ago.
     monkeypatch.setattr(Path, "exists", lambda _: True)
-    assert folder.environment() == {}
+    assert folder.secrets() == ({}, "")
 
 
 def test_environment_values_of_a_deleted_run_are_gone(tmp_path: Path) -> None:

@@ -10,12 +10,15 @@ WAIT_SECONDS = 30.0
 HEADER_BYTES = 12
 TYPE_BYTES = 4
 ADDRESS = 1  # the type of a question for an IPv4 address
-ANSWER = 0x8180  # an answer, recursion and all
+ANSWER, NO_SUCH_NAME = 0x8180, 0x8183  # an answer, recursion and all
 SAME_NAME = 0xC00C  # the name of the question again
 
 
 class Names:
-    """Answers every question for an address with `address`, and everything else with nothing."""
+    """Answers every question for an address with `address`, and everything else with nothing.
+
+    While `address` is empty there is no such name, as while a pod is replaced.
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -48,7 +51,9 @@ class Names:
         end = query.index(b"\0", HEADER_BYTES) + 1 + TYPE_BYTES
         question = query[HEADER_BYTES:end]
         (kind,) = struct.unpack(">H", question[-4:-2])
-        found = int(kind == ADDRESS)
-        header = query[:2] + struct.pack(">5H", ANSWER, 1, found, 0, 0)
+        found = int(kind == ADDRESS and bool(self.address))
+        header = query[:2] + struct.pack(">5H", ANSWER if self.address else NO_SUCH_NAME, 1, found, 0, 0)
+        if not found:
+            return header + question
         record = struct.pack(">3HIH4s", SAME_NAME, ADDRESS, 1, 0, 4, IPv4Address(self.address).packed)
-        return header + question + record * found
+        return header + question + record

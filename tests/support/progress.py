@@ -125,6 +125,8 @@ class Validator:
         self._require(counts == told, message, "the run has the message's counts")
         self._run_id, self._state = run.run_id, run.state
         is_terminal = run.state in TERMINAL
+        undelivered = is_terminal and bool(run.output_uri)
+        self._require(undelivered or not run.output_error, message, "output_error is told of an ended run")
         self._require(run.HasField("end_time") == is_terminal, message, "end_time is there at the end")
         self._require(run.HasField("queue_position") <= (run.state == pb.RUN_STATE_QUEUED), message, "queue")
         if is_terminal:

@@ -37,9 +37,13 @@ def printed(sequence: int) -> pb.ProgressResponse:
 
 
 class Double(NotebookRunnerServicer):
-    """Answers each call with the next answer of its script, and keeps what it was asked."""
+    """Answers each call with the next answer of its script, and keeps what it was asked.
 
-    def __init__(self) -> None:
+    With credentials it serves by TLS.
+    """
+
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+        self._credentials = credentials
         self.script: dict[str, deque[list[Answer]]] = {}
         self.asked: list[Any] = []
         self.metadata: list[dict[str, str | bytes]] = []
@@ -50,7 +54,11 @@ class Double(NotebookRunnerServicer):
         """Starts serving, again at the same address."""
         self._server = grpc.server(ThreadPoolExecutor(4))
         add_NotebookRunnerServicer_to_server(self, self._server)
-        self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
+        address = f"127.0.0.1:{self._port}"
+        if self._credentials:
+            self._port = self._server.add_secure_port(address, self._credentials)
+        else:
+            self._port = self._server.add_insecure_port(address)
         self._server.start()
 
     def stop(self) -> None:

@@ -40,19 +40,10 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
     Raises:
         InvalidFieldError: A field has a value that this server cannot honour.
     """
-    if request.output_uri:
-        raise InvalidFieldError(
-            "output_uri: this server does not offer it; leave it out.", field="output_uri"
-        )
     if request.parameters.ByteSize() > MAX_PARAMETERS:
         message = f"parameters: together they have at most {MAX_PARAMETERS} bytes; put data into a file."
         raise InvalidFieldError(message, field="parameters")
     kind = request.WhichOneof("notebook")
-    if kind == "notebook_uri":
-        raise InvalidFieldError(
-            "notebook_uri: no scheme is allowed on this server; send the notebook itself, or its path.",
-            field="notebook_uri",
-        )
     return StartSpec(
         request_id=request.request_id,
         content=request.notebook_content if kind == "notebook_content" else None,
@@ -72,6 +63,8 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
         environment=dict(request.environment),
         labels=dict(request.labels),
         retention=seconds(request, "retention"),
+        notebook_uri=request.notebook_uri if kind == "notebook_uri" else None,
+        output_uri=request.output_uri,
     )
 
 
@@ -127,6 +120,9 @@ def run_message(run: Run) -> pb.Run:
         labels=run.labels,
         notebook_path=run.notebook_path,
         failure=None if run.failure is None else _failure(run.failure),
+        notebook_uri=run.notebook_uri,
+        output_uri=run.output_uri,
+        output_error=run.output_error,
     )
     _fill_struct(message.parameters, run.parameters)
     return message
@@ -151,6 +147,7 @@ def info_message(info: RunnerInfo) -> pb.InfoResponse:
         queue_size=info.queue_size,
         default_notebook=info.default_notebook,
         has_notebook_root=info.has_notebook_root,
+        uri_schemes=info.uri_schemes,
     )
 
 

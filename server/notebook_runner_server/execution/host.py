@@ -30,6 +30,9 @@ from notebook_runner_server.execution.warm.forking import TemplateError
 from notebook_runner_server.execution.warm.reserve import Reserve
 from notebook_runner_server.execution.watchdog import OomKills, Watchdog
 
+MOST_SPARES = 2
+"""How many kernels that were kept a run tries: what these refuse, for its folder is gone, others would, too."""
+
 
 class _StoppedError(Exception):
     """The run was asked to end, and the next cell is not to start."""
@@ -157,7 +160,10 @@ class RunHost:
 
     async def _get_kernel(self) -> Kernel:
         """Take a kernel that is there already, or start one; one that was kept may have died meanwhile."""
-        while (warm := await self._reserve.take(self._job.kernel_name, self._variables)) is not None:
+        for _ in range(MOST_SPARES):
+            warm = await self._reserve.take(self._job.kernel_name, self._variables)
+            if warm is None:
+                break
             self._kernel = warm
             with contextlib.suppress(UnfitKernelError, TemplateError, TimeoutError):
                 await warm.settle(self._job.working_folder, self._variables)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+MOST_WARM = 100
+"""Warm kernels of one kernelspec in one worker; each takes some 20 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +38,28 @@ class WorkerOptions:
     folder: Path
     limit_address_space: bool = False
     warm: WarmKernels = field(default_factory=WarmKernels)
+
+
+def warm_kernels(kernels: Iterable[str], modules: Iterable[str], *, required: bool) -> WarmKernels:
+    """Return what an operator asks for.
+
+    Args:
+        kernels: Each as KERNELSPEC=COUNT.
+        modules: Names of modules to import beforehand.
+        required: The kernelspecs have to be there.
+
+    Raises:
+        ValueError: That is not how it is said.
+    """
+    counts: dict[str, int] = {}
+    for one in kernels:
+        name, _, count = one.partition("=")
+        if not (name and count.isascii() and count.isdigit() and int(count) <= MOST_WARM):
+            message = f"--warm-kernels is KERNELSPEC=COUNT, with a count of at most {MOST_WARM}, not {one!r}"
+            raise ValueError(message)
+        counts[name] = int(count)
+    preload = tuple(modules)
+    for module in preload:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ValueError(f"--preload names modules, and {module!r} is no name of one")
+    return WarmKernels(counts, preload, required=required)

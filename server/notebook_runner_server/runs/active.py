@@ -1,4 +1,10 @@
-"""A run that has not ended: what its backend tells becomes events of its log, one batch at a time."""
+"""A run that has not ended: what its backend tells becomes events of its log, one batch at a time.
+
+An executed notebook that is to be written to a URI is written between the last of these and the terminal
+event. That may take long, so it is done without the lock: the run can be killed, followed and listed
+meanwhile. Its worker is free only afterwards, so there are never more writes, nor more runs going on, than
+workers.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +27,7 @@ from notebook_runner_server.execution.interface import (
     RunHandle,
 )
 from notebook_runner_server.runs import transitions
+from notebook_runner_server.runs.delivery import Delivery
 from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Order, Run, RunChanged, RunState
@@ -29,6 +36,7 @@ from notebook_runner_server.runs.store import Written
 from notebook_runner_server.runs.tables import Part
 
 _logger = logging.getLogger(__name__)
+_UNFOLLOWED = "Not written: the server could not follow the run."
 _LOST = Failure(Cause.STORAGE_FAILED, "The server could not write what the run did to its state folder.")
 
 
@@ -48,9 +56,10 @@ class ActiveRun:
         order: What a worker is to do.
         log: Its events.
         parts_size: How many bytes its file of parts has.
+        delivery: What writes its notebook to a URI.
     """
 
-    def __init__(self, run: Run, order: Order, log: RunLog, parts_size: int) -> None:
+    def __init__(self, run: Run, order: Order, log: RunLog, parts_size: int, delivery: Delivery) -> None:
         self.run = run
         self.order = order
         self.log = log
@@ -61,6 +70,8 @@ class ActiveRun:
         self._size = parts_size
         self._part_start = parts_size
         self._handle: RunHandle | None = None
+        self._delivery = delivery
+        self._writing: asyncio.Task[str] | None = None
         # Of the cell that is executed; the time is by a monotonic clock, and 0: before this server.
         self._cell_id = ""
         self._cell_start = 0.0
@@ -75,12 +86,13 @@ class ActiveRun:
             await self._append(transitions.move(self.run, state, self.log.clock.now()))
 
     async def end(self, failure: Failure) -> None:
-        """End the run, of which no process is there."""
+        """End the run, of which no process is there; its notebook is written nowhere."""
         async with self._lock:
             if not self.run.state.is_terminal:
                 try:
                     salvaged = await self._salvaged()
-                    await self._record([*salvaged, Ended(self._located(failure))])
+                    output_error = transitions.unwritten(self.run, failure) or _UNFOLLOWED
+                    await self._record([*salvaged, Ended(self._located(failure))], output_error)
                     self.ended.set()
                 except StorageFullError:
                     await self._end(failure)
@@ -95,6 +107,8 @@ class ActiveRun:
         self.stop_requested = (cause, grace_period)
         if self._handle is not None:
             self._handle.stop(cause, grace_period)
+        if self._writing is not None and not self._writing.cancelling():
+            self._writing.cancel()
 
     async def follow(self, handle: RunHandle) -> None:
         """Take what the backend tells until the run has ended."""
@@ -103,26 +117,70 @@ class ActiveRun:
             handle.stop(*self.stop_requested)
         async for batch in handle.events():
             async with self._lock:
-                await self._take(handle, batch)
+                ended = await self._take(handle, batch)
+                if ended is not None and not self._is_wanted(ended):
+                    await self._conclude(ended)
+            if ended is not None and not self.ended.is_set():
+                ended, output_error = await self._delivered(ended)
+                async with self._lock:
+                    await self._conclude(ended, output_error)
 
-    async def _take(self, handle: RunHandle, batch: Sequence[ExecutionEvent]) -> None:
+    async def _take(self, handle: RunHandle, batch: Sequence[ExecutionEvent]) -> Ended | None:
+        """Record what was told, but its end, which is returned."""
         last = batch[-1]
-        if isinstance(last, Ended):
-            self.processes_ended = last.processes_ended
+        ended = last if isinstance(last, Ended) else None
+        if ended is not None:
+            self.processes_ended = ended.processes_ended
         if not self._lost:
             try:
-                await self._record(batch[:-1] if isinstance(last, Ended) else batch)
-                if isinstance(last, Ended):
+                await self._record(batch if ended is None else batch[:-1])
+                if ended is not None:
                     salvaged = await self._salvaged()
-                    failure = self._located(last.failure) if last.failure else None
-                    await self._record([*salvaged, replace(last, failure=failure)])
+                    ended = replace(ended, failure=self._located(ended.failure) if ended.failure else None)
+                    await self._record(salvaged)
             except StorageFullError:
                 self._lost = True
                 handle.stop(Cause.STORAGE_FAILED, 0.0)
-        if isinstance(last, Ended):
-            if self._lost:
-                await self._end(_LOST)
-            self.ended.set()
+        return ended
+
+    async def _conclude(self, ended: Ended, output_error: str = "") -> None:
+        """Record the end of a run of which all else is recorded."""
+        if not self._lost:
+            try:
+                await self._record([ended], output_error)
+            except StorageFullError:
+                self._lost = True
+        if self._lost:
+            await self._end(_LOST)
+        self.ended.set()
+
+    def _is_wanted(self, ended: Ended) -> bool:
+        """Tell whether the notebook of a run that ends so is to be written."""
+        return (
+            bool(self.run.output_uri)
+            and not self._lost
+            and not transitions.unwritten(self.run, ended.failure)
+        )
+
+    async def _delivered(self, ended: Ended) -> tuple[Ended, str]:
+        """Write the notebook; return how the run ends then, and why it is not there.
+
+        The first cause wins: who stops the write of a run that had none is its cause.
+        """
+        work = self._delivery.deliver(self.run.run_id, self.log, self.order.output_uri)
+        self._writing = asyncio.ensure_future(work)
+        if self.stop_requested is not None:
+            self._writing.cancel()
+        try:
+            await asyncio.wait([self._writing])
+        finally:
+            self._writing.cancel()
+        if not self._writing.cancelled():
+            return ended, self._writing.result()
+        assert self.stop_requested is not None  # noqa: S101 - nothing else cancels it
+        cause, _ = self.stop_requested
+        failure = ended.failure or Failure(cause, "The run was ended while its notebook was written.")
+        return replace(ended, failure=failure), transitions.abandoned(cause)
 
     def _located(self, failure: Failure) -> Failure:
         """Say which cell was executed, where a worker that died could not."""
@@ -158,7 +216,7 @@ class ActiveRun:
     def _since_cell_start(self) -> float:
         return time.monotonic() - self._cell_start if self._cell_start else 0.0
 
-    async def _record(self, batch: Sequence[ExecutionEvent]) -> None:
+    async def _record(self, batch: Sequence[ExecutionEvent], output_error: str = "") -> None:
         if not batch:
             return
         run, start, now = self.run, self._size, self.log.clock.now()
@@ -177,7 +235,7 @@ class ActiveRun:
                     self._part_start = self._size
             if isinstance(told, CellStarted):
                 cell = told.cell_id, time.monotonic()
-            run, body = transitions.react(run, told, now)
+            run, body = transitions.react(run, told, now, output_error)
             if body is not None:
                 events.append(self.log.next_event(run, body, len(events)))
         await self.log.append(run, events, Written(start, pieces, parts), self._expire_time(run))

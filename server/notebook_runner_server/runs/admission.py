@@ -22,7 +22,8 @@ from notebook_runner_server.runs.errors import (
     UnknownKernelError,
 )
 from notebook_runner_server.runs.model import Order, Run, RunState, StartSpec
-from notebook_runner_server.runs.sources import NotebookRoot, check_size
+from notebook_runner_server.runs.sources import NotebookRoot, UriSource, check_size
+from notebook_runner_server.transfer.interface import Transfer, shown
 
 MAX_REQUEST_ID = 128
 MAX_LABELS = 64
@@ -110,10 +111,17 @@ class Admission:
         max_bytes: The largest notebook.
         defaults: What a silent request means.
         prepare: Reads, checks and parameterizes a notebook.
+        transfer: Reads notebooks that a URI names.
+
+    Attributes:
+        uris: Where notebooks named by URI come from.
     """
 
-    def __init__(self, root: NotebookRoot, max_bytes: int, defaults: Defaults, prepare: Prepare) -> None:
+    def __init__(
+        self, root: NotebookRoot, max_bytes: int, defaults: Defaults, prepare: Prepare, transfer: Transfer
+    ) -> None:
         self._root = root
+        self.uris = UriSource(transfer, max_bytes)
         self._max_bytes = max_bytes
         self._defaults = defaults
         self._prepare = prepare
@@ -130,6 +138,11 @@ class Admission:
         return self._defaults.notebook
 
     @property
+    def uri_schemes(self) -> list[str]:
+        """The schemes that URIs may have; none: no URI can be used."""
+        return sorted(self._transfer.schemes)
+
+    @property
     def has_root(self) -> bool:
         """Whether notebooks can be named by a path."""
         return self._root.exists
@@ -143,8 +156,13 @@ class Admission:
         _check(spec)
         if spec.kernel_name:
             _check_kernel(spec.kernel_name, kernels)
+        if spec.output_uri:
+            self.uris.check(spec.output_uri, "output_uri")
         # Reading and parsing take time that other calls shall not wait for.
-        content, folder, path = await asyncio.to_thread(self._content, spec)
+        if spec.notebook_uri is not None:
+            content, folder, path = await self.uris.read(spec.notebook_uri), "", ""
+        else:
+            content, folder, path = await asyncio.to_thread(self._content, spec)
         work = asyncio.ensure_future(self._prepared(content, spec, kernels))
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
         # A caller who gives up does not end what was begun, and the next one has to wait for it.
@@ -171,6 +189,8 @@ class Admission:
             parameters=spec.parameters,
             labels=spec.labels,
             notebook_path=path,
+            notebook_uri=shown(spec.notebook_uri or ""),
+            output_uri=shown(spec.output_uri),
         )
         return Admitted(
             run, self._order(spec, folder), {**dict(enumerate(prepared.cells)), TAIL: prepared.tail}
@@ -195,13 +215,19 @@ class Admission:
             allow_errors=spec.allow_errors,
             environment=dict(spec.environment),
             retention=defaults.retention if spec.retention is None else spec.retention,
+            output_uri=spec.output_uri,
         )
+
+
+_URIS = ("notebook_uri", "output_uri")
 
 
 def fingerprint(spec: StartSpec) -> str:
     """Return a digest of a request's payload: all of it but the request id."""
     payload = {one.name: getattr(spec, one.name) for one in fields(spec) if one.name != "request_id"}
     payload["limits"] = asdict(spec.limits)
+    # What a request lacks is not in its digest, so that those of earlier versions stay as they are.
+    payload = {name: value for name, value in payload.items() if name not in _URIS or value}
     if spec.content is not None:
         payload["content"] = hashlib.sha256(spec.content).hexdigest()
     return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,8 @@
     │   ├── UnknownParameterError   UNKNOWN_PARAMETER
     │   ├── UnknownKernelError      UNKNOWN_KERNEL
     │   ├── UnknownFormatError      UNKNOWN_FORMAT
-    │   └── PathOutsideRootError    PATH_OUTSIDE_ROOT
+    │   ├── PathOutsideRootError    PATH_OUTSIDE_ROOT
+    │   └── UriNotAllowedError      URI_NOT_ALLOWED
     ├── NotFoundError
     │   ├── RunNotFoundError        RUN_NOT_FOUND
     │   └── NotebookNotFoundError   NOTEBOOK_NOT_FOUND
@@ -23,7 +24,8 @@
     ├── ExportFailedError         EXPORT_FAILED
     └── UnavailableError          try again later, perhaps elsewhere
         ├── ShuttingDownError       SHUTTING_DOWN
-        └── NotReadyError           NOT_READY
+        ├── NotReadyError           NOT_READY
+        └── NotebookUnreachableError NOTEBOOK_UNREACHABLE
 
 Each names its reason; `api.errors` maps each branch to a status code, once.
 """
@@ -92,6 +94,12 @@ class PathOutsideRootError(InvalidRequestError):
     reason = "PATH_OUTSIDE_ROOT"
 
 
+class UriNotAllowedError(InvalidRequestError):
+    """The operator does not allow the URI."""
+
+    reason = "URI_NOT_ALLOWED"
+
+
 class NotFoundError(RunnerError):
     """What was named is not there."""
 
@@ -103,7 +111,7 @@ class RunNotFoundError(NotFoundError):
 
 
 class NotebookNotFoundError(NotFoundError):
-    """There is no such notebook under the root."""
+    """There is no such notebook, or not for this server."""
 
     reason = "NOTEBOOK_NOT_FOUND"
 
@@ -173,3 +181,9 @@ class NotReadyError(UnavailableError):
     """The server is not ready yet."""
 
     reason = "NOT_READY"
+
+
+class NotebookUnreachableError(UnavailableError):
+    """Whoever holds the notebook does not answer."""
+
+    reason = "NOTEBOOK_UNREACHABLE"

@@ -5,6 +5,7 @@
     runs/RUN_ID/
     ├── parts        every version of every part of the notebook, appended, synced before it is told of
     ├── environment  the variables for the kernel, until the run has ended
+    ├── output-uri   where the executed notebook is to be written, until the run has ended
     ├── work/        NOTEBOOK_RUNNER_RUN_DIR: what the notebook itself leaves
     └── artefacts/   what Output has made so far; can be made again
 """
@@ -37,6 +38,7 @@ class RunFolder:
         self.artefacts = path / "artefacts"
         self._parts = path / "parts"
         self._environment = path / "environment"
+        self._output_uri = path / "output-uri"
 
     def create(self) -> None:
         """Make the folders, for this user alone."""
@@ -56,26 +58,31 @@ class RunFolder:
             file.flush()
             os.fdatasync(descriptor)
 
-    def keep_environment(self, environment: Mapping[str, str]) -> None:
-        """Keep the variables for the kernel until the run has ended."""
-        if environment:
-            descriptor = os.open(self._environment, os.O_WRONLY | os.O_CREAT, 0o600)
-            with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump(dict(environment), file)
-                file.flush()
-                os.fsync(descriptor)
+    def keep_secrets(self, environment: Mapping[str, str], output_uri: str) -> None:
+        """Keep the variables for the kernel and where to write to until the run has ended."""
+        for path, secret in ((self._environment, dict(environment)), (self._output_uri, output_uri)):
+            if secret:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+                with open(descriptor, "w", encoding="utf-8") as file:
+                    json.dump(secret, file)
+                    file.flush()
+                    os.fsync(descriptor)
 
-    def environment(self) -> dict[str, str]:
-        """Return the variables for the kernel of a run that has not ended."""
+    def secrets(self) -> tuple[dict[str, str], str]:
+        """Return the variables for the kernel of a run that has not ended, and where to write to."""
         variables: dict[str, str] = {}
+        output_uri = ""
         # None were given, or the run has just ended.
         with contextlib.suppress(FileNotFoundError):
             variables = json.loads(self._environment.read_text(encoding="utf-8"))
-        return variables
+        with contextlib.suppress(FileNotFoundError):
+            output_uri = json.loads(self._output_uri.read_text(encoding="utf-8"))
+        return variables, output_uri
 
-    def forget_environment(self) -> None:
-        """Remove the variables: the run has ended."""
+    def forget_secrets(self) -> None:
+        """Remove them: the run has ended."""
         self._environment.unlink(missing_ok=True)
+        self._output_uri.unlink(missing_ok=True)
 
     def parts_size(self) -> int:
         """Return how many bytes the file of parts has."""

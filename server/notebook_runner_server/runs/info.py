@@ -30,6 +30,7 @@ class RunnerInfo:
         queue_size: How many may wait.
         default_notebook: What a Start that names no notebook runs; empty: there is none.
         has_notebook_root: Whether notebooks can be named by a path.
+        uri_schemes: The schemes that URIs may have; none: no URI can be used.
     """
 
     kernels: Sequence[KernelInfo]
@@ -39,3 +40,4 @@ class RunnerInfo:
     queue_size: int
     default_notebook: str
     has_notebook_root: bool
+    uri_schemes: Sequence[str]

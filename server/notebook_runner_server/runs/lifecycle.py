@@ -11,6 +11,7 @@ from notebook_runner_server.execution.interface import Backend, Cause, Failure, 
 from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.admission import Admission, Admitted, fingerprint
 from notebook_runner_server.runs.clock import Clock
+from notebook_runner_server.runs.delivery import Delivery
 from notebook_runner_server.runs.dispatcher import Dispatcher
 from notebook_runner_server.runs.errors import (
     RequestIdReusedError,
@@ -25,6 +26,7 @@ from notebook_runner_server.runs.readers import Readers
 from notebook_runner_server.runs.retention import Bounds, Retention
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import Row
+from notebook_runner_server.transfer.interface import Transfer
 
 _T = TypeVar("_T")
 
@@ -38,13 +40,20 @@ class Runner:
         admission: What turns requests into runs.
         queue_size: How many runs may wait when all workers are busy.
         bounds: What the history may take.
+        transfer: What writes executed notebooks to URIs.
 
     Attributes:
         readers: Who reads which run.
     """
 
     def __init__(
-        self, store: Store, backend: Backend, admission: Admission, queue_size: int, bounds: Bounds
+        self,
+        store: Store,
+        backend: Backend,
+        admission: Admission,
+        queue_size: int,
+        bounds: Bounds,
+        transfer: Transfer,
     ) -> None:
         self._store = store
         self._backend = backend
@@ -53,6 +62,7 @@ class Runner:
         self.readers = Readers()
         self._retention = Retention(store, bounds, self.readers.reads)
         self._dispatcher = Dispatcher(store, backend)
+        self._delivery = Delivery(store, transfer)
         self._admitting = asyncio.Lock()
         self._forgetting: asyncio.Task[None] | None = None
         self._steps: set[asyncio.Task[Any]] = set()
@@ -113,6 +123,7 @@ class Runner:
             queue_size=self._queue_size,
             default_notebook=self._admission.default_notebook,
             has_notebook_root=self._admission.has_root,
+            uri_schemes=self._admission.uri_schemes,
         )
 
     async def find(self, run_id: str) -> Run:
@@ -173,6 +184,7 @@ class Runner:
             drain_timeout: Seconds that the runs may take.
         """
         self._closing = True
+        self._admission.uris.stop_reading()
         await self._dispatcher.drain(hurry, drain_timeout)
 
     async def close(self) -> None:
@@ -240,7 +252,7 @@ class Runner:
         log = RunLog(self._store, position, 0, ended=False, clock=clock)
         log.publish([event])
         size = sum(map(len, admitted.parts.values()))
-        self._dispatcher.add(ActiveRun(admitted.run, admitted.order, log, size))
+        self._dispatcher.add(ActiveRun(admitted.run, admitted.order, log, size, self._delivery))
         return run
 
     async def _recover(self) -> None:
@@ -250,7 +262,7 @@ class Runner:
             clock = Clock(last.time)
             log = RunLog(self._store, row.position, row.last_sequence, ended=False, clock=clock)
             size = await asyncio.to_thread(self._store.folder(row.run.run_id).parts_size)
-            active = ActiveRun(row.run, row.order, log, size)
+            active = ActiveRun(row.run, row.order, log, size, self._delivery)
             if row.run.state is RunState.QUEUED:
                 self._dispatcher.add(active)
             else:

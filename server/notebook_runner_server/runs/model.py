@@ -37,8 +37,8 @@ _BEFORE_THE_END = (RunState.QUEUED, RunState.STARTING, RunState.RUNNING, RunStat
 class StartSpec:
     """What a caller asks for.
 
-    At most one of `content` and `path` is set; with neither, the server's default notebook is meant.
-    A limit of zero means the server's default. `retention` in seconds; None: the server's default.
+    At most one of `content`, `path` and `notebook_uri` is set; with none, the server's default notebook is
+    meant. A limit of zero means the server's default. `retention` in seconds; None: the server's default.
     """
 
     request_id: str = ""
@@ -51,6 +51,8 @@ class StartSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     retention: float | None = None
+    notebook_uri: str | None = None
+    output_uri: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Order:
         working_folder: Where the kernel is started; empty: the run's own folder.
         environment: Variables for the kernel; the store keeps them until the run has ended.
         retention: How long the run is kept after its end.
+        output_uri: Where the executed notebook is to be written; the store keeps it until the run has ended.
     """
 
     working_folder: str
@@ -68,11 +71,15 @@ class Order:
     allow_errors: bool
     environment: Mapping[str, str]
     retention: float
+    output_uri: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One execution of one notebook. Times in nanoseconds since the epoch, UTC; zero: not yet."""
+    """One execution of one notebook. Times in nanoseconds since the epoch, UTC; zero: not yet.
+
+    URIs are as they may be shown. `output_error` tells why an ended run's notebook is not at `output_uri`.
+    """
 
     run_id: str
     request_id: str
@@ -89,6 +96,9 @@ class Run:
     current_cell: int | None = None
     failure: Failure | None = None
     queue_position: int | None = None
+    notebook_uri: str = ""
+    output_uri: str = ""
+    output_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,15 @@ def report(run: Run) -> str:
     lines = [
         f"Run       {run.run_id}",
         f"State     {run.state.name}",
-        f"Notebook  {run.notebook_path or '(sent inline)'}",
+        f"Notebook  {run.notebook_path or run.notebook_uri or '(sent inline)'}",
         f"Kernel    {run.kernel_name}",
         f"Created   {_time(run.create_time)}",
         f"Started   {_time(run.start_time)}",
         f"Ended     {_time(run.end_time)}",
         f"Cells     {run.cells_completed} of {run.cells_total} completed",
     ]
+    if run.output_uri:
+        lines += [f"Output    {run.output_uri}", *([run.output_error] if run.output_error else [])]
     failure = run.failure
     if failure is not None:
         lines += [f"Cause     {failure.cause.name}", "", failure.message]

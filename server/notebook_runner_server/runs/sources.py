@@ -1,4 +1,4 @@
-"""Where a notebook comes from: the files under the notebook root, and nowhere else."""
+"""Where a notebook comes from: the files under the notebook root, and the URIs that the operator allows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,24 @@ from pathlib import Path
 from notebook_runner_server.runs.errors import (
     NotebookNotFoundError,
     NotebookTooLargeError,
+    NotebookUnreachableError,
     PathOutsideRootError,
+    RunnerError,
+    ShuttingDownError,
+    UriNotAllowedError,
+)
+from notebook_runner_server.transfer.interface import (
+    MissingError,
+    RefusedError,
+    StoppedError,
+    TooLargeError,
+    Transfer,
+    TransferError,
+    shown,
 )
 
 _FIELD = "notebook_path"
+_URI_FIELD = "notebook_uri"
 _MAX_SHOWN = 200
 
 
@@ -91,6 +105,66 @@ class NotebookRoot:
         )
 
 
+class UriSource:
+    """The URIs that the operator allows.
+
+    Args:
+        transfer: What reads them.
+        max_bytes: The largest notebook.
+    """
+
+    def __init__(self, transfer: Transfer, max_bytes: int) -> None:
+        self._transfer = transfer
+        self._max_bytes = max_bytes
+
+    def check(self, uri: str, field: str) -> None:
+        """Refuse a URI that is not allowed.
+
+        Raises:
+            UriNotAllowedError: It is not; `field` is at fault.
+        """
+        try:
+            self._transfer.check(uri)
+        except RefusedError as error:
+            raise UriNotAllowedError(f"{field} is not allowed: {error}.", field=field) from error
+
+    async def read(self, uri: str) -> bytes:
+        """Return the notebook that a URI names.
+
+        Raises:
+            UriNotAllowedError: It is not allowed, which may be seen only on the way.
+            NotebookNotFoundError: There is none, or not for this server.
+            NotebookTooLargeError: It is too large.
+            NotebookUnreachableError: Whoever holds it does not answer.
+            ShuttingDownError: The server is.
+        """
+        try:
+            return await self._transfer.read(uri)
+        except TransferError as error:
+            raise self._refusal(uri, error) from error
+
+    def _refusal(self, uri: str, error: TransferError) -> RunnerError:
+        where = shown(uri)[:_MAX_SHOWN]
+        match error:
+            case RefusedError():
+                return UriNotAllowedError(f"{_URI_FIELD} is not allowed: {error}.", field=_URI_FIELD)
+            case MissingError():
+                return NotebookNotFoundError(
+                    f"There is no notebook at {where}: {error}.", field=_URI_FIELD, uri=where
+                )
+            case TooLargeError():
+                return _too_large(self._max_bytes)
+            case StoppedError():
+                return ShuttingDownError("The server is shutting down: try again when it is back.")
+        return NotebookUnreachableError(
+            f"The notebook at {where} cannot be had now: {error}.", field=_URI_FIELD, uri=where
+        )
+
+    def stop_reading(self) -> None:
+        """Abandon what is being read: the server is shutting down."""
+        self._transfer.stop_reading()
+
+
 def check_size(size: int, max_bytes: int) -> None:
     """Refuse a notebook of too many bytes.
 
@@ -98,7 +172,12 @@ def check_size(size: int, max_bytes: int) -> None:
         NotebookTooLargeError: It is too large.
     """
     if size > max_bytes:
-        raise NotebookTooLargeError(
-            f"The notebook has more than {max_bytes} bytes, which the server allows (--max-notebook-bytes).",
-            limit_bytes=str(max_bytes),
-        )
+        raise _too_large(max_bytes)
+
+
+def _too_large(max_bytes: int) -> NotebookTooLargeError:
+    """Return why a notebook of too many bytes is not taken."""
+    return NotebookTooLargeError(
+        f"The notebook has more than {max_bytes} bytes, which the server allows (--max-notebook-bytes).",
+        limit_bytes=str(max_bytes),
+    )

@@ -124,9 +124,10 @@ class Store:
                 places.append(Part(number, 0, start, len(data)))
                 start += len(data)
             # Values may be secrets: in a file that is gone with the run's end, and nowhere else.
-            folder.keep_environment(order.environment)
+            folder.keep_secrets(order.environment, order.output_uri)
             folder.sync()
-            return tables.insert_run(db, run, replace(order, environment={}), fingerprint, event, places)
+            plain = replace(order, environment={}, output_uri="")
+            return tables.insert_run(db, run, plain, fingerprint, event, places)
 
         try:
             return await self._db.write(write)
@@ -152,7 +153,7 @@ class Store:
             if written.pieces:
                 self.folder(run.run_id).write(written.start, written.pieces)
             if run.state.is_terminal:
-                self.folder(run.run_id).forget_environment()
+                self.folder(run.run_id).forget_secrets()
             tables.append(db, position, run, events, written.parts, expire_time)
 
         await self._db.write(write)
@@ -160,7 +161,7 @@ class Store:
     async def find(self, run_id: str) -> Row | None:
         """Return a run by its id, or the newest one for an empty id; None: there is none."""
         row = await self._db.read(tables.find_run, run_id)
-        return row if row is None or row.run.state.is_terminal else self._with_environment(row)
+        return row if row is None or row.run.state.is_terminal else self._with_secrets(row)
 
     async def find_request(self, request_id: str) -> Row | None:
         """Return the run of a request id; None: there is none."""
@@ -168,11 +169,11 @@ class Store:
 
     async def unended(self) -> list[Row]:
         """Return the runs that have not ended, oldest first."""
-        return [self._with_environment(row) for row in await self._db.read(tables.unended_runs)]
+        return [self._with_secrets(row) for row in await self._db.read(tables.unended_runs)]
 
-    def _with_environment(self, row: Row) -> Row:
-        environment = self.folder(row.run.run_id).environment()
-        return replace(row, order=replace(row.order, environment=environment))
+    def _with_secrets(self, row: Row) -> Row:
+        environment, output_uri = self.folder(row.run.run_id).secrets()
+        return replace(row, order=replace(row.order, environment=environment, output_uri=output_uri))
 
     async def events(self, position: int, after: int) -> list[Event]:
         """Return some events of a run after a sequence number, in order; none: there are no more."""

@@ -41,6 +41,14 @@ _ENDS = {
     Cause.SERVER_DIED: RunState.INTERRUPTED,
 }
 
+# Runs that end so have their notebook written nowhere.
+_UNWRITTEN = {
+    Cause.KILL_REQUESTED: "the run was killed",
+    Cause.SERVER_STOPPED: "the server was stopped",
+    Cause.SERVER_DIED: "the server died",
+    Cause.STORAGE_FAILED: "the server could not keep what the run did",
+}
+
 
 class IllegalTransitionError(RuntimeError):
     """A run cannot go from the one state to the other: a fault in this program."""
@@ -58,8 +66,29 @@ def move(run: Run, state: RunState, now: int) -> Run:
     return replace(run, state=state, start_time=started)
 
 
-def end(run: Run, failure: Failure | None, now: int) -> Run:
+def unwritten(run: Run, failure: Failure | None) -> str:
+    """Return why the notebook of a run that ends so is not to be written; empty: it is, or nobody asked."""
+    why = _UNWRITTEN.get(failure.cause) if failure is not None and run.output_uri else None
+    if failure is None or why is None:
+        return ""
+    # It may have died when all was there.
+    known = "Not known to be written" if failure.cause is Cause.SERVER_DIED else "Not written"
+    return f"{known}: {why}."
+
+
+def abandoned(cause: Cause) -> str:
+    """Return what to say of a notebook while which was written the run was stopped."""
+    return f"Given up while it was written, and so perhaps there: {_UNWRITTEN[cause]}."
+
+
+def end(run: Run, failure: Failure | None, now: int, output_error: str = "") -> Run:
     """Return the run after its end; no failure means that every cell was executed.
+
+    Args:
+        run: The run.
+        failure: What ended it.
+        now: When, in nanoseconds since the epoch.
+        output_error: Why its notebook is not at its URI, where the failure alone does not tell.
 
     Raises:
         IllegalTransitionError: It has ended already.
@@ -73,11 +102,12 @@ def end(run: Run, failure: Failure | None, now: int) -> Run:
         current_cell=None,
         cells_completed=run.cells_total if failure is None else run.cells_completed,
         failure=failure,
+        output_error=(output_error or unwritten(run, failure)) if run.output_uri else "",
     )
 
 
-def react(run: Run, event: ExecutionEvent, now: int) -> tuple[Run, Body | None]:
-    """Return the run after what a backend told, and what the log is to say of it."""
+def react(run: Run, event: ExecutionEvent, now: int, output_error: str = "") -> tuple[Run, Body | None]:
+    """Return the run after what a backend told, and what the log is to say of it; see `end`."""
     match event:
         case KernelReady():
             if run.state is RunState.KILLING:
@@ -91,6 +121,6 @@ def react(run: Run, event: ExecutionEvent, now: int) -> tuple[Run, Body | None]:
             completed = event.cell_index + 1 if done else run.cells_completed
             return replace(run, current_cell=None, cells_completed=completed), event
         case Ended():
-            run = end(run, event.failure, now)
+            run = end(run, event.failure, now, output_error)
             return run, RunChanged(run)
     return run, None if isinstance(event, PartChunk) else event

@@ -1,0 +1,79 @@
+"""Notebooks in folders of the server's machine that the operator named; runs in the helper process alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from notebook_runner_server.transfer.interface import MissingError, RefusedError
+
+
+def read(path: str, folders: Sequence[str], limit: int) -> bytes:
+    """Return up to `limit` bytes of a file, and one more when it has more.
+
+    Raises:
+        TransferError: It is none of these folders' files.
+        OSError: It cannot be read.
+    """
+    # Without waiting, for it may be a pipe; looked at when it is open, so that nothing can be exchanged.
+    descriptor = _open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        _check_inside(descriptor, folders)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise MissingError("it is not a regular file")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(limit + 1)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: str, folders: Sequence[str], notebook: BinaryIO, abandoned: contextlib.ExitStack) -> None:
+    """Put a file in its place when it is whole.
+
+    Args:
+        path: Where.
+        folders: Where it may be.
+        notebook: What to write.
+        abandoned: What is to be done when the write is given up.
+
+    Raises:
+        TransferError: It is in none of these folders.
+        OSError: It cannot be written.
+    """
+    parent, name = os.path.split(path)
+    folder = _open(parent, os.O_RDONLY | os.O_DIRECTORY)
+    _check_inside(folder, folders)
+    draft = f".notebook-runner-{secrets.token_hex(8)}"
+    abandoned.callback(_remove, draft, folder)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
+    with open(descriptor, "wb") as file:
+        shutil.copyfileobj(notebook, file, 1024 * 1024)
+        file.flush()
+        os.fsync(descriptor)
+    os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
+    os.fsync(folder)
+
+
+def _open(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        raise MissingError(f"it cannot be opened: {error.strerror}") from error
+
+
+def _remove(name: str, folder: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+
+
+def _check_inside(descriptor: int, folders: Sequence[str]) -> None:
+    """Refuse what is in none of the folders when all symbolic links are followed."""
+    real = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+    if not any(real.is_relative_to(Path(folder).resolve()) for folder in folders):
+        raise RefusedError("it leads out of the folders that this server allows (--uri-folders)")

@@ -1,0 +1,78 @@
+"""Notebooks in the object stores of clouds, through fsspec; runs in the helper process alone.
+
+Credentials, endpoint and region are the server's: what the cloud's own library finds in the environment, in
+its files and in the roles of the machine, and what fsspec's configuration says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import fsspec
+
+from notebook_runner_server.transfer.interface import MissingError, TooLargeError
+from notebook_runner_server.transfer.policy import Place
+
+_DENIED = (401, 403)
+# What each is to be told: s3fs holds ten pieces of 50 MiB at once, and some adlfs replace nothing.
+_MORE: dict[str, dict[str, Any]] = {
+    "s3": {"chunksize": 8 * 1024 * 1024, "max_concurrency": 2},
+    "abfs": {"overwrite": True},
+}
+
+
+def read(place: Place, limit: int) -> bytes:
+    """Return an object.
+
+    Args:
+        place: Which.
+        limit: The most bytes.
+
+    Raises:
+        TransferError: It cannot be read.
+        Exception: Whatever the cloud's library raises.
+    """
+    with _told():
+        store = _store(place.scheme)
+        about = store.info(place.path)
+        if about["type"] != "file":
+            raise FileNotFoundError
+        if about["size"] > limit:
+            raise TooLargeError("it is too large")
+        with store.open(place.path, "rb", cache_type="none") as file:
+            content: bytes = file.read(limit + 1)
+    return content
+
+
+def write(place: Place, notebook: int) -> None:
+    """Put an object there; it is whole or not there.
+
+    Raises:
+        TransferError: It cannot be written.
+        Exception: Whatever the cloud's library raises.
+    """
+    with _told():
+        _store(place.scheme).put_file(f"/proc/self/fd/{notebook}", place.path, **_MORE.get(place.scheme, {}))
+
+
+def _store(scheme: str) -> Any:
+    return fsspec.filesystem(scheme)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingError(f"there is no such bucket or object: {error}"[:300]) from error
+    except Exception as error:
+        # Each library has its own names for that.
+        status = getattr(error, "code", None) or getattr(error, "status_code", None)
+        denied = isinstance(error, PermissionError) or status in _DENIED
+        if denied or "Credentials" in type(error).__name__:
+            raise MissingError(
+                f"the service has nothing there, or refuses this server: {error}"[:300]
+            ) from error
+        raise

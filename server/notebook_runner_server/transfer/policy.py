@@ -1,0 +1,183 @@
+"""Which URIs the operator allows. Pure: it looks at the URI alone, and resolves and opens nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from notebook_runner_server.transfer.addresses import is_forbidden
+from notebook_runner_server.transfer.interface import RefusedError
+
+MAX_URI = 8192
+"""Characters of a URI; signed ones have some 2,000."""
+
+SCHEMES = {
+    "https": ("aiohttp", "http"),
+    "http": ("aiohttp", "http"),
+    "s3": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gcs"),
+    "abfs": ("adlfs", "azure"),
+    "file": ("", ""),
+}
+"""The schemes there are, the package that each needs, and the extra that brings it."""
+
+WEB = ("https", "http")
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\#]")
+_WEB_TEXT = re.compile(r"[!-~]*")
+_HOST = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a URI names.
+
+    Attributes:
+        scheme: In small letters.
+        host: The host without its port, in small letters; the bucket or container; empty for a file.
+        path: Of a file, absolute; of an object, with its bucket in front; empty on the web.
+    """
+
+    scheme: str
+    host: str
+    path: str
+
+
+def parse(uri: str) -> Place:
+    """Return what a URI names.
+
+    Raises:
+        RefusedError: It is no URI that this server knows.
+    """
+    found = _SCHEME.match(uri)
+    scheme = found[1].lower() if found else ""
+    if found is None or scheme not in SCHEMES:
+        raise RefusedError(f"it does not begin with one of: {', '.join(f'{one}://' for one in SCHEMES)}")
+    if len(uri) > MAX_URI or _UNFIT.search(uri):
+        raise RefusedError(
+            f"it has more than {MAX_URI} characters, a fragment, or characters that no URI has"
+        )
+    rest = uri[found.end() :]
+    authority = re.split(r"[/?]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        raise RefusedError("it carries a user or a password; credentials are the server's own")
+    if scheme in WEB:
+        return Place(scheme, _host(authority, rest), "")
+    if "?" in rest:
+        raise RefusedError(f"a URI of {scheme} has no query here")
+    if scheme == "file":
+        return Place(scheme, "", _file(authority, rest))
+    return Place(scheme, authority, _object(authority, rest))
+
+
+def _host(authority: str, rest: str) -> str:
+    found = _HOST.fullmatch(authority)
+    if found is None or not _WEB_TEXT.fullmatch(rest):
+        raise RefusedError("it has no host, or characters that are to be percent-encoded")
+    host = found["host"].strip("[]").lower().rstrip(".")
+    if _NUMBER.fullmatch(host.rpartition(".")[2]) or ":" in host:
+        # Resolvers take many forms of an address for one: only the plain ones are.
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise RefusedError("its host is a number that is no plain address") from None
+    return host
+
+
+def _object(bucket: str, rest: str) -> str:
+    parts = rest.split("/")
+    if not _BUCKET.fullmatch(bucket) or len(parts) == 1 or any(part in ("", ".", "..") for part in parts):
+        raise RefusedError("it does not name an object in a bucket, or has empty or dotted parts")
+    return rest
+
+
+def _file(authority: str, rest: str) -> str:
+    path = unquote(rest[len(authority) :], errors="surrogateescape")
+    if authority not in ("", "localhost") or "\0" in path or ".." in path.split("/") or path.endswith("/"):
+        raise RefusedError("it does not name a file of the server by its absolute path, as file:///…")
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class UriPolicy:
+    """What the operator allows.
+
+    Attributes:
+        schemes: Of `SCHEMES`; none: no URI is allowed.
+        hosts: Hosts, buckets and containers; none: any, but on the web no address that `addresses` forbids.
+        folders: Folders of this machine for `file`.
+    """
+
+    schemes: frozenset[str] = frozenset()
+    hosts: frozenset[str] = frozenset()
+    folders: tuple[str, ...] = ()
+
+    def check(self, uri: str) -> None:
+        """Refuse what is not allowed, as far as the URI alone tells.
+
+        Raises:
+            RefusedError: It is not allowed.
+        """
+        if not self.schemes:
+            raise RefusedError("this server allows no URIs (--uri-schemes)")
+        place = parse(uri)
+        if place.scheme not in self.schemes:
+            raise RefusedError(f"this server allows: {', '.join(sorted(self.schemes))} (--uri-schemes)")
+        if place.scheme == "file":
+            self._check_file(place.path)
+        elif self.hosts:
+            self._check_host(place)
+        elif place.scheme in WEB and _is_inside(place.host):
+            raise RefusedError(FORBIDDEN)
+
+    def _check_file(self, path: str) -> None:
+        if not any(Path(folder) in Path(path).parents for folder in self.folders):
+            raise RefusedError("the file is in none of the folders that this server allows (--uri-folders)")
+
+    def _check_host(self, place: Place) -> None:
+        hosts = {one.lower().strip("[]") for one in self.hosts} if place.scheme in WEB else self.hosts
+        if place.host not in hosts:
+            raise RefusedError(f"{place.host[:100]} is not allowed by this server (--uri-hosts)")
+
+
+FORBIDDEN = "its host is the server's machine or link, or its cloud's metadata, which only --uri-hosts allows"
+
+
+def _is_inside(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return is_forbidden(host)
+    except ValueError:
+        # A name: what it stands for is seen when it is connected to.
+        return False
+
+
+def policy(schemes: Iterable[str], hosts: Iterable[str], folders: Iterable[str]) -> UriPolicy:
+    """Return the policy that an operator asks for.
+
+    Raises:
+        ValueError: It cannot be had; the message says why.
+    """
+    chosen = frozenset(schemes)
+    for scheme in sorted(chosen):
+        if scheme not in SCHEMES:
+            raise ValueError(f"--uri-schemes names {scheme!r}; there are: {', '.join(SCHEMES)}")
+        package, extra = SCHEMES[scheme]
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"--uri-schemes {scheme} needs the package {package}: pip install 'notebook-runner[{extra}]'"
+            )
+    absolute = tuple(os.path.abspath(folder) for folder in folders)
+    if "file" in chosen and not absolute:
+        raise ValueError("--uri-schemes file needs --uri-folders, the folders that such URIs may lead into")
+    return UriPolicy(chosen, frozenset(hosts), absolute)

@@ -1,0 +1,168 @@
+"""Reads and writes notebooks by URI, each in a process of its own that ends with it.
+
+A thread that waits for a service cannot be ended, a process can: so a service that trickles costs its caller
+the time that the operator allows, and the server nothing. It also keeps what the clouds' libraries import out
+of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Collection, Coroutine, Mapping
+from typing import Any, BinaryIO, TypeVar
+
+from notebook_runner_server.transfer.interface import StoppedError, UnreachableError
+from notebook_runner_server.transfer.policy import UriPolicy
+from notebook_runner_server.transfer.program import KINDS
+
+_T = TypeVar("_T")
+
+READS_AT_ONCE = 8
+"""How many notebooks are read at once; each takes a process, and memory for the notebook."""
+
+GRACE_SECONDS = 1.0
+"""How long a helper process that is given up may take to remove what it began to write."""
+
+
+class TransferService:
+    """Brings notebooks from and to URIs.
+
+    Args:
+        policy: What the operator allows.
+        max_bytes: The largest notebook that is read.
+        timeout: Seconds that one read or write may take; the wait for its turn is part of it.
+    """
+
+    def __init__(self, policy: UriPolicy, max_bytes: int, timeout: float) -> None:
+        self._policy = policy
+        self._max_bytes = max_bytes
+        self._timeout = timeout
+        self._turns = asyncio.Semaphore(READS_AT_ONCE)
+        self._reading: set[asyncio.Task[bytes]] = set()
+        self._stopped = False
+
+    @property
+    def schemes(self) -> Collection[str]:
+        """The schemes that URIs may have; none: no URI can be used."""
+        return self._policy.schemes
+
+    def check(self, uri: str) -> None:
+        """Refuse a URI that is not allowed, as far as the URI alone tells.
+
+        Raises:
+            RefusedError: It is not allowed.
+        """
+        self._policy.check(uri)
+
+    async def read(self, uri: str) -> bytes:
+        """Return the notebook that a URI names.
+
+        Raises:
+            TransferError: It could not be read.
+        """
+        self.check(uri)
+        if self._stopped:
+            raise StoppedError("the server is shutting down")
+        task = asyncio.ensure_future(self._limited(self._read(uri)))
+        self._reading.add(task)
+        task.add_done_callback(self._reading.discard)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._stopped:
+                raise StoppedError("the server is shutting down") from None
+            raise
+
+    async def _read(self, uri: str) -> bytes:
+        # In memory, where it is going to be anyway; a pipe would have the event loop put it together.
+        with os.fdopen(os.memfd_create("notebook"), "r+b") as file:
+            async with self._turns:
+                await _ask(self._request("read", uri, file.fileno()), file.fileno())
+            return await asyncio.to_thread(_content, file)
+
+    async def write(self, uri: str, notebook: int) -> None:
+        """Write the notebook in an open file to a URI.
+
+        Raises:
+            TransferError: It could not be written.
+        """
+        self.check(uri)
+        await self._limited(_ask(self._request("write", uri, notebook), notebook))
+
+    def stop_reading(self) -> None:
+        """Abandon what is being read, and read no more: the server is shutting down."""
+        self._stopped = True
+        for task in self._reading:
+            task.cancel()
+
+    async def _limited(self, work: Coroutine[None, None, _T]) -> _T:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await work
+        except TimeoutError:
+            raise UnreachableError(f"it took longer than {self._timeout:g} s (--uri-timeout)") from None
+
+    def _request(self, action: str, uri: str, notebook: int) -> Mapping[str, Any]:
+        return {
+            "action": action,
+            "uri": uri,
+            "limit": self._max_bytes,
+            "any_address": bool(self._policy.hosts),
+            "folders": self._policy.folders,
+            "notebook": notebook,
+        }
+
+
+def _content(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
+async def _ask(request: Mapping[str, Any], notebook: int) -> None:
+    """Have a helper process carry out a request; it has the file of the notebook."""
+    line = await _converse(json.dumps(request).encode() + b"\n", notebook)
+    if not line:
+        raise UnreachableError("a helper process ended without an answer")
+    answer: Mapping[str, str] = json.loads(line)
+    if "error" in answer:
+        raise KINDS[answer["error"]](answer["message"])
+
+
+async def _converse(line: bytes, notebook: int) -> bytes:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-P", "-m", "notebook_runner_server.transfer.program"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        pass_fds=[notebook],
+        process_group=0,
+    )
+    assert process.stdin is not None  # noqa: S101 - it was asked for
+    assert process.stdout is not None  # noqa: S101 - the same
+    try:
+        process.stdin.write(line)
+        return await process.stdout.readline()
+    finally:
+        # Also when whoever waits for it is cancelled once more.
+        await asyncio.shield(_bury(process))
+
+
+async def _bury(process: asyncio.subprocess.Process) -> None:
+    """End a helper process, and wait until it is gone."""
+    assert process.stdin is not None  # noqa: S101 - it was asked for
+    assert process.stdout is not None  # noqa: S101 - the same
+    # The end of its input is the helper's, which removes what it has not finished; the end of its output
+    # tells that it has ended.
+    process.stdin.close()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.stdout.read(), GRACE_SECONDS)
+    # With whatever it started: a command that gives credentials.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()

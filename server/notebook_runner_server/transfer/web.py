@@ -1,0 +1,117 @@
+"""Notebooks by http and https; runs in the helper process alone.
+
+Redirects are not followed: where one leads would have to be allowed as well, and whoever named the notebook
+can name that. Addresses are looked at when a connection is made, so it does not matter what a name stood for
+before.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any, BinaryIO
+
+import aiohttp
+from yarl import URL
+
+from notebook_runner_server.transfer.addresses import is_forbidden
+from notebook_runner_server.transfer.interface import (
+    MissingError,
+    RefusedError,
+    TooLargeError,
+    UnreachableError,
+)
+from notebook_runner_server.transfer.policy import FORBIDDEN
+
+MEDIA_TYPE = "application/x-ipynb+json"
+
+_NOT_NOW = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
+
+
+async def read(uri: str, limit: int, *, any_address: bool) -> bytes:
+    """Return what a GET answers.
+
+    Args:
+        uri: What to get.
+        limit: The most bytes.
+        any_address: Connect also to addresses that nobody means who names a notebook.
+
+    Raises:
+        TransferError: There is no answer that is a notebook.
+    """
+    content = bytearray()
+    async with _answer("GET", uri, any_address=any_address) as response:
+        async for piece in response.content.iter_chunked(1024 * 1024):
+            content += piece
+            if len(content) > limit:
+                raise TooLargeError("it is too large")
+    return bytes(content)
+
+
+async def write(uri: str, notebook: BinaryIO, *, any_address: bool) -> None:
+    """PUT a notebook.
+
+    Raises:
+        TransferError: It was not taken.
+    """
+    headers = {"Content-Type": MEDIA_TYPE}
+    async with _answer("PUT", uri, any_address=any_address, data=notebook, headers=headers) as response:
+        await response.release()
+
+
+@asynccontextmanager
+async def _answer(
+    method: str, uri: str, *, any_address: bool, **more: Any
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    forbidden: list[str] = []
+
+    def connect(about: Any) -> socket.socket:
+        family, kind, protocol, _, address = about
+        if not any_address and is_forbidden(address[0]):
+            forbidden.append(address[0])
+            raise OSError("a forbidden address")
+        return socket.socket(family, kind, protocol)
+
+    # The whole time is limited from outside.
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(socket_factory=connect),
+        timeout=aiohttp.ClientTimeout(total=None),
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+    async with session:
+        try:
+            # As it stands: a signature holds for these very characters.
+            target = URL(uri, encoded=True)
+            async with session.request(method, target, allow_redirects=False, **more) as response:
+                _check(response.status)
+                yield response
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            if forbidden:
+                raise RefusedError(FORBIDDEN) from error
+            raise UnreachableError(_why(error)) from error
+
+
+def _check(status: int) -> None:
+    if status < HTTPStatus.MULTIPLE_CHOICES:
+        return
+    if status < HTTPStatus.BAD_REQUEST:
+        raise RefusedError("it leads to another URI, which is not followed: name that one")
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _NOT_NOW:
+        raise MissingError(f"the service has nothing there, or refuses this server: it answered {status}")
+    raise UnreachableError(f"the service answered {status}")
+
+
+def _why(error: Exception) -> str:
+    """Say what went wrong, without any of the URI: aiohttp's own texts may carry all of it."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "the service's certificate is not valid for it"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its host's name cannot be resolved"
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
+        return f"the service cannot be reached: {os.strerror(error.os_error.errno)}"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the service's answer ended too early"
+    return f"the service cannot be reached ({type(error).__name__})"

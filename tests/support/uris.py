@@ -1,0 +1,48 @@
+"""Fixtures of tests that name notebooks by URI; a test module takes them by importing them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.server import Server
+from support.web import BUCKET, ObjectStore, Web, object_store
+
+# How long a service may take; every test that waits for it waits so long.
+URI_SECONDS = 4
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[Web]:
+    """A web server."""
+    with Web() as serving:
+        yield serving
+
+
+@pytest.fixture(scope="module")
+def objects() -> Iterator[ObjectStore]:
+    """An S3 API."""
+    with object_store() as serving:
+        yield serving
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that file URIs may lead into."""
+    return tmp_path_factory.mktemp("shared").resolve()
+
+
+def allowing(shared: Path) -> list[str]:
+    """The options of a server that allows what the tests have."""
+    options = ["--uri-schemes", "http,s3,file", "--uri-hosts", f"127.0.0.1,{BUCKET},nowhere"]
+    return [*options, "--uri-folders", str(shared), "--uri-timeout", str(URI_SECONDS)]
+
+
+@pytest.fixture(scope="module")
+def uri_server(
+    tmp_path_factory: pytest.TempPathFactory, objects: ObjectStore, shared: Path
+) -> Iterator[Server]:
+    """A server that allows what the tests have, and small notebooks only."""
+    options = [*allowing(shared), "--queue", "3", "--max-notebook-bytes", "100000"]
+    state = tmp_path_factory.mktemp("state")
+    with Server(state, *options, environment=objects.environment) as running:
+        yield running
