@@ -159,7 +159,7 @@ def completed(command: Command, line: str) -> list[str]:
     """What bash offers at the end of a line."""
     words = line.split(" ")
     done = command(_NOTEBOOK_RUNNER_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1))
-    return [offer.split(",")[1] for offer in done.stdout.decode().splitlines()]
+    return [offer.split(",")[1] for offer in done.stdout.decode().split()]
 
 
 def test_completion(command: Command, write: Write) -> None:

@@ -28,7 +28,7 @@ __all__ = [
 
 _META = "notebook_runner.json"
 # Who presses Tab does not wait for a server that is away.
-COMPLETION_TIMEOUT = 1.0
+COMPLETION_TIMEOUT = 2.0
 RUNS = 30
 
 ItemT = TypeVar("ItemT")
