@@ -19,53 +19,55 @@ from support.server import Server
 
 from notebook_runner.cli import _doctor, main
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from notebook_runner.v1.notebook_runner_pb2_grpc import (
-    NotebookRunnerServicer,
-    add_NotebookRunnerServicer_to_server,
-)
 
 KERNEL = pb.KernelInfo(name="python3", language="python", is_default=True, warm_ready=1, warm_wanted=1)
 WELL = pb.InfoResponse(version="0.1.0", kernels=[KERNEL], workers=1, queue_size=3)
 SILENT = "127.0.0.1:1"
 
 
-class Answering(NotebookRunnerServicer):
-    """Answers Info with a message, or with a status and its reason."""
+SERVICE = "notebook_runner.v1.NotebookRunner"
 
-    def __init__(self, info: pb.InfoResponse | tuple[grpc.StatusCode, str]) -> None:
-        self._info = info
+Method = Callable[[Any, grpc.ServicerContext], Any]
+Serve = Callable[..., str]
 
-    def Info(self, _: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
-        """Answers what it was given."""
-        if isinstance(self._info, pb.InfoResponse):
-            return self._info
-        code, reason = self._info
+
+def answering(*answers: pb.InfoResponse | tuple[grpc.StatusCode, str]) -> dict[str, Method]:
+    """Info with a message, or a status and its reason; the last of them again and again."""
+    left = list(answers)
+
+    def info(_: Any, context: grpc.ServicerContext) -> Any:
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(answer, pb.InfoResponse):
+            return answer
+        code, reason = answer
         detail = Packed()
         detail.Pack(error_details_pb2.ErrorInfo(domain="notebook-runner", reason=reason))
         status = status_pb2.Status(code=code.value[0], details=[detail])
         context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
         return context.abort(code, f"said {reason}")
 
-
-class Old(NotebookRunnerServicer):
-    """A server of a time when there was no Info."""
-
-    def List(self, *_: Any) -> Any:  # noqa: N802 - gRPC's name
-        """Answers that there is no run."""
-        return pb.ListResponse()
+    return {"Info": info}
 
 
-Serve = Callable[..., str]
+def old(*_: Any) -> Any:
+    """List, as a server of a time answers it when there was no Info."""
+    return pb.ListResponse()
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Serves these methods, and gives the address."""
+    """Serves these methods of the service and no others, and gives the address."""
     running: list[grpc.Server] = []
 
-    def started(servicer: NotebookRunnerServicer, credentials: grpc.ServerCredentials | None = None) -> str:
+    def started(methods: dict[str, Method], credentials: grpc.ServerCredentials | None = None) -> str:
         server = grpc.server(ThreadPoolExecutor(4))
-        add_NotebookRunnerServicer_to_server(servicer, server)
+        handlers: dict[str, Any] = {
+            name: grpc.unary_unary_rpc_method_handler(
+                method, response_serializer=lambda message: message.SerializeToString()
+            )
+            for name, method in methods.items()
+        }
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         address = "127.0.0.1:0"
         if credentials:
             port = server.add_secure_port(address, credentials)
@@ -183,14 +185,14 @@ def _close_all(listening: socket.socket) -> None:
 
 def test_tls(serve: Serve, keys: Path) -> None:
     """With the right authority TLS is well; without, with another one and with another name it is not."""
-    target = serve(Answering(WELL), credentials(keys, "good"))
+    target = serve(answering(WELL), credentials(keys, "good"))
     found = examined(target, "--tls-ca", keys / "good.pem")
     assert found["TLS"]["text"] == "the server's certificate is trusted"
     assert all(finding["ok"] for finding in found.values())
     assert "the server wants TLS" in problem(examined(target))[1]
     check, text, advice = problem(examined(target, "--tls-ca", keys / "other.pem"))
     assert (check, "not trusted" in text, "has to hold the authority" in advice) == ("TLS", True, True)
-    named = serve(Answering(WELL), credentials(keys, "named"))
+    named = serve(answering(WELL), credentials(keys, "named"))
     _, text, advice = problem(examined(named, "--tls-ca", keys / "named.pem"))
     assert "127.0.0.1" in text
     assert "a name that is in the certificate" in advice
@@ -198,7 +200,7 @@ def test_tls(serve: Serve, keys: Path) -> None:
 
 def test_tls_where_there_is_none(serve: Serve, keys: Path) -> None:
     """A client that wants TLS of a server without it is told so."""
-    target = serve(Answering(WELL))
+    target = serve(answering(WELL))
     check, text, advice = problem(examined(target, "--tls-ca", keys / "good.pem"))
     assert (check, text) == ("TLS", "the server speaks without TLS, and this client wants it")
     assert "leave out --tls-ca" in advice
@@ -206,12 +208,12 @@ def test_tls_where_there_is_none(serve: Serve, keys: Path) -> None:
 
 def test_certificates_of_clients(serve: Serve, keys: Path, tmp_path: Path) -> None:
     """A server that wants a certificate of the client is told from one whose own is bad."""
-    target = serve(Answering(WELL), credentials(keys, "good", clients="other"))
-    trusted = ["--tls-ca", keys / "good.pem"]
+    target = serve(answering(WELL), credentials(keys, "good", clients="other"))
+    trusted: list[str | Path] = ["--tls-ca", keys / "good.pem"]
     assert "--tls-cert FILE --tls-key FILE" in problem(examined(target, *trusted))[2]
-    mine = ["--tls-cert", keys / "other.pem", "--tls-key", keys / "other.key"]
+    mine: list[str | Path] = ["--tls-cert", keys / "other.pem", "--tls-key", keys / "other.key"]
     assert examined(target, *trusted, *mine)["TLS"]["ok"]
-    theirs = ["--tls-cert", keys / "named.pem", "--tls-key", keys / "named.key"]
+    theirs: list[str | Path] = ["--tls-cert", keys / "named.pem", "--tls-key", keys / "named.key"]
     assert "does not accept --tls-cert" in problem(examined(target, *trusted, *theirs))[2]
     (tmp_path / "bad.pem").write_text("no certificate")
     assert "cannot be used" in problem(examined(target, "--tls-ca", tmp_path / "bad.pem"))[1]
@@ -231,7 +233,7 @@ def test_what_the_server_refuses(
     serve: Serve, code: grpc.StatusCode, reason: str, check: str, said: str
 ) -> None:
     """Each reason of the server's is told in words, with what to do."""
-    found = problem(examined(serve(Answering((code, reason)))))
+    found = problem(examined(serve(answering((code, reason)))))
     assert found[0] == check
     assert said in found[1]
 
@@ -239,44 +241,34 @@ def test_what_the_server_refuses(
 def test_a_token_that_is_accepted(serve: Serve, tmp_path: Path) -> None:
     """With a token it says that the token is good."""
     (tmp_path / "token").write_text("secret")
-    found = examined(serve(Answering(WELL)), "--token-file", tmp_path / "token")
+    found = examined(serve(answering(WELL)), "--token-file", tmp_path / "token")
     assert found["token"]["text"] == "accepted"
 
 
 def test_versions(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """An older server is a problem, also one without Info; a newer one is none; another service is."""
     monkeypatch.setattr(_doctor, "__version__", "1.10.0")
-    older = problem(examined(serve(Answering(pb.InfoResponse(version="1.9.2", kernels=[KERNEL])))))
+    older = problem(examined(serve(answering(pb.InfoResponse(version="1.9.2", kernels=[KERNEL])))))
     assert older[:2] == ("version", "the server is 1.9.2, older than this client (1.10.0)")
-    newer = examined(serve(Answering(pb.InfoResponse(version="1.10.1", kernels=[KERNEL]))))
+    newer = examined(serve(answering(pb.InfoResponse(version="1.10.1", kernels=[KERNEL]))))
     assert (newer["version"]["ok"], "newer" in newer["version"]["text"]) == (True, True)
-    assert "it cannot say what it is" in problem(examined(serve(Old())))[1]
-    assert "is not a notebook-runner" in problem(examined(serve(NotebookRunnerServicer())))[1]
+    assert "it cannot say what it is" in problem(examined(serve({"List": old})))[1]
+    assert "is not a notebook-runner" in problem(examined(serve({})))[1]
 
 
 def test_kernels(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """No kernel is a problem, a spare that does not get ready as well; that none are kept is not."""
     monkeypatch.setattr(_doctor, "SPARES_TIMEOUT", 0.1)
-    assert problem(examined(serve(Answering(pb.InfoResponse(version="0.1.0")))))[0] == "kernels"
+    assert problem(examined(serve(answering(pb.InfoResponse(version="0.1.0")))))[0] == "kernels"
     cold = pb.KernelInfo(name="python3", language="python", warm_ready=1, warm_wanted=2)
-    found = problem(examined(serve(Answering(pb.InfoResponse(version="0.1.0", kernels=[cold])))))
+    found = problem(examined(serve(answering(pb.InfoResponse(version="0.1.0", kernels=[cold])))))
     assert found[:2] == ("warm kernels", "python3: 1 of 2 ready")
     none = pb.KernelInfo(name="python3", language="python")
-    found_well = examined(serve(Answering(pb.InfoResponse(version="0.1.0", kernels=[none]))))
+    found_well = examined(serve(answering(pb.InfoResponse(version="0.1.0", kernels=[none]))))
     assert "none are kept" in found_well["warm kernels"]["text"]
 
 
 def test_a_spare_that_is_on_its_way(serve: Serve) -> None:
     """A kernel that gets ready while the doctor looks is well."""
-    answering = Answering(
-        pb.InfoResponse(version="0.1.0", kernels=[pb.KernelInfo(name="python3", warm_wanted=1)])
-    )
-    asked = answering.Info
-
-    def later(request: Any, context: Any) -> Any:
-        answer = asked(request, context)
-        answering._info = WELL
-        return answer
-
-    answering.Info = later  # type: ignore[method-assign]
-    assert examined(serve(answering))["warm kernels"]["ok"]
+    cold = pb.InfoResponse(version="0.1.0", kernels=[pb.KernelInfo(name="python3", warm_wanted=1)])
+    assert examined(serve(answering(cold, WELL)))["warm kernels"]["ok"]

@@ -26,7 +26,7 @@ KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "languag
 ERROR_TAG = "papermill-error-cell-tag"
 
 HEAD = "region = 'north'\ndays = 30  # how many"
-CASES = {
+CASES: dict[str, tuple[list[Any], list[str]]] = {
     "parameters after the cell": (
         [markdown("# Report"), code(HEAD, "parameters"), "print(region, days)"],
         ["-p", "days", "7", "-r", "region", "12"],
@@ -59,7 +59,7 @@ def executed(source: Path, target: Path, *command: str) -> tuple[int, NotebookNo
 
 def compared(folder: Path, server: Server, arguments: list[str]) -> tuple[tuple[int, Any], tuple[int, Any]]:
     """What both commands make of `in.ipynb`, without what only one of them writes."""
-    source, mine, theirs = (folder / f"{name}.ipynb" for name in ("in", "ours", "theirs"))
+    source, mine, theirs = folder / "in.ipynb", folder / "ours.ipynb", folder / "theirs.ipynb"
     run = [str(BIN / "notebook-runner"), "--target", server.target, "run", source.name, "-o", mine.name]
     ours = executed(source, mine, *run, *arguments)
     papermill = executed(source, theirs, str(BIN / "papermill"), source.name, theirs.name, *arguments)
