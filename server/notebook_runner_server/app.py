@@ -17,6 +17,7 @@ from notebook_runner_server.config import Settings
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.aside import aside
 from notebook_runner_server.execution.pool import ProcessPoolBackend
+from notebook_runner_server.execution.worker_process import kill_orphans
 from notebook_runner_server.export.service import ExportService
 from notebook_runner_server.runs.admission import LARGE_NOTEBOOK, Admission, Defaults
 from notebook_runner_server.runs.errors import (
@@ -75,7 +76,7 @@ class App:
         )
         outputs = Outputs(
             store,
-            ExportService(settings.formats, settings.export_timeout),
+            ExportService(settings.formats, settings.export_timeout, kill_orphans),
             settings.page_bytes,
             settings.max_page_bytes,
             settings.max_files_bytes,

@@ -155,8 +155,8 @@ class Settings:
         15.0, "Seconds without an event after which a Progress stream carries a heartbeat.", minimum=0.01
     )
     export_formats: str = _setting(
-        "html,markdown,script,python,slides",
-        "nbconvert exporters that Output may use, separated by commas; some need pandoc or LaTeX.",
+        "html,markdown,script,python,slides,pdf",
+        "nbconvert exporters that Output may use, separated by commas; pdf needs Chromium, others pandoc.",
     )
     export_timeout: float = _setting(120.0, "Seconds that one export may take.", minimum=1)
     channelz: bool = _setting(False, "Serve channelz, gRPC's own diagnostics.")

@@ -58,7 +58,7 @@ def test_list_and_describe(server: Server) -> None:
     services = grpcurl(server, "list").split()
     methods = grpcurl(server, "list", NAME).split()
     assert {NAME, "grpc.health.v1.Health", REFLECTION.format("v1alpha")} <= set(services)
-    assert methods == [f"{NAME}.{each}" for each in ("Kill", "List", "Output", "Progress", "Start")]
+    assert methods == [f"{NAME}.{each}" for each in ("Info", "Kill", "List", "Output", "Progress", "Start")]
     assert "rpc Progress" in grpcurl(server, "describe", NAME)
     assert "google.protobuf.Struct parameters" in grpcurl(
         server, "describe", "notebook_runner.v1.StartRequest"
@@ -138,3 +138,10 @@ def test_reflection_in_both_versions(server: Server, version: str) -> None:
     answer = next(method(iter([asked]), timeout=SECONDS))
     names = {service.name for service in answer.list_services_response.service}
     assert {NAME, "grpc.health.v1.Health", REFLECTION.format(version)} <= names
+
+
+def test_info(server: Server) -> None:
+    """What the server is and has can be read with nothing but its address."""
+    info = call(server, "Info", pb.InfoResponse)[0]
+    assert {"html", "pdf", "error"} <= set(info.formats)
+    assert [kernel.name for kernel in info.kernels if kernel.is_default] == ["python3"]

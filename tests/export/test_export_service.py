@@ -21,12 +21,14 @@ LINGER_SECONDS = 5.0
 MARK_VARIABLE = "NBR_EXPORT_MARK"
 # Python reads this when it starts: an exporter that starts programs of its own and never ends.
 HANGING = """
-import os, subprocess
+import os, signal, subprocess
 if os.environ.get("NBR_EXPORT_MARK"):
-    subprocess.Popen(["sleep", "100000"], stdout=subprocess.DEVNULL)
+    for _ in range(2):
+        command = ["sh", "-c", "echo here; exec sleep 100000"]
+        subprocess.Popen(command, stdout=subprocess.PIPE).stdout.readline()
     with open(os.environ["NBR_EXPORT_GATE"], "w") as gate:
         gate.write("here")
-    subprocess.run(["sleep", "100000"], stdout=subprocess.DEVNULL)
+    signal.pause()
 """
 
 
@@ -135,3 +137,20 @@ def test_an_export_whose_process_is_killed_is_an_error(
         assert outlived(marked(mark), LINGER_SECONDS) == []
 
     within(scenario(), 60)
+
+
+def test_what_leaves_the_converters_group_is_swept_up(
+    source: Path, tmp_path: Path, hanging: tuple[str, Path]
+) -> None:
+    """The sweep is called once, when the converter has ended."""
+    _, gate = hanging
+    swept: list[bool] = []
+
+    async def scenario() -> None:
+        service = ExportService([], 2, lambda: swept.append(True))
+        task = await until_it_hangs(service.export(source, "html", tmp_path / "t"), gate)
+        with pytest.raises(ConversionError, match="--export-timeout"):
+            await task
+
+    within(scenario(), 60)
+    assert swept == [True]

@@ -1,6 +1,7 @@
 """What an export has in it: everything of the notebook that can be seen, and nothing that runs."""
 
 import base64
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -52,11 +53,11 @@ class Found(HTMLParser):
         (self.scripts if self._in[-1:] == ["script"] else self.words).append(data)
 
 
-def converted(folder: Path, node: NotebookNode | bytes, to: str) -> str:
+def converted(folder: Path, node: NotebookNode | bytes, to: str, *, omit_input: bool = False) -> str:
     """A notebook in another format."""
     source, target = folder / "source.ipynb", folder / "target"
     source.write_bytes(node if isinstance(node, bytes) else json.dumps(node).encode())
-    assert convert(to, source, target)
+    assert convert(to, source, target, omit_input=omit_input)
     return target.read_text()
 
 
@@ -93,6 +94,14 @@ WAYS: dict[str, NotebookNode] = {
     "html": with_outputs(shown(text_html=evil("html"))),
     "javascript": with_outputs(shown(application_javascript="evil('javascript')")),
     "svg": with_outputs(shown(image_svg__xml=f"<svg xmlns='http://www.w3.org/2000/svg'>{evil('svg')}</svg>")),
+    "formula": notebook(new_markdown_cell("$\\text{" + evil("formula").replace("$", "") + "}$")),
+    "formula of an output": with_outputs(
+        shown(text_html="$\\text{" + html.escape(evil("text")) + "}$ $\\href{javascript:evil('href')}{x}$")
+    ),
+    "mermaid": with_outputs(shown(**{"text_vnd.mermaid": "</pre>" + evil("mermaid")})),
+    "style": with_outputs(
+        shown(text_html=f"<style></style>{evil('style')}<style>a {{ color: red }}</style>")
+    ),
     "latex": with_outputs(shown(text_latex=evil("latex"))),
     "markdown output": with_outputs(shown(text_markdown=evil("output"))),
     "plain text": with_outputs(shown(text_plain=evil("plain"))),
@@ -159,6 +168,56 @@ def test_what_is_harmless_stays(tmp_path: Path) -> None:
     assert ("a", "href", "https://example.com") in found.attributes
     assert "cell" in found.words
     assert tags
+
+
+def test_a_page_without_code_has_no_prompts(tmp_path: Path) -> None:
+    """Text and outputs stay where the code is left out, in each format that shows both."""
+    node = notebook(new_markdown_cell("some words"), "secret = 1")
+    node.cells[1].outputs = [
+        new_output("execute_result", data={"text/plain": "forty-two"}, execution_count=7)
+    ]
+    for to in ("html", "slides", "markdown"):
+        text = converted(tmp_path, node, to, omit_input=True)
+        assert "some words" in text
+        assert "forty-two" in text
+        assert "secret" not in text
+        assert "[7]" not in text
+
+
+def test_what_was_printed_in_pieces_is_one_text(tmp_path: Path) -> None:
+    """Flushes leave no mark, and a bar that was drawn again and again is there once."""
+    pieces = [
+        new_output("stream", name="stdout", text=text) for text in ("10%", "\r50%", "\r100%\n", "done\n")
+    ]
+    text = converted(tmp_path, with_outputs(*pieces), "markdown")
+    assert "100%\n    done" in text
+    assert "50%" not in text
+
+
+@pytest.mark.parametrize(
+    ("node", "title"),
+    [
+        (notebook(new_markdown_cell("intro"), new_markdown_cell("# The <b> & π\nmore")), "The <b> & π"),
+        (notebook(new_markdown_cell("```\n# code\n```")), "Notebook"),
+        (notebook("1", title="Its own"), "Its own"),
+    ],
+)
+def test_a_page_has_a_title(tmp_path: Path, node: NotebookNode, title: str) -> None:
+    """The notebook's own, else its first heading."""
+    text = converted(tmp_path, node, "html")
+    assert html.unescape(text[text.index("<title>") + 7 : text.index("</title>")]) == title
+
+
+def test_what_needs_scripts_is_shown_as_text(tmp_path: Path) -> None:
+    """A widget, JavaScript, or HTML that only scripts would fill: what stands beside it is shown."""
+    for kind, value in (
+        ("text_html", "<div id='plot'></div><script>draw()</script>"),
+        ("application_javascript", "draw()"),
+        ("application_vnd.jupyter.widget-view__json", {"model_id": "x"}),
+    ):
+        assert "words beside" in converted(
+            tmp_path, with_outputs(shown(**{kind: value}, text_plain="words beside")), "html"
+        )
 
 
 def images(text: str) -> list[bytes]:

@@ -38,11 +38,12 @@ def test_a_failed_run_is_reported_with_its_traceback() -> None:
         "Created   1970-01-01T00:00:01.000+00:00\n"
         "Started   1970-01-01T00:00:02.000+00:00\n"
         "Ended     1970-01-01T00:00:03.004+00:00\n"
+        "Took      1.004 s\n"
         "Cells     1 of 2 completed\n"
         "Cause     CELL_ERROR\n"
+        "In        cell 2 of 2 (index 1, id abc)\n"
         "\n"
         "Cell 1 raised ValueError: no\n"
-        "Cell 1 (abc) was executed.\n"
         "\n"
         "Traceback:\n"
         "  line\n"
@@ -53,22 +54,23 @@ def test_a_failed_run_is_reported_with_its_traceback() -> None:
 def test_a_queued_run_has_a_report_too() -> None:
     """Times that have not come are dashes, an inline notebook says so, and no cause is made up."""
     lines = report(a_run(RunState.QUEUED)).splitlines()
-    assert lines[2:7] == [
+    assert lines[2:8] == [
         "Notebook  (sent inline)",
         "Kernel    python3",
         "Created   1970-01-01T00:00:00.000+00:00",
         "Started   -",
         "Ended     -",
+        "Took      -",
     ]
-    assert len(lines) == 8
+    assert len(lines) == 9
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_cell_without_an_id_is_named_by_its_place(index: int) -> None:
-    """The first cell counts as one, and a cell of an old notebook has no id to show."""
+    """People count from one, and a cell of an old notebook has no id to show."""
     failure = Failure(Cause.WORKER_DIED, "gone", cell_index=index)
     text = report(a_run(RunState.CRASHED, failure=failure))
-    assert text.endswith(f"\n\ngone\nCell {index} was executed.\n")
+    assert text.endswith(f"\nIn        cell {index + 1} of 2 (index {index})\n\ngone\n")
 
 
 @settings(deadline=None, database=None, max_examples=200)

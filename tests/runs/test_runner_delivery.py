@@ -26,6 +26,7 @@ from notebook_runner_server.execution.interface import Cause, Ended, Failure, Ke
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.transfer.interface import RefusedError, StoppedError
+from notebook_runner_server.transfer.policy import SCHEMES
 
 S = RunState
 URI = "s3://bucket/result?signature"
@@ -46,6 +47,11 @@ class Carrier:
         self.begun, self.go_on = asyncio.Event(), asyncio.Event()
         self.error: Exception | None = None
         self.written: list[tuple[str, bytes]] = []
+
+    @property
+    def schemes(self) -> list[str]:
+        """Those of every URI."""
+        return list(SCHEMES)
 
     def check(self, uri: str) -> None:
         """Allows it."""

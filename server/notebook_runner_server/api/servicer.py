@@ -101,7 +101,12 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         run = await self._runner.find(request.run_id)
         self._runner.readers.page(run.run_id)
         page = await self._outputs.page(
-            run, request.format or NOTEBOOK, request.offset, request.max_bytes, request.as_of_sequence
+            run,
+            request.format or NOTEBOOK,
+            request.offset,
+            request.max_bytes,
+            request.as_of_sequence,
+            omit_input=request.omit_input,
         )
         return pb.OutputResponse(
             content=page.content,

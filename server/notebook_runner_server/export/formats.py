@@ -16,7 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from notebook_runner_server.export.service import NO_INPUT, ConversionError
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) -> str:
@@ -40,6 +42,8 @@ def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) 
     # One artefact is one file: images stay in it.
     config.ExtractOutputPreprocessor.enabled = False
     config.ExtractAttachmentsPreprocessor.enabled = False
+    # What was printed in pieces is one text, as a terminal would show it.
+    config.CoalesceStreamsPreprocessor.enabled = True
     # Markdown alone has no way of its own to carry what was pasted.
     config.MarkdownExporter.preprocessors = [_with_attachments]
     config.TemplateExporter.exclude_input = omit_input
@@ -65,7 +69,7 @@ def _exporter(to: str) -> Any:
 
     own = {
         "html": pages.PageExporter,
-        "slides": pages.SafeSlidesExporter,
+        "slides": pages.DeckExporter,
         "pdf": printed.PrintedExporter,
     }
     return own.get(to) or get_exporter(to)
@@ -85,8 +89,13 @@ def main(arguments: list[str]) -> int:
     to, notebook, target, *options = arguments
     # Whoever asked for the export is this process's parent; without it nobody wants the result.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # What it starts stays below it until it ends.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    omit_input = options == [NO_INPUT]
     try:
-        answer = {"media_type": convert(to, Path(notebook), Path(target), omit_input=bool(options))}
+        answer = {"media_type": convert(to, Path(notebook), Path(target), omit_input=omit_input)}
+    except ConversionError as error:
+        answer = {"error": str(error)[:1000]}
     except Exception as error:  # noqa: BLE001 - nbconvert's errors have no common root; all are said
         answer = {"error": f"{type(error).__name__}: {error}"[:1000]}
     print(json.dumps(answer))  # noqa: T201 - its answer

@@ -8,8 +8,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+
+NO_INPUT = "--no-input"
+"""Tells the converter to leave out what the code cells say."""
 
 
 class ConversionError(RuntimeError):
@@ -22,29 +26,47 @@ class ExportService:
     Args:
         formats: The names of the exporters that are allowed.
         timeout: Seconds that one export may take.
+        sweep: Ends, after an export, what has left the converter's process group; blocks.
     """
 
-    def __init__(self, formats: Collection[str], timeout: float) -> None:
+    def __init__(
+        self, formats: Collection[str], timeout: float, sweep: Callable[[], object] = lambda: None
+    ) -> None:
         self.formats = frozenset(formats)
         self._timeout = timeout
+        self._sweep = sweep
         self._one_at_a_time = asyncio.Lock()
 
-    async def export(self, notebook: Path, to: str, target: Path) -> str:
+    async def export(self, notebook: Path, to: str, target: Path, *, omit_input: bool = False) -> str:
         """Write the notebook in another format, and return its media type.
+
+        Args:
+            notebook: The notebook's file.
+            to: The format.
+            target: The file to write.
+            omit_input: Leave out what the code cells say, and all prompts.
 
         Raises:
             ConversionError: nbconvert could not, or took too long.
         """
         async with self._one_at_a_time:
-            answer = await self._convert(to, notebook, target)
+            folder = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="export-")
+            try:
+                options = [NO_INPUT] if omit_input else []
+                answer = await self._convert(folder.name, to, str(notebook), str(target), *options)
+            finally:
+                # By now nothing writes into it any more.
+                await asyncio.to_thread(folder.cleanup)
         if "error" in answer:
             raise ConversionError(answer["error"])
         return answer["media_type"]
 
-    async def _convert(self, to: str, notebook: Path, target: Path) -> Mapping[str, str]:
+    async def _convert(self, folder: str, *arguments: str) -> Mapping[str, str]:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-P", "-m", "notebook_runner_server.export.formats", to, str(notebook), str(target)),
+            *("-P", "-m", "notebook_runner_server.export.formats", *arguments),
+            # What is ended has no time to remove its files.
+            env={**os.environ, "TMPDIR": folder},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -55,11 +77,21 @@ class ExportService:
         except TimeoutError:
             raise ConversionError(f"it took longer than {self._timeout:g} s (--export-timeout)") from None
         finally:
-            # With whatever it started: pandoc, LaTeX, a browser.
+            # With whatever it started: pandoc, a browser.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+            await asyncio.to_thread(_reap, process.pid)
+            # What collects a browser's crashes leads a session of its own.
+            await asyncio.to_thread(self._sweep)
         if process.returncode:
             raise ConversionError(f"the converter ended with code {process.returncode}")
         answer: Mapping[str, str] = json.loads(printed.splitlines()[-1])
         return answer
+
+
+def _reap(group: int) -> None:
+    """Wait for what a converter has left to this process, which is the nearest subreaper; it was killed."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-group, 0)

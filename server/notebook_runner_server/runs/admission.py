@@ -139,11 +139,6 @@ class Admission:
         return self._defaults.notebook
 
     @property
-    def uri_schemes(self) -> list[str]:
-        """The schemes that URIs may have; none: no URI can be used."""
-        return sorted(self._transfer.schemes)
-
-    @property
     def has_root(self) -> bool:
         """Whether notebooks can be named by a path."""
         return self._root.exists

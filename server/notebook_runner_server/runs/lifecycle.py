@@ -123,7 +123,7 @@ class Runner:
             queue_size=self._queue_size,
             default_notebook=self._admission.default_notebook,
             has_notebook_root=self._admission.has_root,
-            uri_schemes=self._admission.uri_schemes,
+            uri_schemes=self._admission.uris.schemes,
         )
 
     async def find(self, run_id: str) -> Run:

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-import os
-import secrets
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from notebook_runner_server.runs import files
+from notebook_runner_server.runs import artefacts, files
 from notebook_runner_server.runs.errors import (
     ExportFailedError,
     InvalidFieldError,
-    OffsetPastEndError,
     StorageFullError,
     UnknownFormatError,
 )
@@ -35,9 +31,6 @@ NOTEBOOK = "notebook"
 FILES = "files"
 ERROR = "error"
 
-KEPT_SNAPSHOTS = 4
-"""How many artefacts of one format are kept for a run that goes on; older ones can be made again."""
-
 
 class Exporter(Protocol):
     """Converts notebooks to other formats (`export.service.ExportService`)."""
@@ -46,8 +39,8 @@ class Exporter(Protocol):
     def formats(self) -> Collection[str]:
         """The formats that are allowed."""
 
-    async def export(self, notebook: Path, to: str, target: Path) -> str:
-        """Write the notebook in another format, and return its media type.
+    async def export(self, notebook: Path, to: str, target: Path, *, omit_input: bool = False) -> str:
+        """Write the notebook in another format, without its code if asked for; return its media type.
 
         Raises:
             RuntimeError: It cannot be converted; the message says why.
@@ -67,10 +60,16 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class _Artefact:
-    path: Path
-    media_type: str
-    sha256: str
+class _Form:
+    """What an artefact is made as."""
+
+    to: str
+    omit_input: bool = False
+
+    @property
+    def name(self) -> str:
+        """What its file is named by."""
+        return f"{self.to}.no-input" if self.omit_input else self.to
 
 
 class Outputs:
@@ -97,7 +96,9 @@ class Outputs:
         # A lock lives as long as somebody makes, or waits for, its artefact.
         self._making: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 
-    async def page(self, run: Run, to: str, offset: int, max_bytes: int, as_of: int) -> Page:
+    async def page(
+        self, run: Run, to: str, offset: int, max_bytes: int, as_of: int, *, omit_input: bool = False
+    ) -> Page:
         """Return one page of an artefact of a run.
 
         Args:
@@ -106,11 +107,12 @@ class Outputs:
             offset: The first byte.
             max_bytes: The most bytes; zero: the usual page.
             as_of: The event whose effect is the last in the artefact; zero: the newest.
+            omit_input: Leave out what the code cells say.
 
         Raises:
             RunnerError: It cannot be answered.
         """
-        self._check(to, offset, max_bytes, as_of)
+        self._check(to, offset, max_bytes, as_of, omit_input=omit_input)
         size = min(max_bytes or self._page_bytes, self._max_page_bytes)
         if to == ERROR:
             return _slice(report(run).encode(), offset, size, final=run.state.is_terminal)
@@ -124,9 +126,9 @@ class Outputs:
         if as_of > row.last_sequence:
             raise InvalidFieldError(f"The run has {row.last_sequence} events so far.", field="as_of_sequence")
         key = min(as_of or newest, newest)
-        artefact = await self._artefact(run, row.position, to, key, fresh=not as_of)
+        artefact = await self._artefact(run, row.position, _Form(to, omit_input), key, fresh=not as_of)
         final = row.run.state.is_terminal and key == newest
-        content, total = await asyncio.to_thread(_read, artefact.path, offset, size)
+        content, total = await asyncio.to_thread(artefacts.read, artefact.path, offset, size)
         if to == FILES:
             self._note_reader(artefact.path, done=offset + len(content) >= total)
         return Page(
@@ -149,7 +151,7 @@ class Outputs:
         """What can be asked for."""
         return [NOTEBOOK, *sorted(self._exporter.formats), FILES, ERROR]
 
-    def _check(self, to: str, offset: int, max_bytes: int, as_of: int) -> None:
+    def _check(self, to: str, offset: int, max_bytes: int, as_of: int, *, omit_input: bool) -> None:
         known = self.formats
         if to not in known:
             message = f"There is no format {to[:100]!r} here; there is: {', '.join(known)}."
@@ -157,129 +159,70 @@ class Outputs:
         for name, value in (("offset", offset), ("max_bytes", max_bytes), ("as_of_sequence", as_of)):
             if value < 0:
                 raise InvalidFieldError(f"{name} is not negative.", field=name)
+        if omit_input and to in {NOTEBOOK, FILES, ERROR}:
+            others = ", ".join(sorted(self._exporter.formats))
+            message = f"omit_input: {to} is always whole; code can be left out of {others}."
+            raise InvalidFieldError(message, field="omit_input")
 
-    async def _artefact(self, run: Run, position: int, to: str, key: int, *, fresh: bool) -> _Artefact:
+    async def _artefact(
+        self, run: Run, position: int, form: _Form, key: int, *, fresh: bool
+    ) -> artefacts.Artefact:
         """Return an artefact, made now if it has to be."""
         folder = self._store.folder(run.run_id)
-        path = folder.artefacts / f"{to}-{key}"
+        path = folder.artefacts / f"{form.name}-{key}"
         lock = self._making.setdefault(path, asyncio.Lock())
         async with lock:
             try:
                 # What is in the folder of a run that goes on changes without an event; who has begun to read
                 # a zip of it is to find the rest.
-                changing = to == FILES and fresh and not run.state.is_terminal and not self._is_read(path)
-                found = None if changing else await asyncio.to_thread(_load, path)
-                if found is None and to == FILES and not fresh:
+                changing = (
+                    form.to == FILES and fresh and not run.state.is_terminal and not self._is_read(path)
+                )
+                found = None if changing else await asyncio.to_thread(artefacts.load, path)
+                if found is None and form.to == FILES and not fresh:
                     raise InvalidFieldError(
                         "The files as of that event are no longer there: begin again.", field="as_of_sequence"
                     )
                 if found is None:
-                    found = await self._make(run, position, to, key, path)
+                    found = await self._make(run, position, form, key, path)
                     if not run.state.is_terminal:
-                        await asyncio.to_thread(_forget, folder.artefacts, to)
+                        await asyncio.to_thread(artefacts.forget, folder.artefacts, form.name)
             except OSError as error:
                 raise StorageFullError(f"The artefact cannot be written: {error}.") from error
         return found
 
-    async def _make(self, run: Run, position: int, to: str, key: int, path: Path) -> _Artefact:
+    async def _make(self, run: Run, position: int, form: _Form, key: int, path: Path) -> artefacts.Artefact:
         folder = self._store.folder(run.run_id)
-        if to == NOTEBOOK:
+        if form.to == NOTEBOOK:
             parts = await self._store.parts(position, key)
             return await asyncio.to_thread(
-                _save, path, "application/x-ipynb+json", _writer(folder.notebook(parts))
+                artefacts.save, path, "application/x-ipynb+json", artefacts.writer(folder.notebook(parts))
             )
-        if to == FILES:
+        if form.to == FILES:
             try:
                 return await asyncio.to_thread(
-                    _save,
+                    artefacts.save,
                     path,
                     "application/zip",
                     lambda target: files.pack(folder.work, target, self._max_files_bytes),
                 )
             except files.TooLargeError as error:
-                raise ExportFailedError(str(error), format=to) from error
-        notebook = await self._artefact(run, position, NOTEBOOK, key, fresh=False)
-        draft = _draft(path)
+                raise ExportFailedError(str(error), format=form.to) from error
+        notebook = await self._artefact(run, position, _Form(NOTEBOOK), key, fresh=False)
+        draft = artefacts.draft(path)
         try:
-            media_type = await self._exporter.export(notebook.path, to, draft)
-            return await asyncio.to_thread(_save, path, media_type, draft.replace)
+            media_type = await self._exporter.export(
+                notebook.path, form.to, draft, omit_input=form.omit_input
+            )
+            return await asyncio.to_thread(artefacts.save, path, media_type, draft.replace)
         except RuntimeError as error:
-            raise ExportFailedError(f"The notebook cannot be converted: {error}", format=to) from error
+            raise ExportFailedError(f"The notebook cannot be converted: {error}", format=form.to) from error
         finally:
             draft.unlink(missing_ok=True)
 
 
-def _writer(pieces: Iterable[bytes]) -> Callable[[Path], object]:
-    def write(target: Path) -> None:
-        with target.open("wb") as file:
-            file.writelines(pieces)
-
-    return write
-
-
-def _draft(path: Path) -> Path:
-    """Return a name of its own to write an artefact under: a call that was given up may still be writing."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-
-
-def _about(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
-def _save(path: Path, media_type: str, write: Callable[[Path], object]) -> _Artefact:
-    """Have an artefact written beside its place, and put it there when it is whole."""
-    draft = _draft(path)
-    try:
-        write(draft)
-        with draft.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    _about(path).write_text(json.dumps([media_type, digest]))
-    return _Artefact(path, media_type, digest)
-
-
-def _load(path: Path) -> _Artefact | None:
-    try:
-        media_type, digest = json.loads(_about(path).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return _Artefact(path, media_type, digest) if path.exists() else None
-
-
-def _forget(folder: Path, to: str) -> None:
-    """Remove all but the newest artefacts of a format."""
-    numbers = [path.name.removeprefix(f"{to}-") for path in folder.iterdir()]
-    found = sorted(int(number) for number in numbers if number.isdecimal())
-    for number in found[:-KEPT_SNAPSHOTS]:
-        path = folder / f"{to}-{number}"
-        _about(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-
-
-def _read(path: Path, offset: int, size: int) -> tuple[bytes, int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        total = os.fstat(descriptor).st_size
-        _check_offset(offset, total)
-        return os.pread(descriptor, size, offset), total
-    finally:
-        os.close(descriptor)
-
-
 def _slice(content: bytes, offset: int, size: int, *, final: bool) -> Page:
-    _check_offset(offset, len(content))
+    artefacts.check_offset(offset, len(content))
     piece = content[offset : offset + size]
     digest = hashlib.sha256(content).hexdigest() if final else ""
     return Page(piece, len(content), offset + len(piece), "text/plain; charset=utf-8", digest, 0)
-
-
-def _check_offset(offset: int, total: int) -> None:
-    if offset > total:
-        raise OffsetPastEndError(
-            f"The artefact has {total} bytes, and {offset} is past its end.",
-            field="offset",
-            total_bytes=str(total),
-        )

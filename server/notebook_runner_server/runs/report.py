@@ -17,19 +17,29 @@ def report(run: Run) -> str:
         f"Created   {_time(run.create_time)}",
         f"Started   {_time(run.start_time)}",
         f"Ended     {_time(run.end_time)}",
+        f"Took      {_took(run)}",
         f"Cells     {run.cells_completed} of {run.cells_total} completed",
     ]
     if run.output_uri:
         lines += [f"Output    {run.output_uri}", *([run.output_error] if run.output_error else [])]
     failure = run.failure
     if failure is not None:
-        lines += [f"Cause     {failure.cause.name}", "", failure.message]
+        lines.append(f"Cause     {failure.cause.name}")
         if failure.cell_index is not None:
-            name = f" ({failure.cell_id})" if failure.cell_id else ""
-            lines.append(f"Cell {failure.cell_index}{name} was executed.")
+            name = f", id {failure.cell_id}" if failure.cell_id else ""
+            # People count from one.
+            place = f"cell {failure.cell_index + 1} of {run.cells_total}"
+            lines.append(f"In        {place} (index {failure.cell_index}{name})")
+        lines += ["", failure.message]
         if failure.traceback:
             lines += ["", failure.traceback.rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def _took(run: Run) -> str:
+    if not (run.start_time and run.end_time):
+        return "-"
+    return f"{(run.end_time - run.start_time) / 1e9:.3f} s"
 
 
 def _time(nanoseconds: int) -> str:

@@ -117,6 +117,11 @@ class UriSource:
         self._transfer = transfer
         self._max_bytes = max_bytes
 
+    @property
+    def schemes(self) -> list[str]:
+        """The schemes that URIs may have; none: no URI can be used."""
+        return sorted(self._transfer.schemes)
+
     def check(self, uri: str, field: str) -> None:
         """Refuse a URI that is not allowed.
 

@@ -1,0 +1,97 @@
+"""Formats of results over the wire: without code, as PDF, and what an export leaves behind: nothing."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from support.calls import SECONDS, artefact, inline, perform
+from support.errors import refused
+from support.notebooks import markdown
+from support.processes import marked
+from support.server import Server
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+CELLS = (markdown("some words"), "secret = 40 + 2\nsecret")
+needs_browser = pytest.mark.skipif(
+    shutil.which("chromium") is None and os.environ.get("CI") != "true", reason="there is no chromium"
+)
+
+
+@pytest.mark.parametrize("to", ["html", "markdown", "slides"])
+def test_without_code(server: Server, to: str) -> None:
+    """Text and results are there, the code is not; the artefact with the code is another one."""
+    run = perform(server.stub, inline(*CELLS)).run
+    bare = artefact(server.stub, run.run_id, format=to, omit_input=True).decode()
+    whole = artefact(server.stub, run.run_id, format=to).decode()
+    assert "some words" in bare
+    assert "42" in bare
+    assert "secret" not in bare
+    assert "secret" in whole
+    assert artefact(server.stub, run.run_id, format=to, omit_input=True, max_bytes=1000).decode() == bare
+
+
+@pytest.mark.parametrize("to", ["", "notebook", "files", "error"])
+def test_what_is_always_whole(server: Server, to: str) -> None:
+    """A format that has no version without code refuses, and names the field."""
+    run = perform(server.stub, inline("1")).run
+    request = pb.OutputRequest(run_id=run.run_id, format=to, omit_input=True)
+    error = refused(lambda: server.stub.Output(request, timeout=SECONDS))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.reason == "INVALID_FIELD"
+
+
+def children(server: Server) -> set[int]:
+    """The processes right below the server, dead ones that nobody has waited for included."""
+    tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
+    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+
+
+@needs_browser
+def test_pdf(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """A PDF comes in pages like all else, and the browser that printed it leaves no process and no file."""
+    server = make_server("--no-warm-kernels", environment={"TMPDIR": str(tmp_path)})
+    run = perform(server.stub, inline(*CELLS)).run
+    processes, files = children(server), sorted(tmp_path.iterdir())
+    data = artefact(server.stub, run.run_id, format="pdf", max_bytes=2000)
+    assert data.startswith(b"%PDF-")
+    assert artefact(server.stub, run.run_id, format="pdf") == data
+    assert children(server) == processes
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_a_browser_that_hangs(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """One that is ended leaves no file, and no process, not even one in a session of its own."""
+    temporary, reached = tmp_path / "temporary", tmp_path / "reached"
+    temporary.mkdir()
+    browser = tmp_path / "chromium"
+    browser.write_text(f"#!/bin/sh\ntouch $TMPDIR/left {reached}\nsetsid sleep 100000 &\nsleep 100000\n")
+    browser.chmod(0o755)
+    environment = {"TMPDIR": str(temporary), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    server = make_server("--no-warm-kernels", "--export-timeout", "4", environment=environment)
+    run = perform(server.stub, inline("1")).run
+    processes, files = children(server), sorted(temporary.iterdir())
+    request = pb.OutputRequest(run_id=run.run_id, format="pdf")
+    error = refused(lambda: server.stub.Output(request, timeout=SECONDS))
+    assert error.reason == "EXPORT_FAILED"
+    assert "--export-timeout" in error.message
+    assert reached.exists()
+    assert children(server) == processes
+    assert [command for command in marked(server.mark).values() if "sleep" in command] == []
+    assert sorted(temporary.iterdir()) == files
+
+
+def test_pdf_where_nothing_can_print(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """The caller learns what the operator can install, at once."""
+    (tmp_path / "python3").symlink_to(sys.executable)
+    server = make_server(environment={"PATH": str(tmp_path)})
+    run = perform(server.stub, inline("1")).run
+    request = pb.OutputRequest(run_id=run.run_id, format="pdf")
+    error = refused(lambda: server.stub.Output(request, timeout=SECONDS))
+    assert error.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert error.reason == "EXPORT_FAILED"
+    assert "package chromium" in error.message

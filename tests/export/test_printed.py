@@ -1,0 +1,119 @@
+"""PDF: printed by a browser where there is one, refused at once where there is none."""
+
+import json
+import os
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_markdown_cell, new_output
+from support.notebooks import code, notebook
+
+from notebook_runner_server.export.formats import convert, main
+from notebook_runner_server.export.printed import _printed
+
+# CI has it (.ci/run); the browser's own tests (tests/gallery) see to that.
+needs_browser = pytest.mark.skipif(
+    shutil.which("chromium") is None and os.environ.get("CI") != "true", reason="there is no chromium"
+)
+MISSING = "a PDF is printed by Chromium, which this server has not"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A notebook with a heading, code and text, and a script that it would print."""
+    cell = code("secret = 1")
+    cell.outputs = [
+        new_output(
+            "display_data", data={"text/html": "<script>document.write('evil')</script><p>forty-two</p>"}
+        )
+    ]
+    path = tmp_path / "source.ipynb"
+    nbformat.write(notebook(new_markdown_cell("# A heading"), cell), path)
+    return path
+
+
+@needs_browser
+def test_a_notebook_is_printed(source: Path, tmp_path: Path) -> None:
+    """The PDF is one, has pages, and is smaller without the code."""
+    whole, bare = tmp_path / "whole.pdf", tmp_path / "bare.pdf"
+    assert convert("pdf", source, whole) == "application/pdf"
+    assert convert("pdf", source, bare, omit_input=True) == "application/pdf"
+    for made in (whole, bare):
+        assert made.read_bytes().startswith(b"%PDF-")
+        assert b"/Page" in made.read_bytes()
+    assert bare.stat().st_size < whole.stat().st_size
+
+
+def test_without_a_browser_the_operator_is_told_what_to_install(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error names what is missing and its package, and nothing is written."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["pdf", str(source), str(tmp_path / "target")]) == 0
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error.startswith(MISSING)
+    assert "package chromium" in error
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_browser_that_prints_nothing_is_an_error_with_its_words(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it said last is in the error, without what it says on every server."""
+    browser = tmp_path / "chromium"
+    browser.write_text(
+        "#!/bin/sh\necho 'ERROR:dbus/bus.cc no bus' >&2\necho 'no room on the disk' >&2\nexit 3\n"
+    )
+    browser.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert main(["pdf", str(source), str(tmp_path / "target")]) == 0
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error == f"{browser} printed nothing: no room on the disk"
+
+
+def test_the_browser_is_given_a_page_that_loads_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets the sanitised page with its policy, a profile that is new, and finds no host."""
+    browser = tmp_path / "chromium"
+    browser.write_text(
+        "#!/bin/sh\nfor each; do case $each in\n"
+        "--print-to-pdf=*) target=${each#*=};;\nfile://*) page=${each#file://};;\nesac; done\n"
+        f'cp "$page" "$target"; echo "$@" > {tmp_path}/flags\n'
+    )
+    browser.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    convert("pdf", source, tmp_path / "target")
+    page, flags = (tmp_path / "target").read_text(), (tmp_path / "flags").read_text()
+    assert "default-src 'none'" in page
+    assert "evil" not in page
+    assert "forty-two" in page
+    assert "MAP * ~NOTFOUND" in flags
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chromium", "flags", "source.ipynb", "target"]
+
+
+@needs_browser
+def test_a_browser_that_prints_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even a page without a policy gets nothing from a host, not from this machine either."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    browser = shutil.which("chromium")
+    assert browser is not None
+    asked: list[str] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
+            asked.append(format % args)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_port
+        html = f"<img src='http://127.0.0.1:{port}/a'><link rel=stylesheet href='http://localhost:{port}/b'>x"
+        assert _printed(browser, html).startswith(b"%PDF-")
+        server.shutdown()
+    assert asked == []
+    assert list(tmp_path.iterdir()) == []

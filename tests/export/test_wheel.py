@@ -1,0 +1,36 @@
+"""The wheel has what an export needs beside its modules."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nbformat
+from support.notebooks import notebook
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 120.0
+
+
+def test_the_wheel_makes_pages(tmp_path: Path) -> None:
+    """A page and slides are made by what is in the wheel alone."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=SECONDS)
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as wheel:
+        wheel.extractall(tmp_path / "unpacked")
+    nbformat.write(notebook("print('hello')"), tmp_path / "source.ipynb")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "unpacked")}
+    for to in ("html", "slides"):
+        convert = ["-P", "-m", "notebook_runner_server.export.formats", to, "source.ipynb", f"{to}.html"]
+        done = subprocess.run(
+            [sys.executable, *convert],
+            cwd=tmp_path,
+            env=environment,
+            check=True,
+            capture_output=True,
+            timeout=SECONDS,
+        )
+        assert b"media_type" in done.stdout
+        assert "Content-Security-Policy" in (tmp_path / f"{to}.html").read_text()

@@ -1,0 +1,124 @@
+"""Exports of a run: each is made once, with or without the code, and stays what it was."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from runs.doubles import DONE, Double, cell, ended, running, spec, tells
+from runs.samples import within
+
+from notebook_runner_server.execution.interface import KernelReady
+from notebook_runner_server.runs.errors import ExportFailedError, InvalidFieldError
+from notebook_runner_server.runs.lifecycle import Runner
+from notebook_runner_server.runs.outputs import Outputs, Page
+from notebook_runner_server.runs.store import Store
+
+
+class Counting:
+    """An exporter that counts, and writes what it was asked for and how many cells have said something."""
+
+    def __init__(self) -> None:
+        self.formats = ["html", "pdf"]
+        self.made: list[tuple[str, bool]] = []
+        self.wrong = ""
+
+    async def export(self, notebook: Path, to: str, target: Path, *, omit_input: bool = False) -> str:
+        """Counts, and fails if it shall."""
+        if self.wrong:
+            raise RuntimeError(self.wrong)
+        self.made.append((to, omit_input))
+        await asyncio.sleep(0)
+        said = notebook.read_text().count("said")  # noqa: ASYNC240 - a few bytes
+        target.write_text(f"{to} {omit_input} {said}")  # noqa: ASYNC240 - as above
+        return "text/html"
+
+
+class Scene:
+    """A run, and its outputs."""
+
+    def __init__(self, store: Store, runner: Runner, run_id: str) -> None:
+        self.exporter = Counting()
+        self._runner, self._run_id = runner, run_id
+        self._outputs = Outputs(store, self.exporter, 10**6, 10**6, 10**6)
+
+    async def page(self, to: str = "html", *, as_of: int = 0, omit_input: bool = False) -> Page:
+        """An artefact."""
+        run = await self._runner.find(self._run_id)
+        return await self._outputs.page(run, to, 0, 0, as_of, omit_input=omit_input)
+
+
+def test_each_export_is_made_once(tmp_path: Path) -> None:
+    """A second read, and reads at the same time, answer the file that is there, with code and without."""
+
+    async def scenario() -> None:
+        backend, store = Double(), Store(tmp_path)
+        async with running(store, backend) as runner:
+            run_id = (await runner.start(spec())).run_id
+            (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
+            await ended(runner, run_id)
+            scene = Scene(store, runner, run_id)
+            whole = await asyncio.gather(*(scene.page() for _ in range(5)))
+            bare = await asyncio.gather(*(scene.page(omit_input=True) for _ in range(5)))
+            assert {page.content for page in whole} == {b"html False 2"}
+            assert {page.content for page in bare} == {b"html True 2"}
+            assert whole[0].sha256 != bare[0].sha256
+            assert (await scene.page()).sha256 == whole[0].sha256
+            assert scene.exporter.made == [("html", False), ("html", True)]
+            assert (await Scene(store, runner, run_id).page(omit_input=True)).content == b"html True 2"
+
+    within(scenario())
+
+
+def test_a_page_without_code_is_of_the_event_that_it_was_asked_for(tmp_path: Path) -> None:
+    """While the run goes on, a reader of an earlier page goes on in it, and a new reader gets the newest."""
+
+    async def scenario() -> None:
+        backend, store = Double(), Store(tmp_path)
+        async with running(store, backend) as runner:
+            run_id = (await runner.start(spec())).run_id
+            handle = await backend.taken(run_id)
+            handle.tell(KernelReady(), *cell(0))
+            _, log = await runner.log(run_id)
+            await tells(log, cell(0)[-1])
+            scene = Scene(store, runner, run_id)
+            first = await scene.page(omit_input=True)
+            handle.tell(*cell(1))
+            await tells(log, cell(1)[-1])
+            assert (await scene.page(omit_input=True, as_of=first.as_of)).content == first.content
+            assert first.content == b"html True 1"
+            assert (await scene.page(omit_input=True)).content == b"html True 2"
+            assert len(scene.exporter.made) == 2
+
+    within(scenario())
+
+
+@pytest.mark.parametrize("to", ["notebook", "files", "error"])
+def test_what_is_always_whole_is_not_asked_without_code(tmp_path: Path, to: str) -> None:
+    """The notebook, the files and the report have no version without input, which the error says."""
+
+    async def scenario() -> None:
+        backend, store = Double(), Store(tmp_path)
+        async with running(store, backend) as runner:
+            scene = Scene(store, runner, (await runner.start(spec())).run_id)
+            with pytest.raises(InvalidFieldError, match=f"{to} is always whole.*html, pdf") as caught:
+                await scene.page(to, omit_input=True)
+            assert caught.value.field == "omit_input"
+
+    within(scenario())
+
+
+def test_an_export_that_failed_is_tried_again(tmp_path: Path) -> None:
+    """The error has the exporter's words, and is not remembered: what was missing may be there by now."""
+
+    async def scenario() -> None:
+        backend, store = Double(), Store(tmp_path)
+        async with running(store, backend) as runner:
+            scene = Scene(store, runner, (await runner.start(spec())).run_id)
+            scene.exporter.wrong = "there is no browser"
+            with pytest.raises(ExportFailedError, match="there is no browser") as caught:
+                await scene.page("pdf")
+            assert caught.value.metadata == {"format": "pdf"}
+            scene.exporter.wrong = ""
+            assert (await scene.page("pdf")).content.startswith(b"pdf False")
+
+    within(scenario())
