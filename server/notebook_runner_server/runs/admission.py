@@ -121,7 +121,6 @@ class Admission:
         self, root: NotebookRoot, max_bytes: int, defaults: Defaults, prepare: Prepare, transfer: Transfer
     ) -> None:
         self._root = root
-        self._transfer = transfer
         self.uris = UriSource(transfer, max_bytes)
         self._max_bytes = max_bytes
         self._defaults = defaults
