@@ -73,6 +73,20 @@ def test_quiet(command: Command, write: Write) -> None:
         assert command(*silent).stdout == b""
 
 
+def test_files_that_cannot_be_written(command: Command, write: Write, tmp_path: Path) -> None:
+    """A folder that is not there is told before the run; what fails later costs neither file nor code."""
+    missing = command("run", write("1"), "-o", "none/out.ipynb")
+    assert (missing.returncode, missing.stdout) == (2, b"")
+    assert b"there is no folder none" in missing.stderr
+    path = write("1/0")
+    (tmp_path / "long").mkdir()
+    long_name = "long/" + "x" * 254
+    done = command("run", path, "-o", long_name, "--html", "out.html")
+    assert done.returncode == 1
+    assert f"error: {long_name} was not written: ".encode() in done.stderr
+    assert (tmp_path / "out.html").exists()
+
+
 def test_logs_are_what_was_printed(command: Command, write: Write) -> None:
     """Standard output and standard error come on their own, as they were printed, and nothing else."""
     command("run", write(BOTH, "1/0"))

@@ -77,6 +77,10 @@ class Wanted:
         if wanted.uses_stdout and (as_json or sys.stdout.isatty()):
             why = "--json has it" if as_json else "it is a terminal"
             raise click.UsageError(f"the notebook cannot go to standard output: {why}; give --output FILE")
+        for file in (wanted.notebook, wanted.html):
+            # Said now, and not after a run of hours.
+            if file and not file.parent.is_dir():
+                raise click.UsageError(f"{file} cannot be written: there is no folder {file.parent}")
         return wanted
 
     @property
@@ -104,10 +108,15 @@ class Wanted:
             client.save_output(
                 sys.stdout.buffer if uses_stdout else file, ended.run_id, format=artefact, omit_input=omit
             )
+        # The other file, and the exit code that tells how the run ended, matter more.
         except NotebookRunnerError as error:
-            # The other file, and the exit code that tells how the run ended, matter more.
             click.echo(f"error: {file} was not written: {describe_error(error)}", err=True)
             return code_of_error(error)
+        except OSError as error:
+            if uses_stdout:
+                raise
+            click.echo(f"error: {file} was not written: {error.strerror or error}", err=True)
+            return ExitCode.USAGE
         if not (quiet or uses_stdout):
             click.echo(f"wrote {file}", err=True)
         return ExitCode.SUCCEEDED
