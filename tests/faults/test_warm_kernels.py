@@ -198,7 +198,7 @@ def test_kill_does_not_wait_for_a_template_that_stopped(make_server: Callable[..
 def test_a_folder_that_is_gone_ends_the_run(
     make_server: Callable[..., Server], gate: Gate, tmp_path: Path
 ) -> None:
-    """A run waits, and its notebook's folder is removed: no kernel that is kept can work there, nor any other."""
+    """A run waits, and its folder is removed: no kernel that is kept can work there, nor any other."""
     folder = tmp_path / "root" / "sub"
     folder.mkdir(parents=True)
     (folder / "a.ipynb").write_bytes(content("1"))

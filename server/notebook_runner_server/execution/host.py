@@ -31,7 +31,7 @@ from notebook_runner_server.execution.warm.reserve import Reserve
 from notebook_runner_server.execution.watchdog import OomKills, Watchdog
 
 MOST_SPARES = 2
-"""How many kernels that were kept a run tries: what these refuse, for its folder is gone, others would, too."""
+"""How many kept kernels a run tries: what these refuse, for its folder is gone, others would, too."""
 
 
 class _StoppedError(Exception):
