@@ -99,7 +99,8 @@ class LiveView:
         self._frame.state = run.state
         self._frame.doing = state_name(run.state)
         if run.state == pb.RUN_STATE_QUEUED:
-            self._frame.doing = f"queued, {run.queue_position} before it"
+            before = run.queue_position
+            self._frame.doing = f"queued, {before} before it" if before else "queued, the next to start"
 
     def _timings(self) -> None:
         longest = sorted(self._took, key=lambda cell: -self._took[cell])[:SHOWN_CELLS]
