@@ -95,7 +95,7 @@ def test_the_same_notebook(server: Server, tmp_path: Path, case: str) -> None:
     assert code_ == (0 if case == "a cell that may raise" else their_code)
 
 
-@pytest.mark.parametrize("name", ["Factorials", "SVG", "Unicode", "Skip Exceptions with Cell Tags", "Error"])
+@pytest.mark.parametrize("name", ["Factorials", "Unicode", "Skip Exceptions with Cell Tags"])
 def test_the_same_of_real_notebooks(server: Server, tmp_path: Path, name: str) -> None:
     """Notebooks that others wrote come out the same."""
     (tmp_path / "in.ipynb").write_bytes((REAL / f"{name}.ipynb").read_bytes())

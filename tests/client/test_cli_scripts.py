@@ -60,6 +60,7 @@ def test_pipes(command: Command) -> None:
     assert done.returncode == 0
     assert printed(parsed(done.stdout), 0) == "hello\n"
     assert b"cell 1/1 done in" in done.stderr
+    assert command("output", "-o", "-").stdout == done.stdout
 
 
 def test_quiet(command: Command, write: Write) -> None:

@@ -17,6 +17,7 @@ from notebook_runner._states import state_name
 from ._exit import HELP, code_of_run
 from ._follow import follow
 from ._options import complete_format, complete_state, json_option, quiet_option, run_argument
+from ._results import STANDARD_STREAM
 from ._text import age, elapsed, one_line, to_json
 from ._types import duration, pair, rows_of, state
 from ._views import make_view
@@ -87,7 +88,12 @@ def watch(
     help="What to read.",
 )
 @click.option(
-    "-o", "--output", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write it here."
+    "-o",
+    "--output",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Write it here; - is standard output.",
 )
 @click.option("--no-input", is_flag=True, help="Leave the code out, in formats that nbconvert makes.")
 @quiet_option
@@ -114,6 +120,8 @@ def output(
       error               how the run ended, with the traceback
       files               a zip of the run's folder
     """  # noqa: D301 - the control character tells click to keep the lines
+    if str(file) == STANDARD_STREAM:
+        file = None
     if file is None and as_json:
         raise click.UsageError("standard output has the result itself: with --json give --output FILE")
     if file is None and artefact == "files" and sys.stdout.isatty():
