@@ -115,10 +115,10 @@ def test_run_as_json(command: Command, write: Callable[..., Path]) -> None:
 def test_start_follow_read_and_kill(command: Command, write: Callable[..., Path], gate: Gate) -> None:
     """The commands on one run, from its start to its end by kill."""
     run_id = command("start", write(gate.source), "--label", "test=cli").stdout.strip()
-    assert json.loads(command("progress", run_id, "--snapshot", "--json").stdout.splitlines()[0])
+    assert json.loads(command("watch", run_id, "--snapshot", "--json").stdout.splitlines()[0])
     killed = command("kill", run_id, "--json")
     assert json.loads(killed.stdout)["run"]["state"] == "RUN_STATE_KILLED"
-    assert command("progress", run_id).returncode == 4
+    assert command("watch", run_id).returncode == 4
     assert "killed" in command("output", run_id, "--format", "error").stdout.lower()
     listed = command("list", "--label", "test=cli", "--state", "killed").stdout.splitlines()
     assert [line.split()[0] for line in listed] == ["RUN", run_id]
@@ -175,7 +175,7 @@ def test_busy_server(make_server: Callable[..., Server], write: Callable[..., Pa
         ["run", "--run-timeout", "soon"],
         ["run", "-p", "unheard_of", "1"],
         ["start", "-p", "n", str(2**60)],
-        ["progress", "none"],
+        ["watch", "none"],
         ["output", "none"],
         ["kill", "none"],
         ["list", "--state", "gone"],

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from papermill import cli as papermill_cli
 from rich.console import Console
 
-from notebook_runner.cli import _exit, _live, _text, _types, _views
+from notebook_runner.cli import _exit, _live, _parameters, _text, _types, _views
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 TRACEBACK = "Traceback (most recent call last)\n  [bold]1/0[/bold]\nZeroDivisionError: division by zero"
@@ -67,7 +67,7 @@ def shown(view: _views.View, events: list[pb.ProgressResponse]) -> None:
 )
 def test_parameters_are_typed_like_papermills(text: str) -> None:
     """`-p` takes a value for what papermill's own takes it."""
-    ours, theirs = _types.papermill_value(text), papermill_cli._resolve_type(text)
+    ours, theirs = _parameters.papermill_value(text), papermill_cli._resolve_type(text)
     assert repr(ours) == repr(theirs)
 
 
@@ -203,7 +203,7 @@ def test_json_view(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_view_without_a_terminal_is_plain() -> None:
     """Lines are chosen where there is no terminal, and JSON where it is asked for."""
-    assert isinstance(_views.make_view(as_json=False), _views.PlainView)
+    assert isinstance(_views.make_view(), _views.PlainView)
     assert isinstance(_views.make_view(as_json=True), _views.JsonView)
 
 
@@ -219,7 +219,7 @@ def test_live_view(state: pb.RunState.ValueType) -> None:
             view._live.refresh()
     view.ended(story(state)[-1].run_changed)
     text = screen.getvalue()
-    for piece in ("hello\n", "99%\n", "[image/png 12.3 kB]\n", "x = [red]1[/red]", "3/3", "0:00:02"):
+    for piece in ("hello\n", "99%\n", "[image/png 12.3 kB]\n", "x = [red]1[/red]", "3/3", "0:02"):
         assert piece in text
     # The unfinished line is there while it is the last one, and a return replaces it.
     assert text.index("10%") < text.index("99%")

@@ -133,6 +133,22 @@ def test_unknown_parameters_are_named_with_the_known_ones(
     assert (caught.value.unknown, caught.value.known) == (unknown, known)
 
 
+def test_a_value_with_an_equals_sign_names_a_parameter() -> None:
+    """What Python assigns is a parameter, also where papermill's reading of the line gives up."""
+    source = "url = 'http://x/?a=b'\nx = y = dict(a=1)"
+    after = parameterized(notebook(code(source, "parameters")), {"url": "u", "y": 1})
+    assert after.cells[1].source == '# Parameters\nurl = "u"\ny = 1\n'
+
+
+def test_the_order_is_the_notebooks_own() -> None:
+    """A map has no order: names come as the cell has them, the rest and what is inside of values by name."""
+    given = {"b": {"z": 1, "k": [{"y": 1, "x": 2}]}, "a": 1, "c": 2}
+    tagged = parameterized(notebook(code("c = 0\na = 0\nb = 0", "parameters")), given)
+    assert tagged.cells[1].source == ('# Parameters\nc = 2\na = 1\nb = {"k": [{"x": 2, "y": 1}], "z": 1}\n')
+    names = [line.split()[0] for line in parameterized(notebook("1"), given).cells[0].source.splitlines()]
+    assert names == ["#", "a", "b", "c"]
+
+
 def test_any_parameter_is_taken_where_no_cell_is_tagged() -> None:
     """Without the tag the notebook does not say which it has."""
     assert parameterized(notebook("1"), {"anything": 1}).cells[0].source.endswith("anything = 1\n")

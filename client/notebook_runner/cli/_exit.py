@@ -29,7 +29,7 @@ class ExitCode(enum.IntEnum):
 HELP = """\b
 Exit codes:
   0    the run succeeded, or the command did what it was asked to
-  1    the run failed: a cell raised
+  1    the run failed: a cell raised; or the doctor found a problem
   2    the command or the request was wrong
   3    the run timed out
   4    the run was killed

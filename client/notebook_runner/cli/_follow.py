@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +16,8 @@ from notebook_runner.v1.notebook_runner_pb2 import Run
 from ._exit import ExitCode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from notebook_runner.client import Client
 
     from ._group import Server
@@ -20,22 +25,96 @@ if TYPE_CHECKING:
 
 __all__ = ["follow"]
 
+_KILL, _LEAVE, _CONTINUE = "k", "l", "c"
 
-def follow(ctx: click.Context, client: Client, run_id: str, view: View, **request: Any) -> Run:
-    """Show a run until it has ended, and answer it as it was last told. Leaves the command on Ctrl-C."""
-    server: Server = ctx.obj
+
+def follow(
+    ctx: click.Context,
+    client: Client,
+    run_id: str,
+    view: View,
+    *,
+    asks: bool,
+    after_sequence: int = 0,
+    **request: Any,
+) -> Run:
+    """Show a run until it has ended, and answer it as it was last told.
+
+    Args:
+        ctx: The command, which is left on Ctrl-C.
+        client: Where the run is.
+        run_id: The run.
+        view: What shows it.
+        asks: Whether Ctrl-C asks first what shall become of the run, where there is a terminal.
+        after_sequence: As for `Client.progress`.
+        **request: As for `Client.progress`.
+    """
     run = Run(run_id=run_id)
-    try:
-        with view:
-            for event in client.progress(run_id, **request):
-                view.event(event)
-                run = event.run_changed if event.HasField("run_changed") else run
-    except KeyboardInterrupt:
-        click.echo(f"\nrun {run.run_id} goes on\n{server.hint(run)}", err=True)
-        ctx.exit(ExitCode.CTRL_C)
-    except Unavailable:
-        click.echo(f"lost the server; run {run.run_id} may go on\n{server.hint(run)}", err=True)
-        raise
+    while True:
+        try:
+            with view:
+                for event in client.progress(run_id, after_sequence=after_sequence, **request):
+                    after_sequence = event.sequence
+                    run = event.run_changed if event.HasField("run_changed") else run
+                    view.event(event)
+            break
+        except KeyboardInterrupt:
+            answer = _ask(run) if asks and _has_person() else _LEAVE
+            if answer == _LEAVE:
+                _leave(ctx, run)
+            elif answer == _KILL:
+                client.kill(run_id)
+        except Unavailable:
+            server: Server = ctx.obj
+            click.echo(f"lost the server; run {run.run_id} may go on\n{server.hint(run)}", err=True)
+            raise
     if is_terminal(run.state):
         view.ended(run)
     return run
+
+
+def _leave(ctx: click.Context, run: Run) -> None:
+    server: Server = ctx.obj
+    click.echo(f"\nrun {run.run_id} goes on\n{server.hint(run)}", err=True)
+    ctx.exit(ExitCode.CTRL_C)
+
+
+def _has_person() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask(run: Run) -> str:
+    """Ask what shall become of the run; a second Ctrl-C leaves it."""
+    answer = _LEAVE
+    try:
+        with _keys(f"\nrun {run.run_id} goes on: [k]ill, [l]eave or [c]ontinue? ") as read:
+            # What a terminal that is gone gives is nothing, for ever.
+            while typed := read().lower():
+                if answers := [key for key in typed if key in (_KILL, _LEAVE, _CONTINUE)]:
+                    answer = answers[0]
+                    break
+    except (KeyboardInterrupt, EOFError):
+        return _LEAVE
+    click.echo({_KILL: "kill", _LEAVE: "leave", _CONTINUE: "continue"}[answer], err=True)
+    return answer
+
+
+@contextlib.contextmanager
+def _keys(question: str) -> Iterator[Callable[[], str]]:
+    """Ask a question, and give what reads the keys that are pressed."""
+    if sys.platform == "win32":
+        click.echo(question, err=True, nl=False)
+        yield click.getchar
+        return
+    import termios  # noqa: PLC0415 - not everywhere
+    import tty  # noqa: PLC0415 - not everywhere
+
+    # click.getchar would throw away what was pressed between the question and the reading of it.
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor, termios.TCSANOW)
+        click.echo(question, err=True, nl=False)
+        yield lambda: os.read(descriptor, 32).decode(errors="replace")
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
+import json
 import shlex
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ from notebook_runner.client import Client
 from notebook_runner.errors import NotebookRunnerError, RpcFailed, Unavailable
 
 from ._exit import HELP, ExitCode, code_of_error
+from ._options import wants_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,24 +43,35 @@ class Server:
     settings: dict[str, Any]
     command: str
 
-    def connect(self) -> Client:
+    def connect(self, **more: Any) -> Client:
         """Make a client.
+
+        Args:
+            **more: Further arguments of the client.
 
         Raises:
             click.UsageError: The settings contradict each other.
         """
         with usage_errors():
-            return Client(**self.settings)
+            return Client(**self.settings, **more)
 
     def hint(self, run: Run) -> str:
         """Tell how to go on with a run that this command leaves alone."""
-        return (
-            f"follow it:  {self.command} progress {run.run_id}\nend it:     {self.command} kill {run.run_id}"
-        )
+        return f"follow it:  {self.command} watch {run.run_id}\nend it:     {self.command} kill {run.run_id}"
 
 
 class _Group(click.Group):
     """Turns what the client raises into one clear line and an exit code."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name.endswith(".ipynb") and self.get_command(ctx, name) is None:
+            raise click.UsageError(
+                f"no command is called {name!r}: notebook-runner run {shlex.join(args)}", ctx
+            )
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -64,8 +79,11 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             ctx.exit(ExitCode.CTRL_C)
         except NotebookRunnerError as error:
-            click.echo(f"error: {describe_error(error)}", err=True)
-            ctx.exit(code_of_error(error))
+            code = code_of_error(error)
+            click.echo(
+                _as_json(error, code) if wants_json(ctx) else f"error: {describe_error(error)}", err=True
+            )
+            ctx.exit(code)
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # the reader of our output has left, which click knows how to end
@@ -93,10 +111,34 @@ def describe_error(error: NotebookRunnerError) -> str:
     return text
 
 
+def _as_json(error: NotebookRunnerError, code: ExitCode) -> str:
+    """Give an error to a script, with all that the server said."""
+    told: dict[str, Any] = {"message": str(error), "exit_code": code.value}
+    if isinstance(error, RpcFailed):
+        told |= {
+            "message": error.message,
+            "code": error.code.name,
+            "reason": error.reason,
+            "metadata": error.metadata,
+            "retry_after": error.retry_after,
+            "violations": [asdict(violation) for violation in error.violations],
+        }
+    return json.dumps({"error": told}, ensure_ascii=False)
+
+
+def _address(_: click.Context, __: click.Parameter, value: str) -> str:
+    """Refuse what gRPC would take for another address than the one that is meant."""
+    if value.startswith(("http://", "https://")):
+        raise click.BadParameter(f"{value!r} is a URL; an address is HOST:PORT")
+    if ":" not in value:
+        raise click.BadParameter(f"{value!r} has no port; an address is HOST:PORT")
+    return value
+
+
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group(cls=_Group, epilog=HELP)
+@click.group(cls=_Group, epilog=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--target",
     envvar="NOTEBOOK_RUNNER_TARGET",
@@ -104,6 +146,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     show_envvar=True,
     metavar="HOST:PORT",
+    callback=_address,
     help="The server's address.",
 )
 @click.option(
@@ -140,10 +183,15 @@ def main(ctx: click.Context, /, **settings: Any) -> None:
     """Run Jupyter notebooks on a notebook-runner server.
 
     \b
-    notebook-runner run report.ipynb -p region north -o done.ipynb
+    notebook-runner run report.ipynb -p region=north -o done.ipynb
     notebook-runner start report.ipynb      start it and come back at once
-    notebook-runner progress                follow the newest run
+    notebook-runner watch                   follow the newest run
+    notebook-runner doctor                  find out why it does not work
     """  # noqa: D301 - the control character tells click to keep the lines
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shows its number.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     flags = [
         f" --{name.replace('_', '-')} {shlex.quote(str(value))}"
         for name, value in settings.items()

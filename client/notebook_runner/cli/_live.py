@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
-from rich.console import Group
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.table import Column
+from rich.table import Table
 from rich.text import Text
 
-from notebook_runner._states import is_terminal, state_name
+from notebook_runner._states import state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
+from ._frame import Clock, Frame
 from ._text import LineBuffer, clean, how_it_ended, one_line
 from ._views import describe_cut, describe_display
 
@@ -33,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["LiveView"]
 
 REFRESHES_PER_SECOND = 10
-BAR_WIDTH = 24
+# What is over in an instant needs no table.
+SHOWN_CELLS = 5
+SHOWN_SECONDS = 0.1
 
 
 class LiveView:
@@ -47,39 +40,29 @@ class LiveView:
         self._console = console
         self._lines = LineBuffer()
         self._run = pb.Run()
-        self._bar = Progress(
-            SpinnerColumn(),
-            BarColumn(BAR_WIDTH),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            # The notebook's own text: never markup, never more than the line has room for.
-            TextColumn(
-                "{task.description}",
-                markup=False,
-                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-            ),
-            console=console,
-            expand=True,
-        )
-        self._task = self._bar.add_task("", total=None)
-        self._live = Live(self, console=console, refresh_per_second=REFRESHES_PER_SECOND)
+        self._clock = Clock()
+        self._frame = Frame(self._clock)
+        self._first_lines: dict[int, str] = {}
+        self._took: dict[int, float] = {}
+        self._live = self._new_live()
 
     def __enter__(self) -> Self:
+        # One that was stopped would draw over what was written since.
+        self._live = self._new_live()
         self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._flush()
-        self._bar.stop_task(self._task)
+        if kind is None:
+            self._flush()
         self._live.stop()
 
     def __rich__(self) -> RenderableType:
         # Asked anew whenever something is printed above, so that the frame is never behind the text.
-        pending = one_line(self._lines.pending)
-        bar = self._bar.get_renderable()
-        return Group(Text(pending, no_wrap=True, overflow="ellipsis"), bar) if pending else bar
+        self._frame.pending = self._lines.pending
+        return self._frame
 
     def event(self, event: pb.ProgressResponse) -> None:
         """Show one event: what it printed above the bar, how far the run is in the bar."""
@@ -87,42 +70,52 @@ class LiveView:
             case "run_changed":
                 self._run_changed(event.run_changed)
             case "cell_started":
-                self._bar.update(self._task, description=one_line(event.cell_started.first_line))
+                started = event.cell_started
+                self._frame.doing = self._first_lines[started.cell_index] = started.first_line
             case "cell_output":
                 self._output(event.cell_output)
             case "cell_finished":
+                finished = event.cell_finished
+                self._took[finished.cell_index] = finished.duration.ToTimedelta().total_seconds()
                 self._flush()
-        # In this order: a full bar keeps the time that it shows.
-        self._set_clock(event)
-        self._bar.update(self._task, total=event.cells_total or None, completed=event.cells_completed)
+        self._clock.accept(self._run, event)
+        self._frame.completed, self._frame.total = event.cells_completed, event.cells_total
 
     def ended(self, run: pb.Run) -> None:
-        """Show the traceback, if there is one, and how the run ended."""
+        """Show which cells took longest, the traceback, if there is one, and how the run ended."""
         self._flush()
+        self._timings()
         if run.failure.traceback:
             self._print([run.failure.traceback.rstrip("\n")])
-        style = "green" if run.state == pb.RUN_STATE_SUCCEEDED else "bold red"
+        good = run.state == pb.RUN_STATE_SUCCEEDED
+        style = "bold red" if not good else "yellow" if run.output_error else "green"
         self._console.print(Text(how_it_ended(run), style=style))
+
+    def _new_live(self) -> Live:
+        return Live(self, console=self._console, refresh_per_second=REFRESHES_PER_SECOND)
 
     def _run_changed(self, run: pb.Run) -> None:
         self._run = run
-        if is_terminal(run.state):
-            self._flush()
-            self._bar.update(self._task, description=state_name(run.state))
-        elif run.state == pb.RUN_STATE_QUEUED:
-            self._bar.update(self._task, description=f"queued, {run.queue_position} before it")
-        else:
-            self._bar.update(self._task, description=state_name(run.state))
+        self._frame.state = run.state
+        self._frame.doing = state_name(run.state)
+        if run.state == pb.RUN_STATE_QUEUED:
+            before = run.queue_position
+            self._frame.doing = f"queued, {before} before it" if before else "queued, the next to start"
 
-    def _set_clock(self, event: pb.ProgressResponse) -> None:
-        # By the server's clock, so that a run that is joined late shows its own time and not the reader's.
-        if not self._run.HasField("start_time"):
+    def _timings(self) -> None:
+        longest = sorted(self._took, key=lambda cell: -self._took[cell])[:SHOWN_CELLS]
+        cells = [cell for cell in longest if self._took[cell] >= SHOWN_SECONDS]
+        if len(self._took) < 2 or not cells:  # noqa: PLR2004 - of one cell the run's time says all
             return
-        passed = event.time.ToDatetime() - self._run.start_time.ToDatetime()
-        task = self._bar.tasks[0]
-        task.start_time = time.monotonic() - passed.total_seconds()
-        if is_terminal(self._run.state):
-            task.stop_time = time.monotonic()
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True, min_width=len("slowest"))
+        table.add_column(no_wrap=True, justify="right", min_width=len("000.00 s"))
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        for place, cell in enumerate(cells):
+            first_line = one_line(self._first_lines.get(cell, ""))
+            name = "slowest" if place == 0 else ""
+            table.add_row(name, f"{self._took[cell]:.2f} s", Text(f"cell {cell + 1}: {first_line}"))
+        self._console.print(table, style="dim")
 
     def _output(self, output: pb.CellOutput) -> None:
         match output.WhichOneof("output"):

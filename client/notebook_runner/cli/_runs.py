@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,40 +16,49 @@ from notebook_runner._states import state_name
 
 from ._exit import HELP, code_of_run
 from ._follow import follow
-from ._text import elapsed, one_line, to_json
-from ._types import duration, pair, state
+from ._options import complete_format, complete_state, json_option, quiet_option, run_argument
+from ._results import STANDARD_STREAM
+from ._text import age, elapsed, one_line, to_json
+from ._types import duration, pair, rows_of, state
 from ._views import make_view
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from notebook_runner.client import Client
     from notebook_runner.v1.notebook_runner_pb2 import Run, RunState
 
     from ._group import Server
 
-__all__ = ["kill", "list_runs", "output", "progress"]
+__all__ = ["kill", "list_runs", "output", "watch"]
 
 # How many runs the server answers at a time, at the most.
 LARGEST_PAGE = 1000
 
-_RUN_ID = click.argument("run_id", default="", metavar="[RUN_ID]")
-
 
 @click.command(epilog=HELP)
-@_RUN_ID
+@run_argument
 @click.option("--after-sequence", type=click.IntRange(min=0), default=0, help="Only events after this one.")
 @click.option("--no-output", is_flag=True, help="Leave out what cells print and display.")
 @click.option("--snapshot", is_flag=True, help="Show what is known now, and come back.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per event.")
+@quiet_option
+@json_option("each event")
 @click.pass_context
-def progress(
-    ctx: click.Context, /, *, run_id: str, after_sequence: int, no_output: bool, snapshot: bool, as_json: bool
+def watch(
+    ctx: click.Context,
+    /,
+    *,
+    run_id: str,
+    after_sequence: int,
+    no_output: bool,
+    snapshot: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Show what happens in a run until it has ended.
 
-    It begins with what has happened already. Without RUN_ID it is the newest run. Ctrl-C
-    leaves the run running.
+    It begins with what has happened already. Without RUN_ID it is the newest run. Ctrl-C asks
+    whether to kill the run or to leave it running.
     """
     server: Server = ctx.obj
     with server.connect() as client:
@@ -54,7 +66,8 @@ def progress(
             ctx,
             client,
             run_id or _newest(client),
-            make_view(as_json=as_json),
+            make_view(as_json=as_json, quiet=quiet),
+            asks=not as_json,
             after_sequence=after_sequence,
             omit_cell_output=no_output,
             snapshot_only=snapshot,
@@ -63,13 +76,39 @@ def progress(
 
 
 @click.command()
-@_RUN_ID
-@click.option("-f", "--format", "artefact", default="notebook", show_default=True, help="What to read.")
+@run_argument
 @click.option(
-    "-o", "--output", "file", type=click.Path(dir_okay=False, path_type=Path), help="The file to write."
+    "-f",
+    "--format",
+    "artefact",
+    default="notebook",
+    show_default=True,
+    metavar="FORMAT",
+    shell_complete=complete_format,
+    help="What to read.",
 )
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Write it here; - is standard output.",
+)
+@click.option("--no-input", is_flag=True, help="Leave the code out, in formats that nbconvert makes.")
+@quiet_option
+@json_option("what was written")
 @click.pass_obj
-def output(server: Server, /, run_id: str, artefact: str, file: Path | None) -> None:
+def output(
+    server: Server,
+    /,
+    run_id: str,
+    artefact: str,
+    file: Path | None,
+    no_input: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Read the result of a run, or what is there of it so far.
 
     Without RUN_ID it is the newest run; without --output it goes to standard output.
@@ -81,16 +120,24 @@ def output(server: Server, /, run_id: str, artefact: str, file: Path | None) -> 
       error               how the run ended, with the traceback
       files               a zip of the run's folder
     """  # noqa: D301 - the control character tells click to keep the lines
+    if str(file) == STANDARD_STREAM:
+        file = None
+    if file is None and as_json:
+        raise click.UsageError("standard output has the result itself: with --json give --output FILE")
     if file is None and artefact == "files" and sys.stdout.isatty():
         raise click.UsageError("a zip is not for a terminal: give --output FILE")
     with server.connect() as client:
-        client.save_output(file or sys.stdout.buffer, run_id, format=artefact)
-    if file:
+        run_id = run_id or _newest(client)
+        client.save_output(file or sys.stdout.buffer, run_id, format=artefact, omit_input=no_input)
+    if file and as_json:
+        told = {"run_id": run_id, "format": artefact, "file": str(file), "bytes": file.stat().st_size}
+        click.echo(json.dumps(told, ensure_ascii=False))
+    elif file and not quiet:
         click.echo(f"wrote {file}", err=True)
 
 
 @click.command()
-@_RUN_ID
+@run_argument
 @click.option(
     "--grace-period",
     type=duration,
@@ -98,9 +145,10 @@ def output(server: Server, /, run_id: str, artefact: str, file: Path | None) -> 
     default="0",
     help="Interrupt first, and wait for so long.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@quiet_option
+@json_option("the answer")
 @click.pass_obj
-def kill(server: Server, /, run_id: str, grace_period: float, as_json: bool) -> None:
+def kill(server: Server, /, run_id: str, grace_period: float, quiet: bool, as_json: bool) -> None:
     """End a run, and come back when every process of it is gone.
 
     Without RUN_ID it is the newest run. A run that has ended stays as it is.
@@ -109,14 +157,22 @@ def kill(server: Server, /, run_id: str, grace_period: float, as_json: bool) -> 
         killed = client.kill(run_id, grace_period=grace_period)
     if as_json:
         click.echo(to_json(killed))
-    else:
-        name = state_name(killed.run.state)
-        click.echo(f"run {killed.run.run_id} {name}, {killed.processes_ended} processes ended by force")
+    elif not quiet:
+        count = killed.processes_ended
+        how = f"{count} process{'es' * (count != 1)} ended by force"
+        click.echo(f"run {killed.run.run_id} {state_name(killed.run.state)}, {how}")
 
 
 @click.command("list")
 @click.option(
-    "-s", "--state", "states", multiple=True, type=state, metavar="STATE", help="Only runs in this state."
+    "-s",
+    "--state",
+    "states",
+    multiple=True,
+    type=state,
+    metavar="STATE",
+    shell_complete=complete_state,
+    help="Only runs in this state.",
 )
 @click.option(
     "-l",
@@ -128,7 +184,7 @@ def kill(server: Server, /, run_id: str, grace_period: float, as_json: bool) -> 
     help="Only runs that carry this label.",
 )
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per run.")
+@json_option("each run")
 @click.pass_obj
 def list_runs(
     server: Server,
@@ -150,12 +206,11 @@ def _newest(client: Client) -> str:
     return next((run.run_id for run in client.list(page_size=1)), "")
 
 
-def _table(runs: Iterable[Run]) -> Iterable[str]:
-    rows = [("RUN", "STATE", "CELLS", "CREATED (UTC)", "TOOK", "NOTEBOOK")]
-    rows += [_row(run) for run in runs]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+def _table(runs: Iterable[Run]) -> Iterator[str]:
+    rows = [("RUN", "STATE", "CELLS", "AGE", "TOOK", "NOTEBOOK"), *map(_row, runs)]
+    # What a script reads is whole.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    return rows_of(rows, width)
 
 
 def _row(run: Run) -> tuple[str, str, str, str, str, str]:
@@ -164,7 +219,7 @@ def _row(run: Run) -> tuple[str, str, str, str, str, str]:
         run.run_id,
         state_name(run.state),
         f"{run.cells_completed}/{run.cells_total}",
-        f"{run.create_time.ToDatetime():%Y-%m-%d %H:%M:%S}",
+        age(time.time() - run.create_time.ToNanoseconds() / 1e9),
         "" if took is None else f"{took:.1f} s",
-        one_line(run.notebook_path) or "(inline)",
+        one_line(run.notebook_path or run.notebook_uri) or "(inline)",
     )

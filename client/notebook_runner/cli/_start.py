@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from notebook_runner.errors import NotebookRunnerError
-
-from ._exit import HELP, ExitCode, code_of_error, code_of_run
+from ._exit import HELP, code_of_run
 from ._follow import follow
-from ._group import Server, describe_error, usage_errors
+from ._group import Server, usage_errors
+from ._help_notebook import show_parameters
+from ._options import complete_kernel, json_option, quiet_option
+from ._papermill import PapermillCommand
+from ._parameters import parameter_options, parameters_of
+from ._results import STANDARD_STREAM, Wanted, result_options
 from ._text import to_json
-from ._types import duration, pair, papermill_value, size
+from ._types import duration, pair, size
 from ._views import make_view
 
 if TYPE_CHECKING:
@@ -25,32 +29,35 @@ if TYPE_CHECKING:
 
 __all__ = ["run", "start"]
 
-_OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
-
-_START_OPTIONS = [
-    click.argument("notebook", required=False, type=click.Path(path_type=Path)),
+_START_OPTIONS: list[Callable[..., Any]] = [
+    click.argument("notebook", required=False, type=click.Path(path_type=Path, allow_dash=True)),
     click.option("--server-path", metavar="PATH", help="Run this one, under the server's notebook root."),
+    click.option("--notebook-uri", metavar="URI", help="Run this one, which the server reads."),
+    parameter_options,
     click.option(
-        "-p",
-        "--parameters",
-        nargs=2,
-        multiple=True,
-        metavar="NAME VALUE",
-        help="A parameter; the value is taken as True, False, None, int or float where it is one.",
+        "--help-notebook",
+        is_flag=True,
+        help="Show NOTEBOOK's parameters with types, defaults and comments, and run nothing.",
     ),
     click.option(
-        "-r",
-        "--parameters-raw",
-        nargs=2,
-        multiple=True,
-        metavar="NAME VALUE",
-        help="A parameter whose value is a string.",
+        "-k",
+        "--kernel",
+        metavar="NAME",
+        shell_complete=complete_kernel,
+        help="The kernelspec, instead of the notebook's own.",
     ),
-    click.option("-k", "--kernel", metavar="NAME", help="The kernelspec, instead of the notebook's own."),
+    click.option("--output-uri", metavar="URI", help="Where the server writes the executed notebook."),
     click.option(
         "--run-timeout", type=duration, metavar="TIME", help="How long the run may take: 90, 90s, 5m, 2h."
     ),
-    click.option("--cell-timeout", type=duration, metavar="TIME", help="How long one cell may take."),
+    click.option(
+        "--cell-timeout",
+        "--execution-timeout",
+        "cell_timeout",
+        type=duration,
+        metavar="TIME",
+        help="How long one cell may take.",
+    ),
     click.option(
         "--output-timeout", type=duration, metavar="TIME", help="How long a cell may go without output."
     ),
@@ -84,62 +91,77 @@ def _start_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command()
+@click.command(cls=PapermillCommand)
 @_start_options
-@click.option("--json", "as_json", is_flag=True, help="Print the run as JSON instead of its id.")
+@json_option("the run")
 @click.pass_obj
-def start(server: Server, /, notebook: Path | None, as_json: bool, **options: Any) -> None:
+def start(
+    server: Server, /, notebook: Path | None, as_json: bool, help_notebook: bool, **options: Any
+) -> None:
     """Start NOTEBOOK and print the run's id.
 
-    The run goes on; `notebook-runner progress` follows it. Without NOTEBOOK and --server-path
-    the server runs its default notebook.
+    The run goes on; `notebook-runner watch` follows it. Without NOTEBOOK, --server-path and
+    --notebook-uri the server runs its default notebook. - reads it from standard input.
     """
+    if help_notebook:
+        show_parameters(notebook, as_json=as_json)
+        return
     with server.connect() as client:
         admitted = _admit(client, notebook, options)
     click.echo(to_json(admitted) if as_json else admitted.run_id)
 
 
-@click.command(epilog=HELP)
+@click.command(cls=PapermillCommand, epilog=HELP)
 @_start_options
-@click.option("-o", "--output", type=_OUTPUT_FILE, help="Write the executed notebook, however it ended.")
-@click.option("--html", type=_OUTPUT_FILE, help="Write it as HTML, however it ended.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per event.")
+@result_options
+@quiet_option
+@json_option("each event")
 @click.pass_context
 def run(
     ctx: click.Context,
     /,
     notebook: Path | None,
-    output: Path | None,
-    html: Path | None,
     as_json: bool,
+    quiet: bool,
+    help_notebook: bool,
     **options: Any,
 ) -> None:
     """Run NOTEBOOK and show what happens until it has ended.
 
-    Without NOTEBOOK and --server-path the server runs its default notebook. Ctrl-C leaves the run
-    running and says how to get back to it.
+    Without NOTEBOOK, --server-path and --notebook-uri the server runs its default notebook.
+    - reads it from standard input. Ctrl-C asks whether to kill the run or to leave it running.
     """
+    if help_notebook:
+        show_parameters(notebook, as_json=as_json)
+        return
+    wanted = Wanted.of(options, as_json=as_json)
+    view = make_view(as_json=as_json, quiet=quiet, on_stderr=wanted.uses_stdout)
     server: Server = ctx.obj
     with server.connect() as client:
         admitted = _admit(client, notebook, options)
-        ended = follow(ctx, client, admitted.run_id, make_view(as_json=as_json))
-        saved = _save(client, ended, {"notebook": output, "html": html})
+        ended = follow(ctx, client, admitted.run_id, view, asks=not as_json)
+        saved = wanted.save(client, ended, quiet=quiet)
     ctx.exit(code_of_run(ended) or saved)
 
 
 def _admit(client: Client, notebook: Path | None, options: dict[str, Any]) -> Run:
+    content: bytes | Path | None = notebook
+    if str(notebook) == STANDARD_STREAM:
+        content = sys.stdin.buffer.read()
+    elif notebook and not notebook.exists():
+        hint = "one under the server's notebook root is named by --server-path"
+        raise click.UsageError(f"{notebook}: no such notebook here; {hint}")
     with usage_errors():
         try:
-            return client.start(notebook, **_translated(options))
+            return client.start(content, **_translated(options))
         except KeyboardInterrupt:
             click.echo("interrupted before the server answered; it may have started the run", err=True)
             raise
 
 
 def _translated(options: dict[str, Any]) -> StartOptions:
-    raw, typed = options["parameters_raw"], options["parameters"]
     result: StartOptions = {
-        "parameters": {**{name: papermill_value(text) for name, text in typed}, **dict(raw)},
+        "parameters": parameters_of(options),
         "environment": dict(options["env"]),
         "labels": dict(options["label"]),
         "memory_limit": options["memory_limit"] or 0,
@@ -147,26 +169,19 @@ def _translated(options: dict[str, Any]) -> StartOptions:
         "run_output_limit": options["run_output_limit"] or 0,
         "process_limit": options["process_limit"] or 0,
         "kernel_name": options["kernel"] or "",
+        "output_uri": options["output_uri"] or "",
         "allow_errors": options["allow_errors"],
     }
     # An absent one and a zero are two things here.
-    for name in ("server_path", "run_timeout", "cell_timeout", "output_timeout", "retention", "request_id"):
+    for name in (
+        "server_path",
+        "notebook_uri",
+        "run_timeout",
+        "cell_timeout",
+        "output_timeout",
+        "retention",
+        "request_id",
+    ):
         if options[name] is not None:
             result[name] = options[name]
     return result
-
-
-def _save(client: Client, ended: Run, files: dict[str, Path | None]) -> ExitCode:
-    code = ExitCode.SUCCEEDED
-    for name, file in files.items():
-        if file is None:
-            continue
-        try:
-            client.save_output(file, ended.run_id, format=name)
-        except NotebookRunnerError as error:
-            # The other file, and the exit code that tells how the run ended, matter more.
-            click.echo(f"error: {file} was not written: {describe_error(error)}", err=True)
-            code = code_of_error(error)
-        else:
-            click.echo(f"wrote {file}", err=True)
-    return code

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from notebook_runner.v1 import notebook_runner_pb2 as pb
 
-__all__ = ["LineBuffer", "clean", "elapsed", "how_it_ended", "one_line", "size", "to_json"]
+__all__ = ["LineBuffer", "age", "clean", "clock", "elapsed", "how_it_ended", "one_line", "size", "to_json"]
 
 # What a notebook prints must not steer the reader's terminal: of the escape sequences only colours
 # pass, of the control characters only tab and line feed.
@@ -29,9 +29,14 @@ _UNSAFE = re.compile(
 _DECIMAL = 1000
 
 
-def clean(text: str) -> str:
-    """Take everything out of a text that would do more to a terminal than show it in colour."""
-    return _UNSAFE.sub(lambda match: match[1] or "", text)
+def clean(text: str, keep: str = "") -> str:
+    """Take everything out of a text that would do more to a terminal than show it in colour.
+
+    Args:
+        text: What a notebook printed.
+        keep: Control characters that pass all the same.
+    """
+    return _UNSAFE.sub(lambda match: match[1] or (match[0] if match[0] in keep else ""), text)
 
 
 def one_line(text: str) -> str:
@@ -78,7 +83,24 @@ def how_it_ended(run: pb.Run) -> str:
         return f"{text}: {failure.exception_name}: {one_line(failure.exception_message)}"
     if run.HasField("failure"):
         return f"{text}: {one_line(failure.message) or cause_name(failure.cause)}"
+    if run.output_error:
+        return f"{text}, but its notebook is not at {run.output_uri}: {one_line(run.output_error)}"
     return text
+
+
+def clock(seconds: float) -> str:
+    """Write a length of time as a clock shows it: 0:07, 12:30, 1:02:03."""
+    minutes, rest = divmod(int(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def age(seconds: float) -> str:
+    """Write how long ago something was, in its largest unit: 5s, 12m, 3h, 8d."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{int(max(0.0, seconds))}s"
 
 
 def size(count: int) -> str:

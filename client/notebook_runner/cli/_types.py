@@ -1,4 +1,4 @@
-"""How values are written on the command line."""
+"""How values are written on the command line, and tables shown there."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import click
 from notebook_runner._states import parse_state
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from notebook_runner.v1.notebook_runner_pb2 import RunState
 
-__all__ = ["duration", "pair", "papermill_value", "size", "state"]
+__all__ = ["duration", "pair", "rows_of", "size", "state"]
 
 _SECONDS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -47,17 +47,17 @@ def state(text: str) -> RunState.ValueType:
         raise click.BadParameter(str(error)) from error
 
 
-def papermill_value(text: str) -> bool | int | float | str | None:
-    """Type a parameter's value as papermill's `-p` does: True, False, None, int, float, else str."""
-    constants: dict[str, bool | None] = {"True": True, "False": False, "None": None}
-    if text in constants:
-        return constants[text]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def rows_of(rows: Sequence[tuple[str, ...]], width: int = 0) -> Iterator[str]:
+    """Give the lines of a table whose columns are as wide as they have to be.
+
+    Args:
+        rows: The rows, of as many columns each.
+        width: What is over so many characters of a line is cut off; zero: nothing.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.ljust(room) for cell, room in zip(row, widths, strict=True)).rstrip()
+        yield line if not width or len(line) <= width else line[: width - 1] + "…"
 
 
 def _quantity(text: str, units: Mapping[str, float]) -> float:

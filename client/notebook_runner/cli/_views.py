@@ -1,23 +1,32 @@
-"""How a run is shown as it goes on: as plain lines, or as JSON. The live view has its own module."""
+"""How a run is shown as it goes on: plain lines, JSON, or nothing. The live view has its own module."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 import click
 
 from notebook_runner._states import state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
-from ._text import how_it_ended, one_line, size, to_json
+from ._text import clean, how_it_ended, one_line, size, to_json
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["OUTCOMES", "JsonView", "PlainView", "View", "describe_cut", "describe_display", "make_view"]
+__all__ = [
+    "OUTCOMES",
+    "JsonView",
+    "PlainView",
+    "QuietView",
+    "View",
+    "describe_cut",
+    "describe_display",
+    "make_view",
+]
 
 OUTCOMES = {
     pb.CELL_OUTCOME_SUCCEEDED: "done",
@@ -28,7 +37,7 @@ OUTCOMES = {
 
 
 class View(AbstractContextManager["View"], Protocol):
-    """Shows one run, from its first event to how it ended."""
+    """Shows one run, from its first event to how it ended. It may be left, and entered again."""
 
     def event(self, event: pb.ProgressResponse) -> None:
         """Show one event."""
@@ -37,20 +46,29 @@ class View(AbstractContextManager["View"], Protocol):
         """Show how the run ended."""
 
 
-def make_view(*, as_json: bool) -> View:
-    """Choose the view: JSON where asked for, live on a terminal, plain lines elsewhere."""
+def make_view(*, as_json: bool = False, quiet: bool = False, on_stderr: bool = False) -> View:
+    """Choose the view: JSON or nothing where asked for, live on a terminal, plain lines elsewhere.
+
+    Args:
+        as_json: JSON was asked for.
+        quiet: Nothing was asked for.
+        on_stderr: Standard output has another use.
+    """
     if as_json:
         return JsonView()
+    if quiet:
+        return QuietView()
+    stream = sys.stderr if on_stderr else sys.stdout
     # Asked here and not of rich, which takes a log with FORCE_COLOR for a terminal.
-    if not sys.stdout.isatty():
-        return PlainView()
+    if not stream.isatty():
+        return PlainView(stream)
     # rich takes longer to import than everything else here together.
     from rich.console import Console  # noqa: PLC0415 - as said above
 
     from ._live import LiveView  # noqa: PLC0415 - imports rich
 
-    console = Console()
-    return PlainView() if console.is_dumb_terminal else LiveView(console)
+    console = Console(file=stream, highlight=False)
+    return PlainView(stream) if console.is_dumb_terminal else LiveView(console)
 
 
 def describe_display(display: pb.DisplayOutput) -> str:
@@ -63,8 +81,8 @@ def describe_cut(cut: pb.OutputCut) -> str:
     return f"[output cut: this {'run' if cut.whole_run else 'cell'} may have {size(cut.limit_bytes)} of it]"
 
 
-class JsonView:
-    """One JSON object per event, and nothing else."""
+class _Silent:
+    """What views without anything on the screen have in common."""
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +92,10 @@ class JsonView:
     ) -> None:
         """Nothing is held open."""
 
+
+class JsonView(_Silent):
+    """One JSON object per event, and nothing else."""
+
     def event(self, event: pb.ProgressResponse) -> None:
         """Print the event."""
         click.echo(to_json(event))
@@ -82,10 +104,31 @@ class JsonView:
         """Print nothing: the last event has told it."""
 
 
-class PlainView:
-    """Lines for a log file: what the notebook prints, and a line for each cell and state."""
+class QuietView(_Silent):
+    """Nothing, but how a run ended that did not succeed."""
 
-    def __init__(self) -> None:
+    def event(self, event: pb.ProgressResponse) -> None:
+        """Print nothing."""
+
+    def ended(self, run: pb.Run) -> None:
+        """Print the traceback and how the run ended, to standard error, unless it succeeded."""
+        if run.state == pb.RUN_STATE_SUCCEEDED and not run.output_error:
+            return
+        if run.failure.traceback:
+            click.echo(run.failure.traceback.rstrip("\n"), err=True)
+        click.echo(how_it_ended(run), err=True)
+
+
+class PlainView:
+    """Lines for a log file: what the notebook prints, and a line for each cell and state.
+
+    Args:
+        stream: Where they go; `None`: to standard output.
+    """
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream
+        self._is_terminal = bool(stream and stream.isatty())
         self._mid_line = False
 
     def __enter__(self) -> Self:
@@ -123,8 +166,10 @@ class PlainView:
     def _output(self, output: pb.CellOutput) -> None:
         match output.WhichOneof("output"):
             case "stream":
-                click.echo(output.stream.text, nl=False)
-                self._mid_line = not output.stream.text.endswith("\n")
+                text = output.stream.text
+                # A file gets what was printed; a terminal obeys it.
+                click.echo(clean(text, keep="\r") if self._is_terminal else text, self._stream, nl=False)
+                self._mid_line = not text.endswith("\n")
             case "display":
                 self._line(describe_display(output.display))
             case "error":
@@ -134,9 +179,9 @@ class PlainView:
 
     def _line(self, text: str) -> None:
         self._end_line()
-        click.echo(text)
+        click.echo(text, self._stream)
 
     def _end_line(self) -> None:
         if self._mid_line:
-            click.echo()
+            click.echo("", self._stream)
         self._mid_line = False

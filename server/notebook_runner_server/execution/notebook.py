@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import keyword
@@ -191,16 +192,51 @@ def _injected(
     for cell in notebook.cells:
         cell.metadata.setdefault("tags", [])
     notebook.metadata.setdefault("papermill", {})
-    if find_first_tagged_cell_index(notebook, "parameters") >= 0:
-        known = [one.name for one in _infer_parameters(notebook, kernel_name, language)]
+    known: list[str] = []
+    if (place := find_first_tagged_cell_index(notebook, "parameters")) >= 0:
+        found = [one.name for one in _infer_parameters(notebook, kernel_name, language)]
+        # Papermill's own reading misses values with a second `=` in their line, such as URLs.
+        assigned = _assigned(notebook.cells[place].source) if language == "python" else []
+        known = list(dict.fromkeys([*assigned, *found]))
         unknown = sorted(set(parameters) - set(known))
         # Papermill cannot read the parameters cell of every language.
         if unknown and (known or language == "python"):
             raise UnknownParameterError(unknown, known)
     parameterized: nbformat.NotebookNode = parameterize_notebook(
-        notebook, dict(parameters), kernel_name=kernel_name, language=language
+        notebook, _ordered(parameters, known), kernel_name=kernel_name, language=language
     )
     return parameterized
+
+
+def _assigned(source: str) -> list[str]:
+    """Name what Python assigns at its top level; nothing where it is not Python alone."""
+    try:
+        statements = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        return []
+    targets: list[ast.expr] = []
+    for statement in statements:
+        if isinstance(statement, ast.Assign):
+            targets += statement.targets
+        elif isinstance(statement, ast.AnnAssign) and statement.value:
+            targets.append(statement.target)
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _ordered(parameters: Mapping[str, Any], known: list[str]) -> dict[str, Any]:
+    """Put parameters in the order of the notebook's own, and the rest by name.
+
+    A map in a message has no order: without this the same request gave another notebook each time.
+    """
+    names = [name for name in known if name in parameters]
+    names += sorted(set(parameters) - set(names))
+    return {name: _sorted(parameters[name]) for name in names}
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _sorted(value[name]) for name in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
 
 
 def encode_cell(cell: nbformat.NotebookNode) -> bytes:

@@ -1,0 +1,187 @@
+"""The command that finds out why it does not work, and says what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import textwrap
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+import grpc
+
+from notebook_runner._connection import Connection
+from notebook_runner._version import __version__
+from notebook_runner.errors import AccessDenied, NotebookRunnerError, RpcFailed
+
+from ._exit import ExitCode
+from ._group import Server, describe_error, usage_errors
+from ._options import json_option
+from ._probe import Finding, probe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from notebook_runner.client import Client
+    from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+__all__ = ["doctor", "examine"]
+
+CALL_TIMEOUT = 10.0
+# A kernel that a run has just taken is replaced within a second.
+SPARES_TIMEOUT = 3.0
+SPARES_PAUSE = 0.25
+
+
+@click.command()
+@json_option("all findings")
+@click.pass_context
+def doctor(ctx: click.Context, /, as_json: bool) -> None:
+    """Check the way to the server and the server itself.
+
+    It looks at the connection, TLS, the token, the server's version, its kernels and how many of them
+    are ready, and says what to do about each problem. It changes nothing. The exit code is 0 only
+    when all is well.
+    """
+    server: Server = ctx.obj
+    with usage_errors():
+        connection = Connection.resolve(**server.settings)
+    found = list(examine(server, connection))
+    well = all(finding.ok for finding in found)
+    if as_json:
+        told = {"target": connection.target, "ok": well, "findings": [asdict(finding) for finding in found]}
+        click.echo(json.dumps(told, ensure_ascii=False))
+    else:
+        _show(found)
+    ctx.exit(ExitCode.SUCCEEDED if well else ExitCode.FAILED)
+
+
+def examine(server: Server, connection: Connection) -> Iterator[Finding]:
+    """Look at one thing after the other, as far as the one before allows."""
+    for finding in probe(connection):
+        yield finding
+        if not finding.ok:
+            return
+    with server.connect(timeout=CALL_TIMEOUT) as client:
+        try:
+            info = client.info()
+        except NotebookRunnerError as error:
+            yield _refused(client, error)
+            return
+        given = bool(connection.token_file or connection.token)
+        yield Finding("token", ok=True, text="accepted" if given else "none given, and none is wanted")
+        yield _version(info.version)
+        yield from _kernels(info)
+        yield from _warm_kernels(client, info)
+        yield _room(info)
+
+
+def _refused(client: Client, error: NotebookRunnerError) -> Finding:
+    if isinstance(error, AccessDenied):
+        return _denied(error)
+    if isinstance(error, RpcFailed) and error.code is grpc.StatusCode.UNIMPLEMENTED:
+        return _unknown(client)
+    text = describe_error(error)
+    advice = (
+        "the server's log says why" if getattr(error, "reason", "") else "check --target and the server's log"
+    )
+    return Finding("server", ok=False, text=text, advice=advice)
+
+
+def _denied(error: AccessDenied) -> Finding:
+    if error.reason == "MISSING_TOKEN":
+        advice = "give it by --token-file FILE or NOTEBOOK_RUNNER_TOKEN_FILE"
+        return Finding("token", ok=False, text="the server wants a token, and none is given", advice=advice)
+    if error.code is grpc.StatusCode.PERMISSION_DENIED:
+        text, advice = f"the token does not allow this: {error.message}", "ask the operator for one that does"
+    else:
+        text = f"the server does not accept this token: {error.message}"
+        advice = "check the token file; ask the operator whether the token was replaced"
+    return Finding("token", ok=False, text=text, advice=advice)
+
+
+def _unknown(client: Client) -> Finding:
+    try:
+        next(client.list(page_size=1), None)
+    except RpcFailed as error:
+        if error.code is grpc.StatusCode.UNIMPLEMENTED:
+            text = f"{client.target} speaks gRPC, but is not a notebook-runner"
+            return Finding("protocol", ok=False, text=text, advice="the port is another one: check --target")
+    text = f"the server is older than this client ({__version__}): it cannot say what it is"
+    return Finding("version", ok=False, text=text, advice=_older())
+
+
+def _older() -> str:
+    return f"have the operator update it to {__version__} or later, or install the client of its version"
+
+
+def _version(version: str) -> Finding:
+    ours, theirs = _release(__version__), _release(version)
+    if theirs < ours:
+        text = f"the server is {version or 'of an unknown version'}, older than this client ({__version__})"
+        return Finding("version", ok=False, text=text, advice=_older())
+    if theirs > ours:
+        text = f"server {version}, client {__version__}: newer servers serve older clients"
+        return Finding("version", ok=True, text=text)
+    return Finding("version", ok=True, text=f"server {version}, client {__version__}")
+
+
+def _release(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def _kernels(info: pb.InfoResponse) -> Iterator[Finding]:
+    if not info.kernels:
+        advice = "the operator has to install one beside the server: pip install ipykernel"
+        yield Finding("kernels", ok=False, text="the server has none, and can run no notebook", advice=advice)
+        return
+    names = [f"{one.name} ({one.language})" + " by default" * one.is_default for one in info.kernels]
+    yield Finding("kernels", ok=True, text=", ".join(names))
+
+
+def _warm_kernels(client: Client, info: pb.InfoResponse) -> Iterator[Finding]:
+    until = time.monotonic() + SPARES_TIMEOUT
+    while _cold(info) and time.monotonic() < until:
+        time.sleep(SPARES_PAUSE)
+        info = client.info()
+    wanted = [one for one in info.kernels if one.warm_wanted]
+    if not wanted and info.kernels:
+        yield Finding("warm kernels", ok=True, text="none are kept: each run waits for a kernel to start")
+    for one in wanted:
+        text = f"{one.name}: {one.warm_ready} of {one.warm_wanted} ready"
+        ok = one.warm_ready >= one.warm_wanted
+        advice = "" if ok else "runs start all the same, but later; if it stays so, the server's log says why"
+        yield Finding("warm kernels", ok=ok, text=text, advice=advice)
+
+
+def _cold(info: pb.InfoResponse) -> bool:
+    return any(one.warm_ready < one.warm_wanted for one in info.kernels)
+
+
+def _room(info: pb.InfoResponse) -> Finding:
+    text = f"{info.runs_active} of {info.workers} running, {info.runs_queued} of {info.queue_size} waiting"
+    return Finding("runs", ok=True, text=text)
+
+
+def _show(found: list[Finding]) -> None:
+    room = max(len(finding.check) for finding in found) + 4
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    colour = False if os.environ.get("NO_COLOR") else None
+    for finding in found:
+        sign = click.style("✓", fg="green") if finding.ok else click.style("✗", fg="red", bold=True)
+        lines = textwrap.wrap(finding.text, max(20, width - room), break_on_hyphens=False)
+        if finding.advice:
+            lines += textwrap.wrap(
+                f"→ {finding.advice}", max(20, width - room), subsequent_indent="  ", break_on_hyphens=False
+            )
+        click.echo(f"{sign} {finding.check:<{room - 2}}{lines[0]}", color=colour)
+        for line in lines[1:]:
+            click.echo(" " * room + line)
+    problems = sum(not finding.ok for finding in found)
+    click.echo("all is well" if not problems else f"{problems} problem{'s' * (problems > 1)}")

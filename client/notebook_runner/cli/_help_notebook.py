@@ -1,0 +1,54 @@
+"""`--help-notebook`: shows what parameters a notebook has."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ._inspect import inspect
+from ._text import one_line
+from ._types import rows_of
+
+if TYPE_CHECKING:
+    from ._inspect import ParametersCell
+
+__all__ = ["show_parameters"]
+
+
+def show_parameters(file: Path | None, *, as_json: bool) -> None:
+    """Print the parameters of a notebook of the caller's.
+
+    Raises:
+        click.UsageError: There is no such notebook here, or it cannot be read.
+    """
+    if file is None:
+        raise click.UsageError("--help-notebook reads a notebook that is here: give NOTEBOOK")
+    if not file.is_file():
+        raise click.UsageError(f"{file}: no such notebook here")
+    cell = inspect(file)
+    if as_json:
+        found = cell.parameters if cell else ()
+        click.echo(json.dumps([asdict(parameter) for parameter in found], ensure_ascii=False))
+    elif cell is None:
+        click.echo(f"{file} has no cell tagged `parameters`; values go to a cell at its top")
+    else:
+        _show(file, cell)
+
+
+def _show(file: Path, cell: ParametersCell) -> None:
+    if cell.language != "python":
+        click.echo(
+            f"{file} is written in {cell.language}; its cell tagged `parameters` says:\n\n{cell.source}"
+        )
+        return
+    click.echo(f"Parameters of {file}:" if cell.parameters else f"{file} has no parameters in its cell")
+    rows = [
+        (f"  {one.name}", one.type or "any", one_line(one.default), one_line(one.help))
+        for one in cell.parameters
+    ]
+    for line in rows_of([("  NAME", "TYPE", "DEFAULT", ""), *rows] if rows else []):
+        click.echo(line)

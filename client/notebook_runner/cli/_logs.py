@@ -1,0 +1,56 @@
+"""The command that gives what a notebook printed, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._exit import ExitCode
+from ._options import json_option, run_argument
+from ._text import clean
+
+if TYPE_CHECKING:
+    from ._group import Server
+
+__all__ = ["logs"]
+
+
+@click.command()
+@run_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
+@json_option("each piece of text, with its cell and time")
+@click.pass_context
+def logs(ctx: click.Context, /, *, run_id: str, follow: bool, as_json: bool) -> None:
+    """Print what a notebook printed, standard output and standard error each to its own.
+
+    Without RUN_ID it is the newest run. Ctrl-C leaves the run running. The exit code does not tell
+    how the run ended.
+    """
+    server: Server = ctx.obj
+    with server.connect() as client:
+        try:
+            for event in client.progress(run_id, snapshot_only=not follow):
+                if event.cell_output.HasField("stream"):
+                    _print(event, as_json=as_json)
+        except KeyboardInterrupt:
+            ctx.exit(ExitCode.CTRL_C)
+
+
+def _print(event: Any, *, as_json: bool) -> None:
+    stream = event.cell_output.stream
+    if as_json:
+        told = {
+            "time": event.time.ToJsonString(),
+            "cell_index": event.cell_output.cell_index,
+            "name": stream.name,
+            "text": stream.text,
+        }
+        click.echo(json.dumps(told, ensure_ascii=False))
+        return
+    target = sys.stderr if stream.name == "stderr" else sys.stdout
+    # A file gets what was printed, its colours too; a terminal obeys it.
+    target.write(clean(stream.text, keep="\r") if target.isatty() else stream.text)
+    target.flush()

@@ -1,0 +1,96 @@
+"""Options that several commands have, and arguments that the server helps to complete."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from notebook_runner._states import state_name
+from notebook_runner.client import Client
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "complete_format",
+    "complete_kernel",
+    "complete_state",
+    "json_option",
+    "quiet_option",
+    "run_argument",
+    "wants_json",
+]
+
+_META = "notebook_runner.json"
+# Who presses Tab does not wait for a server that is away.
+COMPLETION_TIMEOUT = 2.0
+RUNS = 30
+
+ItemT = TypeVar("ItemT")
+
+
+def json_option(what: str) -> Callable[[Any], Any]:
+    """Give a command the flag `--json`, which is for errors as well."""
+
+    def keep(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+        ctx.meta[_META] = value
+        return value
+
+    return click.option(
+        "--json", "as_json", is_flag=True, callback=keep, help=f"Print {what} as JSON, errors too."
+    )
+
+
+def wants_json(ctx: click.Context) -> bool:
+    """Tell whether the command was given `--json`."""
+    return bool(ctx.meta.get(_META))
+
+
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but what went wrong.")
+
+
+def run_argument(command: Any) -> Any:
+    """Give a command the argument RUN_ID, which may be left out for the newest run."""
+    return click.argument("run_id", default="", metavar="[RUN_ID]", shell_complete=_complete_run)(command)
+
+
+def complete_state(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    """Offer the states of a run."""
+    names = [state_name(state).replace(" ", "-") for state in pb.RunState.values() if state]
+    return [name for name in names if name.startswith(begun.lower())]
+
+
+def complete_kernel(ctx: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Offer the server's kernelspecs."""
+    kernels = _asked(ctx, lambda client: list(client.info().kernels))
+    return [CompletionItem(one.name, help=one.language) for one in kernels if one.name.startswith(begun)]
+
+
+def complete_format(ctx: click.Context, _: click.Parameter, begun: str) -> list[str]:
+    """Offer the formats that the server gives."""
+    return [
+        name for name in _asked(ctx, lambda client: list(client.info().formats)) if name.startswith(begun)
+    ]
+
+
+def _complete_run(ctx: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
+    runs = _asked(ctx, lambda client: list(itertools.islice(client.list(page_size=RUNS), RUNS)))
+    return [CompletionItem(run.run_id, help=_about(run)) for run in runs if run.run_id.startswith(begun)]
+
+
+def _about(run: pb.Run) -> str:
+    return f"{state_name(run.state)} {run.notebook_path or run.notebook_uri}".rstrip()
+
+
+def _asked(ctx: click.Context, question: Callable[[Client], list[ItemT]]) -> list[ItemT]:
+    """Ask the server that the command line names; whatever goes wrong, there is nothing to offer."""
+    settings = {name: value for name, value in ctx.find_root().params.items() if value}
+    # A traceback in the middle of what somebody types helps nobody.
+    with contextlib.suppress(Exception), Client(**settings, timeout=COMPLETION_TIMEOUT) as client:
+        return question(client)
+    return []

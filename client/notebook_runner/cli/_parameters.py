@@ -1,0 +1,175 @@
+"""Parameters as papermill's command takes them: typed, raw, from YAML, and from files."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["papermill_value", "parameter_options", "parameters_of"]
+
+_FILE = click.Path(path_type=Path)
+
+
+class _Assign(click.Option):
+    """An option that takes `NAME=VALUE`, or `NAME VALUE` as papermill does.
+
+    A name has no `=`, so what comes first tells which of the two it is.
+    """
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        super().add_to_parser(parser, ctx)
+        for option in {id(found): found for found in self._registered(parser)}.values():
+            option.process = self._reader(option.process, ctx)
+
+    def _registered(self, parser: Any) -> list[Any]:
+        known = {**parser._short_opt, **parser._long_opt}  # noqa: SLF001 - click has no other way to take one value or two
+        return [known[name] for name in known if known[name].obj is self]
+
+    def _reader(self, store: Callable[[Any, Any], None], ctx: click.Context) -> Callable[[Any, Any], None]:
+        def process(text: str, state: Any) -> None:
+            name, found, value = text.partition("=")
+            if not found and state.rargs:
+                value = state.rargs.pop(0)
+            elif not found:
+                raise click.BadOptionUsage(self.opts[0], f"{name!r} has no value: give NAME=VALUE", ctx)
+            if not name:
+                raise click.BadOptionUsage(self.opts[0], f"{text!r} has no name: give NAME=VALUE", ctx)
+            store((name, value), state)
+
+        return process
+
+
+_OPTIONS = [
+    click.option(
+        "-p",
+        "--parameters",
+        cls=_Assign,
+        type=click.UNPROCESSED,
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A parameter, also as NAME VALUE. True, False, None, an int and a float are taken as such.",
+    ),
+    click.option(
+        "-r",
+        "--parameters-raw",
+        cls=_Assign,
+        type=click.UNPROCESSED,
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A parameter whose value is a string.",
+    ),
+    click.option(
+        "-y", "--parameters-yaml", multiple=True, metavar="YAML", help="Parameters as a mapping in YAML."
+    ),
+    click.option(
+        "-f",
+        "--parameters-file",
+        multiple=True,
+        type=_FILE,
+        metavar="FILE",
+        help="A file with parameters in YAML or JSON.",
+    ),
+    click.option(
+        "-b", "--parameters-base64", multiple=True, metavar="TEXT", help="As -y, encoded in Base64."
+    ),
+]
+
+
+def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that name parameters."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def parameters_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Put the parameters of a command line together, with papermill's precedence: `-r` has the last word.
+
+    Before it come `-p`, `-y`, `-f` and `-b`; of two options that are the same the later one counts.
+
+    Raises:
+        click.BadParameter: Something is no mapping of names to values.
+    """
+    found: dict[str, Any] = {}
+    for text in options["parameters_base64"]:
+        found.update(_mapping(_decoded(text), "-b"))
+    for file in options["parameters_file"]:
+        found.update(_mapping(_read(file), f"-f {file}", as_json=file.suffix == ".json"))
+    for text in options["parameters_yaml"]:
+        found.update(_mapping(text, "-y"))
+    found.update({name: papermill_value(text) for name, text in options["parameters"]})
+    found.update(options["parameters_raw"])
+    return found
+
+
+def papermill_value(text: str) -> bool | int | float | str | None:
+    """Type a parameter's value as papermill's `-p` does: True, False, None, int, float, else str."""
+    constants: dict[str, bool | None] = {"True": True, "False": False, "None": None}
+    if text in constants:
+        return constants[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _mapping(text: str, where: str, *, as_json: bool = False) -> dict[str, Any]:
+    found = _json(text, where) if as_json else _yaml(text, where)
+    if found is None:  # an empty document
+        return {}
+    if not isinstance(found, dict):
+        raise click.BadParameter(f"{where} is a {type(found).__name__}, not a mapping of names to values")
+    if odd := [key for key in found if not isinstance(key, str)]:
+        raise click.BadParameter(f"{where} has the name {odd[0]!r}, which is no string: quote it")
+    return found
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{where} is not JSON: {error}") from error
+
+
+def _yaml(text: str, where: str) -> Any:
+    # Most runs have no parameters in YAML.
+    import yaml  # noqa: PLC0415 - as said above
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore] # the package ships no types
+        """Leaves dates as the strings that they are written as, like papermill's."""
+
+        yaml_implicit_resolvers = {  # noqa: RUF012 - as its base has it
+            first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
+            for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:
+        raise click.BadParameter(f"{where} is not YAML: {error}") from error
+
+
+def _decoded(text: str) -> str:
+    try:
+        return base64.b64decode(text, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"-b is not text in Base64: {error}") from error
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"-f {file} is not UTF-8: {error.reason}") from error
+    except OSError as error:
+        raise click.BadParameter(f"-f {file}: {error.strerror}") from error

@@ -1,0 +1,122 @@
+"""What `run` does with a result: write it, and open it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+
+from notebook_runner.errors import NotebookRunnerError
+
+from ._exit import ExitCode, code_of_error
+from ._group import describe_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from notebook_runner.client import Client
+    from notebook_runner.v1.notebook_runner_pb2 import Run
+
+__all__ = ["STANDARD_STREAM", "Wanted", "result_options"]
+
+STANDARD_STREAM = "-"
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_OPTIONS = [
+    click.option(
+        "-o",
+        "--output",
+        type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+        metavar="FILE",
+        help="Write the executed notebook, however it ended; - is standard output.",
+    ),
+    click.option("--html", type=_FILE, metavar="FILE", help="Write it as HTML, however it ended."),
+    click.option("--no-input", is_flag=True, help="Leave the code out of the HTML."),
+    click.option("--open", "opened", is_flag=True, help="Open the HTML in the browser."),
+]
+
+
+def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say what becomes of the result."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of a result.
+
+    Attributes:
+        notebook: The file for the executed notebook.
+        html: The file for its HTML.
+        no_input: Whether the HTML is without the code.
+        opened: Whether the HTML is opened in the browser.
+    """
+
+    notebook: Path | None
+    html: Path | None
+    no_input: bool
+    opened: bool
+
+    @classmethod
+    def of(cls, options: dict[str, Any], *, as_json: bool) -> Self:
+        """Take it out of the options of a command.
+
+        Raises:
+            click.UsageError: The options contradict each other.
+        """
+        wanted = cls(*(options.pop(name) for name in ("output", "html", "no_input", "opened")))
+        if wanted.no_input and not (wanted.html or wanted.opened):
+            raise click.UsageError("--no-input is about the HTML: give --html FILE or --open as well")
+        if wanted.uses_stdout and (as_json or sys.stdout.isatty()):
+            why = "--json has it" if as_json else "it is a terminal"
+            raise click.UsageError(f"the notebook cannot go to standard output: {why}; give --output FILE")
+        for file in (wanted.notebook, wanted.html):
+            # Said now, and not after a run of hours.
+            if file and not file.parent.is_dir():
+                raise click.UsageError(f"{file} cannot be written: there is no folder {file.parent}")
+        return wanted
+
+    @property
+    def uses_stdout(self) -> bool:
+        """Whether the executed notebook goes to standard output."""
+        return str(self.notebook) == STANDARD_STREAM
+
+    def save(self, client: Client, ended: Run, *, quiet: bool) -> ExitCode:
+        """Write and open what is wanted, and tell by the exit code whether it went well."""
+        code = ExitCode.SUCCEEDED
+        page = self.html
+        if self.opened and page is None:
+            page = Path(tempfile.mkdtemp(prefix="notebook-runner-")) / f"{ended.run_id}.html"
+        for file, artefact in ((self.notebook, "notebook"), (page, "html")):
+            if file:
+                code = self._write(client, ended, file, artefact, quiet=quiet) or code
+        if self.opened and page and page.exists() and not webbrowser.open(page.resolve().as_uri()):
+            click.echo(f"there is no browser here that can be opened; the page is {page}", err=True)
+        return code
+
+    def _write(self, client: Client, ended: Run, file: Path, artefact: str, *, quiet: bool) -> ExitCode:
+        uses_stdout = str(file) == STANDARD_STREAM
+        omit = self.no_input and artefact == "html"
+        try:
+            client.save_output(
+                sys.stdout.buffer if uses_stdout else file, ended.run_id, format=artefact, omit_input=omit
+            )
+        # The other file, and the exit code that tells how the run ended, matter more.
+        except NotebookRunnerError as error:
+            click.echo(f"error: {file} was not written: {describe_error(error)}", err=True)
+            return code_of_error(error)
+        except OSError as error:
+            if uses_stdout:
+                raise
+            click.echo(f"error: {file} was not written: {error.strerror or error}", err=True)
+            return ExitCode.USAGE
+        if not (quiet or uses_stdout):
+            click.echo(f"wrote {file}", err=True)
+        return ExitCode.SUCCEEDED
