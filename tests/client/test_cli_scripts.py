@@ -11,7 +11,6 @@ import pytest
 from support.gate import Gate
 from support.notebooks import content, parsed, printed
 from support.server import Server
-from trustme import CA
 
 PROGRAM = Path(sys.executable).with_name("notebook-runner")
 SECONDS = 60.0
@@ -211,12 +210,3 @@ def test_completion_scripts(command: Command, shell: str) -> None:
     if shell == "bash":
         taken = subprocess.run(["bash", "-n"], input=script.stdout, capture_output=True, check=False)  # noqa: S607
         assert (taken.returncode, taken.stderr) == (0, b"")
-
-
-def test_what_grpc_logs_itself_is_not_shown(command: Command, tmp_path: Path) -> None:
-    """A server that speaks no TLS is told once, and not in a line of gRPC's for each attempt as well."""
-    (tmp_path / "ca.pem").write_bytes(CA().cert_pem.bytes())
-    done = command("--tls-ca", tmp_path / "ca.pem", "list")
-    said = done.stderr.decode()
-    assert said.startswith("error: the server is unavailable")
-    assert "ssl_transport_security" not in said

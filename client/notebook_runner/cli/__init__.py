@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-# What gRPC's core logs of each attempt would stand among what the command says of it; it reads this with the
-# first connection.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
 from ._complete import completion
 from ._doctor import doctor
 from ._group import main
