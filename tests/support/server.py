@@ -50,7 +50,14 @@ class Server:
         self._command = [str(PROGRAM), "--listen", "127.0.0.1:0", "--state-dir", str(state_dir)]
         self._command += ["--log-format", "json", *options]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("NOTEBOOK_RUNNER_")}
-        self._environment = {**inherited, MARK_VARIABLE: self.mark, **(environment or {})}
+        # Notebooks of the tests meet them in files; what is denied otherwise, tests/security tries.
+        opened = [str(one) for one in state_dir.parents if one.name.startswith("pytest-of-")]
+        own = {
+            MARK_VARIABLE: self.mark,
+            "NOTEBOOK_RUNNER_KERNEL_ENVIRONMENT": "NBR_*",
+            "NOTEBOOK_RUNNER_WRITABLE_FOLDERS": ",".join(opened),
+        }
+        self._environment = {**inherited, **own, **(environment or {})}
         self._folder = folder
         self._told = threading.Event()
 

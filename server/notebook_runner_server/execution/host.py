@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from nbclient.exceptions import CellExecutionError
 
@@ -166,7 +167,7 @@ class RunHost:
                 break
             self._kernel = warm
             with contextlib.suppress(UnfitKernelError, TemplateError, TimeoutError):
-                await warm.settle(self._job.working_folder, self._variables)
+                await warm.settle(self._job.working_folder, self._variables, self._job.run_folder)
                 await self._connect(warm)
                 return warm
             if self._stopped.is_set():
@@ -174,9 +175,12 @@ class RunHost:
             tree.kill()
             self._kernel = None
             warm.close()
-        self._kernel = kernel = Kernel(self._job.kernel_name, self._options.folder)
+        self._kernel = kernel = Kernel(
+            self._job.kernel_name, self._options.folder, confinement=self._options.confinement
+        )
         tree.paused = True
-        await kernel.launch(self._job.working_folder, self._variables)
+        own = Path(self._job.working_folder), Path(self._job.run_folder)
+        await kernel.launch(self._job.working_folder, self._variables, own)
         try:
             await self._connect(kernel)
         except KernelDiedError:

@@ -40,7 +40,7 @@ class Kept:
 class Stock:
     """A kernelspec of which kernels are kept, and the template that forks them, if it is ipykernel's."""
 
-    def __init__(self, name: str, spec: KernelSpec, preload: tuple[str, ...]) -> None:
+    def __init__(self, name: str, spec: KernelSpec, preload: tuple[str, ...], *, hide: bool) -> None:
         self.name = name
         self._spec = spec
         self.template: Template | None = None
@@ -51,7 +51,7 @@ class Stock:
             base = inherited()
             own = {key: string.Template(value).safe_substitute(base) for key, value in spec.env.items()}
             with tree.starting() as kept:
-                self.template = Template(interpreter(parts[0]), preload, {**base, **own})
+                self.template = Template(interpreter(parts[0]), preload, {**base, **own}, hide=hide)
                 kept.add(self.template.process.pid)
             self.pidfd = os.pidfd_open(self.template.process.pid)
             try:
