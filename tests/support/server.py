@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import IO, Any, Self
 from uuid import uuid4
 
 import grpc
-from support.processes import marked, outlived
+from support.processes import limit, marked, outlived
 
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
@@ -65,6 +66,9 @@ class Server:
         self.process = subprocess.Popen(
             self._command, cwd=self._folder, env=self._environment, stderr=subprocess.PIPE, text=True
         )
+        # Before it starts others: it and its workers hide what is in their environment.
+        most = resource.getrlimit(resource.RLIMIT_MSGQUEUE)[1]
+        resource.prlimit(self.process.pid, resource.RLIMIT_MSGQUEUE, (limit(self.mark), most))
         self._reader = threading.Thread(target=self._read_log, args=[self.process.stderr], daemon=True)
         self._reader.start()
         try:

@@ -75,7 +75,8 @@ class Kernel:
     ) -> None:
         self.name = name
         self._folder = Path(tempfile.mkdtemp(prefix="", dir=folder))
-        self._log = self._folder / "log"
+        # Read by this descriptor alone: under its name the kernel may have put something else.
+        self._log = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - close() closes it
         self.manager: AsyncKernelManager = AsyncKernelManager(
             kernel_name=name,
             transport="ipc",
@@ -133,15 +134,14 @@ class Kernel:
                 provisioner.rules = self._rules = rules(self._confinement, [self._folder, *own])
                 provisioner.rules_file = self._folder / "rules.json"
         self._launched = time.monotonic()
-        with self._log.open("wb") as log:
-            await self.manager.start_kernel(
-                cwd=working_folder,
-                env={**self._environment(), **variables},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                **options,
-            )
+        await self.manager.start_kernel(
+            cwd=working_folder,
+            env={**self._environment(), **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            **options,
+        )
 
     @property
     def pid(self) -> int:
@@ -247,11 +247,9 @@ class Kernel:
 
     def log_tail(self) -> str:
         """Return the end of what the process itself wrote: a fatal error, a failed import."""
-        if not self._log.exists():
-            return ""
-        with self._log.open("rb") as file:
-            file.seek(max(0, self._log.stat().st_size - _LOG_TAIL_BYTES))
-            return plain(file.read().decode(errors="replace"))
+        size = os.fstat(self._log.fileno()).st_size
+        tail = os.pread(self._log.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
+        return plain(tail.decode(errors="replace"))
 
     def remove(self) -> None:
         """Remove the private folder; the process must have ended."""
@@ -270,6 +268,7 @@ class Kernel:
             self.control.close()
         if self.client is not None:
             self.client.stop_channels()
+        self._log.close()
         self.manager.cleanup_connection_file()
         self.manager.context.destroy(linger=0)
         self.remove()

@@ -24,6 +24,11 @@ from notebook_runner_server.runs.tables import Part
 COPY_BYTES = 1024 * 1024
 
 
+def private(path: str | Path, flags: int) -> int:
+    """Open a file that, where it is made, is this user's alone; what `open` takes as its `opener`."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
 class RunFolder:
     """The files of one run.
 
@@ -49,7 +54,7 @@ class RunFolder:
 
     def write(self, start: int, pieces: Iterable[bytes]) -> None:
         """Write bytes to the file of parts from a place on, and make them durable."""
-        descriptor = os.open(self._parts, os.O_WRONLY | os.O_CREAT, 0o600)
+        descriptor = private(self._parts, os.O_WRONLY | os.O_CREAT)
         with open(descriptor, "wb") as file:
             file.seek(start)
             file.writelines(pieces)
@@ -59,7 +64,7 @@ class RunFolder:
     def keep_environment(self, environment: Mapping[str, str]) -> None:
         """Keep the variables for the kernel until the run has ended."""
         if environment:
-            descriptor = os.open(self._environment, os.O_WRONLY | os.O_CREAT, 0o600)
+            descriptor = private(self._environment, os.O_WRONLY | os.O_CREAT)
             with open(descriptor, "w", encoding="utf-8") as file:
                 json.dump(dict(environment), file)
                 file.flush()

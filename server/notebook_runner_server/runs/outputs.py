@@ -26,6 +26,7 @@ from notebook_runner_server.runs.errors import (
     StorageFullError,
     UnknownFormatError,
 )
+from notebook_runner_server.runs.folder import private
 from notebook_runner_server.runs.model import Run
 from notebook_runner_server.runs.readers import PAGE_SECONDS
 from notebook_runner_server.runs.report import report
@@ -211,7 +212,7 @@ class Outputs:
 
 def _writer(pieces: Iterable[bytes]) -> Callable[[Path], object]:
     def write(target: Path) -> None:
-        with target.open("wb") as file:
+        with open(target, "wb", opener=private) as file:
             file.writelines(pieces)
 
     return write
@@ -231,13 +232,16 @@ def _save(path: Path, media_type: str, write: Callable[[Path], object]) -> _Arte
     draft = _draft(path)
     try:
         write(draft)
+        # Whoever has written it, it is this user's alone.
+        draft.chmod(0o600)
         with draft.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-    _about(path).write_text(json.dumps([media_type, digest]))
+    with open(_about(path), "w", encoding="utf-8", opener=private) as about:
+        json.dump([media_type, digest], about)
     return _Artefact(path, media_type, digest)
 
 
