@@ -14,6 +14,7 @@ from nbclient.exceptions import CellExecutionError
 from notebook_runner_server.execution import failures
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.client import UnfitKernelError
+from notebook_runner_server.execution.confinement.environment import OWN_PREFIX
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
@@ -22,7 +23,7 @@ from notebook_runner_server.execution.interface import (
     Job,
     KernelReady,
 )
-from notebook_runner_server.execution.kernel import OWN_PREFIX, Kernel, KernelDiedError
+from notebook_runner_server.execution.kernel import Kernel, KernelDiedError
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.recorder import RecordingClient
 from notebook_runner_server.execution.signals import how_it_ended

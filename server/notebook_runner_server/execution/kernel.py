@@ -21,6 +21,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
 from notebook_runner_server.execution.client import KernelClient, UnfitKernelError
+from notebook_runner_server.execution.confinement.environment import inherited
 from notebook_runner_server.execution.confinement.place import Place
 from notebook_runner_server.execution.confinement.rules import Confinement, Rules, rules
 from notebook_runner_server.execution.preparation import ARGUMENTS, MESSAGES_ON_THE_WAY
@@ -38,7 +39,6 @@ DRAIN_SECONDS = 1.0
 
 _QUIET_MS = 10
 
-OWN_PREFIX = "NOTEBOOK_RUNNER_"
 _LOG_TAIL_BYTES = 8192
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -297,11 +297,6 @@ class Kernel:
 
         loop.add_reader(descriptor, ended)
         return died
-
-
-def inherited() -> dict[str, str]:
-    """Return what every kernel finds in its environment: all that this process has but the server's own."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIX)}
 
 
 def plain(text: str) -> str:

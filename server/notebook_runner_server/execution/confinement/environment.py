@@ -7,6 +7,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
+OWN_PREFIX = "NOTEBOOK_RUNNER_"
+"""What the server's own variables begin with."""
+
 PASSED = """
 PATH HOME USER LOGNAME SHELL LANG LANGUAGE LC_* TZ TZDIR TMPDIR TERM COLUMNS LINES
 LD_LIBRARY_PATH VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV CONDA_EXE CONDA_PYTHON_EXE CONDA_SHLVL
@@ -54,3 +57,8 @@ def others_forgotten(more: Iterable[str]) -> Iterator[None]:
         yield
     finally:
         os.environ.update(before)
+
+
+def inherited() -> dict[str, str]:
+    """Return what every kernel finds in its environment: all that this process has but the server's own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIX)}

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from jupyter_client.kernelspec import KernelSpec
 
-from notebook_runner_server.execution.kernel import Kernel, inherited
+from notebook_runner_server.execution.confinement.environment import inherited
+from notebook_runner_server.execution.kernel import Kernel
 from notebook_runner_server.execution.tree import tree
 from notebook_runner_server.execution.warm.forking import (
     Template,

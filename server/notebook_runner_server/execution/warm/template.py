@@ -6,9 +6,10 @@ so a fork of it is safe.
 
     python template.py DESCRIPTOR HIDE [MODULE …]
 
-DESCRIPTOR is a connected stream socket. With HIDE 1 no other process can look into the template; a kernel that
-it forks is an ordinary process again. The template first sends a line of JSON, `{"failed": {module: why}}`,
-when it has imported ipykernel and the modules. Each request is a length (`!I`) and so many bytes of JSON,
+DESCRIPTOR is a connected stream socket. With HIDE 1 no other process can look into the template; a kernel
+that it forks is an ordinary process again. The template first sends a line of JSON,
+`{"failed": {module: why}}`, when it has imported ipykernel and the modules. Each request is a length (`!I`)
+and so many bytes of JSON,
 with two descriptors beside the length: a stream socket to the new kernel, and what becomes its standard
 output and error. It is answered with a line that holds the kernel's process id (0: there can be none). The
 kernel is handed to the nearest subreaper above. It writes `ready` on its socket when it has bound its own,
