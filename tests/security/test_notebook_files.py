@@ -126,17 +126,21 @@ def test_what_may_be_written(plain: PlainServer, attack: Callable[..., Any]) -> 
     assert {name: got for name, got in found.items() if not got.startswith("got")} == {}
 
 
-def test_a_notebook_works_in_its_own_folder(plain: PlainServer) -> None:
+def test_a_notebook_works_in_its_own_folder(plain: PlainServer, mode: str) -> None:
     """One that is named by its path may write beside itself, and not beside others."""
     for name in ("mine", "other"):
         (plain.root / name).mkdir(exist_ok=True)
     nbformat.write(
-        notebook(HEAD + ALLOWED + WRITES + "print(json.dumps(told))"), plain.root / "mine" / "a.ipynb"
+        notebook(HEAD + ALLOWED + WRITES + "print(json.dumps(told), os.getpid())"),
+        plain.root / "mine" / "a.ipynb",
     )
     plain.give(plain.root)
+    spare = kept(plain)[1] if mode == "warm" else 0
     ended = perform(plain.stub, pb.StartRequest(notebook_path="mine/a.ipynb"))
     assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
-    found = json.loads(texts(ended.events).splitlines()[-1])
+    noted, _, pid = texts(ended.events).rpartition(" ")
+    found = json.loads(noted)
+    assert int(pid) == spare or mode == "cold"
     denied = {name for name, got in found.items() if got == "EACCES"}
     assert denied == {
         "home", "start-up file", "temporary folder of all", "a kernelspec", "a configuration",
