@@ -24,7 +24,7 @@ NUMBERS = [name for name in NAMES if type(getattr(DEFAULTS, name)) in (int, floa
 FLOATS = [name for name in NUMBERS if isinstance(getattr(DEFAULTS, name), float)]
 SWITCHES = [name for name in NAMES if isinstance(getattr(DEFAULTS, name), bool)]
 TEXTS = [name for name in NAMES if isinstance(getattr(DEFAULTS, name), str)]
-CHOICES = {"executor": "process", "log_format": "console", "log_level": "debug"}
+CHOICES = {"sandbox": "require", "executor": "process", "log_format": "console", "log_level": "debug"}
 VALUES = {"warm_kernels": "ir=2,python3=1", "uri_schemes": "https,s3"}
 # Settings that only make sense with another one.
 COMPANIONS = {"default_notebook": ["--notebook-root", "."]}

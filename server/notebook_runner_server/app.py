@@ -16,6 +16,7 @@ from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.config import Settings
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.aside import aside
+from notebook_runner_server.execution.confinement import confine
 from notebook_runner_server.execution.pool import ProcessPoolBackend
 from notebook_runner_server.execution.worker_process import kill_orphans
 from notebook_runner_server.export.service import ExportService
@@ -68,6 +69,7 @@ class App:
                 settings.state_folder / "scratch",
                 limit_address_space=settings.limit_address_space,
                 warm=settings.warm,
+                sandbox=settings.sandbox_options,
             ),
             admission,
             settings.queue,
@@ -143,6 +145,8 @@ def prepare(
 
 async def serve(settings: Settings) -> None:
     """Run a server until SIGTERM or SIGINT; a second signal hurries it."""
+    if settings.sandbox_options.is_on:
+        confine.hide()
     logs.configure(settings.log_format, settings.log_level)
     stop, hurry = asyncio.Event(), asyncio.Event()
 

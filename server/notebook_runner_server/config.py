@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 import click
 
 from notebook_runner_server.api.server import MESSAGE_OVERHEAD
+from notebook_runner_server.execution.confinement.sandbox import Sandbox
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.options import WarmKernels, warm_kernels
 from notebook_runner_server.runs.retention import Bounds
@@ -91,6 +92,22 @@ class Settings:
     )
     preload: str = _setting(
         "", "Modules that warm Python kernels have imported before a run asks for one, separated by commas."
+    )
+    sandbox: str = _setting(
+        "auto",
+        "Keep notebooks from the server's memory and files, and from those of other runs: auto does what the "
+        "system can, require does not start without all of it.",
+        choices=("auto", "require", "off"),
+    )
+    kernel_environment: str = _setting(
+        "",
+        "Variables of the server that notebooks find beside PATH, HOME, LANG and the like, "
+        "separated by commas; * stands for any characters.",
+    )
+    writable_folders: str = _setting(
+        "",
+        "Folders that every notebook may read and write beside its own, with all that is in them, "
+        "separated by commas.",
     )
     run_timeout: float = _limit("seconds that a run may take", 0.0)
     max_run_timeout: float = _ceiling("run_timeout", 0.0)
@@ -208,6 +225,16 @@ class Settings:
             ValueError: It cannot be so.
         """
         return policy(_names(self.uri_schemes), _names(self.uri_hosts), _names(self.uri_folders))
+
+    @property
+    def sandbox_options(self) -> Sandbox:
+        """What a notebook can reach."""
+        return Sandbox(
+            self.sandbox,
+            kernel_environment=tuple(_names(self.kernel_environment)),
+            writable=tuple(Path(one).expanduser().absolute() for one in _names(self.writable_folders)),
+            root=Path(self.notebook_root).resolve() if self.notebook_root else None,
+        )
 
     @property
     def bounds(self) -> Bounds:

@@ -2,6 +2,7 @@
 
 import os
 import select
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,11 +15,21 @@ def _read(pid: int, name: str) -> bytes:
         return b""
 
 
+def limit(mark: str) -> int:
+    """A number for a limit that nobody uses (RLIMIT_MSGQUEUE): marks processes that hide."""
+    return 1 + zlib.crc32(mark.encode()) % 800_000
+
+
 def marked(mark: str) -> dict[int, str]:
-    """Every live process whose environment carries the mark, with its command line."""
+    """Every live process that carries the mark, in its environment or as a limit, with its command line."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-    found = [pid for pid in pids if mark.encode() in _read(pid, "environ")]
+    found = [pid for pid in pids if mark.encode() in _read(pid, "environ") or _is_limited(pid, mark)]
     return {pid: _read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace") for pid in found}
+
+
+def _is_limited(pid: int, mark: str) -> bool:
+    lines = [line.split() for line in _read(pid, "limits").splitlines() if b"msgqueue" in line]
+    return bool(lines) and lines[0][3] == b"%d" % limit(mark)
 
 
 def is_alive(pid: int) -> bool:

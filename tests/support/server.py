@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import IO, Any, Self
 from uuid import uuid4
 
 import grpc
-from support.processes import marked, outlived
+from support.processes import limit, marked, outlived
 
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
@@ -50,7 +51,14 @@ class Server:
         self._command = [str(PROGRAM), "--listen", "127.0.0.1:0", "--state-dir", str(state_dir)]
         self._command += ["--log-format", "json", *options]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("NOTEBOOK_RUNNER_")}
-        self._environment = {**inherited, MARK_VARIABLE: self.mark, **(environment or {})}
+        # Notebooks of the tests meet them in files; what is denied otherwise, tests/security tries.
+        opened = [str(one) for one in state_dir.parents if one.name.startswith("pytest-of-")]
+        own = {
+            MARK_VARIABLE: self.mark,
+            "NOTEBOOK_RUNNER_KERNEL_ENVIRONMENT": "NBR_*",
+            "NOTEBOOK_RUNNER_WRITABLE_FOLDERS": ",".join(opened),
+        }
+        self._environment = {**inherited, **own, **(environment or {})}
         self._folder = folder
         self._told = threading.Event()
 
@@ -58,6 +66,9 @@ class Server:
         self.process = subprocess.Popen(
             self._command, cwd=self._folder, env=self._environment, stderr=subprocess.PIPE, text=True
         )
+        # Before it starts others: it and its workers hide what is in their environment.
+        most = resource.getrlimit(resource.RLIMIT_MSGQUEUE)[1]
+        resource.prlimit(self.process.pid, resource.RLIMIT_MSGQUEUE, (limit(self.mark), most))
         self._reader = threading.Thread(target=self._read_log, args=[self.process.stderr], daemon=True)
         self._reader.start()
         try:

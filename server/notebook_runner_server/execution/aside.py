@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
+from notebook_runner_server.execution.confinement import confine
+
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
 
@@ -69,6 +71,8 @@ def _end_with(lifeline: BinaryIO) -> None:
 
 def main() -> None:
     """Answer the one call that comes on standard input, on standard output."""
+    # It has the server's environment, and reads notebooks.
+    confine.hide()
     function, args, kwargs = pickle.load(sys.stdin.buffer)  # noqa: S301 - this program's own
     # The caller closes it when it has the answer, or is gone.
     threading.Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()

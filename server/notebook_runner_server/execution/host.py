@@ -7,12 +7,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from nbclient.exceptions import CellExecutionError
 
 from notebook_runner_server.execution import failures
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.client import UnfitKernelError
+from notebook_runner_server.execution.confinement.environment import OWN_PREFIX
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
@@ -21,7 +23,7 @@ from notebook_runner_server.execution.interface import (
     Job,
     KernelReady,
 )
-from notebook_runner_server.execution.kernel import OWN_PREFIX, Kernel, KernelDiedError
+from notebook_runner_server.execution.kernel import Kernel, KernelDiedError
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.recorder import RecordingClient
 from notebook_runner_server.execution.signals import how_it_ended
@@ -166,7 +168,7 @@ class RunHost:
                 break
             self._kernel = warm
             with contextlib.suppress(UnfitKernelError, TemplateError, TimeoutError):
-                await warm.settle(self._job.working_folder, self._variables)
+                await warm.settle(self._job.working_folder, self._variables, self._job.run_folder)
                 await self._connect(warm)
                 return warm
             if self._stopped.is_set():
@@ -174,9 +176,12 @@ class RunHost:
             tree.kill()
             self._kernel = None
             warm.close()
-        self._kernel = kernel = Kernel(self._job.kernel_name, self._options.folder)
+        self._kernel = kernel = Kernel(
+            self._job.kernel_name, self._options.folder, confinement=self._options.confinement
+        )
         tree.paused = True
-        await kernel.launch(self._job.working_folder, self._variables)
+        own = Path(self._job.working_folder), Path(self._job.run_folder)
+        await kernel.launch(self._job.working_folder, self._variables, own)
         try:
             await self._connect(kernel)
         except KernelDiedError:

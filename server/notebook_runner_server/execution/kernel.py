@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
 from notebook_runner_server.execution.client import KernelClient, UnfitKernelError
+from notebook_runner_server.execution.confinement.environment import inherited
+from notebook_runner_server.execution.confinement.place import Place
+from notebook_runner_server.execution.confinement.rules import Confinement, Rules, rules
 from notebook_runner_server.execution.preparation import ARGUMENTS, MESSAGES_ON_THE_WAY
 from notebook_runner_server.execution.warm import languages
-from notebook_runner_server.execution.warm.forking import ForkProvisioner, Template, split
+from notebook_runner_server.execution.warm.forking import ForkProvisioner, Template, TemplateError, split
 
 READY_TIMEOUT = 60.0
 """Seconds that a kernel may take until it answers; nbclient's `startup_timeout`."""
@@ -36,7 +39,6 @@ DRAIN_SECONDS = 1.0
 
 _QUIET_MS = 10
 
-OWN_PREFIX = "NOTEBOOK_RUNNER_"
 _LOG_TAIL_BYTES = 8192
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -61,12 +63,20 @@ class Kernel:
         folder: Where the private folder for its sockets is made: short, for a socket's path may have 107
             bytes at the most.
         template: What forks it, if it is ipykernel.
+        confinement: What it may reach; None: whatever the user may.
     """
 
-    def __init__(self, name: str, folder: Path, template: Template | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        template: Template | None = None,
+        confinement: Confinement | None = None,
+    ) -> None:
         self.name = name
         self._folder = Path(tempfile.mkdtemp(prefix="", dir=folder))
-        self._log = self._folder / "log"
+        # Read by this descriptor alone: under its name the kernel may have put something else.
+        self._log = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - close() closes it
         self.manager: AsyncKernelManager = AsyncKernelManager(
             kernel_name=name,
             transport="ipc",
@@ -76,17 +86,35 @@ class Kernel:
         )
         self.manager.context.setsockopt(zmq.RCVHWM, MESSAGES_ON_THE_WAY)
         self._template = template
+        self._confinement = confinement
+        self._rules: Rules | None = None
+        self._place: Place | None = None
         self.client: KernelClient | None = None
         self._pidfd: int | None = None
         self._settling = ""
         self._launched = 0.0
 
-    async def launch(self, working_folder: str, variables: Mapping[str, str]) -> None:
+    async def launch_ahead(self) -> None:
+        """Start the process before there is a run, which it is told later: `settle`.
+
+        Raises:
+            NoSuchKernel: There is no such kernelspec.
+            OSError, TemplateError: The process could not be started.
+        """
+        own: list[Path] = []
+        if self._confinement is not None:
+            self._place = Place(self._confinement.places)
+            # Where in the root its notebook will be nobody knows.
+            own = [self._place.path, *filter(None, [self._confinement.root])]
+        await self.launch(str(self._folder.parent), {}, own)
+
+    async def launch(self, working_folder: str, variables: Mapping[str, str], own: Iterable[Path]) -> None:
         """Start the process.
 
         Args:
             working_folder: Where it works.
             variables: What it has in its environment beside what this process has.
+            own: Folders that it may write, if it is confined.
 
         Raises:
             NoSuchKernel: There is no such kernelspec.
@@ -96,21 +124,24 @@ class Kernel:
         options: dict[str, Any] = {}
         if spec is not None and split(spec.argv):
             options["extra_arguments"] = ARGUMENTS
-        if self._template is not None:
+        # A kernelspec may name a provisioner of its own, for a kernel on another machine.
+        if spec is not None and "kernel_provisioner" not in spec.metadata:
             self.manager.provisioner = provisioner = ForkProvisioner(
                 kernel_id=self._folder.name, kernel_spec=spec, parent=self.manager
             )
             provisioner.template = self._template
+            if self._confinement is not None:
+                provisioner.rules = self._rules = rules(self._confinement, [self._folder, *own])
+                provisioner.rules_file = self._folder / "rules.json"
         self._launched = time.monotonic()
-        with self._log.open("wb") as log:
-            await self.manager.start_kernel(
-                cwd=working_folder,
-                env={**self._environment(), **variables},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                **options,
-            )
+        await self.manager.start_kernel(
+            cwd=working_folder,
+            env={**self._environment(), **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            **options,
+        )
 
     @property
     def pid(self) -> int:
@@ -141,15 +172,25 @@ class Kernel:
         finally:
             client.stop_channels()
 
-    async def settle(self, working_folder: str, variables: Mapping[str, str]) -> None:
+    async def settle(self, working_folder: str, variables: Mapping[str, str], run_folder: str) -> None:
         """Give a kernel that was launched before the place that it would have been launched at.
 
         Raises:
-            TemplateError: It has died, or does not answer.
+            TemplateError: It has died, does not answer, or may not read what it should.
         """
         provisioner, spec = self.manager.provisioner, self.manager.kernel_spec
+        write: list[str] = []
+        if self._rules is not None and self._place is not None:
+            if not self._rules.is_current():
+                raise TemplateError("there is something that it may not read, because it is newer")
+            try:
+                self._place.move(run_folder)
+            except OSError as error:
+                raise TemplateError(f"the run's folder is not as it was made: {error}") from error
+            root = str(self._confinement.root) if self._confinement else ""
+            write = [one for one in self._rules.write if one != root] + [working_folder, run_folder]
         if isinstance(provisioner, ForkProvisioner) and provisioner.forked:
-            await provisioner.settle(working_folder, variables)
+            await provisioner.settle(working_folder, variables, write)
         elif spec is not None:
             self._settling = languages.place(spec.language, working_folder, variables)
 
@@ -206,14 +247,14 @@ class Kernel:
 
     def log_tail(self) -> str:
         """Return the end of what the process itself wrote: a fatal error, a failed import."""
-        if not self._log.exists():
-            return ""
-        with self._log.open("rb") as file:
-            file.seek(max(0, self._log.stat().st_size - _LOG_TAIL_BYTES))
-            return plain(file.read().decode(errors="replace"))
+        size = os.fstat(self._log.fileno()).st_size
+        tail = os.pread(self._log.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
+        return plain(tail.decode(errors="replace"))
 
     def remove(self) -> None:
         """Remove the private folder; the process must have ended."""
+        if self._place is not None:
+            self._place.remove()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def close(self) -> None:
@@ -227,6 +268,7 @@ class Kernel:
             self.control.close()
         if self.client is not None:
             self.client.stop_channels()
+        self._log.close()
         self.manager.cleanup_connection_file()
         self.manager.context.destroy(linger=0)
         self.remove()
@@ -255,11 +297,6 @@ class Kernel:
 
         loop.add_reader(descriptor, ended)
         return died
-
-
-def inherited() -> dict[str, str]:
-    """Return what every kernel finds in its environment: all that this process has but the server's own."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIX)}
 
 
 def plain(text: str) -> str:

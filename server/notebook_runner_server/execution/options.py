@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from notebook_runner_server.execution.confinement.rules import Confinement
+
 MOST_WARM = 100
 """Warm kernels of one kernelspec in one worker; each takes some 20 MB."""
 
@@ -33,11 +35,17 @@ class WorkerOptions:
         folder: A short private folder for its kernels' sockets.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
         warm: Kernels to keep ready.
+        kernel_environment: Names of variables that kernels find beside those that they always may.
+        hide: Let other processes not look into the worker.
+        confinement: What kernels may reach; None: whatever the user may.
     """
 
     folder: Path
     limit_address_space: bool = False
     warm: WarmKernels = field(default_factory=WarmKernels)
+    kernel_environment: tuple[str, ...] = ()
+    hide: bool = True
+    confinement: Confinement | None = None
 
 
 def warm_kernels(kernels: Iterable[str], modules: Iterable[str], *, required: bool) -> WarmKernels:

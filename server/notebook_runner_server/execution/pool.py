@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 from notebook_runner_server.execution import entry
+from notebook_runner_server.execution.confinement.environment import others_forgotten
+from notebook_runner_server.execution.confinement.rules import Confinement
+from notebook_runner_server.execution.confinement.sandbox import Sandbox
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
@@ -28,6 +34,8 @@ from notebook_runner_server.execution.scratch import Scratch
 from notebook_runner_server.execution.signals import how_it_ended
 from notebook_runner_server.execution.warm.languages import LANGUAGES
 from notebook_runner_server.execution.worker_process import WorkerProcess, kill_orphans
+
+_log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
 """How long to wait before a worker that did not start is tried again."""
@@ -121,6 +129,7 @@ class ProcessPoolBackend:
             after a server that was killed.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
         warm: Kernels that each worker keeps ready.
+        sandbox: How kernels are kept apart; the folder of the link is what they may not read.
     """
 
     def __init__(
@@ -130,9 +139,13 @@ class ProcessPoolBackend:
         *,
         limit_address_space: bool = False,
         warm: WarmKernels | None = None,
+        sandbox: Sandbox | None = None,
     ) -> None:
         self.capacity = workers
         self._scratch = Scratch(link)
+        self._state = link.parent
+        self._sandbox = sandbox or Sandbox()
+        self._confinement: Confinement | None = None
         self._limit_address_space = limit_address_space
         self._warm = warm or WarmKernels()
         self._idle: asyncio.Queue[WorkerProcess] = asyncio.Queue()
@@ -162,13 +175,25 @@ class ProcessPoolBackend:
 
         Raises:
             BrokenProcessPool: One did not start.
-            ValueError: There is no such kernel as shall be kept warm.
+            ValueError: There is no such kernel as shall be kept warm, or the sandbox cannot be had.
         """
         # The second net: what a dead worker leaves is handed to this process, which ends it.
         become_subreaper()
         self._scratch.open()
+        self._confine()
         await asyncio.gather(*(self._add() for _ in range(self.capacity)))
         self._check_warm()
+
+    def _confine(self) -> None:
+        self._confinement = self._sandbox.confinement(self._state, self._scratch.folder)
+        _log.info("sandbox", extra=self._sandbox.protections(self._confinement))
+        # What an earlier server has left is nobody's.
+        shutil.rmtree(self._state / "places", ignore_errors=True)
+        if self._confinement is not None:
+            self._confinement.places.mkdir(mode=0o700)
+        # Python starts it beside the workers, with all that this process has in its environment.
+        with others_forgotten(self._sandbox.kernel_environment):
+            resource_tracker.ensure_running()
 
     async def wait_free(self) -> None:
         """Wait until a worker is free, and keep it for the next `submit`."""
@@ -206,7 +231,12 @@ class ProcessPoolBackend:
 
     async def _add(self) -> None:
         options = WorkerOptions(
-            self._scratch.subfolder(), limit_address_space=self._limit_address_space, warm=self._warm
+            self._scratch.subfolder(),
+            limit_address_space=self._limit_address_space,
+            warm=self._warm,
+            kernel_environment=self._sandbox.kernel_environment,
+            hide=self._sandbox.is_on,
+            confinement=self._confinement,
         )
         worker = WorkerProcess(options)
         try:

@@ -30,6 +30,12 @@ class Scratch:
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         self._link.symlink_to(self._folder)
 
+    @property
+    def folder(self) -> Path:
+        """The folder, when it is there."""
+        assert self._folder is not None  # noqa: S101 - open() was called
+        return self._folder
+
     def subfolder(self) -> Path:
         """Return a new folder in it."""
         return Path(tempfile.mkdtemp(prefix="", dir=self._folder))

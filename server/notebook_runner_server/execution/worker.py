@@ -22,6 +22,8 @@ from typing import NoReturn
 
 # Imported before the first job, so that no run waits for it.
 from notebook_runner_server.execution import host as hosts
+from notebook_runner_server.execution.confinement import confine
+from notebook_runner_server.execution.confinement.environment import forget_others
 from notebook_runner_server.execution.entry import Hello, KernelsReady, Notice, Stop
 from notebook_runner_server.execution.interface import CellFinished, Job, PartChunk
 from notebook_runner_server.execution.options import WorkerOptions
@@ -51,7 +53,9 @@ class _Worker:
         self._options = options
         self._sending = threading.RLock()
         self._held: list[object] = []
-        self.reserve = Reserve(options.warm, options.folder, self._notice, self._counted)
+        self.reserve = Reserve(
+            options.warm, options.folder, options.confinement, options.hide, self._notice, self._counted
+        )
         self._lock = threading.RLock()
         self._run_id = ""
         self._host: hosts.RunHost | None = None
@@ -156,6 +160,9 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
         connection: To the server.
         options: What the server tells it once.
     """
+    if options.hide:
+        confine.hide()
+    forget_others(options.kernel_environment)
     # What the server could read at Start, with its limit, must not be nested too deep here.
     sys.setrecursionlimit(10 * sys.getrecursionlimit())
     global _worker  # noqa: PLW0603 - a worker process is one worker

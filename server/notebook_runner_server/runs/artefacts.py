@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from notebook_runner_server.runs.errors import OffsetPastEndError
+from notebook_runner_server.runs.folder import private
 
 KEPT_SNAPSHOTS = 4
 """How many artefacts of one format are kept for a run that goes on; older ones can be made again."""
@@ -29,7 +30,7 @@ def writer(pieces: Iterable[bytes]) -> Callable[[Path], object]:
     """Return what writes these pieces to a file."""
 
     def write(target: Path) -> None:
-        with target.open("wb") as file:
+        with open(target, "wb", opener=private) as file:
             file.writelines(pieces)
 
     return write
@@ -49,13 +50,16 @@ def save(path: Path, media_type: str, write: Callable[[Path], object]) -> Artefa
     whole = draft(path)
     try:
         write(whole)
+        # Whoever has written it, it is this user's alone.
+        whole.chmod(0o600)
         with whole.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         whole.replace(path)
     finally:
         whole.unlink(missing_ok=True)
-    _about(path).write_text(json.dumps([media_type, digest]))
+    with open(_about(path), "w", encoding="utf-8", opener=private) as about:
+        json.dump([media_type, digest], about)
     return Artefact(path, media_type, digest)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.errors import StorageFullError
+from notebook_runner_server.runs.folder import private
 from notebook_runner_server.runs.soundness import Soundness
 
 _P = ParamSpec("_P")
@@ -54,6 +56,9 @@ class Database:
 
     def _open_to_write(self, is_first: bool) -> None:
         with contextlib.ExitStack() as stack:
+            # What SQLite makes beside it has the same mode.
+            os.close(private(self._path, os.O_RDWR | os.O_CREAT))
+            self._path.chmod(0o600)
             db = self._connect()
             stack.callback(db.close)
             is_sound = self._soundness.check(db)

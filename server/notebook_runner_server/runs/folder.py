@@ -25,6 +25,11 @@ from notebook_runner_server.runs.tables import Part
 COPY_BYTES = 1024 * 1024
 
 
+def private(path: str | Path, flags: int) -> int:
+    """Open a file that, where it is made, is this user's alone; what `open` takes as its `opener`."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
 class RunFolder:
     """The files of one run.
 
@@ -51,7 +56,7 @@ class RunFolder:
 
     def write(self, start: int, pieces: Iterable[bytes]) -> None:
         """Write bytes to the file of parts from a place on, and make them durable."""
-        descriptor = os.open(self._parts, os.O_WRONLY | os.O_CREAT, 0o600)
+        descriptor = private(self._parts, os.O_WRONLY | os.O_CREAT)
         with open(descriptor, "wb") as file:
             file.seek(start)
             file.writelines(pieces)
@@ -62,7 +67,7 @@ class RunFolder:
         """Keep the variables for the kernel and where to write to until the run has ended."""
         for path, secret in ((self._environment, dict(environment)), (self._output_uri, output_uri)):
             if secret:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+                descriptor = private(path, os.O_WRONLY | os.O_CREAT)
                 with open(descriptor, "w", encoding="utf-8") as file:
                     json.dump(secret, file)
                     file.flush()

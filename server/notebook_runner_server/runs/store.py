@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import IO
 
 from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.database import Database
-from notebook_runner_server.runs.folder import RunFolder, folder_size
+from notebook_runner_server.runs.folder import RunFolder, folder_size, private
 from notebook_runner_server.runs.model import Event, Order, Run, RunState
 from notebook_runner_server.runs.tables import Part, Row
 
@@ -66,7 +67,7 @@ class Store:
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._runs.mkdir(mode=0o700, exist_ok=True)
-        self._lock = (self._folder / "lock").open("w")
+        self._lock = os.fdopen(private(self._folder / "lock", os.O_WRONLY | os.O_CREAT), "w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -22,6 +22,7 @@ from typing import Any
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
+from notebook_runner_server.execution.confinement.rules import Rules
 from notebook_runner_server.execution.processes import become_subreaper
 from notebook_runner_server.execution.warm.process import ForkedProcess
 
@@ -36,6 +37,7 @@ SETTLE_SECONDS = 2.0
 
 _READY, _DONE = b"ready\n", b"done\n"
 _PROGRAM = Path(__file__).with_name("template.py")
+_LAUNCH = Path(__file__).parents[1] / "confinement" / "launch.py"
 _MODULES = ("ipykernel_launcher", "ipykernel")
 
 # Read once, when an interpreter is started, or when a library is imported: a process that runs cannot be
@@ -70,10 +72,11 @@ class Template:
         command: The interpreter and its options.
         preload: Modules to import.
         environment: What the process is started with.
+        hide: Let other processes not look into it.
     """
 
     def __init__(
-        self, command: Sequence[str], preload: Sequence[str], environment: Mapping[str, str]
+        self, command: Sequence[str], preload: Sequence[str], environment: Mapping[str, str], *, hide: bool
     ) -> None:
         # The kernels become children of this process, which has to wait for them.
         become_subreaper()
@@ -82,7 +85,7 @@ class Template:
         self._lines = self._link.makefile("rb", buffering=0)
         with far:
             self.process = subprocess.Popen(  # noqa: S603 - the command of a kernelspec
-                [*command, str(_PROGRAM), str(far.fileno()), *preload],
+                [*command, str(_PROGRAM), str(far.fileno()), str(int(hide)), *preload],
                 pass_fds=[far.fileno()],
                 env=self._environment,
                 cwd="/",
@@ -102,7 +105,13 @@ class Template:
         return failed
 
     def fork(
-        self, module: str, arguments: Sequence[str], folder: str, environment: Mapping[str, str], output: int
+        self,
+        module: str,
+        arguments: Sequence[str],
+        folder: str,
+        environment: Mapping[str, str],
+        output: int,
+        rules: Rules | None,
     ) -> tuple[ForkedProcess, socket.socket]:
         """Fork a kernel.
 
@@ -112,6 +121,7 @@ class Template:
             folder: Its working folder.
             environment: All its variables.
             output: The descriptor of its standard output and error.
+            rules: What it may reach; None: whatever the user may.
 
         Returns:
             The process, and the socket on which it says that it is ready and is told its place.
@@ -121,7 +131,13 @@ class Template:
             BlockingIOError: There can be no more processes.
         """
         near, far = socket.socketpair()
-        request = {"module": module, "arguments": list(arguments), "place": self._place(folder, environment)}
+        request = {
+            "module": module,
+            "arguments": list(arguments),
+            "place": self._place(folder, environment),
+            "rules": rules.encoded() if rules is not None else None,
+            "client": os.getpid(),
+        }
         body = json.dumps(request).encode()
         try:
             with far:
@@ -166,9 +182,13 @@ class ForkProvisioner(LocalProvisioner):
 
     Attributes:
         template: What forks; None: nothing does.
+        rules: What the kernel may reach; None: whatever the user may.
+        rules_file: Where the rules are written for a program that reads them.
     """
 
     template: Template | None = None
+    rules: Rules | None = None
+    rules_file = Path()
     # A Popen, or what is as good as one.
     process: Any
     _control: socket.socket | None = None
@@ -187,16 +207,28 @@ class ForkProvisioner(LocalProvisioner):
         """
         parts = split(cmd)
         if parts is None or self.template is None:
-            return await super().launch_kernel(cmd, **kwargs)
+            return await super().launch_kernel(self._confined(cmd), **kwargs)
         _, module, arguments = parts
         folder = str(kwargs.get("cwd") or os.getcwd())
         process, self._control = self.template.fork(
-            module, arguments, folder, kwargs["env"], kwargs["stdout"].fileno()
+            module, arguments, folder, kwargs["env"], kwargs["stdout"].fileno(), self.rules
         )
         self._control.setblocking(False)
         # It leads a session, and so a group.
         self.process, self.pid, self.pgid, self.cwd = process, process.pid, process.pid, folder
         return self.connection_info
+
+    def _confined(self, command: list[str]) -> list[str]:
+        """Return the command of a program that takes rights from itself, and becomes that kernel."""
+        if self.rules is None:
+            return command
+        self.rules_file.write_text(json.dumps(self.rules.encoded()), encoding="utf-8")
+        launch = [str(_LAUNCH), str(self.rules_file), str(os.getpid())]
+        parts = split(command)
+        if parts is None:
+            return [sys.executable, "-E", "-s", "-S", *launch, "--", *command]
+        options, module, arguments = parts
+        return [*options, *launch, module, *arguments]
 
     @property
     def control(self) -> socket.socket | None:
@@ -210,12 +242,13 @@ class ForkProvisioner(LocalProvisioner):
                 self._heard += self._control.recv(64)
         return self._heard.startswith(_READY)
 
-    async def settle(self, folder: str, environment: Mapping[str, str]) -> None:
+    async def settle(self, folder: str, environment: Mapping[str, str], write: Sequence[str]) -> None:
         """Give a forked kernel the place that it would have, had it been started there.
 
         Args:
             folder: Its working folder.
             environment: Variables to set.
+            write: The paths below which it may write from now on, if it is confined.
 
         Raises:
             TemplateError: It has ended, or does not do so.
@@ -223,7 +256,7 @@ class ForkProvisioner(LocalProvisioner):
         control, self._control = self._control, None
         if control is None:
             raise TemplateError("the kernel has its place")
-        place = {"folder": folder, "set": dict(environment), "unset": []}
+        place = {"folder": folder, "set": dict(environment), "unset": [], "write": list(write)}
         loop = asyncio.get_running_loop()
         try:
             with control:

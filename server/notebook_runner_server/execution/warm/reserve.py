@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpecManager
 
+from notebook_runner_server.execution.confinement.rules import Confinement
 from notebook_runner_server.execution.kernel import Kernel
 from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.execution.tree import tree
@@ -43,6 +44,8 @@ class Reserve:
     Args:
         wanted: How many of which.
         folder: Where their folders are made.
+        confinement: What they may reach; None: whatever the user may.
+        hide: Let other processes not look into what forks them.
         tell: Takes what the operator may want to know: logging's level, an event, and its fields.
         counted: Takes how many are ready, by kernelspec, whenever that changes.
     """
@@ -51,12 +54,16 @@ class Reserve:
         self,
         wanted: WarmKernels,
         folder: Path,
+        confinement: Confinement | None,
+        hide: bool,
         tell: Callable[..., None],
         counted: Callable[[Mapping[str, int]], None],
     ) -> None:
         self._wanted = wanted
         self._counts: Mapping[str, int] = {}
         self._folder = folder
+        self._confinement = confinement
+        self._hide = hide
         self._tell = tell
         self._counted = counted
         self._told: Mapping[str, int] = {}
@@ -174,12 +181,12 @@ class Reserve:
                     self._changed.notify_all()
 
     def _launched(self, stock: Stock) -> Kept:
-        kernel = Kernel(stock.name, self._folder, stock.template)
+        kernel = Kernel(stock.name, self._folder, stock.template, self._confinement)
         try:
             # Read here, where it delays nobody.
             assert kernel.manager.kernel_spec  # noqa: S101 - it is there, or raises
             with tree.starting(stock.end_template) as kept:
-                asyncio.run(kernel.launch(str(self._folder), {}))
+                asyncio.run(kernel.launch_ahead())
                 kept.add(kernel.pid)
             return Kept(kernel)
         except BaseException as error:
@@ -195,12 +202,12 @@ class Reserve:
         stock = self._stocks.get(name)
         if stock is None or stock.template_died:
             spec = KernelSpecManager().get_kernel_spec(name)
-            stock = Stock(name, spec, self._wanted.preload)
+            stock = Stock(name, spec, self._wanted.preload, hide=self._hide)
             for module, why in stock.failed.items():
                 self._tell(logging.ERROR, "preload failed", modules=module, why=why)
             if TOGETHER in stock.failed:
                 stock.close()
-                stock = Stock(name, spec, ())
+                stock = Stock(name, spec, (), hide=self._hide)
             self._stocks[name] = stock
         return stock
 

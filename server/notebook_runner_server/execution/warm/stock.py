@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from jupyter_client.kernelspec import KernelSpec
 
-from notebook_runner_server.execution.kernel import Kernel, inherited
+from notebook_runner_server.execution.confinement.environment import inherited
+from notebook_runner_server.execution.kernel import Kernel
 from notebook_runner_server.execution.tree import tree
 from notebook_runner_server.execution.warm.forking import (
     Template,
@@ -40,7 +41,7 @@ class Kept:
 class Stock:
     """A kernelspec of which kernels are kept, and the template that forks them, if it is ipykernel's."""
 
-    def __init__(self, name: str, spec: KernelSpec, preload: tuple[str, ...]) -> None:
+    def __init__(self, name: str, spec: KernelSpec, preload: tuple[str, ...], *, hide: bool) -> None:
         self.name = name
         self._spec = spec
         self.template: Template | None = None
@@ -51,7 +52,7 @@ class Stock:
             base = inherited()
             own = {key: string.Template(value).safe_substitute(base) for key, value in spec.env.items()}
             with tree.starting() as kept:
-                self.template = Template(interpreter(parts[0]), preload, {**base, **own})
+                self.template = Template(interpreter(parts[0]), preload, {**base, **own}, hide=hide)
                 kept.add(self.template.process.pid)
             self.pidfd = os.pidfd_open(self.template.process.pid)
             try:

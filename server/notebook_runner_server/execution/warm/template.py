@@ -4,10 +4,12 @@ It is executed by the interpreter that the kernelspec names, which need not have
 the standard library and ipykernel is imported here. It has one thread, no ZeroMQ socket and no event loop,
 so a fork of it is safe.
 
-    python template.py DESCRIPTOR [MODULE …]
+    python template.py DESCRIPTOR HIDE [MODULE …]
 
-DESCRIPTOR is a connected stream socket. The template first sends a line of JSON, `{"failed": {module: why}}`,
-when it has imported ipykernel and the modules. Each request is a length (`!I`) and so many bytes of JSON,
+DESCRIPTOR is a connected stream socket. With HIDE 1 no other process can look into the template; a kernel
+that it forks is an ordinary process again. The template first sends a line of JSON,
+`{"failed": {module: why}}`, when it has imported ipykernel and the modules. Each request is a length (`!I`)
+and so many bytes of JSON,
 with two descriptors beside the length: a stream socket to the new kernel, and what becomes its standard
 output and error. It is answered with a line that holds the kernel's process id (0: there can be none). The
 kernel is handed to the nearest subreaper above. It writes `ready` on its socket when it has bound its own,
@@ -18,9 +20,17 @@ closes it.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-# The folder of this file: its modules are not the kernel's.
-del sys.path[0]
+sys.path[0] = str(Path(__file__).parents[1] / "confinement")
+
+if TYPE_CHECKING:
+    from notebook_runner_server.execution.confinement import confine
+else:
+    import confine
+
+confine.forget_folder()
 
 import contextlib  # noqa: E402 - as said
 import gc  # noqa: E402
@@ -31,7 +41,6 @@ import socket  # noqa: E402
 import struct  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
-from typing import Any  # noqa: E402
 
 # What a kernel imports while it starts and for its first cell, beyond what ipykernel.kernelapp brings.
 _KERNEL_MODULES = (
@@ -53,8 +62,11 @@ _KERNEL_MODULES = (
 def main() -> None:
     """Import, say so, and fork until the other side is gone; in a kernel, be that kernel."""
     link = socket.socket(fileno=int(sys.argv[1]))
-    modules = sys.argv[2:]
+    if int(sys.argv[2]):
+        confine.hide()
+    modules = sys.argv[3:]
     failed = _imported(modules)
+    confine.make_profile()
     link.sendall(json.dumps({"failed": failed}).encode() + b"\n")
     # What is there now is the same for all: a collection shall not touch, and so copy, its pages.
     gc.collect()
@@ -132,6 +144,10 @@ def _be_kernel(request: dict[str, Any], control: socket.socket) -> None:
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - not before the template's own import
     from tornado.ioloop import IOLoop  # noqa: PLC0415 - the same
 
+    if request["rules"] is not None:
+        # Before there is any other thread, which would keep what it may.
+        confine.restrict(request["rules"])
+    confine.show()
     _take_place(request["place"])
     _reseed()
     launcher = importlib.util.find_spec(request["module"])
@@ -140,6 +156,8 @@ def _be_kernel(request: dict[str, Any], control: socket.socket) -> None:
     # The user's own start-up files may look at folder and variables.
     start_up = app._run_startup_files  # noqa: SLF001 - there is no other way
     app._run_startup_files = lambda: None  # noqa: SLF001 - as above
+    if request["rules"] is not None:
+        confine.answer_only(app, request["client"])
     app.initialize(request["arguments"])
     loop = IOLoop.current()
 
@@ -150,7 +168,10 @@ def _be_kernel(request: dict[str, Any], control: socket.socket) -> None:
             if not line:
                 # Whoever kept this kernel for later is gone, and nobody will ever use it.
                 os._exit(0)
-            _take_place(json.loads(line))
+            place = json.loads(line)
+            if place["write"]:
+                confine.restrict({"write": place["write"]})
+            _take_place(place)
             _tell_shell(app.shell)
             start_up()
             control.sendall(b"done\n")

@@ -1,0 +1,1 @@
+"""What a notebook can reach: environment, files, other processes."""

@@ -1,0 +1,41 @@
+"""Servers that notebooks attack: on default settings, run by an ordinary user, with a secret of their own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from support.attacks import ENVIRONMENT, attacked
+from support.plain import PlainServer, plain_home
+
+
+@pytest.fixture(scope="module", params=["warm", "cold"])
+def mode(request: pytest.FixtureRequest) -> str:
+    """How kernels come to be."""
+    return str(request.param)
+
+
+@pytest.fixture
+def make_plain() -> Iterator[Callable[..., PlainServer]]:
+    """Starts such servers of the test's own: `make_plain(*options, environment=…)`."""
+    with ExitStack() as stack:
+
+        def make(*options: str, **more: Any) -> PlainServer:
+            home = stack.enter_context(plain_home())
+            return stack.enter_context(PlainServer(home, *options, **more))
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def plain(mode: str) -> Iterator[PlainServer]:
+    """A server for the attacks of a module."""
+    options = [] if mode == "warm" else ["--no-warm-kernels"]
+    with plain_home() as home, PlainServer(home, *options, environment=ENVIRONMENT) as server:
+        yield server
+
+
+@pytest.fixture
+def attack(plain: PlainServer, mode: str) -> Callable[..., Any]:
+    """Runs an attack in a notebook; answers what it noted."""
+    return lambda source, **fields: attacked(plain, source, mode=mode, **fields)

@@ -1,0 +1,80 @@
+"""What the operator says about the sandbox, and what the server says of it."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import pytest
+from support.attacks import attacked
+from support.plain import PlainServer, plain_home
+
+ALL = {"mode": "auto", "processes_hidden": True, "files": True, "signals": True, "exposed": []}
+TRY = """
+attempt("history", lambda: open(state / "notebook-runner.db", "rb").read(6))
+attempt("home", lambda: (Path.home() / "new").write_text("x"))
+attempt("signal", lambda: os.kill(server, 0))
+attempt("environ", lambda: open(f"/proc/{server}/environ").read(1))
+"""
+
+
+def said(server: PlainServer) -> dict[str, Any]:
+    """The line of the log that tells of the sandbox."""
+    (line,) = [entry for entry in server.log if entry["event"] == "sandbox"]
+    return {name: line[name] for name in ALL}
+
+
+def test_the_log_tells_what_is_active(plain: PlainServer) -> None:
+    """One line at the start."""
+    assert said(plain) == ALL
+
+
+def test_off_is_off(make_plain: Callable[..., PlainServer]) -> None:
+    """All that the other tests see denied is then possible, so they do see it denied."""
+    server = make_plain("--sandbox", "off")
+    found = attacked(server, TRY)
+    assert {name: got.split()[0] for name, got in found.items()} == dict.fromkeys(found, "got")
+    assert said(server) == {
+        "mode": "off", "processes_hidden": False, "files": False, "signals": False, "exposed": [],
+    }  # fmt: skip
+
+
+def test_a_folder_that_the_operator_opens(make_plain: Callable[..., PlainServer]) -> None:
+    """It may be written as a whole, and the log tells which secrets are in it."""
+    with plain_home() as other:
+        (other / "results").mkdir(mode=0o777)
+        (other / "results").chmod(0o777)
+        server = make_plain("--writable-folders", f"{other / 'results'}, {other / 'missing'}")
+        found = attacked(
+            server, f"attempt('open', lambda: Path({str(other)!r}, 'results/x').write_text('x'))"
+        )
+    assert found == {"open": "got 1"}
+    assert said(server) == ALL
+
+
+def test_what_is_opened_by_mistake_is_told() -> None:
+    """The state folder in the notebook root or in a writable folder is not hidden: the log says so."""
+    with plain_home() as home, PlainServer(home, "--writable-folders", str(home)) as server:
+        assert said(server)["exposed"] == [str(server.state_dir)]
+
+
+def test_require_does_not_start_without_all_of_it() -> None:
+    """The message names what would not be hidden."""
+    with plain_home() as home:
+        server = PlainServer(home, "--sandbox", "require", "--writable-folders", str(home))
+        with pytest.raises(AssertionError, match="the server ended"):
+            server.__enter__()
+        assert "--sandbox require needs Landlock" in "".join(server.noise)
+        assert str(server.state_dir) in "".join(server.noise)
+
+
+def test_require_starts_with_all_of_it(make_plain: Callable[..., PlainServer]) -> None:
+    """It then is as auto."""
+    assert said(make_plain("--sandbox", "require")) == {**ALL, "mode": "require"}
+
+
+def test_the_history_is_whole_after_attacks(attack: Callable[..., Any], plain: PlainServer) -> None:
+    """SQLite finds nothing wrong with it."""
+    attack(TRY)
+    with closing(sqlite3.connect(f"file:{plain.secrets}?mode=ro", uri=True)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
