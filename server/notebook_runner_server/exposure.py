@@ -31,7 +31,7 @@ def check(settings: Settings) -> None:
         missing.append("a way to tell who calls (--tokens-file or --tls-client-ca)")
     if missing and not settings.insecure and not is_loopback(host):
         raise ValueError(
-            f"--listen {settings.listen}: others can reach this address, and the server runs code for callers. "
+            f"--listen {settings.listen}: others can reach this address, and they could run code. "
             f"Add {' and '.join(missing)}, or listen on 127.0.0.1; --insecure does without."
         )
 

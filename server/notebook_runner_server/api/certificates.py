@@ -8,6 +8,7 @@ import ssl
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import grpc
 
@@ -65,7 +66,7 @@ class Certificates:
         # gRPC keeps no reference of its own to the credentials whose function it calls.
         self.credentials = grpc.dynamic_ssl_server_credentials(
             _configuration(self._good),
-            self._fetch,
+            self._fetch,  # type: ignore[arg-type] # its stub knows nothing of None, which says "unchanged"
             require_client_authentication=files.client_ca is not None,
         )
 
@@ -140,7 +141,7 @@ class _InMemory:
         self._file.flush()
         self.path = f"/proc/self/fd/{self._file.fileno()}"
 
-    def __enter__(self) -> _InMemory:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

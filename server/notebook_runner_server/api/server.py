@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -86,7 +87,7 @@ class ApiServer:
     ) -> None:
         self._certificates = certificates
         self._server = grpc.aio.server(interceptors=[Access(tokens), Guard()], options=_options(bounds))
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         pb_grpc.add_NotebookRunnerServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if with_channelz:
@@ -120,6 +121,20 @@ class ApiServer:
     async def stop(self, grace: float) -> None:
         """Stop listening; calls that have not ended after `grace` seconds are cut off."""
         await self._server.stop(grace)
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no types
+    """The standard service, with the method that grpc's own leaves out."""
+
+    async def List(  # noqa: N802 - grpc's
+        self,
+        request: health_pb2.HealthListRequest,  # noqa: ARG002 - grpc's signature
+        context: Any,
+    ) -> health_pb2.HealthListResponse:
+        """Tell the health of all services."""
+        asked = {name: health_pb2.HealthCheckRequest(service=name) for name in ("", SERVICE)}
+        statuses = {name: await self.Check(one, context) for name, one in asked.items()}
+        return health_pb2.HealthListResponse(statuses=statuses)
 
 
 def _options(bounds: Bounds) -> list[tuple[str, int]]:
