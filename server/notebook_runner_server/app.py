@@ -89,7 +89,7 @@ class App:
             CallerBounds(settings.max_notebook_bytes, settings.max_streams, settings.max_connections),
             self._tokens,
             None if tls_files is None else Certificates(tls_files),
-            with_reflection=settings.reflection,
+            with_reflection=settings.reflection == "on",
             with_channelz=settings.channelz,
         )
 
@@ -112,7 +112,7 @@ class App:
             tls=bool(self._settings.tls_cert),
             mtls=bool(self._settings.tls_client_ca),
             tokens=[] if self._tokens is None else self._tokens.names,
-            reflection=self._settings.reflection,
+            reflection=self._settings.reflection == "on",
             channelz=self._settings.channelz,
         )
 

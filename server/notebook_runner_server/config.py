@@ -84,9 +84,11 @@ class Settings:
         "", "PEM file of authorities: callers must have a certificate of one of them; read again on change."
     )
     tokens_file: str = _setting(
-        "", "File of the tokens that callers must have, read again on change; --new-token writes it."
+        "", "File of the sums of tokens, one of which each call must have; it is read again on change."
     )
-    reflection: bool = _setting(True, "Serve reflection, for grpcurl; with --tokens-file it needs a token.")
+    reflection: str = _setting(
+        "on", "Serve reflection, for grpcurl; with a tokens file it needs a token.", choices=("on", "off")
+    )
     max_connections: int = _setting(4000, "Connections that may be open at once.", minimum=1)
     state_dir: str = _setting(
         "", "Folder for history and results. [default: notebook-runner in $XDG_STATE_HOME or ~/.local/state]"

@@ -296,7 +296,7 @@ def test_what_the_log_tells(guarded: Guarded) -> None:
 
 def test_reflection_can_be_off(make_server: Callable[..., Server]) -> None:
     """Without reflection nobody is told what there is."""
-    server = make_server("--no-reflection")
+    server = make_server("--reflection", "off")
     for version in ("v1", "v1alpha"):
         with pytest.raises(grpc.RpcError) as caught:
             reflection(version)(server, ())
