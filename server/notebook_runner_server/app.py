@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from notebook_runner_server import logs
+from notebook_runner_server import descriptors, logs
 from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.server import ApiServer
 from notebook_runner_server.api.server import Bounds as CallerBounds
@@ -86,7 +86,7 @@ class App:
         tls_files = settings.tls_files
         self._api = ApiServer(
             servicer,
-            CallerBounds(settings.max_notebook_bytes, settings.max_streams, settings.max_connections),
+            CallerBounds(settings.max_notebook_bytes, descriptors.connections(settings.max_connections)),
             self._tokens,
             None if tls_files is None else Certificates(tls_files),
             with_reflection=settings.reflection == "on",

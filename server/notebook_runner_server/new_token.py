@@ -17,7 +17,7 @@ def option() -> click.Option:
         ["--new-token", NAME],
         metavar="NAME:SCOPE",
         default="",
-        help="Make a token with the scope run or read, add its sum to the tokens file, print the token, and end.",
+        help="Make a token with the scope run or read, add its sum to the tokens file, print it, and end.",
     )
 
 

@@ -15,7 +15,9 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
 from notebook_runner_server.api.access import Access
 from notebook_runner_server.api.certificates import Certificates
+from notebook_runner_server.api.errors import abort_with
 from notebook_runner_server.api.guard import Guard
+from notebook_runner_server.api.pages import Pages
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.tokens import Tokens
 
@@ -42,8 +44,12 @@ HANDSHAKE_SECONDS = 10
 METADATA_BYTES = 8 * 1024
 """The headers that a call may carry; from here on gRPC refuses some, and all over twice as many."""
 
-CALLS_BESIDE_STREAMS = 100
-"""Calls that one connection may have open beside as many Progress streams as there may be in all."""
+CALLS_PER_CONNECTION = 200
+"""Calls that one connection may have open at once; a client holds more back until one ends. A flood on one
+connection gets no more than so many places before everybody else's calls."""
+
+MOST_WATCHES = 1000
+"""Streams of health that may be open at once: anybody may open them."""
 
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
@@ -54,12 +60,10 @@ class Bounds:
 
     Attributes:
         max_notebook_bytes: The largest notebook that a Start may carry.
-        max_streams: Progress streams that may be open at once.
         max_connections: Connections that may be open at once; more are closed as they come.
     """
 
     max_notebook_bytes: int
-    max_streams: int
     max_connections: int
 
 
@@ -86,7 +90,9 @@ class ApiServer:
         with_channelz: bool,
     ) -> None:
         self._certificates = certificates
-        self._server = grpc.aio.server(interceptors=[Access(tokens), Guard()], options=_options(bounds))
+        self._server = grpc.aio.server(
+            interceptors=[Access(tokens), Guard(), Pages()], options=_options(bounds)
+        )
         self._health = _Health()
         pb_grpc.add_NotebookRunnerServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -124,7 +130,23 @@ class ApiServer:
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no types
-    """The standard service, with the method that grpc's own leaves out."""
+    """The standard service, with the method that grpc's own leaves out and a bound on its streams."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watches = 0
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802 - grpc's
+        """Tell the health of a service, and each change of it."""
+        if self._watches >= MOST_WATCHES:
+            message = f"{MOST_WATCHES} streams of health are open, as many as this server allows."
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            await abort_with(context, code, message, "TOO_MANY_STREAMS", {"limit": str(MOST_WATCHES)})
+        self._watches += 1
+        try:
+            await super().Watch(request, context)
+        finally:
+            self._watches -= 1
 
     async def List(  # noqa: N802 - grpc's
         self,
@@ -147,7 +169,7 @@ def _options(bounds: Bounds) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_SECONDS * 1000),
         ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
-        ("grpc.max_concurrent_streams", bounds.max_streams + CALLS_BESIDE_STREAMS),
+        ("grpc.max_concurrent_streams", CALLS_PER_CONNECTION),
         ("grpc.max_metadata_size", METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES),
         ("grpc.max_allowed_incoming_connections", bounds.max_connections),
