@@ -9,7 +9,7 @@ GENERATE_VENV := .venv-generate
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test cold chaos soak check format generate contract docs docs-serve lock bench scale clean
+.PHONY: help install demo serve dev test cold chaos soak attack check format generate contract docs docs-serve lock bench scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -47,6 +47,11 @@ RUNS ?= 1000
 STREAMS ?= 2000
 soak: $(INSTALLED) ## RUNS runs in a row, and STREAMS streams opened and dropped: nothing grows
 	SOAK_RUNS=$(RUNS) SOAK_STREAMS=$(STREAMS) $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_soak.py
+
+CONNECTIONS ?= 2000
+ATTACK_SECONDS ?= 10
+attack: $(INSTALLED) ## Flood a server on loopback: CONNECTIONS connections, ATTACK_SECONDS for each kind of flood
+	ATTACK_CONNECTIONS=$(CONNECTIONS) ATTACK_SECONDS=$(ATTACK_SECONDS) $(BIN)/pytest -s tests/security/test_floods.py
 
 check: $(INSTALLED) ## Run every check that is not a test
 	$(BIN)/ruff format --check .

@@ -24,10 +24,21 @@ NUMBERS = [name for name in NAMES if type(getattr(DEFAULTS, name)) in (int, floa
 FLOATS = [name for name in NUMBERS if isinstance(getattr(DEFAULTS, name), float)]
 SWITCHES = [name for name in NAMES if isinstance(getattr(DEFAULTS, name), bool)]
 TEXTS = [name for name in NAMES if isinstance(getattr(DEFAULTS, name), str)]
-CHOICES = {"sandbox": "require", "executor": "process", "log_format": "console", "log_level": "debug"}
+CHOICES = {
+    "sandbox": "require",
+    "executor": "process",
+    "reflection": "off",
+    "log_format": "console",
+    "log_level": "debug",
+}
 VALUES = {"warm_kernels": "ir=2,python3=1", "uri_schemes": "https,s3"}
 # Settings that only make sense with another one.
-COMPANIONS = {"default_notebook": ["--notebook-root", "."]}
+COMPANIONS = {
+    "default_notebook": ["--notebook-root", "."],
+    "tls_cert": ["--tls-key", "key.pem"],
+    "tls_key": ["--tls-cert", "cert.pem"],
+    "tls_client_ca": ["--tls-cert", "cert.pem", "--tls-key", "key.pem"],
+}
 EXIT_CODE_OF_A_WRONG_OPTION = 2
 
 
@@ -115,7 +126,7 @@ def test_every_option_of_the_command_is_a_setting(help_text: str) -> None:
     flags = set(re.findall(r" (--[a-z][a-z-]*)", help_text))
     known = {flag(name) for name in NAMES} | {f"--no-{flag(name)[2:]}" for name in SWITCHES}
     # Words of the help texts that name other settings are among them.
-    assert flags - known == {"--help", "--version", "--no-warm-kernels"}
+    assert flags - known == {"--help", "--version", "--no-warm-kernels", "--new-token"}
 
 
 def test_warm_kernels_can_be_told_off() -> None:
@@ -257,6 +268,27 @@ def test_an_address_that_others_reach_needs_permission(listen: str) -> None:
     assert "--listen" in message
     assert "--insecure" in message
     assert parsed("--listen", listen, "--insecure").listen == listen
+
+
+@pytest.mark.parametrize("listen", REACHABLE)
+@pytest.mark.parametrize("asking", ["--tokens-file", "--tls-client-ca"])
+def test_an_address_that_others_reach_is_served_when_it_is_secured(listen: str, asking: str) -> None:
+    """TLS and a way to tell who calls, both; the message names what is missing, and nothing else."""
+    tls = ["--tls-cert", "cert.pem", "--tls-key", "key.pem"]
+    assert parsed("--listen", listen, *tls, asking, "x").listen == listen
+    message = refusal("--listen", listen, *tls)
+    assert "--tokens-file or --tls-client-ca" in message
+    assert "--tls-cert" not in message
+    message = refusal("--listen", listen, "--tokens-file", "x")
+    assert "--tls-cert and --tls-key" in message
+    assert "--tokens-file" not in message
+
+
+def test_half_of_tls_is_refused() -> None:
+    """A certificate needs its key, and authorities of callers need a certificate of the server's."""
+    for half in ("--tls-cert", "--tls-key"):
+        assert "--tls-cert and --tls-key go together" in refusal(half, "x")
+    assert "needs --tls-cert and --tls-key" in refusal("--tls-client-ca", "x")
 
 
 def test_a_default_notebook_needs_a_root() -> None:

@@ -17,12 +17,16 @@ def main() -> None:
     import click  # noqa: PLC0415 - see the module's docstring
 
     from notebook_runner._version import __version__  # noqa: PLC0415 - see the module's docstring
-    from notebook_runner_server import app, config  # noqa: PLC0415 - see the module's docstring
+    from notebook_runner_server import app, config, new_token  # noqa: PLC0415 - see the module's docstring
     from notebook_runner_server.runs.store import StateFolderInUseError  # noqa: PLC0415 - as above
 
     def run(**values: Any) -> None:
         """Execute Jupyter notebooks on demand, over gRPC."""
+        asked = values.pop(new_token.NAME)
         try:
+            if asked:
+                new_token.write(values["tokens_file"], asked)
+                return
             asyncio.run(app.serve(config.Settings(**values)))
         except (ValueError, RuntimeError, OSError, StateFolderInUseError) as error:
             raise click.ClickException(str(error)) from error
@@ -30,7 +34,7 @@ def main() -> None:
     command = click.Command(
         "notebook-runner-server",
         callback=run,
-        params=list(config.options()),
+        params=[*config.options(), new_token.option()],
         help="Execute Jupyter notebooks on demand, over gRPC.",
         context_settings={"auto_envvar_prefix": config.ENVIRONMENT_PREFIX, "max_content_width": 110},
     )

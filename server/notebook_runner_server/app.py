@@ -10,9 +10,12 @@ from typing import Any
 
 import structlog
 
-from notebook_runner_server import logs
+from notebook_runner_server import descriptors, logs
+from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.server import ApiServer
+from notebook_runner_server.api.server import Bounds as CallerBounds
 from notebook_runner_server.api.servicer import Servicer
+from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import Settings
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.aside import aside
@@ -85,7 +88,16 @@ class App:
         )
         self._loading: asyncio.Future[notebooks.PreparedNotebook] | None = None
         servicer = Servicer(self._runner, outputs, settings.max_streams, settings.heartbeat_interval)
-        self._api = ApiServer(servicer, settings.max_notebook_bytes, with_channelz=settings.channelz)
+        self._tokens = Tokens(Path(settings.tokens_file)) if settings.tokens_file else None
+        tls_files = settings.tls_files
+        self._api = ApiServer(
+            servicer,
+            CallerBounds(settings.max_notebook_bytes, descriptors.connections(settings.max_connections)),
+            self._tokens,
+            None if tls_files is None else Certificates(tls_files),
+            with_reflection=settings.reflection == "on",
+            with_channelz=settings.channelz,
+        )
 
     async def startup(self) -> None:
         """Recover, get ready, and serve."""
@@ -97,7 +109,18 @@ class App:
         # What the first Start would load is loaded before it comes.
         self._loading = asyncio.ensure_future(asyncio.to_thread(prepare, _SMALLEST, {}, "", {}))
         host = self._settings.listen.rpartition(":")[0]
+        self._tell_access()
         _log.info("serving", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
+
+    def _tell_access(self) -> None:
+        _log.info(
+            "access",
+            tls=bool(self._settings.tls_cert),
+            mtls=bool(self._settings.tls_client_ca),
+            tokens=[] if self._tokens is None else self._tokens.names,
+            reflection=self._settings.reflection == "on",
+            channelz=self._settings.channelz,
+        )
 
     async def main_loop(self, stop: asyncio.Event) -> None:
         """Serve until it is asked to stop."""

@@ -7,7 +7,6 @@ wins. A size, a time-out or a limit that is not here is a named constant beside 
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import math
 import os
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from typing import Any, get_type_hints
 
 import click
 
+from notebook_runner_server import exposure
+from notebook_runner_server.api.certificates import TlsFiles
 from notebook_runner_server.api.server import MESSAGE_OVERHEAD
 from notebook_runner_server.execution.confinement.sandbox import Sandbox
 from notebook_runner_server.execution.interface import Limits
@@ -73,8 +74,20 @@ class Settings:
         "127.0.0.1:50051", "HOST:PORT to serve on; port 0 takes a free one, which the log tells."
     )
     insecure: bool = _setting(
-        False, "Serve on an address that others can reach without TLS and without asking who calls."
+        False, "Serve on an address that others can reach without TLS, or without asking who calls."
     )
+    tls_cert: str = _setting("", "PEM file of the server's certificate and its chain, read again on change.")
+    tls_key: str = _setting("", "PEM file of the certificate's private key, read again on change.")
+    tls_client_ca: str = _setting(
+        "", "PEM file of authorities: callers must have a certificate of one of them; read again on change."
+    )
+    tokens_file: str = _setting(
+        "", "File of the sums of tokens, one of which each call must have; it is read again on change."
+    )
+    reflection: str = _setting(
+        "on", "Serve reflection, for grpcurl; with a tokens file it needs a token.", choices=("on", "off")
+    )
+    max_connections: int = _setting(4000, "Connections that may be open at once.", minimum=1)
     state_dir: str = _setting(
         "", "Folder for history and results. [default: notebook-runner in $XDG_STATE_HOME or ~/.local/state]"
     )
@@ -186,14 +199,7 @@ class Settings:
         Raises:
             ValueError: A setting is wrong; the message says which.
         """
-        host, _, port = self.listen.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:  # noqa: PLR2004 - the largest port
-            raise ValueError(f"--listen is HOST:PORT, not {self.listen!r}")
-        if not self.insecure and not _is_loopback(host):
-            raise ValueError(
-                f"--listen {self.listen}: others can reach this address, and the server would let anyone run "
-                "code. Listen on 127.0.0.1, or say --insecure."
-            )
+        exposure.check(self)
         if self.default_notebook and not self.notebook_root:
             raise ValueError("--default-notebook is a path under --notebook-root, which is missing")
         self.warm  # noqa: B018 - it raises
@@ -204,6 +210,14 @@ class Settings:
         """The folder for history and results."""
         # Workers and kernels work elsewhere.
         return Path(self.state_dir or _state_dir()).absolute()
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """The files of TLS; None: without."""
+        if not self.tls_cert:
+            return None
+        client_ca = Path(self.tls_client_ca) if self.tls_client_ca else None
+        return TlsFiles(Path(self.tls_cert), Path(self.tls_key), client_ca)
 
     @property
     def warm(self) -> WarmKernels:
@@ -270,15 +284,6 @@ class Settings:
 
 def _names(listed: str) -> list[str]:
     return [name.strip() for name in listed.split(",") if name.strip()]
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def options() -> list[click.Option]:

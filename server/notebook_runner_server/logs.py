@@ -40,9 +40,15 @@ def configure(form: str, level: str) -> None:
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # Papermill remarks on notebooks; that is for their callers, who are told.
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_no_header)
     structlog.configure(
         processors=[*shared[:4], structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _tells_no_header(record: logging.LogRecord) -> bool:
+    """Drop what gRPC says of a header that is no text: it repeats the value, which may be a token."""
+    return not str(record.msg).startswith("Invalid encoding on")

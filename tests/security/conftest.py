@@ -1,4 +1,4 @@
-"""Servers that notebooks attack: on default settings, run by an ordinary user, with a secret of their own."""
+"""Servers that are attacked: by notebooks, run by an ordinary user; and by callers, where tokens are wanted."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from support.attacks import ENVIRONMENT, attacked
 from support.plain import PlainServer, plain_home
+from support.secure import Guarded, new_token
+from support.server import Server
 
 
 @pytest.fixture(scope="module", params=["warm", "cold"])
@@ -39,3 +41,13 @@ def plain(mode: str) -> Iterator[PlainServer]:
 def attack(plain: PlainServer, mode: str) -> Callable[..., Any]:
     """Runs an attack in a notebook; answers what it noted."""
     return lambda source, **fields: attacked(plain, source, mode=mode, **fields)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """One server with tokens for the tests of a module that leave its tokens file as it was."""
+    file = tmp_path_factory.mktemp("secret") / "tokens"
+    run, read = new_token(file, "ci"), new_token(file, "board", "read")
+    options = ["--tokens-file", str(file), "--heartbeat-interval", "0.2", "--channelz"]
+    with Server(tmp_path_factory.mktemp("state"), *options) as server:
+        yield Guarded(server, file, run, read)

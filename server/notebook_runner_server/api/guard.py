@@ -7,6 +7,7 @@ import functools
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
 import grpc
@@ -16,8 +17,6 @@ from notebook_runner_server.api.errors import abort, abort_with
 from notebook_runner_server.runs.errors import InvalidFieldError, RunnerError
 
 _logger = logging.getLogger(__name__)
-
-_OWN = "/notebook_runner.v1."
 
 
 class _Unreadable:
@@ -34,17 +33,20 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the handler of a call (called by grpc)."""
         handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(_OWN):
+        call: Any = handler and (handler.unary_unary or handler.unary_stream or handler.stream_stream)
+        # Channelz answers by plain functions, which gRPC runs on threads.
+        if handler is None or not (iscoroutinefunction(call) or isasyncgenfunction(call)):
             return handler
         name = handler_call_details.method.rpartition("/")[2]
         parse = _lenient(handler.request_deserializer)
+        wrapped = (_unary if iscoroutinefunction(call) else _stream)(name, call)
+        kind: Any = grpc.unary_unary_rpc_method_handler
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                _stream(name, handler.unary_stream), parse, handler.response_serializer
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            _unary(name, handler.unary_unary), parse, handler.response_serializer
-        )
+            kind = grpc.unary_stream_rpc_method_handler
+        if handler.request_streaming:
+            kind = grpc.stream_stream_rpc_method_handler
+        made: grpc.RpcMethodHandler[Any, Any] = kind(wrapped, parse, handler.response_serializer)
+        return made
 
 
 def _lenient(parse: Any) -> Callable[[bytes], Any]:
@@ -61,8 +63,7 @@ def _unary(name: str, call: Any) -> Any:
     @functools.wraps(call)
     async def guarded(request: Any, context: Any) -> Any:
         try:
-            _check(request)
-            return await call(request, context)
+            return await call(_checked(request), context)
         except BaseException as error:  # noqa: BLE001 - each is answered, none escapes
             await _answer(name, context, error)
 
@@ -73,8 +74,7 @@ def _stream(name: str, call: Any) -> Any:
     @functools.wraps(call)
     async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            _check(request)
-            async for message in call(request, context):
+            async for message in call(_checked(request), context):
                 yield message
         except GeneratorExit:
             raise
@@ -84,9 +84,17 @@ def _stream(name: str, call: Any) -> Any:
     return guarded
 
 
-def _check(request: Any) -> None:
+def _checked(request: Any) -> Any:
+    """Return a request, or requests, that can be read.
+
+    Raises:
+        InvalidFieldError: It is no message of its type.
+    """
     if isinstance(request, _Unreadable):
         raise InvalidFieldError("The request is not a message of this call's type, or is nested too deep.")
+    if isinstance(request, AsyncIterator):
+        return (_checked(one) async for one in request)
+    return request
 
 
 async def _answer(name: str, context: Any, error: BaseException) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_channelz.v1 import channelz
@@ -10,8 +13,13 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
+from notebook_runner_server.api.access import Access
+from notebook_runner_server.api.certificates import Certificates
+from notebook_runner_server.api.errors import abort_with
 from notebook_runner_server.api.guard import Guard
+from notebook_runner_server.api.pages import Pages
 from notebook_runner_server.api.servicer import Servicer
+from notebook_runner_server.api.tokens import Tokens
 
 SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"].full_name
 
@@ -21,7 +29,42 @@ MESSAGE_OVERHEAD = 1024 * 1024
 MIN_PING_SECONDS = 10
 """How often a client may ping: grpc's own default of 5 min cuts off clients that watch their connection."""
 
+KEEPALIVE_SECONDS = 60
+"""How long a connection may be silent before it has to answer a ping: a peer that is gone frees its place."""
+
+KEEPALIVE_ANSWER_SECONDS = 20
+"""How long it may take to answer."""
+
+IDLE_SECONDS = 600
+"""How long a connection without a call stays open; clients open it again with their next call."""
+
+HANDSHAKE_SECONDS = 10
+"""How long a new connection may take until it speaks HTTP/2; gRPC's own default is two minutes."""
+
+METADATA_BYTES = 8 * 1024
+"""The headers that a call may carry; from here on gRPC refuses some, and all over twice as many."""
+
+CALLS_PER_CONNECTION = 200
+"""Calls that one connection may have open at once; a client holds more back until one ends. A flood on one
+connection gets no more than so many places before everybody else's calls."""
+
+MOST_WATCHES = 1000
+"""Streams of health that may be open at once: anybody may open them."""
+
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What callers may take of the server.
+
+    Attributes:
+        max_notebook_bytes: The largest notebook that a Start may carry.
+        max_connections: Connections that may be open at once; more are closed as they come.
+    """
+
+    max_notebook_bytes: int
+    max_connections: int
 
 
 class ApiServer:
@@ -29,26 +72,34 @@ class ApiServer:
 
     Args:
         servicer: The service NotebookRunner.
-        max_notebook_bytes: The largest notebook that a Start may carry.
+        bounds: What callers may take.
+        tokens: The tokens that are valid; None: callers need none.
+        certificates: TLS; None: without.
+        with_reflection: Serve reflection as well.
         with_channelz: Serve channelz as well.
     """
 
-    def __init__(self, servicer: Servicer, max_notebook_bytes: int, *, with_channelz: bool) -> None:
+    def __init__(
+        self,
+        servicer: Servicer,
+        bounds: Bounds,
+        tokens: Tokens | None,
+        certificates: Certificates | None,
+        *,
+        with_reflection: bool,
+        with_channelz: bool,
+    ) -> None:
+        self._certificates = certificates
         self._server = grpc.aio.server(
-            interceptors=[Guard()],
-            options=[
-                ("grpc.max_receive_message_length", max_notebook_bytes + MESSAGE_OVERHEAD),
-                ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ],
+            interceptors=[Access(tokens), Guard(), Pages()], options=_options(bounds)
         )
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         pb_grpc.add_NotebookRunnerServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if with_channelz:
             channelz.add_channelz_servicer(self._server)
-        _add_reflection(self._server)
+        if with_reflection:
+            _add_reflection(self._server)
 
     def bind(self, address: str) -> int:
         """Take an address, and return its port; calls wait until `start`.
@@ -56,7 +107,9 @@ class ApiServer:
         Raises:
             RuntimeError: The address cannot be had.
         """
-        return self._server.add_insecure_port(address)
+        if self._certificates is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._certificates.credentials)
 
     async def start(self) -> None:
         """Begin to answer calls."""
@@ -74,6 +127,53 @@ class ApiServer:
     async def stop(self, grace: float) -> None:
         """Stop listening; calls that have not ended after `grace` seconds are cut off."""
         await self._server.stop(grace)
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no types
+    """The standard service, with the method that grpc's own leaves out and a bound on its streams."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watches = 0
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802 - grpc's
+        """Tell the health of a service, and each change of it."""
+        if self._watches >= MOST_WATCHES:
+            message = f"{MOST_WATCHES} streams of health are open, as many as this server allows."
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            await abort_with(context, code, message, "TOO_MANY_STREAMS", {"limit": str(MOST_WATCHES)})
+        self._watches += 1
+        try:
+            await super().Watch(request, context)
+        finally:
+            self._watches -= 1
+
+    async def List(  # noqa: N802 - grpc's
+        self,
+        request: health_pb2.HealthListRequest,  # noqa: ARG002 - grpc's signature
+        context: Any,
+    ) -> health_pb2.HealthListResponse:
+        """Tell the health of all services."""
+        asked = {name: health_pb2.HealthCheckRequest(service=name) for name in ("", SERVICE)}
+        statuses = {name: await self.Check(one, context) for name, one in asked.items()}
+        return health_pb2.HealthListResponse(statuses=statuses)
+
+
+def _options(bounds: Bounds) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", bounds.max_notebook_bytes + MESSAGE_OVERHEAD),
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_SECONDS * 1000),
+        ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
+        ("grpc.max_concurrent_streams", CALLS_PER_CONNECTION),
+        ("grpc.max_metadata_size", METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES),
+        ("grpc.max_allowed_incoming_connections", bounds.max_connections),
+    ]
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:

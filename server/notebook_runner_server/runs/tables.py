@@ -184,14 +184,25 @@ def list_runs(
     return [_decode(row) for row in db.execute(text, (*values, size))]
 
 
+_ENOUGH = 128 * 1024
+"""Bytes of events after which a read ends: a reader that takes nothing keeps what was read for it."""
+
+
 def read_events(db: sqlite3.Connection, position: int, after: int, limit: int) -> list[Event]:
-    """Return up to `limit` events of a run after a sequence number."""
+    """Return up to `limit` events of a run after a sequence number, and no more when they are large."""
     rows = db.execute(
         "SELECT sequence, time, event FROM events WHERE position = ? AND sequence > ?"
         " ORDER BY sequence LIMIT ?",
         (position, after, limit),
     )
-    return [codec.decode_event(*row) for row in rows]
+    events: list[Event] = []
+    size = 0
+    for sequence, time, text in rows:
+        events.append(codec.decode_event(sequence, time, text))
+        size += len(text)
+        if size >= _ENOUGH:
+            break
+    return events
 
 
 def read_events_back(db: sqlite3.Connection, position: int, before: int, limit: int) -> list[Event]:

@@ -1,0 +1,46 @@
+"""What has to be on before others may reach the server."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from notebook_runner_server.config import Settings
+
+
+def check(settings: Settings) -> None:
+    """Refuse an address that others can reach without TLS and without asking who calls.
+
+    Raises:
+        ValueError: The message says what to add.
+    """
+    host, _, port = settings.listen.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:  # noqa: PLR2004 - the largest port
+        raise ValueError(f"--listen is HOST:PORT, not {settings.listen!r}")
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise ValueError("--tls-cert and --tls-key go together: one of them is missing")
+    if settings.tls_client_ca and not settings.tls_cert:
+        raise ValueError(
+            "--tls-client-ca asks callers for certificates, which needs --tls-cert and --tls-key"
+        )
+    missing = []
+    if not settings.tls_cert:
+        missing.append("TLS (--tls-cert and --tls-key)")
+    if not (settings.tokens_file or settings.tls_client_ca):
+        missing.append("a way to tell who calls (--tokens-file or --tls-client-ca)")
+    if missing and not settings.insecure and not is_loopback(host):
+        raise ValueError(
+            f"--listen {settings.listen}: others can reach this address, and they could run code. "
+            f"Add {' and '.join(missing)}, or listen on 127.0.0.1; --insecure does without."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address is one that only this machine can reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
