@@ -15,8 +15,9 @@ from support.server import PROGRAM, Server
 from support.warm import ON, ready
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings, options
+from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
 from notebook_runner_server.execution.options import WarmKernels
+from notebook_runner_server.flags import options
 
 NAMES = [one.name for one in dataclasses.fields(Settings)]
 DEFAULTS = Settings()
@@ -348,3 +349,11 @@ def test_every_limit_reaches_the_run() -> None:
     assert dataclasses.astuple(settings.ceilings) == (10, 20, 30, 40, 50, 60, 70)
     bounds = Settings(max_runs=3, max_state_bytes=4).bounds
     assert (bounds.runs, bounds.total_bytes) == (3, 4)
+
+
+def test_files_with_secrets_are_hidden_from_notebooks(tmp_path: Path) -> None:
+    """The tokens file and the key of the certificate are among what no kernel may read."""
+    tokens, key = tmp_path / "tokens", tmp_path / "key.pem"
+    settings = Settings(tokens_file=str(tokens), tls_cert=str(tmp_path / "cert.pem"), tls_key=str(key))
+    assert set(settings.sandbox_options.hidden) == {tokens, key}
+    assert Settings().sandbox_options.hidden == ()

@@ -17,7 +17,7 @@ def main() -> None:
     import click  # noqa: PLC0415 - see the module's docstring
 
     from notebook_runner._version import __version__  # noqa: PLC0415 - see the module's docstring
-    from notebook_runner_server import app, config, new_token  # noqa: PLC0415 - see the module's docstring
+    from notebook_runner_server import app, config, flags, new_token  # noqa: PLC0415 - see the module's docstring
     from notebook_runner_server.runs.store import StateFolderInUseError  # noqa: PLC0415 - as above
 
     def run(**values: Any) -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     command = click.Command(
         "notebook-runner-server",
         callback=run,
-        params=[*config.options(), new_token.option()],
+        params=[*flags.options(), new_token.option()],
         help="Execute Jupyter notebooks on demand, over gRPC.",
         context_settings={"auto_envvar_prefix": config.ENVIRONMENT_PREFIX, "max_content_width": 110},
     )

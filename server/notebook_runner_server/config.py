@@ -6,14 +6,10 @@ wins. A size, a time-out or a limit that is not here is a named constant beside 
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
-
-import click
+from typing import Any
 
 from notebook_runner_server import exposure
 from notebook_runner_server.api.certificates import TlsFiles
@@ -28,16 +24,6 @@ ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
 
 # gRPC counts the bytes of a message in an int32.
 _LARGEST_MESSAGE = 2**31 - 1
-
-
-class _Number(click.FloatRange):
-    """A number as people count: neither infinite nor none at all."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is no finite number.", param, ctx)
-        return number
 
 
 def _setting(
@@ -248,6 +234,7 @@ class Settings:
             kernel_environment=tuple(_names(self.kernel_environment)),
             writable=tuple(Path(one).expanduser().absolute() for one in _names(self.writable_folders)),
             root=Path(self.notebook_root).resolve() if self.notebook_root else None,
+            hidden=tuple(Path(one).absolute() for one in (self.tokens_file, self.tls_key) if one),
         )
 
     @property
@@ -284,37 +271,3 @@ class Settings:
 
 def _names(listed: str) -> list[str]:
     return [name.strip() for name in listed.split(",") if name.strip()]
-
-
-def options() -> list[click.Option]:
-    """Return a command-line option for each setting, and one more for each that can be told off."""
-    hints = get_type_hints(Settings)
-    found = []
-    for one in dataclasses.fields(Settings):
-        found.append(_option(one, hints[one.name]))
-        if off := one.metadata["off"]:
-            flag = f"--no-{one.name.replace('_', '-')}"
-            found.append(
-                click.Option([flag, one.name], flag_value=off, help=f"The same as --{flag[5:]} {off}.")
-            )
-    return found
-
-
-def _option(one: dataclasses.Field[Any], kind: type) -> click.Option:
-    flag = "--" + one.name.replace("_", "-")
-    about = one.metadata
-    value_type: Any = kind
-    if about["choices"]:
-        value_type = click.Choice(about["choices"])
-    elif kind is int:
-        value_type = click.IntRange(about["minimum"], about["maximum"])
-    elif kind is float:
-        value_type = _Number(about["minimum"], about["maximum"])
-    return click.Option(
-        [f"{flag}/--no-{flag[2:]}" if kind is bool else flag],
-        type=None if kind is bool else value_type,
-        default=one.default,
-        help=about["help"],
-        show_default=one.default != "",
-        show_envvar=True,
-    )

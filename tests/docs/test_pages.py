@@ -16,7 +16,8 @@ from support.pages import REPOSITORY, Block, blocks
 
 from notebook_runner.cli import main
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings, options
+from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
+from notebook_runner_server.flags import options
 
 PAGES = sorted(
     [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("examples/*.md")]

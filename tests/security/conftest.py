@@ -1,4 +1,4 @@
-"""Servers that are attacked: by notebooks, run by an ordinary user; and by callers, where tokens are wanted."""
+"""Servers that are attacked: by notebooks, run by an ordinary user; by callers, where tokens are wanted."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
