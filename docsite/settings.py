@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from docsite.tables import table
-from notebook_runner_server import config, flags
+from notebook_runner_server import config
+from notebook_runner_server.flags import options as all_options
 
 _KIB, _UNITS = 1024, ("bytes", "KiB", "MiB", "GiB")
 _DAY_SECONDS = 86400.0
@@ -25,7 +26,7 @@ def markdown() -> str:
 
 def _rows() -> Iterator[tuple[str, str, str]]:
     options: dict[str, list[click.Option]] = {}
-    for option in flags.options():
+    for option in all_options():
         options.setdefault(str(option.name), []).append(option)
     for setting in dataclasses.fields(config.Settings):
         first, *others = options[setting.name]
