@@ -93,10 +93,9 @@ def _swallows() -> None:
 
     take = ActiveRun._take
 
-    async def take_less(self: ActiveRun, handle: Any, batch: Sequence[Any]) -> None:
+    async def take_less(self: ActiveRun, handle: Any, batch: Sequence[Any]) -> Any:
         kept = [one for one in batch if not (isinstance(one, StreamOutput) and LAST_LINE in one.text)]
-        if kept:
-            await take(self, handle, kept)
+        return await take(self, handle, kept) if kept else None
 
     ActiveRun._take = take_less  # type: ignore[method-assign] # broken from outside
 
