@@ -171,6 +171,9 @@ class Runner:
         row, active = await self._current(run_id)
         if active is None:
             return row.run, 0
+        if active.run.state.is_terminal:
+            # It has ended, and is about to be let go of.
+            return active.run, 0
         await self._whole(self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period))
         return active.run, active.processes_ended
 
