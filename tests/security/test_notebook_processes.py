@@ -38,7 +38,7 @@ def look_into(name, pid):
     attempt(name + " descriptor", lambda: os.readlink(f"/proc/{pid}/fd/0"))
     attempt(name + " opened", lambda: open(f"/proc/{pid}/fd/0"))
     attempt(name + " folder", lambda: os.readlink(f"/proc/{pid}/cwd"))
-    attempt(name + " root", lambda: os.listdir(f"/proc/{pid}/root/"))
+    attempt(name + " root", lambda: os.listdir(f"/proc/{pid}/root"))
     attempt(name + " attached", lambda: checked(libc.ptrace(16, pid, 0, 0)))
     attempt(name + " seized", lambda: checked(libc.ptrace(0x4206, pid, 0, 0)))
     attempt(name + " read", lambda: checked(libc.process_vm_readv(
