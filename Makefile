@@ -32,11 +32,13 @@ serve: $(INSTALLED) ## Start the server on its defaults
 dev: $(INSTALLED) ## Start the server, and again on every change of a source file
 	$(BIN)/watchfiles --filter python '$(BIN)/notebook-runner-server --log-format console --drain-timeout 2 --notebook-root examples --default-notebook quickstart.ipynb' client server
 
-test: $(INSTALLED) ## Run the tests
-	$(BIN)/pytest
+# The tests of one module share its servers, so a module stays in one process.
+PARALLEL ?= -n 2 --dist loadfile
+test: $(INSTALLED) ## Run the tests (PARALLEL= for one after the other)
+	$(BIN)/pytest $(PARALLEL)
 
 cold: $(INSTALLED) ## Run the tests of whole runs again, without warm kernels
-	NOTEBOOK_RUNNER_WARM_KERNELS=none $(BIN)/pytest tests/e2e tests/client/test_cli.py tests/client/test_client_notebook.py
+	NOTEBOOK_RUNNER_WARM_KERNELS=none $(BIN)/pytest $(PARALLEL) tests/e2e tests/client/test_cli.py tests/client/test_client_notebook.py
 
 ROUNDS ?= 500
 SEED ?= 0

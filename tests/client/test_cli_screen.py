@@ -1,7 +1,7 @@
 """The command on a terminal of a real emulator: what a person sees, and what keys do."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,13 +30,16 @@ def write(tmp_path: Path) -> Write:
 
 
 @pytest.fixture
-def show(server: Server, tmp_path: Path) -> Show:
-    """Opens a terminal in which the command runs with these arguments."""
+def show(server: Server, tmp_path: Path) -> Iterator[Show]:
+    """Opens a terminal in which the command runs with these arguments; no run outlives the test."""
 
     def opened(*arguments: str | Path, **more: object) -> Screen:
         return Screen(tmp_path, PROGRAM, "--target", server.target, *arguments, **more)  # type: ignore[arg-type]
 
-    return opened
+    yield opened
+    with Client(server.target) as client:
+        for run in client.list(states=["queued", "starting", "running"]):
+            client.kill(run.run_id)
 
 
 @pytest.mark.parametrize("columns", [80, 40])
@@ -49,15 +52,14 @@ def test_a_run_from_its_start_to_its_end(show: Show, write: Write, gate: Gate, c
         gate.source,
     ]
     with show("run", write(*cells), columns=columns) as screen:
-        lines = screen.until("50%")
-        assert lines[0] == "begin"
-        assert lines[1] == "50%"
-        assert "1/3" in lines[2]
+        # A terminal can be seen while it draws.
+        lines = screen.until(lambda lines: lines[:2] == ["begin", "50%"] and "1/3" in "".join(lines[2:]))
         assert "import" in lines[2]
         assert all(len(line) <= columns for line in lines)
         gate.open()
-        lines = screen.until("2/3")
-        assert lines[:2] == ["begin", "all read"]
+        lines = screen.until(
+            lambda lines: lines[:2] == ["begin", "all read"] and "2/3" in "".join(lines[2:])
+        )
         assert not any("%" in line for line in lines)
         gate.open()
         assert screen.exit_code() == 0

@@ -22,6 +22,8 @@ RUNS = int(os.environ.get("SOAK_RUNS", "60"))
 STREAMS = int(os.environ.get("SOAK_STREAMS", "200"))
 # What a server keeps for its first runs, it has then.
 WARM_UP = min(50, RUNS // 2)
+# The connection to a kept kernel may be looked at while it is made; what each run left would be many.
+CONNECTIONS = 2
 SHARE, SLACK = 1.05, 3 * 1024 * 1024
 REQUEST = inline("print('x' * 1000)", "1 + 1")
 
@@ -112,5 +114,5 @@ def test_nothing_grows(make_server: Callable[..., Server], tmp_path: Path) -> No
         figure(f"{name} after {RUNS} runs and {STREAMS} streams: {after[name]}")
     assert _files(tmp_path) == files
     for name, then in before.items():
-        assert after[name].counted == then.counted, name
+        assert all(now - was <= CONNECTIONS for now, was in zip(after[name].counted, then.counted, strict=True))
         assert after[name].memory <= then.memory * SHARE + SLACK, name

@@ -38,6 +38,8 @@ def test_a_helper_that_does_not_end_by_itself_is_ended(cancels: int) -> None:
             await reading
         assert await asyncio.to_thread(ended, descriptor)
         os.close(descriptor)
+        # What waits for its end is let finish, or the helper's pipes would be left open.
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
 
     with Web() as web:
         asyncio.run(scenario(web))

@@ -74,7 +74,9 @@ def _printed(browser: str, html: str) -> bytes:
             check=False,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env={**os.environ, "HOME": folder},
+            # It makes a socket in its folder for temporary files, and a socket's path may have 107 bytes.
+            cwd=folder,
+            env={**os.environ, "HOME": folder, "TMPDIR": "."},
         )
         if not target.exists():
             # A desktop's message bus is not there on a server, which it says whatever happens.
