@@ -33,7 +33,10 @@ class Screen:
         self._ended = self._socket.with_suffix(".exit")
         self._command = [str(word) for word in command]
         self._columns = columns
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("NOTEBOOK_RUNNER_")}
+        # The terminal says how large it is.
+        inherited = {
+            k: v for k, v in os.environ.items() if not k.startswith(("NOTEBOOK_RUNNER_", "COLUMNS", "LINES"))
+        }
         self._environment = {**inherited, **(environment or {})}
 
     def __enter__(self) -> Self:
