@@ -57,9 +57,7 @@ def decode_parameters(text: str) -> dict[str, Any]:
 
 def encode_order(order: Order) -> str:
     """Return an order as JSON."""
-    return json.dumps(
-        {**_fields(order), "limits": _fields(order.limits), "origin": _fields(order.origin)}
-    )
+    return json.dumps({**_fields(order), "limits": _fields(order.limits), "origin": _fields(order.origin)})
 
 
 def decode_order(text: str) -> Order:

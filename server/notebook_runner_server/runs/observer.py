@@ -71,7 +71,7 @@ class Course:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The run's place in a trace, for the kernel's environment."""
+        """What the kernel is offered, as variables of its environment."""
         found = {"TRACEPARENT": self.traceparent, "TRACESTATE": self.tracestate}
         return {name: value for name, value in found.items() if value}
 
