@@ -59,6 +59,8 @@ class _Bounded(ThreadingHTTPServer):
     block_on_close = False
     # Two servers on one port would take scrapes from each other.
     allow_reuse_port = False
+    # A crowd shall be turned away, and not wait in the system's queue.
+    request_queue_size = 128
 
     def __init__(self, *arguments: Any) -> None:
         self._places = threading.BoundedSemaphore(MOST_SCRAPES)

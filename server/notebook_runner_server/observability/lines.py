@@ -5,6 +5,8 @@ Nothing of a notebook is in them: no output, no value of a parameter or variable
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import structlog
 
 from notebook_runner_server.api.calls import Call
@@ -41,7 +43,10 @@ class Lines:
         """Write the line `run` of a run that has ended."""
         if event.is_terminal and isinstance(event.body, RunChanged):
             run = event.body.run
-            _log.info("run", **course.ids, **_about(run), **_durations(course, run), **_measured(course))
+            # Of a run that an earlier server began, that one alone knew the rest.
+            is_known = course.starting or not run.start_time
+            known = {**_durations(course, run), **_measured(course)} if is_known else {}
+            _log.info("run", **course.ids, **_about(run), **known)
 
 
 def _about(run: Run) -> dict[str, object]:
@@ -55,18 +60,13 @@ def _about(run: Run) -> dict[str, object]:
 
 
 def _durations(course: Course, run: Run) -> dict[str, float]:
-    """Return the seconds that a run spent in each phase; one that it did not come to is not there.
-
-    Of a run that an earlier server started, that server alone knew when its kernel was ready.
-    """
-    bounds = [("queued_seconds", run.create_time), ("starting_seconds", run.start_time)]
-    if course.ready:
-        bounds.append(("running_seconds", course.ready))
-    reached = [(name, begin) for name, begin in bounds if begin]
-    ends = [begin for _, begin in reached[1:]] + [run.end_time]
-    if run.start_time and not course.starting:
-        reached, ends = reached[:1], ends[:1]
-    return {name: round((end - begin) / 1e9, 6) for (name, begin), end in zip(reached, ends, strict=True)}
+    """Return the seconds that a run spent in each phase that it came to."""
+    names = ("queued_seconds", "starting_seconds", "running_seconds")
+    bounds = filter(None, (run.create_time, run.start_time, course.ready, run.end_time))
+    return {
+        name: round((end - begin) / 1e9, 6)
+        for name, (begin, end) in zip(names, pairwise(bounds), strict=False)
+    }
 
 
 def _measured(course: Course) -> dict[str, object]:
