@@ -118,7 +118,7 @@ def test_a_reader_that_takes_nothing(server: Server) -> None:
 
 
 def test_nothing_of_a_notebook(make_server: Callable[..., Server], tmp_path: Path) -> None:
-    """What is printed, raised, given as parameter or variable, and the token, are not in the log at any level."""
+    """What is printed, raised, or given as parameter or variable is not in the log; no token either."""
     file = tmp_path / "tokens"
     token = new_token(file, "ci")
     server = make_server("--log-level", "debug", "--tokens-file", str(file))

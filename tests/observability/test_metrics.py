@@ -46,9 +46,7 @@ def run(server: Server, *cells: str, **fields: object) -> None:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
-    """One run of each kind: 3 well (one allowed to raise), 1 raising, 1 of a worker that died, 1 too long,
-    1 killed while it ran, 1 killed in the queue.
-    """
+    """Three runs that ended well (one was allowed to raise), and one for each way not to; two Kills."""
     folder = tmp_path_factory.mktemp("gate")
     with Server(tmp_path_factory.mktemp("state"), *ON, *WARM, "--queue", "2") as server:
         begin = time.monotonic()
