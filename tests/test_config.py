@@ -32,7 +32,12 @@ CHOICES = {
     "log_format": "console",
     "log_level": "debug",
 }
-VALUES = {"warm_kernels": "ir=2,python3=1", "uri_schemes": "https,s3"}
+VALUES = {
+    "warm_kernels": "ir=2,python3=1",
+    "uri_schemes": "https,s3",
+    "metrics_listen": "[::1]:7",
+    "trace_endpoint": "http://[::1]:7",
+}
 # Settings that only make sense with another one.
 COMPANIONS = {
     "default_notebook": ["--notebook-root", "."],
@@ -249,6 +254,14 @@ def test_a_choice_is_one_of_those_there_are(name: str) -> None:
 def test_a_wrong_address_is_refused_by_its_flag(listen: str) -> None:
     """An address is HOST:PORT, with a port that there is."""
     assert "--listen" in refusal("--listen", listen)
+    if listen:
+        assert "--metrics-listen is HOST:PORT" in refusal("--metrics-listen", listen)
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "grpc://127.0.0.1:4317", " "])
+def test_a_wrong_endpoint_is_refused_by_its_flag(endpoint: str) -> None:
+    """A collector is named by a URL, which says whether it has TLS."""
+    assert "--trace-endpoint is http:// or https://" in refusal("--trace-endpoint", endpoint)
 
 
 LOOPBACK = ["127.0.0.1:0", "127.1.2.3:1", "localhost:65535", "[::1]:50051"]

@@ -23,6 +23,7 @@ from notebook_runner_server.execution.confinement import confine
 from notebook_runner_server.execution.pool import ProcessPoolBackend
 from notebook_runner_server.execution.worker_process import kill_orphans
 from notebook_runner_server.export.service import ExportService
+from notebook_runner_server.observability.observation import Observation
 from notebook_runner_server.runs.admission import LARGE_NOTEBOOK, Admission, Defaults
 from notebook_runner_server.runs.errors import (
     InvalidFieldError,
@@ -65,19 +66,23 @@ class App:
         )
         transfer = TransferService(settings.uris, settings.max_notebook_bytes, settings.uri_timeout)
         admission = Admission(root, settings.max_notebook_bytes, defaults, prepare, transfer)
+        backend = ProcessPoolBackend(
+            settings.workers,
+            settings.state_folder / "scratch",
+            limit_address_space=settings.limit_address_space,
+            warm=settings.warm,
+            sandbox=settings.sandbox_options,
+        )
+        self._observation = Observation(settings)
+        self._backend, self._store = backend, store
         self._runner = Runner(
             store,
-            ProcessPoolBackend(
-                settings.workers,
-                settings.state_folder / "scratch",
-                limit_address_space=settings.limit_address_space,
-                warm=settings.warm,
-                sandbox=settings.sandbox_options,
-            ),
+            backend,
             admission,
             settings.queue,
             settings.bounds,
             transfer,
+            self._observation.observers,
         )
         outputs = Outputs(
             store,
@@ -95,6 +100,7 @@ class App:
             CallerBounds(settings.max_notebook_bytes, descriptors.connections(settings.max_connections)),
             self._tokens,
             None if tls_files is None else Certificates(tls_files),
+            self._observation.call_observers,
             with_reflection=settings.reflection == "on",
             with_channelz=settings.channelz,
         )
@@ -103,7 +109,9 @@ class App:
         """Recover, get ready, and serve."""
         # First, so that an address that cannot be had is told before any run goes on.
         port = self._api.bind(self._settings.listen)
+        self._observation.bind()
         await self._runner.open()
+        self._observation.watch(self._backend, self._store)
         await self._api.start()
         await self._api.say_serving()
         # What the first Start would load is loaded before it comes.
@@ -135,6 +143,7 @@ class App:
         await self._runner.drain(hurry, self._settings.drain_timeout)
         await self._api.stop(STREAM_GRACE)
         await self._runner.close()
+        await self._observation.close()
         _log.info("stopped")
 
 

@@ -176,6 +176,13 @@ class Settings:
     )
     export_timeout: float = _setting(120.0, "Seconds that one export may take.", minimum=1)
     channelz: bool = _setting(False, "Serve channelz, gRPC's own diagnostics.")
+    metrics_listen: str = _setting(
+        "", "HOST:PORT of the metrics for Prometheus, without TLS; port 0 takes a free one; none: no metrics."
+    )
+    trace_endpoint: str = _setting(
+        "",
+        "URL of an OTLP collector that gets traces by gRPC. [default: as OTEL_EXPORTER_OTLP_ENDPOINT says]",
+    )
     log_format: str = _setting("json", "Form of the log on stderr.", choices=("json", "console"))
     log_level: str = _setting("info", "Least severe log line.", choices=("debug", "info", "warning", "error"))
 
@@ -186,8 +193,11 @@ class Settings:
             ValueError: A setting is wrong; the message says which.
         """
         exposure.check(self)
+        if self.trace_endpoint and not self.trace_endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"--trace-endpoint is http:// or https://, not {self.trace_endpoint!r}")
         if self.default_notebook and not self.notebook_root:
             raise ValueError("--default-notebook is a path under --notebook-root, which is missing")
+        self.metrics_address  # noqa: B018 - it raises
         self.warm  # noqa: B018 - it raises
         self.uris  # noqa: B018 - it raises
 
@@ -196,6 +206,15 @@ class Settings:
         """The folder for history and results."""
         # Workers and kernels work elsewhere.
         return Path(self.state_dir or _state_dir()).absolute()
+
+    @property
+    def metrics_address(self) -> tuple[str, int]:
+        """Host and port of the metrics; empty and 0: none.
+
+        Raises:
+            ValueError: That is no address.
+        """
+        return exposure.address("--metrics-listen", self.metrics_listen) if self.metrics_listen else ("", 0)
 
     @property
     def tls_files(self) -> TlsFiles | None:

@@ -15,9 +15,7 @@ def check(settings: Settings) -> None:
     Raises:
         ValueError: The message says what to add.
     """
-    host, _, port = settings.listen.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:  # noqa: PLR2004 - the largest port
-        raise ValueError(f"--listen is HOST:PORT, not {settings.listen!r}")
+    host, _ = address("--listen", settings.listen)
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise ValueError("--tls-cert and --tls-key go together: one of them is missing")
     if settings.tls_client_ca and not settings.tls_cert:
@@ -34,6 +32,18 @@ def check(settings: Settings) -> None:
             f"--listen {settings.listen}: others can reach this address, and they could run code. "
             f"Add {' and '.join(missing)}, or listen on 127.0.0.1; --insecure does without."
         )
+
+
+def address(flag: str, value: str) -> tuple[str, int]:
+    """Return the host and the port of an address.
+
+    Raises:
+        ValueError: It is none; the message names the flag.
+    """
+    host, _, port = value.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:  # noqa: PLR2004 - the largest port
+        raise ValueError(f"{flag} is HOST:PORT, not {value!r}")
+    return host.strip("[]"), int(port)
 
 
 def is_loopback(host: str) -> bool:

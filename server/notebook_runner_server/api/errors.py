@@ -8,6 +8,7 @@ from typing import NoReturn
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
+from structlog.contextvars import bind_contextvars
 
 from notebook_runner_server.runs.errors import (
     ExhaustedError,
@@ -65,6 +66,7 @@ async def abort_with(
     details: list[any_pb2.Any] | None = None,
 ) -> NoReturn:
     """End the call with a status that carries an ErrorInfo."""
+    bind_contextvars(reason=reason)
     text = _text(message, _MAX_MESSAGE)
     values = {name: _text(value, _MAX_VALUE) for name, value in list(metadata.items())[:_MAX_VALUES]}
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=values)

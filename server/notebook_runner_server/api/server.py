@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
 from notebook_runner_server.api.access import Access
+from notebook_runner_server.api.calls import CallObserver, Calls
 from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.errors import abort_with
 from notebook_runner_server.api.guard import Guard
@@ -75,6 +77,7 @@ class ApiServer:
         bounds: What callers may take.
         tokens: The tokens that are valid; None: callers need none.
         certificates: TLS; None: without.
+        observers: Who watches the calls.
         with_reflection: Serve reflection as well.
         with_channelz: Serve channelz as well.
     """
@@ -85,13 +88,14 @@ class ApiServer:
         bounds: Bounds,
         tokens: Tokens | None,
         certificates: Certificates | None,
+        observers: Iterable[CallObserver],
         *,
         with_reflection: bool,
         with_channelz: bool,
     ) -> None:
         self._certificates = certificates
         self._server = grpc.aio.server(
-            interceptors=[Access(tokens), Guard(), Pages()], options=_options(bounds)
+            interceptors=[Calls(observers), Access(tokens), Guard(), Pages()], options=_options(bounds)
         )
         self._health = _Health()
         pb_grpc.add_NotebookRunnerServicer_to_server(servicer, self._server)

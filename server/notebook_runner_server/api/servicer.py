@@ -9,10 +9,13 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from structlog.contextvars import bind_contextvars
+
 from notebook_runner import __version__
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
 from notebook_runner_server.api import convert
+from notebook_runner_server.api.calls import origin
 from notebook_runner_server.runs.admission import MAX_DURATION
 from notebook_runner_server.runs.errors import InvalidFieldError, TooManyStreamsError
 from notebook_runner_server.runs.outputs import NOTEBOOK, Outputs
@@ -45,9 +48,10 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         self._heartbeat = heartbeat
         self._streams = 0
 
-    async def Start(self, request: pb.StartRequest, context: Any) -> pb.StartResponse:  # noqa: ARG002, N802 - grpc's
+    async def Start(self, request: pb.StartRequest, context: Any) -> pb.StartResponse:  # noqa: N802 - grpc's
         """Admit one run."""
-        run = await self._runner.start(convert.start_spec(request))
+        run = await self._runner.start(convert.start_spec(request), origin(context.invocation_metadata()))
+        bind_contextvars(run_id=run.run_id)
         return pb.StartResponse(run=convert.run_message(run))
 
     async def Progress(  # noqa: N802 - grpc's
@@ -70,6 +74,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
 
     async def _progress(self, request: pb.ProgressRequest) -> AsyncIterator[pb.ProgressResponse]:
         run_id, log = await self._runner.log(request.run_id)
+        bind_contextvars(run_id=run_id)
         with self._runner.readers.stream(run_id):
             async for message in self._follow(request, log):
                 yield message
@@ -99,6 +104,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
     async def Output(self, request: pb.OutputRequest, context: Any) -> pb.OutputResponse:  # noqa: ARG002, N802 - grpc's
         """Answer one page of an artefact."""
         run = await self._runner.find(request.run_id)
+        bind_contextvars(run_id=run.run_id)
         self._runner.readers.page(run.run_id)
         page = await self._outputs.page(
             run,
@@ -124,6 +130,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         if grace_period > MAX_DURATION:
             raise InvalidFieldError(f"grace_period is at most {MAX_DURATION:.0f} s.", field="grace_period")
         run, ended = await self._runner.kill(request.run_id, grace_period)
+        bind_contextvars(run_id=run.run_id)
         return pb.KillResponse(run=convert.run_message(run), processes_ended=ended)
 
     async def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:  # noqa: ARG002, N802 - grpc's

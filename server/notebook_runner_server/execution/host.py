@@ -30,7 +30,7 @@ from notebook_runner_server.execution.signals import how_it_ended
 from notebook_runner_server.execution.tree import tree
 from notebook_runner_server.execution.warm.forking import TemplateError
 from notebook_runner_server.execution.warm.reserve import Reserve
-from notebook_runner_server.execution.watchdog import OomKills, Watchdog
+from notebook_runner_server.execution.watchdog import OomKills, Watchdog, peak
 
 MOST_SPARES = 2
 """How many kept kernels a run tries: what these refuse, for its folder is gone, others would, too."""
@@ -64,6 +64,7 @@ class RunHost:
         # What ends the run; the first cause stays.
         self._failure: Failure | None = None
         self._killed: set[int] = set()
+        self._peak_memory = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = threading.Event()
         self._wake = asyncio.Event()
@@ -90,6 +91,12 @@ class RunHost:
         """End every process of the run, whatever the main thread is doing."""
         self._stopped.set()
         self._call_soon(self._wake.set)
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._kernel is not None:
+            # It cannot be asked any more when it is gone.
+            self._peak_memory = max(self._peak_memory, peak(self._kernel.pid))
         self._killed.update(tree.kill())
 
     def _call_soon(self, function: Callable[[], None]) -> None:
@@ -128,17 +135,17 @@ class RunHost:
     def _end(self, outcome: BaseException | None) -> None:
         if outcome is not None:
             self._claim(self._failure_of(outcome))
-        self._killed.update(tree.kill())
+        self._kill()
         tree.paused = True
         if self._kernel is not None:
             self._kernel.remove()
-        self._emit(Ended(self._failure, len(self._killed)))
+        self._emit(Ended(self._failure, len(self._killed), self._peak_memory))
         if self._kernel is not None:
             self._kernel.close()
         self._reserve.resume()
 
     async def _execute(self) -> None:
-        kernel = await self._get_kernel()
+        kernel, is_warm = await self._get_kernel()
         self._ready = True
         notebook = notebooks.decode(self._job.notebook)
         self._client = client = RecordingClient(
@@ -153,15 +160,15 @@ class RunHost:
             allow_errors=self._job.allow_errors,
         )
         client.kc = kernel.client
-        self._emit(KernelReady())
+        self._emit(KernelReady(is_warm))
         try:
             await client.async_execute()
         finally:
             # Widget state is complete only after the last cell, and wanted after a failure as well.
             client.emit_tail()
 
-    async def _get_kernel(self) -> Kernel:
-        """Take a kernel that is there already, or start one; one that was kept may have died meanwhile."""
+    async def _get_kernel(self) -> tuple[Kernel, bool]:
+        """Take a kernel that is there already (true), or start one; one that was kept may have died."""
         for _ in range(MOST_SPARES):
             warm = await self._reserve.take(self._job.kernel_name, self._variables)
             if warm is None:
@@ -170,7 +177,7 @@ class RunHost:
             with contextlib.suppress(UnfitKernelError, TemplateError, TimeoutError):
                 await warm.settle(self._job.working_folder, self._variables, self._job.run_folder)
                 await self._connect(warm)
-                return warm
+                return warm, True
             if self._stopped.is_set():
                 raise _StoppedError
             tree.kill()
@@ -187,7 +194,7 @@ class RunHost:
         except KernelDiedError:
             self._kernel_died()
             raise
-        return kernel
+        return kernel, False
 
     async def _connect(self, kernel: Kernel) -> None:
         tree.kernel = kernel.pid

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -106,7 +106,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class KernelReady:
-    """The kernel answers; cells are executed from now on."""
+    """The kernel answers; cells are executed from now on. `is_warm`: it was there before the run."""
+
+    is_warm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +190,15 @@ class PartChunk:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The run has ended and every process of it is gone. `failure` None: every cell was executed."""
+    """The run has ended and every process of it is gone. `failure` None: every cell was executed.
+
+    `peak_memory_bytes` is the most that the kernel's own process had in memory; zero: not known.
+    """
 
     failure: Failure | None
     processes_ended: int = 0
+    # A measurement: two runs that end alike differ in it.
+    peak_memory_bytes: int = field(default=0, compare=False)
 
 
 CellOutput = StreamOutput | DisplayOutput | ErrorOutput | ClearOutput | OutputCut
@@ -228,7 +235,7 @@ class RunHandle(Protocol):
 
 
 class Backend(Protocol):
-    """Executes runs."""
+    """Executes runs. What it tells of itself may be asked from any thread."""
 
     @property
     def capacity(self) -> int:
@@ -241,6 +248,10 @@ class Backend(Protocol):
     @property
     def spares(self) -> Mapping[str, Spares]:
         """The kernels that are kept for the next runs, by kernelspec; one that is not here has none."""
+
+    @property
+    def worker_deaths(self) -> int:
+        """How many workers have died, or had to be ended, and were replaced."""
 
     async def start(self) -> None:
         """Make it ready to execute runs."""

@@ -142,6 +142,7 @@ class ProcessPoolBackend:
         sandbox: Sandbox | None = None,
     ) -> None:
         self.capacity = workers
+        self.worker_deaths = 0
         self._scratch = Scratch(link)
         self._state = link.parent
         self._sandbox = sandbox or Sandbox()
@@ -162,9 +163,11 @@ class ProcessPoolBackend:
     @property
     def spares(self) -> Mapping[str, Spares]:
         """The kernels that the workers keep for their next runs, by kernelspec."""
+        # Whoever asks may be on another thread.
+        workers = tuple(self._workers)
         return {
             name: Spares(
-                ready=sum(worker.kernels_ready.get(name, 0) for worker in self._workers),
+                ready=sum(worker.kernels_ready.get(name, 0) for worker in workers),
                 wanted=count * self.capacity,
             )
             for name, count in self._warm.counts.items()
@@ -214,6 +217,7 @@ class ProcessPoolBackend:
     def release(self, worker: WorkerProcess) -> None:
         """Take a worker back after its run; a broken one is replaced."""
         if worker.broken:
+            self.worker_deaths += 1
             task = asyncio.ensure_future(self._replace(worker))
             self._repairs.add(task)
             task.add_done_callback(self._repairs.discard)

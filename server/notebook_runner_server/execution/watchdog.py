@@ -88,6 +88,15 @@ def _proportional(pid: int) -> int:
     return 0
 
 
+def peak(pid: int) -> int:
+    """Return the most that a process has had in memory, in bytes; zero: it is gone."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_bytes().splitlines():
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 class OomKills:
     """Counts the processes that the kernel killed for want of memory in this process's control group."""
 

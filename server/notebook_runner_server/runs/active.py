@@ -23,6 +23,7 @@ from notebook_runner_server.execution.interface import (
     Ended,
     ExecutionEvent,
     Failure,
+    KernelReady,
     PartChunk,
     RunHandle,
 )
@@ -31,6 +32,7 @@ from notebook_runner_server.runs.delivery import Delivery
 from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Order, Run, RunChanged, RunState
+from notebook_runner_server.runs.observer import Course
 from notebook_runner_server.runs.salvage import SalvagedCell
 from notebook_runner_server.runs.store import Written
 from notebook_runner_server.runs.tables import Part
@@ -47,8 +49,8 @@ class ActiveRun:
         run: The run as it is now.
         order: What a worker is to do.
         log: Its events.
+        course: How it went so far.
         ended: Set when the run has its terminal state and no process of it is left.
-        processes_ended: How many processes were ended by force; final when `ended` is set.
         stop_requested: Why and with what grace period (seconds) it is to end; None: it is not.
 
     Args:
@@ -57,14 +59,17 @@ class ActiveRun:
         log: Its events.
         parts_size: How many bytes its file of parts has.
         delivery: What writes its notebook to a URI.
+        course: Is told how it goes.
     """
 
-    def __init__(self, run: Run, order: Order, log: RunLog, parts_size: int, delivery: Delivery) -> None:
+    def __init__(
+        self, run: Run, order: Order, log: RunLog, parts_size: int, delivery: Delivery, course: Course
+    ) -> None:
         self.run = run
         self.order = order
         self.log = log
+        self.course = course
         self.ended = asyncio.Event()
-        self.processes_ended = 0
         self._unsaved: tuple[Run, list[Event]] | None = None
         self.stop_requested: tuple[Cause, float] | None = None
         self._size = parts_size
@@ -130,7 +135,8 @@ class ActiveRun:
         last = batch[-1]
         ended = last if isinstance(last, Ended) else None
         if ended is not None:
-            self.processes_ended = ended.processes_ended
+            self.course.processes_ended = ended.processes_ended
+            self.course.peak_memory_bytes = ended.peak_memory_bytes
         if not self._lost:
             try:
                 await self._record(batch if ended is None else batch[:-1])
@@ -209,7 +215,7 @@ class ActiveRun:
             raise
         except Exception:
             # The files are damaged or gone: the run must have its end all the same.
-            _logger.exception("the text of a cell could not be saved", extra={"run_id": self.run.run_id})
+            _logger.exception("the text of a cell could not be saved", extra=self.course.ids)
             self._part_start = self._size
         return [*part, CellFinished(index, self._cell_id, 0, seconds, CellOutcome.STOPPED)]
 
@@ -233,6 +239,8 @@ class ActiveRun:
                     sequence = self.log.last_sequence + len(events) + 1
                     parts.append(Part(told.part, sequence, self._part_start, self._size - self._part_start))
                     self._part_start = self._size
+            if isinstance(told, KernelReady):
+                self.course.is_warm = told.is_warm
             if isinstance(told, CellStarted):
                 cell = told.cell_id, time.monotonic()
             run, body = transitions.react(run, told, now, output_error)

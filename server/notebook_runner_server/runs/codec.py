@@ -20,7 +20,7 @@ from notebook_runner_server.execution.interface import (
     OutputCut,
     StreamOutput,
 )
-from notebook_runner_server.runs.model import Body, Event, Order, Run, RunChanged, RunState
+from notebook_runner_server.runs.model import Body, Event, Order, Origin, Run, RunChanged, RunState
 
 _BODIES: dict[str, type[Any]] = {
     "cell_started": CellStarted,
@@ -57,13 +57,15 @@ def decode_parameters(text: str) -> dict[str, Any]:
 
 def encode_order(order: Order) -> str:
     """Return an order as JSON."""
-    return json.dumps({**_fields(order), "limits": _fields(order.limits)})
+    return json.dumps({**_fields(order), "limits": _fields(order.limits), "origin": _fields(order.origin)})
 
 
 def decode_order(text: str) -> Order:
     """Return the order that `encode_order` was given."""
     data = json.loads(text)
-    return Order(**{**data, "limits": Limits(**data["limits"])})
+    # Orders of earlier versions have no origin.
+    nested = {"limits": Limits(**data["limits"]), "origin": Origin(**data.get("origin", {}))}
+    return Order(**{**data, **nested})
 
 
 def encode_event(event: Event) -> str:

@@ -119,12 +119,11 @@ class Dispatcher:
                 self._queued.clear()
 
     async def _launch(self, active: ActiveRun) -> None:
-        run_id = active.run.run_id
         try:
             # It is durable that the run was begun before a worker has it.
             _, job = await asyncio.gather(active.move(RunState.STARTING), self._job(active))
         except Exception as error:
-            _logger.exception("a run could not be started", extra={"run_id": run_id})
+            _logger.exception("a run could not be started", extra=active.course.ids)
             await active.end(Failure(Cause.STORAGE_FAILED, f"The run could not be read: {error}"))
             self._forget(active)
             return
@@ -150,14 +149,15 @@ class Dispatcher:
             run_folder=str(folder.work),
             limits=order.limits,
             allow_errors=order.allow_errors,
-            environment=order.environment,
+            # What the caller names itself comes first.
+            environment={**active.course.variables, **order.environment},
         )
 
     async def _drive(self, active: ActiveRun, job: Job) -> None:
         try:
             await active.follow(self._backend.submit(job))
         except Exception as error:
-            _logger.exception("a run could not be followed", extra={"run_id": job.run_id})
+            _logger.exception("a run could not be followed", extra=active.course.ids)
             await active.end(Failure(Cause.WORKER_DIED, f"The server could not follow the run: {error}"))
         finally:
             self._forget(active)

@@ -187,3 +187,9 @@ class NotebookUnreachableError(UnavailableError):
     """Whoever holds the notebook does not answer."""
 
     reason = "NOTEBOOK_UNREACHABLE"
+
+
+def reasons(kind: type[RunnerError] = RunnerError) -> list[str]:
+    """Return the reason of every error of a branch of the tree."""
+    own = [kind.reason] if hasattr(kind, "reason") else []
+    return own + [reason for below in kind.__subclasses__() for reason in reasons(below)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from notebook_runner_server.execution.interface import Backend, Cause, Failure, Spares
@@ -21,7 +21,8 @@ from notebook_runner_server.runs.errors import (
 )
 from notebook_runner_server.runs.info import KernelInfo, RunnerInfo
 from notebook_runner_server.runs.log import RunLog
-from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
+from notebook_runner_server.runs.model import Event, Order, Origin, Run, RunChanged, RunState, StartSpec
+from notebook_runner_server.runs.observer import Course, Observer
 from notebook_runner_server.runs.readers import Readers
 from notebook_runner_server.runs.retention import Bounds, Retention
 from notebook_runner_server.runs.store import Store
@@ -41,6 +42,7 @@ class Runner:
         queue_size: How many runs may wait when all workers are busy.
         bounds: What the history may take.
         transfer: What writes executed notebooks to URIs.
+        observers: Who watches the runs.
 
     Attributes:
         readers: Who reads which run.
@@ -54,8 +56,10 @@ class Runner:
         queue_size: int,
         bounds: Bounds,
         transfer: Transfer,
+        observers: Iterable[Observer] = (),
     ) -> None:
         self._store = store
+        self._observers = tuple(observers)
         self._backend = backend
         self._admission = admission
         self._queue_size = queue_size
@@ -76,8 +80,12 @@ class Runner:
         self._dispatcher.start()
         self._forgetting = asyncio.create_task(self._retention.run())
 
-    async def start(self, spec: StartSpec) -> Run:
+    async def start(self, spec: StartSpec, origin: Origin | None = None) -> Run:
         """Admit one run, and return it when it is durable.
+
+        Args:
+            spec: What is asked for.
+            origin: The call that asks; None: not known.
 
         Raises:
             RunnerError: The request cannot be carried out; no run is left behind.
@@ -87,6 +95,8 @@ class Runner:
             return same
         self._check_room()
         admitted = await self._admission.admit(spec, self._backend.kernels)
+        order = dataclasses.replace(admitted.order, origin=origin or Origin())
+        admitted = dataclasses.replace(admitted, order=order)
         return await self._whole(self._admit(spec.request_id, digest, admitted))
 
     async def _admit(self, request_id: str, digest: str, admitted: Admitted) -> Run:
@@ -175,7 +185,7 @@ class Runner:
             # It has ended, and is about to be let go of.
             return active.run, 0
         await self._whole(self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period))
-        return active.run, active.processes_ended
+        return active.run, active.course.processes_ended
 
     async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:
         """Admit no more, let runs finish for a while, and end those that did not.
@@ -252,21 +262,29 @@ class Runner:
         clock = Clock(run.create_time)
         event = Event(1, clock.now(), 0, run.cells_total, RunChanged(run))
         position = await self._store.insert(admitted.run, admitted.order, digest, event, admitted.parts)
-        log = RunLog(self._store, position, 0, ended=False, clock=clock)
-        log.publish([event])
         size = sum(map(len, admitted.parts.values()))
-        self._dispatcher.add(ActiveRun(admitted.run, admitted.order, log, size, self._delivery))
+        active = self._active(admitted.run, admitted.order, position, 0, clock, size)
+        active.log.publish([event])
+        self._dispatcher.add(active)
         return run
+
+    def _active(
+        self, run: Run, order: Order, position: int, last_sequence: int, clock: Clock, parts_size: int
+    ) -> ActiveRun:
+        course = Course(run.run_id, order.origin, self._observers)
+        log = RunLog(self._store, position, last_sequence, ended=False, clock=clock, course=course)
+        return ActiveRun(run, order, log, parts_size, self._delivery, course)
 
     async def _recover(self) -> None:
         """Say of each run that had not ended what became of it, before anyone can ask."""
         for row in await self._store.unended():
             last = (await self._store.events(row.position, row.last_sequence - 1))[-1]
-            clock = Clock(last.time)
-            log = RunLog(self._store, row.position, row.last_sequence, ended=False, clock=clock)
             size = await asyncio.to_thread(self._store.folder(row.run.run_id).parts_size)
-            active = ActiveRun(row.run, row.order, log, size, self._delivery)
+            clock = Clock(last.time)
+            active = self._active(row.run, row.order, row.position, row.last_sequence, clock, size)
             if row.run.state is RunState.QUEUED:
+                # It is new to those who watch.
+                active.course.tell([last])
                 self._dispatcher.add(active)
             else:
                 await active.end(

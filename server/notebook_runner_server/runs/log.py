@@ -15,6 +15,7 @@ from notebook_runner_server.execution.interface import StreamOutput
 from notebook_runner_server.runs.clock import Clock
 from notebook_runner_server.runs.errors import RunNotFoundError, ShuttingDownError
 from notebook_runner_server.runs.model import Body, Event, Run
+from notebook_runner_server.runs.observer import Course
 from notebook_runner_server.runs.salvage import shown_since
 from notebook_runner_server.runs.store import Store, Written
 
@@ -33,15 +34,24 @@ class RunLog:
         last_sequence: The sequence number of the newest event that the store has.
         ended: Whether that is the last one.
         clock: Tells when an event happens.
+        course: Is told of the events that are shown to the readers.
 
     Attributes:
         clock: The same.
     """
 
     def __init__(
-        self, store: Store, position: int, last_sequence: int, *, ended: bool, clock: Clock | None = None
+        self,
+        store: Store,
+        position: int,
+        last_sequence: int,
+        *,
+        ended: bool,
+        clock: Clock | None = None,
+        course: Course | None = None,
     ) -> None:
         self._store = store
+        self._course = course
         self.clock = clock or Clock()
         self.position = position
         self.last_sequence = last_sequence
@@ -92,6 +102,8 @@ class RunLog:
         if self._news is not None:
             self._news.set_result(None)
             self._news = None
+        if self._course is not None:
+            self._course.tell(events)
 
     def close(self) -> None:
         """Send the readers away: the server stops, and this run goes on after its next start."""

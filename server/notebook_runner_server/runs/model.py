@@ -56,6 +56,21 @@ class StartSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The call that a run comes from; empty strings: not known, or none.
+
+    Attributes:
+        call_id: The id that the log gave the call.
+        traceparent: The caller's place in a trace, as W3C Trace Context writes it.
+        tracestate: What belongs to it.
+    """
+
+    call_id: str = ""
+    traceparent: str = ""
+    tracestate: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """What a worker is to do for a run, as it was decided at Start; durations in seconds.
 
@@ -64,6 +79,7 @@ class Order:
         environment: Variables for the kernel; the store keeps them until the run has ended.
         retention: How long the run is kept after its end.
         output_uri: Where the executed notebook is to be written; the store keeps it until the run has ended.
+        origin: The call that it comes from.
     """
 
     working_folder: str
@@ -72,6 +88,7 @@ class Order:
     environment: Mapping[str, str]
     retention: float
     output_uri: str = ""
+    origin: Origin = field(default_factory=Origin)
 
 
 @dataclass(frozen=True, slots=True)

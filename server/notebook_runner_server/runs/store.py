@@ -50,6 +50,9 @@ class Store:
 
     Args:
         folder: The state folder; made where it is not there.
+
+    Attributes:
+        count: How many runs it has.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,6 +60,7 @@ class Store:
         self._runs = folder / "runs"
         self._db = Database(folder / DATABASE)
         self._lock: IO[str] | None = None
+        self.count = 0
 
     async def open(self) -> None:
         """Open the state folder for this server alone.
@@ -79,7 +83,9 @@ class Store:
         except sqlite3.DatabaseError as error:
             self._set_aside(error)
             await self._db.open(is_first=True)
-        await asyncio.to_thread(self._remove_strays, await self._db.read(tables.run_ids))
+        known = await self._db.read(tables.run_ids)
+        self.count = len(known)
+        await asyncio.to_thread(self._remove_strays, known)
 
     def _set_aside(self, error: sqlite3.DatabaseError) -> None:
         """Move a damaged history out of the way, whole, for whoever can mend it."""
@@ -131,10 +137,12 @@ class Store:
             return tables.insert_run(db, run, plain, fingerprint, event, places)
 
         try:
-            return await self._db.write(write)
+            position = await self._db.write(write)
         except Exception:
             await self._db.run_in_order(folder.remove)
             raise
+        self.count += 1
+        return position
 
     async def append(
         self,
@@ -215,9 +223,20 @@ class Store:
         """Return how many bytes the folder of each run has; blocks."""
         return {path.name: folder_size(path) for path in self._runs.iterdir()}
 
+    def size(self) -> int:
+        """Return how many bytes the state folder has in all; blocks."""
+        files = [path for path in self._folder.iterdir() if path.is_file()]
+        return sum(path.stat().st_size for path in files) + sum(self.sizes().values())
+
+    def free_bytes(self) -> int:
+        """Return how many bytes there is room for on the state folder's file system."""
+        found = os.statvfs(self._folder)
+        return found.f_bavail * found.f_frsize
+
     async def delete(self, row: Row) -> None:
         """Remove a run with all that belongs to it."""
         await self._db.write(tables.delete_run, row.position)
+        self.count -= 1
         await asyncio.to_thread(self.folder(row.run.run_id).remove)
 
     async def list(

@@ -24,7 +24,7 @@ _NEXT = {
     RunState.KILLING: set[RunState](),
 }
 
-_ENDS = {
+ENDS = {
     Cause.CELL_ERROR: RunState.FAILED,
     Cause.RUN_TIMEOUT: RunState.TIMED_OUT,
     Cause.CELL_TIMEOUT: RunState.TIMED_OUT,
@@ -40,6 +40,7 @@ _ENDS = {
     Cause.SERVER_STOPPED: RunState.INTERRUPTED,
     Cause.SERVER_DIED: RunState.INTERRUPTED,
 }
+"""How a run ends for each cause."""
 
 # Runs that end so have their notebook written nowhere.
 _UNWRITTEN = {
@@ -97,7 +98,7 @@ def end(run: Run, failure: Failure | None, now: int, output_error: str = "") -> 
         raise IllegalTransitionError(f"{run.run_id}: {run.state.name} has ended already")
     return replace(
         run,
-        state=RunState.SUCCEEDED if failure is None else _ENDS[failure.cause],
+        state=RunState.SUCCEEDED if failure is None else ENDS[failure.cause],
         end_time=now,
         current_cell=None,
         cells_completed=run.cells_total if failure is None else run.cells_completed,

@@ -1,0 +1,80 @@
+"""The canonical log lines: one for each call and one for each run, with all that is known of it at its end.
+
+Nothing of a notebook is in them: no output, no value of a parameter or variable, no message of an exception.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import structlog
+
+from notebook_runner_server.api.calls import Call
+from notebook_runner_server.runs.model import Event, Run, RunChanged
+from notebook_runner_server.runs.observer import Course
+
+_log = structlog.get_logger(__name__)
+
+_REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+
+
+class Lines:
+    """Writes the canonical lines."""
+
+    def call_started(self, method: str) -> None:
+        """Wait for its end."""
+
+    def call_ended(self, call: Call) -> None:
+        """Write the line `rpc` of a call; what is bound for the log goes with it.
+
+        Health checks would drown the others, and refused calls are told in sum (`api.access`).
+        """
+        quiet = call.method.startswith("Health/") or call.code in _REFUSED
+        about = {"messages": call.messages, "peer": call.peer}
+        (_log.debug if quiet else _log.info)(
+            "rpc",
+            method=call.method,
+            code=call.code,
+            duration_seconds=round(call.seconds, 6),
+            **{name: value for name, value in about.items() if value},
+        )
+
+    def happened(self, course: Course, event: Event) -> None:
+        """Write the line `run` of a run that has ended."""
+        if event.is_terminal and isinstance(event.body, RunChanged):
+            run = event.body.run
+            # Of a run that an earlier server began, that one alone knew the rest.
+            is_known = course.starting or not run.start_time
+            known = {**_durations(course, run), **_measured(course)} if is_known else {}
+            _log.info("run", **course.ids, **_about(run), **known)
+
+
+def _about(run: Run) -> dict[str, object]:
+    return {
+        "state": run.state.value,
+        "cause": run.failure.cause.value if run.failure is not None else "",
+        "cells": run.cells_completed,
+        "cells_total": run.cells_total,
+        "kernel_name": run.kernel_name,
+    }
+
+
+def _durations(course: Course, run: Run) -> dict[str, float]:
+    """Return the seconds that a run spent in each phase that it came to."""
+    names = ("queued_seconds", "starting_seconds", "running_seconds")
+    bounds = filter(None, (run.create_time, run.start_time, course.ready, run.end_time))
+    return {
+        name: round((end - begin) / 1e9, 6)
+        for name, (begin, end) in zip(names, pairwise(bounds), strict=False)
+    }
+
+
+def _measured(course: Course) -> dict[str, object]:
+    found: dict[str, object] = {
+        "start": None if course.is_warm is None else ("warm" if course.is_warm else "cold"),
+        "output_bytes": course.output_bytes,
+        "processes_ended": course.processes_ended,
+        "peak_memory_bytes": course.peak_memory_bytes or None,
+        "trace_id": course.traceparent[3:35] or None,
+    }
+    return {name: value for name, value in found.items() if value is not None}

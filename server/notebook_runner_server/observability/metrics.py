@@ -1,0 +1,189 @@
+"""The metrics, as Prometheus reads them: counted as things happen, so that a scrape asks nobody.
+
+Each series is there before its first event, and no label has more values than this program has names for;
+kernelspecs are those of the server's machine.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from notebook_runner import __version__
+from notebook_runner_server.api.calls import CODES, METHODS, Call
+from notebook_runner_server.execution.interface import CellFinished, CellOutcome
+from notebook_runner_server.observability.stock import Stock
+from notebook_runner_server.runs.errors import reasons
+from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState
+from notebook_runner_server.runs.observer import Course
+from notebook_runner_server.runs.transitions import ENDS
+
+PREFIX = "notebook_runner"
+WARM, COLD = "warm", "cold"
+NO_CAUSE = "none"
+
+SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+"""Upper bounds in seconds for what takes milliseconds and should go on doing so."""
+
+LONG = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
+"""Upper bounds in seconds for what a notebook decides."""
+
+
+class Metrics:
+    """Counts what happens.
+
+    Attributes:
+        registry: What a scrape reads.
+    """
+
+    def __init__(self) -> None:
+        # Each series would have a second one, with the time when it was made.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # it has no types
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        build = Info(f"{PREFIX}_build", "What runs here.", registry=self.registry)
+        build.info({"version": __version__, "python_version": platform.python_version()})
+        self._rpcs = _Rpcs(self.registry)
+        self._runs = _Runs(self.registry)
+
+    def watch(self, stock: Stock) -> None:
+        """Tell what is there as well, when it is known which kernelspecs there are."""
+        self.registry.register(stock)
+        self._runs.know(stock.kernels)
+
+    def call_started(self, method: str) -> None:
+        """Count a call."""
+        self._rpcs.started.labels(method).inc()
+        self._rpcs.open.labels(method).inc()
+
+    def call_ended(self, call: Call) -> None:
+        """Count how a call ended."""
+        self._rpcs.open.labels(call.method).dec()
+        self._rpcs.handled.labels(call.method, call.code).inc()
+        self._rpcs.seconds.labels(call.method).observe(call.seconds)
+        if call.reason:
+            self._rpcs.errors.labels(call.reason).inc()
+
+    def happened(self, course: Course, event: Event) -> None:
+        """Count what happened to a run."""
+        match event.body:
+            case RunChanged(run=run):
+                self._runs.changed(course, run, event.time)
+            case CellFinished(duration=duration, outcome=outcome):
+                self._runs.cells.labels(outcome.value).observe(duration)
+
+
+class _Rpcs:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        name = f"{PREFIX}_rpc"
+        self.started = Counter(f"{name}s_started", "Calls that began.", ["method"], registry=registry)
+        self.handled = Counter(
+            f"{name}s_handled", "Calls that ended, by status.", ["method", "code"], registry=registry
+        )
+        self.errors = Counter(
+            f"{name}_errors", "Calls that ended with a reason of the contract.", ["reason"], registry=registry
+        )
+        self.seconds = Histogram(
+            f"{name}_duration_seconds",
+            "How long calls took; a stream's is how long it was open.",
+            ["method"],
+            buckets=SHORT,
+            registry=registry,
+        )
+        self.open = Gauge(
+            f"{name}s_open", "Calls that go on; readers of streams among them.", ["method"], registry=registry
+        )
+        for method in METHODS:
+            self.started.labels(method)
+            self.open.labels(method)
+            self.seconds.labels(method)
+            for code in CODES.values():
+                self.handled.labels(method, code)
+        for reason in (*reasons(), "MISSING_TOKEN", "BAD_TOKEN", "CANCELLED", "INTERNAL_ERROR"):
+            self.errors.labels(reason)
+
+
+class _Runs:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, text: str, labels: Iterable[str], buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"{PREFIX}_{name}_seconds", text, labels, buckets=buckets, registry=registry)
+
+        def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+            return Counter(f"{PREFIX}_{name}", text, labels, registry=registry)
+
+        self._states: dict[str, RunState] = {}
+        self._now = Gauge(f"{PREFIX}_runs", "Runs that have not ended.", ["state"], registry=registry)
+        self._admitted = counter(
+            "runs_admitted",
+            "Runs that got into the queue; those found there at the start too.",
+            ["kernelspec"],
+        )
+        self._ended = counter("runs_ended", "Runs that ended, by how and why.", ["state", "cause"])
+        self._queued = histogram("run_queued", "From Start until a worker took the run.", (), SHORT)
+        self._starting = histogram(
+            "run_starting", "From then until the kernel was ready.", ["kernelspec", "start"], SHORT
+        )
+        self._running = histogram(
+            "run_duration", "From when a worker took the run until its end.", ["state"], LONG
+        )
+        self.cells = histogram("cell_duration", "How long cells took.", ["outcome"], LONG)
+        self._kills = histogram(
+            "kill_duration", "From the order to end a run until no process of it was left.", (), SHORT
+        )
+        self._processes = counter("processes_ended", "Processes of runs that were ended by force.")
+        self._output = counter("output_bytes", "Output of runs, counted at their end.")
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for state in RunState:
+            if state.is_terminal:
+                self._running.labels(state.value)
+            else:
+                self._now.labels(state.value)
+        self._ended.labels(RunState.SUCCEEDED.value, NO_CAUSE)
+        for cause, state in ENDS.items():
+            self._ended.labels(state.value, cause.value)
+        for outcome in CellOutcome:
+            self.cells.labels(outcome.value)
+
+    def know(self, kernels: Iterable[str]) -> None:
+        """Make the series of these kernelspecs."""
+        for name in kernels:
+            self._admitted.labels(name)
+            for start in (WARM, COLD):
+                self._starting.labels(name, start)
+
+    def changed(self, course: Course, run: Run, now: int) -> None:
+        """Count a run that is in a new state."""
+        before = self._states.pop(run.run_id, None)
+        if before is not None:
+            self._now.labels(before.value).dec()
+        if not run.state.is_terminal:
+            self._states[run.run_id] = run.state
+            self._now.labels(run.state.value).inc()
+        match run.state:
+            case RunState.QUEUED:
+                self._admitted.labels(run.kernel_name).inc()
+            case RunState.STARTING:
+                self._queued.observe((now - run.create_time) / 1e9)
+            case RunState.RUNNING:
+                start = WARM if course.is_warm else COLD
+                self._starting.labels(run.kernel_name, start).observe((now - course.starting) / 1e9)
+            case state if state.is_terminal:
+                self._has_ended(course, run)
+
+    def _has_ended(self, course: Course, run: Run) -> None:
+        cause = run.failure.cause.value if run.failure is not None else NO_CAUSE
+        self._ended.labels(run.state.value, cause).inc()
+        if run.start_time:
+            self._running.labels(run.state.value).observe((run.end_time - run.start_time) / 1e9)
+        if course.stopping:
+            self._kills.observe((run.end_time - course.stopping) / 1e9)
+        self._processes.inc(course.processes_ended)
+        self._output.inc(course.output_bytes)

@@ -1,0 +1,110 @@
+"""Puts together who watches runs and calls, as the settings say; what is off is not even imported."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import structlog
+
+from notebook_runner_server.api.calls import CallObserver
+from notebook_runner_server.execution.interface import Backend
+from notebook_runner_server.observability.lines import Lines
+from notebook_runner_server.runs.observer import Observer
+from notebook_runner_server.runs.store import Store
+
+if TYPE_CHECKING:
+    from notebook_runner_server.config import Settings
+    from notebook_runner_server.observability.endpoint import Endpoint
+    from notebook_runner_server.observability.metrics import Metrics
+    from notebook_runner_server.observability.traces import Traces
+
+_log = structlog.get_logger(__name__)
+
+
+class Observation:
+    """Who watches a server.
+
+    Args:
+        settings: What the operator decided.
+
+    Attributes:
+        observers: Who watches the runs.
+        call_observers: Who watches the calls.
+
+    Raises:
+        ValueError: Traces are wanted, and the extra `tracing` is not installed.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        lines = Lines()
+        self.observers: list[Observer] = [lines]
+        self.call_observers: list[CallObserver] = [lines]
+        self._metrics: Metrics | None = None
+        self._endpoint: Endpoint | None = None
+        self._traces: Traces | None = None
+        if settings.metrics_listen:
+            from notebook_runner_server.observability.metrics import Metrics  # noqa: PLC0415 - only if wanted
+
+            self._metrics = Metrics()
+            self.observers.append(self._metrics)
+            self.call_observers.append(self._metrics)
+        if _traces_wanted(settings.trace_endpoint, os.environ):
+            self._traces = _traces(settings.trace_endpoint)
+            self.observers.append(self._traces)
+
+    def bind(self) -> None:
+        """Take the metrics' port.
+
+        Raises:
+            OSError: It cannot be had.
+        """
+        if self._metrics is None:
+            return
+        from notebook_runner_server.observability.endpoint import Endpoint  # noqa: PLC0415 - only if wanted
+
+        host, port = self._settings.metrics_address
+        try:
+            self._endpoint = Endpoint(host, port, self._metrics.registry)
+        except OSError as error:
+            raise OSError(f"--metrics-listen {self._settings.metrics_listen}: {error.strerror}") from error
+        shown = self._settings.metrics_listen.rpartition(":")[0]
+        _log.info("metrics", address=f"{shown}:{self._endpoint.port}", path="/metrics")
+
+    def watch(self, backend: Backend, store: Store) -> None:
+        """Tell of these as well, when they are open."""
+        if self._metrics is not None:
+            from notebook_runner_server.observability.stock import Stock  # noqa: PLC0415 - only if wanted
+
+            self._metrics.watch(Stock(backend, store, self._settings.queue))
+
+    async def close(self) -> None:
+        """Send what is left, and give the port back; runs and calls have ended."""
+        if self._traces is not None:
+            await self._traces.close()
+        if self._endpoint is not None:
+            await asyncio.to_thread(self._endpoint.close)
+
+
+def _traces_wanted(endpoint: str, environment: Mapping[str, str]) -> bool:
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    if endpoint:
+        return True
+    named = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    is_named = any(environment.get(name) for name in named)
+    return is_named and environment.get("OTEL_TRACES_EXPORTER", "otlp") == "otlp"
+
+
+def _traces(endpoint: str) -> Traces:
+    try:
+        from notebook_runner_server.observability.traces import Traces  # noqa: PLC0415 - only if wanted
+    except ImportError as error:
+        raise ValueError(
+            "traces need OpenTelemetry: pip install 'notebook-runner[server,tracing]', "
+            "or OTEL_SDK_DISABLED=true to go without"
+        ) from error
+    return Traces(endpoint)

@@ -1,0 +1,79 @@
+"""What there is at the moment of a scrape: workers, kept kernels, the history."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from notebook_runner_server.execution.interface import Backend, Spares
+from notebook_runner_server.runs.store import Store
+
+SIZE_SECONDS = 60.0
+"""How long the size of the state folder is taken for true: it is the sum of all its files."""
+
+
+class Stock(Collector):
+    """Asked on the thread of each scrape, never on the event loop.
+
+    Args:
+        backend: What executes runs.
+        store: Where they are kept.
+        queue_size: How many runs may wait.
+    """
+
+    def __init__(self, backend: Backend, store: Store, queue_size: int) -> None:
+        self._backend = backend
+        self._store = store
+        self._queue_size = queue_size
+        self._size = 0
+        self._measured = float("-inf")
+
+    @property
+    def kernels(self) -> Iterable[str]:
+        """The kernelspecs."""
+        return self._backend.kernels
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what there is (called by prometheus_client)."""
+        yield _gauge("workers", "Runs that can go on at once.", self._backend.capacity)
+        yield _gauge("queue_limit", "Runs that may wait.", self._queue_size)
+        yield CounterMetricFamily(
+            "notebook_runner_worker_deaths",
+            "Workers that died, or had to be ended, and were replaced.",
+            value=self._backend.worker_deaths,
+        )
+        yield from self._kept_kernels()
+        yield _gauge("store_runs", "Runs in the history.", self._store.count)
+        yield _gauge("store_bytes", "Size of the state folder, at most a minute old.", self._store_bytes())
+        yield _gauge("store_free_bytes", "Room on the state folder's file system.", self._store.free_bytes())
+
+    def _kept_kernels(self) -> Iterator[Metric]:
+        ready = GaugeMetricFamily(
+            "notebook_runner_warm_kernels_ready",
+            "Kernels that a run could have at once.",
+            labels=["kernelspec"],
+        )
+        wanted = GaugeMetricFamily(
+            "notebook_runner_warm_kernels_wanted", "Kernels that there are to be.", labels=["kernelspec"]
+        )
+        kept = self._backend.spares
+        for name in self.kernels:
+            spares = kept.get(name, Spares(0, 0))
+            ready.add_metric([name], spares.ready)
+            wanted.add_metric([name], spares.wanted)
+        yield ready
+        yield wanted
+
+    def _store_bytes(self) -> int:
+        if time.monotonic() - self._measured >= SIZE_SECONDS:
+            # First, so that of two scrapes at once one measures.
+            self._measured = time.monotonic()
+            self._size = self._store.size()
+        return self._size
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"notebook_runner_{name}", text, value=value)

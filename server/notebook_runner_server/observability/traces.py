@@ -1,0 +1,153 @@
+"""Traces by OpenTelemetry: a span for each run and each of its cells, sent by OTLP (the extra `tracing`).
+
+The run's span begins when the run is admitted, below the caller's if it sent one, and is what the kernel is
+offered as its parent. A cell's is made at the cell's end. All is handed to a thread that sends it in
+batches; when it does not get rid of them, spans are dropped, and nothing waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from notebook_runner import __version__
+from notebook_runner_server.execution.interface import CellFinished, CellOutcome
+from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState
+from notebook_runner_server.runs.observer import Course
+
+FLUSH_SECONDS = 3.0
+"""How long the last spans may take to be sent when the server stops."""
+
+_PREFIX = "notebook_runner."
+_propagator = TraceContextTextMapPropagator()
+
+
+class Traces:
+    """Makes spans.
+
+    Args:
+        endpoint: The URL of an OTLP collector that speaks gRPC; empty: what OpenTelemetry's variables say.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        own = Resource.create({"service.name": "notebook-runner", "service.version": __version__})
+        # What OpenTelemetry's variables say of the service comes first.
+        resource = own.merge(OTELResourceDetector().detect())
+        self._exporter = OTLPSpanExporter(endpoint=endpoint or None)
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        self._tracer = self._provider.get_tracer("notebook_runner_server", __version__)
+        self._open: dict[str, _RunSpan] = {}
+
+    def happened(self, course: Course, event: Event) -> None:
+        """Begin, continue or end spans."""
+        match event.body:
+            case RunChanged(run=run) if run.state is RunState.QUEUED:
+                self._begin(course, run)
+            case RunChanged(run=run) if run.state.is_terminal:
+                # There is none of a run that an earlier server began: that one's is lost.
+                if span := self._open.pop(course.run_id, None):
+                    span.end(course, run)
+            case RunChanged(run=run):
+                if span := self._open.get(course.run_id):
+                    span.moved(course, run, event.time)
+            case CellFinished() as cell:
+                if span := self._open.get(course.run_id):
+                    self._cell(span, cell, event.time)
+
+    def _begin(self, course: Course, run: Run) -> None:
+        sent = {"traceparent": course.origin.traceparent, "tracestate": course.origin.tracestate}
+        caller = _propagator.extract(sent, Context())
+        span = self._tracer.start_span(
+            "run",
+            context=caller,
+            kind=SpanKind.SERVER,
+            attributes=_attributes(
+                run_id=run.run_id,
+                request_id=course.origin.call_id,
+                kernel_name=run.kernel_name,
+                notebook_path=run.notebook_path,
+                cells_total=run.cells_total,
+            ),
+            start_time=run.create_time,
+        )
+        self._open[run.run_id] = own = _RunSpan(span)
+        offered: dict[str, str] = {}
+        _propagator.inject(offered, own.context)
+        course.traceparent = offered.get("traceparent", "")
+        course.tracestate = offered.get("tracestate", "")
+
+    def _cell(self, run: _RunSpan, cell: CellFinished, end: int) -> None:
+        # Cells that end together are told together: none begins before the one before it has ended.
+        begin = max(run.latest, end - round(cell.duration * 1e9))
+        span = self._tracer.start_span(
+            "cell",
+            context=run.context,
+            attributes=_attributes(
+                cell_index=cell.cell_index,
+                cell_id=cell.cell_id,
+                execution_count=cell.execution_count,
+                outcome=cell.outcome.value,
+            ),
+            start_time=begin,
+        )
+        is_good = cell.outcome is CellOutcome.SUCCEEDED
+        span.set_status(Status(StatusCode.OK) if is_good else Status(StatusCode.ERROR, cell.outcome.value))
+        span.end(end)
+        run.latest = end
+
+    async def close(self) -> None:
+        """Send what is left, as far as there is time."""
+        # A thread that nobody waits for at the end of the process.
+        last = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        last.start()
+        await asyncio.to_thread(last.join, FLUSH_SECONDS)
+        if last.is_alive():
+            self._exporter.shutdown()
+
+
+class _RunSpan:
+    """The span of a run that goes on.
+
+    Attributes:
+        context: What spans below it are given.
+        latest: When the newest of them ended, as in `Event`.
+    """
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self.context: Context = set_span_in_context(span, Context())
+        self.latest = 0
+
+    def moved(self, course: Course, run: Run, now: int) -> None:
+        """Take note of a new state."""
+        about = {} if course.is_warm is None else _attributes(start="warm" if course.is_warm else "cold")
+        self._span.add_event(run.state.value, about, timestamp=now)
+        self.latest = max(self.latest, now)
+
+    def end(self, course: Course, run: Run) -> None:
+        """End it as the run ended."""
+        cause = run.failure.cause.value if run.failure is not None else ""
+        about = _attributes(
+            state=run.state.value,
+            cause=cause,
+            cells_completed=run.cells_completed,
+            output_bytes=course.output_bytes,
+            processes_ended=course.processes_ended,
+        )
+        self._span.set_attributes(about)
+        self._span.set_status(Status(StatusCode.ERROR, cause) if cause else Status(StatusCode.OK))
+        self._span.end(run.end_time)
+
+
+def _attributes(**values: Any) -> dict[str, Any]:
+    return {_PREFIX + name: value for name, value in values.items() if value != ""}

@@ -1,0 +1,81 @@
+"""The port of the metrics holds against peers that say nothing, read nothing, or come in crowds."""
+
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from notebook_runner_server.observability import endpoint
+from notebook_runner_server.observability.endpoint import MOST_SCRAPES, Endpoint
+
+PATIENCE = 0.5
+SECONDS = 10.0
+
+
+@pytest.fixture
+def open_endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    """A port with a page of 2 MB."""
+    monkeypatch.setattr(endpoint, "PATIENCE_SECONDS", PATIENCE)
+    registry = CollectorRegistry()
+    gauge = Gauge("one", "One.", ["label"], registry=registry)
+    for number in range(20_000):
+        gauge.labels(f"{number:0100}").set(1)
+    opened = Endpoint("127.0.0.1", 0, registry)
+    yield opened
+    opened.close()
+
+
+def scraped(port: int) -> str:
+    """The page, however often it is refused for want of room."""
+    end = time.monotonic() + SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SECONDS) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            assert time.monotonic() < end
+
+
+def test_a_crowd_that_says_nothing(open_endpoint: Endpoint) -> None:
+    """More silent connections than there are places keep a scrape out for a moment, not for ever."""
+    with ExitStack() as stack:
+        for _ in range(4 * MOST_SCRAPES):
+            stack.enter_context(closing(socket.create_connection(("127.0.0.1", open_endpoint.port))))
+        assert scraped(open_endpoint.port).count("one{") == 20_000
+
+
+def test_peers_that_drip(open_endpoint: Endpoint) -> None:
+    """A peer that sends a byte now and then is cut off when its time is over."""
+    with closing(socket.create_connection(("127.0.0.1", open_endpoint.port))) as peer:
+        peer.settimeout(PATIENCE / 5)
+        begin = time.monotonic()
+        with pytest.raises(ConnectionError):  # noqa: PT012 - it may be seen when sending or when reading
+            while time.monotonic() < begin + SECONDS:
+                peer.sendall(b"G")
+                try:
+                    if not peer.recv(1):
+                        raise ConnectionError
+                except TimeoutError:
+                    continue
+        assert time.monotonic() - begin < SECONDS
+
+
+def test_readers_that_read_nothing(open_endpoint: Endpoint) -> None:
+    """Peers that ask for the page and do not take it are cut off, and others are answered."""
+    with ExitStack() as stack:
+        for _ in range(MOST_SCRAPES):
+            peer = stack.enter_context(closing(socket.create_connection(("127.0.0.1", open_endpoint.port))))
+            peer.sendall(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert scraped(open_endpoint.port).count("one{") == 20_000
+
+
+def test_both_families() -> None:
+    """It listens on addresses of IPv6 as well."""
+    opened = Endpoint("::1", 0, CollectorRegistry())
+    with urllib.request.urlopen(f"http://[::1]:{opened.port}/metrics", timeout=SECONDS) as answer:
+        assert answer.status == 200
+    opened.close()
