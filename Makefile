@@ -92,11 +92,17 @@ docs: $(INSTALLED) ## Build the site of docs/ into site/, and check its links
 docs-serve: $(INSTALLED) ## Serve the site on 127.0.0.1:8000, built again when a page or the contract changes
 	$(BIN)/python -m mkdocs serve --watch proto --watch client --watch examples
 
+# What the image has is what the tests ran with.
+LOCK_IMAGE := --constraint requirements.lock --universal --python-version 3.11 \
+  --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet --output-file image
 lock: ## Resolve the locks again (needs uv)
 	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
 	uv pip compile requirements-generate.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-generate.lock
+	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask $(LOCK_IMAGE)/server.lock
+	uv pip compile image/data.in $(LOCK_IMAGE)/data.lock
+	uv pip compile image/build.in $(LOCK_IMAGE)/build.lock
 
 bench: $(INSTALLED) ## Measure this service beside its competitors
 	$(BIN)/python -m benchmarks
