@@ -1,7 +1,6 @@
-# The image of the server. `runner` has what the server needs, `data` (the last stage, so the default) also numpy,
-# pandas and matplotlib:
+# The image of the server, and with `--target data` one that has numpy, pandas and matplotlib as well:
 #
-#   docker build --target runner -t notebook-runner .
+#   docker build -t notebook-runner:0.1.0 .
 #
 # docs/how-to/deploy.md tells how to run it and how to add packages and kernels.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
@@ -59,3 +58,6 @@ ENTRYPOINT ["tini", "--", "notebook-runner-server"]
 
 FROM runner AS data
 COPY --from=data-dependencies /data /opt/notebook-runner
+
+# Without --target.
+FROM runner
