@@ -9,7 +9,7 @@ GENERATE_VENV := .venv-generate
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test cold chaos soak attack check format generate contract docs docs-serve lock bench scale clean
+.PHONY: help install demo serve dev test cold container chaos soak attack check format generate contract docs docs-serve lock bench scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -37,6 +37,9 @@ test: $(INSTALLED) ## Run the tests
 
 cold: $(INSTALLED) ## Run the tests of whole runs again, without warm kernels
 	NOTEBOOK_RUNNER_WARM_KERNELS=none $(BIN)/pytest tests/e2e tests/client/test_cli.py tests/client/test_client_notebook.py
+
+container: $(INSTALLED) ## Build the image, start the manifests, and test both (needs podman and kubectl)
+	$(BIN)/pytest tests/container
 
 ROUNDS ?= 500
 SEED ?= 0
