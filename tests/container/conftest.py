@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from container.deployed import Deployed
+from container.manifests import BASE, OVERLAYS, Manifest, container_of, find, rendered
 from container.podman import build
 
 
@@ -28,13 +29,26 @@ def deployed(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
 
 @pytest.fixture
 def deploy(image: str, tmp_path: Path) -> Iterator[Callable[..., Deployed]]:
-    """Makes pods of the test's own, which are started by `play`."""
+    """Starts a pod of the test's own."""
     with ExitStack() as undo:
 
-        def make(**environment: Any) -> Deployed:
-            made = Deployed(tmp_path, image, **environment)
+        def make(**options: Any) -> Deployed:
+            made = Deployed(tmp_path, image, **options)
             undo.callback(made.remove)
             made.play()
             return made
 
         yield make
+
+
+@pytest.fixture(params=[BASE, *OVERLAYS], ids=lambda folder: folder.name)
+def folder(request: pytest.FixtureRequest) -> Path:
+    """The base, and each overlay."""
+    chosen: Path = request.param
+    return chosen
+
+
+@pytest.fixture
+def server(folder: Path) -> Manifest:
+    """The server's container."""
+    return container_of(find(rendered(folder), "Deployment"))

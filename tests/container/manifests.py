@@ -70,6 +70,11 @@ def variables(container: Manifest) -> dict[str, str]:
     return {one["name"]: one["value"] for one in container["env"] if "value" in one}
 
 
+def probes(server: Manifest) -> dict[str, Manifest]:
+    """The three probes of the server's container."""
+    return {name: server[f"{name}Probe"] for name in ("startup", "liveness", "readiness")}
+
+
 def for_podman(
     found: list[Manifest],
     pod: Manifest,

@@ -115,10 +115,14 @@ class Pod:
         self._manifest = yaml.safe_dump_all(documents)
         self._maps = [one["metadata"]["name"] for one in documents if one["kind"] == "ConfigMap"]
 
+    def play(self) -> None:
+        """Starts it."""
+        podman("play", "kube", "-", sent=self._manifest)
+
     def __enter__(self) -> Self:
         with ExitStack() as undo:
             undo.callback(self.remove)
-            podman("play", "kube", "-", sent=self._manifest)
+            self.play()
             undo.pop_all()
         return self
 
