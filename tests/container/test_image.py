@@ -28,11 +28,11 @@ def name(package: str) -> str:
     return re.sub(r"[-_.]+", "-", package).lower()
 
 
-def locked(file: str) -> dict[str, str]:
-    """The versions in a lock."""
+def locked(file: str) -> set[tuple[str, str]]:
+    """The packages of a lock with their versions, of which there may be one for each Python."""
     lines = (REPOSITORY / file).read_text().splitlines()
     pins = [re.match(r"([A-Za-z0-9_.-]+)(?:\[.*\])?==([^ ;]+)", line) for line in lines]
-    return {name(pin[1]): pin[2] for pin in pins if pin}
+    return {(name(pin[1]), pin[2]) for pin in pins if pin}
 
 
 def packages(image: str) -> dict[str, str]:
@@ -45,7 +45,7 @@ def test_what_it_says_of_itself(image: str) -> None:
     told = inspected(image)
     assert told["User"] == "65532:65532"
     assert told["Config"]["Entrypoint"] == ["tini", "--", "notebook-runner-server"]
-    assert told["Config"]["Healthcheck"]["Test"] == ["CMD", "notebook-runner", "health"]
+    assert told["Healthcheck"]["Test"] == ["CMD", "notebook-runner", "health"]
     labels = told["Labels"]
     assert labels["org.opencontainers.image.title"] == "notebook-runner"
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
@@ -58,13 +58,12 @@ def test_no_compiler(image: str) -> None:
 
 def test_what_it_has_is_locked(image: str) -> None:
     """Each package has the version of the lock, which is the one that all tests run with."""
-    found, lock, whole = packages(image), locked("image/server.lock"), locked("requirements.lock")
-    assert lock.items() <= whole.items()
-    del found["notebook-runner"]
-    # Python brings these two with each virtual environment.
-    brought = {key: found.pop(key) for key in ("pip", "setuptools") if key not in lock and key in found}
-    assert "pip" in brought
-    assert found.items() <= lock.items()
+    found, lock = packages(image), locked("image/server.lock")
+    assert lock <= locked("requirements.lock")
+    # The project itself, and what Python brings with each virtual environment.
+    for brought in {"notebook-runner", "pip", "setuptools"} - dict(lock).keys():
+        found.pop(brought, None)
+    assert set(found.items()) <= lock
 
 
 def test_it_refuses_to_be_open(image: str) -> None:
@@ -77,10 +76,10 @@ def test_the_image_with_data_packages(image: str) -> None:
     """The target `data` has numpy, pandas and matplotlib beside what the server has, all locked."""
     data = build("data")
     found, lock = packages(data), locked("image/data.lock")
-    assert lock.items() <= locked("requirements.lock").items()
+    assert lock <= locked("requirements.lock")
     assert packages(image).items() <= found.items()
     added = found.keys() - packages(image).keys()
-    assert {"numpy", "pandas", "matplotlib"} <= added <= lock.keys()
+    assert {"numpy", "pandas", "matplotlib"} <= added <= dict(lock).keys()
     run(data, "env", "MPLCONFIGDIR=/dev/shm", "python", "-c", FIGURE)
 
 
