@@ -9,7 +9,7 @@ GENERATE_VENV := .venv-generate
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test cold chaos soak attack check format generate contract docs docs-serve lock bench scale clean
+.PHONY: help install demo serve dev test cold container chaos soak attack check format generate contract docs docs-serve lock bench scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -39,6 +39,9 @@ test: $(INSTALLED) ## Run the tests (PARALLEL= for one after the other)
 
 cold: $(INSTALLED) ## Run the tests of whole runs again, without warm kernels
 	NOTEBOOK_RUNNER_WARM_KERNELS=none $(BIN)/pytest $(PARALLEL) tests/e2e tests/client/test_cli.py tests/client/test_client_notebook.py
+
+container: $(INSTALLED) ## Build the image, start the manifests, and test both (needs podman and kubectl)
+	$(BIN)/pytest tests/container
 
 ROUNDS ?= 500
 SEED ?= 0
@@ -94,11 +97,17 @@ docs: $(INSTALLED) ## Build the site of docs/ into site/, and check its links
 docs-serve: $(INSTALLED) ## Serve the site on 127.0.0.1:8000, built again when a page or the contract changes
 	$(BIN)/python -m mkdocs serve --watch proto --watch client --watch examples
 
+# What the image has is what the tests ran with.
+LOCK_IMAGE := --constraint requirements.lock --universal --python-version 3.11 \
+  --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet --output-file image
 lock: ## Resolve the locks again (needs uv)
 	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
 	uv pip compile requirements-generate.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-generate.lock
+	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask $(LOCK_IMAGE)/server.lock
+	uv pip compile image/data.in $(LOCK_IMAGE)/data.lock
+	uv pip compile image/build.in $(LOCK_IMAGE)/build.lock
 
 bench: $(INSTALLED) ## Measure this service beside its competitors
 	$(BIN)/python -m benchmarks

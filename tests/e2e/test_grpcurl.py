@@ -107,7 +107,7 @@ def test_refusals_can_be_read(server: Server) -> None:
     assert "nobody" in done.stderr
 
 
-@pytest.mark.parametrize("service", ["", NAME])
+@pytest.mark.parametrize("service", ["", NAME, "liveness"])
 def test_health(server: Server, service: str) -> None:
     """Health answers for the server and for the service, once and as a stream."""
     answer = json.loads(grpcurl(server, "grpc.health.v1.Health/Check", data={"service": service}))

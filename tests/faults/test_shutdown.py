@@ -47,6 +47,13 @@ def followed(server: Server, run_id: str) -> Iterator[Future[Ended]]:
         yield pool.submit(finish, server.stub, run_id)
 
 
+def is_alive(server: Server) -> bool:
+    """What a liveness probe is told."""
+    request = health_pb2.HealthCheckRequest(service="liveness")
+    answer = health_pb2_grpc.HealthStub(server.channel).Check(request, timeout=10)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
 def exited(server: MortalServer) -> None:
     """The server ends by itself, with 0, and nothing is left of it."""
     assert server.process.wait(30) == 0, server.tail()
@@ -54,12 +61,13 @@ def exited(server: MortalServer) -> None:
 
 
 def test_a_draining_server_takes_no_more_and_lets_the_run_finish(tmp_path: Path, gate: Gate) -> None:
-    """NOT_SERVING, SHUTTING_DOWN, and the run that goes on succeeds; readers see its end."""
+    """NOT_SERVING but alive, SHUTTING_DOWN, and the run that goes on succeeds; readers see its end."""
     with MortalServer(tmp_path / "state", "--drain-timeout", "30", "--queue", "2") as server:
         run = start(server.stub, inline(f"print('begun', flush=True)\n{gate.source}\nprint('ended')"))
         reach(server.stub, run.run_id, "cell_output")
         with followed(server, run.run_id) as reader:
             terminate(server)
+            assert is_alive(server)
             refusal = refused(lambda: server.stub.Start(inline("1"), timeout=10))
             assert refusal.kind == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
             assert server.stub.List(pb.ListRequest(), timeout=10).runs[0].state == pb.RUN_STATE_RUNNING

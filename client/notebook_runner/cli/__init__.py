@@ -5,11 +5,12 @@ from __future__ import annotations
 from ._complete import completion
 from ._doctor import doctor
 from ._group import main
+from ._health import health
 from ._logs import logs
 from ._runs import kill, list_runs, output, watch
 from ._start import run, start
 
 __all__ = ["main"]
 
-for _command in (run, start, watch, logs, output, kill, list_runs, doctor, completion):
+for _command in (run, start, watch, logs, output, kill, list_runs, doctor, health, completion):
     main.add_command(_command)

@@ -25,6 +25,10 @@ from notebook_runner_server.api.tokens import Tokens
 
 SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"].full_name
 
+LIVENESS = "liveness"
+"""What health calls the process itself: it serves until the end, also while runs finish before a stop. The
+empty name and SERVICE stand for readiness: whether runs are taken."""
+
 MESSAGE_OVERHEAD = 1024 * 1024
 """What a Start may have beside the notebook, in bytes."""
 
@@ -52,6 +56,9 @@ connection gets no more than so many places before everybody else's calls."""
 
 MOST_WATCHES = 1000
 """Streams of health that may be open at once: anybody may open them."""
+
+_READINESS = ("", SERVICE)
+_HEALTH_NAMES = (*_READINESS, LIVENESS)
 
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
@@ -121,12 +128,13 @@ class ApiServer:
 
     async def say_serving(self) -> None:
         """Tell health checks that calls are served."""
-        for service in ("", SERVICE):
+        for service in _HEALTH_NAMES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     async def say_not_serving(self) -> None:
-        """Tell health checks that the server is on its way out."""
-        await self._health.enter_graceful_shutdown()
+        """Tell health checks that no more runs are taken; the process itself is still well."""
+        for service in _READINESS:
+            await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
 
     async def stop(self, grace: float) -> None:
         """Stop listening; calls that have not ended after `grace` seconds are cut off."""
@@ -158,7 +166,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no type
         context: Any,
     ) -> health_pb2.HealthListResponse:
         """Tell the health of all services."""
-        asked = {name: health_pb2.HealthCheckRequest(service=name) for name in ("", SERVICE)}
+        asked = {name: health_pb2.HealthCheckRequest(service=name) for name in _HEALTH_NAMES}
         statuses = {name: await self.Check(one, context) for name, one in asked.items()}
         return health_pb2.HealthListResponse(statuses=statuses)
 

@@ -1,0 +1,63 @@
+"""The command that asks for the server's health, for probes and scripts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import grpc
+from google.protobuf import wrappers_pb2
+
+from notebook_runner._connection import Connection
+from notebook_runner._status import to_error
+
+from ._exit import ExitCode
+from ._group import usage_errors
+
+if TYPE_CHECKING:
+    from ._group import Server
+
+__all__ = ["health"]
+
+TIMEOUT = 5.0
+"""Seconds that the answer may take; what starts this command as a probe gives it more."""
+
+_METHOD = "/grpc.health.v1.Health/Check"
+# HealthCheckResponse.ServingStatus: the code of grpc.health.v1 is not in the plain install.
+_STATUS = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
+
+
+@click.command()
+@click.argument("service", default="")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=TIMEOUT,
+    show_default=True,
+    help="Seconds that the answer may take.",
+)
+@click.pass_context
+def health(ctx: click.Context, /, service: str, timeout: float) -> None:
+    """Ask the server for its health, which needs no token.
+
+    Without SERVICE: whether it takes runs; a busy server does, one that is about to stop does not.
+    With `liveness`: whether it answers at all. The exit code is 0 only when the answer is SERVING.
+    """
+    server: Server = ctx.obj
+    with usage_errors(), Connection.resolve(**server.settings).channel() as channel:
+        status = _check(channel, service, timeout)
+    click.echo(status)
+    ctx.exit(ExitCode.SUCCEEDED if status == "SERVING" else ExitCode.UNAVAILABLE)
+
+
+def _check(channel: grpc.Channel, service: str, timeout: float) -> str:
+    # The messages of grpc.health.v1 look like these on the wire: one string, and one number.
+    call: grpc.UnaryUnaryMultiCallable[wrappers_pb2.StringValue, wrappers_pb2.Int32Value] = (
+        channel.unary_unary(
+            _METHOD, wrappers_pb2.StringValue.SerializeToString, wrappers_pb2.Int32Value.FromString
+        )
+    )
+    try:
+        return _STATUS[call(wrappers_pb2.StringValue(value=service), timeout=timeout).value]
+    except grpc.RpcError as error:
+        raise to_error(error, f"no answer within {timeout:g} s") from error

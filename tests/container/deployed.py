@@ -1,0 +1,72 @@
+"""The server's pod, as a cluster has it: with its history, and with tokens and certificates in Secrets."""
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from uuid import uuid4
+
+import grpc
+from container.manifests import BASE, find, pod_of, rendered
+from container.podman import Pod, free_port, ready, volume
+from support.server import PROGRAM
+
+from notebook_runner import Client
+
+
+class Deployed:
+    """The server's pod, on a free port.
+
+    Args:
+        folder: Where history and tokens are.
+        image: The image.
+        manifests: The base or an overlay.
+        tls: The files of the certificate's Secret; None: without TLS.
+    """
+
+    def __init__(
+        self, folder: Path, image: str, manifests: Path = BASE, tls: Mapping[str, str] | None = None
+    ) -> None:
+        self._image, self._manifests, self._tls = image, manifests, tls
+        self._name = f"nbr-{uuid4().hex[:8]}"
+        tokens = folder / "tokens"
+        command = [str(PROGRAM), "--tokens-file", str(tokens), "--new-token", "test:run"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        self.token: str = done.stdout.strip()
+        self._secrets = {"notebook-runner-tokens": {"tokens": tokens.read_text()}}
+        self._authority: Path | None = None
+        if tls:
+            self._secrets["notebook-runner-tls"] = dict(tls)
+            self._authority = folder / "ca.crt"
+            self._authority.write_text(tls["ca.crt"])
+        self._history = volume(folder / "history")
+
+    def play(self) -> None:
+        """Starts the pod, and waits until it serves."""
+        port = free_port()
+        self.target = f"localhost:{port}"
+        found = rendered(self._manifests)
+        self.pod = Pod(
+            found,
+            pod_of(find(found, "Deployment")),
+            self._image,
+            name=self._name,
+            environment={
+                "NOTEBOOK_RUNNER_LISTEN": f"0.0.0.0:{port}",
+                "NOTEBOOK_RUNNER_TARGET": self.target,
+                # The port of metrics is the machine's as well.
+                "NOTEBOOK_RUNNER_METRICS_LISTEN": "127.0.0.1:0",
+            },
+            secrets=self._secrets,
+            claims={"notebook-runner-history": self._history},
+        )
+        self.pod.play()
+        roots = self._tls["ca.crt"].encode() if self._tls else None
+        ready(self.target, grpc.ssl_channel_credentials(roots) if roots else None)
+
+    def client(self) -> Client:
+        """A client that has the token, and trusts the authority."""
+        return Client(self.target, token=self.token, tls_ca=self._authority)
+
+    def remove(self) -> None:
+        """Leaves nothing behind but the folder."""
+        self.pod.remove()

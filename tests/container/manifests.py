@@ -1,0 +1,128 @@
+"""The manifests as kustomize renders them, and as podman can start them."""
+
+import copy
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from support.pages import REPOSITORY
+
+KUBECTL = shutil.which("kubectl") or "kubectl"
+FOLDER = REPOSITORY / "k8s"
+BASE = FOLDER / "base"
+COMPONENTS = sorted((FOLDER / "components").iterdir())
+OVERLAYS = sorted((FOLDER / "overlays").iterdir())
+
+Manifest = dict[str, Any]
+
+
+@functools.cache
+def _text(folder: Path) -> str:
+    command = [KUBECTL, "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rendered(folder: Path) -> list[Manifest]:
+    """What `kubectl kustomize` makes of a folder, which needs no cluster."""
+    return list(yaml.safe_load_all(_text(folder)))
+
+
+def composed(folder: Path, *components: Path) -> list[Manifest]:
+    """The base with components, as an operator puts them together in a folder of their own."""
+    kustomization = {
+        "resources": [os.path.relpath(BASE, folder)],
+        "components": [os.path.relpath(one, folder) for one in components],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return rendered(folder)
+
+
+def find(found: list[Manifest], kind: str, name: str = "notebook-runner") -> Manifest:
+    """The one resource of this kind and name."""
+    (one,) = [each for each in found if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return one
+
+
+def pod_of(manifest: Manifest) -> Manifest:
+    """The pod that a resource makes, with its metadata and its spec."""
+    spec = manifest["spec"]
+    job = spec["jobTemplate"]["spec"] if manifest["kind"] == "CronJob" else spec
+    pod: Manifest = job["template"]
+    return pod
+
+
+def container_of(manifest: Manifest) -> Manifest:
+    """The only container of the pod that a resource makes."""
+    (container,) = pod_of(manifest)["spec"]["containers"]
+    one: Manifest = container
+    return one
+
+
+def variables(container: Manifest) -> dict[str, str]:
+    """The variables of a container that have a value of their own."""
+    return {one["name"]: one["value"] for one in container["env"] if "value" in one}
+
+
+def probes(server: Manifest) -> dict[str, Manifest]:
+    """The three probes of the server's container."""
+    return {name: server[f"{name}Probe"] for name in ("startup", "liveness", "readiness")}
+
+
+def for_podman(
+    found: list[Manifest],
+    pod: Manifest,
+    name: str,
+    image: str,
+    environment: Mapping[str, str],
+    secrets: Mapping[str, Mapping[str, str]],
+    claims: Mapping[str, Path],
+) -> list[Manifest]:
+    """A pod with its ConfigMaps, changed only where podman 4.3 on the machine's own network wants it.
+
+    - Names begin with `name`, so that nothing else on the machine is touched.
+    - The image is the one that was built here, and there are more variables: the port is a free one.
+    - Podman knows no gRPC probe: it becomes the command that asks the same.
+    - It hands a Secret's content on without decoding it: a Secret becomes a ConfigMap.
+    - It publishes the ports that a container names, which the machine's own network has none of.
+    - It does not put variables into a command, `$(NAME)`.
+    - A claim is a folder, which the test has made as Kubernetes would: podman gives a volume another owner.
+    """
+    maps = [copy.deepcopy(one) for one in found if one["kind"] == "ConfigMap"]
+    maps += [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": secret}, "data": dict(files)}
+        for secret, files in secrets.items()
+    ]
+    for each in maps:
+        each["metadata"]["name"] = f"{name}-{each['metadata']['name']}"
+    spec = copy.deepcopy(pod["spec"]) | {"hostNetwork": True}
+    for volume in spec["volumes"]:
+        _exchange(volume, name, claims)
+    (container,) = spec["containers"]
+    container.pop("ports", None)
+    container["image"] = image
+    named = [one for one in container["env"] if one["name"] not in environment]
+    container["env"] = named + [{"name": key, "value": value} for key, value in environment.items()]
+    for key, value in variables(container).items():
+        container["command"] = [one.replace(f"$({key})", value) for one in container.get("command", [])]
+    for probe in (container[key] for key in container if key.endswith("Probe")):
+        if grpc := probe.pop("grpc", None):
+            probe["exec"] = {"command": ["notebook-runner", "health", grpc["service"]]}
+    metadata = {**pod["metadata"], "name": name}
+    return [*maps, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}]
+
+
+def _exchange(volume: Manifest, name: str, claims: Mapping[str, Path]) -> None:
+    if secret := volume.pop("secret", None):
+        items = {"items": secret["items"]} if "items" in secret else {}
+        volume["configMap"] = {"name": secret["secretName"], **items}
+    if "configMap" in volume:
+        volume["configMap"]["name"] = f"{name}-{volume['configMap']['name']}"
+    if claim := volume.pop("persistentVolumeClaim", None):
+        volume["hostPath"] = {"path": str(claims[claim["claimName"]]), "type": "Directory"}

@@ -1,0 +1,227 @@
+"""The manifests are valid for Kubernetes, restricted in full, and closed."""
+
+import json
+from pathlib import Path
+
+import kubernetes_validate
+import nbformat
+import pytest
+from container.manifests import (
+    BASE,
+    COMPONENTS,
+    FOLDER,
+    OVERLAYS,
+    Manifest,
+    composed,
+    container_of,
+    find,
+    pod_of,
+    probes,
+    rendered,
+    variables,
+)
+
+from notebook_runner._version import __version__
+from notebook_runner.cli import main as client_command
+from notebook_runner_server.api.server import LIVENESS, SERVICE
+from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
+
+# The oldest that has all that the manifests use (1.31: podFailurePolicy, unhealthyPodEvictionPolicy), one
+# between, and the newest whose schemas there are.
+VERSIONS = ("1.31", "1.34", "1.37")
+# Kinds that clusters get from elsewhere, so that Kubernetes has no schema of them.
+CUSTOM = {
+    "cert-manager.io/v1": {"Certificate", "Issuer"},
+    "gateway.networking.k8s.io/v1": {"Gateway", "GRPCRoute"},
+    "monitoring.coreos.com/v1": {"ServiceMonitor"},
+}
+WORKLOADS = {"Deployment", "CronJob"}
+
+
+def workloads(folder: Path) -> list[Manifest]:
+    """What starts pods."""
+    return [one for one in rendered(folder) if one["kind"] in WORKLOADS]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_valid(folder: Path, version: str) -> None:
+    """Kubernetes' own schemas take every resource, strictly; the rest are kinds that are named here."""
+    for each in rendered(folder):
+        if each["kind"] not in CUSTOM.get(each["apiVersion"], set()):
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_a_mistake_is_seen() -> None:
+    """The schemas are strict: a field that does not exist is refused."""
+    deployment = find(rendered(BASE), "Deployment")
+    deployment["spec"]["template"]["spec"]["replicas"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, VERSIONS[0], strict=True)
+
+
+def test_every_component_goes_with_the_others(tmp_path: Path) -> None:
+    """An operator can have all components at once, and none undoes what another has done."""
+    found = composed(tmp_path, *COMPONENTS)
+    kinds = {one["kind"] for one in found}
+    assert {"Certificate", "ServiceMonitor", "GRPCRoute"} <= kinds
+    assert find(found, "Deployment")["spec"]["template"]["spec"]["runtimeClassName"] == "gvisor"
+    assert len(find(found, "NetworkPolicy")["spec"]["ingress"]) == 3
+
+
+def test_each_component_has_an_overlay() -> None:
+    """What there is can be applied as it is."""
+    assert {one.name for one in COMPONENTS} <= {one.name for one in OVERLAYS}
+
+
+def test_everything_is_in_one_namespace(folder: Path) -> None:
+    """All of it is in the namespace that the base makes, which enforces the restricted standard."""
+    found = rendered(folder)
+    labels = find(found, "Namespace")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    names = {one["metadata"].get("namespace") for one in found if one["kind"] != "Namespace"}
+    assert names == {"notebook-runner"}
+
+
+def test_restricted_standard(folder: Path) -> None:
+    """Each control of the Pod Security Standards, baseline and restricted, field by field."""
+    for workload in workloads(folder):
+        spec = pod_of(workload)["spec"]
+        for field in ("hostNetwork", "hostPID", "hostIPC", "hostUsers", "shareProcessNamespace"):
+            assert field not in spec
+        context = spec["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["runAsUser"] != 0
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        for field in ("sysctls", "seLinuxOptions", "windowsOptions", "appArmorProfile", "supplementalGroups"):
+            assert field not in context
+        kinds = {kind for volume in spec["volumes"] for kind in volume if kind != "name"}
+        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+        for container in (*spec["containers"], *spec.get("initContainers", [])):
+            own = container["securityContext"]
+            assert own == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert not any("hostPort" in port for port in container.get("ports", []))
+            assert "lifecycle" not in container
+
+
+def test_no_pod_can_speak_to_kubernetes(folder: Path) -> None:
+    """No pod has a token of its service account, nor variables that begin like settings."""
+    assert find(rendered(folder), "ServiceAccount")["automountServiceAccountToken"] is False
+    for workload in workloads(folder):
+        spec = pod_of(workload)["spec"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
+        assert spec["serviceAccountName"] == "notebook-runner"
+
+
+def test_the_network_is_closed(folder: Path) -> None:
+    """Each pod is under a policy that lets out nothing but names and, for the job, the server."""
+    policies = [one["spec"] for one in rendered(folder) if one["kind"] == "NetworkPolicy"]
+    for workload in workloads(folder):
+        labels = pod_of(workload)["metadata"]["labels"].items()
+        own = [one for one in policies if one["podSelector"]["matchLabels"].items() <= labels]
+        assert own
+        assert all(one["policyTypes"] == ["Ingress", "Egress"] for one in own)
+        for rule in (rule for one in own for rule in one["egress"]):
+            assert rule["to"]
+            assert {port["port"] for port in rule["ports"]} in ({53}, {50051})
+        for rule in (rule for one in own for rule in one.get("ingress", [])):
+            assert rule["from"]
+            assert rule["ports"]
+
+
+def test_secrets_are_files(folder: Path) -> None:
+    """Tokens and keys are mounted read-only, for the group; no variable and no manifest has one."""
+    found = rendered(folder)
+    assert "Secret" not in {one["kind"] for one in found}
+    for workload in workloads(folder):
+        spec, container = pod_of(workload)["spec"], container_of(workload)
+        secrets = {one["name"]: one["secret"] for one in spec["volumes"] if "secret" in one}
+        assert secrets
+        assert {one["defaultMode"] for one in secrets.values()} == {0o440}
+        mounts = [one for one in container["volumeMounts"] if one["name"] in secrets]
+        assert [one["readOnly"] for one in mounts] == [True] * len(secrets)
+        assert "envFrom" not in container
+        assert not any("secretKeyRef" in one.get("valueFrom", {}) for one in container["env"])
+
+
+def test_variables_are_settings(server: Manifest) -> None:
+    """Each variable is one of the server's settings; a misspelt one would do nothing."""
+    known = {f"{ENVIRONMENT_PREFIX}_{name.upper()}" for name in Settings.__dataclass_fields__}
+    assert set(variables(server)) - known <= {f"{ENVIRONMENT_PREFIX}_METRICS_LISTEN"}
+
+
+def test_arguments_are_the_clients() -> None:
+    """The job's command is one of the client's, with options that there are."""
+    job = container_of(find(rendered(BASE), "CronJob", "notebook-runner-nightly"))
+    init, dashes, program, name, *options = job["command"]
+    assert (init, dashes, program) == ("tini", "--", "notebook-runner")
+    known = {option for one in client_command.commands[name].params for option in one.opts}
+    assert {option.partition("=")[0] for option in options} <= known
+
+
+def test_what_is_encrypted(folder: Path, server: Manifest) -> None:
+    """Without TLS it is said plainly; with TLS nothing is insecure, and each probe speaks TLS."""
+    given = variables(server)
+    with_tls = folder.name == "tls"
+    assert ("NOTEBOOK_RUNNER_TLS_CERT" in given) is with_tls
+    assert ("NOTEBOOK_RUNNER_INSECURE" in given) is not with_tls
+    assert "NOTEBOOK_RUNNER_TOKENS_FILE" in given
+    job = variables(container_of(find(rendered(folder), "CronJob", "notebook-runner-nightly")))
+    assert ("NOTEBOOK_RUNNER_TLS_CA" in job) is with_tls
+    for probe in probes(server).values():
+        assert ("exec" in probe, "grpc" in probe) == (with_tls, not with_tls)
+
+
+def test_probes_ask_for_what_they_are(server: Manifest) -> None:
+    """Liveness asks for the process, which serves while it drains; readiness for whether runs are taken."""
+    for name, probe in probes(server).items():
+        asked = probe["grpc"]["service"] if "grpc" in probe else probe["exec"]["command"][-1]
+        ready = {SERVICE, "health"}
+        assert asked in (ready if name == "readiness" else {LIVENESS}), name
+
+
+def test_ports_fit_together(folder: Path, server: Manifest) -> None:
+    """Service, policy, probes, the job and the image speak of the same port."""
+    found = rendered(folder)
+    named = {port["name"]: port["containerPort"] for port in server["ports"]}
+    service = {port["name"]: port for port in find(found, "Service")["spec"]["ports"]}
+    assert {name: port["port"] for name, port in service.items()} == named == {"grpc": 50051, "metrics": 9090}
+    assert all(port["targetPort"] == name for name, port in service.items())
+    job = variables(container_of(find(found, "CronJob", "notebook-runner-nightly")))
+    assert job["NOTEBOOK_RUNNER_TARGET"] == "notebook-runner:50051"
+    assert variables(server)["NOTEBOOK_RUNNER_METRICS_LISTEN"].endswith(":9090")
+
+
+def test_one_writer_of_the_history(folder: Path) -> None:
+    """No two pods have the history at once, and no eviction ends the runs of the only one."""
+    found = rendered(folder)
+    spec = find(found, "Deployment")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert find(found, "PodDisruptionBudget")["spec"]["minAvailable"] == 1
+
+
+def test_the_route_leads_to_the_server() -> None:
+    """The gateway's route names the Service and its port, and a host that the gateway listens for."""
+    found = rendered(FOLDER / "overlays/gateway")
+    route, gateway = find(found, "GRPCRoute")["spec"], find(found, "Gateway")["spec"]
+    (rule,) = route["rules"]
+    assert rule["backendRefs"] == [{"name": "notebook-runner", "port": 50051}]
+    assert route["hostnames"] == [one["hostname"] for one in gateway["listeners"]]
+    assert SERVICE in {match["method"]["service"] for match in rule["matches"]}
+
+
+def test_the_image_is_of_this_version() -> None:
+    """The base asks for the image of the version that it comes with."""
+    images = {container_of(one)["image"] for one in workloads(BASE)}
+    assert images == {f"notebook-runner:{__version__}"}
+
+
+def test_the_sample_is_a_notebook() -> None:
+    """The notebook that an empty Start runs is there, and valid."""
+    notebooks = find(rendered(BASE), "ConfigMap", "notebook-runner-notebooks")["data"]
+    default = variables(container_of(find(rendered(BASE), "Deployment")))["NOTEBOOK_RUNNER_DEFAULT_NOTEBOOK"]
+    nbformat.validate(json.loads(notebooks[default]))

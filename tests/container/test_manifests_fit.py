@@ -1,0 +1,113 @@
+"""Time-outs and limits of the manifests, each against the one that it must exceed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from container.manifests import FOLDER, Manifest, container_of, find, probes, rendered, variables
+
+from notebook_runner.cli import main as client_command
+from notebook_runner_server.app import STREAM_GRACE
+from notebook_runner_server.config import Settings
+from notebook_runner_server.execution.processes import KILL_DEADLINE
+
+GI = 2**30
+UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": GI, "": 1, "m": 0.001}
+DURATIONS = {"s": 1, "m": 60, "h": 3600}
+# What the server itself, a warm kernel and an export may take beside the run, in bytes.
+REST = GI // 2
+
+
+def number(quantity: Any, units: dict[str, float] | dict[str, int] = UNITS) -> float:
+    """A quantity of Kubernetes, or a duration, as a number."""
+    match = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(quantity))
+    assert match, quantity
+    return float(match[1]) * units[match[2]]
+
+
+def seconds(duration: str) -> float:
+    """A duration in seconds."""
+    return number(duration, DURATIONS)
+
+
+def test_the_end_of_a_pod_waits_for_its_drain(folder: Path, server: Manifest) -> None:
+    """Kubernetes kills a pod only after the drain, the end of open calls and of all processes."""
+    spec = find(rendered(folder), "Deployment")["spec"]["template"]["spec"]
+    drain = float(variables(server)["NOTEBOOK_RUNNER_DRAIN_TIMEOUT"])
+    assert spec["terminationGracePeriodSeconds"] > drain + STREAM_GRACE + KILL_DEADLINE
+
+
+def test_probes_wait_long_enough(server: Manifest) -> None:
+    """No probe takes longer than until the next, none ends a busy server early, and recovery has its time."""
+    found = probes(server)
+    command = next(
+        option.default for option in client_command.commands["health"].params if option.name == "timeout"
+    )
+    for probe in found.values():
+        assert probe["timeoutSeconds"] <= probe["periodSeconds"]
+        assert "exec" not in probe or probe["timeoutSeconds"] > command
+    longest = {name: probe["periodSeconds"] * probe["failureThreshold"] for name, probe in found.items()}
+    assert longest["startup"] >= 300
+    assert longest["liveness"] >= 120
+    assert longest["readiness"] < longest["liveness"]
+
+
+def test_memory_fits(server: Manifest) -> None:
+    """A run's memory limit, once for each worker, is below the container's, with room for the rest."""
+    given = variables(server)
+    limit = float(given["NOTEBOOK_RUNNER_MEMORY_LIMIT"])
+    most = float(given["NOTEBOOK_RUNNER_MAX_MEMORY_LIMIT"])
+    workers = int(given.get("NOTEBOOK_RUNNER_WORKERS", Settings().workers))
+    resources = server["resources"]
+    assert 0 < limit <= most
+    assert workers * most + REST <= number(resources["limits"]["memory"])
+    assert set(resources["requests"]) >= {"cpu", "memory"}
+    for name, asked in resources["requests"].items():
+        assert number(asked) <= number(resources["limits"][name])
+    assert (
+        0 < float(given["NOTEBOOK_RUNNER_PROCESS_LIMIT"]) <= float(given["NOTEBOOK_RUNNER_MAX_PROCESS_LIMIT"])
+    )
+
+
+def test_disks_fit(folder: Path, server: Manifest) -> None:
+    """The history's bound is below its volume, and the folders on the node's disk below their limit."""
+    found = rendered(folder)
+    claim = find(found, "PersistentVolumeClaim", "notebook-runner-history")
+    size = number(claim["spec"]["resources"]["requests"]["storage"])
+    assert 0 < float(variables(server)["NOTEBOOK_RUNNER_MAX_STATE_BYTES"]) < size
+    volumes = find(found, "Deployment")["spec"]["template"]["spec"]["volumes"]
+    folders = sum(number(one["emptyDir"]["sizeLimit"]) for one in volumes if "emptyDir" in one)
+    assert folders < number(server["resources"]["limits"]["ephemeral-storage"])
+
+
+def test_the_job_outlives_its_run(folder: Path) -> None:
+    """The job's deadline is above its run's, and a late one has ended before the next; its run is kept."""
+    cron = find(rendered(folder), "CronJob", "notebook-runner-nightly")
+    job = cron["spec"]["jobTemplate"]["spec"]
+    (timeout,) = [one for one in container_of(cron)["command"] if one.startswith("--run-timeout=")]
+    assert job["activeDeadlineSeconds"] > seconds(timeout.partition("=")[2])
+    day = 24 * 3600
+    assert cron["spec"]["startingDeadlineSeconds"] + job["activeDeadlineSeconds"] < day
+    assert Settings().retention > day
+    assert cron["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+def test_certificates_are_renewed_in_time() -> None:
+    """A certificate is renewed before it ends, and its authority outlives it; the probes' name is in it."""
+    found = rendered(FOLDER / "overlays/tls")
+    authority = find(found, "Certificate", "notebook-runner-ca")["spec"]
+    leaf = find(found, "Certificate")["spec"]
+    assert seconds(leaf["renewBefore"]) < seconds(leaf["duration"]) < seconds(authority["duration"])
+    assert {"localhost", "notebook-runner"} <= set(leaf["dnsNames"])
+    assert {"server auth", "client auth"} <= set(leaf["usages"])
+
+
+def test_metrics_are_asked_for_in_time() -> None:
+    """Prometheus gives up on a page before it asks for the next, and finds the port by its name."""
+    found = rendered(FOLDER / "overlays/monitoring")
+    monitor = find(found, "ServiceMonitor")["spec"]
+    (endpoint,) = monitor["endpoints"]
+    assert seconds(endpoint["scrapeTimeout"]) < seconds(endpoint["interval"])
+    service = find(found, "Service")
+    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}

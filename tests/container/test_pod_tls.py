@@ -1,0 +1,43 @@
+"""The overlay with TLS: nothing is insecure, its probes are answered, and clients trust the server."""
+
+from collections.abc import Callable
+
+import grpc
+import pytest
+import trustme
+from container.deployed import Deployed
+from container.manifests import FOLDER, container_of, find, probes, rendered
+from container.podman import SECONDS
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+
+OVERLAY = FOLDER / "overlays/tls"
+
+
+def secret() -> dict[str, str]:
+    """What cert-manager puts into the Secret: a certificate, its key, and their authority."""
+    authority = trustme.CA()
+    names = find(rendered(OVERLAY), "Certificate")["spec"]["dnsNames"]
+    issued = authority.issue_cert(*names)
+    files = {
+        "tls.crt": b"".join(blob.bytes() for blob in issued.cert_chain_pems),
+        "tls.key": issued.private_key_pem.bytes(),
+        "ca.crt": authority.cert_pem.bytes(),
+    }
+    return {name: content.decode() for name, content in files.items()}
+
+
+def test_tls(deploy: Callable[..., Deployed]) -> None:
+    """A run goes over TLS, each probe of the overlay is content, and without TLS there is no answer."""
+    deployed = deploy(manifests=OVERLAY, tls=secret())
+    with deployed.client() as client:
+        run = client.start()
+        *_, last = client.progress(run.run_id)
+        assert last.run_changed.state == pb.RUN_STATE_SUCCEEDED, last
+    for probe in probes(container_of(find(rendered(OVERLAY), "Deployment"))).values():
+        command = [one.replace("localhost:50051", deployed.target) for one in probe["exec"]["command"]]
+        assert deployed.pod.execute(*command) == "SERVING\n"
+    with grpc.insecure_channel(deployed.target) as channel, pytest.raises(grpc.RpcError) as refused:
+        rpc.NotebookRunnerStub(channel).List(pb.ListRequest(), timeout=SECONDS)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
