@@ -36,7 +36,7 @@ test: $(INSTALLED) ## Run the tests
 	$(BIN)/pytest
 
 cold: $(INSTALLED) ## Run the tests of whole runs again, without warm kernels
-	NOTEBOOK_RUNNER_WARM_KERNELS=none $(BIN)/pytest tests/e2e tests/client/test_cli.py tests/client/test_client_notebook.py
+	NOTEBOOK_RUNNER_WARM_KERNELS=none $(BIN)/pytest tests/e2e tests/client/test_cli.py tests/client/test_client_nested.py
 
 ROUNDS ?= 500
 SEED ?= 0
