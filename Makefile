@@ -51,7 +51,7 @@ soak: $(INSTALLED) ## RUNS runs in a row, and STREAMS streams opened and dropped
 CONNECTIONS ?= 2000
 ATTACK_SECONDS ?= 10
 attack: $(INSTALLED) ## Flood a server on loopback: CONNECTIONS connections, ATTACK_SECONDS for each kind of flood
-	ATTACK_CONNECTIONS=$(CONNECTIONS) ATTACK_SECONDS=$(ATTACK_SECONDS) $(BIN)/pytest -s tests/security/test_floods.py
+	ATTACK_CONNECTIONS=$(CONNECTIONS) ATTACK_SECONDS=$(ATTACK_SECONDS) ATTACK_CALL_SECONDS=1 $(BIN)/pytest -s tests/security/test_floods.py tests/security/test_slow_readers.py
 
 check: $(INSTALLED) ## Run every check that is not a test
 	$(BIN)/ruff format --check .

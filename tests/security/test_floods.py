@@ -9,13 +9,25 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 from support import frames
-from support.floods import ATTACKS, CONNECTIONS, REST_MB, Ordinary, attacking, memory
+from support.floods import (
+    AT_FULL_SPEED,
+    ATTACKS,
+    CONNECTIONS,
+    REST_MB,
+    Ordinary,
+    attacking,
+    memory,
+    served_again,
+)
 from support.frames import Raw, frame
 from support.mortal import MortalServer, figure
-from support.secure import Guarded
+from support.secure import Guarded, own_channel
 from support.server import PROGRAM, Server
+
+from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
 CONNECTION_KB = 150
 
@@ -35,6 +47,29 @@ def test_a_flood(besieged: Guarded, name: str) -> None:
     assert server.process.poll() is None
 
 
+@pytest.mark.parametrize("name", AT_FULL_SPEED)
+def test_at_full_speed(besieged: Guarded, name: str) -> None:
+    """Memory stays, and others are served when it is over; how long they wait in it is told."""
+    server, ordinary = besieged.server, Ordinary(besieged.server.target, besieged.run, besieged.ca)
+    before, cut_off = memory(server.process.pid), 0
+    with attacking(lambda over: AT_FULL_SPEED[name](besieged, over)) as is_over:
+        while not is_over():
+            try:
+                ordinary.until(lambda: True, least=len(ordinary.kills) + 1)
+            except grpc.RpcError:
+                cut_off += 1
+        after = memory(server.process.pid)
+    ordinary.tell(f"{name} at full speed")
+    figure(f"{cut_off} calls cut off or refused, memory {before:.0f} MB before, {after:.0f} MB in it")
+    assert after - before < REST_MB
+    with own_channel(besieged.server.target, besieged.ca) as channel:
+        seconds = served_again(rpc.NotebookRunnerStub(channel), besieged.run)
+    figure(f"after {name}: served again in {seconds:.1f} s")
+    late = Ordinary(besieged.server.target, besieged.run, besieged.ca)
+    late.until(lambda: True, least=3)
+    late.was_served(f"after {name}")
+
+
 def half_open(besieged: Guarded, kind: int) -> Raw:
     """A connection that says nothing, or begins HTTP/2 and goes no further, or begins a call."""
     if not kind:
@@ -48,20 +83,25 @@ def half_open(besieged: Guarded, kind: int) -> Raw:
 
 
 def test_many_connections(besieged: Guarded) -> None:
-    """Many connections that do nothing keep nobody out, and each takes little; silent ones are closed."""
+    """Many connections that do nothing keep nobody out, and each takes little."""
     server, ordinary = besieged.server, Ordinary(besieged.server.target, besieged.run, besieged.ca)
     before = memory(server.process.pid)
     with ExitStack() as opened:
-        held = [opened.enter_context(half_open(besieged, place % 3)) for place in range(CONNECTIONS)]
+        for place in range(CONNECTIONS):
+            opened.enter_context(half_open(besieged, place % 3))
         ordinary.until(lambda: True)
         after = memory(server.process.pid)
-        # It is closed by the server, which may greet before.
-        begin = time.monotonic()
-        held[0].rest()
-        figure(f"a silent connection was closed after {time.monotonic() - begin:.1f} s")
     ordinary.was_served("connections")
     figure(f"{CONNECTIONS} connections: memory {before:.0f} MB before, {after:.0f} MB with them")
     assert after - before < CONNECTION_KB * CONNECTIONS / 1024
+
+
+def test_a_silent_connection(guarded: Guarded) -> None:
+    """It is closed by the server, which greets before."""
+    with Raw(guarded.server.target) as raw:
+        begin = time.monotonic()
+        assert raw.rest()
+        figure(f"a silent connection was closed after {time.monotonic() - begin:.1f} s")
 
 
 def test_more_connections_than_there_may_be(make_server: Callable[..., Server]) -> None:
