@@ -38,7 +38,7 @@ test: $(INSTALLED) ## Run the tests (PARALLEL= for one after the other)
 	$(BIN)/pytest $(PARALLEL)
 
 cold: $(INSTALLED) ## Run the tests of whole runs again, without warm kernels
-	NOTEBOOK_RUNNER_WARM_KERNELS=none $(BIN)/pytest $(PARALLEL) tests/e2e tests/client/test_cli.py tests/client/test_client_notebook.py
+	NOTEBOOK_RUNNER_WARM_KERNELS=none $(BIN)/pytest $(PARALLEL) tests/e2e tests/client/test_cli.py tests/client/test_client_nested.py
 
 container: $(INSTALLED) ## Build the image, start the manifests, and test both (needs podman and kubectl)
 	$(BIN)/pytest tests/container
@@ -56,7 +56,7 @@ soak: $(INSTALLED) ## RUNS runs in a row, and STREAMS streams opened and dropped
 CONNECTIONS ?= 2000
 ATTACK_SECONDS ?= 10
 attack: $(INSTALLED) ## Flood a server on loopback: CONNECTIONS connections, ATTACK_SECONDS for each kind of flood
-	ATTACK_CONNECTIONS=$(CONNECTIONS) ATTACK_SECONDS=$(ATTACK_SECONDS) $(BIN)/pytest -s tests/security/test_floods.py
+	ATTACK_CONNECTIONS=$(CONNECTIONS) ATTACK_SECONDS=$(ATTACK_SECONDS) ATTACK_CALL_SECONDS=1 $(BIN)/pytest -s tests/security/test_floods.py tests/security/test_slow_readers.py
 
 check: $(INSTALLED) ## Run every check that is not a test
 	$(BIN)/ruff format --check .

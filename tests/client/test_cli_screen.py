@@ -57,9 +57,7 @@ def test_a_run_from_its_start_to_its_end(show: Show, write: Write, gate: Gate, c
         assert "import" in lines[2]
         assert all(len(line) <= columns for line in lines)
         gate.open()
-        lines = screen.until(
-            lambda lines: lines[:2] == ["begin", "all read"] and "2/3" in "".join(lines[2:])
-        )
+        lines = screen.until(lambda lines: lines[:2] == ["begin", "all read"] and "2/3" in "".join(lines[2:]))
         assert not any("%" in line for line in lines)
         gate.open()
         assert screen.exit_code() == 0

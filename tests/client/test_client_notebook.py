@@ -1,7 +1,6 @@
 """Runs that show themselves in a notebook."""
 
 import asyncio
-import contextlib
 import html
 import threading
 from collections.abc import Callable, Iterator
@@ -10,67 +9,14 @@ from pathlib import Path
 import grpc
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-from nbformat import NotebookNode
-from support.gate import Gate
-from support.notebooks import notebook, written
 from support.scripted import ENDED, FAILED, RUNNING, Double, changed
-from support.server import Server
-from traitlets import Any as AnyTrait
-from traitlets.config import Config
+from support.shells import SECONDS, KernelShell, Screen, inside
 
 from notebook_runner import AsyncClient, AsyncRunResult, Client, RunResult, _notebook, _views
 from notebook_runner._panel import Panel
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 PAGE = "<h1>page</h1><script>alert('\"')</script>"
-SECONDS = 30.0
-
-
-class KernelShell(InteractiveShell):
-    """IPython as it is in a kernel, without one."""
-
-    kernel = AnyTrait()
-
-
-class Screen:
-    """Keeps what was shown, each view by its id, as a frontend does."""
-
-    def __init__(self) -> None:
-        self.views: dict[str, str] = {}
-        self.places = 0
-        self.changes = 0
-        self._changed = threading.Condition()
-
-    def publish(self, data: dict[str, str], *_: object, transient: dict[str, str], update: bool) -> None:
-        """Takes what IPython would send to the frontend."""
-        with self._changed:
-            assert not update or transient["display_id"] in self.views
-            self.views[transient["display_id"]] = data["text/html"]
-            self.places += not update
-            self.changes += update
-            self._changed.notify_all()
-
-    @property
-    def last(self) -> str:
-        """What the only view shows now."""
-        (view,) = self.views.values()
-        return view
-
-    def until(self, text: str) -> None:
-        """Waits until the only view shows a text."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: text in self.last, SECONDS), self.last
-
-
-@contextlib.contextmanager
-def inside(kind: type[InteractiveShell], folder: Path) -> Iterator[InteractiveShell]:
-    """Code in here believes itself to be in a shell of IPython's, which keeps nothing."""
-    config = Config(HistoryManager={"enabled": False})
-    try:
-        yield kind.instance(config=config, ipython_dir=str(folder))
-    finally:
-        kind.clear_instance()
-        _notebook._views = None
 
 
 @pytest.fixture
@@ -332,38 +278,3 @@ def test_panel_counts_as_people_do() -> None:
     ended.start_time.FromSeconds(1000)
     ended.end_time.FromSeconds(1000 + 3661)
     assert Panel(ended).line() == "run r failed, 2 of 5 cells, 1:01:01, cell 3: KeyError: 'a'"
-
-
-# The cells of a notebook that starts notebooks.
-OUTER = (
-    "from notebook_runner import AsyncClient, Client; client = Client(TARGET)",
-    "run = client.start(INNER)\ndisplay(run)\n_ = client.wait(run.run_id)",
-    "held = client.start(HELD)\nheld",
-    "other = AsyncClient(TARGET); open(GATE, 'wb').write(b'.')\n_ = await other.wait(held.run_id)",
-    "client.run(INNER)",
-    "left = client.start(HELD)\nleft",
-)
-
-
-def shown_by(node: NotebookNode, cell: int) -> list[str]:
-    """The HTML of the outputs of a cell."""
-    return [output.data["text/html"] for output in node.cells[cell].outputs if "data" in output]
-
-
-def test_notebook_that_starts_notebooks(make_server: Callable[..., Server], gate: Gate) -> None:
-    """In a kernel of the service, the executed notebook has the end of every run that it waited for."""
-    server = make_server("--workers", "2")
-    inner, held = written(notebook("print('within')")), written(notebook(gate.source, "print('held')"))
-    names = f"TARGET, GATE, INNER, HELD = {server.target!r}, {str(gate.path)!r}, {inner!r}, {held!r}"
-    with Client(server.target) as client:
-        result = client.run(notebook(names, *OUTER))
-        executed = result.notebook()
-        client.kill()
-    for cell in (2, 3, 5):
-        (shown,) = shown_by(executed, cell)
-        assert "succeeded" in shown
-        assert "srcdoc" in shown
-    assert "within" in html.unescape(shown_by(executed, 2)[0])
-    # Nobody waited for this one: what it shows is what was known then.
-    (left,) = shown_by(executed, 6)
-    assert "succeeded" not in left

@@ -114,5 +114,7 @@ def test_nothing_grows(make_server: Callable[..., Server], tmp_path: Path) -> No
         figure(f"{name} after {RUNS} runs and {STREAMS} streams: {after[name]}")
     assert _files(tmp_path) == files
     for name, then in before.items():
-        assert all(now - was <= CONNECTIONS for now, was in zip(after[name].counted, then.counted, strict=True))
+        assert all(
+            now - was <= CONNECTIONS for now, was in zip(after[name].counted, then.counted, strict=True)
+        )
         assert after[name].memory <= then.memory * SHARE + SLACK, name

@@ -1,6 +1,7 @@
 """Exports of a run: each is made once, with or without the code, and stays what it was."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from runs.doubles import DONE, Double, cell, ended, running, spec, tells
 from runs.samples import within
 
 from notebook_runner_server.execution.interface import KernelReady
-from notebook_runner_server.runs.errors import ExportFailedError, InvalidFieldError
+from notebook_runner_server.runs.errors import ExportFailedError, InvalidFieldError, RunNotFoundError
 from notebook_runner_server.runs.lifecycle import Runner
 from notebook_runner_server.runs.outputs import Outputs, Page
 from notebook_runner_server.runs.store import Store
@@ -21,6 +22,7 @@ class Counting:
         self.formats = ["html", "pdf"]
         self.made: list[tuple[str, bool]] = []
         self.wrong = ""
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
 
     async def export(self, notebook: Path, to: str, target: Path, *, omit_input: bool = False) -> str:
         """Counts, and fails if it shall."""
@@ -30,6 +32,8 @@ class Counting:
         await asyncio.sleep(0)
         said = notebook.read_text().count("said")  # noqa: ASYNC240 - a few bytes
         target.write_text(f"{to} {omit_input} {said}")  # noqa: ASYNC240 - as above
+        if self.meanwhile is not None:
+            await self.meanwhile()
         return "text/html"
 
 
@@ -120,5 +124,35 @@ def test_an_export_that_failed_is_tried_again(tmp_path: Path) -> None:
             assert caught.value.metadata == {"format": "pdf"}
             scene.exporter.wrong = ""
             assert (await scene.page("pdf")).content.startswith(b"pdf False")
+
+    within(scenario())
+
+
+@pytest.mark.parametrize("exported", [False, True], ids=["before its export", "during its export"])
+def test_a_run_that_is_forgotten_meanwhile_is_not_there(tmp_path: Path, *, exported: bool) -> None:
+    """What is missing then is the run, and not room on the disk."""
+
+    async def scenario() -> None:
+        backend, store = Double(), Store(tmp_path)
+        async with running(store, backend) as runner:
+            run_id = (await runner.start(spec())).run_id
+            (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
+            await ended(runner, run_id)
+            run = await runner.find(run_id)
+
+            async def forget() -> None:
+                row = await store.find(run_id)
+                assert row is not None
+                await store.delete(row)
+
+            exporter = Counting()
+            if exported:
+                exporter.meanwhile = forget
+            else:
+                await forget()
+            with pytest.raises(RunNotFoundError, match=run_id):
+                await Outputs(store, exporter, 10**6, 10**6, 10**6).page(run, "html", 0, 0, 0)
+            assert len(exporter.made) == exported
+            assert not store.folder(run_id).path.exists()
 
     within(scenario())

@@ -1,13 +1,15 @@
 """Servers that are attacked: by notebooks, run by an ordinary user; by callers, where tokens are wanted."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from support.attacks import ENVIRONMENT, attacked
 from support.plain import PlainServer, plain_home
-from support.secure import Guarded, new_token
+from support.secure import Guarded, TlsFolder, issue, new_token, roots
 from support.server import Server
 
 
@@ -43,11 +45,28 @@ def attack(plain: PlainServer, mode: str) -> Callable[..., Any]:
     return lambda source, **fields: attacked(plain, source, mode=mode, **fields)
 
 
+@contextmanager
+def guarding(folder: Path, *options: str, ca: bytes = b"") -> Iterator[Guarded]:
+    """A server with tokens."""
+    file = folder / "tokens"
+    run, read = new_token(file, "ci"), new_token(file, "board", "read")
+    options = ("--tokens-file", str(file), "--heartbeat-interval", "0.2", "--channelz", *options)
+    with Server(folder / "state", *options) as server:
+        yield Guarded(server, file, run, read, ca)
+
+
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     """One server with tokens for the tests of a module that leave its tokens file as it was."""
-    file = tmp_path_factory.mktemp("secret") / "tokens"
-    run, read = new_token(file, "ci"), new_token(file, "board", "read")
-    options = ["--tokens-file", str(file), "--heartbeat-interval", "0.2", "--channelz"]
-    with Server(tmp_path_factory.mktemp("state"), *options) as server:
-        yield Guarded(server, file, run, read)
+    with guarding(tmp_path_factory.mktemp("guarded")) as guarded:
+        yield guarded
+
+
+@pytest.fixture(scope="module", params=["plain", "TLS"])
+def besieged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """The same, without TLS and with it."""
+    folder, authority = tmp_path_factory.mktemp("besieged"), trustme.CA()
+    with_tls = request.param == "TLS"
+    options = TlsFolder(folder, issue(authority)).options if with_tls else []
+    with guarding(folder, *options, ca=roots(authority) if with_tls else b"") as guarded:
+        yield guarded

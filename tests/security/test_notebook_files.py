@@ -26,6 +26,7 @@ attempt("history by descriptor", lambda: open("/proc/self/fd/%d" % os.open(
 attempt("truncate", lambda: os.truncate(state / "notebook-runner.db", 0))
 attempt("delete", lambda: os.unlink(state / "notebook-runner.db-wal"))
 attempt("log of changes", lambda: open(state / "notebook-runner.db-wal", "rb").read())
+attempt("key of requests", lambda: open(state / "request-key", "rb").read())
 attempt("own parts", lambda: open(run_folder.parent / "parts", "rb").read())
 attempt("own parts to write", lambda: os.open(run_folder.parent / "parts", os.O_WRONLY | os.O_APPEND))
 attempt("own environment", lambda: open(run_folder.parent / "environment").read())
@@ -57,7 +58,7 @@ def test_the_history_cannot_be_read_or_changed(plain: PlainServer, attack: Calla
     other = texts(left.events).strip()
     found = attack(STATE.format(other=other), environment={"GIVEN": "x"})
     assert {name: got for name, got in found.items() if got not in DENIED} == {}
-    assert len(found) == 22
+    assert len(found) == 23
     assert (Path(other) / "left.txt").read_text() == "x"
 
 

@@ -1,12 +1,8 @@
 """Who may call what with which token: refusals and what they tell, in unary and in streaming calls."""
 
-import asyncio
 import itertools
-import random
 import secrets
-import string
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -15,19 +11,13 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from support.calls import SECONDS, inline
-from support.errors import refusal_of, refused
-from support.secure import Guarded, bearer, new_token
+from support.errors import refused
+from support.secure import BAD, MISSING, TOO_LITTLE, Guarded, Metadata, bearer
 from support.server import SERVICE, Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
-Metadata = tuple[tuple[str, str | bytes], ...]
 Call = Callable[[Server, Metadata], Any]
-
-MISSING = (grpc.StatusCode.UNAUTHENTICATED, "MISSING_TOKEN")
-BAD = (grpc.StatusCode.UNAUTHENTICATED, "BAD_TOKEN")
-TOO_LITTLE = (grpc.StatusCode.PERMISSION_DENIED, "BAD_TOKEN")
 
 
 def unary(method: str, request: Any = b"") -> Call:
@@ -169,119 +159,6 @@ def test_health_tells_nothing_else(guarded: Guarded, method: str) -> None:
     statuses = stub.List(health_pb2.HealthListRequest(), timeout=SECONDS).statuses
     assert {name: one.status for name, one in statuses.items()} == {"": 1, SERVICE.strip("/"): 1}
     assert "Traceback" not in guarded.server.tail()
-
-
-def test_a_removed_token(make_server: Callable[..., Server], tmp_path: Path) -> None:
-    """A token that leaves the file is refused with the next call, and its open stream ends; others go on."""
-    file = tmp_path / "tokens"
-    old = new_token(file, "ci")
-    before = file.read_text()
-    new = new_token(file, "ci")
-    after = file.read_text().removeprefix(before)
-    server = make_server("--tokens-file", str(file), "--heartbeat-interval", "0.2")
-    run = server.stub.Start(inline("import time; time.sleep(600)"), metadata=bearer(old), timeout=SECONDS).run
-    request = pb.ProgressRequest(run_id=run.run_id)
-    revoked = server.stub.Progress(request, metadata=bearer(old), timeout=SECONDS)
-    kept = server.stub.Progress(request, metadata=bearer(new), timeout=SECONDS)
-    assert next(revoked)
-    assert next(kept)
-    file.write_text(after)
-    assert refused(lambda: READING["List"](server, bearer(old))).kind == BAD
-    assert refused(lambda: list(revoked)).kind == BAD
-    ended = server.stub.Kill(pb.KillRequest(), metadata=bearer(new), timeout=SECONDS)
-    assert ended.run.state == pb.RUN_STATE_KILLED
-    assert list(kept)[-1].run_changed.state == pb.RUN_STATE_KILLED
-    assert "Traceback" not in server.tail()
-
-
-@pytest.mark.parametrize("broken", [b"", b"ci run sha256:12", b"\xff\xfe\n", None])
-def test_a_broken_tokens_file(
-    make_server: Callable[..., Server], tmp_path: Path, broken: bytes | None
-) -> None:
-    """A file that is half written, or gone, changes nothing, is told once in the log, and may be mended."""
-    file = tmp_path / "tokens"
-    token = new_token(file)
-    good = file.read_bytes()
-    server = make_server("--tokens-file", str(file))
-    if broken is None:
-        file.unlink()
-    else:
-        file.write_bytes(broken)
-    for _ in range(3):
-        READING["List"](server, bearer(token))
-    file.write_bytes(good)
-    other = new_token(file)
-    READING["List"](server, bearer(other))
-    told = [entry for entry in server.log if entry["event"].startswith("tokens file not reloaded")]
-    assert [entry["level"] for entry in told] == ["error"]
-
-
-ATTEMPTS = 10_000
-AT_ONCE = 100
-
-
-def attempts(token: str) -> Iterable[Metadata]:
-    """Random tokens and metadata, none of them a valid credential; the same in every run of the test."""
-    dice = random.Random(6)  # noqa: S311 - has to be the same each time, not hard to guess
-    letters = string.ascii_letters + string.digits + "-_"
-    printable = "".join(chr(code) for code in range(0x20, 0x7F))
-
-    def text(alphabet: str, size: int) -> str:
-        return "".join(dice.choices(alphabet, k=size))
-
-    def mutated() -> str:
-        place = dice.randrange(len(token))
-        return token[:place] + dice.choice(letters.replace(token[place], "")) + token[place + 1 :]
-
-    makers: list[Callable[[], Metadata]] = [
-        lambda: (("authorization", "Bearer nbr_" + text(letters, 43)),),
-        lambda: (("authorization", "Bearer " + mutated()),),
-        lambda: (("authorization", "Bearer " + token[: dice.randrange(len(token))]),),
-        lambda: (("authorization", text(printable, dice.randrange(200))),),
-        lambda: (("authorization", "Bearer " + text(letters, 1500)),),
-        lambda: (("authorization-bin", dice.randbytes(dice.randrange(200))), ("x-token", token)),
-        lambda: tuple(("authorization", text(printable, 20)) for _ in range(dice.randrange(2, 20))),
-        lambda: (("proxy-authorization", f"Bearer {token}"), (text(string.ascii_lowercase, 9), "1")),
-    ]
-    return (dice.choice(makers)() for _ in range(ATTEMPTS))
-
-
-async def tried(target: str, metadata: Iterable[Metadata]) -> list[tuple[grpc.StatusCode, str]]:
-    """How each attempt was refused, unary and streaming in turns."""
-    found: list[tuple[grpc.StatusCode, str]] = []
-    places = iter(enumerate(metadata))
-    async with grpc.aio.insecure_channel(target) as channel:
-        stub: Any = rpc.NotebookRunnerStub(channel)
-
-        async def attempt() -> None:
-            for number, values in places:
-                try:
-                    if number % 2:
-                        await stub.Kill(pb.KillRequest(), metadata=values, timeout=SECONDS)
-                    else:
-                        request = pb.ProgressRequest()
-                        _ = [one async for one in stub.Progress(request, metadata=values, timeout=SECONDS)]
-                except grpc.aio.AioRpcError as error:
-                    found.append(refusal_of(error).kind)
-
-        await asyncio.gather(*(attempt() for _ in range(AT_ONCE)))
-    return found
-
-
-def test_ten_thousand_attempts(guarded: Guarded) -> None:
-    """Random tokens and metadata are all refused, with a reason; the log stays short and has no secret."""
-    server = guarded.server
-    lines = len(server.log)
-    found = asyncio.run(tried(server.target, attempts(guarded.run)))
-    assert len(found) == ATTEMPTS
-    assert set(found) == {MISSING, BAD}
-    assert READING["List"](server, bearer(guarded.run)) is not None
-    told = server.log[lines:]
-    assert len(told) < 100
-    text = server.tail()
-    assert "Traceback" not in text
-    assert guarded.run not in text
-    assert not server.noise
 
 
 def test_what_the_log_tells(guarded: Guarded) -> None:

@@ -1,6 +1,7 @@
 """HTTP/2 by hand, for what no client of gRPC would send."""
 
 import socket
+import ssl
 import struct
 from typing import Self
 
@@ -44,16 +45,24 @@ def message(data: bytes) -> bytes:
     return b"\0" + struct.pack(">I", len(data)) + data
 
 
+# An attacker does not ask whom it attacks.
+_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+_TLS.check_hostname, _TLS.verify_mode = False, ssl.CERT_NONE
+_TLS.set_alpn_protocols(["h2"])
+
+
 class Raw:
     """A connection on which anything can be sent."""
 
-    def __init__(self, target: str, receive_bytes: int = 0) -> None:
+    def __init__(self, target: str, receive_bytes: int = 0, *, tls: bool = False) -> None:
         host, _, port = target.rpartition(":")
         self.socket = socket.socket()
         self.socket.settimeout(SECONDS)
         if receive_bytes:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.socket.connect((host, int(port)))
+        if tls:
+            self.socket = _TLS.wrap_socket(self.socket)
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +94,7 @@ class Raw:
         try:
             while data := self.socket.recv(65536):
                 found += data
-        except ConnectionError:
+        except (ConnectionError, ssl.SSLError):
             pass
         return found
 

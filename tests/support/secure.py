@@ -8,12 +8,21 @@ from typing import Any
 
 import grpc
 import trustme
+from support.frames import Raw
 from support.server import PROGRAM, Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
 ADDRESS = "127.0.0.1"
+# A refused handshake shows within milliseconds; the channel tries again until the deadline.
+REFUSED_SECONDS = 1.5
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+MISSING = (grpc.StatusCode.UNAUTHENTICATED, "MISSING_TOKEN")
+BAD = (grpc.StatusCode.UNAUTHENTICATED, "BAD_TOKEN")
+TOO_LITTLE = (grpc.StatusCode.PERMISSION_DENIED, "BAD_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,10 @@ def secure_channel(target: str, ca: bytes | None, pair: Pair | None = None) -> g
     return grpc.secure_channel(target, credentials, [("grpc.use_local_subchannel_pool", 1)])
 
 
-def own_channel(target: str) -> grpc.Channel:
-    """A connection of its own without TLS."""
+def own_channel(target: str, ca: bytes = b"") -> grpc.Channel:
+    """A connection of its own, without TLS where there is no authority."""
+    if ca:
+        return secure_channel(target, ca)
     return grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)])
 
 
@@ -104,11 +115,32 @@ def listed(channel: grpc.Channel, token: str = "", timeout: float = 20.0) -> lis
     return list(stub.List(pb.ListRequest(page_size=1), timeout=timeout, metadata=metadata).runs)
 
 
+def is_refused(channel: grpc.Channel) -> bool:
+    """Whether a connection is not made."""
+    with channel:
+        try:
+            listed(channel, timeout=REFUSED_SECONDS)
+        except grpc.RpcError as error:
+            return error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+    return False
+
+
+def is_accepted(channel: grpc.Channel) -> bool:
+    """Whether an ordinary call is answered, by a server that has run nothing."""
+    with channel:
+        return listed(channel) == []
+
+
 @dataclass(frozen=True)
 class Guarded:
-    """A server that wants tokens, and one of each scope."""
+    """A server that wants tokens, one of each scope, and the authority of its certificate if it has one."""
 
     server: Server
     file: Path
     run: str
     read: str
+    ca: bytes = b""
+
+    def raw(self, receive_bytes: int = 0) -> Raw:
+        """A connection on which anything can be sent, within TLS where there is TLS."""
+        return Raw(self.server.target, receive_bytes, tls=bool(self.ca))

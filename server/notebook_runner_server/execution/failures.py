@@ -5,7 +5,7 @@ from __future__ import annotations
 from nbclient.exceptions import CellExecutionError
 
 from notebook_runner_server.execution.interface import Cause, Failure
-from notebook_runner_server.execution.kernel import plain
+from notebook_runner_server.execution.kernel_log import plain
 from notebook_runner_server.execution.recorder import MAX_NAME, cut
 
 MAX_TRACEBACK = 128 * 1024

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import resource
 import shutil
 import socket
@@ -24,6 +23,7 @@ from notebook_runner_server.execution.client import KernelClient, UnfitKernelErr
 from notebook_runner_server.execution.confinement.environment import inherited
 from notebook_runner_server.execution.confinement.place import Place
 from notebook_runner_server.execution.confinement.rules import Confinement, Rules, rules
+from notebook_runner_server.execution.kernel_log import KernelLog
 from notebook_runner_server.execution.preparation import ARGUMENTS, MESSAGES_ON_THE_WAY
 from notebook_runner_server.execution.warm import languages
 from notebook_runner_server.execution.warm.forking import ForkProvisioner, Template, TemplateError, split
@@ -38,9 +38,6 @@ DRAIN_SECONDS = 1.0
 """How long what an ended kernel has sent may take to be received."""
 
 _QUIET_MS = 10
-
-_LOG_TAIL_BYTES = 8192
-_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class KernelDiedError(UnfitKernelError):
@@ -75,8 +72,7 @@ class Kernel:
     ) -> None:
         self.name = name
         self._folder = Path(tempfile.mkdtemp(prefix="", dir=folder))
-        # Read by this descriptor alone: under its name the kernel may have put something else.
-        self._log = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - close() closes it
+        self._log = KernelLog(self._folder)
         self.manager: AsyncKernelManager = AsyncKernelManager(
             kernel_name=name,
             transport="ipc",
@@ -138,8 +134,8 @@ class Kernel:
             cwd=working_folder,
             env={**self._environment(), **variables},
             stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
+            stdout=self._log.file,
+            stderr=self._log.file,
             **options,
         )
 
@@ -247,9 +243,7 @@ class Kernel:
 
     def log_tail(self) -> str:
         """Return the end of what the process itself wrote: a fatal error, a failed import."""
-        size = os.fstat(self._log.fileno()).st_size
-        tail = os.pread(self._log.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
-        return plain(tail.decode(errors="replace"))
+        return self._log.tail()
 
     def remove(self) -> None:
         """Remove the private folder; the process must have ended."""
@@ -297,8 +291,3 @@ class Kernel:
 
         loop.add_reader(descriptor, ended)
         return died
-
-
-def plain(text: str) -> str:
-    """Return text without terminal colours and without what no protocol can carry."""
-    return _ANSI.sub("", text).encode(errors="replace").decode()

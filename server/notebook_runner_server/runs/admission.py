@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import hmac
 import json
 import re
 import secrets
@@ -214,18 +215,16 @@ class Admission:
         )
 
 
-_URIS = ("notebook_uri", "output_uri")
+def fingerprint(spec: StartSpec, key: bytes) -> str:
+    """Return a digest of a request's payload, which is all of it but the request id.
 
-
-def fingerprint(spec: StartSpec) -> str:
-    """Return a digest of a request's payload: all of it but the request id."""
+    Without the key nobody can try whether a guess has the same.
+    """
     payload = {one.name: getattr(spec, one.name) for one in fields(spec) if one.name != "request_id"}
     payload["limits"] = asdict(spec.limits)
-    # What a request lacks is not in its digest, so that those of earlier versions stay as they are.
-    payload = {name: value for name, value in payload.items() if name not in _URIS or value}
     if spec.content is not None:
         payload["content"] = hashlib.sha256(spec.content).hexdigest()
-    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+    return hmac.digest(key, json.dumps(payload, sort_keys=True).encode(), "sha256").hex()
 
 
 def _check(spec: StartSpec) -> None:

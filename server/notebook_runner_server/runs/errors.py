@@ -110,6 +110,12 @@ class RunNotFoundError(NotFoundError):
     reason = "RUN_NOT_FOUND"
 
 
+def not_found(run_id: str) -> RunNotFoundError:
+    """Return the error for a run that is not there; an empty id: there is none at all."""
+    message = f"There is no run {run_id[:100]!r}." if run_id else "There is no run yet."
+    return RunNotFoundError(message, field="run_id", run_id=run_id[:100])
+
+
 class NotebookNotFoundError(NotFoundError):
     """There is no such notebook, or not for this server."""
 

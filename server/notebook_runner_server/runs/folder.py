@@ -30,6 +30,15 @@ def private(path: str | Path, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
+def sync_folder(path: Path) -> None:
+    """Make the entries of a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class RunFolder:
     """The files of one run.
 
@@ -99,12 +108,8 @@ class RunFolder:
 
     def sync(self) -> None:
         """Make the folder's entries durable."""
-        for path in (self.path, self.path.parent):
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        sync_folder(self.path)
+        sync_folder(self.path.parent)
 
     def read(self, part: Part) -> bytes:
         """Return one part."""

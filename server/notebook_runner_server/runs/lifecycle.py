@@ -16,8 +16,8 @@ from notebook_runner_server.runs.dispatcher import Dispatcher
 from notebook_runner_server.runs.errors import (
     RequestIdReusedError,
     RunnerBusyError,
-    RunNotFoundError,
     ShuttingDownError,
+    not_found,
 )
 from notebook_runner_server.runs.info import KernelInfo, RunnerInfo
 from notebook_runner_server.runs.log import RunLog
@@ -90,7 +90,9 @@ class Runner:
         Raises:
             RunnerError: The request cannot be carried out; no run is left behind.
         """
-        digest = await asyncio.to_thread(fingerprint, spec) if spec.request_id else ""
+        digest = ""
+        if spec.request_id:
+            digest = await asyncio.to_thread(fingerprint, spec, self._store.request_key)
         if same := await self._same_request(spec.request_id, digest):
             return same
         self._check_room()
@@ -211,8 +213,7 @@ class Runner:
     async def _row(self, run_id: str) -> Row:
         row = await self._store.find(run_id)
         if row is None:
-            message = f"There is no run {run_id[:100]!r}." if run_id else "There is no run yet."
-            raise RunNotFoundError(message, field="run_id", run_id=run_id[:100])
+            raise not_found(run_id)
         return row
 
     async def _current(self, run_id: str) -> tuple[Row, ActiveRun | None]:

@@ -21,6 +21,7 @@ from notebook_runner_server.runs.errors import (
     InvalidFieldError,
     StorageFullError,
     UnknownFormatError,
+    not_found,
 )
 from notebook_runner_server.runs.model import Run
 from notebook_runner_server.runs.readers import PAGE_SECONDS
@@ -113,11 +114,23 @@ class Outputs:
             RunnerError: It cannot be answered.
         """
         self._check(to, offset, max_bytes, as_of, omit_input=omit_input)
+        try:
+            return await self._page(run, to, offset, max_bytes, as_of, omit_input=omit_input)
+        except Exception as error:
+            # A run that is forgotten meanwhile goes row first, then files: whatever went wrong, that is why.
+            if await self._store.find(run.run_id) is None:
+                raise not_found(run.run_id) from error
+            raise
+
+    async def _page(
+        self, run: Run, to: str, offset: int, max_bytes: int, as_of: int, *, omit_input: bool
+    ) -> Page:
         size = min(max_bytes or self._page_bytes, self._max_page_bytes)
         if to == ERROR:
             return _slice(report(run).encode(), offset, size, final=run.state.is_terminal)
         row = await self._store.find(run.run_id)
-        assert row is not None  # noqa: S101 - its caller has just found it
+        if row is None:
+            raise not_found(run.run_id)
         newest = (
             row.last_sequence
             if to == FILES

@@ -18,6 +18,7 @@ from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.database import Database
 from notebook_runner_server.runs.folder import RunFolder, folder_size, private
 from notebook_runner_server.runs.model import Event, Order, Run, RunState
+from notebook_runner_server.runs.request_key import request_key
 from notebook_runner_server.runs.tables import Part, Row
 
 EVENTS_A_READ = 256
@@ -53,6 +54,7 @@ class Store:
 
     Attributes:
         count: How many runs it has.
+        request_key: The key of the digests of requests, once it is open.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,6 +63,7 @@ class Store:
         self._db = Database(folder / DATABASE)
         self._lock: IO[str] | None = None
         self.count = 0
+        self.request_key = b""
 
     async def open(self) -> None:
         """Open the state folder for this server alone.
@@ -76,6 +79,7 @@ class Store:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StateFolderInUseError(f"another server uses {self._folder}") from error
+        self.request_key = await asyncio.to_thread(request_key, self._folder)
         try:
             await self._db.open(is_first=not any(self._runs.iterdir()))
         except sqlite3.OperationalError:

@@ -1,0 +1,92 @@
+"""Callers that do not read what they are answered: memory stays, and others are served."""
+
+import time
+from contextlib import ExitStack
+
+from support.calls import SECONDS, inline
+from support.floods import REST_MB, Ordinary, memory
+from support.frames import Raw
+from support.mortal import figure
+from support.secure import Guarded, bearer, listed
+from support.server import SERVICE
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+# An answer that nobody reads takes 12 MB.
+UNREAD_MB = 600
+OUTPUT = SERVICE + "Output"
+PAGE_BYTES = 3 * 1024 * 1024
+
+
+def wordy(guarded: Guarded, size: int = 4_000_000) -> str:
+    """A run that has more than a page of output, by its id."""
+    stub, metadata = guarded.server.stub, bearer(guarded.run)
+    request = inline(f"print('x' * {size})")
+    run_id = stub.Start(request, metadata=metadata, timeout=SECONDS).run.run_id
+    events = list(stub.Progress(pb.ProgressRequest(run_id=run_id), metadata=metadata, timeout=SECONDS))
+    assert events[-1].run_changed.state == pb.RUN_STATE_SUCCEEDED
+    return str(run_id)
+
+
+def others_are_answered(guarded: Guarded, request: pb.OutputRequest) -> None:
+    """Reads a page as another caller, and looks around as both."""
+    page = guarded.server.stub.Output(request, metadata=bearer(guarded.run), timeout=SECONDS)
+    assert page.total_bytes > PAGE_BYTES
+    for token in (guarded.run, guarded.read):
+        assert listed(guarded.server.channel, token)
+
+
+def test_answers_that_nobody_reads(guarded: Guarded) -> None:
+    """A caller who may read asks for hundreds of pages and takes none: memory stays, others are served."""
+    server, ordinary = guarded.server, Ordinary(guarded.server.target, guarded.run)
+    request = pb.OutputRequest(run_id=wordy(guarded), max_bytes=PAGE_BYTES)
+    token = (b"authorization", f"Bearer {guarded.read}".encode())
+    with ExitStack() as opened:
+        for _ in range(12):
+            raw = opened.enter_context(Raw(server.target)).greet()
+            for stream in range(1, 50, 2):
+                assert raw.call(stream, OUTPUT, request.SerializeToString(), token)
+        ordinary.until(lambda: True, least=20)
+        others_are_answered(guarded, request)
+        after = memory(server.process.pid)
+    ordinary.was_served("answers that nobody reads")
+    figure(f"300 pages of 3 MiB that nobody reads: memory {after:.0f} MB")
+    assert after < UNREAD_MB
+    # All places are given back.
+    for _ in range(40):
+        page = server.stub.Output(request, metadata=bearer(guarded.read), timeout=SECONDS)
+        assert len(page.content) == PAGE_BYTES
+
+
+def test_a_stream_that_nobody_reads(guarded: Guarded) -> None:
+    """A reader of Progress that takes nothing costs no memory and does not hold the run up."""
+    server, ordinary = guarded.server, Ordinary(guarded.server.target, guarded.run)
+    request = pb.ProgressRequest(run_id=wordy(guarded)).SerializeToString()
+    token = (b"authorization", f"Bearer {guarded.read}".encode())
+    before = memory(server.process.pid)
+    with ExitStack() as opened:
+        for _ in range(10):
+            raw = opened.enter_context(Raw(server.target, receive_bytes=2048)).greet()
+            for stream in range(1, 20, 2):
+                assert raw.call(stream, SERVICE + "Progress", request, token)
+        ordinary.until(lambda: True)
+        after = memory(server.process.pid)
+    ordinary.was_served("streams that nobody reads")
+    assert after - before < REST_MB
+
+
+def test_exports_that_take_long(guarded: Guarded) -> None:
+    """A caller who may read has something large exported, forty times: nobody else waits for it."""
+    server, ordinary = guarded.server, Ordinary(guarded.server.target, guarded.run)
+    request = pb.OutputRequest(run_id=wordy(guarded, 20_000_000), format="html", max_bytes=1)
+    exports = [
+        server.stub.Output.future(request, metadata=bearer(guarded.read), timeout=2 * SECONDS)
+        for _ in range(40)
+    ]
+    ordinary.until(lambda: True, least=1)
+    others_are_answered(guarded, pb.OutputRequest(run_id=request.run_id))
+    assert not any(export.done() for export in exports)
+    begin = time.monotonic()
+    assert all(export.result().total_bytes for export in exports)
+    figure(f"exports: {time.monotonic() - begin:.1f} s more")
+    ordinary.was_served("exports")
