@@ -18,7 +18,7 @@ SECONDS = 10.0
 
 @pytest.fixture
 def open_endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    """A port with a page of 2 MB."""
+    """A port with a page of 2 MB, more than sockets hold."""
     monkeypatch.setattr(endpoint, "PATIENCE_SECONDS", PATIENCE)
     registry = CollectorRegistry()
     gauge = Gauge("one", "One.", ["label"], registry=registry)

@@ -22,7 +22,7 @@ class Observer(Protocol):
     """Watches runs."""
 
     def happened(self, course: Course, event: Event) -> None:
-        """Take note of an event, when it is durable; answer at once.
+        """Take note of an event, when readers are shown it; answer at once.
 
         Args:
             course: How the run went so far, this event included.
