@@ -70,6 +70,11 @@ class Course:
         return {"run_id": self.run_id, "request_id": self.origin.call_id}
 
     @property
+    def start(self) -> str:
+        """Whether its kernel was there before it: "warm" or "cold"; empty: not known yet."""
+        return "" if self.is_warm is None else ("warm" if self.is_warm else "cold")
+
+    @property
     def variables(self) -> dict[str, str]:
         """What the kernel is offered, as variables of its environment."""
         found = {"TRACEPARENT": self.traceparent, "TRACESTATE": self.tracestate}
