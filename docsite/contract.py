@@ -10,8 +10,8 @@ from pathlib import Path
 
 from google.protobuf import descriptor_pb2 as descriptors
 
-from docsite import errors
 from docsite.tables import table
+from notebook_runner_server.runs.errors import reasons
 
 ROOT = Path(__file__).resolve().parents[1]
 PROTO = "notebook_runner/v1/notebook_runner.proto"
@@ -131,5 +131,5 @@ def _linked(type_name: str) -> str:
 
 def _with_links(text: str) -> str:
     """Link each reason of an error to where it is explained."""
-    reasons = "|".join(sorted(errors.reasons(), key=len, reverse=True))
-    return re.sub(rf"\b({reasons})\b", lambda found: f"[{found[1]}](errors.md#{found[1].lower()})", text)
+    named = "|".join(sorted(reasons(), key=len, reverse=True))
+    return re.sub(rf"\b({named})\b", lambda found: f"[{found[1]}](errors.md#{found[1].lower()})", text)

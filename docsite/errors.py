@@ -32,11 +32,6 @@ def markdown() -> str:
     return "\n\n".join(parts)
 
 
-def reasons() -> list[str]:
-    """Return the reason of every error in the server's tree."""
-    return [kind.reason for kind in _leaves(RunnerError)]
-
-
 def _by_status() -> Iterator[tuple[grpc.StatusCode, list[type[RunnerError]]]]:
     found: dict[grpc.StatusCode, list[type[RunnerError]]] = {}
     for kind in _leaves(RunnerError):

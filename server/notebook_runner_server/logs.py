@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import queue
 import sys
+import threading
 from typing import Any
 
 import structlog
+
+MOST_WAITING = 10_000
+"""Lines that may wait until they are written; further ones are left out, and their number is told."""
+
+LAST_SECONDS = 2.0
+"""How long the last lines may take to be written when the process ends."""
 
 
 def configure(form: str, level: str) -> None:
@@ -35,7 +45,7 @@ def configure(form: str, level: str) -> None:
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = PatientHandler(sys.stderr.fileno())
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # Papermill remarks on notebooks; that is for their callers, who are told.
@@ -47,6 +57,56 @@ def configure(form: str, level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+class PatientHandler(logging.Handler):
+    """Writes lines on a thread of its own: whoever reads them slowly, or not at all, holds up nobody.
+
+    Args:
+        descriptor: Where to write.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._waiting: queue.Queue[str | None] = queue.Queue(MOST_WAITING)
+        self._lost = 0
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Have a line written (called by logging)."""
+        try:
+            # Here, where what is bound for the log is known.
+            self._waiting.put_nowait(self.format(record))
+        except queue.Full:
+            self._lost += 1
+        except Exception:  # noqa: BLE001 - as logging's own handlers do
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Write what waits, as far as there is time (called by logging at the end of the process)."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=LAST_SECONDS)
+            self._thread.join(LAST_SECONDS)
+        super().close()
+
+    def _run(self) -> None:
+        told = 0
+        while (line := self._waiting.get()) is not None:
+            self._write(line)
+            if lost := self._lost - told:
+                told += lost
+                about = {"msg": "log lines lost", "levelname": "WARNING", "levelno": logging.WARNING}
+                record = logging.makeLogRecord({**about, "name": __name__, "count": lost})
+                self._write(self.format(record))
+
+    def _write(self, line: str) -> None:
+        # Not by sys.stderr: a thread that waits inside it would keep the process from ending.
+        rest = f"{line}\n".encode(errors="backslashreplace")
+        with contextlib.suppress(OSError):
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
 
 
 def _tells_no_header(record: logging.LogRecord) -> bool:

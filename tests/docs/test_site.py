@@ -13,10 +13,11 @@ import pytest
 from support.pages import REPOSITORY
 
 import notebook_runner
-from docsite import contract, errors, repository
+from docsite import contract, repository
 from notebook_runner.cli import main
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
+from notebook_runner_server.runs.errors import reasons
 
 SECONDS = 120
 # Reasons that the contract names and that the server's tree need not have: who may call is not asked yet, nor
@@ -109,9 +110,9 @@ def test_every_reason_is_explained(site: Path) -> None:
     """Each reason that the contract names is on the page of errors, with status and exception."""
     page = text(site, "reference/errors.html")
     named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", contract.markdown())) - statuses() - values()
-    assert named - set(errors.reasons()) <= NOT_IN_THE_TREE
-    assert set(errors.reasons()) <= named
-    assert [reason for reason in errors.reasons() if reason not in page] == []
+    assert named - set(reasons()) <= NOT_IN_THE_TREE
+    assert set(reasons()) <= named
+    assert [reason for reason in reasons() if reason not in page] == []
     row = re.search(r"RUNNER_BUSY\s+All workers.*\n\s*(\w+)\s+(\d)", page)
     assert row
     assert row.groups() == ("RunnerBusy", "7")

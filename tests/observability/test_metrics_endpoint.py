@@ -5,6 +5,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
@@ -18,7 +19,7 @@ SECONDS = 10.0
 
 @pytest.fixture
 def open_endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    """A port with a page of 2 MB."""
+    """A port with a page of 2 MB, more than sockets hold."""
     monkeypatch.setattr(endpoint, "PATIENCE_SECONDS", PATIENCE)
     registry = CollectorRegistry()
     gauge = Gauge("one", "One.", ["label"], registry=registry)
@@ -73,6 +74,7 @@ def test_readers_that_read_nothing(open_endpoint: Endpoint) -> None:
         assert scraped(open_endpoint.port).count("one{") == 20_000
 
 
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").is_file(), reason="this machine has no IPv6")
 def test_both_families() -> None:
     """It listens on addresses of IPv6 as well."""
     opened = Endpoint("::1", 0, CollectorRegistry())

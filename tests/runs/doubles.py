@@ -33,6 +33,7 @@ from notebook_runner_server.runs.admission import Admission, Defaults
 from notebook_runner_server.runs.lifecycle import Runner
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
+from notebook_runner_server.runs.observer import Observer
 from notebook_runner_server.runs.retention import Bounds
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.runs.store import Store
@@ -150,11 +151,12 @@ async def running(
     queue_size: int = 0,
     defaults: Defaults | None = None,
     transfer: Transfer | None = None,
+    observers: Sequence[Observer] = (),
 ) -> AsyncIterator[Runner]:
     """A runner that is drained and closed when the block is left."""
     carrier = transfer or no_uris()
     admission = Admission(NotebookRoot(None, 10**6), 10**6, defaults or Defaults(), prepare, carrier)
-    runner = Runner(store, backend, admission, queue_size, Bounds(), carrier)
+    runner = Runner(store, backend, admission, queue_size, Bounds(), carrier, observers)
     await runner.open()
     try:
         yield runner

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
+import sys
 import threading
 from http.server import ThreadingHTTPServer
 from typing import Any
@@ -15,7 +17,9 @@ MOST_SCRAPES = 8
 """Connections at once; more are closed as they come."""
 
 PATIENCE_SECONDS = 5.0
-"""How long a connection may take to ask, and to take what it is answered."""
+"""How long a connection may take to ask, and to take its answer."""
+
+_logger = logging.getLogger(__name__)
 
 
 class Endpoint:
@@ -34,13 +38,9 @@ class Endpoint:
     """
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        class Handler(MetricsHandler):
-            timeout = PATIENCE_SECONDS
-
-        Handler.registry = registry
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         bounded = type("Bounded", (_Bounded,), {"address_family": family})
-        self._server: _Bounded = bounded((host, port), Handler)
+        self._server: _Bounded = bounded((host, port), MetricsHandler.factory(registry))
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
@@ -84,8 +84,11 @@ class _Bounded(ThreadingHTTPServer):
             deadline.cancel()
             self._places.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a peer that went away (called by socketserver)."""
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's
+        """Say what went wrong, but not of a peer that went away (called by socketserver)."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            _logger.error("a scrape failed", exc_info=error)
 
 
 def _cut_off(request: socket.socket) -> None:

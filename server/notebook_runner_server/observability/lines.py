@@ -71,7 +71,7 @@ def _durations(course: Course, run: Run) -> dict[str, float]:
 
 def _measured(course: Course) -> dict[str, object]:
     found: dict[str, object] = {
-        "start": None if course.is_warm is None else ("warm" if course.is_warm else "cold"),
+        "start": course.start or None,
         "output_bytes": course.output_bytes,
         "processes_ended": course.processes_ended,
         "peak_memory_bytes": course.peak_memory_bytes or None,

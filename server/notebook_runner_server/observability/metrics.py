@@ -24,7 +24,6 @@ from notebook_runner_server.runs.observer import Course
 from notebook_runner_server.runs.transitions import ENDS
 
 PREFIX = "notebook_runner"
-WARM, COLD = "warm", "cold"
 NO_CAUSE = "none"
 
 SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -125,9 +124,12 @@ class _Runs:
             ["kernelspec"],
         )
         self._ended = counter("runs_ended", "Runs that ended, by how and why.", ["state", "cause"])
-        self._queued = histogram("run_queued", "From Start until a worker took the run.", (), SHORT)
+        self._queued = histogram("run_queued", "From Start until a worker took the run.", (), LONG)
         self._starting = histogram(
-            "run_starting", "From then until the kernel was ready.", ["kernelspec", "start"], SHORT
+            "run_starting",
+            "From when a worker took the run until its kernel was ready.",
+            ["kernelspec", "start"],
+            SHORT,
         )
         self._running = histogram(
             "run_duration", "From when a worker took the run until its end.", ["state"], LONG
@@ -136,7 +138,9 @@ class _Runs:
         self._kills = histogram(
             "kill_duration", "From the order to end a run until no process of it was left.", (), SHORT
         )
-        self._processes = counter("processes_ended", "Processes of runs that were ended by force.")
+        self._processes = counter(
+            "processes_ended", "Processes of runs that were ended by force; their kernels among them."
+        )
         self._output = counter("output_bytes", "Output of runs, counted at their end.")
         self._initialize()
 
@@ -156,7 +160,7 @@ class _Runs:
         """Make the series of these kernelspecs."""
         for name in kernels:
             self._admitted.labels(name)
-            for start in (WARM, COLD):
+            for start in ("warm", "cold"):
                 self._starting.labels(name, start)
 
     def changed(self, course: Course, run: Run, now: int) -> None:
@@ -173,8 +177,7 @@ class _Runs:
             case RunState.STARTING:
                 self._queued.observe((now - run.create_time) / 1e9)
             case RunState.RUNNING:
-                start = WARM if course.is_warm else COLD
-                self._starting.labels(run.kernel_name, start).observe((now - course.starting) / 1e9)
+                self._starting.labels(run.kernel_name, course.start).observe((now - course.starting) / 1e9)
             case state if state.is_terminal:
                 self._has_ended(course, run)
 

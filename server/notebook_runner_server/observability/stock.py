@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator
 
@@ -47,8 +48,12 @@ class Stock(Collector):
         )
         yield from self._kept_kernels()
         yield _gauge("store_runs", "Runs in the history.", self._store.count)
-        yield _gauge("store_bytes", "Size of the state folder, at most a minute old.", self._store_bytes())
-        yield _gauge("store_free_bytes", "Room on the state folder's file system.", self._store.free_bytes())
+        # A folder that cannot be looked at shall not take all else from the page.
+        with contextlib.suppress(OSError):
+            text = "Size of the state folder, at most a minute old."
+            yield _gauge("store_bytes", text, self._store_bytes())
+            text = "Room on the state folder's file system."
+            yield _gauge("store_free_bytes", text, self._store.free_bytes())
 
     def _kept_kernels(self) -> Iterator[Metric]:
         ready = GaugeMetricFamily(

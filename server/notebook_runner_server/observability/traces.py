@@ -130,8 +130,7 @@ class _RunSpan:
 
     def moved(self, course: Course, run: Run, now: int) -> None:
         """Take note of a new state."""
-        about = {} if course.is_warm is None else _attributes(start="warm" if course.is_warm else "cold")
-        self._span.add_event(run.state.value, about, timestamp=now)
+        self._span.add_event(run.state.value, _attributes(start=course.start), timestamp=now)
         self.latest = max(self.latest, now)
 
     def end(self, course: Course, run: Run) -> None:

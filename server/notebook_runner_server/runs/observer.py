@@ -22,7 +22,7 @@ class Observer(Protocol):
     """Watches runs."""
 
     def happened(self, course: Course, event: Event) -> None:
-        """Take note of an event, when it is durable; answer at once.
+        """Take note of an event, when readers are shown it; answer at once.
 
         Args:
             course: How the run went so far, this event included.
@@ -68,6 +68,11 @@ class Course:
     def ids(self) -> dict[str, str]:
         """What a log line about the run has in it."""
         return {"run_id": self.run_id, "request_id": self.origin.call_id}
+
+    @property
+    def start(self) -> str:
+        """Whether its kernel was there before it: "warm" or "cold"; empty: not known yet."""
+        return "" if self.is_warm is None else ("warm" if self.is_warm else "cold")
 
     @property
     def variables(self) -> dict[str, str]:

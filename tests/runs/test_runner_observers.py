@@ -1,0 +1,74 @@
+"""Who watches runs is told what readers are shown, but output, and cannot disturb them."""
+
+from pathlib import Path
+
+import pytest
+from runs.doubles import WHOLE, Double, ended, running, spec
+from runs.samples import within
+
+from notebook_runner_server.execution.interface import CellFinished, CellStarted, Ended, KernelReady
+from notebook_runner_server.runs.model import Event, Origin, RunChanged, RunState
+from notebook_runner_server.runs.observer import Course
+from notebook_runner_server.runs.store import Store
+
+ORIGIN = Origin("call", "parent", "state")
+
+
+class Witness:
+    """Keeps what it is told, and then says that it cannot."""
+
+    def __init__(self) -> None:
+        self.courses: set[Course] = set()
+        self.told: list[object] = []
+
+    def happened(self, course: Course, event: Event) -> None:
+        """Keeps the state, or what became of a cell, and fails."""
+        self.courses.add(course)
+        body = event.body
+        self.told.append(body.run.state if isinstance(body, RunChanged) else type(body))
+        raise ValueError("the witness fails")
+
+
+def test_what_observers_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """States and cells in order, without output; what observers raise is logged, and the run goes on."""
+    witness, second = Witness(), Witness()
+
+    async def scenario() -> None:
+        backend = Double()
+        async with running(Store(tmp_path), backend, observers=[witness, second]) as runner:
+            started = await runner.start(spec(environment={"A": "b"}), ORIGIN)
+            handle = await backend.taken()
+            assert handle.job.environment == {"A": "b", "TRACEPARENT": "parent", "TRACESTATE": "state"}
+            handle.tell(KernelReady(is_warm=True), *WHOLE[1:-1], Ended(None, 3, 1000))
+            assert (await ended(runner, started.run_id)).state is RunState.SUCCEEDED
+
+    within(scenario())
+    cells = [CellStarted, CellFinished] * 2
+    states = [RunState.QUEUED, RunState.STARTING, RunState.RUNNING, *cells, RunState.SUCCEEDED]
+    assert witness.told == second.told == states
+    (course,) = witness.courses
+    assert (course.is_warm, course.processes_ended, course.peak_memory_bytes) == (True, 3, 1000)
+    assert course.output_bytes == len("said 0\nsaid 1\n")
+    assert 0 < course.starting <= course.ready
+    failed = [record for record in caplog.records if record.message == "an observer failed"]
+    assert len(failed) == 2 * len(states)
+    assert {record.__dict__["request_id"] for record in failed} == {"call"}
+
+
+def test_a_queued_run_keeps_its_origin(tmp_path: Path) -> None:
+    """A run that waits for the next server is new to its observers, with the call that it came from."""
+    witness = Witness()
+
+    async def scenario() -> None:
+        async with running(Store(tmp_path), Double(), 1) as runner:
+            await runner.start(spec())
+            waiting = await runner.start(spec(), ORIGIN)
+        backend = Double()
+        async with running(Store(tmp_path), backend, observers=[witness]) as runner:
+            (await backend.taken(waiting.run_id)).tell(*WHOLE)
+            await ended(runner, waiting.run_id)
+
+    within(scenario())
+    (course,) = witness.courses
+    assert course.origin == ORIGIN
+    assert witness.told[0] is RunState.QUEUED
