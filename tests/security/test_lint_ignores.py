@@ -38,7 +38,8 @@ def test_few_rules_are_ignored_in_whole_rooms() -> None:
     assert lint["select"] == ["ALL"]
     assert not [code for code in lint["ignore"] if re.match(r"S\d*$", code)]
     rooms = {
-        room: {code for code in codes if re.match(r"S\d*$", code)}
+        room: found
         for room, codes in lint["per-file-ignores"].items()
+        if (found := {code for code in codes if re.match(r"S\d*$", code)})
     }
     assert rooms == {"tests/**": {"S101", "S603"}, "benchmarks/**": {"S603"}, "examples/**": {"S101", "S603"}}
