@@ -21,6 +21,7 @@ from support.floods import (
     Ordinary,
     attacking,
     memory,
+    processor_seconds,
     served_again,
 )
 from support.frames import Raw, frame
@@ -48,11 +49,17 @@ def test_a_flood(besieged: Guarded, name: str) -> None:
     assert server.process.poll() is None
 
 
+def refusals(server: Server) -> int:
+    """How many refused calls the log has told of."""
+    return sum(entry["count"] for entry in server.log if entry["event"] == "calls refused")
+
+
 @pytest.mark.parametrize("name", AT_FULL_SPEED)
 def test_at_full_speed(besieged: Guarded, name: str) -> None:
     """Memory stays, and others are served when it is over; how long they wait in it is told."""
     server, ordinary = besieged.server, Ordinary(besieged.server.target, besieged.run, besieged.ca)
     before, cut_off = memory(server.process.pid), 0
+    told, spent = refusals(server), processor_seconds(server.process.pid)
     with attacking(lambda over: AT_FULL_SPEED[name](besieged, over)) as is_over:
         while not is_over():
             try:
@@ -60,7 +67,13 @@ def test_at_full_speed(besieged: Guarded, name: str) -> None:
             except grpc.RpcError:
                 cut_off += 1
         after = memory(server.process.pid)
+        loop, others = (
+            now - then for now, then in zip(processor_seconds(server.process.pid), spent, strict=True)
+        )
+        reached = refusals(server) - told
     ordinary.tell(f"{name} at full speed")
+    figure(f"processors: {loop:.1f} s for Python's loop, {others:.1f} s for gRPC's threads")
+    figure(f"{reached / ATTACK_SECONDS:.0f} calls of the attackers a second reached Python")
     figure(f"{cut_off} calls cut off or refused, memory {before:.0f} MB before, {after:.0f} MB in it")
     assert after - before < REST_MB
     with own_channel(besieged.server.target, besieged.ca) as channel:

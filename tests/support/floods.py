@@ -35,6 +35,17 @@ def memory(pid: int) -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
 
 
+def processor_seconds(pid: int) -> tuple[float, float]:
+    """What a process has had of the processors: its main thread, which is Python's loop, and all others."""
+
+    def spent(path: str) -> float:
+        fields = Path(path).read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    main = spent(f"/proc/{pid}/task/{pid}/stat")
+    return main, spent(f"/proc/{pid}/stat") - main
+
+
 @dataclass
 class Ordinary:
     """An ordinary client that starts and kills, again and again, while others attack."""
