@@ -22,7 +22,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
 CONNECTIONS = int(os.environ.get("ATTACK_CONNECTIONS", "500"))
-ATTACK_SECONDS = float(os.environ.get("ATTACK_SECONDS", "2"))
+ATTACK_SECONDS = float(os.environ.get("ATTACK_SECONDS", "1"))
 # `make attack` holds a second, on a machine that has nothing else to do; those that run all tests have.
 CALL_SECONDS = float(os.environ.get("ATTACK_CALL_SECONDS", "2"))
 # What attacks may take: a connection takes 60 KB.
