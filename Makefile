@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROTO := proto/notebook_runner/v1/notebook_runner.proto
-# The oldest tools that serve: their output runs with protobuf 6 and 7 (see docs/development.md).
+# The oldest tools that serve: their output runs with protobuf 6 and 7 (see CONTRIBUTING.md).
 GENERATE_VENV := .venv-generate
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test cold container chaos soak attack check format generate contract docs docs-serve lock bench scale clean
+.PHONY: help install demo serve dev test cold container chaos soak attack plain check format generate contract docs docs-serve lock bench scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -57,6 +57,9 @@ CONNECTIONS ?= 2000
 ATTACK_SECONDS ?= 10
 attack: $(INSTALLED) ## Flood a server on loopback: CONNECTIONS connections, ATTACK_SECONDS for each kind of flood
 	ATTACK_CONNECTIONS=$(CONNECTIONS) ATTACK_SECONDS=$(ATTACK_SECONDS) ATTACK_CALL_SECONDS=1 $(BIN)/pytest -s tests/security/test_floods.py tests/security/test_slow_readers.py
+
+plain: $(INSTALLED) ## Run the tests of security as an ordinary user, also where root runs make
+	$(BIN)/python tests/as_nobody.py $(BIN)/pytest -p no:cacheprovider tests/security
 
 check: $(INSTALLED) ## Run every check that is not a test
 	$(BIN)/ruff format --check .

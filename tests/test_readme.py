@@ -1,4 +1,4 @@
-"""README and tutorial tell the truth: all that they tell readers to do works as it stands, in its order."""
+"""Pages tell the truth: all that they tell readers to do works as it stands, in its order."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from support.pages import REPOSITORY, RUN, Reader, blocks
 from support.server import Server
 
-PAGES = ["README.md", "docs/index.md", "docs/tutorial.md"]
+PAGES = ["README.md", "docs/index.md", "docs/tutorial.md", "docs/how-to/secure.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -131,6 +131,22 @@ def test_environment_values_are_there_while_the_run_waits(tmp_path: Path) -> Non
     within(scenario())
 
 
+def test_the_key_of_requests_stays(tmp_path: Path) -> None:
+    """It is the same after a restart, the user's alone, and made anew when somebody has cut it short."""
+
+    async def key() -> bytes:
+        async with opened(tmp_path) as store:
+            return store.request_key
+
+    first = within(key())
+    assert within(key()) == first
+    path = tmp_path / "request-key"
+    assert (len(first), stat.S_IMODE(path.stat().st_mode)) == (32, 0o600)
+    path.write_bytes(b"")
+    assert len(within(key())) == 32
+    assert within(key()) == path.read_bytes() != first
+
+
 def test_a_second_store_is_refused_until_the_first_is_closed(tmp_path: Path) -> None:
     """One folder has one server, also within one process; afterwards it is free again."""
 

@@ -1,12 +1,15 @@
 """What the operator says about the sandbox, and what the server says of it."""
 
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.attacks import attacked
+from support import without_landlock as without
+from support.attacks import DENIED, attacked
 from support.plain import PlainServer, plain_home
 
 ALL = {"mode": "auto", "processes_hidden": True, "files": True, "signals": True, "exposed": []}
@@ -20,13 +23,20 @@ attempt("environ", lambda: open(f"/proc/{server}/environ").read(1))
 
 def said(server: PlainServer) -> dict[str, Any]:
     """The line of the log that tells of the sandbox."""
-    (line,) = [entry for entry in server.log if entry["event"] == "sandbox"]
+    line = sandbox(server)
     return {name: line[name] for name in ALL}
+
+
+def sandbox(server: PlainServer) -> dict[str, Any]:
+    """The same, with its level."""
+    (line,) = [entry for entry in server.log if entry["event"] == "sandbox"]
+    return line
 
 
 def test_the_log_tells_what_is_active(plain: PlainServer) -> None:
     """One line at the start."""
     assert said(plain) == ALL
+    assert sandbox(plain)["level"] == "info"
 
 
 def test_off_is_off(make_plain: Callable[..., PlainServer]) -> None:
@@ -56,6 +66,7 @@ def test_what_is_opened_by_mistake_is_told() -> None:
     """The state folder in the notebook root or in a writable folder is not hidden: the log says so."""
     with plain_home() as home, PlainServer(home, "--writable-folders", str(home)) as server:
         assert said(server)["exposed"] == [str(server.state_dir)]
+        assert sandbox(server)["level"] == "warning"
 
 
 def test_require_does_not_start_without_all_of_it() -> None:
@@ -71,6 +82,38 @@ def test_require_does_not_start_without_all_of_it() -> None:
 def test_require_starts_with_all_of_it(make_plain: Callable[..., PlainServer]) -> None:
     """It then is as auto."""
     assert said(make_plain("--sandbox", "require")) == {**ALL, "mode": "require"}
+
+
+def without_landlock(home: Path, *options: str) -> PlainServer:
+    """A server on a system that has no Landlock."""
+    server = PlainServer(home, *options)
+    server._command[:0] = [sys.executable, str(Path(without.__file__))]
+    return server
+
+
+@pytest.mark.parametrize("mode", ["warm", "cold"])
+def test_auto_without_landlock(mode: str) -> None:
+    """Runs go on, the log warns of what is not active, and looking into the server's memory stays denied."""
+    options = [] if mode == "warm" else ["--no-warm-kernels"]
+    with plain_home() as home, without_landlock(home, *options) as server:
+        assert said(server) == {**ALL, "files": False, "signals": False}
+        line = sandbox(server)
+        assert (line["level"], line["landlock"]) == ("warning", 0)
+        found = attacked(server, TRY, mode=mode)
+    assert found.pop("environ") in DENIED
+    # What the log says is not there is not there.
+    assert {name: got.split()[0] for name, got in found.items()} == dict.fromkeys(found, "got")
+    assert len(found) == 3
+
+
+def test_require_without_landlock() -> None:
+    """The server does not start, and says which version there is."""
+    with plain_home() as home:
+        server = without_landlock(home, "--sandbox", "require")
+        with pytest.raises(AssertionError, match="the server ended"):
+            server.__enter__()
+        assert "--sandbox require needs Landlock" in "".join(server.noise)
+        assert "version 0 is there" in "".join(server.noise)
 
 
 def test_the_history_is_whole_after_attacks(attack: Callable[..., Any], plain: PlainServer) -> None:

@@ -1,15 +1,23 @@
-"""Calls that are refused in numbers: each is told why, and the log stays short."""
+"""Calls that are refused in numbers: each is told why, and the log stays short and names who calls."""
 
 import asyncio
+import itertools
 import random
+import sqlite3
 import string
+import threading
+import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
-from support.calls import SECONDS
-from support.errors import refusal_of
-from support.secure import BAD, MISSING, Guarded, Metadata, listed
+from support.calls import SECONDS, inline
+from support.errors import refusal_of, refused
+from support.secure import BAD, MISSING, Guarded, Metadata, bearer, listed, new_token
+from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
@@ -80,3 +88,43 @@ def test_ten_thousand_attempts(guarded: Guarded) -> None:
     assert "Traceback" not in text
     assert guarded.run not in text
     assert not server.noise
+
+
+def told(server: Server) -> list[int]:
+    """How many refused calls each line of the log tells of."""
+    return [entry["count"] for entry in server.log if entry["event"] == "calls refused"]
+
+
+def test_a_burst_of_refused_calls(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """The log tells of each, in a line a second at the most, also when no other call comes after them."""
+    token = new_token(tmp_path / "tokens")
+    server = make_server("--tokens-file", str(tmp_path / "tokens"))
+    pause, begin = threading.Event(), time.monotonic()
+    asyncio.run(tried(server.target, itertools.islice(attempts(token), 1000)))
+    seconds = time.monotonic() - begin
+    while sum(told(server)) < 1000:
+        assert time.monotonic() - begin < SECONDS, told(server)
+        pause.wait(0.05)
+    assert sum(told(server)) == 1000
+    assert 2 <= len(told(server)) <= seconds + 2
+    (lines,) = {entry["level"] for entry in server.log if entry["event"] == "calls refused"}
+    assert lines == "warning"
+
+
+def test_lines_of_a_call_name_its_caller(tmp_path: Path) -> None:
+    """Whatever the log says while a call is answered has the name of its token, and not of another's."""
+    file, ids = tmp_path / "tokens", {}
+    names = {"ci": new_token(file, "ci"), "board": new_token(file, "board", "read")}
+    # The log is whole when the server has ended.
+    with Server(tmp_path / "state", "--tokens-file", str(file)) as server:
+        server.stub.Start(inline("1"), timeout=SECONDS, metadata=bearer(names["ci"]))
+        list(server.stub.Progress(pb.ProgressRequest(), timeout=SECONDS, metadata=bearer(names["board"])))
+        # The server's own fault, which it tells of.
+        with closing(sqlite3.connect(server.state_dir / "notebook-runner.db")) as db, db:
+            db.execute("DELETE FROM parts")
+        for name, token in names.items():
+            call = partial(server.stub.Output, pb.OutputRequest(), timeout=SECONDS, metadata=bearer(token))
+            refusal = refused(call)
+            assert refusal.reason == "INTERNAL_ERROR"
+            ids[refusal.metadata["error_id"]] = name
+    assert {entry["error_id"]: entry["caller"] for entry in server.log if "error_id" in entry} == ids

@@ -28,6 +28,7 @@ from support.server import PROGRAM, Server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADDRESS = "127.0.0.1:50051"
+NAMED_ADDRESS = "runner.example.com:50051"
 RUN = ("console", "sh", "python")
 SECONDS = 120.0
 
@@ -93,8 +94,9 @@ def commands(block: Block) -> Iterator[tuple[str, list[str]]]:
 class Reader:
     """Does what pages say in a shell, in a folder that looks like a fresh checkout.
 
-    Where a page says 127.0.0.1:50051, the reader uses the address of the server that it started last. From
-    the beginning there is one as `make serve` starts it.
+    Where a page says 127.0.0.1:50051, the reader uses the address of the server that it started last, and for
+    runner.example.com:50051 the same by the name localhost. From the beginning there is one as `make serve`
+    starts it.
     """
 
     def __init__(self, folder: Path, make_server: Callable[..., Server]) -> None:
@@ -141,12 +143,17 @@ class Reader:
         for place, (command, shown) in enumerate(steps, 1):
             if self._serve(command):
                 continue
-            code, text = self.say(command.replace(ADDRESS, self._target))
+            code, text = self.say(self._here(command))
             expected = int(block.notes.get("exit code", 0)) if place == len(steps) else 0
             assert code == expected, f"{block}: exit code {code}\n{command}\n{text}"
             _compare(f"{block}: {command}", shown, text)
             printed += text
         assert block.notes.get("prints", "") in printed, f"{block} printed\n{printed}"
+
+    def _here(self, command: str) -> str:
+        """A command with the address of the server that was started last."""
+        by_name = self._target.replace("127.0.0.1", "localhost")
+        return command.replace(ADDRESS, self._target).replace(NAMED_ADDRESS, by_name)
 
     def say(self, command: str) -> tuple[int, str]:
         """Says one command to the shell; answers its exit code and what it printed."""
@@ -171,12 +178,13 @@ class Reader:
 
     def _serve(self, command: str) -> bool:
         """Starts the server that a command starts; answers whether it is such a command."""
-        words = shlex.split(command, comments=True)
+        words = shlex.split(command.replace("\\\n", " "), comments=True)
         if words == ["make", "serve"]:
             recipe = ["make", "--no-print-directory", "-n", "-o", _INSTALLED, "serve"]
             said = subprocess.run(recipe, cwd=self._folder, capture_output=True, text=True, check=True)
             words = shlex.split(said.stdout)
-        if not words or Path(words[0]).name != PROGRAM.name or {"--help", "--version"} & set(words):
+        others = {"--help", "--version", "--new-token"}
+        if not words or Path(words[0]).name != PROGRAM.name or others & set(words):
             return False
         # Of two options that are the same the last one counts.
         options = [

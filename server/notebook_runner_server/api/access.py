@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -74,8 +75,10 @@ class Access(grpc.aio.ServerInterceptor):
 
     def __init__(self, tokens: Tokens | None) -> None:
         self._tokens = tokens
+        # Since the last line of the log that told of some, which was a moment ago or not.
         self._refused = 0
-        self._reported = 0.0
+        self._told = False
+        self._latest: dict[str, str] = {}
 
     async def intercept_service(
         self,
@@ -127,12 +130,18 @@ class Access(grpc.aio.ServerInterceptor):
 
     def _report(self, peer: str, method: str, refusal: _Refusal) -> None:
         self._refused += 1
-        now = time.monotonic()
-        if now - self._reported < REPORT_SECONDS:
-            return
-        about = {"count": self._refused, "rpc": method[:100], "peer": peer, "reason": refusal.reason}
-        _logger.warning("calls refused", extra=about)
-        self._refused, self._reported = 0, now
+        self._latest = {"rpc": method[:100], "peer": peer, "reason": refusal.reason}
+        if not self._told:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell of calls that nobody has been told of, and again after a while, until there are none."""
+        self._told = self._refused > 0
+        if self._told:
+            _logger.warning("calls refused", extra={"count": self._refused, **self._latest})
+            self._refused = 0
+            # Without what is bound for the call that is answered just now.
+            asyncio.get_running_loop().call_later(REPORT_SECONDS, self._tell, context=Context())
 
 
 def _judge(tokens: Tokens, method: str, metadata: Any) -> Entry | _Refusal:

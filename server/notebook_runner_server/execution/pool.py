@@ -189,7 +189,9 @@ class ProcessPoolBackend:
 
     def _confine(self) -> None:
         self._confinement = self._sandbox.confinement(self._state, self._scratch.folder)
-        _log.info("sandbox", extra=self._sandbox.protections(self._confinement))
+        told = self._sandbox.protections(self._confinement)
+        lacking = self._sandbox.is_on and (not told["signals"] or told["exposed"])
+        _log.log(logging.WARNING if lacking else logging.INFO, "sandbox", extra=told)
         # What an earlier server has left is nobody's.
         shutil.rmtree(self._state / "places", ignore_errors=True)
         if self._confinement is not None:

@@ -25,7 +25,9 @@ def request_key(folder: Path) -> bytes:
     """
     path = folder / FILE
     with contextlib.suppress(FileNotFoundError):
-        return path.read_bytes()
+        # One that somebody has cut short could be guessed.
+        if len(key := path.read_bytes()) == _BYTES:
+            return key
     key = secrets.token_bytes(_BYTES)
     draft = folder / f"{FILE}.new"
     with open(draft, "wb", opener=private) as file:
