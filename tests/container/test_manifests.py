@@ -20,6 +20,7 @@ from container.manifests import (
     rendered,
     variables,
 )
+from support.pages import REPOSITORY
 
 from notebook_runner._version import __version__
 from notebook_runner.cli import main as client_command
@@ -202,6 +203,14 @@ def test_one_writer_of_the_history(folder: Path) -> None:
     spec = find(found, "Deployment")["spec"]
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
     assert find(found, "PodDisruptionBudget")["spec"]["minAvailable"] == 1
+
+
+def test_the_dashboard_is_the_one_of_the_docs() -> None:
+    """Grafana's sidecar finds it by its label, and it is the file that the docs show."""
+    found = find(rendered(FOLDER / "overlays/monitoring"), "ConfigMap", "notebook-runner-dashboard")
+    file = REPOSITORY / "docs/dashboards/notebook-runner.json"
+    assert found["data"] == {file.name: file.read_text()}
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
 def test_the_route_leads_to_the_server() -> None:
