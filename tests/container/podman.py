@@ -139,8 +139,13 @@ class Pod:
         return podman("exec", self.container, *command, code=code)
 
     def wait(self) -> None:
-        """Waits until the container has ended."""
-        podman("wait", self.container)
+        """Waits until the container has ended, and the pod, which podman ends with its last container."""
+        infra = json.loads(podman("pod", "inspect", self.name))["InfraContainerID"]
+        podman("wait", self.container, infra)
+
+    def start(self) -> None:
+        """Starts the pod again, when it has ended."""
+        podman("pod", "start", self.name)
 
     def text(self) -> str:
         """All that the container has printed."""
