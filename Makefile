@@ -9,7 +9,7 @@ GENERATE_VENV := .venv-generate
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test cold container chaos soak attack plain check format generate contract docs docs-serve lock bench scale clean
+.PHONY: help install demo serve dev test cold container chaos soak attack plain check format generate contract docs docs-serve image image-report lock bench scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -99,6 +99,20 @@ docs: $(INSTALLED) ## Build the site of docs/ into site/, and check its links
 
 docs-serve: $(INSTALLED) ## Serve the site on 127.0.0.1:8000, built again when a page or the contract changes
 	$(BIN)/python -m mkdocs serve --watch proto --watch client --watch examples
+
+ENGINE ?= $(firstword $(shell command -v docker podman))
+BUILD ?=
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' client/notebook_runner/_version.py)
+IMAGE := notebook-runner:$(VERSION)
+image: ## Build the image and the one with numpy, pandas and matplotlib (ENGINE=podman BUILD="… its flags")
+	$(ENGINE) build $(BUILD) --tag $(IMAGE) .
+	$(ENGINE) build $(BUILD) --target data --tag $(IMAGE)-data .
+
+image-report: image ## Print the layers of both, the newest first, and their sizes
+	@for image in $(IMAGE) $(IMAGE)-data; do \
+	  echo "$$image"; \
+	  $(ENGINE) history --format '{{.Size}}	{{.CreatedBy}}' $$image | grep -v '^0' | cut -c 1-100; \
+	done
 
 # What the image has is what the tests ran with.
 LOCK_IMAGE := --constraint requirements.lock --universal --python-version 3.11 \

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,7 +29,14 @@ _AT_ONCE = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_bac
 def podman(*arguments: str, timeout: float = SECONDS, code: int | None = 0, sent: str | None = None) -> str:
     """What podman prints; it ends with this code (None: with any)."""
     done = subprocess.run(
-        [PODMAN, *arguments], input=sent, capture_output=True, text=True, timeout=timeout, check=False
+        [PODMAN, *arguments],
+        input=sent,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        # When a container runs out of memory, its monitor leaves a file where it was started.
+        cwd=tempfile.gettempdir(),
     )
     assert code is None or done.returncode == code, f"{arguments}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
     printed: str = done.stdout
@@ -139,8 +147,13 @@ class Pod:
         return podman("exec", self.container, *command, code=code)
 
     def wait(self) -> None:
-        """Waits until the container has ended."""
-        podman("wait", self.container)
+        """Waits until the container has ended, and the pod, which podman ends with its last container."""
+        infra = json.loads(podman("pod", "inspect", self.name))["InfraContainerID"]
+        podman("wait", self.container, infra)
+
+    def start(self) -> None:
+        """Starts the pod again, when it has ended."""
+        podman("pod", "start", self.name)
 
     def text(self) -> str:
         """All that the container has printed."""
