@@ -15,8 +15,7 @@ TELL = """
 import json, sys, distributed.security
 read = distributed.security.Security()
 files = [read.get_tls_config_for_role(role) for role in sys.argv[1:]]
-pairs = [[one["ca_file"], one["cert"], one["key"]] for one in files]
-print(json.dumps([read.require_encryption, *pairs]))
+print(json.dumps([read.require_encryption, *([one[key] for key in ("ca_file", "cert", "key")] for one in files)]))
 """
 ROLES = ("scheduler", "worker")
 NAME = "notebook-runner-dask"
@@ -44,7 +43,7 @@ def variables_of_dask(role: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("role", ["", *ROLES])
 def test_dask_reads_them_as_tls(role: str) -> None:
-    """Dask itself reads the variables so: TLS, required, with files that are mounted, for all three."""
+    """Dask itself reads the variables so: TLS, required, with files that are mounted, for each of the three."""
     command = [sys.executable, "-c", TELL, "scheduler", "worker", "client"]
     environment = variables_of_dask(role)
     done = subprocess.run(command, env=environment, capture_output=True, timeout=SECONDS, check=True)
