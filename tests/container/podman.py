@@ -147,13 +147,8 @@ class Pod:
         return podman("exec", self.container, *command, code=code)
 
     def wait(self) -> None:
-        """Waits until the container has ended, and the pod, which podman ends with its last container."""
-        infra = json.loads(podman("pod", "inspect", self.name))["InfraContainerID"]
-        podman("wait", self.container, infra)
-
-    def start(self) -> None:
-        """Starts the pod again, when it has ended."""
-        podman("pod", "start", self.name)
+        """Waits until the container has ended."""
+        podman("wait", self.container)
 
     def text(self) -> str:
         """All that the container has printed."""

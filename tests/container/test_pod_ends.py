@@ -73,7 +73,7 @@ def test_a_killed_pod_finds_its_history(deploy: Callable[..., Deployed]) -> None
         with waiting(client) as (lost, _):
             podman("kill", f"--signal={signal.SIGKILL.name}", deployed.pod.container)
             deployed.pod.wait()
-    deployed.pod.start()
+    podman("start", deployed.pod.container)
     ready(deployed.target)
     expect(deployed, kept, lost)
     deployed.pod.remove()
