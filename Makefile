@@ -34,8 +34,11 @@ dev: $(INSTALLED) ## Start the server, and again on every change of a source fil
 
 # The tests of one module share its servers, so a module stays in one process.
 PARALLEL ?= -n 2 --dist loadfile
+# They hold how fast calls are answered under load; that of other tests would come on top.
+ALONE := tests/security/test_floods.py tests/security/test_slow_readers.py tests/faults/test_slow_callbacks.py
 test: $(INSTALLED) ## Run the tests (PARALLEL= for one after the other)
-	$(BIN)/pytest $(PARALLEL)
+	$(BIN)/pytest $(PARALLEL) $(ALONE:%=--ignore=%)
+	$(BIN)/pytest $(ALONE)
 
 cold: $(INSTALLED) ## Run the tests of whole runs again, without warm kernels
 	NOTEBOOK_RUNNER_WARM_KERNELS=none $(BIN)/pytest $(PARALLEL) tests/e2e tests/client/test_cli.py tests/client/test_client_nested.py
@@ -122,7 +125,7 @@ lock: ## Resolve the locks again (needs uv)
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
 	uv pip compile requirements-generate.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-generate.lock
-	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask $(LOCK_IMAGE)/server.lock
+	uv pip compile pyproject.toml --extra server --extra uris --extra tracing $(LOCK_IMAGE)/server.lock
 	uv pip compile image/data.in $(LOCK_IMAGE)/data.lock
 	uv pip compile image/build.in $(LOCK_IMAGE)/build.lock
 
