@@ -157,7 +157,11 @@ def test_health_tells_nothing_else(guarded: Guarded, method: str) -> None:
     assert refusal.kind == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     stub = health_pb2_grpc.HealthStub(guarded.server.channel)
     statuses = stub.List(health_pb2.HealthListRequest(), timeout=SECONDS).statuses
-    assert {name: one.status for name, one in statuses.items()} == {"": 1, SERVICE.strip("/"): 1}
+    assert {name: one.status for name, one in statuses.items()} == {
+        "": 1,
+        SERVICE.strip("/"): 1,
+        "liveness": 1,
+    }
     assert "Traceback" not in guarded.server.tail()
 
 
