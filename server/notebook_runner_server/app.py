@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import Any
 
 import structlog
 
+from notebook_runner import __version__
 from notebook_runner_server import descriptors, logs
 from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.server import ApiServer
 from notebook_runner_server.api.server import Bounds as CallerBounds
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.tokens import Tokens
-from notebook_runner_server.config import Settings
+from notebook_runner_server.config import PROCESS, Settings
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.aside import aside
 from notebook_runner_server.execution.confinement import confine
+from notebook_runner_server.execution.interface import Backend
 from notebook_runner_server.execution.pool import ProcessPoolBackend
 from notebook_runner_server.execution.worker_process import kill_orphans
 from notebook_runner_server.export.service import ExportService
@@ -67,13 +70,7 @@ class App:
         admission = Admission(root, settings.max_notebook_bytes, defaults, prepare, transfer)
         self._runner = Runner(
             store,
-            ProcessPoolBackend(
-                settings.workers,
-                settings.state_folder / "scratch",
-                limit_address_space=settings.limit_address_space,
-                warm=settings.warm,
-                sandbox=settings.sandbox_options,
-            ),
+            _backend(settings),
             admission,
             settings.queue,
             settings.bounds,
@@ -164,6 +161,34 @@ def prepare(
         raise UnknownParameterError(message, field="parameters", **names) from error
     except notebooks.ParameterNameError as error:
         raise InvalidFieldError(f"parameters: {error}", field="parameters") from error
+
+
+def _backend(settings: Settings) -> Backend:
+    if settings.executor == PROCESS:
+        return ProcessPoolBackend(
+            settings.workers,
+            settings.state_folder / "scratch",
+            limit_address_space=settings.limit_address_space,
+            warm=settings.warm,
+            sandbox=settings.sandbox_options,
+        )
+    try:
+        # Dask is loaded by those who use it.
+        from notebook_runner_server.execution.cluster import backend, messages  # noqa: PLC0415 - as said
+    except ImportError as error:
+        raise ValueError(
+            f"--executor {settings.executor} needs Dask: pip install 'notebook-runner[server,dask]' ({error})"
+        ) from error
+    sandbox = settings.sandbox_options
+    options = messages.HostOptions(
+        version=__version__,
+        timeout=settings.worker_timeout,
+        warm=settings.warm,
+        # Where workers share it, the history is hidden there as well.
+        sandbox=dataclasses.replace(sandbox, hidden=(*sandbox.hidden, settings.state_folder)),
+        limit_address_space=settings.limit_address_space,
+    )
+    return backend.ClusterBackend(settings.executor, options)
 
 
 async def serve(settings: Settings) -> None:

@@ -7,6 +7,7 @@ wins. A size, a time-out or a limit that is not here is a named constant beside 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from notebook_runner_server.runs.retention import Bounds
 from notebook_runner_server.transfer.policy import SCHEMES, UriPolicy, policy
 
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
+
+PROCESS = "process"
+_EXECUTOR = re.compile(r"dask(\+tls)?://[^\s/]+:\d+")
 
 # gRPC counts the bytes of a message in an int32.
 _LARGEST_MESSAGE = 2**31 - 1
@@ -82,7 +86,17 @@ class Settings:
     default_kernel: str = _setting("python3", "Kernelspec for notebooks that name none.")
     workers: int = _setting(1, "Worker processes, and so runs at once.", minimum=1)
     queue: int = _setting(0, "Runs that may wait when all workers are busy.", minimum=0)
-    executor: str = _setting("process", "What executes runs.", choices=("process",))
+    executor: str = _setting(
+        PROCESS,
+        "What executes runs: process for worker processes of this machine, or the scheduler of a Dask "
+        "cluster as dask://HOST:PORT, with TLS dask+tls://HOST:PORT.",
+    )
+    worker_timeout: float = _setting(
+        30.0,
+        "Seconds without a word between server and Dask worker after which the worker ends its run, and, "
+        "5 seconds later, the server says that it is lost.",
+        minimum=1,
+    )
     warm_kernels: str = _setting(
         "",
         "Kernels that each worker keeps started for the next run, as KERNELSPEC=COUNT, separated by commas. "
@@ -188,6 +202,9 @@ class Settings:
         exposure.check(self)
         if self.default_notebook and not self.notebook_root:
             raise ValueError("--default-notebook is a path under --notebook-root, which is missing")
+        if self.executor != PROCESS and not _EXECUTOR.fullmatch(self.executor):
+            message = "--executor is process, dask://HOST:PORT or dask+tls://HOST:PORT, not {!r}"
+            raise ValueError(message.format(self.executor))
         self.warm  # noqa: B018 - it raises
         self.uris  # noqa: B018 - it raises
 

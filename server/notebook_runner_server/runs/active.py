@@ -23,6 +23,7 @@ from notebook_runner_server.execution.interface import (
     Ended,
     ExecutionEvent,
     Failure,
+    Mark,
     PartChunk,
     RunHandle,
 )
@@ -33,7 +34,7 @@ from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Order, Run, RunChanged, RunState
 from notebook_runner_server.runs.salvage import SalvagedCell
 from notebook_runner_server.runs.store import Written
-from notebook_runner_server.runs.tables import Part
+from notebook_runner_server.runs.tables import Part, Resume
 
 _logger = logging.getLogger(__name__)
 _UNFOLLOWED = "Not written: the server could not follow the run."
@@ -79,6 +80,10 @@ class ActiveRun:
         self._lost = False
         # Calls and the backend change the run at the same time.
         self._lock = asyncio.Lock()
+
+    def resume(self, resume: Resume) -> None:
+        """Go on where an earlier server has stopped; what it wrote after that is written again."""
+        self._part_start, self._size = resume.part_start, resume.size
 
     async def move(self, state: RunState) -> None:
         """Bring the run to a later state that is not an end."""
@@ -224,6 +229,7 @@ class ActiveRun:
         pieces: list[bytes] = []
         parts: list[Part] = []
         cell = self._cell_id, self._cell_start
+        mark: int | None = None
         for told in batch:
             if isinstance(told, PartChunk):
                 pieces.append(told.data)
@@ -233,12 +239,15 @@ class ActiveRun:
                     sequence = self.log.last_sequence + len(events) + 1
                     parts.append(Part(told.part, sequence, self._part_start, self._size - self._part_start))
                     self._part_start = self._size
+            if isinstance(told, Mark):
+                mark = told.number
             if isinstance(told, CellStarted):
                 cell = told.cell_id, time.monotonic()
             run, body = transitions.react(run, told, now, output_error)
             if body is not None:
                 events.append(self.log.next_event(run, body, len(events)))
-        await self.log.append(run, events, Written(start, pieces, parts), self._expire_time(run))
+        resume = None if mark is None else Resume(mark, self._part_start, self._size)
+        await self.log.append(run, events, Written(start, pieces, parts, resume), self._expire_time(run))
         self.run = run
         self._cell_id, self._cell_start = cell
 

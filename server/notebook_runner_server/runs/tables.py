@@ -42,6 +42,13 @@ CREATE TABLE parts (               -- where each version of each part is in the 
 CREATE INDEX parts_by_sequence ON parts (position, sequence);
 """
 
+# Not in every history: earlier versions had none.
+_RESUME = """
+CREATE TABLE IF NOT EXISTS resume ( -- where a run is gone on with after a restart of the server
+  position INTEGER PRIMARY KEY, mark INTEGER NOT NULL, part_start INTEGER NOT NULL, size INTEGER NOT NULL
+)
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -64,6 +71,21 @@ class Part:
     length: int
 
 
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Where a run is gone on with: the backend's mark, and the run's file of parts as it was at that.
+
+    Attributes:
+        mark: The number of the last batch that is in the history.
+        part_start: Where the part begins that is not whole yet, in bytes.
+        size: Where the next piece goes, in bytes.
+    """
+
+    mark: int
+    part_start: int
+    size: int
+
+
 def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
     """Make the tables where there are none.
 
@@ -79,6 +101,7 @@ def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
         raise sqlite3.DatabaseError("there are runs, and no history of them")
     if is_new:
         db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    db.execute(_RESUME)
 
 
 def insert_run(
@@ -137,6 +160,18 @@ def _insert_events(
         "INSERT OR REPLACE INTO parts (position, part, sequence, start, length) VALUES (?, ?, ?, ?, ?)",
         ((position, part.part, part.sequence, part.start, part.length) for part in parts),
     )
+
+
+def set_resume(db: sqlite3.Connection, position: int, resume: Resume) -> None:
+    """Note where a run is gone on with."""
+    values = (position, resume.mark, resume.part_start, resume.size)
+    db.execute("INSERT OR REPLACE INTO resume (position, mark, part_start, size) VALUES (?, ?, ?, ?)", values)
+
+
+def read_resume(db: sqlite3.Connection, position: int) -> Resume | None:
+    """Return where a run is gone on with; None: nothing was noted."""
+    row = db.execute("SELECT mark, part_start, size FROM resume WHERE position = ?", (position,)).fetchone()
+    return None if row is None else Resume(*row)
 
 
 _COLUMNS = "position, run, parameters, work_order, last_sequence, fingerprint"
@@ -256,8 +291,8 @@ def run_ids(db: sqlite3.Connection) -> set[str]:
 
 def delete_run(db: sqlite3.Connection, position: int) -> None:
     """Remove a run with all that belongs to it."""
-    for table in ("parts", "events", "labels", "runs"):
-        db.execute(f"DELETE FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the four names above
+    for table in ("parts", "events", "labels", "resume", "runs"):
+        db.execute(f"DELETE FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the names above
 
 
 def _row(db: sqlite3.Connection, where: str, values: tuple[str, ...]) -> Row | None:
