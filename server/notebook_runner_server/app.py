@@ -188,7 +188,7 @@ def _backend(settings: Settings) -> Backend:
         sandbox=dataclasses.replace(sandbox, hidden=(*sandbox.hidden, settings.state_folder)),
         limit_address_space=settings.limit_address_space,
     )
-    return backend.ClusterBackend(settings.executor, options)
+    return backend.ClusterBackend(settings.executor, options, settings.cluster_runs)
 
 
 async def serve(settings: Settings) -> None:

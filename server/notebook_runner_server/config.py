@@ -91,6 +91,9 @@ class Settings:
         "What executes runs: process for worker processes of this machine, or the scheduler of a Dask "
         "cluster as dask://HOST:PORT, with TLS dask+tls://HOST:PORT.",
     )
+    cluster_runs: int = _setting(
+        0, "Most runs at once on a Dask cluster; 0: as many as its workers take.", minimum=0
+    )
     worker_timeout: float = _setting(
         30.0,
         "Seconds without a word between server and Dask worker after which the worker ends its run, and, "

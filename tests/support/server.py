@@ -58,8 +58,9 @@ class Server:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("NOTEBOOK_RUNNER_")}
         # Notebooks of the tests meet them in files; what is denied otherwise, tests/security tries.
         opened = [str(one) for one in state_dir.parents if one.name.startswith("pytest-of-")]
+        most = options[options.index("--workers") + 1] if "--workers" in options else "1"
         own = {
-            **Server.executor,
+            **({**Server.executor, "NOTEBOOK_RUNNER_CLUSTER_RUNS": most} if Server.executor else {}),
             MARK_VARIABLE: self.mark,
             "NOTEBOOK_RUNNER_KERNEL_ENVIRONMENT": "NBR_*",
             "NOTEBOOK_RUNNER_WRITABLE_FOLDERS": ",".join(opened),

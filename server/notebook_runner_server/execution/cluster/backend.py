@@ -20,14 +20,16 @@ class ClusterBackend:
     Args:
         executor: The scheduler, as dask://HOST:PORT or dask+tls://HOST:PORT.
         options: What each worker is told.
+        most: Runs at once; zero: as many as the workers take.
     """
 
     outlives_server = True
 
-    def __init__(self, executor: str, options: HostOptions) -> None:
+    def __init__(self, executor: str, options: HostOptions, most: int = 0) -> None:
         scheme, _, where = executor.partition("://")
         self._address = f"{SCHEMES[scheme]}://{where}"
         self._options = options
+        self._most = most
         self._link: Link | None = None
         self._runs: set[ClusterRun] = set()
         self._waking: set[asyncio.Task[None]] = set()
@@ -41,8 +43,9 @@ class ClusterBackend:
 
     @property
     def capacity(self) -> int:
-        """How many runs the workers that are there now execute at once."""
-        return self._cluster.slots
+        """How many runs the workers that are there now execute at once, for this server."""
+        slots = self._cluster.slots
+        return min(slots, self._most) if self._most else slots
 
     @property
     def kernels(self) -> Mapping[str, str]:
@@ -60,7 +63,7 @@ class ClusterBackend:
 
     async def wait_free(self) -> None:
         """Wait until a worker has a free slot."""
-        await self._cluster.until(lambda: len(self._runs) < self._cluster.slots)
+        await self._cluster.until(lambda: len(self._runs) < self.capacity)
 
     def submit(self, job: Job) -> ClusterRun:
         """Execute a job on a worker of Dask's choice."""

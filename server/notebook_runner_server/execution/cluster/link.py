@@ -57,6 +57,7 @@ class Link:
         self._expected: dict[str, asyncio.Future[Place]] = {}
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._tried = False
         self._refused: set[str] = set()
         self._releasing: set[asyncio.Task[None]] = set()
         self.left: dict[str, Place] = {}
@@ -84,11 +85,9 @@ class Link:
         return arguments
 
     async def start(self) -> None:
-        """Begin to connect, and wait a moment for the cluster."""
+        """Connect; when that cannot be done, go on trying."""
         self._task = asyncio.create_task(self._keep())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await self.until(lambda: self.slots > 0)
+        await self.until(lambda: self._tried)
 
     async def close(self) -> None:
         """Let go of the cluster; what it executes goes on."""
@@ -149,6 +148,7 @@ class Link:
             finally:
                 self._client = None
                 self.workers.clear()
+                self._tried = True
             await self.changed()
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -173,7 +173,10 @@ class Link:
             if self._is_outdated():
                 await client.unregister_worker_plugin(PLUGIN)
                 await client.register_plugin(NotebookHost(self._options))
+                await self._look(client)
             self._client = client
+            self._tried = True
+            await self.changed()
             _log.info("cluster", extra={"scheduler": self._address})
             gone = asyncio.ensure_future(lifeline.read())
             looking = asyncio.ensure_future(self._look_after(client))
