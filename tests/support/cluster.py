@@ -95,6 +95,13 @@ class Cluster:
         ) as client:
             client.wait_for_workers(workers, timeout=READY_SECONDS)
 
+    def worker_of(self, pid: int) -> tuple[str, int]:
+        """The worker that a process is below: its name, and its own process, which the nanny started."""
+        nannies = {process.pid: name for name, process in self.workers.items()}
+        while pid and parent(pid) not in nannies:
+            pid = parent(pid)
+        return nannies[parent(pid)], pid
+
     def start_scheduler(self) -> None:
         """Starts the scheduler, at the same address each time."""
         options = ["--protocol", "tls", "--host", self._host, "--port", str(self._port), "--no-dashboard"]
@@ -114,6 +121,12 @@ class Cluster:
         options += ["--local-directory", str(self._folder / name)]
         self.workers[name] = self._start(name, "worker", address, *options, prefix=prefix)
 
+    def stop_worker(self, name: str) -> None:
+        """Ends a worker as an operator does."""
+        process = self.workers.pop(name)
+        process.send_signal(signal.SIGTERM)
+        process.wait(READY_SECONDS)
+
     def _start(
         self, name: str, kind: str, *options: str, prefix: tuple[str, ...] = ()
     ) -> subprocess.Popen[bytes]:
@@ -128,3 +141,11 @@ class Cluster:
             f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-30:])
             for path in sorted(self._folder.glob("*.log"))
         )
+
+
+def parent(pid: int) -> int:
+    """The process that a process is below; 0: it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    except OSError:
+        return 0
