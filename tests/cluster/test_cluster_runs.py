@@ -135,27 +135,30 @@ def test_a_worker_that_is_killed_is_the_end_of_its_run_alone(
 
 
 @pytest.mark.parametrize("is_asked", [False, True], ids=["killed", "asked to stop"])
-def test_runs_are_followed_on_by_the_next_server(serve: Serve, tmp_path: Path, *, is_asked: bool) -> None:
-    """Runs that were on the cluster go on without the server, and no event of them is missing or doubled."""
+def test_runs_are_followed_on_by_the_next_server(
+    serve: Serve, tmp_path: Path, gate: Gate, *, is_asked: bool
+) -> None:
+    """Runs go on and end without the server; no event of them is missing or doubled; queued ones start."""
     path, count = tmp_path / "effects", 200
-    request = inline(ONCE.format(path=str(path)), COUNTING.format(count=count), "print('end')")
-    first = serve()
-    run, quick = start(first.stub, request), start(first.stub, inline("print('quick')"))
-    waiting = [start(first.stub, inline("print('later')")) for _ in range(3)]
+    first = serve("--cluster-runs", "2")
+    cells = (ONCE.format(path=str(path)), COUNTING.format(count=count), "print('end')")
+    run, brief, queued = (start(first.stub, inline(*one)) for one in (cells, (gate.source,), ("1",)))
+    reach(first.stub, brief.run_id, "cell_started")
     reach(first.stub, run.run_id, "cell_output", 1)
     if is_asked:
         first.stop()
     else:
         first.process.kill()
         first.process.wait()
-    second = serve()
+    gate.open()
+    second = serve("--cluster-runs", "2")
     ended = finish(second.stub, run.run_id)
     assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run
     lines = "".join(f"{number}\n" for number in range(count))
     assert texts(ended.events) == f"{lines}end\n"
     assert printed(executed(second.stub, run.run_id), 1) == lines
     assert path.read_text() == "executed\n"
-    for one in (quick, *waiting):
+    for one in (brief, queued):
         assert finish(second.stub, one.run_id).run.state == pb.RUN_STATE_SUCCEEDED
 
 
@@ -206,6 +209,6 @@ def test_without_a_scheduler_nothing_starts_until_it_is_back(cluster: Cluster, s
     ended = finish(server.stub, run.run_id).run
     assert (ended.state, ended.failure.cause) == (pb.RUN_STATE_CRASHED, pb.FAILURE_CAUSE_WORKER_DIED)
     assert remains(mark) == {}
-    cluster.start_scheduler()
+    cluster.restart()
     figure(f"all slots are back {workers(server, 3, 60):.1f} s after the scheduler")
     assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED

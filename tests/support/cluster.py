@@ -121,6 +121,13 @@ class Cluster:
         options += ["--local-directory", str(self._folder / name)]
         self.workers[name] = self._start(name, "worker", address, *options, prefix=prefix)
 
+    def restart(self) -> None:
+        """Starts the scheduler and the workers, which ended with it, again, as Kubernetes does."""
+        self.start_scheduler()
+        for name, process in list(self.workers.items()):
+            process.wait(READY_SECONDS)
+            self.start_worker(name)
+
     def stop_worker(self, name: str) -> None:
         """Ends a worker as an operator does."""
         process = self.workers.pop(name)

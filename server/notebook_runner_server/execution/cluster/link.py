@@ -58,6 +58,7 @@ class Link:
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._tried = False
+        self._closing = False
         self._refused: set[str] = set()
         self._releasing: set[asyncio.Task[None]] = set()
         self.left: dict[str, Place] = {}
@@ -91,7 +92,9 @@ class Link:
 
     async def close(self) -> None:
         """Let go of the cluster; what it executes goes on."""
+        self._closing = True
         if self._task is not None:
+            # Dask may turn this into an error of its own.
             self._task.cancel()
             await asyncio.wait([self._task])
 
@@ -140,7 +143,7 @@ class Link:
         return Channel(comm)
 
     async def _keep(self) -> None:
-        while True:
+        while not self._closing:
             try:
                 await self._connected()
             except (OSError, RuntimeError, ValueError) as error:

@@ -27,6 +27,9 @@ LOST_SECONDS = 5.0
 """How much longer than a worker waits for a server the server waits for the worker: the worker ends the run
 first."""
 
+TRY_SECONDS = 0.4
+"""How long one try to reach a worker may take: Dask repeats within it what was refused."""
+
 RECONNECT_SECONDS = 0.1
 """Between two tries to reach a worker."""
 
@@ -192,6 +195,7 @@ class ClusterRun:
         while not ended:
             self._channel = await self._connected(place)
             if self._job is not None:
+                self._begun = True
                 await self._try(messages.Begin(self._job))
             if self._stop is not None:
                 await self._try(messages.Stop(*self._stop))
@@ -251,7 +255,7 @@ class ClusterRun:
             if self._is_unknown:
                 raise _LostError(f"The Dask worker at {place.address} has the run no longer.")
             try:
-                return await self._link.channel(place, self._number, min(left, CONNECT_SECONDS))
+                return await self._link.channel(place, self._number, min(left, TRY_SECONDS))
             except OSError as error:
                 if _is_refused(error):
                     raise _LostError(f"The Dask worker at {place.address} died.") from error
