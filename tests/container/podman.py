@@ -156,6 +156,7 @@ class Pod:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
         return str(done.stdout + done.stderr)
 
+    @property
     def log(self) -> list[dict[str, Any]]:
         """The lines of it that are JSON."""
         return [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]

@@ -10,6 +10,8 @@ from notebook_runner.cli import main as client_command
 from notebook_runner_server.app import STREAM_GRACE
 from notebook_runner_server.config import Settings
 from notebook_runner_server.execution.processes import KILL_DEADLINE
+from notebook_runner_server.logs import LAST_SECONDS
+from notebook_runner_server.observability.traces import FLUSH_SECONDS
 
 GI = 2**30
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": GI, "": 1, "m": 0.001}
@@ -31,10 +33,12 @@ def seconds(duration: str) -> float:
 
 
 def test_the_end_of_a_pod_waits_for_its_drain(folder: Path, server: Manifest) -> None:
-    """Kubernetes kills a pod only after the drain, the end of open calls and of all processes."""
+    """Kubernetes kills a pod only after the drain, open calls, all processes, the last spans and lines."""
     spec = find(rendered(folder), "Deployment")["spec"]["template"]["spec"]
     drain = float(variables(server)["NOTEBOOK_RUNNER_DRAIN_TIMEOUT"])
-    assert spec["terminationGracePeriodSeconds"] > drain + STREAM_GRACE + KILL_DEADLINE
+    # The last lines have a place to wait for, and then their writing.
+    after = STREAM_GRACE + KILL_DEADLINE + FLUSH_SECONDS + 2 * LAST_SECONDS
+    assert spec["terminationGracePeriodSeconds"] > drain + after
 
 
 def test_probes_wait_long_enough(server: Manifest) -> None:

@@ -12,6 +12,7 @@ from container.manifests import BASE, container_of, find, pod_of, rendered
 from container.podman import Pod
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.calls import SECONDS, inline
+from support.scrape import until
 
 from notebook_runner import Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
@@ -81,6 +82,14 @@ def test_the_client_starts_follows_reads_and_kills(deployed: Deployed) -> None:
         assert client.kill(run.run_id).run.state == pb.RUN_STATE_KILLED
 
 
+def test_metrics_are_scraped_from_the_pod(deployed: Deployed) -> None:
+    """The port that the manifests turn on answers with what the pod has done, and asks for no token."""
+    with deployed.client() as client:
+        performed(client, "1")
+    page = until(deployed.pod, lambda page: page.total("runs_ended_total", state="succeeded") >= 1)
+    assert page.value("workers") == 1
+
+
 def test_callers_without_a_token_are_refused(deployed: Deployed) -> None:
     """Whoever reaches the port without a token is told nothing."""
     assert "Unauthenticated" in grpcurl(deployed, f"{SERVICE}/List", token=False)
@@ -106,7 +115,7 @@ def test_the_root_is_not_to_be_written(deployed: Deployed) -> None:
 
 def test_a_notebook_is_kept_from_tokens_and_history(deployed: Deployed) -> None:
     """Landlock holds in the container as outside, where Linux has it."""
-    (told,) = [line for line in deployed.pod.log() if line["event"] == "sandbox"]
+    (told,) = [line for line in deployed.pod.log if line["event"] == "sandbox"]
     assert told["processes_hidden"] is True
     assert told["files"] is Path("/sys/kernel/security/landlock").exists() or told["landlock"] > 0
     with deployed.client() as client:

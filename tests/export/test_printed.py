@@ -97,6 +97,21 @@ def test_the_browser_is_given_a_page_that_loads_nothing(
 
 
 @needs_browser
+def test_a_folder_for_temporary_files_may_have_a_long_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The browser makes a socket among them, whose path may have 107 bytes; it leaves nothing there."""
+    long = tmp_path / ("long-" * 20)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    browser = shutil.which("chromium")
+    assert browser is not None
+    assert _printed(browser, "some words").startswith(b"%PDF-")
+    assert list(long.iterdir()) == []
+
+
+@needs_browser
 def test_a_browser_that_prints_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even a page without a policy gets nothing from a host, not from this machine either."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))

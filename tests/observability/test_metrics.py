@@ -176,7 +176,8 @@ def test_series_are_there_before_their_first_event(make_server: Callable[..., Se
         assert page.value("runs_ended_total", state=state.value, cause=cause.value) == 0
     assert page.value("cell_duration_seconds_count", outcome="failed") == 0
     assert page.value("rpcs_handled_total", method="NotebookRunner/Start", code="INTERNAL") == 0
-    assert page.value("rpc_errors_total", reason="STORAGE_FULL") == 0
+    for reason in ("STORAGE_FULL", "MISSING_TOKEN", "BAD_TOKEN", "CANCELLED", "INTERNAL_ERROR"):
+        assert page.value("rpc_errors_total", reason=reason) == 0
     assert page.value("run_starting_seconds_count", kernelspec="python3", start="cold") == 0
     assert page.counted("runs_ended_total") == {}
 

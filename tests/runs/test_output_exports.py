@@ -37,6 +37,14 @@ class Counting:
         return "text/html"
 
 
+async def ended_run(runner: Runner, backend: Double) -> str:
+    """The id of a run whose two cells have said something."""
+    run_id = (await runner.start(spec())).run_id
+    (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
+    await ended(runner, run_id)
+    return run_id
+
+
 class Scene:
     """A run, and its outputs."""
 
@@ -57,9 +65,7 @@ def test_each_export_is_made_once(tmp_path: Path) -> None:
     async def scenario() -> None:
         backend, store = Double(), Store(tmp_path)
         async with running(store, backend) as runner:
-            run_id = (await runner.start(spec())).run_id
-            (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
-            await ended(runner, run_id)
+            run_id = await ended_run(runner, backend)
             scene = Scene(store, runner, run_id)
             whole = await asyncio.gather(*(scene.page() for _ in range(5)))
             bare = await asyncio.gather(*(scene.page(omit_input=True) for _ in range(5)))
@@ -135,9 +141,7 @@ def test_a_run_that_is_forgotten_meanwhile_is_not_there(tmp_path: Path, *, expor
     async def scenario() -> None:
         backend, store = Double(), Store(tmp_path)
         async with running(store, backend) as runner:
-            run_id = (await runner.start(spec())).run_id
-            (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
-            await ended(runner, run_id)
+            run_id = await ended_run(runner, backend)
             run = await runner.find(run_id)
 
             async def forget() -> None:

@@ -4,12 +4,20 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
-from support.server import Server
 
 ON = ("--metrics-listen", "127.0.0.1:0")
 SECONDS = 20.0
+
+
+class Logged(Protocol):
+    """A server, wherever it runs."""
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """What it has logged."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +48,20 @@ class Page:
         }
 
 
-def address(server: Server) -> str:
+def address(server: Logged) -> str:
     """Where the server has its metrics, as its log tells."""
     (line,) = [entry for entry in server.log if entry["event"] == "metrics"]
     return f"http://{line['address']}{line['path']}"
 
 
-def text(server: Server) -> str:
+def text(server: Logged) -> str:
     """The page as it is."""
     with urllib.request.urlopen(address(server), timeout=SECONDS) as answer:  # noqa: S310 - the server's own
         assert answer.headers["Content-Type"].startswith("text/plain")
         return str(answer.read().decode())
 
 
-def scrape(server: Server) -> Page:
+def scrape(server: Logged) -> Page:
     """The page, read by Prometheus's own parser."""
     families = list(text_string_to_metric_families(text(server)))
     samples = {
@@ -64,7 +72,7 @@ def scrape(server: Server) -> Page:
     return Page(samples, {family.name: family.type for family in families})
 
 
-def until(server: Server, true: Callable[[Page], bool]) -> Page:
+def until(server: Logged, true: Callable[[Page], bool]) -> Page:
     """Scrapes until something is true that is to become true by itself."""
     end = time.monotonic() + SECONDS
     while not true(page := scrape(server)):

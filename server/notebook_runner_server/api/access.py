@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import grpc
 from structlog.contextvars import bind_contextvars
 
-from notebook_runner_server.api.errors import abort_with
+from notebook_runner_server.api.errors import BAD_TOKEN, MISSING_TOKEN, abort_with
 from notebook_runner_server.api.tokens import Entry, Scope, Tokens
 
 _logger = logging.getLogger(__name__)
@@ -49,17 +49,17 @@ class _Refusal:
 
 _MISSING = _Refusal(
     grpc.StatusCode.UNAUTHENTICATED,
-    "MISSING_TOKEN",
+    MISSING_TOKEN,
     "This call needs the header authorization: Bearer TOKEN.",
 )
 _MALFORMED = _Refusal(
     grpc.StatusCode.UNAUTHENTICATED,
-    "BAD_TOKEN",
+    BAD_TOKEN,
     "The header authorization has to be there once, as Bearer TOKEN.",
 )
-_UNKNOWN = _Refusal(grpc.StatusCode.UNAUTHENTICATED, "BAD_TOKEN", "The token is not valid, or no longer.")
+_UNKNOWN = _Refusal(grpc.StatusCode.UNAUTHENTICATED, BAD_TOKEN, "The token is not valid, or no longer.")
 _TOO_LITTLE = _Refusal(
-    grpc.StatusCode.PERMISSION_DENIED, "BAD_TOKEN", "The token's scope is read, and this call needs run."
+    grpc.StatusCode.PERMISSION_DENIED, BAD_TOKEN, "The token's scope is read, and this call needs run."
 )
 
 

@@ -25,6 +25,14 @@ from notebook_runner_server.runs.errors import (
 DOMAIN = "notebook-runner"
 DETAILS_KEY = "grpc-status-details-bin"
 
+OWN_REASONS = MISSING_TOKEN, BAD_TOKEN, CANCELLED, INTERNAL_ERROR = (
+    "MISSING_TOKEN",
+    "BAD_TOKEN",
+    "CANCELLED",
+    "INTERNAL_ERROR",
+)
+"""The reasons beside those of `runs.errors`: nobody below this room knows of tokens and calls."""
+
 # In bytes of UTF-8. Trailers have a hard limit, and the message is in them three times, once percent-encoded.
 _MAX_MESSAGE = 512
 _MAX_VALUE = 128

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from notebook_runner_server.api.errors import abort, abort_with
+from notebook_runner_server.api.errors import CANCELLED, INTERNAL_ERROR, abort, abort_with
 from notebook_runner_server.runs.errors import InvalidFieldError, RunnerError
 
 _logger = logging.getLogger(__name__)
@@ -105,8 +105,8 @@ async def _answer(name: str, context: Any, error: BaseException) -> None:
     if isinstance(error, asyncio.CancelledError):
         # The caller has gone, or the server has stopped: were it raised here, a caller that is still
         # there would wait for ever.
-        await abort_with(context, grpc.StatusCode.CANCELLED, "The call was cancelled.", "CANCELLED", {})
+        await abort_with(context, grpc.StatusCode.CANCELLED, "The call was cancelled.", CANCELLED, {})
     error_id = secrets.token_hex(8)
     _logger.error("internal error", exc_info=error, extra={"error_id": error_id, "rpc": name})
     message = f"The server failed; its log says more under error id {error_id}."
-    await abort_with(context, grpc.StatusCode.INTERNAL, message, "INTERNAL_ERROR", {"error_id": error_id})
+    await abort_with(context, grpc.StatusCode.INTERNAL, message, INTERNAL_ERROR, {"error_id": error_id})

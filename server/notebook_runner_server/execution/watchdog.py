@@ -81,18 +81,19 @@ def _resident(pid: int) -> int:
 
 
 def _proportional(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
-            if line.startswith(b"Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
+    return _told(pid, "smaps_rollup", b"Pss:")
 
 
 def peak(pid: int) -> int:
     """Return the most that a process has had in memory, in bytes; zero: it is gone."""
+    return _told(pid, "status", b"VmHWM:")
+
+
+def _told(pid: int, file: str, name: bytes) -> int:
+    """Return what Linux tells of a process in kB, in bytes; zero: it is gone."""
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_bytes().splitlines():
-            if line.startswith(b"VmHWM:"):
+        for line in Path(f"/proc/{pid}/{file}").read_bytes().splitlines():
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
     return 0
 

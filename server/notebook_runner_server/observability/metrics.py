@@ -16,6 +16,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from notebook_runner import __version__
 from notebook_runner_server.api.calls import CODES, METHODS, Call
+from notebook_runner_server.api.errors import OWN_REASONS
 from notebook_runner_server.execution.interface import CellFinished, CellOutcome
 from notebook_runner_server.observability.stock import Stock
 from notebook_runner_server.runs.errors import reasons
@@ -104,7 +105,7 @@ class _Rpcs:
             self.seconds.labels(method)
             for code in CODES.values():
                 self.handled.labels(method, code)
-        for reason in (*reasons(), "MISSING_TOKEN", "BAD_TOKEN", "CANCELLED", "INTERNAL_ERROR"):
+        for reason in (*reasons(), *OWN_REASONS):
             self.errors.labels(reason)
 
 
