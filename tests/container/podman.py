@@ -147,8 +147,10 @@ class Pod:
         return podman("exec", self.container, *command, code=code)
 
     def wait(self) -> None:
-        """Waits until the container has ended."""
-        podman("wait", self.container)
+        """Waits until the container has ended, and the pod with it."""
+        # The pod's own container ends after its last one; while it ends, nothing of the pod can be started.
+        infra = podman("pod", "inspect", "--format={{.InfraContainerID}}", self.name).strip()
+        podman("wait", self.container, infra)
 
     def text(self) -> str:
         """All that the container has printed."""
