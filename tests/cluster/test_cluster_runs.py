@@ -74,6 +74,16 @@ def test_as_many_runs_go_on_as_there_are_slots(calm: MortalServer, gate: Gate) -
         assert {finish(calm.stub, run.run_id).run.state for run in runs} == {pb.RUN_STATE_SUCCEEDED}
 
 
+def test_warm_kernels_of_all_workers_are_told(calm: MortalServer) -> None:
+    """Info counts the kernels that wait on the workers."""
+    end = time.monotonic() + 30
+    while True:
+        kernels = calm.stub.Info(pb.InfoRequest(), timeout=10).kernels
+        if [(one.warm_ready, one.warm_wanted) for one in kernels if one.name == "python3"] == [(3, 3)]:
+            return
+        assert time.monotonic() < end, kernels
+
+
 def test_the_runs_at_once_follow_the_cluster(cluster: Cluster, calm: MortalServer, gate: Gate) -> None:
     """A worker that comes takes a run that waited; when it goes, there is one slot less."""
     workers(calm, 3)

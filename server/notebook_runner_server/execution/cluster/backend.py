@@ -58,7 +58,7 @@ class ClusterBackend:
 
     @property
     def spares(self) -> Mapping[str, Spares]:
-        """The kernels that the workers kept when they were last asked, by kernelspec."""
+        """The kernels that the workers keep, by kernelspec, as their last heartbeats told."""
         return self._cluster.spares
 
     async def start(self) -> None:

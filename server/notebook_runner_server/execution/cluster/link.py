@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import distributed
+from distributed.comm.addressing import get_address_host_port
 from distributed.comm.core import connect
 from distributed.security import Security
 
@@ -52,6 +53,7 @@ class Link:
         self.topic = f"notebook-runner-{secrets.token_hex(8)}"
         self.workers: dict[str, Description] = {}
         self.kernels: Mapping[str, str] = {}
+        self._spares: dict[str, Mapping[str, tuple[int, int]]] = {}
         self._changed = asyncio.Condition()
         self._client: distributed.Client | None = None
         self._expected: dict[str, asyncio.Future[Place]] = {}
@@ -67,16 +69,17 @@ class Link:
     @property
     def slots(self) -> int:
         """How many runs the cluster executes at once, now."""
-        return sum(one.slots for one in self.workers.values())
+        # Whoever asks may be on another thread.
+        return sum(one.slots for one in tuple(self.workers.values()))
 
     @property
     def spares(self) -> Mapping[str, Spares]:
-        """The kernels that the workers kept when they were last asked, by kernelspec."""
+        """The kernels that the workers keep, by kernelspec, as their last heartbeats told."""
         counts: dict[str, Spares] = {}
-        for one in self.workers.values():
-            for name, has in one.spares.items():
+        for told in self._spares.values():
+            for name, (ready, wanted) in told.items():
                 before = counts.get(name, Spares(0, 0))
-                counts[name] = Spares(before.ready + has.ready, before.wanted + has.wanted)
+                counts[name] = Spares(before.ready + ready, before.wanted + wanted)
         return counts
 
     @property
@@ -142,6 +145,19 @@ class Link:
             raise
         return Channel(comm)
 
+    async def is_refused(self, place: Place) -> bool:
+        """Tell whether nothing listens there any more; Dask's own connect repeats what is refused."""
+        host, port = get_address_host_port(place.address)
+        try:
+            async with asyncio.timeout(RETRY_SECONDS):
+                _, writer = await asyncio.open_connection(host, port)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        writer.close()
+        return False
+
     async def _keep(self) -> None:
         while not self._closing:
             try:
@@ -151,6 +167,7 @@ class Link:
             finally:
                 self._client = None
                 self.workers.clear()
+                self._spares = {}
                 self._tried = True
             await self.changed()
             await asyncio.sleep(RETRY_SECONDS)
@@ -253,6 +270,7 @@ class Link:
             del self.workers[gone]
         answered = await asyncio.gather(*(self._ask(one) for one in addresses if one not in self.workers))
         self.all_asked = self.all_asked or all(answered)
+        self._spares = {address: there[address]["metrics"].get(PLUGIN, {}) for address in self.workers}
         await self.changed()
 
     async def _ask(self, address: str) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from distributed.comm.core import Comm
 
 from notebook_runner_server.execution.confinement.sandbox import Sandbox
-from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Job, Spares
+from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Job
 from notebook_runner_server.execution.options import WarmKernels
 
 ATTACH = "notebook_runner_attach"
@@ -61,7 +61,6 @@ class Description:
     options: HostOptions
     slots: int
     kernels: Mapping[str, str]
-    spares: Mapping[str, Spares]
     leases: Mapping[str, str]
 
 

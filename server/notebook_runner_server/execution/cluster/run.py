@@ -27,11 +27,11 @@ LOST_SECONDS = 5.0
 """How much longer than a worker waits for a server the server waits for the worker: the worker ends the run
 first."""
 
-TRY_SECONDS = 0.4
-"""How long one try to reach a worker may take: Dask repeats within it what was refused."""
+TRY_SECONDS = 2.0
+"""How long one try to reach a worker may take."""
 
 RECONNECT_SECONDS = 0.1
-"""Between two tries to reach a worker."""
+"""Between two tries to reach a worker, and two looks whether it is there at all."""
 
 _log = logging.getLogger(__name__)
 
@@ -264,12 +264,18 @@ class ClusterRun:
         while (left := self._lost_at - self._loop.time()) > 0:
             if self._is_unknown:
                 raise _LostError(f"The Dask worker at {place.address} has the run no longer.")
+            connecting = asyncio.ensure_future(
+                self._link.channel(place, self._number, min(left, TRY_SECONDS))
+            )
             try:
-                return await self._link.channel(place, self._number, min(left, TRY_SECONDS))
-            except OSError as error:
-                if _is_refused(error):
-                    raise _LostError(f"The Dask worker at {place.address} died.") from error
-            await asyncio.sleep(RECONNECT_SECONDS)
+                while not (await asyncio.wait([connecting], timeout=RECONNECT_SECONDS))[0]:
+                    if await self._link.is_refused(place):
+                        raise _LostError(f"The Dask worker at {place.address} died.")
+                return connecting.result()
+            except OSError:
+                await asyncio.sleep(RECONNECT_SECONDS)
+            finally:
+                connecting.cancel()
         raise _LostError(self._silence())
 
     def _silence(self) -> str:
@@ -288,11 +294,3 @@ class ClusterRun:
         if self._channel is not None:
             with contextlib.suppress(OSError):
                 await self._channel.send(message)
-
-
-def _is_refused(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ConnectionRefusedError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -66,6 +66,8 @@ class NotebookHost(WorkerPlugin):
         await self._pool.start()
         worker.handlers[messages.ATTACH] = self.attach
         worker.handlers[messages.DESCRIBE] = self.describe
+        # Goes to the scheduler with each of the worker's heartbeats.
+        worker.metrics[PLUGIN] = self._spares
 
     def _sandbox(self, worker: Worker) -> Sandbox:
         # Who has the cluster's key may do anything on the cluster.
@@ -77,6 +79,7 @@ class NotebookHost(WorkerPlugin):
         """End all runs and the worker processes (called by Dask)."""
         for operation in (messages.ATTACH, messages.DESCRIBE):
             worker.handlers.pop(operation, None)
+        worker.metrics.pop(PLUGIN, None)
         for lease in self._leases.values():
             lease.stop(Cause.WORKER_DIED, 0.0)
         with contextlib.suppress(TimeoutError):
@@ -98,8 +101,10 @@ class NotebookHost(WorkerPlugin):
     def describe(self) -> bytes:
         """Say what this worker has (called by Dask for a server)."""
         leases = {lease.run_id: name for name, lease in self._leases.items() if lease.has_job}
-        pool = self._pool
-        return messages.encode(Description(self._options, self._slots, pool.kernels, pool.spares, leases))
+        return messages.encode(Description(self._options, self._slots, self._pool.kernels, leases))
+
+    def _spares(self, _worker: Worker) -> dict[str, tuple[int, int]]:
+        return {name: (spares.ready, spares.wanted) for name, spares in self._pool.spares.items()}
 
     async def attach(self, comm: Comm, lease: str, after: int) -> None:
         """Give a server its run (called by Dask); the connection is the run's alone from here on."""
