@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from notebook_runner_server.execution.interface import Backend, Cause, Failure, Spares
+from notebook_runner_server.execution.interface import Backend, Cause, Spares
 from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.admission import Admission, Admitted, fingerprint
 from notebook_runner_server.runs.clock import Clock
@@ -25,7 +25,7 @@ from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Order, Origin, Run, RunChanged, RunState, StartSpec
 from notebook_runner_server.runs.observer import Course, Observer
 from notebook_runner_server.runs.readers import Readers
-from notebook_runner_server.runs.resume import Resume
+from notebook_runner_server.runs.recovery import recover
 from notebook_runner_server.runs.retention import Bounds, Retention
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import Row
@@ -77,7 +77,7 @@ class Runner:
     async def open(self) -> None:
         """Recover what an earlier server left, and begin to execute runs."""
         await self._store.open()
-        await self._recover()
+        await recover(self._store, self._backend, self._dispatcher, self._recovered)
         await self._backend.start()
         self._dispatcher.start()
         self._forgetting = asyncio.create_task(self._retention.run())
@@ -280,29 +280,5 @@ class Runner:
         log = RunLog(self._store, position, last_sequence, ended=False, clock=clock, course=course)
         return ActiveRun(run, order, log, parts_size, self._delivery, course)
 
-    async def _recover(self) -> None:
-        """Say of each run that had not ended what became of it, before anyone can ask."""
-        for row in await self._store.unended():
-            last = (await self._store.events(row.position, row.last_sequence - 1))[-1]
-            size = await asyncio.to_thread(self._store.folder(row.run.run_id).parts_size)
-            clock = Clock(last.time)
-            active = self._active(row.run, row.order, row.position, row.last_sequence, clock, size)
-            resume = await self._store.resume(row.position) or Resume(0, size, size)
-            if row.run.state is RunState.QUEUED:
-                # It is new to those who watch.
-                active.course.tell([last])
-                self._dispatcher.add(active)
-            elif handle := self._backend.find(row.run.run_id, resume.mark):
-                active.resume(resume)
-                if row.run.state is RunState.KILLING:
-                    # Whoever asked for that cannot be told that it was done.
-                    active.stop_requested = Cause.KILL_REQUESTED, 0.0
-                self._dispatcher.follow(active, handle)
-            else:
-                await active.end(
-                    Failure(
-                        Cause.SERVER_DIED,
-                        "The server died while the run went on.",
-                        cell_index=row.run.current_cell,
-                    )
-                )
+    def _recovered(self, row: Row, clock: Clock, parts_size: int) -> ActiveRun:
+        return self._active(row.run, row.order, row.position, row.last_sequence, clock, parts_size)
