@@ -24,6 +24,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--executor", choices=("process", "dask"), default="process", help="what executes runs")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out, with `--executor dask`, what holds for this machine's processes alone."""
+    if config.getoption("--executor") == "dask":
+        left_out = [one for one in items if one.get_closest_marker("process_pool")]
+        items[:] = [one for one in items if one not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What executes the runs of every server of these tests."""
@@ -31,7 +39,7 @@ def _executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         yield
         return
     with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        Server.executor = cluster.environment
+        Server.executor, Server.cluster_mark = cluster.environment, cluster.mark
         yield
 
 

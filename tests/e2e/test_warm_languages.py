@@ -52,7 +52,7 @@ def printed(server: Server, kernel: str, source: str, **fields: object) -> str:
 
 def spare(server: Server, command: str) -> int:
     """Waits for the one process with this in its command line; answers it."""
-    while len(found := [pid for pid, said in marked(server.mark).items() if command in said]) != 1:
+    while len(found := [pid for pid, said in marked(server.runs_mark).items() if command in said]) != 1:
         assert server.process.poll() is None
     return found[0]
 

@@ -37,9 +37,11 @@ class Server:
 
     Attributes:
         executor: The variables that give every server another executor than its own processes.
+        cluster_mark: What the environment of every process of that executor carries; empty: there is none.
     """
 
     executor: ClassVar[Mapping[str, str]] = {}
+    cluster_mark: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -68,6 +70,11 @@ class Server:
         self._environment = {**inherited, **own, **(environment or {})}
         self._folder = folder
         self._told = threading.Event()
+
+    @property
+    def runs_mark(self) -> str:
+        """What the environment of every process carries that executes runs."""
+        return Server.cluster_mark or self.mark
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(

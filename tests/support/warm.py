@@ -16,7 +16,7 @@ SECONDS = 30.0
 
 def forked(server: Server) -> list[int]:
     """Every process of the template's program, oldest first: the first template, then kernels."""
-    found = {pid: _started(pid) for pid, command in marked(server.mark).items() if PROGRAM in command}
+    found = {pid: _started(pid) for pid, command in marked(server.runs_mark).items() if PROGRAM in command}
     # What is only there to hand a kernel on leads no session.
     return sorted(
         (pid for pid, started in found.items() if started and _leads(pid)), key=lambda pid: found[pid]
