@@ -125,7 +125,7 @@ lock: ## Resolve the locks again (needs uv)
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
 	uv pip compile requirements-generate.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-generate.lock
-	uv pip compile pyproject.toml --extra server --extra uris --extra tracing $(LOCK_IMAGE)/server.lock
+	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask $(LOCK_IMAGE)/server.lock
 	uv pip compile image/data.in $(LOCK_IMAGE)/data.lock
 	uv pip compile image/build.in $(LOCK_IMAGE)/build.lock
 
