@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from support.cluster import Cluster
 from support.gate import Gate
 from support.notebooks import code, notebook
 from support.server import Server
@@ -16,6 +17,22 @@ from support.server import Server
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEFAULT_CELLS = (code("who = 'world'", "parameters"), "print(f'hello {who}')")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--executor dask`: servers execute their runs on a Dask cluster of three workers."""
+    parser.addoption("--executor", choices=("process", "dask"), default="process", help="what executes runs")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What executes the runs of every server of these tests."""
+    if request.config.getoption("--executor") == "process":
+        yield
+        return
+    with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        Server.executor = cluster.environment
+        yield
 
 
 @pytest.fixture(scope="session")

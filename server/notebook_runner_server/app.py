@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from notebook_runner_server import descriptors, logs
+from notebook_runner_server import descriptors, executors, logs
 from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.server import ApiServer
 from notebook_runner_server.api.server import Bounds as CallerBounds
@@ -20,7 +20,6 @@ from notebook_runner_server.config import Settings
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.aside import aside
 from notebook_runner_server.execution.confinement import confine
-from notebook_runner_server.execution.pool import ProcessPoolBackend
 from notebook_runner_server.execution.worker_process import kill_orphans
 from notebook_runner_server.export.service import ExportService
 from notebook_runner_server.observability.observation import Observation
@@ -66,13 +65,7 @@ class App:
         )
         transfer = TransferService(settings.uris, settings.max_notebook_bytes, settings.uri_timeout)
         admission = Admission(root, settings.max_notebook_bytes, defaults, prepare, transfer)
-        backend = ProcessPoolBackend(
-            settings.workers,
-            settings.state_folder / "scratch",
-            limit_address_space=settings.limit_address_space,
-            warm=settings.warm,
-            sandbox=settings.sandbox_options,
-        )
+        backend = executors.backend(settings)
         self._observation = Observation(settings)
         self._backend, self._store = backend, store
         self._runner = Runner(

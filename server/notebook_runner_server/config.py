@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from notebook_runner_server import exposure
+from notebook_runner_server import executors, exposure
 from notebook_runner_server.api.certificates import TlsFiles
 from notebook_runner_server.api.server import MESSAGE_OVERHEAD
 from notebook_runner_server.execution.confinement.sandbox import Sandbox
@@ -82,7 +82,20 @@ class Settings:
     default_kernel: str = _setting("python3", "Kernelspec for notebooks that name none.")
     workers: int = _setting(1, "Worker processes, and so runs at once.", minimum=1)
     queue: int = _setting(0, "Runs that may wait when all workers are busy.", minimum=0)
-    executor: str = _setting("process", "What executes runs.", choices=("process",))
+    executor: str = _setting(
+        executors.PROCESS,
+        "What executes runs: process for worker processes of this machine, or the scheduler of a Dask "
+        "cluster as dask://HOST:PORT, with TLS dask+tls://HOST:PORT.",
+    )
+    cluster_runs: int = _setting(
+        0, "Most runs at once on a Dask cluster; 0: as many as its workers take.", minimum=0
+    )
+    worker_timeout: float = _setting(
+        30.0,
+        "Seconds without a word between server and Dask worker after which the worker ends its run, and, "
+        "5 seconds later, the server says that it is lost.",
+        minimum=1,
+    )
     warm_kernels: str = _setting(
         "",
         "Kernels that each worker keeps started for the next run, as KERNELSPEC=COUNT, separated by commas. "
@@ -198,6 +211,7 @@ class Settings:
         if self.default_notebook and not self.notebook_root:
             raise ValueError("--default-notebook is a path under --notebook-root, which is missing")
         self.metrics_address  # noqa: B018 - it raises
+        executors.check(self.executor)
         self.warm  # noqa: B018 - it raises
         self.uris  # noqa: B018 - it raises
 

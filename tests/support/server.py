@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self
 from uuid import uuid4
 
 import grpc
@@ -34,7 +34,12 @@ class Server:
 
     Leaving the block ends the server with SIGTERM and asserts that it exited with 0 and that no
     process is left that carries its mark.
+
+    Attributes:
+        executor: The variables that give every server another executor than its own processes.
     """
+
+    executor: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -53,7 +58,9 @@ class Server:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("NOTEBOOK_RUNNER_")}
         # Notebooks of the tests meet them in files; what is denied otherwise, tests/security tries.
         opened = [str(one) for one in state_dir.parents if one.name.startswith("pytest-of-")]
+        most = options[options.index("--workers") + 1] if "--workers" in options else "1"
         own = {
+            **({**Server.executor, "NOTEBOOK_RUNNER_CLUSTER_RUNS": most} if Server.executor else {}),
             MARK_VARIABLE: self.mark,
             "NOTEBOOK_RUNNER_KERNEL_ENVIRONMENT": "NBR_*",
             "NOTEBOOK_RUNNER_WRITABLE_FOLDERS": ",".join(opened),

@@ -189,6 +189,13 @@ class PartChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """The number of the batch that this comes with: a later server goes on after it (`Backend.find`)."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The run has ended and every process of it is gone. `failure` None: every cell was executed.
 
@@ -203,7 +210,7 @@ class Ended:
 
 CellOutput = StreamOutput | DisplayOutput | ErrorOutput | ClearOutput | OutputCut
 CellEvent = CellStarted | CellOutput | CellFinished
-ExecutionEvent = KernelReady | CellEvent | PartChunk | Ended
+ExecutionEvent = KernelReady | CellEvent | PartChunk | Mark | Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +245,10 @@ class Backend(Protocol):
     """Executes runs. What it tells of itself may be asked from any thread."""
 
     @property
+    def outlives_server(self) -> bool:
+        """Whether runs go on without the server, until the next one finds them."""
+
+    @property
     def capacity(self) -> int:
         """How many runs it executes at once, now."""
 
@@ -262,5 +273,16 @@ class Backend(Protocol):
     def submit(self, job: Job) -> RunHandle:
         """Execute a job. Call it only when a worker is free."""
 
+    def find(self, run_id: str, mark: int) -> RunHandle | None:
+        """Return a run that an earlier server has begun; None: it has ended with that server.
+
+        Args:
+            run_id: The run.
+            mark: The number of the last `Mark` that is durable; zero: there is none.
+        """
+
+    def leave(self) -> None:
+        """Let the runs go on without the server; called when it stops, if they outlive it."""
+
     async def close(self) -> None:
-        """End all that it started; no process of it is left."""
+        """End all that it started, but what outlives the server; no process of it is left."""

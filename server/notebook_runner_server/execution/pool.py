@@ -132,6 +132,8 @@ class ProcessPoolBackend:
         sandbox: How kernels are kept apart; the folder of the link is what they may not read.
     """
 
+    outlives_server = False
+
     def __init__(
         self,
         workers: int,
@@ -215,6 +217,12 @@ class ProcessPoolBackend:
         if worker is None:
             raise RuntimeError("submit was called without wait_free")
         return _PoolRun(self, worker, job)
+
+    def find(self, run_id: str, mark: int) -> None:
+        """Return nothing: what an earlier server has begun has ended with it."""
+
+    def leave(self) -> None:
+        """Do nothing: no run outlives the server."""
 
     def release(self, worker: WorkerProcess) -> None:
         """Take a worker back after its run; a broken one is replaced."""

@@ -24,6 +24,7 @@ from notebook_runner_server.execution.interface import (
     ExecutionEvent,
     Failure,
     KernelReady,
+    Mark,
     PartChunk,
     RunHandle,
 )
@@ -33,6 +34,7 @@ from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Order, Run, RunChanged, RunState
 from notebook_runner_server.runs.observer import Course
+from notebook_runner_server.runs.resume import Resume
 from notebook_runner_server.runs.salvage import SalvagedCell
 from notebook_runner_server.runs.store import Written
 from notebook_runner_server.runs.tables import Part
@@ -84,6 +86,10 @@ class ActiveRun:
         self._lost = False
         # Calls and the backend change the run at the same time.
         self._lock = asyncio.Lock()
+
+    def resume(self, resume: Resume) -> None:
+        """Go on where an earlier server has stopped; what it wrote after that is written again."""
+        self._part_start, self._size = resume.part_start, resume.size
 
     async def move(self, state: RunState) -> None:
         """Bring the run to a later state that is not an end."""
@@ -230,6 +236,7 @@ class ActiveRun:
         pieces: list[bytes] = []
         parts: list[Part] = []
         cell = self._cell_id, self._cell_start
+        mark: int | None = None
         for told in batch:
             if isinstance(told, PartChunk):
                 pieces.append(told.data)
@@ -241,12 +248,15 @@ class ActiveRun:
                     self._part_start = self._size
             if isinstance(told, KernelReady):
                 self.course.is_warm = told.is_warm
+            if isinstance(told, Mark):
+                mark = told.number
             if isinstance(told, CellStarted):
                 cell = told.cell_id, time.monotonic()
             run, body = transitions.react(run, told, now, output_error)
             if body is not None:
                 events.append(self.log.next_event(run, body, len(events)))
-        await self.log.append(run, events, Written(start, pieces, parts), self._expire_time(run))
+        resume = None if mark is None else Resume(mark, self._part_start, self._size)
+        await self.log.append(run, events, Written(start, pieces, parts, resume), self._expire_time(run))
         self.run = run
         self._cell_id, self._cell_start = cell
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 
-from notebook_runner_server.execution.interface import Backend, Cause, Failure, Job
+from notebook_runner_server.execution.interface import Backend, Cause, Failure, Job, RunHandle
 from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
@@ -51,6 +52,11 @@ class Dispatcher:
         self._queue.append(active)
         self._queued.set()
 
+    def follow(self, active: ActiveRun, handle: RunHandle) -> None:
+        """Take in a run that an earlier server has begun, and follow it on."""
+        self._active[active.run.run_id] = active
+        self._drive(active, lambda: handle)
+
     def find(self, run_id: str) -> ActiveRun | None:
         """Return a run that has not ended; None: there is no such one."""
         return self._active.get(run_id)
@@ -82,13 +88,18 @@ class Dispatcher:
     async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:
         """Start no more, let the runs that have a worker finish, and end those that do not in time.
 
+        Runs that outlive the server are left to the next one.
+
         Args:
             hurry: When it is set, the runs are ended without waiting longer.
             drain_timeout: Seconds that the runs may take.
         """
         self._draining = True
-        for queued in self._queue:
-            queued.log.close()
+        for waiting in self._active.values() if self._backend.outlives_server else self._queue:
+            waiting.log.close()
+        if self._backend.outlives_server:
+            self._backend.leave()
+            return
         started = [run for run in self._active.values() if run not in self._queue]
         ended = asyncio.ensure_future(_all_ended(started))
         hurried = asyncio.ensure_future(hurry.wait())
@@ -104,6 +115,8 @@ class Dispatcher:
         if self._task is not None:
             self._task.cancel()
         for task in self._saving:
+            task.cancel()
+        for task in self._driving if self._backend.outlives_server else ():
             task.cancel()
         await asyncio.gather(*self._driving, return_exceptions=True)
 
@@ -131,9 +144,7 @@ class Dispatcher:
             await active.end(Failure(active.stop_requested[0], "The run was ended before it started."))
             self._forget(active)
             return
-        task = asyncio.create_task(self._drive(active, job))
-        self._driving.add(task)
-        task.add_done_callback(self._driving.discard)
+        self._drive(active, lambda: self._backend.submit(job))
         # The worker is taken when the task has begun.
         await asyncio.sleep(0)
 
@@ -153,9 +164,14 @@ class Dispatcher:
             environment={**active.course.variables, **order.environment},
         )
 
-    async def _drive(self, active: ActiveRun, job: Job) -> None:
+    def _drive(self, active: ActiveRun, begin: Callable[[], RunHandle]) -> None:
+        task = asyncio.create_task(self._followed(active, begin))
+        self._driving.add(task)
+        task.add_done_callback(self._driving.discard)
+
+    async def _followed(self, active: ActiveRun, begin: Callable[[], RunHandle]) -> None:
         try:
-            await active.follow(self._backend.submit(job))
+            await active.follow(begin())
         except Exception as error:
             _logger.exception("a run could not be followed", extra=active.course.ids)
             await active.end(Failure(Cause.WORKER_DIED, f"The server could not follow the run: {error}"))

@@ -14,6 +14,7 @@ from notebook_runner_server.runs.clock import Clock
 from notebook_runner_server.runs.delivery import Delivery
 from notebook_runner_server.runs.dispatcher import Dispatcher
 from notebook_runner_server.runs.errors import (
+    NotReadyError,
     RequestIdReusedError,
     RunnerBusyError,
     ShuttingDownError,
@@ -24,6 +25,7 @@ from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Order, Origin, Run, RunChanged, RunState, StartSpec
 from notebook_runner_server.runs.observer import Course, Observer
 from notebook_runner_server.runs.readers import Readers
+from notebook_runner_server.runs.resume import Resume
 from notebook_runner_server.runs.retention import Bounds, Retention
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import Row
@@ -249,6 +251,8 @@ class Runner:
     def _check_room(self) -> None:
         if self._closing:
             raise ShuttingDownError("The server is shutting down: try again when it is back.")
+        if not self._backend.capacity:
+            raise NotReadyError("There is no worker to run notebooks now: try again.")
         going_on = self._dispatcher.going_on()
         if len(going_on) >= self._backend.capacity + self._queue_size:
             first = going_on[0]
@@ -283,10 +287,17 @@ class Runner:
             size = await asyncio.to_thread(self._store.folder(row.run.run_id).parts_size)
             clock = Clock(last.time)
             active = self._active(row.run, row.order, row.position, row.last_sequence, clock, size)
+            resume = await self._store.resume(row.position) or Resume(0, size, size)
             if row.run.state is RunState.QUEUED:
                 # It is new to those who watch.
                 active.course.tell([last])
                 self._dispatcher.add(active)
+            elif handle := self._backend.find(row.run.run_id, resume.mark):
+                active.resume(resume)
+                if row.run.state is RunState.KILLING:
+                    # Whoever asked for that cannot be told that it was done.
+                    active.stop_requested = Cause.KILL_REQUESTED, 0.0
+                self._dispatcher.follow(active, handle)
             else:
                 await active.end(
                     Failure(

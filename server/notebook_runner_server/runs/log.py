@@ -154,7 +154,7 @@ class RunLog:
                 return
             elif self._closed:
                 raise ShuttingDownError(
-                    "The server is shutting down; the run is queued, and starts when it is back."
+                    "The server is shutting down; the run waits or goes on: follow it when it is back."
                 )
             elif not await self._wait(idle):
                 yield ()

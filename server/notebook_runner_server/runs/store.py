@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from notebook_runner_server.runs import tables
+from notebook_runner_server.runs import resume, tables
 from notebook_runner_server.runs.database import Database
 from notebook_runner_server.runs.folder import RunFolder, folder_size, private
 from notebook_runner_server.runs.model import Event, Order, Run, RunState
 from notebook_runner_server.runs.request_key import request_key
+from notebook_runner_server.runs.resume import Resume
 from notebook_runner_server.runs.tables import Part, Row
 
 EVENTS_A_READ = 256
@@ -35,11 +36,13 @@ class Written:
         start: Where the pieces go, in bytes.
         pieces: What to write, one after the other.
         parts: The parts that are whole with these pieces.
+        resume: Where a later server goes on after this; None: as before.
     """
 
     start: int
     pieces: Sequence[bytes] = ()
     parts: Sequence[Part] = ()
+    resume: Resume | None = None
 
 
 class StateFolderInUseError(RuntimeError):
@@ -168,6 +171,8 @@ class Store:
             if run.state.is_terminal:
                 self.folder(run.run_id).forget_secrets()
             tables.append(db, position, run, events, written.parts, expire_time)
+            if written.resume is not None:
+                resume.note(db, position, written.resume)
 
         await self._db.write(write)
 
@@ -202,6 +207,10 @@ class Store:
         parts = await self.parts(position, 0)
         found = next(one for one in parts if one.part == part)
         return await asyncio.to_thread(folder.read, found)
+
+    async def resume(self, position: int) -> Resume | None:
+        """Return where a run that an earlier server has begun is gone on with; None: nothing was noted."""
+        return await self._db.read(resume.read, position)
 
     async def parts(self, position: int, as_of: int) -> list[Part]:
         """Return the version that each part of a run's notebook had at a sequence number."""

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from notebook_runner_server.runs import codec
+from notebook_runner_server.runs import codec, resume
 from notebook_runner_server.runs.model import Event, Order, Run, RunState
 
 SCHEMA_VERSION = 1
@@ -79,6 +79,7 @@ def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
         raise sqlite3.DatabaseError("there are runs, and no history of them")
     if is_new:
         db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    resume.create(db)
 
 
 def insert_run(
@@ -256,8 +257,8 @@ def run_ids(db: sqlite3.Connection) -> set[str]:
 
 def delete_run(db: sqlite3.Connection, position: int) -> None:
     """Remove a run with all that belongs to it."""
-    for table in ("parts", "events", "labels", "runs"):
-        db.execute(f"DELETE FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the four names above
+    for table in ("parts", "events", "labels", "resume", "runs"):
+        db.execute(f"DELETE FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the names above
 
 
 def _row(db: sqlite3.Connection, where: str, values: tuple[str, ...]) -> Row | None:

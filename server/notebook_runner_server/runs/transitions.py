@@ -13,6 +13,7 @@ from notebook_runner_server.execution.interface import (
     ExecutionEvent,
     Failure,
     KernelReady,
+    Mark,
     PartChunk,
 )
 from notebook_runner_server.runs.model import Body, Run, RunChanged, RunState
@@ -124,4 +125,4 @@ def react(run: Run, event: ExecutionEvent, now: int, output_error: str = "") -> 
         case Ended():
             run = end(run, event.failure, now, output_error)
             return run, RunChanged(run)
-    return run, None if isinstance(event, PartChunk) else event
+    return run, None if isinstance(event, PartChunk | Mark) else event

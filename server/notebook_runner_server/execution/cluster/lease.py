@@ -1,0 +1,187 @@
+"""A slot on a Dask worker that was leased for one run, and the run in it.
+
+What the run tells is kept until the server has made it durable. A server that is gone can be replaced by
+another one, which goes on where the first has stopped. When no server has been heard of for too long, the run
+is ended: by then, the server has given it up as lost, or is about to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Sequence
+
+from notebook_runner_server.execution.cluster import messages
+from notebook_runner_server.execution.cluster.messages import Batch, Channel
+from notebook_runner_server.execution.interface import (
+    Cause,
+    Ended,
+    ExecutionEvent,
+    Failure,
+    Job,
+    PartChunk,
+    RunHandle,
+    StreamOutput,
+)
+from notebook_runner_server.execution.pool import ProcessPoolBackend
+
+MOST_KEPT_BYTES = 4 * 1024 * 1024
+"""Events that the server has not taken yet; when there are more, the run waits."""
+
+SIGNS_OF_LIFE = 4
+"""How many signs of life there are in the time after which one is given up."""
+
+_EVENT_BYTES = 200
+
+
+class Lease:
+    """A slot, from the time that Dask gave it until the server lets go of it.
+
+    Args:
+        run_id: The run that it is for.
+        pool: What executes it.
+        admitted: Held while the pool is asked for a worker.
+        timeout: Seconds without a server after which the run is ended.
+
+    Attributes:
+        run_id: The run that it is for.
+        has_job: Whether a server has given the job.
+        over: Set when the slot is free again.
+    """
+
+    def __init__(self, run_id: str, pool: ProcessPoolBackend, admitted: asyncio.Lock, timeout: float) -> None:
+        self.run_id = run_id
+        self.has_job = False
+        self.over = asyncio.Event()
+        self._pool = pool
+        self._admitted = admitted
+        self._timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(timeout, self._expire)
+        self._closing: asyncio.Task[None] | None = None
+        self._hosting: asyncio.Task[None] | None = None
+        self._run: RunHandle | None = None
+        self._stop: tuple[Cause, float] | None = None
+        self._kept: deque[tuple[Batch, int]] = deque()
+        self._kept_bytes = 0
+        self._number = 0
+        self._abandoned = False
+        self._changed = asyncio.Condition()
+        self._channel: Channel | None = None
+
+    async def serve(self, channel: Channel, after: int) -> None:
+        """Serve a server until it goes away, or another one comes.
+
+        Args:
+            channel: The connection to it.
+            after: The number of the last batch that it has.
+        """
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = channel
+        await self._taken(after)
+        telling = [asyncio.create_task(self._tell(channel, after)), asyncio.create_task(self._live(channel))]
+        try:
+            while not self.over.is_set():
+                await self._obey(await channel.receive())
+        finally:
+            for task in telling:
+                task.cancel()
+
+    async def _obey(self, message: object) -> None:
+        match message:
+            case messages.Begin(job=job) if not self.has_job:
+                self.has_job = True
+                self._hosting = asyncio.create_task(self._host(job))
+            case messages.Stop(cause=cause, grace_period=grace_period):
+                self.stop(cause, grace_period)
+            case messages.Taken(number=number):
+                await self._taken(number)
+            case messages.Alive(stamp=stamp):
+                self._timer.cancel()
+                self._timer = self._loop.call_at(stamp + self._timeout, self._expire)
+            case messages.Release():
+                await self.close()
+
+    def stop(self, cause: Cause, grace_period: float) -> None:
+        """Ask that the run be ended."""
+        self._stop = cause, grace_period
+        if self._run is not None:
+            self._run.stop(cause, grace_period)
+
+    async def close(self) -> None:
+        """End the run, if it goes on, and free the slot."""
+        self._abandoned = True
+        async with self._changed:
+            self._changed.notify_all()
+        if self._hosting is not None:
+            if not self._hosting.done():
+                self.stop(Cause.SERVER_DIED, 0.0)
+            await asyncio.wait([self._hosting])
+        self._timer.cancel()
+        self.over.set()
+
+    def _expire(self) -> None:
+        self._closing = asyncio.create_task(self.close())
+
+    async def _host(self, job: Job) -> None:
+        async with self._admitted:
+            await self._pool.wait_free()
+            if self._stop is None:
+                self._run = self._pool.submit(job)
+        if self._run is None:
+            assert self._stop is not None  # noqa: S101 - nothing else keeps it from being submitted
+            await self._keep([Ended(Failure(self._stop[0], "The run was ended before it started."))])
+            return
+        async for events in self._run.events():
+            *before, last = events
+            if not isinstance(last, Ended):
+                await self._keep(events)
+            else:
+                await self._keep(before)
+                await self._keep([last])
+
+    async def _keep(self, events: Sequence[ExecutionEvent]) -> None:
+        if not events or self._abandoned:
+            return
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._kept_bytes < MOST_KEPT_BYTES or self._abandoned)
+            self._number += 1
+            size = sum(map(_size, events))
+            self._kept.append((Batch(self._number, events), size))
+            self._kept_bytes += size
+            self._changed.notify_all()
+
+    async def _taken(self, number: int) -> None:
+        async with self._changed:
+            while self._kept and self._kept[0][0].number <= number:
+                self._kept_bytes -= self._kept.popleft()[1]
+            self._changed.notify_all()
+
+    async def _tell(self, channel: Channel, after: int) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                for batch in await self._kept_after(after):
+                    await channel.send(batch)
+                    after = batch.number
+
+    async def _kept_after(self, number: int) -> list[Batch]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: bool(self._kept) and self._kept[-1][0].number > number)
+            return [batch for batch, _ in self._kept if batch.number > number]
+
+    async def _live(self, channel: Channel) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                await channel.send(messages.Alive(self._loop.time()))
+                await asyncio.sleep(self._timeout / SIGNS_OF_LIFE)
+
+
+def _size(event: ExecutionEvent) -> int:
+    match event:
+        case PartChunk(data=data):
+            return len(data)
+        case StreamOutput(text=text):
+            return _EVENT_BYTES + len(text)
+    return _EVENT_BYTES

@@ -1,0 +1,283 @@
+"""The server's link to a Dask cluster: kept up for ever, with what is known of the workers there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import distributed
+from distributed.comm.core import connect
+from distributed.security import Security
+
+from notebook_runner_server.execution.cluster import messages
+from notebook_runner_server.execution.cluster.messages import Channel, Description, HostOptions, Place
+from notebook_runner_server.execution.cluster.worker import PLUGIN, RESOURCE, NotebookHost
+from notebook_runner_server.execution.interface import Spares
+
+CONNECT_SECONDS = 5.0
+"""How long one try to reach the scheduler, or a worker that is to describe itself, may take."""
+
+RETRY_SECONDS = 0.5
+"""Between two tries to reach a scheduler."""
+
+LOOK_SECONDS = 1.0
+"""Between two looks at the workers that there are; a worker that comes or goes is looked at at once."""
+
+_log = logging.getLogger(__name__)
+
+
+class Link:
+    """A client of a scheduler, and a new one whenever the scheduler was gone.
+
+    Args:
+        address: The scheduler's, as Dask has it.
+        options: What each worker is told.
+
+    Attributes:
+        topic: Where leases are told of: this server's alone.
+        workers: What the workers have that can be used, by their addresses.
+        kernels: The kernelspecs of the worker that was last seen.
+        left: Where the runs are that workers had when they were first asked, by the run's id.
+        all_asked: Whether every worker has been asked once.
+    """
+
+    def __init__(self, address: str, options: HostOptions) -> None:
+        self._address = address
+        self._options = options
+        self._security = Security()
+        self.topic = f"notebook-runner-{secrets.token_hex(8)}"
+        self.workers: dict[str, Description] = {}
+        self.kernels: Mapping[str, str] = {}
+        self._changed = asyncio.Condition()
+        self._client: distributed.Client | None = None
+        self._expected: dict[str, asyncio.Future[Place]] = {}
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._tried = False
+        self._closing = False
+        self._refused: set[str] = set()
+        self._releasing: set[asyncio.Task[None]] = set()
+        self.left: dict[str, Place] = {}
+        self.all_asked = False
+
+    @property
+    def slots(self) -> int:
+        """How many runs the cluster executes at once, now."""
+        return sum(one.slots for one in self.workers.values())
+
+    @property
+    def spares(self) -> Mapping[str, Spares]:
+        """The kernels that the workers kept when they were last asked, by kernelspec."""
+        counts: dict[str, Spares] = {}
+        for one in self.workers.values():
+            for name, has in one.spares.items():
+                before = counts.get(name, Spares(0, 0))
+                counts[name] = Spares(before.ready + has.ready, before.wanted + has.wanted)
+        return counts
+
+    @property
+    def connection_arguments(self) -> dict[str, Any]:
+        """What a connection to a worker takes."""
+        arguments: dict[str, Any] = self._security.get_connection_args("client")
+        return arguments
+
+    async def start(self) -> None:
+        """Connect; when that cannot be done, go on trying."""
+        self._task = asyncio.create_task(self._keep())
+        await self.until(lambda: self._tried)
+
+    async def close(self) -> None:
+        """Let go of the cluster; what it executes goes on."""
+        self._closing = True
+        if self._task is not None:
+            # Dask may turn this into an error of its own.
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def until(self, condition: Any) -> None:
+        """Wait until something holds, which is looked at whenever the workers have changed."""
+        async with self._changed:
+            await self._changed.wait_for(condition)
+
+    async def changed(self) -> None:
+        """Have everyone who waits look again."""
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def client(self) -> distributed.Client:
+        """Return the client, when there is one."""
+        await self.until(lambda: self._client is not None)
+        assert self._client is not None  # noqa: S101 - as waited for
+        return self._client
+
+    def expect(self, nonce: str) -> asyncio.Future[Place]:
+        """Return what will be the place of a lease."""
+        return self._expected.setdefault(nonce, asyncio.get_running_loop().create_future())
+
+    def forget(self, nonce: str) -> None:
+        """Expect a lease no longer: if it comes, it is released."""
+        self._expected.pop(nonce, None)
+
+    async def channel(self, place: Place, after: int, seconds: float) -> Channel:
+        """Connect to a run.
+
+        Args:
+            place: Where it is.
+            after: The number of the last batch that is known of it.
+            seconds: How long that may take.
+
+        Raises:
+            OSError: The worker cannot be reached.
+        """
+        comm = await connect(place.address, timeout=seconds, **self.connection_arguments)
+        try:
+            hello = {"op": messages.ATTACH, "reply": False, "lease": place.lease, "after": after}
+            await comm.write(hello)
+        except BaseException:
+            comm.abort()
+            raise
+        return Channel(comm)
+
+    async def _keep(self) -> None:
+        while not self._closing:
+            try:
+                await self._connected()
+            except (OSError, RuntimeError, ValueError) as error:
+                _log.warning("no cluster", extra={"scheduler": self._address, "why": str(error)})
+            finally:
+                self._client = None
+                self.workers.clear()
+                self._tried = True
+            await self.changed()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _connected(self) -> None:
+        """Be a client of the scheduler until it is gone."""
+        arguments = self.connection_arguments
+        # A connection on which nothing is said: its end tells that the scheduler is gone.
+        lifeline = await connect(self._address, timeout=CONNECT_SECONDS, **arguments)
+        client = distributed.Client(
+            self._address,
+            asynchronous=True,
+            security=self._security,
+            timeout=CONNECT_SECONDS,
+            set_as_default=False,
+        )
+        try:
+            await client
+            client.subscribe_topic(self.topic, self._told)
+            client.subscribe_topic("all", self._told_of_worker)
+            await client.register_plugin(NotebookHost(self._options))
+            await self._look(client)
+            if self._is_outdated():
+                await client.unregister_worker_plugin(PLUGIN)
+                await client.register_plugin(NotebookHost(self._options))
+                await self._look(client)
+            self._client = client
+            self._tried = True
+            await self.changed()
+            _log.info("cluster", extra={"scheduler": self._address})
+            gone = asyncio.ensure_future(lifeline.read())
+            looking = asyncio.ensure_future(self._look_after(client))
+            try:
+                await asyncio.wait([gone, looking], return_when=asyncio.FIRST_COMPLETED)
+                await (looking if looking.done() else gone)
+            finally:
+                gone.cancel()
+                looking.cancel()
+                await asyncio.gather(gone, looking, return_exceptions=True)
+        finally:
+            lifeline.abort()
+            if client.status == "running":
+                client.unsubscribe_topic("all")
+            with contextlib.suppress(TimeoutError, OSError):
+                await client.close(timeout=CONNECT_SECONDS)
+
+    def _is_outdated(self) -> bool:
+        """Tell whether the workers have other settings than this server, and can take its own."""
+        workers = self.workers.values()
+        if all(one.options.shared() == self._options.shared() for one in workers):
+            return False
+        if any(one.leases for one in workers):
+            _log.warning("the Dask workers keep an earlier server's settings: they have runs of it")
+            return False
+        self.workers.clear()
+        return True
+
+    def _told(self, event: tuple[float, Mapping[str, str]]) -> None:
+        """Take the news of a lease."""
+        told = event[1]
+        place = Place(told["address"], told["lease"])
+        expected = self._expected.pop(told["nonce"], None)
+        if expected is not None and not expected.done():
+            expected.set_result(place)
+        else:
+            self._release(place)
+
+    def _release(self, place: Place) -> None:
+        """Give a slot back that nobody wants any more; one that cannot be reached ends by itself."""
+
+        async def release() -> None:
+            with contextlib.suppress(OSError):
+                channel = await self.channel(place, 0, CONNECT_SECONDS)
+                await channel.send(messages.Release())
+                await channel.until_closed(CONNECT_SECONDS)
+
+        task = asyncio.ensure_future(release())
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+
+    def _told_of_worker(self, event: tuple[float, Any]) -> None:
+        told = event[1]
+        if isinstance(told, Mapping) and told.get("action") in {"add-worker", "remove-worker"}:
+            self._news.set()
+
+    async def _look_after(self, client: distributed.Client) -> None:
+        while True:
+            self._news.clear()
+            await self._look(client)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._news.wait()
+
+    async def _look(self, client: distributed.Client) -> None:
+        """See which workers there are, and ask those that are new what they have."""
+        assert client.scheduler is not None  # noqa: S101 - it is connected
+        there = (await client.scheduler.identity(n_workers=-1))["workers"]
+        addresses = [address for address, one in there.items() if one["resources"].get(RESOURCE, 0) >= 1]
+        for gone in self.workers.keys() - set(addresses):
+            del self.workers[gone]
+        answered = await asyncio.gather(*(self._ask(one) for one in addresses if one not in self.workers))
+        self.all_asked = self.all_asked or all(answered)
+        await self.changed()
+
+    async def _ask(self, address: str) -> bool:
+        """Ask a worker what it has; return whether it has answered."""
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                comm = await connect(address, timeout=CONNECT_SECONDS, **self.connection_arguments)
+                try:
+                    await comm.write({"op": messages.DESCRIBE})
+                    answer = await comm.read()
+                finally:
+                    comm.abort()
+        except (OSError, TimeoutError):
+            return False
+        if not isinstance(answer, bytes):
+            return True  # It is not ready yet.
+        description = messages.decode(answer)
+        assert isinstance(description, Description)  # noqa: S101 - what `describe` answers
+        if description.options.version != self._options.version:
+            if address not in self._refused:
+                about = {"worker": address, "worker_version": description.options.version}
+                _log.error("a Dask worker has another version, and gets no runs", extra=about)
+            self._refused.add(address)
+            return True
+        self.workers[address] = description
+        self.kernels = description.kernels
+        self.left.update({run_id: Place(address, lease) for run_id, lease in description.leases.items()})
+        return True

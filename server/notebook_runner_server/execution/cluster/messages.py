@@ -1,0 +1,165 @@
+"""What server and Dask workers tell each other about a run, on a connection of the run's own.
+
+Dask carries the connection, and with it TLS. It carries no job otherwise: what the scheduler and its log see
+of a run is its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from distributed.comm.core import Comm
+
+from notebook_runner_server.execution.confinement.sandbox import Sandbox
+from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Job, Spares
+from notebook_runner_server.execution.options import WarmKernels
+
+ATTACH = "notebook_runner_attach"
+DESCRIBE = "notebook_runner_describe"
+"""The operations that a Dask worker learns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run is: a worker's address, and the lease of a slot there, of which there is never another."""
+
+    address: str
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostOptions:
+    """What the server tells each Dask worker.
+
+    Attributes:
+        version: The server's version; another one does not work together with it.
+        timeout: Seconds without a server after which a run is ended.
+        warm: Kernels that each slot keeps ready.
+        sandbox: How kernels are kept apart.
+        limit_address_space: Limit the kernel's address space to a run's memory limit as well.
+    """
+
+    version: str
+    timeout: float
+    warm: WarmKernels
+    sandbox: Sandbox
+    limit_address_space: bool
+
+    def shared(self) -> HostOptions:
+        """Return what of it is the same for all servers of a cluster: each has a state folder of its own."""
+        return replace(self, sandbox=replace(self.sandbox, hidden=()))
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a Dask worker has; `leases` by the id of the run that each is for."""
+
+    options: HostOptions
+    slots: int
+    kernels: Mapping[str, str]
+    spares: Mapping[str, Spares]
+    leases: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Execute this, unless the lease has a job already."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the run. `grace_period` in seconds; zero: now."""
+
+    cause: Cause
+    grace_period: float
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """All batches up to this number are durable, and are asked for no more."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """A sign of life. `stamp` is the worker's, by its own clock; the server sends it back as it is."""
+
+    stamp: float
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Nobody wants the lease any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """There is no such lease here; or it has no job, and was asked for one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some events, numbered from 1 on; `Ended` comes in a batch of its own."""
+
+    number: int
+    events: Sequence[ExecutionEvent]
+
+
+def encode(message: object) -> bytes:
+    """Return a message as it is sent."""
+    return pickle.dumps(message)
+
+
+def decode(data: bytes) -> object:
+    """Return the message that `encode` was given."""
+    # Whoever may connect to a Dask cluster may execute code on it: that is what it is for.
+    return pickle.loads(data)  # noqa: S301 - as said
+
+
+class Channel:
+    """Sends and receives messages over a connection of Dask's.
+
+    Args:
+        comm: The connection.
+    """
+
+    def __init__(self, comm: Comm) -> None:
+        self._comm = comm
+        # Dask encodes a large message in a thread, and a small one could overtake it.
+        self._order = asyncio.Lock()
+
+    async def send(self, message: object) -> None:
+        """Send a message.
+
+        Raises:
+            OSError: The connection has ended.
+        """
+        async with self._order:
+            await self._comm.write(encode(message))
+
+    async def receive(self) -> object:
+        """Return the next message, when it is there.
+
+        Raises:
+            OSError: The connection has ended.
+        """
+        return decode(await self._comm.read())
+
+    async def until_closed(self, seconds: float) -> None:
+        """Wait until the other side has ended the connection, but not longer than this; then end it."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    await self._comm.read()
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._comm.abort()

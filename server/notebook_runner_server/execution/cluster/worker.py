@@ -1,0 +1,129 @@
+"""What is installed in each Dask worker: the worker processes with warm kernels that a server has itself.
+
+The plugin is sent by the server; this package has to be there, in the same version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distributed import Worker, WorkerPlugin, get_worker
+from distributed.comm.core import Comm
+
+from notebook_runner_server.execution.cluster import messages
+from notebook_runner_server.execution.cluster.lease import Lease
+from notebook_runner_server.execution.cluster.messages import Channel, Description, HostOptions
+from notebook_runner_server.execution.confinement.sandbox import Sandbox
+from notebook_runner_server.execution.interface import Cause
+from notebook_runner_server.execution.pool import ProcessPoolBackend
+
+RESOURCE = "notebook"
+"""The resource of a Dask worker that says how many runs it may have at once."""
+
+PLUGIN = "notebook-runner"
+
+FAREWELL_SECONDS = 5.0
+"""How long a worker that is closed waits until the servers know how its runs have ended."""
+
+
+class NotebookHost(WorkerPlugin):
+    """Makes a Dask worker one that executes notebooks.
+
+    Args:
+        options: What the server tells each.
+    """
+
+    name = PLUGIN
+    # Another server, or this one after a restart, finds the runs that go on.
+    idempotent = True
+
+    def __init__(self, options: HostOptions) -> None:
+        self._options = options
+
+    async def setup(self, worker: Worker) -> None:
+        """Start the worker processes (called by Dask)."""
+        # A nanny's worker is a daemon, which may not start processes; the nanny does not need it to be one.
+        multiprocessing.current_process().daemon = False
+        self._worker = worker
+        self._slots = min(int(worker.state.total_resources.get(RESOURCE, 0)), worker.state.nthreads)
+        self._leases: dict[str, Lease] = {}
+        self._admitted = asyncio.Lock()
+        folder = Path(worker.local_directory) / PLUGIN
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._pool = ProcessPoolBackend(
+            self._slots,
+            folder / "scratch",
+            limit_address_space=self._options.limit_address_space,
+            warm=self._options.warm,
+            sandbox=self._sandbox(worker),
+        )
+        await self._pool.start()
+        worker.handlers[messages.ATTACH] = self.attach
+        worker.handlers[messages.DESCRIBE] = self.describe
+
+    def _sandbox(self, worker: Worker) -> Sandbox:
+        # Who has the cluster's key may do anything on the cluster.
+        key: str | None = getattr(worker.security, "tls_worker_key", None)
+        hidden = (*self._options.sandbox.hidden, *([Path(key).absolute()] if key else []))
+        return replace(self._options.sandbox, hidden=hidden)
+
+    async def teardown(self, worker: Worker) -> None:
+        """End all runs and the worker processes (called by Dask)."""
+        for operation in (messages.ATTACH, messages.DESCRIBE):
+            worker.handlers.pop(operation, None)
+        for lease in self._leases.values():
+            lease.stop(Cause.WORKER_DIED, 0.0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await asyncio.gather(*(lease.over.wait() for lease in self._leases.values()))
+        await self._pool.close()
+
+    async def lease(self, run_id: str, nonce: str, topic: str) -> None:
+        """Lease a slot: tell the server where it is, and keep it until it is not needed any more."""
+        name = secrets.token_hex(8)
+        lease = self._leases[name] = Lease(run_id, self._pool, self._admitted, self._options.timeout)
+        try:
+            where = {"nonce": nonce, "address": self._worker.contact_address, "lease": name}
+            self._worker.log_event(topic, where)
+            await lease.over.wait()
+        finally:
+            del self._leases[name]
+
+    def describe(self) -> bytes:
+        """Say what this worker has (called by Dask for a server)."""
+        leases = {lease.run_id: name for name, lease in self._leases.items() if lease.has_job}
+        pool = self._pool
+        return messages.encode(Description(self._options, self._slots, pool.kernels, pool.spares, leases))
+
+    async def attach(self, comm: Comm, lease: str, after: int) -> None:
+        """Give a server its run (called by Dask); the connection is the run's alone from here on."""
+        channel = Channel(comm)
+        found = self._leases.get(lease)
+        try:
+            if found is None:
+                await channel.send(messages.Unknown())
+                await channel.until_closed(FAREWELL_SECONDS)
+            else:
+                await found.serve(channel, after)
+        except OSError:
+            pass  # The server is gone, or has another connection.
+        finally:
+            channel.close()
+
+
+async def lease(run_id: str, nonce: str, topic: str) -> None:
+    """Lease a slot for a run; a task of Dask's.
+
+    Args:
+        run_id: The run.
+        nonce: Names this try to get a slot.
+        topic: Where to tell the server.
+    """
+    worker: Any = get_worker()
+    await worker.plugins[PLUGIN].lease(run_id, nonce, topic)

@@ -1,0 +1,64 @@
+"""What executes runs: worker processes of this machine, or a Dask cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING
+
+from notebook_runner import __version__
+from notebook_runner_server.execution.interface import Backend
+from notebook_runner_server.execution.pool import ProcessPoolBackend
+
+if TYPE_CHECKING:
+    from notebook_runner_server.config import Settings
+
+PROCESS = "process"
+_CLUSTER = re.compile(r"dask(\+tls)?://[^\s/]+:\d+")
+
+
+def check(executor: str) -> None:
+    """Refuse what is no executor.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if executor != PROCESS and not _CLUSTER.fullmatch(executor):
+        raise ValueError(f"--executor is process, dask://HOST:PORT or dask+tls://HOST:PORT, not {executor!r}")
+
+
+def backend(settings: Settings) -> Backend:
+    """Return what executes runs, as the operator decided; it is not started yet.
+
+    Raises:
+        ValueError: Dask is not installed, and is asked for.
+    """
+    if settings.executor == PROCESS:
+        return ProcessPoolBackend(
+            settings.workers,
+            settings.state_folder / "scratch",
+            limit_address_space=settings.limit_address_space,
+            warm=settings.warm,
+            sandbox=settings.sandbox_options,
+        )
+    return _cluster(settings)
+
+
+def _cluster(settings: Settings) -> Backend:
+    try:
+        # Dask is loaded by those who use it.
+        from notebook_runner_server.execution.cluster import backend, messages  # noqa: PLC0415 - as said
+    except ImportError as error:
+        raise ValueError(
+            f"--executor {settings.executor} needs Dask: pip install 'notebook-runner[server,dask]' ({error})"
+        ) from error
+    sandbox = settings.sandbox_options
+    options = messages.HostOptions(
+        version=__version__,
+        timeout=settings.worker_timeout,
+        warm=settings.warm,
+        # Where workers share it, the history is hidden there as well.
+        sandbox=dataclasses.replace(sandbox, hidden=(*sandbox.hidden, settings.state_folder)),
+        limit_address_space=settings.limit_address_space,
+    )
+    return backend.ClusterBackend(settings.executor, options, settings.cluster_runs)

@@ -1,0 +1,29 @@
+"""Fixtures of these tests: a cluster, and servers that execute their runs on it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support.cluster import Cluster
+from support.mortal import MortalServer
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three workers with TLS for all tests of a module, each of which leaves them well."""
+    with Cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@pytest.fixture
+def serve(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., MortalServer]]:
+    """Starts servers on the cluster, one after the other on the same state folder."""
+    with ExitStack() as servers:
+
+        def one(*options: str) -> MortalServer:
+            options = ("--worker-timeout", "6", "--queue", "9", *options)
+            server = MortalServer(tmp_path / "state", *options, environment=cluster.environment)
+            return servers.enter_context(server)
+
+        yield one
