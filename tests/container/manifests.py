@@ -50,6 +50,30 @@ def find(found: list[Manifest], kind: str, name: str = "notebook-runner") -> Man
     return one
 
 
+def operated(cluster: Manifest) -> list[Manifest]:
+    """The Deployments that the Dask operator makes of a DaskCluster: its pods, with more labels."""
+    metadata, made = cluster["metadata"], []
+    for role in ("scheduler", "worker"):
+        told = cluster["spec"][role]
+        own = {"dask.org/cluster-name": metadata["name"], "dask.org/component": role}
+        labels = {**metadata["labels"], **told["metadata"]["labels"], **own}
+        template = {"metadata": {"labels": labels}, "spec": told["spec"]}
+        made.append(
+            {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "metadata": {**metadata, "name": f"{metadata['name']}-{role}", "labels": labels},
+                "spec": {"selector": {"matchLabels": labels}, "template": template},
+            }
+        )
+    return made
+
+
+def with_operated(found: list[Manifest]) -> list[Manifest]:
+    """These, and what the Dask operator makes of them."""
+    return found + [made for one in found if one["kind"] == "DaskCluster" for made in operated(one)]
+
+
 def pod_of(manifest: Manifest) -> Manifest:
     """The pod that a resource makes, with its metadata and its spec."""
     spec = manifest["spec"]
