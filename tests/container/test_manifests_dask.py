@@ -69,7 +69,9 @@ def option(found: list[Manifest], role: str, name: str) -> str:
 def mounted(found: list[Manifest], role: str) -> set[str]:
     """The folders that hold Dask's certificates in the role's container."""
     spec = pod_of(deployment(found, role))["spec"]
-    volumes = [one["name"] for one in spec["volumes"] if one.get("secret", {}).get("secretName") == NAME]
+    volumes = [
+        one["name"] for one in spec["volumes"] if one.get("secret", {}).get("secretName") == f"{NAME}-tls"
+    ]
     mounts = container(found, role)["volumeMounts"]
     return {one["mountPath"] for one in mounts if one["name"] in volumes}
 
