@@ -6,11 +6,24 @@ from pathlib import Path
 from uuid import uuid4
 
 import grpc
+import trustme
 from container.manifests import BASE, find, pod_of, rendered
 from container.podman import Pod, free_port, ready, volume
 from support.server import PROGRAM
 
 from notebook_runner import Client
+
+
+def certificate(*names: str) -> dict[str, str]:
+    """What cert-manager puts into a Secret: a certificate, its key, and their authority."""
+    authority = trustme.CA()
+    issued = authority.issue_cert(*names)
+    files = {
+        "tls.crt": b"".join(blob.bytes() for blob in issued.cert_chain_pems),
+        "tls.key": issued.private_key_pem.bytes(),
+        "ca.crt": authority.cert_pem.bytes(),
+    }
+    return {name: content.decode() for name, content in files.items()}
 
 
 class Deployed:
@@ -21,18 +34,26 @@ class Deployed:
         image: The image.
         manifests: The base or an overlay.
         tls: The files of the certificate's Secret; None: without TLS.
+        secrets: The files of more Secrets, by their names.
+        exchanged: Texts in the container, and those in their place.
     """
 
     def __init__(
-        self, folder: Path, image: str, manifests: Path = BASE, tls: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        image: str,
+        manifests: Path = BASE,
+        tls: Mapping[str, str] | None = None,
+        secrets: Mapping[str, Mapping[str, str]] | None = None,
+        exchanged: Mapping[str, str] | None = None,
     ) -> None:
-        self._image, self._manifests, self._tls = image, manifests, tls
+        self._image, self._manifests, self._tls, self._exchanged = image, manifests, tls, exchanged
         self._name = f"nbr-{uuid4().hex[:8]}"
         tokens = folder / "tokens"
         command = [str(PROGRAM), "--tokens-file", str(tokens), "--new-token", "test:run"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         self.token: str = done.stdout.strip()
-        self._secrets = {"notebook-runner-tokens": {"tokens": tokens.read_text()}}
+        self._secrets = {"notebook-runner-tokens": {"tokens": tokens.read_text()}, **(secrets or {})}
         self._authority: Path | None = None
         if tls:
             self._secrets["notebook-runner-tls"] = dict(tls)
@@ -58,6 +79,7 @@ class Deployed:
             },
             secrets=self._secrets,
             claims={"notebook-runner-history": self._history},
+            exchanged=self._exchanged,
         )
         self.pod.play()
         roots = self._tls["ca.crt"].encode() if self._tls else None

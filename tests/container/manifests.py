@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -50,6 +51,30 @@ def find(found: list[Manifest], kind: str, name: str = "notebook-runner") -> Man
     return one
 
 
+def operated(cluster: Manifest) -> list[Manifest]:
+    """The Deployments that the Dask operator makes of a DaskCluster: its pods, with more labels."""
+    metadata, made = cluster["metadata"], []
+    for role in ("scheduler", "worker"):
+        told = cluster["spec"][role]
+        own = {"dask.org/cluster-name": metadata["name"], "dask.org/component": role}
+        labels = {**metadata["labels"], **told["metadata"]["labels"], **own}
+        template = {"metadata": {"labels": labels}, "spec": told["spec"]}
+        made.append(
+            {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "metadata": {**metadata, "name": f"{metadata['name']}-{role}", "labels": labels},
+                "spec": {"selector": {"matchLabels": labels}, "template": template},
+            }
+        )
+    return made
+
+
+def with_operated(found: list[Manifest]) -> list[Manifest]:
+    """These, and what the Dask operator makes of them."""
+    return found + [made for one in found if one["kind"] == "DaskCluster" for made in operated(one)]
+
+
 def pod_of(manifest: Manifest) -> Manifest:
     """The pod that a resource makes, with its metadata and its spec."""
     spec = manifest["spec"]
@@ -83,12 +108,14 @@ def for_podman(
     environment: Mapping[str, str],
     secrets: Mapping[str, Mapping[str, str]],
     claims: Mapping[str, Path],
+    exchanged: Mapping[str, str],
 ) -> list[Manifest]:
     """A pod with its ConfigMaps, changed only where podman 4.3 on the machine's own network wants it.
 
     - Names begin with `name`, so that nothing else on the machine is touched.
     - The image is the one that was built here, and there are more variables: the port is a free one.
-    - Podman knows no gRPC probe: it becomes the command that asks the same.
+    - What is `exchanged` in the container is another text: ports in commands, and names of Services.
+    - Podman knows no gRPC probe: it becomes the command that asks the same. By HTTP it would ask with curl.
     - It hands a Secret's content on without decoding it: a Secret becomes a ConfigMap.
     - It publishes the ports that a container names, which the machine's own network has none of.
     - It does not put variables into a command, `$(NAME)`.
@@ -104,18 +131,32 @@ def for_podman(
     spec = copy.deepcopy(pod["spec"]) | {"hostNetwork": True}
     for volume in spec["volumes"]:
         _exchange(volume, name, claims)
-    (container,) = spec["containers"]
-    container.pop("ports", None)
-    container["image"] = image
-    named = [one for one in container["env"] if one["name"] not in environment]
-    container["env"] = named + [{"name": key, "value": value} for key, value in environment.items()]
-    for key, value in variables(container).items():
-        container["command"] = [one.replace(f"$({key})", value) for one in container.get("command", [])]
-    for probe in (container[key] for key in container if key.endswith("Probe")):
-        if grpc := probe.pop("grpc", None):
-            probe["exec"] = {"command": ["notebook-runner", "health", grpc["service"]]}
+    spec["containers"] = [_container(spec["containers"][0], name, environment, exchanged)]
+    spec["containers"][0]["image"] = image
     metadata = {**pod["metadata"], "name": name}
     return [*maps, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}]
+
+
+def _container(
+    container: Manifest, name: str, environment: Mapping[str, str], exchanged: Mapping[str, str]
+) -> Manifest:
+    text = json.dumps(container)
+    for old, new in exchanged.items():
+        text = text.replace(old, new)
+    one: Manifest = json.loads(text)
+    one.pop("ports", None)
+    named = [each for each in one.get("env", []) if each["name"] not in environment]
+    one["env"] = named + [{"name": key, "value": value} for key, value in environment.items()]
+    for key, value in variables(one).items():
+        one["command"] = [each.replace(f"$({key})", value) for each in one.get("command", [])]
+    for source in one.get("envFrom", []):
+        source["configMapRef"]["name"] = f"{name}-{source['configMapRef']['name']}"
+    for key in [key for key in one if key.endswith("Probe")]:
+        if grpc := one[key].pop("grpc", None):
+            one[key]["exec"] = {"command": ["notebook-runner", "health", grpc["service"]]}
+        if "httpGet" in one[key]:
+            del one[key]
+    return one
 
 
 def _exchange(volume: Manifest, name: str, claims: Mapping[str, Path]) -> None:

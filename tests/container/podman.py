@@ -103,6 +103,7 @@ class Pod:
         environment: More variables.
         secrets: The files of the Secrets that it mounts, by the Secrets' names.
         claims: The folders of the volumes that it claims.
+        exchanged: Texts in the container, and those in their place.
     """
 
     def __init__(
@@ -115,11 +116,14 @@ class Pod:
         environment: Mapping[str, str],
         secrets: Mapping[str, Mapping[str, str]],
         claims: Mapping[str, Path] | None = None,
+        exchanged: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name or f"nbr-{uuid4().hex[:8]}"
         (container,) = pod["spec"]["containers"]
         self.container = f"{self.name}-{container['name']}"
-        documents = for_podman(found, pod, self.name, image, environment, secrets, claims or {})
+        documents = for_podman(
+            found, pod, self.name, image, environment, secrets, claims or {}, exchanged or {}
+        )
         self._manifest = yaml.safe_dump_all(documents)
         self._maps = [one["metadata"]["name"] for one in documents if one["kind"] == "ConfigMap"]
 

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-import trustme
-from container.deployed import Deployed
+from container.deployed import Deployed, certificate
 from container.manifests import FOLDER, container_of, find, probes, rendered
 from container.podman import SECONDS
 
@@ -15,22 +14,10 @@ from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 OVERLAY = FOLDER / "overlays/tls"
 
 
-def secret() -> dict[str, str]:
-    """What cert-manager puts into the Secret: a certificate, its key, and their authority."""
-    authority = trustme.CA()
-    names = find(rendered(OVERLAY), "Certificate")["spec"]["dnsNames"]
-    issued = authority.issue_cert(*names)
-    files = {
-        "tls.crt": b"".join(blob.bytes() for blob in issued.cert_chain_pems),
-        "tls.key": issued.private_key_pem.bytes(),
-        "ca.crt": authority.cert_pem.bytes(),
-    }
-    return {name: content.decode() for name, content in files.items()}
-
-
 def test_tls(deploy: Callable[..., Deployed]) -> None:
     """A run goes over TLS, each probe of the overlay is content, and without TLS there is no answer."""
-    deployed = deploy(manifests=OVERLAY, tls=secret())
+    names = find(rendered(OVERLAY), "Certificate")["spec"]["dnsNames"]
+    deployed = deploy(manifests=OVERLAY, tls=certificate(*names))
     with deployed.client() as client:
         run = client.start()
         *_, last = client.progress(run.run_id)

@@ -1,0 +1,56 @@
+"""Drains a Dask worker: no further run comes to it, and those that it has may finish.
+
+Kubernetes calls it before it stops a worker's pod, as a program of its own in the worker's container:
+
+    python -m notebook_runner_server.execution.cluster.drain SECONDS
+
+Dask's variables say where the scheduler is (DASK_SCHEDULER_ADDRESS), and which worker is meant
+(DASK_WORKER_NAME).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import dask
+from distributed.core import rpc
+from distributed.security import Security
+
+LOOK_SECONDS = 1.0
+"""Between two looks at what the worker does."""
+
+
+async def drain(scheduler: str, name: str, seconds: float) -> None:
+    """Drain a worker, and return when it has no run any more.
+
+    Args:
+        scheduler: The address of the scheduler, as Dask has it.
+        name: The worker's name.
+        seconds: How long that may take.
+
+    Raises:
+        OSError: The scheduler cannot be reached.
+        TimeoutError: A run goes on after that time.
+    """
+    arguments = Security().get_connection_args("client")
+    async with asyncio.timeout(seconds), rpc(scheduler, connection_args=arguments) as remote:
+        # It stays connected, and its runs with it.
+        drained = await remote.retire_workers(names=[name], close_workers=False, remove=False)
+        sys.stdout.write(f"drains: {', '.join(drained)}\n")
+        sys.stdout.flush()
+        while await _have_runs(remote, drained):  # noqa: ASYNC110 - Dask has no event for it
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _have_runs(scheduler: Any, workers: Iterable[str]) -> bool:
+    tasks = await scheduler.processing(workers=None)
+    # A worker that is gone has none.
+    return any(tasks.get(address) for address in workers)
+
+
+if __name__ == "__main__":
+    asked = dask.config.get("scheduler-address"), dask.config.get("worker-name")
+    asyncio.run(drain(*asked, seconds=float(sys.argv[1])))
