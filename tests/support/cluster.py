@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import distributed
 import trustme
-from support.processes import marked, outlived
+from support.processes import marked, outlived, parent
 
 PROGRAM = Path(sys.executable).with_name("dask")
 EXECUTOR = "NOTEBOOK_RUNNER_EXECUTOR"
@@ -63,7 +63,8 @@ class Cluster:
         self.start_scheduler()
         for number in range(self._count):
             self.start_worker(f"worker-{number}")
-        self.wait(self._count)
+        if self._count:
+            self.wait(self._count)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,11 +149,3 @@ class Cluster:
             f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-30:])
             for path in sorted(self._folder.glob("*.log"))
         )
-
-
-def parent(pid: int) -> int:
-    """The process that a process is below; 0: it is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
-    except OSError:
-        return 0

@@ -165,7 +165,6 @@ class Link:
             except (OSError, RuntimeError, ValueError) as error:
                 _log.warning("no cluster", extra={"scheduler": self._address, "why": str(error)})
             finally:
-                self._client = None
                 self.workers.clear()
                 self._spares = {}
                 self._tried = True
@@ -208,6 +207,8 @@ class Link:
                 looking.cancel()
                 await asyncio.gather(gone, looking, return_exceptions=True)
         finally:
+            # One that is being closed takes no more leases.
+            self._client = None
             lifeline.abort()
             if client.status == "running":
                 client.unsubscribe_topic("all")

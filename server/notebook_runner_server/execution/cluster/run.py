@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
-import distributed
-
-from notebook_runner_server.execution.cluster import messages, worker
+from notebook_runner_server.execution.cluster import leasing, messages
+from notebook_runner_server.execution.cluster.leasing import LostError
 from notebook_runner_server.execution.cluster.link import CONNECT_SECONDS, Link
 from notebook_runner_server.execution.cluster.messages import Batch, Channel, Place
 from notebook_runner_server.execution.interface import (
@@ -32,12 +29,6 @@ TRY_SECONDS = 2.0
 
 RECONNECT_SECONDS = 0.1
 """Between two tries to reach a worker, and two looks whether it is there at all."""
-
-_log = logging.getLogger(__name__)
-
-
-class _LostError(Exception):
-    """Nothing goes on of the run any more, or nothing will; the message says why."""
 
 
 class ClusterRun:
@@ -73,6 +64,7 @@ class ClusterRun:
         self._released = released
         self._loop = asyncio.get_running_loop()
         self._lost_at = self._loop.time() + timeout + LOST_SECONDS
+        self._silent_at = 0.0
         self._stop: tuple[Cause, float] | None = None
         self._stopped = asyncio.Event()
         self._channel: Channel | None = None
@@ -86,15 +78,14 @@ class ClusterRun:
         """Yield what the worker tells; when it is gone, the end that it cannot tell itself."""
         ended = False
         try:
-            place = await self._place()
-            async with contextlib.aclosing(self._batches(place)) as batches:
+            async with contextlib.aclosing(self._batches()) as batches:
                 async for batch in batches:
                     ended = self._is_end(batch.events[-1])
                     # An end has no mark: it may be asked for again until it is durable.
                     yield batch.events if ended else [Mark(batch.number), *batch.events]
                     self._send(messages.Taken(batch.number))
-        except _LostError as lost:
-            end = self._end(str(lost))
+        except LostError as lost:
+            end = Ended(self._failure(lost))
             ended = self._is_end(end)
             yield [end]
         finally:
@@ -127,83 +118,43 @@ class ClusterRun:
             self.worker_died = event.failure.cause is Cause.WORKER_DIED
         return isinstance(event, Ended)
 
-    def _end(self, why: str) -> Ended:
+    def _failure(self, lost: LostError) -> Failure:
         if self._stop is not None:
-            return Ended(Failure(self._stop[0], f"The run was ended: {why}"))
-        return Ended(Failure(Cause.WORKER_DIED if self._begun else Cause.SERVER_DIED, why))
+            return Failure(self._stop[0], f"The run was ended: {lost}")
+        return Failure(lost.cause, str(lost))
 
     async def _place(self) -> Place:
         """Return where the run is, when it is anywhere."""
-        getting = asyncio.ensure_future(self._leased() if self._job is not None else self._found())
+        getting = asyncio.ensure_future(
+            leasing.leased(self._link, self._run_id)
+            if self._job is not None
+            else leasing.found(self._link, self._run_id, self._lost_at)
+        )
         stopped = asyncio.ensure_future(self._stopped.wait())
         try:
             waiting = [getting] if self._job is None else [getting, stopped]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if getting.done():
+                self._lost_at = self._loop.time() + self._timeout + LOST_SECONDS
                 return getting.result()
-            raise _LostError("it had not started.")
+            raise LostError("it had not started.")
         finally:
             stopped.cancel()
             getting.cancel()
             await asyncio.gather(getting, return_exceptions=True)
 
-    async def _found(self) -> Place:
-        """Return where an earlier server's run is."""
-        link = self._link
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._lost_at):
-                await link.until(lambda: self._run_id in link.left or link.all_asked)
-        place = link.left.get(self._run_id)
-        if place is None:
-            self._begun = False
-            raise _LostError("The server died while the run went on, and no worker has it.")
-        return place
-
-    async def _leased(self) -> Place:
-        """Have Dask lease a slot, again if the scheduler was gone: a lease without the job is nothing."""
-        while True:
-            client = await self._link.client()
-            nonce = secrets.token_hex(8)
-            expected = self._link.expect(nonce)
-            future = client.submit(
-                worker.lease,
-                self._run_id,
-                nonce,
-                self._link.topic,
-                key=f"notebook-run-{self._run_id}-{nonce}",
-                pure=False,
-                retries=0,
-                resources={worker.RESOURCE: 1},
-            )
-            # It outlives this server, whose next one finds the run.
-            distributed.fire_and_forget(future)
-            over = asyncio.ensure_future(future)
-            try:
-                await asyncio.wait([expected, over], return_when=asyncio.FIRST_COMPLETED)
-                if expected.done():
-                    self._lost_at = self._loop.time() + self._timeout + LOST_SECONDS
-                    return expected.result()
-                self._check(over)
-            except asyncio.CancelledError:
-                with contextlib.suppress(OSError):
-                    await client.cancel([future], force=True)
-                raise
-            finally:
-                self._link.forget(nonce)
-                over.cancel()
-                await asyncio.gather(over, return_exceptions=True)
-
-    def _check(self, over: asyncio.Future[Any]) -> None:
-        """Look why a lease has ended that nobody told of."""
-        error = None if over.cancelled() else over.exception()
-        if error is not None and not isinstance(error, distributed.client.FutureCancelledError):
-            raise _LostError(f"No Dask worker could take the run: {error}")
-
-    async def _batches(self, place: Place) -> AsyncGenerator[Batch]:
+    async def _batches(self) -> AsyncGenerator[Batch]:
         """Yield what the worker tells, over one connection after the other."""
-        ended = False
+        ended, place = False, await self._place()
         while not ended:
-            self._channel = await self._connected(place)
+            try:
+                self._channel = await self._connected(place)
+            except LostError:
+                if self._begun:
+                    raise
+                # Nobody has the job yet.
+                place = await self._place()
+                continue
             if self._job is not None:
                 self._begun = True
                 await self._try(messages.Begin(self._job))
@@ -221,19 +172,24 @@ class ClusterRun:
                         break
 
     async def _received(self, channel: Channel) -> AsyncGenerator[Batch]:
-        """Yield what comes over one connection until that ends, or the run is lost."""
+        """Yield what comes over one connection until that ends, or nothing comes any more.
+
+        A new one may be through long before what is lost on an old one is sent again.
+        """
         batches: asyncio.Queue[Batch | None] = asyncio.Queue()
         # Never cancelled: that would end the connection, on which there is something to be said yet.
         self._reading = asyncio.create_task(self._read(channel, batches))
+        self._heard()
         while True:
             try:
-                async with asyncio.timeout_at(max(self._lost_at, self._loop.time() + RECONNECT_SECONDS)):
+                # What has come while this process stood still is taken first.
+                async with asyncio.timeout_at(max(self._silent_at, self._loop.time() + RECONNECT_SECONDS)):
                     batch = await batches.get()
             except TimeoutError:
-                if self._loop.time() >= self._lost_at:
-                    channel.close()
-                    raise _LostError(self._silence()) from None
-                continue
+                if self._loop.time() < self._silent_at:
+                    continue
+                channel.close()
+                return
             if batch is None:
                 return
             yield batch
@@ -241,7 +197,9 @@ class ClusterRun:
     async def _read(self, channel: Channel, batches: asyncio.Queue[Batch | None]) -> None:
         try:
             while True:
-                match await channel.receive():
+                message = await channel.receive()
+                self._heard()
+                match message:
                     case Batch() as batch:
                         batches.put_nowait(batch)
                     case messages.Alive() as sign:
@@ -255,31 +213,32 @@ class ClusterRun:
         finally:
             batches.put_nowait(None)
 
+    def _heard(self) -> None:
+        self._silent_at = self._loop.time() + self._timeout / 2
+
     async def _connected(self, place: Place) -> Channel:
         """Connect to the worker, as long as it may have the run.
 
         Raises:
-            _LostError: It has it no longer.
+            LostError: It has it no longer.
         """
         while (left := self._lost_at - self._loop.time()) > 0:
             if self._is_unknown:
-                raise _LostError(f"The Dask worker at {place.address} has the run no longer.")
+                raise LostError(f"The Dask worker at {place.address} has the run no longer.")
             connecting = asyncio.ensure_future(
                 self._link.channel(place, self._number, min(left, TRY_SECONDS))
             )
             try:
                 while not (await asyncio.wait([connecting], timeout=RECONNECT_SECONDS))[0]:
                     if await self._link.is_refused(place):
-                        raise _LostError(f"The Dask worker at {place.address} died.")
+                        raise LostError(f"The Dask worker at {place.address} died.")
                 return connecting.result()
             except OSError:
                 await asyncio.sleep(RECONNECT_SECONDS)
             finally:
                 connecting.cancel()
-        raise _LostError(self._silence())
-
-    def _silence(self) -> str:
-        return f"The Dask worker is lost: it was not heard of for {self._timeout + LOST_SECONDS:g} s."
+        silence = self._timeout + LOST_SECONDS
+        raise LostError(f"The Dask worker is lost: it was not heard of for {silence:g} s.")
 
     def _send(self, message: object) -> None:
         self._spawn(self._try(message))

@@ -1,0 +1,93 @@
+"""How a run gets its place on a cluster: Dask leases a slot, or the run is found where it was begun."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from typing import Any
+
+import distributed
+
+from notebook_runner_server.execution.cluster import worker
+from notebook_runner_server.execution.cluster.link import Link
+from notebook_runner_server.execution.cluster.messages import Place
+from notebook_runner_server.execution.interface import Cause
+
+
+class LostError(Exception):
+    """Nothing goes on of a run any more, or nothing will; the message says why.
+
+    Args:
+        why: A sentence.
+        cause: What the run's failure names.
+    """
+
+    def __init__(self, why: str, cause: Cause = Cause.WORKER_DIED) -> None:
+        super().__init__(why)
+        self.cause = cause
+
+
+async def found(link: Link, run_id: str, deadline: float) -> Place:
+    """Return where a run is that an earlier server has begun.
+
+    Args:
+        link: The cluster.
+        run_id: The run.
+        deadline: When workers that do not answer are waited for no longer, by the event loop's clock.
+
+    Raises:
+        LostError: It is nowhere.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            await link.until(lambda: run_id in link.left or link.all_asked)
+    place = link.left.get(run_id)
+    if place is None:
+        raise LostError("The server died while the run went on, and no worker has it.", Cause.SERVER_DIED)
+    return place
+
+
+async def leased(link: Link, run_id: str) -> Place:
+    """Have Dask lease a slot, again if the scheduler was gone: a lease without the job is nothing.
+
+    Raises:
+        LostError: Dask could not.
+    """
+    while True:
+        client = await link.client()
+        nonce = secrets.token_hex(8)
+        expected = link.expect(nonce)
+        future = client.submit(
+            worker.lease,
+            run_id,
+            nonce,
+            link.topic,
+            key=f"notebook-run-{run_id}-{nonce}",
+            pure=False,
+            retries=0,
+            resources={worker.RESOURCE: 1},
+        )
+        # It outlives this server, whose next one finds the run.
+        distributed.fire_and_forget(future)
+        over = asyncio.ensure_future(future)
+        try:
+            await asyncio.wait([expected, over], return_when=asyncio.FIRST_COMPLETED)
+            if expected.done():
+                return expected.result()
+            _check(over)
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):
+                await client.cancel([future], force=True)
+            raise
+        finally:
+            link.forget(nonce)
+            over.cancel()
+            await asyncio.gather(over, return_exceptions=True)
+
+
+def _check(over: asyncio.Future[Any]) -> None:
+    """Look why a lease has ended that nobody told of."""
+    error = None if over.cancelled() else over.exception()
+    if error is not None and not isinstance(error, distributed.client.FutureCancelledError):
+        raise LostError(f"No Dask worker could take the run: {error}")
