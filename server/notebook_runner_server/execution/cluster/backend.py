@@ -48,18 +48,18 @@ class ClusterBackend:
     @property
     def capacity(self) -> int:
         """How many runs the workers that are there now execute at once, for this server."""
-        slots = self._cluster.slots
+        slots = self._cluster.workers.slots
         return min(slots, self._most) if self._most else slots
 
     @property
     def kernels(self) -> Mapping[str, str]:
         """The kernelspecs that the newest worker has, by name, and the language of each."""
-        return self._cluster.kernels
+        return self._cluster.workers.kernels
 
     @property
     def spares(self) -> Mapping[str, Spares]:
         """The kernels that the workers kept when they were last asked, by kernelspec."""
-        return self._cluster.spares
+        return self._cluster.workers.spares
 
     async def start(self) -> None:
         """Begin to connect; a cluster that is not there yet is waited for by the runs."""

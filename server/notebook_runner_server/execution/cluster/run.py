@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
-import distributed
-
-from notebook_runner_server.execution.cluster import messages, worker
+from notebook_runner_server.execution.cluster import leasing, messages
+from notebook_runner_server.execution.cluster.leasing import LostError
 from notebook_runner_server.execution.cluster.link import CONNECT_SECONDS, Link
 from notebook_runner_server.execution.cluster.messages import Batch, Channel, Place
 from notebook_runner_server.execution.interface import (
@@ -34,10 +32,6 @@ RECONNECT_SECONDS = 0.1
 """Between two tries to reach a worker."""
 
 _log = logging.getLogger(__name__)
-
-
-class _LostError(Exception):
-    """Nothing goes on of the run any more, or nothing will; the message says why."""
 
 
 class ClusterRun:
@@ -93,7 +87,7 @@ class ClusterRun:
                     # An end has no mark: it may be asked for again until it is durable.
                     yield batch.events if ended else [Mark(batch.number), *batch.events]
                     self._send(messages.Taken(batch.number))
-        except _LostError as lost:
+        except LostError as lost:
             end = self._end(str(lost))
             ended = self._is_end(end)
             yield [end]
@@ -141,7 +135,7 @@ class ClusterRun:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if getting.done():
                 return getting.result()
-            raise _LostError("it had not started.")
+            raise LostError("it had not started.")
         finally:
             stopped.cancel()
             getting.cancel()
@@ -152,52 +146,22 @@ class ClusterRun:
         link = self._link
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(self._lost_at):
-                await link.until(lambda: self._run_id in link.left or link.all_asked)
-        place = link.left.get(self._run_id)
+                await link.until(lambda: self._run_id in link.workers.left or link.all_asked)
+        place = link.workers.left.get(self._run_id)
         if place is None:
             self._begun = False
-            raise _LostError("The server died while the run went on, and no worker has it.")
+            raise LostError("The server died while the run went on, and no worker has it.")
         return place
 
     async def _leased(self) -> Place:
-        """Have Dask lease a slot, again if the scheduler was gone: a lease without the job is nothing."""
+        """Have Dask lease a slot of a worker that takes runs; again, if others are there by then."""
+        link = self._link
         while True:
-            client = await self._link.client()
-            nonce = secrets.token_hex(8)
-            expected = self._link.expect(nonce)
-            future = client.submit(
-                worker.lease,
-                self._run_id,
-                nonce,
-                self._link.topic,
-                key=f"notebook-run-{self._run_id}-{nonce}",
-                pure=False,
-                retries=0,
-                resources={worker.RESOURCE: 1},
-            )
-            # It outlives this server, whose next one finds the run.
-            distributed.fire_and_forget(future)
-            over = asyncio.ensure_future(future)
-            try:
-                await asyncio.wait([expected, over], return_when=asyncio.FIRST_COMPLETED)
-                if expected.done():
-                    self._lost_at = self._loop.time() + self._timeout + LOST_SECONDS
-                    return expected.result()
-                self._check(over)
-            except asyncio.CancelledError:
-                with contextlib.suppress(OSError):
-                    await client.cancel([future], force=True)
-                raise
-            finally:
-                self._link.forget(nonce)
-                over.cancel()
-                await asyncio.gather(over, return_exceptions=True)
-
-    def _check(self, over: asyncio.Future[Any]) -> None:
-        """Look why a lease has ended that nobody told of."""
-        error = None if over.cancelled() else over.exception()
-        if error is not None and not isinstance(error, distributed.client.FutureCancelledError):
-            raise _LostError(f"No Dask worker could take the run: {error}")
+            await link.until(lambda: link.workers.usable)
+            place = await leasing.lease(link, await link.client(), self._run_id)
+            if place is not None:
+                self._lost_at = self._loop.time() + self._timeout + LOST_SECONDS
+                return place
 
     async def _batches(self, place: Place) -> AsyncGenerator[Batch]:
         """Yield what the worker tells, over one connection after the other."""
@@ -232,7 +196,7 @@ class ClusterRun:
             except TimeoutError:
                 if self._loop.time() >= self._lost_at:
                     channel.close()
-                    raise _LostError(self._silence()) from None
+                    raise LostError(self._silence()) from None
                 continue
             if batch is None:
                 return
@@ -259,18 +223,18 @@ class ClusterRun:
         """Connect to the worker, as long as it may have the run.
 
         Raises:
-            _LostError: It has it no longer.
+            LostError: It has it no longer.
         """
         while (left := self._lost_at - self._loop.time()) > 0:
             if self._is_unknown:
-                raise _LostError(f"The Dask worker at {place.address} has the run no longer.")
+                raise LostError(f"The Dask worker at {place.address} has the run no longer.")
             try:
                 return await self._link.channel(place, self._number, min(left, TRY_SECONDS))
             except OSError as error:
                 if _is_refused(error):
-                    raise _LostError(f"The Dask worker at {place.address} died.") from error
+                    raise LostError(f"The Dask worker at {place.address} died.") from error
             await asyncio.sleep(RECONNECT_SECONDS)
-        raise _LostError(self._silence())
+        raise LostError(self._silence())
 
     def _silence(self) -> str:
         return f"The Dask worker is lost: it was not heard of for {self._timeout + LOST_SECONDS:g} s."
