@@ -259,15 +259,15 @@ def _strike(server: MortalServer, fault: str, delay: float, never: threading.Eve
     """SIGKILL after a while for the server, its worker, or its kernel when there is one."""
     # The moment is what is random here; nothing is waited for.
     never.wait(delay)
-    pid = {"server": lambda: server.process.pid}.get(fault, lambda: _victim(server, fault))()
-    if pid:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(LookupError, ProcessLookupError):
+        os.kill(_victim(server, fault), signal.SIGKILL)
     if fault == "server":
         server.process.wait(10)
 
 
 def _victim(server: MortalServer, fault: str) -> int:
+    if fault == "server":
+        return server.process.pid
     return worker_of(server) if fault == "worker" else kernel_of(server)
 
 

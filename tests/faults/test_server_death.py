@@ -16,6 +16,8 @@ from support.server import PROGRAM
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
+pytestmark = pytest.mark.process_pool("on a cluster runs outlive their server: tests/cluster has its deaths")
+
 PRINTING = """
 import itertools, os, subprocess, time
 subprocess.Popen(["sleep", os.environ["NBR_RUN_MARK"]], env={}, start_new_session=True)

@@ -19,6 +19,10 @@ from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
+pytestmark = pytest.mark.process_pool(
+    "on a cluster runs outlive a server that is stopped: tests/cluster has it"
+)
+
 CHILDREN = """
 import os, subprocess
 subprocess.Popen(["sleep", os.environ["NBR_RUN_MARK"]], env={}, start_new_session=True)

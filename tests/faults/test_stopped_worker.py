@@ -17,6 +17,8 @@ from support.notebooks import printed
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
+pytestmark = pytest.mark.process_pool("the patience with a worker is the Dask worker's own there, 20 s")
+
 PROGRAM = [sys.executable, str(Path(__file__).with_name("odd_server.py"))]
 # The server's own patience (STUCK_SECONDS in execution/pool.py) is 20 s, and a test shall not wait for it.
 PATIENCE = 1.0

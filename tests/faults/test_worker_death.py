@@ -55,7 +55,7 @@ def death(folder: Path) -> Iterator[Death]:
         run = start(server.stub, inline("print('done')", source, environment={RUN_MARK: mark}))
         queued = start(server.stub, inline("print('later')"))
         reach(server.stub, run.run_id, "cell_output", cell=1)
-        assert len(remains(mark)) >= 3
+        assert len(remains(mark)) >= 2
         gate.open()
         events, left = finish(server.stub, run.run_id).events, remains(mark)
         yield Death(server, int(path.read_text()), events, left, queued)
@@ -96,6 +96,7 @@ def test_the_queued_run_is_untouched(death: Death) -> None:
     assert seconds < 2
 
 
+@pytest.mark.process_pool("on a cluster no run says which worker it will have: tests/cluster ends all")
 def test_a_worker_that_dies_with_nothing_to_do_is_replaced(make_server: Callable[..., Server]) -> None:
     """The next Start works when the idle worker was killed, again and again."""
     server = make_server()
@@ -110,6 +111,7 @@ def test_a_worker_that_dies_with_nothing_to_do_is_replaced(make_server: Callable
         assert run.start_time.ToNanoseconds() - run.create_time.ToNanoseconds() < 2e9
 
 
+@pytest.mark.process_pool("on a cluster the next run may be on another machine")
 def test_a_kernel_that_dies_is_the_end_of_its_run_alone(server: Server, gate: Gate) -> None:
     """The worker of a dead kernel goes on with the run that was queued."""
     with started(server.stub, inline("import os; os.kill(os.getpid(), 9)")) as run:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import distributed
 import trustme
-from support.processes import marked, outlived
+from support.processes import marked, outlived, parent
 
 PROGRAM = Path(sys.executable).with_name("dask")
 EXECUTOR = "NOTEBOOK_RUNNER_EXECUTOR"
@@ -36,9 +36,7 @@ class Cluster:
         mark: What the environment of every process of it carries.
     """
 
-    def __init__(
-        self, folder: Path, workers: int = 3, host: str = "127.0.0.1", *, tls: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, workers: int = 3, host: str = "127.0.0.1", *, tls: bool = True) -> None:
         self._folder = folder
         self._count = workers
         self._host = host
@@ -111,7 +109,8 @@ class Cluster:
 
     def start_scheduler(self) -> None:
         """Starts the scheduler, at the same address each time."""
-        options = ["--protocol", self._protocol, "--host", self._host, "--port", str(self._port), "--no-dashboard"]
+        options = ["--protocol", self._protocol, "--host", self._host, "--port", str(self._port)]
+        options += ["--no-dashboard"]
         self._scheduler = self._start("scheduler", "scheduler", *options)
 
     def kill_scheduler(self) -> None:
@@ -120,9 +119,7 @@ class Cluster:
         self._scheduler.kill()
         self._scheduler.wait()
 
-    def start_worker(
-        self, name: str, *prefix: str, host: str = "", more: tuple[str, ...] = SLOT
-    ) -> None:
+    def start_worker(self, name: str, *prefix: str, host: str = "", more: tuple[str, ...] = SLOT) -> None:
         """Starts a worker with its nanny and one slot for a notebook."""
         address = f"{self._protocol}://{self._host}:{self._port}"
         options = ["--nworkers", "1", "--nthreads", "1", *more, "--no-dashboard"]
@@ -157,11 +154,3 @@ class Cluster:
             f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-30:])
             for path in sorted(self._folder.glob("*.log"))
         )
-
-
-def parent(pid: int) -> int:
-    """The process that a process is below; 0: it is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
-    except OSError:
-        return 0

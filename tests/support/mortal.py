@@ -1,5 +1,6 @@
 """Servers that die: started again on the same state folder, with the proof of what is left of them."""
 
+import contextlib
 import os
 import sys
 import time
@@ -8,12 +9,14 @@ from pathlib import Path
 from uuid import uuid4
 
 from support.calls import history
-from support.processes import outlived
+from support.processes import outlived, parent
 from support.server import Server
 
 RUN_MARK = "NBR_RUN_MARK"
 # No process of a server is there so long after its death.
 GONE_SECONDS = 2.0
+# In the command line of a worker: Python's own.
+WORKER = "spawn_main"
 # In the state folder: a folder for each run.
 FOLDERS = "runs"
 FORGOTTEN_SECONDS = 20.0
@@ -113,16 +116,44 @@ def zombies(pid: int) -> int:
 
 
 def worker_of(server: Server) -> int:
-    """The process id of the server's one worker; 0: there is none now."""
+    """The process id of the server's one worker; on a cluster, of the one that has its one run.
+
+    LookupError: there is none now. A number in its place would be dangerous: 0 is the test itself.
+    """
+    if Server.executor:
+        return _above(_working_in(server.state_dir))
     below = children(server.process.pid)
-    return next((pid for pid, arguments in below.items() if "spawn_main" in arguments), 0)
+    for pid, arguments in below.items():
+        if WORKER in arguments:
+            return pid
+    raise LookupError(f"no worker among {below}")
+
+
+def _working_in(folder: Path) -> int:
+    """A process whose working folder is in this one: a run's."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and (entry / "cwd").readlink().is_relative_to(folder):
+                return int(entry.name)
+    raise LookupError(f"no process works in {folder}")
+
+
+def _above(pid: int) -> int:
+    """The worker that a process is below."""
+    while pid and WORKER not in _read(Path(f"/proc/{pid}/cmdline")).decode():
+        pid = parent(pid)
+    if not pid:
+        raise LookupError("it is below no worker")
+    return pid
 
 
 def kernel_of(server: Server) -> int:
-    """The process id of the kernel that the server's one worker has; 0: there is none now."""
-    worker = worker_of(server)
-    below = children(worker) if worker else {}
-    return next((pid for pid, arguments in below.items() if "ipykernel" in arguments), 0)
+    """The process id of the kernel that the server's one worker has. LookupError: there is none now."""
+    below = children(worker_of(server))
+    for pid, arguments in below.items():
+        if "ipykernel" in arguments:
+            return pid
+    raise LookupError(f"no kernel among {below}")
 
 
 def _read(path: Path) -> bytes:

@@ -38,6 +38,12 @@ def is_alive(pid: int) -> bool:
     return bool(fields) and fields[0] not in {b"Z", b"X"}
 
 
+def parent(pid: int) -> int:
+    """The process that a process is below; 0: it is gone."""
+    fields = _read(pid, "stat").rpartition(b") ")[2].split()
+    return int(fields[1]) if fields else 0
+
+
 def outlived(pids: Iterable[int], seconds: float) -> list[int]:
     """The processes that do not end by themselves in this time, waited for one after the other."""
     return [pid for pid in pids if not _ends(pid, seconds)]

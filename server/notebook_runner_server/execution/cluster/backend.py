@@ -9,6 +9,7 @@ from notebook_runner_server.execution.cluster.link import Link
 from notebook_runner_server.execution.cluster.messages import HostOptions
 from notebook_runner_server.execution.cluster.run import ClusterRun
 from notebook_runner_server.execution.interface import Job, Spares
+from notebook_runner_server.execution.processes import become_subreaper
 
 SCHEMES = {"dask": "tcp", "dask+tls": "tls"}
 """How Dask has what an operator writes."""
@@ -63,6 +64,8 @@ class ClusterBackend:
 
     async def start(self) -> None:
         """Begin to connect; a cluster that is not there yet is waited for by the runs."""
+        # What an export leaves is handed to this process, which ends it.
+        become_subreaper()
         await self._cluster.start()
 
     async def wait_free(self) -> None:

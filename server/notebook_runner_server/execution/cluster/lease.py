@@ -91,7 +91,8 @@ class Lease:
 
     async def _obey(self, message: object) -> None:
         match message:
-            case messages.Begin(job=job) if not self.has_job:
+            # One that was on its way for too long is of a run that its server has given up.
+            case messages.Begin(job=job) if not self.has_job and not self._abandoned:
                 self.has_job = True
                 self._hosting = asyncio.create_task(self._host(job))
             case messages.Stop(cause=cause, grace_period=grace_period):
@@ -123,6 +124,7 @@ class Lease:
         self.over.set()
 
     def _expire(self) -> None:
+        self._abandoned = True
         self._closing = asyncio.create_task(self.close())
 
     async def _host(self, job: Job) -> None:

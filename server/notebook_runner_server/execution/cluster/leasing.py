@@ -1,4 +1,4 @@
-"""How the server has Dask lease a slot on a worker for a run."""
+"""How a run gets its place on a cluster: Dask leases a slot, or the run is found where it was begun."""
 
 from __future__ import annotations
 
@@ -12,26 +12,57 @@ import distributed
 from notebook_runner_server.execution.cluster import worker
 from notebook_runner_server.execution.cluster.link import Link
 from notebook_runner_server.execution.cluster.messages import Place
+from notebook_runner_server.execution.interface import Cause
 
 
 class LostError(Exception):
-    """Nothing goes on of the run any more, or nothing will; the message says why."""
+    """Nothing goes on of a run any more, or nothing will; the message says why.
+
+    Args:
+        why: A sentence.
+        cause: What the run's failure names.
+    """
+
+    def __init__(self, why: str, cause: Cause = Cause.WORKER_DIED) -> None:
+        super().__init__(why)
+        self.cause = cause
 
 
-async def lease(link: Link, client: distributed.Client, run_id: str) -> Place | None:
-    """Return a lease on a worker that takes runs, which is nothing yet without the job.
+async def found(link: Link, run_id: str, deadline: float) -> Place:
+    """Return where a run is that an earlier server has begun.
 
     Args:
         link: The cluster.
-        client: Of its scheduler.
-        run_id: The run that it is for.
-
-    Returns:
-        None: the scheduler was gone, or there are other workers now; try again.
+        run_id: The run.
+        deadline: When workers that do not answer are waited for no longer, by the event loop's clock.
 
     Raises:
-        LostError: No worker could take it.
+        LostError: It is nowhere.
     """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            await link.until(lambda: run_id in link.workers.left or link.all_asked)
+    place = link.workers.left.get(run_id)
+    if place is None:
+        raise LostError("The server died while the run went on, and no worker has it.", Cause.SERVER_DIED)
+    return place
+
+
+async def leased(link: Link, run_id: str) -> Place:
+    """Have Dask lease a slot of a worker that takes runs; a lease without the job is nothing.
+
+    Raises:
+        LostError: Dask could not.
+    """
+    place = None
+    while place is None:
+        await link.until(lambda: link.workers.usable)
+        place = await _leased(link, await link.client(), run_id)
+    return place
+
+
+async def _leased(link: Link, client: distributed.Client, run_id: str) -> Place | None:
+    """Return a lease; None: the scheduler was gone, or there are other workers now."""
     usable, nonce = link.workers.usable, secrets.token_hex(8)
     expected = link.expect(nonce)
     future = client.submit(

@@ -24,6 +24,9 @@ CONNECT_SECONDS = 5.0
 RETRY_SECONDS = 0.5
 """Between two tries to reach a scheduler."""
 
+QUIET_SECONDS = 10.0
+"""Between two lines of the log that say why there is no cluster."""
+
 LOOK_SECONDS = 1.0
 """Between two looks at the workers that there are; a worker that comes or goes is looked at at once."""
 
@@ -56,6 +59,7 @@ class Link:
         self._task: asyncio.Task[None] | None = None
         self._tried = False
         self._closing = False
+        self._quiet_until = 0.0
         self._releasing: set[asyncio.Task[None]] = set()
         self.all_asked = False
 
@@ -127,13 +131,21 @@ class Link:
             try:
                 await self._connected()
             except Exception as error:  # noqa: BLE001 - whatever Dask raises, it is tried again
-                _log.warning("no cluster", extra={"scheduler": self._address, "why": str(error)})
+                self._complain(str(error))
             finally:
-                self._client = None
                 self.workers.clear()
                 self._tried = True
             await self.changed()
             await asyncio.sleep(RETRY_SECONDS)
+
+    def _complain(self, why: str) -> None:
+        """Say why there is no cluster, but not at each try."""
+        now = asyncio.get_running_loop().time()
+        if now < self._quiet_until:
+            return
+        self._quiet_until = now + QUIET_SECONDS
+        hint = " (do server and cluster have certificates of one authority?)" if "SSL" in why else ""
+        _log.warning("no cluster", extra={"scheduler": self._address, "why": why + hint})
 
     async def _connected(self) -> None:
         """Be a client of the scheduler until it is gone."""
@@ -171,6 +183,8 @@ class Link:
                 looking.cancel()
                 await asyncio.gather(gone, looking, return_exceptions=True)
         finally:
+            # One that is being closed takes no more leases.
+            self._client = None
             lifeline.abort()
             if client.status == "running":
                 client.unsubscribe_topic("all")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -25,13 +24,12 @@ LOST_SECONDS = 5.0
 """How much longer than a worker waits for a server the server waits for the worker: the worker ends the run
 first."""
 
-TRY_SECONDS = 0.4
-"""How long one try to reach a worker may take: Dask repeats within it what was refused."""
+TRY_SECONDS, LONGEST_TRY_SECONDS = 0.4, 2.0
+"""How long the first try to reach a worker may take, for Dask repeats within it what was refused; and the
+longest of those after it, each of which may take twice as long as the one before."""
 
 RECONNECT_SECONDS = 0.1
 """Between two tries to reach a worker."""
-
-_log = logging.getLogger(__name__)
 
 
 class ClusterRun:
@@ -67,6 +65,7 @@ class ClusterRun:
         self._released = released
         self._loop = asyncio.get_running_loop()
         self._lost_at = self._loop.time() + timeout + LOST_SECONDS
+        self._silent_at = 0.0
         self._stop: tuple[Cause, float] | None = None
         self._stopped = asyncio.Event()
         self._channel: Channel | None = None
@@ -80,15 +79,14 @@ class ClusterRun:
         """Yield what the worker tells; when it is gone, the end that it cannot tell itself."""
         ended = False
         try:
-            place = await self._place()
-            async with contextlib.aclosing(self._batches(place)) as batches:
+            async with contextlib.aclosing(self._batches()) as batches:
                 async for batch in batches:
                     ended = self._is_end(batch.events[-1])
                     # An end has no mark: it may be asked for again until it is durable.
                     yield batch.events if ended else [Mark(batch.number), *batch.events]
                     self._send(messages.Taken(batch.number))
         except LostError as lost:
-            end = self._end(str(lost))
+            end = Ended(self._failure(lost))
             ended = self._is_end(end)
             yield [end]
         finally:
@@ -121,19 +119,24 @@ class ClusterRun:
             self.worker_died = event.failure.cause is Cause.WORKER_DIED
         return isinstance(event, Ended)
 
-    def _end(self, why: str) -> Ended:
+    def _failure(self, lost: LostError) -> Failure:
         if self._stop is not None:
-            return Ended(Failure(self._stop[0], f"The run was ended: {why}"))
-        return Ended(Failure(Cause.WORKER_DIED if self._begun else Cause.SERVER_DIED, why))
+            return Failure(self._stop[0], f"The run was ended: {lost}")
+        return Failure(lost.cause, str(lost))
 
     async def _place(self) -> Place:
         """Return where the run is, when it is anywhere."""
-        getting = asyncio.ensure_future(self._leased() if self._job is not None else self._found())
+        getting = asyncio.ensure_future(
+            leasing.leased(self._link, self._run_id)
+            if self._job is not None
+            else leasing.found(self._link, self._run_id, self._lost_at)
+        )
         stopped = asyncio.ensure_future(self._stopped.wait())
         try:
             waiting = [getting] if self._job is None else [getting, stopped]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if getting.done():
+                self._lost_at = self._loop.time() + self._timeout + LOST_SECONDS
                 return getting.result()
             raise LostError("it had not started.")
         finally:
@@ -141,33 +144,18 @@ class ClusterRun:
             getting.cancel()
             await asyncio.gather(getting, return_exceptions=True)
 
-    async def _found(self) -> Place:
-        """Return where an earlier server's run is."""
-        link = self._link
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._lost_at):
-                await link.until(lambda: self._run_id in link.workers.left or link.all_asked)
-        place = link.workers.left.get(self._run_id)
-        if place is None:
-            self._begun = False
-            raise LostError("The server died while the run went on, and no worker has it.")
-        return place
-
-    async def _leased(self) -> Place:
-        """Have Dask lease a slot of a worker that takes runs; again, if others are there by then."""
-        link = self._link
-        while True:
-            await link.until(lambda: link.workers.usable)
-            place = await leasing.lease(link, await link.client(), self._run_id)
-            if place is not None:
-                self._lost_at = self._loop.time() + self._timeout + LOST_SECONDS
-                return place
-
-    async def _batches(self, place: Place) -> AsyncGenerator[Batch]:
+    async def _batches(self) -> AsyncGenerator[Batch]:
         """Yield what the worker tells, over one connection after the other."""
-        ended = False
+        ended, place = False, await self._place()
         while not ended:
-            self._channel = await self._connected(place)
+            try:
+                self._channel = await self._connected(place)
+            except LostError:
+                if self._begun:
+                    raise
+                # Nobody has the job yet.
+                place = await self._place()
+                continue
             if self._job is not None:
                 self._begun = True
                 await self._try(messages.Begin(self._job))
@@ -185,19 +173,24 @@ class ClusterRun:
                         break
 
     async def _received(self, channel: Channel) -> AsyncGenerator[Batch]:
-        """Yield what comes over one connection until that ends, or the run is lost."""
+        """Yield what comes over one connection until that ends, or nothing comes any more.
+
+        A new one may be through long before what is lost on an old one is sent again.
+        """
         batches: asyncio.Queue[Batch | None] = asyncio.Queue()
         # Never cancelled: that would end the connection, on which there is something to be said yet.
         self._reading = asyncio.create_task(self._read(channel, batches))
+        self._heard()
         while True:
             try:
-                async with asyncio.timeout_at(max(self._lost_at, self._loop.time() + RECONNECT_SECONDS)):
+                # What has come while this process stood still is taken first.
+                async with asyncio.timeout_at(max(self._silent_at, self._loop.time() + RECONNECT_SECONDS)):
                     batch = await batches.get()
             except TimeoutError:
-                if self._loop.time() >= self._lost_at:
-                    channel.close()
-                    raise LostError(self._silence()) from None
-                continue
+                if self._loop.time() < self._silent_at:
+                    continue
+                channel.close()
+                return
             if batch is None:
                 return
             yield batch
@@ -205,7 +198,9 @@ class ClusterRun:
     async def _read(self, channel: Channel, batches: asyncio.Queue[Batch | None]) -> None:
         try:
             while True:
-                match await channel.receive():
+                message = await channel.receive()
+                self._heard()
+                match message:
                     case Batch() as batch:
                         batches.put_nowait(batch)
                     case messages.Alive() as sign:
@@ -219,25 +214,28 @@ class ClusterRun:
         finally:
             batches.put_nowait(None)
 
+    def _heard(self) -> None:
+        self._silent_at = self._loop.time() + self._timeout / 2
+
     async def _connected(self, place: Place) -> Channel:
         """Connect to the worker, as long as it may have the run.
 
         Raises:
             LostError: It has it no longer.
         """
+        seconds = TRY_SECONDS
         while (left := self._lost_at - self._loop.time()) > 0:
             if self._is_unknown:
                 raise LostError(f"The Dask worker at {place.address} has the run no longer.")
             try:
-                return await self._link.channel(place, self._number, min(left, TRY_SECONDS))
+                return await self._link.channel(place, self._number, min(left, seconds))
             except OSError as error:
                 if _is_refused(error):
                     raise LostError(f"The Dask worker at {place.address} died.") from error
+            seconds = min(2 * seconds, LONGEST_TRY_SECONDS)
             await asyncio.sleep(RECONNECT_SECONDS)
-        raise LostError(self._silence())
-
-    def _silence(self) -> str:
-        return f"The Dask worker is lost: it was not heard of for {self._timeout + LOST_SECONDS:g} s."
+        silence = self._timeout + LOST_SECONDS
+        raise LostError(f"The Dask worker is lost: it was not heard of for {silence:g} s.")
 
     def _send(self, message: object) -> None:
         self._spawn(self._try(message))
