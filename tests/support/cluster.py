@@ -17,6 +17,7 @@ from support.processes import marked, outlived, parent
 PROGRAM = Path(sys.executable).with_name("dask")
 EXECUTOR = "NOTEBOOK_RUNNER_EXECUTOR"
 MARK_VARIABLE = "NBR_CLUSTER_MARK"
+SLOT = ("--resources", "notebook=1")
 READY_SECONDS = 60.0
 LINGER_SECONDS = 15.0
 
@@ -28,16 +29,18 @@ class Cluster:
         folder: For certificates, logs and the workers' files.
         workers: How many, with one slot each.
         host: Where all of them listen.
+        tls: Whether they are reached over TLS.
 
     Attributes:
         workers: The nannies, by name.
         mark: What the environment of every process of it carries.
     """
 
-    def __init__(self, folder: Path, workers: int = 3, host: str = "127.0.0.1") -> None:
+    def __init__(self, folder: Path, workers: int = 3, host: str = "127.0.0.1", *, tls: bool = True) -> None:
         self._folder = folder
         self._count = workers
         self._host = host
+        self._protocol = "tls" if tls else "tcp"
         self.mark = uuid4().hex
         with socket.socket() as probe:
             probe.bind((host, 0))
@@ -48,7 +51,8 @@ class Cluster:
     @property
     def environment(self) -> Mapping[str, str]:
         """What a server needs to be a client of it."""
-        return {EXECUTOR: f"dask+tls://{self._host}:{self._port}", **self._tls}
+        scheme = "dask+tls" if self._protocol == "tls" else "dask"
+        return {EXECUTOR: f"{scheme}://{self._host}:{self._port}", **self._tls}
 
     def __enter__(self) -> Self:
         authority = trustme.CA()
@@ -85,12 +89,12 @@ class Cluster:
     def wait(self, workers: int) -> None:
         """Waits until so many workers are there."""
         security = distributed.Security(
-            require_encryption=True,
+            require_encryption=self._protocol == "tls",
             tls_ca_file=str(self._folder / "ca.pem"),
             tls_client_cert=str(self._folder / "pair.pem"),
             tls_client_key=str(self._folder / "pair.pem"),
         )
-        address = f"tls://{self._host}:{self._port}"
+        address = f"{self._protocol}://{self._host}:{self._port}"
         with distributed.Client(
             address, security=security, set_as_default=False, timeout=READY_SECONDS
         ) as client:
@@ -105,7 +109,8 @@ class Cluster:
 
     def start_scheduler(self) -> None:
         """Starts the scheduler, at the same address each time."""
-        options = ["--protocol", "tls", "--host", self._host, "--port", str(self._port), "--no-dashboard"]
+        options = ["--protocol", self._protocol, "--host", self._host, "--port", str(self._port)]
+        options += ["--no-dashboard"]
         self._scheduler = self._start("scheduler", "scheduler", *options)
 
     def kill_scheduler(self) -> None:
@@ -114,10 +119,10 @@ class Cluster:
         self._scheduler.kill()
         self._scheduler.wait()
 
-    def start_worker(self, name: str, *prefix: str, host: str = "") -> None:
+    def start_worker(self, name: str, *prefix: str, host: str = "", more: tuple[str, ...] = SLOT) -> None:
         """Starts a worker with its nanny and one slot for a notebook."""
-        address = f"tls://{self._host}:{self._port}"
-        options = ["--nworkers", "1", "--nthreads", "1", "--resources", "notebook=1", "--no-dashboard"]
+        address = f"{self._protocol}://{self._host}:{self._port}"
+        options = ["--nworkers", "1", "--nthreads", "1", *more, "--no-dashboard"]
         options += ["--host", host or self._host, "--memory-limit", "0", "--name", name]
         options += ["--local-directory", str(self._folder / name)]
         self.workers[name] = self._start(name, "worker", address, *options, prefix=prefix)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,10 @@ DESCRIBE = "notebook_runner_describe"
 """The operations that a Dask worker learns."""
 
 
+VERSION = importlib.metadata.version("notebook-runner")
+"""Server and worker understand each other only if they have the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a run is: a worker's address, and the lease of a slot there, of which there is never another."""
@@ -36,14 +41,12 @@ class HostOptions:
     """What the server tells each Dask worker.
 
     Attributes:
-        version: The server's version; another one does not work together with it.
         timeout: Seconds without a server after which a run is ended.
         warm: Kernels that each slot keeps ready.
         sandbox: How kernels are kept apart.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
     """
 
-    version: str
     timeout: float
     warm: WarmKernels
     sandbox: Sandbox
@@ -56,12 +59,21 @@ class HostOptions:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a Dask worker has; `leases` by the id of the run that each is for."""
+    """What a Dask worker has.
+
+    Attributes:
+        options: What a server has told it.
+        slots: How many runs it takes.
+        kernels: The kernelspecs it has, by name, and the language of each.
+        leases: By the id of the run that each is for.
+        problem: Why it takes none; empty: it does.
+    """
 
     options: HostOptions
     slots: int
     kernels: Mapping[str, str]
     leases: Mapping[str, str]
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,10 +63,14 @@ class NotebookHost(WorkerPlugin):
             warm=self._options.warm,
             sandbox=self._sandbox(worker),
         )
-        await self._pool.start()
+        self._problem = ""
+        try:
+            await self._pool.start()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the server says it
+            # Dask would tell nobody, if this worker came later than the server.
+            self._problem, self._slots = str(error) or type(error).__name__, 0
         worker.handlers[messages.ATTACH] = self.attach
         worker.handlers[messages.DESCRIBE] = self.describe
-        # Goes to the scheduler with each of the worker's heartbeats.
         worker.metrics[PLUGIN] = self._spares
 
     def _sandbox(self, worker: Worker) -> Sandbox:
@@ -98,13 +102,15 @@ class NotebookHost(WorkerPlugin):
         finally:
             del self._leases[name]
 
-    def describe(self) -> bytes:
-        """Say what this worker has (called by Dask for a server)."""
+    def describe(self) -> tuple[str, bytes]:
+        """Say which version this is, and, for a server of the same, what it has (called by Dask)."""
         leases = {lease.run_id: name for name, lease in self._leases.items() if lease.has_job}
-        return messages.encode(Description(self._options, self._slots, self._pool.kernels, leases))
+        has = Description(self._options, self._slots, self._pool.kernels, leases, self._problem)
+        return messages.VERSION, messages.encode(has)
 
-    def _spares(self, _worker: Worker) -> dict[str, tuple[int, int]]:
-        return {name: (spares.ready, spares.wanted) for name, spares in self._pool.spares.items()}
+    def _spares(self, _: Worker) -> dict[str, tuple[int, int]]:
+        """Say which kernels are kept (called by Dask, which tells the scheduler twice a second)."""
+        return {name: (one.ready, one.wanted) for name, one in self._pool.spares.items()}
 
     async def attach(self, comm: Comm, lease: str, after: int) -> None:
         """Give a server its run (called by Dask); the connection is the run's alone from here on."""
