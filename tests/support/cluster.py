@@ -31,6 +31,7 @@ class Cluster:
 
     Attributes:
         workers: The nannies, by name.
+        scheduler: The scheduler.
         mark: What the environment of every process of it carries.
     """
 
@@ -43,7 +44,7 @@ class Cluster:
             probe.bind((host, 0))
             self._port = probe.getsockname()[1]
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
-        self._scheduler: subprocess.Popen[bytes] | None = None
+        self.scheduler: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -69,7 +70,7 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         try:
-            for process in [*self.workers.values(), self._scheduler]:
+            for process in [*self.workers.values(), self.scheduler]:
                 if process is not None:
                     process.send_signal(signal.SIGTERM)
             left = marked(self.mark)
@@ -78,7 +79,7 @@ class Cluster:
         finally:
             for pid in marked(self.mark):
                 os.kill(pid, signal.SIGKILL)
-            for process in [*self.workers.values(), self._scheduler]:
+            for process in [*self.workers.values(), self.scheduler]:
                 if process is not None:
                     process.wait()
 
@@ -106,13 +107,13 @@ class Cluster:
     def start_scheduler(self) -> None:
         """Starts the scheduler, at the same address each time."""
         options = ["--protocol", "tls", "--host", self._host, "--port", str(self._port), "--no-dashboard"]
-        self._scheduler = self._start("scheduler", "scheduler", *options)
+        self.scheduler = self._start("scheduler", "scheduler", *options)
 
     def kill_scheduler(self) -> None:
         """Ends the scheduler with SIGKILL."""
-        assert self._scheduler is not None
-        self._scheduler.kill()
-        self._scheduler.wait()
+        assert self.scheduler is not None
+        self.scheduler.kill()
+        self.scheduler.wait()
 
     def start_worker(self, name: str, *prefix: str, host: str = "") -> None:
         """Starts a worker with its nanny and one slot for a notebook."""
