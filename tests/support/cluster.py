@@ -33,6 +33,7 @@ class Cluster:
 
     Attributes:
         workers: The nannies, by name.
+        scheduler: The scheduler.
         mark: What the environment of every process of it carries.
     """
 
@@ -46,7 +47,7 @@ class Cluster:
             probe.bind((host, 0))
             self._port = probe.getsockname()[1]
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
-        self._scheduler: subprocess.Popen[bytes] | None = None
+        self.scheduler: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -73,7 +74,7 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         try:
-            for process in [*self.workers.values(), self._scheduler]:
+            for process in [*self.workers.values(), self.scheduler]:
                 if process is not None:
                     process.send_signal(signal.SIGTERM)
             left = marked(self.mark)
@@ -82,7 +83,7 @@ class Cluster:
         finally:
             for pid in marked(self.mark):
                 os.kill(pid, signal.SIGKILL)
-            for process in [*self.workers.values(), self._scheduler]:
+            for process in [*self.workers.values(), self.scheduler]:
                 if process is not None:
                     process.wait()
 
@@ -111,13 +112,13 @@ class Cluster:
         """Starts the scheduler, at the same address each time."""
         options = ["--protocol", self._protocol, "--host", self._host, "--port", str(self._port)]
         options += ["--no-dashboard"]
-        self._scheduler = self._start("scheduler", "scheduler", *options)
+        self.scheduler = self._start("scheduler", "scheduler", *options)
 
     def kill_scheduler(self) -> None:
         """Ends the scheduler with SIGKILL."""
-        assert self._scheduler is not None
-        self._scheduler.kill()
-        self._scheduler.wait()
+        assert self.scheduler is not None
+        self.scheduler.kill()
+        self.scheduler.wait()
 
     def start_worker(self, name: str, *prefix: str, host: str = "", more: tuple[str, ...] = SLOT) -> None:
         """Starts a worker with its nanny and one slot for a notebook."""

@@ -2,8 +2,10 @@
 
 import os
 import select
+import signal
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -44,6 +46,16 @@ def parent(pid: int) -> int:
     return int(fields[1]) if fields else 0
 
 
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Keeps a process from doing anything while the block goes on."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def outlived(pids: Iterable[int], seconds: float) -> list[int]:
     """The processes that do not end by themselves in this time, waited for one after the other."""
     return [pid for pid in pids if not _ends(pid, seconds)]
@@ -58,3 +70,8 @@ def _ends(pid: int, seconds: float) -> bool:
         return bool(select.select([descriptor], [], [], seconds)[0]) or not is_alive(pid)
     finally:
         os.close(descriptor)
+
+
+def memory(pid: int) -> int:
+    """The resident memory of a process, in bytes."""
+    return int(_read(pid, "statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")

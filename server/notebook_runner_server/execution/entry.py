@@ -50,6 +50,14 @@ class Stop:
     grace_period: float
 
 
+@dataclass(frozen=True, slots=True)
+class Until:
+    """How long a run may go on without another one of these. `moment` by this machine's monotonic clock."""
+
+    run_id: str
+    moment: float
+
+
 def initialize(connection: Connection, options: WorkerOptions) -> None:
     """Make this process a worker; the process pool's initializer.
 

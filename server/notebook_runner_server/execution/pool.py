@@ -44,7 +44,7 @@ STUCK_SECONDS = KILL_DEADLINE + 5.0
 """How long a worker may take to end a run before it is ended itself."""
 
 
-class _PoolRun:
+class PoolRun:
     """A run in a worker."""
 
     def __init__(self, backend: ProcessPoolBackend, worker: WorkerProcess, job: Job) -> None:
@@ -94,6 +94,10 @@ class _PoolRun:
         if self._stuck is None or deadline < self._stuck.when():
             self._forget_stuck()
             self._stuck = loop.call_at(deadline, self._worker.kill)
+
+    def keep_until(self, moment: float) -> None:
+        """Have the worker end the run then (by the monotonic clock), unless it is told of a later time."""
+        self._link.send(entry.Until(self._run_id, moment))
 
     def _forget_stuck(self) -> None:
         if self._stuck is not None:
@@ -211,12 +215,12 @@ class ProcessPoolBackend:
                 self.release(self._next)
             self._next = await self._idle.get()
 
-    def submit(self, job: Job) -> _PoolRun:
+    def submit(self, job: Job) -> PoolRun:
         """Execute a job on the worker that `wait_free` found."""
         worker, self._next = self._next, None
         if worker is None:
             raise RuntimeError("submit was called without wait_free")
-        return _PoolRun(self, worker, job)
+        return PoolRun(self, worker, job)
 
     def find(self, run_id: str, mark: int) -> None:
         """Return nothing: what an earlier server has begun has ended with it."""

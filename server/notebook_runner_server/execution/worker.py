@@ -24,8 +24,8 @@ from typing import NoReturn
 from notebook_runner_server.execution import host as hosts
 from notebook_runner_server.execution.confinement import confine
 from notebook_runner_server.execution.confinement.environment import forget_others
-from notebook_runner_server.execution.entry import Hello, KernelsReady, Notice, Stop
-from notebook_runner_server.execution.interface import CellFinished, Job, PartChunk
+from notebook_runner_server.execution.entry import Hello, KernelsReady, Notice, Stop, Until
+from notebook_runner_server.execution.interface import Cause, CellFinished, Job, PartChunk
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
@@ -63,6 +63,7 @@ class _Worker:
         self._early: Stop | None = None
         # When the grace period of the job is over.
         self._deadline: float | None = None
+        self._until: Until | None = None
 
     def execute(self, job: Job) -> None:
         with self._lock:
@@ -73,7 +74,7 @@ class _Worker:
             traceback.print_exc()
             self.abandon()
         with self._lock:
-            self._host, self._run_id, self._early, self._deadline = None, "", None, None
+            self._host, self._run_id, self._early, self._deadline, self._until = None, "", None, None, None
 
     def _send(self, message: object) -> None:
         # A small part goes with the event that tells of it, and a cell's end with the next one's start: each
@@ -121,11 +122,21 @@ class _Worker:
         order = self._connection.recv() if ordered else None
         # What cannot be ended is tried again by the job itself, before it says that it has ended.
         with self._lock, contextlib.suppress(ProcessesLeftError):
-            if order is not None:
+            if isinstance(order, Until):
+                self._until = order
+            elif order is not None:
                 self._stop(order)
-            elif self._host is not None and self._deadline is not None and self._remaining() == 0.0:
-                self._deadline = None
-                self._host.kill_now()
+            else:
+                self._end_overdue()
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        if self._host is not None and self._deadline is not None and now >= self._deadline:
+            self._deadline = None
+            self._host.kill_now()
+        if self._until is not None and now >= self._until.moment:
+            run_id, self._until = self._until.run_id, None
+            self._stop(Stop(run_id, Cause.SERVER_DIED, 0.0))
 
     def abandon(self) -> NoReturn:
         """End every process below this one, then this one."""
@@ -137,8 +148,10 @@ class _Worker:
 
     def _remaining(self) -> float:
         """Return how long to wait for an order, in seconds; poll() takes no more than some weeks."""
-        rest = LONGEST_WAIT if self._deadline is None else self._deadline - time.monotonic()
-        return min(max(0.0, rest), LONGEST_WAIT)
+        with self._lock:
+            moments = [self._deadline, None if self._until is None else self._until.moment]
+        rests = [one - time.monotonic() for one in moments if one is not None]
+        return max(0.0, min([*rests, LONGEST_WAIT]))
 
     def _stop(self, order: Stop) -> None:
         if order.run_id != self._run_id or self._host is None:

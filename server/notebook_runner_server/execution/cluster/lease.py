@@ -21,10 +21,9 @@ from notebook_runner_server.execution.interface import (
     Failure,
     Job,
     PartChunk,
-    RunHandle,
     StreamOutput,
 )
-from notebook_runner_server.execution.pool import ProcessPoolBackend
+from notebook_runner_server.execution.pool import PoolRun, ProcessPoolBackend
 
 MOST_KEPT_BYTES = 4 * 1024 * 1024
 """Events that the server has not taken yet; when there are more, the run waits."""
@@ -61,7 +60,7 @@ class Lease:
         self._timer = self._loop.call_later(timeout, self._expire)
         self._closing: asyncio.Task[None] | None = None
         self._hosting: asyncio.Task[None] | None = None
-        self._run: RunHandle | None = None
+        self._run: PoolRun | None = None
         self._stop: tuple[Cause, float] | None = None
         self._kept: deque[tuple[Batch, int]] = deque()
         self._kept_bytes = 0
@@ -100,8 +99,7 @@ class Lease:
             case messages.Taken(number=number):
                 await self._taken(number)
             case messages.Alive(stamp=stamp):
-                self._timer.cancel()
-                self._timer = self._loop.call_at(stamp + self._timeout, self._expire)
+                self._extend(stamp + self._timeout)
             case messages.Release():
                 await self.close()
 
@@ -123,8 +121,16 @@ class Lease:
         self._timer.cancel()
         self.over.set()
 
+    def _extend(self, moment: float) -> None:
+        self._timer.cancel()
+        self._timer = self._loop.call_at(moment, self._expire)
+        if self._run is not None:
+            # This process may be stopped, or busy with something else.
+            self._run.keep_until(moment)
+
     def _expire(self) -> None:
         self._abandoned = True
+        self.stop(Cause.SERVER_DIED, 0.0)
         self._closing = asyncio.create_task(self.close())
 
     async def _host(self, job: Job) -> None:
@@ -132,6 +138,7 @@ class Lease:
             await self._pool.wait_free()
             if self._stop is None:
                 self._run = self._pool.submit(job)
+                self._run.keep_until(self._timer.when())
         if self._run is None:
             assert self._stop is not None  # noqa: S101 - nothing else keeps it from being submitted
             await self._keep([Ended(Failure(self._stop[0], "The run was ended before it started."))])
