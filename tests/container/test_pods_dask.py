@@ -27,6 +27,10 @@ NOTEBOOK = "waits.ipynb"
 # It goes on until something is sent to it. What it has started tells in which container it is.
 WAITS = """
 import socket, subprocess
+try:
+    print(len(open("/run/notebook-runner/dask/tls.key").read()))
+except OSError:
+    print("denied")
 started = subprocess.Popen(["sleep", str(port)])
 with socket.create_connection(("127.0.0.1", port)) as gate:
     gate.recv(1)
@@ -130,6 +134,8 @@ def test_runs_go_to_the_workers(cluster: Cluster, client: Client) -> None:
         assert place(cluster, gate) == ""
         let_go.send(b"x")
         assert client.wait(one.run_id).state == pb.RUN_STATE_SUCCEEDED
+    # It could not read the worker's key.
+    assert b'"denied\\n"' in client.output(one.run_id)
 
 
 def test_what_the_processes_may_do(cluster: Cluster) -> None:
