@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import grpc
 import trustme
-from container.manifests import BASE, find, pod_of, rendered
+from container.manifests import BASE, Manifest, find, pod_of, rendered
 from container.podman import Pod, free_port, ready, volume
 from support.server import PROGRAM
 
@@ -32,7 +32,7 @@ class Deployed:
     Args:
         folder: Where history and tokens are.
         image: The image.
-        manifests: The base or an overlay.
+        manifests: What an overlay brings; None: the base.
         tls: The files of the certificate's Secret; None: without TLS.
         secrets: The files of more Secrets, by their names.
         exchanged: Texts in the container, and those in their place.
@@ -42,12 +42,13 @@ class Deployed:
         self,
         folder: Path,
         image: str,
-        manifests: Path = BASE,
+        manifests: list[Manifest] | None = None,
         tls: Mapping[str, str] | None = None,
         secrets: Mapping[str, Mapping[str, str]] | None = None,
         exchanged: Mapping[str, str] | None = None,
     ) -> None:
-        self._image, self._manifests, self._tls, self._exchanged = image, manifests, tls, exchanged
+        self._image, self._tls, self._exchanged = image, tls, exchanged
+        self._found = manifests or rendered(BASE)
         self._name = f"nbr-{uuid4().hex[:8]}"
         tokens = folder / "tokens"
         command = [str(PROGRAM), "--tokens-file", str(tokens), "--new-token", "test:run"]
@@ -65,10 +66,9 @@ class Deployed:
         """Starts the pod, and waits until it serves."""
         port = free_port()
         self.target = f"localhost:{port}"
-        found = rendered(self._manifests)
         self.pod = Pod(
-            found,
-            pod_of(find(found, "Deployment")),
+            self._found,
+            pod_of(find(self._found, "Deployment")),
             self._image,
             name=self._name,
             environment={

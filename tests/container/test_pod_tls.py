@@ -17,7 +17,7 @@ OVERLAY = FOLDER / "overlays/tls"
 def test_tls(deploy: Callable[..., Deployed]) -> None:
     """A run goes over TLS, each probe of the overlay is content, and without TLS there is no answer."""
     names = find(rendered(OVERLAY), "Certificate")["spec"]["dnsNames"]
-    deployed = deploy(manifests=OVERLAY, tls=certificate(*names))
+    deployed = deploy(manifests=rendered(OVERLAY), tls=certificate(*names))
     with deployed.client() as client:
         run = client.start()
         *_, last = client.progress(run.run_id)
