@@ -9,7 +9,7 @@ GENERATE_VENV := .venv-generate
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test cold container chaos soak attack plain check format generate contract docs docs-serve image image-report lock bench scale clean
+.PHONY: help install demo serve dev test cold container chaos soak attack plain check format generate contract docs docs-serve image image-report lock bench bench-cluster scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -131,6 +131,9 @@ lock: ## Resolve the locks again (needs uv)
 
 bench: $(INSTALLED) ## Measure this service beside its competitors
 	$(BIN)/python -m benchmarks
+
+bench-cluster: $(INSTALLED) ## Measure runs on a Dask cluster of 1 to 8 workers, beside this machine's own
+	$(BIN)/python -m benchmarks --only cluster
 
 scale: $(INSTALLED) ## Measure what an item costs where there are few and where there are many
 	$(BIN)/python -m benchmarks --only scaling

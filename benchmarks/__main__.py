@@ -1,12 +1,13 @@
 """Runs the benchmark: this service beside its competitors, in turns, on the same notebooks."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from benchmarks import endings, flow, scaling, speed, startup
+from benchmarks import cluster, endings, flow, growth, scaling, speed, startup
 from benchmarks.report import Figure, save, show
 from benchmarks.server import served
 from benchmarks.service import Service
@@ -14,7 +15,7 @@ from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
 FOLDER = Path(__file__).parents[1] / "bench-output"
 PARTS = ("speed", "flow", "startup", "endings")
-MORE = ("scaling",)
+MORE = ("scaling", "cluster")
 
 
 def main() -> None:
@@ -25,7 +26,8 @@ def main() -> None:
     asked = parser.parse_args()
     parts, rounds = asked.only or PARTS, asked.rounds
     figures: list[Figure] = []
-    more: dict[str, Any] = {}
+    # What else the machine did: figures of a busy one are not those of an idle one.
+    more: dict[str, Any] = {"load_before": os.getloadavg()}
     with served() as server, grpc.insecure_channel(server.address) as channel:
         service = Service(rpc.NotebookRunnerStub(channel))
         if "speed" in parts:
@@ -51,6 +53,11 @@ def main() -> None:
     if "scaling" in parts:
         more["scaling"] = rows = scaling.measure()
         scaling.show(rows)
+    if "cluster" in parts:
+        figures += cluster.measure(rounds)
+        grown = growth.measure()
+        more["growth"] = growth.record(grown)
+        growth.show(grown)
     show(figures)
     if "endings" in parts:
         endings.show(ended)

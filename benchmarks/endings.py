@@ -67,7 +67,7 @@ def measure(rounds: int) -> Endings:
         with grpc.insecure_channel(server.address) as channel:
             stub = rpc.NotebookRunnerStub(channel)
             for name in track(list(TREES), description="kill"):
-                found.kills[name] = [_kill(stub, TREES[name]) for _ in range(rounds)]
+                found.kills[name] = [kill(stub, running(stub, TREES[name])) for _ in range(rounds)]
         server.stop()
         for number in track(range(max(2, rounds // 3)), description="server death"):
             found.server_death.append(_server_death(Path(folder, f"death{number}")))
@@ -84,8 +84,8 @@ def _notebook(source: str) -> bytes:
     return text.encode()
 
 
-def _running(stub: rpc.NotebookRunnerStub, source: str) -> str:
-    """Start a run, and return its id when its cell has said that all is there."""
+def running(stub: rpc.NotebookRunnerStub, source: str) -> str:
+    """Start a run of one cell, and return its id when its cell has said that all is there."""
     run = stub.Start(pb.StartRequest(notebook_content=_notebook(source))).run
     for event in stub.Progress(pb.ProgressRequest(run_id=run.run_id)):
         if event.HasField("cell_output"):
@@ -93,8 +93,8 @@ def _running(stub: rpc.NotebookRunnerStub, source: str) -> str:
     return run.run_id
 
 
-def _kill(stub: rpc.NotebookRunnerStub, source: str) -> float:
-    run_id = _running(stub, source)
+def kill(stub: rpc.NotebookRunnerStub, run_id: str) -> float:
+    """Kill a run, and return how long the answer took, in seconds."""
     begin = time.perf_counter()
     answer = stub.Kill(pb.KillRequest(run_id=run_id, grace_period=Duration()))
     taken = time.perf_counter() - begin
@@ -108,7 +108,7 @@ def _server_death(state: Path) -> float:
     mark = uuid4().hex
     server = start(state, environment={MARK: mark})
     with grpc.insecure_channel(server.address) as channel:
-        _running(rpc.NotebookRunnerStub(channel), TREES["children forked twice"])
+        running(rpc.NotebookRunnerStub(channel), TREES["children forked twice"])
         begin = time.perf_counter()
         server.process.kill()
         server.process.wait()

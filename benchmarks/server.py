@@ -57,10 +57,10 @@ class Server:
 
 
 @contextmanager
-def served(*options: str) -> Iterator[Server]:
+def served(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Starts a server with its defaults on a free port, yields it, and stops it."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        server = start(Path(folder, "state"), *options)
+        server = start(Path(folder, "state"), *options, environment=environment)
         try:
             yield server
         finally:

@@ -32,7 +32,7 @@ def measure(rounds: int) -> list[Figure]:
                     one.wait_for("warm kernel ready")
                     warm.add(name, time.perf_counter() - begin)
                 time.sleep(IDLE_SECONDS)
-                memory.add(name, sum(map(_proportional, tree(one.pid))))
+                memory.add(name, sum(map(proportional, tree(one.pid))))
                 one.stop()
     serving.goals = [Goal("s", 0.8, serving.median(NAME), at_most=True)]
     warm.goals = [Goal("s", 2, warm.median(NAME), at_most=True)]
@@ -43,6 +43,7 @@ def measure(rounds: int) -> list[Figure]:
     return [serving, warm, memory]
 
 
-def _proportional(pid: int) -> float:
+def proportional(pid: int) -> float:
+    """The memory of a process in bytes, of what it shares its share."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))

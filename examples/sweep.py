@@ -1,67 +1,124 @@
-"""Runs a notebook with many values of a parameter, three at once, with one view of all of them.
+"""Runs a notebook with 100 values of a parameter, as many at once as the server has workers, in one view.
 
     notebook-runner-server --workers 3
-    python examples/sweep.py [FIRST_SEED [LAST_SEED]]
+    python examples/sweep.py [--sets 100] [--games 20]
 
-The server is at NOTEBOOK_RUNNER_TARGET, or else at 127.0.0.1:50051.
+The server is at NOTEBOOK_RUNNER_TARGET, or else at 127.0.0.1:50051. It may execute on its own machine or on a
+Dask cluster; when that grows, so does the sweep. Ctrl-C kills the runs that go on.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
+from uuid import uuid4
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from notebook_runner import AsyncClient, RunnerBusy
+from notebook_runner import AsyncClient, RunnerBusy, Unavailable
 from notebook_runner.v1.notebook_runner_pb2 import Run
 
 NOTEBOOK = "examples/quickstart.ipynb"
-AT_ONCE = 3
+GOING_ON = ("queued", "starting", "running")
 
 
-async def started(client: AsyncClient, seed: int) -> Run:
-    """Start a run; where others have taken the server, wait until it has a place."""
-    while True:
+class Sweep:
+    """Runs of one notebook that differ in the seed.
+
+    Args:
+        client: To the server.
+        view: Shows how far all of them are, and each that goes on.
+        games: A parameter of all of them.
+    """
+
+    def __init__(self, client: AsyncClient, view: Progress, games: int) -> None:
+        self._client = client
+        self._view = view
+        self._games = games
+        self._labels = {"from": "sweep", "sweep": uuid4().hex}
+        self._following: list[asyncio.Task[None]] = []
+        self.found: dict[int, str] = {}
+
+    async def run(self, sets: int) -> None:
+        """Run all sets; a cancellation kills what goes on."""
+        whole = self._view.add_task("sets", total=sets)
         try:
-            return await client.start(
-                NOTEBOOK, parameters={"seed": seed, "games": 20}, labels={"sweep": "seed"}
+            for seed in range(1, sets + 1):
+                await self._room()
+                run = await self._started(seed)
+                task = asyncio.create_task(self._follow(run, seed))
+                task.add_done_callback(lambda _: self._view.advance(whole))
+                self._following.append(task)
+            await asyncio.gather(*self._following)
+        except asyncio.CancelledError:
+            await self._kill()
+            raise
+
+    async def _room(self) -> None:
+        """Wait until fewer runs go on than there are workers: the server's queue is for others."""
+        while going := [task for task in self._following if not task.done()]:
+            if len(going) < (await self._client.info()).workers:
+                return
+            await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _started(self, seed: int) -> Run:
+        """Start a run; where others have taken the server, or its cluster is away, ask again."""
+        parameters = {"seed": seed, "games": self._games}
+        while True:
+            starting = asyncio.ensure_future(
+                self._client.start(NOTEBOOK, parameters=parameters, labels=self._labels)
             )
-        except RunnerBusy as busy:
-            await asyncio.sleep(busy.retry_after or 1)
+            try:
+                return await asyncio.shield(starting)
+            except (RunnerBusy, Unavailable) as refused:
+                if refused.reason not in {"RUNNER_BUSY", "NOT_READY"}:
+                    raise
+                await asyncio.sleep(refused.retry_after or 1)
+            finally:
+                # After a cancellation too: what is being started can be killed when the server has it.
+                await asyncio.wait([starting])
 
-
-async def one(client: AsyncClient, places: asyncio.Semaphore, view: Progress, seed: int) -> str:
-    """Run the notebook with one seed, and return what it found."""
-    bar = view.add_task(f"seed {seed}", total=None, start=False)
-    found = ""
-    async with places:
-        run = await started(client, seed)
-        view.start_task(bar)
-        async for event in client.progress(run.run_id):
-            view.update(bar, total=event.cells_total, completed=event.cells_completed)
+    async def _follow(self, run: Run, seed: int) -> None:
+        """Show a run, and keep what it printed last, or why it failed."""
+        bar = self._view.add_task(f"seed {seed}", total=run.cells_total)
+        async for event in self._client.progress(run.run_id):
+            self._view.update(bar, completed=event.cells_completed)
             if event.HasField("cell_output") and event.cell_output.HasField("stream"):
-                found = event.cell_output.stream.text.strip()
+                self.found[seed] = event.cell_output.stream.text.strip()
             elif event.HasField("run_changed") and event.run_changed.HasField("failure"):
-                found = f"[red]{event.run_changed.failure.message}[/red]"
-    return found
+                self.found[seed] = f"[red]{event.run_changed.failure.message}[/red]"
+        self._view.remove_task(bar)
+
+    async def _kill(self) -> None:
+        going = [run.run_id async for run in self._client.list(states=GOING_ON, labels=self._labels)]
+        await asyncio.gather(*(self._client.kill(run_id) for run_id in going))
+        self._view.console.print(f"killed {len(going)} runs")
 
 
-async def main(first: int = 1, last: int = 6) -> None:
+async def main(sets: int, games: int) -> None:
     """Run the sweep and print what it found."""
-    seeds = range(first, last + 1)
     console = Console()
-    places = asyncio.Semaphore(AT_ONCE)
     async with AsyncClient() as client:
         with Progress(console=console) as view:
-            found = await asyncio.gather(*(one(client, places, view, seed) for seed in seeds))
+            sweep = Sweep(client, view, games)
+            await sweep.run(sets)
     table = Table("seed", "found")
-    for seed, text in zip(seeds, found, strict=True):
+    for seed, text in sorted(sweep.found.items()):
         table.add_row(str(seed), text)
     console.print(table)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*map(int, sys.argv[1:])))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sets", type=int, default=100, help="how many seeds, from 1 on")
+    parser.add_argument(
+        "--games", type=int, default=20, help="a parameter of all runs: more games take longer"
+    )
+    asked = parser.parse_args()
+    try:
+        asyncio.run(main(asked.sets, asked.games))
+    except KeyboardInterrupt:
+        sys.exit(130)

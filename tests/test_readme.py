@@ -7,7 +7,7 @@ import pytest
 from support.pages import REPOSITORY, RUN, Reader, blocks
 from support.server import Server
 
-PAGES = ["README.md", "docs/index.md", "docs/tutorial.md", "docs/how-to/secure.md"]
+PAGES = ["README.md", "docs/index.md", "docs/tutorial.md", "docs/how-to/secure.md", "docs/how-to/cluster.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)

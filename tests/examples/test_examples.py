@@ -4,9 +4,12 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +107,75 @@ def test_the_asynchronous_client_ends_a_run_that_takes_too_long(
     assert labelled(server, **{"from": "async_client"})[0].state == pb.RUN_STATE_KILLED
 
 
+def going_on(runs: list[pb.Run], moment: int) -> int:
+    """How many of these runs went on at a moment."""
+    return sum(run.create_time.ToNanoseconds() <= moment < run.end_time.ToNanoseconds() for run in runs)
+
+
+def refusals(server: Server) -> int:
+    """How many calls of Start the server has refused because it was busy."""
+    return sum(line.get("reason") == "RUNNER_BUSY" for line in list(server.log))
+
+
+def swept(server: Server) -> list[pb.Run]:
+    """The runs of the newest sweep."""
+    newest = labelled(server, **{"from": "sweep"})[0]
+    return labelled(server, sweep=newest.labels["sweep"])
+
+
+@contextmanager
+def sweeping(server: Server, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A sweep that goes on until it ends by itself, or by the test's."""
+    command = [sys.executable, "examples/sweep.py", *arguments]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    sweep = subprocess.Popen(command, cwd=folder, env=environment(server), **pipes)
+    try:
+        yield sweep
+    finally:
+        sweep.kill()
+        sweep.communicate()
+
+
+def until(true: Callable[[], object]) -> None:
+    """Asks again until something is true."""
+    end = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < end
+
+
 def test_the_sweep(server: Server, folder: Path) -> None:
-    """Three runs go on at once, and what each found is in the table."""
-    done = example(server, folder, "sweep.py", "1", "3")
+    """As many runs go on as there are workers, none is refused, and what each found is in the table."""
+    before = refusals(server)
+    done = example(server, folder, "sweep.py", "--sets", "5")
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"│ (\d) +│ The error falls", done.stdout) == ["1", "2", "3"]
-    runs = labelled(server, sweep="seed")
-    assert [run.state for run in runs] == [pb.RUN_STATE_SUCCEEDED] * 3
-    admitted = max(run.create_time.ToNanoseconds() for run in runs)
-    assert admitted < min(run.end_time.ToNanoseconds() for run in runs)
+    assert re.findall(r"│ (\d) +│ The error falls", done.stdout) == list("12345")
+    runs = swept(server)
+    assert [run.state for run in runs] == [pb.RUN_STATE_SUCCEEDED] * 5
+    assert max(going_on(runs, run.create_time.ToNanoseconds()) for run in runs) == 3
+    assert refusals(server) == before
+
+
+def test_the_sweep_waits_where_others_have_taken_the_server(server: Server, folder: Path, gate: Gate) -> None:
+    """A refused Start is asked again when a worker is free, and nothing of theirs is touched."""
+    before = refusals(server)
+    with Client(server.target) as client:
+        others = [client.start(folder / written(folder, gate.source)) for _ in range(3)]
+        with sweeping(server, folder, "--sets", "2") as sweep:
+            until(lambda: refusals(server) > before)
+            gate.open(3)
+            out, error = sweep.communicate(timeout=SECONDS)
+            assert (sweep.returncode, len(re.findall("The error falls", out))) == (0, 2), error
+        assert [client.wait(run.run_id).state for run in others] == [pb.RUN_STATE_SUCCEEDED] * 3
+
+
+def test_the_sweep_kills_what_goes_on_when_it_is_interrupted(server: Server, folder: Path) -> None:
+    """After Ctrl-C no run of it goes on, and those that did are KILLED."""
+    with sweeping(server, folder, "--games", "1000000") as sweep, Client(server.target) as client:
+        until(lambda: client.info().runs_active == 3)
+        sweep.send_signal(signal.SIGINT)
+        out, error = sweep.communicate(timeout=SECONDS)
+        assert (sweep.returncode, "killed 3 runs" in out) == (130, True), error
+    assert [run.state for run in swept(server)] == [pb.RUN_STATE_KILLED] * 3
 
 
 def test_the_notebook_that_starts_notebooks(server: Server) -> None:

@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ from support.server import PROGRAM, Server
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADDRESS = "127.0.0.1:50051"
 NAMED_ADDRESS = "runner.example.com:50051"
+DASK_PORT = "8786"
 RUN = ("console", "sh", "python")
 SECONDS = 120.0
 
@@ -96,12 +98,13 @@ class Reader:
 
     Where a page says 127.0.0.1:50051, the reader uses the address of the server that it started last, and for
     runner.example.com:50051 the same by the name localhost. From the beginning there is one as `make serve`
-    starts it.
+    starts it. For Dask's port 8786 the reader takes a free one.
     """
 
     def __init__(self, folder: Path, make_server: Callable[..., Server]) -> None:
         self._folder = folder
         self._make_server = make_server
+        self._target = ""
         for each in REPOSITORY.iterdir():
             if each.name not in _NOT_OF_THE_REPOSITORY:
                 (folder / each.name).symlink_to(each)
@@ -118,6 +121,9 @@ class Reader:
             text=True,
             start_new_session=True,  # so that all that it started can be ended
         )
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._dask_port = probe.getsockname()[1]
         # What is installed is what is tested, whatever the times of the files say.
         self.say(f'make() {{ command make --no-print-directory -o {_INSTALLED} "$@"; }}')
         self._serve("make serve")
@@ -141,7 +147,7 @@ class Reader:
             steps = [(f"python -c {shlex.quote(block.text)}", [])]
         printed = ""
         for place, (command, shown) in enumerate(steps, 1):
-            if self._serve(command):
+            if self._serve(self._here(command)):
                 continue
             code, text = self.say(self._here(command))
             expected = int(block.notes.get("exit code", 0)) if place == len(steps) else 0
@@ -153,7 +159,8 @@ class Reader:
     def _here(self, command: str) -> str:
         """A command with the address of the server that was started last."""
         by_name = self._target.replace("127.0.0.1", "localhost")
-        return command.replace(ADDRESS, self._target).replace(NAMED_ADDRESS, by_name)
+        here = command.replace(ADDRESS, self._target).replace(NAMED_ADDRESS, by_name)
+        return here.replace(DASK_PORT, str(self._dask_port))
 
     def say(self, command: str) -> tuple[int, str]:
         """Says one command to the shell; answers its exit code and what it printed."""
@@ -194,7 +201,9 @@ class Reader:
             "--log-format",
             "json",
         ]
-        self._target = self._make_server(*options, folder=self._folder).target
+        exported = (line.partition("=") for line in self.say("env")[1].splitlines())
+        dask = {name: value for name, _, value in exported if name.startswith("DASK_")}
+        self._target = self._make_server(*options, folder=self._folder, environment=dask).target
         self.say(f"export NOTEBOOK_RUNNER_TARGET={self._target}")
         return True
 

@@ -1,0 +1,238 @@
+"""What one server carries on a Dask cluster of 1, 2, 4 and 8 workers, and the lines through it."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+import grpc
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks import flow, notebooks
+from benchmarks.cluster import READY_SECONDS, check_lines, service, wait_for_workers
+from benchmarks.dask import Cluster, clustered
+from benchmarks.report import percentile
+from benchmarks.server import Server, served
+from benchmarks.service import Service
+from benchmarks.speed import tree
+from benchmarks.startup import proportional
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+
+WORKERS = (1, 2, 4, 8)
+SLEEP_SECONDS = 2.0
+RUNS_EACH = 5
+READERS_EACH = 50
+LINES = 100
+PAUSE = 0.1
+IDLE_SECONDS = 10.0
+MIB = 1024 * 1024
+
+
+@dataclass
+class Row:
+    """What was measured with so many workers; processor time in seconds for each second, memory in MiB.
+
+    Attributes:
+        workers: How many there were, with one slot each.
+        idle_server: What the server took when nothing ran.
+        idle_scheduler: What the scheduler took then.
+        rate: Runs a second that sleep two seconds.
+        rate_server: What the server took meanwhile.
+        rate_scheduler: What the scheduler took meanwhile.
+        readers: Streams that were followed at once.
+        events: Events that all of them got, a second.
+        late_median: From a print in the kernel to a reader, in seconds.
+        late_p99: The same, what 99 of 100 do not exceed.
+        readers_server: What the server took meanwhile.
+        server_memory: What the server had then.
+        scheduler_memory: What the scheduler had then.
+        worker_memory: What all processes of one worker had then, in the mean.
+    """
+
+    workers: int
+    idle_server: float = 0.0
+    idle_scheduler: float = 0.0
+    rate: float = 0.0
+    rate_server: float = 0.0
+    rate_scheduler: float = 0.0
+    readers: int = 0
+    events: float = 0.0
+    late_median: float = 0.0
+    late_p99: float = 0.0
+    readers_server: float = 0.0
+    server_memory: float = 0.0
+    scheduler_memory: float = 0.0
+    worker_memory: float = 0.0
+
+
+def measure() -> list[Row]:
+    """Measures with one server, and a cluster that grows."""
+    rows = []
+    with clustered(1) as cluster:
+        options = ("--executor", cluster.executor, "--queue", str(RUNS_EACH * WORKERS[-1]))
+        with served(*options, environment=cluster.environment) as server, service(server) as one:
+            for count in track(WORKERS, description="a cluster that grows"):
+                cluster.grow(count)
+                wait_for_workers(one, count)
+                rows.append(_row(server, cluster, one, count))
+    return rows
+
+
+def _row(server: Server, cluster: Cluster, one: Service, workers: int) -> Row:
+    row = Row(workers)
+    # The kernels of new workers, and the imports of a first run.
+    _runs(one, workers, workers)
+    time.sleep(IDLE_SECONDS / 2)
+    pids = (server.pid, cluster.scheduler.pid)
+    row.idle_server, row.idle_scheduler = _shares(pids, lambda: time.sleep(IDLE_SECONDS))
+    runs = RUNS_EACH * workers
+    begin = time.perf_counter()
+    row.rate_server, row.rate_scheduler = _shares(pids, lambda: _runs(one, workers, runs))
+    row.rate = runs / (time.perf_counter() - begin)
+    _read(server, cluster, one, row)
+    return row
+
+
+def _runs(one: Service, workers: int, count: int) -> None:
+    """Runs that sleep, as many at once as there are workers."""
+    data = notebooks.written(notebooks.of([f"import time; time.sleep({SLEEP_SECONDS})"]))
+    with ThreadPoolExecutor(workers + 1) as pool:
+        # One more than there are workers: a slot that is free does not wait for a caller.
+        list(pool.map(lambda _: list(one.follow(one.start(data).run_id)), range(count)))
+
+
+def _shares(pids: tuple[int, ...], work: Callable[[], object]) -> list[float]:
+    """What processes take while something is done, as a share of one processor each."""
+    before, begin = [_processor_seconds(pid) for pid in pids], time.perf_counter()
+    work()
+    taken = time.perf_counter() - begin
+    return [(_processor_seconds(pid) - was) / taken for pid, was in zip(pids, before, strict=True)]
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process has taken, by the clock that Linux has for it: /proc counts hundredths only."""
+    return time.clock_gettime(~pid << 3 | 2)
+
+
+def _read(server: Server, cluster: Cluster, one: Service, row: Row) -> None:
+    """Follows a run on each worker, with many readers each; none of them may miss anything."""
+    data = notebooks.written(notebooks.ticking(LINES, PAUSE, flush=True))
+    runs = [one.start(data).run_id for _ in range(row.workers)]
+    before, begin = _processor_seconds(server.pid), time.perf_counter()
+    streams, row.server_memory, row.scheduler_memory, row.worker_memory = asyncio.run(
+        _read_all(server, cluster, runs)
+    )
+    taken = time.perf_counter() - begin
+    row.readers_server = (_processor_seconds(server.pid) - before) / taken
+    row.readers = len(streams)
+    row.events = sum(map(len, streams)) / taken
+    late = [seconds for stream in streams for at, event in stream for seconds in flow.late(at, event)]
+    row.late_median, row.late_p99 = statistics.median(late), percentile(late, 0.99)
+    for stream in streams:
+        check_lines([event for _, event in stream], LINES)
+
+
+Stream = list[tuple[float, pb.ProgressResponse]]
+
+
+async def _read_all(
+    server: Server, cluster: Cluster, runs: list[str]
+) -> tuple[list[Stream], float, float, float]:
+    """What every reader got, and the memory of server, scheduler and a worker when half of it was there."""
+
+    async def read(stub: Any, run_id: str) -> Stream:
+        request = pb.ProgressRequest(run_id=run_id)
+        return [(time.time(), event) async for event in stub.Progress(request, timeout=READY_SECONDS)]
+
+    async def read_run(run_id: str) -> list[Stream]:
+        # A connection has a most of streams, and channels of one process share one if nobody says otherwise.
+        alone = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(server.address, alone) as channel:
+            stub = rpc.NotebookRunnerStub(channel)
+            return await asyncio.gather(*(read(stub, run_id) for _ in range(READERS_EACH)))
+
+    reading = asyncio.gather(*map(read_run, runs))
+    await asyncio.sleep(LINES * PAUSE / 2)
+    memory = await asyncio.to_thread(_memory, server, cluster)
+    return list(chain.from_iterable(await reading)), *memory
+
+
+def _memory(server: Server, cluster: Cluster) -> tuple[float, float, float]:
+    workers = [_mebibytes(nanny.pid) for nanny in cluster.nannies]
+    return _mebibytes(server.pid), _mebibytes(cluster.scheduler.pid), statistics.mean(workers)
+
+
+def _mebibytes(pid: int) -> float:
+    return sum(map(proportional, tree(pid))) / MIB
+
+
+LINES_THROUGH = (
+    ("server's processor time, idle, a worker", "workers", "idle_server"),
+    ("scheduler's processor time, idle, a worker", "workers", "idle_scheduler"),
+    ("server's processor time, a run", "rate", "rate_server"),
+    ("scheduler's processor time, a run", "rate", "rate_scheduler"),
+    ("server's processor time, an event to a reader", "events", "readers_server"),
+    ("server's memory, a worker with a run and its readers", "workers", "server_memory"),
+    ("scheduler's memory, a worker", "workers", "scheduler_memory"),
+)
+
+
+def fitted(rows: list[Row]) -> dict[str, tuple[float, float]]:
+    """What each line through the figures begins with, and what one more adds: least squares."""
+    found = {}
+    for name, x, y in LINES_THROUGH:
+        line = statistics.linear_regression(
+            [getattr(row, x) for row in rows], [getattr(row, y) for row in rows]
+        )
+        found[name] = line.intercept, line.slope
+    return found
+
+
+def record(rows: list[Row]) -> dict[str, Any]:
+    """All of it, for a file."""
+    return {"rows": [asdict(row) for row in rows], "fitted": fitted(rows)}
+
+
+def show(rows: list[Row]) -> None:
+    """Prints the table and the lines."""
+    console = Console(width=110)
+    console.print(_table(rows))
+    best = min(row.rate / row.workers / rows[0].rate for row in rows)
+    console.print(f"  {best:.2f} of n times one worker's runs a second, the least (goal: at least 0.8)")
+    lines = Table("what", "begins with", "each", title="Lines through them (seconds or MiB)")
+    for name, (intercept, slope) in fitted(rows).items():
+        lines.add_row(name, f"{intercept:.4g}", f"{slope:.4g}")
+    console.print(lines)
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table(
+        title="One server on a cluster: runs that sleep 2 s, and readers of runs with 10 lines a second"
+    )
+    titles = ["workers", "runs/s", "of n times one", "server, scheduler %", "idle %", "readers", "events/s"]
+    titles += ["late, median, p99 ms", "server %", "MiB server", "scheduler", "a worker"]
+    for title in titles:
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row.workers),
+            f"{row.rate:.2f}",
+            f"{row.rate / row.workers / rows[0].rate:.2f}",
+            f"{100 * row.rate_server:.1f}, {100 * row.rate_scheduler:.1f}",
+            f"{100 * row.idle_server:.2f}, {100 * row.idle_scheduler:.2f}",
+            str(row.readers),
+            f"{row.events:.0f}",
+            f"{1000 * row.late_median:.1f}, {1000 * row.late_p99:.1f}",
+            f"{100 * row.readers_server:.0f}",
+            f"{row.server_memory:.0f}",
+            f"{row.scheduler_memory:.0f}",
+            f"{row.worker_memory:.0f}",
+        )
+    return table
