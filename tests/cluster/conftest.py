@@ -22,7 +22,7 @@ def serve(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., MortalServ
     with ExitStack() as servers:
 
         def one(*options: str) -> MortalServer:
-            options = ("--worker-timeout", "6", "--queue", "9", *options)
+            options = ("--worker-timeout", "30", "--queue", "9", *options)
             server = MortalServer(tmp_path / "state", *options, environment=cluster.environment)
             return servers.enter_context(server)
 

@@ -57,6 +57,8 @@ def test_a_drained_worker_finishes_its_run_and_gets_no_other(
     drained = worker_of(cluster, server, run)
     with draining(cluster, drained) as program:
         assert drains(program)
+        while server.stub.Info(pb.InfoRequest(), timeout=10).workers != 2:
+            assert program.poll() is None
         assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
         assert program.poll() is None
         gate.open()

@@ -42,7 +42,7 @@ for number in range({count}):
 @pytest.fixture(scope="module")
 def calm(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalServer]:
     """A server for the tests that leave it well."""
-    options = ("--worker-timeout", "6", "--queue", "9")
+    options = ("--worker-timeout", "30", "--queue", "9")
     with MortalServer(tmp_path_factory.mktemp("state"), *options, environment=cluster.environment) as one:
         yield one
 
@@ -194,7 +194,7 @@ def test_large_output_survives_the_death_of_the_server(serve: Serve, gate: Gate)
 def test_a_run_that_no_server_asks_for_is_ended(serve: Serve) -> None:
     """When no server is back in the configured time, nothing goes on; the next one says INTERRUPTED."""
     mark = new_mark()
-    first = serve()
+    first = serve("--worker-timeout", "6")
     run = start(first.stub, inline(FOR_EVER, environment={RUN_MARK: mark}))
     kernel(first, run)
     first.process.kill()

@@ -262,14 +262,9 @@ class Link:
         """See which workers there are, and ask those that are new what they have."""
         assert client.scheduler is not None  # noqa: S101 - it is connected
         all_there = (await client.scheduler.identity(n_workers=-1))["workers"]
-        there = {
-            address: one["metrics"].get(PLUGIN, {})
-            for address, one in all_there.items()
-            if one["resources"].get(RESOURCE, 0) >= 1
-        }
+        there = {where: one for where, one in all_there.items() if one["resources"].get(RESOURCE, 0) >= 1}
         self.workers.keep(there)
-        asked = there.keys() - self.workers.usable
-        answered = await asyncio.gather(*(self._ask(one) for one in asked))
+        answered = await asyncio.gather(*(self._ask(one) for one in there.keys() - self.workers.settled))
         self.all_asked = self.all_asked or all(answered)
         await self.changed()
 

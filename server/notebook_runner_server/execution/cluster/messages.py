@@ -23,6 +23,9 @@ ATTACH = "notebook_runner_attach"
 DESCRIBE = "notebook_runner_describe"
 """The operations that a Dask worker learns."""
 
+SPARES = "notebook_runner_spares"
+"""A metric of a Dask worker: by kernelspec, how many kernels it keeps ready, and how many it is to keep."""
+
 
 VERSION = importlib.metadata.version("notebook-runner")
 """Server and worker understand each other only if they have the same."""

@@ -71,7 +71,7 @@ class NotebookHost(WorkerPlugin):
             self._problem, self._slots = str(error) or type(error).__name__, 0
         worker.handlers[messages.ATTACH] = self.attach
         worker.handlers[messages.DESCRIBE] = self.describe
-        worker.metrics[PLUGIN] = self._spares
+        worker.metrics[messages.SPARES] = self._spares
 
     def _sandbox(self, worker: Worker) -> Sandbox:
         # Who has the cluster's key may do anything on the cluster.
@@ -83,7 +83,7 @@ class NotebookHost(WorkerPlugin):
         """End all runs and the worker processes (called by Dask)."""
         for operation in (messages.ATTACH, messages.DESCRIBE):
             worker.handlers.pop(operation, None)
-        worker.metrics.pop(PLUGIN, None)
+        worker.metrics.pop(messages.SPARES, None)
         for lease in self._leases.values():
             lease.stop(Cause.WORKER_DIED, 0.0)
         with contextlib.suppress(TimeoutError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from notebook_runner_server.execution.cluster import messages
 from notebook_runner_server.execution.cluster.messages import Description, HostOptions, Place
@@ -24,26 +25,33 @@ class Workers:
         self.kernels: Mapping[str, str] = {}
         self.left: dict[str, Place] = {}
         self._there: dict[str, Description] = {}
-        self._spares: Mapping[str, Mapping[str, tuple[int, int]]] = {}
+        self._metrics: Mapping[str, Mapping[str, Any]] = {}
+        self._running: frozenset[str] = frozenset()
         self._refused: set[tuple[str, str]] = set()
 
     @property
     def usable(self) -> frozenset[str]:
         """The addresses of those that take runs."""
         # Whoever asks may be on another thread.
-        return frozenset(address for address, one in tuple(self._there.items()) if one.slots)
+        there = tuple(self._there.items())
+        return frozenset(address for address, one in there if one.slots and address in self._running)
+
+    @property
+    def settled(self) -> frozenset[str]:
+        """The addresses of those of which all is known, and that had no problem."""
+        return frozenset(address for address, one in self._there.items() if one.slots)
 
     @property
     def slots(self) -> int:
         """How many runs they execute at once."""
-        return sum(one.slots for one in tuple(self._there.values()))
+        return sum(one.slots for address, one in tuple(self._there.items()) if address in self._running)
 
     @property
     def spares(self) -> Mapping[str, Spares]:
         """The kernels that they keep, by kernelspec, as the scheduler was told last."""
         counts: dict[str, Spares] = {}
         for address in self.usable:
-            for name, (ready, wanted) in self._spares.get(address, {}).items():
+            for name, (ready, wanted) in self._metrics.get(address, {}).get(messages.SPARES, {}).items():
                 before = counts.get(name, Spares(0, 0))
                 counts[name] = Spares(before.ready + ready, before.wanted + wanted)
         return counts
@@ -58,11 +66,13 @@ class Workers:
         """Whether any had a run when it was asked."""
         return any(one.leases for one in self._there.values())
 
-    def keep(self, there: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
-        """Take which workers are there, with the kernels that each keeps: ready, and wanted."""
+    def keep(self, there: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take which workers are there, and what the scheduler says of each."""
         for gone in self._there.keys() - there.keys():
             del self._there[gone]
-        self._spares = there
+        self._metrics = {address: one["metrics"] for address, one in there.items()}
+        # One that is drained, or short of memory, finishes what it has and takes nothing more.
+        self._running = frozenset(address for address, one in there.items() if one["status"] == "running")
 
     def clear(self) -> None:
         """Forget all, for they are not known to be there."""
