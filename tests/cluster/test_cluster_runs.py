@@ -14,6 +14,7 @@ from support.cluster import Cluster
 from support.gate import Gate
 from support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
 from support.notebooks import printed
+from support.scrape import ON, scrape, until
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
@@ -170,6 +171,20 @@ def test_runs_are_followed_on_by_the_next_server(
     assert path.read_text() == "executed\n"
     for one in (brief, queued):
         assert finish(second.stub, one.run_id).run.state == pb.RUN_STATE_SUCCEEDED
+
+
+def test_the_next_server_counts_the_runs_that_go_on(serve: Serve, gate: Gate) -> None:
+    """Workers are added by the number of runs: one that was begun before the server's death is among them."""
+    first = serve()
+    run = start(first.stub, inline(gate.source))
+    reach(first.stub, run.run_id, "cell_started")
+    first.process.kill()
+    first.process.wait()
+    second = serve(*ON)
+    assert scrape(second).counted("runs") == {("running",): 1}
+    gate.open()
+    assert finish(second.stub, run.run_id).run.state == pb.RUN_STATE_SUCCEEDED
+    until(second, lambda page: not page.counted("runs"))
 
 
 def test_large_output_survives_the_death_of_the_server(serve: Serve, gate: Gate) -> None:

@@ -177,7 +177,8 @@ class _Runs:
                 self._admitted.labels(run.kernel_name).inc()
             case RunState.STARTING:
                 self._queued.observe((now - run.create_time) / 1e9)
-            case RunState.RUNNING:
+            case RunState.RUNNING if course.starting:
+                # Of a run that an earlier server began, that one alone knew when.
                 self._starting.labels(run.kernel_name, course.start).observe((now - course.starting) / 1e9)
             case state if state.is_terminal:
                 self._has_ended(course, run)

@@ -26,8 +26,8 @@ class Observer(Protocol):
 
         Args:
             course: How the run went so far, this event included.
-            event: A new state of the run (the first is QUEUED), or the start or end of a cell. Output is
-                not told.
+            event: A new state of the run, or the start or end of a cell. Output is not told. The first is
+                the state QUEUED, or the one in which an earlier server has left the run.
         """
 
 

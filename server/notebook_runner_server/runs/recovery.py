@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 
 from notebook_runner_server.execution.interface import Backend, Cause, Failure
 from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.clock import Clock
 from notebook_runner_server.runs.dispatcher import Dispatcher
-from notebook_runner_server.runs.model import RunState
+from notebook_runner_server.runs.model import RunChanged, RunState
 from notebook_runner_server.runs.resume import Resume
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import Row
@@ -34,12 +35,13 @@ async def recover(
         size = await asyncio.to_thread(store.folder(row.run.run_id).parts_size)
         active = active_run(row, Clock(last.time), size)
         resume = await store.resume(row.position) or Resume(0, size, size)
+        # What goes on is new to those who watch.
         if row.run.state is RunState.QUEUED:
-            # It is new to those who watch.
             active.course.tell([last])
             dispatcher.add(active)
         elif handle := backend.find(row.run.run_id, resume.mark):
             active.resume(resume)
+            active.course.tell([dataclasses.replace(last, body=RunChanged(row.run))])
             if row.run.state is RunState.KILLING:
                 # Whoever asked for that cannot be told that it was done.
                 active.stop_requested = Cause.KILL_REQUESTED, 0.0
