@@ -56,8 +56,8 @@ def main() -> None:
     if "cluster" in parts:
         figures += cluster.measure(rounds)
         grown = growth.measure()
-        more["growth"] = growth.record(grown)
-        growth.show(grown)
+        more["growth"] = growth.record(*grown)
+        growth.show(*grown)
     show(figures)
     if "endings" in parts:
         endings.show(ended)

@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import trustme
+from distributed import Client, Security
 
 PROGRAM = Path(sys.executable).with_name("dask")
 HOST = "127.0.0.1"
@@ -50,6 +52,24 @@ class Cluster:
             self.nannies.append(
                 self._start("worker", self._address, *options, "--local-directory", str(place))
             )
+
+    def count(self) -> int:
+        """How many workers the scheduler knows."""
+        files = {kind: str(self._folder / "pair.pem") for kind in ("tls_client_cert", "tls_client_key")}
+        security = Security(require_encryption=True, tls_ca_file=str(self._folder / "ca.pem"), **files)
+        with Client(self._address, security=security, set_as_default=False) as client:
+            return len(client.scheduler_info(n_workers=-1)["workers"])
+
+    @contextmanager
+    def crowded(self, workers: int) -> Iterator[None]:
+        """Has so many workers more meanwhile, without a place for a run, all in one process."""
+        wanted = self.count() + workers
+        command = [sys.executable, "-m", "benchmarks.bystanders", self._address, str(workers)]
+        with subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL) as crowd:
+            while self.count() < wanted:
+                time.sleep(0.5)
+            yield
+            crowd.terminate()
 
     def stop(self) -> None:
         """Ends all of it in order."""

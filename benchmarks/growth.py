@@ -32,7 +32,18 @@ READERS_EACH = 50
 LINES = 100
 PAUSE = 0.1
 IDLE_SECONDS = 10.0
+CROWD = 200
 MIB = 1024 * 1024
+
+
+@dataclass
+class Crowd:
+    """What many workers cost that have no place for a run; units as in `Row`."""
+
+    workers: int
+    server: float
+    scheduler: float
+    scheduler_memory: float
 
 
 @dataclass
@@ -51,6 +62,8 @@ class Row:
         late_median: From a print in the kernel to a reader, in seconds.
         late_p99: The same, what 99 of 100 do not exceed.
         readers_server: What the server took meanwhile.
+        lines: Lines that were printed a second, with one reader each.
+        lines_server: What the server took meanwhile.
         server_memory: What the server had then.
         scheduler_memory: What the scheduler had then.
         worker_memory: What all processes of one worker had then, in the mean.
@@ -67,14 +80,16 @@ class Row:
     late_median: float = 0.0
     late_p99: float = 0.0
     readers_server: float = 0.0
+    lines: float = 0.0
+    lines_server: float = 0.0
     server_memory: float = 0.0
     scheduler_memory: float = 0.0
     worker_memory: float = 0.0
 
 
-def measure() -> list[Row]:
+def measure() -> tuple[list[Row], list[Crowd]]:
     """Measures with one server, and a cluster that grows."""
-    rows = []
+    rows, crowds = [], []
     with clustered(1) as cluster:
         options = ("--executor", cluster.executor, "--queue", str(RUNS_EACH * WORKERS[-1]))
         with served(*options, environment=cluster.environment) as server, service(server) as one:
@@ -82,7 +97,16 @@ def measure() -> list[Row]:
                 cluster.grow(count)
                 wait_for_workers(one, count)
                 rows.append(_row(server, cluster, one, count))
-    return rows
+            crowds.append(_crowd(server, cluster))
+            with cluster.crowded(CROWD):
+                crowds.append(_crowd(server, cluster))
+    return rows, crowds
+
+
+def _crowd(server: Server, cluster: Cluster) -> Crowd:
+    time.sleep(IDLE_SECONDS / 2)
+    mine, its = _shares((server.pid, cluster.scheduler.pid), lambda: time.sleep(IDLE_SECONDS))
+    return Crowd(cluster.count(), mine, its, _mebibytes(cluster.scheduler.pid))
 
 
 def _row(server: Server, cluster: Cluster, one: Service, workers: int) -> Row:
@@ -122,30 +146,38 @@ def _processor_seconds(pid: int) -> float:
 
 
 def _read(server: Server, cluster: Cluster, one: Service, row: Row) -> None:
-    """Follows a run on each worker, with many readers each; none of them may miss anything."""
-    data = notebooks.written(notebooks.ticking(LINES, PAUSE, flush=True))
-    runs = [one.start(data).run_id for _ in range(row.workers)]
-    before, begin = _processor_seconds(server.pid), time.perf_counter()
-    streams, row.server_memory, row.scheduler_memory, row.worker_memory = asyncio.run(
-        _read_all(server, cluster, runs)
-    )
-    taken = time.perf_counter() - begin
-    row.readers_server = (_processor_seconds(server.pid) - before) / taken
+    """Follows a run on each worker, by one reader and by many; none of them may miss anything."""
+    row.lines_server, taken, _ = _followed(server, cluster, one, row, 1)
+    row.lines = LINES * row.workers / taken
+    row.readers_server, taken, streams = _followed(server, cluster, one, row, READERS_EACH)
     row.readers = len(streams)
     row.events = sum(map(len, streams)) / taken
     late = [seconds for stream in streams for at, event in stream for seconds in flow.late(at, event)]
     row.late_median, row.late_p99 = statistics.median(late), percentile(late, 0.99)
-    for stream in streams:
-        check_lines([event for _, event in stream], LINES)
 
 
 Stream = list[tuple[float, pb.ProgressResponse]]
 
 
+def _followed(
+    server: Server, cluster: Cluster, one: Service, row: Row, readers: int
+) -> tuple[float, float, list[Stream]]:
+    """What the server took while runs were followed, how long that was, and what each reader got."""
+    data = notebooks.written(notebooks.ticking(LINES, PAUSE, flush=True))
+    runs = [one.start(data).run_id for _ in range(row.workers)]
+    before, begin = _processor_seconds(server.pid), time.perf_counter()
+    streams = asyncio.run(_read_all(server, cluster, runs, readers, row))
+    taken = time.perf_counter() - begin
+    share = (_processor_seconds(server.pid) - before) / taken
+    for stream in streams:
+        check_lines([event for _, event in stream], LINES)
+    return share, taken, streams
+
+
 async def _read_all(
-    server: Server, cluster: Cluster, runs: list[str]
-) -> tuple[list[Stream], float, float, float]:
-    """What every reader got, and the memory of server, scheduler and a worker when half of it was there."""
+    server: Server, cluster: Cluster, runs: list[str], readers: int, row: Row
+) -> list[Stream]:
+    """What every reader got; the memory when half of it was there is noted."""
 
     async def read(stub: Any, run_id: str) -> Stream:
         request = pb.ProgressRequest(run_id=run_id)
@@ -156,17 +188,17 @@ async def _read_all(
         alone = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(server.address, alone) as channel:
             stub = rpc.NotebookRunnerStub(channel)
-            return await asyncio.gather(*(read(stub, run_id) for _ in range(READERS_EACH)))
+            return await asyncio.gather(*(read(stub, run_id) for _ in range(readers)))
 
     reading = asyncio.gather(*map(read_run, runs))
     await asyncio.sleep(LINES * PAUSE / 2)
-    memory = await asyncio.to_thread(_memory, server, cluster)
-    return list(chain.from_iterable(await reading)), *memory
+    await asyncio.to_thread(_note_memory, server, cluster, row)
+    return list(chain.from_iterable(await reading))
 
 
-def _memory(server: Server, cluster: Cluster) -> tuple[float, float, float]:
-    workers = [_mebibytes(nanny.pid) for nanny in cluster.nannies]
-    return _mebibytes(server.pid), _mebibytes(cluster.scheduler.pid), statistics.mean(workers)
+def _note_memory(server: Server, cluster: Cluster, row: Row) -> None:
+    row.server_memory, row.scheduler_memory = _mebibytes(server.pid), _mebibytes(cluster.scheduler.pid)
+    row.worker_memory = statistics.mean(_mebibytes(nanny.pid) for nanny in cluster.nannies)
 
 
 def _mebibytes(pid: int) -> float:
@@ -178,7 +210,8 @@ LINES_THROUGH = (
     ("scheduler's processor time, idle, a worker", "workers", "idle_scheduler"),
     ("server's processor time, a run", "rate", "rate_server"),
     ("scheduler's processor time, a run", "rate", "rate_scheduler"),
-    ("server's processor time, an event to a reader", "events", "readers_server"),
+    ("server's processor time, a line with one reader", "lines", "lines_server"),
+    ("server's processor time, an event to one of many readers", "events", "readers_server"),
     ("server's memory, a worker with a run and its readers", "workers", "server_memory"),
     ("scheduler's memory, a worker", "workers", "scheduler_memory"),
 )
@@ -195,12 +228,12 @@ def fitted(rows: list[Row]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def record(rows: list[Row]) -> dict[str, Any]:
+def record(rows: list[Row], crowds: list[Crowd]) -> dict[str, Any]:
     """All of it, for a file."""
-    return {"rows": [asdict(row) for row in rows], "fitted": fitted(rows)}
+    return {"rows": list(map(asdict, rows)), "crowds": list(map(asdict, crowds)), "fitted": fitted(rows)}
 
 
-def show(rows: list[Row]) -> None:
+def show(rows: list[Row], crowds: list[Crowd]) -> None:
     """Prints the table and the lines."""
     console = Console(width=110)
     console.print(_table(rows))
@@ -210,29 +243,35 @@ def show(rows: list[Row]) -> None:
     for name, (intercept, slope) in fitted(rows).items():
         lines.add_row(name, f"{intercept:.4g}", f"{slope:.4g}")
     console.print(lines)
+    for crowd in crowds:
+        shares = f"server {100 * crowd.server:.1f} %, scheduler {100 * crowd.scheduler:.1f} %"
+        console.print(f"  {crowd.workers} Dask workers, idle: {shares}, {crowd.scheduler_memory:.0f} MiB")
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table(
-        title="One server on a cluster: runs that sleep 2 s, and readers of runs with 10 lines a second"
-    )
-    titles = ["workers", "runs/s", "of n times one", "server, scheduler %", "idle %", "readers", "events/s"]
-    titles += ["late, median, p99 ms", "server %", "MiB server", "scheduler", "a worker"]
-    for title in titles:
-        table.add_column(title, justify="right")
-    for row in rows:
-        table.add_row(
-            str(row.workers),
-            f"{row.rate:.2f}",
-            f"{row.rate / row.workers / rows[0].rate:.2f}",
-            f"{100 * row.rate_server:.1f}, {100 * row.rate_scheduler:.1f}",
-            f"{100 * row.idle_server:.2f}, {100 * row.idle_scheduler:.2f}",
-            str(row.readers),
-            f"{row.events:.0f}",
-            f"{1000 * row.late_median:.1f}, {1000 * row.late_p99:.1f}",
-            f"{100 * row.readers_server:.0f}",
-            f"{row.server_memory:.0f}",
-            f"{row.scheduler_memory:.0f}",
-            f"{row.worker_memory:.0f}",
-        )
+    one = rows[0].rate
+    shown: dict[str, list[str]] = {
+        "runs a second that sleep 2 s": [f"{row.rate:.2f}" for row in rows],
+        "of n times one worker's": [f"{row.rate / row.workers / one:.2f}" for row in rows],
+        "server, scheduler meanwhile, %": [
+            f"{100 * row.rate_server:.1f}, {100 * row.rate_scheduler:.1f}" for row in rows
+        ],
+        "server, scheduler idle, %": [
+            f"{100 * row.idle_server:.2f}, {100 * row.idle_scheduler:.2f}" for row in rows
+        ],
+        "lines a second, one reader each": [f"{row.lines:.0f}" for row in rows],
+        "server meanwhile, % ": [f"{100 * row.lines_server:.1f}" for row in rows],
+        "readers at once": [str(row.readers) for row in rows],
+        "events a second to them": [f"{row.events:.0f}" for row in rows],
+        "late, median and p99, ms": [
+            f"{1000 * row.late_median:.1f}, {1000 * row.late_p99:.1f}" for row in rows
+        ],
+        "server meanwhile, %": [f"{100 * row.readers_server:.1f}" for row in rows],
+        "MiB of server, scheduler, a worker": [
+            f"{row.server_memory:.0f}, {row.scheduler_memory:.0f}, {row.worker_memory:.0f}" for row in rows
+        ],
+    }
+    table = Table("workers", *(str(row.workers) for row in rows), title="One server on a cluster that grows")
+    for name, values in shown.items():
+        table.add_row(name, *values)
     return table
