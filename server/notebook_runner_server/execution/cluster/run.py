@@ -208,6 +208,8 @@ class ClusterRun:
                     case messages.Unknown():
                         self._is_unknown = True
                         return
+                # What has come already is answered without a turn of the event loop.
+                await asyncio.sleep(0)
         except OSError:
             pass
         finally:
