@@ -58,5 +58,6 @@ def _cluster(settings: Settings) -> Backend:
         # Where workers share it, the history is hidden there as well.
         sandbox=dataclasses.replace(sandbox, hidden=(*sandbox.hidden, settings.state_folder)),
         limit_address_space=settings.limit_address_space,
+        max_files_bytes=settings.max_files_bytes,
     )
     return backend.ClusterBackend(settings.executor, options, settings.cluster_runs)

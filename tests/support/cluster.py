@@ -32,13 +32,14 @@ class Cluster:
         tls: Whether they are reached over TLS.
 
     Attributes:
+        folder: The same.
         workers: The nannies, by name.
         scheduler: The scheduler.
         mark: What the environment of every process of it carries.
     """
 
     def __init__(self, folder: Path, workers: int = 3, host: str = "127.0.0.1", *, tls: bool = True) -> None:
-        self._folder = folder
+        self.folder = folder
         self._count = workers
         self._host = host
         self._protocol = "tls" if tls else "tcp"
@@ -58,13 +59,13 @@ class Cluster:
     def __enter__(self) -> Self:
         authority = trustme.CA()
         pair = authority.issue_cert(self._host)
-        pair.private_key_and_cert_chain_pem.write_to_path(self._folder / "pair.pem")
-        authority.cert_pem.write_to_path(self._folder / "ca.pem")
+        pair.private_key_and_cert_chain_pem.write_to_path(self.folder / "pair.pem")
+        authority.cert_pem.write_to_path(self.folder / "ca.pem")
         roles = ("CLIENT", "SCHEDULER", "WORKER")
         prefix = "DASK_DISTRIBUTED__COMM__TLS__"
         files = {f"{prefix}{role}__{kind}": "pair.pem" for role in roles for kind in ("CERT", "KEY")}
         files[f"{prefix}CA_FILE"] = "ca.pem"
-        self._tls = {name: str(self._folder / file) for name, file in files.items()}
+        self._tls = {name: str(self.folder / file) for name, file in files.items()}
         self.start_scheduler()
         for number in range(self._count):
             self.start_worker(f"worker-{number}")
@@ -91,9 +92,9 @@ class Cluster:
         """Waits until so many workers are there."""
         security = distributed.Security(
             require_encryption=self._protocol == "tls",
-            tls_ca_file=str(self._folder / "ca.pem"),
-            tls_client_cert=str(self._folder / "pair.pem"),
-            tls_client_key=str(self._folder / "pair.pem"),
+            tls_ca_file=str(self.folder / "ca.pem"),
+            tls_client_cert=str(self.folder / "pair.pem"),
+            tls_client_key=str(self.folder / "pair.pem"),
         )
         address = f"{self._protocol}://{self._host}:{self._port}"
         with distributed.Client(
@@ -125,7 +126,7 @@ class Cluster:
         address = f"{self._protocol}://{self._host}:{self._port}"
         options = ["--nworkers", "1", "--nthreads", "1", *more, "--no-dashboard"]
         options += ["--host", host or self._host, "--memory-limit", "0", "--name", name]
-        options += ["--local-directory", str(self._folder / name)]
+        options += ["--local-directory", str(self.folder / name)]
         self.workers[name] = self._start(name, "worker", address, *options, prefix=prefix)
 
     def restart(self) -> None:
@@ -145,7 +146,7 @@ class Cluster:
         self, name: str, kind: str, *options: str, prefix: tuple[str, ...] = ()
     ) -> subprocess.Popen[bytes]:
         environment = {**os.environ, **self._tls, MARK_VARIABLE: self.mark}
-        with (self._folder / f"{name}.log").open("ab") as log:
+        with (self.folder / f"{name}.log").open("ab") as log:
             command = [*prefix, str(PROGRAM), kind, *options]
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -153,5 +154,5 @@ class Cluster:
         """The last lines of all logs."""
         return "\n".join(
             f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-30:])
-            for path in sorted(self._folder.glob("*.log"))
+            for path in sorted(self.folder.glob("*.log"))
         )

@@ -48,12 +48,14 @@ class HostOptions:
         warm: Kernels that each slot keeps ready.
         sandbox: How kernels are kept apart.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
+        max_files_bytes: How much a run folder may hold to be brought to the server.
     """
 
     timeout: float
     warm: WarmKernels
     sandbox: Sandbox
     limit_address_space: bool
+    max_files_bytes: int
 
     def shared(self) -> HostOptions:
         """Return what of it is the same for all servers of a cluster: each has a state folder of its own."""

@@ -17,6 +17,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 from distributed.comm.core import Comm
 
 from notebook_runner_server.execution.cluster import messages
+from notebook_runner_server.execution.cluster.folders import RunFolder
 from notebook_runner_server.execution.cluster.lease import Lease
 from notebook_runner_server.execution.cluster.messages import Channel, Description, HostOptions
 from notebook_runner_server.execution.confinement.sandbox import Sandbox
@@ -54,7 +55,7 @@ class NotebookHost(WorkerPlugin):
         self._slots = min(int(worker.state.total_resources.get(RESOURCE, 0)), worker.state.nthreads)
         self._leases: dict[str, Lease] = {}
         self._admitted = asyncio.Lock()
-        folder = Path(worker.local_directory) / PLUGIN
+        self._folder = folder = Path(worker.local_directory) / PLUGIN
         folder.mkdir(mode=0o700, exist_ok=True)
         self._pool = ProcessPoolBackend(
             self._slots,
@@ -94,13 +95,16 @@ class NotebookHost(WorkerPlugin):
     async def lease(self, run_id: str, nonce: str, topic: str) -> None:
         """Lease a slot: tell the server where it is, and keep it until it is not needed any more."""
         name = secrets.token_hex(8)
-        lease = self._leases[name] = Lease(run_id, self._pool, self._admitted, self._options.timeout)
+        # Of another lease nothing may be found.
+        folder = RunFolder(self._folder / "runs" / name / run_id, self._options.max_files_bytes)
+        lease = self._leases[name] = Lease(run_id, self._pool, self._admitted, self._options.timeout, folder)
         try:
             where = {"nonce": nonce, "address": self._worker.contact_address, "lease": name}
             self._worker.log_event(topic, where)
             await lease.over.wait()
         finally:
             del self._leases[name]
+            await asyncio.to_thread(folder.remove)
 
     def describe(self) -> tuple[str, bytes]:
         """Say which version this is, and, for a server of the same, what it has (called by Dask)."""
