@@ -120,7 +120,7 @@ def worker_of(server: Server) -> int:
 
     LookupError: there is none now. A number in its place would be dangerous: 0 is the test itself.
     """
-    if Server.executor:
+    if server.is_on_cluster:
         return _above(_working_in(server.state_dir))
     below = children(server.process.pid)
     for pid, arguments in below.items():
