@@ -40,6 +40,7 @@ def _executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         return
     with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         Server.executor, Server.cluster_mark = cluster.environment, cluster.mark
+        Server.machines = len(cluster.workers)
         yield
 
 

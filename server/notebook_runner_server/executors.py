@@ -6,7 +6,6 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING
 
-from notebook_runner import __version__
 from notebook_runner_server.execution.interface import Backend
 from notebook_runner_server.execution.pool import ProcessPoolBackend
 
@@ -54,11 +53,11 @@ def _cluster(settings: Settings) -> Backend:
         ) from error
     sandbox = settings.sandbox_options
     options = messages.HostOptions(
-        version=__version__,
         timeout=settings.worker_timeout,
         warm=settings.warm,
         # Where workers share it, the history is hidden there as well.
         sandbox=dataclasses.replace(sandbox, hidden=(*sandbox.hidden, settings.state_folder)),
         limit_address_space=settings.limit_address_space,
+        max_files_bytes=settings.max_files_bytes,
     )
     return backend.ClusterBackend(settings.executor, options, settings.cluster_runs)

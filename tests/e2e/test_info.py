@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 
+import pytest
 from support import warm
 from support.calls import SECONDS, finish, inline, reach, start, started
 from support.gate import Gate
@@ -69,6 +70,7 @@ def test_runs_that_go_on_and_that_wait_are_counted(server: Server, gate: Gate) -
     assert (info.runs_active, info.runs_queued) == (0, 0)
 
 
+@pytest.mark.process_pool("tests/cluster counts those of a cluster, which has more workers")
 def test_kernels_that_are_ready_are_counted_over_all_workers(
     make_server: Callable[..., Server], gate: Gate
 ) -> None:
@@ -83,6 +85,7 @@ def test_kernels_that_are_ready_are_counted_over_all_workers(
         finish(server.stub, run.run_id)
 
 
+@pytest.mark.process_pool("the run goes to any worker, and not to the one whose template was stopped")
 def test_a_kernel_that_was_taken_is_not_ready(make_server: Callable[..., Server], gate: Gate) -> None:
     """Where a template has died and cannot be replaced at once, a run that takes the spare leaves none."""
     server = make_server(*warm.ON)

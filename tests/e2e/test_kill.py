@@ -155,6 +155,7 @@ def test_grace_ends_at_every_moment_of_a_start(server: Server, gate: Gate, momen
     assert answer.run.state == pb.RUN_STATE_KILLED
 
 
+@pytest.mark.process_pool("a run on a cluster goes on without its server: tests/cluster")
 def test_a_stopping_server_ends_its_run(make_server: Callable[..., Server], gate: Gate) -> None:
     """A server that is told to stop while a run goes on exits with 0 and leaves no process."""
     server = make_server("--drain-timeout", "0")

@@ -18,6 +18,7 @@ from support.processes import marked, outlived, parent
 PROGRAM = Path(sys.executable).with_name("dask")
 EXECUTOR = "NOTEBOOK_RUNNER_EXECUTOR"
 MARK_VARIABLE = "NBR_CLUSTER_MARK"
+SLOT = ("--resources", "notebook=1")
 READY_SECONDS = 60.0
 LINGER_SECONDS = 15.0
 
@@ -29,17 +30,20 @@ class Cluster:
         folder: For certificates, logs and the workers' files.
         workers: How many, with one slot each.
         host: Where all of them listen.
+        tls: Whether they are reached over TLS.
 
     Attributes:
+        folder: The same.
         workers: The nannies, by name.
         scheduler: The scheduler.
         mark: What the environment of every process of it carries.
     """
 
-    def __init__(self, folder: Path, workers: int = 3, host: str = "127.0.0.1") -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, workers: int = 3, host: str = "127.0.0.1", *, tls: bool = True) -> None:
+        self.folder = folder
         self._count = workers
         self._host = host
+        self._protocol = "tls" if tls else "tcp"
         self.mark = uuid4().hex
         with socket.socket() as probe:
             probe.bind((host, 0))
@@ -50,18 +54,19 @@ class Cluster:
     @property
     def environment(self) -> Mapping[str, str]:
         """What a server needs to be a client of it."""
-        return {EXECUTOR: f"dask+tls://{self._host}:{self._port}", **self._tls}
+        scheme = "dask+tls" if self._protocol == "tls" else "dask"
+        return {EXECUTOR: f"{scheme}://{self._host}:{self._port}", **self._tls}
 
     def __enter__(self) -> Self:
         authority = trustme.CA()
         pair = authority.issue_cert(self._host)
-        pair.private_key_and_cert_chain_pem.write_to_path(self._folder / "pair.pem")
-        authority.cert_pem.write_to_path(self._folder / "ca.pem")
+        pair.private_key_and_cert_chain_pem.write_to_path(self.folder / "pair.pem")
+        authority.cert_pem.write_to_path(self.folder / "ca.pem")
         roles = ("CLIENT", "SCHEDULER", "WORKER")
         prefix = "DASK_DISTRIBUTED__COMM__TLS__"
         files = {f"{prefix}{role}__{kind}": "pair.pem" for role in roles for kind in ("CERT", "KEY")}
         files[f"{prefix}CA_FILE"] = "ca.pem"
-        self._tls = {name: str(self._folder / file) for name, file in files.items()}
+        self._tls = {name: str(self.folder / file) for name, file in files.items()}
         self.start_scheduler()
         for number in range(self._count):
             self.start_worker(f"worker-{number}")
@@ -87,12 +92,12 @@ class Cluster:
     def wait(self, workers: int) -> None:
         """Waits until so many workers are there."""
         security = distributed.Security(
-            require_encryption=True,
-            tls_ca_file=str(self._folder / "ca.pem"),
-            tls_client_cert=str(self._folder / "pair.pem"),
-            tls_client_key=str(self._folder / "pair.pem"),
+            require_encryption=self._protocol == "tls",
+            tls_ca_file=str(self.folder / "ca.pem"),
+            tls_client_cert=str(self.folder / "pair.pem"),
+            tls_client_key=str(self.folder / "pair.pem"),
         )
-        address = f"tls://{self._host}:{self._port}"
+        address = f"{self._protocol}://{self._host}:{self._port}"
         with distributed.Client(
             address, security=security, set_as_default=False, timeout=READY_SECONDS
         ) as client:
@@ -115,7 +120,8 @@ class Cluster:
 
     def start_scheduler(self) -> None:
         """Starts the scheduler, at the same address each time."""
-        options = ["--protocol", "tls", "--host", self._host, "--port", str(self._port), "--no-dashboard"]
+        options = ["--protocol", self._protocol, "--host", self._host, "--port", str(self._port)]
+        options += ["--no-dashboard"]
         self.scheduler = self._start("scheduler", "scheduler", *options)
 
     def kill_scheduler(self) -> None:
@@ -124,12 +130,12 @@ class Cluster:
         self.scheduler.kill()
         self.scheduler.wait()
 
-    def start_worker(self, name: str, *prefix: str, host: str = "") -> None:
+    def start_worker(self, name: str, *prefix: str, host: str = "", more: tuple[str, ...] = SLOT) -> None:
         """Starts a worker with its nanny and one slot for a notebook."""
-        address = f"tls://{self._host}:{self._port}"
-        options = ["--nworkers", "1", "--nthreads", "1", "--resources", "notebook=1", "--no-dashboard"]
+        address = f"{self._protocol}://{self._host}:{self._port}"
+        options = ["--nworkers", "1", "--nthreads", "1", *more, "--no-dashboard"]
         options += ["--host", host or self._host, "--memory-limit", "0", "--name", name]
-        options += ["--local-directory", str(self._folder / name)]
+        options += ["--local-directory", str(self.folder / name)]
         self.workers[name] = self._start(name, "worker", address, *options, prefix=prefix)
 
     def restart(self) -> None:
@@ -158,7 +164,7 @@ class Cluster:
         self, name: str, kind: str, *options: str, prefix: tuple[str, ...] = ()
     ) -> subprocess.Popen[bytes]:
         environment = {**os.environ, **self._tls, MARK_VARIABLE: self.mark}
-        with (self._folder / f"{name}.log").open("ab") as log:
+        with (self.folder / f"{name}.log").open("ab") as log:
             command = [*prefix, str(PROGRAM), kind, *options]
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -166,5 +172,5 @@ class Cluster:
         """The last lines of all logs."""
         return "\n".join(
             f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-30:])
-            for path in sorted(self._folder.glob("*.log"))
+            for path in sorted(self.folder.glob("*.log"))
         )

@@ -38,10 +38,12 @@ class Server:
     Attributes:
         executor: The variables that give every server another executor than its own processes.
         cluster_mark: What the environment of every process of that executor carries; empty: there is none.
+        machines: How many workers keep kernels for a run, whichever of them it gets.
     """
 
     executor: ClassVar[Mapping[str, str]] = {}
     cluster_mark: ClassVar[str] = ""
+    machines: ClassVar[int] = 1
 
     def __init__(
         self,

@@ -38,9 +38,12 @@ def _leads(pid: int) -> bool:
 
 
 def kept(server: Server, count: int = 1, *others: int) -> list[int]:
-    """Waits until a template and so many kernels are there beside others; answers them, template first."""
+    """Waits until a template and so many kernels are there beside others; answers them, template first.
+
+    On a cluster, each worker has as many: a test that needs to know which is which is `process_pool`.
+    """
     end = time.monotonic() + SECONDS
-    while len(found := [pid for pid in forked(server) if pid not in others]) != 1 + count:
+    while len(found := [pid for pid in forked(server) if pid not in others]) != Server.machines * (1 + count):
         assert time.monotonic() < end, f"not one template and {count} kernels: {found}\n{server.tail()}"
     return found
 

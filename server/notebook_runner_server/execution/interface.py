@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from notebook_runner_server.execution.files import FileEvent
+
 
 class Cause(enum.Enum):
     """What ended a run before its end; the contract's FailureCause."""
@@ -210,7 +212,7 @@ class Ended:
 
 CellOutput = StreamOutput | DisplayOutput | ErrorOutput | ClearOutput | OutputCut
 CellEvent = CellStarted | CellOutput | CellFinished
-ExecutionEvent = KernelReady | CellEvent | PartChunk | Mark | Ended
+ExecutionEvent = KernelReady | CellEvent | PartChunk | FileEvent | Mark | Ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from notebook_runner_server.execution.files import FileEvent
 from notebook_runner_server.execution.interface import (
     Cause,
     CellFinished,
@@ -235,6 +236,7 @@ class ActiveRun:
         events: list[Event] = []
         pieces: list[bytes] = []
         parts: list[Part] = []
+        files: list[FileEvent] = []
         cell = self._cell_id, self._cell_start
         mark: int | None = None
         for told in batch:
@@ -246,6 +248,8 @@ class ActiveRun:
                     sequence = self.log.last_sequence + len(events) + 1
                     parts.append(Part(told.part, sequence, self._part_start, self._size - self._part_start))
                     self._part_start = self._size
+            if isinstance(told, FileEvent):
+                files.append(told)
             if isinstance(told, KernelReady):
                 self.course.is_warm = told.is_warm
             if isinstance(told, Mark):
@@ -256,7 +260,8 @@ class ActiveRun:
             if body is not None:
                 events.append(self.log.next_event(run, body, len(events)))
         resume = None if mark is None else Resume(mark, self._part_start, self._size)
-        await self.log.append(run, events, Written(start, pieces, parts, resume), self._expire_time(run))
+        written = Written(start, pieces, parts, resume, files)
+        await self.log.append(run, events, written, self._expire_time(run))
         self.run = run
         self._cell_id, self._cell_start = cell
 

@@ -6,7 +6,8 @@
     ├── parts        every version of every part of the notebook, appended, synced before it is told of
     ├── environment  the variables for the kernel, until the run has ended
     ├── output-uri   where the executed notebook is to be written, until the run has ended
-    ├── work/        NOTEBOOK_RUNNER_RUN_DIR: what the notebook itself leaves
+    ├── work/        NOTEBOOK_RUNNER_RUN_DIR, or what came back of it: what the notebook itself leaves
+    ├── files-left   how many bytes that would have been, where it was too much to come back
     └── artefacts/   what Output has made so far; can be made again
 """
 
@@ -19,6 +20,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from notebook_runner_server.execution.files import FileEvent, FilesLeft
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
 from notebook_runner_server.runs.tables import Part
 
@@ -53,6 +55,7 @@ class RunFolder:
         self._parts = path / "parts"
         self._environment = path / "environment"
         self._output_uri = path / "output-uri"
+        self._files_left = path / "files-left"
 
     def create(self) -> None:
         """Make the folders, for this user alone."""
@@ -71,6 +74,30 @@ class RunFolder:
             file.writelines(pieces)
             file.flush()
             os.fdatasync(descriptor)
+
+    def bring(self, told: FileEvent) -> None:
+        """Take what came of the notebook's files from another machine; once more changes nothing.
+
+        Raises:
+            ValueError: It is not for a file in the folder.
+        """
+        if isinstance(told, FilesLeft):
+            self._files_left.write_text(str(told.size))
+            return
+        path, name = self.work / told.path, Path(told.path)
+        if ".." in name.parts or name.is_absolute():
+            raise ValueError(f"{told.path!r} is not in the run's folder")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(private(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW), "wb") as file:
+            file.seek(told.start)
+            file.write(told.data)
+        # The next piece has to be written as well.
+        path.chmod(told.mode | 0o600)
+        os.utime(path, ns=(told.modified, told.modified))
+
+    def files_left(self) -> int:
+        """Return how many bytes of files did not come from another machine."""
+        return int(self._files_left.read_text()) if self._files_left.exists() else 0
 
     def keep_secrets(self, environment: Mapping[str, str], output_uri: str) -> None:
         """Keep the variables for the kernel and where to write to until the run has ended."""

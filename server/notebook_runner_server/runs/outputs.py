@@ -212,6 +212,9 @@ class Outputs:
                 artefacts.save, path, "application/x-ipynb+json", artefacts.writer(folder.notebook(parts))
             )
         if form.to == FILES:
+            if left := await asyncio.to_thread(folder.files_left):
+                message = f"the run folder had {left} bytes, too many to come back (--max-files-bytes)"
+                raise ExportFailedError(message, format=form.to)
             try:
                 return await asyncio.to_thread(
                     artefacts.save,

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from notebook_runner_server.execution.files import FileEvent
 from notebook_runner_server.runs import resume, tables
 from notebook_runner_server.runs.database import Database
 from notebook_runner_server.runs.folder import RunFolder, folder_size, private
@@ -30,19 +31,21 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What is to be written to a run's file of parts.
+    """What is to be written to a run's folder.
 
     Attributes:
-        start: Where the pieces go, in bytes.
+        start: Where the pieces go in the file of parts, in bytes.
         pieces: What to write, one after the other.
         parts: The parts that are whole with these pieces.
         resume: Where a later server goes on after this; None: as before.
+        files: What came of the notebook's own files.
     """
 
     start: int
     pieces: Sequence[bytes] = ()
     parts: Sequence[Part] = ()
     resume: Resume | None = None
+    files: Sequence[FileEvent] = ()
 
 
 class StateFolderInUseError(RuntimeError):
@@ -168,6 +171,8 @@ class Store:
         def write(db: sqlite3.Connection) -> None:
             if written.pieces:
                 self.folder(run.run_id).write(written.start, written.pieces)
+            for told in written.files:
+                self.folder(run.run_id).bring(told)
             if run.state.is_terminal:
                 self.folder(run.run_id).forget_secrets()
             tables.append(db, position, run, events, written.parts, expire_time)

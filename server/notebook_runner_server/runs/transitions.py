@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from notebook_runner_server.execution.files import FileEvent
 from notebook_runner_server.execution.interface import (
     Cause,
     CellFinished,
@@ -125,4 +126,4 @@ def react(run: Run, event: ExecutionEvent, now: int, output_error: str = "") -> 
         case Ended():
             run = end(run, event.failure, now, output_error)
             return run, RunChanged(run)
-    return run, None if isinstance(event, PartChunk | Mark) else event
+    return run, None if isinstance(event, PartChunk | FileEvent | Mark) else event

@@ -13,7 +13,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from notebook_runner_server.execution.cluster import messages
+from notebook_runner_server.execution.cluster.folders import RunFolder
 from notebook_runner_server.execution.cluster.messages import Batch, Channel
+from notebook_runner_server.execution.files import FilePiece
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
@@ -45,6 +47,7 @@ class Lease:
         pool: What executes it.
         admitted: Held while the pool is asked for a worker.
         timeout: Seconds without a server after which the run is ended.
+        folder: Its private folder.
 
     Attributes:
         run_id: The run that it is for.
@@ -52,13 +55,21 @@ class Lease:
         over: Set when the slot is free again.
     """
 
-    def __init__(self, run_id: str, pool: ProcessPoolBackend, admitted: asyncio.Lock, timeout: float) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        pool: ProcessPoolBackend,
+        admitted: asyncio.Lock,
+        timeout: float,
+        folder: RunFolder,
+    ) -> None:
         self.run_id = run_id
         self.has_job = False
         self.over = asyncio.Event()
         self._pool = pool
         self._admitted = admitted
         self._timeout = timeout
+        self._folder = folder
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(timeout, self._expire)
         self._closing: asyncio.Task[None] | None = None
@@ -137,6 +148,12 @@ class Lease:
         self._closing = asyncio.create_task(self.close())
 
     async def _host(self, job: Job) -> None:
+        try:
+            job = await asyncio.to_thread(self._folder.create, job)
+        except OSError as error:
+            failure = Failure(Cause.KERNEL_NOT_READY, f"The run's folder could not be made: {error}")
+            await self._keep([Ended(failure)])
+            return
         async with self._admitted:
             await self._pool.wait_free()
             if self._stop is None:
@@ -150,7 +167,14 @@ class Lease:
             end = len(events) - isinstance(events[-1], Ended)
             for start in range(0, end, MOST_EVENTS):
                 await self._keep(events[start : min(end, start + MOST_EVENTS)])
-            await self._keep(events[end:])
+            if end < len(events):
+                await self._keep_files()
+                await self._keep(events[end:])
+
+    async def _keep_files(self) -> None:
+        files = self._folder.files()
+        while not self._abandoned and (told := await asyncio.to_thread(next, files, None)) is not None:
+            await self._keep([told])
 
     async def _keep(self, events: Sequence[ExecutionEvent]) -> None:
         if not events or self._abandoned:
@@ -190,7 +214,7 @@ class Lease:
 
 def _size(event: ExecutionEvent) -> int:
     match event:
-        case PartChunk(data=data):
+        case PartChunk(data=data) | FilePiece(data=data):
             return len(data)
         case StreamOutput(text=text):
             return _EVENT_BYTES + len(text)

@@ -41,49 +41,62 @@ async def found(link: Link, run_id: str, deadline: float) -> Place:
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout_at(deadline):
-            await link.until(lambda: run_id in link.left or link.all_asked)
-    place = link.left.get(run_id)
+            await link.until(lambda: run_id in link.workers.left or link.all_asked)
+    place = link.workers.left.get(run_id)
     if place is None:
         raise LostError("The server died while the run went on, and no worker has it.", Cause.SERVER_DIED)
     return place
 
 
 async def leased(link: Link, run_id: str) -> Place:
-    """Have Dask lease a slot, again if the scheduler was gone: a lease without the job is nothing.
+    """Have Dask lease a slot of a worker that takes runs; a lease without the job is nothing.
 
     Raises:
         LostError: Dask could not.
     """
-    while True:
-        client = await link.client()
-        nonce = secrets.token_hex(8)
-        expected = link.expect(nonce)
-        future = client.submit(
-            worker.lease,
-            run_id,
-            nonce,
-            link.topic,
-            key=f"notebook-run-{run_id}-{nonce}",
-            pure=False,
-            retries=0,
-            resources={worker.RESOURCE: 1},
-        )
-        # It outlives this server, whose next one finds the run.
-        distributed.fire_and_forget(future)
-        over = asyncio.ensure_future(future)
-        try:
-            await asyncio.wait([expected, over], return_when=asyncio.FIRST_COMPLETED)
-            if expected.done():
-                return expected.result()
+    place = None
+    while place is None:
+        await link.until(lambda: link.workers.usable)
+        place = await _leased(link, await link.client(), run_id)
+    return place
+
+
+async def _leased(link: Link, client: distributed.Client, run_id: str) -> Place | None:
+    """Return a lease; None: the scheduler was gone, or there are other workers now."""
+    usable, nonce = link.workers.usable, secrets.token_hex(8)
+    expected = link.expect(nonce)
+    future = client.submit(
+        worker.lease,
+        run_id,
+        nonce,
+        link.topic,
+        key=f"notebook-run-{run_id}-{nonce}",
+        pure=False,
+        retries=0,
+        workers=list(usable),
+        resources={worker.RESOURCE: 1},
+    )
+    # It outlives this server, whose next one finds the run.
+    distributed.fire_and_forget(future)
+    over = asyncio.ensure_future(future)
+    others = asyncio.ensure_future(link.until(lambda: link.workers.usable != usable))
+    try:
+        await asyncio.wait([expected, over, others], return_when=asyncio.FIRST_COMPLETED)
+        if over.done() and not expected.done():
             _check(over)
-        except asyncio.CancelledError:
+        return expected.result() if expected.done() else None
+    except asyncio.CancelledError:
+        if expected.done():
+            link.release(expected.result())
+        raise
+    finally:
+        link.forget(nonce)
+        for one in (over, others):
+            one.cancel()
+        await asyncio.gather(over, others, return_exceptions=True)
+        if not expected.done():
             with contextlib.suppress(OSError):
                 await client.cancel([future], force=True)
-            raise
-        finally:
-            link.forget(nonce)
-            over.cancel()
-            await asyncio.gather(over, return_exceptions=True)
 
 
 def _check(over: asyncio.Future[Any]) -> None:

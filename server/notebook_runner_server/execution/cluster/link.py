@@ -14,15 +14,18 @@ from distributed.comm.core import connect
 from distributed.security import Security
 
 from notebook_runner_server.execution.cluster import messages
-from notebook_runner_server.execution.cluster.messages import Channel, Description, HostOptions, Place
+from notebook_runner_server.execution.cluster.messages import Channel, HostOptions, Place
 from notebook_runner_server.execution.cluster.worker import PLUGIN, RESOURCE, NotebookHost
-from notebook_runner_server.execution.interface import Spares
+from notebook_runner_server.execution.cluster.workers import Workers
 
 CONNECT_SECONDS = 5.0
 """How long one try to reach the scheduler, or a worker that is to describe itself, may take."""
 
 RETRY_SECONDS = 0.5
 """Between two tries to reach a scheduler."""
+
+QUIET_SECONDS = 10.0
+"""Between two lines of the log that say why there is no cluster."""
 
 LOOK_SECONDS = 1.0
 """Between two looks at the workers that there are; a worker that comes or goes is looked at at once."""
@@ -39,9 +42,7 @@ class Link:
 
     Attributes:
         topic: Where leases are told of: this server's alone.
-        workers: What the workers have that can be used, by their addresses.
-        kernels: The kernelspecs of the worker that was last seen.
-        left: Where the runs are that workers had when they were first asked, by the run's id.
+        workers: What is known of the workers.
         all_asked: Whether every worker has been asked once.
     """
 
@@ -50,8 +51,7 @@ class Link:
         self._options = options
         self._security = Security()
         self.topic = f"notebook-runner-{secrets.token_hex(8)}"
-        self.workers: dict[str, Description] = {}
-        self.kernels: Mapping[str, str] = {}
+        self.workers = Workers()
         self._changed = asyncio.Condition()
         self._client: distributed.Client | None = None
         self._expected: dict[str, asyncio.Future[Place]] = {}
@@ -59,25 +59,9 @@ class Link:
         self._task: asyncio.Task[None] | None = None
         self._tried = False
         self._closing = False
-        self._refused: set[str] = set()
+        self._quiet_until = 0.0
         self._releasing: set[asyncio.Task[None]] = set()
-        self.left: dict[str, Place] = {}
         self.all_asked = False
-
-    @property
-    def slots(self) -> int:
-        """How many runs the cluster executes at once, now."""
-        return sum(one.slots for one in self.workers.values())
-
-    @property
-    def spares(self) -> Mapping[str, Spares]:
-        """The kernels that the workers kept when they were last asked, by kernelspec."""
-        counts: dict[str, Spares] = {}
-        for one in self.workers.values():
-            for name, has in one.spares.items():
-                before = counts.get(name, Spares(0, 0))
-                counts[name] = Spares(before.ready + has.ready, before.wanted + has.wanted)
-        return counts
 
     @property
     def connection_arguments(self) -> dict[str, Any]:
@@ -146,13 +130,22 @@ class Link:
         while not self._closing:
             try:
                 await self._connected()
-            except (OSError, RuntimeError, ValueError) as error:
-                _log.warning("no cluster", extra={"scheduler": self._address, "why": str(error)})
+            except Exception as error:  # noqa: BLE001 - whatever Dask raises, it is tried again
+                self._complain(str(error))
             finally:
                 self.workers.clear()
                 self._tried = True
             await self.changed()
             await asyncio.sleep(RETRY_SECONDS)
+
+    def _complain(self, why: str) -> None:
+        """Say why there is no cluster, but not at each try."""
+        now = asyncio.get_running_loop().time()
+        if now < self._quiet_until:
+            return
+        self._quiet_until = now + QUIET_SECONDS
+        hint = " (do server and cluster have certificates of one authority?)" if "SSL" in why else ""
+        _log.warning("no cluster", extra={"scheduler": self._address, "why": why + hint})
 
     async def _connected(self) -> None:
         """Be a client of the scheduler until it is gone."""
@@ -170,11 +163,11 @@ class Link:
             await client
             client.subscribe_topic(self.topic, self._told)
             client.subscribe_topic("all", self._told_of_worker)
-            await client.register_plugin(NotebookHost(self._options))
+            await self._install(client)
             await self._look(client)
             if self._is_outdated():
                 await client.unregister_worker_plugin(PLUGIN)
-                await client.register_plugin(NotebookHost(self._options))
+                await self._install(client)
                 await self._look(client)
             self._client = client
             self._tried = True
@@ -198,12 +191,18 @@ class Link:
             with contextlib.suppress(TimeoutError, OSError):
                 await client.close(timeout=CONNECT_SECONDS)
 
+    async def _install(self, client: distributed.Client) -> None:
+        """Have all workers, and those that come, be such that execute notebooks."""
+        try:
+            await client.register_plugin(NotebookHost(self._options))
+        except Exception as error:  # noqa: BLE001 - it is what one worker has raised; the others have it
+            _log.error("a Dask worker gets no runs", extra={"why": str(error)})
+
     def _is_outdated(self) -> bool:
         """Tell whether the workers have other settings than this server, and can take its own."""
-        workers = self.workers.values()
-        if all(one.options.shared() == self._options.shared() for one in workers):
+        if all(one.shared() == self._options.shared() for one in self.workers.options):
             return False
-        if any(one.leases for one in workers):
+        if self.workers.have_runs:
             _log.warning("the Dask workers keep an earlier server's settings: they have runs of it")
             return False
         self.workers.clear()
@@ -217,9 +216,9 @@ class Link:
         if expected is not None and not expected.done():
             expected.set_result(place)
         else:
-            self._release(place)
+            self.release(place)
 
-    def _release(self, place: Place) -> None:
+    def release(self, place: Place) -> None:
         """Give a slot back that nobody wants any more; one that cannot be reached ends by itself."""
 
         async def release() -> None:
@@ -248,11 +247,15 @@ class Link:
     async def _look(self, client: distributed.Client) -> None:
         """See which workers there are, and ask those that are new what they have."""
         assert client.scheduler is not None  # noqa: S101 - it is connected
-        there = (await client.scheduler.identity(n_workers=-1))["workers"]
-        addresses = [address for address, one in there.items() if one["resources"].get(RESOURCE, 0) >= 1]
-        for gone in self.workers.keys() - set(addresses):
-            del self.workers[gone]
-        answered = await asyncio.gather(*(self._ask(one) for one in addresses if one not in self.workers))
+        all_there = (await client.scheduler.identity(n_workers=-1))["workers"]
+        there = {
+            address: one["metrics"].get(PLUGIN, {})
+            for address, one in all_there.items()
+            if one["resources"].get(RESOURCE, 0) >= 1
+        }
+        self.workers.keep(there)
+        asked = there.keys() - self.workers.usable
+        answered = await asyncio.gather(*(self._ask(one) for one in asked))
         self.all_asked = self.all_asked or all(answered)
         await self.changed()
 
@@ -268,17 +271,5 @@ class Link:
                     comm.abort()
         except (OSError, TimeoutError):
             return False
-        if not isinstance(answer, bytes):
-            return True  # It is not ready yet.
-        description = messages.decode(answer)
-        assert isinstance(description, Description)  # noqa: S101 - what `describe` answers
-        if description.options.version != self._options.version:
-            if address not in self._refused:
-                about = {"worker": address, "worker_version": description.options.version}
-                _log.error("a Dask worker has another version, and gets no runs", extra=about)
-            self._refused.add(address)
-            return True
-        self.workers[address] = description
-        self.kernels = description.kernels
-        self.left.update({run_id: Place(address, lease) for run_id, lease in description.leases.items()})
+        self.workers.answered(address, answer)
         return True

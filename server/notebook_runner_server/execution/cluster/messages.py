@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +16,16 @@ from dataclasses import dataclass, replace
 from distributed.comm.core import Comm
 
 from notebook_runner_server.execution.confinement.sandbox import Sandbox
-from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Job, Spares
+from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Job
 from notebook_runner_server.execution.options import WarmKernels
 
 ATTACH = "notebook_runner_attach"
 DESCRIBE = "notebook_runner_describe"
 """The operations that a Dask worker learns."""
+
+
+VERSION = importlib.metadata.version("notebook-runner")
+"""Server and worker understand each other only if they have the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +41,18 @@ class HostOptions:
     """What the server tells each Dask worker.
 
     Attributes:
-        version: The server's version; another one does not work together with it.
         timeout: Seconds without a server after which a run is ended.
         warm: Kernels that each slot keeps ready.
         sandbox: How kernels are kept apart.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
+        max_files_bytes: How much a run folder may hold to be brought to the server.
     """
 
-    version: str
     timeout: float
     warm: WarmKernels
     sandbox: Sandbox
     limit_address_space: bool
+    max_files_bytes: int
 
     def shared(self) -> HostOptions:
         """Return what of it is the same for all servers of a cluster: each has a state folder of its own."""
@@ -56,13 +61,21 @@ class HostOptions:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a Dask worker has; `leases` by the id of the run that each is for."""
+    """What a Dask worker has.
+
+    Attributes:
+        options: What a server has told it.
+        slots: How many runs it takes.
+        kernels: The kernelspecs it has, by name, and the language of each.
+        leases: By the id of the run that each is for.
+        problem: Why it takes none; empty: it does.
+    """
 
     options: HostOptions
     slots: int
     kernels: Mapping[str, str]
-    spares: Mapping[str, Spares]
     leases: Mapping[str, str]
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 from distributed.comm.core import Comm
 
 from notebook_runner_server.execution.cluster import messages
+from notebook_runner_server.execution.cluster.folders import RunFolder
 from notebook_runner_server.execution.cluster.lease import Lease
 from notebook_runner_server.execution.cluster.messages import Channel, Description, HostOptions
 from notebook_runner_server.execution.confinement.sandbox import Sandbox
@@ -54,7 +55,7 @@ class NotebookHost(WorkerPlugin):
         self._slots = min(int(worker.state.total_resources.get(RESOURCE, 0)), worker.state.nthreads)
         self._leases: dict[str, Lease] = {}
         self._admitted = asyncio.Lock()
-        folder = Path(worker.local_directory) / PLUGIN
+        self._folder = folder = Path(worker.local_directory) / PLUGIN
         folder.mkdir(mode=0o700, exist_ok=True)
         self._pool = ProcessPoolBackend(
             self._slots,
@@ -63,9 +64,15 @@ class NotebookHost(WorkerPlugin):
             warm=self._options.warm,
             sandbox=self._sandbox(worker),
         )
-        await self._pool.start()
+        self._problem = ""
+        try:
+            await self._pool.start()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the server says it
+            # Dask would tell nobody, if this worker came later than the server.
+            self._problem, self._slots = str(error) or type(error).__name__, 0
         worker.handlers[messages.ATTACH] = self.attach
         worker.handlers[messages.DESCRIBE] = self.describe
+        worker.metrics[PLUGIN] = self._spares
 
     def _sandbox(self, worker: Worker) -> Sandbox:
         # Who has the cluster's key may do anything on the cluster.
@@ -77,6 +84,7 @@ class NotebookHost(WorkerPlugin):
         """End all runs and the worker processes (called by Dask)."""
         for operation in (messages.ATTACH, messages.DESCRIBE):
             worker.handlers.pop(operation, None)
+        worker.metrics.pop(PLUGIN, None)
         for lease in self._leases.values():
             lease.stop(Cause.WORKER_DIED, 0.0)
         with contextlib.suppress(TimeoutError):
@@ -87,19 +95,26 @@ class NotebookHost(WorkerPlugin):
     async def lease(self, run_id: str, nonce: str, topic: str) -> None:
         """Lease a slot: tell the server where it is, and keep it until it is not needed any more."""
         name = secrets.token_hex(8)
-        lease = self._leases[name] = Lease(run_id, self._pool, self._admitted, self._options.timeout)
+        # Of another lease nothing may be found.
+        folder = RunFolder(self._folder / "runs" / name / run_id, self._options.max_files_bytes)
+        lease = self._leases[name] = Lease(run_id, self._pool, self._admitted, self._options.timeout, folder)
         try:
             where = {"nonce": nonce, "address": self._worker.contact_address, "lease": name}
             self._worker.log_event(topic, where)
             await lease.over.wait()
         finally:
             del self._leases[name]
+            await asyncio.to_thread(folder.remove)
 
-    def describe(self) -> bytes:
-        """Say what this worker has (called by Dask for a server)."""
+    def describe(self) -> tuple[str, bytes]:
+        """Say which version this is, and, for a server of the same, what it has (called by Dask)."""
         leases = {lease.run_id: name for name, lease in self._leases.items() if lease.has_job}
-        pool = self._pool
-        return messages.encode(Description(self._options, self._slots, pool.kernels, pool.spares, leases))
+        has = Description(self._options, self._slots, self._pool.kernels, leases, self._problem)
+        return messages.VERSION, messages.encode(has)
+
+    def _spares(self, _: Worker) -> dict[str, tuple[int, int]]:
+        """Say which kernels are kept (called by Dask, which tells the scheduler twice a second)."""
+        return {name: (one.ready, one.wanted) for name, one in self._pool.spares.items()}
 
     async def attach(self, comm: Comm, lease: str, after: int) -> None:
         """Give a server its run (called by Dask); the connection is the run's alone from here on."""

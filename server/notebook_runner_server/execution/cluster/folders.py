@@ -1,0 +1,75 @@
+"""The folder of a run on a Dask worker, which need not have any folder in common with the server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from notebook_runner_server.execution.files import FileEvent, FilePiece, FilesLeft
+from notebook_runner_server.execution.interface import Job
+
+PIECE_BYTES = 1024 * 1024
+"""How much of a file is in memory at once."""
+
+
+class RunFolder:
+    """The private folder of a run while it is executed; what the notebook leaves in it goes to the server.
+
+    Args:
+        path: Where it is made.
+        max_bytes: How much it may hold to be brought to the server.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+
+    def create(self, job: Job) -> Job:
+        """Make it, and return the job as it is executed here: in its notebook's folder, if that is here.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        self._path.mkdir(mode=0o700, parents=True)
+        own = str(self._path)
+        is_shared = job.working_folder != job.run_folder and os.path.isdir(job.working_folder)
+        return replace(job, run_folder=own, working_folder=job.working_folder if is_shared else own)
+
+    def files(self) -> Iterator[FileEvent]:
+        """Yield what the notebook has left, when no process of it is there; links are not followed.
+
+        A file that cannot be read is left out.
+        """
+        found = sorted(self._regular_files())
+        total = sum(size for _, size in found)
+        if total > self._max_bytes:
+            yield FilesLeft(total)
+            return
+        for path, _ in found:
+            yield from self._pieces(path)
+
+    def _regular_files(self) -> Iterator[tuple[str, int]]:
+        for parent, _, names in os.walk(self._path):
+            for path in (os.path.join(parent, name) for name in names):
+                about = os.lstat(path)
+                if stat.S_ISREG(about.st_mode) and os.access(path, os.R_OK):
+                    yield path, about.st_size
+
+    def _pieces(self, path: str) -> Iterator[FilePiece]:
+        name = os.path.relpath(path, self._path)
+        with open(path, "rb") as file:
+            about = os.fstat(file.fileno())
+            start = 0
+            while (data := file.read(PIECE_BYTES)) or not start:
+                yield FilePiece(name, start, data, stat.S_IMODE(about.st_mode), about.st_mtime_ns)
+                if not data:
+                    return
+                start += len(data)
+
+    def remove(self) -> None:
+        """Remove it with all that is in it."""
+        shutil.rmtree(self._path, ignore_errors=True)

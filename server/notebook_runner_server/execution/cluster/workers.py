@@ -1,0 +1,93 @@
+"""What a server knows of the Dask workers: who takes runs, what each has, and why another takes none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from notebook_runner_server.execution.cluster import messages
+from notebook_runner_server.execution.cluster.messages import Description, HostOptions, Place
+from notebook_runner_server.execution.interface import Spares
+
+_log = logging.getLogger(__name__)
+
+
+class Workers:
+    """The workers of a cluster, by their addresses.
+
+    Attributes:
+        kernels: The kernelspecs of the one that was last seen, by name, and the language of each.
+        left: Where the runs are that workers had when they were first asked, by the run's id.
+    """
+
+    def __init__(self) -> None:
+        self.kernels: Mapping[str, str] = {}
+        self.left: dict[str, Place] = {}
+        self._there: dict[str, Description] = {}
+        self._spares: Mapping[str, Mapping[str, tuple[int, int]]] = {}
+        self._refused: set[tuple[str, str]] = set()
+
+    @property
+    def usable(self) -> frozenset[str]:
+        """The addresses of those that take runs."""
+        # Whoever asks may be on another thread.
+        return frozenset(address for address, one in tuple(self._there.items()) if one.slots)
+
+    @property
+    def slots(self) -> int:
+        """How many runs they execute at once."""
+        return sum(one.slots for one in tuple(self._there.values()))
+
+    @property
+    def spares(self) -> Mapping[str, Spares]:
+        """The kernels that they keep, by kernelspec, as the scheduler was told last."""
+        counts: dict[str, Spares] = {}
+        for address in self.usable:
+            for name, (ready, wanted) in self._spares.get(address, {}).items():
+                before = counts.get(name, Spares(0, 0))
+                counts[name] = Spares(before.ready + ready, before.wanted + wanted)
+        return counts
+
+    @property
+    def options(self) -> list[HostOptions]:
+        """What each was told by a server."""
+        return [one.options for one in self._there.values()]
+
+    @property
+    def have_runs(self) -> bool:
+        """Whether any had a run when it was asked."""
+        return any(one.leases for one in self._there.values())
+
+    def keep(self, there: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
+        """Take which workers are there, with the kernels that each keeps: ready, and wanted."""
+        for gone in self._there.keys() - there.keys():
+            del self._there[gone]
+        self._spares = there
+
+    def clear(self) -> None:
+        """Forget all, for they are not known to be there."""
+        self._there.clear()
+
+    def answered(self, address: str, answer: object) -> None:
+        """Take what a worker has answered to `DESCRIBE`; one that is not ready yet answers nothing."""
+        match answer:
+            case [str(version), bytes()] if version != messages.VERSION:
+                self._refuse(address, f"its version is {version}, and the server's {messages.VERSION}")
+            case [str(), bytes(data)]:
+                description = messages.decode(data)
+                assert isinstance(description, Description)  # noqa: S101 - what `describe` answers
+                self._take(address, description)
+
+    def _take(self, address: str, description: Description) -> None:
+        self._there[address] = description
+        if description.problem:
+            self._refuse(address, description.problem)
+            return
+        self.kernels = description.kernels
+        self.left.update({run_id: Place(address, lease) for run_id, lease in description.leases.items()})
+
+    def _refuse(self, address: str, why: str) -> None:
+        """Say once why a worker is not used."""
+        if (address, why) not in self._refused:
+            _log.error("a Dask worker gets no runs", extra={"worker": address, "why": why})
+        self._refused.add((address, why))
