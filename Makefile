@@ -48,8 +48,8 @@ container: $(INSTALLED) ## Build the image, start the manifests, and test both (
 
 ROUNDS ?= 500
 SEED ?= 0
-chaos: $(INSTALLED) ## Kill server, worker and kernel at random for ROUNDS rounds (SEED=0: a new one)
-	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_chaos.py
+chaos: $(INSTALLED) ## Kill server, worker, kernel and parts of a cluster at random for ROUNDS rounds (SEED=0: a new one)
+	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_chaos.py tests/cluster/test_cluster_chaos.py
 
 RUNS ?= 1000
 STREAMS ?= 2000

@@ -7,10 +7,12 @@ import signal
 import sys
 import threading
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 from uuid import uuid4
 
 import grpc
@@ -25,7 +27,6 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("crashing_server.py"))]
-SIGNALS = ("server", "worker", "kernel")
 CELLS, LINES = 3, 5
 # Until a fault at a random moment: from before the first Start to after the last run.
 LONGEST_DELAY = 1.5
@@ -61,9 +62,13 @@ class Told:
 class Chaos:
     """A state folder whose servers die, what callers were told, and what was found wrong."""
 
+    signals: ClassVar[Sequence[str]] = ("server", "worker", "kernel")
+
     folder: Path
     seed: int
     program: list[str] = field(default_factory=lambda: PROGRAM)
+    options: tuple[str, ...] = ("--queue", "4")
+    environment: Mapping[str, str] = field(default_factory=dict)
     rounds: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     states: Counter[str] = field(default_factory=Counter)
@@ -83,7 +88,7 @@ class Chaos:
 
         `hits` says at which passing of a named point the server dies; 0: at any.
         """
-        fault = fault or self._random.choice([*SIGNALS, *POINTS])
+        fault = fault or self._random.choice([*self.signals, *POINTS])
         self.rounds += 1
         self.faults[fault] += 1
         before = len(self.violations)
@@ -121,9 +126,9 @@ class Chaos:
         if self._server is not None and self._server.process.poll() is not None:
             self._bury(self._server)
         if self._server is None:
-            told = {VARIABLE: str(self._order)}
+            told = {VARIABLE: str(self._order), **self.environment}
             server = MortalServer(
-                self.folder / "state", "--queue", "4", program=self.program, environment=told
+                self.folder / "state", *self.options, program=self.program, environment=told
             )
             self._server = server.__enter__()
         return self._server
@@ -158,13 +163,22 @@ class Chaos:
             draft.rename(self._order)
         delay = self._random.uniform(0, LONGEST_DELAY)
         calls = threading.Event()
-        with ThreadPoolExecutor(len(told) + 1) as pool:
+        with ThreadPoolExecutor(len(told)) as pool:
             callers = [pool.submit(self._call, server, one) for one in told]
-            if fault in SIGNALS:
-                pool.submit(_strike, server, fault, delay, calls).result()
+            if not is_point:
+                # The moment is what is random here; nothing is waited for.
+                calls.wait(delay)
+                self._strike(server, fault)
             for caller in callers:
                 caller.result()
         self._order.unlink(missing_ok=True)
+
+    def _strike(self, server: MortalServer, fault: str) -> None:
+        """SIGKILL for the server, its worker, or its kernel when there is one."""
+        with contextlib.suppress(LookupError, ProcessLookupError):
+            os.kill(_victim(server, fault), signal.SIGKILL)
+        if fault == "server":
+            server.process.wait(10)
 
     def _call(self, server: MortalServer, one: Told) -> None:
         """A caller: starts its run and follows it, as long as the server lives."""
@@ -172,11 +186,15 @@ class Chaos:
             one.run_id = start(server.stub, one.request).run_id
             self._follow(server.stub, one)
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                self.violations.append(f"a caller was told {error.code()}: {error.details()}")
-            assert outlived([server.process.pid], 10) == [], "the server lives, and a call failed"
+            self._failed(server, one, error)
         except AssertionError as error:
             self.violations.append(f"{one.run_id}: {error}")
+
+    def _failed(self, server: MortalServer, _: Told, error: grpc.RpcError) -> None:
+        """A call may fail only because the server died."""
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            self.violations.append(f"a caller was told {error.code()}: {error.details()}")
+        assert outlived([server.process.pid], 10) == [], "the server lives, and a call failed"
 
     def _follow(self, stub: rpc.NotebookRunnerStub, one: Told) -> None:
         """Takes the events after those that the caller has."""
@@ -253,16 +271,6 @@ class Chaos:
                 self.violations.append(f"{run_id} executed its cells as {indexes}")
             elif run_id in self.ended and len(indexes) < self.ended[run_id].cells_completed:
                 self.violations.append(f"{run_id} tells of cells that were not executed: {indexes}")
-
-
-def _strike(server: MortalServer, fault: str, delay: float, never: threading.Event) -> None:
-    """SIGKILL after a while for the server, its worker, or its kernel when there is one."""
-    # The moment is what is random here; nothing is waited for.
-    never.wait(delay)
-    with contextlib.suppress(LookupError, ProcessLookupError):
-        os.kill(_victim(server, fault), signal.SIGKILL)
-    if fault == "server":
-        server.process.wait(10)
 
 
 def _victim(server: MortalServer, fault: str) -> int:

@@ -57,6 +57,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         server._end_by_force()
 
 
+@pytest.mark.process_pool("a broken server breaks what its own worker processes promise")
 @pytest.mark.usefixtures("servers")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.promise}-{case.fault}")
 def test_a_broken_promise_is_found(tmp_path: Path, case: Case) -> None:

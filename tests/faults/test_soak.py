@@ -10,6 +10,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import grpc
+import pytest
 from support.calls import follow, inline, perform, start
 from support.mortal import children, figure, worker_of
 from support.server import Server
@@ -98,6 +99,7 @@ def _settled(server: Server) -> dict[str, Taken]:
     return {"server": taken(server.process.pid), "worker": taken(worker_of(server))}
 
 
+@pytest.mark.process_pool("what grows is measured in the one worker below the server")
 def test_nothing_grows(make_server: Callable[..., Server], tmp_path: Path) -> None:
     """Memory, descriptors, sockets, threads, processes and temporary files are those of the beginning."""
     server = make_server(*ON, "--log-level", "debug", environment={"TMPDIR": str(tmp_path)})

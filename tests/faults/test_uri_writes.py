@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import pytest
 from support.calls import SECONDS, artefact, executed, finish, inline, reach, start
 from support.errors import refused
 from support.gate import Gate
@@ -20,6 +21,7 @@ __all__ = ["web"]
 OPTIONS = ["--uri-schemes", "http", "--uri-hosts", "127.0.0.1", "--queue", "3"]
 
 
+@pytest.mark.process_pool("on a cluster the next server goes on with the run, and writes again")
 def test_a_server_that_dies_during_a_write_claims_nothing(tmp_path: Path, web: Web, gate: Gate) -> None:
     """The run is INTERRUPTED, who wrote is gone, and a run that waited is written by the next server."""
     later = f"{web.url}/objects/later.ipynb?signature"
@@ -41,6 +43,7 @@ def test_a_server_that_dies_during_a_write_claims_nothing(tmp_path: Path, web: W
     assert f"PUT {later.removeprefix(web.url)}" in web.requests
 
 
+@pytest.mark.process_pool("on a cluster the next server goes on with the run, and writes again")
 def test_a_server_that_stops_waits_for_a_write_as_for_a_run(tmp_path: Path, web: Web) -> None:
     """When the drain time is over the write is given up, and the run is INTERRUPTED."""
     with MortalServer(tmp_path / "state", *OPTIONS, "--drain-timeout", "1") as server:

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import distributed
 import trustme
+from support.mortal import WORKER, children
 from support.processes import marked, outlived, parent
 
 PROGRAM = Path(sys.executable).with_name("dask")
@@ -109,6 +110,14 @@ class Cluster:
             pid = parent(pid)
         return nannies[parent(pid)], pid
 
+    def any_worker(self) -> tuple[str, int]:
+        """A worker: its name, and its own process."""
+        for name, nanny in self.workers.items():
+            for pid, arguments in children(nanny.pid).items():
+                if WORKER in arguments:
+                    return name, pid
+        raise LookupError("no nanny has a worker")
+
     def start_scheduler(self) -> None:
         """Starts the scheduler, at the same address each time."""
         options = ["--protocol", self._protocol, "--host", self._host, "--port", str(self._port)]
@@ -135,6 +144,15 @@ class Cluster:
         for name, process in list(self.workers.items()):
             process.wait(READY_SECONDS)
             self.start_worker(name)
+
+    def kill_nanny(self, name: str) -> None:
+        """Ends a nanny with SIGKILL; its worker ends by itself."""
+        nanny = self.workers.pop(name)
+        below = children(nanny.pid)
+        nanny.kill()
+        nanny.wait()
+        stayed = outlived(below, LINGER_SECONDS)
+        assert not stayed, f"outlived their nanny: {[below[pid] for pid in stayed]}"
 
     def stop_worker(self, name: str) -> None:
         """Ends a worker as an operator does."""

@@ -120,8 +120,8 @@ def worker_of(server: Server) -> int:
 
     LookupError: there is none now. A number in its place would be dangerous: 0 is the test itself.
     """
-    if Server.executor:
-        return _above(_working_in(server.state_dir))
+    if server.is_on_cluster:
+        return _above(_working_for(os.listdir(server.state_dir / FOLDERS)))
     below = children(server.process.pid)
     for pid, arguments in below.items():
         if WORKER in arguments:
@@ -129,13 +129,13 @@ def worker_of(server: Server) -> int:
     raise LookupError(f"no worker among {below}")
 
 
-def _working_in(folder: Path) -> int:
-    """A process whose working folder is in this one: a run's."""
+def _working_for(run_ids: Sequence[str]) -> int:
+    """A process whose working folder is that of one of these runs, wherever that is."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdecimal() and (entry / "cwd").readlink().is_relative_to(folder):
+            if entry.name.isdecimal() and set((entry / "cwd").readlink().parts) & set(run_ids):
                 return int(entry.name)
-    raise LookupError(f"no process works in {folder}")
+    raise LookupError(f"no process works for any of {run_ids}")
 
 
 def _above(pid: int) -> int:

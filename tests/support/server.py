@@ -74,6 +74,11 @@ class Server:
         self._told = threading.Event()
 
     @property
+    def is_on_cluster(self) -> bool:
+        """Whether its runs are executed on a cluster."""
+        return "NOTEBOOK_RUNNER_EXECUTOR" in self._environment
+
+    @property
     def runs_mark(self) -> str:
         """What the environment of every process carries that executes runs."""
         return Server.cluster_mark or self.mark

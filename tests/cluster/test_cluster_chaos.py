@@ -1,0 +1,96 @@
+"""Parts of a cluster die at random moments: every run has one end, and is executed at most once.
+
+`CHAOS_ROUNDS=200 pytest tests/cluster/test_cluster_chaos.py -s` plays longer; CHAOS_SEED plays the same.
+"""
+
+import os
+import random
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import grpc
+import pytest
+from faults.harness import Chaos, Told
+from support.cluster import Cluster
+from support.mortal import MortalServer, figure, worker_of
+from support.processes import stopped
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+SEED = int(os.environ.get("CHAOS_SEED", "0")) or secrets.randbits(32)
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "7"))
+# Until the cluster is whole again.
+WHOLE_SECONDS = 60.0
+# What stands still for so long is not lost: --worker-timeout is more.
+LONGEST_STOP = 2.0
+
+
+@dataclass
+class ClusterChaos(Chaos):
+    """The same for servers on a cluster, whose parts die as well."""
+
+    signals: ClassVar[Sequence[str]] = (*Chaos.signals, "dask worker", "nanny", "scheduler", "pause")
+
+    cluster: Cluster | None = None
+
+    def _strike(self, server: MortalServer, fault: str) -> None:
+        assert self.cluster is not None
+        if fault in Chaos.signals:
+            return super()._strike(server, fault)
+        if fault == "scheduler":
+            self.cluster.kill_scheduler()
+            return self.cluster.restart()
+        try:
+            name, worker = self.cluster.worker_of(worker_of(server))
+        except LookupError:
+            # No run goes on: then it is an idle one's turn.
+            name, worker = self.cluster.any_worker()
+        if fault == "pause":
+            with stopped(worker):
+                threading.Event().wait(self._random.uniform(0, LONGEST_STOP))
+        elif fault == "nanny":
+            self.cluster.kill_nanny(name)
+            self.cluster.start_worker(name)
+        else:
+            os.kill(worker, signal.SIGKILL)
+        return None
+
+    def _failed(self, server: MortalServer, one: Told, error: grpc.RpcError) -> None:
+        """Without a worker, a Start is told to come back."""
+        if one.run_id or "NOT_READY" not in str(error.trailing_metadata()):
+            super()._failed(server, one, error)
+
+    def _answering(self) -> MortalServer:
+        server, end = super()._answering(), time.monotonic() + WHOLE_SECONDS
+        assert self.cluster is not None
+        while server.stub.Info(pb.InfoRequest(), timeout=10).workers < len(self.cluster.workers):
+            assert time.monotonic() < end, f"{server.tail()}\n{self.cluster.logs()}"
+        return server
+
+
+@pytest.fixture(scope="module")
+def chaos(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterChaos]:
+    """One history for all rounds."""
+    figure(f"CHAOS_SEED={SEED}")
+    options = ("--queue", "4", "--worker-timeout", "6")
+    folder = tmp_path_factory.mktemp("chaos")
+    chaos = ClusterChaos(folder, SEED, options=options, environment=cluster.environment, cluster=cluster)
+    try:
+        yield chaos
+    finally:
+        figure(chaos.summary() + "\n")
+        chaos.close()
+
+
+@pytest.mark.parametrize("first", range(0, ROUNDS, len(ClusterChaos.signals)))
+def test_no_run_is_lost_or_executed_twice(chaos: ClusterChaos, first: int) -> None:
+    """Each part of the cluster dies once, in any order, and no round ends with a broken promise."""
+    kinds = random.Random(SEED + first).sample(ClusterChaos.signals, len(ClusterChaos.signals))  # noqa: S311
+    for kind in kinds:
+        chaos.play(kind)
+    assert chaos.violations == [], chaos.summary()
