@@ -33,7 +33,7 @@ LATEST = 0.15
 def server(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalServer]:
     """A server on the cluster."""
     state = tmp_path_factory.mktemp("state")
-    with MortalServer(state, "--queue", "99", environment=cluster.environment) as one:
+    with MortalServer(state, "--queue", "999", environment=cluster.environment) as one:
         yield one
 
 

@@ -1,0 +1,79 @@
+"""A lease that has run out is nothing: a job that arrives for it too late is not executed."""
+
+import asyncio
+from pathlib import Path
+
+import dask
+import pytest
+from support.cluster import EXECUTOR, Cluster
+from support.notebooks import content
+
+from notebook_runner_server.execution.cluster import leasing
+from notebook_runner_server.execution.cluster.link import Link
+from notebook_runner_server.execution.cluster.messages import Alive, Batch, Begin, Channel, HostOptions
+from notebook_runner_server.execution.confinement.sandbox import Sandbox
+from notebook_runner_server.execution.interface import Ended, Job, Limits
+from notebook_runner_server.execution.options import WarmKernels
+
+TIMEOUT = 1.0
+OPTIONS = HostOptions(TIMEOUT, WarmKernels({}), Sandbox("off"), limit_address_space=False, max_files_bytes=0)
+
+
+@pytest.fixture
+def link(cluster: Cluster) -> Link:
+    """The server's side of a cluster, in this process."""
+    variables = {name: value for name, value in cluster.environment.items() if name.startswith("DASK_")}
+    names = {name: name.removeprefix("DASK_").lower().replace("__", ".") for name in variables}
+    with dask.config.set({names[name]: value for name, value in variables.items()}):
+        return Link(cluster.environment[EXECUTOR].replace("dask+tls", "tls"), OPTIONS)
+
+
+def job(run_id: str, folder: Path) -> Job:
+    """A run that says in a file that it was executed."""
+    source = f"open({str(folder / run_id)!r}, 'a').write('executed')"
+    place = str(folder)
+    return Job(run_id, content(source), "python3", place, place, Limits(), allow_errors=False, environment={})
+
+
+async def executed(channel: Channel, job: Job) -> None:
+    """Executes a job in time."""
+    await channel.send(Begin(job))
+    while True:
+        match await channel.receive():
+            case Batch(events=[*_, Ended()]):
+                return channel.close()
+            case Alive() as sign:
+                await channel.send(sign)
+
+
+async def expired(channel: Channel) -> None:
+    """Answers no sign of life until the lease must have run out, by the worker's own clock."""
+    first: float | None = None
+    while True:
+        match await channel.receive():
+            case Alive(stamp=stamp):
+                first = stamp if first is None else first
+                if stamp > first + TIMEOUT + 0.5:
+                    return
+
+
+def test_a_job_that_comes_too_late_is_not_begun(link: Link, tmp_path: Path) -> None:
+    """Its server has said that the run is lost; the same worker executes what comes after it."""
+
+    async def play() -> None:
+        await link.start()
+        try:
+            place = await leasing.leased(link, "late")
+            channel = await link.channel(place, 0, 5)
+            await expired(channel)
+            await channel.send(Begin(job("late", tmp_path)))
+            await channel.until_closed(30)
+            # One after the other: what was begun would have had its turn.
+            for number in range(4):
+                place = await leasing.leased(link, f"{number}")
+                await executed(await link.channel(place, 0, 5), job(f"{number}", tmp_path))
+        finally:
+            await link.close()
+
+    asyncio.run(play())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{number}" for number in range(4)]
