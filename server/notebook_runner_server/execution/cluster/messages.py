@@ -20,8 +20,7 @@ from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Jo
 from notebook_runner_server.execution.options import WarmKernels
 
 ATTACH = "notebook_runner_attach"
-DESCRIBE = "notebook_runner_describe"
-"""The operations that a Dask worker learns."""
+"""The operation that a Dask worker learns."""
 
 SPARES = "notebook_runner_spares"
 """A metric of a Dask worker: by kernelspec, how many kernels it keeps ready, and how many it is to keep."""
