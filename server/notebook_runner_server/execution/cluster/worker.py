@@ -72,7 +72,8 @@ class NotebookHost(WorkerPlugin):
 
     def _sandbox(self, worker: Worker) -> Sandbox:
         # Who has the cluster's key may do anything on the cluster.
-        keys = [getattr(worker.security, f"tls_{role}_key", None) for role in ("client", "scheduler", "worker")]
+        names = ("tls_client_key", "tls_scheduler_key", "tls_worker_key")
+        keys: list[str | None] = [getattr(worker.security, name, None) for name in names]
         hidden = (Path(key).absolute() for key in keys if key)
         return replace(self._options.sandbox, hidden=(*self._options.sandbox.hidden, *hidden))
 
