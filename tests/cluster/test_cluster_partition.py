@@ -119,6 +119,22 @@ def test_a_cut_that_lasts_is_said(far: Far, serve: Callable[..., MortalServer], 
     assert printed(executed(course.server.stub, course.run_id), 0) == texts(ended.events)
 
 
+def test_a_worker_that_comes_back_too_late(
+    far: Far, serve: Callable[..., MortalServer], tmp_path: Path
+) -> None:
+    """It has ended the run, which nobody has said to be lost yet: that is said as soon as it answers."""
+    course = Course(serve(), tmp_path)
+    far.wire.cut()
+    course.gone(TIMEOUT + 1)
+    far.wire.mend()
+    begin = time.monotonic()
+    run = course.finish().run
+    figure(f"said {time.monotonic() - begin:.1f} s after the link was back: {run.failure.message}")
+    assert (run.state, run.failure.cause) == (pb.RUN_STATE_CRASHED, pb.FAILURE_CAUSE_WORKER_DIED)
+    assert time.monotonic() - begin < LOST
+    works(course.server)
+
+
 @pytest.mark.parametrize("seconds", [0.5, 3.5])
 def test_a_short_cut_is_no_end(
     far: Far, serve: Callable[..., MortalServer], tmp_path: Path, seconds: float

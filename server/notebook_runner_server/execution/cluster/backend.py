@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Mapping
 
 from notebook_runner_server.execution.cluster.link import Link
@@ -67,6 +68,9 @@ class ClusterBackend:
         # What an export leaves is handed to this process, which ends it.
         become_subreaper()
         await self._cluster.start()
+        # Dask's modules stay: each look for garbage among them would hold the event loop for some 50 ms.
+        gc.collect()
+        gc.freeze()
 
     async def wait_free(self) -> None:
         """Wait until a worker has a free slot."""
