@@ -23,7 +23,7 @@ from notebook_runner_server.execution.cluster.workers import Workers
 CONNECT_SECONDS = 5.0
 """How long one try to reach the scheduler or a worker may take."""
 
-START_SECONDS = 10.0
+START_SECONDS = 30.0
 """How long the start of a server waits for the workers that are there."""
 
 INSTALL_SECONDS = 60.0
@@ -96,8 +96,10 @@ class Link:
             # Dask may turn this into an error of its own.
             self._task.cancel()
             await asyncio.wait([self._task])
-        for asking in tuple(self._asking.values()):
-            asking.cancel()
+        asking = tuple(self._asking.values())
+        for one in asking:
+            one.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
 
     async def until(self, condition: Any) -> None:
         """Wait until something holds, which is looked at whenever the workers have changed."""
@@ -164,7 +166,7 @@ class Link:
                 self._complain(str(error))
             finally:
                 self.workers.keep({})
-                self._tried = True
+                self._looked, self._tried = False, True
             await self.changed()
             await asyncio.sleep(RETRY_SECONDS)
 

@@ -71,7 +71,9 @@ class Workers:
         self._running = frozenset(address for address, one in there.items() if one["status"] == "running")
 
     def answered(self, address: str, answer: object) -> None:
-        """Take what a worker has answered to `install`."""
+        """Take what a worker has answered to `install`, if it is there still."""
+        if address not in self._spares:
+            return
         match answer:
             case {"status": "OK", "result": bytes(data)}:
                 description = messages.decode(data)
