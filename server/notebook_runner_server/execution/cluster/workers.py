@@ -72,7 +72,7 @@ class Workers:
 
     def answered(self, address: str, answer: object) -> None:
         """Take what a worker has answered to `install`, if it is there still."""
-        if address not in self._spares:
+        if address not in self._metrics:
             return
         match answer:
             case {"status": "OK", "result": bytes(data)}:
