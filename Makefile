@@ -9,7 +9,7 @@ GENERATE_VENV := .venv-generate
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test cold container chaos soak attack plain check format generate contract docs docs-serve image image-report lock bench scale clean
+.PHONY: help install demo serve dev test cold cluster cluster-full container chaos soak attack plain check format generate contract docs docs-serve image image-report lock bench scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -37,11 +37,21 @@ PARALLEL ?= -n 2 --dist loadfile
 # They hold how fast calls are answered under load; that of other tests would come on top.
 ALONE := tests/security/test_floods.py tests/security/test_slow_readers.py tests/faults/test_slow_callbacks.py
 test: $(INSTALLED) ## Run the tests (PARALLEL= for one after the other)
-	$(BIN)/pytest $(PARALLEL) $(ALONE:%=--ignore=%)
+	$(BIN)/pytest $(PARALLEL) $(ALONE:%=--ignore=%) --ignore=tests/cluster
 	$(BIN)/pytest $(ALONE)
 
 cold: $(INSTALLED) ## Run the tests of whole runs again, without warm kernels
 	NOTEBOOK_RUNNER_WARM_KERNELS=none $(BIN)/pytest $(PARALLEL) tests/e2e tests/client/test_cli.py tests/client/test_client_nested.py
+
+# What holds the guarantees of a run, wherever it is executed: with tests/cluster, as much as CI has time for.
+GUARANTEES := $(patsubst %,tests/e2e/test_%.py,endings isolation kill output progress start)
+ON_CLUSTER := $(BIN)/pytest $(PARALLEL) --executor dask
+cluster: $(INSTALLED) ## Run the tests of a Dask cluster, and those of the guarantees once more on one
+	$(BIN)/pytest $(PARALLEL) tests/cluster
+	$(ON_CLUSTER) $(GUARANTEES)
+
+cluster-full: $(INSTALLED) ## Run all tests of whole runs, and of faults, on a Dask cluster
+	$(ON_CLUSTER) tests/e2e tests/client/test_cli.py tests/client/test_client_nested.py tests/faults
 
 container: $(INSTALLED) ## Build the image, start the manifests, and test both (needs podman and kubectl)
 	$(BIN)/pytest tests/container

@@ -93,7 +93,9 @@ def test_a_notebook_is_read_from_one_place_and_written_to_another(
     ended = perform(uri_server.stub, request)
     run = ended.run
     assert (run.state, run.output_error) == (pb.RUN_STATE_SUCCEEDED, "")
-    assert texts(ended.events) == f"you {uri_server.state_dir / 'runs' / run.run_id / 'work'}\n"
+    who, folder = texts(ended.events).split()
+    assert who == "you"
+    assert run.run_id in Path(folder).parts
     assert places.get(target, f"from-{source}.ipynb") == artefact(uri_server.stub, run.run_id)
     assert run.notebook_path == ""
     assert run.notebook_uri == request.notebook_uri.replace(SIGNATURE, "…")

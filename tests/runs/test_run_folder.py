@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nbformat import NotebookNode
 from support.notebooks import code, markdown, notebook, written
 
+from notebook_runner_server.execution.files import FilePiece, FilesLeft
 from notebook_runner_server.execution.notebook import encode_cell, encode_tail
 from notebook_runner_server.execution.parts import HEAD, TAIL
 from notebook_runner_server.runs.folder import COPY_BYTES, RunFolder
@@ -100,3 +101,37 @@ def test_removing_is_well_however_little_is_there(tmp_path: Path) -> None:
     folder.remove()
     folder.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pieces_of_a_file_may_come_twice(tmp_path: Path) -> None:
+    """A server that was started again is told of what it had already; the file is as it was left."""
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    pieces = [
+        FilePiece("deep/a", start, data, 0o440, 10**18)
+        for start, data in ((0, b"one"), (3, b"two"), (6, b""))
+    ]
+    for piece in [*pieces, *pieces[1:]]:
+        folder.bring(piece)
+    file = folder.work / "deep" / "a"
+    assert file.read_bytes() == b"onetwo"
+    assert (file.stat().st_mode & 0o777, file.stat().st_mtime_ns) == (0o640, 10**18)
+
+
+@pytest.mark.parametrize("name", ["../parts", "deep/../../parts", "/etc/passwd"])
+def test_nothing_is_brought_to_another_place(tmp_path: Path, name: str) -> None:
+    """What a worker says is for a file of the folder, or for none."""
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    with pytest.raises(ValueError, match="not in the run's folder"):
+        folder.bring(FilePiece(name, 0, b"x", 0o600, 0))
+    assert not (folder.path / "parts").exists()
+
+
+def test_too_much_is_remembered(tmp_path: Path) -> None:
+    """How large the folder was is known, also to the next server."""
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    assert folder.files_left() == 0
+    folder.bring(FilesLeft(10))
+    assert RunFolder(tmp_path / "run").files_left() == 10

@@ -11,7 +11,7 @@ from support.server import Server
 PROGRAM = "warm/template.py"
 # Said by each test that needs it: all tests can be run without warm kernels.
 ON = ("--warm-kernels", "python3=1")
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 def forked(server: Server) -> list[int]:

@@ -11,15 +11,22 @@ from typing import Any
 
 import distributed
 from distributed.comm.core import connect
+from distributed.protocol.pickle import dumps
 from distributed.security import Security
 
 from notebook_runner_server.execution.cluster import messages
 from notebook_runner_server.execution.cluster.messages import Channel, HostOptions, Place
-from notebook_runner_server.execution.cluster.worker import PLUGIN, RESOURCE, NotebookHost
+from notebook_runner_server.execution.cluster.worker import PLUGIN, RESOURCE, install
 from notebook_runner_server.execution.cluster.workers import Workers
 
 CONNECT_SECONDS = 5.0
-"""How long one try to reach the scheduler, or a worker that is to describe itself, may take."""
+"""How long one try to reach the scheduler or a worker may take."""
+
+START_SECONDS = 30.0
+"""How long the start of a server waits for the workers that are there."""
+
+INSTALL_SECONDS = 60.0
+"""How long a worker may take until it can execute notebooks."""
 
 RETRY_SECONDS = 0.5
 """Between two tries to reach a scheduler."""
@@ -43,15 +50,13 @@ class Link:
     Attributes:
         topic: Where leases are told of: this server's alone.
         workers: What is known of the workers.
-        all_asked: Whether every worker has been asked once.
     """
 
     def __init__(self, address: str, options: HostOptions) -> None:
         self._address = address
-        self._options = options
         self._security = Security()
         self.topic = f"notebook-runner-{secrets.token_hex(8)}"
-        self.workers = Workers()
+        self.workers = Workers(options)
         self._changed = asyncio.Condition()
         self._client: distributed.Client | None = None
         self._expected: dict[str, asyncio.Future[Place]] = {}
@@ -61,7 +66,14 @@ class Link:
         self._closing = False
         self._quiet_until = 0.0
         self._releasing: set[asyncio.Task[None]] = set()
-        self.all_asked = False
+        self._told_to_workers = (messages.VERSION, messages.encode(options))
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._looked = False
+
+    @property
+    def all_asked(self) -> bool:
+        """Whether every worker that is there has been asked and has answered."""
+        return self._looked and not self.workers.unknown
 
     @property
     def connection_arguments(self) -> dict[str, Any]:
@@ -70,9 +82,11 @@ class Link:
         return arguments
 
     async def start(self) -> None:
-        """Connect; when that cannot be done, go on trying."""
+        """Connect, and get to know the workers; what cannot be done soon is tried for ever."""
         self._task = asyncio.create_task(self._keep())
-        await self.until(lambda: self._tried)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_SECONDS):
+                await self.until(lambda: self._tried or self.all_asked)
 
     async def close(self) -> None:
         """Let go of the cluster; what it executes goes on."""
@@ -81,6 +95,10 @@ class Link:
             # Dask may turn this into an error of its own.
             self._task.cancel()
             await asyncio.wait([self._task])
+        asking = tuple(self._asking.values())
+        for one in asking:
+            one.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
 
     async def until(self, condition: Any) -> None:
         """Wait until something holds, which is looked at whenever the workers have changed."""
@@ -133,8 +151,8 @@ class Link:
             except Exception as error:  # noqa: BLE001 - whatever Dask raises, it is tried again
                 self._complain(str(error))
             finally:
-                self.workers.clear()
-                self._tried = True
+                self.workers.keep({})
+                self._looked, self._tried = False, True
             await self.changed()
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -163,14 +181,8 @@ class Link:
             await client
             client.subscribe_topic(self.topic, self._told)
             client.subscribe_topic("all", self._told_of_worker)
-            await self._install(client)
             await self._look(client)
-            if self._is_outdated():
-                await client.unregister_worker_plugin(PLUGIN)
-                await self._install(client)
-                await self._look(client)
             self._client = client
-            self._tried = True
             await self.changed()
             _log.info("cluster", extra={"scheduler": self._address})
             gone = asyncio.ensure_future(lifeline.read())
@@ -190,23 +202,6 @@ class Link:
                 client.unsubscribe_topic("all")
             with contextlib.suppress(TimeoutError, OSError):
                 await client.close(timeout=CONNECT_SECONDS)
-
-    async def _install(self, client: distributed.Client) -> None:
-        """Have all workers, and those that come, be such that execute notebooks."""
-        try:
-            await client.register_plugin(NotebookHost(self._options))
-        except Exception as error:  # noqa: BLE001 - it is what one worker has raised; the others have it
-            _log.error("a Dask worker gets no runs", extra={"why": str(error)})
-
-    def _is_outdated(self) -> bool:
-        """Tell whether the workers have other settings than this server, and can take its own."""
-        if all(one.shared() == self._options.shared() for one in self.workers.options):
-            return False
-        if self.workers.have_runs:
-            _log.warning("the Dask workers keep an earlier server's settings: they have runs of it")
-            return False
-        self.workers.clear()
-        return True
 
     def _told(self, event: tuple[float, Mapping[str, str]]) -> None:
         """Take the news of a lease."""
@@ -254,22 +249,24 @@ class Link:
             if one["resources"].get(RESOURCE, 0) >= 1
         }
         self.workers.keep(there)
-        asked = there.keys() - self.workers.usable
-        answered = await asyncio.gather(*(self._ask(one) for one in asked))
-        self.all_asked = self.all_asked or all(answered)
+        for address in self.workers.unknown - self._asking.keys():
+            self._asking[address] = asyncio.create_task(self._ask(address))
+        self._looked = True
         await self.changed()
 
-    async def _ask(self, address: str) -> bool:
-        """Ask a worker what it has; return whether it has answered."""
+    async def _ask(self, address: str) -> None:
+        """Have a worker be one that executes notebooks, and take what it has."""
+        order = {"op": "run", "function": dumps(install), "args": dumps(self._told_to_workers)}
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
+            async with asyncio.timeout(INSTALL_SECONDS):
                 comm = await connect(address, timeout=CONNECT_SECONDS, **self.connection_arguments)
                 try:
-                    await comm.write({"op": messages.DESCRIBE})
-                    answer = await comm.read()
+                    await comm.write(order)
+                    self.workers.answered(address, await comm.read())
                 finally:
                     comm.abort()
         except (OSError, TimeoutError):
-            return False
-        self.workers.answered(address, answer)
-        return True
+            pass  # It is asked again, if it is still there.
+        finally:
+            del self._asking[address]
+            await self.changed()

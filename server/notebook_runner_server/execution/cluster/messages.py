@@ -20,8 +20,7 @@ from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Jo
 from notebook_runner_server.execution.options import WarmKernels
 
 ATTACH = "notebook_runner_attach"
-DESCRIBE = "notebook_runner_describe"
-"""The operations that a Dask worker learns."""
+"""The operation that a Dask worker learns."""
 
 
 VERSION = importlib.metadata.version("notebook-runner")

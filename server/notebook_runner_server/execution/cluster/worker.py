@@ -1,6 +1,6 @@
 """What is installed in each Dask worker: the worker processes with warm kernels that a server has itself.
 
-The plugin is sent by the server; this package has to be there, in the same version.
+A server has each worker install it; this package has to be there, in the same version.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ class NotebookHost(WorkerPlugin):
     """
 
     name = PLUGIN
-    # Another server, or this one after a restart, finds the runs that go on.
-    idempotent = True
 
     def __init__(self, options: HostOptions) -> None:
         self._options = options
@@ -68,10 +66,8 @@ class NotebookHost(WorkerPlugin):
         try:
             await self._pool.start()
         except Exception as error:  # noqa: BLE001 - whatever it is, the server says it
-            # Dask would tell nobody, if this worker came later than the server.
             self._problem, self._slots = str(error) or type(error).__name__, 0
         worker.handlers[messages.ATTACH] = self.attach
-        worker.handlers[messages.DESCRIBE] = self.describe
         worker.metrics[PLUGIN] = self._spares
 
     def _sandbox(self, worker: Worker) -> Sandbox:
@@ -82,8 +78,7 @@ class NotebookHost(WorkerPlugin):
 
     async def teardown(self, worker: Worker) -> None:
         """End all runs and the worker processes (called by Dask)."""
-        for operation in (messages.ATTACH, messages.DESCRIBE):
-            worker.handlers.pop(operation, None)
+        worker.handlers.pop(messages.ATTACH, None)
         worker.metrics.pop(PLUGIN, None)
         for lease in self._leases.values():
             lease.stop(Cause.WORKER_DIED, 0.0)
@@ -106,11 +101,17 @@ class NotebookHost(WorkerPlugin):
             del self._leases[name]
             await asyncio.to_thread(folder.remove)
 
-    def describe(self) -> tuple[str, bytes]:
-        """Say which version this is, and, for a server of the same, what it has (called by Dask)."""
-        leases = {lease.run_id: name for name, lease in self._leases.items() if lease.has_job}
-        has = Description(self._options, self._slots, self._pool.kernels, leases, self._problem)
-        return messages.VERSION, messages.encode(has)
+    def is_outdated(self, options: HostOptions) -> bool:
+        """Tell whether a server has other settings, and there is no run of an earlier one."""
+        return options.shared() != self._options.shared() and not self._runs
+
+    @property
+    def _runs(self) -> dict[str, str]:
+        return {lease.run_id: name for name, lease in self._leases.items() if lease.has_job}
+
+    def describe(self) -> Description:
+        """Say what this worker has."""
+        return Description(self._options, self._slots, self._pool.kernels, self._runs, self._problem)
 
     def _spares(self, _: Worker) -> dict[str, tuple[int, int]]:
         """Say which kernels are kept (called by Dask, which tells the scheduler twice a second)."""
@@ -142,3 +143,36 @@ async def lease(run_id: str, nonce: str, topic: str) -> None:
     """
     worker: Any = get_worker()
     await worker.plugins[PLUGIN].lease(run_id, nonce, topic)
+
+
+# Servers that come at once do not replace what the other is about to start.
+_installing = asyncio.Lock()
+
+
+async def install(version: str, options: bytes, dask_worker: Worker) -> bytes:
+    """Make a Dask worker one that executes notebooks, if it is none, and say what it has.
+
+    Dask executes it there; it is not a plugin of the scheduler's, for a worker that lacks this package would
+    neither start nor end with one.
+
+    Args:
+        version: The server's.
+        options: What it tells each worker, encoded.
+        dask_worker: The worker (given by Dask).
+
+    Returns:
+        Its `Description`, encoded.
+
+    Raises:
+        RuntimeError: It has another version.
+    """
+    if version != messages.VERSION:
+        raise RuntimeError(f"its version is {messages.VERSION}, and the server's {version}")
+    told = messages.decode(options)
+    assert isinstance(told, HostOptions)  # noqa: S101 - what a server of this version sends
+    async with _installing:
+        host = dask_worker.plugins.get(PLUGIN)
+        if not isinstance(host, NotebookHost) or host.is_outdated(told):
+            host = NotebookHost(told)
+            await dask_worker.plugin_add(host, PLUGIN, catch_errors=False)
+        return messages.encode(host.describe())

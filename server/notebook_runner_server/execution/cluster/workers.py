@@ -15,17 +15,21 @@ _log = logging.getLogger(__name__)
 class Workers:
     """The workers of a cluster, by their addresses.
 
+    Args:
+        options: What this server tells each.
+
     Attributes:
         kernels: The kernelspecs of the one that was last seen, by name, and the language of each.
         left: Where the runs are that workers had when they were first asked, by the run's id.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: HostOptions) -> None:
+        self._options = options
         self.kernels: Mapping[str, str] = {}
         self.left: dict[str, Place] = {}
         self._there: dict[str, Description] = {}
         self._spares: Mapping[str, Mapping[str, tuple[int, int]]] = {}
-        self._refused: set[tuple[str, str]] = set()
+        self._refused: set[str] = set()
 
     @property
     def usable(self) -> frozenset[str]:
@@ -49,14 +53,9 @@ class Workers:
         return counts
 
     @property
-    def options(self) -> list[HostOptions]:
-        """What each was told by a server."""
-        return [one.options for one in self._there.values()]
-
-    @property
-    def have_runs(self) -> bool:
-        """Whether any had a run when it was asked."""
-        return any(one.leases for one in self._there.values())
+    def unknown(self) -> frozenset[str]:
+        """The addresses of those that have not said what they have."""
+        return frozenset(self._spares.keys() - self._there.keys() - self._refused)
 
     def keep(self, there: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
         """Take which workers are there, with the kernels that each keeps: ready, and wanted."""
@@ -64,30 +63,29 @@ class Workers:
             del self._there[gone]
         self._spares = there
 
-    def clear(self) -> None:
-        """Forget all, for they are not known to be there."""
-        self._there.clear()
-
     def answered(self, address: str, answer: object) -> None:
-        """Take what a worker has answered to `DESCRIBE`; one that is not ready yet answers nothing."""
+        """Take what a worker has answered to `install`, if it is there still."""
+        if address not in self._spares:
+            return
         match answer:
-            case [str(version), bytes()] if version != messages.VERSION:
-                self._refuse(address, f"its version is {version}, and the server's {messages.VERSION}")
-            case [str(), bytes(data)]:
+            case {"status": "OK", "result": bytes(data)}:
                 description = messages.decode(data)
-                assert isinstance(description, Description)  # noqa: S101 - what `describe` answers
+                assert isinstance(description, Description)  # noqa: S101 - what it answers
                 self._take(address, description)
+            case {"exception_text": why}:
+                self._refuse(address, str(why))
 
     def _take(self, address: str, description: Description) -> None:
         self._there[address] = description
         if description.problem:
             self._refuse(address, description.problem)
             return
+        if description.options.shared() != self._options.shared():
+            about = {"worker": address}
+            _log.warning("a Dask worker keeps an earlier server's settings: it has runs of it", extra=about)
         self.kernels = description.kernels
         self.left.update({run_id: Place(address, lease) for run_id, lease in description.leases.items()})
 
     def _refuse(self, address: str, why: str) -> None:
-        """Say once why a worker is not used."""
-        if (address, why) not in self._refused:
-            _log.error("a Dask worker gets no runs", extra={"worker": address, "why": why})
-        self._refused.add((address, why))
+        _log.error("a Dask worker gets no runs", extra={"worker": address, "why": why})
+        self._refused.add(address)
