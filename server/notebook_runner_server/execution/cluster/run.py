@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
+from distributed.comm.addressing import get_address_host_port
+
 from notebook_runner_server.execution.cluster import leasing, messages
 from notebook_runner_server.execution.cluster.leasing import LostError
 from notebook_runner_server.execution.cluster.link import CONNECT_SECONDS, Link
@@ -25,8 +27,8 @@ LOST_SECONDS = 5.0
 first."""
 
 TRY_SECONDS, LONGEST_TRY_SECONDS = 0.4, 2.0
-"""How long the first try to reach a worker may take, for Dask repeats within it what was refused; and the
-longest of those after it, each of which may take twice as long as the one before."""
+"""How long the first try to reach a worker may take, and the longest of those after it, each of which may
+take twice as long as the one before."""
 
 RECONNECT_SECONDS = 0.1
 """Between two tries to reach a worker."""
@@ -225,17 +227,17 @@ class ClusterRun:
         Raises:
             LostError: It has it no longer.
         """
-        seconds = TRY_SECONDS
+        seconds, may_be_gone = TRY_SECONDS, self._begun
         while (left := self._lost_at - self._loop.time()) > 0:
             if self._stop is not None and not self._begun:
                 raise LostError("it had not started.")
             if self._is_unknown:
                 raise LostError(f"The Dask worker at {place.address} has the run no longer.")
-            try:
+            if may_be_gone and await _is_refused(place.address):
+                raise LostError(f"The Dask worker at {place.address} died.")
+            with contextlib.suppress(OSError):
                 return await self._link.channel(place, self._number, min(left, seconds))
-            except OSError as error:
-                if _is_refused(error):
-                    raise LostError(f"The Dask worker at {place.address} died.") from error
+            may_be_gone = True
             seconds = min(2 * seconds, LONGEST_TRY_SECONDS)
             await asyncio.sleep(RECONNECT_SECONDS)
         silence = self._timeout + LOST_SECONDS
@@ -256,9 +258,13 @@ class ClusterRun:
                 await self._channel.send(message)
 
 
-def _is_refused(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ConnectionRefusedError):
-            return True
-        error = error.__cause__ or error.__context__
+async def _is_refused(address: str) -> bool:
+    """Tell whether nobody listens there any more; Dask would try again, and say only that it did."""
+    host, port = get_address_host_port(address)
+    try:
+        async with asyncio.timeout(TRY_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+    except OSError as error:
+        return isinstance(error, ConnectionRefusedError)
+    writer.close()
     return False
