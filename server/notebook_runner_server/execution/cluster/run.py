@@ -150,16 +150,16 @@ class ClusterRun:
             try:
                 self._channel = await self._connected(place)
             except LostError:
-                if self._begun:
+                if self._begun or self._stop is not None:
                     raise
                 # Nobody has the job yet.
                 place = await self._place()
                 continue
             if self._job is not None:
                 self._begun = True
-                await self._try(messages.Begin(self._job))
+                self._send(messages.Begin(self._job))
             if self._stop is not None:
-                await self._try(messages.Stop(*self._stop))
+                self._send(messages.Stop(*self._stop))
             reading = self._received(self._channel)
             async with contextlib.aclosing(reading):
                 async for batch in reading:
@@ -232,6 +232,8 @@ class ClusterRun:
             )
             try:
                 while not (await asyncio.wait([connecting], timeout=RECONNECT_SECONDS))[0]:
+                    if self._stop is not None and not self._begun:
+                        raise LostError("it had not started.")
                     if await self._link.is_refused(place):
                         raise LostError(f"The Dask worker at {place.address} died.")
                 return connecting.result()
