@@ -186,3 +186,20 @@ def test_kill_reaches_a_worker_that_comes_back(
     assert answer.processes_ended >= 2
     course.finish()
     works(course.server)
+
+
+def test_kill_of_what_never_reached_the_worker(far: Far, serve: Callable[..., MortalServer]) -> None:
+    """A run that waits for a slot behind the cut is KILLED at once, and not executed later."""
+    server, mark = serve(), new_mark()
+    works(server)
+    far.wire.cut()
+    run = start(server.stub, inline("import time; time.sleep(100000)", environment={RUN_MARK: mark}))
+    stream = server.stub.Progress(pb.ProgressRequest(run_id=run.run_id), timeout=30)
+    next(event for event in stream if event.run_changed.state == pb.RUN_STATE_STARTING)
+    stream.cancel()
+    begin = time.monotonic()
+    answer = server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=30)
+    assert (answer.run.state, time.monotonic() - begin < 1) == (pb.RUN_STATE_KILLED, True)
+    far.wire.mend()
+    works(server)
+    assert remains(mark) == {}
