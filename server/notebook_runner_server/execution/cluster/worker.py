@@ -103,8 +103,8 @@ class NotebookHost(WorkerPlugin):
             await asyncio.to_thread(folder.remove)
 
     def is_outdated(self, options: HostOptions) -> bool:
-        """Tell whether a server has other settings, and there is no run of an earlier one."""
-        return options.shared() != self._options.shared() and not self._runs
+        """Tell whether a server has other settings, and no slot is leased to an earlier one."""
+        return options.shared() != self._options.shared() and not self._leases
 
     @property
     def _runs(self) -> dict[str, str]:
