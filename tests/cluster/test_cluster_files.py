@@ -135,10 +135,40 @@ def test_too_much_to_come_back_is_told(serve: Serve, home: Path) -> None:
     assert f"had {LARGE + 7 + 10} bytes" in refusal.message
 
 
+def test_what_cannot_be_read_is_left_out(serve: Serve, home: Path) -> None:
+    """A file whose path is too long for Linux keeps nobody waiting for the end."""
+    server = serve()
+    deep = """
+home = os.getcwd()
+while (left := 4000 - len(os.getcwd())) > 1:
+    name = "d" * min(200, left - 1)
+    os.mkdir(name)
+    os.chdir(name)
+open("f" * 200, "w").close()
+os.chdir(home)
+"""
+    run = perform(server.stub, inline(LEAVES.format(hidden=str(home)), deep)).run
+    assert run.state == pb.RUN_STATE_SUCCEEDED, run
+    assert_all_there(files(server, run))
+
+
+def test_kill_does_not_wait_for_much(serve: Serve, gate: Gate) -> None:
+    """Files that are too many to be waited for stay where they are; that is said."""
+    server = serve()
+    run = start(server.stub, inline("open('large', 'wb').truncate(64_000_000)", gate.source))
+    reach(server.stub, run.run_id, "cell_started", 1)
+    server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=10)
+    request = pb.OutputRequest(run_id=run.run_id, format="files")
+    refusal = refused(lambda: server.stub.Output(request, timeout=10))
+    assert "had 64000000 bytes, too many to come back" in refusal.message
+
+
 def test_nothing_of_a_run_stays_on_the_worker(cluster: Cluster, serve: Serve, home: Path) -> None:
     """When a run has ended, its folder there is gone."""
     server = serve()
-    perform(server.stub, inline(LEAVES.format(hidden=str(home))))
-    # The slot is free when the folder is gone.
-    perform(server.stub, inline("1"))
-    assert list(cluster.folder.rglob("data.bin")) == []
+    for source in (LEAVES.format(hidden=str(home)), "1", "2"):
+        perform(server.stub, inline(source))
+    (runs,) = cluster.folder.glob("blind/**/notebook-runner/runs")
+    # A slot is free for the next run when the folder of the one before is gone; the last one's may be there.
+    assert len(list(runs.iterdir())) <= 1
+    assert list(runs.rglob("data.bin")) == []

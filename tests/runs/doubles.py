@@ -4,7 +4,7 @@ The double is here so that a test can decide in which order things happen; every
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -73,7 +73,7 @@ class Handle:
         """Makes events happen, as one batch."""
         self._batches.put_nowait(events)
 
-    async def events(self) -> AsyncIterator[Sequence[ExecutionEvent]]:
+    async def events(self) -> AsyncGenerator[Sequence[ExecutionEvent]]:
         """Yields what was told."""
         try:
             ended = False

@@ -8,7 +8,7 @@ cluster; nothing above it knows about processes.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -231,7 +231,7 @@ class Spares:
 class RunHandle(Protocol):
     """A run on a backend."""
 
-    def events(self) -> AsyncIterator[Sequence[ExecutionEvent]]:
+    def events(self) -> AsyncGenerator[Sequence[ExecutionEvent]]:
         """Yield what happens, in order, as many events at a time as are there; the last is `Ended`."""
 
     def stop(self, cause: Cause, grace_period: float) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
@@ -60,7 +60,7 @@ class PoolRun:
         with contextlib.suppress(BrokenProcessPool):
             self._done = worker.submit(job)
 
-    async def events(self) -> AsyncIterator[Sequence[ExecutionEvent]]:
+    async def events(self) -> AsyncGenerator[Sequence[ExecutionEvent]]:
         """Yield what the worker tells; when it dies, the end that it cannot tell itself."""
         ended = False
         try:

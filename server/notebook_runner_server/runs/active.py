@@ -127,15 +127,20 @@ class ActiveRun:
         self._handle = handle
         if self.stop_requested is not None:
             handle.stop(*self.stop_requested)
-        async for batch in handle.events():
+        # Closed before anything is said of a run that could not be followed: that ends its processes.
+        async with contextlib.aclosing(handle.events()) as batches:
+            async for batch in batches:
+                await self._follow(handle, batch)
+
+    async def _follow(self, handle: RunHandle, batch: Sequence[ExecutionEvent]) -> None:
+        async with self._lock:
+            ended = await self._take(handle, batch)
+            if ended is not None and not self._is_wanted(ended):
+                await self._conclude(ended)
+        if ended is not None and not self.ended.is_set():
+            ended, output_error = await self._delivered(ended)
             async with self._lock:
-                ended = await self._take(handle, batch)
-                if ended is not None and not self._is_wanted(ended):
-                    await self._conclude(ended)
-            if ended is not None and not self.ended.is_set():
-                ended, output_error = await self._delivered(ended)
-                async with self._lock:
-                    await self._conclude(ended, output_error)
+                await self._conclude(ended, output_error)
 
     async def _take(self, handle: RunHandle, batch: Sequence[ExecutionEvent]) -> Ended | None:
         """Record what was told, but its end, which is returned."""

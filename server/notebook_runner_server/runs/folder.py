@@ -91,8 +91,11 @@ class RunFolder:
         with open(private(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW), "wb") as file:
             file.seek(told.start)
             file.write(told.data)
+            file.flush()
+            # The worker forgets it when it is told that it is here.
+            os.fdatasync(file.fileno())
         # The next piece has to be written as well.
-        path.chmod(told.mode | 0o600)
+        path.chmod(told.mode & 0o777 | 0o600)
         os.utime(path, ns=(told.modified, told.modified))
 
     def files_left(self) -> int:

@@ -213,7 +213,7 @@ class Outputs:
             )
         if form.to == FILES:
             if left := await asyncio.to_thread(folder.files_left):
-                message = f"the run folder had {left} bytes, too many to come back (--max-files-bytes)"
+                message = f"the run folder had {left} bytes, too many to come back from its worker"
                 raise ExportFailedError(message, format=form.to)
             try:
                 return await asyncio.to_thread(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -20,12 +21,12 @@ class RunFolder:
     """The private folder of a run while it is executed; what the notebook leaves in it goes to the server.
 
     Args:
-        path: Where it is made.
+        place: Where it is made, in a folder of this name that is the run's alone.
         max_bytes: How much it may hold to be brought to the server.
     """
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
-        self._path = path
+    def __init__(self, place: Path, max_bytes: int) -> None:
+        self._place = self._path = place
         self._max_bytes = max_bytes
 
     def create(self, job: Job) -> Job:
@@ -34,30 +35,37 @@ class RunFolder:
         Raises:
             OSError: It cannot be made.
         """
+        self._path = self._place / job.run_id
         self._path.mkdir(mode=0o700, parents=True)
         own = str(self._path)
         is_shared = job.working_folder != job.run_folder and os.path.isdir(job.working_folder)
         return replace(job, run_folder=own, working_folder=job.working_folder if is_shared else own)
 
-    def files(self) -> Iterator[FileEvent]:
+    def files(self, most: int | None = None) -> Iterator[FileEvent]:
         """Yield what the notebook has left, when no process of it is there; links are not followed.
 
         A file that cannot be read is left out.
+
+        Args:
+            most: How many bytes are brought at the most, if that is less than otherwise.
         """
         found = sorted(self._regular_files())
         total = sum(size for _, size in found)
-        if total > self._max_bytes:
+        if total > min(self._max_bytes, self._max_bytes if most is None else most):
             yield FilesLeft(total)
             return
         for path, _ in found:
-            yield from self._pieces(path)
+            # Its path may be too long, and it may have gone.
+            with contextlib.suppress(OSError):
+                yield from self._pieces(path)
 
     def _regular_files(self) -> Iterator[tuple[str, int]]:
         for parent, _, names in os.walk(self._path):
             for path in (os.path.join(parent, name) for name in names):
-                about = os.lstat(path)
-                if stat.S_ISREG(about.st_mode) and os.access(path, os.R_OK):
-                    yield path, about.st_size
+                with contextlib.suppress(OSError):
+                    about = os.lstat(path)
+                    if stat.S_ISREG(about.st_mode) and os.access(path, os.R_OK):
+                        yield path, about.st_size
 
     def _pieces(self, path: str) -> Iterator[FilePiece]:
         name = os.path.relpath(path, self._path)
@@ -72,4 +80,4 @@ class RunFolder:
 
     def remove(self) -> None:
         """Remove it with all that is in it."""
-        shutil.rmtree(self._path, ignore_errors=True)
+        shutil.rmtree(self._place, ignore_errors=True)

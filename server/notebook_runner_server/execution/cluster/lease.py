@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Sequence
 
@@ -33,10 +34,15 @@ MOST_KEPT_BYTES = 4 * 1024 * 1024
 MOST_EVENTS = 200
 """Events of one batch, which the server decodes without doing anything else."""
 
+MOST_AFTER_STOP_BYTES = 16 * 1024 * 1024
+"""Files that come back of a run that was asked to end: whoever asked for that waits for them."""
+
 SIGNS_OF_LIFE = 4
 """How many signs of life there are in the time after which one is given up."""
 
 _EVENT_BYTES = 200
+
+_log = logging.getLogger(__name__)
 
 
 class Lease:
@@ -149,6 +155,14 @@ class Lease:
 
     async def _host(self, job: Job) -> None:
         try:
+            await self._execute(job)
+        except Exception as error:  # noqa: BLE001 - without an end the run would go on for ever
+            _log.exception("a run could not be followed", extra={"run_id": self.run_id})
+            failure = Failure(Cause.WORKER_DIED, f"The Dask worker could not follow the run: {error}")
+            await self._keep([Ended(failure)])
+
+    async def _execute(self, job: Job) -> None:
+        try:
             job = await asyncio.to_thread(self._folder.create, job)
         except OSError as error:
             failure = Failure(Cause.KERNEL_NOT_READY, f"The run's folder could not be made: {error}")
@@ -163,16 +177,17 @@ class Lease:
             assert self._stop is not None  # noqa: S101 - nothing else keeps it from being submitted
             await self._keep([Ended(Failure(self._stop[0], "The run was ended before it started."))])
             return
-        async for events in self._run.events():
-            end = len(events) - isinstance(events[-1], Ended)
-            for start in range(0, end, MOST_EVENTS):
-                await self._keep(events[start : min(end, start + MOST_EVENTS)])
-            if end < len(events):
-                await self._keep_files()
-                await self._keep(events[end:])
+        async with contextlib.aclosing(self._run.events()) as batches:
+            async for events in batches:
+                end = len(events) - isinstance(events[-1], Ended)
+                for start in range(0, end, MOST_EVENTS):
+                    await self._keep(events[start : min(end, start + MOST_EVENTS)])
+                if end < len(events):
+                    await self._keep_files()
+                    await self._keep(events[end:])
 
     async def _keep_files(self) -> None:
-        files = self._folder.files()
+        files = self._folder.files(None if self._stop is None else MOST_AFTER_STOP_BYTES)
         while not self._abandoned and (told := await asyncio.to_thread(next, files, None)) is not None:
             await self._keep([told])
 

@@ -116,7 +116,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """There is no such lease here; or it has no job, and was asked for one."""
+    """There is no such lease here, or no longer."""
 
 
 @dataclass(frozen=True, slots=True)

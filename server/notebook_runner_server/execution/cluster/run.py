@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from notebook_runner_server.execution.cluster import leasing, messages
@@ -67,6 +67,7 @@ class ClusterRun:
         self._silent_at = 0.0
         self._stop: tuple[Cause, float] | None = None
         self._stopped = asyncio.Event()
+        self._at: Place | None = None
         self._channel: Channel | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
@@ -74,7 +75,7 @@ class ClusterRun:
         self.worker_died = False
         self._is_unknown = False
 
-    async def events(self) -> AsyncIterator[Sequence[ExecutionEvent]]:
+    async def events(self) -> AsyncGenerator[Sequence[ExecutionEvent]]:
         """Yield what the worker tells; when it is gone, the end that it cannot tell itself."""
         ended = False
         try:
@@ -89,7 +90,9 @@ class ClusterRun:
             ended = self._is_end(end)
             yield [end]
         finally:
-            if ended or not self._is_left:
+            if self._channel is None and self._at is not None:
+                self._link.release(self._at)
+            elif ended or not self._is_left:
                 self._send(messages.Release())
                 self._spawn(self._farewell())
             elif self._channel is not None:
@@ -135,8 +138,9 @@ class ClusterRun:
             waiting = [getting] if self._job is None else [getting, stopped]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if getting.done():
+                self._at = getting.result()
                 self._lost_at = self._loop.time() + self._timeout + LOST_SECONDS
-                return getting.result()
+                return self._at
             raise LostError("it had not started.")
         finally:
             stopped.cancel()

@@ -92,7 +92,7 @@ class NotebookHost(WorkerPlugin):
         """Lease a slot: tell the server where it is, and keep it until it is not needed any more."""
         name = secrets.token_hex(8)
         # Of another lease nothing may be found.
-        folder = RunFolder(self._folder / "runs" / name / run_id, self._options.max_files_bytes)
+        folder = RunFolder(self._folder / "runs" / name, self._options.max_files_bytes)
         lease = self._leases[name] = Lease(run_id, self._pool, self._admitted, self._options.timeout, folder)
         try:
             where = {"nonce": nonce, "address": self._worker.contact_address, "lease": name}
