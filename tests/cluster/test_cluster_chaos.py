@@ -90,7 +90,7 @@ def chaos(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.mark.parametrize("first", range(0, ROUNDS, len(ClusterChaos.signals)))
 def test_no_run_is_lost_or_executed_twice(chaos: ClusterChaos, first: int) -> None:
     """Each part of the cluster dies once, in any order, and no round ends with a broken promise."""
-    kinds = random.Random(SEED + first).sample(ClusterChaos.signals, len(ClusterChaos.signals))  # noqa: S311
+    kinds = random.Random(SEED + first).sample(ClusterChaos.signals, len(ClusterChaos.signals))  # noqa: S311 - no secret
     for kind in kinds:
         chaos.play(kind)
     assert chaos.violations == [], chaos.summary()

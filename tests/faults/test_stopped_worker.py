@@ -47,8 +47,8 @@ def _with_a_stopped_worker(server: MortalServer) -> tuple[str, str]:
     mark = new_mark()
     run = start(server.stub, inline("print('done')", FOR_EVER, environment={RUN_MARK: mark}))
     reach(server.stub, run.run_id, "cell_output", cell=1)
-    # The kernel and two of its children.
-    assert len(remains(mark)) >= 3
+    # Two children; a kernel that was kept warm has the mark of no run.
+    assert len(remains(mark)) >= 2
     os.kill(worker_of(server), signal.SIGSTOP)
     return run.run_id, mark
 
