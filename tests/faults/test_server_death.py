@@ -59,7 +59,8 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
     with MortalServer(state, "--queue", "3") as first:
         runs = [start(first.stub, request) for request in requests]
         seen = _until_it_prints(first, runs[0].run_id)
-        assert len(remains(mark)) >= 3
+        # Two children; a kernel that was kept warm has the mark of no run.
+        assert len(remains(mark)) >= 2
         seconds = first.die()
         figure(f"no process left {max(seconds, gone(mark)):.3f} s after the death of the server")
     begin = time.monotonic()
