@@ -21,8 +21,10 @@ from support.processes import memory, outlived, stopped
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 Serve = Callable[..., MortalServer]
-TIMEOUT, LOST = 6.0, 5.0
-"""Seconds: --worker-timeout of these tests, and how much later the server says that a worker is lost."""
+TIMEOUT, LOST, SLACK = 6.0, 5.0, 3.0
+"""Seconds: --worker-timeout of these tests, how much later the server says that a worker is lost, and how much a
+busy machine may add."""
+PATIENCE = ("--worker-timeout", str(TIMEOUT))
 
 FLOOD_LINES = int(os.environ.get("FLOOD_LINES", "40000"))
 MIB = 1024 * 1024
@@ -62,14 +64,14 @@ def works(server: MortalServer) -> None:
 
 def test_a_worker_that_stands_still_is_lost(cluster: Cluster, serve: Serve, tmp_path: Path) -> None:
     """CRASHED, lost, after the time-out; by then nothing of the run goes on, nor when the worker does."""
-    server, mark, effects = serve(), new_mark(), tmp_path / "effects"
+    server, mark, effects = serve(*PATIENCE), new_mark(), tmp_path / "effects"
     source = FOR_EVER.format(path=str(effects))
     run = start(server.stub, inline(source, environment={RUN_MARK: mark}))
     process = kernel(server, run.run_id)
     _, worker = cluster.worker_of(process)
     with stopped(worker):
         begin = time.monotonic()
-        gone(mark, TIMEOUT + 1)
+        gone(mark, TIMEOUT + SLACK)
         assert outlived([process], 1) == []
         figure(f"the run of a worker that stands still is ended after {time.monotonic() - begin:.1f} s")
         ended = finish(server.stub, run.run_id)
@@ -79,7 +81,7 @@ def test_a_worker_that_stands_still_is_lost(cluster: Cluster, serve: Serve, tmp_
             pb.FAILURE_CAUSE_WORKER_DIED,
         )
         assert "lost" in ended.run.failure.message
-        assert time.monotonic() - begin < TIMEOUT + LOST + 1
+        assert time.monotonic() - begin < TIMEOUT + LOST + SLACK
         works(server)
     for _ in range(3):
         works(server)
@@ -112,7 +114,7 @@ def test_a_server_that_stands_still_loses_nothing(cluster: Cluster, serve: Serve
     """The worker keeps a bounded amount, the run waits, and all of its text arrives, once and in order."""
     lines, width = FLOOD_LINES, 1000
     text = f"for number in range({lines}): print(f'{{number:0{width}}}')"
-    server = serve("--cell-output-limit", "0", "--run-output-limit", "0")
+    server = serve(*PATIENCE, "--cell-output-limit", "0", "--run-output-limit", "0")
     run = start(server.stub, inline(f"import os; print(os.getpid(), flush=True)\n{gate.source}", text))
     _, worker = cluster.worker_of(kernel(server, run.run_id))
     before = memory(worker)
@@ -134,7 +136,7 @@ def test_a_server_that_stands_still_loses_nothing(cluster: Cluster, serve: Serve
 @pytest.fixture
 def pair(cluster: Cluster, tmp_path: Path) -> Iterator[list[MortalServer]]:
     """Two servers that share the cluster."""
-    options = ("--worker-timeout", str(TIMEOUT), "--queue", "9")
+    options = (*PATIENCE, "--queue", "9")
     with ExitStack() as stack:
         yield [
             stack.enter_context(MortalServer(tmp_path / name, *options, environment=cluster.environment))
@@ -159,7 +161,7 @@ def test_two_servers_share_a_cluster(
     other.process.wait()
     gate.open(3)
     assert {finish(one.stub, run.run_id).run.state for run in runs} == {pb.RUN_STATE_SUCCEEDED}
-    options = ("--worker-timeout", str(TIMEOUT), "--queue", "9")
+    options = (*PATIENCE, "--queue", "9")
     with MortalServer(tmp_path / "other", *options, environment=cluster.environment) as again:
         ended = finish(again.stub, waiting.run_id).run
         assert ended.state in {pb.RUN_STATE_INTERRUPTED, pb.RUN_STATE_SUCCEEDED}

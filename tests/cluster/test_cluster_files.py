@@ -63,7 +63,7 @@ def serve(cluster: Cluster, home: Path, request: pytest.FixtureRequest) -> Itera
     with ExitStack() as servers:
 
         def one(*options: str) -> MortalServer:
-            options = ("--notebook-root", str(home / "notebooks"), "--worker-timeout", "6", *options)
+            options = ("--notebook-root", str(home / "notebooks"), "--worker-timeout", "30", *options)
             state = home / f"state-{request.node.name}"
             return servers.enter_context(MortalServer(state, *options, environment=cluster.environment))
 

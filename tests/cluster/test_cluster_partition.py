@@ -20,8 +20,9 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
 
-TIMEOUT, LOST = 3.0, 5.0
-"""Seconds: --worker-timeout in most tests, and how much later the server says that a worker is lost."""
+TIMEOUT, LOST, SLACK = 3.0, 5.0, 3.0
+"""Seconds: --worker-timeout in most tests, how much later the server says that a worker is lost, and how much a
+busy machine may add."""
 
 TREE = """
 import os, subprocess, time
@@ -107,12 +108,12 @@ def test_a_cut_that_lasts_is_said(far: Far, serve: Callable[..., MortalServer], 
     course = Course(serve(), tmp_path)
     far.wire.cut()
     begin = time.monotonic()
-    seconds = course.gone(TIMEOUT + 1)
+    seconds = course.gone(TIMEOUT + SLACK)
     ended = course.finish()
     said = time.monotonic() - begin
     figure(f"the worker ended the run {seconds:.1f} s after the cut, the server said so after {said:.1f} s")
     assert is_lost(ended.run), ended.run
-    assert TIMEOUT + LOST - TIMEOUT / 4 - 0.5 < said < TIMEOUT + LOST + 1
+    assert TIMEOUT + LOST - TIMEOUT / 4 - 0.5 < said < TIMEOUT + LOST + SLACK
     far.wire.mend()
     figure(f"the next run ended {works(course.server):.1f} s after the link was back")
     assert course.finish() == ended
@@ -125,7 +126,7 @@ def test_a_worker_that_comes_back_too_late(
     """It has ended the run, which nobody has said to be lost yet: that is said as soon as it answers."""
     course = Course(serve(), tmp_path)
     far.wire.cut()
-    course.gone(TIMEOUT + 1)
+    course.gone(TIMEOUT + SLACK)
     far.wire.mend()
     begin = time.monotonic()
     run = course.finish().run
@@ -162,7 +163,7 @@ def test_kill_while_the_link_is_cut(far: Far, serve: Callable[..., MortalServer]
     seconds = time.monotonic() - begin
     figure(f"Kill over a link that is cut answers after {seconds:.1f} s: {answer.run.failure.message}")
     assert answer.run.state == pb.RUN_STATE_KILLED
-    assert seconds < TIMEOUT + LOST + 1
+    assert seconds < TIMEOUT + LOST + SLACK
     assert course.finish().run == answer.run
     far.wire.mend()
     works(course.server)
