@@ -22,7 +22,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 Serve = Callable[..., MortalServer]
 TIMEOUT, LOST, SLACK = 6.0, 5.0, 3.0
-"""Seconds: --worker-timeout of these tests, how much later the server says that a worker is lost, and how much a
+"""Seconds: --worker-timeout of these tests, how much later the server says that one is lost, and how much a
 busy machine may add."""
 PATIENCE = ("--worker-timeout", str(TIMEOUT))
 

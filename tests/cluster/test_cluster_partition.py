@@ -21,7 +21,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
 
 TIMEOUT, LOST, SLACK = 3.0, 5.0, 3.0
-"""Seconds: --worker-timeout in most tests, how much later the server says that a worker is lost, and how much a
+"""Seconds: --worker-timeout in most tests, how much later the server says that one is lost, and how much a
 busy machine may add."""
 
 TREE = """
