@@ -43,14 +43,16 @@ test: $(INSTALLED) ## Run the tests (PARALLEL= for one after the other)
 cold: $(INSTALLED) ## Run the tests of whole runs again, without warm kernels
 	NOTEBOOK_RUNNER_WARM_KERNELS=none $(BIN)/pytest $(PARALLEL) tests/e2e tests/client/test_cli.py tests/client/test_client_nested.py
 
-# What holds the guarantees of a run, wherever it is executed: with tests/cluster, as much as CI has time for.
+# What holds the guarantees of a run, wherever it is executed, as far as CI has time for it; tests/cluster waits
+# more than it works.
 GUARANTEES := $(patsubst %,tests/e2e/test_%.py,endings isolation kill output progress start)
 ON_CLUSTER := $(BIN)/pytest $(PARALLEL) --executor dask
 cluster: $(INSTALLED) ## Run the tests of a Dask cluster, and those of the guarantees once more on one
-	$(BIN)/pytest $(PARALLEL) tests/cluster
+	$(BIN)/pytest -n 3 --dist loadfile -m "not long" tests/cluster
 	$(ON_CLUSTER) $(GUARANTEES)
 
-cluster-full: $(INSTALLED) ## Run all tests of whole runs, and of faults, on a Dask cluster
+cluster-full: $(INSTALLED) ## Run all tests of a cluster, of whole runs, and of faults, on a Dask cluster
+	$(BIN)/pytest $(PARALLEL) tests/cluster
 	$(ON_CLUSTER) tests/e2e tests/client/test_cli.py tests/client/test_client_nested.py tests/faults
 
 container: $(INSTALLED) ## Build the image, start the manifests, and test both (needs podman and kubectl)

@@ -22,6 +22,8 @@ from support.processes import stopped
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
+pytestmark = pytest.mark.long
+
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or secrets.randbits(32)
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "7"))
 # Until the cluster is whole again.

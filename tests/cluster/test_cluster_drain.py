@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
 from support.calls import finish, inline, perform, reach, start
 from support.cluster import Cluster
 from support.gate import Gate
 from support.mortal import MortalServer
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+pytestmark = pytest.mark.long
 
 SECONDS = 30.0
 PROGRAM = (sys.executable, "-m", "notebook_runner_server.execution.cluster.drain")

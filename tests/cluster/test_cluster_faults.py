@@ -62,6 +62,7 @@ def works(server: MortalServer) -> None:
     assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
 
 
+@pytest.mark.long
 def test_a_worker_that_stands_still_is_lost(cluster: Cluster, serve: Serve, tmp_path: Path) -> None:
     """CRASHED, lost, after the time-out; by then nothing of the run goes on, nor when the worker does."""
     server, mark, effects = serve(*PATIENCE), new_mark(), tmp_path / "effects"
@@ -110,6 +111,7 @@ def test_kill_needs_no_scheduler(cluster: Cluster, serve: Serve) -> None:
     assert remains(mark) == {}
 
 
+@pytest.mark.long
 def test_a_server_that_stands_still_loses_nothing(cluster: Cluster, serve: Serve, gate: Gate) -> None:
     """The worker keeps a bounded amount, the run waits, and all of its text arrives, once and in order."""
     lines, width = FLOOD_LINES, 1000

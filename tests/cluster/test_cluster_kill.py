@@ -20,6 +20,8 @@ from support.mortal import RUN_MARK, MortalServer, figure, new_mark, remains
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
+pytestmark = pytest.mark.long
+
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "1"))
 SEED = int(os.environ.get("KILL_SEED", "0")) or secrets.randbits(32)
 # The issue allows a fork storm 15 s; everything else is far below a second.

@@ -120,6 +120,7 @@ def test_a_cut_that_lasts_is_said(far: Far, serve: Callable[..., MortalServer], 
     assert printed(executed(course.server.stub, course.run_id), 0) == texts(ended.events)
 
 
+@pytest.mark.long
 def test_a_worker_that_comes_back_too_late(
     far: Far, serve: Callable[..., MortalServer], tmp_path: Path
 ) -> None:
@@ -169,6 +170,7 @@ def test_kill_while_the_link_is_cut(far: Far, serve: Callable[..., MortalServer]
     works(course.server)
 
 
+@pytest.mark.long
 def test_kill_reaches_a_worker_that_comes_back(
     far: Far, serve: Callable[..., MortalServer], tmp_path: Path
 ) -> None:

@@ -76,9 +76,12 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         try:
-            for process in [*self.workers.values(), self.scheduler]:
-                if process is not None:
-                    process.send_signal(signal.SIGTERM)
+            for worker in self.workers.values():
+                worker.send_signal(signal.SIGTERM)
+            # They take long when their scheduler is gone first.
+            outlived([worker.pid for worker in self.workers.values()], LINGER_SECONDS)
+            if self.scheduler is not None:
+                self.scheduler.send_signal(signal.SIGTERM)
             left = marked(self.mark)
             stayed = {pid: left[pid] for pid in outlived(left, LINGER_SECONDS)}
             assert not stayed, f"processes left behind: {stayed}"
