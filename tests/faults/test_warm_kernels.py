@@ -76,6 +76,15 @@ def test_a_template_that_is_lost(make_server: Callable[..., Server]) -> None:
     assert server.said("warm kernel lost")
 
 
+def test_a_template_that_is_lost_is_replaced_before_it_is_missed(make_server: Callable[..., Server]) -> None:
+    """Also when the kernel that it had made is there still."""
+    server = make_server()
+    template, spare = kept(server)
+    os.kill(template, signal.SIGKILL)
+    assert outlived([template], SECONDS) == []
+    assert spare in kept(server)
+
+
 def test_a_template_that_stops(make_server: Callable[..., Server]) -> None:
     """It neither forks nor ends: it is ended, and the runs meanwhile do not wait for it for long."""
     server = make_server(*ON)

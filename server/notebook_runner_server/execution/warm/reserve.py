@@ -170,6 +170,8 @@ class Reserve:
     def _refill(self) -> None:
         """Start what is missing."""
         for name, count in self._counts.items():
+            # A template that has ended is replaced although nothing is missing: the next kernel comes soon.
+            self._stock(name)
             while sum(kept.kernel.name == name for kept in self._kernels) < count:
                 stock = self._stock(name)
                 with self._changed:
