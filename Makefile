@@ -45,7 +45,7 @@ cold: $(INSTALLED) ## Run the tests of whole runs again, without warm kernels
 
 # What holds the guarantees of a run, wherever it is executed, as far as CI has time for it; tests/cluster waits
 # more than it works.
-GUARANTEES := $(patsubst %,tests/e2e/test_%.py,endings isolation kill output progress start)
+GUARANTEES := $(patsubst %,tests/e2e/test_%.py,endings kill output progress start)
 ON_CLUSTER := $(BIN)/pytest $(PARALLEL) --executor dask
 cluster: $(INSTALLED) ## Run the tests of a Dask cluster, and those of the guarantees once more on one
 	$(BIN)/pytest -n 3 --dist loadfile -m "not long" tests/cluster
