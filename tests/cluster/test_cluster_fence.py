@@ -1,4 +1,4 @@
-"""A lease that has run out is nothing: a job that arrives for it too late is not executed."""
+"""A lease that has run out is nothing: a job that arrives for it too late is not executed on it."""
 
 import asyncio
 from pathlib import Path
@@ -10,9 +10,17 @@ from support.notebooks import content
 
 from notebook_runner_server.execution.cluster import leasing
 from notebook_runner_server.execution.cluster.link import Link
-from notebook_runner_server.execution.cluster.messages import Alive, Batch, Begin, Channel, HostOptions
+from notebook_runner_server.execution.cluster.messages import (
+    Alive,
+    Batch,
+    Begin,
+    Channel,
+    HostOptions,
+    Place,
+)
+from notebook_runner_server.execution.cluster.run import ClusterRun
 from notebook_runner_server.execution.confinement.sandbox import Sandbox
-from notebook_runner_server.execution.interface import Ended, Job, Limits
+from notebook_runner_server.execution.interface import Ended, ExecutionEvent, Job, Limits
 from notebook_runner_server.execution.options import WarmKernels
 
 TIMEOUT = 1.0
@@ -77,3 +85,30 @@ def test_a_job_that_comes_too_late_is_not_begun(link: Link, tmp_path: Path) -> N
 
     asyncio.run(play())
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{number}" for number in range(4)]
+
+
+def test_a_job_whose_lease_has_run_out_gets_another(
+    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that stood still between lease and job has lost nothing: nobody had the job."""
+    leased, late = leasing.leased, "late"
+
+    async def too_late(link: Link, run_id: str) -> Place:
+        monkeypatch.setattr(leasing, "leased", leased)
+        place = await leased(link, run_id)
+        await expired(await link.channel(place, 0, 5))
+        return place
+
+    async def play() -> list[ExecutionEvent]:
+        await link.start()
+        try:
+            run = ClusterRun(link, late, job(late, tmp_path), 0, TIMEOUT, lambda _: None)
+            return [event async for batch in run.events() for event in batch]
+        finally:
+            await link.close()
+
+    monkeypatch.setattr(leasing, "leased", too_late)
+    *_, end = asyncio.run(play())
+    assert isinstance(end, Ended)
+    assert end.failure is None
+    assert (tmp_path / late).read_text() == "executed"

@@ -9,11 +9,26 @@ from uuid import uuid4
 import pytest
 from execution.pools import FOR_EVER, Pool, end, everything, said, until_said, worker
 from support.gate import Gate
-from support.processes import marked
+from support.processes import is_alive, is_stopped, marked
 
 from notebook_runner_server.execution import pool as pools
 from notebook_runner_server.execution.interface import Cause, Ended, ExecutionEvent
+from notebook_runner_server.execution.options import WarmKernels
+from notebook_runner_server.execution.processes import descendants
 from notebook_runner_server.execution.worker_process import WorkerProcess
+
+KEPT = 3
+# What a busy machine does to a thread that ends processes.
+SLOW_TO_STOP = """
+import os, signal, time
+
+def kill(pid, number, kill=os.kill):
+    kill(pid, number)
+    if number == signal.SIGSTOP:
+        time.sleep(0.3)
+
+os.kill = kill
+"""
 
 
 @pytest.mark.parametrize("chosen", [False, True], ids=["waiting", "chosen"])
@@ -158,3 +173,24 @@ def test_closing_while_a_worker_is_replaced_leaves_nothing(
 
     with Pool(tmp_path) as pool:
         pool.do(scenario(pool))
+
+
+def test_a_worker_does_not_end_while_it_ends_what_is_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it leaves would stay, stopped: whoever would end that may be killed meanwhile."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_TO_STOP)
+
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with Pool(tmp_path, warm=WarmKernels({"python3": KEPT})) as pool:
+        (one,) = pool.backend._workers
+        while pool.backend.spares["python3"].ready < KEPT:
+            pool.do(asyncio.sleep(0.01))
+        below = descendants(one.hello.pid)
+        assert len(below) > KEPT
+        assert one.link is not None
+        one.link.close()
+        while not any(map(is_stopped, below)):
+            pool.do(asyncio.sleep(0.01))
+        pool.do(one.close())
+        assert not any(map(is_alive, below))

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from typing import NoReturn
 
 # Imported before the first job, so that no run waits for it.
@@ -189,6 +190,9 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
     # What goes wrong in a run is told by its events; nbclient's log would repeat it.
     logging.disable(logging.CRITICAL)
     _worker = _Worker(connection, options)
+    # When the pool is shut down, the main thread must not end this process while the other one has stopped
+    # the processes below it, and not yet killed them: they would stay, stopped.
+    Finalize(None, _worker.abandon, exitpriority=0)
     threading.Thread(target=_worker.obey, name="orders", daemon=True).start()
 
 

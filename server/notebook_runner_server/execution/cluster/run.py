@@ -159,8 +159,8 @@ class ClusterRun:
                 # Nobody has the job yet.
                 place = await self._place()
                 continue
+            is_first, self._begun = not self._begun, True
             if self._job is not None:
-                self._begun = True
                 self._send(messages.Begin(self._job))
             if self._stop is not None:
                 self._send(messages.Stop(*self._stop))
@@ -174,6 +174,10 @@ class ClusterRun:
                         ended = isinstance(batch.events[-1], Ended)
                     if ended:
                         break
+            if is_first and self._is_unknown:
+                # The lease had run out before the job came, so nobody has it.
+                self._begun = self._is_unknown = False
+                place = await self._place()
 
     async def _received(self, channel: Channel) -> AsyncGenerator[Batch]:
         """Yield what comes over one connection until that ends, or nothing comes any more.
