@@ -7,9 +7,8 @@ wins. A size, a time-out or a limit that is not here is a named constant beside 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from notebook_runner_server import executors, exposure
 from notebook_runner_server.api.certificates import TlsFiles
@@ -17,6 +16,7 @@ from notebook_runner_server.api.server import MESSAGE_OVERHEAD
 from notebook_runner_server.execution.confinement.sandbox import Sandbox
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.options import WarmKernels, warm_kernels
+from notebook_runner_server.fields import ceiling, limit, setting
 from notebook_runner_server.runs.retention import Bounds
 from notebook_runner_server.transfer.policy import SCHEMES, UriPolicy, policy
 
@@ -24,27 +24,6 @@ ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
 
 # gRPC counts the bytes of a message in an int32.
 _LARGEST_MESSAGE = 2**31 - 1
-
-
-def _setting(
-    default: Any,
-    help_text: str,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: tuple[str, ...] = (),
-    off: str = "",
-) -> Any:
-    about = {"help": help_text, "minimum": minimum, "maximum": maximum, "choices": choices, "off": off}
-    return field(default=default, metadata=about)
-
-
-def _limit(what: str, default: float) -> Any:
-    return _setting(default, f"Most {what} where Start says nothing; 0: no limit.", minimum=0)
-
-
-def _ceiling(name: str, default: float) -> Any:
-    return _setting(default, f"Most that a Start may ask for as {name}; 0: whatever it likes.", minimum=0)
 
 
 def _state_dir() -> str:
@@ -56,148 +35,146 @@ def _state_dir() -> str:
 class Settings:
     """What the operator decides."""
 
-    listen: str = _setting(
+    listen: str = setting(
         "127.0.0.1:50051", "HOST:PORT to serve on; port 0 takes a free one, which the log tells."
     )
-    insecure: bool = _setting(
+    insecure: bool = setting(
         False, "Serve on an address that others can reach without TLS, or without asking who calls."
     )
-    tls_cert: str = _setting("", "PEM file of the server's certificate and its chain, read again on change.")
-    tls_key: str = _setting("", "PEM file of the certificate's private key, read again on change.")
-    tls_client_ca: str = _setting(
+    tls_cert: str = setting("", "PEM file of the server's certificate and its chain, read again on change.")
+    tls_key: str = setting("", "PEM file of the certificate's private key, read again on change.")
+    tls_client_ca: str = setting(
         "", "PEM file of authorities: callers must have a certificate of one of them; read again on change."
     )
-    tokens_file: str = _setting(
+    tokens_file: str = setting(
         "", "File of the sums of tokens, one of which each call must have; it is read again on change."
     )
-    reflection: str = _setting(
+    reflection: str = setting(
         "on", "Serve reflection, for grpcurl; with a tokens file it needs a token.", choices=("on", "off")
     )
-    max_connections: int = _setting(4000, "Connections that may be open at once.", minimum=1)
-    state_dir: str = _setting(
+    max_connections: int = setting(4000, "Connections that may be open at once.", minimum=1)
+    state_dir: str = setting(
         "", "Folder for history and results. [default: notebook-runner in $XDG_STATE_HOME or ~/.local/state]"
     )
-    notebook_root: str = _setting("", "Folder that notebook paths are relative to; none: no paths.")
-    default_notebook: str = _setting("", "Path under the notebook root that an empty Start runs; none: none.")
-    default_kernel: str = _setting("python3", "Kernelspec for notebooks that name none.")
-    workers: int = _setting(1, "Worker processes, and so runs at once.", minimum=1)
-    queue: int = _setting(0, "Runs that may wait when all workers are busy.", minimum=0)
-    executor: str = _setting(
+    notebook_root: str = setting("", "Folder that notebook paths are relative to; none: no paths.")
+    default_notebook: str = setting("", "Path under the notebook root that an empty Start runs; none: none.")
+    default_kernel: str = setting("python3", "Kernelspec for notebooks that name none.")
+    workers: int = setting(1, "Worker processes, and so runs at once.", minimum=1)
+    queue: int = setting(0, "Runs that may wait when all workers are busy.", minimum=0)
+    executor: str = setting(
         executors.PROCESS,
         "What executes runs: process for worker processes of this machine, or the scheduler of a Dask "
         "cluster as dask://HOST:PORT, with TLS dask+tls://HOST:PORT.",
     )
-    cluster_runs: int = _setting(
+    cluster_runs: int = setting(
         0, "Most runs at once on a Dask cluster; 0: as many as its workers take.", minimum=0
     )
-    worker_timeout: float = _setting(
+    worker_timeout: float = setting(
         30.0,
         "Seconds without a word between server and Dask worker after which the worker ends its run, and, "
         "5 seconds later, the server says that it is lost.",
         minimum=1,
     )
-    warm_kernels: str = _setting(
+    warm_kernels: str = setting(
         "",
         "Kernels that each worker keeps started for the next run, as KERNELSPEC=COUNT, separated by commas. "
         "[default: one of the default kernel]",
         off="none",
     )
-    preload: str = _setting(
+    preload: str = setting(
         "", "Modules that warm Python kernels have imported before a run asks for one, separated by commas."
     )
-    sandbox: str = _setting(
+    sandbox: str = setting(
         "auto",
         "Keep notebooks from the server's memory and files, and from those of other runs: auto does what the "
         "system can, require does not start without all of it.",
         choices=("auto", "require", "off"),
     )
-    kernel_environment: str = _setting(
+    kernel_environment: str = setting(
         "",
         "Variables of the server that notebooks find beside PATH, HOME, LANG and the like, "
         "separated by commas; * stands for any characters.",
     )
-    writable_folders: str = _setting(
+    writable_folders: str = setting(
         "",
         "Folders that every notebook may read and write beside its own, with all that is in them, "
         "separated by commas.",
     )
-    run_timeout: float = _limit("seconds that a run may take", 0.0)
-    max_run_timeout: float = _ceiling("run_timeout", 0.0)
-    cell_timeout: float = _limit("seconds that a cell may take", 0.0)
-    max_cell_timeout: float = _ceiling("cell_timeout", 0.0)
-    output_timeout: float = _limit("seconds that a cell may go without any output", 0.0)
-    max_output_timeout: float = _ceiling("output_timeout", 0.0)
-    memory_limit: int = _limit("bytes of memory that the processes of a run may take together", 0)
-    max_memory_limit: int = _ceiling("memory_limit_bytes", 0)
-    limit_address_space: bool = _setting(
+    run_timeout: float = limit("seconds that a run may take", 0.0)
+    max_run_timeout: float = ceiling("run_timeout", 0.0)
+    cell_timeout: float = limit("seconds that a cell may take", 0.0)
+    max_cell_timeout: float = ceiling("cell_timeout", 0.0)
+    output_timeout: float = limit("seconds that a cell may go without any output", 0.0)
+    max_output_timeout: float = ceiling("output_timeout", 0.0)
+    memory_limit: int = limit("bytes of memory that the processes of a run may take together", 0)
+    max_memory_limit: int = ceiling("memory_limit_bytes", 0)
+    limit_address_space: bool = setting(
         False,
         "Limit the kernel's address space to the memory limit as well: an allocation that is too large then "
         "raises MemoryError in the notebook. Programs that reserve much and use little do not run so.",
     )
-    cell_output_limit: int = _limit("bytes of output that a cell may have; what is over is cut", 268435456)
-    max_cell_output_limit: int = _ceiling("cell_output_limit_bytes", 0)
-    run_output_limit: int = _limit("bytes of output that a run may have; what is over is cut", 1073741824)
-    max_run_output_limit: int = _ceiling("run_output_limit_bytes", 0)
-    process_limit: int = _limit("processes that a run may have at once", 0)
-    max_process_limit: int = _ceiling("process_limit", 0)
-    retention: float = _setting(
+    cell_output_limit: int = limit("bytes of output that a cell may have; what is over is cut", 268435456)
+    max_cell_output_limit: int = ceiling("cell_output_limit_bytes", 0)
+    run_output_limit: int = limit("bytes of output that a run may have; what is over is cut", 1073741824)
+    max_run_output_limit: int = ceiling("run_output_limit_bytes", 0)
+    process_limit: int = limit("processes that a run may have at once", 0)
+    max_process_limit: int = ceiling("process_limit", 0)
+    retention: float = setting(
         604800.0, "Seconds that a run is kept after its end where Start says nothing.", minimum=0
     )
-    max_runs: int = _setting(0, "Ended runs that the history keeps; 0: no limit.", minimum=0)
-    max_state_bytes: int = _setting(
+    max_runs: int = setting(0, "Ended runs that the history keeps; 0: no limit.", minimum=0)
+    max_state_bytes: int = setting(
         0, "Bytes that the folders of all runs may take together; 0: no limit.", minimum=0
     )
-    drain_timeout: float = _setting(
+    drain_timeout: float = setting(
         20.0,
         "Seconds that runs may go on when the server is asked to stop, before they are ended.",
         minimum=0,
     )
-    max_notebook_bytes: int = _setting(
+    max_notebook_bytes: int = setting(
         67108864,
         "Largest notebook that a Start may name or carry, in bytes.",
         minimum=1,
         maximum=_LARGEST_MESSAGE - MESSAGE_OVERHEAD,
     )
-    uri_schemes: str = _setting(
+    uri_schemes: str = setting(
         "",
         f"Schemes that URIs of notebooks and results may have, separated by commas, of {', '.join(SCHEMES)}; "
         "none: no URIs.",
     )
-    uri_hosts: str = _setting(
+    uri_hosts: str = setting(
         "",
         "Hosts, buckets and containers that such URIs may name, separated by commas; none: all, but on the "
         "web no address of this machine or link.",
     )
-    uri_folders: str = _setting("", "Folders that file URIs may lead into, separated by commas.")
-    uri_timeout: float = _setting(60.0, "Seconds that one read or write of a URI may take.", minimum=0.1)
-    max_files_bytes: int = _setting(
+    uri_folders: str = setting("", "Folders that file URIs may lead into, separated by commas.")
+    uri_timeout: float = setting(60.0, "Seconds that one read or write of a URI may take.", minimum=0.1)
+    max_files_bytes: int = setting(
         268435456, "Largest run folder that Output answers as a zip, in bytes.", minimum=0
     )
-    page_bytes: int = _setting(
-        1048576, "Bytes that Output answers where the request says nothing.", minimum=1
-    )
-    max_page_bytes: int = _setting(
+    page_bytes: int = setting(1048576, "Bytes that Output answers where the request says nothing.", minimum=1)
+    max_page_bytes: int = setting(
         3145728, "Most bytes that Output answers at once; below the 4 MiB that clients take.", minimum=1
     )
-    max_streams: int = _setting(1000, "Progress streams that may be open at once.", minimum=1)
-    heartbeat_interval: float = _setting(
+    max_streams: int = setting(1000, "Progress streams that may be open at once.", minimum=1)
+    heartbeat_interval: float = setting(
         15.0, "Seconds without an event after which a Progress stream carries a heartbeat.", minimum=0.01
     )
-    export_formats: str = _setting(
+    export_formats: str = setting(
         "html,markdown,script,python,slides,pdf",
         "nbconvert exporters that Output may use, separated by commas; pdf needs Chromium, others pandoc.",
     )
-    export_timeout: float = _setting(120.0, "Seconds that one export may take.", minimum=1)
-    channelz: bool = _setting(False, "Serve channelz, gRPC's own diagnostics.")
-    metrics_listen: str = _setting(
+    export_timeout: float = setting(120.0, "Seconds that one export may take.", minimum=1)
+    channelz: bool = setting(False, "Serve channelz, gRPC's own diagnostics.")
+    metrics_listen: str = setting(
         "", "HOST:PORT of the metrics for Prometheus, without TLS; port 0 takes a free one; none: no metrics."
     )
-    trace_endpoint: str = _setting(
+    trace_endpoint: str = setting(
         "",
         "URL of an OTLP collector that gets traces by gRPC. [default: as OTEL_EXPORTER_OTLP_ENDPOINT says]",
     )
-    log_format: str = _setting("json", "Form of the log on stderr.", choices=("json", "console"))
-    log_level: str = _setting("info", "Least severe log line.", choices=("debug", "info", "warning", "error"))
+    log_format: str = setting("json", "Form of the log on stderr.", choices=("json", "console"))
+    log_level: str = setting("info", "Least severe log line.", choices=("debug", "info", "warning", "error"))
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.

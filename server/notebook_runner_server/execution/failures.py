@@ -5,8 +5,10 @@ from __future__ import annotations
 from nbclient.exceptions import CellExecutionError
 
 from notebook_runner_server.execution.interface import Cause, Failure
+from notebook_runner_server.execution.kernel import Kernel
 from notebook_runner_server.execution.kernel_log import plain
 from notebook_runner_server.execution.recorder import MAX_NAME, cut
+from notebook_runner_server.execution.signals import how_it_ended
 
 MAX_TRACEBACK = 128 * 1024
 
@@ -33,6 +35,28 @@ def of_cell(error: CellExecutionError, traceback: str, index: int | None, cell_i
         exception_message=message,
         traceback=plain(traceback)[-MAX_TRACEBACK:],
     )
+
+
+def of_kernel(
+    kernel: Kernel, index: int | None, cell_id: str, *, ready: bool, out_of_memory: bool
+) -> Failure:
+    """Tell of a kernel that has died.
+
+    Args:
+        kernel: The kernel.
+        index: The cell that it executed.
+        cell_id: The cell's id.
+        ready: Whether it had been ready.
+        out_of_memory: Whether the system has killed a process for want of memory.
+    """
+    how, name, code = how_it_ended(kernel.exit_code())
+    cause = Cause.KERNEL_SIGNALED if name else Cause.KERNEL_EXITED
+    if name == "SIGKILL" and out_of_memory:
+        cause, how = Cause.OUT_OF_MEMORY, "was ended by the system, which had no memory left"
+    elif not ready:
+        cause, how = Cause.KERNEL_NOT_READY, f"{how} before it was ready"
+    log = kernel.log_tail()
+    return Failure(cause, f"The kernel {how}.", index, cell_id, traceback=log, signal=name, exit_code=code)
 
 
 def of_worker(error: BaseException, index: int | None, cell_id: str) -> Failure:

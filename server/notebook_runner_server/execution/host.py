@@ -26,7 +26,6 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.execution.kernel import Kernel, KernelDiedError
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.recorder import RecordingClient
-from notebook_runner_server.execution.signals import how_it_ended
 from notebook_runner_server.execution.tree import tree
 from notebook_runner_server.execution.warm.forking import TemplateError
 from notebook_runner_server.execution.warm.reserve import Reserve
@@ -209,7 +208,6 @@ class RunHost:
             raise _StoppedError
         self._cell = (index, cell_id)
         self._cell_timer = self._limit(self._job.limits.cell_timeout, Cause.CELL_TIMEOUT)
-
         self._last_output = time.monotonic()
         self._watch_silence()
 
@@ -247,21 +245,9 @@ class RunHost:
 
     def _kernel_died(self) -> None:
         assert self._kernel is not None  # noqa: S101 - it watches itself
-        how, name, code = how_it_ended(self._kernel.exit_code())
-        cause = Cause.KERNEL_SIGNALED if name else Cause.KERNEL_EXITED
-        if name == "SIGKILL" and self._oom_kills.happened():
-            cause, how = Cause.OUT_OF_MEMORY, "was ended by the system, which had no memory left"
-        elif not self._ready:
-            cause, how = Cause.KERNEL_NOT_READY, f"{how} before it was ready"
+        out_of_memory = self._oom_kills.happened()
         self._claim(
-            Failure(
-                cause,
-                f"The kernel {how}.",
-                *self._cell,
-                traceback=self._kernel.log_tail(),
-                signal=name,
-                exit_code=code,
-            )
+            failures.of_kernel(self._kernel, *self._cell, ready=self._ready, out_of_memory=out_of_memory)
         )
         self.kill_now()
 

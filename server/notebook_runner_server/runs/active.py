@@ -15,30 +15,26 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from notebook_runner_server.execution.files import FileEvent
 from notebook_runner_server.execution.interface import (
     Cause,
     CellFinished,
     CellOutcome,
-    CellStarted,
     Ended,
     ExecutionEvent,
     Failure,
-    KernelReady,
-    Mark,
     PartChunk,
     RunHandle,
 )
 from notebook_runner_server.runs import transitions
 from notebook_runner_server.runs.delivery import Delivery
 from notebook_runner_server.runs.errors import StorageFullError
+from notebook_runner_server.runs.fold import Place, fold
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Order, Run, RunChanged, RunState
 from notebook_runner_server.runs.observer import Course
 from notebook_runner_server.runs.resume import Resume
 from notebook_runner_server.runs.salvage import SalvagedCell
 from notebook_runner_server.runs.store import Written
-from notebook_runner_server.runs.tables import Part
 
 _logger = logging.getLogger(__name__)
 _UNFOLLOWED = "Not written: the server could not follow the run."
@@ -75,14 +71,10 @@ class ActiveRun:
         self.ended = asyncio.Event()
         self._unsaved: tuple[Run, list[Event]] | None = None
         self.stop_requested: tuple[Cause, float] | None = None
-        self._size = parts_size
-        self._part_start = parts_size
+        self._place = Place(parts_size, parts_size)
         self._handle: RunHandle | None = None
         self._delivery = delivery
         self._writing: asyncio.Task[str] | None = None
-        # Of the cell that is executed; the time is by a monotonic clock, and 0: before this server.
-        self._cell_id = ""
-        self._cell_start = 0.0
         # The store did not take something: nothing after it may be told.
         self._lost = False
         # Calls and the backend change the run at the same time.
@@ -90,7 +82,7 @@ class ActiveRun:
 
     def resume(self, resume: Resume) -> None:
         """Go on where an earlier server has stopped; what it wrote after that is written again."""
-        self._part_start, self._size = resume.part_start, resume.size
+        self._place = Place(resume.size, resume.part_start)
 
     async def move(self, state: RunState) -> None:
         """Bring the run to a later state that is not an end."""
@@ -204,7 +196,7 @@ class ActiveRun:
         """Say which cell was executed, where a worker that died could not."""
         if failure.cell_index is not None or self.run.current_cell is None:
             return failure
-        return replace(failure, cell_index=self.run.current_cell, cell_id=self._cell_id)
+        return replace(failure, cell_index=self.run.current_cell, cell_id=self._place.cell_id)
 
     async def _salvaged(self) -> list[ExecutionEvent]:
         """Return the end of a cell whose worker could not tell it, with the text that it printed."""
@@ -212,12 +204,12 @@ class ActiveRun:
         if index is None:
             return []
         # What the worker had sent of this cell's part is not whole.
-        self._part_start = self._size
-        seconds = self._since_cell_start()
+        self._place = self._place.without_part()
+        seconds = self._place.cell_seconds
         part: list[ExecutionEvent] = []
         try:
             cell = SalvagedCell(await self.log.source(self.run.run_id, index))
-            self._cell_id = cell.cell_id
+            self._place = replace(self._place, cell_id=cell.cell_id)
             await self._record([PartChunk(index, cell.head, last=False)])
             async for events in self.log.shown():
                 piece = await asyncio.to_thread(cell.piece, events)
@@ -228,47 +220,17 @@ class ActiveRun:
         except Exception:
             # The files are damaged or gone: the run must have its end all the same.
             _logger.exception("the text of a cell could not be saved", extra=self.course.ids)
-            self._part_start = self._size
-        return [*part, CellFinished(index, self._cell_id, 0, seconds, CellOutcome.STOPPED)]
-
-    def _since_cell_start(self) -> float:
-        return time.monotonic() - self._cell_start if self._cell_start else 0.0
+            self._place = self._place.without_part()
+        return [*part, CellFinished(index, self._place.cell_id, 0, seconds, CellOutcome.STOPPED)]
 
     async def _record(self, batch: Sequence[ExecutionEvent], output_error: str = "") -> None:
         if not batch:
             return
-        run, start, now = self.run, self._size, self.log.clock.now()
-        events: list[Event] = []
-        pieces: list[bytes] = []
-        parts: list[Part] = []
-        files: list[FileEvent] = []
-        cell = self._cell_id, self._cell_start
-        mark: int | None = None
-        for told in batch:
-            if isinstance(told, PartChunk):
-                pieces.append(told.data)
-                self._size += len(told.data)
-                if told.last:
-                    # It shows from the event on that comes next and tells of it.
-                    sequence = self.log.last_sequence + len(events) + 1
-                    parts.append(Part(told.part, sequence, self._part_start, self._size - self._part_start))
-                    self._part_start = self._size
-            if isinstance(told, FileEvent):
-                files.append(told)
-            if isinstance(told, KernelReady):
-                self.course.is_warm = told.is_warm
-            if isinstance(told, Mark):
-                mark = told.number
-            if isinstance(told, CellStarted):
-                cell = told.cell_id, time.monotonic()
-            run, body = transitions.react(run, told, now, output_error)
-            if body is not None:
-                events.append(self.log.next_event(run, body, len(events)))
-        resume = None if mark is None else Resume(mark, self._part_start, self._size)
-        written = Written(start, pieces, parts, resume, files)
-        await self.log.append(run, events, written, self._expire_time(run))
-        self.run = run
-        self._cell_id, self._cell_start = cell
+        told = fold(batch, self.run, self._place, self.log, output_error)
+        if told.is_warm is not None:
+            self.course.is_warm = told.is_warm
+        await self.log.append(told.run, told.events, told.written, self._expire_time(told.run))
+        self.run, self._place = told.run, told.place
 
     async def _append(self, run: Run) -> None:
         event = self.log.next_event(run, RunChanged(run))
@@ -281,8 +243,8 @@ class ActiveRun:
         run, now = self.run, self.log.clock.now()
         told: list[ExecutionEvent] = []
         if run.current_cell is not None:
-            seconds = self._since_cell_start()
-            told.append(CellFinished(run.current_cell, self._cell_id, 0, seconds, CellOutcome.STOPPED))
+            cell, seconds = self._place.cell_id, self._place.cell_seconds
+            told.append(CellFinished(run.current_cell, cell, 0, seconds, CellOutcome.STOPPED))
         events: list[Event] = []
         for one in [*told, Ended(failure)]:
             run, body = transitions.react(run, one, now)

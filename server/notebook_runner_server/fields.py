@@ -1,0 +1,39 @@
+"""How a setting is declared: its default, its help, and what it may be."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+
+def setting(
+    default: Any,
+    help_text: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    off: str = "",
+) -> Any:
+    """Return the field of a setting.
+
+    Args:
+        default: What holds where the operator says nothing.
+        help_text: What it is, and its unit.
+        minimum: The least that it may be.
+        maximum: The most that it may be.
+        choices: What it may be; empty: anything.
+        off: A word that means none.
+    """
+    about = {"help": help_text, "minimum": minimum, "maximum": maximum, "choices": choices, "off": off}
+    return field(default=default, metadata=about)
+
+
+def limit(what: str, default: float) -> Any:
+    """Return the field of what holds for a run where Start says nothing."""
+    return setting(default, f"Most {what} where Start says nothing; 0: no limit.", minimum=0)
+
+
+def ceiling(name: str, default: float) -> Any:
+    """Return the field of the most that a Start may ask for."""
+    return setting(default, f"Most that a Start may ask for as {name}; 0: whatever it likes.", minimum=0)

@@ -1,0 +1,111 @@
+"""What a batch of a backend's makes of a run: its next state, events, and what is to be written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from notebook_runner_server.execution.files import FileEvent, FilePiece, FilesLeft
+from notebook_runner_server.execution.interface import (
+    CellStarted,
+    ExecutionEvent,
+    KernelReady,
+    Mark,
+    PartChunk,
+)
+from notebook_runner_server.runs import transitions
+from notebook_runner_server.runs.log import RunLog
+from notebook_runner_server.runs.model import Event, Run
+from notebook_runner_server.runs.resume import Resume
+from notebook_runner_server.runs.store import Written
+from notebook_runner_server.runs.tables import Part
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a run is, between two batches.
+
+    Attributes:
+        size: Bytes that its file of parts has.
+        part_start: Where in it the part begins that is not whole yet.
+        cell_id: Of the cell that is executed, or was last.
+        cell_start: When that was started, by the monotonic clock; 0: before this server.
+    """
+
+    size: int
+    part_start: int
+    cell_id: str = ""
+    cell_start: float = 0.0
+
+    def without_part(self) -> Place:
+        """Return the same place, with what there is of a part given up."""
+        return replace(self, part_start=self.size)
+
+    @property
+    def cell_seconds(self) -> float:
+        """Seconds since the cell was started; 0: nobody knows."""
+        return time.monotonic() - self.cell_start if self.cell_start else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What a batch has made.
+
+    Attributes:
+        run: The run after it.
+        place: How far it is then.
+        events: What its log is to say.
+        written: What goes into its files.
+        is_warm: Whether its kernel was there already; None: that was not told.
+    """
+
+    run: Run
+    place: Place
+    events: list[Event]
+    written: Written
+    is_warm: bool | None
+
+
+def fold(
+    batch: Sequence[ExecutionEvent], run: Run, place: Place, log: RunLog, output_error: str = ""
+) -> Folded:
+    """Return what a batch makes of a run; nothing has changed yet.
+
+    Args:
+        batch: What the backend has told.
+        run: The run before it.
+        place: How far that is.
+        log: Its log, which the events continue.
+        output_error: Why its notebook is not at its URI; see `transitions.end`.
+    """
+    start, now = place.size, log.clock.now()
+    events: list[Event] = []
+    pieces: list[bytes] = []
+    parts: list[Part] = []
+    files: list[FileEvent] = []
+    mark: int | None = None
+    is_warm: bool | None = None
+    for told in batch:
+        match told:
+            case PartChunk():
+                pieces.append(told.data)
+                place = replace(place, size=place.size + len(told.data))
+                if told.last:
+                    # It shows from the event on that comes next and tells of it.
+                    sequence = log.last_sequence + len(events) + 1
+                    parts.append(Part(told.part, sequence, place.part_start, place.size - place.part_start))
+                    place = place.without_part()
+            case Mark():
+                mark = told.number
+            case CellStarted():
+                place = replace(place, cell_id=told.cell_id, cell_start=time.monotonic())
+            case KernelReady():
+                is_warm = told.is_warm
+            case FilePiece() | FilesLeft():
+                files.append(told)
+        run, body = transitions.react(run, told, now, output_error)
+        if body is not None:
+            events.append(log.next_event(run, body, len(events)))
+    resume = None if mark is None else Resume(mark, place.part_start, place.size)
+    return Folded(run, place, events, Written(start, pieces, parts, resume, files), is_warm)
