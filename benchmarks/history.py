@@ -1,5 +1,6 @@
 """Histories of runs that have ended, written straight into the store."""
 
+import asyncio
 import os
 import sqlite3
 import time
@@ -9,9 +10,11 @@ from typing import Any
 from notebook_runner_server.execution.interface import Limits, StreamOutput
 from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.model import Event, Order, Run, RunChanged, RunState
+from notebook_runner_server.runs.store import Store, Written
 from notebook_runner_server.runs.tables import Part
 
 AT_ONCE = 1000
+FOR_EVER = 4 * 10**18
 
 
 def fill(state: Path, runs: int, events: int = 8) -> None:
@@ -45,5 +48,33 @@ def _insert(db: sqlite3.Connection, run_id: str, count: int) -> None:
     for start in range(2, count, AT_ONCE):
         bodies = range(start, min(start + AT_ONCE, count))
         events = [Event(sequence, now, 0, 1, text) for sequence in bodies]
-        tables.append(db, position, run, events, [], now + 10**18)
-    tables.append(db, position, run, [Event(count, now, 1, 1, RunChanged(run))], [], now + 10**18)
+        tables.append(db, position, run, events, [], FOR_EVER)
+    tables.append(db, position, run, [Event(count, now, 1, 1, RunChanged(run))], [], FOR_EVER)
+
+
+async def grow(state: Path, lines: int) -> float:
+    """Have each run of a history print lines, all runs at once, one line after the other was durable.
+
+    Args:
+        state: The state folder.
+        lines: How many each prints.
+
+    Returns:
+        How long that took, in seconds.
+    """
+    store = Store(state)
+    await store.open()
+    try:
+        rows = await store.ended(0, store.count)
+        begin = time.perf_counter()
+        await asyncio.gather(*(_print(store, row, lines) for row in rows))
+        return time.perf_counter() - begin
+    finally:
+        await store.close()
+
+
+async def _print(store: Store, row: tables.Row, lines: int) -> None:
+    text = StreamOutput(0, "stdout", "a line of text\n")
+    for sequence in range(row.last_sequence + 1, row.last_sequence + 1 + lines):
+        event = Event(sequence, time.time_ns(), 0, 1, text)
+        await store.append(row.position, row.run, [event], Written(0), FOR_EVER)

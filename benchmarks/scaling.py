@@ -1,5 +1,6 @@
 """What one item costs where there are few and where there are many: the work is linear."""
 
+import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
 PAGE = 1000
 REPEATS = 3
+LINES = 200
 MIB = 1024 * 1024
 Rows = list[tuple[str, int, float]]
 
@@ -33,6 +35,7 @@ def measure() -> Rows:
         ("Output, first read, a MB", _output, (3, 30, 300)),
         ("List, a run", _list, (1_000, 10_000, 100_000)),
         ("Restart, a run in the history", _restart, (1_000, 10_000, 100_000)),
+        ("Durable lines of as many runs at once, a line", _lines, (1, 8, 64)),
     ]
     for name, part, sizes in track(parts, description="scaling"):
         rows += [(name, size, part(size)) for size in sizes]
@@ -115,6 +118,14 @@ def _restart(runs: int) -> float:
             start(state).stop()
 
         return _best(restart)
+
+
+def _lines(runs: int) -> float:
+    """Seconds until each of the runs has a line more in the history; each prints one after the other."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        state = Path(folder, "state")
+        history.fill(state, runs)
+        return min(asyncio.run(history.grow(state, LINES)) for _ in range(REPEATS)) / LINES
 
 
 def show(rows: Rows) -> None:

@@ -10,15 +10,17 @@ import contextlib
 import os
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from notebook_runner_server.runs import tables
+from notebook_runner_server.runs import tables, transaction
 from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.folder import private
 from notebook_runner_server.runs.soundness import Soundness
+from notebook_runner_server.runs.transaction import Write
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -39,6 +41,7 @@ class Database:
         self._write_db: sqlite3.Connection | None = None
         self._read_db: sqlite3.Connection | None = None
         self._checking: threading.Thread | None = None
+        self._waiting: deque[Write] = deque()
 
     async def open(self, *, is_first: bool) -> None:
         """Open the file.
@@ -93,32 +96,31 @@ class Database:
     async def write(
         self, function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """Do something in one transaction, and return when it is durable.
+        """Do something as a whole or not at all, and return when it is durable.
+
+        What is asked for while a transaction goes on shares the next one.
 
         Raises:
             StorageFullError: It could not be written; nothing of it is there.
         """
-
-        def transaction() -> _T:
-            db = self._write_db
-            assert db is not None  # noqa: S101 - open() was called
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                result = function(db, *args, **kwargs)
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
-            return result
-
+        write = Write(lambda db: function(db, *args, **kwargs))
+        self._waiting.append(write)
+        self._writer.submit(self._commit)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._writer, transaction)
+            result: _T = await asyncio.wrap_future(write.done)
         except sqlite3.IntegrityError:
             raise  # a fault in this program
         except (OSError, sqlite3.Error) as error:
             self._soundness.note(error)
             raise StorageFullError(f"The state folder cannot be written: {error}.") from error
+        return result
+
+    def _commit(self) -> None:
+        """Write all that waits; on the writer's thread."""
+        assert self._write_db is not None  # noqa: S101 - open() was called
+        # Nobody else takes any, and what comes meanwhile is for the next time.
+        if waiting := [self._waiting.popleft() for _ in range(len(self._waiting))]:
+            transaction.commit(self._write_db, waiting)
 
     async def read(
         self, function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
@@ -136,5 +138,5 @@ class Database:
             raise
 
     async def run_in_order(self, function: Callable[[], _T]) -> _T:
-        """Do something after what was to be written so far, and before what comes."""
+        """Do something after what was to be written so far."""
         return await asyncio.get_running_loop().run_in_executor(self._writer, function)
