@@ -79,7 +79,9 @@ def test_a_server_is_there_before_its_cluster(cluster: Cluster, serve: Callable[
     assert (told(server).workers, len(told(server).kernels)) == (0, 0)
     assert list(server.stub.List(pb.ListRequest(), timeout=10).runs) == []
     for name in ("", "python3", "no-such-kernel"):
-        assert refused(start_of(server, kernel_name=name)).kind == NOT_READY
+        refusal = refused(start_of(server, kernel_name=name))
+        assert refusal.kind == NOT_READY
+        assert 0 < refusal.retry_seconds < 10
     until_said(server, "no cluster", cluster.environment["NOTEBOOK_RUNNER_EXECUTOR"].rpartition("/")[2])
 
     cluster.restart()

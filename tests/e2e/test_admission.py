@@ -8,7 +8,6 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
 from support.calls import SECONDS, finish, inline, perform, reach, start, started, struct
 from support.errors import Refusal, refusal_of, refused
 from support.gate import Gate
@@ -37,13 +36,6 @@ def at_once(callers: int, call: Callable[[], pb.Run]) -> tuple[list[pb.Run], lis
     return runs, [answer for answer in answers if isinstance(answer, Refusal)]
 
 
-def retry_seconds(refusal: Refusal) -> float:
-    """How long the server asks the caller to wait."""
-    infos = [each for each in refusal.details if isinstance(each, error_details_pb2.RetryInfo)]
-    seconds: float = infos[0].retry_delay.ToNanoseconds() / 1e9
-    return seconds
-
-
 @pytest.mark.parametrize("queue", [0, 3])
 def test_exactly_as_many_are_admitted_as_there_is_room_for(
     make_server: Callable[..., Server], gate: Gate, queue: int
@@ -55,7 +47,7 @@ def test_exactly_as_many_are_admitted_as_there_is_room_for(
     assert len(refusals) == CALLERS - 1 - queue
     assert {refusal.kind for refusal in refusals} == {BUSY}
     assert {refusal.metadata["run_id"] for refusal in refusals} <= {run.run_id for run in runs}
-    assert all(retry_seconds(refusal) > 0 for refusal in refusals)
+    assert all(refusal.retry_seconds > 0 for refusal in refusals)
     gate.open(len(runs))
     states = [finish(server.stub, run.run_id).run.state for run in runs]
     assert states == [pb.RUN_STATE_SUCCEEDED] * len(runs)

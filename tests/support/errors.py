@@ -30,6 +30,13 @@ class Refusal:
         return self.code, self.reason
 
     @property
+    def retry_seconds(self) -> float:
+        """How long the server asks the caller to wait; 0: it does not say."""
+        found = [each for each in self.details if isinstance(each, error_details_pb2.RetryInfo)]
+        seconds: float = sum(each.retry_delay.ToNanoseconds() for each in found) / 1e9
+        return seconds
+
+    @property
     def fields(self) -> list[str]:
         """The fields of the request that are at fault."""
         requests = [each for each in self.details if isinstance(each, error_details_pb2.BadRequest)]

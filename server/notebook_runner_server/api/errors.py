@@ -17,7 +17,6 @@ from notebook_runner_server.runs.errors import (
     NotFoundError,
     OffsetPastEndError,
     RequestIdReusedError,
-    RunnerBusyError,
     RunnerError,
     UnavailableError,
 )
@@ -58,7 +57,7 @@ async def abort(context: grpc.aio.ServicerContext, error: RunnerError) -> NoRetu
             field=error.field, description=_text(error.message, _MAX_MESSAGE)
         )
         details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
-    if isinstance(error, RunnerBusyError):
+    if error.retry_after:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after * 1000))
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))

@@ -43,9 +43,11 @@ class RunnerError(Exception):
         message: One sentence for the caller, that says what to do.
         metadata: The variable parts, by name.
         field: The field of the request that is wrong; empty where none is.
+        retry_after: Seconds after which the same call may be served; 0: nobody knows.
     """
 
     reason: ClassVar[str]
+    retry_after: ClassVar[float] = 0.0
 
     def __init__(self, message: str, *, field: str = "", **metadata: str) -> None:
         super().__init__(message)
@@ -133,11 +135,7 @@ class ExhaustedError(RunnerError):
 
 
 class RunnerBusyError(ExhaustedError):
-    """All workers and all places in the queue are taken.
-
-    Attributes:
-        retry_after: Seconds after which a place may be free.
-    """
+    """All workers and all places in the queue are taken."""
 
     reason = "RUNNER_BUSY"
     retry_after = 1.0
@@ -187,6 +185,7 @@ class NotReadyError(UnavailableError):
     """The server is not ready yet."""
 
     reason = "NOT_READY"
+    retry_after = 1.0
 
 
 class NotebookUnreachableError(UnavailableError):

@@ -82,6 +82,7 @@ class Lease:
         self._hosting: asyncio.Task[None] | None = None
         self._run: PoolRun | None = None
         self._stop: tuple[Cause, float] | None = None
+        self._stopped = asyncio.Event()
         self._kept: deque[tuple[Batch, int]] = deque()
         self._kept_bytes = 0
         self._number = 0
@@ -126,6 +127,7 @@ class Lease:
     def stop(self, cause: Cause, grace_period: float) -> None:
         """Ask that the run be ended."""
         self._stop = cause, grace_period
+        self._stopped.set()
         if self._run is not None:
             self._run.stop(cause, grace_period)
 
@@ -168,11 +170,14 @@ class Lease:
             failure = Failure(Cause.KERNEL_NOT_READY, f"The run's folder could not be made: {error}")
             await self._keep([Ended(failure)])
             return
-        async with self._admitted:
-            await self._pool.wait_free()
-            if self._stop is None:
-                self._run = self._pool.submit(job)
-                self._run.keep_until(self._timer.when())
+        admitting = asyncio.ensure_future(self._admit(job))
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        await asyncio.wait([admitting, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if self._run is None and self._stop is not None:
+            admitting.cancel()
+        else:
+            await admitting
         if self._run is None:
             assert self._stop is not None  # noqa: S101 - nothing else keeps it from being submitted
             await self._keep([Ended(Failure(self._stop[0], "The run was ended before it started."))])
@@ -185,6 +190,14 @@ class Lease:
                 if end < len(events):
                     await self._keep_files()
                     await self._keep(events[end:])
+
+    async def _admit(self, job: Job) -> None:
+        """Execute the job when the pool has a worker, which may have to be replaced first."""
+        async with self._admitted:
+            await self._pool.wait_free()
+            if self._stop is None:
+                self._run = self._pool.submit(job)
+                self._run.keep_until(self._timer.when())
 
     async def _keep_files(self) -> None:
         files = self._folder.files(None if self._stop is None else MOST_AFTER_STOP_BYTES)

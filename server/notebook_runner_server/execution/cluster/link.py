@@ -23,8 +23,8 @@ from notebook_runner_server.execution.cluster.workers import Workers
 CONNECT_SECONDS = 5.0
 """How long one try to reach the scheduler or a worker may take."""
 
-START_SECONDS = 30.0
-"""How long the start of a server waits for the workers that are there."""
+START_SECONDS = 10.0
+"""How long the start of a server waits for the workers that are there; those that hang are asked on."""
 
 INSTALL_SECONDS = 60.0
 """How long a worker may take until it can execute notebooks."""

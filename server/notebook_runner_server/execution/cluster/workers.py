@@ -64,6 +64,7 @@ class Workers:
         """Take which workers are there, and what the scheduler says of each."""
         for gone in self._there.keys() - there.keys():
             del self._there[gone]
+        self.left = {run_id: place for run_id, place in self.left.items() if place.address in there}
         self._metrics = {address: one["metrics"] for address, one in there.items()}
         # Another one may have the address later.
         self._refused &= there.keys()
@@ -83,10 +84,10 @@ class Workers:
                 self._refuse(address, str(why))
 
     def _take(self, address: str, description: Description) -> None:
-        self._there[address] = description
         if description.problem:
             self._refuse(address, description.problem)
             return
+        self._there[address] = description
         if description.options.shared() != self._options.shared():
             about = {"worker": address}
             _log.warning("a Dask worker keeps an earlier server's settings: it has runs of it", extra=about)
