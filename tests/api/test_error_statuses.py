@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
 from support.errors import DETAILS_BYTES, Refusal, refusal_of
 from support.notebooks import code, notebook, written
 
@@ -131,13 +130,13 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
 
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.reason)
 def test_details_help_where_they_can(refuser: Refuser, kind: type[RunnerError]) -> None:
-    """Message and metadata arrive; a field is named where one is wrong; a busy runner says when to retry."""
+    """Message and metadata arrive; a field is named where one is wrong; who may retry soon is told when."""
     refusal = refused(refuser, kind("What is wrong.", field="a.field", some="thing"))
     assert (refusal.message, refusal.metadata) == ("What is wrong.", {"some": "thing"})
     assert refusal.fields == ["a.field"]
     assert refused(refuser, kind("What is wrong.")).fields == []
-    retries = [one for one in refusal.details if isinstance(one, error_details_pb2.RetryInfo)]
-    assert len(retries) == (kind is errors.RunnerBusyError)
+    soon = kind in (errors.RunnerBusyError, errors.NotReadyError)
+    assert refusal.retry_seconds == (1.0 if soon else 0.0)
 
 
 @pytest.mark.parametrize("character", ["x", "ä", "€", WIDEST, "\ud800", "\0", "%"])
