@@ -23,7 +23,7 @@ from notebook_runner_server.execution.confinement.sandbox import Sandbox
 from notebook_runner_server.execution.interface import Ended, ExecutionEvent, Job, Limits
 from notebook_runner_server.execution.options import WarmKernels
 
-TIMEOUT = 1.0
+TIMEOUT = 3.0
 OPTIONS = HostOptions(TIMEOUT, WarmKernels({}), Sandbox("off"), limit_address_space=False, max_files_bytes=0)
 
 
@@ -96,7 +96,9 @@ def test_a_job_whose_lease_has_run_out_gets_another(
     async def too_late(link: Link, run_id: str) -> Place:
         monkeypatch.setattr(leasing, "leased", leased)
         place = await leased(link, run_id)
-        await expired(await link.channel(place, 0, 5))
+        channel = await link.channel(place, 0, 5)
+        await expired(channel)
+        channel.close()
         return place
 
     async def play() -> list[ExecutionEvent]:

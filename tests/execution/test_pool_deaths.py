@@ -3,13 +3,15 @@
 import asyncio
 import os
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from execution.pools import FOR_EVER, Pool, end, everything, said, until_said, worker
+from execution.pools import FOR_EVER, SECONDS, Pool, end, everything, said, until_said, worker
 from support.gate import Gate
-from support.processes import is_alive, is_stopped, marked
+from support.processes import is_alive, marked
 
 from notebook_runner_server.execution import pool as pools
 from notebook_runner_server.execution.interface import Cause, Ended, ExecutionEvent
@@ -25,10 +27,34 @@ import os, signal, time
 def kill(pid, number, kill=os.kill):
     kill(pid, number)
     if number == signal.SIGSTOP:
+        open(__file__ + ".stopped", "w").close()
         time.sleep(0.3)
 
 os.kill = kill
 """
+
+
+def test_a_worker_that_dies_is_replaced_once_whoever_gives_up_to_wait(pool: Pool) -> None:
+    """A run that is ended meanwhile is nothing to the next one's worker."""
+
+    async def scenario() -> None:
+        await pool.backend.wait_free()
+        os.kill(worker(pool), signal.SIGKILL)
+        (one,) = pool.backend._workers
+        assert one.link is not None
+        while not one.link.closed:
+            await one.link.receive()
+        for _ in range(3):
+            waiting = asyncio.ensure_future(pool.backend.wait_free())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        assert end(await pool.execute("1")).failure is None
+
+    deaths = pool.backend.worker_deaths
+    pool.do(scenario())
+    assert pool.backend.worker_deaths == deaths + 1
+    assert len(pool.backend._workers) == 1
 
 
 @pytest.mark.parametrize("chosen", [False, True], ids=["waiting", "chosen"])
@@ -175,22 +201,29 @@ def test_closing_while_a_worker_is_replaced_leaves_nothing(
         pool.do(scenario(pool))
 
 
+def until(pool: Pool, true: Callable[[], bool]) -> None:
+    """Lets the pool go on until something is true."""
+    end = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < end
+        pool.do(asyncio.sleep(0.01))
+
+
 def test_a_worker_does_not_end_while_it_ends_what_is_below_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it leaves would stay, stopped: whoever would end that may be killed meanwhile."""
-    (tmp_path / "sitecustomize.py").write_text(SLOW_TO_STOP)
+    program = tmp_path / "sitecustomize.py"
+    program.write_text(SLOW_TO_STOP)
 
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with Pool(tmp_path, warm=WarmKernels({"python3": KEPT})) as pool:
         (one,) = pool.backend._workers
-        while pool.backend.spares["python3"].ready < KEPT:
-            pool.do(asyncio.sleep(0.01))
+        until(pool, lambda: pool.backend.spares["python3"].ready == KEPT)
         below = descendants(one.hello.pid)
         assert len(below) > KEPT
         assert one.link is not None
         one.link.close()
-        while not any(map(is_stopped, below)):
-            pool.do(asyncio.sleep(0.01))
+        until(pool, program.with_name(program.name + ".stopped").exists)
         pool.do(one.close())
         assert not any(map(is_alive, below))

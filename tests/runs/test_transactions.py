@@ -1,4 +1,4 @@
-"""What is asked for while a transaction goes on shares the next one, each as a whole or not at all."""
+"""What is asked for while a transaction goes on shares the next one; only what would fail alone fails."""
 
 import asyncio
 import sqlite3
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from runs.samples import within
 
 from notebook_runner_server.runs.database import Database
@@ -124,20 +125,41 @@ def test_one_that_fails_is_undone_alone(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
-def test_when_the_transaction_fails_nobody_is_told_otherwise(tmp_path: Path) -> None:
-    """A commit that the disk does not take is the end of all that shared it, and the next one works."""
+def test_a_disk_that_is_full_for_one_is_not_full_for_all(tmp_path: Path) -> None:
+    """SQLite undoes the whole transaction; who needs little has it, and nobody has it twice."""
 
     async def scenario(writer: Writer, _: list[str]) -> None:
         await writer.ask(partial(insert, 1))
-        # As SQLite does on some errors of the disk: the whole transaction is undone, whoever was first.
-        await writer.ask(undone)
+        await writer.ask(large)
         await writer.ask(partial(insert, 3))
-        assert [type(one) for one in await writer.go()] == [StorageFullError] * 3
+        first, second, third = await writer.go()
+        assert (first, third) == (1, 3)
+        assert isinstance(second, StorageFullError)
+        assert await writer.numbers() == [1, 3]
+
+    def large(db: sqlite3.Connection) -> None:
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+        db.execute(f"PRAGMA max_page_count = {pages + 1}")
+        db.execute("INSERT INTO t VALUES (?)", ("x" * 1_000_000,))
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_when_the_disk_takes_nothing_nobody_is_told_otherwise(tmp_path: Path, count: int) -> None:
+    """And the next one works."""
+
+    async def scenario(writer: Writer, _: list[str]) -> None:
+        for number in range(count):
+            await writer.ask(partial(undone, number))
+        assert [type(one) for one in await writer.go()] == [StorageFullError] * count
         assert await writer.numbers() == []
         assert await asyncio.wait_for(await writer.ask(partial(insert, 4)), 30) == 4
         assert await writer.numbers() == [4]
 
-    def undone(db: sqlite3.Connection) -> None:
+    def undone(number: int, db: sqlite3.Connection) -> None:
+        insert(number, db)
+        # As SQLite does on some errors of the disk.
         db.execute("ROLLBACK")
         raise sqlite3.OperationalError("disk I/O error")
 

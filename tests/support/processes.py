@@ -40,11 +40,6 @@ def is_alive(pid: int) -> bool:
     return bool(fields) and fields[0] not in {b"Z", b"X"}
 
 
-def is_stopped(pid: int) -> bool:
-    """Whether the process waits for a SIGCONT, or SIGKILL."""
-    return _read(pid, "stat").rpartition(b") ")[2][:1] == b"T"
-
-
 def parent(pid: int) -> int:
     """The process that a process is below; 0: it is gone."""
     fields = _read(pid, "stat").rpartition(b") ")[2].split()

@@ -6,8 +6,9 @@ The contract of notebook-runner: a service that executes Jupyter notebooks on de
 Errors. A run that fails is data: it has a state and a Failure. A call that cannot be served is a
 gRPC status, and always carries one google.rpc.ErrorInfo with domain "notebook-runner" and the
 reason named in the comments below; variable parts are in its metadata. Every RPC may also answer
-UNAUTHENTICATED (MISSING_TOKEN, BAD_TOKEN), PERMISSION_DENIED (BAD_TOKEN), UNAVAILABLE (NOT_READY)
-and, for a fault of the server's own, INTERNAL (INTERNAL_ERROR) with an id that its log repeats.
+UNAUTHENTICATED (MISSING_TOKEN, BAD_TOKEN), PERMISSION_DENIED (BAD_TOKEN), UNAVAILABLE (NOT_READY with
+a RetryInfo) and, for a fault of the server's own, INTERNAL (INTERNAL_ERROR) with an id that its log
+repeats.
 """
 
 import abc

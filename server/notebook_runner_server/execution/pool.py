@@ -210,9 +210,10 @@ class ProcessPoolBackend:
         """Wait until a worker is free, and keep it for the next `submit`."""
         while self._next is None or self._next.link is None or self._next.link.closed:
             if self._next is not None:
-                # It died while it had nothing to do.
-                self._next.broken = True
-                self.release(self._next)
+                # It died while it had nothing to do. Whoever waits for the next one may give up.
+                dead, self._next = self._next, None
+                dead.broken = True
+                self.release(dead)
             self._next = await self._idle.get()
 
     def submit(self, job: Job) -> PoolRun:

@@ -13,7 +13,7 @@ class Write:
     """Something that is to be written.
 
     Args:
-        function: Writes it.
+        function: Writes it; may be called again after what it wrote to the database was undone.
 
     Attributes:
         done: Has what the function returned when that is durable.
@@ -25,28 +25,26 @@ class Write:
 
 
 def commit(db: sqlite3.Connection, writes: Sequence[Write]) -> None:
-    """Carry out some writes, in their order, each as a whole or not at all, and tell each what came of it.
+    """Carry out some writes, in their order, and tell each what came of it.
 
-    One that fails is undone alone. When the transaction fails, all have failed.
+    When they cannot be done together, each is done alone: only those fail that would have failed alone.
     """
-    writes = [write for write in writes if write.done.set_running_or_notify_cancel()]
-    results: list[tuple[Write, Any]] = []
+    if wanted := [write for write in writes if write.done.set_running_or_notify_cancel()]:
+        _commit(db, wanted)
+
+
+def _commit(db: sqlite3.Connection, writes: Sequence[Write]) -> None:
     try:
         with _transaction(db):
-            for write in writes:
-                try:
-                    with _savepoint(db):
-                        results.append((write, write.function(db)))
-                except BaseException as error:
-                    if not db.in_transaction:
-                        raise  # SQLite has undone all of it
-                    write.done.set_exception(error)
+            results = [write.function(db) for write in writes]
     except BaseException as error:  # noqa: BLE001 - whoever waits has to be told, whatever it is
+        if len(writes) == 1:
+            writes[0].done.set_exception(error)
+            return
         for write in writes:
-            if not write.done.done():
-                write.done.set_exception(error)
+            _commit(db, [write])
         return
-    for write, result in results:
+    for write, result in zip(writes, results, strict=True):
         write.done.set_result(result)
 
 
@@ -60,17 +58,3 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
-
-
-@contextlib.contextmanager
-def _savepoint(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("SAVEPOINT one")
-    try:
-        yield
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK TO one")
-        raise
-    finally:
-        if db.in_transaction:
-            db.execute("RELEASE one")

@@ -90,6 +90,11 @@ class Lease:
         self._changed = asyncio.Condition()
         self._channel: Channel | None = None
 
+    @property
+    def is_void(self) -> bool:
+        """Whether it has run out, and no job came before."""
+        return self._abandoned and not self.has_job
+
     async def serve(self, channel: Channel, after: int) -> None:
         """Serve a server until it goes away, or another one comes.
 
@@ -176,6 +181,7 @@ class Lease:
         stopped.cancel()
         if self._run is None and self._stop is not None:
             admitting.cancel()
+            await asyncio.gather(admitting, return_exceptions=True)
         else:
             await admitting
         if self._run is None:

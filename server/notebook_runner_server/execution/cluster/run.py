@@ -177,6 +177,8 @@ class ClusterRun:
             if is_first and self._is_unknown:
                 # The lease had run out before the job came, so nobody has it.
                 self._begun = self._is_unknown = False
+                self._channel.close()
+                self._channel = None
                 place = await self._place()
 
     async def _received(self, channel: Channel) -> AsyncGenerator[Batch]:

@@ -123,7 +123,7 @@ class NotebookHost(WorkerPlugin):
         channel = Channel(comm)
         found = self._leases.get(lease)
         try:
-            if found is None:
+            if found is None or found.is_void:
                 await channel.send(messages.Unknown())
                 await channel.until_closed(FAREWELL_SECONDS)
             else:
