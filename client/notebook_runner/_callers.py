@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import threading
 import time
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from .v1.notebook_runner_pb2_grpc import NotebookRunnerAsyncStub
 
 __all__ = ["AsyncCaller", "Caller"]
+
+CLOSE_SECONDS = 5.0
+"""How long a channel may take to end its calls."""
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -48,7 +52,11 @@ class Caller:
     def close(self) -> None:
         """Close the channel, which ends the calls that are under way."""
         self.closed = True
-        self._channel.close()
+        # Ctrl-C in the moment in which a stream begins leaves one to gRPC that no thread looks after, and its
+        # `close` would wait for that for ever.
+        closing = threading.Thread(target=self._channel.close, name="notebook-runner-close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
 
     def call(
         self,

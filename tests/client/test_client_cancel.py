@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.scripted import ENDED, RUNNING, WAIT_SECONDS, Double, changed
 
-from notebook_runner import AsyncClient, Client, RpcFailed, Unavailable
+from notebook_runner import AsyncClient, Client, RpcFailed, Unavailable, _callers
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 
@@ -146,6 +146,25 @@ def test_interrupt_stays_an_interrupt(double: Double) -> None:
         with pytest.raises(KeyboardInterrupt):
             list(client.progress("r"))
     over.set()
+
+
+def test_interrupt_when_a_stream_begins(double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C before gRPC has a thread that looks after the stream: the client is closed all the same."""
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    double.answers("Progress", changed(1, RUNNING), changed(2, ENDED))
+    monkeypatch.setattr(_callers, "CLOSE_SECONDS", 0.2)
+    client = Client(double.target)
+    with monkeypatch.context() as patch:
+        patch.setattr("grpc._channel._run_channel_spin_thread", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(client.progress("r"))
+    closing = threading.Thread(target=client.close, daemon=True)
+    closing.start()
+    closing.join(WAIT_SECONDS)
+    assert not closing.is_alive()
 
 
 @pytest.mark.parametrize("give", [{"token": "secret"}, {"token_file": None}])
