@@ -1,6 +1,7 @@
 """A lease that has run out is nothing: a job that arrives for it too late is not executed on it."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import dask
@@ -17,10 +18,11 @@ from notebook_runner_server.execution.cluster.messages import (
     Channel,
     HostOptions,
     Place,
+    Taken,
 )
 from notebook_runner_server.execution.cluster.run import ClusterRun
 from notebook_runner_server.execution.confinement.sandbox import Sandbox
-from notebook_runner_server.execution.interface import Ended, ExecutionEvent, Job, Limits
+from notebook_runner_server.execution.interface import Cause, Ended, ExecutionEvent, Job, Limits, StreamOutput
 from notebook_runner_server.execution.options import WarmKernels
 
 TIMEOUT = 3.0
@@ -30,6 +32,11 @@ OPTIONS = HostOptions(TIMEOUT, WarmKernels({}), Sandbox("off"), limit_address_sp
 @pytest.fixture
 def link(cluster: Cluster) -> Link:
     """The server's side of a cluster, in this process."""
+    return linked(cluster)
+
+
+def linked(cluster: Cluster) -> Link:
+    """The same, of one server more."""
     variables = {name: value for name, value in cluster.environment.items() if name.startswith("DASK_")}
     names = {name: name.removeprefix("DASK_").lower().replace("__", ".") for name in variables}
     with dask.config.set({names[name]: value for name, value in variables.items()}):
@@ -114,3 +121,48 @@ def test_a_job_whose_lease_has_run_out_gets_another(
     assert isinstance(end, Ended)
     assert end.failure is None
     assert (tmp_path / late).read_text() == "executed"
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["goes-on", "ended"])
+def test_what_a_server_took_and_could_not_write_is_said(
+    cluster: Cluster, link: Link, tmp_path: Path, *, ended: bool
+) -> None:
+    """The next server ends the run by that name, and does not wait for what nobody has; the slot is free."""
+    run_id = f"taken-{ended}"
+    source = "print(1, flush=True)" + ("" if ended else "\nimport time; time.sleep(100000)")
+
+    async def taken() -> None:
+        await link.start()
+        try:
+            place = await leasing.leased(link, run_id)
+            channel = await link.channel(place, 0, 5)
+            await channel.send(Begin(replace(job(run_id, tmp_path), notebook=content(source))))
+            while True:
+                match await channel.receive():
+                    case Alive() as sign:
+                        await channel.send(sign)
+                    case Batch(number=number, events=[*_, last]):
+                        await channel.send(Taken(number))
+                        if isinstance(last, Ended if ended else StreamOutput):
+                            break
+            channel.close()
+        finally:
+            await link.close()
+
+    async def followed() -> list[ExecutionEvent]:
+        following = linked(cluster)
+        await following.start()
+        try:
+            run = ClusterRun(following, run_id, None, 0, TIMEOUT, lambda _: None)
+            events = [event async for batch in run.events() for event in batch]
+            place = await leasing.leased(following, "next")
+            await executed(await following.channel(place, 0, 5), job("next", tmp_path))
+            return events
+        finally:
+            await following.close()
+
+    asyncio.run(taken())
+    (end,) = asyncio.run(asyncio.wait_for(followed(), 60))
+    assert isinstance(end, Ended)
+    assert end.failure is not None
+    assert end.failure.cause is Cause.STORAGE_FAILED

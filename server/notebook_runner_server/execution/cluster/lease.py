@@ -86,6 +86,8 @@ class Lease:
         self._kept: deque[tuple[Batch, int]] = deque()
         self._kept_bytes = 0
         self._number = 0
+        # The last batch that was taken, and is not kept.
+        self._last_taken = 0
         self._abandoned = False
         self._changed = asyncio.Condition()
         self._channel: Channel | None = None
@@ -105,6 +107,9 @@ class Lease:
         if self._channel is not None:
             self._channel.close()
         self._channel = channel
+        if after < self._last_taken:
+            # Only a server that could not write takes what it does not make durable.
+            await channel.send(messages.Gone())
         await self._taken(after)
         telling = [asyncio.create_task(self._tell(channel, after)), asyncio.create_task(self._live(channel))]
         try:
@@ -224,7 +229,9 @@ class Lease:
     async def _taken(self, number: int) -> None:
         async with self._changed:
             while self._kept and self._kept[0][0].number <= number:
-                self._kept_bytes -= self._kept.popleft()[1]
+                batch, size = self._kept.popleft()
+                self._kept_bytes -= size
+                self._last_taken = batch.number
             self._changed.notify_all()
 
     async def _tell(self, channel: Channel, after: int) -> None:

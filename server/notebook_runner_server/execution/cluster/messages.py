@@ -120,6 +120,11 @@ class Unknown:
 
 
 @dataclass(frozen=True, slots=True)
+class Gone:
+    """Batches that the server asks for were taken by an earlier one, which did not make them durable."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Some events, numbered from 1 on; `Ended` comes in a batch of its own."""
 

@@ -74,6 +74,7 @@ class ClusterRun:
         self._is_left = False
         self.worker_died = False
         self._is_unknown = False
+        self._is_gone = False
 
     async def events(self) -> AsyncGenerator[Sequence[ExecutionEvent]]:
         """Yield what the worker tells; when it is gone, the end that it cannot tell itself."""
@@ -174,12 +175,23 @@ class ClusterRun:
                         ended = isinstance(batch.events[-1], Ended)
                     if ended:
                         break
-            if is_first and self._is_unknown:
-                # The lease had run out before the job came, so nobody has it.
-                self._begun = self._is_unknown = False
-                self._channel.close()
-                self._channel = None
-                place = await self._place()
+            place = await self._next_place(place, is_first=is_first)
+
+    async def _next_place(self, place: Place, *, is_first: bool) -> Place:
+        """Return where to connect after a connection has ended, of which the first had the job.
+
+        Raises:
+            LostError: What comes next is nowhere.
+        """
+        if self._is_gone:
+            raise LostError("An earlier server could not write what the run did.", Cause.STORAGE_FAILED)
+        if is_first and self._is_unknown and self._channel is not None:
+            # The lease had run out before the job came, so nobody has it.
+            self._begun = self._is_unknown = False
+            self._channel.close()
+            self._channel = None
+            return await self._place()
+        return place
 
     async def _received(self, channel: Channel) -> AsyncGenerator[Batch]:
         """Yield what comes over one connection until that ends, or nothing comes any more.
@@ -215,6 +227,9 @@ class ClusterRun:
                     case messages.Alive() as sign:
                         self._lost_at = self._loop.time() + self._timeout + LOST_SECONDS
                         await channel.send(sign)
+                    case messages.Gone():
+                        self._is_gone = True
+                        batches.put_nowait(None)
                     case messages.Unknown():
                         self._is_unknown = True
                         return
