@@ -16,8 +16,8 @@ from notebook_runner_server.api.server import MESSAGE_OVERHEAD
 from notebook_runner_server.execution.confinement.sandbox import Sandbox
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.options import WarmKernels, warm_kernels
-from notebook_runner_server.fields import ceiling, limit, setting
 from notebook_runner_server.runs.retention import Bounds
+from notebook_runner_server.setting import ceiling, limit, setting
 from notebook_runner_server.transfer.policy import SCHEMES, UriPolicy, policy
 
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"

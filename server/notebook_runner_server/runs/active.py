@@ -28,7 +28,7 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.runs import transitions
 from notebook_runner_server.runs.delivery import Delivery
 from notebook_runner_server.runs.errors import StorageFullError
-from notebook_runner_server.runs.fold import Place, fold
+from notebook_runner_server.runs.fold import Standing, fold
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Order, Run, RunChanged, RunState
 from notebook_runner_server.runs.observer import Course
@@ -71,7 +71,7 @@ class ActiveRun:
         self.ended = asyncio.Event()
         self._unsaved: tuple[Run, list[Event]] | None = None
         self.stop_requested: tuple[Cause, float] | None = None
-        self._place = Place(parts_size, parts_size)
+        self._standing = Standing(parts_size, parts_size)
         self._handle: RunHandle | None = None
         self._delivery = delivery
         self._writing: asyncio.Task[str] | None = None
@@ -82,7 +82,7 @@ class ActiveRun:
 
     def resume(self, resume: Resume) -> None:
         """Go on where an earlier server has stopped; what it wrote after that is written again."""
-        self._place = Place(resume.size, resume.part_start)
+        self._standing = Standing(resume.size, resume.part_start)
 
     async def move(self, state: RunState) -> None:
         """Bring the run to a later state that is not an end."""
@@ -196,7 +196,7 @@ class ActiveRun:
         """Say which cell was executed, where a worker that died could not."""
         if failure.cell_index is not None or self.run.current_cell is None:
             return failure
-        return replace(failure, cell_index=self.run.current_cell, cell_id=self._place.cell_id)
+        return replace(failure, cell_index=self.run.current_cell, cell_id=self._standing.cell_id)
 
     async def _salvaged(self) -> list[ExecutionEvent]:
         """Return the end of a cell whose worker could not tell it, with the text that it printed."""
@@ -204,12 +204,12 @@ class ActiveRun:
         if index is None:
             return []
         # What the worker had sent of this cell's part is not whole.
-        self._place = self._place.without_part()
-        seconds = self._place.cell_seconds
+        self._standing = self._standing.without_part()
+        seconds = self._standing.cell_seconds
         part: list[ExecutionEvent] = []
         try:
             cell = SalvagedCell(await self.log.source(self.run.run_id, index))
-            self._place = replace(self._place, cell_id=cell.cell_id)
+            self._standing = replace(self._standing, cell_id=cell.cell_id)
             await self._record([PartChunk(index, cell.head, last=False)])
             async for events in self.log.shown():
                 piece = await asyncio.to_thread(cell.piece, events)
@@ -220,17 +220,17 @@ class ActiveRun:
         except Exception:
             # The files are damaged or gone: the run must have its end all the same.
             _logger.exception("the text of a cell could not be saved", extra=self.course.ids)
-            self._place = self._place.without_part()
-        return [*part, CellFinished(index, self._place.cell_id, 0, seconds, CellOutcome.STOPPED)]
+            self._standing = self._standing.without_part()
+        return [*part, CellFinished(index, self._standing.cell_id, 0, seconds, CellOutcome.STOPPED)]
 
     async def _record(self, batch: Sequence[ExecutionEvent], output_error: str = "") -> None:
         if not batch:
             return
-        told = fold(batch, self.run, self._place, self.log, output_error)
+        told = fold(batch, self.run, self._standing, self.log, output_error)
         if told.is_warm is not None:
             self.course.is_warm = told.is_warm
         await self.log.append(told.run, told.events, told.written, self._expire_time(told.run))
-        self.run, self._place = told.run, told.place
+        self.run, self._standing = told.run, told.standing
 
     async def _append(self, run: Run) -> None:
         event = self.log.next_event(run, RunChanged(run))
@@ -243,7 +243,7 @@ class ActiveRun:
         run, now = self.run, self.log.clock.now()
         told: list[ExecutionEvent] = []
         if run.current_cell is not None:
-            cell, seconds = self._place.cell_id, self._place.cell_seconds
+            cell, seconds = self._standing.cell_id, self._standing.cell_seconds
             told.append(CellFinished(run.current_cell, cell, 0, seconds, CellOutcome.STOPPED))
         events: list[Event] = []
         for one in [*told, Ended(failure)]:

@@ -23,7 +23,7 @@ from notebook_runner_server.runs.tables import Part
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Standing:
     """How far a run is, between two batches.
 
     Attributes:
@@ -38,8 +38,8 @@ class Place:
     cell_id: str = ""
     cell_start: float = 0.0
 
-    def without_part(self) -> Place:
-        """Return the same place, with what there is of a part given up."""
+    def without_part(self) -> Standing:
+        """Return the same standing, with what there is of a part given up."""
         return replace(self, part_start=self.size)
 
     @property
@@ -54,32 +54,32 @@ class Folded:
 
     Attributes:
         run: The run after it.
-        place: How far it is then.
+        standing: How far it is then.
         events: What its log is to say.
         written: What goes into its files.
         is_warm: Whether its kernel was there already; None: that was not told.
     """
 
     run: Run
-    place: Place
+    standing: Standing
     events: list[Event]
     written: Written
     is_warm: bool | None
 
 
 def fold(
-    batch: Sequence[ExecutionEvent], run: Run, place: Place, log: RunLog, output_error: str = ""
+    batch: Sequence[ExecutionEvent], run: Run, standing: Standing, log: RunLog, output_error: str = ""
 ) -> Folded:
     """Return what a batch makes of a run; nothing has changed yet.
 
     Args:
         batch: What the backend has told.
         run: The run before it.
-        place: How far that is.
+        standing: How far that is.
         log: Its log, which the events continue.
         output_error: Why its notebook is not at its URI; see `transitions.end`.
     """
-    start, now = place.size, log.clock.now()
+    start, now = standing.size, log.clock.now()
     events: list[Event] = []
     pieces: list[bytes] = []
     parts: list[Part] = []
@@ -90,16 +90,18 @@ def fold(
         match told:
             case PartChunk():
                 pieces.append(told.data)
-                place = replace(place, size=place.size + len(told.data))
+                standing = replace(standing, size=standing.size + len(told.data))
                 if told.last:
                     # It shows from the event on that comes next and tells of it.
                     sequence = log.last_sequence + len(events) + 1
-                    parts.append(Part(told.part, sequence, place.part_start, place.size - place.part_start))
-                    place = place.without_part()
+                    parts.append(
+                        Part(told.part, sequence, standing.part_start, standing.size - standing.part_start)
+                    )
+                    standing = standing.without_part()
             case Mark():
                 mark = told.number
             case CellStarted():
-                place = replace(place, cell_id=told.cell_id, cell_start=time.monotonic())
+                standing = replace(standing, cell_id=told.cell_id, cell_start=time.monotonic())
             case KernelReady():
                 is_warm = told.is_warm
             case FilePiece() | FilesLeft():
@@ -107,5 +109,5 @@ def fold(
         run, body = transitions.react(run, told, now, output_error)
         if body is not None:
             events.append(log.next_event(run, body, len(events)))
-    resume = None if mark is None else Resume(mark, place.part_start, place.size)
-    return Folded(run, place, events, Written(start, pieces, parts, resume, files), is_warm)
+    resume = None if mark is None else Resume(mark, standing.part_start, standing.size)
+    return Folded(run, standing, events, Written(start, pieces, parts, resume, files), is_warm)
