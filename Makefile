@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TEST_DATA := .test-data/.unpacked
 PROTO := proto/notebook_runner/v1/notebook_runner.proto
 # The oldest tools that serve: their output runs with protobuf 6 and 7 (see CONTRIBUTING.md).
 GENERATE_VENV := .venv-generate
@@ -14,13 +15,26 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-install: $(INSTALLED) ## Install everything into .venv, from the lock
+install: $(INSTALLED) $(TEST_DATA) ## Install everything into .venv, and what the tests read
 
 $(INSTALLED): pyproject.toml requirements.lock client/notebook_runner/_version.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installing the packages of requirements.lock (some minutes)"
+	@$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
+	@echo "Installing notebook-runner"
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Notebooks of other projects' test suites. Their metadata is read with what is installed, so that nothing is built.
+$(TEST_DATA): tests/data.lock tests/support/public_notebooks.py | $(INSTALLED)
+	@echo "Downloading the notebooks that the tests read (tests/data.lock)"
+	@rm -rf $(@D)
+	@$(BIN)/pip download --quiet --no-deps --no-build-isolation --no-binary nbclient,nbconvert --require-hashes \
+	  --requirement tests/data.lock --dest $(@D)/downloads || { echo >&2 \
+	  "Cannot download the distributions in tests/data.lock. Run make install again with access to a package index."; exit 1; }
+	@$(BIN)/python -m tests.support.public_notebooks
 	@touch $@
 
 demo: $(INSTALLED) ## Run examples/quickstart.ipynb through a server, live in the terminal
@@ -74,7 +88,7 @@ attack: $(INSTALLED) ## Flood a server on loopback: CONNECTIONS connections, ATT
 	ATTACK_CONNECTIONS=$(CONNECTIONS) ATTACK_SECONDS=$(ATTACK_SECONDS) ATTACK_CALL_SECONDS=1 $(BIN)/pytest -s tests/security/test_floods.py tests/security/test_slow_readers.py
 
 plain: $(INSTALLED) ## Run the tests of security as an ordinary user, also where root runs make
-	$(BIN)/python tests/as_nobody.py $(BIN)/pytest -p no:cacheprovider tests/security
+	$(BIN)/python -m tests.as_nobody $(BIN)/pytest -p no:cacheprovider tests/security
 
 check: $(INSTALLED) ## Run every check that is not a test
 	$(BIN)/ruff format --check .

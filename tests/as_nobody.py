@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from support.plain import NOBODY, as_nobody, plain_home
+from tests.support.plain import NOBODY, as_nobody, plain_home
 
 if __name__ == "__main__":
     with plain_home() as home:

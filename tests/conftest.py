@@ -7,10 +7,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from support.cluster import Cluster
-from support.gate import Gate
-from support.notebooks import code, notebook
-from support.server import Server
+
+from tests.support.cluster import Cluster
+from tests.support.gate import Gate
+from tests.support.notebooks import code, notebook
+from tests.support.server import Server
 
 # Started in the background, by a shell or by CI, this process ignores Ctrl-C, and so would all that it
 # starts: tests that press it would wait for ever.

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from support.settings import flag, parsed, refusal, served, variable
 
 from notebook_runner_server.config import Settings
+from tests.support.settings import flag, parsed, refusal, served, variable
 
 NAMES = [one.name for one in dataclasses.fields(Settings)]
 DEFAULTS = Settings()

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.calls import duration, inline, perform
-from support.server import Server
-from support.settings import parsed, refusal
-from support.warm import ON, ready
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.config import Settings
 from notebook_runner_server.execution.options import WarmKernels
+from tests.support.calls import duration, inline, perform
+from tests.support.server import Server
+from tests.support.settings import parsed, refusal
+from tests.support.warm import ON, ready
 
 
 def test_warm_kernels_can_be_told_off() -> None:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.pages import REPOSITORY, RUN, Reader, blocks
-from support.server import Server
+
+from tests.support.pages import REPOSITORY, RUN, Reader, blocks
+from tests.support.server import Server
 
 PAGES = ["README.md", "docs/index.md", "docs/tutorial.md", "docs/how-to/secure.md", "docs/how-to/cluster.md"]
 

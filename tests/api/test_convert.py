@@ -9,7 +9,6 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs.samples import a_run, changed, printed
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.api import convert
@@ -26,6 +25,7 @@ from notebook_runner_server.execution.interface import (
 )
 from notebook_runner_server.runs.errors import InvalidFieldError
 from notebook_runner_server.runs.model import Body, Event, Run, RunState, StartSpec
+from tests.runs.samples import a_run, changed, printed
 
 quick = settings(deadline=None, database=None, max_examples=300)
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

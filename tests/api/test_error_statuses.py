@@ -8,8 +8,6 @@ from typing import Any
 
 import grpc
 import pytest
-from support.errors import DETAILS_BYTES, Refusal, refusal_of
-from support.notebooks import code, notebook, written
 
 from notebook_runner_server import app
 from notebook_runner_server.api.errors import abort, abort_with
@@ -20,6 +18,8 @@ from notebook_runner_server.runs.model import StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.transfer.policy import UriPolicy
 from notebook_runner_server.transfer.service import TransferService
+from tests.support.errors import DETAILS_BYTES, Refusal, refusal_of
+from tests.support.notebooks import code, notebook, written
 
 PROTO = Path(__file__).parents[2] / "proto" / "notebook_runner" / "v1" / "notebook_runner.proto"
 # Answered by the guard around every call, not by an error of the runs.

@@ -6,10 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.secure import new_token, plain
-from support.server import PROGRAM
 
 from notebook_runner_server.api.tokens import Scope, Tokens, TokensFileError, parse
+from tests.support.secure import new_token, plain
+from tests.support.server import PROGRAM
 
 SUM = "0123456789abcdef" * 4
 OTHER = "f" * 64

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.scripted import RUNNING, WAIT_SECONDS, Collect, Double, changed, printed
 
 from notebook_runner import AsyncClient, Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.scripted import RUNNING, WAIT_SECONDS, Collect, Double, changed, printed
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from support.gate import Gate
-from support.notebooks import code, notebook, parsed, printed, written
-from support.server import Server
-from support.terminal import on_a_terminal
+
+from tests.support.gate import Gate
+from tests.support.notebooks import code, notebook, parsed, printed, written
+from tests.support.server import Server
+from tests.support.terminal import on_a_terminal
 
 PROGRAM = Path(sys.executable).with_name("notebook-runner")
 SECONDS = 60.0

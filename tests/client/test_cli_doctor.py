@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner
 from google.protobuf.any_pb2 import Any as Packed
 from google.rpc import error_details_pb2, status_pb2
-from support.server import Server
 
 from notebook_runner.cli import _doctor, main
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.server import Server
 
 KERNEL = pb.KernelInfo(name="python3", language="python", is_default=True, warm_ready=1, warm_wanted=1)
 WELL = pb.InfoResponse(version="0.1.0", kernels=[KERNEL], workers=1, queue_size=3)

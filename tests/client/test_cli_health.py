@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import trustme
 from click.testing import CliRunner, Result
-from support.calls import inline, reach, started
-from support.gate import Gate
-from support.server import Server
 
 from notebook_runner.cli import main
+from tests.support.calls import inline, reach, started
+from tests.support.gate import Gate
+from tests.support.server import Server
 
 
 def asked(target: str, *arguments: str, **environment: str) -> Result:

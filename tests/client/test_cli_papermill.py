@@ -12,15 +12,15 @@ import pytest
 from click.testing import CliRunner
 from nbformat import NotebookNode
 from papermill import cli as papermill_cli
-from support.notebooks import code, markdown, normalised, notebook
-from support.server import Server
 
 from notebook_runner.cli import main
 from notebook_runner.cli._papermill import INSTEAD
+from tests.support.notebooks import code, markdown, normalised, notebook
+from tests.support.public_notebooks import folder
+from tests.support.server import Server
 
 BIN = Path(sys.executable).parent
 REPOSITORY = Path(__file__).parents[2]
-REAL = REPOSITORY.parent / "shared" / "notebooks"
 PAGE = REPOSITORY / "docs" / "how-to" / "from-papermill.md"
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 ERROR_TAG = "papermill-error-cell-tag"
@@ -98,7 +98,7 @@ def test_the_same_notebook(server: Server, tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize("name", ["Factorials", "Unicode", "Skip Exceptions with Cell Tags"])
 def test_the_same_of_real_notebooks(server: Server, tmp_path: Path, name: str) -> None:
     """Notebooks that others wrote come out the same."""
-    (tmp_path / "in.ipynb").write_bytes((REAL / f"{name}.ipynb").read_bytes())
+    (tmp_path / "in.ipynb").write_bytes((folder("nbclient") / f"{name}.ipynb").read_bytes())
     (_, ours), (_, theirs) = compared(tmp_path, server, ["-k", "python3"])
     # The one keeps the format that it was sent, the other the newest, where each cell has an id.
     for cell in [*ours["cells"], *theirs["cells"]]:

@@ -11,9 +11,9 @@ import papermill
 import pytest
 from click.testing import CliRunner
 from papermill import cli as papermill_cli
-from support.notebooks import code, notebook, written
 
 from notebook_runner.cli import _inspect, _parameters, main
+from tests.support.notebooks import code, notebook, written
 
 YAML = "{a: 1, b: [1, x, null], when: 2020-01-02, deep: {on: true, f: .5}}"
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.gate import Gate
-from support.notebooks import notebook, written
-from support.server import Server
-from support.tmux import Screen
 
 from notebook_runner import Client
+from tests.support.gate import Gate
+from tests.support.notebooks import notebook, written
+from tests.support.server import Server
+from tests.support.tmux import Screen
 
 PROGRAM = Path(sys.executable).with_name("notebook-runner")
 Show = Callable[..., Screen]

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.gate import Gate
-from support.notebooks import content, parsed, printed
-from support.server import Server
+
+from tests.support.gate import Gate
+from tests.support.notebooks import content, parsed, printed
+from tests.support.server import Server
 
 PROGRAM = Path(sys.executable).with_name("notebook-runner")
 SECONDS = 60.0

@@ -4,10 +4,10 @@ import threading
 
 import grpc
 import pytest
-from support.scripted import ENDED, FAILED, RUNNING, Collect, Double, beat, changed, printed
 
 from notebook_runner import AccessDenied, NotebookRunnerError, RpcFailed, RunFailed, Unavailable
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.scripted import ENDED, FAILED, RUNNING, Collect, Double, beat, changed, printed
 
 BOTH = pytest.mark.parametrize("collect", ["sync", "async"], indirect=True)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.gate import Gate
-from support.notebooks import notebook, parsed, printed, written
-from support.server import Server
 
 from notebook_runner import AsyncClient, Client, InvalidRequest, RunFailed, RunnerBusy, RunNotFound
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.gate import Gate
+from tests.support.notebooks import notebook, parsed, printed, written
+from tests.support.server import Server
 
 HELLO = notebook("print('hello')")
 

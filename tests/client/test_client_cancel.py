@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted import ENDED, RUNNING, WAIT_SECONDS, Double, changed
 
 from notebook_runner import AsyncClient, Client, RpcFailed, Unavailable, _callers
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.scripted import ENDED, RUNNING, WAIT_SECONDS, Double, changed
 
 
 @pytest.mark.usefixtures("held")

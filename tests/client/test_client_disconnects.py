@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.gate import Gate
-from support.mortal import MortalServer
-from support.names import Names
-from support.notebooks import notebook, printed
-from support.progress import Validator
-from support.proxy import CuttingProxy
-from support.server import Server
 
 from notebook_runner import AsyncClient, Client, _follow
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.gate import Gate
+from tests.support.mortal import MortalServer
+from tests.support.names import Names
+from tests.support.notebooks import notebook, printed
+from tests.support.progress import Validator
+from tests.support.proxy import CuttingProxy
+from tests.support.server import Server
 
 CUTS = 100
 SEED = 5

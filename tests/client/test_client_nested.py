@@ -4,11 +4,11 @@ import html
 from collections.abc import Callable
 
 from nbformat import NotebookNode
-from support.gate import Gate
-from support.notebooks import notebook, written
-from support.server import Server
 
 from notebook_runner import Client
+from tests.support.gate import Gate
+from tests.support.notebooks import notebook, written
+from tests.support.server import Server
 
 # The cells of a notebook that starts notebooks.
 OUTER = (

@@ -9,12 +9,12 @@ from pathlib import Path
 import grpc
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-from support.scripted import ENDED, FAILED, RUNNING, Double, changed
-from support.shells import SECONDS, KernelShell, Screen, inside
 
 from notebook_runner import AsyncClient, AsyncRunResult, Client, RunResult, _notebook, _views
 from notebook_runner._panel import Panel
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.scripted import ENDED, FAILED, RUNNING, Double, changed
+from tests.support.shells import SECONDS, KernelShell, Screen, inside
 
 PAGE = "<h1>page</h1><script>alert('\"')</script>"
 

@@ -11,8 +11,9 @@ from types import FunctionType
 from typing import Any
 
 import pytest
-from support.notebooks import code, notebook, written
-from support.server import Server
+
+from tests.support.notebooks import code, notebook, written
+from tests.support.server import Server
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "python-client.md"
 REPORT = written(

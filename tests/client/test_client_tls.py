@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import pytest
 import trustme
-from support.scripted import ENDED, Double, changed
 
 from notebook_runner import AsyncClient, Client, Unavailable
+from tests.support.scripted import ENDED, Double, changed
 
 Files = dict[str, Path]
 TOKEN = "secret"  # noqa: S105 - opens no door

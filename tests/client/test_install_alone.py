@@ -8,9 +8,10 @@ import venv
 from pathlib import Path
 
 import pytest
-from support.notebooks import notebook, written
-from support.server import Server
-from support.terminal import on_a_terminal
+
+from tests.support.notebooks import notebook, written
+from tests.support.server import Server
+from tests.support.terminal import on_a_terminal
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 600.0

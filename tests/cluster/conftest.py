@@ -5,8 +5,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.cluster import Cluster
-from support.mortal import MortalServer
+
+from tests.support.cluster import Cluster
+from tests.support.mortal import MortalServer
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from typing import ClassVar
 
 import grpc
 import pytest
-from faults.harness import Chaos, Told
-from support.cluster import Cluster
-from support.mortal import MortalServer, figure, worker_of
-from support.processes import stopped
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.faults.harness import Chaos, Told
+from tests.support.cluster import Cluster
+from tests.support.mortal import MortalServer, figure, worker_of
+from tests.support.processes import stopped
 
 pytestmark = pytest.mark.long
 

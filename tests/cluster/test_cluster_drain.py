@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from support.calls import finish, inline, perform, reach, start
-from support.cluster import Cluster
-from support.gate import Gate
-from support.mortal import MortalServer
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import finish, inline, perform, reach, start
+from tests.support.cluster import Cluster
+from tests.support.gate import Gate
+from tests.support.mortal import MortalServer
 
 pytestmark = pytest.mark.long
 

@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.calls import executed, finish, inline, perform, reach, start, texts
-from support.cluster import Cluster
-from support.gate import Gate
-from support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
-from support.notebooks import printed
-from support.processes import memory, outlived, stopped
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import executed, finish, inline, perform, reach, start, texts
+from tests.support.cluster import Cluster
+from tests.support.gate import Gate
+from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
+from tests.support.notebooks import printed
+from tests.support.processes import memory, outlived, stopped
 
 Serve = Callable[..., MortalServer]
 TIMEOUT, LOST, SLACK = 6.0, 5.0, 3.0

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import dask
 import pytest
-from support.cluster import EXECUTOR, Cluster
-from support.notebooks import content
 
 from notebook_runner_server.execution.cluster import leasing
 from notebook_runner_server.execution.cluster.link import Link
@@ -24,6 +22,8 @@ from notebook_runner_server.execution.cluster.run import ClusterRun
 from notebook_runner_server.execution.confinement.sandbox import Sandbox
 from notebook_runner_server.execution.interface import Cause, Ended, ExecutionEvent, Job, Limits, StreamOutput
 from notebook_runner_server.execution.options import WarmKernels
+from tests.support.cluster import EXECUTOR, Cluster
+from tests.support.notebooks import content
 
 TIMEOUT = 3.0
 OPTIONS = HostOptions(TIMEOUT, WarmKernels({}), Sandbox("off"), limit_address_space=False, max_files_bytes=0)

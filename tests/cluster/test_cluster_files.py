@@ -9,14 +9,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from support.calls import artefact, finish, inline, perform, reach, start, texts
-from support.cluster import Cluster
-from support.errors import refused
-from support.gate import Gate
-from support.mortal import MortalServer
-from support.notebooks import notebook
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import artefact, finish, inline, perform, reach, start, texts
+from tests.support.cluster import Cluster
+from tests.support.errors import refused
+from tests.support.gate import Gate
+from tests.support.mortal import MortalServer
+from tests.support.notebooks import notebook
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")
 

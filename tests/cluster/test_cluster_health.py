@@ -10,13 +10,13 @@ import grpc
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.calls import finish, inline, perform, reach, started, texts
-from support.cluster import SLOT, Cluster
-from support.errors import refused
-from support.gate import Gate
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import finish, inline, perform, reach, started, texts
+from tests.support.cluster import SLOT, Cluster
+from tests.support.errors import refused
+from tests.support.gate import Gate
+from tests.support.server import Server
 
 SECONDS = 20.0
 NOT_READY = (grpc.StatusCode.UNAVAILABLE, "NOT_READY")

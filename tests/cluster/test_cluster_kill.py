@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from faults.trees import TREES
-from support.calls import finish, inline, perform, reach, start, started
-from support.cluster import Cluster
-from support.gate import Gate
-from support.mortal import RUN_MARK, MortalServer, figure, new_mark, remains
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.faults.trees import TREES
+from tests.support.calls import finish, inline, perform, reach, start, started
+from tests.support.cluster import Cluster
+from tests.support.gate import Gate
+from tests.support.mortal import RUN_MARK, MortalServer, figure, new_mark, remains
 
 pytestmark = pytest.mark.long
 

@@ -4,13 +4,13 @@ import asyncio
 from pathlib import Path
 
 from distributed.comm.core import Comm, connect, listen
-from execution.pools import Pool, until_said
-from execution.pools import end as end_event
 
 from notebook_runner_server.execution.cluster.folders import RunFolder
 from notebook_runner_server.execution.cluster.lease import Lease
 from notebook_runner_server.execution.cluster.messages import Batch, Begin, Channel, Release, Stop
 from notebook_runner_server.execution.interface import Cause, Ended
+from tests.execution.pools import Pool, until_said
+from tests.execution.pools import end as end_event
 
 ENDLESS = "print('here', flush=True)\nimport time; time.sleep(100000)"
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.calls import Ended, executed, finish, inline, perform, reach, start, texts
-from support.cluster import Cluster
-from support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
-from support.network import Wire, lacking
-from support.notebooks import printed
-from support.processes import is_alive
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import Ended, executed, finish, inline, perform, reach, start, texts
+from tests.support.cluster import Cluster
+from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
+from tests.support.network import Wire, lacking
+from tests.support.notebooks import printed
+from tests.support.processes import is_alive
 
 pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
 

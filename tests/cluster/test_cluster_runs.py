@@ -9,14 +9,14 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support.calls import executed, finish, follow, inline, perform, reach, start, started, texts
-from support.cluster import Cluster
-from support.gate import Gate
-from support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
-from support.notebooks import printed
-from support.scrape import ON, scrape, until
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import executed, finish, follow, inline, perform, reach, start, started, texts
+from tests.support.cluster import Cluster
+from tests.support.gate import Gate
+from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
+from tests.support.notebooks import printed
+from tests.support.scrape import ON, scrape, until
 
 Serve = Callable[..., MortalServer]
 TREE = """

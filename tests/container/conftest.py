@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from container.deployed import Deployed
-from container.manifests import BASE, OVERLAYS, Manifest, container_of, find, rendered
-from container.podman import build
+
+from tests.container.deployed import Deployed
+from tests.container.manifests import BASE, OVERLAYS, Manifest, container_of, find, rendered
+from tests.container.podman import build
 
 
 @pytest.fixture(scope="session")

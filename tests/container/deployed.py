@@ -7,11 +7,11 @@ from uuid import uuid4
 
 import grpc
 import trustme
-from container.manifests import BASE, Manifest, find, pod_of, rendered
-from container.podman import Pod, free_port, ready, volume
-from support.server import PROGRAM
 
 from notebook_runner import Client
+from tests.container.manifests import BASE, Manifest, find, pod_of, rendered
+from tests.container.podman import Pod, free_port, ready, volume
+from tests.support.server import PROGRAM
 
 
 def certificate(*names: str) -> dict[str, str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from support.pages import REPOSITORY
+
+from tests.support.pages import REPOSITORY
 
 KUBECTL = shutil.which("kubectl") or "kubectl"
 FOLDER = REPOSITORY / "k8s"

@@ -15,8 +15,9 @@ from uuid import uuid4
 
 import grpc
 import yaml
-from container.manifests import Manifest, for_podman
-from support.pages import REPOSITORY
+
+from tests.container.manifests import Manifest, for_podman
+from tests.support.pages import REPOSITORY
 
 PODMAN = shutil.which("podman") or "podman"
 BUILD_SECONDS = 600.0

@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from container.podman import build, inspected, podman, run
-from support.pages import REPOSITORY, blocks
+
+from tests.container.podman import build, inspected, podman, run
+from tests.support.pages import REPOSITORY, blocks
 
 COMPILERS = ("cc", "gcc", "g++", "clang", "make", "ld", "cargo", "rustc")
 # Where programs are; `which` may not be in a slim image.

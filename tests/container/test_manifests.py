@@ -6,7 +6,12 @@ from pathlib import Path
 import kubernetes_validate
 import nbformat
 import pytest
-from container.manifests import (
+
+from notebook_runner._version import __version__
+from notebook_runner.cli import main as client_command
+from notebook_runner_server.api.server import LIVENESS, SERVICE
+from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
+from tests.container.manifests import (
     BASE,
     COMPONENTS,
     FOLDER,
@@ -21,12 +26,7 @@ from container.manifests import (
     variables,
     with_operated,
 )
-from support.pages import REPOSITORY
-
-from notebook_runner._version import __version__
-from notebook_runner.cli import main as client_command
-from notebook_runner_server.api.server import LIVENESS, SERVICE
-from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
+from tests.support.pages import REPOSITORY
 
 # The oldest that has all that the manifests use (1.31: podFailurePolicy, unhealthyPodEvictionPolicy), one
 # between, and the newest whose schemas there are.

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from container.manifests import (
+
+from notebook_runner_server.execution.cluster.worker import FAREWELL_SECONDS
+from notebook_runner_server.execution.processes import KILL_DEADLINE
+from tests.container.manifests import (
     FOLDER,
     Manifest,
     container_of,
@@ -20,12 +23,9 @@ from container.manifests import (
     variables,
     with_operated,
 )
-from container.test_manifests_fit import GI, REST, number, seconds
-from support.calls import SECONDS
-from support.pages import REPOSITORY
-
-from notebook_runner_server.execution.cluster.worker import FAREWELL_SECONDS
-from notebook_runner_server.execution.processes import KILL_DEADLINE
+from tests.container.test_manifests_fit import GI, REST, number, seconds
+from tests.support.calls import SECONDS
+from tests.support.pages import REPOSITORY
 
 TELL = """
 import json, sys, dask, distributed.security

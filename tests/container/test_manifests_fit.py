@@ -4,14 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from container.manifests import FOLDER, Manifest, container_of, find, probes, rendered, variables
-
 from notebook_runner.cli import main as client_command
 from notebook_runner_server.app import STREAM_GRACE
 from notebook_runner_server.config import Settings
 from notebook_runner_server.execution.processes import KILL_DEADLINE
 from notebook_runner_server.logs import LAST_SECONDS
 from notebook_runner_server.observability.traces import FLUSH_SECONDS
+from tests.container.manifests import FOLDER, Manifest, container_of, find, probes, rendered, variables
 
 GI = 2**30
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": GI, "": 1, "m": 0.001}

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from container.deployed import Deployed
-from container.manifests import BASE, container_of, find, pod_of, rendered
-from container.podman import Pod
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.calls import SECONDS, inline
-from support.scrape import until
 
 from notebook_runner import Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.container.deployed import Deployed
+from tests.container.manifests import BASE, container_of, find, pod_of, rendered
+from tests.container.podman import Pod
+from tests.support.calls import SECONDS, inline
+from tests.support.scrape import until
 
 GRPCURL = str(Path(sys.executable).with_name("grpcurl"))
 SERVICE = "notebook_runner.v1.NotebookRunner"

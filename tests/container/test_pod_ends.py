@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import grpc
-from container.deployed import Deployed
-from container.podman import SECONDS, podman, ready
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.calls import inline
 
 from notebook_runner import Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.container.deployed import Deployed
+from tests.container.podman import SECONDS, podman, ready
+from tests.support.calls import inline
 
 DRAIN_SECONDS = 300
 # A gate of which the container knows no more than an address.

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from container.deployed import Deployed, certificate
-from container.manifests import FOLDER, container_of, find, probes, rendered
-from container.podman import SECONDS
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.container.deployed import Deployed, certificate
+from tests.container.manifests import FOLDER, container_of, find, probes, rendered
+from tests.container.podman import SECONDS
 
 OVERLAY = FOLDER / "overlays/tls"
 

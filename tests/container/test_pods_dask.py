@@ -12,13 +12,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from container.deployed import Deployed, certificate
-from container.manifests import FOLDER, container_of, find, pod_of, rendered
-from container.podman import SECONDS, Pod, free_port, podman
-from container.test_pod import CAPABILITIES
 
 from notebook_runner import Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.container.deployed import Deployed, certificate
+from tests.container.manifests import FOLDER, container_of, find, pod_of, rendered
+from tests.container.podman import SECONDS, Pod, free_port, podman
+from tests.container.test_pod import CAPABILITIES
 
 OVERLAY = FOLDER / "overlays/dask"
 NAME = "notebook-runner-dask"

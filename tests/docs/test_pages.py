@@ -12,13 +12,13 @@ import click
 import pytest
 import yaml
 from google.protobuf.json_format import ParseDict
-from support.pages import REPOSITORY, Block, blocks
 
 from notebook_runner.cli import main
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server import new_token
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
 from notebook_runner_server.flags import options
+from tests.support.pages import REPOSITORY, Block, blocks
 
 PAGES = sorted(
     [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("examples/*.md")]

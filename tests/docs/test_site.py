@@ -10,7 +10,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support.pages import REPOSITORY
 
 import notebook_runner
 from docsite import contract, repository
@@ -18,6 +17,7 @@ from notebook_runner.cli import main
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
 from notebook_runner_server.runs.errors import reasons
+from tests.support.pages import REPOSITORY
 
 SECONDS = 120
 # Reasons that the contract names and that the server's tree need not have: who may call is not asked yet, nor

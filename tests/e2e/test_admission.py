@@ -8,12 +8,12 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from support.calls import SECONDS, finish, inline, perform, reach, start, started, struct
-from support.errors import Refusal, refusal_of, refused
-from support.gate import Gate
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, finish, inline, perform, reach, start, started, struct
+from tests.support.errors import Refusal, refusal_of, refused
+from tests.support.gate import Gate
+from tests.support.server import Server
 
 BUSY = (grpc.StatusCode.RESOURCE_EXHAUSTED, "RUNNER_BUSY")
 CALLERS = 20

@@ -8,11 +8,11 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
-from support.calls import SECONDS, artefact, follow, history, inline, perform, start
-from support.errors import refused
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, artefact, follow, history, inline, perform, start
+from tests.support.errors import refused
+from tests.support.server import Server
 
 UNARY: dict[str, type[Message]] = {
     "Start": pb.StartRequest,

@@ -10,12 +10,12 @@ import grpc
 import nbformat
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from support.calls import duration, history, inline, perform, started, struct
-from support.errors import refused
-from support.notebooks import code, content, notebook
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import duration, history, inline, perform, started, struct
+from tests.support.errors import refused
+from tests.support.notebooks import code, content, notebook
+from tests.support.server import Server
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MISSING = grpc.StatusCode.NOT_FOUND

@@ -4,12 +4,12 @@ from typing import Any, NamedTuple
 
 import pytest
 from nbformat import NotebookNode
-from support.calls import artefact, duration, executed, inline, perform
-from support.gate import Gate
-from support.notebooks import printed
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import artefact, duration, executed, inline, perform
+from tests.support.gate import Gate
+from tests.support.notebooks import printed
+from tests.support.server import Server
 
 FOREVER = "import threading; _ = threading.Event().wait()"
 

@@ -8,12 +8,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.calls import inline, perform, struct
-from support.errors import refusal_of
-from support.notebooks import code, content
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import inline, perform, struct
+from tests.support.errors import refusal_of
+from tests.support.notebooks import code, content
+from tests.support.server import Server
 
 ANSWER_SECONDS = 20.0
 REQUESTS = 1000

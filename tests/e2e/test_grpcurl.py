@@ -13,13 +13,13 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
-from support.calls import SECONDS, inline, reach, started
-from support.gate import Gate
-from support.notebooks import content, parsed, printed
-from support.progress import checked
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, inline, reach, started
+from tests.support.gate import Gate
+from tests.support.notebooks import content, parsed, printed
+from tests.support.progress import checked
+from tests.support.server import Server
 
 Answer = TypeVar("Answer", bound=Message)
 PROGRAM = str(Path(sys.executable).with_name("grpcurl"))

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 
 import pytest
-from support import warm
-from support.calls import SECONDS, finish, inline, reach, start, started
-from support.gate import Gate
-from support.server import Server
 
 from notebook_runner import __version__
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support import warm
+from tests.support.calls import SECONDS, finish, inline, reach, start, started
+from tests.support.gate import Gate
+from tests.support.server import Server
 
 
 def told(server: Server) -> pb.InfoResponse:

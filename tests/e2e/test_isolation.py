@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.calls import inline, perform, texts
-from support.server import Server
-from support.warm import ON, kept
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import inline, perform, texts
+from tests.support.server import Server
+from tests.support.warm import ON, kept
 
 # What tells a forked kernel from one that was started by its kernelspec's command.
 WARM = "any('warm/template.py' in one for one in __import__('sys').orig_argv)"

@@ -7,13 +7,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.calls import SECONDS, duration, executed, finish, inline, perform, reach, start, started
-from support.gate import Gate
-from support.notebooks import printed
-from support.processes import is_alive, marked
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, duration, executed, finish, inline, perform, reach, start, started
+from tests.support.gate import Gate
+from tests.support.notebooks import printed
+from tests.support.processes import is_alive, marked
+from tests.support.server import Server
 
 # A child, one in its own session, and one whose parent is gone.
 CHILDREN_CELL = """

@@ -2,11 +2,10 @@
 
 import hashlib
 
-from support.calls import SECONDS, inline, pages, perform
-from support.notebooks import parsed
-from support.server import Server
-
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, inline, pages, perform
+from tests.support.notebooks import parsed
+from tests.support.server import Server
 
 PIECES = 100
 PIECE = 1_000_000

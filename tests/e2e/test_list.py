@@ -6,12 +6,12 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from support.calls import SECONDS, inline, perform, reach, started
-from support.errors import refused
-from support.gate import Gate
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, inline, perform, reach, started
+from tests.support.errors import refused
+from tests.support.gate import Gate
+from tests.support.server import Server
 
 INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 

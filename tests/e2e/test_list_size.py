@@ -1,9 +1,8 @@
 """List when what it has to tell is large."""
 
-from support.calls import inline, perform
-from support.server import Server
-
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import inline, perform
+from tests.support.server import Server
 
 # A traceback of a failure has 128 KiB at the most, and a client takes messages of 4 MiB.
 RUNS = 36

@@ -5,13 +5,13 @@ from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import grpc
-from support.calls import SECONDS, finish, inline, reach, started
-from support.gate import Gate
-from support.progress import TERMINAL, checked_async
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.support.calls import SECONDS, finish, inline, reach, started
+from tests.support.gate import Gate
+from tests.support.progress import TERMINAL, checked_async
+from tests.support.server import Server
 
 if TYPE_CHECKING:
     from notebook_runner.v1.notebook_runner_pb2_grpc import NotebookRunnerAsyncStub

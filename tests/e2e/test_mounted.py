@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from support.calls import perform, texts
-from support.notebooks import content
-from support.server import Server
-
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import perform, texts
+from tests.support.notebooks import content
+from tests.support.server import Server
 
 
 def mount(folder: Path, version: str, name: str, data: bytes) -> None:

@@ -5,12 +5,12 @@ import io
 import zipfile
 
 import pytest
-from support.calls import SECONDS, artefact, executed, inline, pages, perform, reach, started
-from support.gate import Gate
-from support.notebooks import parsed, printed
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, artefact, executed, inline, pages, perform, reach, started
+from tests.support.gate import Gate
+from tests.support.notebooks import parsed, printed
+from tests.support.server import Server
 
 CELLS = ("print('first words')", "from IPython.display import HTML; HTML('<b>bold</b>')", "6 * 7")
 FILES_CELL = """

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support.calls import SECONDS, artefact, inline, perform
-from support.errors import refused
-from support.notebooks import markdown
-from support.processes import marked
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, artefact, inline, perform
+from tests.support.errors import refused
+from tests.support.notebooks import markdown
+from tests.support.processes import marked
+from tests.support.server import Server
 
 CELLS = (markdown("some words"), "secret = 40 + 2\nsecret")
 needs_browser = pytest.mark.skipif(

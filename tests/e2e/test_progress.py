@@ -3,12 +3,12 @@
 from contextlib import closing
 
 import pytest
-from support.calls import SECONDS, executed, finish, follow, inline, perform, reach, started, texts
-from support.gate import Gate
-from support.notebooks import code, markdown, printed
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, executed, finish, follow, inline, perform, reach, started, texts
+from tests.support.gate import Gate
+from tests.support.notebooks import code, markdown, printed
+from tests.support.server import Server
 
 PRINTS = tuple(f"for n in range(3): print({cell}, n, flush=True)" for cell in range(4))
 TEXT_BYTES = 64 * 1024

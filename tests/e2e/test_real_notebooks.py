@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from support.calls import duration, executed, finish, perform, started
-from support.notebooks import normalised
-from support.reference import Reference
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import duration, executed, finish, perform, started
+from tests.support.notebooks import normalised
+from tests.support.public_notebooks import folder
+from tests.support.reference import Reference
+from tests.support.server import Server
 
-FOLDER = Path(__file__).parents[3] / "shared" / "notebooks"
+FOLDER = folder("nbclient")
 PARALLEL = ("Parallel Execute A", "Parallel Execute B")
 PARALLEL_FOLDER = "NBEXECUTE_TEST_PARALLEL_TMPDIR"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb") if path.stem not in PARALLEL)

@@ -8,11 +8,11 @@ import pytest
 from nbformat import NotebookNode
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from support.calls import executed, inline, perform, struct
-from support.notebooks import code, markdown, notebook, printed, results, written
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import executed, inline, perform, struct
+from tests.support.notebooks import code, markdown, notebook, printed, results, written
+from tests.support.server import Server
 
 VALUES = {
     "whole": 3,

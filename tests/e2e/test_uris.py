@@ -9,7 +9,9 @@ from typing import Any
 
 import grpc
 import pytest
-from support.calls import (
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import (
     SECONDS,
     artefact,
     duration,
@@ -24,15 +26,13 @@ from support.calls import (
     struct,
     texts,
 )
-from support.errors import refused
-from support.gate import Gate
-from support.mortal import children
-from support.notebooks import code, content, printed
-from support.server import Server
-from support.uris import objects, shared, uri_server, web
-from support.web import ObjectStore, Web
-
-from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.errors import refused
+from tests.support.gate import Gate
+from tests.support.mortal import children
+from tests.support.notebooks import code, content, printed
+from tests.support.server import Server
+from tests.support.uris import objects, shared, uri_server, web
+from tests.support.web import ObjectStore, Web
 
 __all__ = ["objects", "shared", "uri_server", "web"]
 

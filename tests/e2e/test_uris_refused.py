@@ -8,15 +8,15 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support.calls import SECONDS, inline, start
-from support.errors import Refusal, refused
-from support.mortal import children
-from support.notebooks import content
-from support.server import Server
-from support.uris import objects, shared, uri_server, web
-from support.web import ObjectStore, Web
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, inline, start
+from tests.support.errors import Refusal, refused
+from tests.support.mortal import children
+from tests.support.notebooks import content
+from tests.support.server import Server
+from tests.support.uris import objects, shared, uri_server, web
+from tests.support.web import ObjectStore, Web
 
 __all__ = ["objects", "shared", "uri_server", "web"]
 

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
 import pytest
-from support.progress import BrokenStreamError, Validator, checked, checked_async
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.progress import BrokenStreamError, Validator, checked, checked_async
 
 Stream = list[pb.ProgressResponse]
 RUN = "run-1"

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.calls import inline, perform, texts
-from support.processes import marked
-from support.server import Server
-from support.warm import kept
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.execution.warm.languages import place
+from tests.support.calls import inline, perform, texts
+from tests.support.processes import marked
+from tests.support.server import Server
+from tests.support.warm import kept
 
 # Python as well, by another command than ipykernel's own.
 PROGRAM = "from ipykernel.kernelapp import launch_new_instance as run; run()"

@@ -16,13 +16,13 @@ from typing import Any
 import nbformat
 import pytest
 from google.protobuf.json_format import MessageToDict
-from support.calls import history
-from support.gate import Gate
-from support.notebooks import notebook, parsed
-from support.server import Server
 
 from notebook_runner import Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import history
+from tests.support.gate import Gate
+from tests.support.notebooks import notebook, parsed
+from tests.support.server import Server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 120

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from execution.pools import Pool
+
+from tests.execution.pools import Pool
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,6 @@ from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 from nbformat import NotebookNode
-from support.notebooks import content, parsed
-from support.processes import marked
 
 from notebook_runner_server.execution.interface import (
     Ended,
@@ -29,6 +27,8 @@ from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
 from notebook_runner_server.execution.pool import ProcessPoolBackend
 from notebook_runner_server.execution.processes import PR_SET_CHILD_SUBREAPER
+from tests.support.notebooks import content, parsed
+from tests.support.processes import marked
 
 _T = TypeVar("_T")
 SECONDS = 60.0

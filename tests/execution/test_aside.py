@@ -6,10 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.notebooks import code, content
 
 from notebook_runner_server.execution.aside import AsideError, aside
 from notebook_runner_server.execution.notebook import NotebookError, UnknownParameterError, prepare
+from tests.support.notebooks import code, content
 
 LARGE = 30_000_000
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs.samples import within
 
 from notebook_runner_server.execution.interface import PartChunk, StreamOutput
 from notebook_runner_server.execution.link import MAX_WAITING_BYTES, Link
+from tests.runs.samples import within
 
 MESSAGES: list[object] = [
     StreamOutput(0, "stdout", "ä €"),

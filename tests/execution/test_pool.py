@@ -5,10 +5,6 @@ from collections.abc import Sequence
 from uuid import uuid4
 
 import pytest
-from execution.pools import CHILDREN, Pool, end, everything, parts, said
-from support.gate import Gate
-from support.notebooks import markdown
-from support.processes import is_alive, marked
 
 from notebook_runner_server.execution.interface import (
     Cause,
@@ -18,6 +14,10 @@ from notebook_runner_server.execution.interface import (
     ExecutionEvent,
 )
 from notebook_runner_server.execution.parts import TAIL
+from tests.execution.pools import CHILDREN, Pool, end, everything, parts, said
+from tests.support.gate import Gate
+from tests.support.notebooks import markdown
+from tests.support.processes import is_alive, marked
 
 
 def kept(events: Sequence[ExecutionEvent], cell: int) -> str:

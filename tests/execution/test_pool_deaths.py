@@ -9,15 +9,15 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from execution.pools import FOR_EVER, SECONDS, Pool, end, everything, said, until_said, worker
-from support.gate import Gate
-from support.processes import is_alive, marked
 
 from notebook_runner_server.execution import pool as pools
 from notebook_runner_server.execution.interface import Cause, Ended, ExecutionEvent
 from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.execution.processes import descendants
 from notebook_runner_server.execution.worker_process import WorkerProcess
+from tests.execution.pools import FOR_EVER, SECONDS, Pool, end, everything, said, until_said, worker
+from tests.support.gate import Gate
+from tests.support.processes import is_alive, marked
 
 KEPT = 3
 # What a busy machine does to a thread that ends processes.

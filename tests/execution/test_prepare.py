@@ -8,7 +8,6 @@ from typing import Any
 import nbformat
 import pytest
 from nbformat.v4 import new_markdown_cell
-from support.notebooks import code, content, notebook, written
 
 from notebook_runner_server.execution.notebook import (
     MAX_MESSAGE,
@@ -18,9 +17,10 @@ from notebook_runner_server.execution.notebook import (
     prepare,
 )
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR
+from tests.support.notebooks import code, content, notebook, written
+from tests.support.public_notebooks import notebook_paths
 
-FOLDER = Path(__file__).parents[3] / "shared" / "notebooks"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+PATHS = [path for name in ("nbclient", "nbconvert", "papermill") for path in notebook_paths(name)]
 KERNELS = {"python3": "python"}
 # Tests make every warning an error; in the server, mending ids is no event.
 pytestmark = pytest.mark.filterwarnings(
@@ -53,10 +53,10 @@ def without_ids(node: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return node
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_real_notebooks_are_joined_as_nbformat_writes_them(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("source", PATHS, ids=lambda path: path.stem)
+def test_real_notebooks_are_joined_as_nbformat_writes_them(tmp_path: Path, source: Path) -> None:
     """The parts are, byte for byte, what nbformat writes, and the notebook that nbformat reads."""
-    data = (FOLDER / f"{name}.ipynb").read_bytes()
+    data = source.read_bytes()
     parts = prepared(data)
     whole = joined(parts)
     path = tmp_path / "reference.ipynb"
@@ -68,10 +68,10 @@ def test_real_notebooks_are_joined_as_nbformat_writes_them(tmp_path: Path, name:
     assert parts.kernel_name == original.metadata.get("kernelspec", {}).get("name", "")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_joined_parts_can_be_prepared_again(name: str) -> None:
+@pytest.mark.parametrize("source", PATHS, ids=lambda path: path.stem)
+def test_joined_parts_can_be_prepared_again(source: Path) -> None:
     """What came out goes in again and comes out the same, and is what a worker decodes."""
-    once = prepared((FOLDER / f"{name}.ipynb").read_bytes())
+    once = prepared(source.read_bytes())
     assert prepared(joined(once)) == once
     node = decode(joined(once))
     assert [cell.cell_type for cell in node.cells] == [json.loads(cell)["cell_type"] for cell in once.cells]

@@ -1,14 +1,12 @@
 """Mutated notebooks: each is prepared or refused, and nothing else ever happens."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.notebooks import code, content, notebook
 
 from notebook_runner_server.execution.notebook import (
     NotebookError,
@@ -18,10 +16,11 @@ from notebook_runner_server.execution.notebook import (
     prepare,
 )
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR
+from tests.support.notebooks import code, content, notebook
+from tests.support.public_notebooks import notebook_paths
 
-FOLDER = Path(__file__).parents[3] / "shared" / "notebooks"
 # Small ones: they have every kind of cell and output, and mutations are not lost in them.
-REAL = [data for path in sorted(FOLDER.glob("*.ipynb")) if len(data := path.read_bytes()) < 6000]
+REAL = [data for path in notebook_paths("nbclient") if len(data := path.read_bytes()) < 6000]
 SEEDS = [*REAL, content(code("a = 1", "parameters"), "a"), content()]
 KERNELS = {"python3": "python", "ir": "R"}
 REFUSED = (NotebookError, UnknownParameterError, ParameterNameError)

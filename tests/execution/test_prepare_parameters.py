@@ -10,7 +10,6 @@ import pytest
 from nbformat import NotebookNode
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from support.notebooks import code, content, markdown, notebook, parsed, written
 
 from notebook_runner_server.execution.notebook import (
     NotebookError,
@@ -19,6 +18,7 @@ from notebook_runner_server.execution.notebook import (
     prepare,
 )
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR
+from tests.support.notebooks import code, content, markdown, notebook, parsed, written
 
 KERNELS = {"python3": "python", "ir": "R"}
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python"}, "language_info": {"name": "python"}}

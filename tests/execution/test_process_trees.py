@@ -11,8 +11,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from execution import reaper
-from support.processes import is_alive, marked
 
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
@@ -20,6 +18,8 @@ from notebook_runner_server.execution.processes import (
     descendants,
     kill_descendants,
 )
+from tests.execution import reaper
+from tests.support.processes import is_alive, marked
 
 # How many processes each kind of tree has, when it is looked at.
 ALIVE = {

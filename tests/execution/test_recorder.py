@@ -3,8 +3,6 @@
 import json
 
 import pytest
-from execution.pools import Pool, end, executed, parts, said
-from support.notebooks import code, printed
 
 from notebook_runner_server.execution.interface import (
     CellStarted,
@@ -17,6 +15,8 @@ from notebook_runner_server.execution.interface import (
     StreamOutput,
 )
 from notebook_runner_server.execution.recorder import CHUNK_BYTES, MAX_EXCEPTION_MESSAGE, MAX_FIRST_LINE, cut
+from tests.execution.pools import Pool, end, executed, parts, said
+from tests.support.notebooks import code, printed
 
 MESSAGE_BYTES = 64 * 1024
 

@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import nbformat
 import pytest
-from runs.samples import within
-from support.notebooks import notebook
-from support.processes import marked, outlived
 
 from notebook_runner_server.export.service import ConversionError, ExportService
+from tests.runs.samples import within
+from tests.support.notebooks import notebook
+from tests.support.processes import marked, outlived
 
 # A process that was sent SIGKILL is gone a moment later.
 LINGER_SECONDS = 5.0

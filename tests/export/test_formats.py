@@ -12,11 +12,12 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_output, new_raw_cell
-from support.notebooks import code, notebook
 
 from notebook_runner_server.export.formats import convert, main
+from tests.support.notebooks import code, notebook
+from tests.support.public_notebooks import folder
 
-FOLDER = Path(__file__).parents[3] / "shared" / "notebooks"
+FOLDER = folder("nbclient")
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(100))).decode()
 # What would run, when a browser saw it as HTML: every way in has a word of its own.
 EVIL = (

@@ -10,10 +10,10 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_markdown_cell, new_output
-from support.notebooks import code, notebook
 
 from notebook_runner_server.export.formats import convert, main
 from notebook_runner_server.export.printed import _printed
+from tests.support.notebooks import code, notebook
 
 # CI has it (.ci/run); the browser's own tests (tests/gallery) see to that.
 needs_browser = pytest.mark.skipif(

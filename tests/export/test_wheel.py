@@ -7,7 +7,8 @@ import zipfile
 from pathlib import Path
 
 import nbformat
-from support.notebooks import notebook
+
+from tests.support.notebooks import notebook
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0

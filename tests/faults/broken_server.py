@@ -131,11 +131,10 @@ if os.environ.get(VARIABLE) in IN_WORKER:
 
 def main() -> None:
     """Runs the server."""
-    # As a program this has the folder of its file on the path, and not the one above.
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from faults.crashing_server import _arm  # noqa: PLC0415 - as said
-
+    # As a program this has the folder of its file on the path, and not the repository's root.
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     from notebook_runner_server.__main__ import main as serve  # noqa: PLC0415 - as above
+    from tests.faults.crashing_server import _arm  # noqa: PLC0415 - as said
 
     promise = os.environ[VARIABLE] = sys.argv.pop(1)
     # A promise that is spelt wrong must not start a sound server.

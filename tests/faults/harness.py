@@ -16,15 +16,15 @@ from typing import ClassVar
 from uuid import uuid4
 
 import grpc
-from faults.crashing_server import POINTS, VARIABLE
-from support.calls import executed, finish, follow, inline, start
-from support.mortal import RUN_MARK, MortalServer, gone, kernel_of, new_mark, worker_of
-from support.notebooks import printed
-from support.processes import outlived
-from support.progress import TERMINAL
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.faults.crashing_server import POINTS, VARIABLE
+from tests.support.calls import executed, finish, follow, inline, start
+from tests.support.mortal import RUN_MARK, MortalServer, gone, kernel_of, new_mark, worker_of
+from tests.support.notebooks import printed
+from tests.support.processes import outlived
+from tests.support.progress import TERMINAL
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("crashing_server.py"))]
 CELLS, LINES = 3, 5

@@ -8,8 +8,9 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
-from faults.harness import Chaos
-from support.mortal import figure
+
+from tests.faults.harness import Chaos
+from tests.support.mortal import figure
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "40"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or secrets.randbits(32)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import grpc
 import pytest
-from faults.broken_server import PROMISES
-from faults.harness import PROGRAM, Chaos
-from support.server import Server
+
+from tests.faults.broken_server import PROMISES
+from tests.faults.harness import PROGRAM, Chaos
+from tests.support.server import Server
 
 BROKEN = [sys.executable, str(Path(__file__).with_name("broken_server.py"))]
 # The id of a run, or as much of a text as there is of it.

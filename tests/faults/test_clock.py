@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from faults.odd_server import CLOCK
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from support.calls import duration, finish, follow, history, inline, perform, reach, start
-from support.gate import Gate
-from support.mortal import MortalServer, figure
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.faults.odd_server import CLOCK
+from tests.support.calls import duration, finish, follow, history, inline, perform, reach, start
+from tests.support.gate import Gate
+from tests.support.mortal import MortalServer, figure
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("odd_server.py"))]
 HOUR, DAY = 3600, 86400

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from faults.trees import HERE, IGNORE, ORPHANS, SAY, SLEEP, TREES
-from support.calls import SECONDS, duration, executed, finish, inline, perform, reach, start, started
-from support.gate import Gate
-from support.mortal import RUN_MARK, figure, new_mark, remains, worker_of, zombies
-from support.notebooks import printed
-from support.progress import TERMINAL
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.faults.trees import HERE, IGNORE, ORPHANS, SAY, SLEEP, TREES
+from tests.support.calls import SECONDS, duration, executed, finish, inline, perform, reach, start, started
+from tests.support.gate import Gate
+from tests.support.mortal import RUN_MARK, figure, new_mark, remains, worker_of, zombies
+from tests.support.notebooks import printed
+from tests.support.progress import TERMINAL
+from tests.support.server import Server
 
 SEED = int(os.environ.get("KILL_SEED", "0")) or secrets.randbits(32)
 # The issue allows a fork storm 15 s; everything else is far below a second.

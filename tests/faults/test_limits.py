@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
-from support.calls import Ended, duration, executed, finish, inline, perform, reach, started, texts
-from support.errors import refused
-from support.gate import Gate
-from support.mortal import RUN_MARK, figure, new_mark, remains
-from support.notebooks import printed
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import Ended, duration, executed, finish, inline, perform, reach, started, texts
+from tests.support.errors import refused
+from tests.support.gate import Gate
+from tests.support.mortal import RUN_MARK, figure, new_mark, remains
+from tests.support.notebooks import printed
+from tests.support.server import Server
 
 MIB = 1024 * 1024
 CRASHED, TIMED_OUT = pb.RUN_STATE_CRASHED, pb.RUN_STATE_TIMED_OUT

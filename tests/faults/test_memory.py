@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
-from support.calls import SECONDS, inline, pages, perform, reach, started
-from support.gate import Gate
-from support.mortal import figure
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.support.calls import SECONDS, inline, pages, perform, reach, started
+from tests.support.gate import Gate
+from tests.support.mortal import figure
+from tests.support.server import Server
 
 MEGABYTES = 300
 READERS = 20

@@ -8,13 +8,13 @@ from typing import Any
 
 import grpc
 import pytest
-from faults.odd_server import LOOK, PAGES
-from support.calls import duration, follow, history, inline, start
-from support.errors import refused
-from support.gate import Gate
-from support.mortal import MortalServer, forgotten
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.faults.odd_server import LOOK, PAGES
+from tests.support.calls import duration, follow, history, inline, start
+from tests.support.errors import refused
+from tests.support.gate import Gate
+from tests.support.mortal import MortalServer, forgotten
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("odd_server.py"))]
 # The server looks every 60 s, and a test shall not wait for it.

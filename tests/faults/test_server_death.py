@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.calls import artefact, executed, finish, follow, history, inline, start, texts
-from support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
-from support.notebooks import printed
-from support.server import PROGRAM
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import artefact, executed, finish, follow, history, inline, start, texts
+from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
+from tests.support.notebooks import printed
+from tests.support.server import PROGRAM
 
 pytestmark = pytest.mark.process_pool("on a cluster runs outlive their server: tests/cluster has its deaths")
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.calls import Ended, executed, finish, inline, reach, start, texts
-from support.errors import refused
-from support.gate import Gate
-from support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark
-from support.notebooks import printed
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import Ended, executed, finish, inline, reach, start, texts
+from tests.support.errors import refused
+from tests.support.gate import Gate
+from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark
+from tests.support.notebooks import printed
+from tests.support.server import Server
 
 pytestmark = pytest.mark.process_pool(
     "on a cluster runs outlive a server that is stopped: tests/cluster has it"

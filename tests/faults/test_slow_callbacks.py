@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.calls import artefact, finish, follow, history, inline, perform, start
-from support.mortal import MortalServer, figure
-from support.notebooks import code, notebook, written
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import artefact, finish, follow, history, inline, perform, start
+from tests.support.mortal import MortalServer, figure
+from tests.support.notebooks import code, notebook, written
+from tests.support.server import Server
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("watched_server.py"))]
 # gRPC itself takes in what it receives on the loop, some 2.5 ms for each megabyte.

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support.calls import follow, inline, perform, start
-from support.mortal import children, figure, worker_of
-from support.server import Server
-from support.warm import ON, ready
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.support.calls import follow, inline, perform, start
+from tests.support.mortal import children, figure, worker_of
+from tests.support.server import Server
+from tests.support.warm import ON, ready
 
 RUNS = int(os.environ.get("SOAK_RUNS", "60"))
 STREAMS = int(os.environ.get("SOAK_STREAMS", "200"))

@@ -10,12 +10,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from faults.odd_server import STUCK
-from support.calls import duration, executed, finish, follow, inline, perform, reach, start
-from support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains, worker_of
-from support.notebooks import printed
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.faults.odd_server import STUCK
+from tests.support.calls import duration, executed, finish, follow, inline, perform, reach, start
+from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains, worker_of
+from tests.support.notebooks import printed
 
 pytestmark = pytest.mark.process_pool("the patience with a worker is the Dask worker's own there, 20 s")
 

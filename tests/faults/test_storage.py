@@ -8,14 +8,14 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support.calls import duration, executed, finish, follow, history, inline, perform, reach, start
-from support.errors import refused
-from support.gate import Gate
-from support.mortal import FOLDERS, MortalServer, figure, forgotten
-from support.notebooks import printed
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import duration, executed, finish, follow, history, inline, perform, reach, start
+from tests.support.errors import refused
+from tests.support.gate import Gate
+from tests.support.mortal import FOLDERS, MortalServer, figure, forgotten
+from tests.support.notebooks import printed
+from tests.support.server import Server
 
 DATABASE = "notebook-runner.db"
 

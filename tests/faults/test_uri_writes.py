@@ -6,15 +6,15 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support.calls import SECONDS, artefact, executed, finish, inline, reach, start
-from support.errors import refused
-from support.gate import Gate
-from support.mortal import MortalServer, gone
-from support.notebooks import printed
-from support.uris import web
-from support.web import Web
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, artefact, executed, finish, inline, reach, start
+from tests.support.errors import refused
+from tests.support.gate import Gate
+from tests.support.mortal import MortalServer, gone
+from tests.support.notebooks import printed
+from tests.support.uris import web
+from tests.support.web import Web
 
 __all__ = ["web"]
 

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.calls import finish, inline, perform, reach, start, started, texts
-from support.gate import Gate
-from support.mortal import MortalServer
-from support.notebooks import content
-from support.processes import is_alive, outlived
-from support.server import Server
-from support.warm import ON, SECONDS, forked, kept
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import finish, inline, perform, reach, start, started, texts
+from tests.support.gate import Gate
+from tests.support.mortal import MortalServer
+from tests.support.notebooks import content
+from tests.support.processes import is_alive, outlived
+from tests.support.server import Server
+from tests.support.warm import ON, SECONDS, forked, kept
 
 pytestmark = pytest.mark.process_pool(
     "one worker's kernels are counted; each Dask worker has its own, by the same code"

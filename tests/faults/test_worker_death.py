@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.calls import executed, finish, inline, perform, reach, start, started, texts
-from support.gate import Gate
-from support.mortal import RUN_MARK, figure, new_mark, remains, worker_of
-from support.notebooks import printed
-from support.processes import outlived
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import executed, finish, inline, perform, reach, start, started, texts
+from tests.support.gate import Gate
+from tests.support.mortal import RUN_MARK, figure, new_mark, remains, worker_of
+from tests.support.notebooks import printed
+from tests.support.processes import outlived
+from tests.support.server import Server
 
 DEADLY = """
 import os, pathlib, subprocess, time

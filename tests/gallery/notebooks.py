@@ -1,7 +1,8 @@
 """Notebooks of the gallery: one that shows much, and one that tries to run what it may not."""
 
 from nbformat import NotebookNode
-from support.notebooks import code, markdown
+
+from tests.support.notebooks import code, markdown
 
 # Every way leaves its name in the page when it runs, and none may.
 EVIL = """

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from gallery.browser import FAINT, Browser, chromium
-from gallery.notebooks import ATTACK, SHOW
-from support.calls import artefact, inline, perform, struct
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.gallery.browser import FAINT, Browser, chromium
+from tests.gallery.notebooks import ATTACK, SHOW
+from tests.support.calls import artefact, inline, perform, struct
+from tests.support.server import Server
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "examples" / "quickstart.ipynb"

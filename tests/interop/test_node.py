@@ -16,15 +16,15 @@ import grpc
 import nbformat
 import pytest
 from google import rpc
-from support.calls import artefact, inline, perform, reach, started
-from support.gate import Gate
-from support.notebooks import code, notebook, parsed
-from support.notebooks import printed as printed_text
-from support.pages import ADDRESS, blocks
-from support.scripted import ENDED, RUNNING, Double, beat, changed, printed
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import artefact, inline, perform, reach, started
+from tests.support.gate import Gate
+from tests.support.notebooks import code, notebook, parsed
+from tests.support.notebooks import printed as printed_text
+from tests.support.pages import ADDRESS, blocks
+from tests.support.scripted import ENDED, RUNNING, Double, beat, changed, printed
+from tests.support.server import Server
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]

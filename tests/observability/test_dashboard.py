@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from support.calls import finish, inline, start
-from support.pages import REPOSITORY, blocks
-from support.scrape import ON, text
-from support.server import Server
+
+from tests.support.calls import finish, inline, start
+from tests.support.pages import REPOSITORY, blocks
+from tests.support.scrape import ON, text
+from tests.support.server import Server
 
 DASHBOARD = REPOSITORY / "docs" / "dashboards" / "notebook-runner.json"
 PAGE = REPOSITORY / "docs" / "how-to" / "observe.md"

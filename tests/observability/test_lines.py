@@ -9,15 +9,15 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.calls import SECONDS, finish, inline, reach, start, struct
-from support.gate import Gate
-from support.mortal import MortalServer
-from support.notebooks import code
-from support.secure import bearer, new_token, own_channel
-from support.server import SERVICE, Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.support.calls import SECONDS, finish, inline, reach, start, struct
+from tests.support.gate import Gate
+from tests.support.mortal import MortalServer
+from tests.support.notebooks import code
+from tests.support.secure import bearer, new_token, own_channel
+from tests.support.server import SERVICE, Server
 
 PRIVATE = "swordfish"
 

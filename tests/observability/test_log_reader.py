@@ -12,12 +12,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support.calls import SECONDS, finish, inline, reach, start
-from support.server import PROGRAM
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 from notebook_runner_server import logs
+from tests.support.calls import SECONDS, finish, inline, reach, start
+from tests.support.server import PROGRAM
 
 PIPE_BYTES = 64 * 1024
 

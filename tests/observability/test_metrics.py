@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 import grpc
 import pytest
-from support.calls import SECONDS, duration, finish, inline, reach, start
-from support.gate import Gate
-from support.mortal import MortalServer, worker_of
-from support.scrape import ON, Page, address, scrape, until
-from support.server import Server
-from support.warm import ON as WARM
 
 from notebook_runner import __version__
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.runs.transitions import ENDS
+from tests.support.calls import SECONDS, duration, finish, inline, reach, start
+from tests.support.gate import Gate
+from tests.support.mortal import MortalServer, worker_of
+from tests.support.scrape import ON, Page, address, scrape, until
+from tests.support.server import Server
+from tests.support.warm import ON as WARM
 
 SLEEP = "import time; time.sleep(100)"
 

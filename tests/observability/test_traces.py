@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from support.calls import SECONDS, executed, finish, inline, reach, start
-from support.collector import Collector, values
-from support.gate import Gate
-from support.mortal import MortalServer, worker_of
-from support.notebooks import printed
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.observability import traces
+from tests.support.calls import SECONDS, executed, finish, inline, reach, start
+from tests.support.collector import Collector, values
+from tests.support.gate import Gate
+from tests.support.mortal import MortalServer, worker_of
+from tests.support.notebooks import printed
+from tests.support.server import Server
 
 Headers = tuple[tuple[str, str | bytes], ...]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -10,7 +10,6 @@ from typing import Any
 
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
-from support.notebooks import code, content, parsed
 
 from notebook_runner_server.app import prepare
 from notebook_runner_server.execution.interface import (
@@ -40,6 +39,7 @@ from notebook_runner_server.runs.store import Store
 from notebook_runner_server.transfer.interface import Transfer
 from notebook_runner_server.transfer.policy import UriPolicy
 from notebook_runner_server.transfer.service import TransferService
+from tests.support.notebooks import code, content, parsed
 
 SIMPLE = content("1", "2")
 DONE = Ended(None)

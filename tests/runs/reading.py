@@ -5,14 +5,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from runs.samples import a_run, changed
-from runs.stores import insert
-
 from notebook_runner_server.execution.interface import Cause, Failure, StreamOutput
 from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Run, RunState
 from notebook_runner_server.runs.store import Store, Written
+from tests.runs.samples import a_run, changed
+from tests.runs.stores import insert
 
 LONG = 3600.0
 RUNNING = a_run(RunState.RUNNING, run_id="one")

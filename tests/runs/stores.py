@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runs.samples import a_run, an_order, changed
-
 from notebook_runner_server.execution.interface import Cause, Failure
 from notebook_runner_server.runs.model import Event, Order, Run, RunState
 from notebook_runner_server.runs.store import Store, Written
 from notebook_runner_server.runs.tables import Part
+from tests.runs.samples import a_run, an_order, changed
 
 TAIL = -1
 PARTS = {0: b"first", 1: b"second", TAIL: b"tail"}

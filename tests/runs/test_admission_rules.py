@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from runs.samples import json_values, within
-from support.notebooks import content, notebook, parsed, written
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.app import prepare
@@ -39,6 +37,8 @@ from notebook_runner_server.runs.model import RunState, StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.transfer.policy import UriPolicy
 from notebook_runner_server.transfer.service import TransferService
+from tests.runs.samples import json_values, within
+from tests.support.notebooks import content, notebook, parsed, written
 
 KERNELS = {"python3": "python", "ir": "R"}
 TIMES = ("run_timeout", "cell_timeout", "output_timeout")

@@ -5,11 +5,11 @@ import math
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs.samples import a_run, an_order, bodies, changed, events, json_values, orders, runs, text
 
 from notebook_runner_server.execution.interface import Cause, CellEvent, CellOutcome
 from notebook_runner_server.runs import codec
 from notebook_runner_server.runs.model import Body, Event, Order, Run, RunState
+from tests.runs.samples import a_run, an_order, bodies, changed, events, json_values, orders, runs, text
 
 quick = settings(deadline=None, database=None, max_examples=300)
 

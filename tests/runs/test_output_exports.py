@@ -5,14 +5,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from runs.doubles import DONE, Double, cell, ended, running, spec, tells
-from runs.samples import within
 
 from notebook_runner_server.execution.interface import KernelReady
 from notebook_runner_server.runs.errors import ExportFailedError, InvalidFieldError, RunNotFoundError
 from notebook_runner_server.runs.lifecycle import Runner
 from notebook_runner_server.runs.outputs import Outputs, Page
 from notebook_runner_server.runs.store import Store
+from tests.runs.doubles import DONE, Double, cell, ended, running, spec, tells
+from tests.runs.samples import within
 
 
 class Counting:

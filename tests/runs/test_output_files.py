@@ -7,8 +7,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from runs.doubles import Double, reach, running, spec
-from runs.samples import within
 
 from notebook_runner_server.execution.interface import KernelReady
 from notebook_runner_server.export.service import ExportService
@@ -17,6 +15,8 @@ from notebook_runner_server.runs.lifecycle import Runner
 from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.outputs import FILES, Outputs, Page
 from notebook_runner_server.runs.store import Store
+from tests.runs.doubles import Double, reach, running, spec
+from tests.runs.samples import within
 
 
 class Scene:

@@ -2,11 +2,11 @@
 
 import pytest
 from hypothesis import given, settings
-from runs.samples import a_run, runs
 
 from notebook_runner_server.execution.interface import Cause, Failure
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.report import report
+from tests.runs.samples import a_run, runs
 
 SECOND = 1_000_000_000
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbformat import NotebookNode
-from support.notebooks import code, markdown, notebook, written
 
 from notebook_runner_server.execution.files import FilePiece, FilesLeft
 from notebook_runner_server.execution.notebook import encode_cell, encode_tail
 from notebook_runner_server.execution.parts import HEAD, TAIL
 from notebook_runner_server.runs.folder import COPY_BYTES, RunFolder
 from notebook_runner_server.runs.tables import Part
+from tests.support.notebooks import code, markdown, notebook, written
 
 CELLS: list[list[str | NotebookNode]] = [
     [],

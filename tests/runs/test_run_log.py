@@ -4,12 +4,11 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from runs.reading import CountingStore, a_log, end, everything, first, following, say, sequences
-from runs.samples import within
-
 from notebook_runner_server.execution.interface import StreamOutput
 from notebook_runner_server.runs.log import RECENT_BYTES, RunLog
 from notebook_runner_server.runs.store import Store
+from tests.runs.reading import CountingStore, a_log, end, everything, first, following, say, sequences
+from tests.runs.samples import within
 
 
 def test_a_reader_can_begin_at_every_cursor(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from runs.reading import FullStore, a_log, end, everything, first, following, say, sequences
-from runs.samples import printed, within
 
 from notebook_runner_server.runs.errors import RunNotFoundError, ShuttingDownError, StorageFullError
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.store import Store
+from tests.runs.reading import FullStore, a_log, end, everything, first, following, say, sequences
+from tests.runs.samples import printed, within
 
 
 def test_closing_sends_readers_away_when_they_have_all_there_is(tmp_path: Path) -> None:

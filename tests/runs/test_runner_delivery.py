@@ -5,7 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
-from runs.doubles import (
+
+from notebook_runner_server.execution.interface import Cause, Ended, Failure, KernelReady
+from notebook_runner_server.runs.model import Run, RunState
+from notebook_runner_server.runs.store import Store
+from notebook_runner_server.transfer.interface import RefusedError, StoppedError
+from notebook_runner_server.transfer.policy import SCHEMES
+from tests.runs.doubles import (
     DONE,
     WHOLE,
     Double,
@@ -19,14 +25,8 @@ from runs.doubles import (
     spec,
     states,
 )
-from runs.samples import within
-from support.notebooks import parsed
-
-from notebook_runner_server.execution.interface import Cause, Ended, Failure, KernelReady
-from notebook_runner_server.runs.model import Run, RunState
-from notebook_runner_server.runs.store import Store
-from notebook_runner_server.transfer.interface import RefusedError, StoppedError
-from notebook_runner_server.transfer.policy import SCHEMES
+from tests.runs.samples import within
+from tests.support.notebooks import parsed
 
 S = RunState
 URI = "s3://bucket/result?signature"

@@ -4,14 +4,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from runs.doubles import DONE, Double, ended, events, events_of, reach, running, settled, spec, states
-from runs.reading import first, following
-from runs.samples import within
 
 from notebook_runner_server.execution.interface import Cause, KernelReady
 from notebook_runner_server.runs.errors import ShuttingDownError
 from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.store import Store
+from tests.runs.doubles import DONE, Double, ended, events, events_of, reach, running, settled, spec, states
+from tests.runs.reading import first, following
+from tests.runs.samples import within
 
 S = RunState
 LONG = 3600.0

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs.doubles import DONE, Double, Handle, ended, events, reach, running, settled, spec, states
-from runs.samples import within
 
 from notebook_runner_server.execution.interface import Cause, Ended, Failure, KernelReady
 from notebook_runner_server.runs.lifecycle import Runner
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import Part
+from tests.runs.doubles import DONE, Double, Handle, ended, events, reach, running, settled, spec, states
+from tests.runs.samples import within
 
 S = RunState
 KILL = Cause.KILL_REQUESTED

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 from nbformat import NotebookNode
-from runs.doubles import (
+
+from notebook_runner_server.execution.interface import Cause, CellFinished, Ended, Failure, KernelReady
+from notebook_runner_server.runs.errors import RequestIdReusedError, RunnerBusyError, RunNotFoundError
+from notebook_runner_server.runs.model import RunState
+from notebook_runner_server.runs.store import Store
+from tests.runs.doubles import (
     DONE,
     SIMPLE,
     WHOLE,
@@ -21,13 +26,8 @@ from runs.doubles import (
     spec,
     states,
 )
-from runs.samples import within
-from support.notebooks import printed
-
-from notebook_runner_server.execution.interface import Cause, CellFinished, Ended, Failure, KernelReady
-from notebook_runner_server.runs.errors import RequestIdReusedError, RunnerBusyError, RunNotFoundError
-from notebook_runner_server.runs.model import RunState
-from notebook_runner_server.runs.store import Store
+from tests.runs.samples import within
+from tests.support.notebooks import printed
 
 S = RunState
 FAILED = Ended(Failure(Cause.CELL_ERROR, "no", cell_index=1, exception_name="ValueError"))

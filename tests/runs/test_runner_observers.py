@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from runs.doubles import WHOLE, Double, ended, running, spec
-from runs.samples import within
 
 from notebook_runner_server.execution.interface import CellFinished, CellStarted, Ended, KernelReady
 from notebook_runner_server.runs.model import Event, Origin, RunChanged, RunState
 from notebook_runner_server.runs.observer import Course
 from notebook_runner_server.runs.store import Store
+from tests.runs.doubles import WHOLE, Double, ended, running, spec
+from tests.runs.samples import within
 
 ORIGIN = Origin("call", "parent", "state")
 

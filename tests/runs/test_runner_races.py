@@ -9,14 +9,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from runs.doubles import DONE, Double, ended, events_of, reach, running, settled, spec, states
-from runs.samples import within
-
 from notebook_runner_server.execution.interface import KernelReady
 from notebook_runner_server.runs.lifecycle import Runner
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import Row
+from tests.runs.doubles import DONE, Double, ended, events_of, reach, running, settled, spec, states
+from tests.runs.samples import within
 
 S = RunState
 Between = Callable[[], Awaitable[object]]

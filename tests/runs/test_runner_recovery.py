@@ -4,7 +4,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs.doubles import (
+
+from notebook_runner_server.execution.interface import (
+    Cause,
+    CellFinished,
+    CellOutcome,
+    CellStarted,
+    ClearOutput,
+    Failure,
+    KernelReady,
+    PartChunk,
+    StreamOutput,
+)
+from notebook_runner_server.runs.model import RunChanged, RunState
+from notebook_runner_server.runs.store import Store
+from tests.runs.doubles import (
     DONE,
     SIMPLE,
     Double,
@@ -20,23 +34,9 @@ from runs.doubles import (
     states,
     tells,
 )
-from runs.samples import TERMINAL, a_run, changed, within
-from runs.stores import append, insert, opened
-from support.notebooks import printed
-
-from notebook_runner_server.execution.interface import (
-    Cause,
-    CellFinished,
-    CellOutcome,
-    CellStarted,
-    ClearOutput,
-    Failure,
-    KernelReady,
-    PartChunk,
-    StreamOutput,
-)
-from notebook_runner_server.runs.model import RunChanged, RunState
-from notebook_runner_server.runs.store import Store
+from tests.runs.samples import TERMINAL, a_run, changed, within
+from tests.runs.stores import append, insert, opened
+from tests.support.notebooks import printed
 
 S = RunState
 ON_THE_WAY = [S.STARTING, S.RUNNING, S.KILLING]

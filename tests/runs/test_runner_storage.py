@@ -5,7 +5,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from runs.doubles import (
+
+from notebook_runner_server.execution.interface import Cause, CellStarted, Ended, Failure, KernelReady
+from notebook_runner_server.runs.errors import StorageFullError
+from notebook_runner_server.runs.model import Event, RunState
+from notebook_runner_server.runs.store import Store
+from tests.runs.doubles import (
     DONE,
     WHOLE,
     Double,
@@ -19,14 +24,9 @@ from runs.doubles import (
     spec,
     states,
 )
-from runs.reading import FullStore
-from runs.samples import a_run, an_order, changed, printed, within
-from runs.stores import PARTS, append, insert, opened
-
-from notebook_runner_server.execution.interface import Cause, CellStarted, Ended, Failure, KernelReady
-from notebook_runner_server.runs.errors import StorageFullError
-from notebook_runner_server.runs.model import Event, RunState
-from notebook_runner_server.runs.store import Store
+from tests.runs.reading import FullStore
+from tests.runs.samples import a_run, an_order, changed, printed, within
+from tests.runs.stores import PARTS, append, insert, opened
 
 S = RunState
 LARGE = "x" * 100_000

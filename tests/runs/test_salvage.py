@@ -4,8 +4,6 @@ import json
 
 import pytest
 from nbformat.v4 import new_output
-from runs.samples import printed
-from support.notebooks import code
 
 from notebook_runner_server.execution.interface import (
     CellStarted,
@@ -16,6 +14,8 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.execution.notebook import encode_cell
 from notebook_runner_server.runs.model import Body, Event
 from notebook_runner_server.runs.salvage import SalvagedCell, shown_since
+from tests.runs.samples import printed
+from tests.support.notebooks import code
 
 STARTED = CellStarted(0, "id", "line")
 

@@ -7,11 +7,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from runs.samples import within
-from runs.stores import insert, opened
 
 from notebook_runner_server.runs import soundness
 from notebook_runner_server.runs.soundness import Soundness
+from tests.runs.samples import within
+from tests.runs.stores import insert, opened
 
 DATABASE = "notebook-runner.db"
 PAGE = 4096

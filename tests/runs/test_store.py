@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs.samples import GOING_ON, TERMINAL, a_run, an_order, changed, printed, within
-from runs.stores import PARTS, append, content, finish, insert, opened
 
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.parts import HEAD
 from notebook_runner_server.runs.model import Event, RunState
 from notebook_runner_server.runs.store import EVENTS_A_READ, Store, Written
 from notebook_runner_server.runs.tables import Part
+from tests.runs.samples import GOING_ON, TERMINAL, a_run, an_order, changed, printed, within
+from tests.runs.stores import PARTS, append, content, finish, insert, opened
 
 NEWEST = 2**63 - 1
 

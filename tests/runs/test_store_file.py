@@ -10,20 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs.samples import SECONDS, a_run, an_order, changed, within
-from runs.stores import append, content, finish, insert, opened
 
 from notebook_runner_server.runs.folder import RunFolder
 from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.store import StateFolderInUseError, Store
+from tests.runs.samples import SECONDS, a_run, an_order, changed, within
+from tests.runs.stores import append, content, finish, insert, opened
 
 SECRET = "correct-horse-battery-staple"  # noqa: S105 - to be looked for
 # Writes runs until it is killed, and says which are durable.
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from runs.samples import a_run, changed, printed
-from runs.stores import append, insert, opened
+from tests.runs.samples import a_run, changed, printed
+from tests.runs.stores import append, insert, opened
 from notebook_runner_server.runs.folder import RunFolder
 from notebook_runner_server.runs.model import RunState
 

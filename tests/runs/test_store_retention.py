@@ -4,13 +4,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from runs.reading import FullStore
-from runs.samples import an_order, within
-from runs.stores import finish, insert, opened
 
 from notebook_runner_server.runs.readers import Readers
 from notebook_runner_server.runs.retention import BATCH, Bounds, Retention
 from notebook_runner_server.runs.store import Store
+from tests.runs.reading import FullStore
+from tests.runs.samples import an_order, within
+from tests.runs.stores import finish, insert, opened
 
 NEWEST = 2**63 - 1
 FOR_EVER = 2**62

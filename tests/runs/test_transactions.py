@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs.samples import within
 
 from notebook_runner_server.runs.database import Database
 from notebook_runner_server.runs.errors import StorageFullError
+from tests.runs.samples import within
 
 COUNT = 20
 

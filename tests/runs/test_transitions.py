@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs.samples import GOING_ON, TERMINAL, a_run, cell_events
 
 from notebook_runner_server.execution.interface import (
     Cause,
@@ -25,6 +24,7 @@ from notebook_runner_server.execution.interface import (
 )
 from notebook_runner_server.runs.model import Run, RunChanged, RunState
 from notebook_runner_server.runs.transitions import IllegalTransitionError, end, move, react
+from tests.runs.samples import GOING_ON, TERMINAL, a_run, cell_events
 
 S = RunState
 NOW = 99

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import trustme
-from support.attacks import ENVIRONMENT, attacked
-from support.plain import PlainServer, plain_home
-from support.secure import Guarded, TlsFolder, issue, new_token, roots
-from support.server import Server
+
+from tests.support.attacks import ENVIRONMENT, attacked
+from tests.support.plain import PlainServer, plain_home
+from tests.support.secure import Guarded, TlsFolder, issue, new_token, roots
+from tests.support.server import Server
 
 
 @pytest.fixture(scope="module", params=["warm", "cold"])

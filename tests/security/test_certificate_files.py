@@ -10,12 +10,21 @@ from pathlib import Path
 
 import pytest
 import trustme
-from support.calls import SECONDS, inline
-from support.secure import Pair, TlsFolder, is_accepted, is_refused, issue, listed, roots, secure_channel
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.support.calls import SECONDS, inline
+from tests.support.secure import (
+    Pair,
+    TlsFolder,
+    is_accepted,
+    is_refused,
+    issue,
+    listed,
+    roots,
+    secure_channel,
+)
+from tests.support.server import Server
 
 OURS, THEIRS = trustme.CA(), trustme.CA()
 

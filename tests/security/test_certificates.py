@@ -10,8 +10,11 @@ import grpc
 import pytest
 import trustme
 from click.testing import CliRunner
-from support.calls import inline
-from support.secure import (
+
+from notebook_runner import AsyncClient, Client, Unavailable
+from notebook_runner.cli import main as command
+from tests.support.calls import inline
+from tests.support.secure import (
     ADDRESS,
     REFUSED_SECONDS,
     Pair,
@@ -24,10 +27,7 @@ from support.secure import (
     roots,
     secure_channel,
 )
-from support.server import Server
-
-from notebook_runner import AsyncClient, Client, Unavailable
-from notebook_runner.cli import main as command
+from tests.support.server import Server
 
 NOW = datetime.now(UTC)
 EXPIRED: Any = {"not_before": NOW - timedelta(days=2), "not_after": NOW - timedelta(days=1)}

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support import frames
-from support.floods import (
+
+from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.support import frames
+from tests.support.floods import (
     AT_FULL_SPEED,
     ATTACK_SECONDS,
     ATTACKS,
@@ -24,12 +26,10 @@ from support.floods import (
     processor_seconds,
     served_again,
 )
-from support.frames import Raw, frame
-from support.mortal import MortalServer, figure
-from support.secure import Guarded, own_channel
-from support.server import PROGRAM, Server
-
-from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.support.frames import Raw, frame
+from tests.support.mortal import MortalServer, figure
+from tests.support.secure import Guarded, own_channel
+from tests.support.server import PROGRAM, Server
 
 CONNECTION_KB = 150
 

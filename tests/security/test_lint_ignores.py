@@ -4,7 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from support.pages import REPOSITORY
+from tests.support.pages import REPOSITORY
 
 ROOMS = ["client", "server", "docsite", "benchmarks", "examples", "tests"]
 IGNORED = re.compile(r"# noqa: (?P<codes>[A-Z0-9]+(, [A-Z0-9]+)*)(?P<reason> - \w.*)?")

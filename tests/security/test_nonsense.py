@@ -4,11 +4,12 @@ from typing import Any
 
 import grpc
 import pytest
-from support import frames
-from support.calls import SECONDS
-from support.floods import KILL, Ordinary
-from support.frames import Raw, frame
-from support.secure import Guarded
+
+from tests.support import frames
+from tests.support.calls import SECONDS
+from tests.support.floods import KILL, Ordinary
+from tests.support.frames import Raw, frame
+from tests.support.secure import Guarded
 
 NONSENSE = {
     "HTTP/1": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",

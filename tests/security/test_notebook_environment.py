@@ -7,11 +7,11 @@ from typing import Any
 
 import grpc
 import pytest
-from support.attacks import ENVIRONMENT, SECRET, attacked
-from support.calls import artefact, follow, inline, perform, reach, start
-from support.plain import PlainServer, plain_home
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.attacks import ENVIRONMENT, SECRET, attacked
+from tests.support.calls import artefact, follow, inline, perform, reach, start
+from tests.support.plain import PlainServer, plain_home
 
 GIVEN = "a-value-of-the-caller-9876543210"
 

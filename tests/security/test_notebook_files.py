@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from support.attacks import DENIED, HEAD, SECRET
-from support.calls import inline, perform, texts
-from support.notebooks import notebook
-from support.plain import PlainServer, plain_home
-from support.warm import kept
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.attacks import DENIED, HEAD, SECRET
+from tests.support.calls import inline, perform, texts
+from tests.support.notebooks import notebook
+from tests.support.plain import PlainServer, plain_home
+from tests.support.warm import kept
 
 STATE = """
 import subprocess

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-from support.attacks import DENIED, HEAD, SECRET, attacked
-from support.calls import inline, perform, reach, started, texts
-from support.plain import PlainServer, as_nobody
-from support.processes import marked
-from support.warm import SECONDS, forked
-
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.attacks import DENIED, HEAD, SECRET, attacked
+from tests.support.calls import inline, perform, reach, started, texts
+from tests.support.plain import PlainServer, as_nobody
+from tests.support.processes import marked
+from tests.support.warm import SECONDS, forked
 
 LOOK = """
 libc = ctypes.CDLL(None, use_errno=True)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import without_landlock as without
-from support.attacks import DENIED, attacked
-from support.plain import PlainServer, plain_home
+
+from tests.support import without_landlock as without
+from tests.support.attacks import DENIED, attacked
+from tests.support.plain import PlainServer, plain_home
 
 ALL = {"mode": "auto", "processes_hidden": True, "files": True, "signals": True, "exposed": []}
 TRY = """

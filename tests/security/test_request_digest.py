@@ -6,12 +6,12 @@ from contextlib import closing
 from pathlib import Path
 
 import grpc
-from support.calls import perform, start
-from support.errors import refused
-from support.notebooks import content
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import perform, start
+from tests.support.errors import refused
+from tests.support.notebooks import content
+from tests.support.server import Server
 
 NOTEBOOK = content("1")
 

@@ -3,14 +3,13 @@
 import time
 from contextlib import ExitStack
 
-from support.calls import SECONDS, inline
-from support.floods import REST_MB, Ordinary, memory
-from support.frames import Raw
-from support.mortal import figure
-from support.secure import Guarded, bearer, listed
-from support.server import SERVICE
-
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, inline
+from tests.support.floods import REST_MB, Ordinary, memory
+from tests.support.frames import Raw
+from tests.support.mortal import figure
+from tests.support.secure import Guarded, bearer, listed
+from tests.support.server import SERVICE
 
 # An answer that nobody reads takes 12 MB.
 UNREAD_MB = 600

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.calls import SECONDS, inline
-from support.errors import refused
-from support.secure import BAD, bearer, listed, new_token
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, inline
+from tests.support.errors import refused
+from tests.support.secure import BAD, bearer, listed, new_token
+from tests.support.server import Server
 
 
 def test_a_removed_token(make_server: Callable[..., Server], tmp_path: Path) -> None:

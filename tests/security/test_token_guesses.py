@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from support.calls import SECONDS, inline
-from support.errors import refusal_of, refused
-from support.secure import BAD, MISSING, Guarded, Metadata, bearer, listed, new_token
-from support.server import Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.support.calls import SECONDS, inline
+from tests.support.errors import refusal_of, refused
+from tests.support.secure import BAD, MISSING, Guarded, Metadata, bearer, listed, new_token
+from tests.support.server import Server
 
 ATTEMPTS = 10_000
 AT_ONCE = 100

@@ -10,12 +10,12 @@ import pytest
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
-from support.calls import SECONDS, inline
-from support.errors import refused
-from support.secure import BAD, MISSING, TOO_LITTLE, Guarded, Metadata, bearer
-from support.server import SERVICE, Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, inline
+from tests.support.errors import refused
+from tests.support.secure import BAD, MISSING, TOO_LITTLE, Guarded, Metadata, bearer
+from tests.support.server import SERVICE, Server
 
 Call = Callable[[Server, Metadata], Any]
 

@@ -3,11 +3,10 @@
 import json
 from typing import Any
 
-from support.calls import inline, perform, texts
-from support.server import Server
-from support.warm import kept
-
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import inline, perform, texts
+from tests.support.server import Server
+from tests.support.warm import kept
 
 SECRET = "a-secret-of-the-server-0123456789"  # noqa: S105 - nobody's
 ENVIRONMENT = {

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 from nbformat import NotebookNode
-from support.notebooks import content, parsed
-from support.progress import checked
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.support.notebooks import content, parsed
+from tests.support.progress import checked
 
 # Far more than any call of a test takes; a call that needs it hangs.
 SECONDS = 60.0

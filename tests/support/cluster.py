@@ -12,8 +12,9 @@ from uuid import uuid4
 
 import distributed
 import trustme
-from support.mortal import WORKER, children
-from support.processes import marked, outlived, parent
+
+from tests.support.mortal import WORKER, children
+from tests.support.processes import marked, outlived, parent
 
 PROGRAM = Path(sys.executable).with_name("dask")
 EXECUTOR = "NOTEBOOK_RUNNER_EXECUTOR"

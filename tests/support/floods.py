@@ -11,15 +11,15 @@ from functools import partial
 from pathlib import Path
 
 import grpc
-from support import frames
-from support.calls import SECONDS, inline
-from support.frames import frame
-from support.mortal import figure
-from support.secure import Guarded, bearer, own_channel
-from support.server import SERVICE
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.support import frames
+from tests.support.calls import SECONDS, inline
+from tests.support.frames import frame
+from tests.support.mortal import figure
+from tests.support.secure import Guarded, bearer, own_channel
+from tests.support.server import SERVICE
 
 CONNECTIONS = int(os.environ.get("ATTACK_CONNECTIONS", "500"))
 ATTACK_SECONDS = float(os.environ.get("ATTACK_SECONDS", "1"))

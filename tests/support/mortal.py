@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from support.calls import history
-from support.processes import outlived, parent
-from support.server import Server
+from tests.support.calls import history
+from tests.support.processes import outlived, parent
+from tests.support.server import Server
 
 RUN_MARK = "NBR_RUN_MARK"
 # No process of a server is there so long after its death.

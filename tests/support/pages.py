@@ -25,7 +25,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from markdown_it import MarkdownIt
-from support.server import PROGRAM, Server
+
+from tests.support.server import PROGRAM, Server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADDRESS = "127.0.0.1:50051"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.mortal import MortalServer
+from tests.support.mortal import MortalServer
 
 NOBODY = 65534
 # An interpreter below a folder that only root may enter is shown at its place, in a name space of its own.

@@ -8,11 +8,11 @@ from typing import Any
 
 import grpc
 import trustme
-from support.frames import Raw
-from support.server import PROGRAM, Server
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.support.frames import Raw
+from tests.support.server import PROGRAM, Server
 
 ADDRESS = "127.0.0.1"
 # A refused handshake shows within milliseconds; the channel tries again until the deadline.

@@ -14,9 +14,9 @@ from typing import IO, Any, ClassVar, Self
 from uuid import uuid4
 
 import grpc
-from support.processes import limit, marked, outlived
 
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.support.processes import limit, marked, outlived
 
 PROGRAM = Path(sys.executable).with_name("notebook-runner-server")
 # Nothing a kernel gets from the server may carry this prefix, so the mark reaches every process.

@@ -7,10 +7,10 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from support.server import PROGRAM
 
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
 from notebook_runner_server.flags import options
+from tests.support.server import PROGRAM
 
 
 def flag(name: str) -> str:

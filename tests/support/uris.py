@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.server import Server
-from support.web import BUCKET, ObjectStore, Web, object_store
+
+from tests.support.server import Server
+from tests.support.web import BUCKET, ObjectStore, Web, object_store
 
 # How long a service may take; every test that waits for it waits so long.
 URI_SECONDS = 4

@@ -5,8 +5,8 @@ import os
 import time
 from pathlib import Path
 
-from support.processes import marked
-from support.server import Server
+from tests.support.processes import marked
+from tests.support.server import Server
 
 PROGRAM = "warm/template.py"
 # Said by each test that needs it: all tests can be run without warm kernels.

@@ -6,11 +6,11 @@ import select
 import signal
 
 import pytest
-from support.mortal import children
-from support.web import Web
 
 from notebook_runner_server.transfer.policy import policy
 from notebook_runner_server.transfer.service import GRACE_SECONDS, TransferService
+from tests.support.mortal import children
+from tests.support.web import Web
 
 
 def ended(descriptor: int) -> bool:

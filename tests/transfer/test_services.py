@@ -14,7 +14,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from support.web import Web, object_store
+
+from tests.support.web import Web, object_store
 
 LARGE = 20 * 1024 * 1024
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.web import Web
 
 from notebook_runner_server.transfer import web
 from notebook_runner_server.transfer.interface import RefusedError
 from notebook_runner_server.transfer.policy import UriPolicy
+from tests.support.web import Web
 
 NAME = "rebound.example"
 

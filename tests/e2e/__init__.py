@@ -1,0 +1,1 @@
+"""Tests of whole runs through a real server over a real socket."""

@@ -1,0 +1,1 @@
+"""Tests of the process pool, its workers, process trees and notebook preparation."""

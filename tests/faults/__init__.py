@@ -1,0 +1,1 @@
+"""Tests that kill, stop, starve or delay a part of a real server."""

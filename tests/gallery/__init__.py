@@ -1,0 +1,1 @@
+"""Screenshots of exported HTML in a real browser."""

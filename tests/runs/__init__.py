@@ -1,0 +1,1 @@
+"""Tests of runs without a server: state machine, event log, store, lifecycle."""

@@ -1,0 +1,1 @@
+"""Attacks by callers and by notebooks."""

@@ -1,0 +1,1 @@
+"""Tests of notebooks and results by URI."""
