@@ -10,7 +10,7 @@ GENERATE_VENV := .venv-generate
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test cold cluster cluster-full container chaos soak attack plain check format generate contract docs docs-serve image image-report lock bench bench-cluster scale clean
+.PHONY: help install demo serve dev test test-unit test-all faults cold cluster cluster-full container chaos soak attack plain check format generate contract docs docs-serve image image-report lock bench bench-cluster scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -48,46 +48,53 @@ dev: $(INSTALLED) ## Start the server, and again on every change of a source fil
 
 # The tests of one module share its servers, so a module stays in one process.
 PARALLEL ?= -n 2 --dist loadfile
-# They hold how fast calls are answered under load; that of other tests would come on top.
-ALONE := tests/security/test_floods.py tests/security/test_slow_readers.py tests/faults/test_slow_callbacks.py
-test: $(INSTALLED) ## Run the tests (PARALLEL= for one after the other)
-	$(BIN)/pytest $(PARALLEL) $(ALONE:%=--ignore=%) --ignore=tests/cluster
-	$(BIN)/pytest $(ALONE)
+PYTEST := $(BIN)/pytest
+# What a test is, is its marker (pyproject.toml, tests/conftest.py).
+test: install ## Run the unit tests, and each promise through a real server
+	$(PYTEST) $(PARALLEL) -m "unit or e2e"
 
-cold: $(INSTALLED) ## Run the tests of whole runs again, without warm kernels
-	NOTEBOOK_RUNNER_WARM_KERNELS=none $(BIN)/pytest $(PARALLEL) tests/e2e tests/client/test_cli.py tests/client/test_client_nested.py
+test-unit: install ## Run the tests that start no server
+	$(PYTEST) $(PARALLEL) -m unit
 
-# What holds the guarantees of a run, wherever it is executed, as far as CI has time for it; tests/cluster waits
-# more than it works.
-GUARANTEES := $(patsubst %,tests/e2e/test_%.py,endings kill output progress start)
-ON_CLUSTER := $(BIN)/pytest $(PARALLEL) --executor dask
-cluster: $(INSTALLED) ## Run the tests of a Dask cluster, and those of the guarantees once more on one
-	$(BIN)/pytest -n 3 --dist loadfile -m "not long" tests/cluster
-	$(ON_CLUSTER) $(GUARANTEES)
+faults: install ## Run the tests that kill, starve, flood or attack a server, and then those under load
+	$(PYTEST) $(PARALLEL) -m "fault or long"
+	$(PYTEST) -m load
 
-cluster-full: $(INSTALLED) ## Run all tests of a cluster, of whole runs, and of faults, on a Dask cluster
-	$(BIN)/pytest $(PARALLEL) tests/cluster
-	$(ON_CLUSTER) tests/e2e tests/client/test_cli.py tests/client/test_client_nested.py tests/faults
+cold: install ## Run the tests of whole runs again, without warm kernels
+	NOTEBOOK_RUNNER_WARM_KERNELS=none $(PYTEST) $(PARALLEL) -m "e2e or long" tests/e2e tests/client
 
-container: $(INSTALLED) ## Build the image, start the manifests, and test both (needs podman and kubectl)
+test-all: test faults cold cluster container ## Run all tests, on a Dask cluster and in containers too
+
+# They wait more than they work.
+CLUSTER := $(PYTEST) -n 3 --dist loadfile
+ON_CLUSTER := $(PYTEST) $(PARALLEL) --executor dask
+cluster: install ## Run the tests of a Dask cluster, and those of the guarantees once more on one
+	$(CLUSTER) -m cluster
+	$(ON_CLUSTER) -m guarantee
+
+cluster-full: install ## Run all tests of a cluster, of whole runs, and of faults, on a Dask cluster
+	$(CLUSTER) -m "cluster or cluster_long"
+	$(ON_CLUSTER) -m "e2e or fault"
+
+container: install ## Build the image, start the manifests, and test both (needs podman and kubectl)
 	$(BIN)/pytest tests/container
 
 ROUNDS ?= 500
 SEED ?= 0
-chaos: $(INSTALLED) ## Kill server, worker, kernel and parts of a cluster at random for ROUNDS rounds (SEED=0: a new one)
+chaos: install ## Kill server, worker, kernel and parts of a cluster at random for ROUNDS rounds (SEED=0: a new one)
 	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_chaos.py tests/cluster/test_cluster_chaos.py
 
 RUNS ?= 1000
 STREAMS ?= 2000
-soak: $(INSTALLED) ## RUNS runs in a row, and STREAMS streams opened and dropped: nothing grows
+soak: install ## RUNS runs in a row, and STREAMS streams opened and dropped: nothing grows
 	SOAK_RUNS=$(RUNS) SOAK_STREAMS=$(STREAMS) $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_soak.py
 
 CONNECTIONS ?= 2000
 ATTACK_SECONDS ?= 10
-attack: $(INSTALLED) ## Flood a server on loopback: CONNECTIONS connections, ATTACK_SECONDS for each kind of flood
+attack: install ## Flood a server on loopback: CONNECTIONS connections, ATTACK_SECONDS for each kind of flood
 	ATTACK_CONNECTIONS=$(CONNECTIONS) ATTACK_SECONDS=$(ATTACK_SECONDS) ATTACK_CALL_SECONDS=1 $(BIN)/pytest -s tests/security/test_floods.py tests/security/test_slow_readers.py
 
-plain: $(INSTALLED) ## Run the tests of security as an ordinary user, also where root runs make
+plain: install ## Run the tests of security as an ordinary user, also where root runs make
 	$(BIN)/python -m tests.as_nobody $(BIN)/pytest -p no:cacheprovider tests/security
 
 check: $(INSTALLED) ## Run every check that is not a test

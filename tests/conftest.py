@@ -17,6 +17,27 @@ from tests.support.server import Server
 # starts: tests that press it would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+FOLDER = Path(__file__).parent
+KINDS = ("unit", "e2e", "fault", "load", "long", "cluster", "cluster_long", "container")
+# What the tests of a folder are, unless a module or a test says otherwise by a marker of its own.
+KIND_OF_FOLDER = {
+    "api": "unit",
+    "client": "unit",
+    "cluster": "cluster",
+    "container": "container",
+    "docs": "unit",
+    "e2e": "e2e",
+    "examples": "e2e",
+    "execution": "unit",
+    "export": "unit",
+    "faults": "fault",
+    "gallery": "fault",
+    "interop": "e2e",
+    "observability": "e2e",
+    "runs": "unit",
+    "security": "fault",
+    "transfer": "unit",
+}
 DEFAULT_CELLS = (code("who = 'world'", "parameters"), "print(f'hello {who}')")
 
 
@@ -25,12 +46,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--executor", choices=("process", "dask"), default="process", help="what executes runs")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out, with `--executor dask`, what holds for this machine's processes alone."""
+    """Gives each test the one marker of its kind; `--executor dask` leaves out what is for processes only."""
+    for item in items:
+        kinds = {mark.name for mark in item.iter_markers() if mark.name in KINDS}
+        if not kinds:
+            kinds = {KIND_OF_FOLDER.get(item.path.relative_to(FOLDER).parts[0], "unit")}
+            item.add_marker(*kinds)
+        if len(kinds) > 1:
+            raise pytest.UsageError(f"{item.nodeid} has more than one kind: {', '.join(sorted(kinds))}.")
     if config.getoption("--executor") == "dask":
         left_out = [one for one in items if one.get_closest_marker("process_pool")]
         items[:] = [one for one in items if one not in left_out]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Lets only tests that are no unit tests start a server."""
+    Server.may_start = item.get_closest_marker("unit") is None
 
 
 @pytest.fixture(scope="session", autouse=True)

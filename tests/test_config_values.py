@@ -14,6 +14,8 @@ from tests.support.server import Server
 from tests.support.settings import parsed, refusal
 from tests.support.warm import ON, ready
 
+pytestmark = pytest.mark.e2e
+
 
 def test_warm_kernels_can_be_told_off() -> None:
     """By a flag of their own, which is the last word."""

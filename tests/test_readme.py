@@ -8,6 +8,8 @@ import pytest
 from tests.support.pages import REPOSITORY, RUN, Reader, blocks
 from tests.support.server import Server
 
+pytestmark = pytest.mark.e2e
+
 PAGES = ["README.md", "docs/index.md", "docs/tutorial.md", "docs/how-to/secure.md", "docs/how-to/cluster.md"]
 
 

@@ -16,6 +16,8 @@ from tests.support.notebooks import code, notebook, parsed, printed, written
 from tests.support.server import Server
 from tests.support.terminal import on_a_terminal
 
+pytestmark = pytest.mark.e2e
+
 PROGRAM = Path(sys.executable).with_name("notebook-runner")
 SECONDS = 60.0
 

@@ -20,6 +20,8 @@ from notebook_runner.cli import _doctor, main
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.server import Server
 
+pytestmark = pytest.mark.e2e
+
 KERNEL = pb.KernelInfo(name="python3", language="python", is_default=True, warm_ready=1, warm_wanted=1)
 WELL = pb.InfoResponse(version="0.1.0", kernels=[KERNEL], workers=1, queue_size=3)
 SILENT = "127.0.0.1:1"

@@ -12,6 +12,8 @@ from tests.support.calls import inline, reach, started
 from tests.support.gate import Gate
 from tests.support.server import Server
 
+pytestmark = pytest.mark.e2e
+
 
 def asked(target: str, *arguments: str, **environment: str) -> Result:
     """The command's end."""

@@ -19,6 +19,8 @@ from tests.support.notebooks import code, markdown, normalised, notebook
 from tests.support.public_notebooks import folder
 from tests.support.server import Server
 
+pytestmark = pytest.mark.e2e
+
 BIN = Path(sys.executable).parent
 REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "docs" / "how-to" / "from-papermill.md"

@@ -12,6 +12,8 @@ from tests.support.notebooks import notebook, written
 from tests.support.server import Server
 from tests.support.tmux import Screen
 
+pytestmark = pytest.mark.e2e
+
 PROGRAM = Path(sys.executable).with_name("notebook-runner")
 Show = Callable[..., Screen]
 Write = Callable[..., Path]

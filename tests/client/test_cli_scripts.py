@@ -13,6 +13,8 @@ from tests.support.gate import Gate
 from tests.support.notebooks import content, parsed, printed
 from tests.support.server import Server
 
+pytestmark = pytest.mark.e2e
+
 PROGRAM = Path(sys.executable).with_name("notebook-runner")
 SECONDS = 60.0
 BOTH = "import sys; print('out'); print('bad', file=sys.stderr); print('\\x1b[31mred\\x1b[0m')"

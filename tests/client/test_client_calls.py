@@ -15,6 +15,8 @@ from tests.support.gate import Gate
 from tests.support.notebooks import notebook, parsed, printed, written
 from tests.support.server import Server
 
+pytestmark = pytest.mark.e2e
+
 HELLO = notebook("print('hello')")
 
 

@@ -23,6 +23,8 @@ SEED = 5
 # Prints a line every few milliseconds until the test has seen enough.
 CHATTER = """
 import pathlib, time
+
+pytestmark = pytest.mark.e2e
 stop, number = pathlib.Path({stop!r}), 0
 while not stop.exists():
     print(number, flush=True)

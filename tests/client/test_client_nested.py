@@ -3,12 +3,15 @@
 import html
 from collections.abc import Callable
 
+import pytest
 from nbformat import NotebookNode
 
 from notebook_runner import Client
 from tests.support.gate import Gate
 from tests.support.notebooks import notebook, written
 from tests.support.server import Server
+
+pytestmark = pytest.mark.e2e
 
 # The cells of a notebook that starts notebooks.
 OUTER = (

@@ -15,6 +15,8 @@ import pytest
 from tests.support.notebooks import code, notebook, written
 from tests.support.server import Server
 
+pytestmark = pytest.mark.e2e
+
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "python-client.md"
 REPORT = written(
     notebook(code("region = ''", "parameters"), "print(region)\nassert region != 'nowhere', region")

@@ -25,6 +25,8 @@ import google.protobuf
 import grpc
 from notebook_runner import Client
 
+pytestmark = pytest.mark.e2e
+
 for module in ("nbclient", "nbconvert", "nbformat", "papermill", "structlog", "grpc_health"):
     assert importlib.util.find_spec(module) is None, module
 

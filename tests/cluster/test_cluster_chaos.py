@@ -22,7 +22,7 @@ from tests.support.cluster import Cluster
 from tests.support.mortal import MortalServer, figure, worker_of
 from tests.support.processes import stopped
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.cluster_long
 
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or secrets.randbits(32)
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "7"))

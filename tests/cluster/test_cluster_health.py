@@ -141,7 +141,7 @@ def test_a_worker_that_is_not_fit_gets_no_runs(
         cluster.stop_worker("unfit")
 
 
-@pytest.mark.long
+@pytest.mark.cluster_long
 def test_settings_that_no_worker_can_meet(serve: Callable[..., Server]) -> None:
     """The log says which, nothing starts, and the next server's settings are taken."""
     server = serve("--warm-kernels", "missing=1")
@@ -168,7 +168,7 @@ def test_a_cluster_that_does_not_trust_the_server(
     assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
 
 
-@pytest.mark.long
+@pytest.mark.cluster_long
 def test_a_cluster_without_tls(tmp_path: Path) -> None:
     """It is reached as dask://HOST:PORT, and executes runs."""
     folder = tmp_path / "plain"

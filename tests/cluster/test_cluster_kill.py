@@ -20,7 +20,7 @@ from tests.support.cluster import Cluster
 from tests.support.gate import Gate
 from tests.support.mortal import RUN_MARK, MortalServer, figure, new_mark, remains
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.cluster_long
 
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "1"))
 SEED = int(os.environ.get("KILL_SEED", "0")) or secrets.randbits(32)

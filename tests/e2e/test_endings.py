@@ -11,6 +11,8 @@ from tests.support.gate import Gate
 from tests.support.notebooks import printed
 from tests.support.server import Server
 
+pytestmark = pytest.mark.guarantee
+
 FOREVER = "import threading; _ = threading.Event().wait()"
 
 

@@ -132,6 +132,8 @@ def test_long_text_comes_in_several_messages(server: Server, letter: str) -> Non
 RICH_CELL = """
 from IPython.display import clear_output, display
 import sys
+
+pytestmark = pytest.mark.guarantee
 handle = display({"text/plain": "plain", "text/html": "<b>é</b>"}, raw=True, display_id="known")
 handle.update({"text/plain": "changed"}, raw=True)
 print("told", file=sys.stderr, flush=True)

@@ -192,6 +192,8 @@ def test_every_inline_run_has_a_private_folder(server: Server) -> None:
 STATE_CELL = """
 import builtins, os, random, sys
 import numpy
+
+pytestmark = pytest.mark.guarantee
 print(hasattr(builtins, "mark"), os.environ.get("MARK"), "mark" in sys.modules, sys.path[-1] == "mark",
       sorted(name for name in dir() if not name.startswith("_")))
 builtins.mark = os.environ["MARK"] = sys.modules["mark"] = "set"

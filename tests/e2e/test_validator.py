@@ -8,6 +8,8 @@ import pytest
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.progress import BrokenStreamError, Validator, checked, checked_async
 
+pytestmark = pytest.mark.unit
+
 Stream = list[pb.ProgressResponse]
 RUN = "run-1"
 CELLS = 2

@@ -76,11 +76,10 @@ def test_each_kind_of_tree_is_ended_and_counted(kind: str) -> None:
 
 
 def test_a_whole_forest_is_ended_at_once() -> None:
-    """Trees of all kinds together: each process is counted once, in far less than a second for each."""
+    """Trees of all kinds together: each process is counted once."""
     with reaped(*ALIVE) as (told, _):
         assert len(told["killed"]) == sum(ALIVE.values())
         assert (told["left"], told["marked"]) == ([], {})
-        assert told["seconds"] < 5
 
 
 def test_a_chain_of_forks_cannot_run_away() -> None:
@@ -95,7 +94,6 @@ def test_nothing_to_end_is_well() -> None:
     """A process without children is done at once, and kills nobody."""
     with reaped() as (told, _):
         assert (told["found"], told["killed"], told["left"]) == ([], [], [])
-        assert told["seconds"] < 1
 
 
 def test_what_is_in_the_own_session_can_be_spared() -> None:

@@ -4,6 +4,7 @@ NBR_TEST_CLOCK    names a file that says by how many seconds the system's clock 
                   The clocks of the server and of its workers jump; the kernel's does not.
 NBR_TEST_STUCK    how many seconds a worker may take to end a run before it is ended itself
 NBR_TEST_LOOK     how many seconds lie between two looks for runs to forget
+NBR_TEST_FORK     how many seconds a template of warm kernels may take to fork one
 NBR_TEST_PAGES    names a file: when it is there, nobody is waited for who has read a page and may read on
 """
 
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 CLOCK, STUCK, LOOK, PAGES = "NBR_TEST_CLOCK", "NBR_TEST_STUCK", "NBR_TEST_LOOK", "NBR_TEST_PAGES"
+FORK = "NBR_TEST_FORK"
 
 
 def _bend_clock(order: Path) -> None:
@@ -43,6 +45,10 @@ def _end_pages(order: Path) -> None:
 # A worker imports this module again, and does not come to main().
 if CLOCK in os.environ:
     _bend_clock(Path(os.environ[CLOCK]))
+if FORK in os.environ:
+    from notebook_runner_server.execution.warm import forking
+
+    forking.FORK_SECONDS = float(os.environ[FORK])
 
 
 def main() -> None:

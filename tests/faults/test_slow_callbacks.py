@@ -12,6 +12,8 @@ from tests.support.mortal import MortalServer, figure
 from tests.support.notebooks import code, notebook, written
 from tests.support.server import Server
 
+pytestmark = pytest.mark.load
+
 PROGRAM = [sys.executable, str(Path(__file__).with_name("watched_server.py"))]
 # gRPC itself takes in what it receives on the loop, some 2.5 ms for each megabyte.
 LARGE = 12_000_000

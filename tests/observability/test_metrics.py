@@ -118,7 +118,7 @@ def test_cells(scraped: Scraped) -> None:
 def test_kills(scraped: Scraped) -> None:
     """A Kill of a run that goes on has a time, and the processes that it ended are counted."""
     assert scraped.last.value("kill_duration_seconds_count") == 1
-    assert 0 < scraped.last.value("kill_duration_seconds_sum") < 10
+    assert scraped.last.value("kill_duration_seconds_sum") > 0
     # Each kernel is one, at the end of its run.
     assert scraped.last.value("processes_ended_total") >= 7
 

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Gauge
 from notebook_runner_server.observability import endpoint
 from notebook_runner_server.observability.endpoint import MOST_SCRAPES, Endpoint
 
+pytestmark = pytest.mark.unit
+
 PATIENCE = 0.5
 SECONDS = 10.0
 

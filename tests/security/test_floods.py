@@ -31,6 +31,8 @@ from tests.support.mortal import MortalServer, figure
 from tests.support.secure import Guarded, own_channel
 from tests.support.server import PROGRAM, Server
 
+pytestmark = pytest.mark.load
+
 CONNECTION_KB = 150
 
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from notebook_runner_server.runs.errors import RunnerError
 from notebook_runner_server.runs.sources import NotebookRoot
 
+pytestmark = pytest.mark.unit
+
 INSIDE, OUTSIDE = b"inside", b"outside"
 SWAPS = 2000
 

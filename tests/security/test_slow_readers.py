@@ -3,6 +3,8 @@
 import time
 from contextlib import ExitStack
 
+import pytest
+
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import SECONDS, inline
 from tests.support.floods import REST_MB, Ordinary, memory
@@ -10,6 +12,8 @@ from tests.support.frames import Raw
 from tests.support.mortal import figure
 from tests.support.secure import Guarded, bearer, listed
 from tests.support.server import SERVICE
+
+pytestmark = pytest.mark.load
 
 # An answer that nobody reads takes 12 MB.
 UNREAD_MB = 600

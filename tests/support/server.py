@@ -39,11 +39,13 @@ class Server:
         executor: The variables that give every server another executor than its own processes.
         cluster_mark: What the environment of every process of that executor carries; empty: there is none.
         machines: How many workers keep kernels for a run, whichever of them it gets.
+        may_start: Whether the test that runs may start one; a unit test may not.
     """
 
     executor: ClassVar[Mapping[str, str]] = {}
     cluster_mark: ClassVar[str] = ""
     machines: ClassVar[int] = 1
+    may_start: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class Server:
         return Server.cluster_mark or self.mark
 
     def __enter__(self) -> Self:
+        assert Server.may_start, "A unit test starts no server: mark it as e2e or fault."
         self.process = subprocess.Popen(
             self._command, cwd=self._folder, env=self._environment, stderr=subprocess.PIPE, text=True
         )
