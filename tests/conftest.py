@@ -1,5 +1,6 @@
 """Fixtures that every test folder shares: real servers."""
 
+import inspect
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ import pytest
 
 from tests.support.cluster import Cluster
 from tests.support.gate import Gate
+from tests.support.guarded import guarded
 from tests.support.notebooks import code, notebook
 from tests.support.server import Server
 
@@ -46,6 +48,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--executor", choices=("process", "dask"), default="process", help="what executes runs")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Guards each asynchronous test; one that hangs fails when faulthandler shows where it waits."""
+    if isinstance(item, pytest.Function):
+        seconds = float(item.config.getini("faulthandler_timeout")) or None
+        hypothesis = getattr(item.obj, "hypothesis", None)
+        if hypothesis is not None and inspect.iscoroutinefunction(hypothesis.inner_test):
+            hypothesis.inner_test = guarded(hypothesis.inner_test, seconds)
+        elif inspect.iscoroutinefunction(item.obj):
+            item.obj = guarded(item.obj, seconds)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Gives each test the one marker of its kind; `--executor dask` leaves out what is for processes only."""
@@ -66,6 +79,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Lets only tests that are no unit tests start a server."""
     Server.may_start = item.get_closest_marker("unit") is None
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The event loop of asynchronous tests: what server and client use."""
+    return "asyncio"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,6 @@ import nbformat
 import pytest
 
 from notebook_runner_server.export.service import ConversionError, ExportService
-from tests.runs.samples import within
 from tests.support.notebooks import notebook
 from tests.support.processes import marked, outlived
 
@@ -53,30 +52,27 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]
     return mark, gate
 
 
-def test_an_export_writes_its_target_and_answers_its_type(source: Path, tmp_path: Path) -> None:
+async def test_an_export_writes_its_target_and_answers_its_type(source: Path, tmp_path: Path) -> None:
     """The file is there when the call returns."""
     service = ExportService(["html"], 60)
-    assert within(service.export(source, "html", tmp_path / "target"), 60) == "text/html"
+    assert await service.export(source, "html", tmp_path / "target") == "text/html"
     assert "hello" in (tmp_path / "target").read_text()
     assert service.formats == {"html"}
 
 
-def test_what_nbconvert_cannot_do_is_an_error_that_says_why(source: Path, tmp_path: Path) -> None:
+async def test_what_nbconvert_cannot_do_is_an_error_that_says_why(source: Path, tmp_path: Path) -> None:
     """A format that does not exist is named."""
     with pytest.raises(ConversionError, match="cobol"):
-        within(ExportService([], 60).export(source, "cobol", tmp_path / "target"), 60)
+        await ExportService([], 60).export(source, "cobol", tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
 
-def test_exports_at_the_same_time_take_turns(source: Path, tmp_path: Path) -> None:
+async def test_exports_at_the_same_time_take_turns(source: Path, tmp_path: Path) -> None:
     """Three at once all succeed, each with its own file."""
     service = ExportService(["script"], 60)
-
-    async def scenario() -> list[str]:
-        targets = [tmp_path / f"target-{number}" for number in range(3)]
-        return await asyncio.gather(*(service.export(source, "script", target) for target in targets))
-
-    assert within(scenario(), 60) == ["text/plain"] * 3
+    targets = [tmp_path / f"target-{number}" for number in range(3)]
+    kinds = await asyncio.gather(*(service.export(source, "script", target) for target in targets))
+    assert kinds == ["text/plain"] * 3
     assert len(list(tmp_path.glob("target-*"))) == 3
 
 
@@ -87,70 +83,55 @@ async def until_it_hangs(work: Coroutine[Any, Any, str], gate: Path) -> asyncio.
     return task
 
 
-def test_an_export_that_takes_too_long_is_ended(
+async def test_an_export_that_takes_too_long_is_ended(
     source: Path, tmp_path: Path, hanging: tuple[str, Path]
 ) -> None:
     """At its time-out the process is gone with all that it started, and the error names the setting."""
     mark, gate = hanging
-
-    async def scenario() -> None:
-        task = await until_it_hangs(ExportService([], 2).export(source, "html", tmp_path / "t"), gate)
-        assert len(marked(mark)) >= 3
-        with pytest.raises(ConversionError, match="--export-timeout"):
-            await task
-        assert outlived(marked(mark), LINGER_SECONDS) == []
-
-    within(scenario(), 60)
+    task = await until_it_hangs(ExportService([], 2).export(source, "html", tmp_path / "t"), gate)
+    assert len(marked(mark)) >= 3
+    with pytest.raises(ConversionError, match="--export-timeout"):
+        await task
+    assert outlived(marked(mark), LINGER_SECONDS) == []
 
 
-def test_an_export_that_nobody_waits_for_is_ended(
+async def test_an_export_that_nobody_waits_for_is_ended(
     source: Path, tmp_path: Path, hanging: tuple[str, Path]
 ) -> None:
     """A caller that goes away takes the process with it, and the next export has its turn."""
     mark, gate = hanging
-
-    async def scenario() -> None:
-        service = ExportService([], 60)
-        task = await until_it_hangs(service.export(source, "html", tmp_path / "t"), gate)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert outlived(marked(mark), LINGER_SECONDS) == []
-        task = await until_it_hangs(service.export(source, "html", tmp_path / "t"), gate)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    within(scenario(), 60)
+    service = ExportService([], 60)
+    task = await until_it_hangs(service.export(source, "html", tmp_path / "t"), gate)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert outlived(marked(mark), LINGER_SECONDS) == []
+    task = await until_it_hangs(service.export(source, "html", tmp_path / "t"), gate)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
-def test_an_export_whose_process_is_killed_is_an_error(
+async def test_an_export_whose_process_is_killed_is_an_error(
     source: Path, tmp_path: Path, hanging: tuple[str, Path]
 ) -> None:
     """The caller learns that the converter ended, and by what."""
     mark, gate = hanging
-
-    async def scenario() -> None:
-        task = await until_it_hangs(ExportService([], 60).export(source, "html", tmp_path / "t"), gate)
-        (converter,) = [pid for pid, command in marked(mark).items() if "export.formats" in command]
-        os.kill(converter, signal.SIGKILL)
-        with pytest.raises(ConversionError, match="-9"):
-            await task
-        assert outlived(marked(mark), LINGER_SECONDS) == []
-
-    within(scenario(), 60)
+    task = await until_it_hangs(ExportService([], 60).export(source, "html", tmp_path / "t"), gate)
+    (converter,) = [pid for pid, command in marked(mark).items() if "export.formats" in command]
+    os.kill(converter, signal.SIGKILL)
+    with pytest.raises(ConversionError, match="-9"):
+        await task
+    assert outlived(marked(mark), LINGER_SECONDS) == []
 
 
-def test_what_leaves_the_converters_group_is_swept_up(
+async def test_what_leaves_the_converters_group_is_swept_up(
     source: Path, tmp_path: Path, hanging: tuple[str, Path]
 ) -> None:
     """The sweep is called once, when the converter has ended."""
     _, gate = hanging
     swept: list[bool] = []
 
-    async def scenario() -> None:
-        service = ExportService([], 2, lambda: swept.append(True))
-        task = await until_it_hangs(service.export(source, "html", tmp_path / "t"), gate)
-        with pytest.raises(ConversionError, match="--export-timeout"):
-            await task
-
-    within(scenario(), 60)
+    service = ExportService([], 2, lambda: swept.append(True))
+    task = await until_it_hangs(service.export(source, "html", tmp_path / "t"), gate)
+    with pytest.raises(ConversionError, match="--export-timeout"):
+        await task
     assert swept == [True]

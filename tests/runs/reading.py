@@ -5,6 +5,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+from typing_extensions import override
+
 from notebook_runner_server.execution.interface import Cause, Failure, StreamOutput
 from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.log import RunLog
@@ -24,6 +26,7 @@ class CountingStore(Store):
 
     reads = 0
 
+    @override
     async def events(self, position: int, after: int) -> list[Event]:
         """Reads events."""
         self.reads += 1
@@ -35,6 +38,7 @@ class FullStore(Store):
 
     full = False
 
+    @override
     async def append(self, *args: Any, **options: Any) -> None:
         """Refuses, or appends."""
         if self.full:

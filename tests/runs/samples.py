@@ -1,8 +1,6 @@
 """Runs, orders and events as tests begin with them, and strategies that make any."""
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -21,24 +19,10 @@ from notebook_runner_server.execution.interface import (
 )
 from notebook_runner_server.runs.model import Body, Event, Order, Run, RunChanged, RunState
 
-_T = TypeVar("_T")
-
-# Far more than anything here takes; what needs it hangs.
-SECONDS = 20.0
 RUN_ID = "20260101-000000-00000001"
 WORDS = ["QUEUED", "STARTING", "RUNNING", "KILLING"]
 GOING_ON = [RunState[name] for name in WORDS]
 TERMINAL = [state for state in RunState if state not in GOING_ON]
-
-
-def within(scenario: Coroutine[Any, Any, _T], seconds: float = SECONDS) -> _T:
-    """Runs a scenario on an event loop of its own; one that hangs fails."""
-
-    async def bounded() -> _T:
-        async with asyncio.timeout(seconds):
-            return await scenario
-
-    return asyncio.run(bounded())
 
 
 def a_run(state: RunState = RunState.QUEUED, **changes: Any) -> Run:

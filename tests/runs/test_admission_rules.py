@@ -1,5 +1,6 @@
 """Admission: what a request may ask for, and what its silence means."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from notebook_runner_server.runs.model import RunState, StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.transfer.policy import UriPolicy
 from notebook_runner_server.transfer.service import TransferService
-from tests.runs.samples import json_values, within
+from tests.runs.samples import json_values
 from tests.support.notebooks import content, notebook, parsed, written
 
 KERNELS = {"python3": "python", "ir": "R"}
@@ -53,7 +54,7 @@ def admit(
     """Admits a request, with the notebooks read by what reads them in the server."""
     transfer = TransferService(UriPolicy(), limit, 1.0)
     admission = Admission(NotebookRoot(root, limit), limit, defaults or Defaults(), prepare, transfer)
-    return within(admission.admit(spec, KERNELS))
+    return asyncio.run(admission.admit(spec, KERNELS))
 
 
 def refusal(kind: type[RunnerError], field: str, *, root: Path | None = None, **asked: Any) -> RunnerError:

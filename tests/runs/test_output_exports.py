@@ -12,7 +12,6 @@ from notebook_runner_server.runs.lifecycle import Runner
 from notebook_runner_server.runs.outputs import Outputs, Page
 from notebook_runner_server.runs.store import Store
 from tests.runs.doubles import DONE, Double, cell, ended, running, spec, tells
-from tests.runs.samples import within
 
 
 class Counting:
@@ -30,8 +29,8 @@ class Counting:
             raise RuntimeError(self.wrong)
         self.made.append((to, omit_input))
         await asyncio.sleep(0)
-        said = notebook.read_text().count("said")  # noqa: ASYNC240 - a few bytes
-        target.write_text(f"{to} {omit_input} {said}")  # noqa: ASYNC240 - as above
+        said = notebook.read_text().count("said")
+        target.write_text(f"{to} {omit_input} {said}")
         if self.meanwhile is not None:
             await self.meanwhile()
         return "text/html"
@@ -59,104 +58,84 @@ class Scene:
         return await self._outputs.page(run, to, 0, 0, as_of, omit_input=omit_input)
 
 
-def test_each_export_is_made_once(tmp_path: Path) -> None:
+async def test_each_export_is_made_once(tmp_path: Path) -> None:
     """A second read, and reads at the same time, answer the file that is there, with code and without."""
-
-    async def scenario() -> None:
-        backend, store = Double(), Store(tmp_path)
-        async with running(store, backend) as runner:
-            run_id = await ended_run(runner, backend)
-            scene = Scene(store, runner, run_id)
-            whole = await asyncio.gather(*(scene.page() for _ in range(5)))
-            bare = await asyncio.gather(*(scene.page(omit_input=True) for _ in range(5)))
-            assert {page.content for page in whole} == {b"html False 2"}
-            assert {page.content for page in bare} == {b"html True 2"}
-            assert whole[0].sha256 != bare[0].sha256
-            assert (await scene.page()).sha256 == whole[0].sha256
-            assert scene.exporter.made == [("html", False), ("html", True)]
-            assert (await Scene(store, runner, run_id).page(omit_input=True)).content == b"html True 2"
-
-    within(scenario())
+    backend, store = Double(), Store(tmp_path)
+    async with running(store, backend) as runner:
+        run_id = await ended_run(runner, backend)
+        scene = Scene(store, runner, run_id)
+        whole = await asyncio.gather(*(scene.page() for _ in range(5)))
+        bare = await asyncio.gather(*(scene.page(omit_input=True) for _ in range(5)))
+        assert {page.content for page in whole} == {b"html False 2"}
+        assert {page.content for page in bare} == {b"html True 2"}
+        assert whole[0].sha256 != bare[0].sha256
+        assert (await scene.page()).sha256 == whole[0].sha256
+        assert scene.exporter.made == [("html", False), ("html", True)]
+        assert (await Scene(store, runner, run_id).page(omit_input=True)).content == b"html True 2"
 
 
-def test_a_page_without_code_is_of_the_event_that_it_was_asked_for(tmp_path: Path) -> None:
+async def test_a_page_without_code_is_of_the_event_that_it_was_asked_for(tmp_path: Path) -> None:
     """While the run goes on, a reader of an earlier page goes on in it, and a new reader gets the newest."""
-
-    async def scenario() -> None:
-        backend, store = Double(), Store(tmp_path)
-        async with running(store, backend) as runner:
-            run_id = (await runner.start(spec())).run_id
-            handle = await backend.taken(run_id)
-            handle.tell(KernelReady(), *cell(0))
-            _, log = await runner.log(run_id)
-            await tells(log, cell(0)[-1])
-            scene = Scene(store, runner, run_id)
-            first = await scene.page(omit_input=True)
-            handle.tell(*cell(1))
-            await tells(log, cell(1)[-1])
-            assert (await scene.page(omit_input=True, as_of=first.as_of)).content == first.content
-            assert first.content == b"html True 1"
-            assert (await scene.page(omit_input=True)).content == b"html True 2"
-            assert len(scene.exporter.made) == 2
-
-    within(scenario())
+    backend, store = Double(), Store(tmp_path)
+    async with running(store, backend) as runner:
+        run_id = (await runner.start(spec())).run_id
+        handle = await backend.taken(run_id)
+        handle.tell(KernelReady(), *cell(0))
+        _, log = await runner.log(run_id)
+        await tells(log, cell(0)[-1])
+        scene = Scene(store, runner, run_id)
+        first = await scene.page(omit_input=True)
+        handle.tell(*cell(1))
+        await tells(log, cell(1)[-1])
+        assert (await scene.page(omit_input=True, as_of=first.as_of)).content == first.content
+        assert first.content == b"html True 1"
+        assert (await scene.page(omit_input=True)).content == b"html True 2"
+        assert len(scene.exporter.made) == 2
 
 
 @pytest.mark.parametrize("to", ["notebook", "files", "error"])
-def test_what_is_always_whole_is_not_asked_without_code(tmp_path: Path, to: str) -> None:
+async def test_what_is_always_whole_is_not_asked_without_code(tmp_path: Path, to: str) -> None:
     """The notebook, the files and the report have no version without input, which the error says."""
-
-    async def scenario() -> None:
-        backend, store = Double(), Store(tmp_path)
-        async with running(store, backend) as runner:
-            scene = Scene(store, runner, (await runner.start(spec())).run_id)
-            with pytest.raises(InvalidFieldError, match=f"{to} is always whole.*html, pdf") as caught:
-                await scene.page(to, omit_input=True)
-            assert caught.value.field == "omit_input"
-
-    within(scenario())
+    backend, store = Double(), Store(tmp_path)
+    async with running(store, backend) as runner:
+        scene = Scene(store, runner, (await runner.start(spec())).run_id)
+        with pytest.raises(InvalidFieldError, match=f"{to} is always whole.*html, pdf") as caught:
+            await scene.page(to, omit_input=True)
+        assert caught.value.field == "omit_input"
 
 
-def test_an_export_that_failed_is_tried_again(tmp_path: Path) -> None:
+async def test_an_export_that_failed_is_tried_again(tmp_path: Path) -> None:
     """The error has the exporter's words, and is not remembered: what was missing may be there by now."""
-
-    async def scenario() -> None:
-        backend, store = Double(), Store(tmp_path)
-        async with running(store, backend) as runner:
-            scene = Scene(store, runner, (await runner.start(spec())).run_id)
-            scene.exporter.wrong = "there is no browser"
-            with pytest.raises(ExportFailedError, match="there is no browser") as caught:
-                await scene.page("pdf")
-            assert caught.value.metadata == {"format": "pdf"}
-            scene.exporter.wrong = ""
-            assert (await scene.page("pdf")).content.startswith(b"pdf False")
-
-    within(scenario())
+    backend, store = Double(), Store(tmp_path)
+    async with running(store, backend) as runner:
+        scene = Scene(store, runner, (await runner.start(spec())).run_id)
+        scene.exporter.wrong = "there is no browser"
+        with pytest.raises(ExportFailedError, match="there is no browser") as caught:
+            await scene.page("pdf")
+        assert caught.value.metadata == {"format": "pdf"}
+        scene.exporter.wrong = ""
+        assert (await scene.page("pdf")).content.startswith(b"pdf False")
 
 
 @pytest.mark.parametrize("exported", [False, True], ids=["before its export", "during its export"])
-def test_a_run_that_is_forgotten_meanwhile_is_not_there(tmp_path: Path, *, exported: bool) -> None:
+async def test_a_run_that_is_forgotten_meanwhile_is_not_there(tmp_path: Path, *, exported: bool) -> None:
     """What is missing then is the run, and not room on the disk."""
+    backend, store = Double(), Store(tmp_path)
+    async with running(store, backend) as runner:
+        run_id = await ended_run(runner, backend)
+        run = await runner.find(run_id)
 
-    async def scenario() -> None:
-        backend, store = Double(), Store(tmp_path)
-        async with running(store, backend) as runner:
-            run_id = await ended_run(runner, backend)
-            run = await runner.find(run_id)
+        async def forget() -> None:
+            row = await store.find(run_id)
+            assert row is not None
+            await store.delete(row)
 
-            async def forget() -> None:
-                row = await store.find(run_id)
-                assert row is not None
-                await store.delete(row)
-
-            exporter = Counting()
-            if exported:
-                exporter.meanwhile = forget
-            else:
-                await forget()
-            with pytest.raises(RunNotFoundError, match=run_id):
-                await Outputs(store, exporter, 10**6, 10**6, 10**6).page(run, "html", 0, 0, 0)
-            assert len(exporter.made) == exported
-            assert not store.folder(run_id).path.exists()
-
-    within(scenario())
+        exporter = Counting()
+        if exported:
+            exporter.meanwhile = forget
+        else:
+            await forget()
+        with pytest.raises(RunNotFoundError, match=run_id):
+            await Outputs(store, exporter, 10**6, 10**6, 10**6).page(run, "html", 0, 0, 0)
+        assert len(exporter.made) == exported
+        assert not store.folder(run_id).path.exists()

@@ -16,7 +16,6 @@ from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.outputs import FILES, Outputs, Page
 from notebook_runner_server.runs.store import Store
 from tests.runs.doubles import Double, reach, running, spec
-from tests.runs.samples import within
 
 
 class Scene:
@@ -50,57 +49,45 @@ async def scene(store: Store, runner: Runner, backend: Double) -> Scene:
     return made
 
 
-def test_the_pages_of_one_download_are_of_one_moment(tmp_path: Path) -> None:
+async def test_the_pages_of_one_download_are_of_one_moment(tmp_path: Path) -> None:
     """A file that comes meanwhile changes none of them, not even when another caller begins."""
-
-    async def scenario() -> None:
-        backend = Double()
-        store = Store(tmp_path)
-        async with running(store, backend) as runner:
-            one = await scene(store, runner, backend)
-            first = await one.page()
-            (one.work / "second").write_bytes(b"x")
-            assert (await one.page()).content == first.content
-            content = first.content
-            while len(content) < first.total_bytes:
-                page = await one.page(len(content), as_of=first.as_of)
-                assert page.total_bytes == first.total_bytes
-                content += page.content
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                assert archive.namelist() == ["first"]
-            assert await one.names() == ["first", "second"]
-
-    within(scenario())
+    backend = Double()
+    store = Store(tmp_path)
+    async with running(store, backend) as runner:
+        one = await scene(store, runner, backend)
+        first = await one.page()
+        (one.work / "second").write_bytes(b"x")
+        assert (await one.page()).content == first.content
+        content = first.content
+        while len(content) < first.total_bytes:
+            page = await one.page(len(content), as_of=first.as_of)
+            assert page.total_bytes == first.total_bytes
+            content += page.content
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            assert archive.namelist() == ["first"]
+        assert await one.names() == ["first", "second"]
 
 
-def test_files_of_a_moment_that_is_gone_are_refused(tmp_path: Path) -> None:
+async def test_files_of_a_moment_that_is_gone_are_refused(tmp_path: Path) -> None:
     """What a folder had at an earlier event cannot be made again, and nothing else is answered instead."""
-
-    async def scenario() -> None:
-        backend = Double()
-        store = Store(tmp_path)
-        async with running(store, backend) as runner:
-            one = await scene(store, runner, backend)
-            with pytest.raises(InvalidFieldError, match="begin again"):
-                await one.page(as_of=1)
-
-    within(scenario())
+    backend = Double()
+    store = Store(tmp_path)
+    async with running(store, backend) as runner:
+        one = await scene(store, runner, backend)
+        with pytest.raises(InvalidFieldError, match="begin again"):
+            await one.page(as_of=1)
 
 
-def test_a_download_that_was_given_up_disturbs_no_other(tmp_path: Path) -> None:
+async def test_a_download_that_was_given_up_disturbs_no_other(tmp_path: Path) -> None:
     """Callers that go away while the zip is made do not disturb one that stays."""
-
-    async def scenario() -> None:
-        backend = Double()
-        store = Store(tmp_path)
-        async with running(store, backend) as runner:
-            one = await scene(store, runner, backend)
-            (one.work / "large").write_bytes(os.urandom(3_000_000))
-            given_up = [asyncio.ensure_future(one.page()) for _ in range(5)]
-            for task in given_up:
-                await asyncio.wait([task], timeout=0.01)
-                task.cancel()
-            await asyncio.gather(*given_up, return_exceptions=True)
-            assert (await one.page()).total_bytes > 3_000_000
-
-    within(scenario())
+    backend = Double()
+    store = Store(tmp_path)
+    async with running(store, backend) as runner:
+        one = await scene(store, runner, backend)
+        (one.work / "large").write_bytes(os.urandom(3_000_000))
+        given_up = [asyncio.ensure_future(one.page()) for _ in range(5)]
+        for task in given_up:
+            await asyncio.wait([task], timeout=0.01)
+            task.cancel()
+        await asyncio.gather(*given_up, return_exceptions=True)
+        assert (await one.page()).total_bytes > 3_000_000

@@ -8,150 +8,113 @@ from notebook_runner_server.execution.interface import StreamOutput
 from notebook_runner_server.runs.log import RECENT_BYTES, RunLog
 from notebook_runner_server.runs.store import Store
 from tests.runs.reading import CountingStore, a_log, end, everything, first, following, say, sequences
-from tests.runs.samples import within
 
 
-def test_a_reader_can_begin_at_every_cursor(tmp_path: Path) -> None:
+async def test_a_reader_can_begin_at_every_cursor(tmp_path: Path) -> None:
     """After any sequence number exactly the rest comes, from memory and from the store alike."""
-
-    async def scenario() -> None:
-        async with a_log(Store(tmp_path)) as log:
-            await say(log, *("abcdefgh"))
-            await end(log)
-            stored = RunLog(log._store, log.position, log.last_sequence, ended=True)
-            for one in (log, stored):
-                for after in range(11):
-                    assert await everything(one, after) == list(range(after + 1, 11))
-
-    within(scenario())
+    async with a_log(Store(tmp_path)) as log:
+        await say(log, *("abcdefgh"))
+        await end(log)
+        stored = RunLog(log._store, log.position, log.last_sequence, ended=True)
+        for one in (log, stored):
+            for after in range(11):
+                assert await everything(one, after) == list(range(after + 1, 11))
 
 
-def test_two_thousand_events_come_from_the_store_without_a_gap(tmp_path: Path) -> None:
+async def test_two_thousand_events_come_from_the_store_without_a_gap(tmp_path: Path) -> None:
     """A long history is read in bounded reads, and none is lost between two of them."""
-
-    async def scenario() -> None:
-        async with a_log(Store(tmp_path)) as log:
-            await say(log, *("x" for _ in range(2000)))
-            await end(log)
-            stored = RunLog(log._store, log.position, log.last_sequence, ended=True)
-            assert await everything(stored, 7) == list(range(8, 2003))
-
-    within(scenario())
+    async with a_log(Store(tmp_path)) as log:
+        await say(log, *("x" for _ in range(2000)))
+        await end(log)
+        stored = RunLog(log._store, log.position, log.last_sequence, ended=True)
+        assert await everything(stored, 7) == list(range(8, 2003))
 
 
-def test_readers_that_join_at_any_time_see_all_of_it(tmp_path: Path) -> None:
+async def test_readers_that_join_at_any_time_see_all_of_it(tmp_path: Path) -> None:
     """Some follow from the start, some come in between, some at the end: each sees each event once."""
-
-    async def scenario() -> None:
-        async with a_log(Store(tmp_path)) as log:
-            joined = [0]
-            readers = [asyncio.ensure_future(everything(log))]
-            for number in range(20):
-                await say(log, *(["x"] * (number % 4)))
-                joined += [0, log.last_sequence]
-                readers += [asyncio.ensure_future(everything(log, after)) for after in joined[-2:]]
-            await end(log)
-            seen = await asyncio.gather(*readers, everything(log))
-            whole = list(range(1, log.last_sequence + 1))
-            assert seen == [whole[after:] for after in [*joined, 0]]
-
-    within(scenario())
+    async with a_log(Store(tmp_path)) as log:
+        joined = [0]
+        readers = [asyncio.ensure_future(everything(log))]
+        for number in range(20):
+            await say(log, *(["x"] * (number % 4)))
+            joined += [0, log.last_sequence]
+            readers += [asyncio.ensure_future(everything(log, after)) for after in joined[-2:]]
+        await end(log)
+        seen = await asyncio.gather(*readers, everything(log))
+        whole = list(range(1, log.last_sequence + 1))
+        assert seen == [whole[after:] for after in [*joined, 0]]
 
 
-def test_a_slow_reader_holds_nobody_up_and_loses_nothing(tmp_path: Path) -> None:
+async def test_a_slow_reader_holds_nobody_up_and_loses_nothing(tmp_path: Path) -> None:
     """A reader that takes one batch and then stands still delays neither the run nor other readers."""
-
-    async def scenario() -> None:
-        async with a_log(Store(tmp_path)) as log, following(log, 0) as slow:
-            seen = await first(slow)
-            fast = asyncio.ensure_future(everything(log))
-            for _ in range(300):
-                await say(log, "x" * (RECENT_BYTES // 100))
-            await end(log)
-            assert await fast == list(range(1, 303))
-            seen += [event.sequence async for batch in slow for event in batch]
-            assert seen == list(range(1, 303))
-
-    within(scenario())
+    async with a_log(Store(tmp_path)) as log, following(log, 0) as slow:
+        seen = await first(slow)
+        fast = asyncio.ensure_future(everything(log))
+        for _ in range(300):
+            await say(log, "x" * (RECENT_BYTES // 100))
+        await end(log)
+        assert await fast == list(range(1, 303))
+        seen += [event.sequence async for batch in slow for event in batch]
+        assert seen == list(range(1, 303))
 
 
-def test_what_left_the_recent_window_is_read_from_the_store(tmp_path: Path) -> None:
+async def test_what_left_the_recent_window_is_read_from_the_store(tmp_path: Path) -> None:
     """Memory stays bounded; who is near reads from memory, who is far behind reads from the store."""
-
-    async def scenario() -> None:
-        store = CountingStore(tmp_path)
-        async with a_log(store) as log:
-            await say(log, "a", "b")
-            assert sequences(await log.read(0)) == [1, 2, 3]
-            assert store.reads == 0
-            for _ in range(8):
-                await say(log, "x" * (RECENT_BYTES // 4))
-            kept = [event.body for event in log._recent]
-            assert sum(len(body.text) for body in kept if isinstance(body, StreamOutput)) <= RECENT_BYTES
-            assert sequences(await log.read(log.last_sequence - 1)) == [log.last_sequence]
-            assert store.reads == 0
-            # Of large events a read brings few: who reads no further keeps no more of them.
-            assert sequences(await log.read(0)) == [1, 2, 3, 4]
-            assert store.reads == 1
-            assert sequences(await log.read(4)) == [5]
-
-    within(scenario())
+    store = CountingStore(tmp_path)
+    async with a_log(store) as log:
+        await say(log, "a", "b")
+        assert sequences(await log.read(0)) == [1, 2, 3]
+        assert store.reads == 0
+        for _ in range(8):
+            await say(log, "x" * (RECENT_BYTES // 4))
+        kept = [event.body for event in log._recent]
+        assert sum(len(body.text) for body in kept if isinstance(body, StreamOutput)) <= RECENT_BYTES
+        assert sequences(await log.read(log.last_sequence - 1)) == [log.last_sequence]
+        assert store.reads == 0
+        # Of large events a read brings few: who reads no further keeps no more of them.
+        assert sequences(await log.read(0)) == [1, 2, 3, 4]
+        assert store.reads == 1
+        assert sequences(await log.read(4)) == [5]
 
 
-def test_one_event_larger_than_the_window_is_kept(tmp_path: Path) -> None:
+async def test_one_event_larger_than_the_window_is_kept(tmp_path: Path) -> None:
     """The newest event is never evicted: whoever waits for it gets it without the store."""
-
-    async def scenario() -> None:
-        store = CountingStore(tmp_path)
-        async with a_log(store) as log:
-            await say(log, "x" * (RECENT_BYTES + 1))
-            assert sequences(await log.read(1)) == [2]
-            assert store.reads == 0
-
-    within(scenario())
+    store = CountingStore(tmp_path)
+    async with a_log(store) as log:
+        await say(log, "x" * (RECENT_BYTES + 1))
+        assert sequences(await log.read(1)) == [2]
+        assert store.reads == 0
 
 
-def test_a_reader_that_waits_gets_the_next_event_at_once(tmp_path: Path) -> None:
+async def test_a_reader_that_waits_gets_the_next_event_at_once(tmp_path: Path) -> None:
     """Who has all that is there is woken by what comes; ten wait and ten are woken."""
-
-    async def scenario() -> None:
-        async with a_log(Store(tmp_path)) as log, AsyncExitStack() as stack:
-            readers = [await stack.enter_async_context(following(log, 1)) for _ in range(10)]
-            waiting = [asyncio.ensure_future(first(reader)) for reader in readers]
-            await asyncio.sleep(0)
-            assert not any(one.done() for one in waiting)
-            await say(log, "x")
-            assert await asyncio.gather(*waiting) == [[2]] * 10
-
-    within(scenario())
+    async with a_log(Store(tmp_path)) as log, AsyncExitStack() as stack:
+        readers = [await stack.enter_async_context(following(log, 1)) for _ in range(10)]
+        waiting = [asyncio.ensure_future(first(reader)) for reader in readers]
+        await asyncio.sleep(0)
+        assert not any(one.done() for one in waiting)
+        await say(log, "x")
+        assert await asyncio.gather(*waiting) == [[2]] * 10
 
 
-def test_a_reader_that_leaves_takes_nobody_with_it(tmp_path: Path) -> None:
+async def test_a_reader_that_leaves_takes_nobody_with_it(tmp_path: Path) -> None:
     """A stream that is dropped while it waits does not keep others from being woken."""
-
-    async def scenario() -> None:
-        async with a_log(Store(tmp_path)) as log:
-            leaves, stays = asyncio.ensure_future(everything(log, 1)), asyncio.ensure_future(everything(log))
-            await say(log, "x")
-            leaves.cancel()
-            await asyncio.gather(leaves, return_exceptions=True)
-            await end(log)
-            assert leaves.cancelled()
-            assert await stays == [1, 2, 3]
-
-    within(scenario())
+    async with a_log(Store(tmp_path)) as log:
+        leaves, stays = asyncio.ensure_future(everything(log, 1)), asyncio.ensure_future(everything(log))
+        await say(log, "x")
+        leaves.cancel()
+        await asyncio.gather(leaves, return_exceptions=True)
+        await end(log)
+        assert leaves.cancelled()
+        assert await stays == [1, 2, 3]
 
 
-def test_silence_gives_a_sign_of_life(tmp_path: Path) -> None:
+async def test_silence_gives_a_sign_of_life(tmp_path: Path) -> None:
     """Without an event an empty batch comes, as often as it is silent, and then what there is."""
-
-    async def scenario() -> None:
-        async with a_log(Store(tmp_path)) as log, following(log, 1, 0.01) as reader:
-            assert [await anext(reader), await anext(reader)] == [(), ()]
-            await say(log, "x")
+    async with a_log(Store(tmp_path)) as log, following(log, 1, 0.01) as reader:
+        assert [await anext(reader), await anext(reader)] == [(), ()]
+        await say(log, "x")
+        batch = await anext(reader)
+        while not batch:
             batch = await anext(reader)
-            while not batch:
-                batch = await anext(reader)
-            assert sequences(batch) == [2]
-
-    within(scenario())
+        assert sequences(batch) == [2]

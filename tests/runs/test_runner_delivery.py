@@ -25,7 +25,6 @@ from tests.runs.doubles import (
     spec,
     states,
 )
-from tests.runs.samples import within
 from tests.support.notebooks import parsed
 
 S = RunState
@@ -85,29 +84,21 @@ async def delivered(store: Store, carrier: Carrier, *told: object) -> Run:
         return result
 
 
-def test_what_is_written_is_the_notebook_at_its_end(tmp_path: Path) -> None:
+async def test_what_is_written_is_the_notebook_at_its_end(tmp_path: Path) -> None:
     """Whole, with what the worker sent last; the URI is whole there and shown without what follows it."""
-
-    async def scenario() -> None:
-        carrier = Carrier()
-        run = await delivered(Store(tmp_path), carrier, *WHOLE)
-        assert (run.state, run.output_error, len(carrier.written)) == (S.SUCCEEDED, "", 1)
-        assert run.output_uri == "s3://bucket/result?…"
-        assert parsed(carrier.written[0][1]).metadata == {"a": 1}
-
-    within(scenario())
+    carrier = Carrier()
+    run = await delivered(Store(tmp_path), carrier, *WHOLE)
+    assert (run.state, run.output_error, len(carrier.written)) == (S.SUCCEEDED, "", 1)
+    assert run.output_uri == "s3://bucket/result?…"
+    assert parsed(carrier.written[0][1]).metadata == {"a": 1}
 
 
-def test_a_worker_that_dies_has_what_it_told_written(tmp_path: Path) -> None:
+async def test_a_worker_that_dies_has_what_it_told_written(tmp_path: Path) -> None:
     """The text of the cell that went on is in what is written."""
-
-    async def scenario() -> None:
-        carrier = Carrier()
-        run = await delivered(Store(tmp_path), carrier, KernelReady(), *cell(0), *cell(1)[:2], DIED)
-        assert (run.state, run.output_error) == (S.CRASHED, "")
-        assert b"said 1" in carrier.written[0][1]
-
-    within(scenario())
+    carrier = Carrier()
+    run = await delivered(Store(tmp_path), carrier, KernelReady(), *cell(0), *cell(1)[:2], DIED)
+    assert (run.state, run.output_error) == (S.CRASHED, "")
+    assert b"said 1" in carrier.written[0][1]
 
 
 @pytest.mark.parametrize(
@@ -121,68 +112,56 @@ def test_a_worker_that_dies_has_what_it_told_written(tmp_path: Path) -> None:
         (ValueError("secret"), "Not written: the server failed, and its log says more."),
     ],
 )
-def test_whatever_goes_wrong_the_run_ends_as_it_would_have(
+async def test_whatever_goes_wrong_the_run_ends_as_it_would_have(
     tmp_path: Path, error: Exception, said: str
 ) -> None:
     """A write that fails, in whatever way, changes nothing but what is said of it."""
-
-    async def scenario() -> None:
-        carrier = Carrier()
-        carrier.error = error
-        run = await delivered(Store(tmp_path), carrier, *WHOLE)
-        assert (run.state, run.failure, run.output_error) == (S.SUCCEEDED, None, said)
-
-    within(scenario())
+    carrier = Carrier()
+    carrier.error = error
+    run = await delivered(Store(tmp_path), carrier, *WHOLE)
+    assert (run.state, run.failure, run.output_error) == (S.SUCCEEDED, None, said)
 
 
 @pytest.mark.parametrize("moment", ["before the end", "during the write"])
-def test_a_kill_that_comes_before_the_run_has_ended_ends_it(tmp_path: Path, moment: str) -> None:
+async def test_a_kill_that_comes_before_the_run_has_ended_ends_it(tmp_path: Path, moment: str) -> None:
     """Also when its worker was done: nothing is written, and the order of its events holds."""
-
-    async def scenario() -> None:
-        carrier, backend = Carrier(), Double(obedient=False)
-        async with running(Store(tmp_path), backend, transfer=carrier) as runner:
-            run = await runner.start(spec(output_uri=URI))
-            handle = await backend.taken()
-            handle.tell(*WHOLE[:-1])
-            if moment == "during the write":
-                handle.tell(DONE)
-                await carrier.begun.wait()
-            kill = asyncio.ensure_future(runner.kill(run.run_id, 0.0))
-            await reach(runner, run.run_id, S.KILLING)
-            if moment == "before the end":
-                await handle.asked.wait()
-                handle.tell(DONE)
-            killed, _ = await kill
-            told = await events(runner, run.run_id)
-        assert killed.state is S.KILLED
-        assert killed.failure is not None
-        assert killed.failure.cause is Cause.KILL_REQUESTED
-        assert killed.output_error.endswith("the run was killed.")
-        assert carrier.written == []
-        assert states(told) == [S.QUEUED, S.STARTING, S.RUNNING, S.KILLING, S.KILLED]
-
-    within(scenario())
-
-
-def test_a_write_holds_up_no_reader(tmp_path: Path) -> None:
-    """While it goes on the run is RUNNING, all its events are told, and its worker is not free."""
-
-    async def scenario() -> None:
-        carrier, backend = Carrier(), Double(obedient=False)
-        store = Store(tmp_path)
-        async with running(store, backend, queue_size=1, transfer=carrier) as runner:
-            run = await runner.start(spec(output_uri=URI))
-            following = await runner.start(spec())
-            (await backend.taken()).tell(*WHOLE)
+    carrier, backend = Carrier(), Double(obedient=False)
+    async with running(Store(tmp_path), backend, transfer=carrier) as runner:
+        run = await runner.start(spec(output_uri=URI))
+        handle = await backend.taken()
+        handle.tell(*WHOLE[:-1])
+        if moment == "during the write":
+            handle.tell(DONE)
             await carrier.begun.wait()
-            await settled(store)
-            found = await runner.find(run.run_id)
-            assert (found.state, found.cells_completed, found.output_error) == (S.RUNNING, 2, "")
-            assert (await runner.find(following.run_id)).state is S.QUEUED
-            carrier.go_on.set()
-            (await backend.taken()).tell(KernelReady(), DONE)
-            assert (await ended(runner, run.run_id)).state is S.SUCCEEDED
-            await ended(runner, following.run_id)
+        kill = asyncio.ensure_future(runner.kill(run.run_id, 0.0))
+        await reach(runner, run.run_id, S.KILLING)
+        if moment == "before the end":
+            await handle.asked.wait()
+            handle.tell(DONE)
+        killed, _ = await kill
+        told = await events(runner, run.run_id)
+    assert killed.state is S.KILLED
+    assert killed.failure is not None
+    assert killed.failure.cause is Cause.KILL_REQUESTED
+    assert killed.output_error.endswith("the run was killed.")
+    assert carrier.written == []
+    assert states(told) == [S.QUEUED, S.STARTING, S.RUNNING, S.KILLING, S.KILLED]
 
-    within(scenario())
+
+async def test_a_write_holds_up_no_reader(tmp_path: Path) -> None:
+    """While it goes on the run is RUNNING, all its events are told, and its worker is not free."""
+    carrier, backend = Carrier(), Double(obedient=False)
+    store = Store(tmp_path)
+    async with running(store, backend, queue_size=1, transfer=carrier) as runner:
+        run = await runner.start(spec(output_uri=URI))
+        following = await runner.start(spec())
+        (await backend.taken()).tell(*WHOLE)
+        await carrier.begun.wait()
+        await settled(store)
+        found = await runner.find(run.run_id)
+        assert (found.state, found.cells_completed, found.output_error) == (S.RUNNING, 2, "")
+        assert (await runner.find(following.run_id)).state is S.QUEUED
+        carrier.go_on.set()
+        (await backend.taken()).tell(KernelReady(), DONE)
+        assert (await ended(runner, run.run_id)).state is S.SUCCEEDED
+        await ended(runner, following.run_id)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from notebook_runner_server.execution.interface import Cause, Ended, Failure, KernelReady
 from notebook_runner_server.runs.lifecycle import Runner
@@ -13,7 +14,6 @@ from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import Part
 from tests.runs.doubles import DONE, Double, Handle, ended, events, reach, running, settled, spec, states
-from tests.runs.samples import within
 
 S = RunState
 KILL = Cause.KILL_REQUESTED
@@ -39,11 +39,13 @@ class GatedStore(Store):
             self.reached.set()
             await self.go_on.wait()
 
+    @override
     async def append(self, position: int, run: Run, *args: Any, **options: Any) -> None:
         """Appends events."""
         await self._pass(run.state)
         await super().append(position, run, *args, **options)
 
+    @override
     async def parts(self, position: int, as_of: int) -> list[Part]:
         """Reads where the parts are: what a job is made of."""
         await self._pass("parts")
@@ -76,19 +78,19 @@ async def nothing(*_: object) -> None:
     """What a run does by itself."""
 
 
-def test_while_the_run_is_brought_to_starting(tmp_path: Path) -> None:
+async def test_while_the_run_is_brought_to_starting(tmp_path: Path) -> None:
     """Taken from the queue and not yet STARTING: it is never given to a worker."""
-    told = within(killed_when(tmp_path, S.STARTING, nothing))
+    told = await killed_when(tmp_path, S.STARTING, nothing)
     assert told == [S.QUEUED, S.STARTING, S.KILLING, S.KILLED]
 
 
-def test_between_starting_and_submit(tmp_path: Path) -> None:
+async def test_between_starting_and_submit(tmp_path: Path) -> None:
     """STARTING, and its notebook is being read: it is never given to a worker."""
-    told = within(killed_when(tmp_path, "parts", nothing))
+    told = await killed_when(tmp_path, "parts", nothing)
     assert told == [S.QUEUED, S.STARTING, S.KILLING, S.KILLED]
 
 
-def test_while_the_kill_itself_is_written(tmp_path: Path) -> None:
+async def test_while_the_kill_itself_is_written(tmp_path: Path) -> None:
     """KILLING is being written, and more kills arrive: they wait for the same end."""
 
     async def act(runner: Runner, backend: Double, run: Run) -> None:
@@ -96,50 +98,46 @@ def test_while_the_kill_itself_is_written(tmp_path: Path) -> None:
         task = asyncio.ensure_future(runner.kill(run.run_id, 0.0))
         task.add_done_callback(lambda done: done.result())
 
-    told = within(killed_when(tmp_path, S.KILLING, act))
+    told = await killed_when(tmp_path, S.KILLING, act)
     assert told == [S.QUEUED, S.STARTING, S.KILLING, S.KILLED]
 
 
-def test_while_the_kernel_gets_ready(tmp_path: Path) -> None:
+async def test_while_the_kernel_gets_ready(tmp_path: Path) -> None:
     """RUNNING is being written: the run goes over KILLING all the same."""
 
     async def act(_: Runner, backend: Double, run: Run) -> None:
         (await backend.taken()).tell(KernelReady())
         assert run.run_id
 
-    told = within(killed_when(tmp_path, S.RUNNING, act))
+    told = await killed_when(tmp_path, S.RUNNING, act)
     assert told == [S.QUEUED, S.STARTING, S.RUNNING, S.KILLING, S.KILLED]
 
 
 @pytest.mark.parametrize("state", [S.QUEUED, S.STARTING, S.RUNNING, S.KILLING])
-def test_in_every_state(tmp_path: Path, state: RunState) -> None:
+async def test_in_every_state(tmp_path: Path, state: RunState) -> None:
     """The run ends as KILLED; the worker hears of it when it has one; its processes are counted."""
-
-    async def scenario() -> None:
-        backend = Double(obedient=False)
-        async with running(Store(tmp_path), backend, 1) as runner:
-            first = await runner.start(spec())
-            handle = await backend.taken()
-            run = await runner.start(spec()) if state is S.QUEUED else first
-            if state in (S.RUNNING, S.KILLING):
-                handle.tell(KernelReady())
-                await reach(runner, run.run_id, S.RUNNING)
-            kills = [asyncio.ensure_future(runner.kill(run.run_id, 7.0))]
-            if state is S.KILLING:
-                await handle.asked.wait()
-                kills.append(asyncio.ensure_future(runner.kill(run.run_id, 0.0)))
-            await answer(handle, len(kills) if run is first else 0)
-            expected = (S.KILLED, 0 if state is S.QUEUED else 5)
-            for killed, count in await asyncio.gather(*kills):
-                assert (killed.state, count) == expected
-                assert (killed.start_time == 0) == (state is S.QUEUED)
-            graces = [7.0, 0.0] if state is S.KILLING else [7.0]
-            assert handle.stops == ([] if state is S.QUEUED else [(KILL, grace) for grace in graces])
-            if state is S.QUEUED:
-                assert (await runner.find(first.run_id)).state is S.STARTING
-                handle.tell(Ended(Failure(KILL, "test is over")))
-
-    within(scenario())
+    backend = Double(obedient=False)
+    async with running(Store(tmp_path), backend, 1) as runner:
+        first = await runner.start(spec())
+        handle = await backend.taken()
+        run = await runner.start(spec()) if state is S.QUEUED else first
+        if state in (S.RUNNING, S.KILLING):
+            handle.tell(KernelReady())
+            await reach(runner, run.run_id, S.RUNNING)
+        kills = [asyncio.ensure_future(runner.kill(run.run_id, 7.0))]
+        if state is S.KILLING:
+            await handle.asked.wait()
+            kills.append(asyncio.ensure_future(runner.kill(run.run_id, 0.0)))
+        await answer(handle, len(kills) if run is first else 0)
+        expected = (S.KILLED, 0 if state is S.QUEUED else 5)
+        for killed, count in await asyncio.gather(*kills):
+            assert (killed.state, count) == expected
+            assert (killed.start_time == 0) == (state is S.QUEUED)
+        graces = [7.0, 0.0] if state is S.KILLING else [7.0]
+        assert handle.stops == ([] if state is S.QUEUED else [(KILL, grace) for grace in graces])
+        if state is S.QUEUED:
+            assert (await runner.find(first.run_id)).state is S.STARTING
+            handle.tell(Ended(Failure(KILL, "test is over")))
 
 
 async def answer(handle: Handle, stops: int) -> None:
@@ -152,116 +150,92 @@ async def answer(handle: Handle, stops: int) -> None:
     handle.tell(Ended(Failure(KILL, "killed"), 5))
 
 
-def test_fifty_at_once_are_one(tmp_path: Path) -> None:
+async def test_fifty_at_once_are_one(tmp_path: Path) -> None:
     """All get the same run and number of processes, and the log has one terminal event."""
-
-    async def scenario() -> None:
-        backend = Double(obedient=False)
-        async with running(Store(tmp_path), backend) as runner:
-            run = await runner.start(spec())
-            handle = await backend.taken()
-            handle.tell(KernelReady())
-            await reach(runner, run.run_id, S.RUNNING)
-            kills = [asyncio.ensure_future(runner.kill(run.run_id, 0.0)) for _ in range(50)]
-            await answer(handle, 50)
-            answers = await asyncio.gather(*kills)
-            assert [one for one in answers if one != answers[0]] == []
-            assert (answers[0][0].state, answers[0][1]) == (S.KILLED, 5)
-            told = states(await events(runner, run.run_id))
-            assert told == [S.QUEUED, S.STARTING, S.RUNNING, S.KILLING, S.KILLED]
-
-    within(scenario())
+    backend = Double(obedient=False)
+    async with running(Store(tmp_path), backend) as runner:
+        run = await runner.start(spec())
+        handle = await backend.taken()
+        handle.tell(KernelReady())
+        await reach(runner, run.run_id, S.RUNNING)
+        kills = [asyncio.ensure_future(runner.kill(run.run_id, 0.0)) for _ in range(50)]
+        await answer(handle, 50)
+        answers = await asyncio.gather(*kills)
+        assert [one for one in answers if one != answers[0]] == []
+        assert (answers[0][0].state, answers[0][1]) == (S.KILLED, 5)
+        told = states(await events(runner, run.run_id))
+        assert told == [S.QUEUED, S.STARTING, S.RUNNING, S.KILLING, S.KILLED]
 
 
-def test_fifty_at_once_of_a_queued_run_are_one(tmp_path: Path) -> None:
+async def test_fifty_at_once_of_a_queued_run_are_one(tmp_path: Path) -> None:
     """It ends once and without having begun, and the run with the worker is not touched."""
-
-    async def scenario() -> None:
-        backend = Double()
-        async with running(Store(tmp_path), backend, 1) as runner:
-            run, queued = await runner.start(spec()), await runner.start(spec())
-            (await backend.taken()).tell(KernelReady())
-            await reach(runner, run.run_id, S.RUNNING)
-            answers = await asyncio.gather(*(runner.kill(queued.run_id, 0.0) for _ in range(50)))
-            assert [one for one in answers if one != answers[0]] == []
-            assert (answers[0][0].state, answers[0][1]) == (S.KILLED, 0)
-            assert states(await events(runner, queued.run_id)) == [S.QUEUED, S.KILLED]
-            assert (await runner.find(run.run_id)).state is S.RUNNING
-            assert backend.handles[0].stops == []
-
-    within(scenario())
+    backend = Double()
+    async with running(Store(tmp_path), backend, 1) as runner:
+        run, queued = await runner.start(spec()), await runner.start(spec())
+        (await backend.taken()).tell(KernelReady())
+        await reach(runner, run.run_id, S.RUNNING)
+        answers = await asyncio.gather(*(runner.kill(queued.run_id, 0.0) for _ in range(50)))
+        assert [one for one in answers if one != answers[0]] == []
+        assert (answers[0][0].state, answers[0][1]) == (S.KILLED, 0)
+        assert states(await events(runner, queued.run_id)) == [S.QUEUED, S.KILLED]
+        assert (await runner.find(run.run_id)).state is S.RUNNING
+        assert backend.handles[0].stops == []
 
 
-def test_fifty_beside_the_end_answer_a_run_that_has_ended(tmp_path: Path) -> None:
+async def test_fifty_beside_the_end_answer_a_run_that_has_ended(tmp_path: Path) -> None:
     """Some come before the end and some after it: all answer the same terminal state, none an earlier one."""
-
-    async def scenario() -> None:
-        backend = Double()
-        async with running(Store(tmp_path), backend) as runner:
-            for _ in range(5):
-                run = await runner.start(spec())
-                (await backend.taken(run.run_id)).tell(KernelReady())
-                await reach(runner, run.run_id, S.RUNNING)
-                answers = await asyncio.gather(*(runner.kill(run.run_id, 0.0) for _ in range(50)))
-                assert {one.state for one, _ in answers} == {S.KILLED}
-                assert [one for one, _ in answers if one != answers[0][0]] == []
-                assert {count for _, count in answers} <= {0, 2}
-
-    within(scenario())
-
-
-def test_a_run_that_has_ended_answers_its_own_end(tmp_path: Path) -> None:
-    """As often as one likes, with and without grace; no process was ended by that."""
-
-    async def scenario() -> None:
-        backend = Double()
-        async with running(Store(tmp_path), backend) as runner:
+    backend = Double()
+    async with running(Store(tmp_path), backend) as runner:
+        for _ in range(5):
             run = await runner.start(spec())
-            (await backend.taken()).tell(KernelReady(), DONE)
-            end = await ended(runner, run.run_id)
-            for grace in (0.0, 5.0, 0.0):
-                assert await runner.kill(run.run_id, grace) == (end, 0)
-            assert backend.handles[0].stops == []
-
-    within(scenario())
-
-
-def test_an_end_that_comes_before_the_order_wins(tmp_path: Path) -> None:
-    """A worker that was done already says so: the run SUCCEEDED, and Kill answers just that."""
-
-    async def scenario() -> None:
-        backend = Double(obedient=False)
-        async with running(Store(tmp_path), backend) as runner:
-            run = await runner.start(spec())
-            handle = await backend.taken()
-            handle.tell(KernelReady())
+            (await backend.taken(run.run_id)).tell(KernelReady())
             await reach(runner, run.run_id, S.RUNNING)
-            kill = asyncio.ensure_future(runner.kill(run.run_id, 0.0))
-            await handle.asked.wait()
-            handle.tell(DONE)
-            killed, _ = await kill
-            assert (killed.state, killed.failure) == (S.SUCCEEDED, None)
-            told = states(await events(runner, run.run_id))
-            assert told == [S.QUEUED, S.STARTING, S.RUNNING, S.KILLING, S.SUCCEEDED]
-
-    within(scenario())
-
-
-def test_kills_of_all_runs_at_once(tmp_path: Path) -> None:
-    """Two run, four wait: each is ended once, in whatever order they are asked for."""
-
-    async def scenario() -> None:
-        backend = Double(2)
-        async with running(Store(tmp_path), backend, 4) as runner:
-            runs = [await runner.start(spec()) for _ in range(6)]
-            wanted = [run.run_id for _ in range(5) for run in runs]
-            answers = await asyncio.gather(*(runner.kill(run_id, 0.0) for run_id in wanted))
+            answers = await asyncio.gather(*(runner.kill(run.run_id, 0.0) for _ in range(50)))
             assert {one.state for one, _ in answers} == {S.KILLED}
-            for run in runs:
-                told = states(await events(runner, run.run_id))
-                assert [state for state in told if state.is_terminal] == [S.KILLED]
-            run = await runner.start(spec())
-            (await backend.taken(run.run_id)).tell(KernelReady(), DONE)
-            assert (await ended(runner, run.run_id)).state is S.SUCCEEDED
+            assert [one for one, _ in answers if one != answers[0][0]] == []
+            assert {count for _, count in answers} <= {0, 2}
 
-    within(scenario())
+
+async def test_a_run_that_has_ended_answers_its_own_end(tmp_path: Path) -> None:
+    """As often as one likes, with and without grace; no process was ended by that."""
+    backend = Double()
+    async with running(Store(tmp_path), backend) as runner:
+        run = await runner.start(spec())
+        (await backend.taken()).tell(KernelReady(), DONE)
+        end = await ended(runner, run.run_id)
+        for grace in (0.0, 5.0, 0.0):
+            assert await runner.kill(run.run_id, grace) == (end, 0)
+        assert backend.handles[0].stops == []
+
+
+async def test_an_end_that_comes_before_the_order_wins(tmp_path: Path) -> None:
+    """A worker that was done already says so: the run SUCCEEDED, and Kill answers just that."""
+    backend = Double(obedient=False)
+    async with running(Store(tmp_path), backend) as runner:
+        run = await runner.start(spec())
+        handle = await backend.taken()
+        handle.tell(KernelReady())
+        await reach(runner, run.run_id, S.RUNNING)
+        kill = asyncio.ensure_future(runner.kill(run.run_id, 0.0))
+        await handle.asked.wait()
+        handle.tell(DONE)
+        killed, _ = await kill
+        assert (killed.state, killed.failure) == (S.SUCCEEDED, None)
+        told = states(await events(runner, run.run_id))
+        assert told == [S.QUEUED, S.STARTING, S.RUNNING, S.KILLING, S.SUCCEEDED]
+
+
+async def test_kills_of_all_runs_at_once(tmp_path: Path) -> None:
+    """Two run, four wait: each is ended once, in whatever order they are asked for."""
+    backend = Double(2)
+    async with running(Store(tmp_path), backend, 4) as runner:
+        runs = [await runner.start(spec()) for _ in range(6)]
+        wanted = [run.run_id for _ in range(5) for run in runs]
+        answers = await asyncio.gather(*(runner.kill(run_id, 0.0) for run_id in wanted))
+        assert {one.state for one, _ in answers} == {S.KILLED}
+        for run in runs:
+            told = states(await events(runner, run.run_id))
+            assert [state for state in told if state.is_terminal] == [S.KILLED]
+        run = await runner.start(spec())
+        (await backend.taken(run.run_id)).tell(KernelReady(), DONE)
+        assert (await ended(runner, run.run_id)).state is S.SUCCEEDED

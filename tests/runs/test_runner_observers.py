@@ -9,7 +9,6 @@ from notebook_runner_server.runs.model import Event, Origin, RunChanged, RunStat
 from notebook_runner_server.runs.observer import Course
 from notebook_runner_server.runs.store import Store
 from tests.runs.doubles import WHOLE, Double, ended, running, spec
-from tests.runs.samples import within
 
 ORIGIN = Origin("call", "parent", "state")
 
@@ -29,20 +28,17 @@ class Witness:
         raise ValueError("the witness fails")
 
 
-def test_what_observers_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_observers_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """States and cells in order, without output; what observers raise is logged, and the run goes on."""
     witness, second = Witness(), Witness()
 
-    async def scenario() -> None:
-        backend = Double()
-        async with running(Store(tmp_path), backend, observers=[witness, second]) as runner:
-            started = await runner.start(spec(environment={"A": "b"}), ORIGIN)
-            handle = await backend.taken()
-            assert handle.job.environment == {"A": "b", "TRACEPARENT": "parent", "TRACESTATE": "state"}
-            handle.tell(KernelReady(is_warm=True), *WHOLE[1:-1], Ended(None, 3, 1000))
-            assert (await ended(runner, started.run_id)).state is RunState.SUCCEEDED
-
-    within(scenario())
+    backend = Double()
+    async with running(Store(tmp_path), backend, observers=[witness, second]) as runner:
+        started = await runner.start(spec(environment={"A": "b"}), ORIGIN)
+        handle = await backend.taken()
+        assert handle.job.environment == {"A": "b", "TRACEPARENT": "parent", "TRACESTATE": "state"}
+        handle.tell(KernelReady(is_warm=True), *WHOLE[1:-1], Ended(None, 3, 1000))
+        assert (await ended(runner, started.run_id)).state is RunState.SUCCEEDED
     cells = [CellStarted, CellFinished] * 2
     states = [RunState.QUEUED, RunState.STARTING, RunState.RUNNING, *cells, RunState.SUCCEEDED]
     assert witness.told == second.told == states
@@ -55,20 +51,17 @@ def test_what_observers_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert {record.__dict__["request_id"] for record in failed} == {"call"}
 
 
-def test_a_queued_run_keeps_its_origin(tmp_path: Path) -> None:
+async def test_a_queued_run_keeps_its_origin(tmp_path: Path) -> None:
     """A run that waits for the next server is new to its observers, with the call that it came from."""
     witness = Witness()
 
-    async def scenario() -> None:
-        async with running(Store(tmp_path), Double(), 1) as runner:
-            await runner.start(spec())
-            waiting = await runner.start(spec(), ORIGIN)
-        backend = Double()
-        async with running(Store(tmp_path), backend, observers=[witness]) as runner:
-            (await backend.taken(waiting.run_id)).tell(*WHOLE)
-            await ended(runner, waiting.run_id)
-
-    within(scenario())
+    async with running(Store(tmp_path), Double(), 1) as runner:
+        await runner.start(spec())
+        waiting = await runner.start(spec(), ORIGIN)
+    backend = Double()
+    async with running(Store(tmp_path), backend, observers=[witness]) as runner:
+        (await backend.taken(waiting.run_id)).tell(*WHOLE)
+        await ended(runner, waiting.run_id)
     (course,) = witness.courses
     assert course.origin == ORIGIN
     assert witness.told[0] is RunState.QUEUED

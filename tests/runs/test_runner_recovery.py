@@ -34,7 +34,7 @@ from tests.runs.doubles import (
     states,
     tells,
 )
-from tests.runs.samples import TERMINAL, a_run, changed, within
+from tests.runs.samples import TERMINAL, a_run, changed
 from tests.runs.stores import append, insert, opened
 from tests.support.notebooks import printed
 
@@ -59,159 +59,131 @@ async def left_in(folder: Path, *last: RunState) -> list[str]:
     return [state.name for state in last]
 
 
-def test_runs_on_the_way_are_interrupted(tmp_path: Path) -> None:
+async def test_runs_on_the_way_are_interrupted(tmp_path: Path) -> None:
     """STARTING, RUNNING and KILLING become INTERRUPTED with the next number, before anyone can ask."""
-
-    async def scenario() -> None:
-        await left_in(tmp_path, *ON_THE_WAY)
-        backend = Double()
-        async with running(Store(tmp_path), backend) as runner:
-            for count, state in enumerate(ON_THE_WAY, start=2):
-                run = await runner.find(state.name)
-                assert run.state is S.INTERRUPTED
-                assert run.failure is not None
-                assert (run.failure.cause, run.failure.cell_index) == (Cause.SERVER_DIED, None)
-                assert run.end_time > 0
-                told = await events(runner, state.name)
-                assert numbers(told) == list(range(1, count + 2))
-                assert states(told) == [S.QUEUED, *ON_THE_WAY[: count - 1], S.INTERRUPTED]
-                assert await runner.kill(state.name, 0.0) == (run, 0)
-            assert backend.handles == []
-            # What was in the way is in the way no more.
-            run = await runner.start(spec())
-            (await backend.taken()).tell(KernelReady(), DONE)
-            assert (await ended(runner, run.run_id)).state is S.SUCCEEDED
-
-    within(scenario())
-
-
-def test_runs_that_had_ended_stay_as_they_are(tmp_path: Path) -> None:
-    """A terminal state is terminal over every restart, and nothing is added to the log."""
-
-    async def scenario() -> None:
-        names = await left_in(tmp_path, *TERMINAL)
-        for _ in range(2):
-            async with running(Store(tmp_path), Double()) as runner:
-                found = [await runner.find(name) for name in names]
-                assert [run.state for run in found] == TERMINAL
-                assert [numbers(await events(runner, name)) for name in names] == [[1, 2]] * len(names)
-
-    within(scenario())
-
-
-def test_queued_runs_go_on_in_order(tmp_path: Path) -> None:
-    """Three waited: they are executed once each, first come first served, and newcomers come after."""
-
-    async def scenario() -> None:
-        names = []
-        async with abandoned(Store(tmp_path), Double(), 3) as runner:
-            names = [(await runner.start(spec(environment={"N": str(n)}))).run_id for n in range(4)]
-            await reach(runner, names[0], S.STARTING)
-        backend = Double()
-        async with running(Store(tmp_path), backend, 3) as runner:
-            names.append((await runner.start(spec(environment={"N": "4"}))).run_id)
-            assert (await runner.find(names[0])).state is S.INTERRUPTED
-            for number, name in enumerate(names[1:], start=1):
-                handle = await backend.taken()
-                assert (handle.job.run_id, handle.job.environment) == (name, {"N": str(number)})
-                assert handle.job.notebook == SIMPLE + b"\n"
-                handle.tell(KernelReady(), DONE)
-                assert (await ended(runner, name)).state is S.SUCCEEDED
-            assert len(backend.handles) == 4
-
-    within(scenario())
-
-
-def test_what_was_reported_done_is_kept(tmp_path: Path) -> None:
-    """Events and the finished cell are there; the cell it died in has the text that was told."""
-
-    async def scenario() -> None:
-        said = StreamOutput(1, "stdout", "last words\n")
-        backend = Double()
-        async with abandoned(Store(tmp_path), backend) as runner:
-            run_id = (await runner.start(spec(request_id="mine"))).run_id
-            _, log = await runner.log(run_id)
-            told_now = [KernelReady(), *cell(0), CellStarted(1, "id", "2"), said]
-            (await backend.taken()).tell(*told_now)
-            last = await tells(log, said)
-        store = Store(tmp_path)
-        async with running(store, Double()) as runner:
-            run = await runner.find(run_id)
+    await left_in(tmp_path, *ON_THE_WAY)
+    backend = Double()
+    async with running(Store(tmp_path), backend) as runner:
+        for count, state in enumerate(ON_THE_WAY, start=2):
+            run = await runner.find(state.name)
+            assert run.state is S.INTERRUPTED
             assert run.failure is not None
-            assert (run.state, run.failure.cell_index, run.cells_completed) == (S.INTERRUPTED, 1, 1)
-            assert (await runner.start(spec(request_id="mine"))).run_id == run_id
-            told = await events(runner, run_id, last)
-            finished, end = (event.body for event in told)
-            assert isinstance(finished, CellFinished)
-            assert (finished.cell_index, finished.outcome) == (1, CellOutcome.STOPPED)
-            assert isinstance(end, RunChanged)
-            node = await executed(store, run_id)
-            assert [printed(node, 0), printed(node, 1)] == ["said 0\n", "last words\n"]
+            assert (run.failure.cause, run.failure.cell_index) == (Cause.SERVER_DIED, None)
+            assert run.end_time > 0
+            told = await events(runner, state.name)
+            assert numbers(told) == list(range(1, count + 2))
+            assert states(told) == [S.QUEUED, *ON_THE_WAY[: count - 1], S.INTERRUPTED]
+            assert await runner.kill(state.name, 0.0) == (run, 0)
+        assert backend.handles == []
+        # What was in the way is in the way no more.
+        run = await runner.start(spec())
+        (await backend.taken()).tell(KernelReady(), DONE)
+        assert (await ended(runner, run.run_id)).state is S.SUCCEEDED
 
-    within(scenario())
+
+async def test_runs_that_had_ended_stay_as_they_are(tmp_path: Path) -> None:
+    """A terminal state is terminal over every restart, and nothing is added to the log."""
+    names = await left_in(tmp_path, *TERMINAL)
+    for _ in range(2):
+        async with running(Store(tmp_path), Double()) as runner:
+            found = [await runner.find(name) for name in names]
+            assert [run.state for run in found] == TERMINAL
+            assert [numbers(await events(runner, name)) for name in names] == [[1, 2]] * len(names)
 
 
-def test_bytes_that_belong_to_no_part_do_no_harm(tmp_path: Path) -> None:
+async def test_queued_runs_go_on_in_order(tmp_path: Path) -> None:
+    """Three waited: they are executed once each, first come first served, and newcomers come after."""
+    names = []
+    async with abandoned(Store(tmp_path), Double(), 3) as runner:
+        names = [(await runner.start(spec(environment={"N": str(n)}))).run_id for n in range(4)]
+        await reach(runner, names[0], S.STARTING)
+    backend = Double()
+    async with running(Store(tmp_path), backend, 3) as runner:
+        names.append((await runner.start(spec(environment={"N": "4"}))).run_id)
+        assert (await runner.find(names[0])).state is S.INTERRUPTED
+        for number, name in enumerate(names[1:], start=1):
+            handle = await backend.taken()
+            assert (handle.job.run_id, handle.job.environment) == (name, {"N": str(number)})
+            assert handle.job.notebook == SIMPLE + b"\n"
+            handle.tell(KernelReady(), DONE)
+            assert (await ended(runner, name)).state is S.SUCCEEDED
+        assert len(backend.handles) == 4
+
+
+async def test_what_was_reported_done_is_kept(tmp_path: Path) -> None:
+    """Events and the finished cell are there; the cell it died in has the text that was told."""
+    said = StreamOutput(1, "stdout", "last words\n")
+    backend = Double()
+    async with abandoned(Store(tmp_path), backend) as runner:
+        run_id = (await runner.start(spec(request_id="mine"))).run_id
+        _, log = await runner.log(run_id)
+        told_now = [KernelReady(), *cell(0), CellStarted(1, "id", "2"), said]
+        (await backend.taken()).tell(*told_now)
+        last = await tells(log, said)
+    store = Store(tmp_path)
+    async with running(store, Double()) as runner:
+        run = await runner.find(run_id)
+        assert run.failure is not None
+        assert (run.state, run.failure.cell_index, run.cells_completed) == (S.INTERRUPTED, 1, 1)
+        assert (await runner.start(spec(request_id="mine"))).run_id == run_id
+        told = await events(runner, run_id, last)
+        finished, end = (event.body for event in told)
+        assert isinstance(finished, CellFinished)
+        assert (finished.cell_index, finished.outcome) == (1, CellOutcome.STOPPED)
+        assert isinstance(end, RunChanged)
+        node = await executed(store, run_id)
+        assert [printed(node, 0), printed(node, 1)] == ["said 0\n", "last words\n"]
+
+
+async def test_bytes_that_belong_to_no_part_do_no_harm(tmp_path: Path) -> None:
     """A part of which only some bytes had been written when the server died is not taken for a whole one."""
-
-    async def scenario() -> None:
-        backend = Double()
-        started = CellStarted(1, "id", "2")
-        async with abandoned(Store(tmp_path), backend) as runner:
-            run_id = (await runner.start(spec())).run_id
-            _, log = await runner.log(run_id)
-            torn = PartChunk(1, b"torn", last=False)
-            (await backend.taken()).tell(KernelReady(), *cell(0), started, torn, ClearOutput(1, wait=True))
-            await tells(log, ClearOutput(1, wait=True))
-        store = Store(tmp_path)
-        async with running(store, Double()) as runner:
-            assert (await runner.find(run_id)).state is S.INTERRUPTED
-            node = await executed(store, run_id)
-            assert [printed(node, 0), printed(node, 1)] == ["said 0\n", ""]
-
-    within(scenario())
+    backend = Double()
+    started = CellStarted(1, "id", "2")
+    async with abandoned(Store(tmp_path), backend) as runner:
+        run_id = (await runner.start(spec())).run_id
+        _, log = await runner.log(run_id)
+        torn = PartChunk(1, b"torn", last=False)
+        (await backend.taken()).tell(KernelReady(), *cell(0), started, torn, ClearOutput(1, wait=True))
+        await tells(log, ClearOutput(1, wait=True))
+    store = Store(tmp_path)
+    async with running(store, Double()) as runner:
+        assert (await runner.find(run_id)).state is S.INTERRUPTED
+        node = await executed(store, run_id)
+        assert [printed(node, 0), printed(node, 1)] == ["said 0\n", ""]
 
 
 @pytest.mark.parametrize("damage", ["folder", "parts"])
-def test_a_run_whose_files_are_gone_does_not_keep_the_server_from_starting(
+async def test_a_run_whose_files_are_gone_does_not_keep_the_server_from_starting(
     tmp_path: Path, damage: str
 ) -> None:
     """What can still be said of it is said: it is INTERRUPTED, and the next run works."""
-
-    async def scenario() -> None:
-        backend = Double()
-        store = Store(tmp_path)
-        async with abandoned(store, backend) as runner:
-            run_id = (await runner.start(spec())).run_id
-            _, log = await runner.log(run_id)
-            started = CellStarted(0, "id", "1")
-            (await backend.taken()).tell(KernelReady(), started)
-            await tells(log, started)
-            folder = store.folder(run_id)
-        if damage == "folder":
-            folder.remove()
-        else:
-            (folder.path / "parts").unlink()
-        async with running(Store(tmp_path), Double()) as runner:
-            assert (await runner.find(run_id)).state is S.INTERRUPTED
-
-    within(scenario())
+    backend = Double()
+    store = Store(tmp_path)
+    async with abandoned(store, backend) as runner:
+        run_id = (await runner.start(spec())).run_id
+        _, log = await runner.log(run_id)
+        started = CellStarted(0, "id", "1")
+        (await backend.taken()).tell(KernelReady(), started)
+        await tells(log, started)
+        folder = store.folder(run_id)
+    if damage == "folder":
+        folder.remove()
+    else:
+        (folder.path / "parts").unlink()
+    async with running(Store(tmp_path), Double()) as runner:
+        assert (await runner.find(run_id)).state is S.INTERRUPTED
 
 
-def test_a_queued_run_whose_files_are_gone_ends_with_a_name(tmp_path: Path) -> None:
+async def test_a_queued_run_whose_files_are_gone_ends_with_a_name(tmp_path: Path) -> None:
     """It cannot be executed: CRASHED, by the state folder, and the next run works."""
-
-    async def scenario() -> None:
-        await left_in(tmp_path, S.QUEUED)
-        backend = Double()
-        store = Store(tmp_path)
-        store.folder("QUEUED").remove()
-        async with running(store, backend) as runner:
-            run = await ended(runner, "QUEUED")
-            assert run.failure is not None
-            assert (run.state, run.failure.cause) == (S.CRASHED, Cause.STORAGE_FAILED)
-            other = await runner.start(spec())
-            (await backend.taken()).tell(KernelReady(), DONE)
-            assert (await ended(runner, other.run_id)).state is S.SUCCEEDED
-
-    within(scenario())
+    await left_in(tmp_path, S.QUEUED)
+    backend = Double()
+    store = Store(tmp_path)
+    store.folder("QUEUED").remove()
+    async with running(store, backend) as runner:
+        run = await ended(runner, "QUEUED")
+        assert run.failure is not None
+        assert (run.state, run.failure.cause) == (S.CRASHED, Cause.STORAGE_FAILED)
+        other = await runner.start(spec())
+        (await backend.taken()).tell(KernelReady(), DONE)
+        assert (await ended(runner, other.run_id)).state is S.SUCCEEDED

@@ -10,7 +10,6 @@ import pytest
 
 from notebook_runner_server.runs import soundness
 from notebook_runner_server.runs.soundness import Soundness
-from tests.runs.samples import within
 from tests.runs.stores import insert, opened
 
 DATABASE = "notebook-runner.db"
@@ -18,18 +17,14 @@ PAGE = 4096
 
 
 @pytest.fixture
-def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+async def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state folder with a history that a start has no time to look at."""
     # Not 0: the clock may stand still between two looks at it.
     monkeypatch.setattr(soundness, "LOOK_SECONDS", -1.0)
     monkeypatch.setattr(soundness, "_STEPS", 1)
-
-    async def fill() -> None:
-        async with opened(tmp_path) as store:
-            for number in range(300):
-                await insert(store, f"run-{number}", labels={"x" * 100: "y" * 100})
-
-    within(fill(), 60)
+    async with opened(tmp_path) as store:
+        for number in range(300):
+            await insert(store, f"run-{number}", labels={"x" * 100: "y" * 100})
     return tmp_path
 
 
@@ -50,38 +45,36 @@ def looked_at(folder: Path) -> Iterator[Soundness]:
         yield one
 
 
-def starts(folder: Path) -> list[Path]:
+async def starts(folder: Path) -> list[Path]:
     """Opens and closes the store; answers what was set aside."""
-
-    async def scenario() -> None:
-        async with opened(folder):
-            pass
-
-    within(scenario(), 60)
+    async with opened(folder):
+        pass
     return list(folder.glob("damaged-*"))
 
 
-def test_damage_that_is_found_late_is_set_aside_at_the_next_start(history: Path) -> None:
+async def test_damage_that_is_found_late_is_set_aside_at_the_next_start(history: Path) -> None:
     """It is remembered, the next start sets the history aside, and the one after that finds nothing."""
     damage(history)
     with looked_at(history) as one:
         one.check_rest()
-    (aside,) = starts(history)
+    (aside,) = await starts(history)
     assert (aside / DATABASE).exists()
-    assert starts(history) == [aside]
+    assert await starts(history) == [aside]
 
 
-def test_a_sound_history_stays(history: Path) -> None:
+async def test_a_sound_history_stays(history: Path) -> None:
     """A look to the end that finds nothing leaves nothing behind."""
     with looked_at(history) as one:
         one.check_rest()
-    assert starts(history) == []
+    assert await starts(history) == []
 
 
 @pytest.mark.parametrize(("code", "aside"), [(sqlite3.SQLITE_CORRUPT, 1), (sqlite3.SQLITE_FULL, 0)])
-def test_what_cannot_be_read_is_damage_and_a_full_disk_is_not(history: Path, code: int, aside: int) -> None:
+async def test_what_cannot_be_read_is_damage_and_a_full_disk_is_not(
+    history: Path, code: int, aside: int
+) -> None:
     """Only an error that says that the file is damaged is remembered."""
     error = sqlite3.DatabaseError("why")
     error.sqlite_errorcode = code
     Soundness(history / DATABASE).note(error)
-    assert len(starts(history)) == aside
+    assert len(await starts(history)) == aside

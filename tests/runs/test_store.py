@@ -11,7 +11,7 @@ from notebook_runner_server.execution.parts import HEAD
 from notebook_runner_server.runs.model import Event, RunState
 from notebook_runner_server.runs.store import EVENTS_A_READ, Store, Written
 from notebook_runner_server.runs.tables import Part
-from tests.runs.samples import GOING_ON, TERMINAL, a_run, an_order, changed, printed, within
+from tests.runs.samples import GOING_ON, TERMINAL, a_run, an_order, changed, printed
 from tests.runs.stores import PARTS, append, content, finish, insert, opened
 
 NEWEST = 2**63 - 1
@@ -23,197 +23,161 @@ async def ids(store: Store, before: int = NEWEST, size: int = 100, **filters: ob
     return [row.run.run_id for row in await store.list(before, size, states, labels)]  # type: ignore[arg-type] # a test's
 
 
-def test_an_inserted_run_is_found_with_all_it_came_with(tmp_path: Path) -> None:
+async def test_an_inserted_run_is_found_with_all_it_came_with(tmp_path: Path) -> None:
     """Run, order, fingerprint, first event and parts are there, by run id, by request id, and as newest."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            order = an_order(environment={"A": "1"}, limits=Limits(run_timeout=1.5))
-            fields: dict[str, Any] = {
-                "parameters": {"a": [1, 2.0, None]},
-                "labels": {"b": "c"},
-                "notebook_path": "x.ipynb",
-            }
-            position = await insert(store, "one", order, request_id="mine", **fields)
-            run = a_run(run_id="one", request_id="mine", **fields)
-            row = await store.find("one")
-            assert row is not None
-            assert (row.position, row.run, row.order) == (position, run, order)
-            assert (row.last_sequence, row.fingerprint) == (1, "digest")
-            assert row == await store.find("")
-            same = await store.find_request("mine")
-            assert same is not None
-            assert (same.position, same.run, same.fingerprint) == (position, run, "digest")
-            assert await store.events(position, 0) == [changed(1, run)]
-            parts = await store.parts(position, 0)
-            assert content(store, "one", parts) == HEAD + b"first,secondtail"
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        order = an_order(environment={"A": "1"}, limits=Limits(run_timeout=1.5))
+        fields: dict[str, Any] = {
+            "parameters": {"a": [1, 2.0, None]},
+            "labels": {"b": "c"},
+            "notebook_path": "x.ipynb",
+        }
+        position = await insert(store, "one", order, request_id="mine", **fields)
+        run = a_run(run_id="one", request_id="mine", **fields)
+        row = await store.find("one")
+        assert row is not None
+        assert (row.position, row.run, row.order) == (position, run, order)
+        assert (row.last_sequence, row.fingerprint) == (1, "digest")
+        assert row == await store.find("")
+        same = await store.find_request("mine")
+        assert same is not None
+        assert (same.position, same.run, same.fingerprint) == (position, run, "digest")
+        assert await store.events(position, 0) == [changed(1, run)]
+        parts = await store.parts(position, 0)
+        assert content(store, "one", parts) == HEAD + b"first,secondtail"
 
 
-def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
+async def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
     """An unknown run, an unknown request and an empty store answer nothing; no request id is none."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            assert await store.find("") is None
-            assert await store.list(NEWEST, 10, [], {}) == []
-            await insert(store, "one")
-            await insert(store, "two")
-            assert await store.find("three") is None
-            assert await store.find_request("") is None
-            assert await store.find_request("mine") is None
-            newest = await store.find("")
-            assert newest is not None
-            assert newest.run.run_id == "two"
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        assert await store.find("") is None
+        assert await store.list(NEWEST, 10, [], {}) == []
+        await insert(store, "one")
+        await insert(store, "two")
+        assert await store.find("three") is None
+        assert await store.find_request("") is None
+        assert await store.find_request("mine") is None
+        newest = await store.find("")
+        assert newest is not None
+        assert newest.run.run_id == "two"
 
 
-def test_appended_events_are_read_after_any_sequence(tmp_path: Path) -> None:
+async def test_appended_events_are_read_after_any_sequence(tmp_path: Path) -> None:
     """A reader gets what is after its cursor, in order, in reads of a bounded size, and no more."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            position = await insert(store, "one")
-            other = await insert(store, "two")
-            run = a_run(RunState.RUNNING, run_id="one")
-            count = EVENTS_A_READ + 10
-            events: list[Event] = [printed(number, "x" * number) for number in range(2, count + 1)]
-            await append(store, position, run, *events)
-            whole = [changed(1, a_run(run_id="one")), *events]
-            for after in (0, 1, 5, count - 1, count):
-                assert await store.events(position, after) == whole[after : after + EVENTS_A_READ]
-            assert len(await store.events(other, 0)) == 1
-            row = await store.find("one")
-            assert row is not None
-            assert (row.run, row.last_sequence) == (run, count)
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        position = await insert(store, "one")
+        other = await insert(store, "two")
+        run = a_run(RunState.RUNNING, run_id="one")
+        count = EVENTS_A_READ + 10
+        events: list[Event] = [printed(number, "x" * number) for number in range(2, count + 1)]
+        await append(store, position, run, *events)
+        whole = [changed(1, a_run(run_id="one")), *events]
+        for after in (0, 1, 5, count - 1, count):
+            assert await store.events(position, after) == whole[after : after + EVENTS_A_READ]
+        assert len(await store.events(other, 0)) == 1
+        row = await store.find("one")
+        assert row is not None
+        assert (row.run, row.last_sequence) == (run, count)
 
 
-def test_an_append_without_events_keeps_the_run_as_it_was(tmp_path: Path) -> None:
+async def test_an_append_without_events_keeps_the_run_as_it_was(tmp_path: Path) -> None:
     """Parts that no event tells of yet are written, and the run's row is not touched."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            position = await insert(store, "one")
-            written = Written(15, [b"new"], [])
-            await store.append(position, a_run(RunState.RUNNING, run_id="one"), [], written, None)
-            row = await store.find("one")
-            assert row is not None
-            assert (row.run.state, row.last_sequence) == (RunState.QUEUED, 1)
-            assert store.folder("one").parts_size() == 18
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        position = await insert(store, "one")
+        written = Written(15, [b"new"], [])
+        await store.append(position, a_run(RunState.RUNNING, run_id="one"), [], written, None)
+        row = await store.find("one")
+        assert row is not None
+        assert (row.run.state, row.last_sequence) == (RunState.QUEUED, 1)
+        assert store.folder("one").parts_size() == 18
 
 
-def test_lists_are_filtered_and_paged(tmp_path: Path) -> None:
+async def test_lists_are_filtered_and_paged(tmp_path: Path) -> None:
     """States are alternatives, labels all have to be there, pages go from the newest to the oldest."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            for number in range(6):
-                labels = {"even": str(number % 2 == 0), "number": str(number), "same": "x"}
-                position = await insert(store, f"run-{number}", labels=labels)
-                if number >= 4:
-                    await finish(store, position, f"run-{number}")
-            assert await ids(store) == [f"run-{number}" for number in range(5, -1, -1)]
-            assert await ids(store, states=[RunState.KILLED]) == ["run-5", "run-4"]
-            assert await ids(store, states=[RunState.KILLED, RunState.QUEUED], size=3) == [
-                *("run-5", "run-4", "run-3")
-            ]
-            assert await ids(store, labels={"even": "True"}) == ["run-4", "run-2", "run-0"]
-            assert await ids(store, labels={"even": "True", "number": "2"}) == ["run-2"]
-            assert await ids(store, labels={"even": "True", "number": "1"}) == []
-            assert await ids(store, states=[RunState.QUEUED], labels={"even": "True"}) == ["run-2", "run-0"]
-            pages = []
-            before = NEWEST
-            while rows := await store.list(before, 2, [], {"same": "x"}):
-                pages.append([row.run.run_id for row in rows])
-                before = rows[-1].position
-            assert pages == [["run-5", "run-4"], ["run-3", "run-2"], ["run-1", "run-0"]]
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        for number in range(6):
+            labels = {"even": str(number % 2 == 0), "number": str(number), "same": "x"}
+            position = await insert(store, f"run-{number}", labels=labels)
+            if number >= 4:
+                await finish(store, position, f"run-{number}")
+        assert await ids(store) == [f"run-{number}" for number in range(5, -1, -1)]
+        assert await ids(store, states=[RunState.KILLED]) == ["run-5", "run-4"]
+        assert await ids(store, states=[RunState.KILLED, RunState.QUEUED], size=3) == [
+            *("run-5", "run-4", "run-3")
+        ]
+        assert await ids(store, labels={"even": "True"}) == ["run-4", "run-2", "run-0"]
+        assert await ids(store, labels={"even": "True", "number": "2"}) == ["run-2"]
+        assert await ids(store, labels={"even": "True", "number": "1"}) == []
+        assert await ids(store, states=[RunState.QUEUED], labels={"even": "True"}) == ["run-2", "run-0"]
+        pages = []
+        before = NEWEST
+        while rows := await store.list(before, 2, [], {"same": "x"}):
+            pages.append([row.run.run_id for row in rows])
+            before = rows[-1].position
+        assert pages == [["run-5", "run-4"], ["run-3", "run-2"], ["run-1", "run-0"]]
 
 
-def test_runs_that_have_not_ended_are_told_oldest_first(tmp_path: Path) -> None:
+async def test_runs_that_have_not_ended_are_told_oldest_first(tmp_path: Path) -> None:
     """What recovery has to look at: every state that is no end, and no other."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            for state in RunState:
-                position = await insert(store, state.name)
-                run = a_run(state, run_id=state.name)
-                await append(store, position, run, changed(2, run))
-            assert [row.run.state for row in await store.unended()] == GOING_ON
-            assert len(TERMINAL) + len(GOING_ON) == len(await store.list(NEWEST, 100, [], {}))
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        for state in RunState:
+            position = await insert(store, state.name)
+            run = a_run(state, run_id=state.name)
+            await append(store, position, run, changed(2, run))
+        assert [row.run.state for row in await store.unended()] == GOING_ON
+        assert len(TERMINAL) + len(GOING_ON) == len(await store.list(NEWEST, 100, [], {}))
 
 
-def test_parts_are_kept_in_every_version(tmp_path: Path) -> None:
+async def test_parts_are_kept_in_every_version(tmp_path: Path) -> None:
     """As of any sequence number, the notebook is put together from what was the newest part then."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            position = await insert(store, "one")
-            run = a_run(RunState.RUNNING, run_id="one")
-            size = sum(map(len, PARTS.values()))
-            for sequence, number, data in ((2, 0, b"FIRST"), (4, 1, b"SECOND"), (6, 0, b"again")):
-                part = Part(number, sequence, size, len(data))
-                written = Written(size, [data[:2], data[2:]], [part])
-                told = [printed(sequence), printed(sequence + 1)]
-                await store.append(position, run, told, written, None)
-                size += len(data)
-            texts = []
-            for as_of in range(8):
-                parts = await store.parts(position, as_of)
-                texts.append(content(store, "one", parts).removeprefix(HEAD))
-            first, second, third = b"FIRST,secondtail", b"FIRST,SECONDtail", b"again,SECONDtail"
-            assert texts == [b"first,secondtail"] * 2 + [first] * 2 + [second] * 2 + [third] * 2
-            newest = [await store.newest_part(position, as_of) for as_of in range(8)]
-            assert newest == [0, 0, 2, 2, 4, 4, 6, 6]
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        position = await insert(store, "one")
+        run = a_run(RunState.RUNNING, run_id="one")
+        size = sum(map(len, PARTS.values()))
+        for sequence, number, data in ((2, 0, b"FIRST"), (4, 1, b"SECOND"), (6, 0, b"again")):
+            part = Part(number, sequence, size, len(data))
+            written = Written(size, [data[:2], data[2:]], [part])
+            told = [printed(sequence), printed(sequence + 1)]
+            await store.append(position, run, told, written, None)
+            size += len(data)
+        texts = []
+        for as_of in range(8):
+            parts = await store.parts(position, as_of)
+            texts.append(content(store, "one", parts).removeprefix(HEAD))
+        first, second, third = b"FIRST,secondtail", b"FIRST,SECONDtail", b"again,SECONDtail"
+        assert texts == [b"first,secondtail"] * 2 + [first] * 2 + [second] * 2 + [third] * 2
+        newest = [await store.newest_part(position, as_of) for as_of in range(8)]
+        assert newest == [0, 0, 2, 2, 4, 4, 6, 6]
 
 
-def test_a_deleted_run_is_gone_with_all_that_was_its(tmp_path: Path) -> None:
+async def test_a_deleted_run_is_gone_with_all_that_was_its(tmp_path: Path) -> None:
     """Row, events, parts, labels, request id and folder go; the other run keeps its own."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            gone = await insert(store, "gone", request_id="mine", labels={"a": "b"})
-            stays = await insert(store, "stays", labels={"a": "b"})
-            row = await store.find("gone")
-            assert row is not None
-            (store.folder("gone").work / "left.txt").write_text("left")
-            await store.delete(row)
-            assert await store.find("gone") is None
-            assert await store.find_request("mine") is None
-            assert await store.events(gone, 0) == []
-            assert await store.parts(gone, 9) == []
-            assert await store.newest_part(gone, 9) == 0
-            assert await ids(store, labels={"a": "b"}) == ["stays"]
-            assert not store.folder("gone").path.exists()
-            assert len(await store.events(stays, 0)) == 1
-            assert content(store, "stays", await store.parts(stays, 0)).endswith(b"first,secondtail")
-            assert await insert(store, "new", request_id="mine") > stays
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        gone = await insert(store, "gone", request_id="mine", labels={"a": "b"})
+        stays = await insert(store, "stays", labels={"a": "b"})
+        row = await store.find("gone")
+        assert row is not None
+        (store.folder("gone").work / "left.txt").write_text("left")
+        await store.delete(row)
+        assert await store.find("gone") is None
+        assert await store.find_request("mine") is None
+        assert await store.events(gone, 0) == []
+        assert await store.parts(gone, 9) == []
+        assert await store.newest_part(gone, 9) == 0
+        assert await ids(store, labels={"a": "b"}) == ["stays"]
+        assert not store.folder("gone").path.exists()
+        assert len(await store.events(stays, 0)) == 1
+        assert content(store, "stays", await store.parts(stays, 0)).endswith(b"first,secondtail")
+        assert await insert(store, "new", request_id="mine") > stays
 
 
-def test_a_second_run_with_the_same_request_id_is_refused(tmp_path: Path) -> None:
+async def test_a_second_run_with_the_same_request_id_is_refused(tmp_path: Path) -> None:
     """A request id is unique in the store; what was there stays, and nothing of the second is left."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            await insert(store, "one", request_id="mine")
-            before = await store.find("one")
-            with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
-                await insert(store, "two", request_id="mine")
-            assert await store.find("one") == before
-            assert await ids(store) == ["one"]
-            assert [path.name for path in (tmp_path / "runs").iterdir()] == ["one"]
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        await insert(store, "one", request_id="mine")
+        before = await store.find("one")
+        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+            await insert(store, "two", request_id="mine")
+        assert await store.find("one") == before
+        assert await ids(store) == ["one"]
+        assert [path.name for path in (tmp_path / "runs").iterdir()] == ["one"]

@@ -14,7 +14,7 @@ import pytest
 from notebook_runner_server.runs.folder import RunFolder
 from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.store import StateFolderInUseError, Store
-from tests.runs.samples import SECONDS, a_run, an_order, changed, within
+from tests.runs.samples import a_run, an_order, changed
 from tests.runs.stores import append, content, finish, insert, opened
 
 SECRET = "correct-horse-battery-staple"  # noqa: S105 - to be looked for
@@ -59,37 +59,29 @@ async def run_with_a_secret(folder: Path, store: Store, length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 400], ids=["short", "longer than a page"])
-def test_environment_values_are_gone_when_the_run_has_ended(tmp_path: Path, length: int) -> None:
+async def test_environment_values_are_gone_when_the_run_has_ended(tmp_path: Path, length: int) -> None:
     """No file of a database that is in use has the value of a variable of a run that has ended."""
-
-    async def scenario() -> list[str]:
-        async with opened(tmp_path) as store:
-            await run_with_a_secret(tmp_path, store, length)
-            row = await store.find("one")
-            assert row is not None
-            assert row.order.environment == {}
-            return holding(tmp_path)
-
-    assert within(scenario()) == []
+    async with opened(tmp_path) as store:
+        await run_with_a_secret(tmp_path, store, length)
+        row = await store.find("one")
+        assert row is not None
+        assert row.order.environment == {}
+        assert holding(tmp_path) == []
 
 
-def test_environment_values_are_never_in_the_database(tmp_path: Path) -> None:
+async def test_environment_values_are_never_in_the_database(tmp_path: Path) -> None:
     """Neither its tables nor its log nor its free pages have them: they are in a file that goes whole."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            position = await insert(store, "one", an_order(environment={"TOKEN": SECRET * 400}))
-            started = a_run(RunState.STARTING, run_id="one")
-            await append(store, position, started, changed(2, started))
-            assert holding(tmp_path) == ["environment"]
-            with sqlite3.connect(tmp_path / "notebook-runner.db") as db:
-                assert db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0] == 0
-            db.close()
-            assert holding(tmp_path) == ["environment"]
-            path = store.folder("one").path / "environment"
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        position = await insert(store, "one", an_order(environment={"TOKEN": SECRET * 400}))
+        started = a_run(RunState.STARTING, run_id="one")
+        await append(store, position, started, changed(2, started))
+        assert holding(tmp_path) == ["environment"]
+        with sqlite3.connect(tmp_path / "notebook-runner.db") as db:
+            assert db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0] == 0
+        db.close()
+        assert holding(tmp_path) == ["environment"]
+        path = store.folder("one").path / "environment"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_variables_that_go_while_they_are_looked_up_are_none(
@@ -103,81 +95,65 @@ def test_variables_that_go_while_they_are_looked_up_are_none(
     assert folder.secrets() == ({}, "")
 
 
-def test_environment_values_of_a_deleted_run_are_gone(tmp_path: Path) -> None:
+async def test_environment_values_of_a_deleted_run_are_gone(tmp_path: Path) -> None:
     """Also the row of a run that never ended leaves nothing when the store is closed."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            await insert(store, "one", an_order(environment={"TOKEN": SECRET}))
-            row = await store.find("one")
-            assert row is not None
-            await store.delete(row)
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        await insert(store, "one", an_order(environment={"TOKEN": SECRET}))
+        row = await store.find("one")
+        assert row is not None
+        await store.delete(row)
     assert holding(tmp_path) == []
 
 
-def test_environment_values_are_there_while_the_run_waits(tmp_path: Path) -> None:
+async def test_environment_values_are_there_while_the_run_waits(tmp_path: Path) -> None:
     """A queued run keeps its variables over a restart: it is still to be executed."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            await insert(store, "one", an_order(environment={"TOKEN": SECRET}))
-        async with opened(tmp_path) as store:
-            row = await store.find("one")
-            assert row is not None
-            assert row.order.environment == {"TOKEN": SECRET}
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        await insert(store, "one", an_order(environment={"TOKEN": SECRET}))
+    async with opened(tmp_path) as store:
+        row = await store.find("one")
+        assert row is not None
+        assert row.order.environment == {"TOKEN": SECRET}
 
 
-def test_the_key_of_requests_stays(tmp_path: Path) -> None:
+async def test_the_key_of_requests_stays(tmp_path: Path) -> None:
     """It is the same after a restart, the user's alone, and made anew when somebody has cut it short."""
 
     async def key() -> bytes:
         async with opened(tmp_path) as store:
             return store.request_key
 
-    first = within(key())
-    assert within(key()) == first
+    first = await key()
+    assert await key() == first
     path = tmp_path / "request-key"
     assert (len(first), stat.S_IMODE(path.stat().st_mode)) == (32, 0o600)
     path.write_bytes(b"")
-    assert len(within(key())) == 32
-    assert within(key()) == path.read_bytes() != first
+    assert len(await key()) == 32
+    assert await key() == path.read_bytes() != first
 
 
-def test_a_second_store_is_refused_until_the_first_is_closed(tmp_path: Path) -> None:
+async def test_a_second_store_is_refused_until_the_first_is_closed(tmp_path: Path) -> None:
     """One folder has one server, also within one process; afterwards it is free again."""
-
-    async def scenario() -> None:
-        second = Store(tmp_path)
-        async with opened(tmp_path) as store:
-            await insert(store, "one")
-            with pytest.raises(StateFolderInUseError, match="another server uses"):
-                await second.open()
-            await second.close()
-            assert await store.find("one") is not None
-        async with opened(tmp_path) as store:
-            assert await store.find("one") is not None
-
-    within(scenario())
+    second = Store(tmp_path)
+    async with opened(tmp_path) as store:
+        await insert(store, "one")
+        with pytest.raises(StateFolderInUseError, match="another server uses"):
+            await second.open()
+        await second.close()
+        assert await store.find("one") is not None
+    async with opened(tmp_path) as store:
+        assert await store.find("one") is not None
 
 
-def test_only_the_owner_can_look_into_the_folder(tmp_path: Path) -> None:
+async def test_only_the_owner_can_look_into_the_folder(tmp_path: Path) -> None:
     """State folder and run folders are closed to other users: they hold code, results and variables."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path / "state" / "below") as store:
-            await insert(store, "one")
-            folder = store.folder("one")
-            for path in (tmp_path / "state" / "below", folder.path, folder.work, folder.artefacts):
-                assert stat.S_IMODE(path.stat().st_mode) == 0o700
-
-    within(scenario())
+    async with opened(tmp_path / "state" / "below") as store:
+        await insert(store, "one")
+        folder = store.folder("one")
+        for path in (tmp_path / "state" / "below", folder.path, folder.work, folder.artefacts):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 
-def test_nothing_durable_is_lost_by_an_abrupt_end(tmp_path: Path) -> None:
+async def test_nothing_durable_is_lost_by_an_abrupt_end(tmp_path: Path) -> None:
     """A process killed while it writes leaves everything that it was told is durable, and no lock."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
@@ -186,34 +162,27 @@ def test_nothing_durable_is_lost_by_an_abrupt_end(tmp_path: Path) -> None:
         lines = [int(writer.stdout.readline()) for _ in range(20)]
         writer.send_signal(signal.SIGKILL)
         lines += [int(line) for line in writer.stdout.read().splitlines()]
-        writer.wait(SECONDS)
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            for number in lines:
-                row = await store.find(f"run-{number}")
-                assert row is not None
-                assert (row.run.state, row.last_sequence) == (RunState.RUNNING, 3)
-                assert [event.sequence for event in await store.events(row.position, 0)] == [1, 2, 3]
-                parts = await store.parts(row.position, 9)
-                assert content(store, row.run.run_id, parts).endswith(b"first,secondtail")
-            rows = await store.list(2**63 - 1, 10**6, [], {})
-            # The one that was being written may be there, and no other.
-            assert len(rows) - len(lines) in (0, 1)
-            assert await insert(store, "new") > rows[0].position
+        writer.wait()
 
     assert lines == list(range(len(lines)))
-    within(scenario())
+    async with opened(tmp_path) as store:
+        for number in lines:
+            row = await store.find(f"run-{number}")
+            assert row is not None
+            assert (row.run.state, row.last_sequence) == (RunState.RUNNING, 3)
+            assert [event.sequence for event in await store.events(row.position, 0)] == [1, 2, 3]
+            parts = await store.parts(row.position, 9)
+            assert content(store, row.run.run_id, parts).endswith(b"first,secondtail")
+        rows = await store.list(2**63 - 1, 10**6, [], {})
+        # The one that was being written may be there, and no other.
+        assert len(rows) - len(lines) in (0, 1)
+        assert await insert(store, "new") > rows[0].position
 
 
-def test_many_writers_take_turns(tmp_path: Path) -> None:
+async def test_many_writers_take_turns(tmp_path: Path) -> None:
     """Inserts and reads at the same time all succeed, and every run gets a position of its own."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            positions = await asyncio.gather(*(insert(store, f"run-{number}") for number in range(50)))
-            found = await asyncio.gather(*(store.find(f"run-{number}") for number in range(50)))
-            assert [row.position for row in found if row] == positions
-            assert sorted(set(positions)) == sorted(positions)
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        positions = await asyncio.gather(*(insert(store, f"run-{number}") for number in range(50)))
+        found = await asyncio.gather(*(store.find(f"run-{number}") for number in range(50)))
+        assert [row.position for row in found if row] == positions
+        assert sorted(set(positions)) == sorted(positions)

@@ -4,12 +4,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from notebook_runner_server.runs.readers import Readers
 from notebook_runner_server.runs.retention import BATCH, Bounds, Retention
 from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs.tables import Row
 from tests.runs.reading import FullStore
-from tests.runs.samples import an_order, within
+from tests.runs.samples import an_order
 from tests.runs.stores import finish, insert, opened
 
 NEWEST = 2**63 - 1
@@ -35,89 +37,69 @@ def nobody(_: str) -> bool:
     return False
 
 
-def test_runs_are_forgotten_when_their_time_is_over(tmp_path: Path) -> None:
+async def test_runs_are_forgotten_when_their_time_is_over(tmp_path: Path) -> None:
     """Ended and expired: gone with folder and events; not yet expired, or not ended: kept."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            await ended_run(store, "over", 1)
-            await ended_run(store, "kept")
-            await insert(store, "queued", an_order(retention=0.0))
-            await ended_run(store, "over-too", 2)
-            await Retention(store, Bounds(), nobody).look()
-            assert await ids(store) == ["kept", "queued"]
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        await ended_run(store, "over", 1)
+        await ended_run(store, "kept")
+        await insert(store, "queued", an_order(retention=0.0))
+        await ended_run(store, "over-too", 2)
+        await Retention(store, Bounds(), nobody).look()
+        assert await ids(store) == ["kept", "queued"]
 
 
-def test_more_runs_than_one_read_takes_are_forgotten(tmp_path: Path) -> None:
+async def test_more_runs_than_one_read_takes_are_forgotten(tmp_path: Path) -> None:
     """However many are over, one look forgets all of them, also past those that somebody reads."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            for number in range(BATCH * 2 + 5):
-                await ended_run(store, f"run-{number:03}", 1)
-            read = {f"run-{number:03}" for number in range(BATCH)}
-            await Retention(store, Bounds(), read.__contains__).look()
-            assert set(await ids(store)) == read
-            await Retention(store, Bounds(), nobody).look()
-            assert await ids(store) == []
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        for number in range(BATCH * 2 + 5):
+            await ended_run(store, f"run-{number:03}", 1)
+        read = {f"run-{number:03}" for number in range(BATCH)}
+        await Retention(store, Bounds(), read.__contains__).look()
+        assert set(await ids(store)) == read
+        await Retention(store, Bounds(), nobody).look()
+        assert await ids(store) == []
 
 
-def test_the_oldest_ended_runs_go_first_when_there_are_too_many(tmp_path: Path) -> None:
+async def test_the_oldest_ended_runs_go_first_when_there_are_too_many(tmp_path: Path) -> None:
     """As many as are over, from the oldest; runs that go on do not count and do not go."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            await insert(store, "queued")
-            for number in range(5):
-                await ended_run(store, f"run-{number}")
-            await Retention(store, Bounds(runs=3), nobody).look()
-            assert await ids(store) == ["queued", "run-2", "run-3", "run-4"]
-            await Retention(store, Bounds(runs=3), nobody).look()
-            assert len(await ids(store)) == 4
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        await insert(store, "queued")
+        for number in range(5):
+            await ended_run(store, f"run-{number}")
+        await Retention(store, Bounds(runs=3), nobody).look()
+        assert await ids(store) == ["queued", "run-2", "run-3", "run-4"]
+        await Retention(store, Bounds(runs=3), nobody).look()
+        assert len(await ids(store)) == 4
 
 
-def test_the_oldest_ended_runs_go_first_when_they_are_too_large(tmp_path: Path) -> None:
+async def test_the_oldest_ended_runs_go_first_when_they_are_too_large(tmp_path: Path) -> None:
     """Until the folders are within the bound, and no run more than that."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            for number in range(4):
-                await ended_run(store, f"run-{number}", size=1000)
-            sizes = store.sizes()
-            assert min(sizes.values()) > 1000
-            await Retention(store, Bounds(total_bytes=sum(sizes.values())), nobody).look()
-            assert len(await ids(store)) == 4
-            await Retention(store, Bounds(total_bytes=sum(sizes.values()) - 1), nobody).look()
-            assert await ids(store) == ["run-1", "run-2", "run-3"]
-            await Retention(store, Bounds(total_bytes=1), nobody).look()
-            assert await ids(store) == []
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        for number in range(4):
+            await ended_run(store, f"run-{number}", size=1000)
+        sizes = store.sizes()
+        assert min(sizes.values()) > 1000
+        await Retention(store, Bounds(total_bytes=sum(sizes.values())), nobody).look()
+        assert len(await ids(store)) == 4
+        await Retention(store, Bounds(total_bytes=sum(sizes.values()) - 1), nobody).look()
+        assert await ids(store) == ["run-1", "run-2", "run-3"]
+        await Retention(store, Bounds(total_bytes=1), nobody).look()
+        assert await ids(store) == []
 
 
 @pytest.mark.parametrize("bounds", [Bounds(), Bounds(runs=1), Bounds(total_bytes=1)])
-def test_a_run_that_is_read_waits(tmp_path: Path, bounds: Bounds) -> None:
+async def test_a_run_that_is_read_waits(tmp_path: Path, bounds: Bounds) -> None:
     """A run whose stream is open is not forgotten, whatever the reason; afterwards it is."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            for number in range(3):
-                await ended_run(store, f"run-{number}", 1 if bounds == Bounds() else FOR_EVER, 10)
-            readers = Readers()
-            retention = Retention(store, bounds, readers.reads)
-            with readers.stream("run-0"):
-                await retention.look()
-                assert "run-0" in await ids(store)
+    async with opened(tmp_path) as store:
+        for number in range(3):
+            await ended_run(store, f"run-{number}", 1 if bounds == Bounds() else FOR_EVER, 10)
+        readers = Readers()
+        retention = Retention(store, bounds, readers.reads)
+        with readers.stream("run-0"):
             await retention.look()
-            assert "run-0" not in await ids(store) or bounds.runs
-
-    within(scenario())
+            assert "run-0" in await ids(store)
+        await retention.look()
+        assert "run-0" not in await ids(store) or bounds.runs
 
 
 def test_readers_are_counted(tmp_path: Path) -> None:
@@ -136,7 +118,7 @@ def test_readers_are_counted(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_does_not_end_what_makes_room(
+async def test_a_full_disk_does_not_end_what_makes_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A look that fails is logged, and the next one forgets what is over."""
@@ -145,48 +127,41 @@ def test_a_full_disk_does_not_end_what_makes_room(
     class Failing(FullStore):
         """A store whose first deletion fails."""
 
-        async def delete(self, row: object) -> None:
+        @override
+        async def delete(self, row: Row) -> None:
             """Fails once, then deletes."""
             full, self.full = self.full, False
             if full:
                 raise OSError(28, "No space left on device")
-            await super().delete(row)  # type: ignore[arg-type] # a row
+            await super().delete(row)
             gone.set()
 
     gone = asyncio.Event()
-
-    async def scenario() -> None:
-        store = Failing(tmp_path)
-        await store.open()
-        await ended_run(store, "over", 1)
-        store.full = True
-        task = asyncio.ensure_future(Retention(store, Bounds(), nobody).run())
-        await gone.wait()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert await ids(store) == []
-        await store.close()
-
-    within(scenario())
+    store = Failing(tmp_path)
+    await store.open()
+    await ended_run(store, "over", 1)
+    store.full = True
+    task = asyncio.ensure_future(Retention(store, Bounds(), nobody).run())
+    await gone.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await ids(store) == []
+    await store.close()
     assert "could not be forgotten" in caplog.text
 
 
-def test_folders_of_no_run_are_removed_when_the_store_is_opened(tmp_path: Path) -> None:
+async def test_folders_of_no_run_are_removed_when_the_store_is_opened(tmp_path: Path) -> None:
     """What a server left that died between folder and history, or between history and folder."""
-
-    async def scenario() -> None:
-        async with opened(tmp_path) as store:
-            await ended_run(store, "kept")
-        stray = tmp_path / "runs" / "stray" / "work"
-        stray.mkdir(parents=True)
-        (stray / "file").write_text("x")
-        async with opened(tmp_path) as store:
-            assert await ids(store) == ["kept"]
-
-    within(scenario())
+    async with opened(tmp_path) as store:
+        await ended_run(store, "kept")
+    stray = tmp_path / "runs" / "stray" / "work"
+    stray.mkdir(parents=True)
+    (stray / "file").write_text("x")
+    async with opened(tmp_path) as store:
+        assert await ids(store) == ["kept"]
 
 
-def test_a_damaged_history_is_set_aside_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_damaged_history_is_set_aside_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The server starts with an empty history; file and run folders are kept for whoever can mend them."""
 
     async def fill(*names: str) -> list[str]:
@@ -196,14 +171,14 @@ def test_a_damaged_history_is_set_aside_whole(tmp_path: Path, caplog: pytest.Log
                 await ended_run(store, name)
             return before
 
-    within(fill(*(f"run-{number}" for number in range(50))))
+    await fill(*(f"run-{number}" for number in range(50)))
     path = tmp_path / "notebook-runner.db"
     data = bytearray(path.read_bytes())
     data[4096 : len(data) : 512] = b"\xff" * len(data[4096 : len(data) : 512])
     path.write_bytes(data)
-    assert within(fill("new")) == []
+    assert await fill("new") == []
     (aside,) = tmp_path.glob("damaged-*")
     assert (aside / "notebook-runner.db").read_bytes() == bytes(data)
     assert len(list((aside / "runs").iterdir())) == 50
-    assert within(fill()) == ["new"]
+    assert await fill() == ["new"]
     assert "set aside" in caplog.text

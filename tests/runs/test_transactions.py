@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ import pytest
 
 from notebook_runner_server.runs.database import Database
 from notebook_runner_server.runs.errors import StorageFullError
-from tests.runs.samples import within
 
 COUNT = 20
 
@@ -85,20 +84,9 @@ async def held(folder: Path) -> AsyncIterator[tuple[Writer, list[str]]]:
         await db.close()
 
 
-def play(folder: Path, scenario: Callable[[Writer, list[str]], Coroutine[Any, Any, None]]) -> None:
-    """Plays a scenario with a database that is held up."""
-
-    async def opened() -> None:
-        async with held(folder) as (writer, statements):
-            await scenario(writer, statements)
-
-    within(opened())
-
-
-def test_what_is_asked_for_meanwhile_is_one_transaction(tmp_path: Path) -> None:
+async def test_what_is_asked_for_meanwhile_is_one_transaction(tmp_path: Path) -> None:
     """In its order; each is answered for itself."""
-
-    async def scenario(writer: Writer, statements: list[str]) -> None:
+    async with held(tmp_path) as (writer, statements):
         for number in range(COUNT):
             await writer.ask(partial(insert, number))
         statements.clear()
@@ -107,13 +95,10 @@ def test_what_is_asked_for_meanwhile_is_one_transaction(tmp_path: Path) -> None:
         # The one that held up the others, and theirs.
         assert statements.count("COMMIT") == 2
 
-    play(tmp_path, scenario)
 
-
-def test_one_that_fails_is_undone_alone(tmp_path: Path) -> None:
+async def test_one_that_fails_is_undone_alone(tmp_path: Path) -> None:
     """What was before it and what comes after it is durable."""
-
-    async def scenario(writer: Writer, _: list[str]) -> None:
+    async with held(tmp_path) as (writer, _):
         await writer.ask(partial(insert, 1))
         await writer.ask(partial(refused, 2))
         await writer.ask(partial(insert, 3))
@@ -122,13 +107,16 @@ def test_one_that_fails_is_undone_alone(tmp_path: Path) -> None:
         assert isinstance(second, StorageFullError)
         assert await writer.numbers() == [1, 3]
 
-    play(tmp_path, scenario)
 
-
-def test_a_disk_that_is_full_for_one_is_not_full_for_all(tmp_path: Path) -> None:
+async def test_a_disk_that_is_full_for_one_is_not_full_for_all(tmp_path: Path) -> None:
     """SQLite undoes the whole transaction; who needs little has it, and nobody has it twice."""
 
-    async def scenario(writer: Writer, _: list[str]) -> None:
+    def large(db: sqlite3.Connection) -> None:
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+        db.execute(f"PRAGMA max_page_count = {pages + 1}")
+        db.execute("INSERT INTO t VALUES (?)", ("x" * 1_000_000,))
+
+    async with held(tmp_path) as (writer, _):
         await writer.ask(partial(insert, 1))
         await writer.ask(large)
         await writer.ask(partial(insert, 3))
@@ -137,25 +125,10 @@ def test_a_disk_that_is_full_for_one_is_not_full_for_all(tmp_path: Path) -> None
         assert isinstance(second, StorageFullError)
         assert await writer.numbers() == [1, 3]
 
-    def large(db: sqlite3.Connection) -> None:
-        pages = db.execute("PRAGMA page_count").fetchone()[0]
-        db.execute(f"PRAGMA max_page_count = {pages + 1}")
-        db.execute("INSERT INTO t VALUES (?)", ("x" * 1_000_000,))
-
-    play(tmp_path, scenario)
-
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_when_the_disk_takes_nothing_nobody_is_told_otherwise(tmp_path: Path, count: int) -> None:
+async def test_when_the_disk_takes_nothing_nobody_is_told_otherwise(tmp_path: Path, count: int) -> None:
     """And the next one works."""
-
-    async def scenario(writer: Writer, _: list[str]) -> None:
-        for number in range(count):
-            await writer.ask(partial(undone, number))
-        assert [type(one) for one in await writer.go()] == [StorageFullError] * count
-        assert await writer.numbers() == []
-        assert await asyncio.wait_for(await writer.ask(partial(insert, 4)), 30) == 4
-        assert await writer.numbers() == [4]
 
     def undone(number: int, db: sqlite3.Connection) -> None:
         insert(number, db)
@@ -163,13 +136,18 @@ def test_when_the_disk_takes_nothing_nobody_is_told_otherwise(tmp_path: Path, co
         db.execute("ROLLBACK")
         raise sqlite3.OperationalError("disk I/O error")
 
-    play(tmp_path, scenario)
+    async with held(tmp_path) as (writer, _):
+        for number in range(count):
+            await writer.ask(partial(undone, number))
+        assert [type(one) for one in await writer.go()] == [StorageFullError] * count
+        assert await writer.numbers() == []
+        assert await asyncio.wait_for(await writer.ask(partial(insert, 4)), 30) == 4
+        assert await writer.numbers() == [4]
 
 
-def test_what_is_given_up_before_its_turn_is_not_written(tmp_path: Path) -> None:
+async def test_what_is_given_up_before_its_turn_is_not_written(tmp_path: Path) -> None:
     """Nobody would learn that it was."""
-
-    async def scenario(writer: Writer, _: list[str]) -> None:
+    async with held(tmp_path) as (writer, _):
         await writer.ask(partial(insert, 1))
         (await writer.ask(partial(insert, 2))).cancel()
         await asyncio.sleep(0)
@@ -178,17 +156,12 @@ def test_what_is_given_up_before_its_turn_is_not_written(tmp_path: Path) -> None
         assert isinstance(second, asyncio.CancelledError)
         assert await writer.numbers() == [1]
 
-    play(tmp_path, scenario)
 
-
-def test_a_fault_of_this_program_is_told_as_it_is(tmp_path: Path) -> None:
+async def test_a_fault_of_this_program_is_told_as_it_is(tmp_path: Path) -> None:
     """It is no full disk, and nothing to the others."""
-
-    async def scenario(writer: Writer, _: list[str]) -> None:
+    async with held(tmp_path) as (writer, _):
         await writer.ask(lambda db: db.execute("INSERT INTO t VALUES (NULL)"))
         await writer.ask(partial(insert, 1))
         first, second = await writer.go()
         assert isinstance(first, sqlite3.IntegrityError)
         assert second == 1
-
-    play(tmp_path, scenario)
