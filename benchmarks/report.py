@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure as Chart
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import override
 
 from benchmarks.service import NAME
 
@@ -42,6 +43,7 @@ class Goal:
         """Whether it was."""
         return self.found <= self.wanted if self.at_most else self.found >= self.wanted
 
+    @override
     def __str__(self) -> str:
         sign = "at most" if self.at_most else "at least"
         return (

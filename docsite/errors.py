@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
+from typing_extensions import override
 
 from docsite.tables import table
 from notebook_runner import RpcFailed
@@ -68,12 +69,15 @@ class _Answer(grpc.RpcError):
         self._status = status
         self._reason = reason
 
+    @override
     def code(self) -> grpc.StatusCode:
         return self._status
 
+    @override
     def details(self) -> str:
         return ""
 
+    @override
     def trailing_metadata(self) -> Any:
         detail = any_pb2.Any()
         detail.Pack(error_details_pb2.ErrorInfo(reason=self._reason, domain=api.DOMAIN))

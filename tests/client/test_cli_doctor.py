@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from google.protobuf.any_pb2 import Any as Packed
 from google.rpc import error_details_pb2, status_pb2
+from typing_extensions import override
 
 from notebook_runner.cli import _doctor, main
 from notebook_runner.v1 import notebook_runner_pb2 as pb
@@ -152,6 +153,7 @@ class _Web(BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
 
+    @override
     def log_message(self, *_: Any) -> None:
         pass
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from notebook_runner import AsyncClient, Client, _follow
 from notebook_runner.v1 import notebook_runner_pb2 as pb
@@ -86,6 +87,7 @@ class Reader(threading.Thread):
         self.events: list[pb.ProgressResponse] = []
         self.start()
 
+    @override
     def run(self) -> None:
         """Follows to the end."""
         for event in self._follow(self._target, self.run_id):

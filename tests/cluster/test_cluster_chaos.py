@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import grpc
 import pytest
+from typing_extensions import override
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults.harness import Chaos, Told
@@ -40,6 +41,7 @@ class ClusterChaos(Chaos):
 
     cluster: Cluster | None = None
 
+    @override
     def _strike(self, server: MortalServer, fault: str) -> None:
         assert self.cluster is not None
         if fault in Chaos.signals:
@@ -62,11 +64,13 @@ class ClusterChaos(Chaos):
             os.kill(worker, signal.SIGKILL)
         return None
 
+    @override
     def _failed(self, server: MortalServer, one: Told, error: grpc.RpcError) -> None:
         """Without a worker, a Start is told to come back."""
         if one.run_id or "NOT_READY" not in str(error.trailing_metadata()):
             super()._failed(server, one, error)
 
+    @override
     def _answering(self) -> MortalServer:
         server, end = super()._answering(), time.monotonic() + WHOLE_SECONDS
         assert self.cluster is not None

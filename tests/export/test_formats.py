@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_output, new_raw_cell
+from typing_extensions import override
 
 from notebook_runner_server.export.formats import convert, main
 from tests.support.notebooks import code, notebook
@@ -39,16 +40,19 @@ class Found(HTMLParser):
         self.words: list[str] = []
         self._in: list[str] = []
 
+    @override
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Notes an element and its attributes."""
         self._in.append(tag)
         self.attributes += [(tag, name, value or "") for name, value in attrs]
 
+    @override
     def handle_endtag(self, tag: str) -> None:
         """Leaves an element."""
         while self._in and self._in.pop() != tag:
             pass
 
+    @override
     def handle_data(self, data: str) -> None:
         """Notes text, and apart from it the text of scripts."""
         (self.scripts if self._in[-1:] == ["script"] else self.words).append(data)

@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_markdown_cell, new_output
+from typing_extensions import override
 
 from notebook_runner_server.export.formats import convert, main
 from notebook_runner_server.export.printed import _printed
@@ -121,7 +122,8 @@ def test_a_browser_that_prints_asks_nobody(tmp_path: Path, monkeypatch: pytest.M
     asked: list[str] = []
 
     class Listener(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
+        @override
+        def log_message(self, format: str, *args: object) -> None:
             asked.append(format % args)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:

@@ -10,6 +10,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from typing_extensions import override
 
 SECONDS = 30.0
 
@@ -32,10 +33,11 @@ class Collector(otlp_grpc.TraceServiceServicer):
     def __exit__(self, *_: object) -> None:
         self._server.stop(0).wait()
 
-    def Export(  # noqa: N802 - gRPC's
+    @override
+    def Export(
         self,
         request: otlp.ExportTraceServiceRequest,
-        context: Any,  # noqa: ARG002 - gRPC's
+        context: Any,
     ) -> otlp.ExportTraceServiceResponse:
         """Takes spans."""
         with self._news:

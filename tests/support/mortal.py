@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
+from typing_extensions import override
+
 from tests.support.calls import history
 from tests.support.processes import outlived, parent
 from tests.support.server import Server
@@ -39,6 +41,7 @@ class MortalServer(Server):
         if program:
             self._command[:1] = program
 
+    @override
     def __exit__(self, *details: object) -> None:
         if self.process.poll() is None:
             super().__exit__(*details)

@@ -25,6 +25,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from markdown_it import MarkdownIt
+from typing_extensions import override
 
 from tests.support.server import PROGRAM, Server
 
@@ -51,6 +52,7 @@ class Block:
     text: str
     notes: Mapping[str, str]
 
+    @override
     def __str__(self) -> str:
         return f"{self.page.name}:{self.line}"
 

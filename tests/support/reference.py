@@ -17,6 +17,7 @@ import zmq
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+from typing_extensions import override
 
 # Far more than nbclient takes for any notebook of the tests.
 SECONDS = 90.0
@@ -75,6 +76,7 @@ class Client(NotebookClient):
     the socket's events makes pyzmq look again.
     """
 
+    @override
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
         """Takes a message as nbclient does, then has pyzmq look for the reply."""
         try:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from typing_extensions import override
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1.notebook_runner_pb2_grpc import (
@@ -88,26 +89,32 @@ class Double(NotebookRunnerServicer):
                 context.abort(answer, "scripted")
             yield answer() if callable(answer) else answer
 
-    def Start(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+    @override
+    def Start(self, request: Any, context: Any) -> Any:
         """Answers as scripted."""
         return next(self._next("Start", request, context))
 
-    def Progress(self, request: Any, context: Any) -> Any:  # noqa: N802
+    @override
+    def Progress(self, request: Any, context: Any) -> Any:
         """Answers as scripted."""
         return self._next("Progress", request, context)
 
-    def Output(self, request: Any, context: Any) -> Any:  # noqa: N802
+    @override
+    def Output(self, request: Any, context: Any) -> Any:
         """Answers as scripted."""
         return next(self._next("Output", request, context))
 
-    def Kill(self, request: Any, context: Any) -> Any:  # noqa: N802
+    @override
+    def Kill(self, request: Any, context: Any) -> Any:
         """Answers as scripted."""
         return next(self._next("Kill", request, context))
 
-    def List(self, request: Any, context: Any) -> Any:  # noqa: N802
+    @override
+    def List(self, request: Any, context: Any) -> Any:
         """Answers as scripted."""
         return next(self._next("List", request, context))
 
-    def Info(self, request: Any, context: Any) -> Any:  # noqa: N802
+    @override
+    def Info(self, request: Any, context: Any) -> Any:
         """Answers as scripted."""
         return next(self._next("Info", request, context))

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
 from moto.server import ThreadedMotoServer
+from typing_extensions import override
 
 # Far more than any test waits for.
 SECONDS = 60.0
@@ -72,6 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
     owner: Web
     protocol_version = "HTTP/1.1"
 
+    @override
     def log_message(self, *_: object) -> None:
         """Nothing is logged."""
 
