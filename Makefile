@@ -102,6 +102,7 @@ check: $(INSTALLED) ## Run every check that is not a test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m checks.lint_ignores
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/buf breaking --against proto/contract.binpb
