@@ -51,7 +51,7 @@ PARALLEL ?= -n 2 --dist loadfile
 PYTEST := $(BIN)/pytest
 # What a test is, is its marker (pyproject.toml, tests/conftest.py).
 test: install ## Run the unit tests, and each promise through a real server
-	$(PYTEST) $(PARALLEL) -m "unit or e2e"
+	$(PYTEST) $(PARALLEL) -m "unit or integration or e2e"
 
 test-unit: install ## Run the tests that start no server
 	$(PYTEST) $(PARALLEL) -m unit

@@ -20,7 +20,7 @@ from tests.support.server import Server
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FOLDER = Path(__file__).parent
-KINDS = ("unit", "e2e", "fault", "load", "long", "cluster", "cluster_long", "container")
+KINDS = ("unit", "integration", "e2e", "fault", "load", "long", "cluster", "cluster_long", "container")
 # What the tests of a folder are, unless a module or a test says otherwise by a marker of its own.
 KIND_OF_FOLDER = {
     "api": "unit",
@@ -77,8 +77,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Lets only tests that are no unit tests start a server."""
-    Server.may_start = item.get_closest_marker("unit") is None
+    """Keeps servers out of the tests that are said to start none."""
+    Server.may_start = not {"unit", "integration"} & {mark.name for mark in item.iter_markers()}
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,16 @@ import pytest
 from tests.support.pages import REPOSITORY, RUN, Reader, blocks
 from tests.support.server import Server
 
-pytestmark = pytest.mark.e2e
-
 PAGES = ["README.md", "docs/index.md", "docs/tutorial.md", "docs/how-to/secure.md", "docs/how-to/cluster.md"]
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.e2e if name == "README.md" else pytest.mark.long)
+        for name in PAGES
+    ],
+)
 def test_what_the_page_says_works(name: str, make_server: Callable[..., Server], tmp_path: Path) -> None:
     """Every block runs, against a real server, and ends and prints as the page says."""
     reader = Reader(tmp_path, make_server)

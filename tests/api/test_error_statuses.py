@@ -72,7 +72,7 @@ class Refuser:
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 call: Any = channel.unary_unary("/test/Call")
-                await call(b"", timeout=20)
+                await call(b"", timeout=60)
         except grpc.aio.AioRpcError as error:
             return refusal_of(error)
         finally:

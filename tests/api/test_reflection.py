@@ -52,7 +52,7 @@ async def _asked(version: str, requests: list[Any]) -> list[Any]:
                 request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
                 response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
             )
-            return [answer async for answer in call(iter(requests), timeout=20)]
+            return [answer async for answer in call(iter(requests), timeout=60)]
     finally:
         await server.stop(None)
 

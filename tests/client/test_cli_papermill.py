@@ -19,7 +19,7 @@ from tests.support.notebooks import code, markdown, normalised, notebook
 from tests.support.public_notebooks import folder
 from tests.support.server import Server
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.long
 
 BIN = Path(sys.executable).parent
 REPOSITORY = Path(__file__).parents[2]

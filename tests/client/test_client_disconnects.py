@@ -19,13 +19,14 @@ from tests.support.progress import Validator
 from tests.support.proxy import CuttingProxy
 from tests.support.server import Server
 
+pytestmark = pytest.mark.e2e
+
 CUTS = 100
 SEED = 5
 # Prints a line every few milliseconds until the test has seen enough.
 CHATTER = """
 import pathlib, time
 
-pytestmark = pytest.mark.e2e
 stop, number = pathlib.Path({stop!r}), 0
 while not stop.exists():
     print(number, flush=True)

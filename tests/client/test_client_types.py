@@ -8,6 +8,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 SAMPLE = Path(__file__).with_name("typed_sample.py")
 SECONDS = 300.0

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 600.0
 NEWEST_PROTOBUF = "7"
 
+pytestmark = pytest.mark.long
+
 # What a user's first script looks like; it also says what it ran with.
 SCRIPT = """
 import importlib.util
@@ -24,8 +26,6 @@ import sys
 import google.protobuf
 import grpc
 from notebook_runner import Client
-
-pytestmark = pytest.mark.e2e
 
 for module in ("nbclient", "nbconvert", "nbformat", "papermill", "structlog", "grpc_health"):
     assert importlib.util.find_spec(module) is None, module

@@ -74,7 +74,7 @@ class ClusterChaos(Chaos):
     def _answering(self) -> MortalServer:
         server, end = super()._answering(), time.monotonic() + WHOLE_SECONDS
         assert self.cluster is not None
-        while server.stub.Info(pb.InfoRequest(), timeout=10).workers < len(self.cluster.workers):
+        while server.stub.Info(pb.InfoRequest(), timeout=60).workers < len(self.cluster.workers):
             assert time.monotonic() < end, f"{server.tail()}\n{self.cluster.logs()}"
         return server
 

@@ -46,13 +46,13 @@ def kernel(server: MortalServer, run_id: str) -> int:
 def kill(server: MortalServer, run_id: str) -> tuple[pb.KillResponse, float]:
     """Kills a run; the answer, and the seconds that it took."""
     begin = time.monotonic()
-    answer = server.stub.Kill(pb.KillRequest(run_id=run_id), timeout=30)
+    answer = server.stub.Kill(pb.KillRequest(run_id=run_id), timeout=60)
     return answer, time.monotonic() - begin
 
 
 def until_state(server: MortalServer, run_id: str, state: int) -> None:
     """Waits until a run has come to a state."""
-    stream = server.stub.Progress(pb.ProgressRequest(run_id=run_id), timeout=30)
+    stream = server.stub.Progress(pb.ProgressRequest(run_id=run_id), timeout=60)
     next(event for event in stream if event.run_changed.state >= state)
     stream.cancel()
 

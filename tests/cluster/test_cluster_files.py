@@ -105,7 +105,7 @@ def test_files_come_back_after_every_end(serve: Serve, home: Path, gate: Gate, e
     run = start(server.stub, inline(LEAVES.format(hidden=str(home)), last))
     if end == "is killed":
         reach(server.stub, run.run_id, "cell_started", 1)
-        server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=10)
+        server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=60)
     states = (pb.RUN_STATE_FAILED, pb.RUN_STATE_KILLED, pb.RUN_STATE_CRASHED)
     assert finish(server.stub, run.run_id).run.state in states
     assert_all_there(files(server, run))
@@ -130,7 +130,7 @@ def test_too_much_to_come_back_is_told(serve: Serve, home: Path) -> None:
     run = perform(server.stub, inline(LEAVES.format(hidden=str(home)))).run
     assert run.state == pb.RUN_STATE_SUCCEEDED
     request = pb.OutputRequest(run_id=run.run_id, format="files")
-    refusal = refused(lambda: server.stub.Output(request, timeout=10))
+    refusal = refused(lambda: server.stub.Output(request, timeout=60))
     assert refusal.reason == "EXPORT_FAILED"
     assert f"had {LARGE + 7 + 10} bytes" in refusal.message
 
@@ -157,9 +157,9 @@ def test_kill_does_not_wait_for_much(serve: Serve, gate: Gate) -> None:
     server = serve()
     run = start(server.stub, inline("open('large', 'wb').truncate(64_000_000)", gate.source))
     reach(server.stub, run.run_id, "cell_started", 1)
-    server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=10)
+    server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=60)
     request = pb.OutputRequest(run_id=run.run_id, format="files")
-    refusal = refused(lambda: server.stub.Output(request, timeout=10))
+    refusal = refused(lambda: server.stub.Output(request, timeout=60))
     assert "had 64000000 bytes, too many to come back" in refusal.message
 
 

@@ -18,7 +18,7 @@ from tests.support.errors import refused
 from tests.support.gate import Gate
 from tests.support.server import Server
 
-SECONDS = 20.0
+SECONDS = 60.0
 NOT_READY = (grpc.StatusCode.UNAVAILABLE, "NOT_READY")
 # What a worker executes before it meets the server.
 OLD = "from notebook_runner_server.execution.cluster import messages\nmessages.VERSION = '0.0.1'\n"
@@ -47,7 +47,7 @@ def serve(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 def told(server: Server) -> pb.InfoResponse:
     """What the server says of itself."""
-    return server.stub.Info(pb.InfoRequest(), timeout=10)
+    return server.stub.Info(pb.InfoRequest(), timeout=60)
 
 
 def until(server: Server, holds: Callable[[pb.InfoResponse], bool]) -> pb.InfoResponse:
@@ -67,7 +67,7 @@ def until_said(server: Server, event: str, *texts: str) -> None:
 
 def start_of(server: Server, **fields: str) -> Callable[[], object]:
     """A Start of a small notebook."""
-    return lambda: server.stub.Start(inline("1", **fields), timeout=10)
+    return lambda: server.stub.Start(inline("1", **fields), timeout=60)
 
 
 def test_a_server_is_there_before_its_cluster(cluster: Cluster, serve: Callable[..., Server]) -> None:
@@ -77,7 +77,7 @@ def test_a_server_is_there_before_its_cluster(cluster: Cluster, serve: Callable[
     health = health_pb2_grpc.HealthStub(server.channel)
     assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
     assert (told(server).workers, len(told(server).kernels)) == (0, 0)
-    assert list(server.stub.List(pb.ListRequest(), timeout=10).runs) == []
+    assert list(server.stub.List(pb.ListRequest(), timeout=60).runs) == []
     for name in ("", "python3", "no-such-kernel"):
         refusal = refused(start_of(server, kernel_name=name))
         assert refusal.kind == NOT_READY

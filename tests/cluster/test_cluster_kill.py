@@ -42,7 +42,7 @@ def server(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def killed(server: MortalServer, run_id: str, mark: str) -> float:
     """Kills a run, of which nothing may be left then; answers the seconds."""
     begin = time.monotonic()
-    answer = server.stub.Kill(pb.KillRequest(run_id=run_id), timeout=30)
+    answer = server.stub.Kill(pb.KillRequest(run_id=run_id), timeout=60)
     seconds = time.monotonic() - begin
     assert answer.run.state == pb.RUN_STATE_KILLED
     assert remains(mark) == {}

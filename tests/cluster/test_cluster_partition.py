@@ -159,7 +159,7 @@ def test_kill_while_the_link_is_cut(far: Far, serve: Callable[..., MortalServer]
     course = Course(serve(), tmp_path)
     far.wire.cut()
     begin = time.monotonic()
-    answer = course.server.stub.Kill(pb.KillRequest(run_id=course.run_id), timeout=30)
+    answer = course.server.stub.Kill(pb.KillRequest(run_id=course.run_id), timeout=60)
     seconds = time.monotonic() - begin
     figure(f"Kill over a link that is cut answers after {seconds:.1f} s: {answer.run.failure.message}")
     assert answer.run.state == pb.RUN_STATE_KILLED
@@ -195,11 +195,11 @@ def test_kill_of_what_never_reached_the_worker(far: Far, serve: Callable[..., Mo
     works(server)
     far.wire.cut()
     run = start(server.stub, inline("import time; time.sleep(100000)", environment={RUN_MARK: mark}))
-    stream = server.stub.Progress(pb.ProgressRequest(run_id=run.run_id), timeout=30)
+    stream = server.stub.Progress(pb.ProgressRequest(run_id=run.run_id), timeout=60)
     next(event for event in stream if event.run_changed.state == pb.RUN_STATE_STARTING)
     stream.cancel()
     # The link stays cut: a Kill that waited for the worker would miss its deadline.
-    answer = server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=30)
+    answer = server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=60)
     assert answer.run.state == pb.RUN_STATE_KILLED
     far.wire.mend()
     works(server)

@@ -51,7 +51,7 @@ def calm(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def workers(server: MortalServer, count: int, seconds: float = 30.0) -> float:
     """Waits until the server has so many slots; answers how long that took."""
     begin = time.monotonic()
-    while server.stub.Info(pb.InfoRequest(), timeout=10).workers != count:
+    while server.stub.Info(pb.InfoRequest(), timeout=60).workers != count:
         assert time.monotonic() < begin + seconds, server.tail()
     return time.monotonic() - begin
 
@@ -69,7 +69,7 @@ def test_as_many_runs_go_on_as_there_are_slots(calm: MortalServer, gate: Gate) -
         runs = [stack.enter_context(started(calm.stub, inline(gate.source))) for _ in range(4)]
         for run in runs[:3]:
             reach(calm.stub, run.run_id, "cell_started")
-        info = calm.stub.Info(pb.InfoRequest(), timeout=10)
+        info = calm.stub.Info(pb.InfoRequest(), timeout=60)
         assert (info.workers, info.runs_active, info.runs_queued) == (3, 3, 1)
         gate.open(4)
         assert {finish(calm.stub, run.run_id).run.state for run in runs} == {pb.RUN_STATE_SUCCEEDED}
@@ -79,7 +79,7 @@ def test_warm_kernels_of_all_workers_are_told(calm: MortalServer) -> None:
     """Info counts the kernels that wait on the workers."""
     end = time.monotonic() + 30
     while True:
-        kernels = calm.stub.Info(pb.InfoRequest(), timeout=10).kernels
+        kernels = calm.stub.Info(pb.InfoRequest(), timeout=60).kernels
         if [(one.warm_ready, one.warm_wanted) for one in kernels if one.name == "python3"] == [(3, 3)]:
             return
         assert time.monotonic() < end, kernels
@@ -111,7 +111,7 @@ def test_kill_ends_running_and_waiting_runs(calm: MortalServer) -> None:
             kernel(calm, run)
         for run in reversed(runs):
             begin = time.monotonic()
-            answer = calm.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=10)
+            answer = calm.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=60)
             figure(f"Kill answers after {1000 * (time.monotonic() - begin):.0f} ms")
             assert answer.run.state == pb.RUN_STATE_KILLED
             assert answer.processes_ended >= (0 if run is runs[3] else 3)

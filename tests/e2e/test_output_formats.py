@@ -72,7 +72,7 @@ def test_a_browser_that_hangs(make_server: Callable[..., Server], tmp_path: Path
     browser.write_text(f"#!/bin/sh\ntouch $TMPDIR/left {reached}\nsetsid sleep 100000 &\nsleep 100000\n")
     browser.chmod(0o755)
     environment = {"TMPDIR": str(temporary), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    server = make_server("--no-warm-kernels", "--export-timeout", "4", environment=environment)
+    server = make_server("--no-warm-kernels", "--export-timeout", "15", environment=environment)
     run = perform(server.stub, inline("1")).run
     processes, files = children(server), sorted(temporary.iterdir())
     request = pb.OutputRequest(run_id=run.run_id, format="pdf")

@@ -37,7 +37,7 @@ from tests.support.web import ObjectStore, Web
 __all__ = ["objects", "shared", "uri_server", "web"]
 
 # Less than a write may take.
-URI_KILL_SECONDS = 3.0
+URI_KILL_SECONDS = 8.0
 NOTEBOOK = content(code("who = 'world'", "parameters"), "import os\nprint(who, os.getcwd())")
 SIGNATURE = "X-Signature=d0e5f1"
 

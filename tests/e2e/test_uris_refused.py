@@ -18,6 +18,8 @@ from tests.support.server import Server
 from tests.support.uris import objects, shared, uri_server, web
 from tests.support.web import ObjectStore, Web
 
+pytestmark = pytest.mark.long
+
 __all__ = ["objects", "shared", "uri_server", "web"]
 
 NOT_ALLOWED = (grpc.StatusCode.INVALID_ARGUMENT, "URI_NOT_ALLOWED")

@@ -22,7 +22,10 @@ SPECS = {
     "fixed": ([sys.executable, "-m", "ipykernel_launcher"], "python"),
     "strange": ([sys.executable, "-m", "bash_kernel"], "strange"),
 }
-pytestmark = pytest.mark.process_pool("only the server knows the folder of the kernelspecs")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.process_pool("only the server knows the folder of the kernelspecs"),
+]
 FIXED = {"GIVEN": "the kernelspec's", "MADE": "of $FIRST"}
 
 

@@ -24,6 +24,8 @@ from tests.support.gate import Gate
 from tests.support.notebooks import notebook, parsed
 from tests.support.server import Server
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 120
 

@@ -55,12 +55,18 @@ def _sleep(**options: Any) -> int:
     return _sh("echo ready; exec sleep 100000", **options)
 
 
+def _daemon() -> None:
+    """Starts a process whose parent has ended."""
+    _sh(DAEMON)
+    STARTED[-1].wait()
+
+
 KINDS: dict[str, Callable[[], object]] = {
     "child": _sleep,
     "setsid": lambda: _sleep(start_new_session=True),
     "group": lambda: _sleep(process_group=0),
     "scrubbed": lambda: _sleep(env={"PATH": os.environ["PATH"]}, start_new_session=True),
-    "double": lambda: _sh(DAEMON),
+    "double": _daemon,
     "nested": lambda: _sh(NESTED),
     "stubborn": lambda: _sh(STUBBORN),
     "stopped": lambda: os.kill(_sleep(), signal.SIGSTOP),

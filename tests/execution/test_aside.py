@@ -11,6 +11,8 @@ from notebook_runner_server.execution.aside import AsideError, aside
 from notebook_runner_server.execution.notebook import NotebookError, UnknownParameterError, prepare
 from tests.support.notebooks import code, content
 
+pytestmark = pytest.mark.integration
+
 LARGE = 30_000_000
 
 

@@ -45,6 +45,8 @@ def test_events_come_in_order_and_the_parts_are_the_notebook(pool: Pool) -> None
 
 LATE = """
 import time
+
+pytestmark = pytest.mark.integration
 kernel = get_ipython().kernel
 def late():
     kernel.post_handler_hook = ordinary

@@ -24,6 +24,8 @@ KEPT = 3
 SLOW_TO_STOP = """
 import os, signal, time
 
+pytestmark = pytest.mark.integration
+
 def kill(pid, number, kill=os.kill):
     kill(pid, number)
     if number == signal.SIGSTOP:

@@ -37,6 +37,8 @@ ALIVE = {
 # Has a child that ends, and does not wait for it.
 KEEPER = """
 import os, sys
+
+pytestmark = pytest.mark.integration
 pid = os.fork()
 if not pid:
     os._exit(0)

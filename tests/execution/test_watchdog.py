@@ -8,6 +8,8 @@ from notebook_runner_server.execution import watchdog
 from notebook_runner_server.execution.interface import Cause
 from notebook_runner_server.execution.watchdog import Watchdog
 
+pytestmark = pytest.mark.integration
+
 
 def test_a_verdict_that_comes_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """To sum the memory of a large run takes longer than to end it; the next run is not killed for it."""

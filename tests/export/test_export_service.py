@@ -16,11 +16,13 @@ from tests.support.notebooks import notebook
 from tests.support.processes import marked, outlived
 
 # A process that was sent SIGKILL is gone a moment later.
-LINGER_SECONDS = 5.0
+LINGER_SECONDS = 30.0
 MARK_VARIABLE = "NBR_EXPORT_MARK"
 # Python reads this when it starts: an exporter that starts programs of its own and never ends.
 HANGING = """
 import os, signal, subprocess
+
+pytestmark = pytest.mark.integration
 if os.environ.get("NBR_EXPORT_MARK"):
     for _ in range(2):
         command = ["sh", "-c", "echo here; exec sleep 100000"]

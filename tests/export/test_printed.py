@@ -16,6 +16,8 @@ from notebook_runner_server.export.formats import convert, main
 from notebook_runner_server.export.printed import _printed
 from tests.support.notebooks import code, notebook
 
+pytestmark = pytest.mark.integration
+
 # CI has it (.ci/run); the browser's own tests (tests/gallery) see to that.
 needs_browser = pytest.mark.skipif(
     shutil.which("chromium") is None and os.environ.get("CI") != "true", reason="there is no chromium"

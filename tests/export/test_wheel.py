@@ -7,8 +7,11 @@ import zipfile
 from pathlib import Path
 
 import nbformat
+import pytest
 
 from tests.support.notebooks import notebook
+
+pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0

@@ -140,7 +140,7 @@ class Chaos:
             server.stub.List(pb.ListRequest(page_size=1), timeout=60)
         except grpc.RpcError:
             # Only of a server that dies may a call fail.
-            server.process.wait(10)
+            server.process.wait(60)
         return self._alive()
 
     def _bury(self, server: MortalServer) -> None:
@@ -178,7 +178,7 @@ class Chaos:
         with contextlib.suppress(LookupError, ProcessLookupError):
             os.kill(_victim(server, fault), signal.SIGKILL)
         if fault == "server":
-            server.process.wait(10)
+            server.process.wait(60)
 
     def _call(self, server: MortalServer, one: Told) -> None:
         """A caller: starts its run and follows it, as long as the server lives."""

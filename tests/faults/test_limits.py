@@ -124,7 +124,7 @@ def test_no_start_is_above_a_ceiling(limited: Server, field: str) -> None:
     """The ceiling itself is taken; what is above it is refused, with the field's name."""
     most, too_much = CEILINGS[field]
     assert perform(limited.stub, inline("1", **{field: most})).run.state == pb.RUN_STATE_SUCCEEDED
-    refusal = refused(lambda: limited.stub.Start(inline("1", **{field: too_much}), timeout=10))
+    refusal = refused(lambda: limited.stub.Start(inline("1", **{field: too_much}), timeout=60))
     assert refusal.kind == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert refusal.fields == [field]
 

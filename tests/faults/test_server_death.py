@@ -66,7 +66,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
     begin = time.monotonic()
     with MortalServer(state, "--queue", "3") as second:
         figure(f"ready {time.monotonic() - begin:.3f} s after its start")
-        listed = list(second.stub.List(pb.ListRequest(), timeout=10).runs)
+        listed = list(second.stub.List(pb.ListRequest(), timeout=60).runs)
         yield Life(second, requests, runs, seen, listed)
 
 

@@ -54,13 +54,13 @@ def followed(server: Server, run_id: str) -> Iterator[Future[Ended]]:
 def is_alive(server: Server) -> bool:
     """What a liveness probe is told."""
     request = health_pb2.HealthCheckRequest(service="liveness")
-    answer = health_pb2_grpc.HealthStub(server.channel).Check(request, timeout=10)
+    answer = health_pb2_grpc.HealthStub(server.channel).Check(request, timeout=60)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def exited(server: MortalServer) -> None:
     """The server ends by itself, with 0, and nothing is left of it."""
-    assert server.process.wait(30) == 0, server.tail()
+    assert server.process.wait(60) == 0, server.tail()
     gone(server.mark)
 
 
@@ -72,11 +72,11 @@ def test_a_draining_server_takes_no_more_and_lets_the_run_finish(tmp_path: Path,
         with followed(server, run.run_id) as reader:
             terminate(server)
             assert is_alive(server)
-            refusal = refused(lambda: server.stub.Start(inline("1"), timeout=10))
+            refusal = refused(lambda: server.stub.Start(inline("1"), timeout=60))
             assert refusal.kind == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
-            assert server.stub.List(pb.ListRequest(), timeout=10).runs[0].state == pb.RUN_STATE_RUNNING
+            assert server.stub.List(pb.ListRequest(), timeout=60).runs[0].state == pb.RUN_STATE_RUNNING
             gate.open()
-            ended = reader.result(30)
+            ended = reader.result(60)
         exited(server)
     assert ended.run.state == pb.RUN_STATE_SUCCEEDED
     assert texts(ended.events) == "begun\nended\n"
@@ -97,7 +97,7 @@ def test_a_run_that_does_not_end_in_time_is_interrupted(tmp_path: Path, gate: Ga
         reach(server.stub, run.run_id, "cell_output")
         with followed(server, run.run_id) as reader:
             terminate(server)
-            _interrupted(reader.result(30))
+            _interrupted(reader.result(60))
         exited(server)
         gone(mark, 0)
     with MortalServer(tmp_path / "state") as again:
@@ -136,7 +136,7 @@ def test_queued_runs_are_for_the_next_server(tmp_path: Path, gate: Gate) -> None
             error = reader.exception(30)
         assert isinstance(error, grpc.RpcError)
         assert error.code() is grpc.StatusCode.UNAVAILABLE
-        states = {run.run_id: run.state for run in server.stub.List(pb.ListRequest(), timeout=10).runs}
+        states = {run.run_id: run.state for run in server.stub.List(pb.ListRequest(), timeout=60).runs}
         assert [states[run.run_id] for run in queued] == [pb.RUN_STATE_QUEUED] * 3
         gate.open()
         exited(server)
@@ -153,6 +153,6 @@ def test_a_kill_is_served_while_the_server_drains(tmp_path: Path, gate: Gate) ->
         run = start(server.stub, inline(gate.source))
         reach(server.stub, run.run_id, "cell_started")
         terminate(server)
-        answer = server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=10)
+        answer = server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=60)
         assert answer.run.state == pb.RUN_STATE_KILLED
         exited(server)

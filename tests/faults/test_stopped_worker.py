@@ -81,7 +81,7 @@ def test_kill_ends_a_run_whose_worker_is_stopped(server: MortalServer) -> None:
     """Kill answers with the run KILLED, nothing of it is left, and the next run works."""
     run_id, mark = _with_a_stopped_worker(server)
     request = pb.KillRequest(run_id=run_id)
-    _ended(server, run_id, mark, lambda: server.stub.Kill(request, timeout=30))
+    _ended(server, run_id, mark, lambda: server.stub.Kill(request, timeout=60))
 
 
 def test_a_kill_without_grace_does_not_wait_for_one_with_grace(server: MortalServer) -> None:
@@ -92,7 +92,7 @@ def test_a_kill_without_grace_does_not_wait_for_one_with_grace(server: MortalSer
         waiting = pool.submit(server.stub.Kill, first, timeout=90)
         _is_killing(server, run_id)
         second = pb.KillRequest(run_id=run_id)
-        _ended(server, run_id, mark, lambda: server.stub.Kill(second, timeout=30))
+        _ended(server, run_id, mark, lambda: server.stub.Kill(second, timeout=60))
         assert waiting.result(REST).run == finish(server.stub, run_id).run
 
 
@@ -110,6 +110,6 @@ def test_a_server_ends_although_its_busy_worker_is_stopped(server: MortalServer)
     """SIGTERM ends the server, which leaves nothing behind."""
     _, mark = _with_a_stopped_worker(server)
     server.process.send_signal(signal.SIGTERM)
-    server.process.wait(30)
+    server.process.wait(60)
     gone(server.mark)
     gone(mark, 0.0)

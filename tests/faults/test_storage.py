@@ -46,7 +46,7 @@ def test_a_start_on_a_full_disk_leaves_nothing(make_server: Callable[..., Server
     known = history(server.stub)
     with full_disk(server):
         for _ in range(3):
-            refusal = refused(lambda: server.stub.Start(request, timeout=10))
+            refusal = refused(lambda: server.stub.Start(request, timeout=60))
             assert refusal.kind == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
         assert history(server.stub) == known
         assert os.listdir(server.state_dir / FOLDERS) == known

@@ -11,6 +11,8 @@ from tests.gallery.notebooks import ATTACK, SHOW
 from tests.support.calls import artefact, inline, perform, struct
 from tests.support.server import Server
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "examples" / "quickstart.ipynb"
 # Not in the repository: for people, and kept by CI.

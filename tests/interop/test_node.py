@@ -33,9 +33,10 @@ INSTALL_SECONDS = 300
 SECONDS = 60
 # On a user's machine it may be missing; CI installs it, and must not pass without.
 NODE = shutil.which("node")
-pytestmark = pytest.mark.skipif(
-    not NODE and os.environ.get("CI") != "true", reason="node and npm are not installed"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not NODE and os.environ.get("CI") != "true", reason="node and npm are not installed"),
+]
 
 Told = list[dict[str, Any]]
 

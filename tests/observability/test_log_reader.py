@@ -19,7 +19,7 @@ from notebook_runner_server import logs
 from tests.support.calls import SECONDS, finish, inline, reach, start
 from tests.support.server import PROGRAM
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 PIPE_BYTES = 64 * 1024
 

@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry, Gauge
 from notebook_runner_server.observability import endpoint
 from notebook_runner_server.observability.endpoint import MOST_SCRAPES, Endpoint
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 PATIENCE = 0.5
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def on(loop, action):
         except BaseException as error:
             done.set_exception(error)
     loop.add_callback(call)
-    return done.result(10)
+    return done.result(60)
 
 loops = {"output": kernel.iopub_thread.io_loop, "control": kernel.control_thread.io_loop}
 for name, loop in loops.items():

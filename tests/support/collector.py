@@ -12,7 +12,7 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from typing_extensions import override
 
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 class Collector(otlp_grpc.TraceServiceServicer):

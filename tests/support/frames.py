@@ -8,7 +8,7 @@ from typing import Self
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
 END_STREAM, END_HEADERS = 1, 4
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def frame(kind: int, flags: int, stream: int, data: bytes = b"") -> bytes:

@@ -16,12 +16,12 @@ from tests.support.server import Server
 
 RUN_MARK = "NBR_RUN_MARK"
 # No process of a server is there so long after its death.
-GONE_SECONDS = 2.0
+GONE_SECONDS = 30.0
 # In the command line of a worker: Python's own.
 WORKER = "spawn_main"
 # In the state folder: a folder for each run.
 FOLDERS = "runs"
-FORGOTTEN_SECONDS = 20.0
+FORGOTTEN_SECONDS = 60.0
 
 
 class MortalServer(Server):

@@ -6,7 +6,7 @@ import threading
 from ipaddress import IPv4Address
 from typing import Self
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 HEADER_BYTES = 12
 TYPE_BYTES = 4
 ADDRESS = 1  # the type of a question for an IPv4 address

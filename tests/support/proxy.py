@@ -8,7 +8,7 @@ import struct
 import threading
 from typing import Self
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 PIECE = 65536
 # Closes with a reset instead of a polite end.
 RESET = struct.pack("ii", 1, 0)

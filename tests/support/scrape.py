@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from prometheus_client.parser import text_string_to_metric_families
 
 ON = ("--metrics-listen", "127.0.0.1:0")
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class Logged(Protocol):

@@ -14,7 +14,7 @@ from notebook_runner.v1.notebook_runner_pb2_grpc import (
     add_NotebookRunnerServicer_to_server,
 )
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 RUNNING = pb.Run(run_id="r", state=pb.RUN_STATE_RUNNING)
 ENDED = pb.Run(run_id="r", state=pb.RUN_STATE_SUCCEEDED)
 FAILED = pb.Run(run_id="r", state=pb.RUN_STATE_FAILED, failure=pb.Failure(message="no"))

@@ -26,7 +26,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 CALL_SECONDS = 60.0
 # Helpers of the interpreter end by themselves when they see that the server is gone.
-LINGER_SECONDS = 5.0
+LINGER_SECONDS = 30.0
 
 
 class Server:
@@ -39,7 +39,7 @@ class Server:
         executor: The variables that give every server another executor than its own processes.
         cluster_mark: What the environment of every process of that executor carries; empty: there is none.
         machines: How many workers keep kernels for a run, whichever of them it gets.
-        may_start: Whether the test that runs may start one; a unit test may not.
+        may_start: Whether the test that runs may start one.
     """
 
     executor: ClassVar[Mapping[str, str]] = {}
@@ -86,7 +86,7 @@ class Server:
         return Server.cluster_mark or self.mark
 
     def __enter__(self) -> Self:
-        assert Server.may_start, "A unit test starts no server: mark it as e2e or fault."
+        assert Server.may_start, "A unit or integration test starts no server: mark it as e2e."
         self.process = subprocess.Popen(
             self._command, cwd=self._folder, env=self._environment, stderr=subprocess.PIPE, text=True
         )

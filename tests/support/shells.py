@@ -11,7 +11,7 @@ from traitlets.config import Config
 
 from notebook_runner import _notebook
 
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 class KernelShell(InteractiveShell):

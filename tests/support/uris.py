@@ -9,7 +9,7 @@ from tests.support.server import Server
 from tests.support.web import BUCKET, ObjectStore, Web, object_store
 
 # How long a service may take; every test that waits for it waits so long.
-URI_SECONDS = 4
+URI_SECONDS = 10
 
 
 @pytest.fixture(scope="module")

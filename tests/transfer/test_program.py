@@ -10,7 +10,9 @@ from typing import IO, Any
 
 import pytest
 
-SECONDS = 30.0
+pytestmark = pytest.mark.integration
+
+SECONDS = 60.0
 # More than the helper reads at once, and more than a pipe holds.
 BEGINNING = b"x" * 2 * 1024 * 1024
 

@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.support.web import Web, object_store
 
+pytestmark = pytest.mark.integration
+
 LARGE = 20 * 1024 * 1024
 
 

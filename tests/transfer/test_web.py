@@ -12,6 +12,8 @@ from notebook_runner_server.transfer.interface import RefusedError
 from notebook_runner_server.transfer.policy import UriPolicy
 from tests.support.web import Web
 
+pytestmark = pytest.mark.integration
+
 NAME = "rebound.example"
 
 
