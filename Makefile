@@ -103,6 +103,7 @@ check: $(INSTALLED) ## Run every check that is not a test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m checks.lint_ignores
+	$(BIN)/python -m checks.repository_paths
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/buf breaking --against proto/contract.binpb

@@ -1,0 +1,95 @@
+"""The repository stands alone: a clone needs nothing beside it."""
+
+import os
+import subprocess
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from checks.repository_paths import ROOT, findings, repository_files
+
+pytestmark = pytest.mark.unit
+
+UP = "../"  # put together below, because the check reads this file as well
+TOP = "TOP = Path(__file__).resolve().parents[2]\n"
+
+
+def found(root: Path, name: str, content: str) -> list[str]:
+    """What the check finds in a file, in a repository with one more that names the root."""
+    for path, text in {"tests/support/places.py": TOP, name: content}.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    return list(findings(root, [PurePosixPath(name)]))
+
+
+def test_the_repository_stands_alone() -> None:
+    """No file names a path above the root, or a path of one machine."""
+    assert list(findings(ROOT, repository_files(ROOT))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "content"),
+    [
+        ("tests/e2e/test_a.py", 1, 'DATA = Path(__file__).parents[3] / "shared"'),
+        ("tests/e2e/test_a.py", 1, "DATA = pathlib.Path(__file__).resolve().parent.parent.parent.parent"),
+        ("tests/e2e/test_a.py", 3, "HERE = Path(__file__).parent\ndef test():\n    read(HERE.parents[2])"),
+        ("tests/test_a.py", 2, 'from tests.support.places import TOP\nDATA = TOP.parent / "shared"'),
+        (
+            "tests/test_a.py",
+            2,
+            "from tests.support.places import TOP as T\nsys.path.append(str(T.parents[0]))",
+        ),
+        ("tests/test_a.py", 1, 'DATA = Path(__file__).parent.joinpath("..", "..", "shared")'),
+        ("benchmarks/a.py", 1, 'DATA = os.path.join(os.path.dirname(__file__), "..", "..", "shared")'),
+        (".ci/run", 2, f"set -e\n{UP}shared/container/setup"),
+        (".ci/run", 1, f'cd "$(dirname "$0")/{UP}.."'),
+        ("Makefile", 2, f"test:\n\tcp $(CURDIR)/{UP}shared/notebooks ."),
+        ("docs/how-to/a.md", 1, f"[a page]({UP * 3}notes/page.md)"),
+        ("k8s/base/kustomization.yaml", 1, f"resources: [{UP * 2}..]"),
+        ("README.md", 1, "cd /" + "home/alice/notebook-runner"),
+        ("pyproject.toml", 1, "find-links = '/" + "opt/wheels'"),
+        ("docs/a.md", 2, "```\nnotebook-runner run file://" + "/" + "srv/a.ipynb -v /" + "work/data:/data"),
+    ],
+)
+def test_a_path_out_of_the_repository_is_found(tmp_path: Path, name: str, line: int, content: str) -> None:
+    """Each way to name something beside the repository is found, with its line."""
+    (finding,) = found(tmp_path, name, content)
+    assert finding.startswith(f"{name}:{line}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tests/e2e/test_a.py", 'DATA = Path(__file__).parents[2] / "docs"'),
+        ("tests/e2e/test_a.py", f'name = "{UP * 2}etc/passwd"'),
+        ("tests/test_a.py", 'from tests.support.places import TOP\nDATA = TOP / "docs"'),
+        ("tests/test_a.py", "Path(grpc.__file__).parents[9], run_folder.parents[9]"),
+        (".ci/run", 'cd "$(dirname "$0")/.."\n"$HOME"/x ...'),
+        (
+            "docs/how-to/a.md",
+            f"[a page]({UP * 2}README.md), s3://bucket/{UP * 4}x, /proc/self/{UP * 3}1, 1..2",
+        ),
+        ("Dockerfile", "RUN python3 -m venv /opt/notebook-runner"),
+    ],
+)
+def test_a_path_inside_the_repository_is_none(tmp_path: Path, name: str, content: str) -> None:
+    """A path that stays inside, a URI, and a path that each machine has are no findings."""
+    assert found(tmp_path, name, content) == []
+
+
+def test_a_link_out_of_the_repository_is_found(tmp_path: Path) -> None:
+    """A symbolic link that leads out is found, one that stays inside is not."""
+    (tmp_path / "docs").mkdir()
+    os.symlink("../README.md", tmp_path / "docs" / "inside.md")
+    os.symlink(f"{UP * 2}shared", tmp_path / "docs" / "outside")
+    (finding,) = findings(tmp_path, [PurePosixPath("docs/inside.md"), PurePosixPath("docs/outside")])
+    assert finding.startswith("docs/outside: ")
+
+
+def test_files_are_those_of_git_and_new_ones(tmp_path: Path) -> None:
+    """Files that are not added yet are checked, those that git ignores are not."""
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)  # noqa: S607 - the one on PATH
+    for name in ("new.py", "ignored.py"):
+        (tmp_path / name).touch()
+    (tmp_path / ".gitignore").write_text("ignored.py\n")
+    assert [str(name) for name in repository_files(tmp_path)] == [".gitignore", "new.py"]
