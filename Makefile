@@ -7,10 +7,12 @@ TEST_DATA := .test-data/.unpacked
 PROTO := proto/notebook_runner/v1/notebook_runner.proto
 # The oldest tools that serve: their output runs with protobuf 6 and 7 (see CONTRIBUTING.md).
 GENERATE_VENV := .venv-generate
+# What builds and checks a release is no part of what the tests run with.
+RELEASE_VENV := .venv-release
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test test-unit test-all faults cold cluster cluster-full container chaos soak attack plain check format generate contract docs docs-serve image image-report lock bench bench-cluster scale clean
+.PHONY: help install demo serve dev test test-unit test-all faults cold cluster cluster-full container chaos soak attack plain check format generate contract docs docs-serve release image image-report lock bench bench-cluster scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -138,6 +140,15 @@ docs: $(INSTALLED) ## Build the site of docs/ into site/, and check its links
 docs-serve: $(INSTALLED) ## Serve the site on 127.0.0.1:8000, built again when a page or the contract changes
 	$(BIN)/python -m mkdocs serve --watch proto --watch client --watch examples
 
+$(RELEASE_VENV)/.installed: requirements-release.lock
+	@echo "Creating $(RELEASE_VENV)"
+	@$(PYTHON) -m venv $(RELEASE_VENV)
+	@$(RELEASE_VENV)/bin/pip install --quiet --require-hashes --requirement requirements-release.lock
+	@touch $@
+
+release: $(RELEASE_VENV)/.installed ## Build the last commit into dist/, check it, and try the wheel (see RELEASING.md)
+	@.ci/release $(RELEASE_VENV)/bin
+
 ENGINE ?= $(firstword $(shell command -v docker podman))
 BUILD ?=
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' client/notebook_runner/_version.py)
@@ -160,6 +171,8 @@ lock: ## Resolve the locks again (needs uv)
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
 	uv pip compile requirements-generate.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-generate.lock
+	uv pip compile requirements-release.in --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements-release.lock
 	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask $(LOCK_IMAGE)/server.lock
 	uv pip compile image/data.in $(LOCK_IMAGE)/data.lock
 	uv pip compile image/build.in $(LOCK_IMAGE)/build.lock
@@ -174,4 +187,4 @@ scale: $(INSTALLED) ## Measure what an item costs where there are few and where 
 	$(BIN)/python -m benchmarks --only scaling
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) $(GENERATE_VENV) .mypy_cache .ruff_cache .pytest_cache demo-output site
+	rm -rf $(VENV) $(GENERATE_VENV) $(RELEASE_VENV) .mypy_cache .ruff_cache .pytest_cache demo-output dist site
