@@ -12,10 +12,11 @@ RELEASE_VENV := .venv-release
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test test-unit test-all faults cold cluster cluster-full container chaos soak attack plain check format generate contract docs docs-serve release image image-report lock bench bench-cluster scale clean
+.PHONY: help install demo serve dev test test-unit test-all faults cold cluster cluster-full container chaos soak attack plain check hooks format generate contract docs docs-serve release image image-report lock bench bench-cluster scale clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ name[NR] = $$1; text[NR] = $$2; if (length($$1) > width) width = length($$1) } \
+	  END { for (n = 1; n <= NR; n++) printf "%-" width "s  %s\n", name[n], text[n] }'
 
 install: $(INSTALLED) $(TEST_DATA) ## Install everything into .venv, and what the tests read
 
@@ -113,6 +114,9 @@ check: $(INSTALLED) ## Run every check that is not a test
 	diff -r -x __init__.py -x __pycache__ $(VENV)/generated/notebook_runner/v1 client/notebook_runner/v1
 	$(MAKE) --no-print-directory docs
 
+hooks: $(INSTALLED) ## Run the fast checks before each commit (pre-commit)
+	$(BIN)/pre-commit install
+
 format: $(INSTALLED) ## Format sources and contract
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -129,7 +133,7 @@ generate: $(GENERATE_VENV)/.installed ## Generate client/notebook_runner/v1 from
 	PATH="$(CURDIR)/$(GENERATE_VENV)/bin:$$PATH" $(GENERATE_VENV)/bin/python -m grpc_tools.protoc -I proto \
 	  --python_out=$(OUT) --grpc_python_out=$(OUT) --mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet:$(OUT) $(PROTO)
 
-contract: $(INSTALLED) ## Take the contract as it is for the one that later changes must not break
+contract: $(INSTALLED) ## Snapshot the contract as the compatibility baseline
 	$(BIN)/buf build --output proto/contract.binpb --exclude-source-info
 
 # It would tell at each build when its theme's maintenance ends.
