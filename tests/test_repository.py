@@ -1,12 +1,17 @@
-"""The repository stands alone: a clone needs nothing beside it."""
+"""The repository stands alone, and its files agree about its packages, targets, checks and version."""
 
 import os
+import re
 import subprocess
+import sys
+import tarfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+import yaml
 
 from checks.repository_paths import ROOT, findings, repository_files
+from notebook_runner import __version__
 
 pytestmark = pytest.mark.unit
 
@@ -22,6 +27,18 @@ def found(root: Path, name: str, content: str) -> list[str]:
     return list(findings(root, [PurePosixPath(name)]))
 
 
+def make(*arguments: str) -> list[str]:
+    """The lines that make prints."""
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+IN_A_CHECKOUT = pytest.mark.skipif(
+    not (ROOT / ".git").exists(), reason="a source distribution has no list of its files"
+)
+
+
+@IN_A_CHECKOUT
 def test_the_repository_stands_alone() -> None:
     """No file names a path above the root, or a path of one machine."""
     assert list(findings(ROOT, repository_files(ROOT))) == []
@@ -93,3 +110,67 @@ def test_files_are_those_of_git_and_new_ones(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / ".gitignore").write_text("ignored.py\n")
     assert [str(name) for name in repository_files(tmp_path)] == [".gitignore", "new.py"]
+
+
+@IN_A_CHECKOUT
+def test_the_source_distribution_is_the_repository(tmp_path: Path) -> None:
+    """The source distribution has tests, docs and locks as well, and nothing that git ignores."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    there = {str(name) for name in repository_files(ROOT) if (ROOT / name).is_file()}
+    assert packed ^ there == {"PKG-INFO"}
+
+
+def test_hooks_are_checks_of_make_check() -> None:
+    """Each pre-commit hook runs a line of `make check`, from .venv."""
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local"
+    assert {hook["language"] for hook in local["hooks"]} == {"system"}
+    assert {hook["entry"] for hook in local["hooks"]} <= set(make("--dry-run", "check"))
+
+
+def test_help_is_a_table() -> None:
+    """`make help` names each target, with its description in one column."""
+    lines = [re.fullmatch(r"([a-z-]+) +(?=[A-Z])(.*)", line) for line in make("help")]
+    assert all(lines)
+    assert len({line.start(2) for line in lines if line}) == 1
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony
+    assert {line[1] for line in lines if line} == set(phony[1].split())
+
+
+def test_contributing_names_targets_that_exist() -> None:
+    """CONTRIBUTING.md and RELEASING.md name no target that the Makefile does not have."""
+    targets = {line.split()[0] for line in make("help")}
+    for page in ("CONTRIBUTING.md", "RELEASING.md"):
+        assert set(re.findall(r"`make ([a-z-]+)", (ROOT / page).read_text())) <= targets
+
+
+def test_contributing_names_each_package() -> None:
+    """CONTRIBUTING.md says what is in each package of the client and the server."""
+    modules = [*ROOT.glob("client/**/__init__.py"), *ROOT.glob("server/**/__init__.py")]
+    packages = {f"{module.parent.relative_to(ROOT)}/" for module in modules} - {"client/notebook_runner/v1/"}
+    assert packages
+    assert packages <= set(re.findall(r"`([\w/]+/)`", (ROOT / "CONTRIBUTING.md").read_text()))
+
+
+def test_pages_and_manifests_name_this_version() -> None:
+    """Images that pages and manifests name have the version of the distribution."""
+    manifests = [*ROOT.glob("k8s/**/kustomization.yaml"), *ROOT.glob("docs/**/*.md"), ROOT / "Dockerfile"]
+    image = re.compile(r"(?:notebook-runner:|newTag: )(\d+\.\d+\.\d+)")
+    named = {
+        (str(path.relative_to(ROOT)), version)
+        for path in manifests
+        for version in image.findall(path.read_text())
+    }
+    assert {path.split("/")[0] for path, _ in named} == {"k8s", "docs", "Dockerfile"}
+    assert {entry for entry in named if entry[1] != __version__} == set()
+
+
+def test_the_changelog_begins_with_unreleased() -> None:
+    """The changelog has a section for what is not released, and below it one for this version."""
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[:2] == ["Unreleased", __version__]
