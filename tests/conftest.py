@@ -65,8 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         kinds = {mark.name for mark in item.iter_markers() if mark.name in KINDS}
         if not kinds:
-            kinds = {KIND_OF_FOLDER.get(item.path.relative_to(FOLDER).parts[0], "unit")}
-            item.add_marker(*kinds)
+            item.add_marker(KIND_OF_FOLDER.get(item.path.relative_to(FOLDER).parts[0], "unit"))
         if len(kinds) > 1:
             raise pytest.UsageError(f"{item.nodeid} has more than one kind: {', '.join(sorted(kinds))}.")
     if config.getoption("--executor") == "dask":
