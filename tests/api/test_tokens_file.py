@@ -11,6 +11,8 @@ from notebook_runner_server.api.tokens import Scope, Tokens, TokensFileError, pa
 from tests.support.secure import new_token, plain
 from tests.support.server import PROGRAM
 
+pytestmark = pytest.mark.integration
+
 SUM = "0123456789abcdef" * 4
 OTHER = "f" * 64
 

@@ -18,6 +18,8 @@ from notebook_runner_server.execution.recorder import CHUNK_BYTES, MAX_EXCEPTION
 from tests.execution.pools import Pool, end, executed, parts, said
 from tests.support.notebooks import code, printed
 
+pytestmark = pytest.mark.integration
+
 MESSAGE_BYTES = 64 * 1024
 
 

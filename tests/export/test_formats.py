@@ -25,9 +25,12 @@ EVIL = (
     "<script>evil('{0}')</script><img src=x onerror=\"evil('{0}')\"><a href=\"javascript:evil('{0}')\">x</a>"
 )
 # Outputs that a page cannot show, and languages that it cannot colour, are left out with a remark.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Your element with mimetype:UserWarning", "ignore:No lexer found:UserWarning"
-)
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings(
+        "ignore:Your element with mimetype:UserWarning", "ignore:No lexer found:UserWarning"
+    ),
+]
 
 
 class Found(HTMLParser):

@@ -12,6 +12,8 @@ from notebook_runner_server.runs import soundness
 from notebook_runner_server.runs.soundness import Soundness
 from tests.runs.stores import insert, opened
 
+pytestmark = pytest.mark.integration
+
 DATABASE = "notebook-runner.db"
 PAGE = 4096
 
