@@ -15,6 +15,8 @@ from tests.support.notebooks import printed
 from tests.support.processes import is_alive, marked
 from tests.support.server import Server
 
+pytestmark = pytest.mark.guarantee
+
 # A child, one in its own session, and one whose parent is gone.
 CHILDREN_CELL = """
 import os, subprocess
@@ -25,8 +27,6 @@ print(os.getpid(), flush=True)
 """
 STUBBORN_CELL = """
 import os, signal
-
-pytestmark = pytest.mark.guarantee
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 print("here", flush=True)
 {wait}

@@ -12,11 +12,11 @@ from tests.support.gate import Gate
 from tests.support.notebooks import parsed, printed
 from tests.support.server import Server
 
+pytestmark = pytest.mark.guarantee
+
 CELLS = ("print('first words')", "from IPython.display import HTML; HTML('<b>bold</b>')", "6 * 7")
 FILES_CELL = """
 import pathlib
-
-pytestmark = pytest.mark.guarantee
 folder = pathlib.Path("results/deep")
 folder.mkdir(parents=True)
 (folder / "data.bin").write_bytes(bytes(range(256)) * 1000)

@@ -10,6 +10,8 @@ from tests.support.gate import Gate
 from tests.support.notebooks import code, markdown, printed
 from tests.support.server import Server
 
+pytestmark = pytest.mark.guarantee
+
 PRINTS = tuple(f"for n in range(3): print({cell}, n, flush=True)" for cell in range(4))
 TEXT_BYTES = 64 * 1024
 
@@ -132,8 +134,6 @@ def test_long_text_comes_in_several_messages(server: Server, letter: str) -> Non
 RICH_CELL = """
 from IPython.display import clear_output, display
 import sys
-
-pytestmark = pytest.mark.guarantee
 handle = display({"text/plain": "plain", "text/html": "<b>é</b>"}, raw=True, display_id="known")
 handle.update({"text/plain": "changed"}, raw=True)
 print("told", file=sys.stderr, flush=True)

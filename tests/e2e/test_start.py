@@ -14,6 +14,8 @@ from tests.support.calls import executed, inline, perform, struct
 from tests.support.notebooks import code, markdown, notebook, printed, results, written
 from tests.support.server import Server
 
+pytestmark = pytest.mark.guarantee
+
 VALUES = {
     "whole": 3,
     "negative": -7,
@@ -192,8 +194,6 @@ def test_every_inline_run_has_a_private_folder(server: Server) -> None:
 STATE_CELL = """
 import builtins, os, random, sys
 import numpy
-
-pytestmark = pytest.mark.guarantee
 print(hasattr(builtins, "mark"), os.environ.get("MARK"), "mark" in sys.modules, sys.path[-1] == "mark",
       sorted(name for name in dir() if not name.startswith("_")))
 builtins.mark = os.environ["MARK"] = sys.modules["mark"] = "set"

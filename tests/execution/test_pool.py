@@ -19,6 +19,8 @@ from tests.support.gate import Gate
 from tests.support.notebooks import markdown
 from tests.support.processes import is_alive, marked
 
+pytestmark = pytest.mark.integration
+
 
 def kept(events: Sequence[ExecutionEvent], cell: int) -> str:
     """All text in a cell's part."""
@@ -45,8 +47,6 @@ def test_events_come_in_order_and_the_parts_are_the_notebook(pool: Pool) -> None
 
 LATE = """
 import time
-
-pytestmark = pytest.mark.integration
 kernel = get_ipython().kernel
 def late():
     kernel.post_handler_hook = ordinary

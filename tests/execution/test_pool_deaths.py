@@ -19,12 +19,12 @@ from tests.execution.pools import FOR_EVER, SECONDS, Pool, end, everything, said
 from tests.support.gate import Gate
 from tests.support.processes import is_alive, marked
 
+pytestmark = pytest.mark.integration
+
 KEPT = 3
 # What a busy machine does to a thread that ends processes.
 SLOW_TO_STOP = """
 import os, signal, time
-
-pytestmark = pytest.mark.integration
 
 def kill(pid, number, kill=os.kill):
     kill(pid, number)

@@ -21,6 +21,8 @@ from notebook_runner_server.execution.processes import (
 from tests.execution import reaper
 from tests.support.processes import is_alive, marked
 
+pytestmark = pytest.mark.integration
+
 # How many processes each kind of tree has, when it is looked at.
 ALIVE = {
     "child": 1,
@@ -37,8 +39,6 @@ ALIVE = {
 # Has a child that ends, and does not wait for it.
 KEEPER = """
 import os, sys
-
-pytestmark = pytest.mark.integration
 pid = os.fork()
 if not pid:
     os._exit(0)

@@ -17,12 +17,12 @@ from tests.support.processes import marked, outlived
 
 # A process that was sent SIGKILL is gone a moment later.
 LINGER_SECONDS = 30.0
+pytestmark = pytest.mark.integration
+
 MARK_VARIABLE = "NBR_EXPORT_MARK"
 # Python reads this when it starts: an exporter that starts programs of its own and never ends.
 HANGING = """
 import os, signal, subprocess
-
-pytestmark = pytest.mark.integration
 if os.environ.get("NBR_EXPORT_MARK"):
     for _ in range(2):
         command = ["sh", "-c", "echo here; exec sleep 100000"]
@@ -90,7 +90,7 @@ async def test_an_export_that_takes_too_long_is_ended(
 ) -> None:
     """At its time-out the process is gone with all that it started, and the error names the setting."""
     mark, gate = hanging
-    task = await until_it_hangs(ExportService([], 2).export(source, "html", tmp_path / "t"), gate)
+    task = await until_it_hangs(ExportService([], 8).export(source, "html", tmp_path / "t"), gate)
     assert len(marked(mark)) >= 3
     with pytest.raises(ConversionError, match="--export-timeout"):
         await task
@@ -132,7 +132,7 @@ async def test_what_leaves_the_converters_group_is_swept_up(
     _, gate = hanging
     swept: list[bool] = []
 
-    service = ExportService([], 2, lambda: swept.append(True))
+    service = ExportService([], 8, lambda: swept.append(True))
     task = await until_it_hangs(service.export(source, "html", tmp_path / "t"), gate)
     with pytest.raises(ConversionError, match="--export-timeout"):
         await task
