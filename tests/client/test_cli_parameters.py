@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from papermill import cli as papermill_cli
 
+from notebook_runner._parameters_cell import python_parameters
 from notebook_runner.cli import _inspect, _parameters, main
 from tests.support.notebooks import code, notebook, written
 
@@ -151,14 +152,85 @@ def test_parameters_of_a_notebook_are_those_that_papermill_finds(tmp_path: Path)
 
 def test_parameters_that_papermill_does_not_find() -> None:
     """Python is read as Python is: signs in strings are no code."""
-    found = _inspect.python_parameters(
-        "url = 'http://x/?a=b#c'  # where\nx = y = 1\nif x:\n    z = 2\nz: int\n"
-    )
-    assert [(one.name, one.default, one.help) for one in found] == [
-        ("url", "'http://x/?a=b#c'", "where"),
-        ("x", "1", ""),
-        ("y", "1", ""),
+    found = python_parameters("url = 'http://x/?a=b#c'  # where\nx = y = 1\nif x:\n    z = 2  # so\nz: int\n")
+    assert [(one.name, one.type, one.default, one.help) for one in found] == [
+        ("url", "str", "'http://x/?a=b#c'", "where"),
+        ("x", "int", "1", ""),
+        ("y", "int", "1", ""),
+        ("z", "int", "2", "so"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("a, b = 1, 2", "a b"),
+        ("[a, *b], (c, (d,)) = f()", "a b c d"),
+        ("a = b, c = 1, 2", "a b c"),
+        ("if (a := 1): pass\nprint([b := 2 for c in x])", "a b"),
+        ("for a, (b, *c) in x:\n    d = 1\nelse:\n    e = 1", "a b c d e"),
+        ("with f() as a, g() as (b, c), h(): d = 1", "a b c d"),
+        ("async for a in x: pass\nasync with x as b: pass\nc = await d", "a b c"),
+        ("try:\n    a = 1\nexcept E as e:\n    b = 1\nelse:\n    c = 1\nfinally:\n    d = 1", "a b c d"),
+        ("while x: a = 1", "a"),
+        ("match x:\n    case [a, *b] | {'k': a, **b}: pass\n    case C(d) as e: pass", "a b e d"),
+        ("a: int\nb: 'str' = 1\n(c): int = 1", "a b c"),
+        ("global a\ndef f():\n    global b\n    b = c = 1\nclass D:\n    e = 1", "a b"),
+        ("import a\nfrom b import c\ndef d(e=1): f = 1\nclass G: pass\nh = lambda i: (j := 1)", "h"),
+        ("x.a = 1\nx[0] = 2\nx.b, y[1] = 1, 2\nx.c: int = 1\ndel d", ""),
+        ("a += 1\na = 2", "a"),
+        ("%matplotlib inline\na = 1\n%time b\n  \nc = 2", "a c"),
+        ("!pip install 'x\na = 1\n!echo ( \\\n [ { \nb = 2", "a b"),
+        ("a = !ls *.csv\nb, c = %magic x'\nd = 1", "a b c d"),
+        ("if x:\n    !ls '\nelse:\n    %cd (\na = 1", "a"),
+        ("a = 1\nprint?\n?print\nprint??\na.b*?\n", "a"),
+        ("%%time\na = 1", "a"),
+        ("%%capture out\na = 1", "a"),
+        ("% pylab\na = (1\n % 2)", None),
+        ("!ls\na = (1\n != 2)", "a"),
+        ("a = '''\n%x\n!y\n'''\n!z '\nb = 1", "a b"),
+        (",f a b\n/g 1\na = 1", "a"),
+        ("ä = !ls\nb = 'é' # ü", "ä b"),
+        ("a = 1\r\n%x\r\nb = 2\r\n", "a b"),
+        ("", ""),
+        ("# a = 1", ""),
+        ("a = " + "+".join("x" * 500), "a"),
+    ],
+)
+def test_all_names_that_python_assigns(source: str, names: str | None) -> None:
+    """Each kind of target and statement, beside all that IPython adds to Python; None: it is not read."""
+    if names is None:
+        with pytest.raises(SyntaxError):
+            python_parameters(source)
+    else:
+        assert [one.name for one in python_parameters(source)] == names.split()
+
+
+def test_defaults_are_shown_where_they_stand() -> None:
+    """Of a tuple each name has its own part, of a magic its line, of an annotation alone nothing."""
+    found = python_parameters("ä, b = 'é', [1, 2]\nfiles = !ls -l\nregion: str\nc, *d = x\n%magic (")
+    assert [(one.name, one.type, one.default, one.help) for one in found] == [
+        ("ä", "str", "'é'", ""),
+        ("b", "list", "[1, 2]", ""),
+        ("files", "", "!ls -l", ""),
+        ("region", "str", "", ""),
+        ("c", "", "", ""),
+        ("d", "", "", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("def f(", "a = = 1", "a = '''", "%%bash\na=1", "a\0b = 1", "a = '\ud800'", "(" * 10_000),
+        "!x\ndef f(",
+    ],
+    ids=range(8),
+)
+def test_what_is_not_python_is_a_syntax_error(source: str) -> None:
+    """Whatever is wrong with it, callers get one kind of error."""
+    with pytest.raises(SyntaxError):
+        python_parameters(source)
 
 
 def shown(*arguments: str | Path) -> tuple[int, str]:

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import io
 import json
-import re
-import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["Parameter", "ParametersCell", "inspect", "python_parameters"]
+from notebook_runner._parameters_cell import Parameter, python_parameters
 
-_TYPE_COMMENT = re.compile(r"type:\s*(\S+)\s*")
-_MAGIC = re.compile(r"\s*[%!?]")
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter.
-
-    Attributes:
-        name: The name that a run gives a value to.
-        type: The annotation, else the type of the default where it is a literal, else empty.
-        default: The default, as it is written in the cell.
-        help: The comment at the end of the line, without `#`.
-    """
-
-    name: str
-    type: str
-    default: str
-    help: str
+__all__ = ["ParametersCell", "inspect"]
 
 
 @dataclass(frozen=True)
@@ -71,57 +49,6 @@ def inspect(file: Path) -> ParametersCell | None:
     return ParametersCell(language, source, found)
 
 
-def python_parameters(source: str) -> tuple[Parameter, ...]:
-    """Give the names that Python source assigns at its top level, in their order.
-
-    Raises:
-        SyntaxError: It is not Python.
-    """
-    # Magics are IPython's and no Python; they assign no parameter.
-    source = "\n".join("" if _MAGIC.match(line) else line for line in source.splitlines())
-    comments = _comments(source)
-    found: dict[str, Parameter] = {}
-    for statement in ast.parse(source).body:
-        for name, annotation, value in _assignments(statement):
-            comment = comments.get(statement.end_lineno or 0, "")
-            said = _TYPE_COMMENT.match(comment)
-            kind = (annotation or (said[1] if said else "") or _literal_type(value)).strip("'\"")
-            default = " ".join((ast.get_source_segment(source, value) or "").split())
-            found[name] = Parameter(name, kind, default, comment[said.end() :] if said else comment)
-    return tuple(found.values())
-
-
-def _assignments(statement: ast.stmt) -> list[tuple[str, str, ast.expr]]:
-    """Each name that a statement assigns, with its annotation and value."""
-    if isinstance(statement, ast.AnnAssign) and statement.value and isinstance(statement.target, ast.Name):
-        return [(statement.target.id, ast.unparse(statement.annotation), statement.value)]
-    if isinstance(statement, ast.Assign):
-        names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
-        return [(name, "", statement.value) for name in names]
-    return []
-
-
-def _literal_type(value: ast.expr) -> str:
-    try:
-        kind = type(ast.literal_eval(value)).__name__
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return ""
-    return "" if kind == "NoneType" else kind
-
-
-def _comments(source: str) -> dict[int, str]:
-    """The comment of each line, without its sign."""
-    tokens = tokenize.generate_tokens(io.StringIO(source + "\n").readline)
-    try:
-        return {
-            token.start[0]: token.string.lstrip("#").strip()
-            for token in tokens
-            if token.type == tokenize.COMMENT
-        }
-    except tokenize.TokenError as error:
-        raise SyntaxError(error.args[0], ("", error.args[1][0], None, None)) from error
-
-
 def _document(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -139,8 +66,9 @@ def _cells(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tags(cell: dict[str, Any]) -> list[str]:
-    tags: list[str] = cell.get("metadata", {}).get("tags", [])
-    return tags
+    # The server reads tags that are missing, null or a string alone as they are meant, and so does this.
+    tags = (cell.get("metadata") or {}).get("tags") or []
+    return [tags] if isinstance(tags, str) else tags
 
 
 def _text(cell: dict[str, Any]) -> str:
