@@ -38,7 +38,7 @@ Seconds: TypeAlias = float | timedelta
 # The most that a Duration holds: 10,000 years.
 MAX_SECONDS = 315_576_000_000
 
-# A parameter travels as a double, which holds every integer up to here.
+# A Struct has doubles, which hold every integer up to here.
 MAX_INTEGER = 2**53
 
 
@@ -52,9 +52,11 @@ class StartOptions(TypedDict, total=False):
             operator allowed.
         output_uri: Where the server writes the executed notebook at the end of the run: a URI of a
             scheme that its operator allowed. Why it is not there says `Run.output_error`.
-        parameters: Values for the notebook's parameters, by name: None, bool, int (up to ±2**53), float,
-            str, lists and dicts of these, and NumPy's scalars. Anything else (dates, paths, bytes,
-            arrays) is refused, because it would be another type in the notebook: send it as a str.
+        parameters: Values for the notebook's parameters, by name: None, bool, int, float, str, lists and
+            dicts of these, and NumPy's scalars. They arrive as they are, in their order; keys of dicts
+            arrive as str, as papermill gives them. Anything else (dates, paths, bytes, arrays) is
+            refused, because it would be another type in the notebook: send it as a str. Servers of
+            version 0.1 take whole floats for int, and get integers beyond ±2**53 as str.
         kernel_name: The kernelspec to run with, instead of the one that the notebook names.
         run_timeout: How long the run may take, in seconds. This and the limits below: zero is the
             server's default.
@@ -184,7 +186,7 @@ def _option(name: str, value: Any) -> pb.StartRequest:
     if value is None or (isinstance(value, str | Mapping) and not value):
         return pb.StartRequest()
     if name == "parameters":
-        return pb.StartRequest(parameters=_struct(value))
+        return _parameters(value)
     try:
         field: dict[str, Any] = {name: duration(value)} if name in _DURATIONS else {_FIELDS[name]: value}
         return pb.StartRequest(**field)
@@ -224,28 +226,31 @@ def _read(path: Path) -> bytes:
         raise FileNotFoundError(error.errno, hint, str(path)) from None
 
 
-def _struct(parameters: Mapping[str, Any]) -> Struct:
+def _parameters(parameters: Mapping[str, Any]) -> pb.StartRequest:
+    """Give the fields for parameters: exactly, and as well as it can be for servers with a Struct alone."""
     if not isinstance(parameters, Mapping):
         raise TypeError(f"parameters is a dict of values by name, not {type(parameters).__name__}")
-    result = Struct()
-    result.update(_plain(parameters, "parameters"))
-    return result
+    if odd := [name for name in parameters if not isinstance(name, str)]:
+        raise TypeError(f"parameters has the name {odd[0]!r}; names are str")
+    plain = _plain(parameters, "parameters")
+    struct = Struct()
+    struct.update(_rounded(plain))
+    return pb.StartRequest(parameters=struct, parameters_json=json.dumps(plain, ensure_ascii=False))
 
 
 def _plain(value: Any, place: str) -> Any:
-    """Give the value as the types that a Struct takes, or say where it has one that cannot be sent."""
+    """Give the value as the types that JSON has, or say where it has one that cannot be sent."""
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()  # a scalar of NumPy's, whose bool is no bool
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, numbers.Integral):
-        if abs(int(value)) > MAX_INTEGER:
-            raise ValueError(f"{place} is beyond ±2**53 and would lose digits on the way; send it as a str")
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
     if isinstance(value, Mapping):
-        return {_key(key, place): _plain(item, f"{place}[{key!r}]") for key, item in value.items()}
+        # A key is a string in the notebook, whatever it was: as papermill writes it.
+        return {str(key): _plain(item, f"{place}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{place}[{index}]") for index, item in enumerate(value)]
     raise TypeError(
@@ -254,7 +259,11 @@ def _plain(value: Any, place: str) -> Any:
     )
 
 
-def _key(key: object, place: str) -> str:
-    if not isinstance(key, str):
-        raise TypeError(f"{place} has the key {key!r}; names are str")
-    return key
+def _rounded(value: Any) -> Any:
+    """Give a plain value as far as a Struct can hold it: of an integer that is too large, the digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    is_large = isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_INTEGER
+    return str(value) if is_large else value

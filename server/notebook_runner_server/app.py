@@ -17,6 +17,7 @@ from notebook_runner_server.api.server import Bounds as CallerBounds
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import Settings
+from notebook_runner_server.execution import kernel_names
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.aside import aside
 from notebook_runner_server.execution.confinement import confine
@@ -64,7 +65,9 @@ class App:
             retention=settings.retention,
         )
         transfer = TransferService(settings.uris, settings.max_notebook_bytes, settings.uri_timeout)
-        admission = Admission(root, settings.max_notebook_bytes, defaults, prepare, transfer)
+        admission = Admission(
+            root, settings.max_notebook_bytes, defaults, prepare, transfer, kernel_names.resolve
+        )
         backend = executors.backend(settings)
         self._observation = Observation(settings)
         self._backend, self._store = backend, store
@@ -141,7 +144,12 @@ class App:
 
 
 def prepare(
-    content: bytes, parameters: Mapping[str, Any], kernel_name: str, kernels: Mapping[str, str]
+    content: bytes,
+    parameters: Mapping[str, Any],
+    kernel_name: str,
+    kernels: Mapping[str, str],
+    *,
+    is_ordered: bool = False,
 ) -> notebooks.PreparedNotebook:
     """Read a notebook, check it and inject parameters; what is wrong with it is the caller's to know.
 
@@ -155,8 +163,8 @@ def prepare(
     arguments = (content, parameters, kernel_name, kernels)
     try:
         if len(content) > LARGE_NOTEBOOK:
-            return aside(notebooks.prepare, *arguments)
-        return notebooks.prepare(*arguments)
+            return aside(notebooks.prepare, *arguments, is_ordered=is_ordered)
+        return notebooks.prepare(*arguments, is_ordered=is_ordered)
     except notebooks.NotebookError as error:
         raise InvalidNotebookError(str(error)) from error
     except notebooks.UnknownParameterError as error:

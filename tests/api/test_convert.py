@@ -1,10 +1,11 @@
 """The contract's messages and the runs' data say the same, in both directions."""
 
+import json
 import math
-import struct
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 from hypothesis import given, settings
@@ -60,12 +61,102 @@ def spec(**fields: Any) -> StartSpec:
 @quick
 @given(structs)
 def test_parameters_come_back_as_they_were_given(parameters: Struct) -> None:
-    """From the request to the run and back to the caller: byte for byte the same, but minus zero is zero."""
+    """From the request to the run and back: byte for byte the same, but what JSON has not is a string."""
     given_ = spec(parameters=parameters).parameters
     message = convert.run_message(a_run(parameters=given_))
-    zero, minus_zero = struct.pack("<d", 0.0), struct.pack("<d", -0.0)
-    expected = parameters.SerializeToString(deterministic=True).replace(minus_zero, zero)
-    assert message.parameters.SerializeToString(deterministic=True).replace(minus_zero, zero) == expected
+    expected = Struct()
+    expected.CopyFrom(parameters)
+    in_json(expected)
+    assert message.parameters.SerializeToString(deterministic=True) == expected.SerializeToString(
+        deterministic=True
+    )
+    json_format.MessageToJson(message)
+
+
+def in_json(struct: Struct) -> None:
+    """Replaces NaN and infinities, also in lists and in structs, by their names."""
+    waiting: list[Value] = list(struct.fields.values())
+    while waiting:
+        value = waiting.pop()
+        waiting += [*value.struct_value.fields.values(), *value.list_value.values]
+        if not math.isfinite(number := value.number_value):
+            value.string_value = "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+exact = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@quick
+@given(st.dictionaries(text, exact, min_size=1, max_size=3))
+def test_exact_parameters_come_back_as_they_were_given(values: dict[str, Any]) -> None:
+    """Types, digits, signs and order are in the JSON of the run, and its Struct agrees with it."""
+    sent = json.dumps(values)
+    given_ = spec(parameters_json=sent)
+    assert repr(given_.parameters) == repr(values)
+    assert given_.parameters_are_ordered
+    message = convert.run_message(a_run(parameters=given_.parameters))
+    assert repr(json.loads(message.parameters_json)) == repr(values)
+    again = spec(parameters_json=message.parameters_json, parameters=message.parameters)
+    assert repr(again.parameters) == repr(values)
+    json_format.MessageToJson(message)
+
+
+@pytest.mark.parametrize(
+    ("exact", "struct"),
+    [
+        ('{"a": 1}', {}),
+        ('{"a": 1}', {"a": True}),
+        ('{"a": true}', {"a": 1}),
+        ('{"a": 1}', {"a": "1"}),
+        ('{"a": "1"}', {"a": 1}),
+        ('{"a": null}', {"a": 0}),
+        ('{"a": [1, 2]}', {"a": [1]}),
+        ('{"a": {"b": 1}}', {"a": {"b": 2}}),
+        ('{"a": 1, "b": 2}', {"a": 1}),
+        ('{"a": 9007199254740993}', {"a": "9007199254740992"}),
+    ],
+)
+def test_two_forms_that_differ_are_refused(exact: str, struct: dict[str, Any]) -> None:
+    """What a Struct says must be what is left of the JSON; one without any names is not given."""
+    given_ = Struct()
+    given_.update(struct)
+    if not struct:
+        assert spec(parameters_json=exact, parameters=given_).parameters == {"a": 1}
+        return
+    with pytest.raises(InvalidFieldError, match="different values") as caught:
+        spec(parameters_json=exact, parameters=given_)
+    assert caught.value.field == "parameters_json"
+
+
+@pytest.mark.parametrize("number", [2.0**53 + 2, 9007199254740992.0, float("inf")])
+def test_a_struct_may_have_the_nearest_double(number: float) -> None:
+    """Clients in languages without large integers send what they have."""
+    exact = {2.0**53 + 2: 2**53 + 3, float("inf"): 10**400}.get(number, 2**53)
+    given_ = Struct(fields={"a": Value(number_value=float(exact) if math.isfinite(number) else number)})
+    assert spec(parameters_json=json.dumps({"a": exact}), parameters=given_).parameters == {"a": exact}
+
+
+@pytest.mark.parametrize("levels", [30, 31])
+def test_what_is_nested_deeper_than_a_reader_allows_is_refused(levels: int) -> None:
+    """Values that are accepted can be read back within the largest message that carries a run."""
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value}
+    request = pb.StartRequest(parameters_json=json.dumps({"a": value}))
+    given_ = Struct()
+    given_.update({"a": value})
+    if levels == 31:
+        for one in (request, pb.StartRequest(parameters=given_)):
+            with pytest.raises(InvalidFieldError, match="nested"):
+                convert.start_spec(one)
+        return
+    run = convert.run_message(a_run(parameters=convert.start_spec(request).parameters))
+    message = pb.ListResponse(runs=[run]).SerializeToString()
+    assert pb.ListResponse.FromString(message).runs[0] == run
 
 
 @quick
@@ -74,7 +165,7 @@ def test_numbers_without_a_fraction_are_integers(number: float) -> None:
     """As far as a double tells whole numbers apart, and no further."""
     parameters = Struct(fields={"a": Value(number_value=number)})
     value = spec(parameters=parameters).parameters["a"]
-    whole = number.is_integer() and abs(number) <= 2**53
+    whole = number.is_integer() and abs(number) <= 2**53 and str(number) != "-0.0"
     assert isinstance(value, int) == whole
     assert value == number or math.isnan(number)
 
@@ -148,6 +239,7 @@ def test_all_of_a_run_arrives() -> None:
         notebook_uri="n",
         output_uri="o",
         output_error="e",
+        notebook_repairs=("r",),
     )
     message = convert.run_message(run)
     assert {field.name for field, _ in message.ListFields()} == set(pb.Run.DESCRIPTOR.fields_by_name)

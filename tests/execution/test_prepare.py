@@ -1,14 +1,21 @@
 """Notebooks on their way in: what is a notebook, what is not, and that its parts are the whole."""
 
+import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from jupyter_client.manager import KernelManager
 from nbformat.v4 import new_markdown_cell
+from papermill.execute import remove_error_markers
 
+from notebook_runner_server.execution.clear import ERROR_MARKER_TAG
+from notebook_runner_server.execution.kernel_names import resolve
 from notebook_runner_server.execution.notebook import (
     MAX_MESSAGE,
     NotebookError,
@@ -17,7 +24,8 @@ from notebook_runner_server.execution.notebook import (
     prepare,
 )
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR
-from tests.support.notebooks import code, content, notebook, written
+from notebook_runner_server.execution.repairs import MAX_REPAIR, MAX_REPAIRS
+from tests.support.notebooks import code, content, markdown, notebook, written
 from tests.support.public_notebooks import notebook_paths
 
 PATHS = [path for name in ("nbclient", "nbconvert", "papermill") for path in notebook_paths(name)]
@@ -53,6 +61,24 @@ def without_ids(node: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return node
 
 
+def unexecuted(node: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The same notebook before it was executed, and without the cells in which papermill shows a failure."""
+    for cell in node.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.setdefault("tags", [])
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+            cell.metadata.pop("execution", None)
+    node.metadata.pop("widgets", None)
+    for name in ("start_time", "end_time", "duration", "exception", "input_path", "output_path"):
+        node.metadata.get("papermill", {}).pop(name, None)
+    remove_error_markers(node)
+    for cell in node.cells:
+        if not cell.metadata.tags:
+            del cell.metadata["tags"]
+    return node
+
+
 @pytest.mark.parametrize("source", PATHS, ids=lambda path: path.stem)
 def test_real_notebooks_are_joined_as_nbformat_writes_them(tmp_path: Path, source: Path) -> None:
     """The parts are, byte for byte, what nbformat writes, and the notebook that nbformat reads."""
@@ -62,17 +88,18 @@ def test_real_notebooks_are_joined_as_nbformat_writes_them(tmp_path: Path, sourc
     path = tmp_path / "reference.ipynb"
     nbformat.write(nbformat.reads(whole.decode(), as_version=4), path)
     assert whole == path.read_bytes()
-    original = nbformat.reads(data.decode(), as_version=4)
-    assert without_ids(nbformat.reads(whole.decode(), as_version=4)) == without_ids(original)
+    original = unexecuted(nbformat.reads(data.decode(), as_version=4))
+    assert without_ids(unexecuted(nbformat.reads(whole.decode(), as_version=4))) == without_ids(original)
+    assert all(cell.get("outputs", []) == [] for cell in map(json.loads, parts.cells))
     assert len(parts.cells) == len(original.cells)
     assert parts.kernel_name == original.metadata.get("kernelspec", {}).get("name", "")
 
 
 @pytest.mark.parametrize("source", PATHS, ids=lambda path: path.stem)
 def test_joined_parts_can_be_prepared_again(source: Path) -> None:
-    """What came out goes in again and comes out the same, and is what a worker decodes."""
+    """What came out goes in again and comes out the same, needs no repair, and is what a worker decodes."""
     once = prepared(source.read_bytes())
-    assert prepared(joined(once)) == once
+    assert prepared(joined(once)) == replace(once, repairs=())
     node = decode(joined(once))
     assert [cell.cell_type for cell in node.cells] == [json.loads(cell)["cell_type"] for cell in once.cells]
 
@@ -190,23 +217,132 @@ def broken(change: Callable[[Any], object]) -> bytes:
 @pytest.mark.parametrize(
     ("change", "where"),
     [
-        (lambda document: document["cells"][1].update(cell_type="x"), "cells/1"),
-        (lambda document: document["cells"][1].pop("outputs"), "outputs"),
-        (lambda document: document["cells"][0].update(source=1), ""),
-        (lambda document: document["cells"][0].update(metadata=[]), ""),
-        (lambda document: document["cells"][0].update(outputs=[{"output_type": "stream"}]), "cells/0"),
+        (lambda document: document["cells"][1].update(cell_type=5), "cells/1/cell_type"),
+        (lambda document: document["cells"][1].pop("cell_type"), "cells/1/cell_type"),
+        (lambda document: document["cells"].append(5), "cells/2"),
+        (lambda document: document["cells"][1].pop("source"), "cells/1/source"),
+        (lambda document: document["cells"][0].update(source=1), "cells/0/source"),
+        (lambda document: document["cells"][0].update(source=["a", 1]), "cells/0/source"),
+        (lambda document: document["cells"][0].update(source=None), "cells/0/source"),
+        (lambda document: document["cells"][0].update(metadata=[]), "cells/0/metadata"),
         (
             lambda document: document["metadata"].update(kernelspec={"name": 1, "display_name": "x"}),
-            "kernelspec",
+            "metadata/kernelspec/name",
         ),
-        (lambda document: document.update(cells={}), ""),
-        (lambda document: document.update(metadata=None), ""),
-        (lambda document: document.update(nbformat_minor="5"), ""),
+        (lambda document: document.update(cells={}), "cells must be a list"),
+        (lambda document: document.pop("cells"), "cells must be a list"),
+        (lambda document: document.update(metadata="x"), "metadata must be an object, not a string"),
     ],
 )
-def test_what_fails_the_schema_is_refused_with_the_place(change: Callable[[Any], object], where: str) -> None:
+def test_what_cannot_be_executed_is_refused_with_the_place(
+    change: Callable[[Any], object], where: str
+) -> None:
     """The message names the place in the notebook."""
     assert where in refusal(broken(change))
+
+
+@pytest.mark.parametrize(
+    ("change", "repair"),
+    [
+        (lambda document: document.update(metadata=None), "Added the missing metadata."),
+        (
+            lambda document: document.update(nbformat_minor="5"),
+            "nbformat_minor, which was not a whole number, to 5",
+        ),
+        (
+            lambda document: document.update(nbformat_minor=-1),
+            "nbformat_minor, which was not a whole number, to 5",
+        ),
+        (lambda document: document.pop("nbformat_minor"), "nbformat_minor, which was missing, to 5."),
+        (lambda document: document["cells"][1].pop("outputs"), "outputs: cell 1."),
+        (lambda document: document["cells"][1].update(outputs="x"), "outputs: cell 1."),
+        (lambda document: document["cells"][0].update(execution_count=1.5), "execution_count: cell 0."),
+        (lambda document: document["metadata"].update(kernelspec=[]), "Removed the kernelspec"),
+        (lambda document: document["metadata"].update(language_info={}), "Removed the language_info"),
+        (
+            lambda document: document["cells"][1]["metadata"].update(scrolled=5),
+            "'scrolled' from the metadata",
+        ),
+        (lambda document: document.update({"x" * 100: 1}), "Removed the key 'xxxx"),
+        (lambda document: document["cells"][0].update({"\ud800": 1}), "Removed the key"),
+        (
+            lambda document: document["cells"].append({"cell_type": "raw", "source": 5}),
+            "with its JSON: cell 2",
+        ),
+    ],
+)
+def test_what_is_harmless_is_repaired(change: Callable[[Any], object], repair: str) -> None:
+    """The notebook is valid afterwards, and says what was repaired, and where, in text that can be sent."""
+    parts = prepared(broken(change))
+    nbformat.validate(decode(joined(parts)))
+    assert repair in "\n".join(parts.repairs)
+    assert max(map(len, parts.repairs)) <= MAX_REPAIR
+    "".join(parts.repairs).encode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda document: document["cells"][0].update(outputs=[{"output_type": "stream"}]),
+        lambda document: document["cells"][0].update(outputs=[5, {"output_type": "song"}]),
+        lambda document: document["cells"].append({"cell_type": "poem", "id": "p", "metadata": {}, "x": 1}),
+        lambda document: document.update(nbformat_minor=10**400, x=1),
+        lambda document: document["metadata"].update(x={"y": [float("nan")]}),
+    ],
+)
+def test_what_is_not_kept_or_not_known_needs_no_repair(change: Callable[[Any], object]) -> None:
+    """Outputs go whatever they are; cells of other types and what later formats have stays."""
+    assert prepared(broken(change)).repairs == ()
+
+
+def test_many_repairs_are_bounded() -> None:
+    """A notebook with everything wrong in every cell does not make a run large."""
+    cell = {"cell_type": "markdown", "source": "", "metadata": {}}
+    cells = [{**cell, "id": "a", **{f"key {number}": 1 for number in range(50)}} for _ in range(50)]
+    document = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}
+    repairs = prepared(json.dumps(document).encode()).repairs
+    assert len(repairs) == MAX_REPAIRS
+    assert repairs[0] == (
+        "Removed the key 'key 0', which this type of cell cannot have: "
+        "cells 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 40 more."
+    )
+    assert repairs[-1] == "32 more kinds of repairs are not listed."
+
+
+def test_outputs_of_nbformat_3_are_not_read() -> None:
+    """Old outputs of any kind, or none at all, do not keep a notebook from being converted."""
+    document = json.loads(version_3())
+    for outputs in ([{"output_type": "display_data", "json": "{"}], "x", None):
+        document["worksheets"][0]["cells"][1]["outputs"] = outputs
+        assert prepared(json.dumps(document).encode()).repairs == ()
+    del document["worksheets"][0]["cells"][1]["outputs"]
+    assert prepared(json.dumps(document).encode()).repairs == ("Set the missing or invalid outputs: cell 1.",)
+
+
+def test_red_cells_are_removed_as_papermill_removes_them() -> None:
+    """What is left are the cells that papermill would execute again."""
+    node = notebook("1", "2")
+    for place in (2, 1, 0):
+        node.cells.insert(place, new_markdown_cell("red", metadata={"tags": ["x", ERROR_MARKER_TAG]}))
+    parts = prepared(written(node))
+    assert decode(joined(parts)).cells == remove_error_markers(node).cells
+    assert len(parts.cells) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["python", "Python", "python2", "python3", "Python3", "PYTHON3", "ir", "IR", "", "x y", "ÄÖ", "1"]
+)
+def test_kernel_names_are_those_that_jupyter_client_takes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Of each name the kernelspec that jupyter_client looks for; of none, none."""
+    looked_for: list[str] = []
+    monkeypatch.setattr(
+        KernelSpecManager, "_find_spec_directory", lambda _, kernel: looked_for.append(kernel)
+    )
+    with contextlib.suppress(NoSuchKernel), caplog.at_level("CRITICAL"):
+        KernelSpecManager().get_kernel_spec(KernelManager(kernel_name=name).kernel_name)
+    assert looked_for == [resolve(name)]
 
 
 @pytest.mark.parametrize("value", [[], [1], ["a"], "x", "", 1, True, None, 1.5])
@@ -226,14 +362,14 @@ def test_text_that_no_kernel_can_be_sent_is_refused() -> None:
     node = notebook("1")
     node.cells[0].source = "'\ud800'"
     assert "Unicode" in refusal(json.dumps(node).encode())
-    node = notebook("1")
-    node.cells[0].outputs = [nbformat.v4.new_output("stream", name="stdout", text="\ud800")]
-    assert b"\\ud800" in prepared(json.dumps(node).encode()).cells[0]
+    named = broken(lambda document: document["metadata"].update(kernelspec={"name": "python3\ud800"}))
+    assert "Unicode" in refusal(named)
+    assert b"\\ud800" in prepared(json.dumps(notebook(markdown("\ud800"))).encode()).cells[0]
 
 
 def test_a_message_repeats_only_a_bounded_part_of_the_notebook() -> None:
     """A notebook of a megabyte that fails the schema is not sent back."""
     node = code("x" * 1_000_000)
     document = json.loads(content("1"))
-    document["cells"] = [{**node, "outputs": "y" * 1_000_000}]
+    document["cells"] = [{**node, "cell_type": ["y" * 1_000_000]}]
     assert len(refusal(json.dumps(document).encode())) < MAX_MESSAGE + 200

@@ -16,12 +16,9 @@ from notebook_runner_server.execution.notebook import (
     prepare,
 )
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR
-from tests.support.notebooks import code, content, notebook
-from tests.support.public_notebooks import notebook_paths
+from tests.support.documents import SEEDS, any_documents, strange_documents
+from tests.support.notebooks import code, notebook
 
-# Small ones: they have every kind of cell and output, and mutations are not lost in them.
-REAL = [data for path in notebook_paths("nbclient") if len(data := path.read_bytes()) < 6000]
-SEEDS = [*REAL, content(code("a = 1", "parameters"), "a"), content()]
 KERNELS = {"python3": "python", "ir": "R"}
 REFUSED = (NotebookError, UnknownParameterError, ParameterNameError)
 pytestmark = pytest.mark.filterwarnings(
@@ -35,46 +32,6 @@ many = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-strange = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.sampled_from([0, -1, 3, 4, 5, 2**63, 1e400, 1.5]),
-        st.sampled_from(["", "code", "stream", "python3", "name", "\ud800", "x" * 100, "4"]),
-    ),
-    lambda inner: (
-        st.lists(inner, max_size=2)
-        | st.dictionaries(st.sampled_from(["name", "a", "output_type"]), inner, max_size=2)
-    ),
-    max_leaves=4,
-)
-
-
-def _places(value: Any) -> list[tuple[Any, Any]]:
-    """Every container of a document with each of its keys."""
-    if not isinstance(value, (dict, list)):
-        return []
-    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-    return [(value, key) for key in keys] + [place for key in keys for place in _places(value[key])]
-
-
-@st.composite
-def strange_documents(draw: st.DrawFn) -> bytes:
-    """A good notebook in which some values are others, are gone, or are new."""
-    document = json.loads(draw(st.sampled_from(SEEDS)))
-    for _ in range(draw(st.integers(1, 3))):
-        places = _places(document)
-        if not places:
-            break
-        container, key = draw(st.sampled_from(places))
-        if isinstance(container, dict) and draw(st.booleans()):
-            names = ["kernelspec", "language_info", "papermill", "tags", "id", "nbformat_minor", "x"]
-            key = draw(st.sampled_from([*names, key]))
-        if draw(st.booleans()) or not isinstance(container, dict):
-            container[key] = draw(strange)
-        else:
-            container.pop(key, None)
-    return json.dumps(document).encode()
 
 
 @st.composite
@@ -96,8 +53,10 @@ def judge(data: bytes, parameters: dict[str, Any]) -> bool:
     whole = HEAD + SEPARATOR.join(parts.cells) + parts.tail
     node = decode(whole)
     assert len(node.cells) == len(parts.cells)
-    assert isinstance(parts.kernel_name, str)
-    json.dumps([cell.source for cell in node.cells], ensure_ascii=False).encode()
+    parts.kernel_name.encode()
+    "".join(parts.repairs).encode()
+    sources = [cell.source for cell in node.cells if cell.cell_type == "code"]
+    json.dumps(sources, ensure_ascii=False).encode()
     nbformat.reads(whole.decode(errors="surrogatepass"), as_version=4)
     return True
 
@@ -106,6 +65,13 @@ def judge(data: bytes, parameters: dict[str, Any]) -> bool:
 @given(strange_documents(), st.sampled_from([{}, {}, {"a": 1}]))
 def test_strange_documents_are_prepared_or_refused(data: bytes, parameters: dict[str, Any]) -> None:
     """Values of all types in all places: no error but the three that callers are told of."""
+    judge(data, parameters)
+
+
+@many
+@given(any_documents, st.sampled_from([{}, {}, {"a": 1}]))
+def test_every_json_document_is_prepared_or_refused(data: bytes, parameters: dict[str, Any]) -> None:
+    """JSON of every shape, whatever of a notebook it has: no error but the three that callers are told of."""
     judge(data, parameters)
 
 

@@ -65,7 +65,7 @@ text = st.text(st.characters(exclude_categories=[]), max_size=8)
 whole = st.integers(0, 2**40)
 index = st.integers(0, 2**31 - 1)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | text,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
     max_leaves=6,
 )
@@ -104,6 +104,7 @@ runs = st.builds(
     notebook_uri=text,
     output_uri=text,
     output_error=text,
+    notebook_repairs=st.lists(text, max_size=3).map(tuple),
 )
 orders = st.builds(
     Order,

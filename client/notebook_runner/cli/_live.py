@@ -12,7 +12,7 @@ from notebook_runner._states import state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 from ._frame import Clock, Frame
-from ._text import LineBuffer, clean, how_it_ended, one_line
+from ._text import LineBuffer, clean, how_it_ended, one_line, repaired
 from ._views import describe_cut, describe_display
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ class LiveView:
         match event.WhichOneof("event"):
             case "run_changed":
                 self._run_changed(event.run_changed)
+                if event.sequence == 1 and (repairs := repaired(event.run_changed)):
+                    self._note(repairs, "dim")
             case "cell_started":
                 started = event.cell_started
                 self._frame.doing = self._first_lines[started.cell_index] = started.first_line

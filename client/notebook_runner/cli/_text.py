@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
 from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Value
 
 from notebook_runner._states import cause_name, state_name
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
+    from collections.abc import Iterator
 
     from notebook_runner.v1 import notebook_runner_pb2 as pb
 
-__all__ = ["LineBuffer", "age", "clean", "clock", "elapsed", "how_it_ended", "one_line", "size", "to_json"]
+__all__ = [
+    "LineBuffer",
+    "age",
+    "clean",
+    "clock",
+    "elapsed",
+    "how_it_ended",
+    "one_line",
+    "repaired",
+    "size",
+    "to_json",
+]
 
 # What a notebook prints must not steer the reader's terminal: of the escape sequences only colours
 # pass, of the control characters only tab and line feed.
@@ -88,6 +102,11 @@ def how_it_ended(run: pb.Run) -> str:
     return text
 
 
+def repaired(run: pb.Run) -> str:
+    """Say in one line what the server repaired in the notebook before the run; empty: nothing."""
+    return f"repaired: {one_line(' '.join(run.notebook_repairs))}" if run.notebook_repairs else ""
+
+
 def clock(seconds: float) -> str:
     """Write a length of time as a clock shows it: 0:07, 12:30, 1:02:03."""
     minutes, rest = divmod(int(max(0.0, seconds)), 60)
@@ -114,11 +133,45 @@ def size(count: int) -> str:
 
 
 def to_json(message: Message) -> str:
-    """Give a message of the contract as one line of protobuf's JSON, with the contract's names."""
+    """Give a message of the contract as one line of protobuf's JSON, with the contract's names.
+
+    NaN and infinities in parameters, which JSON does not have, are strings, as protobuf writes them in
+    other fields.
+    """
     return json_format.MessageToJson(
-        message,
+        _without_nan(message),
         preserving_proto_field_name=True,
         always_print_fields_with_no_presence=True,
         indent=None,
         ensure_ascii=False,
     )
+
+
+def _without_nan(message: Message) -> Message:
+    """Give a message in which each number of a Struct is one that JSON has; the same one where all are."""
+    if all(math.isfinite(value.number_value) for value in _values(message)):
+        return message
+    changed = type(message)()
+    changed.CopyFrom(message)
+    for value in _values(changed):
+        number = value.number_value
+        if not math.isfinite(number):
+            value.string_value = "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+    return changed
+
+
+def _values(message: Message) -> Iterator[Value]:
+    """Give every value of every Struct within a message."""
+    if isinstance(message, Value):
+        yield message
+    for field, content in message.ListFields():
+        if field.message_type is None:
+            continue
+        if field.message_type.GetOptions().map_entry:
+            is_map_of_messages = field.message_type.fields_by_name["value"].message_type is not None
+            parts = list(content.values()) if is_map_of_messages else []
+        else:
+            # Struct and ListValue are containers themselves, but messages first.
+            parts = [content] if isinstance(content, Message) else list(content)
+        for part in parts:
+            yield from _values(part)

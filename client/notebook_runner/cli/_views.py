@@ -11,7 +11,7 @@ import click
 from notebook_runner._states import state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
-from ._text import clean, how_it_ended, one_line, size, to_json
+from ._text import clean, how_it_ended, one_line, repaired, size, to_json
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -144,6 +144,8 @@ class PlainView:
         match event.WhichOneof("event"):
             case "run_changed":
                 self._line(f"run {event.run_changed.run_id} {state_name(event.run_changed.state)}")
+                if event.sequence == 1 and (repairs := repaired(event.run_changed)):
+                    self._line(repairs)
             case "cell_started":
                 started = event.cell_started
                 self._line(

@@ -246,13 +246,17 @@ class StartRequest(google.protobuf.message.Message):
     CELL_OUTPUT_LIMIT_BYTES_FIELD_NUMBER: builtins.int
     RUN_OUTPUT_LIMIT_BYTES_FIELD_NUMBER: builtins.int
     PROCESS_LIMIT_FIELD_NUMBER: builtins.int
+    PARAMETERS_JSON_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Makes the call idempotent: the same id with the same payload answers the same run, also after a
     restart of the server; with another payload it answers REQUEST_ID_REUSED. At most 128 characters.
     Empty: every call is a run of its own.
     """
     notebook_content: builtins.bytes
-    """The notebook itself, as JSON in nbformat 3 or 4, UTF-8. Runs in a private folder of its own."""
+    """The notebook itself, as JSON in nbformat 3 or 4, UTF-8. Runs in a private folder of its own. What is
+    against the notebook format's schema and can be executed all the same is repaired; the run's
+    `notebook_repairs` lists it.
+    """
     notebook_path: builtins.str
     """A path relative to the server's notebook root. Runs in the folder that the notebook is in."""
     notebook_uri: builtins.str
@@ -260,7 +264,10 @@ class StartRequest(google.protobuf.message.Message):
     credentials; it carries none. Runs in a private folder of its own.
     """
     kernel_name: builtins.str
-    """The kernelspec to run with. Empty: the one that the notebook names, else the server's default."""
+    """The kernelspec to run with, as jupyter_client resolves names: `python` is its native kernelspec
+    (`python3`), upper and lower case are the same. Empty: the one that the notebook names, else the
+    server's default.
+    """
     allow_errors: builtins.bool
     """Go on after a cell that raises, as `jupyter nbconvert --allow-errors` does."""
     memory_limit_bytes: builtins.int
@@ -283,11 +290,27 @@ class StartRequest(google.protobuf.message.Message):
     """How many processes the run may have at once, its kernel among them; the run is ended when it has more.
     Zero: the server's default.
     """
+    parameters_json: builtins.str
+    """The values of `parameters` exactly: one JSON object in UTF-8, names and values as there. A number with a
+    fraction or an exponent arrives as float (`1.0`, `-0.0`, `1e3`), any other as int of any size, and the names
+    are assigned in the order in which they stand here. The tokens `NaN`, `Infinity` and `-Infinity`, which
+    Python's json module writes, are accepted as numbers; of a key that comes twice the last value counts.
+    Empty: `parameters` alone counts.
+
+    Given beside `parameters`, it is what counts, and both must have the same values as far as a Struct can
+    hold them (INVALID_FIELD): a number there may be the nearest double, NaN and the infinities may be the
+    strings "NaN", "Infinity" and "-Infinity", and an integer beyond ±2^53 may be the string of its digits. A
+    client that sends both also works with a server that does not know this field.
+
+    At most 1 MiB, nested at most 30 deep, with integers of at most 4,300 digits; anything else, and what is
+    not such an object, is INVALID_FIELD.
+    """
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
         """Values for the notebook's parameters, by name, injected as papermill does it: a cell after the one
         tagged `parameters`, or at the top where there is none. Numbers without a fraction arrive as int.
-        A name that the `parameters` cell does not assign is an error (UNKNOWN_PARAMETER).
+        A name that the `parameters` cell does not assign is an error (UNKNOWN_PARAMETER). A Struct has neither
+        integers nor an order: `parameters_json` has both.
         """
 
     @property
@@ -337,9 +360,10 @@ class StartRequest(google.protobuf.message.Message):
         cell_output_limit_bytes: builtins.int = ...,
         run_output_limit_bytes: builtins.int = ...,
         process_limit: builtins.int = ...,
+        parameters_json: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["cell_timeout", b"cell_timeout", "notebook", b"notebook", "notebook_content", b"notebook_content", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_timeout", b"output_timeout", "parameters", b"parameters", "retention", b"retention", "run_timeout", b"run_timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["allow_errors", b"allow_errors", "cell_output_limit_bytes", b"cell_output_limit_bytes", "cell_timeout", b"cell_timeout", "environment", b"environment", "kernel_name", b"kernel_name", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "notebook", b"notebook", "notebook_content", b"notebook_content", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_timeout", b"output_timeout", "output_uri", b"output_uri", "parameters", b"parameters", "process_limit", b"process_limit", "request_id", b"request_id", "retention", b"retention", "run_output_limit_bytes", b"run_output_limit_bytes", "run_timeout", b"run_timeout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["allow_errors", b"allow_errors", "cell_output_limit_bytes", b"cell_output_limit_bytes", "cell_timeout", b"cell_timeout", "environment", b"environment", "kernel_name", b"kernel_name", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "notebook", b"notebook", "notebook_content", b"notebook_content", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_timeout", b"output_timeout", "output_uri", b"output_uri", "parameters", b"parameters", "parameters_json", b"parameters_json", "process_limit", b"process_limit", "request_id", b"request_id", "retention", b"retention", "run_output_limit_bytes", b"run_output_limit_bytes", "run_timeout", b"run_timeout"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["notebook", b"notebook"]) -> typing.Literal["notebook_content", "notebook_path", "notebook_uri"] | None: ...
 
 global___StartRequest = StartRequest
@@ -974,6 +998,8 @@ class Run(google.protobuf.message.Message):
     NOTEBOOK_URI_FIELD_NUMBER: builtins.int
     OUTPUT_URI_FIELD_NUMBER: builtins.int
     OUTPUT_ERROR_FIELD_NUMBER: builtins.int
+    PARAMETERS_JSON_FIELD_NUMBER: builtins.int
+    NOTEBOOK_REPAIRS_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The server's id for the run."""
     request_id: builtins.str
@@ -989,7 +1015,7 @@ class Run(google.protobuf.message.Message):
     queue_position: builtins.int
     """How many runs are to start before this one. Absent when the run is not queued."""
     kernel_name: builtins.str
-    """The kernelspec it runs with."""
+    """The kernelspec it runs with, as it was resolved: `python3` where `python` was asked for."""
     notebook_path: builtins.str
     """The notebook's path under the notebook root; empty for one that was sent inline."""
     notebook_uri: builtins.str
@@ -999,6 +1025,10 @@ class Run(google.protobuf.message.Message):
     output_error: builtins.str
     """Why the executed notebook is not at `output_uri`, in a sentence. Empty: the run has not ended, or it is
     there.
+    """
+    parameters_json: builtins.str
+    """The parameters exactly as they were given, in the form of `StartRequest.parameters_json`; empty where none
+    were given.
     """
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -1014,7 +1044,10 @@ class Run(google.protobuf.message.Message):
 
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
-        """The parameters as they were given."""
+        """The parameters as they were given, as far as a Struct can hold them and JSON can write it: NaN and the
+        infinities are the strings "NaN", "Infinity" and "-Infinity" here, and an integer beyond ±2^53 is the string
+        of its digits. `parameters_json` has the values themselves.
+        """
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
@@ -1023,6 +1056,13 @@ class Run(google.protobuf.message.Message):
     @property
     def failure(self) -> global___Failure:
         """How it ended, in every terminal state but SUCCEEDED. Absent otherwise."""
+
+    @property
+    def notebook_repairs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What was against the notebook format's schema and was repaired before the run, one sentence for each kind,
+        with the cells by their place in the given notebook, from 0. At most 20 sentences of at most 200 characters;
+        the last one says how many kinds more there were. Empty: nothing was repaired.
+        """
 
     def __init__(
         self,
@@ -1045,9 +1085,11 @@ class Run(google.protobuf.message.Message):
         notebook_uri: builtins.str = ...,
         output_uri: builtins.str = ...,
         output_error: builtins.str = ...,
+        parameters_json: builtins.str = ...,
+        notebook_repairs: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "parameters", b"parameters", "queue_position", b"queue_position", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "cells_completed", b"cells_completed", "cells_total", b"cells_total", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "kernel_name", b"kernel_name", "labels", b"labels", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_error", b"output_error", "output_uri", b"output_uri", "parameters", b"parameters", "queue_position", b"queue_position", "request_id", b"request_id", "run_id", b"run_id", "start_time", b"start_time", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "cells_completed", b"cells_completed", "cells_total", b"cells_total", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "kernel_name", b"kernel_name", "labels", b"labels", "notebook_path", b"notebook_path", "notebook_repairs", b"notebook_repairs", "notebook_uri", b"notebook_uri", "output_error", b"output_error", "output_uri", b"output_uri", "parameters", b"parameters", "parameters_json", b"parameters_json", "queue_position", b"queue_position", "request_id", b"request_id", "run_id", b"run_id", "start_time", b"start_time", "state", b"state"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_current_cell", b"_current_cell"]) -> typing.Literal["current_cell"] | None: ...
     @typing.overload

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
-from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
+from google.protobuf import duration_pb2, timestamp_pb2
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner_server.api import parameters
 from notebook_runner_server.execution.interface import (
     CellFinished,
     CellOutput,
@@ -25,13 +24,8 @@ from notebook_runner_server.runs.errors import InvalidFieldError
 from notebook_runner_server.runs.info import RunnerInfo
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
 
-MAX_PARAMETERS = 1024 * 1024
-"""The most that a run's parameters may have, in bytes: every answer about the run carries them."""
-
 _MAX_NANOS = 999_999_999
 _MAX_SECONDS = 315_576_000_000  # google.protobuf.Duration's own bound
-# Beyond it a double no longer tells whole numbers apart.
-_MAX_WHOLE = 2.0**53
 
 
 def start_spec(request: pb.StartRequest) -> StartSpec:
@@ -40,15 +34,14 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
     Raises:
         InvalidFieldError: A field has a value that this server cannot honour.
     """
-    if request.parameters.ByteSize() > MAX_PARAMETERS:
-        message = f"parameters: together they have at most {MAX_PARAMETERS} bytes; put data into a file."
-        raise InvalidFieldError(message, field="parameters")
+    values, is_ordered = parameters.parameters_of(request)
     kind = request.WhichOneof("notebook")
     return StartSpec(
         request_id=request.request_id,
         content=request.notebook_content if kind == "notebook_content" else None,
         path=request.notebook_path if kind == "notebook_path" else None,
-        parameters=_plain_struct(request.parameters),
+        parameters=values,
+        parameters_are_ordered=is_ordered,
         kernel_name=request.kernel_name,
         limits=Limits(
             run_timeout=seconds(request, "run_timeout") or 0.0,
@@ -83,26 +76,6 @@ def seconds(request: pb.StartRequest | pb.KillRequest, field: str) -> float | No
     return whole
 
 
-def _plain_struct(struct: struct_pb2.Struct) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in struct.fields.items()}
-
-
-def _plain(value: struct_pb2.Value) -> Any:
-    match value.WhichOneof("kind"):
-        case "number_value":
-            number = value.number_value
-            return int(number) if number.is_integer() and abs(number) <= _MAX_WHOLE else number
-        case "string_value":
-            return value.string_value
-        case "bool_value":
-            return value.bool_value
-        case "struct_value":
-            return _plain_struct(value.struct_value)
-        case "list_value":
-            return [_plain(one) for one in value.list_value.values]
-    return None
-
-
 def run_message(run: Run) -> pb.Run:
     """Return a run as the contract has it."""
     message = pb.Run(
@@ -123,8 +96,10 @@ def run_message(run: Run) -> pb.Run:
         notebook_uri=run.notebook_uri,
         output_uri=run.output_uri,
         output_error=run.output_error,
+        parameters_json=parameters.encode(run.parameters),
+        notebook_repairs=run.notebook_repairs,
     )
-    _fill_struct(message.parameters, run.parameters)
+    parameters.fill_struct(message.parameters, run.parameters)
     return message
 
 
@@ -189,31 +164,6 @@ def _failure(failure: Failure) -> pb.Failure:
         signal=failure.signal,
         exit_code=failure.exit_code,
     )
-
-
-def _fill_struct(struct: struct_pb2.Struct, values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        _fill_value(struct.fields[name], value)
-
-
-def _fill_value(target: struct_pb2.Value, value: Any) -> None:
-    # Struct.update() refuses NaN and infinity, which a parameter may be.
-    match value:
-        case None:
-            target.null_value = struct_pb2.NULL_VALUE
-        case bool():
-            target.bool_value = value
-        case int() | float():
-            target.number_value = value
-        case str():
-            target.string_value = value
-        case list():
-            target.list_value.SetInParent()
-            for one in value:
-                _fill_value(target.list_value.values.add(), one)
-        case _:
-            target.struct_value.SetInParent()
-            _fill_struct(target.struct_value, value)
 
 
 def is_output(event: Event) -> bool:

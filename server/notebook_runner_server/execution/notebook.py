@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import copy
 import json
 import keyword
@@ -13,12 +13,15 @@ from typing import Any
 
 import nbformat
 from nbformat.v4.rwbase import split_lines, strip_transient
-from nbformat.validator import NotebookValidationError, normalize
+from nbformat.validator import NotebookValidationError
 from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
 
-from notebook_runner_server.execution import parts
+from notebook_runner_server.execution import kernel_names, parts, repairs
+from notebook_runner_server.execution.clear import clear_execution
+from notebook_runner_server.execution.repairs import CannotRepairError, Repairs
 
 MAX_MESSAGE = 1000
+OLD_FORMAT = 3
 
 # Missing and repeated cell ids are mended, as every Jupyter tool does.
 warnings.filterwarnings("ignore", category=MissingIDFieldWarning)
@@ -54,62 +57,73 @@ class PreparedNotebook:
     Attributes:
         cells: Each cell, encoded.
         tail: What follows the cells, encoded.
-        kernel_name: The kernelspec to execute it with; empty where neither request nor notebook names one.
+        kernel_name: The kernelspec as request or notebook name it (`kernel_names`); empty: neither does.
+        repairs: What was against the notebook format's schema and was repaired, in sentences.
     """
 
     cells: tuple[bytes, ...]
     tail: bytes
     kernel_name: str
+    repairs: tuple[str, ...] = ()
 
 
 def prepare(
-    content: bytes, parameters: Mapping[str, Any], kernel_name: str, kernels: Mapping[str, str]
+    content: bytes,
+    parameters: Mapping[str, Any],
+    kernel_name: str,
+    kernels: Mapping[str, str],
+    *,
+    is_ordered: bool = False,
 ) -> PreparedNotebook:
-    """Read a notebook, check it, and inject parameters as papermill does.
+    """Read a notebook, repair and clear it, and inject parameters as papermill does.
 
     Args:
         content: JSON in nbformat 3 or 4, UTF-8.
         parameters: Values by name; empty: the notebook is taken as it is.
         kernel_name: The kernelspec that was asked for; empty: the notebook's own.
         kernels: The known kernelspecs, by name, and the language of each.
+        is_ordered: The parameters and what is in them have an order, which is kept.
 
     Raises:
         NotebookError: It is not a notebook, or has no language that parameters can be translated to.
         UnknownParameterError: A parameter is not in the cell tagged `parameters`.
         ParameterNameError: A parameter's name is none in the notebook's language.
     """
-    notebook = read(content)
-    spec = notebook.metadata.get("kernelspec", {})
-    kernel_name = kernel_name or spec.get("name", "")
-    if parameters:
-        notebook = _parameterize(notebook, parameters, kernel_name, kernels)
     try:
-        prepared = PreparedNotebook(
-            tuple(encode_cell(cell) for cell in notebook.cells), encode_tail(notebook), kernel_name
+        notebook, repaired = read(content)
+        clear_execution(notebook)
+        kernel_name = kernel_name or notebook.metadata.get("kernelspec", {}).get("name", "")
+        if parameters:
+            kernelspec = kernel_names.resolve(kernel_name)
+            notebook = _parameterize(notebook, parameters, kernelspec, kernels, is_ordered=is_ordered)
+        # Text that is not Unicode can be kept as an escape, but no kernel can be sent it.
+        code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        json.dumps([kernel_name, code], ensure_ascii=False).encode()
+        return PreparedNotebook(
+            tuple(encode_cell(cell) for cell in notebook.cells), encode_tail(notebook), kernel_name, repaired
         )
-        # Text that is no Unicode can be kept as an escape, but no kernel can be sent it.
-        json.dumps([cell.source for cell in notebook.cells], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise NotebookError("The notebook has text that is not valid Unicode (a lone surrogate).") from error
     except RecursionError as error:
         raise NotebookError("The notebook is nested too deep.") from error
-    return prepared
 
 
-def read(content: bytes) -> nbformat.NotebookNode:
-    """Return a valid notebook in nbformat 4.
+def read(content: bytes) -> tuple[nbformat.NotebookNode, tuple[str, ...]]:
+    """Return a notebook in nbformat 4 that can be executed, and what was repaired in it.
 
     Raises:
-        NotebookError: It is none.
+        NotebookError: It cannot be executed.
     """
     document = _document(content)
+    found = Repairs()
     try:
-        reader = nbformat.versions[document["nbformat"]]
-        notebook: nbformat.NotebookNode = nbformat.convert(
-            reader.to_notebook_json(document, minor=document.get("nbformat_minor", 0)), 4
-        )
-        _, notebook = normalize(notebook)
-        nbformat.validate(_for_validation(notebook))
+        if document["nbformat"] == OLD_FORMAT:
+            document = _converted(document, found)
+        repairs.repair(document, found)
+        notebook: nbformat.NotebookNode = nbformat.v4.to_notebook_json(document)
+        repairs.strip_metadata(notebook, found)
+    except CannotRepairError as error:
+        raise NotebookError(f"The notebook cannot be executed: {error}") from error
     except NotebookValidationError as error:
         raise NotebookError(f"The notebook fails nbformat's schema: {_where(error)}") from error
     except RecursionError as error:
@@ -117,7 +131,23 @@ def read(content: bytes) -> nbformat.NotebookNode:
     # Documents that claim a format they do not have fail in a hundred ways inside the conversion.
     except Exception as error:
         raise NotebookError(f"The notebook cannot be read: {_short(error)}") from error
-    return notebook
+    return notebook, found.sentences()
+
+
+def _converted(document: dict[str, Any], found: Repairs) -> dict[str, Any]:
+    """Convert a notebook of nbformat 3, whose outputs are not needed and may be of any kind."""
+    index = 0
+    for sheet in document.get("worksheets", []):
+        for cell in sheet["cells"]:
+            if cell.get("cell_type") == "code":
+                if "outputs" not in cell:
+                    found.note("Set the missing or invalid outputs", index)
+                cell["outputs"] = []
+            index += 1
+    reader = nbformat.versions[OLD_FORMAT]
+    node = reader.to_notebook_json(document, minor=document.get("nbformat_minor", 0))
+    converted: dict[str, Any] = nbformat.convert(node, 4)
+    return converted
 
 
 def _document(content: bytes) -> dict[str, Any]:
@@ -133,18 +163,9 @@ def _document(content: bytes) -> dict[str, Any]:
         raise NotebookError("The notebook is nested too deep, or has a number too long to read.") from error
     if not isinstance(document, dict) or "nbformat" not in document:
         raise NotebookError('The JSON is not a notebook: it has no "nbformat".')
-    if document["nbformat"] not in (3, 4) or isinstance(document["nbformat"], (bool, float)):
+    if document["nbformat"] not in (OLD_FORMAT, 4) or isinstance(document["nbformat"], (bool, float)):
         raise NotebookError(f"nbformat 3 and 4 are supported, not {_short(document['nbformat'])}.")
     return document
-
-
-def _for_validation(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Leave out a kernelspec without a name: such notebooks are about, and mean "the default kernel"."""
-    spec = notebook.metadata.get("kernelspec")
-    if not isinstance(spec, dict) or "name" in spec:
-        return notebook
-    metadata = {key: value for key, value in notebook.metadata.items() if key != "kernelspec"}
-    return nbformat.NotebookNode({**notebook, "metadata": metadata})
 
 
 def _where(error: Exception) -> str:
@@ -164,12 +185,14 @@ def _parameterize(
     parameters: Mapping[str, Any],
     kernel_name: str,
     kernels: Mapping[str, str],
+    *,
+    is_ordered: bool,
 ) -> nbformat.NotebookNode:
     """Inject parameters by papermill's own translators, and name the ones that the notebook lacks."""
     language = notebook.metadata.get("language_info", {}).get("name") or kernels.get(kernel_name, "python")
     try:
-        return _injected(notebook, parameters, kernel_name or "python3", language)
-    except (UnknownParameterError, ParameterNameError):
+        return _injected(notebook, parameters, kernel_name or "python3", language, is_ordered=is_ordered)
+    except (UnknownParameterError, ParameterNameError, RecursionError):
         raise
     # Papermill's translators and its view of a notebook's metadata fail in many ways.
     except Exception as error:
@@ -178,12 +201,15 @@ def _parameterize(
 
 
 def _injected(
-    notebook: nbformat.NotebookNode, parameters: Mapping[str, Any], kernel_name: str, language: str
+    notebook: nbformat.NotebookNode,
+    parameters: Mapping[str, Any],
+    kernel_name: str,
+    language: str,
+    *,
+    is_ordered: bool,
 ) -> nbformat.NotebookNode:
     # Papermill takes 0.3 s and 20 MB to import, and most runs have no parameters.
-    from papermill.inspection import _infer_parameters  # noqa: PLC0415 - the reason above
     from papermill.parameterize import parameterize_notebook  # noqa: PLC0415 - the reason above
-    from papermill.utils import find_first_tagged_cell_index  # noqa: PLC0415 - the reason above
 
     for name in parameters if language == "python" else ():
         if not name.isidentifier() or keyword.iskeyword(name):
@@ -192,41 +218,46 @@ def _injected(
     for cell in notebook.cells:
         cell.metadata.setdefault("tags", [])
     notebook.metadata.setdefault("papermill", {})
-    known: list[str] = []
-    if (place := find_first_tagged_cell_index(notebook, "parameters")) >= 0:
-        found = [one.name for one in _infer_parameters(notebook, kernel_name, language)]
-        # Papermill's own reading misses values with a second `=` in their line, such as URLs.
-        assigned = _assigned(notebook.cells[place].source) if language == "python" else []
-        known = list(dict.fromkeys([*assigned, *found]))
-        unknown = sorted(set(parameters) - set(known))
-        # Papermill cannot read the parameters cell of every language.
-        if unknown and (known or language == "python"):
-            raise UnknownParameterError(unknown, known)
+    known, is_complete = _known_parameters(notebook, kernel_name, language)
+    unknown = sorted(set(parameters) - set(known))
+    if unknown and is_complete:
+        raise UnknownParameterError(unknown, known)
     parameterized: nbformat.NotebookNode = parameterize_notebook(
-        notebook, _ordered(parameters, known), kernel_name=kernel_name, language=language
+        notebook,
+        dict(parameters) if is_ordered else _ordered(parameters, known),
+        kernel_name=kernel_name,
+        language=language,
     )
     return parameterized
 
 
-def _assigned(source: str) -> list[str]:
-    """Name what Python assigns at its top level; nothing where it is not Python alone."""
-    try:
-        statements = ast.parse(source).body
-    except (SyntaxError, ValueError):
-        return []
-    targets: list[ast.expr] = []
-    for statement in statements:
-        if isinstance(statement, ast.Assign):
-            targets += statement.targets
-        elif isinstance(statement, ast.AnnAssign) and statement.value:
-            targets.append(statement.target)
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+def _known_parameters(
+    notebook: nbformat.NotebookNode, kernel_name: str, language: str
+) -> tuple[list[str], bool]:
+    """Return the names that the `parameters` cell assigns, and whether there can be no others.
+
+    What `--help-notebook` of the command shows is what is accepted here.
+    """
+    from papermill.inspection import _infer_parameters  # noqa: PLC0415 - as papermill.parameterize
+    from papermill.utils import find_first_tagged_cell_index  # noqa: PLC0415 - the same
+
+    from notebook_runner._parameters_cell import python_parameters  # noqa: PLC0415 - it imports all of the client
+
+    place = find_first_tagged_cell_index(notebook, "parameters")
+    if place < 0:
+        return [], False
+    if language == "python":
+        with contextlib.suppress(SyntaxError):
+            return [one.name for one in python_parameters(notebook.cells[place].source)], True
+    # Papermill reads the cells of no other language whole.
+    found = [one.name for one in _infer_parameters(notebook, kernel_name, language)]
+    return found, bool(found) and language != "python"
 
 
 def _ordered(parameters: Mapping[str, Any], known: list[str]) -> dict[str, Any]:
     """Put parameters in the order of the notebook's own, and the rest by name.
 
-    A map in a message has no order: without this the same request gave another notebook each time.
+    A Struct has no order: without this the same request gave another notebook each time.
     """
     names = [name for name in known if name in parameters]
     names += sorted(set(parameters) - set(names))

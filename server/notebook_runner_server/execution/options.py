@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from notebook_runner_server.execution.confinement.rules import Confinement
+from notebook_runner_server.execution.kernel_names import resolve
 
 MOST_WARM = 100
 """Warm kernels of one kernelspec in one worker; each takes some 20 MB."""
@@ -65,7 +66,7 @@ def warm_kernels(kernels: Iterable[str], modules: Iterable[str], *, required: bo
         if not (name and count.isascii() and count.isdigit() and int(count) <= MOST_WARM):
             message = f"--warm-kernels is KERNELSPEC=COUNT, with a count of at most {MOST_WARM}, not {one!r}"
             raise ValueError(message)
-        counts[name] = int(count)
+        counts[resolve(name)] = int(count)
     preload = tuple(modules)
     for module in preload:
         if not all(part.isidentifier() for part in module.split(".")):

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from notebook_runner_server.export.service import NO_INPUT, ConversionError
+
+_CELL_TYPES = {"code", "markdown", "raw"}
+_MAX_NAME = 40
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
@@ -52,6 +56,9 @@ def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) 
     exporter = _exporter(to)(config=config)
     with notebook.open(encoding="utf-8", errors="surrogatepass") as file:
         node = nbformat.read(file, as_version=4)
+    node.cells = [
+        cell if cell.cell_type in _CELL_TYPES else _placeholder(cell.cell_type) for cell in node.cells
+    ]
     content, _ = exporter.from_notebook_node(node, resources={"metadata": {"name": "notebook"}})
     if isinstance(content, str):
         content = content.encode(errors="replace")
@@ -73,6 +80,14 @@ def _exporter(to: str) -> Any:
         "pdf": printed.PrintedExporter,
     }
     return own.get(to) or get_exporter(to)
+
+
+def _placeholder(cell_type: str) -> Any:
+    """Return a text cell in place of one of a type that nbconvert does not know."""
+    from nbformat.v4 import new_markdown_cell  # noqa: PLC0415 - as above
+
+    name = re.sub(r"[^\w.-]", "", cell_type)[:_MAX_NAME]
+    return new_markdown_cell(f"*A cell of the type `{name}` cannot be shown in this format.*")
 
 
 def _with_attachments(node: Any, resources: Any) -> tuple[Any, Any]:

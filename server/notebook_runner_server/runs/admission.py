@@ -55,13 +55,24 @@ class Prepared(Protocol):
     def kernel_name(self) -> str:
         """The kernelspec that request or notebook name; empty: none."""
 
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """What was repaired in the notebook, in sentences."""
 
-Prepare = Callable[[bytes, Mapping[str, Any], str, Mapping[str, str]], Prepared]
-"""Reads a notebook, checks it and injects parameters.
 
-Takes the content, the parameters, the kernel name that was asked for, and the language of each kernelspec.
-Raises InvalidNotebookError and UnknownParameterError.
-"""
+class Prepare(Protocol):
+    """Reads a notebook, checks it and injects parameters (`execution.notebook.prepare`)."""
+
+    def __call__(
+        self,
+        content: bytes,
+        parameters: Mapping[str, Any],
+        kernel_name: str,
+        kernels: Mapping[str, str],
+        *,
+        is_ordered: bool = False,
+    ) -> Prepared:
+        """Return the notebook as it is executed; raises InvalidNotebookError and UnknownParameterError."""
 
 
 LIMIT_FIELDS = {
@@ -113,25 +124,34 @@ class Admission:
         defaults: What a silent request means.
         prepare: Reads, checks and parameterizes a notebook.
         transfer: Reads notebooks that a URI names.
+        resolve: Tells which kernelspec the name of a kernel means.
 
     Attributes:
         uris: Where notebooks named by URI come from.
     """
 
     def __init__(
-        self, root: NotebookRoot, max_bytes: int, defaults: Defaults, prepare: Prepare, transfer: Transfer
+        self,
+        root: NotebookRoot,
+        max_bytes: int,
+        defaults: Defaults,
+        prepare: Prepare,
+        transfer: Transfer,
+        resolve: Callable[[str], str] = str,
     ) -> None:
         self._root = root
         self.uris = UriSource(transfer, max_bytes)
         self._max_bytes = max_bytes
         self._defaults = defaults
         self._prepare = prepare
+        self._resolve = resolve
+        self._default_kernel = resolve(defaults.kernel_name)
         self._one_at_a_time = asyncio.Lock()
 
     @property
     def default_kernel(self) -> str:
         """The kernelspec for notebooks that name none."""
-        return self._defaults.kernel_name
+        return self._default_kernel
 
     @property
     def default_notebook(self) -> str:
@@ -151,7 +171,7 @@ class Admission:
         """
         _check(spec)
         if spec.kernel_name:
-            _check_kernel(spec.kernel_name, kernels)
+            await self._kernel(spec.kernel_name, kernels)
         if spec.output_uri:
             self.uris.check(spec.output_uri, "output_uri")
         # Reading and parsing take time that other calls shall not wait for.
@@ -163,18 +183,38 @@ class Admission:
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
         # A caller who gives up does not end what was begun, and the next one has to wait for it.
         prepared = await asyncio.shield(work)
-        return self._admitted(spec, prepared, folder, path, kernels)
+        kernel_name = await self._kernel(prepared.kernel_name or self._defaults.kernel_name, kernels)
+        return self._admitted(spec, prepared, folder, path, kernel_name)
 
     async def _prepared(self, content: bytes, spec: StartSpec, kernels: Mapping[str, str]) -> Prepared:
         # Many large ones at once would take all threads, and memory.
         async with self._one_at_a_time if len(content) > LARGE_NOTEBOOK else contextlib.nullcontext():
-            return await asyncio.to_thread(self._prepare, content, spec.parameters, spec.kernel_name, kernels)
+            return await asyncio.to_thread(
+                self._prepare,
+                content,
+                spec.parameters,
+                spec.kernel_name,
+                kernels,
+                is_ordered=spec.parameters_are_ordered,
+            )
+
+    async def _kernel(self, name: str, kernels: Mapping[str, str]) -> str:
+        """Return the kernelspec that the name of a kernel means."""
+        # The first name that is not a kernelspec's own takes an import of 0.1 s.
+        resolved = await asyncio.to_thread(self._resolve, name)
+        if resolved in kernels:
+            return resolved
+        known = ", ".join(sorted(kernels))
+        raise UnknownKernelError(
+            f"There is no kernelspec {name[:100]!r} here; there is: {known}.",
+            field="kernel_name",
+            kernel_name=name[:100],
+            known=known[:1000],
+        )
 
     def _admitted(
-        self, spec: StartSpec, prepared: Prepared, folder: str, path: str, kernels: Mapping[str, str]
+        self, spec: StartSpec, prepared: Prepared, folder: str, path: str, kernel_name: str
     ) -> Admitted:
-        kernel_name = prepared.kernel_name or self._defaults.kernel_name
-        _check_kernel(kernel_name, kernels)
         run = Run(
             run_id=_new_id(),
             request_id=spec.request_id,
@@ -187,6 +227,7 @@ class Admission:
             notebook_path=path,
             notebook_uri=shown(spec.notebook_uri or ""),
             output_uri=shown(spec.output_uri),
+            notebook_repairs=prepared.repairs,
         )
         return Admitted(
             run, self._order(spec, folder), {**dict(enumerate(prepared.cells)), TAIL: prepared.tail}
@@ -222,6 +263,9 @@ def fingerprint(spec: StartSpec, key: bytes) -> str:
     """
     payload = {one.name: getattr(spec, one.name) for one in fields(spec) if one.name != "request_id"}
     payload["limits"] = asdict(spec.limits)
+    # Without an order the digest is the one that earlier versions made of the same request.
+    if payload.pop("parameters_are_ordered"):
+        payload["parameters"] = json.dumps(dict(spec.parameters))
     if spec.content is not None:
         payload["content"] = hashlib.sha256(spec.content).hexdigest()
     return hmac.digest(key, json.dumps(payload, sort_keys=True).encode(), "sha256").hex()
@@ -264,17 +308,6 @@ def _limits(asked: Limits, defaults: Limits, ceilings: Limits) -> Limits:
             )
         chosen[one.name] = value or getattr(defaults, one.name)
     return Limits(**chosen)
-
-
-def _check_kernel(name: str, kernels: Mapping[str, str]) -> None:
-    if name not in kernels:
-        known = ", ".join(sorted(kernels))
-        raise UnknownKernelError(
-            f"There is no kernelspec {name[:100]!r} here; there is: {known}.",
-            field="kernel_name",
-            kernel_name=name[:100],
-            known=known[:1000],
-        )
 
 
 def _new_id() -> str:

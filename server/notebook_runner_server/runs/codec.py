@@ -113,4 +113,6 @@ def _run_from_dict(data: dict[str, Any]) -> Run:
     failure = data["failure"]
     if failure is not None:
         failure = Failure(**{**failure, "cause": Cause(failure["cause"])})
-    return Run(**{**data, "state": RunState(data["state"]), "failure": failure})
+    # Runs of earlier versions have no repairs.
+    repairs = tuple(data.get("notebook_repairs", ()))
+    return Run(**{**data, "state": RunState(data["state"]), "failure": failure, "notebook_repairs": repairs})

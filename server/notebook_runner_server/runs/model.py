@@ -39,6 +39,7 @@ class StartSpec:
 
     At most one of `content`, `path` and `notebook_uri` is set; with none, the server's default notebook is
     meant. A limit of zero means the server's default. `retention` in seconds; None: the server's default.
+    `parameters_are_ordered`: their order is the caller's, and kept.
     """
 
     request_id: str = ""
@@ -53,6 +54,7 @@ class StartSpec:
     retention: float | None = None
     notebook_uri: str | None = None
     output_uri: str = ""
+    parameters_are_ordered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class Run:
     """One execution of one notebook. Times in nanoseconds since the epoch, UTC; zero: not yet.
 
     URIs are as they may be shown. `output_error` tells why an ended run's notebook is not at `output_uri`.
+    `notebook_repairs` are sentences.
     """
 
     run_id: str
@@ -116,6 +119,7 @@ class Run:
     notebook_uri: str = ""
     output_uri: str = ""
     output_error: str = ""
+    notebook_repairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
