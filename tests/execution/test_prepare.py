@@ -69,7 +69,6 @@ def unexecuted(node: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
             cell.metadata.pop("execution", None)
-    node.metadata.pop("widgets", None)
     for name in ("start_time", "end_time", "duration", "exception", "input_path", "output_path"):
         node.metadata.get("papermill", {}).pop(name, None)
     remove_error_markers(node)

@@ -11,7 +11,7 @@ _RECORDS = ("start_time", "end_time", "duration", "exception", "input_path", "ou
 
 
 def clear_execution(notebook: NotebookNode) -> None:
-    """Remove outputs, execution counts, times, the state of widgets, and papermill's record, in place.
+    """Remove outputs, execution counts, times and papermill's record, in place.
 
     Papermill does the same when it executes a notebook again, before it writes its record anew; what it keeps
     of parameters is kept.
@@ -24,7 +24,6 @@ def clear_execution(notebook: NotebookNode) -> None:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
             cell.metadata.pop("execution", None)
-    notebook.metadata.pop("widgets", None)
     record = notebook.metadata.get("papermill")
     if isinstance(record, dict):
         for name in _RECORDS:
