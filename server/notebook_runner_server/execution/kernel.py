@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -15,14 +16,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import zmq
-from jupyter_client.blocking.client import BlockingKernelClient
+import zmq.asyncio
+from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
 from notebook_runner_server.execution.client import KernelClient, UnfitKernelError
 from notebook_runner_server.execution.confinement.environment import inherited
 from notebook_runner_server.execution.confinement.place import Place
-from notebook_runner_server.execution.confinement.rules import Confinement, Rules, rules
+from notebook_runner_server.execution.confinement.rules import Confinement, Rules, narrowed, rules
+from notebook_runner_server.execution.confinement.ruleset import Ruleset
 from notebook_runner_server.execution.kernel_log import KernelLog
 from notebook_runner_server.execution.preparation import ARGUMENTS, MESSAGES_ON_THE_WAY
 from notebook_runner_server.execution.warm import languages
@@ -36,6 +38,9 @@ LEAST_TIMEOUT = 5.0
 
 DRAIN_SECONDS = 1.0
 """How long what an ended kernel has sent may take to be received."""
+
+LOST_SOCKETS = "its sockets have disappeared"
+"""Why a kernel that runs cannot be reached."""
 
 _QUIET_MS = 10
 
@@ -101,7 +106,8 @@ class Kernel:
         if self._confinement is not None:
             self._place = Place(self._confinement.places)
             # Where in the root its notebook will be nobody knows.
-            own = [self._place.path, *filter(None, [self._confinement.root])]
+            root = self._confinement.root
+            own = [self._place.path, *([root] if root is not None and root.exists() else [])]
         await self.launch(str(self._folder.parent), {}, own)
 
     async def launch(self, working_folder: str, variables: Mapping[str, str], own: Iterable[Path]) -> None:
@@ -127,17 +133,21 @@ class Kernel:
             )
             provisioner.template = self._template
             if self._confinement is not None:
-                provisioner.rules = self._rules = rules(self._confinement, [self._folder, *own])
-                provisioner.rules_file = self._folder / "rules.json"
+                self._rules = rules(self._confinement, [self._folder, *own])
+                provisioner.ruleset = self._rules.ruleset
         self._launched = time.monotonic()
-        await self.manager.start_kernel(
-            cwd=working_folder,
-            env={**self._environment(), **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=self._log.file,
-            stderr=self._log.file,
-            **options,
-        )
+        try:
+            await self.manager.start_kernel(
+                cwd=working_folder,
+                env={**self._environment(), **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=self._log.file,
+                stderr=self._log.file,
+                **options,
+            )
+        finally:
+            if self._rules is not None:
+                self._rules.ruleset.close()
 
     @property
     def pid(self) -> int:
@@ -152,43 +162,78 @@ class Kernel:
         return provisioner.control if isinstance(provisioner, ForkProvisioner) else None
 
     @property
-    def is_ready(self) -> bool:
-        """Whether a kernel that was forked can be had without a wait."""
+    def is_bound(self) -> bool:
+        """Whether a kernel that was forked has restricted itself and bound its sockets."""
         provisioner = self.manager.provisioner
         return isinstance(provisioner, ForkProvisioner) and provisioner.is_ready()
 
-    def rehearse(self) -> None:
-        """Have the kernel answer once, of which nothing is left: its first answer takes longest; blocks."""
-        client = BlockingKernelClient(connection_file=self.manager.connection_file)
+    def warm_up(self, seconds: float) -> bool:
+        """Have the kernel answer once, of which nothing is left: its first answer takes longest; blocks.
+
+        Args:
+            seconds: How long that may take.
+
+        Returns:
+            Whether it has answered.
+        """
+        try:
+            asyncio.run(self._first_answer(seconds))
+        except (TimeoutError, OSError):
+            return False
+        return True
+
+    async def _first_answer(self, seconds: float) -> None:
+        context = zmq.asyncio.Context()
+        client = AsyncKernelClient(connection_file=self.manager.connection_file, context=context)
         client.load_connection_file()
         client.start_channels(iopub=False, stdin=False, hb=False, control=False)
         try:
-            with contextlib.suppress(TimeoutError):
-                client.execute("pass", silent=True, store_history=False, reply=True, timeout=1)
+            if self.control is not None:
+                await client.execute("pass", silent=True, store_history=False, reply=True, timeout=seconds)
+            else:
+                await client.kernel_info(reply=True, timeout=seconds)
         finally:
             client.stop_channels()
+            context.destroy(linger=0)
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the sockets that it has bound are where they were."""
+        return all(os.path.exists(f"{self.manager.ip}-{port}") for port in self.manager.ports)
+
+    def unfit(self) -> str:
+        """Return why a kernel that was ready must not be given to a run any more; empty: it may."""
+        if not self.is_reachable:
+            return LOST_SOCKETS
+        if self._rules is not None and not self._rules.is_current():
+            return "there is something that it may not read, because it is newer"
+        return ""
+
+    def kill(self) -> None:
+        """End the process, which must not have been reaped."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     async def settle(self, working_folder: str, variables: Mapping[str, str], run_folder: str) -> None:
         """Give a kernel that was launched before the place that it would have been launched at.
 
         Raises:
-            TemplateError: It has died, does not answer, or may not read what it should.
+            TemplateError: It has died, does not answer, or its run's folders are not as they were made.
         """
         provisioner, spec = self.manager.provisioner, self.manager.kernel_spec
-        write: list[str] = []
-        if self._rules is not None and self._place is not None:
-            if not self._rules.is_current():
-                raise TemplateError("there is something that it may not read, because it is newer")
-            try:
-                self._place.move(run_folder)
-            except OSError as error:
-                raise TemplateError(f"the run's folder is not as it was made: {error}") from error
-            root = str(self._confinement.root) if self._confinement else ""
-            write = [one for one in self._rules.write if one != root] + [working_folder, run_folder]
-        if isinstance(provisioner, ForkProvisioner) and provisioner.forked:
-            await provisioner.settle(working_folder, variables, write)
-        elif spec is not None:
-            self._settling = languages.place(spec.language, working_folder, variables)
+        with contextlib.ExitStack() as stack:
+            ruleset: Ruleset | None = None
+            if self._rules is not None and self._place is not None:
+                own = self._folder, Path(working_folder), Path(run_folder)
+                try:
+                    self._place.move(run_folder)
+                    ruleset = stack.enter_context(narrowed(self._rules.shared, own))
+                except OSError as error:
+                    raise TemplateError(f"the run's folder is not as it was made: {error}") from error
+            if isinstance(provisioner, ForkProvisioner) and provisioner.forked:
+                await provisioner.settle(working_folder, variables, ruleset)
+            elif spec is not None:
+                self._settling = languages.place(spec.language, working_folder, variables)
 
     async def connect(self, address_space: int = 0) -> asyncio.Future[None]:
         """Wait until the kernel answers.

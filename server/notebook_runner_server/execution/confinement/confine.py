@@ -9,28 +9,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import stat
-import struct
 import sys
 from typing import Any
 
 # From linux/prctl.h and linux/landlock.h; the system calls have these numbers on every architecture of today.
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446
 _CREATE_RULESET_VERSION = 1
-_RULE_PATH_BENEATH = 1
-
-_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-_TRUNCATE, _IOCTL_DEV = 1 << 14, 1 << 15
-_READ = _EXECUTE | _READ_FILE | _READ_DIR
-_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
-_SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS = 1 << 0, 1 << 1
-
-# How many rights of files each version knows; what is not handled, is allowed.
-_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
-_MOST_RIGHTS = 16
-_SCOPES_SINCE = 6
-_NETWORK_SINCE = 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -50,48 +35,26 @@ def landlock_version() -> int:
     return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)))
 
 
-def restrict(rules: dict[str, Any]) -> None:
+def restrict(ruleset: int) -> None:
     """Take rights from this thread, and from all threads and processes that it starts, for ever.
 
     Args:
-        rules: `read` and `write`: the paths below which that is allowed, `write` including to read; without
-            `read`, reading stays as it is. `alone`: it sends signals, and connects to abstract sockets, only
-            of processes that are restricted by the same call.
+        ruleset: The descriptor of a ruleset (`ruleset.py`), which is closed.
 
     Raises:
         OSError: The system refused.
     """
-    version = landlock_version()
-    every = (1 << _RIGHTS.get(version, _MOST_RIGHTS)) - 1
-    handled = every if "read" in rules else every & ~_READ
-    scoped = _SCOPE_SIGNALS | _SCOPE_ABSTRACT_SOCKETS if rules.get("alone") else 0
-    # Older versions know a shorter structure.
-    attributes = struct.pack("QQQ", handled, 0, scoped)
-    size = 8 if version < _NETWORK_SINCE else 16 if version < _SCOPES_SINCE else 24
-    ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
-    try:
-        for path in rules.get("read", ()):
-            _allow(ruleset, path, _READ & handled)
-        for path in rules["write"]:
-            _allow(ruleset, path, handled)
-        _prctl(PR_SET_NO_NEW_PRIVS, 1)
-        _call(_RESTRICT_SELF, ruleset, 0)
-    finally:
-        os.close(ruleset)
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    system_call(_RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
 
 
-def _allow(ruleset: int, path: str, rights: int) -> None:
-    # What has vanished meanwhile needs no rule, and what only others may open neither.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        try:
-            allowed = rights if stat.S_ISDIR(os.fstat(descriptor).st_mode) else rights & _OF_FILES
-            _call(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, struct.pack("=Qi", allowed, descriptor), 0)
-        finally:
-            os.close(descriptor)
+def system_call(number: int, *arguments: Any) -> int:
+    """Call the system.
 
-
-def _call(number: int, *arguments: Any) -> int:
+    Raises:
+        OSError: It refused.
+    """
     result = int(_libc.syscall(ctypes.c_long(number), *arguments))
     if result < 0:
         code = ctypes.get_errno()

@@ -3,10 +3,11 @@
 It is executed by the interpreter that the kernelspec names, if it is ipykernel, and by the server's for any
 other kernel.
 
-    python launch.py RULES PID MODULE [ARGUMENT …]     become ipykernel
-    python launch.py RULES PID -- COMMAND [ARGUMENT …]  execute a command
+    python launch.py RULESET PID MODULE [ARGUMENT …]     become ipykernel
+    python launch.py RULESET PID -- COMMAND [ARGUMENT …]  execute a command
 
-RULES is a file of JSON, as `confine.restrict` takes it. PID is the one process that ipykernel listens to.
+RULESET is a descriptor that it has inherited, as `confine.restrict` takes it. PID is the one process that
+ipykernel listens to.
 """
 
 from __future__ import annotations
@@ -25,27 +26,23 @@ else:
 
 confine.forget_folder()
 
-import json  # noqa: E402 - as said
-
 
 def main() -> None:
-    """Read the rules, and obey them."""
-    path, pid, module, *arguments = sys.argv[1:]
-    with open(path, encoding="utf-8") as file:
-        rules = json.load(file)
+    """Apply the ruleset, and become the kernel."""
+    ruleset, pid, module, *arguments = sys.argv[1:]
     if module == "--":
-        confine.restrict(rules)
+        confine.restrict(int(ruleset))
         os.execvp(arguments[0], arguments)  # noqa: S606 - the command of a kernelspec
-    _become(module, arguments, rules, int(pid))
+    _become(module, arguments, int(ruleset), int(pid))
 
 
-def _become(module: str, arguments: list[str], rules: dict[str, object], pid: int) -> None:
+def _become(module: str, arguments: list[str], ruleset: int, pid: int) -> None:
     import importlib.util  # noqa: PLC0415 - not for other kernels
 
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - the same
 
     confine.make_profile()
-    confine.restrict(rules)
+    confine.restrict(ruleset)
     launcher = importlib.util.find_spec(module)
     sys.argv = [launcher.origin if launcher and launcher.origin else "", *arguments]
     app: Any = IPKernelApp.instance()

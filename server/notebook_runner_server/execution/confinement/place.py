@@ -19,6 +19,7 @@ class Place:
     """
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
         self.path = Path(tempfile.mkdtemp(prefix="", dir=folder))
 
     def move(self, target: str) -> None:

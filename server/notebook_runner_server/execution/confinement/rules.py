@@ -1,4 +1,4 @@
-"""Which files and folders a kernel may read and write, as paths that Landlock takes.
+"""Which files and folders a kernel may read and write, as a ruleset of Landlock.
 
 Landlock allows and cannot deny: what is below an allowed folder is allowed. To hide a folder, every entry of
 every folder above it is allowed, but the one that leads to it. So what is made later in one of the folders
@@ -7,18 +7,25 @@ above, a kernel that was started before does not see: `Rules.is_current` tells.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from notebook_runner_server.execution.confinement.ruleset import Ruleset
 
 CACHES = ("XDG_CACHE_HOME", "~/.cache"), ("MPLCONFIGDIR", "~/.config/matplotlib")
 """Folders that libraries share between processes: the variable that names one, and its place otherwise."""
 
 DEVICES = "/dev"
 """What is in it has its own permissions, and /dev/shm is needed for shared memory."""
+
+_UNREACHABLE = {errno.ENOENT, errno.EACCES, errno.ENOTCONN, errno.ESTALE, errno.EBADFD}
+"""Why an entry that was listed needs no rule: it has vanished, its folder may be listed and not entered, it
+is a mount whose server is gone, or it is of a file system that Landlock always allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +51,14 @@ class Rules:
     """What one kernel may reach.
 
     Attributes:
-        read: Paths below which it may read.
-        write: Paths below which it may write as well.
+        ruleset: All of it, for the kernel's process to apply; closed when that has it.
+        shared: Paths below which it may write, as all kernels may.
         seen: The folders above what is hidden, and when an entry of each was last added or removed.
     """
 
-    read: tuple[str, ...]
-    write: tuple[str, ...]
-    seen: dict[str, int] = field(default_factory=dict)
-
-    def encoded(self) -> dict[str, Any]:
-        """Return what `confine.restrict` takes."""
-        return {"read": self.read, "write": self.write, "alone": True}
+    ruleset: Ruleset
+    shared: tuple[Path, ...]
+    seen: dict[Path, int] = field(default_factory=dict)
 
     def is_current(self) -> bool:
         """Tell whether a kernel that was started now would see no more than this one.
@@ -71,25 +74,68 @@ def rules(confinement: Confinement, own: Iterable[Path]) -> Rules:
     Args:
         confinement: What holds for all.
         own: Folders of this kernel.
+
+    Raises:
+        OSError: There can be no rule for something, which the error names.
     """
-    write = [DEVICES, *map(str, (*own, *confinement.writable, *caches()))]
-    open_to_all = [Path(one).resolve() for one in (*confinement.writable, confinement.root) if one]
+    opened = _opened(confinement)
     hidden = [one.resolve() for one in confinement.hidden]
     # What the operator opens is open as a whole.
-    closed = [one for one in hidden if not any(one.is_relative_to(folder) for folder in open_to_all)]
+    closed = [one for one in hidden if not any(one.is_relative_to(folder) for folder in opened)]
     above = {folder for one in closed for folder in one.parents}
-    seen = {str(folder): _changed(str(folder)) for folder in above if folder not in _temporary()}
-    read = (
-        [entry for folder in sorted(above) for entry in _entries(folder, above, closed)] if closed else ["/"]
-    )
-    return Rules((*read, *map(str, open_to_all)), tuple(write), seen)
+    # First, so that what is added while they are read is missed there.
+    seen = {folder: _changed(folder) for folder in above if folder not in _temporary()}
+    shared = (Path(DEVICES), *(one for one in confinement.writable if one.exists()), *caches())
+    ruleset = Ruleset(reading=True, alone=True)
+    try:
+        for folder in sorted(above):
+            _allow_entries(ruleset, folder, above.union(closed))
+        for one in opened if closed else [Path("/")]:
+            ruleset.allow_reading(one)
+        for one in (*shared, *own):
+            ruleset.allow_writing(one)
+    except BaseException:
+        ruleset.close()
+        raise
+    return Rules(ruleset, shared, seen)
+
+
+def narrowed(shared: Iterable[Path], own: Iterable[Path]) -> Ruleset:
+    """Return a ruleset for the main thread of a kernel that was started before its run was known.
+
+    Args:
+        shared: What all kernels may write, of the kernel's `Rules`.
+        own: Folders of this kernel and its run.
+
+    Raises:
+        OSError: There can be no rule for something, which the error names.
+    """
+    ruleset = Ruleset(reading=False, alone=False)
+    try:
+        for one in (*shared, *own):
+            ruleset.allow_writing(one)
+    except BaseException:
+        ruleset.close()
+        raise
+    return ruleset
 
 
 def exposed(confinement: Confinement) -> list[Path]:
     """Return what should be hidden and is not, for it is in a folder that the operator has opened."""
-    opened = [one.resolve() for one in (*confinement.writable, confinement.root) if one]
+    opened = _opened(confinement)
     hidden = [one.resolve() for one in confinement.hidden]
     return [one for one in hidden if any(one.is_relative_to(folder) for folder in opened)]
+
+
+def missing(confinement: Confinement) -> list[Path]:
+    """Return the writable folders that are not there, and of which no rule is made."""
+    return [one for one in confinement.writable if not one.exists()]
+
+
+def _opened(confinement: Confinement) -> list[Path]:
+    """Return what the operator has opened, as far as it is there."""
+    found = [one.resolve() for one in (*confinement.writable, confinement.root) if one]
+    return [one for one in found if one.exists()]
 
 
 def caches() -> list[Path]:
@@ -114,18 +160,25 @@ def _temporary() -> Sequence[Path]:
     return Path("/tmp"), Path(tempfile.gettempdir()).resolve()  # noqa: S108 - it is asked about, not used
 
 
-def _changed(folder: str) -> int:
+def _changed(folder: Path) -> int:
     try:
-        return os.stat(folder).st_mtime_ns
+        return folder.stat().st_mtime_ns
     except OSError:
         return 0
 
 
-def _entries(folder: Path, above: set[Path], hidden: Sequence[Path]) -> list[str]:
-    """Return the entries of a folder that lead to nothing hidden; a link leads where its target is."""
+def _allow_entries(ruleset: Ruleset, folder: Path, but: AbstractSet[Path]) -> None:
+    """Allow to read the entries of a folder, but some; a link leads where its target is."""
     try:
-        with os.scandir(folder) as entries:
-            found = [entry.path for entry in entries if not entry.is_symlink()]
-    except OSError:
-        return []
-    return [path for path in found if Path(path) not in above and Path(path) not in hidden]
+        with os.scandir(folder) as found:
+            entries = [Path(entry.path) for entry in found if not entry.is_symlink()]
+    except PermissionError:
+        # Nor can the kernel, which has the same user.
+        return
+    for one in entries:
+        if one not in but:
+            try:
+                ruleset.allow_reading(one, follow=False)
+            except OSError as error:
+                if error.errno not in _UNREACHABLE:
+                    raise

@@ -22,7 +22,7 @@ from typing import Any
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
-from notebook_runner_server.execution.confinement.rules import Rules
+from notebook_runner_server.execution.confinement.ruleset import Ruleset
 from notebook_runner_server.execution.processes import become_subreaper
 from notebook_runner_server.execution.warm.process import ForkedProcess
 
@@ -111,7 +111,7 @@ class Template:
         folder: str,
         environment: Mapping[str, str],
         output: int,
-        rules: Rules | None,
+        ruleset: Ruleset | None,
     ) -> tuple[ForkedProcess, socket.socket]:
         """Fork a kernel.
 
@@ -121,7 +121,7 @@ class Template:
             folder: Its working folder.
             environment: All its variables.
             output: The descriptor of its standard output and error.
-            rules: What it may reach; None: whatever the user may.
+            ruleset: What it may reach; None: whatever the user may.
 
         Returns:
             The process, and the socket on which it says that it is ready and is told its place.
@@ -135,13 +135,13 @@ class Template:
             "module": module,
             "arguments": list(arguments),
             "place": self._place(folder, environment),
-            "rules": rules.encoded() if rules is not None else None,
             "client": os.getpid(),
         }
         body = json.dumps(request).encode()
+        descriptors = [output, *([ruleset.fileno()] if ruleset is not None else [])]
         try:
             with far:
-                socket.send_fds(self._link, [struct.pack("!I", len(body))], [far.fileno(), output])
+                socket.send_fds(self._link, [struct.pack("!I", len(body))], [far.fileno(), *descriptors])
                 self._link.settimeout(FORK_SECONDS)
                 self._link.sendall(body)
             pid = int(self._line(FORK_SECONDS))
@@ -182,13 +182,11 @@ class ForkProvisioner(LocalProvisioner):
 
     Attributes:
         template: What forks; None: nothing does.
-        rules: What the kernel may reach; None: whatever the user may.
-        rules_file: Where the rules are written for a program that reads them.
+        ruleset: What the kernel may reach; None: whatever the user may.
     """
 
     template: Template | None = None
-    rules: Rules | None = None
-    rules_file = Path()
+    ruleset: Ruleset | None = None
     # A Popen, or what is as good as one.
     process: Any
     _control: socket.socket | None = None
@@ -207,28 +205,19 @@ class ForkProvisioner(LocalProvisioner):
         """
         parts = split(cmd)
         if parts is None or self.template is None:
-            return await super().launch_kernel(self._confined(cmd), **kwargs)
+            if self.ruleset is not None:
+                kwargs["pass_fds"] = [self.ruleset.fileno()]
+                cmd = _confined(cmd, self.ruleset)
+            return await super().launch_kernel(cmd, **kwargs)
         _, module, arguments = parts
         folder = str(kwargs.get("cwd") or os.getcwd())
         process, self._control = self.template.fork(
-            module, arguments, folder, kwargs["env"], kwargs["stdout"].fileno(), self.rules
+            module, arguments, folder, kwargs["env"], kwargs["stdout"].fileno(), self.ruleset
         )
         self._control.setblocking(False)
         # It leads a session, and so a group.
         self.process, self.pid, self.pgid, self.cwd = process, process.pid, process.pid, folder
         return self.connection_info
-
-    def _confined(self, command: list[str]) -> list[str]:
-        """Return the command of a program that takes rights from itself, and becomes that kernel."""
-        if self.rules is None:
-            return command
-        self.rules_file.write_text(json.dumps(self.rules.encoded()), encoding="utf-8")
-        launch = [str(_LAUNCH), str(self.rules_file), str(os.getpid())]
-        parts = split(command)
-        if parts is None:
-            return [sys.executable, "-E", "-s", "-S", *launch, "--", *command]
-        options, module, arguments = parts
-        return [*options, *launch, module, *arguments]
 
     @property
     def control(self) -> socket.socket | None:
@@ -242,13 +231,13 @@ class ForkProvisioner(LocalProvisioner):
                 self._heard += self._control.recv(64)
         return self._heard.startswith(_READY)
 
-    async def settle(self, folder: str, environment: Mapping[str, str], write: Sequence[str]) -> None:
+    async def settle(self, folder: str, environment: Mapping[str, str], ruleset: Ruleset | None) -> None:
         """Give a forked kernel the place that it would have, had it been started there.
 
         Args:
             folder: Its working folder.
             environment: Variables to set.
-            write: The paths below which it may write from now on, if it is confined.
+            ruleset: What its main thread may no longer reach; None: it keeps what it may.
 
         Raises:
             TemplateError: It has ended, or does not do so.
@@ -256,12 +245,14 @@ class ForkProvisioner(LocalProvisioner):
         control, self._control = self._control, None
         if control is None:
             raise TemplateError("the kernel has its place")
-        place = {"folder": folder, "set": dict(environment), "unset": [], "write": list(write)}
+        body = json.dumps({"folder": folder, "set": dict(environment), "unset": []}).encode()
+        descriptors = [ruleset.fileno()] if ruleset is not None else []
         loop = asyncio.get_running_loop()
         try:
             with control:
                 async with asyncio.timeout(SETTLE_SECONDS):
-                    await loop.sock_sendall(control, json.dumps(place).encode() + b"\n")
+                    socket.send_fds(control, [struct.pack("!I", len(body))], descriptors)
+                    await loop.sock_sendall(control, body)
                     while not self._heard.endswith(_DONE):
                         piece = await loop.sock_recv(control, 64)
                         if not piece:
@@ -269,6 +260,16 @@ class ForkProvisioner(LocalProvisioner):
                         self._heard += piece
         except (OSError, TimeoutError) as error:
             raise TemplateError(f"the kernel does not take its place: {error!r}") from error
+
+
+def _confined(command: Sequence[str], ruleset: Ruleset) -> list[str]:
+    """Return the command of a program that takes rights from itself, and becomes that kernel."""
+    launch = [str(_LAUNCH), str(ruleset.fileno()), str(os.getpid())]
+    parts = split(command)
+    if parts is None:
+        return [sys.executable, "-E", "-s", "-S", *launch, "--", *command]
+    options, module, arguments = parts
+    return [*options, *launch, module, *arguments]
 
 
 def interpreter(command: Sequence[str]) -> list[str]:

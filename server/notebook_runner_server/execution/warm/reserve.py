@@ -18,12 +18,12 @@ from pathlib import Path
 from jupyter_client.kernelspec import KernelSpecManager
 
 from notebook_runner_server.execution.confinement.rules import Confinement
-from notebook_runner_server.execution.kernel import Kernel
+from notebook_runner_server.execution.kernel import LOST_SOCKETS, Kernel
 from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.execution.tree import tree
 from notebook_runner_server.execution.warm.forking import TemplateError
 from notebook_runner_server.execution.warm.languages import LANGUAGES
-from notebook_runner_server.execution.warm.stock import Kept, Stock
+from notebook_runner_server.execution.warm.stock import Kept, State, Stock
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds until a kernel that could not be started, or died, is replaced: doubled with each failure."""
@@ -34,8 +34,8 @@ TOGETHER = "*"
 HOLD_SECONDS = 0.1
 """How long a run has the worker for itself before its kernel is replaced, unless it ends before."""
 
-TAKE_SECONDS = 1.0
-"""How long a run waits for a kernel that is being forked; to start one of its own takes about as long."""
+CHECK_SECONDS = 2.0
+"""How often it is checked whether the kernels that are kept can still be reached."""
 
 
 class Reserve:
@@ -67,12 +67,17 @@ class Reserve:
         self._tell = tell
         self._counted = counted
         self._told: Mapping[str, int] = {}
-        self._changed = threading.Condition()
+        # Held while the kernels that are kept change, and while one is signalled: it must not be reaped then.
+        self._lock = threading.RLock()
         self._kernels: list[Kept] = []
         self._stocks: dict[str, Stock] = {}
-        # The kernelspecs of which one is being forked.
+        # The kernelspecs of which one is about to be started.
         self._coming: set[str] = set()
+        # Wakes the run that waits for a kernel; a worker has one run at a time.
+        self._wake_run: Callable[[], object] | None = None
         self._failures, self._not_before = 0, 0.0
+        # None became ready since one was lost: no run waits for the next.
+        self._failing = False
         self._last_failure = self._hold = 0.0
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -97,25 +102,58 @@ class Reserve:
         stock = self._stocks.get(name)
         if stock is None or not stock.suits(variables, self._wanted.preload):
             return None
-        kernel = self._take(stock)
-        if kernel is None and name in self._coming:
-            await asyncio.to_thread(self._wait, name)
-            kernel = self._take(stock)
+        changed = asyncio.Event()
+        self._wake_run = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
+        try:
+            async with asyncio.timeout(stock.patience):
+                while (kernel := self._take(stock)) is None and self._is_coming(stock):
+                    await changed.wait()
+                    changed.clear()
+        except TimeoutError:
+            return None
+        finally:
+            self._wake_run = None
         return kernel
 
     def _take(self, stock: Stock) -> Kernel | None:
-        with self._changed:
-            found = [kept for kept in self._kernels if kept.kernel.name == stock.name]
-            if not found:
-                return None
-            kept = next((one for one in found if one.is_ready), found[0])
-            self._kernels.remove(kept)
-            self._hold = time.monotonic() + HOLD_SECONDS
-            if stock.template is not None and self._hold > self._not_before:
+        """Return a kernel that has answered and can still be used; None: there is none now."""
+        with self._lock:
+            ready = [
+                kept for kept in self._kernels if kept.kernel.name == stock.name and kept.state is State.READY
+            ]
+            taken = next((kept for kept in ready if not self._discarded(kept)), None)
+            now = time.monotonic()
+            if taken is not None:
+                self._kernels.remove(taken)
+                self._hold = now + HOLD_SECONDS
+            else:
+                # Somebody waits for the next one.
+                self._hold = 0.0
+            if ready and not stock.template_died and now + HOLD_SECONDS > self._not_before:
                 self._coming.add(stock.name)
-        kept.forget()
         self._wake_up()
-        return kept.kernel
+        if taken is None:
+            return None
+        taken.forget()
+        return taken.kernel
+
+    def _discarded(self, kept: Kept) -> bool:
+        """Tell whether a kernel that is ready must not be used any more; it is then ended, and replaced."""
+        if why := kept.kernel.unfit():
+            level = logging.WARNING if why == LOST_SOCKETS else logging.DEBUG
+            self._tell(level, "warm kernel discarded", why=why, pid=kept.kernel.pid)
+            self._end(kept, why, State.DISCARDED)
+        return bool(why)
+
+    def _end(self, kept: Kept, why: str, state: State) -> None:
+        """End a kernel that is kept; it is taken out when it has ended."""
+        kept.why, kept.state = why, state
+        kept.kernel.kill()
+
+    def _is_coming(self, stock: Stock) -> bool:
+        with self._lock:
+            starting = {kept.kernel.name for kept in self._kernels if kept.is_starting}
+            return not self._failing and stock.name in starting | self._coming
 
     def resume(self) -> None:
         """Replace what was taken: the run has ended."""
@@ -127,18 +165,22 @@ class Reserve:
         with contextlib.suppress(BlockingIOError):
             os.write(self._waker, b".")
 
+    def _changed(self) -> None:
+        """Have the run that waits look again, if there is one."""
+        wake = self._wake_run
+        # Its event loop may have been closed meanwhile.
+        with contextlib.suppress(RuntimeError):
+            if wake is not None:
+                wake()
+
     def _rest(self) -> float:
         """Return how long nothing is to be started, in seconds."""
         return max(self._hold, self._not_before) - time.monotonic()
 
-    def _wait(self, name: str) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: name not in self._coming, TAKE_SECONDS)
-
     def _count(self) -> None:
         """Tell how many are ready, if that is not what was told last."""
-        with self._changed:
-            counts = Counter(kept.kernel.name for kept in self._kernels if kept.is_ready)
+        with self._lock:
+            counts = Counter(kept.kernel.name for kept in self._kernels if kept.state is State.READY)
         if counts != self._told:
             self._told = counts
             self._counted(counts)
@@ -146,6 +188,7 @@ class Reserve:
     def _keep(self) -> None:
         while True:
             try:
+                self._check()
                 self._count()
                 rest = self._rest()
                 if rest <= 0:
@@ -163,24 +206,30 @@ class Reserve:
         self._last_failure = now
         self._not_before = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
         self._tell(logging.WARNING, "warm kernel lost", why=why)
-        with self._changed:
+        with self._lock:
+            self._failing = True
             self._coming.clear()
-            self._changed.notify_all()
+        self._changed()
 
     def _refill(self) -> None:
         """Start what is missing."""
         for name, count in self._counts.items():
             # A template that has ended is replaced although nothing is missing: the next kernel comes soon.
             self._stock(name)
-            while sum(kept.kernel.name == name for kept in self._kernels) < count:
+            while self._kept(name) < count:
                 stock = self._stock(name)
-                with self._changed:
+                with self._lock:
                     self._coming.add(name)
                 kept = self._launched(stock)
-                with self._changed:
+                with self._lock:
                     self._kernels.append(kept)
                     self._coming.discard(name)
-                    self._changed.notify_all()
+                if kept.kernel.control is None:
+                    self._begin_to_ask(kept)
+
+    def _kept(self, name: str) -> int:
+        with self._lock:
+            return sum(kept.kernel.name == name and not kept.why for kept in self._kernels)
 
     def _launched(self, stock: Stock) -> Kept:
         kernel = Kernel(stock.name, self._folder, stock.template, self._confinement)
@@ -190,7 +239,7 @@ class Reserve:
             with tree.starting(stock.end_template) as kept:
                 asyncio.run(kernel.launch_ahead())
                 kept.add(kernel.pid)
-            return Kept(kernel)
+            return Kept(kernel, stock.patience)
         except BaseException as error:
             tree.release(kernel.pid)
             kernel.close()
@@ -215,13 +264,15 @@ class Reserve:
 
     def _watch(self, rest: float) -> None:
         """Wait until a kernel was taken, is ready or has died, or a pause of so many seconds is over."""
-        with self._changed:
+        with self._lock:
             events = dict(self._events())
+            deadlines = [kept.deadline - time.monotonic() for kept in self._kernels if kept.is_starting]
+        seconds = max(0.0, min([CHECK_SECONDS, *deadlines, *([rest] if rest > 0 else [])]))
         poll = select.poll()
         for descriptor in events:
             poll.register(descriptor, select.POLLIN)
         # Not a moment too early, or it would be asked again and again.
-        for descriptor, _ in poll.poll(math.ceil(1000 * rest) if rest > 0 else None):
+        for descriptor, _ in poll.poll(math.ceil(1000 * seconds)):
             events[descriptor]()
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
@@ -234,27 +285,52 @@ class Reserve:
                 yield stock.pidfd, partial(self._lost, stock)
         for kept in self._kernels:
             yield kept.pidfd, partial(self._bury, kept)
-            if not kept.is_ready and kept.kernel.control is not None:
-                yield kept.kernel.control.fileno(), partial(self._got_ready, kept)
+            if kept.state is State.STARTING and kept.kernel.control is not None:
+                yield kept.kernel.control.fileno(), partial(self._heard, kept)
 
     def _lost(self, stock: Stock) -> None:
         stock.close()
         self._failed("the template ended")
 
-    def _got_ready(self, kept: Kept) -> None:
-        with self._changed:
-            if kept not in self._kernels or not kept.kernel.is_ready:
+    def _heard(self, kept: Kept) -> None:
+        """See whether a kernel that was forked says that it has restricted itself and bound its sockets."""
+        with self._lock:
+            is_bound = kept in self._kernels and kept.kernel.is_bound
+        if is_bound:
+            self._begin_to_ask(kept)
+
+    def _begin_to_ask(self, kept: Kept) -> None:
+        kept.state = State.ASKED
+        threading.Thread(target=self._ask, args=[kept], name="warm-up", daemon=True).start()
+
+    def _ask(self, kept: Kept) -> None:
+        """Have a kernel answer for the first time; from then on a run can have it."""
+        answered = kept.kernel.warm_up(kept.deadline - time.monotonic())
+        with self._lock:
+            if kept not in self._kernels or kept.why:
                 return
-        # A run that takes it meanwhile is not disturbed.
-        kept.kernel.rehearse()
-        kept.is_ready = True
-        stock = self._stocks[kept.kernel.name]
-        # How soon there is one is worth a line; the later ones are not.
-        level, stock.told = logging.DEBUG if stock.told else logging.INFO, True
-        self._tell(level, "warm kernel ready", kernel=stock.name, pid=kept.kernel.pid)
+            stock = self._stocks[kept.kernel.name]
+            # How soon there is one is worth a line; the later ones are not.
+            level, stock.told = logging.DEBUG if stock.told else logging.INFO, stock.told or answered
+            if answered:
+                kept.state, self._failing = State.READY, False
+                self._tell(level, "warm kernel ready", kernel=stock.name, pid=kept.kernel.pid)
+            else:
+                self._end(kept, "it did not answer", State.LOST)
+        self._changed()
+        self._wake_up()
+
+    def _check(self) -> None:
+        """End the kernels that do not get ready in time, and those that cannot be reached any more."""
+        with self._lock:
+            for kept in self._kernels:
+                if kept.is_starting and time.monotonic() >= kept.deadline:
+                    self._end(kept, "it did not get ready in time", State.LOST)
+                elif kept.state is State.READY and not kept.kernel.is_reachable:
+                    self._discarded(kept)
 
     def _bury(self, kept: Kept) -> None:
-        with self._changed:
+        with self._lock:
             if kept not in self._kernels:
                 return
             self._kernels.remove(kept)
@@ -263,4 +339,5 @@ class Reserve:
             code = kept.kernel.exit_code()
             kept.forget()
         kept.kernel.close()
-        self._failed(f"it ended with code {code}")
+        if kept.state is not State.DISCARDED:
+            self._failed(kept.why or f"it ended with code {code}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import string
+import time
 from collections.abc import Mapping
+from enum import Enum, auto
 
 from jupyter_client.kernelspec import KernelSpec
 
 from notebook_runner_server.execution.confinement.environment import inherited
-from notebook_runner_server.execution.kernel import Kernel
+from notebook_runner_server.execution.kernel import READY_TIMEOUT, Kernel
 from notebook_runner_server.execution.tree import tree
 from notebook_runner_server.execution.warm.forking import (
     Template,
@@ -19,18 +21,45 @@ from notebook_runner_server.execution.warm.forking import (
     split,
 )
 
+FORKED_SECONDS = 10.0
+"""How long a kernel may take from its fork to its first answer; it takes some 0.1 s."""
+
+
+class State(Enum):
+    """How far a kernel in the reserve has come."""
+
+    STARTING = auto()
+    """It restricts itself, and binds its sockets."""
+    ASKED = auto()
+    """It is to answer for the first time."""
+    READY = auto()
+    """It has answered: a run can have it at once."""
+    LOST = auto()
+    """It did not get ready, and is being ended."""
+    DISCARDED = auto()
+    """It was ready, must not be used any more, and is being ended."""
+
 
 class Kept:
     """A kernel in the reserve.
 
     Attributes:
-        is_ready: A run can have it at once; of one that was not forked nobody knows, so it counts as ready.
+        state: How far it has come.
+        deadline: When it has to be ready at the latest, by the monotonic clock.
+        why: Why it is being ended; empty: it is not.
     """
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, patience: float) -> None:
         self.kernel = kernel
         self.pidfd = os.pidfd_open(kernel.pid)
-        self.is_ready = kernel.control is None
+        self.state = State.STARTING
+        self.deadline = time.monotonic() + patience
+        self.why = ""
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether it is not ready, and may become so."""
+        return self.state in {State.STARTING, State.ASKED}
 
     def forget(self) -> None:
         """Keep it no more."""
@@ -60,6 +89,11 @@ class Stock:
             except TemplateError:
                 self.close()
                 raise
+
+    @property
+    def patience(self) -> float:
+        """How many seconds a kernel may take until it has answered."""
+        return READY_TIMEOUT if self.template is None else FORKED_SECONDS
 
     def suits(self, variables: Mapping[str, str], preload: tuple[str, ...]) -> bool:
         """Tell whether variables can be given to a kernel that runs."""

@@ -8,13 +8,14 @@ so a fork of it is safe.
 
 DESCRIPTOR is a connected stream socket. With HIDE 1 no other process can look into the template; a kernel
 that it forks is an ordinary process again. The template first sends a line of JSON,
-`{"failed": {module: why}}`, when it has imported ipykernel and the modules. Each request is a length (`!I`)
-and so many bytes of JSON,
-with two descriptors beside the length: a stream socket to the new kernel, and what becomes its standard
-output and error. It is answered with a line that holds the kernel's process id (0: there can be none). The
-kernel is handed to the nearest subreaper above. It writes `ready` on its socket when it has bound its own,
-waits there, beside its ordinary work, for one line of JSON that says where it shall be, answers `done`, and
-closes it.
+`{"failed": {module: why}}`, when it has imported ipykernel and the modules.
+
+Each request is a length (`!I`) and so many bytes of JSON, with descriptors beside the length: a stream socket
+to the new kernel, what becomes its standard output and error, and, for a kernel that is to be restricted, a
+ruleset of Landlock. It is answered with a line that holds the kernel's process id (0: there can be none). The
+kernel is handed to the nearest subreaper above. It writes `ready` on its socket when it has restricted itself
+and bound its own, waits there, beside its ordinary work, for one more request of this form that says where it
+shall be, with another ruleset or none, answers `done`, and closes it.
 """
 
 from __future__ import annotations
@@ -72,21 +73,20 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     while True:
-        head, descriptors, *_ = socket.recv_fds(link, 4, 2)
-        if not head:
+        received = _received(link)
+        if received is None:
             return
-        request = json.loads(_exactly(link, struct.unpack("!I", head)[0]))
-        control, output = descriptors
+        request, (control, output, *rulesets) = received
         try:
             is_kernel = _forked(link, output)
         except OSError:
             link.sendall(b"0\n")
             is_kernel = False
         if is_kernel:
-            _be_kernel(request, socket.socket(fileno=control))
+            _be_kernel(request, socket.socket(fileno=control), rulesets)
             return
-        os.close(control)
-        os.close(output)
+        for descriptor in (control, output, *rulesets):
+            os.close(descriptor)
 
 
 def _imported(modules: list[str]) -> dict[str, str]:
@@ -109,6 +109,14 @@ def _imported(modules: list[str]) -> dict[str, str]:
         )
         failed["*"] = f"they started threads, which a fork does not have: {names}"
     return failed
+
+
+def _received(link: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """Return a request, and the descriptors that came with it; None: the other side is gone."""
+    head, descriptors, *_ = socket.recv_fds(link, 4, 3)
+    if not head:
+        return None
+    return json.loads(_exactly(link, struct.unpack("!I", head)[0])), descriptors
 
 
 def _exactly(link: socket.socket, size: int) -> bytes:
@@ -139,14 +147,14 @@ def _forked(link: socket.socket, output: int) -> bool:
     return True
 
 
-def _be_kernel(request: dict[str, Any], control: socket.socket) -> None:
+def _be_kernel(request: dict[str, Any], control: socket.socket, rulesets: list[int]) -> None:
     """Start ipykernel's application, as `python -m ipykernel_launcher` does."""
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - not before the template's own import
     from tornado.ioloop import IOLoop  # noqa: PLC0415 - the same
 
-    if request["rules"] is not None:
+    for ruleset in rulesets:
         # Before there is any other thread, which would keep what it may.
-        confine.restrict(request["rules"])
+        confine.restrict(ruleset)
     confine.show()
     _take_place(request["place"])
     _reseed()
@@ -156,21 +164,21 @@ def _be_kernel(request: dict[str, Any], control: socket.socket) -> None:
     # The user's own start-up files may look at folder and variables.
     start_up = app._run_startup_files  # noqa: SLF001 - there is no other way
     app._run_startup_files = lambda: None  # noqa: SLF001 - as above
-    if request["rules"] is not None:
+    if rulesets:
         confine.answer_only(app, request["client"])
     app.initialize(request["arguments"])
     loop = IOLoop.current()
 
     def told(*_: object) -> None:
         loop.remove_handler(control)
-        with control, control.makefile("rb") as lines:
-            line = lines.readline()
-            if not line:
+        with control:
+            received = _received(control)
+            if received is None:
                 # Whoever kept this kernel for later is gone, and nobody will ever use it.
                 os._exit(0)
-            place = json.loads(line)
-            if place["write"]:
-                confine.restrict({"write": place["write"]})
+            place, more = received
+            for ruleset in more:
+                confine.restrict(ruleset)
             _take_place(place)
             _tell_shell(app.shell)
             start_up()
