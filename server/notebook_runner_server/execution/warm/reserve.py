@@ -34,6 +34,9 @@ TOGETHER = "*"
 HOLD_SECONDS = 0.1
 """How long a run has the worker for itself before its kernel is replaced, unless it ends before."""
 
+IMPATIENCE = 2.0
+"""Seconds that a run waits for a kernel when the one before it was lost."""
+
 CHECK_SECONDS = 2.0
 """How often it is checked whether the kernels that are kept can still be reached."""
 
@@ -76,7 +79,7 @@ class Reserve:
         # Wakes the run that waits for a kernel; a worker has one run at a time.
         self._wake_run: Callable[[], object] | None = None
         self._failures, self._not_before = 0, 0.0
-        # None became ready since one was lost: no run waits for the next.
+        # None has become ready since one was lost: no run waits long for the next.
         self._failing = False
         self._last_failure = self._hold = 0.0
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -105,7 +108,7 @@ class Reserve:
         changed = asyncio.Event()
         self._wake_run = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
         try:
-            async with asyncio.timeout(stock.patience):
+            async with asyncio.timeout(IMPATIENCE if self._failing else stock.patience):
                 while (kernel := self._take(stock)) is None and self._is_coming(stock):
                     await changed.wait()
                     changed.clear()
@@ -153,7 +156,7 @@ class Reserve:
     def _is_coming(self, stock: Stock) -> bool:
         with self._lock:
             starting = {kept.kernel.name for kept in self._kernels if kept.is_starting}
-            return not self._failing and stock.name in starting | self._coming
+            return stock.name in starting | self._coming
 
     def resume(self) -> None:
         """Replace what was taken: the run has ended."""
