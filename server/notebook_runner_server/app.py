@@ -39,6 +39,9 @@ from notebook_runner_server.transfer.service import TransferService
 STREAM_GRACE = 5.0
 """Seconds that open calls get to end, when all runs have."""
 
+WATCH_SECONDS = 1.0
+"""How often it is looked whether runs can start."""
+
 _SMALLEST = b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
 
 _log = structlog.get_logger(__name__)
@@ -88,6 +91,7 @@ class App:
             settings.max_files_bytes,
         )
         self._loading: asyncio.Future[notebooks.PreparedNotebook] | None = None
+        self._watching: asyncio.Task[None] | None = None
         servicer = Servicer(self._runner, outputs, settings.max_streams, settings.heartbeat_interval)
         self._tokens = Tokens(Path(settings.tokens_file)) if settings.tokens_file else None
         tls_files = settings.tls_files
@@ -114,6 +118,7 @@ class App:
         self._loading = asyncio.ensure_future(asyncio.to_thread(prepare, _SMALLEST, {}, "", {}))
         host = self._settings.listen.rpartition(":")[0]
         self._tell_access()
+        self._watching = asyncio.create_task(self._watch())
         _log.info("serving", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
 
     def _tell_access(self) -> None:
@@ -126,6 +131,19 @@ class App:
             channelz=self._settings.channelz,
         )
 
+    async def _watch(self) -> None:
+        """Tell health checks while no run can start."""
+        problem = ""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            before, problem = problem, self._backend.problem
+            if problem and not before:
+                _log.error("no run can start", why=problem)
+                await self._api.say_not_serving()
+            elif before and not problem:
+                _log.info("runs can start again")
+                await self._api.say_serving()
+
     async def main_loop(self, stop: asyncio.Event) -> None:
         """Serve until it is asked to stop."""
         await stop.wait()
@@ -134,6 +152,8 @@ class App:
         """Take no more, let runs finish for a while, end the rest, and leave nothing behind."""
         if self._loading is not None:
             await self._loading
+        if self._watching is not None:
+            self._watching.cancel()
         _log.info("stopping", drain_timeout=self._settings.drain_timeout)
         await self._api.say_not_serving()
         await self._runner.drain(hurry, self._settings.drain_timeout)

@@ -1,6 +1,7 @@
 """A run gets a kernel that is ready and restricted, whatever happens while the next one is forked."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import inline, perform
+from tests.support.mortal import figure
 from tests.support.plain import PlainServer, plain_home
 from tests.support.server import Server
 from tests.support.warm import ON, kept
@@ -79,18 +81,19 @@ def test_a_kernel_that_never_gets_ready_is_not_waited_for() -> None:
 def test_every_run_may_write_its_folder(queue: int) -> None:
     """Two workers, runs that follow each other at once, and new entries in the folders above all state."""
     with plain_home() as home, PlainServer(home, "--workers", "2", "--queue", str(queue)) as server:
+        # As many as there are workers, or as many more as may wait.
+        callers = 2 + queue // 2
 
         def in_a_row(caller: int) -> list[str]:
             found = []
-            for number in range(RUNS // 2):
-                if number % 4 == caller:
+            for number in range(RUNS // callers):
+                if number % callers == caller:
                     for folder in (home, server.state_dir.parent):
                         (folder / f"entry-{caller}-{number}").touch()
                 found += failures(server, 1)
             return found
 
-        # As many as there are workers, or as many as may wait as well.
-        callers = 2 + queue // 2
         with ThreadPoolExecutor(callers) as pool:
             assert list(chain.from_iterable(pool.map(in_a_row, range(callers)))) == []
-        assert len(starts(server)) == callers * (RUNS // 2)
+        assert len(starts(server)) == callers * (RUNS // callers)
+        figure(f"{Counter(starts(server))}")

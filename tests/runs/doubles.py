@@ -101,6 +101,7 @@ class Double:
     def __init__(self, capacity: int = 1, *, obedient: bool = True) -> None:
         self.capacity = capacity
         self.worker_deaths = 0
+        self.problem = ""
         self.kernels: Mapping[str, str] = {"python3": "python"}
         self.spares: Mapping[str, Spares] = {}
         self.is_open = False

@@ -263,6 +263,10 @@ class Backend(Protocol):
         """The kernels that are kept for the next runs, by kernelspec; one that is not here has none."""
 
     @property
+    def problem(self) -> str:
+        """Why no run can start now, as a sentence; empty: runs can start, or wait for a worker."""
+
+    @property
     def worker_deaths(self) -> int:
         """How many workers have died, or had to be ended, and were replaced."""
 

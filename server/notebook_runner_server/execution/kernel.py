@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from notebook_runner_server.execution.confinement.rules import Confinement, Rule
 from notebook_runner_server.execution.confinement.ruleset import Ruleset
 from notebook_runner_server.execution.kernel_log import KernelLog
 from notebook_runner_server.execution.preparation import ARGUMENTS, MESSAGES_ON_THE_WAY
+from notebook_runner_server.execution.runtime_dir import subfolder
 from notebook_runner_server.execution.warm import languages
 from notebook_runner_server.execution.warm.forking import ForkProvisioner, Template, TemplateError, split
 
@@ -76,7 +76,7 @@ class Kernel:
         confinement: Confinement | None = None,
     ) -> None:
         self.name = name
-        self._folder = Path(tempfile.mkdtemp(prefix="", dir=folder))
+        self._folder = subfolder(folder)
         self._log = KernelLog(self._folder)
         self.manager: AsyncKernelManager = AsyncKernelManager(
             kernel_name=name,

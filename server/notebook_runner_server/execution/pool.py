@@ -18,7 +18,7 @@ from pathlib import Path
 
 from notebook_runner_server.execution import entry
 from notebook_runner_server.execution.confinement.environment import others_forgotten
-from notebook_runner_server.execution.confinement.rules import Confinement
+from notebook_runner_server.execution.confinement.rules import Confinement, missing, rules
 from notebook_runner_server.execution.confinement.sandbox import Sandbox
 from notebook_runner_server.execution.interface import (
     Cause,
@@ -30,7 +30,7 @@ from notebook_runner_server.execution.interface import (
 )
 from notebook_runner_server.execution.options import WarmKernels, WorkerOptions
 from notebook_runner_server.execution.processes import KILL_DEADLINE, become_subreaper
-from notebook_runner_server.execution.scratch import Scratch
+from notebook_runner_server.execution.runtime_dir import RuntimeDir
 from notebook_runner_server.execution.signals import how_it_ended
 from notebook_runner_server.execution.warm.languages import LANGUAGES
 from notebook_runner_server.execution.worker_process import WorkerProcess, kill_orphans
@@ -39,6 +39,9 @@ _log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
 """How long to wait before a worker that did not start is tried again."""
+
+CHECK_SECONDS = 1.0
+"""How often it is checked whether the folder for the kernels' sockets is there."""
 
 STUCK_SECONDS = KILL_DEADLINE + 5.0
 """How long a worker may take to end a run before it is ended itself."""
@@ -149,7 +152,7 @@ class ProcessPoolBackend:
     ) -> None:
         self.capacity = workers
         self.worker_deaths = 0
-        self._scratch = Scratch(link)
+        self._runtime_dir = RuntimeDir(link)
         self._state = link.parent
         self._sandbox = sandbox or Sandbox()
         self._confinement: Confinement | None = None
@@ -160,6 +163,14 @@ class ProcessPoolBackend:
         self._workers: set[WorkerProcess] = set()
         self._repairs: set[asyncio.Task[None]] = set()
         self._kernels: Mapping[str, str] = {}
+        self._checking: asyncio.Task[None] | None = None
+        # Why there is no folder for sockets, and why the last worker could not be started.
+        self._folder_problem = self._worker_problem = ""
+
+    @property
+    def problem(self) -> str:
+        """Why no run can start now; empty: runs can start."""
+        return self._folder_problem or ("" if self._workers else self._worker_problem)
 
     @property
     def kernels(self) -> Mapping[str, str]:
@@ -188,14 +199,37 @@ class ProcessPoolBackend:
         """
         # The second net: what a dead worker leaves is handed to this process, which ends it.
         become_subreaper()
-        self._scratch.open()
+        self._runtime_dir.open()
         self._confine()
         await asyncio.gather(*(self._add() for _ in range(self.capacity)))
         self._check_warm()
+        self._checking = asyncio.create_task(self._keep_runtime_dir())
+
+    async def _keep_runtime_dir(self) -> None:
+        """Make the folder for the kernels' sockets again when something has removed it."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            about = {"folder": str(self._runtime_dir.folder)}
+            try:
+                if self._runtime_dir.restore():
+                    _log.error("the folder for sockets disappeared and was made again", extra=about)
+                self._folder_problem = ""
+            except OSError as error:
+                if not self._folder_problem:
+                    _log.error(
+                        "the folder for sockets disappeared and cannot be made again",
+                        extra={**about, "why": str(error)},
+                    )
+                self._folder_problem = f"The folder for the kernels' sockets cannot be made: {error}"
 
     def _confine(self) -> None:
-        self._confinement = self._sandbox.confinement(self._state, self._scratch.folder)
+        self._confinement = self._sandbox.confinement(self._state, self._runtime_dir.folder)
         told = self._sandbox.protections(self._confinement)
+        if self._confinement is not None:
+            # What there can be no rule for is an error now, and not of the first run.
+            rules(self._confinement, ()).ruleset.close()
+            for folder in missing(self._confinement):
+                _log.warning("a writable folder does not exist", extra={"folder": str(folder)})
         lacking = self._sandbox.is_on and (not told["signals"] or told["exposed"])
         _log.log(logging.WARNING if lacking else logging.INFO, "sandbox", extra=told)
         # What an earlier server has left is nobody's.
@@ -241,16 +275,17 @@ class ProcessPoolBackend:
 
     async def close(self) -> None:
         """End every worker; nothing is left below this process."""
-        for task in self._repairs:
+        tasks = [*self._repairs, *([self._checking] if self._checking is not None else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._repairs, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(worker.close() for worker in self._workers))
         await asyncio.to_thread(kill_orphans)
-        self._scratch.close()
+        self._runtime_dir.close()
 
     async def _add(self) -> None:
         options = WorkerOptions(
-            self._scratch.subfolder(),
+            self._runtime_dir.subfolder(),
             limit_address_space=self._limit_address_space,
             warm=self._warm,
             kernel_environment=self._sandbox.kernel_environment,
@@ -263,6 +298,7 @@ class ProcessPoolBackend:
         except BaseException:
             await worker.close()
             raise
+        self._worker_problem = ""
         self._workers.add(worker)
         self._kernels = worker.hello.kernels
         self._idle.put_nowait(worker)
@@ -282,6 +318,9 @@ class ProcessPoolBackend:
         while True:
             try:
                 return await self._add()
-            except (BrokenProcessPool, OSError):
+            except (BrokenProcessPool, OSError) as error:
                 # No memory, no process to be had: runs wait until there is.
+                if not self._worker_problem:
+                    _log.error("a worker could not be started", extra={"why": str(error)})
+                self._worker_problem = f"No worker could be started: {error}"
                 await asyncio.sleep(RETRY_SECONDS)

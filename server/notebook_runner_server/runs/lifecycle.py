@@ -251,6 +251,8 @@ class Runner:
     def _check_room(self) -> None:
         if self._closing:
             raise ShuttingDownError("The server is shutting down: try again when it is back.")
+        if self._backend.problem:
+            raise NotReadyError(f"{self._backend.problem} Try again.")
         if not self._backend.capacity:
             raise NotReadyError("There is no worker to run notebooks now: try again.")
         going_on = self._dispatcher.going_on()

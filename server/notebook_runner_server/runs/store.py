@@ -79,12 +79,12 @@ class Store:
             OSError: It cannot be written.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._runs.mkdir(mode=0o700, exist_ok=True)
         self._lock = os.fdopen(private(self._folder / "lock", os.O_WRONLY | os.O_CREAT), "w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StateFolderInUseError(f"another server uses {self._folder}") from error
+        self._runs.mkdir(mode=0o700, exist_ok=True)
         self.request_key = await asyncio.to_thread(request_key, self._folder)
         try:
             await self._db.open(is_first=not any(self._runs.iterdir()))

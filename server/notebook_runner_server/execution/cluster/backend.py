@@ -54,6 +54,11 @@ class ClusterBackend:
         return min(slots, self._most) if self._most else slots
 
     @property
+    def problem(self) -> str:
+        """Nothing: a cluster without workers is waited for."""
+        return ""
+
+    @property
     def kernels(self) -> Mapping[str, str]:
         """The kernelspecs that the newest worker has, by name, and the language of each."""
         return self._cluster.workers.kernels

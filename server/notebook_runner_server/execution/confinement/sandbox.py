@@ -39,16 +39,16 @@ class Sandbox:
         """Whether anything is done."""
         return self.mode != "off"
 
-    def confinement(self, state: Path, scratch: Path) -> Confinement | None:
+    def confinement(self, state: Path, sockets: Path) -> Confinement | None:
         """Return what holds for kernels; None: they cannot be, or shall not be, confined.
 
         Args:
             state: The folder for history and results.
-            scratch: The folder for the kernels' sockets.
+            sockets: The folder for the kernels' sockets.
         """
         if not self.is_on or not confine.landlock_version():
             return None
-        return Confinement(state / "places", (state, scratch, *self.hidden), self.writable, self.root)
+        return Confinement(state / "places", (state, sockets, *self.hidden), self.writable, self.root)
 
     def protections(self, confinement: Confinement | None) -> dict[str, object]:
         """Return what is active, for the log.

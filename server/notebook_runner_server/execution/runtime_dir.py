@@ -1,0 +1,139 @@
+"""The folder for what lives as long as a server: the kernels' sockets and connection files.
+
+A socket's path may have 107 bytes at the most, so the folder cannot be below the state folder. A link in the
+state folder says where it is, so that what a killed server has left is removed at the next start.
+
+The server holds the folder open, with a lock on it: no other server removes it, and cleaners that respect
+such locks (systemd-tmpfiles) pass it over. When something else has removed it, it is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+_PREFIX = "nbr-"
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class RuntimeDir:
+    """A short private folder under the system's temporary folder.
+
+    Args:
+        link: The symbolic link that leads to it.
+    """
+
+    def __init__(self, link: Path) -> None:
+        self._link = link
+        self._path: Path | None = None
+        self._descriptor = -1
+
+    def open(self) -> None:
+        """Make the folder, after what a killed server has left is removed."""
+        self._remove_left()
+        self._path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._hold()
+        self._link.symlink_to(self._path)
+
+    @property
+    def folder(self) -> Path:
+        """The folder, when it is there."""
+        assert self._path is not None  # noqa: S101 - open() was called
+        return self._path
+
+    def subfolder(self) -> Path:
+        """Return a new folder in it.
+
+        Raises:
+            OSError: There is no place for it.
+        """
+        self.restore()
+        return Path(tempfile.mkdtemp(prefix="", dir=self.folder))
+
+    def restore(self) -> bool:
+        """Make the folder again if it has disappeared; tell whether it had.
+
+        Raises:
+            OSError: It cannot be made, or its name is taken.
+        """
+        if self._is_there():
+            return False
+        make_private(self.folder)
+        self._hold()
+        return True
+
+    def close(self) -> None:
+        """Remove the folder, if this made it."""
+        if self._path is None:
+            return
+        # A worker may have made it again.
+        with contextlib.suppress(OSError):
+            self.restore()
+        if self._is_there():
+            shutil.rmtree(self._path, ignore_errors=True)
+        if self._link.is_symlink() and self._link.readlink() == self._path:
+            self._link.unlink()
+        os.close(self._descriptor)
+        self._path, self._descriptor = None, -1
+
+    def _hold(self) -> None:
+        descriptor = os.open(self.folder, _OPEN)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = descriptor
+
+    def _is_there(self) -> bool:
+        held = os.fstat(self._descriptor)
+        try:
+            found = self.folder.lstat()
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
+
+    def _remove_left(self) -> None:
+        """Remove what a killed server has left; a server that lives keeps its folder locked."""
+        if not self._link.is_symlink():
+            return
+        left = self._link.readlink()
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, _OPEN)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if left.name.startswith(_PREFIX) and os.fstat(descriptor).st_uid == os.geteuid():
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+        self._link.unlink()
+
+
+def subfolder(folder: Path) -> Path:
+    """Return a new folder in a worker's; the worker's is made again if it has disappeared.
+
+    Raises:
+        OSError: There is no place for it.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return Path(tempfile.mkdtemp(prefix="", dir=folder))
+    # A run does not wait until the server has noticed.
+    make_private(folder.parent)
+    make_private(folder)
+    return Path(tempfile.mkdtemp(prefix="", dir=folder))
+
+
+def make_private(path: Path) -> None:
+    """Make a folder that is this user's alone, unless it is there.
+
+    Raises:
+        OSError: It cannot be made, or its name is taken by what is not a private folder of this user.
+    """
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise FileExistsError(f"{path} is not a private folder of this user")

@@ -1,0 +1,208 @@
+"""A server that is refused changes nothing of the one that runs; what a killed one has left is removed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner_server.execution.runtime_dir import RuntimeDir
+from tests.faults import killed_in_startup
+from tests.support.calls import inline, perform, reach, started
+from tests.support.errors import refused
+from tests.support.gate import Gate
+from tests.support.mortal import MortalServer, worker_of
+from tests.support.server import PROGRAM, Server
+from tests.support.settings import clean
+from tests.support.warm import ON, kept, ready
+
+pytestmark = pytest.mark.process_pool("it is about the folders of the server's own workers")
+
+SECONDS = 30.0
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture
+def first(make_server: Callable[..., Server]) -> Server:
+    """A server with a kernel that is ready."""
+    server = make_server(*ON, "--log-level", "debug")
+    ready(server)
+    return server
+
+
+def sockets(server: Server) -> Path:
+    """The folder for the kernels' sockets."""
+    return (server.state_dir / "scratch").readlink()
+
+
+def entries(*folders: Path) -> dict[str, tuple[int, ...]]:
+    """Every file, folder and link below some folders: which one it is, and when it was changed."""
+    found = [one for folder in folders for one in (folder, *folder.rglob("*"))]
+    return {str(one): (one.lstat().st_ino, one.lstat().st_mtime_ns) for one in found}
+
+
+def succeeds(server: Server) -> None:
+    """A notebook runs, and may write its folder."""
+    ended = perform(server.stub, inline("open('o.txt', 'w').write('x')"))
+    assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
+
+
+@pytest.mark.parametrize("killed", ["", "refused", "stopping"])
+@pytest.mark.parametrize("same", ["folder", "port", "both"])
+def test_a_refused_server_changes_nothing(first: Server, tmp_path: Path, same: str, killed: str) -> None:
+    """Its state folder or its port is taken, and it ends by itself or is killed while it does."""
+    mine, theirs = first.state_dir, tmp_path / "state"
+    before = entries(mine, sockets(first))
+    second = subprocess.run(
+        [
+            *([sys.executable, "-m", killed_in_startup.__name__] if killed else [str(PROGRAM)]),
+            *("--state-dir", str(theirs if same == "port" else mine)),
+            *("--listen", "127.0.0.1:0" if same == "folder" else first.target),
+        ],
+        env=clean(**{killed_in_startup.VARIABLE: killed}),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert second.returncode == (-signal.SIGKILL if killed else 1), second.stderr
+    assert not theirs.exists()
+    assert entries(mine, sockets(first)) == before
+    for _ in range(3):
+        succeeds(first)
+
+
+def test_of_two_that_start_at_once_one_serves(tmp_path: Path) -> None:
+    """The other is refused, and what it does then does not reach the one that serves."""
+    command = [str(PROGRAM), "--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "state")]
+    others = [
+        subprocess.Popen(command, env=clean(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    try:
+        end = time.monotonic() + SECONDS
+        while all(one.poll() is None for one in others):
+            assert time.monotonic() < end, "both go on"
+            time.sleep(0.01)
+        (winner,) = [one for one in others if one.poll() is None]
+        link = tmp_path / "state" / "scratch"
+        while not link.is_symlink():
+            assert winner.poll() is None
+            time.sleep(0.01)
+        assert link.resolve().is_dir()
+    finally:
+        for one in others:
+            one.terminate()
+        codes = [one.wait(SECONDS) for one in others]
+    assert sorted(codes) == [0, 1]
+    assert not link.is_symlink()
+
+
+def test_what_a_killed_server_has_left_is_removed(tmp_path: Path) -> None:
+    """The next server on its state folder removes its folder for sockets, and has another."""
+    with MortalServer(tmp_path / "state", *ON) as server:
+        left = sockets(server)
+        server.die()
+    assert left.is_dir()
+    with MortalServer(tmp_path / "state", *ON) as server:
+        assert not left.exists()
+        succeeds(server)
+        mine = sockets(server)
+    assert not mine.exists()
+
+
+def test_the_folder_of_a_living_server_is_not_removed(first: Server, tmp_path: Path) -> None:
+    """A copy of a state folder names it as well, and a server on that copy leaves it alone."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "scratch").symlink_to(sockets(first))
+    other = RuntimeDir(copy / "scratch")
+    other.open()
+    assert other.folder != sockets(first)
+    other.close()
+    assert sockets(first).is_dir()
+    succeeds(first)
+
+
+@pytest.fixture(params=["all of it", "its entries", "a worker's", "a kernel's"])
+def cleaned(request: pytest.FixtureRequest, first: Server) -> Iterator[Server]:
+    """A server of whose folder for sockets something was removed."""
+    folder = sockets(first)
+    (worker,) = folder.iterdir()
+    removed = {
+        "all of it": [folder],
+        "its entries": [worker],
+        "a worker's": list(worker.iterdir()),
+        "a kernel's": [one for one in worker.rglob("*") if one.is_socket()],
+    }[request.param]
+    assert removed
+    for one in removed:
+        one.unlink() if one.is_socket() else shutil.rmtree(one)
+    yield first
+    assert first.said("warm kernel discarded")
+    if request.param == "all of it":
+        assert first.said("the folder for sockets disappeared and was made again")
+
+
+def test_runs_go_on_when_sockets_have_disappeared(cleaned: Server) -> None:
+    """The next run works at once, the one after it has a warm kernel, and the link leads to the folder."""
+    begin = time.monotonic()
+    succeeds(cleaned)
+    # Nobody waited for a kernel that cannot be reached.
+    assert time.monotonic() - begin < SECONDS / 2
+    kept(cleaned)
+    succeeds(cleaned)
+    assert [entry["start"] for entry in cleaned.log if entry["event"] == "run"] == ["warm", "warm"]
+    end = time.monotonic() + SECONDS
+    while not cleaned.said("warm kernel discarded") or not sockets(cleaned).is_dir():
+        assert time.monotonic() < end, cleaned.tail()
+        time.sleep(0.05)
+    # The server looks once a second, and has made the folder its own when it leaves it.
+    time.sleep(1.5)
+
+
+def test_a_run_that_goes_on_is_not_disturbed(first: Server, gate: Gate) -> None:
+    """Its sockets are connected, so it does not need their names."""
+    with started(first.stub, inline(f"print(1, flush=True)\n{gate.source}", "print(2)")) as run:
+        reach(first.stub, run.run_id, "cell_output")
+        shutil.rmtree(sockets(first))
+        gate.open()
+        events = list(first.stub.Progress(pb.ProgressRequest(run_id=run.run_id), timeout=SECONDS))
+    assert events[-1].run_changed.state == pb.RUN_STATE_SUCCEEDED
+
+
+def test_a_worker_that_died_without_the_folder_is_replaced(first: Server) -> None:
+    """The folder is made again for it."""
+    shutil.rmtree(sockets(first))
+    os.kill(worker_of(first), signal.SIGKILL)
+    perform(first.stub, inline("1"))
+    succeeds(first)
+
+
+def test_health_tells_while_no_run_can_start(first: Server) -> None:
+    """The name of the folder is taken: NOT_SERVING and NOT_READY until it is free."""
+    health = health_pb2_grpc.HealthStub(first.channel)
+    states = health.Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS)
+    assert next(states).status == SERVING
+    folder = sockets(first)
+    shutil.rmtree(folder)
+    folder.write_text("not a folder")
+    assert next(states).status == NOT_SERVING
+    refusal = refused(lambda: first.stub.Start(inline("1"), timeout=SECONDS))
+    assert refusal.kind == (grpc.StatusCode.UNAVAILABLE, "NOT_READY")
+    assert str(folder) in str(refusal)
+    alive = health.Check(health_pb2.HealthCheckRequest(service="liveness"), timeout=SECONDS)
+    assert alive.status == SERVING
+    folder.unlink()
+    assert next(states).status == SERVING
+    assert first.said("no run can start")
+    succeeds(first)
