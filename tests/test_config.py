@@ -76,7 +76,7 @@ def test_every_option_of_the_command_is_a_setting(help_text: str) -> None:
     flags = set(re.findall(r" (--[a-z][a-z-]*)", help_text))
     known = {flag(name) for name in NAMES} | {f"--no-{flag(name)[2:]}" for name in SWITCHES}
     # Words of the help texts that name other settings are among them.
-    assert flags - known == {"--help", "--version", "--no-warm-kernels", "--new-token"}
+    assert flags - known == {"--help", "--version", "--no-warm-kernels", "--new-token", "--check"}
 
 
 def test_without_arguments_the_defaults_hold() -> None:

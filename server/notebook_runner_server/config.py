@@ -7,7 +7,8 @@ wins. A size, a time-out or a limit that is not here is a named constant beside 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass, fields
 from pathlib import Path
 
 from notebook_runner_server import executors, exposure
@@ -176,21 +177,36 @@ class Settings:
     log_format: str = setting("json", "Form of the log on stderr.", choices=("json", "console"))
     log_level: str = setting("info", "Least severe log line.", choices=("debug", "info", "warning", "error"))
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be.
+    unchecked: InitVar[bool] = False
+
+    def __post_init__(self, unchecked: bool) -> None:
+        """Refuse what cannot be, unless `checks.check` is to say it with all else.
 
         Raises:
             ValueError: A setting is wrong; the message says which.
         """
-        exposure.check(self)
+        if not unchecked and (found := self.faults()):
+            raise ValueError("\n".join(found))
+
+    def faults(self) -> list[str]:
+        """Return what cannot be, whatever there is on this machine."""
+        found = [*exposure.faults(self)]
         if self.trace_endpoint and not self.trace_endpoint.startswith(("http://", "https://")):
-            raise ValueError(f"--trace-endpoint is http:// or https://, not {self.trace_endpoint!r}")
+            found.append(f"--trace-endpoint is http:// or https://, not {self.trace_endpoint!r}")
         if self.default_notebook and not self.notebook_root:
-            raise ValueError("--default-notebook is a path under --notebook-root, which is missing")
-        self.metrics_address  # noqa: B018 - it raises
-        executors.check(self.executor)
-        self.warm  # noqa: B018 - it raises
-        self.uris  # noqa: B018 - it raises
+            found.append("--default-notebook needs --notebook-root.")
+        looks: list[Callable[[], object]] = [
+            lambda: self.metrics_address,
+            lambda: executors.check(self.executor),
+            lambda: self.warm,
+            lambda: self.uris,
+        ]
+        for look in looks:
+            try:
+                look()
+            except ValueError as error:
+                found.append(str(error))
+        return found
 
     @property
     def state_folder(self) -> Path:
@@ -277,6 +293,12 @@ class Settings:
     def formats(self) -> list[str]:
         """The exporters that Output may use."""
         return _names(self.export_formats)
+
+
+def limit_names() -> list[str]:
+    """Return the settings that have a ceiling, which is named as they are, after `max_`."""
+    names = [one.name for one in fields(Settings)]
+    return [name for name in names if f"max_{name}" in names]
 
 
 def _names(listed: str) -> list[str]:

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from notebook_runner_server.config import Settings
 
 
-def check(settings: Settings) -> None:
-    """Refuse an address that others can reach without TLS and without asking who calls.
-
-    Raises:
-        ValueError: The message says what to add.
-    """
-    host, _ = address("--listen", settings.listen)
+def faults(settings: Settings) -> Iterator[str]:
+    """Yield what others could do without TLS, or without saying who calls, and what is missing of TLS."""
     if bool(settings.tls_cert) != bool(settings.tls_key):
-        raise ValueError("--tls-cert and --tls-key go together: one of them is missing")
+        yield "--tls-cert and --tls-key go together: one of them is missing"
     if settings.tls_client_ca and not settings.tls_cert:
-        raise ValueError(
-            "--tls-client-ca asks callers for certificates, which needs --tls-cert and --tls-key"
-        )
+        yield "--tls-client-ca asks callers for certificates, which needs --tls-cert and --tls-key"
+    try:
+        host, _ = address("--listen", settings.listen)
+    except ValueError as error:
+        yield str(error)
+        return
     missing = []
     if not settings.tls_cert:
         missing.append("TLS (--tls-cert and --tls-key)")
     if not (settings.tokens_file or settings.tls_client_ca):
         missing.append("a way to tell who calls (--tokens-file or --tls-client-ca)")
     if missing and not settings.insecure and not is_loopback(host):
-        raise ValueError(
+        yield (
             f"--listen {settings.listen}: others can reach this address, and they could run code. "
             f"Add {' and '.join(missing)}, or listen on 127.0.0.1; --insecure does without."
         )

@@ -35,6 +35,15 @@ def options() -> list[click.Option]:
     return found
 
 
+def check() -> click.Option:
+    """Return the option that checks the configuration instead of serving; it is no setting."""
+    return click.Option(
+        ["--check"],
+        is_flag=True,
+        help="Check the configuration, print all its faults, and exit: with 0 if there are none.",
+    )
+
+
 def _option(one: dataclasses.Field[Any], kind: type) -> click.Option:
     flag = "--" + one.name.replace("_", "-")
     about = one.metadata

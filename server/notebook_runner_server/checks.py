@@ -1,0 +1,158 @@
+"""Everything that makes a configuration one that cannot work, found before the server starts anything."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from notebook_runner_server import executors
+from notebook_runner_server.api.certificates import Certificates
+from notebook_runner_server.api.tokens import Tokens
+from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings, limit_names
+
+OTHERS = (
+    *("TARGET", "TOKEN", "TOKEN_FILE", "TLS_CA"),
+    *("RUN_ID", "RUN_DIR"),
+    *("NEW_TOKEN", "CHECK"),
+)
+"""Variables with the server's prefix that are no settings: a client's, those that a notebook finds, which may
+start a server as well, and those of options that are no settings."""
+
+_OF_A_SERVICE = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+"""What Kubernetes adds for each Service of the namespace whose name begins with notebook-runner."""
+
+
+class ConfigurationError(ValueError):
+    """The configuration cannot work.
+
+    Attributes:
+        faults: A sentence for each thing that is wrong.
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        lines = faults if len(faults) == 1 else [f"{len(faults)} settings cannot work:", *faults]
+        super().__init__("\n  ".join(lines))
+        self.faults = faults
+
+
+def check(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Refuse a configuration that cannot work.
+
+    Args:
+        settings: What the operator decided.
+        environment: The variables of this process.
+
+    Raises:
+        ConfigurationError: All that is wrong.
+    """
+    found = [
+        *settings.faults(),
+        *_variables(environment),
+        *_home(environment),
+        *_notebooks(settings),
+        *_limits(settings),
+        *_formats(settings),
+        *_secrets(settings),
+        *_kernels(settings),
+    ]
+    if found:
+        raise ConfigurationError(found)
+
+
+def _variables(environment: Mapping[str, str]) -> Iterator[str]:
+    known = [one.name.upper() for one in fields(Settings)]
+    prefix = f"{ENVIRONMENT_PREFIX}_"
+    for variable in sorted(environment):
+        name = variable.removeprefix(prefix)
+        if name == variable or name in known or name in OTHERS or _OF_A_SERVICE.fullmatch(name):
+            continue
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f" Did you mean {prefix}{near[0]}?" if near else ""
+        yield f"{variable} is not a setting.{hint}"
+
+
+def _home(environment: Mapping[str, str]) -> Iterator[str]:
+    home = environment.get("HOME", "")
+    if not home:
+        yield "HOME is not set. Set it to a folder that the server's user may write."
+    elif not Path(home).is_dir():
+        yield f"HOME is {home}, which is not a folder."
+
+
+def _notebooks(settings: Settings) -> Iterator[str]:
+    if not settings.notebook_root:
+        return
+    root = Path(settings.notebook_root)
+    if not root.is_dir():
+        yield f"--notebook-root {root} is not a folder."
+    elif settings.default_notebook and not (root / settings.default_notebook).is_file():
+        yield f"--default-notebook {settings.default_notebook} is not a file under --notebook-root {root}."
+
+
+def _limits(settings: Settings) -> Iterator[str]:
+    for name in limit_names():
+        value, most = getattr(settings, name), getattr(settings, f"max_{name}")
+        flag = name.replace("_", "-")
+        if most and value > most:
+            yield f"--{flag} {value:g} is above --max-{flag} {most:g}."
+
+
+def _formats(settings: Settings) -> Iterator[str]:
+    known = {one.name for one in entry_points(group="nbconvert.exporters")}
+    for name in settings.formats:
+        # nbconvert takes the name of a class as well.
+        if name not in known and "." not in name:
+            yield f"--export-formats: unknown exporter {name!r}. Available: {', '.join(sorted(known))}."
+
+
+def _secrets(settings: Settings) -> Iterator[str]:
+    if settings.tokens_file:
+        try:
+            Tokens(Path(settings.tokens_file))
+        except (OSError, ValueError) as error:
+            yield f"--tokens-file {settings.tokens_file} cannot be used: {_why(error)}"
+    if settings.tls_cert and settings.tls_key and (files := settings.tls_files):
+        try:
+            Certificates(files)
+        except (OSError, ValueError) as error:
+            flags = (
+                "--tls-cert, --tls-key or --tls-client-ca" if files.client_ca else "--tls-cert or --tls-key"
+            )
+            yield f"{flags} cannot be used: {_why(error)}"
+
+
+def _why(error: Exception) -> str:
+    return (
+        f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    )
+
+
+def _kernels(settings: Settings) -> Iterator[str]:
+    if settings.executor != executors.PROCESS:
+        # The kernels are on other machines.
+        return
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel  # noqa: PLC0415 - not for a cluster
+
+    manager = KernelSpecManager()
+
+    def is_there(name: str) -> bool:
+        try:
+            manager.get_kernel_spec(name)
+        except NoSuchKernel:
+            return False
+        return True
+
+    available = ", ".join(sorted(manager.find_kernel_specs())) or "none"
+    if not is_there(settings.default_kernel):
+        yield f"--default-kernel: unknown kernelspec {settings.default_kernel!r}. Available: {available}."
+    try:
+        warm = settings.warm
+    except ValueError:
+        return  # said already
+    for name in warm.counts if warm.required else ():
+        if not is_there(name):
+            yield f"--warm-kernels: there is no kernelspec {name}. Available: {available}."
