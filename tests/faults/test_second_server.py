@@ -200,6 +200,16 @@ def test_health_tells_while_no_run_can_start(first: Server) -> None:
     refusal = refused(lambda: first.stub.Start(inline("1"), timeout=SECONDS))
     assert refusal.kind == (grpc.StatusCode.UNAVAILABLE, "NOT_READY")
     assert str(folder) in str(refusal)
+    doctor = subprocess.run(
+        [str(PROGRAM.with_name("notebook-runner")), "--target", first.target, "doctor", "--json"],
+        env=clean(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert doctor.returncode == 1
+    assert str(folder) in doctor.stdout
     alive = health.Check(health_pb2.HealthCheckRequest(service="liveness"), timeout=SECONDS)
     assert alive.status == SERVING
     folder.unlink()

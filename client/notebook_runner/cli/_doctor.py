@@ -165,6 +165,8 @@ def _cold(info: pb.InfoResponse) -> bool:
 
 
 def _room(info: pb.InfoResponse) -> Finding:
+    if info.problem:
+        return Finding("runs", ok=False, text=info.problem, advice="the server's log says since when")
     text = f"{info.runs_active} of {info.workers} running, {info.runs_queued} of {info.queue_size} waiting"
     return Finding("runs", ok=True, text=text)
 

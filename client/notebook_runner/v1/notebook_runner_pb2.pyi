@@ -1180,6 +1180,7 @@ class InfoResponse(google.protobuf.message.Message):
     URI_SCHEMES_FIELD_NUMBER: builtins.int
     DEFAULT_NOTEBOOK_FIELD_NUMBER: builtins.int
     HAS_NOTEBOOK_ROOT_FIELD_NUMBER: builtins.int
+    PROBLEM_FIELD_NUMBER: builtins.int
     version: builtins.str
     """The server's version, "1.2.0" for example."""
     workers: builtins.int
@@ -1194,6 +1195,8 @@ class InfoResponse(google.protobuf.message.Message):
     """The notebook that an empty Start runs, as a path under the notebook root; empty: there is none."""
     has_notebook_root: builtins.bool
     """Whether notebooks can be named by a path."""
+    problem: builtins.str
+    """Why no run can start now, as a sentence; Start then fails with UNAVAILABLE (NOT_READY). Empty: runs can start."""
     @property
     def kernels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KernelInfo]:
         """The kernelspecs that notebooks can be run with, by name."""
@@ -1219,8 +1222,9 @@ class InfoResponse(google.protobuf.message.Message):
         uri_schemes: collections.abc.Iterable[builtins.str] | None = ...,
         default_notebook: builtins.str = ...,
         has_notebook_root: builtins.bool = ...,
+        problem: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["default_notebook", b"default_notebook", "formats", b"formats", "has_notebook_root", b"has_notebook_root", "kernels", b"kernels", "queue_size", b"queue_size", "runs_active", b"runs_active", "runs_queued", b"runs_queued", "uri_schemes", b"uri_schemes", "version", b"version", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_notebook", b"default_notebook", "formats", b"formats", "has_notebook_root", b"has_notebook_root", "kernels", b"kernels", "problem", b"problem", "queue_size", b"queue_size", "runs_active", b"runs_active", "runs_queued", b"runs_queued", "uri_schemes", b"uri_schemes", "version", b"version", "workers", b"workers"]) -> None: ...
 
 global___InfoResponse = InfoResponse
 

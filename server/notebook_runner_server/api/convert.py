@@ -122,6 +122,7 @@ def info_message(info: RunnerInfo) -> pb.InfoResponse:
         queue_size=info.queue_size,
         default_notebook=info.default_notebook,
         has_notebook_root=info.has_notebook_root,
+        problem=info.problem,
         uri_schemes=info.uri_schemes,
     )
 

@@ -31,6 +31,7 @@ class RunnerInfo:
         default_notebook: What a Start that names no notebook runs; empty: there is none.
         has_notebook_root: Whether notebooks can be named by a path.
         uri_schemes: The schemes that URIs may have; none: no URI can be used.
+        problem: Why no run can start now; empty: runs can start.
     """
 
     kernels: Sequence[KernelInfo]
@@ -41,3 +42,4 @@ class RunnerInfo:
     default_notebook: str
     has_notebook_root: bool
     uri_schemes: Sequence[str]
+    problem: str

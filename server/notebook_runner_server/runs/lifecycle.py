@@ -138,6 +138,7 @@ class Runner:
             default_notebook=self._admission.default_notebook,
             has_notebook_root=self._admission.has_root,
             uri_schemes=self._admission.uris.schemes,
+            problem=self._problem,
         )
 
     async def find(self, run_id: str) -> Run:
@@ -248,13 +249,17 @@ class Runner:
             )
         return self._newest_state(row.run)
 
+    @property
+    def _problem(self) -> str:
+        """Why no run can start now; empty: runs can start."""
+        nobody = "" if self._backend.capacity else "There is no worker to run notebooks now."
+        return self._backend.problem or nobody
+
     def _check_room(self) -> None:
         if self._closing:
             raise ShuttingDownError("The server is shutting down: try again when it is back.")
-        if self._backend.problem:
-            raise NotReadyError(f"{self._backend.problem} Try again.")
-        if not self._backend.capacity:
-            raise NotReadyError("There is no worker to run notebooks now: try again.")
+        if problem := self._problem:
+            raise NotReadyError(f"{problem} Try again.")
         going_on = self._dispatcher.going_on()
         if len(going_on) >= self._backend.capacity + self._queue_size:
             first = going_on[0]
