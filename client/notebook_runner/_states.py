@@ -7,9 +7,15 @@ from typing import TYPE_CHECKING
 from .v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from google.protobuf.descriptor import EnumDescriptor
 
-__all__ = ["cause_name", "is_terminal", "parse_state", "state_name"]
+__all__ = ["ACTIVE", "cause_name", "is_terminal", "parse_state", "state_name", "to_kill"]
+
+# The states of runs that have not ended, and of those that a worker has.
+_WITH_WORKER = (pb.RUN_STATE_STARTING, pb.RUN_STATE_RUNNING, pb.RUN_STATE_KILLING)
+ACTIVE = (pb.RUN_STATE_QUEUED, *_WITH_WORKER)
 
 _STATE_PREFIX = "RUN_STATE_"
 _CAUSE_PREFIX = "FAILURE_CAUSE_"
@@ -28,6 +34,20 @@ _TERMINAL = frozenset(
 def is_terminal(state: pb.RunState.ValueType) -> bool:
     """Tell whether a run in this state has ended for good."""
     return state in _TERMINAL
+
+
+def to_kill(active: Iterable[pb.Run]) -> pb.Run | None:
+    """Return the run that a Kill without an id is about, as the contract says it; `None`: no run is active.
+
+    Args:
+        active: The runs in one of the states of `ACTIVE`, newest first.
+    """
+    queued = None
+    for run in active:
+        if run.state in _WITH_WORKER:
+            return run
+        queued = queued or run
+    return queued
 
 
 def state_name(state: pb.RunState.ValueType) -> str:

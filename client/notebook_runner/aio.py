@@ -13,6 +13,7 @@ from ._node import node_reader
 from ._notebook import SHOWN_TIMEOUT, attach, shown
 from ._pages import OutputFile, Pages, open_output
 from ._requests import Notebook, Seconds, StartOptions, kill_request, list_request, seconds, start_request
+from ._states import ACTIVE, to_kill
 from .errors import NotebookRunnerError, RunFailed
 from .results import AsyncRunResult
 from .v1 import notebook_runner_pb2 as pb
@@ -181,17 +182,20 @@ class AsyncClient:
         return await asyncio.to_thread(read, await self.output(run_id))
 
     async def kill(self, run_id: str = "", *, grace_period: Seconds = 0) -> pb.KillResponse:
-        """End a run, and come back when every process of it is gone. A run that has ended stays as it is.
+        """End a run, and come back when every process of it is gone.
+
+        A run that has ended stays as it is, and the answer says `already_ended`.
 
         Args:
-            run_id: The run; empty for the newest.
+            run_id: The run; empty for the newest that is executed, else the newest that is queued, else
+                the newest.
             grace_period: How long the notebook may take to clean up after an interrupt, in seconds.
                 Zero: end it now.
 
         Raises:
             RunNotFound: There is no such run.
         """
-        request = kill_request(run_id or await self._newest(), grace_period)
+        request = kill_request(run_id or await self._to_kill(), grace_period)
         timeout = max(self._caller.timeout, KILL_TIMEOUT) + seconds(grace_period)
         return await self._caller.call(self._caller.stub.Kill, request, timeout)
 
@@ -220,6 +224,11 @@ class AsyncClient:
         # A later connection, page or attempt must not meet another run that has become the newest one.
         response = await self._caller.call(self._caller.stub.List, pb.ListRequest(page_size=1))
         return response.runs[0].run_id if response.runs else ""
+
+    async def _to_kill(self) -> str:
+        # Looked up here, so that a repeated call cannot end another run.
+        run = to_kill([run async for run in self.list(states=ACTIVE)])
+        return run.run_id if run else await self._newest()
 
     async def _pages(
         self, run_id: str, artefact_format: str, *, omit_input: bool

@@ -128,6 +128,23 @@ def test_start_follow_read_and_kill(command: Command, write: Callable[..., Path]
     assert json.loads(command("list", "--limit", "1", "--json").stdout)["run_id"] == run_id
 
 
+def test_kill_names_the_run_before_it_ends(
+    make_server: Callable[..., Server], write: Callable[..., Path], gate: Gate
+) -> None:
+    """Without an id the command names the run that is executed, ends that one, and says when it had ended."""
+    command = command_for(make_server("--queue", "1").target)
+    running = command("start", write(gate.source)).stdout.strip()
+    queued = command("start", write(gate.source)).stdout.strip()
+    killed = command("kill")
+    assert killed.stderr.startswith(f"ending run {running}: (inline), ")
+    assert killed.stdout.startswith(f"run {running} killed, ")
+    assert command("kill").stdout.startswith(f"run {queued} killed, ")
+    for arguments, named in (((), queued), ((running,), running)):
+        again = command("kill", *arguments)
+        said = f"run {named} had already ended: killed\n"
+        assert (again.returncode, again.stdout, again.stderr) == (0, said, "")
+
+
 def test_output_to_standard_output(command: Command, write: Callable[..., Path], tmp_path: Path) -> None:
     """Without a file the notebook goes to standard output, with one it goes there."""
     command("run", write("print('hello')"))

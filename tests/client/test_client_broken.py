@@ -9,6 +9,7 @@ from notebook_runner import AccessDenied, NotebookRunnerError, RpcFailed, RunFai
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.scripted import ENDED, FAILED, RUNNING, Collect, Double, beat, changed, printed
 
+QUEUED = pb.Run(run_id="q", state=pb.RUN_STATE_QUEUED)
 BOTH = pytest.mark.parametrize("collect", ["sync", "async"], indirect=True)
 
 
@@ -120,6 +121,26 @@ def test_kill_ends_the_run_that_was_newest(double: Double, collect: Collect) -> 
     double.answers("Kill", pb.KillResponse(run=ENDED, processes_ended=2))
     assert collect("kill", grace_period=1.5)[0].processes_ended == 2
     assert [request.run_id for request in double.asked[1:]] == ["r", "r"]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("active", "ended"),
+    [
+        ([QUEUED, RUNNING, pb.Run(run_id="old", state=pb.RUN_STATE_RUNNING)], "r"),
+        ([QUEUED, pb.Run(run_id="x", state=pb.RUN_STATE_KILLING)], "x"),
+        ([QUEUED, pb.Run(run_id="old", state=pb.RUN_STATE_QUEUED)], "q"),
+        ([], "newest"),
+    ],
+)
+def test_kill_without_an_id(double: Double, collect: Collect, active: list[pb.Run], ended: str) -> None:
+    """It ends the newest run that has a worker, else the newest that is queued, else it asks for the newest."""
+    double.answers("List", pb.ListResponse(runs=active))
+    if not active:
+        double.answers("List", pb.ListResponse(runs=[pb.Run(run_id="newest")]))
+    double.answers("Kill", pb.KillResponse(run=ENDED, already_ended=True))
+    assert collect("kill")[0].already_ended
+    assert double.asked[-1].run_id == ended
 
 
 @BOTH

@@ -165,3 +165,28 @@ def test_a_stopping_server_ends_its_run(make_server: Callable[..., Server], gate
     reach(server.stub, run.run_id, "cell_started", cell=1)
     server.stop()
     assert not is_alive(server.process.pid)
+
+
+def test_kill_without_an_id_ends_the_run_that_is_executed(server: Server, gate: Gate) -> None:
+    """Newer runs that wait are left alone; the newest of all is meant only when nothing is left to end."""
+    with started(server.stub, inline(gate.source)) as first:
+        reach(server.stub, first.run_id, "cell_started")
+        with started(server.stub, inline(gate.source)) as second, started(server.stub, inline("1")) as third:
+            answers = [kill(server, "")]
+            reach(server.stub, second.run_id, "cell_started")
+            answers.append(kill(server, ""))
+            last = finish(server.stub, third.run_id).run
+            ended = kill(server, "")
+    assert [(one.run.run_id, one.already_ended) for one in answers] == [
+        (first.run_id, False),
+        (second.run_id, False),
+    ]
+    assert {one.run.state for one in answers} == {pb.RUN_STATE_KILLED}
+    assert (ended.run, ended.already_ended) == (last, True)
+
+
+def test_kill_says_whether_the_run_had_ended(server: Server, gate: Gate) -> None:
+    """The first Kill ends the run, each later one changes nothing and says so."""
+    with started(server.stub, inline(gate.source)) as run:
+        reach(server.stub, run.run_id, "cell_started")
+        assert [kill(server, run.run_id).already_ended for _ in range(3)] == [False, True, True]

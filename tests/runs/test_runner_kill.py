@@ -52,6 +52,13 @@ class GatedStore(Store):
         return await super().parts(position, as_of)
 
 
+class Shrinking(Double):
+    """A backend whose workers go with their runs, as those of a cluster may."""
+
+    def _release(self) -> None:
+        pass
+
+
 async def killed_when(
     folder: Path, held: str | RunState, act: Callable[[Runner, Double, Run], Awaitable[object]]
 ) -> list[RunState]:
@@ -239,3 +246,22 @@ async def test_kills_of_all_runs_at_once(tmp_path: Path) -> None:
         run = await runner.start(spec())
         (await backend.taken(run.run_id)).tell(KernelReady(), DONE)
         assert (await ended(runner, run.run_id)).state is S.SUCCEEDED
+
+
+async def test_which_run_an_empty_id_means(tmp_path: Path) -> None:
+    """The newest that has a worker, else the newest that is queued, else the newest of all."""
+    backend = Shrinking(2)
+    async with running(Store(tmp_path), backend, 4) as runner:
+        runs = [await runner.start(spec()) for _ in range(4)]
+        ids = [run.run_id for run in runs]
+        second = await backend.taken(ids[1])
+        assert (await runner.run_to_kill("")).run_id == ids[1]
+        assert (await runner.run_to_kill(ids[0])).run_id == ids[0]
+        second.tell(KernelReady(), DONE)
+        await ended(runner, ids[1])
+        assert (await runner.run_to_kill("")).run_id == ids[0]
+        await runner.kill(ids[0], 0.0)
+        assert (await runner.run_to_kill("")).run_id == ids[3]
+        for run_id in ids:
+            await runner.kill(run_id, 0.0)
+        assert (await runner.run_to_kill("")).run_id == ids[3]

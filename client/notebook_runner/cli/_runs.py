@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from notebook_runner._states import state_name
+from notebook_runner._states import ACTIVE, is_terminal, state_name, to_kill
 
 from ._exit import HELP, code_of_run
 from ._follow import follow
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from notebook_runner.client import Client
-    from notebook_runner.v1.notebook_runner_pb2 import Run, RunState
+    from notebook_runner.v1.notebook_runner_pb2 import KillResponse, Run, RunState
 
     from ._group import Server
 
@@ -151,16 +151,21 @@ def output(
 def kill(server: Server, /, run_id: str, grace_period: float, quiet: bool, as_json: bool) -> None:
     """End a run, and come back when every process of it is gone.
 
-    Without RUN_ID it is the newest run. A run that has ended stays as it is.
+    Without RUN_ID it is the newest run that is executed, else the newest that is queued, else the newest;
+    the command names it before it ends it. A run that has ended stays as it is: the command says so, and its
+    exit code is 0.
     """
     with server.connect() as client:
+        if not run_id:
+            run = _run_to_kill(client)
+            run_id = run.run_id if run else ""
+            if run and not (quiet or as_json or is_terminal(run.state)):
+                click.echo(f"ending run {run_id}: {_notebook(run)}, {state_name(run.state)}", err=True)
         killed = client.kill(run_id, grace_period=grace_period)
     if as_json:
         click.echo(to_json(killed))
     elif not quiet:
-        count = killed.processes_ended
-        how = f"{count} process{'es' * (count != 1)} ended by force"
-        click.echo(f"run {killed.run.run_id} {state_name(killed.run.state)}, {how}")
+        click.echo(_how_killed(killed))
 
 
 @click.command("list")
@@ -202,6 +207,18 @@ def list_runs(
         click.echo(line)
 
 
+def _run_to_kill(client: Client) -> Run | None:
+    return to_kill(client.list(states=ACTIVE)) or next(client.list(page_size=1), None)
+
+
+def _how_killed(killed: KillResponse) -> str:
+    run, state = f"run {killed.run.run_id}", state_name(killed.run.state)
+    if killed.already_ended:
+        return f"{run} had already ended: {state}"
+    count = killed.processes_ended
+    return f"{run} {state}, {count} process{'es' * (count != 1)} ended by force"
+
+
 def _newest(client: Client) -> str:
     return next((run.run_id for run in client.list(page_size=1)), "")
 
@@ -221,5 +238,9 @@ def _row(run: Run) -> tuple[str, str, str, str, str, str]:
         f"{run.cells_completed}/{run.cells_total}",
         age(time.time() - run.create_time.ToNanoseconds() / 1e9),
         "" if took is None else f"{took:.1f} s",
-        one_line(run.notebook_path or run.notebook_uri) or "(inline)",
+        _notebook(run),
     )
+
+
+def _notebook(run: Run) -> str:
+    return one_line(run.notebook_path or run.notebook_uri) or "(inline)"

@@ -7,8 +7,22 @@ Errors. A run that fails is data: it has a state and a Failure. A call that cann
 gRPC status, and always carries one google.rpc.ErrorInfo with domain "notebook-runner" and the
 reason named in the comments below; variable parts are in its metadata. Every RPC may also answer
 UNAUTHENTICATED (MISSING_TOKEN, BAD_TOKEN), PERMISSION_DENIED (BAD_TOKEN), UNAVAILABLE (NOT_READY with
-a RetryInfo) and, for a fault of the server's own, INTERNAL (INTERNAL_ERROR) with an id that its log
-repeats.
+a RetryInfo), INVALID_ARGUMENT (INVALID_FIELD) for bytes that are not a message of the call's type,
+RESOURCE_EXHAUSTED (REQUEST_TOO_LARGE) for a message that is larger than the server accepts, CANCELLED
+(CANCELLED) when the server stops during the call and, for a fault of the server's own, INTERNAL
+(INTERNAL_ERROR) with an id that its log repeats. A method that does not exist answers UNIMPLEMENTED
+(UNKNOWN_METHOD).
+
+A status without an ErrorInfo does not come from this server but from gRPC itself or from a proxy, and the
+server has not seen the call, or could not answer it any more:
+  - UNAVAILABLE: no connection, or it broke;
+  - DEADLINE_EXCEEDED, CANCELLED: the caller's own deadline passed, or the caller cancelled the call;
+  - RESOURCE_EXHAUSTED: the headers are larger than 16 KiB, or the message is larger than twice what the
+    server accepts and larger than 64 MiB. gRPC refuses these before the server can answer;
+  - UNIMPLEMENTED, INTERNAL: the message is compressed in a way that gRPC does not know, or its framing is
+    damaged;
+  - UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED: a proxy answered with a page of its own or cut the stream.
+Calls that failed so may be repeated: Start with the same request_id, all others as they are.
 """
 
 import builtins
@@ -841,7 +855,10 @@ class KillRequest(google.protobuf.message.Message):
     RUN_ID_FIELD_NUMBER: builtins.int
     GRACE_PERIOD_FIELD_NUMBER: builtins.int
     run_id: builtins.str
-    """The run. Empty: the newest run."""
+    """The run. Empty: of the runs that have a worker (STARTING, RUNNING or KILLING) the newest; where there is
+    none, the newest that is QUEUED; where nothing is queued either, the newest run, which has ended and stays
+    as it is. A call that may be repeated names the run, or the repeated call may end another one.
+    """
     @property
     def grace_period(self) -> google.protobuf.duration_pb2.Duration:
         """Zero or absent: end it now. Otherwise interrupt the kernel first, so that `finally` blocks run, and
@@ -867,8 +884,11 @@ class KillResponse(google.protobuf.message.Message):
 
     RUN_FIELD_NUMBER: builtins.int
     PROCESSES_ENDED_FIELD_NUMBER: builtins.int
+    ALREADY_ENDED_FIELD_NUMBER: builtins.int
     processes_ended: builtins.int
     """How many processes were ended by force. Zero for a run that had ended, or had not begun."""
+    already_ended: builtins.bool
+    """The run had ended before this call, which changed nothing; also in the answer to a repeated Kill."""
     @property
     def run(self) -> global___Run:
         """The run in its terminal state."""
@@ -878,9 +898,10 @@ class KillResponse(google.protobuf.message.Message):
         *,
         run: global___Run | None = ...,
         processes_ended: builtins.int = ...,
+        already_ended: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["run", b"run"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["processes_ended", b"processes_ended", "run", b"run"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["already_ended", b"already_ended", "processes_ended", b"processes_ended", "run", b"run"]) -> None: ...
 
 global___KillResponse = KillResponse
 

@@ -116,7 +116,7 @@ class NotebookRunnerServicer(object):
 
     def Kill(self, request, context):
         """Ends the run, and answers only when every process of it is gone. Idempotent: a run that has ended
-        answers OK with the state it has.
+        answers OK with the state it has, and `already_ended`.
 
         Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD).
         """

@@ -7,8 +7,22 @@ Errors. A run that fails is data: it has a state and a Failure. A call that cann
 gRPC status, and always carries one google.rpc.ErrorInfo with domain "notebook-runner" and the
 reason named in the comments below; variable parts are in its metadata. Every RPC may also answer
 UNAUTHENTICATED (MISSING_TOKEN, BAD_TOKEN), PERMISSION_DENIED (BAD_TOKEN), UNAVAILABLE (NOT_READY with
-a RetryInfo) and, for a fault of the server's own, INTERNAL (INTERNAL_ERROR) with an id that its log
-repeats.
+a RetryInfo), INVALID_ARGUMENT (INVALID_FIELD) for bytes that are not a message of the call's type,
+RESOURCE_EXHAUSTED (REQUEST_TOO_LARGE) for a message that is larger than the server accepts, CANCELLED
+(CANCELLED) when the server stops during the call and, for a fault of the server's own, INTERNAL
+(INTERNAL_ERROR) with an id that its log repeats. A method that does not exist answers UNIMPLEMENTED
+(UNKNOWN_METHOD).
+
+A status without an ErrorInfo does not come from this server but from gRPC itself or from a proxy, and the
+server has not seen the call, or could not answer it any more:
+  - UNAVAILABLE: no connection, or it broke;
+  - DEADLINE_EXCEEDED, CANCELLED: the caller's own deadline passed, or the caller cancelled the call;
+  - RESOURCE_EXHAUSTED: the headers are larger than 16 KiB, or the message is larger than twice what the
+    server accepts and larger than 64 MiB. gRPC refuses these before the server can answer;
+  - UNIMPLEMENTED, INTERNAL: the message is compressed in a way that gRPC does not know, or its framing is
+    damaged;
+  - UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED: a proxy answered with a page of its own or cut the stream.
+Calls that failed so may be repeated: Start with the same request_id, all others as they are.
 """
 
 import abc
@@ -77,7 +91,7 @@ class NotebookRunnerStub:
         notebook_runner.v1.notebook_runner_pb2.KillResponse,
     ]
     """Ends the run, and answers only when every process of it is gone. Idempotent: a run that has ended
-    answers OK with the state it has.
+    answers OK with the state it has, and `already_ended`.
 
     Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD).
     """
@@ -152,7 +166,7 @@ class NotebookRunnerAsyncStub:
         notebook_runner.v1.notebook_runner_pb2.KillResponse,
     ]
     """Ends the run, and answers only when every process of it is gone. Idempotent: a run that has ended
-    answers OK with the state it has.
+    answers OK with the state it has, and `already_ended`.
 
     Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD).
     """
@@ -235,7 +249,7 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[notebook_runner.v1.notebook_runner_pb2.KillResponse, collections.abc.Awaitable[notebook_runner.v1.notebook_runner_pb2.KillResponse]]:
         """Ends the run, and answers only when every process of it is gone. Idempotent: a run that has ended
-        answers OK with the state it has.
+        answers OK with the state it has, and `already_ended`.
 
         Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD).
         """

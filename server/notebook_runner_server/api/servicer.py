@@ -129,9 +129,12 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         grace_period = convert.seconds(request, "grace_period") or 0.0
         if grace_period > MAX_DURATION:
             raise InvalidFieldError(f"grace_period is at most {MAX_DURATION:.0f} s.", field="grace_period")
-        run, ended = await self._runner.kill(request.run_id, grace_period)
-        bind_contextvars(run_id=run.run_id)
-        return pb.KillResponse(run=convert.run_message(run), processes_ended=ended)
+        before = await self._runner.run_to_kill(request.run_id)
+        bind_contextvars(run_id=before.run_id)
+        run, ended = await self._runner.kill(before.run_id, grace_period)
+        return pb.KillResponse(
+            run=convert.run_message(run), processes_ended=ended, already_ended=before.state.is_terminal
+        )
 
     async def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:  # noqa: ARG002, N802 - grpc's
         """Answer runs, newest first."""

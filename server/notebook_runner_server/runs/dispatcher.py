@@ -61,6 +61,13 @@ class Dispatcher:
         """Return a run that has not ended; None: there is no such one."""
         return self._active.get(run_id)
 
+    def newest(self) -> str:
+        """Return the id of the newest run that has a worker, else of the newest queued one; empty: no run."""
+        going_on = [one for one in self._active.values() if not one.run.state.is_terminal]
+        started = [one for one in going_on if one not in self._queue]
+        newest = max(started or going_on, key=lambda one: one.log.position, default=None)
+        return newest.run.run_id if newest else ""
+
     def place(self, active: ActiveRun) -> int | None:
         """Return how many runs start before this one; None: it waits no longer."""
         return self._queue.index(active) if active in self._queue else None

@@ -173,11 +173,23 @@ class Runner:
         ended = row.run.state.is_terminal
         return row.run.run_id, RunLog(self._store, row.position, row.last_sequence, ended=ended)
 
+    async def run_to_kill(self, run_id: str) -> Run:
+        """Return the run that a Kill is about.
+
+        Args:
+            run_id: The run; empty: the newest that has a worker, else the newest that is queued, else the
+                newest of all.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        return await self.find(run_id or self._dispatcher.newest())
+
     async def kill(self, run_id: str, grace_period: float) -> tuple[Run, int]:
         """End a run; return it, and how many processes were ended by force, when none of them is left.
 
         Args:
-            run_id: The run; empty: the newest one.
+            run_id: The run.
             grace_period: Seconds that the cell may take after an interrupt; zero: end it now.
 
         Raises:
