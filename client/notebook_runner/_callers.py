@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import grpc
 import grpc.aio
 
+from ._retry import Retries
 from ._status import to_error
 from .errors import RpcFailed
 from .v1.notebook_runner_pb2_grpc import NotebookRunnerStub
@@ -64,16 +65,25 @@ class Caller:
         request: RequestT,
         timeout: float | None = None,
     ) -> ResponseT:
-        """Make one call and answer its response.
+        """Make one call, again where it was cut on its way, and answer its response.
 
         Raises:
             RpcFailed: There is none.
         """
-        metadata, timeout = self.connection.metadata(), timeout or self.timeout
-        with self._errors_translated(timeout):
-            response = method(request, timeout=timeout, metadata=metadata)
-        self.reached = True
-        return response
+        timeout = timeout or self.timeout
+        retries = Retries(timeout)
+        while True:
+            metadata = self.connection.metadata()
+            try:
+                with self._errors_translated(timeout):
+                    response = method(request, timeout=retries.begin(), metadata=metadata)
+            except RpcFailed as error:
+                if self.closed:
+                    raise
+                time.sleep(retries.pause_after(error))
+            else:
+                self.reached = True
+                return response
 
     def follow(self, follower: Follower, timeout: float | None = None) -> Iterator[pb.ProgressResponse]:
         """Read Progress to its end, over as many streams as it takes, and give each event once.
@@ -169,16 +179,25 @@ class AsyncCaller:
         request: RequestT,
         deadline: float | None = None,
     ) -> ResponseT:
-        """Make one call and answer its response.
+        """Make one call, again where it was cut on its way, and answer its response.
 
         Raises:
             RpcFailed: There is none.
         """
-        metadata, deadline = self.connection.metadata(), deadline or self.timeout
-        with self._errors_translated(deadline):
-            response = await method(request, timeout=deadline, metadata=metadata)
-        self.reached = True
-        return response
+        deadline = deadline or self.timeout
+        retries = Retries(deadline)
+        while True:
+            metadata = self.connection.metadata()
+            try:
+                with self._errors_translated(deadline):
+                    response = await method(request, timeout=retries.begin(), metadata=metadata)
+            except RpcFailed as error:
+                if self.closed:
+                    raise
+                await asyncio.sleep(retries.pause_after(error))
+            else:
+                self.reached = True
+                return response
 
     async def follow(self, follower: Follower) -> AsyncGenerator[pb.ProgressResponse, None]:
         """Read Progress to its end, over as many streams as it takes, and give each event once.

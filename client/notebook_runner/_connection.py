@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 
+from ._retry import ATTEMPTS, BACKOFF_FACTOR, FIRST_BACKOFF, LONGEST_BACKOFF
 from ._version import __version__
 from .v1 import notebook_runner_pb2 as pb
 
@@ -45,10 +46,10 @@ _SERVICE_CONFIG = {
                 {"service": _SERVICE, "method": name} for name in ("Start", "Output", "Kill", "List", "Info")
             ],
             "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 3,
+                "maxAttempts": ATTEMPTS,
+                "initialBackoff": f"{FIRST_BACKOFF}s",
+                "maxBackoff": f"{LONGEST_BACKOFF}s",
+                "backoffMultiplier": BACKOFF_FACTOR,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
         }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from ._retry import is_of_the_way
 from ._states import is_terminal
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ RECONNECT_TIMEOUT = 60.0
 FIRST_CONNECT_TIMEOUT = 3.0
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
-
-# What comes from the way to the server, not from the server: it has no reason then.
-_CODES_OF_THE_WAY = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED})
 
 
 class Follower:
@@ -108,4 +106,4 @@ class Follower:
         if error.reason == "TOO_MANY_STREAMS":
             # The server may still count the connection that broke.
             return self._had_stream
-        return error.code in _CODES_OF_THE_WAY and not error.reason
+        return is_of_the_way(error)

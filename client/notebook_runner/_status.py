@@ -31,6 +31,7 @@ _BY_REASON: dict[str, type[RpcFailed]] = {
     "RUN_NOT_FOUND": RunNotFound,
     # RESOURCE_EXHAUSTED like a busy runner, but repeating it will not help.
     "NOTEBOOK_TOO_LARGE": InvalidRequest,
+    "REQUEST_TOO_LARGE": InvalidRequest,
 }
 _BY_CODE: dict[grpc.StatusCode, type[RpcFailed]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
@@ -44,6 +45,7 @@ _BY_CODE: dict[grpc.StatusCode, type[RpcFailed]] = {
 }
 
 _NO_CONNECTION = "failed to connect to all addresses"
+_TOO_LARGE = "Received message larger than max"
 # gRPC's words for what a caller can put right, and how.
 _HINTS = (
     ("Connection refused", "no server listens there"),
@@ -69,8 +71,18 @@ def to_error(error: grpc.RpcError, late: str = "") -> RpcFailed:
         message = late or message
     elif message.startswith(_NO_CONNECTION):
         message = next((f"{hint} ({message})" for mark, hint in _HINTS if mark in message), message)
+    elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and not info.reason and _is_too_large(message):
+        # Far above the server's limit gRPC itself refuses a message, before the server can give a reason.
+        said = "the request is larger than the server accepts: send a smaller notebook, name one by path or"
+        message = f"{said} URI, or have its operator raise --max-notebook-bytes ({message})"
+        return InvalidRequest(message, code)
     kind = _BY_REASON.get(info.reason) or _BY_CODE.get(code, RpcFailed)
     return kind(message, code, info.reason, dict(info.metadata), retry_after, violations)
+
+
+def _is_too_large(message: str) -> bool:
+    # gRPC says the same of an answer that is too large for this client.
+    return _TOO_LARGE in message and not message.startswith("CLIENT:")
 
 
 def _details(metadata: Iterable[Any]) -> tuple[Any, float | None, list[FieldViolation]]:

@@ -23,7 +23,7 @@ from tests.support.notebooks import code, notebook, written
 
 PROTO = Path(__file__).parents[2] / "proto" / "notebook_runner" / "v1" / "notebook_runner.proto"
 # Answered by the guard around every call, not by an error of the runs.
-OF_THE_GUARD = {("INTERNAL", "INTERNAL_ERROR")}
+OF_THE_GUARD = {("INTERNAL", "INTERNAL_ERROR"), ("UNIMPLEMENTED", "UNKNOWN_METHOD")}
 # In the contract, and for a server that asks who calls; this one does not yet.
 OF_ACCESS_CONTROL = {
     *(("UNAUTHENTICATED", "MISSING_TOKEN"), ("UNAUTHENTICATED", "BAD_TOKEN")),
@@ -112,7 +112,7 @@ def test_the_table_that_is_parsed_is_the_whole_one() -> None:
     assert ("INVALID_ARGUMENT", "PATH_OUTSIDE_ROOT") in pairs
     assert ("RESOURCE_EXHAUSTED", "RUNNER_BUSY") in pairs
     assert ("FAILED_PRECONDITION", "EXPORT_FAILED") in pairs
-    assert len({status for status, _ in pairs}) == 10
+    assert len({status for status, _ in pairs}) == 11
 
 
 def test_every_reason_belongs_to_one_error() -> None:

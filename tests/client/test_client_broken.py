@@ -4,10 +4,12 @@ import threading
 
 import grpc
 import pytest
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
 
-from notebook_runner import AccessDenied, NotebookRunnerError, RpcFailed, RunFailed, Unavailable
+from notebook_runner import AccessDenied, Client, NotebookRunnerError, RpcFailed, RunFailed, Unavailable
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.scripted import ENDED, FAILED, RUNNING, Collect, Double, beat, changed, printed
+from tests.support.scripted import ENDED, FAILED, RUNNING, Collect, Double, Refusal, beat, changed, printed
 
 QUEUED = pb.Run(run_id="q", state=pb.RUN_STATE_QUEUED)
 BOTH = pytest.mark.parametrize("collect", ["sync", "async"], indirect=True)
@@ -84,14 +86,73 @@ def test_start_is_repeated_with_the_same_id(double: Double, collect: Collect) ->
 
 
 @BOTH
-@pytest.mark.parametrize("code", ["INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"])
+@pytest.mark.parametrize("code", ["FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"])
 def test_other_statuses_are_not_repeated(double: Double, collect: Collect, code: str) -> None:
-    """Only UNAVAILABLE is worth another attempt."""
+    """What neither the way to the server nor a server on its way up answers is not worth another attempt."""
     double.answers("Start", grpc.StatusCode[code])
     with pytest.raises(RpcFailed) as caught:
         collect("start", b"{}")
     assert caught.value.code is grpc.StatusCode[code]
     assert len(double.asked) == 1
+
+
+ANSWERS = {
+    "Start": ("start", (b"{}",), pb.StartResponse(run=RUNNING), RUNNING),
+    "Output": ("output", ("r",), pb.OutputResponse(content=b"x", next_offset=1, total_bytes=1), b"x"),
+    "Kill": ("kill", ("r",), pb.KillResponse(run=ENDED), pb.KillResponse(run=ENDED)),
+    "List": ("list", (), pb.ListResponse(runs=[ENDED]), ENDED),
+    "Info": ("info", (), pb.InfoResponse(version="1"), pb.InfoResponse(version="1")),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("code", ["INTERNAL", "UNKNOWN", "CANCELLED"])
+@pytest.mark.parametrize("method", ANSWERS)
+def test_a_call_that_the_way_to_the_server_cut_is_repeated(
+    double: Double, collect: Collect, method: str, code: str
+) -> None:
+    """A status without a reason is not the server's: the same request is sent again, and answered."""
+    name, arguments, answer, result = ANSWERS[method]
+    for _ in range(2):
+        double.answers(method, grpc.StatusCode[code])
+    double.answers(method, answer)
+    assert collect(name, *arguments) == [result]
+    assert len(double.asked) == 3
+    assert double.asked[0] == double.asked[1] == double.asked[2]
+
+
+@BOTH
+@pytest.mark.parametrize("code", ["INTERNAL", "UNKNOWN", "CANCELLED"])
+def test_what_the_server_itself_answers_is_not_repeated(double: Double, collect: Collect, code: str) -> None:
+    """The same statuses with a reason are the server's own answer."""
+    info = error_details_pb2.ErrorInfo(domain="notebook-runner", reason="INTERNAL_ERROR")
+    packed = any_pb2.Any()
+    packed.Pack(info)
+    status = status_pb2.Status(code=grpc.StatusCode[code].value[0], details=[packed])
+    double.answers("Start", Refusal(grpc.StatusCode[code], status.SerializeToString()))
+    with pytest.raises(RpcFailed) as caught:
+        collect("start", b"{}")
+    assert caught.value.reason == "INTERNAL_ERROR"
+    assert len(double.asked) == 1
+
+
+@BOTH
+def test_a_way_that_stays_cut_is_given_up(double: Double, collect: Collect) -> None:
+    """After five attempts, or when the call's time is over, the last error is the caller's."""
+    for _ in range(6):
+        double.answers("Info", grpc.StatusCode.INTERNAL)
+    with pytest.raises(RpcFailed, match="scripted") as caught:
+        collect("info")
+    assert caught.value.code is grpc.StatusCode.INTERNAL
+    assert len(double.asked) == 5
+
+
+def test_no_attempt_begins_after_the_time_of_the_call(double: Double) -> None:
+    """The time of a call is that of all its attempts together."""
+    double.answers("Info", grpc.StatusCode.INTERNAL)
+    with Client(double.target, timeout=0.05) as client, pytest.raises(RpcFailed):
+        client.info()
+    assert len(double.asked) <= 1
 
 
 @BOTH
@@ -134,7 +195,7 @@ def test_kill_ends_the_run_that_was_newest(double: Double, collect: Collect) -> 
     ],
 )
 def test_kill_without_an_id(double: Double, collect: Collect, active: list[pb.Run], ended: str) -> None:
-    """It ends the newest run that has a worker, else the newest that is queued, else it asks for the newest."""
+    """It ends the newest run that has a worker, else the newest queued one, else it asks for the newest."""
     double.answers("List", pb.ListResponse(runs=active))
     if not active:
         double.answers("List", pb.ListResponse(runs=[pb.Run(run_id="newest")]))

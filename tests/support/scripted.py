@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -19,7 +20,15 @@ RUNNING = pb.Run(run_id="r", state=pb.RUN_STATE_RUNNING)
 ENDED = pb.Run(run_id="r", state=pb.RUN_STATE_SUCCEEDED)
 FAILED = pb.Run(run_id="r", state=pb.RUN_STATE_FAILED, failure=pb.Failure(message="no"))
 Collect = Callable[..., list[Any]]  # calls a method of a client, and gives what it answers
-Answer = Any  # a message, a callable that makes one, or the status code to end with
+Answer = Any  # a message, a callable that makes one, or the status code or refusal to end with
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A status with details, as a server of the contract answers it."""
+
+    code: grpc.StatusCode
+    details: bytes
 
 
 def changed(sequence: int, run: pb.Run) -> pb.ProgressResponse:
@@ -87,6 +96,9 @@ class Double(NotebookRunnerServicer):
         for answer in self.script[method].popleft():
             if isinstance(answer, grpc.StatusCode):
                 context.abort(answer, "scripted")
+            if isinstance(answer, Refusal):
+                context.set_trailing_metadata((("grpc-status-details-bin", answer.details),))
+                context.abort(answer.code, "scripted")
             yield answer() if callable(answer) else answer
 
     @override

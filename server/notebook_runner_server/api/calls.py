@@ -99,10 +99,8 @@ class Calls(grpc.aio.ServerInterceptor):
         bind_contextvars(request_id=asked or secrets.token_hex(8))
         method = _NAMES.get(handler_call_details.method, OTHER)
         handler = await continuation(handler_call_details)
-        if handler is not None:
-            return self._watched(method, handler)
-        _Watch(self._observers, method, "").ended(grpc.StatusCode.UNIMPLEMENTED.name)
-        return None
+        # An inner interceptor answers for a method that does not exist.
+        return handler and self._watched(method, handler)
 
     def _watched(
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any]

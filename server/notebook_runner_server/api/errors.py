@@ -24,11 +24,13 @@ from notebook_runner_server.runs.errors import (
 DOMAIN = "notebook-runner"
 DETAILS_KEY = "grpc-status-details-bin"
 
-OWN_REASONS = MISSING_TOKEN, BAD_TOKEN, CANCELLED, INTERNAL_ERROR = (
+OWN_REASONS = MISSING_TOKEN, BAD_TOKEN, CANCELLED, INTERNAL_ERROR, UNKNOWN_METHOD, UNKNOWN_SERVICE = (
     "MISSING_TOKEN",
     "BAD_TOKEN",
     "CANCELLED",
     "INTERNAL_ERROR",
+    "UNKNOWN_METHOD",
+    "UNKNOWN_SERVICE",
 )
 """The reasons beside those of `runs.errors`: nobody below this room knows of tokens and calls."""
 

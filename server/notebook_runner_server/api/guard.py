@@ -1,4 +1,4 @@
-"""Stands around every call: what cannot be parsed or goes wrong becomes a status, and nothing leaks."""
+"""Stands around every call: what cannot be served or goes wrong becomes a status with details."""
 
 from __future__ import annotations
 
@@ -7,24 +7,48 @@ import functools
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from notebook_runner_server.api.errors import CANCELLED, INTERNAL_ERROR, abort, abort_with
-from notebook_runner_server.runs.errors import InvalidFieldError, RunnerError
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner_server.api.errors import CANCELLED, INTERNAL_ERROR, UNKNOWN_METHOD, abort, abort_with
+from notebook_runner_server.runs.errors import (
+    InvalidFieldError,
+    NotebookTooLargeError,
+    RequestTooLargeError,
+    RunnerError,
+)
 
 _logger = logging.getLogger(__name__)
 
 
-class _Unreadable:
-    """Stands for a request that is no message of its type."""
+METHODS = ", ".join(method.name for method in pb.DESCRIPTOR.services_by_name["NotebookRunner"].methods)
+"""The methods of the contract, for who asks for another one."""
+
+_START = "Start"
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """Stands for a request that is refused without being a message."""
+
+    error: RunnerError
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Turns errors into statuses of the contract."""
+    """Turns errors into statuses of the contract.
+
+    Args:
+        max_bytes: The largest message that is accepted. gRPC has a limit as well, whose status has no
+            details: it must be above this one.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
 
     async def intercept_service(
         self,
@@ -33,12 +57,14 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the handler of a call (called by grpc)."""
         handler = await continuation(handler_call_details)
-        call: Any = handler and (handler.unary_unary or handler.unary_stream or handler.stream_stream)
+        if handler is None:
+            return grpc.stream_stream_rpc_method_handler(_refuse_unknown)
+        call: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
         # Channelz answers by plain functions, which gRPC runs on threads.
-        if handler is None or not (iscoroutinefunction(call) or isasyncgenfunction(call)):
+        if not (iscoroutinefunction(call) or isasyncgenfunction(call)):
             return handler
         name = handler_call_details.method.rpartition("/")[2]
-        parse = _lenient(handler.request_deserializer)
+        parse = self._lenient(name, handler.request_deserializer)
         wrapped = (_unary if iscoroutinefunction(call) else _stream)(name, call)
         kind: Any = grpc.unary_unary_rpc_method_handler
         if handler.response_streaming:
@@ -48,15 +74,37 @@ class Guard(grpc.aio.ServerInterceptor):
         made: grpc.RpcMethodHandler[Any, Any] = kind(wrapped, parse, handler.response_serializer)
         return made
 
+    def _lenient(self, name: str, parse: Any) -> Callable[[bytes], Any]:
+        """Return what parses a request; gRPC would answer an error of it by a status without details."""
 
-def _lenient(parse: Any) -> Callable[[bytes], Any]:
-    def deserialize(data: bytes) -> Any:
-        try:
-            return parse(data)
-        except DecodeError:
-            return _Unreadable()
+        def deserialize(data: bytes) -> Any:
+            if len(data) > self._max_bytes:
+                return _Refused(_too_large(name, len(data), self._max_bytes))
+            try:
+                return parse(data)
+            except DecodeError:
+                message = "The request is not a message of this call's type, or is nested too deep."
+                return _Refused(InvalidFieldError(message))
 
-    return deserialize
+        return deserialize
+
+
+def _too_large(name: str, size: int, limit: int) -> RunnerError:
+    values = {"bytes": str(size), "limit_bytes": str(limit)}
+    message = f"The request has {size} bytes; this server accepts {limit}"
+    if name == _START:
+        # With anything else of a Start there is not room for so much beside a notebook.
+        return NotebookTooLargeError(f"{message} (--max-notebook-bytes and 1 MiB).", **values)
+    return RequestTooLargeError(f"{message}.", **values)
+
+
+async def _refuse_unknown(_requests: Any, context: Any) -> AsyncIterator[Any]:
+    """Refuse a method that does not exist: as a stream, which answers without waiting for a request."""
+    answers: tuple[Any, ...] = ()
+    for one in answers:
+        yield one
+    message = f"This server has no such method. NotebookRunner has: {METHODS}."
+    await abort_with(context, grpc.StatusCode.UNIMPLEMENTED, message, UNKNOWN_METHOD, {})
 
 
 def _unary(name: str, call: Any) -> Any:
@@ -88,10 +136,10 @@ def _checked(request: Any) -> Any:
     """Return a request, or requests, that can be read.
 
     Raises:
-        InvalidFieldError: It is no message of its type.
+        RunnerError: It is too large, or is no message of its type.
     """
-    if isinstance(request, _Unreadable):
-        raise InvalidFieldError("The request is not a message of this call's type, or is nested too deep.")
+    if isinstance(request, _Refused):
+        raise request.error
     if isinstance(request, AsyncIterator):
         return (_checked(one) async for one in request)
     return request

@@ -17,7 +17,7 @@ from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
 from notebook_runner_server.api.access import Access
 from notebook_runner_server.api.calls import CallObserver, Calls
 from notebook_runner_server.api.certificates import Certificates
-from notebook_runner_server.api.errors import abort_with
+from notebook_runner_server.api.errors import UNKNOWN_SERVICE, abort_with
 from notebook_runner_server.api.guard import Guard
 from notebook_runner_server.api.pages import Pages
 from notebook_runner_server.api.servicer import Servicer
@@ -31,6 +31,14 @@ empty name and SERVICE stand for readiness: whether runs are taken."""
 
 MESSAGE_OVERHEAD = 1024 * 1024
 """What a Start may have beside the notebook, in bytes."""
+
+LEAST_READ_BYTES = 64 * 1024 * 1024
+"""gRPC reads messages up to twice what is accepted, and up to this size at least: it refuses larger ones by
+a status without details. One that is refused takes no more memory than one that is accepted, for that is
+there twice: as bytes and parsed."""
+
+LARGEST_READ_BYTES = 2**31 - 1
+"""No setting of gRPC can be larger."""
 
 MIN_PING_SECONDS = 10
 """How often a client may ping: grpc's own default of 5 min cuts off clients that watch their connection."""
@@ -75,6 +83,11 @@ class Bounds:
     max_notebook_bytes: int
     max_connections: int
 
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest message that is accepted."""
+        return self.max_notebook_bytes + MESSAGE_OVERHEAD
+
 
 class ApiServer:
     """Listens, and answers with the services of the contract.
@@ -102,7 +115,8 @@ class ApiServer:
     ) -> None:
         self._certificates = certificates
         self._server = grpc.aio.server(
-            interceptors=[Calls(observers), Access(tokens), Guard(), Pages()], options=_options(bounds)
+            interceptors=[Calls(observers), Access(tokens), Guard(bounds.max_message_bytes), Pages()],
+            options=_options(bounds),
         )
         self._health = _Health()
         pb_grpc.add_NotebookRunnerServicer_to_server(servicer, self._server)
@@ -160,6 +174,14 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no type
         finally:
             self._watches -= 1
 
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:  # noqa: N802 - grpc's
+        """Answer the health of a service."""
+        if request.service not in self._server_status:
+            message = f"Health has no service of this name. It has: {', '.join(_HEALTH_NAMES[1:])}, and ''."
+            code = grpc.StatusCode.NOT_FOUND
+            await abort_with(context, code, message, UNKNOWN_SERVICE, {"service": request.service})
+        return await super().Check(request, context)
+
     async def List(  # noqa: N802 - grpc's
         self,
         request: health_pb2.HealthListRequest,  # noqa: ARG002 - grpc's signature
@@ -172,8 +194,9 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no type
 
 
 def _options(bounds: Bounds) -> list[tuple[str, int]]:
+    read = max(2 * bounds.max_message_bytes, LEAST_READ_BYTES)
     return [
-        ("grpc.max_receive_message_length", bounds.max_notebook_bytes + MESSAGE_OVERHEAD),
+        ("grpc.max_receive_message_length", min(read, LARGEST_READ_BYTES)),
         ("grpc.so_reuseport", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
         ("grpc.keepalive_permit_without_calls", 1),

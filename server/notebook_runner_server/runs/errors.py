@@ -19,6 +19,7 @@
     │   ├── RunnerBusyError         RUNNER_BUSY
     │   ├── TooManyStreamsError     TOO_MANY_STREAMS
     │   ├── NotebookTooLargeError   NOTEBOOK_TOO_LARGE
+    │   ├── RequestTooLargeError    REQUEST_TOO_LARGE
     │   └── StorageFullError        STORAGE_FULL
     ├── OffsetPastEndError        OFFSET_PAST_END
     ├── ExportFailedError         EXPORT_FAILED
@@ -151,6 +152,12 @@ class NotebookTooLargeError(ExhaustedError):
     """The notebook is larger than the server allows."""
 
     reason = "NOTEBOOK_TOO_LARGE"
+
+
+class RequestTooLargeError(ExhaustedError):
+    """The message of a call is larger than the server accepts."""
+
+    reason = "REQUEST_TOO_LARGE"
 
 
 class StorageFullError(ExhaustedError):

@@ -1,0 +1,95 @@
+"""Statuses that gRPC would make by itself carry the contract's details, wherever the server can give them."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from notebook_runner import Client, InvalidRequest
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, history, inline, perform
+from tests.support.errors import refused
+from tests.support.server import SERVICE, Server
+
+LIMIT = 1024 * 1024
+OVERHEAD = 1024 * 1024
+ACCEPTED = LIMIT + OVERHEAD
+TOO_LARGE = grpc.StatusCode.RESOURCE_EXHAUSTED
+UNARY = ("Start", "Output", "Kill", "List", "Info")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that takes notebooks of 1 MiB."""
+    options = ["--max-notebook-bytes", str(LIMIT), "--queue", "3"]
+    with Server(tmp_path_factory.mktemp("state"), *options) as running:
+        yield running
+
+
+def padding(size: int) -> bytes:
+    """A message of so many bytes that every call can parse: one unknown field."""
+    head = b"\xfa\x7f"  # field 2047, length-delimited
+    length, rest = b"", size - 2 - 5
+    for shift in range(5):
+        length += bytes([(rest >> (7 * shift)) & 0x7F | (0x80 if shift < 4 else 0)])
+    return head + length + b"x" * rest
+
+
+@pytest.mark.parametrize("size", [ACCEPTED + 1, 2 * ACCEPTED, 2 * ACCEPTED + 1, 60 * 1024 * 1024])
+def test_a_message_that_is_too_large(small: Server, size: int) -> None:
+    """Each call refuses it by the contract's reason and names both sizes, far beyond what is accepted."""
+    for method in UNARY:
+        refusal = refused(partial(small.raw, method, padding(size)))
+        reason = "NOTEBOOK_TOO_LARGE" if method == "Start" else "REQUEST_TOO_LARGE"
+        assert refusal.kind == (TOO_LARGE, reason)
+        assert refusal.metadata == {"bytes": str(size), "limit_bytes": str(ACCEPTED)}
+    refusal = refused(lambda: list(small.raw_stream("Progress", padding(size))))
+    assert refusal.kind == (TOO_LARGE, "REQUEST_TOO_LARGE")
+
+
+def test_a_message_of_just_the_accepted_size(small: Server) -> None:
+    """The limit itself is accepted, and a notebook that is too large within it is refused as before."""
+    assert pb.ListResponse.FromString(small.raw("List", padding(ACCEPTED)))
+    start = pb.StartRequest(notebook_content=b" " * (LIMIT + 1)).SerializeToString()
+    assert refused(partial(small.raw, "Start", start)).kind == (TOO_LARGE, "NOTEBOOK_TOO_LARGE")
+    assert perform(small.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
+
+
+@pytest.mark.parametrize("size", [2 * LIMIT, 40 * LIMIT, 70 * LIMIT])
+def test_the_client_says_what_is_too_large(small: Server, size: int) -> None:
+    """A notebook beyond every limit is an InvalidRequest, also where gRPC itself refuses it."""
+    before = history(small.stub)
+    with Client(small.target) as client, pytest.raises(InvalidRequest, match="max-notebook-bytes") as caught:
+        client.start(b" " * size)
+    assert caught.value.code is TOO_LARGE
+    assert history(small.stub) == before
+
+
+@pytest.mark.parametrize("path", ["NoSuchMethod", "start", ""])
+def test_a_method_that_does_not_exist(server: Server, path: str) -> None:
+    """Unary or as a stream, it is UNIMPLEMENTED with a reason and the methods that there are."""
+    unary: Callable[..., Any] = server.channel.unary_unary(SERVICE + path)
+    stream: Callable[..., Any] = server.channel.stream_stream(SERVICE + path)
+    for call in (lambda: unary(b"x", timeout=SECONDS), lambda: list(stream(iter([b"x"]), timeout=SECONDS))):
+        refusal = refused(call)
+        assert refusal.kind == (grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD")
+        assert "Progress" in refusal.message
+
+
+def test_a_service_that_does_not_exist(server: Server) -> None:
+    """The same for another service, and for a later version of this one."""
+    for path in ("/other.Service/Call", "/notebook_runner.v2.NotebookRunner/Start"):
+        call: Callable[..., Any] = server.channel.unary_unary(path)
+        assert refused(partial(call, b"", timeout=SECONDS)).reason == "UNKNOWN_METHOD"
+
+
+def test_health_of_a_service_that_does_not_exist(server: Server) -> None:
+    """It is NOT_FOUND, as the health protocol says, with the names that can be asked for."""
+    health = health_pb2_grpc.HealthStub(server.channel)
+    request = health_pb2.HealthCheckRequest(service="no.such.Service")
+    refusal = refused(lambda: health.Check(request, timeout=SECONDS))
+    assert refusal.kind == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_SERVICE")
+    assert "liveness" in refusal.message
