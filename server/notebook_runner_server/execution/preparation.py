@@ -16,10 +16,14 @@ FLUSH_CHARACTERS = 1024 * 1024
 # to wait when the run is ended. (Its write() cannot be replaced: IPython does that itself, for each cell, and
 # undoes it.) A message with text that is no Unicode (a lone surrogate) cannot be encoded: printed text is
 # lost, and an exception is told as another one; as an escape of JSON it can be.
+# A cell's file, which warnings name, would be in the run's folder for temporary files, which is the server's
+# and says nothing to a reader: it is named as Jupyter names it. No such file exists there either.
 _SOURCE = f"""
 import json
+import os
 import sys
 import zmq
+import ipykernel.compiler
 from jupyter_client.jsonutil import json_default
 kernel = get_ipython().kernel
 kernel.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
@@ -44,6 +48,7 @@ def bound(stream):
     stream.flush_interval = {FLUSH_SECONDS}
 bound(sys.stdout)
 bound(sys.stderr)
+ipykernel.compiler.get_tmp_directory = lambda: f"/tmp/ipykernel_{{os.getpid()}}"
 """
 
 ARGUMENTS = [
