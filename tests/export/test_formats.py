@@ -306,3 +306,52 @@ def test_a_conversion_that_fails_says_why(
     (line,) = capsys.readouterr().out.splitlines()
     assert why in json.loads(line)["error"]
     assert len(line) < 2000
+
+
+METADATA = {
+    "width": {"width": '1" onload="evil(1)'},
+    "no quotes": {"width": "1 onload=evil(1)"},
+    "height": {"height": "1 onerror=evil(1) x="},
+    "file": {"filenames": {"image/png": 'x" onerror="evil(1)'}},
+}
+
+
+@pytest.mark.parametrize("to", ["html", "slides"])
+@pytest.mark.parametrize("name", METADATA)
+def test_metadata_of_a_picture_is_no_attribute(tmp_path: Path, to: str, name: str) -> None:
+    """What a template puts into an element is sanitized with it."""
+    output = new_output("display_data", data={"image/png": PNG}, metadata=METADATA[name])
+    output.metadata["image/png"] = METADATA[name]
+    attributes = page(tmp_path, with_outputs(output), to).attributes
+    assert not [each for each in attributes if "evil" in each[1] + each[2] or each[1].startswith("on")]
+
+
+@pytest.mark.parametrize("key", ["background-iframe", "x onload=evil(1) y", "state"])
+def test_metadata_of_a_slide_is_no_attribute(tmp_path: Path, key: str) -> None:
+    """The attributes of a slide are the template's own."""
+    cell = new_markdown_cell("a", metadata={"slideshow": {"slide_type": "slide", "data": {key: "evil(2)"}}})
+    attributes = page(tmp_path, notebook(cell), "slides").attributes
+    assert not [each for each in attributes if "evil" in each[1] + each[2]]
+
+
+@pytest.mark.parametrize("to", ["html", "slides"])
+def test_drawings_boxes_and_formulas_of_text(tmp_path: Path, to: str) -> None:
+    """Text cells show inline SVG, task lists and labelled formulas; styles alone print nothing."""
+    text = new_markdown_cell(
+        "- [x] done\n- [ ] open\n\n<svg width='9'><circle r='4'/></svg>\n\n"
+        "$$\\begin{aligned}a&=b\\end{aligned}\\label{e}$$"
+    )
+    styles = new_output(
+        "execute_result", data={"text/html": "<style>*{margin:0}</style>", "text/plain": "<IPython>"}
+    )
+    missing = new_output("display_data", data={"application/vnd.plotly.v1+json": {}})
+    cell = code("1")
+    cell.outputs = [styles, missing]
+    found = converted(tmp_path, notebook(text, cell), to)
+    assert "☑ </span>done" in found
+    assert "☐ </span>open" in found
+    assert '<svg width="9"><circle r="4"></circle></svg>' in found
+    assert '<mtd columnalign="right"><mi>a</mi></mtd>' in found
+    assert "&lt;IPython" not in found
+    assert "Not shown: a Plotly figure." in found
+    assert ".nbr-missing {" in found

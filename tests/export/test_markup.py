@@ -46,6 +46,108 @@ def test_what_stays(given_html: str, left: str) -> None:
     assert harmless(given_html) == left
 
 
+SHAPE = '<circle cx="1" cy="1" r="1"></circle>'
+
+
+@pytest.mark.parametrize(
+    ("inside", "left"),
+    [
+        (SHAPE, SHAPE),
+        (f"<script>evil()</script>{SHAPE}", SHAPE),
+        (f"<style>body {{ display: none }}</style>{SHAPE}", SHAPE),
+        ('<circle r="1" onload="evil()" onclick="evil()"/>', '<circle r="1"></circle>'),
+        (f"<foreignObject><p>a</p><script>b</script></foreignObject>{SHAPE}", SHAPE),
+        ("<image href='http://127.0.0.1/x.png'/>", "<image></image>"),
+        ("<image xlink:href='http://127.0.0.1/x.png'/>", "<image></image>"),
+        (
+            "<image xlink:href='data:image/png;base64,AA'/>",
+            '<image xlink:href="data:image/png;base64,AA"></image>',
+        ),
+        ("<image href='data:text/html;base64,AA'/>", "<image></image>"),
+        ("<use href='http://127.0.0.1/x.svg#a'/>", "<use></use>"),
+        ("<use href='data:image/svg+xml;base64,AA#a'/>", "<use></use>"),
+        ("<use xlink:href='#a'/>", '<use xlink:href="#a"></use>'),
+        ("<rect fill='url(#g)'/>", '<rect fill="url(#g)"></rect>'),
+        ("<rect fill='url(http://127.0.0.1/)'/>", "<rect></rect>"),
+        (
+            "<rect style='fill:url(#g);stroke:red'/>",
+            '<rect style="fill:url(&quot;#g&quot;);stroke:red"></rect>',
+        ),
+        ("<rect style='fill:url(http://127.0.0.1/#g)'/>", "<rect></rect>"),
+        ("<rect clip-path='u\\72l(http://127.0.0.1/)'/>", "<rect></rect>"),
+        ("<g transform='translate(1, 2)'/>", '<g transform="translate(1, 2)"></g>'),
+        (
+            "<linearGradient id='g' gradientUnits='x'/>",
+            '<linearGradient id="g" gradientUnits="x"></linearGradient>',
+        ),
+        (f"<animate attributeName='href' to='javascript:x'/><set/><handler/>{SHAPE}", SHAPE),
+        (f"<a href='javascript:evil()'>{SHAPE}</a>", f'<a rel="noopener noreferrer">{SHAPE}</a>'),
+        ("<filter><feImage href='http://127.0.0.1/'/></filter>", ""),
+    ],
+)
+def test_a_drawing_in_html(inside: str, left: str) -> None:
+    """Inline SVG keeps its shapes, text and links within itself; what runs, loads or brings HTML goes."""
+    assert harmless(f'<svg viewBox="0 0 2 2">{inside}</svg>') == f'<svg viewBox="0 0 2 2">{left}</svg>'
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "<svg></p><style><a id='</style><img src=1 onerror=evil()>'>",
+        "<svg><title><style><img src=1 onerror=evil()></style></title></svg>",
+        "<svg><desc><p><img src=1 onerror=evil()></p></desc></svg>",
+        "<math><mtext><table><mglyph><style><img src=1 onerror=evil()></style></mglyph></table></mtext>",
+        "<svg><math><mi><svg><script>evil()</script></svg></mi></math></svg>",
+        "<svg><foreignObject><math><mi><style><img src=1 onerror=evil()>",
+        "<svg><![CDATA[<img src=1 onerror=evil()>]]></svg>",
+        "<noscript><p title='</noscript><img src=1 onerror=evil()>'>",
+        "<input type=checkbox onclick=evil() checked><input type=checkbox onfocus=evil() autofocus>",
+        "<style>*{x:y}</style><svg onload=evil()><circle/></svg>",
+    ],
+)
+def test_no_namespace_hides_what_runs(trick: str) -> None:
+    """What one kind of parser reads as text and another as HTML is neither, however often it is read."""
+    found = harmless(trick)
+    for _ in range(2):
+        elements = [tag.partition(">")[0] for tag in found.split("<")[1:]]
+        assert not [one for one in elements if "evil" in one or one.startswith(("script", "style", "input"))]
+        found = harmless(found)
+
+
+@pytest.mark.parametrize(
+    "sheet",
+    [
+        "*{margin:0}",
+        "style{color:red}",
+        "* *{a:b}*{color:red}",
+        ":root,html *{margin:0}",
+        "}{",
+        "@import 'x';*{a:b",
+        "*{",
+    ],
+)
+def test_a_sheet_that_speaks_of_everything(sheet: str) -> None:
+    """Whatever a style sheet says, the rest of the output is shown, and HTML of styles alone is blank."""
+    assert ">a</p>" in harmless(f"<style>{sheet}</style><style>{sheet}</style><p>a</p><style>{sheet}</style>")
+    assert is_blank(harmless(f"<style>{sheet}</style>"))
+
+
+def test_elements_nested_too_deep() -> None:
+    """They are no reason to fail, and what runs goes from them as well."""
+    found = harmless("<b>" * 2000 + "$x$<p onclick=x>a</p><script>b</script>")
+    assert "<p>a</p>" in found
+    assert "script" not in found
+
+
+def test_boxes_of_a_task_list() -> None:
+    """They are shown as signs, done or not, and no control is left."""
+    found = harmless(
+        '<li><input class="task-list-item-checkbox" type="checkbox" disabled/>a</li>'
+        "<li><input type=checkbox checked>b</li>"
+    )
+    assert found == '<li><span title="to do">☐ </span>a</li><li><span title="done">☑ </span>b</li>'
+
+
 def test_styles_of_a_table_are_those_of_its_cells() -> None:
     """What pandas colours keeps its colours, dark letters on them, and the page keeps its own."""
     text = harmless(SHEET)
@@ -81,6 +183,17 @@ def test_a_light_ground_has_dark_letters(style: str, dark: bool) -> None:
         ("\\begin{align}a &= b\\end{align}", "a=b"),
         ("$a < b$", "a<b"),
         ("$\\leq$", "≤"),
+        ("$$\\begin{aligned}a &= b \\\\ c &= d\\end{aligned}$$", "a=bc=d"),
+        ("\\begin{aligned}a &= b\\end{aligned}", "a=b"),
+        ("\\begin{equation}\\begin{aligned}[t]a &= b\\end{aligned}\\end{equation}", "a=b"),
+        ("\\begin{alignat}{2}a &= b\\end{alignat}", "a=b"),
+        ("\\begin{gather*}a \\\\ b\\end{gather*}", "ab"),
+        ("\\begin{eqnarray}a &=& b\\end{eqnarray}", "a=b"),
+        ("\\begin{multline}a \\\\ b\\end{multline}", "ab"),
+        ("\\begin{equation}\\label{eq:a} a = b \\nonumber\\end{equation}", "a=b"),
+        ("$$a \\label{a} \\notag$$", "a"),
+        ("$\\operatorname*{argmin}_x f$", "argminxf"),
+        ("$a \\eqref{eq:b}$", "aeq:b"),
     ],
 )
 def test_formulas_are_shown(text: str, shown: str) -> None:
@@ -91,6 +204,22 @@ def test_formulas_are_shown(text: str, shown: str) -> None:
         "".join(html.unescape(part.partition(">")[2]) for part in math.split("<")).replace(" and ", "")
         == shown
     )
+
+
+def test_a_label_is_where_its_references_lead() -> None:
+    """A formula with a label can be linked to, and references outside of formulas are links."""
+    found = harmless("$$a \\label{eq:a}$$ see \\ref{eq:a} and \\eqref{eq:a}, not <code>\\ref{x}</code>")
+    assert 'id="eq:a"' in found[: found.index("</math>")]
+    links = '<a href="#eq:a" rel="noopener noreferrer">{}</a>'
+    assert f"see {links.format('eq:a')} and {links.format('(eq:a)')}, " in found
+    assert "<code>\\ref{x}</code>" in found
+
+
+@pytest.mark.parametrize("name", ["\\max", "\\lim", "\\operatorname*{argmin}"])
+def test_limits_stand_below(name: str) -> None:
+    """What stands at an operator with limits is below it where there is room."""
+    assert "<munder>" in harmless(f"$${name}_x f$$")
+    assert "<msub>" in harmless("$$a_x f$$")
 
 
 @pytest.mark.parametrize(
@@ -141,6 +270,10 @@ def test_what_is_blank() -> None:
     assert not is_blank(harmless("<div><p>a</p></div>"))
     assert not is_blank("words")
     assert not is_blank(harmless("<img src='data:image/png;base64,AA'>"))
+    assert is_blank(harmless("<img src='http://127.0.0.1/x.png'>"))
+    assert not is_blank(harmless("<svg><circle r=1 /></svg>"))
+    assert is_blank(harmless("<svg><script>1</script></svg>"))
+    assert not is_blank(harmless("<progress value=3 max=10></progress>"))
 
 
 def test_a_large_table_takes_no_time() -> None:

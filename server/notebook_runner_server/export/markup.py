@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html as entities
 import re
 from xml.etree import ElementTree as ET
@@ -32,7 +33,29 @@ _MATH_ATTRIBUTES = _words(
     "movablelimits notation rowlines rowspacing rspace scriptlevel separator stretchy symmetric voffset "
     "width"
 )
-_TAGS = nh3.ALLOWED_TAGS | _MATH_TAGS | {"audio", "font", "section", "source", "tfoot", "video"}
+# Shapes and text, and neither what loads (filters' images), runs (scripts, animations of attributes), styles
+# the page nor brings HTML (foreignObject).
+_SVG_TAGS = _words(
+    "svg circle clipPath defs desc ellipse g image line linearGradient marker mask metadata path pattern "
+    "polygon polyline radialGradient rect stop switch symbol text textPath title tspan use"
+)
+_SVG_ATTRIBUTES = _words(
+    "clip-path clip-rule clipPathUnits cx cy d dominant-baseline dx dy fill fill-opacity fill-rule "
+    "font-family font-size font-style font-weight fx fy gradientTransform gradientUnits height href "
+    "letter-spacing marker-end marker-mid marker-start markerHeight markerUnits markerWidth mask "
+    "maskContentUnits maskUnits offset opacity orient pathLength patternContentUnits "
+    "patternTransform patternUnits points preserveAspectRatio r refX refY rotate rx ry shape-rendering "
+    "spreadMethod startOffset stop-color stop-opacity stroke stroke-dasharray stroke-dashoffset "
+    "stroke-linecap stroke-linejoin stroke-miterlimit stroke-opacity stroke-width text-anchor "
+    "text-rendering textLength transform vector-effect viewBox visibility width x x1 x2 xlink:href xmlns y "
+    "y1 y2"
+)
+_TAGS = (
+    nh3.ALLOWED_TAGS
+    | _MATH_TAGS
+    | _SVG_TAGS
+    | {"audio", "font", "meter", "progress", "section", "source", "tfoot", "video"}
+)
 # None that takes an element out of its place in the page.
 _STYLES = _words(
     "background background-color border border-bottom border-collapse border-color border-left "
@@ -41,12 +64,19 @@ _STYLES = _words(
     "letter-spacing line-height list-style-type margin margin-bottom margin-left margin-right "
     "margin-top max-height max-width min-height min-width overflow overflow-x overflow-y padding "
     "padding-bottom padding-left padding-right padding-top text-align text-decoration text-indent "
-    "text-transform vertical-align  white-space width word-break"
+    "text-transform vertical-align  white-space width word-break "
+    # Of SVG.
+    "clip-path clip-rule dominant-baseline fill fill-opacity fill-rule marker-end marker-mid marker-start "
+    "mask opacity shape-rendering stop-color stop-opacity stroke stroke-dasharray stroke-dashoffset "
+    "stroke-linecap stroke-linejoin stroke-miterlimit stroke-opacity stroke-width text-anchor "
+    "visibility"
 )
 _MEDIA = re.compile(r"data:(image|audio|video)/[a-z0-9.+-]+[;,]", re.IGNORECASE)
-# The functions of CSS that load nothing; a backslash can hide a name.
+# Any function of CSS but those that load nothing; a backslash can hide a name.
 _LOADING = re.compile(
-    r"\\|(?<![\w-])(?!(?:rgba?|hsla?|calc|minmax|repeat|(?:repeating-)?(?:linear|radial)-gradient)\()"
+    r"\\|(?<![\w-])(?!(?:rgba?|hsla?|calc|minmax|repeat|(?:repeating-)?(?:linear|radial)-gradient)\("
+    # A part of the page itself.
+    r"|url\(\s*[\"']?#[\w:.-]+[\"']?\s*\))"
     r"[\w-]+\(",
     re.IGNORECASE,
 )
@@ -62,10 +92,23 @@ _FORMULA = re.compile(
     rf"|\\\[(?P<bracket>.{_ANY})\\\]"
     rf"|\\begin\{{(?P<name>[a-z]{{1,20}})\*?\}}(?P<environment>.{_ANY})\\end\{{(?P=name)\*?\}}"
     rf"|\\\((?P<paren>.{_ANY})\\\)"
+    rf"|\\(?P<kind>eq)?ref\{{(?P<ref>[^{{}}]{{1,200}})\}}"
     rf"|(?<![\\$\w])\$(?P<inline>(?=[^\s$])[^$]{_ANY}(?<![\s\\]))\$(?!\d)",
     re.DOTALL,
 )
-_VERBATIM = {"code", "math", "pre", "samp", "kbd", "script", "style"}
+_LABEL = re.compile(r"\\label\s*\{([^{}]{0,200})\}")
+_UNNUMBERED = re.compile(r"\\(?:nonumber|notag)(?![a-zA-Z])")
+_REFERENCE = re.compile(r"\\(?:eq)?ref\s*\{([^{}]{0,200})\}")
+# The converter takes one kind of columns, with a star, and one without: the rest is shown by these.
+_ENVIRONMENTS = {
+    **dict.fromkeys(("align", "aligned", "alignat", "alignedat", "eqnarray", "flalign"), "align*"),
+    **dict.fromkeys(("gather", "gathered", "multline", "multlined"), "matrix"),
+}
+_ENVIRONMENT = re.compile(rf"\\(begin|end)\{{({'|'.join(_ENVIRONMENTS)})\*?\}}(?:\[[tbc]\])?")
+_COLUMNS = re.compile(r"(\\begin\{align(?:ed)?at\*?\})\s*\{\d+\}")
+_WITH_LIMITS = frozenset({"inf", "lim", "lim inf", "lim sup", "liminf", "limsup", "max", "min", "sup"})
+_LIMITS = {"msub": "munder", "msup": "mover", "msubsup": "munderover"}
+_VERBATIM = {"a", "code", "math", "pre", "samp", "kbd", "script", "style"}
 # Said by pandas where dollars are money.
 _NO_FORMULAS = {"tex2jax_ignore", "mathjax_ignore"}
 
@@ -78,12 +121,18 @@ def _attributes() -> dict[str, set[str]]:
         allowed[tag] = {"src", "controls", "width", "height", "type"}
     for tag in _MATH_TAGS:
         allowed[tag] = _MATH_ATTRIBUTES
+    for tag in _SVG_TAGS:
+        allowed[tag] = _SVG_ATTRIBUTES
     allowed["details"] = {"open"}
+    allowed["meter"] = {"value", "min", "max", "low", "high", "optimum"}
+    allowed["progress"] = {"value", "max"}
     return allowed
 
 
-def _filtered(_tag: str, name: str, value: str) -> str | None:
+def _filtered(tag: str, name: str, value: str) -> str | None:
     """Let an attribute be what shows something, and nothing that could be a page or load something."""
+    if tag in _SVG_TAGS:
+        return _filtered_of_svg(tag, name, value)
     if name == "style":
         if _LOADING.search(value):
             return None
@@ -96,13 +145,36 @@ def _filtered(_tag: str, name: str, value: str) -> str | None:
     return None if address.startswith("data:") else value
 
 
-_CLEANER = nh3.Cleaner(
-    tags=_TAGS,
-    attributes=_attributes(),
-    attribute_filter=_filtered,
-    url_schemes={"http", "https", "mailto", "data"},
-    filter_style_properties=_STYLES,
-)
+def _filtered_of_svg(tag: str, name: str, value: str) -> str | None:
+    address = value.lstrip().lower()
+    # With and without its namespace: xlink:href is href here.
+    if name in {"href", "xlink:href"}:
+        is_data = tag == "image" and _MEDIA.match(address)
+        # A part of the page itself, for `use`, gradients and text on a path.
+        return value if is_data or address.startswith("#") else None
+    return None if _LOADING.search(value) and name not in _PLAIN else value
+
+
+# Attributes in which parentheses are text, or move a shape.
+_PLAIN = frozenset({"class", "id", "title", "lang", "transform", "gradientTransform", "patternTransform"})
+
+
+def _cleaner(**more: set[str]) -> nh3.Cleaner:
+    attributes = _attributes()
+    for tag, names in more.items():
+        attributes["*" if tag == "any" else tag] = attributes.get("*" if tag == "any" else tag, set()) | names
+    return nh3.Cleaner(
+        tags=_TAGS,
+        attributes=attributes,
+        attribute_filter=_filtered,
+        url_schemes={"http", "https", "mailto", "data"},
+        filter_style_properties=_STYLES,
+    )
+
+
+_CLEANER = _cleaner()
+# For what the templates make, which says of what type an output is.
+_CELL_CLEANER = _cleaner(any={"data-mime-type"}, div={"tabindex"})
 
 
 def harmless(html: str | bytes) -> str:
@@ -111,19 +183,56 @@ def harmless(html: str | bytes) -> str:
     What stays: text, headings, tables, lists, links, colours, and pictures and sounds that are in it as data.
     """
     text = html.decode(errors="replace") if isinstance(html, bytes) else str(html)
-    if any(sign in text for sign in ("$", "\\", "<style", "<STYLE")):
-        soup = BeautifulSoup(text, "html.parser")
-        styles.inline(soup)
-        _show_formulas(soup)
-        text = str(soup)
+    if _CHANGED.search(text):
+        with contextlib.suppress(RecursionError):
+            # Elements that are nested too deep to be looked at are shown as they are.
+            text = _transformed(text)
     # Last, so that nothing which was made of the notebook's text goes by it.
-    cleaned: str = _CLEANER.clean(text)
+    return _cleaned(_CLEANER, text)
+
+
+def harmless_cell(html: str) -> str:
+    """Return what a template has made of a cell, with nothing in it that runs or loads by itself.
+
+    A template puts metadata of the notebook into attributes: to clean what goes into it is not enough.
+    """
+    return _cleaned(_CELL_CLEANER, str(html))
+
+
+def _cleaned(cleaner: nh3.Cleaner, text: str) -> str:
+    # A lone surrogate is no text that could be cleaned.
+    cleaned: str = cleaner.clean(text.encode(errors="replace").decode())
     return cleaned
 
 
 def is_blank(html: str) -> bool:
     """Tell whether HTML that is harmless shows nothing, as what scripts would have filled."""
-    return not re.search(r"<(?:img|audio|video|math|hr)\b|>[^<\S]*[^<\s]|^\s*[^<\s]", html)
+    return not _VISIBLE.search(html)
+
+
+# What makes it worth while to parse HTML here.
+_CHANGED = re.compile(r"[$\\]|<style|<input", re.IGNORECASE)
+_VISIBLE = re.compile(
+    r"<(?:img|audio|video|source|image)\b[^>]*\s(?:xlink:)?(?:src|href)=|<(?:math|hr|meter|progress)\b"
+    r"|<(?:circle|ellipse|line|path|polygon|polyline|rect|use)\b|>[^<\S]*[^<\s]|^\s*[^<\s]"
+)
+
+
+def _transformed(text: str) -> str:
+    soup = BeautifulSoup(text, "html.parser")
+    styles.inline(soup)
+    _show_checkboxes(soup)
+    _show_formulas(soup)
+    return str(soup)
+
+
+def _show_checkboxes(soup: BeautifulSoup) -> None:
+    """Show the boxes of task lists as signs: no control of a form is left."""
+    for box in soup.find_all("input", type="checkbox"):
+        is_checked = box.has_attr("checked")
+        sign = soup.new_tag("span", title="done" if is_checked else "to do")
+        sign.string = "\u2611 " if is_checked else "\u2610 "
+        box.replace_with(sign)
 
 
 def _show_formulas(soup: BeautifulSoup) -> None:
@@ -147,13 +256,32 @@ def _replace(text: NavigableString) -> None:
     text.replace_with(*pieces)
 
 
+def _readable(source: str) -> str:
+    """Return TeX in the commands that the converter knows: no equation has a number, as in Jupyter."""
+    source = _UNNUMBERED.sub("", _LABEL.sub("", source))
+    source = _REFERENCE.sub(lambda found: rf"\text{{{found[1]}}}", source)
+    source = _COLUMNS.sub(r"\1", source)
+    return _ENVIRONMENT.sub(lambda found: rf"\{found[1]}{{{_ENVIRONMENTS[found[2]]}}}", source)
+
+
+def _reference(label: str, *, in_parentheses: bool) -> BeautifulSoup:
+    """Return a link to a formula by its label."""
+    soup = BeautifulSoup("", "html.parser")
+    link = soup.new_tag("a", href=f"#{label}")
+    link.string = f"({label})" if in_parentheses else label
+    soup.append(link)
+    return soup
+
+
 def _math(match: re.Match[str]) -> NavigableString | BeautifulSoup:
-    """Return a formula as MathML; one that cannot be read stays as it was written."""
+    """Return a formula as MathML, a reference as a link; what cannot be read stays as it was written."""
+    if match["ref"]:
+        return _reference(match["ref"], in_parentheses=bool(match["kind"]))
     source = match["display"] or match["bracket"] or match["paren"] or match["inline"]
     if match["environment"]:
-        # With a star where it matters: Jupyter's formulas have no numbers.
-        name = "align*" if match["name"] == "align" else match["name"]
-        source = rf"\begin{{{name}}}{match['environment']}\end{{{name}}}"
+        source = rf"\begin{{{match['name']}}}{match['environment']}\end{{{match['name']}}}"
+    label = _LABEL.search(source)
+    source = _readable(source)
     display = "inline" if match["inline"] or match["paren"] else "block"
     try:
         element = convert_to_element(source, display=display)
@@ -162,4 +290,10 @@ def _math(match: re.Match[str]) -> NavigableString | BeautifulSoup:
     for one in element.iter():
         # The converter writes its signs as entities.
         one.text = entities.unescape(one.text or "")
+        if one.tag in _LIMITS and (one[0].get("movablelimits") == "true" or one[0].text in _WITH_LIMITS):
+            # It belongs below the operator, where there is room.
+            one[0].set("movablelimits", "true")
+            one.tag = _LIMITS[one.tag]
+    if label:
+        element.set("id", label[1])
     return BeautifulSoup(ET.tostring(element, encoding="unicode"), "html.parser")

@@ -11,20 +11,10 @@ from nbformat import NotebookNode
 from traitlets import default
 from traitlets.config import Config
 
-from notebook_runner_server.export.markup import harmless, is_blank
+from notebook_runner_server.export.markup import harmless, harmless_cell
+from notebook_runner_server.export.representation import SHOWN, chosen
 
 _TEMPLATES = Path(__file__).with_name("templates")
-# What a page can show by itself, best first; widgets, JavaScript and Mermaid need scripts, and what stands
-# beside them for such a case is shown.
-_SHOWN = (
-    "text/html",
-    "text/markdown",
-    "image/svg+xml",
-    "text/latex",
-    "image/png",
-    "image/jpeg",
-    "text/plain",
-)
 
 
 class PageExporter(HTMLExporter):
@@ -38,11 +28,16 @@ class PageExporter(HTMLExporter):
     def _basedirs_default(self) -> list[str]:
         return [str(_TEMPLATES)]
 
+    @default("extra_template_paths")
+    def _paths_default(self) -> list[str]:
+        # So that one template can name a file of another one.
+        return [str(_TEMPLATES)]
+
     @property
     def default_config(self) -> Config:
         """What of an output is shown."""
         config: Config = super().default_config
-        config.NbConvertBase.display_data_priority = list(_SHOWN)
+        config.NbConvertBase.display_data_priority = list(SHOWN)
         return config
 
     def default_filters(self) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -52,7 +47,7 @@ class PageExporter(HTMLExporter):
         """
         yield from super().default_filters()  # type: ignore[no-untyped-call] # nbconvert's
         yield "clean_html", harmless
-        yield "is_blank", is_blank
+        yield "clean_cell", harmless_cell
 
     def from_notebook_node(
         self, nb: NotebookNode, resources: dict[str, Any] | None = None, **options: Any
@@ -61,6 +56,8 @@ class PageExporter(HTMLExporter):
         # Read by scripts only, and often larger than all that is shown.
         nb.metadata.pop("widgets", None)
         nb.metadata.setdefault("title", _title(nb))
+        for cell in nb.cells:
+            _prepare(cell)
         return super().from_notebook_node(nb, resources, **options)
 
     def _init_resources(self, resources: dict[str, Any] | None) -> dict[str, Any]:
@@ -77,6 +74,19 @@ class DeckExporter(PageExporter, SlidesExporter):
     @default("template_name")
     def _template_name_default(self) -> str:
         return "deck"
+
+
+def _prepare(cell: NotebookNode) -> None:
+    """Leave of a cell what the page shows."""
+    # nbconvert would make them attributes of a slide, which is outside of what is sanitized.
+    if isinstance(slideshow := cell.metadata.get("slideshow"), dict):
+        slideshow.pop("data", None)
+    for output in cell.get("outputs", ()):
+        if isinstance(output.get("data"), dict):
+            output.data = NotebookNode(chosen(output.data))
+    if "outputs" in cell:
+        # One without a representation shows nothing, and nbconvert would warn of it.
+        cell.outputs = [output for output in cell.outputs if output.get("data", True)]
 
 
 def _title(notebook: NotebookNode) -> str:

@@ -19,10 +19,12 @@ def inline(soup: BeautifulSoup) -> None:
 
     A sheet would speak of the whole page. Tables that pandas has coloured (`DataFrame.style`) have one each.
     """
+    # All of them before any is applied: a selector may speak of them as well.
+    sheets = [sheet.extract() for sheet in soup.find_all("style")]
     known = {str(element["id"]): element for element in soup.find_all(id=True)}
     said: dict[Tag, list[str]] = defaultdict(list)
     searches = 0
-    for sheet in soup.find_all("style"):
+    for sheet in sheets:
         # pandas brings one for each plain table as well, that says what the page says itself.
         rules = () if sheet.has_attr("scoped") else _rules(sheet.get_text())
         for selector, declarations in rules:
@@ -30,7 +32,6 @@ def inline(soup: BeautifulSoup) -> None:
             if searches <= MOST_SEARCHES:
                 for element in _spoken_of(soup, known, selector):
                     said[element].append(declarations)
-        sheet.decompose()
     for element, declarations_of_it in said.items():
         element["style"] = ";".join([*declarations_of_it, str(element.get("style", ""))])
 

@@ -1,0 +1,67 @@
+"""What of an output a page shows: a picture or text beside what needs scripts, or a box that names it."""
+
+import pytest
+
+from notebook_runner_server.export.representation import chosen
+
+PNG = "iVBORw0KGgo="
+SVG = '<svg width="4"><circle r="1"></circle></svg>'
+SCRIPT = '<div id="a"></div><script>draw(plotly)</script>'
+PLOTLY = {"application/vnd.plotly.v1+json": {"data": []}}
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        ({"text/html": "<b>a</b>", "text/plain": "t"}, {"text/html": "<b>a</b>"}),
+        ({"text/html": SVG, "image/svg+xml": SVG, "text/plain": "t"}, {"text/html": SVG}),
+        (
+            {"text/html": f"<?xml version='1.0'?>{SVG}<script>1</script>", "image/svg+xml": "x"},
+            {"text/html": SVG},
+        ),
+        ({"text/html": SCRIPT, "image/png": PNG, "text/plain": "t"}, {"image/png": PNG}),
+        ({"text/html": SCRIPT, "text/latex": "$x$"}, {"text/latex": "$x$"}),
+        ({**PLOTLY, "image/png": PNG}, {"image/png": PNG}),
+        ({**PLOTLY, "text/markdown": "*a*", "text/plain": "t"}, {"text/markdown": "*a*"}),
+        ({"application/javascript": "1", "text/html": "<p>a</p>"}, {"text/html": "<p>a</p>"}),
+        ({"text/latex": "x", "text/html": "<i>a</i>"}, {"text/html": "<i>a</i>"}),
+        ({"image/gif": PNG}, {"text/html": f'<img src="data:image/gif;base64,{PNG}">'}),
+        ({"image/webp": PNG, "text/plain": "t"}, {"text/plain": "t"}),
+        ({"text/html": "<style>p { color: red }</style>", "text/plain": "<HTML object>"}, {}),
+        ({"text/html": " ", "text/plain": "<HTML object>"}, {}),
+        ({"application/vnd.bokehjs_load.v0+json": "", "application/vnd.holoviews_load.v0+json": ""}, {}),
+        ({"text/plain": "t"}, {"text/plain": "t"}),
+        ({}, {}),
+    ],
+)
+def test_what_is_shown(data: dict[str, object], shown: dict[str, object]) -> None:
+    """The richest representation that a page can show, and nothing where a notebook shows nothing."""
+    found = chosen(data)
+    assert {kind: str(content).strip() for kind, content in found.items()} == shown
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (PLOTLY, "a Plotly figure"),
+        ({**PLOTLY, "text/html": "<script>1</script>"}, "an output of JavaScript"),
+        ({"text/html": SCRIPT}, "a Plotly figure"),
+        ({"application/vnd.vegalite.v5+json": {}}, "a Vega-Lite chart"),
+        ({"application/vnd.vega.v5+json": {}}, "a Vega chart"),
+        ({"application/vnd.bokehjs_exec.v0+json": "", "text/html": "<div id=x></div>"}, "a Bokeh plot"),
+        ({"application/vnd.jupyter.widget-view+json": {"model_id": "x"}}, "a widget"),
+        ({"application/geo+json": {}}, "a map (GeoJSON)"),
+        ({"application/javascript": "alert(1)"}, "an output of JavaScript"),
+        ({"application/vnd.<b>"[:19]: 1}, "an output of the type application/vnd.&lt;b&gt;"),
+        ({"text/html": "<iframe src='https://example.org'></iframe>"}, "an embedded page"),
+        ({"text/html": "<img src='https://example.org/x.png'>"}, "a picture or sound that is elsewhere"),
+        ({"text/html": "<form><input name=a></form>"}, "a form"),
+    ],
+)
+@pytest.mark.parametrize("text", ["", "the <text>"])
+def test_a_box_names_what_is_missing(data: dict[str, object], name: str, text: str) -> None:
+    """Where nothing else is there a clear box says what it is, with the text beside it."""
+    found = chosen({**data, **({"text/plain": text} if text else {})})
+    assert list(found) == ["text/html"]
+    assert f"<p>Not shown: {name}. " in found["text/html"]
+    assert ("<pre>the &lt;text&gt;</pre>" in found["text/html"]) is bool(text)
