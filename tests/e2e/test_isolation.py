@@ -190,7 +190,9 @@ def test_what_is_read_once_is_read_by_a_kernel_of_its_own(
 
 FINGERPRINT = """
 import gc, json, locale, os, resource, signal, sys, threading, warnings
+own = os.path.dirname(os.environ["TMPDIR"])
 told = {
+    "own": sorted(name for name, value in os.environ.items() if value.startswith(own)),
     "argv": [one.rpartition("/")[2] for one in sys.argv if "kernel" in one],
     "path": sys.path,
     "flags": repr(sys.flags),
@@ -199,7 +201,8 @@ told = {
     "x": sorted(sys._xoptions),
     "environment": {
         name: value for name, value in os.environ.items()
-        if name not in ("TMPDIR", "NOTEBOOK_RUNNER_RUN_ID", "NOTEBOOK_RUNNER_RUN_DIR", "PWD", "OLDPWD", "_")
+        if name not in ("NOTEBOOK_RUNNER_RUN_ID", "NOTEBOOK_RUNNER_RUN_DIR", "PWD", "OLDPWD", "_")
+        and not value.startswith(own)
     },
     "names": sorted(name for name in globals() if not name.startswith("_i")),
     "main": sys.modules["__main__"].__dict__ is globals(),
@@ -219,7 +222,7 @@ told = {
     "filters": [[str(part) for part in one] for one in warnings.filters],
     "session": get_ipython().history_manager.session_number,
     "file": get_ipython().history_manager.hist_file,
-    "profile": get_ipython().profile_dir.location,
+    "profile": os.path.relpath(get_ipython().profile_dir.location, own),
     "hook": sys.excepthook.__qualname__,
     "stdin": os.readlink("/proc/self/fd/0").partition(":")[0],
     "orphan": os.getppid() == int(os.environ["JPY_PARENT_PID"]),

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
 from notebook_runner_server.execution.client import KernelClient, UnfitKernelError
+from notebook_runner_server.execution.confinement import denial
 from notebook_runner_server.execution.confinement.environment import inherited
 from notebook_runner_server.execution.confinement.place import Place
 from notebook_runner_server.execution.confinement.rules import Confinement, Rules, narrowed, rules
 from notebook_runner_server.execution.confinement.ruleset import Ruleset
+from notebook_runner_server.execution.kernel_folders import make_folders
 from notebook_runner_server.execution.kernel_log import KernelLog
 from notebook_runner_server.execution.preparation import ARGUMENTS, MESSAGES_ON_THE_WAY
 from notebook_runner_server.execution.runtime_dir import subfolder
@@ -89,6 +91,8 @@ class Kernel:
         self._template = template
         self._confinement = confinement
         self._rules: Rules | None = None
+        # Below these it may write; a kernel that was kept learns of some when it gets its place.
+        self._writable: Sequence[Path] = ()
         self._place: Place | None = None
         self.client: KernelClient | None = None
         self._pidfd: int | None = None
@@ -135,11 +139,12 @@ class Kernel:
             if self._confinement is not None:
                 self._rules = rules(self._confinement, [self._folder, *own])
                 provisioner.ruleset = self._rules.ruleset
+                self._writable = self._rules.ruleset.writable
         self._launched = time.monotonic()
         try:
             await self.manager.start_kernel(
                 cwd=working_folder,
-                env={**self._environment(), **variables},
+                env=self._environment(variables),
                 stdin=subprocess.DEVNULL,
                 stdout=self._log.file,
                 stderr=self._log.file,
@@ -230,6 +235,7 @@ class Kernel:
                     ruleset = stack.enter_context(narrowed(self._rules.shared, own))
                 except OSError as error:
                     raise TemplateError(f"the run's folder is not as it was made: {error}") from error
+                self._writable = ruleset.writable
             if isinstance(provisioner, ForkProvisioner) and provisioner.forked:
                 await provisioner.settle(working_folder, variables, ruleset)
             elif spec is not None:
@@ -286,6 +292,15 @@ class Kernel:
         code: int | None = process.poll() if process else None
         return None if getattr(process, "is_lost", False) else code
 
+    def explain(self, text: str) -> str:
+        """Return a note where the sandbox is the reason of an error with this text; empty: it is not."""
+        if self._rules is None:
+            return ""
+        folder = "/"
+        with contextlib.suppress(OSError):
+            folder = os.readlink(f"/proc/{self.pid}/cwd")
+        return denial.explain(text, folder, self._rules.ruleset.readable, self._writable)
+
     def log_tail(self) -> str:
         """Return the end of what the process itself wrote: a fatal error, a failed import."""
         return self._log.tail()
@@ -312,11 +327,10 @@ class Kernel:
         self.manager.context.destroy(linger=0)
         self.remove()
 
-    def _environment(self) -> dict[str, str]:
-        """Return what is inherited, with a folder for temporary files that ends with the kernel."""
-        temporary = self._folder / "tmp"
-        temporary.mkdir(mode=0o700, exist_ok=True)
-        return {**inherited(), "TMPDIR": str(temporary)}
+    def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """Return what is inherited, with folders that end with the kernel, and the run's own variables."""
+        base = inherited()
+        return {**base, **make_folders(self._folder, {**base, **variables}), **variables}
 
     def _watch(self, address_space: int) -> asyncio.Future[None]:
         """Learn of the end of the process at once; jupyter_client would poll each second."""

@@ -67,18 +67,6 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
-def make_profile() -> None:
-    """Make IPython's profile, if there is none, for a confined kernel may not."""
-    from IPython.core.profiledir import ProfileDir  # noqa: PLC0415 - see the module's docstring
-
-    folder = os.environ.get("IPYTHONDIR") or os.path.expanduser("~/.ipython")
-    # Where nobody can write, IPython sees to itself.
-    with contextlib.suppress(Exception):
-        os.makedirs(folder, exist_ok=True)
-        profile = ProfileDir.create_profile_dir_by_name(folder)
-        os.makedirs(os.path.join(profile.location, "db"), exist_ok=True)
-
-
 def answer_only(app: Any, pid: int) -> None:
     """Have ipykernel's sockets accept no connection but a process's; others could listen to its output."""
     import zmq  # noqa: PLC0415 - see the module's docstring

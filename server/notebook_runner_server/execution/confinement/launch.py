@@ -41,7 +41,6 @@ def _become(module: str, arguments: list[str], ruleset: int, pid: int) -> None:
 
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - the same
 
-    confine.make_profile()
     confine.restrict(ruleset)
     launcher = importlib.util.find_spec(module)
     sys.argv = [launcher.origin if launcher and launcher.origin else "", *arguments]

@@ -39,11 +39,17 @@ class Ruleset:
         alone: Deny signals, and connections to abstract sockets, except to processes that are restricted by
             the same call.
 
+    Attributes:
+        readable: The paths that reading was allowed below.
+        writable: The paths that writing was allowed below.
+
     Raises:
         OSError: The system refused.
     """
 
     def __init__(self, *, reading: bool, alone: bool) -> None:
+        self.readable: list[Path] = []
+        self.writable: list[Path] = []
         version = confine.landlock_version()
         every = (1 << _RIGHTS.get(version, _MOST_RIGHTS)) - 1
         self._handled = every if reading else every & ~_READ
@@ -68,6 +74,7 @@ class Ruleset:
             OSError: It cannot be opened, or there can be no rule for it.
         """
         self._allow(path, _READ, 0 if follow else os.O_NOFOLLOW)
+        self.readable.append(Path(path))
 
     def allow_writing(self, path: str | Path) -> None:
         """Allow to read and write a file, or all that is below a folder.
@@ -76,6 +83,7 @@ class Ruleset:
             OSError: It cannot be opened, or there can be no rule for it.
         """
         self._allow(path, self._handled, 0)
+        self.writable.append(Path(path))
 
     def _allow(self, path: str | Path, rights: int, flags: int) -> None:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)

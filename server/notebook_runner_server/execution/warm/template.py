@@ -67,7 +67,6 @@ def main() -> None:
         confine.hide()
     modules = sys.argv[3:]
     failed = _imported(modules)
-    confine.make_profile()
     link.sendall(json.dumps({"failed": failed}).encode() + b"\n")
     # What is there now is the same for all: a collection shall not touch, and so copy, its pages.
     gc.collect()

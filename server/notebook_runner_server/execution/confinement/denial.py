@@ -1,0 +1,64 @@
+"""Explains errors whose reason is the sandbox, so that nobody looks for it in the permissions of files."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+PATH_NOTE = (
+    "The server's sandbox (--sandbox) denies {!r} to notebooks. A run may write to its own folder "
+    "(NOTEBOOK_RUNNER_RUN_DIR) and to TMPDIR; the server's operator can open other folders with "
+    "--writable-folders."
+)
+SIGNAL_NOTE = (
+    "The server's sandbox (--sandbox) may be the reason: it denies signals to processes outside the run, and "
+    "new privileges (sudo)."
+)
+
+# A notebook makes the text, and the worker looks at it between other things.
+_MOST_LINES, _MOST_CHARACTERS, _MOST_PATHS = 1000, 4096, 20
+_DENIED = re.compile(r"Permission denied|\[Errno 13\]|\bEACCES\b")
+_NOT_PERMITTED = re.compile(r"PermissionError: \[Errno 1\] Operation not permitted\s*$")
+# In quotes, or from a slash on.
+_PATH = re.compile(r"""'([^']+)'|"([^"]+)"|(/[^\s'":(),]+)""")
+
+
+def explain(text: str, folder: str, read: Iterable[Path], write: Iterable[Path]) -> str:
+    """Return a note on an error's text; empty: the sandbox is not its reason.
+
+    Args:
+        text: The error with its traceback, without terminal colours.
+        folder: Where relative paths begin.
+        read: Paths below which the sandbox allows to read.
+        write: Paths below which it allows to write as well.
+    """
+    lines = [line[:_MOST_CHARACTERS] for line in text.splitlines()[-_MOST_LINES:]]
+    for path in itertools.islice(_paths(lines), _MOST_PATHS):
+        # Text that is no path: with a null byte, or too long.
+        with contextlib.suppress(OSError, ValueError):
+            if _is_denied(os.path.join(folder, path), read, write):
+                return PATH_NOTE.format(path)
+    return SIGNAL_NOTE if any(map(_NOT_PERMITTED.search, lines)) else ""
+
+
+def _paths(lines: Iterable[str]) -> Iterator[str]:
+    for line in filter(_DENIED.search, lines):
+        for found in _PATH.finditer(line):
+            yield next(filter(None, found.groups()))
+
+
+def _is_denied(path: str, read: Iterable[Path], write: Iterable[Path]) -> bool:
+    """Tell whether the sandbox is the reason: without it, this process with the same user has access."""
+    real = Path(os.path.realpath(path))
+    if _is_below(real, write):
+        return False
+    existing = real if real.exists() else real.parent
+    return os.access(existing, os.W_OK) or (os.access(real, os.R_OK) and not _is_below(real, read))
+
+
+def _is_below(path: Path, folders: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(os.path.realpath(folder)) for folder in folders)

@@ -1,0 +1,50 @@
+"""The note on an error whose reason is the sandbox, from the error's text alone."""
+
+from pathlib import Path
+
+import pytest
+
+from notebook_runner_server.execution.confinement.denial import explain
+
+OUTSIDE = "/usr/share/doc"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"PermissionError: [Errno 13] Permission denied: '{OUTSIDE}'",
+        f'PermissionError: [Errno 13] Permission denied: "{OUTSIDE}/it\'s new"',
+        f"Error in file(file, 'wt') : cannot open file '{OUTSIDE}/new': Permission denied",
+        f"java.io.FileNotFoundException: {OUTSIDE}/new (Permission denied)",
+        f"first\nPermissionError: [Errno 13] Permission denied: 'inside' -> '{OUTSIDE}/new'\nlast",
+    ],
+)
+def test_a_path_outside_is_named(text: str, tmp_path: Path) -> None:
+    """In each language's way to say it, wherever in the text."""
+    note = explain(text, str(tmp_path), [Path("/")], [tmp_path])
+    assert OUTSIDE in note
+    assert "--writable-folders" in note
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "PermissionError: [Errno 13] Permission denied",
+        "PermissionError: [Errno 13] Permission denied: 'inside'",
+        f"FileNotFoundError: [Errno 2] No such file or directory: '{OUTSIDE}/new'",
+        "PermissionError: [Errno 13] Permission denied: '/missing/folder/file'",
+        "PermissionError: [Errno 13] Permission denied: 'a\0b'",
+        f"PermissionError: [Errno 13] Permission denied: '{'/' + 'a' * 3000}'",
+        "PermissionError: [Errno 13] Permission denied: '\ud800'",
+    ],
+)
+def test_nothing_is_said_of_anything_else(text: str, tmp_path: Path) -> None:
+    """Paths that it allows, that are not there, or that are none; other errors."""
+    assert explain(text, str(tmp_path), [Path("/")], [tmp_path]) == ""
+
+
+def test_text_of_any_size_takes_bounded_work(tmp_path: Path) -> None:
+    """Only so many paths are looked at: the one that would be named comes too late."""
+    many = "Permission denied: 'x'\n" * 100
+    assert explain(f"{many}Permission denied: '{OUTSIDE}/new'", str(tmp_path), [Path("/")], [tmp_path]) == ""
