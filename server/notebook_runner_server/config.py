@@ -107,6 +107,12 @@ class Settings:
     max_cell_timeout: float = ceiling("cell_timeout", 0.0)
     output_timeout: float = limit("seconds that a cell may go without any output", 0.0)
     max_output_timeout: float = ceiling("output_timeout", 0.0)
+    interrupt_grace: float = setting(
+        5.0,
+        "Seconds that a cell may take to clean up after it is interrupted at a time limit, before all "
+        "processes of its run are killed; 0: kill them without an interrupt.",
+        minimum=0,
+    )
     memory_limit: int = limit("bytes of memory that the processes of a run may take together", 0)
     max_memory_limit: int = ceiling("memory_limit_bytes", 0)
     limit_address_space: bool = setting(

@@ -37,6 +37,7 @@ def backend(settings: Settings) -> Backend:
             settings.workers,
             settings.state_folder / "scratch",
             limit_address_space=settings.limit_address_space,
+            interrupt_grace=settings.interrupt_grace,
             warm=settings.warm,
             sandbox=settings.sandbox_options,
         )
@@ -58,6 +59,7 @@ def _cluster(settings: Settings) -> Backend:
         # Where workers share it, the history is hidden there as well.
         sandbox=dataclasses.replace(sandbox, hidden=(*sandbox.hidden, settings.state_folder)),
         limit_address_space=settings.limit_address_space,
+        interrupt_grace=settings.interrupt_grace,
         max_files_bytes=settings.max_files_bytes,
     )
     return backend.ClusterBackend(settings.executor, options, settings.cluster_runs)

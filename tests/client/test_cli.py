@@ -11,6 +11,9 @@ from typing import Protocol
 
 import pytest
 
+from notebook_runner import Client
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.cases import FOLDER as CASES
 from tests.support.gate import Gate
 from tests.support.notebooks import code, notebook, parsed, printed, written
 from tests.support.server import Server
@@ -241,3 +244,18 @@ def test_dumb_terminal_gets_plain_lines(server: Server, write: Callable[..., Pat
     assert code == 0
     assert "\x1b" not in screen
     assert "cell 1/1 done in" in screen
+
+
+@pytest.mark.parametrize(
+    ("case", "code"), [("exit-zero", 0), ("exit-call", 0), ("exit-three", 1), ("run-broken", 1)]
+)
+def test_an_exit_is_the_same_for_command_client_and_start(
+    case: str, code: int, command: Command, server: Server
+) -> None:
+    """`sys.exit(0)` is a success and a script that raises a failure, whoever asks."""
+    path = CASES / f"{case}.ipynb"
+    assert command("run", path, "-o", os.devnull).returncode == code
+    with Client(server.target) as client:
+        run = client.wait(client.start(path).run_id)
+    assert run.state == (pb.RUN_STATE_FAILED if code else pb.RUN_STATE_SUCCEEDED)
+    assert (run.cells_completed == run.cells_total) is (code == 0)

@@ -26,7 +26,14 @@ from tests.support.cluster import EXECUTOR, Cluster
 from tests.support.notebooks import content
 
 TIMEOUT = 3.0
-OPTIONS = HostOptions(TIMEOUT, WarmKernels({}), Sandbox("off"), limit_address_space=False, max_files_bytes=0)
+OPTIONS = HostOptions(
+    TIMEOUT,
+    WarmKernels({}),
+    Sandbox("off"),
+    limit_address_space=False,
+    interrupt_grace=0.0,
+    max_files_bytes=0,
+)
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support import without_landlock as without
 from tests.support.attacks import DENIED, attacked
+from tests.support.calls import artefact, inline, perform
 from tests.support.plain import PlainServer, plain_home
 
 ALL = {"mode": "auto", "processes_hidden": True, "files": True, "signals": True, "exposed": []}
@@ -90,6 +92,29 @@ def without_landlock(home: Path, *options: str) -> PlainServer:
     server = PlainServer(home, *options)
     server._command[:0] = [sys.executable, str(Path(without.__file__))]
     return server
+
+
+def failed(server: PlainServer, source: str) -> str:
+    """What is said of a cell that fails: in the failure, and in the report, which has the same note."""
+    run = perform(server.stub, inline(source)).run
+    assert run.state == pb.RUN_STATE_FAILED
+    report = artefact(server.stub, run.run_id, format="error").decode()
+    assert ("sandbox" in report) is ("sandbox" in run.failure.message)
+    return run.failure.message
+
+
+def test_an_error_names_the_sandbox(plain: PlainServer) -> None:
+    """Where it is the reason, and not where the user has no right to the file either."""
+    secret, home = str(plain.secrets), str(plain.home / "new")
+    for source in (f"open({secret!r})", f"open({home!r}, 'w')", "import os; os.kill(os.getppid(), 0)"):
+        assert "--sandbox" in failed(plain, source), source
+    for source in ("open('/etc/shadow')", "open('/proc/sysrq-trigger', 'w')", "open('/missing')", "1 / 0"):
+        assert "sandbox" not in failed(plain, source), source
+
+
+def test_no_sandbox_is_named_where_there_is_none(make_plain: Callable[..., PlainServer]) -> None:
+    """With the sandbox off, an error of permissions is the file's own."""
+    assert "sandbox" not in failed(make_plain("--sandbox", "off"), "open('/etc/shadow')")
 
 
 @pytest.mark.parametrize("mode", ["warm", "cold"])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from nbclient.exceptions import CellExecutionError
-
 from notebook_runner_server.execution.interface import Cause, Failure
 from notebook_runner_server.execution.kernel import Kernel
 from notebook_runner_server.execution.kernel_log import plain
-from notebook_runner_server.execution.recorder import MAX_NAME, cut
+from notebook_runner_server.execution.recorder import MAX_EXCEPTION_MESSAGE, MAX_NAME, CellError, cut
 from notebook_runner_server.execution.signals import how_it_ended
 
 MAX_TRACEBACK = 128 * 1024
@@ -22,18 +20,33 @@ MESSAGES = {
 }
 """A sentence for each cause that ends a run from outside, to be filled with the run's limits."""
 
+WAITS_FOR_INPUT = (
+    " It was waiting for input: {!r} reads from its terminal, and nobody can type there. "
+    "Give it the input in another way, for example from a file."
+)
+"""What is added for a run that was waiting for input when its time was over."""
 
-def of_cell(error: CellExecutionError, traceback: str, index: int | None, cell_id: str) -> Failure:
-    """Tell of a cell that raised; `traceback` as the kernel gave it."""
-    message = cut(plain(str(error.evalue)))
+
+def bounded(traceback: str) -> str:
+    """Return a traceback as plain text, its beginning cut where it is too long."""
+    return plain(traceback)[-MAX_TRACEBACK:]
+
+
+def of_cell(error: CellError, index: int | None, cell_id: str) -> Failure:
+    """Tell of a cell that raised."""
+    message = cut(plain(error.message))
+    said = f"Cell {index} raised {error.name}: {message}"
     return Failure(
         Cause.CELL_ERROR,
-        cut(f"Cell {index} raised {error.ename}: {message}"),
+        # The note is short, and is to be there whatever the exception's text is.
+        f"{cut(said, MAX_EXCEPTION_MESSAGE - len(error.note.encode()) - 2)}. {error.note}"
+        if error.note
+        else cut(said),
         index,
         cell_id,
-        exception_name=plain(str(error.ename))[:MAX_NAME],
+        exception_name=plain(error.name)[:MAX_NAME],
         exception_message=message,
-        traceback=plain(traceback)[-MAX_TRACEBACK:],
+        traceback=bounded(error.traceback),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from notebook_runner_server.execution.kernel import Kernel, KernelDiedError
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.recorder import RecordingClient
 from notebook_runner_server.execution.tree import tree
+from notebook_runner_server.execution.waiting import reader_of_terminal
 from notebook_runner_server.execution.warm.forking import TemplateError
 from notebook_runner_server.execution.warm.reserve import Reserve
 from notebook_runner_server.execution.watchdog import OomKills, Watchdog, peak
@@ -71,20 +73,49 @@ class RunHost:
         self._ready = False
         self._client: RecordingClient | None = None
         self._cell: tuple[int | None, str] = (None, "")
+        # Ends the run when its grace period is over, also while the main thread is busy.
+        self._deadlines: list[threading.Timer] = []
+        self._over = False
+        # The newest cell ended after the run was to be ended: what it raised is the interrupt, or clean-up.
+        self._cell_was_stopped = False
         self._cell_timer: asyncio.TimerHandle | None = None
         self._silence_timer: asyncio.TimerHandle | None = None
         self._last_output = 0.0
 
-    def stop(self, cause: Cause, *, interrupt: bool) -> None:
-        """End the run for a cause, now, or (`interrupt`) after the cell has seen an interrupt.
+    def stop(self, cause: Cause, grace_period: float) -> None:
+        """End the run for a cause: now, or after the cell has seen an interrupt and had time to clean up.
 
-        Returns at once. With `interrupt` the cell may take as long as it likes, until `kill_now`.
+        Returns at once.
+
+        Args:
+            cause: What the run's failure shall name.
+            grace_period: Seconds that the cell may take after the interrupt; zero: end it now.
         """
-        self._claim(Failure(cause, failures.MESSAGES[cause].format(self._job.limits), *self._cell))
-        if not interrupt:
+        self._stop(
+            Failure(cause, failures.MESSAGES[cause].format(self._job.limits), *self._cell), grace_period
+        )
+
+    def _stop(self, failure: Failure, grace_period: float) -> None:
+        self._claim(failure)
+        if not grace_period:
             self.kill_now()
-        else:
-            self._call_soon(self._interrupt)
+            return
+        self._call_soon(self._interrupt)
+        end = threading.Timer(grace_period, self._end_grace)
+        end.daemon = True
+        with self._lock:
+            # The run may have several; the first that is over ends it.
+            if not self._over:
+                self._deadlines.append(end)
+                end.start()
+
+    def _end_grace(self) -> None:
+        with self._lock:
+            if not self._over:
+                self._stopped.set()
+                self._call_soon(self._wake.set)
+                # Under the lock, so that it cannot reach the next run.
+                self._kill()
 
     def kill_now(self) -> None:
         """End every process of the run, whatever the main thread is doing."""
@@ -132,8 +163,10 @@ class RunHost:
         self.kill_now()
 
     def _end(self, outcome: BaseException | None) -> None:
+        self._forget_deadlines()
         if outcome is not None:
             self._claim(self._failure_of(outcome))
+        self._show_where_it_hung()
         self._kill()
         tree.paused = True
         if self._kernel is not None:
@@ -142,6 +175,12 @@ class RunHost:
         if self._kernel is not None:
             self._kernel.close()
         self._reserve.resume()
+
+    def _forget_deadlines(self) -> None:
+        with self._lock:
+            self._over = True
+        for one in self._deadlines:
+            one.cancel()
 
     async def _execute(self) -> None:
         kernel, is_warm = await self._get_kernel()
@@ -153,6 +192,7 @@ class RunHost:
             heard=self._heard,
             before_cell=self._before_cell,
             after_cell=self._after_cell,
+            explain=kernel.explain,
             km=kernel.manager,
             limits=self._job.limits,
             kernel_name=self._job.kernel_name,
@@ -211,10 +251,12 @@ class RunHost:
         self._last_output = time.monotonic()
         self._watch_silence()
 
-    def _after_cell(self) -> None:
+    def _after_cell(self) -> bool:
         for timer in (self._cell_timer, self._silence_timer):
             if timer is not None:
                 timer.cancel()
+        self._cell_was_stopped = self._failure is not None
+        return self._cell_was_stopped
 
     def _heard(self) -> None:
         self._last_output = time.monotonic()
@@ -228,13 +270,20 @@ class RunHost:
         if rest > 0:
             self._silence_timer = asyncio.get_running_loop().call_later(rest, self._watch_silence)
         else:
-            self.stop(Cause.OUTPUT_TIMEOUT, interrupt=False)
+            self._time_out(Cause.OUTPUT_TIMEOUT)
 
     def _limit(self, seconds: float, cause: Cause) -> asyncio.TimerHandle | None:
         if not seconds:
             return None
         loop = asyncio.get_running_loop()
-        return loop.call_later(seconds, lambda: self.stop(cause, interrupt=False))
+        return loop.call_later(seconds, self._time_out, cause)
+
+    def _time_out(self, cause: Cause) -> None:
+        message = failures.MESSAGES[cause].format(self._job.limits)
+        # Before the interrupt, which ends it.
+        if name := reader_of_terminal(tree.processes()):
+            message += failures.WAITS_FOR_INPUT.format(name)
+        self._stop(Failure(cause, message, *self._cell), self._options.interrupt_grace)
 
     def _interrupt(self) -> None:
         if self._kernel is not None and self._ready:
@@ -255,9 +304,16 @@ class RunHost:
         with self._lock:
             self._failure = self._failure or failure
 
+    def _show_where_it_hung(self) -> None:
+        """Add the traceback of the interrupt to the failure of a run that was ended from outside."""
+        error = self._client.error if self._client else None
+        failure = self._failure
+        if failure is not None and error is not None and self._cell_was_stopped:
+            self._failure = dataclasses.replace(failure, traceback=failures.bounded(error.traceback))
+
     def _failure_of(self, error: BaseException) -> Failure:
-        if isinstance(error, CellExecutionError):
-            return failures.of_cell(error, self._client.traceback if self._client else "", *self._cell)
+        if isinstance(error, CellExecutionError) and self._client and self._client.error:
+            return failures.of_cell(self._client.error, *self._cell)
         if not self._ready:
             log = self._kernel.log_tail() if self._kernel else ""
             return Failure(Cause.KERNEL_NOT_READY, f"The kernel did not get ready: {error}", traceback=log)

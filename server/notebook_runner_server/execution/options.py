@@ -35,6 +35,7 @@ class WorkerOptions:
     Attributes:
         folder: A short private folder for its kernels' sockets.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
+        interrupt_grace: Seconds that a cell may take after the interrupt at a time limit; zero: none.
         warm: Kernels to keep ready.
         kernel_environment: Names of variables that kernels find beside those that they always may.
         hide: Let other processes not look into the worker.
@@ -43,6 +44,7 @@ class WorkerOptions:
 
     folder: Path
     limit_address_space: bool = False
+    interrupt_grace: float = 0.0
     warm: WarmKernels = field(default_factory=WarmKernels)
     kernel_environment: tuple[str, ...] = ()
     hide: bool = True

@@ -135,6 +135,7 @@ class ProcessPoolBackend:
         link: A symbolic link in a folder that this backend has alone; it remembers what there is to remove
             after a server that was killed.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
+        interrupt_grace: Seconds that a cell may take after the interrupt at a time limit; zero: none.
         warm: Kernels that each worker keeps ready.
         sandbox: How kernels are kept apart; the folder of the link is what they may not read.
     """
@@ -147,6 +148,7 @@ class ProcessPoolBackend:
         link: Path,
         *,
         limit_address_space: bool = False,
+        interrupt_grace: float = 0.0,
         warm: WarmKernels | None = None,
         sandbox: Sandbox | None = None,
     ) -> None:
@@ -157,6 +159,7 @@ class ProcessPoolBackend:
         self._sandbox = sandbox or Sandbox()
         self._confinement: Confinement | None = None
         self._limit_address_space = limit_address_space
+        self._interrupt_grace = interrupt_grace
         self._warm = warm or WarmKernels()
         self._idle: asyncio.Queue[WorkerProcess] = asyncio.Queue()
         self._next: WorkerProcess | None = None
@@ -287,6 +290,7 @@ class ProcessPoolBackend:
         options = WorkerOptions(
             self._runtime_dir.subfolder(),
             limit_address_space=self._limit_address_space,
+            interrupt_grace=self._interrupt_grace,
             warm=self._warm,
             kernel_environment=self._sandbox.kernel_environment,
             hide=self._sandbox.is_on,

@@ -18,6 +18,10 @@ FLUSH_CHARACTERS = 1024 * 1024
 # lost, and an exception is told as another one; as an escape of JSON it can be.
 # A cell's file, which warnings name, would be in the run's folder for temporary files, which is the server's
 # and says nothing to a reader: it is named as Jupyter names it. No such file exists there either.
+#
+# `%run` of a script that raises shows the traceback and reports success; of a notebook it raises. A script
+# is as a notebook here, so that no cell goes on with what half a script has left. `exit()` makes the kernel
+# end by itself 0.1 s after the cell, in the middle of the next one: the server ends it.
 _SOURCE = f"""
 import json
 import os
@@ -25,7 +29,8 @@ import sys
 import zmq
 import ipykernel.compiler
 from jupyter_client.jsonutil import json_default
-kernel = get_ipython().kernel
+shell = get_ipython()
+kernel = shell.kernel
 kernel.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
 kernel.iopub_thread.socket.setsockopt(zmq.SNDHWM, {MESSAGES_ON_THE_WAY})
 pack = kernel.session.pack
@@ -49,6 +54,16 @@ def bound(stream):
 bound(sys.stdout)
 bound(sys.stderr)
 ipykernel.compiler.get_tmp_directory = lambda: f"/tmp/ipykernel_{{os.getpid()}}"
+execute_file = shell.safe_execfile
+def execute_file_or_raise(name, *where, exit_ignore=False, **options):
+    __tracebackhide__ = True
+    try:
+        return execute_file(name, *where, **{{**options, "raise_exceptions": True}})
+    except SystemExit:
+        if not exit_ignore:
+            raise
+shell.safe_execfile = execute_file_or_raise
+shell.unobserve_all("exit_now")
 """
 
 ARGUMENTS = [

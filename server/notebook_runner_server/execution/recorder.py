@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -29,6 +30,7 @@ from notebook_runner_server.execution.interface import (
     PartChunk,
     StreamOutput,
 )
+from notebook_runner_server.execution.kernel_log import plain
 from notebook_runner_server.execution.parts import TAIL
 
 if TYPE_CHECKING:
@@ -44,11 +46,28 @@ FOR_EVER = 2**31
 CHUNK_BYTES = 512 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class CellError:
+    """The exception that a cell raised.
+
+    Attributes:
+        name: The exception's class.
+        message: Its text.
+        traceback: Its traceback, without terminal colours.
+        note: What the server has to say about it; empty: nothing.
+    """
+
+    name: str
+    message: str
+    traceback: str
+    note: str = ""
+
+
 class RecordingClient(NotebookClient):
     """An nbclient that emits an event for whatever happens, and each cell's outputs once it has ended.
 
     Attributes:
-        traceback: What the newest cell that raised gave, with terminal colours.
+        error: What the newest cell raised; None: nothing.
 
     Kernel and signals belong to whoever made it: pass `km` and set `kc` before `async_execute`.
 
@@ -57,7 +76,8 @@ class RecordingClient(NotebookClient):
         emit: Takes the events.
         heard: Called for each output of the kernel, kept or not.
         before_cell: Called before each cell; what it raises ends the execution.
-        after_cell: Called after each cell, however it ended.
+        after_cell: Called after each cell, however it ended; answers whether the run is being ended.
+        explain: Takes an error's text, and answers what there is to say about it; empty: nothing.
         limits: What the run may take; output that is over is cut.
     """
 
@@ -68,7 +88,8 @@ class RecordingClient(NotebookClient):
         emit: Callable[[ExecutionEvent], None],
         heard: Callable[[], None],
         before_cell: Callable[[int, str], None],
-        after_cell: Callable[[], None],
+        after_cell: Callable[[], bool],
+        explain: Callable[[str], str],
         limits: Limits,
         **traits: Any,
     ) -> None:
@@ -77,9 +98,18 @@ class RecordingClient(NotebookClient):
         self._heard = heard
         self._before_cell = before_cell
         self._after_cell = after_cell
+        self._explain = explain
         self._budget = OutputBudget(limits)
         self._cut = self._raised = self._error_allowed = False
-        self.traceback = ""
+        self.error: CellError | None = None
+        # What the kernel published of the newest error in the cell.
+        self._shown: CellError | None = None
+        # The text output that further text of its stream is added to, and its pieces: joined once, when it
+        # is over.
+        self._text: NotebookNode | None = None
+        self._pieces: list[str] = []
+        # The notebook has asked to end here.
+        self._exited = False
         self._messages = 0
         self.quiet_seconds, self.iopub_timeout = self.iopub_timeout, FOR_EVER
         # Cells that ended earlier and were changed since, by an update to what they display.
@@ -95,10 +125,13 @@ class RecordingClient(NotebookClient):
         self, cell: NotebookNode, cell_index: int, *arguments: Any, **options: Any
     ) -> NotebookNode:
         """Execute a cell as nbclient does, and tell of its start and end."""
+        if self._exited:
+            return cell
         if not self._is_executed(cell):
             return await super().async_execute_cell(cell, cell_index, *arguments, **options)
         self._before_cell(cell_index, cell.get("id", ""))
         self._cut = self._raised = self._error_allowed = False
+        self.error = self._shown = None
         self._budget.start_cell()
         self._emit(CellStarted(cell_index, cell.get("id", ""), _first_line(cell.source)))
         start = time.monotonic()
@@ -110,7 +143,8 @@ class RecordingClient(NotebookClient):
             outcome = CellOutcome.FAILED
             raise
         finally:
-            self._after_cell()
+            if self._after_cell():
+                outcome = CellOutcome.STOPPED
             self._finish(cell, cell_index, time.monotonic() - start, outcome)
         return cell
 
@@ -150,10 +184,12 @@ class RecordingClient(NotebookClient):
         if kind not in _OUTPUTS:
             return self._process(msg, cell, cell_index)
         self._heard()
+        if kind == "error":
+            msg = {**msg, "content": self._annotated(budget.bounded_error(msg["content"]))}
         if kind == "error" and not self._raised:
             # Why the cell ended is never left out.
             self._raised = True
-            return self._process({**msg, "content": budget.bounded_error(msg["content"])}, cell, cell_index)
+            return self._process(msg, cell, cell_index)
         if self._cut:
             # Not even a clear_output: it would take the mark away.
             return None
@@ -204,6 +240,7 @@ class RecordingClient(NotebookClient):
         for number in sorted(self._changed - {index}):
             self._emit_part(number, notebooks.encode_cell(self.nb.cells[number]))
         self._changed.clear()
+        self._join_text()
         self._emit_part(index, notebooks.encode_cell(cell))
         count = min(max(0, cell.get("execution_count") or 0), MAX_COUNT)
         self._emit(CellFinished(index, cell.get("id", ""), count, duration, outcome))
@@ -213,14 +250,84 @@ class RecordingClient(NotebookClient):
             piece = encoded[start : start + CHUNK_BYTES]
             self._emit(PartChunk(part, piece, last=start + CHUNK_BYTES >= len(encoded)))
 
+    def output(
+        self, outs: list[NotebookNode], msg: dict[str, Any], display_id: str | None, cell_index: int
+    ) -> NotebookNode | None:
+        """Add an output as nbclient does, and text to the text of the same stream that it follows."""
+        content = msg["content"]
+        continues = (
+            msg["msg_type"] == "stream"
+            and self._text is not None
+            and bool(outs)
+            and outs[-1] is self._text
+            and self._text.name == content["name"]
+            and not self.clear_before_next_output
+            and not self.output_hook_stack[msg["parent_header"].get("msg_id")]
+        )
+        if continues:
+            self._pieces.append(content["text"])
+            return self._text
+        self._join_text()
+        output: NotebookNode | None = super().output(outs, msg, display_id, cell_index)
+        if output is not None and output.output_type == "stream":
+            self._text, self._pieces = output, [output.text]
+        return output
+
+    def _join_text(self) -> None:
+        if self._text is not None:
+            self._text["text"] = "".join(self._pieces)
+        self._text, self._pieces = None, []
+
+    async def _check_raise_for_error(
+        self, cell: NotebookNode, cell_index: int, exec_reply: dict[str, Any] | None
+    ) -> None:
+        """Raise for a reply as nbclient does, unless the notebook has asked to end here, and all is well."""
+        content = exec_reply["content"] if exec_reply else {}
+        if _is_exit(content) and "raises-exception" not in cell.metadata.get("tags", []):
+            self._exited = True
+        else:
+            await super()._check_raise_for_error(cell, cell_index, exec_reply)
+
     def _update_display_id(self, display_id: str, msg: dict[str, Any]) -> None:
         super()._update_display_id(display_id, msg)
         self._changed.update(self._display_id_map.get(display_id, {}))
 
-    def _note_error(self, *, execute_reply: dict[str, Any], **_: Any) -> None:
+    def _note_error(self, *, cell: NotebookNode, execute_reply: dict[str, Any], **_: Any) -> None:
         # Called for errors that end the run as well; those raise next.
         self._error_allowed = True
-        self.traceback = "\n".join(execute_reply["content"].get("traceback", []))
+        self._join_text()
+        content = execute_reply["content"]
+        name, message = str(content.get("ename", "")), str(content.get("evalue", ""))
+        shown = self._shown
+        # An error while a result was displayed is not in the reply, which says "NoneType: None".
+        if shown is not None and (name in ("", "NoneType") or (name, message) == (shown.name, shown.message)):
+            self.error = shown
+            return
+        # What IPython cannot format (groups of exceptions, its own UsageError) it prints, and its reply has
+        # the traceback of an earlier exception, or none.
+        printed = [out.text for out in cell.outputs if out.output_type == "stream" and out.name == "stderr"]
+        traceback = plain(printed[-1]) if printed else ""
+        if name not in traceback:
+            traceback = plain("\n".join(content.get("traceback") or []))
+        self.error = CellError(name, message, traceback, self._explain(f"{traceback}\n{message}"))
+
+    def _annotated(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Note an error that the kernel publishes, and add to its traceback what there is to say about it."""
+        name, message = str(content.get("ename", "")), str(content.get("evalue", ""))
+        lines = list(content.get("traceback", []))
+        traceback = plain("\n".join(lines))
+        if note := self._explain(f"{traceback}\n{message}"):
+            lines, traceback = [*lines, f"\n{note}"], f"{traceback}\n\n{note}"
+        self._shown = CellError(name, message, traceback, note)
+        return {**content, "traceback": lines}
+
+
+def _is_exit(reply: dict[str, Any]) -> bool:
+    """Tell whether a cell has called `sys.exit(0)`, `sys.exit()`, `exit()` or `quit()`."""
+    if reply.get("status") == "error":
+        return reply.get("ename") == "SystemExit" and reply.get("evalue") in ("", "0", "None")
+    payload = [one for one in reply.get("payload", []) if isinstance(one, dict)]
+    return any(one.get("source") == "ask_exit" and not one.get("keepkernel") for one in payload)
 
 
 def _first_line(source: str) -> str:
@@ -254,9 +361,9 @@ def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
     return []
 
 
-def cut(text: str) -> str:
-    """Return as much of an exception's text as events and failures carry."""
-    return text.encode(errors="replace")[:MAX_EXCEPTION_MESSAGE].decode(errors="ignore")
+def cut(text: str, size: int = MAX_EXCEPTION_MESSAGE) -> str:
+    """Return as much of an exception's text as events and failures carry, in bytes of UTF-8."""
+    return text.encode(errors="replace")[:size].decode(errors="ignore")
 
 
 def _unicode(text: str) -> str:

@@ -62,8 +62,6 @@ class _Worker:
         self._host: hosts.RunHost | None = None
         # An order that overtook its job.
         self._early: Stop | None = None
-        # When the grace period of the job is over.
-        self._deadline: float | None = None
         self._until: Until | None = None
 
     def execute(self, job: Job) -> None:
@@ -75,7 +73,7 @@ class _Worker:
             traceback.print_exc()
             self.abandon()
         with self._lock:
-            self._host, self._run_id, self._early, self._deadline, self._until = None, "", None, None, None
+            self._host, self._run_id, self._early, self._until = None, "", None, None
 
     def _send(self, message: object) -> None:
         # A small part goes with the event that tells of it, and a cell's end with the next one's start: each
@@ -131,11 +129,7 @@ class _Worker:
                 self._end_overdue()
 
     def _end_overdue(self) -> None:
-        now = time.monotonic()
-        if self._host is not None and self._deadline is not None and now >= self._deadline:
-            self._deadline = None
-            self._host.kill_now()
-        if self._until is not None and now >= self._until.moment:
+        if self._until is not None and time.monotonic() >= self._until.moment:
             run_id, self._until = self._until.run_id, None
             self._stop(Stop(run_id, Cause.SERVER_DIED, 0.0))
 
@@ -150,18 +144,14 @@ class _Worker:
     def _remaining(self) -> float:
         """Return how long to wait for an order, in seconds; poll() takes no more than some weeks."""
         with self._lock:
-            moments = [self._deadline, None if self._until is None else self._until.moment]
-        rests = [one - time.monotonic() for one in moments if one is not None]
-        return max(0.0, min([*rests, LONGEST_WAIT]))
+            rest = LONGEST_WAIT if self._until is None else self._until.moment - time.monotonic()
+        return max(0.0, min(rest, LONGEST_WAIT))
 
     def _stop(self, order: Stop) -> None:
         if order.run_id != self._run_id or self._host is None:
             self._early = order
             return
-        if order.grace_period:
-            end = time.monotonic() + order.grace_period
-            self._deadline = end if self._deadline is None else min(end, self._deadline)
-        self._host.stop(order.cause, interrupt=order.grace_period > 0)
+        self._host.stop(order.cause, order.grace_period)
 
 
 _worker: _Worker | None = None

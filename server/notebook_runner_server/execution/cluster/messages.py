@@ -47,6 +47,7 @@ class HostOptions:
         warm: Kernels that each slot keeps ready.
         sandbox: How kernels are kept apart.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
+        interrupt_grace: Seconds that a cell may take after the interrupt at a time limit; zero: none.
         max_files_bytes: How much a run folder may hold to be brought to the server.
     """
 
@@ -54,6 +55,7 @@ class HostOptions:
     warm: WarmKernels
     sandbox: Sandbox
     limit_address_space: bool
+    interrupt_grace: float
     max_files_bytes: int
 
     def shared(self) -> HostOptions:

@@ -59,6 +59,7 @@ class NotebookHost(WorkerPlugin):
             self._slots,
             folder / "scratch",
             limit_address_space=self._options.limit_address_space,
+            interrupt_grace=self._options.interrupt_grace,
             warm=self._options.warm,
             sandbox=self._sandbox(worker),
         )

@@ -6,7 +6,6 @@ but the standard library is imported here, and ipykernel's only in functions for
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import sys
