@@ -53,13 +53,15 @@ class _CellOutcomeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     CELL_OUTCOME_UNSPECIFIED: _CellOutcome.ValueType  # 0
     """Not a value that is sent."""
     CELL_OUTCOME_SUCCEEDED: _CellOutcome.ValueType  # 1
-    """It ran to its end."""
+    """It ran to its end, or ended the notebook with exit code 0."""
     CELL_OUTCOME_FAILED: _CellOutcome.ValueType  # 2
     """It raised, and that ended the run."""
     CELL_OUTCOME_ERROR_ALLOWED: _CellOutcome.ValueType  # 3
     """It raised, and the run went on: allow_errors, or the cell's tag `raises-exception`."""
     CELL_OUTCOME_STOPPED: _CellOutcome.ValueType  # 4
-    """The run was ended while the cell ran; the outputs are those it had until then."""
+    """The run was ended while the cell ran; the outputs are those it had until then, with what it printed and
+    raised after an interrupt.
+    """
 
 class CellOutcome(_CellOutcome, metaclass=_CellOutcomeEnumTypeWrapper):
     """How a cell ended."""
@@ -67,13 +69,15 @@ class CellOutcome(_CellOutcome, metaclass=_CellOutcomeEnumTypeWrapper):
 CELL_OUTCOME_UNSPECIFIED: CellOutcome.ValueType  # 0
 """Not a value that is sent."""
 CELL_OUTCOME_SUCCEEDED: CellOutcome.ValueType  # 1
-"""It ran to its end."""
+"""It ran to its end, or ended the notebook with exit code 0."""
 CELL_OUTCOME_FAILED: CellOutcome.ValueType  # 2
 """It raised, and that ended the run."""
 CELL_OUTCOME_ERROR_ALLOWED: CellOutcome.ValueType  # 3
 """It raised, and the run went on: allow_errors, or the cell's tag `raises-exception`."""
 CELL_OUTCOME_STOPPED: CellOutcome.ValueType  # 4
-"""The run was ended while the cell ran; the outputs are those it had until then."""
+"""The run was ended while the cell ran; the outputs are those it had until then, with what it printed and
+raised after an interrupt.
+"""
 global___CellOutcome = CellOutcome
 
 class _RunState:
@@ -93,7 +97,7 @@ class _RunStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     RUN_STATE_KILLING: _RunState.ValueType  # 4
     """A Kill is under way."""
     RUN_STATE_SUCCEEDED: _RunState.ValueType  # 5
-    """Terminal: every cell was executed."""
+    """Terminal: every cell was executed, or the notebook ended itself with exit code 0 (`sys.exit(0)`)."""
     RUN_STATE_FAILED: _RunState.ValueType  # 6
     """Terminal: a cell raised."""
     RUN_STATE_TIMED_OUT: _RunState.ValueType  # 7
@@ -119,7 +123,7 @@ RUN_STATE_RUNNING: RunState.ValueType  # 3
 RUN_STATE_KILLING: RunState.ValueType  # 4
 """A Kill is under way."""
 RUN_STATE_SUCCEEDED: RunState.ValueType  # 5
-"""Terminal: every cell was executed."""
+"""Terminal: every cell was executed, or the notebook ended itself with exit code 0 (`sys.exit(0)`)."""
 RUN_STATE_FAILED: RunState.ValueType  # 6
 """Terminal: a cell raised."""
 RUN_STATE_TIMED_OUT: RunState.ValueType  # 7
@@ -330,7 +334,9 @@ class StartRequest(google.protobuf.message.Message):
     @property
     def run_timeout(self) -> google.protobuf.duration_pb2.Duration:
         """How long the run may take, from its start on a worker. This and the limits below: absent or zero means
-        the server's default; more than the operator allows is an error (INVALID_FIELD).
+        the server's default; more than the operator allows is an error (INVALID_FIELD). At a time limit the cell
+        is interrupted, and has the time of the server's setting `--interrupt-grace` to clean up before every
+        process of the run is killed.
         """
 
     @property
@@ -1146,7 +1152,9 @@ class Failure(google.protobuf.message.Message):
     exception_message: builtins.str
     """The exception's text, when the cell raised."""
     traceback: builtins.str
-    """The traceback as plain text, when the cell raised."""
+    """The traceback as plain text, when the cell raised, or was interrupted: at a time limit, or by Kill with a
+    grace period.
+    """
     signal: builtins.str
     """The signal that ended the kernel or worker, "SIGSEGV" for example; empty when none did."""
     exit_code: builtins.int
