@@ -7,7 +7,7 @@ from notebook_runner_server.export.representation import chosen
 PNG = "iVBORw0KGgo="
 SVG = '<svg width="4"><circle r="1"></circle></svg>'
 SCRIPT = '<div id="a"></div><script>draw(plotly)</script>'
-PLOTLY = {"application/vnd.plotly.v1+json": {"data": []}}
+PLOTLY: dict[str, object] = {"application/vnd.plotly.v1+json": {"data": []}}
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ class GatedStore(Store):
 class Shrinking(Double):
     """A backend whose workers go with their runs, as those of a cluster may."""
 
+    @override
     def _release(self) -> None:
         pass
 
