@@ -12,7 +12,7 @@ RELEASE_VENV := .venv-release
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test test-unit test-all faults cold cluster cluster-full container chaos soak attack plain check hooks format generate contract docs docs-serve release image image-report lock bench bench-cluster scale clean
+.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults cold cluster cluster-full container chaos soak attack plain check hooks format generate contract docs docs-serve release image image-report lock bench bench-cluster scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ name[NR] = $$1; text[NR] = $$2; if (length($$1) > width) width = length($$1) } \
@@ -67,6 +67,14 @@ cold: install ## Run the tests of whole runs again, without warm kernels
 	NOTEBOOK_RUNNER_WARM_KERNELS=none $(PYTEST) $(PARALLEL) -m "e2e or long" tests/e2e tests/client
 
 test-all: test faults cold cluster container ## Run all tests, on a Dask cluster and in containers too
+
+coverage: install ## Run the tests of `make test`, and print the lines and branches that none of them takes
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PARALLEL) -m "unit or e2e"; status=$$?; \
+	$(BIN)/coverage combine --quiet; $(BIN)/coverage report; exit $$status
+
+mutation: install ## Change one thing at a time in what only computes, and print which changes no test notices
+	$(BIN)/python -m checks.mutation
 
 # They wait more than they work.
 CLUSTER := $(PYTEST) -n 3 --dist loadfile
@@ -191,4 +199,4 @@ scale: $(INSTALLED) ## Measure what an item costs where there are few and where 
 	$(BIN)/python -m benchmarks --only scaling
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) $(GENERATE_VENV) $(RELEASE_VENV) .mypy_cache .ruff_cache .pytest_cache demo-output dist site
+	rm -rf $(VENV) $(GENERATE_VENV) $(RELEASE_VENV) .mutation .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache demo-output dist site

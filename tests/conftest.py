@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.support.cluster import Cluster
 from tests.support.gate import Gate
@@ -18,6 +19,19 @@ from tests.support.server import Server
 # Started in the background, by a shell or by CI, this process ignores Ctrl-C, and so would all that it
 # starts: tests that press it would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What a property says of itself goes before.
+settings.register_profile("tests", deadline=None, database=None, max_examples=300)
+settings.load_profile("tests")
+# `make mutation` chooses it: a failure counts there, and not the shortest example that has it.
+settings.register_profile(
+    "mutation",
+    deadline=None,
+    database=None,
+    max_examples=50,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 
 FOLDER = Path(__file__).parent
 KINDS = ("unit", "integration", "e2e", "fault", "load", "long", "cluster", "cluster_long", "container")

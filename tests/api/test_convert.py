@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
@@ -23,12 +23,13 @@ from notebook_runner_server.execution.interface import (
     ErrorOutput,
     Failure,
     OutputCut,
+    Spares,
 )
 from notebook_runner_server.runs.errors import InvalidFieldError
+from notebook_runner_server.runs.info import KernelInfo, RunnerInfo
 from notebook_runner_server.runs.model import Body, Event, Run, RunState, StartSpec
 from tests.runs.samples import a_run, changed, printed
 
-quick = settings(deadline=None, database=None, max_examples=300)
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 values: st.SearchStrategy[Value] = st.deferred(
     lambda: st.one_of(
@@ -58,7 +59,6 @@ def spec(**fields: Any) -> StartSpec:
     return convert.start_spec(pb.StartRequest(**fields))
 
 
-@quick
 @given(structs)
 def test_parameters_come_back_as_they_were_given(parameters: Struct) -> None:
     """From the request to the run and back: byte for byte the same, but what JSON has not is a string."""
@@ -159,7 +159,6 @@ def test_what_is_nested_deeper_than_a_reader_allows_is_refused(levels: int) -> N
     assert pb.ListResponse.FromString(message).runs[0] == run
 
 
-@quick
 @given(st.floats())
 def test_numbers_without_a_fraction_are_integers(number: float) -> None:
     """As far as a double tells whole numbers apart, and no further."""
@@ -296,7 +295,6 @@ durations = st.builds(
 )
 
 
-@quick
 @given(durations | st.builds(Duration, seconds=st.integers(-2, 2), nanos=st.integers(-(10**9), 10**9)))
 def test_durations_are_seconds_or_refused(duration: Duration) -> None:
     """What the contract's type allows and is not negative; a mixed sign is none."""
@@ -348,3 +346,74 @@ def test_uris_are_asked_for_as_they_stand() -> None:
     asked = spec(notebook_uri="s3://a/b", output_uri="https://c/d?e=f")
     assert (asked.notebook_uri, asked.output_uri) == ("s3://a/b", "https://c/d?e=f")
     assert (spec(notebook_uri="").notebook_uri, spec().notebook_uri, spec().output_uri) == ("", None, "")
+
+
+def test_all_of_a_server_arrives() -> None:
+    """Every field that the runner knows has its own value; the rest is the servicer's."""
+    kernels = [
+        KernelInfo("ir", "R", Spares(0, 0), is_default=False),
+        KernelInfo("python3", "python", Spares(1, 2), is_default=True),
+    ]
+    info = RunnerInfo(
+        kernels=kernels,
+        workers=3,
+        active=4,
+        queued=5,
+        queue_size=6,
+        default_notebook="a.ipynb",
+        has_notebook_root=True,
+        uri_schemes=["https", "s3"],
+    )
+    assert convert.info_message(info) == pb.InfoResponse(
+        kernels=[
+            pb.KernelInfo(name="ir", language="R"),
+            pb.KernelInfo(name="python3", language="python", is_default=True, warm_ready=1, warm_wanted=2),
+        ],
+        workers=3,
+        runs_active=4,
+        runs_queued=5,
+        queue_size=6,
+        default_notebook="a.ipynb",
+        has_notebook_root=True,
+        uri_schemes=["https", "s3"],
+    )
+
+
+def test_a_heartbeat_repeats_the_last_event() -> None:
+    """Its time is its own."""
+    last = Event(7, 5, 1, 2, CellStarted(1, "id", "line"))
+    message = convert.heartbeat_message(last, 6_000_000_007)
+    assert (message.sequence, message.cells_completed, message.cells_total) == (7, 1, 2)
+    assert (message.time.seconds, message.time.nanos) == (6, 7)
+    assert message.WhichOneof("event") == "heartbeat"
+
+
+def test_a_cells_duration_is_a_whole_number_of_nanoseconds() -> None:
+    """Rounded down, so that the parts of a run are not longer than the run."""
+    finished = CellFinished(3, "id", 4, 1.9999999999, CellOutcome.SUCCEEDED)
+    message = convert.event_message(Event(7, 5, 1, 2, finished)).cell_finished
+    assert message.duration == Duration(seconds=1, nanos=999_999_999)
+    assert (message.cell_index, message.cell_id) == (3, "id")
+
+
+def test_parameters_may_have_a_mebibyte() -> None:
+    """One byte more is refused, by the field's name."""
+    most = Struct(fields={"a": Value(string_value="")})
+    room = 1024 * 1024
+    # Longer text needs longer lengths around it.
+    most.fields["a"].string_value = "x" * (room - 100)
+    most.fields["a"].string_value += "x" * (room - most.ByteSize())
+    assert most.ByteSize() == room
+    assert len(spec(parameters=most).parameters["a"]) > room - 100
+    most.fields["a"].string_value += "x"
+    with pytest.raises(InvalidFieldError, match=f"at most {room} bytes") as caught:
+        spec(parameters=most)
+    assert caught.value.field == "parameters"
+
+
+def test_what_the_contract_does_not_know_is_named() -> None:
+    """The field of a wrong duration, and the number of a wrong state."""
+    with pytest.raises(InvalidFieldError, match="retention"):
+        spec(retention=Duration(seconds=-1))
+    with pytest.raises(InvalidFieldError, match="11"):
+        convert.domain_state(11)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
@@ -285,7 +285,6 @@ def spelled(value: Any) -> str:
     return repr(value)
 
 
-@settings(deadline=None, database=None, max_examples=300)
 @given(specs, specs)
 @example(StartSpec(parameters={"a": [False]}), StartSpec(parameters={"a": [0]}))
 @example(StartSpec(parameters={"a": 1, "b": 2}), StartSpec(parameters={"b": 2, "a": 1}))

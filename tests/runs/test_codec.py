@@ -3,7 +3,7 @@
 import json
 import math
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from notebook_runner_server.execution.interface import Cause, CellEvent, CellOutcome
@@ -11,10 +11,7 @@ from notebook_runner_server.runs import codec
 from notebook_runner_server.runs.model import Body, Event, Order, Run, RunState
 from tests.runs.samples import a_run, an_order, bodies, changed, events, json_values, orders, runs, text
 
-quick = settings(deadline=None, database=None, max_examples=300)
 
-
-@quick
 @given(runs)
 def test_runs(run: Run) -> None:
     """A run comes back as it went in, in text that any SQLite can keep."""
@@ -30,7 +27,6 @@ def test_runs_of_earlier_versions() -> None:
     assert codec.decode_run(json.dumps(older)) == a_run()
 
 
-@quick
 @given(st.dictionaries(text, json_values, max_size=4))
 def test_parameters(parameters: dict[str, object]) -> None:
     """Parameters come back with their types: 1 stays an int, 1.0 a float, True a bool."""
@@ -45,14 +41,12 @@ def test_parameters_that_json_does_not_have() -> None:
     assert values["b"] == [math.inf, -math.inf]
 
 
-@quick
 @given(orders)
 def test_orders(order: Order) -> None:
     """An order comes back as it went in."""
     assert codec.decode_order(codec.encode_order(order)) == order
 
 
-@quick
 @given(events)
 def test_events(event: Event) -> None:
     """An event comes back with its own types, beside the sequence number and time of its row."""
@@ -61,7 +55,6 @@ def test_events(event: Event) -> None:
     assert type(decoded.body) is type(event.body)
 
 
-@quick
 @given(bodies)
 def test_sequence_and_time_are_kept_once(body: Body) -> None:
     """What has columns of its own is not in the text as well, where it could differ."""

@@ -1,7 +1,7 @@
 """The `error` format: a report of how a run ended, or of where it is, for a person."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from notebook_runner_server.execution.interface import Cause, Failure
 from notebook_runner_server.runs.model import Run, RunState
@@ -73,7 +73,6 @@ def test_a_cell_without_an_id_is_named_by_its_place(index: int) -> None:
     assert text.endswith(f"\nIn        cell {index + 1} of 2 (index {index})\n\ngone\n")
 
 
-@settings(deadline=None, database=None, max_examples=200)
 @given(runs)
 def test_every_run_can_be_reported(run: Run) -> None:
     """Whatever is in a run, there is a report that names it."""

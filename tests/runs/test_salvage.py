@@ -57,12 +57,40 @@ def saved(*bodies: Body | str) -> str:
         (("a", ClearOutput(0, wait=True), "b", "c"), "bc"),
         (("a", ClearOutput(0, wait=True), ClearOutput(0, wait=False)), ""),
         (("a", ClearOutput(0, wait=False), ClearOutput(0, wait=True), "b"), "b"),
+        (("a", "", "b"), "ab"),
+        (("", "a"), "a"),
+        (("",), ""),
         (("a", DisplayOutput(0, "display_data", (("text/plain", 1),)), "b"), "ab"),
     ],
 )
 def test_the_text_is_what_the_notebook_would_show(bodies: tuple[Body | str, ...], text: str) -> None:
     """Printed text in its order, cleared as the cell asked, and nothing made up for what is not known."""
     assert saved(STARTED, *bodies) == text
+
+
+def test_what_stood_before_the_cell_is_not_its_own() -> None:
+    """The look backwards ends at the cell's start, and says whether the cell had output."""
+    backwards = [printed(4), Event(3, 1, 0, 1, STARTED), printed(2)]
+    assert shown_since(backwards, output_after=False) == (3, True)
+    assert shown_since(backwards[1:], output_after=False) == (3, False)
+    assert shown_since(backwards[2:], output_after=False) == (None, True)
+
+
+@pytest.mark.parametrize("name", ["stdout", "[]"])
+def test_a_stream_may_have_any_name(name: str) -> None:
+    """A kernel chooses the names of its streams; the notebook stays one that can be read."""
+    told = [Event(place, 1, 0, 1, StreamOutput(0, name, text)) for place, text in ((1, "a"), (2, "b"))]
+    (output,) = json.loads(salvage(encode_cell(code("1")), told))["outputs"]
+    assert (output["name"], output["text"]) == (name, ["a", "b"])
+
+
+def test_the_cells_id_is_read() -> None:
+    """A cell of an old notebook has none."""
+    node = code("1")
+    node["id"] = "the-id"
+    assert SalvagedCell(encode_cell(node)).cell_id == "the-id"
+    del node["id"]
+    assert SalvagedCell(encode_cell(node)).cell_id == ""
 
 
 def test_the_cell_is_encoded_as_nbformat_does() -> None:

@@ -102,22 +102,6 @@ async def test_a_run_that_is_read_waits(tmp_path: Path, bounds: Bounds) -> None:
         assert "run-0" not in await ids(store) or bounds.runs
 
 
-def test_readers_are_counted(tmp_path: Path) -> None:
-    """Two streams of one run are two; a page counts for a while; nobody else is meant."""
-    readers = Readers()
-    assert not readers.reads("one")
-    with readers.stream("one"):
-        with readers.stream("one"):
-            assert readers.reads("one")
-        assert readers.reads("one")
-        assert not readers.reads("two")
-    assert not readers.reads("one")
-    readers.page("two")
-    assert readers.reads("two")
-    assert not readers.reads("one")
-    assert not list(tmp_path.iterdir())
-
-
 async def test_a_full_disk_does_not_end_what_makes_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from notebook_runner_server.execution.interface import (
@@ -23,7 +23,14 @@ from notebook_runner_server.execution.interface import (
     StreamOutput,
 )
 from notebook_runner_server.runs.model import Run, RunChanged, RunState
-from notebook_runner_server.runs.transitions import IllegalTransitionError, end, move, react
+from notebook_runner_server.runs.transitions import (
+    IllegalTransitionError,
+    abandoned,
+    end,
+    move,
+    react,
+    unwritten,
+)
 from tests.runs.samples import GOING_ON, TERMINAL, a_run, cell_events
 
 S = RunState
@@ -92,6 +99,33 @@ def test_every_cause_has_its_end(before: RunState, cause: Cause | None) -> None:
     assert ended.state is (S.SUCCEEDED if cause is None else ENDS[cause])
     assert (ended.end_time, ended.current_cell, ended.failure) == (NOW, None, failure)
     assert ended.cells_completed == (run.cells_total if cause is None else 1)
+
+
+UNWRITTEN = {
+    Cause.KILL_REQUESTED: "Not written: the run was killed.",
+    Cause.SERVER_STOPPED: "Not written: the server was stopped.",
+    Cause.SERVER_DIED: "Not known to be written: the server died.",
+    Cause.STORAGE_FAILED: "Not written: the server could not keep what the run did.",
+}
+
+
+@pytest.mark.parametrize("cause", [None, *Cause])
+def test_some_ends_write_no_notebook(cause: Cause | None) -> None:
+    """The run says why, when somebody asked for its notebook; all other ends have it written."""
+    failure = None if cause is None else Failure(cause, "why")
+    asked, silent = a_run(S.RUNNING, output_uri="s3://bucket/a.ipynb"), a_run(S.RUNNING)
+    why = "" if cause is None else UNWRITTEN.get(cause, "")
+    assert unwritten(asked, failure) == end(asked, failure, NOW).output_error == why
+    assert unwritten(silent, failure) == end(silent, failure, NOW).output_error == ""
+    assert end(asked, failure, NOW, "Refused.").output_error == "Refused."
+    assert end(silent, failure, NOW, "Refused.").output_error == ""
+
+
+@pytest.mark.parametrize("cause", [Cause.KILL_REQUESTED, Cause.SERVER_STOPPED])
+def test_a_write_that_is_given_up_may_have_been_one(cause: Cause) -> None:
+    """What is said of it names the cause, and does not promise that nothing is there."""
+    why = UNWRITTEN[cause].removeprefix("Not written: ")
+    assert abandoned(cause) == f"Given up while it was written, and so perhaps there: {why}"
 
 
 @pytest.mark.parametrize("before", list(RunState))
@@ -172,7 +206,6 @@ def taken(run: Run, step: ExecutionEvent | RunState) -> Run:
         return run
 
 
-@settings(deadline=None, database=None, max_examples=500)
 @given(st.sampled_from(GOING_ON), st.lists(steps, max_size=20))
 def test_no_sequence_of_events_goes_backwards(first: RunState, path: list[ExecutionEvent | RunState]) -> None:
     """Whatever is told in whatever order: states only go forwards, and an end stays the end it is."""

@@ -68,7 +68,7 @@ class Folded:
 
 
 def fold(
-    batch: Sequence[ExecutionEvent], run: Run, standing: Standing, log: RunLog, output_error: str = ""
+    batch: Sequence[ExecutionEvent], run: Run, standing: Standing, log: RunLog, output_error: str
 ) -> Folded:
     """Return what a batch makes of a run; nothing has changed yet.
 

@@ -61,9 +61,8 @@ class SalvagedCell:
         document["execution_count"] = None
         head, _, self._tail = encode_cell(document).partition(_NO_OUTPUTS)
         self.head = head + _NO_OUTPUTS[:-1]
-        # Of the output that is being encoded; None: none was begun.
-        self._name: str | None = None
-        self._opening = self._closing = b""
+        # Name and end of the output that is being encoded; None: none was begun.
+        self._output: tuple[str, bytes] | None = None
 
     def piece(self, events: Iterable[Event]) -> bytes:
         """Return the piece for the next events."""
@@ -71,15 +70,21 @@ class SalvagedCell:
 
     def tail(self) -> bytes:
         """Return the last piece."""
-        return (b"]" if self._name is None else self._closing + b"\n   ]") + self._tail
+        return (b"]" if self._output is None else self._output[1] + b"\n   ]") + self._tail
 
     def _text(self, body: StreamOutput) -> bytes:
+        if not body.text:
+            return b""
         lines = body.text.splitlines(keepends=True)
         text = b",".join(indented(encode(line), 6) for line in lines)
-        if body.name == self._name:
-            return b"," + text if text else b""
+        before = b""
+        if self._output is not None:
+            name, end = self._output
+            if name == body.name:
+                return b"," + text
+            before = end + b","
         output = {"name": body.name, "output_type": "stream", "text": []}
-        opening, _, closing = indented(encode(output), 4).partition(b"[]")
-        before = b"" if self._name is None else self._closing + b","
-        self._name, self._closing = body.name, b"\n     ]" + closing
+        # The last brackets: a name may have some as well.
+        opening, _, closing = indented(encode(output), 4).rpartition(b"[]")
+        self._output = body.name, b"\n     ]" + closing
         return before + opening + b"[" + text
