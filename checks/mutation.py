@@ -16,6 +16,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / ".mutation"
 LINKS = {
+    ".test-data": ".test-data",
     "notebook_runner": "client/notebook_runner",
     "notebook_runner_server": "server/notebook_runner_server",
     "pyproject.toml": "pyproject.toml",

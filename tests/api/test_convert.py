@@ -256,7 +256,11 @@ EVENTS: list[tuple[Body, str, dict[str, Any]]] = [
     (changed(1, a_run()).body, "run_changed", {}),
     (CellStarted(0, "id", "line"), "cell_started", {"cell_id": "id", "first_line": "line"}),
     (printed(1, "text").body, "cell_output.stream", {"name": "stdout", "text": "text"}),
-    (DisplayOutput(2, "display_data", (("a/b", 3),)), "cell_output.display", {"output_type": "display_data"}),
+    (
+        DisplayOutput(2, "display_data", (("a/b", 3),)),
+        "cell_output.display",
+        {"output_type": "display_data", "data": [pb.MimeData(mime_type="a/b", size_bytes=3)]},
+    ),
     (ErrorOutput(2, "E", "m"), "cell_output.error", {"exception_name": "E", "exception_message": "m"}),
     (ClearOutput(2, wait=True), "cell_output.clear", {"wait": True}),
     (OutputCut(2, 9, whole_run=True), "cell_output.cut", {"limit_bytes": 9, "whole_run": True}),

@@ -65,6 +65,21 @@ def test_a_queued_run_has_a_report_too() -> None:
     assert len(lines) == 9
 
 
+@pytest.mark.parametrize("error", ["", "Not written: the run was killed."])
+def test_the_report_says_where_the_notebook_came_from_and_went_to(error: str) -> None:
+    """By URI, and why it is not there when it is not."""
+    run = a_run(notebook_uri="https://host/a", output_uri="s3://bucket/b", output_error=error)
+    lines = report(run).splitlines()
+    assert lines[2] == "Notebook  https://host/a"
+    assert lines[9:] == ["Output    s3://bucket/b", *([error] if error else [])]
+
+
+def test_a_run_that_goes_on_has_taken_no_time_yet() -> None:
+    """How long it took is said at its end; a run that never started took none."""
+    assert "\nTook      -\n" in report(a_run(RunState.RUNNING, start_time=SECOND))
+    assert "\nTook      -\n" in report(a_run(RunState.KILLED, end_time=SECOND))
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_cell_without_an_id_is_named_by_its_place(index: int) -> None:
     """People count from one, and a cell of an old notebook has no id to show."""
