@@ -254,7 +254,7 @@ def test_all_of_a_run_arrives() -> None:
 
 EVENTS: list[tuple[Body, str, dict[str, Any]]] = [
     (changed(1, a_run()).body, "run_changed", {}),
-    (CellStarted(0, "id", "line"), "cell_started", {"cell_id": "id", "first_line": "line"}),
+    (CellStarted(3, "id", "line"), "cell_started", {"cell_id": "id", "first_line": "line"}),
     (printed(1, "text").body, "cell_output.stream", {"name": "stdout", "text": "text"}),
     (
         DisplayOutput(2, "display_data", (("a/b", 3),)),

@@ -3,10 +3,22 @@
 import json
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notebook_runner_server.execution.interface import Cause, CellEvent, CellOutcome
+from notebook_runner_server.execution.interface import (
+    Cause,
+    CellEvent,
+    CellFinished,
+    CellOutcome,
+    CellStarted,
+    ClearOutput,
+    DisplayOutput,
+    ErrorOutput,
+    OutputCut,
+    StreamOutput,
+)
 from notebook_runner_server.runs import codec
 from notebook_runner_server.runs.model import Body, Event, Order, Run, RunState
 from tests.runs.samples import a_run, an_order, bodies, changed, events, json_values, orders, runs, text
@@ -53,6 +65,26 @@ def test_events(event: Event) -> None:
     decoded = codec.decode_event(event.sequence, event.time, codec.encode_event(event))
     assert decoded == event
     assert type(decoded.body) is type(event.body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        changed(1, a_run()).body,
+        CellStarted(1, "id", "line"),
+        StreamOutput(1, "stdout", "text"),
+        DisplayOutput(1, "display_data", (("a/b", 3), ("c/d", 4))),
+        ErrorOutput(1, "ValueError", "no"),
+        ClearOutput(1, wait=True),
+        OutputCut(1, 10, whole_run=True),
+        CellFinished(1, "id", 7, 0.5, CellOutcome.ERROR_ALLOWED),
+    ],
+    ids=lambda body: type(body).__name__,
+)
+def test_each_kind_of_event(body: Body) -> None:
+    """None is left to chance."""
+    event = Event(3, 4, 1, 2, body)
+    assert codec.decode_event(3, 4, codec.encode_event(event)) == event
 
 
 @given(bodies)
