@@ -17,7 +17,7 @@ from notebook_runner_server.execution.interface import (
     OutputCut,
     StreamOutput,
 )
-from notebook_runner_server.runs.model import Body, Event, Order, Run, RunChanged, RunState
+from notebook_runner_server.runs.model import Body, Event, Order, Origin, Run, RunChanged, RunState
 
 RUN_ID = "20260101-000000-00000001"
 WORDS = ["QUEUED", "STARTING", "RUNNING", "KILLING"]
@@ -114,6 +114,7 @@ orders = st.builds(
     environment=labels,
     retention=durations,
     output_uri=text,
+    origin=st.builds(Origin, text, text, text),
 )
 cell_events = st.one_of(
     st.builds(CellStarted, index, text, text),

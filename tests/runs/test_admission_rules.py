@@ -268,6 +268,9 @@ specs = st.builds(
     allow_errors=st.booleans(),
     environment=st.dictionaries(st.sampled_from("ab"), st.sampled_from("ab"), max_size=2),
     labels=st.dictionaries(st.sampled_from("ab"), st.sampled_from("ab"), max_size=2),
+    retention=st.none() | st.sampled_from([0.0, 1.0]),
+    notebook_uri=st.none() | st.sampled_from(["", "a"]),
+    output_uri=st.sampled_from(["", "a"]),
 )
 
 
