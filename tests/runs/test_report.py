@@ -74,6 +74,15 @@ def test_the_report_says_where_the_notebook_came_from_and_went_to(error: str) ->
     assert lines[9:] == ["Output    s3://bucket/b", *([error] if error else [])]
 
 
+def test_times_are_exact() -> None:
+    """To the millisecond, also of a run that took weeks."""
+    start = 1_767_225_600 * SECOND
+    run = a_run(RunState.SUCCEEDED, create_time=start, start_time=start, end_time=start + 2_000_000 * SECOND)
+    text = report(run)
+    assert "\nCreated   2026-01-01T00:00:00.000+00:00\n" in text
+    assert "\nTook      2000000.000 s\n" in text
+
+
 def test_a_run_that_goes_on_has_taken_no_time_yet() -> None:
     """How long it took is said at its end; a run that never started took none."""
     assert "\nTook      -\n" in report(a_run(RunState.RUNNING, start_time=SECOND))

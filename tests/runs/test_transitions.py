@@ -160,9 +160,12 @@ def test_parts_are_not_told(before: RunState) -> None:
 
 @pytest.mark.parametrize("before", GOING_ON)
 def test_the_end_is_told_with_the_run(before: RunState) -> None:
-    """`Ended` is told as the run in its terminal state."""
+    """`Ended` is told as the run in its terminal state, with why its notebook is not at its URI."""
     run, body = react(a_run(before), Ended(Failure(Cause.KILL_REQUESTED, "why"), 3), NOW)
     assert (run.state, body) == (S.KILLED, RunChanged(run))
+    asked = a_run(before, output_uri="s3://bucket/a.ipynb")
+    assert react(asked, Ended(None), NOW)[0].output_error == ""
+    assert react(asked, Ended(None), NOW, "Refused.")[0].output_error == "Refused."
 
 
 @pytest.mark.parametrize("before", TERMINAL)
