@@ -90,7 +90,6 @@ exact = st.recursive(
 )
 
 
-@quick
 @given(st.dictionaries(text, exact, min_size=1, max_size=3))
 def test_exact_parameters_come_back_as_they_were_given(values: dict[str, Any]) -> None:
     """Types, digits, signs and order are in the JSON of the run, and its Struct agrees with it."""
@@ -367,6 +366,7 @@ def test_all_of_a_server_arrives() -> None:
         default_notebook="a.ipynb",
         has_notebook_root=True,
         uri_schemes=["https", "s3"],
+        problem="no worker",
     )
     assert convert.info_message(info) == pb.InfoResponse(
         kernels=[
@@ -380,6 +380,7 @@ def test_all_of_a_server_arrives() -> None:
         default_notebook="a.ipynb",
         has_notebook_root=True,
         uri_schemes=["https", "s3"],
+        problem="no worker",
     )
 
 

@@ -52,7 +52,7 @@ def admission(prepare: Prepare, library: Library | None = None) -> Admission:
     return Admission(NotebookRoot(None, 10**9), 10**9, Defaults(), prepare, library or Library())
 
 
-def prepared(*_: object) -> PreparedNotebook:
+def prepared(*_: object, **__: object) -> PreparedNotebook:
     """Any notebook, prepared."""
     return PREPARED
 
@@ -66,15 +66,15 @@ async def test_the_notebook_is_what_the_uri_names() -> None:
     """What may be a signature is used to read it, and shown nowhere."""
     seen: list[tuple[Any, ...]] = []
 
-    def prepare(*arguments: Any) -> PreparedNotebook:
-        seen.append(arguments)
+    def prepare(*arguments: Any, is_ordered: bool) -> PreparedNotebook:
+        seen.append((*arguments, is_ordered))
         return PREPARED
 
     library, uri = Library(), f"{ALLOWED}a.ipynb?secret"
     values = {"notebook_uri": uri, "parameters": {"a": 1}, "kernel_name": "python3"}
     found = await admitted(prepare, library, **values, output_uri=f"{ALLOWED}b.ipynb?secret")
     assert library.asked == [uri]
-    assert seen == [(uri.encode(), {"a": 1}, "python3", KERNELS)]
+    assert seen == [(uri.encode(), {"a": 1}, "python3", KERNELS, False)]
     assert (found.run.notebook_uri, found.run.output_uri) == (f"{ALLOWED}a.ipynb?…", f"{ALLOWED}b.ipynb?…")
     assert (found.run.notebook_path, found.order.working_folder) == ("", "")
     assert found.order.output_uri == f"{ALLOWED}b.ipynb?secret"
@@ -107,7 +107,7 @@ class Slow:
         self.go_on = threading.Semaphore(0)
         self._lock = threading.Lock()
 
-    def __call__(self, *_: object) -> PreparedNotebook:
+    def __call__(self, *_: object, **__: object) -> PreparedNotebook:
         """Waits, and prepares."""
         with self._lock:
             self.now += 1
@@ -159,7 +159,7 @@ async def test_what_fails_after_its_caller_has_gone_is_no_fault() -> None:
     """The event loop has no exception that nobody took: anyio's runner would raise it here."""
     started, go_on = threading.Event(), threading.Event()
 
-    def failing(*_: object) -> PreparedNotebook:
+    def failing(*_: object, **__: object) -> PreparedNotebook:
         started.set()
         go_on.wait()
         raise ValueError("nobody hears it")
