@@ -13,6 +13,8 @@ from tests.support.front import CUTS, CuttingFront
 from tests.support.notebooks import content
 from tests.support.server import Server
 
+pytestmark = pytest.mark.e2e
+
 Call = Callable[..., Any]
 
 

@@ -1,6 +1,8 @@
 """Mutated notebooks: each is prepared or refused, and nothing else ever happens."""
 
 import json
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import nbformat
@@ -59,6 +61,15 @@ def judge(data: bytes, parameters: dict[str, Any]) -> bool:
     json.dumps(sources, ensure_ascii=False).encode()
     nbformat.reads(whole.decode(errors="surrogatepass"), as_version=4)
     return True
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quiet_nbformat() -> Iterator[None]:
+    """Keeps what nbformat logs of invalid notebooks out of the reports, which pytest-xdist sends as UTF-8."""
+    logger = logging.getLogger("traitlets")
+    logger.disabled = True
+    yield
+    logger.disabled = False
 
 
 @many
