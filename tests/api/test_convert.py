@@ -311,6 +311,19 @@ def test_durations_are_seconds_or_refused(duration: Duration) -> None:
     assert asked == pytest.approx(duration.seconds + duration.nanos / 1e9)
 
 
+def test_the_longest_durations_are_durations() -> None:
+    """The bounds themselves are allowed, of the seconds and of what is below a second."""
+    for duration in (Duration(nanos=999_999_999), Duration(seconds=315_576_000_000)):
+        asked = spec(retention=duration).retention
+        assert asked == duration.seconds + duration.nanos / 1e9
+
+
+def test_a_limit_that_is_not_asked_for_is_zero() -> None:
+    """Zero means the server's default, for each of the times."""
+    limits = spec().limits
+    assert (limits.run_timeout, limits.cell_timeout, limits.output_timeout) == (0.0, 0.0, 0.0)
+
+
 def test_an_absent_duration_is_silence_and_a_zero_is_none() -> None:
     """Retention tells the two apart: kept as the server does, or not at all."""
     assert spec().retention is None
