@@ -66,15 +66,15 @@ async def test_the_notebook_is_what_the_uri_names() -> None:
     """What may be a signature is used to read it, and shown nowhere."""
     seen: list[tuple[Any, ...]] = []
 
-    def prepare(*arguments: Any, is_ordered: bool) -> PreparedNotebook:
-        seen.append((*arguments, is_ordered))
+    def prepare(*arguments: Any, **options: Any) -> PreparedNotebook:
+        seen.append((*arguments, options))
         return PREPARED
 
     library, uri = Library(), f"{ALLOWED}a.ipynb?secret"
     values = {"notebook_uri": uri, "parameters": {"a": 1}, "kernel_name": "python3"}
     found = await admitted(prepare, library, **values, output_uri=f"{ALLOWED}b.ipynb?secret")
     assert library.asked == [uri]
-    assert seen == [(uri.encode(), {"a": 1}, "python3", KERNELS, False)]
+    assert seen == [(uri.encode(), {"a": 1}, "python3", KERNELS, {"is_ordered": False})]
     assert (found.run.notebook_uri, found.run.output_uri) == (f"{ALLOWED}a.ipynb?…", f"{ALLOWED}b.ipynb?…")
     assert (found.run.notebook_path, found.order.working_folder) == ("", "")
     assert found.order.output_uri == f"{ALLOWED}b.ipynb?secret"
