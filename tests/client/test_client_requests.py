@@ -1,5 +1,6 @@
 """From Python's values to the messages of the contract."""
 
+import errno
 import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -285,3 +286,40 @@ def test_every_state_has_a_name() -> None:
         assert _states.parse_state(_states.state_name(state)) == state
     terminal = {_states.state_name(s) for s in pb.RunState.values() if _states.is_terminal(s)}
     assert terminal == {"succeeded", "failed", "timed out", "killed", "crashed", "interrupted"}
+
+
+def test_a_kill_names_its_run() -> None:
+    """With a grace period and without."""
+    assert _requests.kill_request("r", 0) == pb.KillRequest(run_id="r")
+    assert _requests.kill_request("r", 2).run_id == "r"
+
+
+@pytest.mark.parametrize(("value", "number"), [(2, 2.0), (timedelta(minutes=1.5), 90.0)])
+def test_a_length_of_time_in_seconds(value: _requests.Seconds, number: float) -> None:
+    """Of a number, and of a timedelta."""
+    assert _requests.seconds(value) == number
+
+
+def test_the_longest_duration_is_one() -> None:
+    """The bound itself can be sent."""
+    assert _requests.duration(_requests.MAX_SECONDS).seconds == _requests.MAX_SECONDS
+
+
+def test_an_option_of_none_is_not_given() -> None:
+    """As in a call that passes on what it was given; an empty text and an empty dict are none, too."""
+    asked = start(request_id="x", cell_timeout=None, memory_limit=None, kernel_name="", labels={})
+    assert asked == pb.StartRequest(request_id="x")
+
+
+def test_a_missing_file_is_the_systems_error(tmp_path: Path) -> None:
+    """A program finds the number of the error and the name of the file where Python puts them."""
+    path = tmp_path / "none.ipynb"
+    with pytest.raises(FileNotFoundError) as caught:
+        start(path)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(path))
+
+
+def test_content_after_spaces_is_no_path_either() -> None:
+    """A notebook's JSON may be indented."""
+    with pytest.raises(ValueError, match="content as bytes or as a dict"):
+        start('\n  {"cells": []}')
