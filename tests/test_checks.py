@@ -20,7 +20,7 @@ WRONG: dict[str, Wrong] = {
         "--default-notebook no.ipynb is not a file",
     ),
     "unknown kernel": ({"default_kernel": "pyhton3"}, {}, "--default-kernel: unknown kernelspec 'pyhton3'."),
-    "unknown warm kernel": ({"warm_kernels": "ir9=1"}, {}, "--warm-kernels: there is no kernelspec ir9."),
+    "unknown warm kernel": ({"warm_kernels": "ir9=1"}, {}, "--warm-kernels: unknown kernelspec 'ir9'."),
     "unknown format": ({"export_formats": "html,htm"}, {}, "--export-formats: unknown exporter 'htm'."),
     "default above its ceiling": (
         {"run_timeout": 20.0, "max_run_timeout": 10.0},

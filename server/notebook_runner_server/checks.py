@@ -13,6 +13,7 @@ from notebook_runner_server import executors
 from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings, limit_names
+from notebook_runner_server.execution.kernel_names import resolve
 
 OTHERS = (
     *("TARGET", "TOKEN", "TOKEN_FILE", "TLS_CA"),
@@ -135,24 +136,16 @@ def _kernels(settings: Settings) -> Iterator[str]:
     if settings.executor != executors.PROCESS:
         # The kernels are on other machines.
         return
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel  # noqa: PLC0415 - not for a cluster
+    from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - not for a cluster
 
-    manager = KernelSpecManager()
-
-    def is_there(name: str) -> bool:
-        try:
-            manager.get_kernel_spec(name)
-        except NoSuchKernel:
-            return False
-        return True
-
-    available = ", ".join(sorted(manager.find_kernel_specs())) or "none"
-    if not is_there(settings.default_kernel):
+    found = KernelSpecManager().find_kernel_specs()
+    available = ", ".join(sorted(found)) or "none"
+    if resolve(settings.default_kernel) not in found:
         yield f"--default-kernel: unknown kernelspec {settings.default_kernel!r}. Available: {available}."
     try:
         warm = settings.warm
     except ValueError:
         return  # said already
     for name in warm.counts if warm.required else ():
-        if not is_there(name):
-            yield f"--warm-kernels: there is no kernelspec {name}. Available: {available}."
+        if resolve(name) not in found:
+            yield f"--warm-kernels: unknown kernelspec {name!r}. Available: {available}."

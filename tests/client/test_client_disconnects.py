@@ -19,7 +19,7 @@ from tests.support.progress import Validator
 from tests.support.proxy import CuttingProxy
 from tests.support.server import Server
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.long
 
 CUTS = 100
 SEED = 5

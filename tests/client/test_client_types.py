@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = Path(__file__).with_name("typed_sample.py")

@@ -19,12 +19,12 @@ from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
 from notebook_runner_server.runs.errors import reasons
 from tests.support.pages import REPOSITORY
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.long
 
 SECONDS = 120
 # Reasons that the contract names and that the server's tree need not have: who may call is not asked yet, nor
 # are URIs read, and a fault of the server's own is no kind of error.
-NOT_IN_THE_TREE = {"MISSING_TOKEN", "BAD_TOKEN", "INTERNAL_ERROR"}
+NOT_IN_THE_TREE = {"MISSING_TOKEN", "BAD_TOKEN", "INTERNAL_ERROR", "UNKNOWN_METHOD", "UNKNOWN_SERVICE"}
 
 
 def build(target: Path, docs: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -17,6 +17,8 @@ from tests.support.errors import refused
 from tests.support.notebooks import code, content, notebook
 from tests.support.server import Server
 
+pytestmark = pytest.mark.long
+
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MISSING = grpc.StatusCode.NOT_FOUND
 NOTEBOOK_BYTES = 100_000

@@ -15,6 +15,8 @@ from tests.support.plain import plain_home
 from tests.support.server import Server
 from tests.support.warm import ON, kept
 
+pytestmark = pytest.mark.long
+
 LIST = """
 import json
 found = get_ipython().magics_manager.magics

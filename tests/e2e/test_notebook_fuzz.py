@@ -11,6 +11,8 @@ from tests.support.documents import any_documents, strange_documents
 from tests.support.errors import refusal_of
 from tests.support.server import Server
 
+pytestmark = pytest.mark.long
+
 DOCUMENTS = 60
 SECONDS = 60.0
 ENDS = {pb.RUN_STATE_SUCCEEDED, pb.RUN_STATE_FAILED, pb.RUN_STATE_TIMED_OUT, pb.RUN_STATE_CRASHED}

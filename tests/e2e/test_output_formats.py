@@ -22,6 +22,7 @@ needs_browser = pytest.mark.skipif(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("to", ["html", "markdown", "slides"])
 def test_without_code(server: Server, to: str) -> None:
     """Text and results are there, the code is not; the artefact with the code is another one."""
@@ -35,6 +36,7 @@ def test_without_code(server: Server, to: str) -> None:
     assert artefact(server.stub, run.run_id, format=to, omit_input=True, max_bytes=1000).decode() == bare
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("to", ["", "notebook", "files", "error"])
 def test_what_is_always_whole(server: Server, to: str) -> None:
     """A format that has no version without code refuses, and names the field."""
@@ -64,6 +66,7 @@ def test_pdf(make_server: Callable[..., Server], tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == files
 
 
+@pytest.mark.long
 def test_a_browser_that_hangs(make_server: Callable[..., Server], tmp_path: Path) -> None:
     """One that is ended leaves no file, and no process, not even one in a session of its own."""
     temporary, reached = tmp_path / "temporary", tmp_path / "reached"
@@ -85,6 +88,7 @@ def test_a_browser_that_hangs(make_server: Callable[..., Server], tmp_path: Path
     assert sorted(temporary.iterdir()) == files
 
 
+@pytest.mark.long
 def test_pdf_where_nothing_can_print(make_server: Callable[..., Server], tmp_path: Path) -> None:
     """The caller learns what the operator can install, at once."""
     (tmp_path / "python3").symlink_to(sys.executable)

@@ -14,6 +14,8 @@ from tests.support.public_notebooks import folder
 from tests.support.reference import Reference
 from tests.support.server import Server
 
+pytestmark = pytest.mark.long
+
 FOLDER = folder("nbclient")
 PARALLEL = ("Parallel Execute A", "Parallel Execute B")
 PARALLEL_FOLDER = "NBEXECUTE_TEST_PARALLEL_TMPDIR"

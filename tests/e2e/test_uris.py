@@ -31,7 +31,7 @@ from tests.support.gate import Gate
 from tests.support.mortal import children
 from tests.support.notebooks import code, content, printed
 from tests.support.server import Server
-from tests.support.uris import objects, shared, uri_server, web
+from tests.support.uris import URI_SECONDS, objects, shared, uri_server, web
 from tests.support.web import ObjectStore, Web
 
 __all__ = ["objects", "shared", "uri_server", "web"]
@@ -222,7 +222,7 @@ def test_a_write_that_takes_too_long_is_given_up(uri_server: Server, web: Web) -
     run = perform(uri_server.stub, inline("1", output_uri=f"{web.url}/silent")).run
     assert (run.state, run.output_error) == (
         pb.RUN_STATE_SUCCEEDED,
-        "Not written: it took longer than 4 s (--uri-timeout).",
+        f"Not written: it took longer than {URI_SECONDS} s (--uri-timeout).",
     )
     web.wait()
 
@@ -237,7 +237,7 @@ def test_a_service_that_trickles_holds_up_nobody(uri_server: Server, web: Web) -
         assert not waiting.done()
         refusal = waiting.result(SECONDS)
     assert refusal.kind == (grpc.StatusCode.UNAVAILABLE, "NOTEBOOK_UNREACHABLE")
-    assert "longer than 4 s" in refusal.message
+    assert f"longer than {URI_SECONDS} s" in refusal.message
 
 
 def test_what_a_uri_signs_with_is_nowhere_when_the_run_has_ended(

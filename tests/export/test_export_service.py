@@ -17,7 +17,7 @@ from tests.support.processes import marked, outlived
 
 # A process that was sent SIGKILL is gone a moment later.
 LINGER_SECONDS = 30.0
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.fault
 
 MARK_VARIABLE = "NBR_EXPORT_MARK"
 # Python reads this when it starts: an exporter that starts programs of its own and never ends.

@@ -16,7 +16,7 @@ from notebook_runner_server.export.formats import convert, main
 from notebook_runner_server.export.printed import _printed
 from tests.support.notebooks import code, notebook
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.long
 
 # CI has it (.ci/run); the browser's own tests (tests/gallery) see to that.
 needs_browser = pytest.mark.skipif(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.notebooks import notebook
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
