@@ -64,7 +64,7 @@ faults: install ## Run the tests that kill, starve, flood or attack a server, an
 	$(PYTEST) -m load
 
 cold: install ## Run the tests of whole runs again, without warm kernels
-	NOTEBOOK_RUNNER_WARM_KERNELS=none $(PYTEST) $(PARALLEL) -m "e2e or long" tests/e2e tests/client
+	NOTEBOOK_RUNNER_WARM_KERNELS=none $(PYTEST) $(PARALLEL) -m whole_run
 
 test-all: test faults cold cluster container ## Run all tests, on a Dask cluster and in containers too
 
@@ -85,7 +85,7 @@ cluster: install ## Run the tests of a Dask cluster, and those of the guarantees
 
 cluster-full: install ## Run all tests of a cluster, of whole runs, and of faults, on a Dask cluster
 	$(CLUSTER) -m "cluster or cluster_long"
-	$(ON_CLUSTER) -m "e2e or fault"
+	$(ON_CLUSTER) -m "whole_run or fault"
 
 container: install ## Build the image, start the manifests, and test both (needs podman and kubectl)
 	$(BIN)/pytest tests/container

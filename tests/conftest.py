@@ -80,6 +80,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kinds = {mark.name for mark in item.iter_markers() if mark.name in KINDS}
         if not kinds:
             item.add_marker(KIND_OF_FOLDER.get(item.path.relative_to(FOLDER).parts[0], "unit"))
+        if item.path.is_relative_to(FOLDER / "e2e"):
+            item.add_marker("whole_run")
         if len(kinds) > 1:
             raise pytest.UsageError(f"{item.nodeid} has more than one kind: {', '.join(sorted(kinds))}.")
     if config.getoption("--executor") == "dask":

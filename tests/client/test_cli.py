@@ -19,7 +19,7 @@ from tests.support.notebooks import code, notebook, parsed, printed, written
 from tests.support.server import Server
 from tests.support.terminal import on_a_terminal
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.whole_run]
 
 PROGRAM = Path(sys.executable).with_name("notebook-runner")
 SECONDS = 60.0
