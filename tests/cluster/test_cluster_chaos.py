@@ -21,6 +21,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults.harness import Chaos, Told
 from tests.support.cluster import Cluster
 from tests.support.mortal import MortalServer, figure, worker_of
+from tests.support.polling import pause
 from tests.support.processes import stopped
 
 pytestmark = pytest.mark.cluster_long
@@ -76,6 +77,7 @@ class ClusterChaos(Chaos):
         assert self.cluster is not None
         while server.stub.Info(pb.InfoRequest(), timeout=60).workers < len(self.cluster.workers):
             assert time.monotonic() < end, f"{server.tail()}\n{self.cluster.logs()}"
+            pause()
         return server
 
 

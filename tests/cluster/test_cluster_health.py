@@ -16,6 +16,7 @@ from tests.support.calls import finish, inline, perform, reach, started, texts
 from tests.support.cluster import SLOT, Cluster
 from tests.support.errors import refused
 from tests.support.gate import Gate
+from tests.support.polling import pause
 from tests.support.server import Server
 
 SECONDS = 60.0
@@ -55,6 +56,7 @@ def until(server: Server, holds: Callable[[pb.InfoResponse], bool]) -> pb.InfoRe
     end = time.monotonic() + SECONDS
     while not holds(info := told(server)):
         assert time.monotonic() < end, f"{info}\n{server.tail()}"
+        pause()
     return info
 
 
@@ -63,6 +65,7 @@ def until_said(server: Server, event: str, *texts: str) -> None:
     end = time.monotonic() + SECONDS
     while not any(all(text in line for text in texts) for line in server.said(event)):
         assert time.monotonic() < end, server.tail()
+        pause()
 
 
 def start_of(server: Server, **fields: str) -> Callable[[], object]:

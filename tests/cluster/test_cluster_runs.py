@@ -16,6 +16,7 @@ from tests.support.cluster import Cluster
 from tests.support.gate import Gate
 from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
 from tests.support.notebooks import printed
+from tests.support.polling import pause
 from tests.support.scrape import ON, scrape, until
 
 Serve = Callable[..., MortalServer]
@@ -53,6 +54,7 @@ def workers(server: MortalServer, count: int, seconds: float = 30.0) -> float:
     begin = time.monotonic()
     while server.stub.Info(pb.InfoRequest(), timeout=60).workers != count:
         assert time.monotonic() < begin + seconds, server.tail()
+        pause()
     return time.monotonic() - begin
 
 
@@ -83,6 +85,7 @@ def test_warm_kernels_of_all_workers_are_told(calm: MortalServer) -> None:
         if [(one.warm_ready, one.warm_wanted) for one in kernels if one.name == "python3"] == [(3, 3)]:
             return
         assert time.monotonic() < end, kernels
+        pause()
 
 
 def test_the_runs_at_once_follow_the_cluster(cluster: Cluster, calm: MortalServer, gate: Gate) -> None:

@@ -19,6 +19,7 @@ from tests.container.deployed import Deployed, certificate
 from tests.container.manifests import FOLDER, container_of, find, pod_of, rendered
 from tests.container.podman import SECONDS, Pod, free_port, podman
 from tests.container.test_pod import CAPABILITIES
+from tests.support.polling import pause
 
 OVERLAY = FOLDER / "overlays/dask"
 NAME = "notebook-runner-dask"
@@ -80,6 +81,7 @@ class Cluster:
         end = time.monotonic() + SECONDS
         while client.info().workers != workers:
             assert time.monotonic() < end, [pod.text() for pod in self.workers.values()]
+            pause()
 
 
 @pytest.fixture(scope="module")

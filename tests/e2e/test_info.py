@@ -12,6 +12,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support import warm
 from tests.support.calls import SECONDS, finish, inline, reach, start, started
 from tests.support.gate import Gate
+from tests.support.polling import pause
 from tests.support.server import Server
 
 
@@ -30,6 +31,7 @@ def until_ready(server: Server, count: int) -> None:
     end = time.monotonic() + SECONDS
     while kernel(server).warm_ready != count:
         assert time.monotonic() < end, f"{kernel(server)}\n{server.tail()}"
+        pause()
 
 
 def test_a_server_says_what_it_is_and_has(server: Server) -> None:

@@ -22,6 +22,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import history
 from tests.support.gate import Gate
 from tests.support.notebooks import notebook, parsed
+from tests.support.polling import pause
 from tests.support.server import Server
 
 pytestmark = pytest.mark.long
@@ -143,6 +144,7 @@ def until(true: Callable[[], object]) -> None:
     end = time.monotonic() + SECONDS
     while not true():
         assert time.monotonic() < end
+        pause()
 
 
 def test_the_sweep(server: Server, folder: Path) -> None:

@@ -17,6 +17,7 @@ from notebook_runner_server.execution.processes import descendants
 from notebook_runner_server.execution.worker_process import WorkerProcess
 from tests.execution.pools import FOR_EVER, SECONDS, Pool, end, everything, said, until_said, worker
 from tests.support.gate import Gate
+from tests.support.polling import pause
 from tests.support.processes import is_alive, marked
 
 pytestmark = pytest.mark.integration
@@ -208,6 +209,7 @@ def until(pool: Pool, true: Callable[[], bool]) -> None:
     end = time.monotonic() + SECONDS
     while not true():
         assert time.monotonic() < end
+        pause()
         pool.do(asyncio.sleep(0.01))
 
 

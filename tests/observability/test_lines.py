@@ -16,6 +16,7 @@ from tests.support.calls import SECONDS, finish, inline, reach, start, struct
 from tests.support.gate import Gate
 from tests.support.mortal import MortalServer
 from tests.support.notebooks import code
+from tests.support.polling import pause
 from tests.support.secure import bearer, new_token, own_channel
 from tests.support.server import SERVICE, Server
 
@@ -30,6 +31,7 @@ def lines(server: Server, event: str, count: int = 1, **fields: str) -> list[dic
         if len(found) >= count:
             return found
         assert time.monotonic() < end, server.tail()
+        pause()
 
 
 def test_a_run_and_its_calls(server: Server) -> None:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from notebook_runner_server.observability import endpoint
 from notebook_runner_server.observability.endpoint import MOST_SCRAPES, Endpoint
+from tests.support.polling import pause
 
 pytestmark = pytest.mark.integration
 
@@ -41,6 +42,7 @@ def scraped(port: int) -> str:
                 return str(answer.read().decode())
         except OSError:
             assert time.monotonic() < end
+            pause()
 
 
 def test_a_crowd_that_says_nothing(open_endpoint: Endpoint) -> None:

@@ -13,6 +13,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.attacks import DENIED, HEAD, SECRET, attacked
 from tests.support.calls import inline, perform, reach, started, texts
 from tests.support.plain import PlainServer, as_nobody
+from tests.support.polling import pause
 from tests.support.processes import marked
 from tests.support.warm import SECONDS, forked
 
@@ -201,3 +202,4 @@ def server_kernels(server: PlainServer) -> None:
     end = time.monotonic() + SECONDS
     while sum(one.warm_ready for one in server.stub.Info(pb.InfoRequest()).kernels) < 2:
         assert time.monotonic() < end, server.tail()
+        pause()

@@ -11,6 +11,7 @@ from uuid import uuid4
 from typing_extensions import override
 
 from tests.support.calls import history
+from tests.support.polling import pause
 from tests.support.processes import outlived, parent
 from tests.support.server import Server
 
@@ -66,6 +67,7 @@ def forgotten(server: Server, *run_ids: str) -> None:
     end = time.monotonic() + FORGOTTEN_SECONDS
     while left := set(run_ids) & {*history(server.stub), *os.listdir(server.state_dir / FOLDERS)}:
         assert time.monotonic() < end, f"not forgotten after {FORGOTTEN_SECONDS} s: {left}"
+        pause()
 
 
 def figure(text: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.polling import pause
+
 ON = ("--metrics-listen", "127.0.0.1:0")
 SECONDS = 60.0
 
@@ -77,4 +79,5 @@ def until(server: Logged, true: Callable[[Page], bool]) -> Page:
     end = time.monotonic() + SECONDS
     while not true(page := scrape(server)):
         assert time.monotonic() < end, {k: v for k, v in page.samples.items() if v}
+        pause()
     return page

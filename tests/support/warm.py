@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+from tests.support.polling import pause
 from tests.support.processes import marked
 from tests.support.server import Server
 
@@ -45,6 +46,7 @@ def kept(server: Server, count: int = 1, *others: int) -> list[int]:
     end = time.monotonic() + SECONDS
     while len(found := [pid for pid in forked(server) if pid not in others]) != Server.machines * (1 + count):
         assert time.monotonic() < end, f"not one template and {count} kernels: {found}\n{server.tail()}"
+        pause()
     return found
 
 
@@ -57,4 +59,5 @@ def ready(server: Server) -> int:
         found := pids & {entry["pid"] for entry in server.log if entry["event"] == "warm kernel ready"}
     ):
         assert time.monotonic() < end, server.tail()
+        pause()
     return found.pop()
