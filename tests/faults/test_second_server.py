@@ -27,7 +27,7 @@ from tests.support.warm import ON, kept, ready
 
 pytestmark = pytest.mark.process_pool("it is about the folders of the server's own workers")
 
-SECONDS = 30.0
+SECONDS = 60.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 

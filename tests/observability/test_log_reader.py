@@ -89,12 +89,10 @@ def test_lines_that_are_lost_are_counted(pipe: tuple[int, int], monkeypatch: pyt
 
 def test_a_log_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that has gone is no reason to fail, nor to wait at the end."""
-    monkeypatch.setattr(logs, "LAST_SECONDS", 1.0)
+    monkeypatch.setattr(logs, "LAST_SECONDS", 3600.0)
     reader, writer = os.pipe()
     os.close(reader)
     handler = logs.PatientHandler(writer)
     handler.handle(logging.makeLogRecord({"msg": "nobody"}))
-    begin = time.monotonic()
     handler.close()
-    assert time.monotonic() - begin < 1.0
     os.close(writer)
