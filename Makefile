@@ -53,8 +53,9 @@ dev: $(INSTALLED) ## Start the server, and again on every change of a source fil
 PARALLEL ?= -n 2 --dist loadfile
 PYTEST := $(BIN)/pytest
 # What a test is, is its marker (pyproject.toml, tests/conftest.py).
+PROMISES := unit or integration or e2e
 test: install ## Run the unit tests, and each promise through a real server
-	$(PYTEST) $(PARALLEL) -m "unit or integration or e2e"
+	$(PYTEST) $(PARALLEL) -m "$(PROMISES)"
 
 test-unit: install ## Run the tests that start no server
 	$(PYTEST) $(PARALLEL) -m unit
@@ -70,7 +71,7 @@ test-all: test faults cold cluster container ## Run all tests, on a Dask cluster
 
 coverage: install ## Run the tests of `make test`, and print the lines and branches that none of them takes
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(PARALLEL) -m "unit or e2e"; status=$$?; \
+	$(BIN)/coverage run -m pytest $(PARALLEL) -m "$(PROMISES)"; status=$$?; \
 	$(BIN)/coverage combine --quiet; $(BIN)/coverage report; exit $$status
 
 mutation: install ## Change one thing at a time in what only computes, and print which changes no test notices

@@ -139,10 +139,10 @@ class App:
             before, problem = problem, self._backend.problem
             if problem and not before:
                 _log.error("no run can start", why=problem)
-                await self._api.say_not_serving()
+                await self._api.say_runs_start(False)
             elif before and not problem:
                 _log.info("runs can start again")
-                await self._api.say_serving()
+                await self._api.say_runs_start(True)
 
     async def main_loop(self, stop: asyncio.Event) -> None:
         """Serve until it is asked to stop."""
@@ -155,7 +155,7 @@ class App:
         if self._watching is not None:
             self._watching.cancel()
         _log.info("stopping", drain_timeout=self._settings.drain_timeout)
-        await self._api.say_not_serving()
+        await self._api.say_draining()
         await self._runner.drain(hurry, self._settings.drain_timeout)
         await self._api.stop(STREAM_GRACE)
         await self._runner.close()

@@ -13,7 +13,7 @@ from tests.support.gate import Gate
 from tests.support.notebooks import content, parsed, printed
 from tests.support.server import Server
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.long
 
 PROGRAM = Path(sys.executable).with_name("notebook-runner")
 SECONDS = 60.0

@@ -13,7 +13,7 @@ from tests.support.front import CUTS, CuttingFront
 from tests.support.notebooks import content
 from tests.support.server import Server
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.long
 
 Call = Callable[..., Any]
 

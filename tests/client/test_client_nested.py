@@ -11,7 +11,7 @@ from tests.support.gate import Gate
 from tests.support.notebooks import notebook, written
 from tests.support.server import Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.whole_run]
+pytestmark = [pytest.mark.long, pytest.mark.whole_run]
 
 # The cells of a notebook that starts notebooks.
 OUTER = (

@@ -15,7 +15,7 @@ import pytest
 from tests.support.notebooks import code, notebook, written
 from tests.support.server import Server
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.long
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "python-client.md"
 REPORT = written(

@@ -9,7 +9,7 @@ import pytest
 
 from notebook_runner._version import __version__
 from notebook_runner.cli import main as client_command
-from notebook_runner_server.api.server import LIVENESS, SERVICE
+from notebook_runner_server.api.server import LIVENESS, READINESS, SERVICE
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
 from tests.container.manifests import (
     BASE,
@@ -184,11 +184,10 @@ def test_what_is_encrypted(folder: Path, server: Manifest) -> None:
 
 
 def test_probes_ask_for_what_they_are(server: Manifest) -> None:
-    """Liveness asks for the process, which serves while it drains; readiness for whether runs are taken."""
+    """Liveness asks for the process, which serves while it drains; readiness for calls, until it drains."""
     for name, probe in probes(server).items():
         asked = probe["grpc"]["service"] if "grpc" in probe else probe["exec"]["command"][-1]
-        ready = {SERVICE, "health"}
-        assert asked in (ready if name == "readiness" else {LIVENESS}), name
+        assert asked == (READINESS if name == "readiness" else LIVENESS), name
 
 
 def test_ports_fit_together(folder: Path, server: Manifest) -> None:

@@ -14,6 +14,8 @@ from tests.support.calls import SECONDS, artefact, follow, history, inline, perf
 from tests.support.errors import refused
 from tests.support.server import Server
 
+pytestmark = pytest.mark.long
+
 UNARY: dict[str, type[Message]] = {
     "Start": pb.StartRequest,
     "Output": pb.OutputRequest,

@@ -14,6 +14,8 @@ from tests.support.calls import SECONDS, history, inline, perform
 from tests.support.errors import refused
 from tests.support.server import SERVICE, Server
 
+pytestmark = pytest.mark.long
+
 LIMIT = 1024 * 1024
 OVERHEAD = 1024 * 1024
 ACCEPTED = LIMIT + OVERHEAD

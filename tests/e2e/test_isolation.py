@@ -13,6 +13,8 @@ from tests.support.calls import inline, perform, texts
 from tests.support.server import Server
 from tests.support.warm import ON, kept
 
+pytestmark = pytest.mark.long
+
 # What tells a forked kernel from one that was started by its kernelspec's command.
 WARM = "any('warm/template.py' in one for one in __import__('sys').orig_argv)"
 

@@ -1,8 +1,12 @@
 """List when what it has to tell is large."""
 
+import pytest
+
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import inline, perform
 from tests.support.server import Server
+
+pytestmark = pytest.mark.long
 
 # A traceback of a failure has 128 KiB at the most, and a client takes messages of 4 MiB.
 RUNS = 36

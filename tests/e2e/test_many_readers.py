@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import grpc
+import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
@@ -12,6 +13,8 @@ from tests.support.calls import SECONDS, finish, inline, reach, started
 from tests.support.gate import Gate
 from tests.support.progress import TERMINAL, checked_async
 from tests.support.server import Server
+
+pytestmark = pytest.mark.long
 
 if TYPE_CHECKING:
     from notebook_runner.v1.notebook_runner_pb2_grpc import NotebookRunnerAsyncStub

@@ -9,6 +9,8 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import executed, inline, perform
 from tests.support.server import Server
 
+pytestmark = pytest.mark.long
+
 WARNING = """import warnings
 def old():
     warnings.warn("do not", DeprecationWarning)

@@ -48,3 +48,14 @@ def test_text_of_any_size_takes_bounded_work(tmp_path: Path) -> None:
     """Only so many paths are looked at: the one that would be named comes too late."""
     many = "Permission denied: 'x'\n" * 100
     assert explain(f"{many}Permission denied: '{OUTSIDE}/new'", str(tmp_path), [Path("/")], [tmp_path]) == ""
+
+
+@pytest.mark.parametrize("name", ["there", "not-there"])
+def test_what_is_hidden_is_denied_whether_or_not_it_is_there(name: str, tmp_path: Path) -> None:
+    """The note must not tell a notebook which files are in a folder that is kept from it."""
+    hidden, own = tmp_path / "hidden", tmp_path / "own"
+    hidden.mkdir()
+    (hidden / "there").touch(0o600)
+    text = f"PermissionError: [Errno 13] Permission denied: '{hidden / name}'"
+    note = explain(text, str(own), [Path("/usr")], [own], [hidden])
+    assert str(hidden / name) in note

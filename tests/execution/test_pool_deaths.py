@@ -20,7 +20,7 @@ from tests.support.gate import Gate
 from tests.support.polling import pause
 from tests.support.processes import is_alive, marked
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.fault
 
 KEPT = 3
 # What a busy machine does to a thread that ends processes.

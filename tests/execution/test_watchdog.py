@@ -8,7 +8,7 @@ from notebook_runner_server.execution import watchdog
 from notebook_runner_server.execution.interface import Cause
 from notebook_runner_server.execution.watchdog import Watchdog
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.long
 
 
 def test_a_verdict_that_comes_too_late(monkeypatch: pytest.MonkeyPatch) -> None:

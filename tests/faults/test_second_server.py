@@ -211,8 +211,9 @@ def test_health_tells_while_no_run_can_start(first: Server) -> None:
     )
     assert doctor.returncode == 1
     assert str(folder) in doctor.stdout
-    alive = health.Check(health_pb2.HealthCheckRequest(service="liveness"), timeout=SECONDS)
-    assert alive.status == SERVING
+    for service in ("liveness", "readiness"):
+        request = health_pb2.HealthCheckRequest(service=service)
+        assert health.Check(request, timeout=SECONDS).status == SERVING
     folder.unlink()
     assert next(states).status == SERVING
     assert first.said("no run can start")

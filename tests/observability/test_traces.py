@@ -19,6 +19,8 @@ from tests.support.mortal import MortalServer, worker_of
 from tests.support.notebooks import printed
 from tests.support.server import Server
 
+pytestmark = pytest.mark.long
+
 Headers = tuple[tuple[str, str | bytes], ...]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CALLER: Headers = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", "vendor=value"))

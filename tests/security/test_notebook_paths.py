@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from notebook_runner_server.runs.errors import RunnerError
 from notebook_runner_server.runs.sources import NotebookRoot
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.fault
 
 INSIDE, OUTSIDE = b"inside", b"outside"
 SWAPS = 2000

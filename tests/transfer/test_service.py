@@ -12,7 +12,7 @@ from notebook_runner_server.transfer.service import GRACE_SECONDS, TransferServi
 from tests.support.mortal import children
 from tests.support.web import Web
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.fault
 
 
 # Time for a helper process to start on a busy machine.

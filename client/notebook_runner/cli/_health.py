@@ -40,8 +40,9 @@ _STATUS = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 def health(ctx: click.Context, /, service: str, timeout: float) -> None:
     """Ask the server for its health, which needs no token.
 
-    Without SERVICE: whether it takes runs; a busy server does, one that is about to stop does not.
-    With `liveness`: whether it answers at all. The exit code is 0 only when the answer is SERVING.
+    Without SERVICE: whether runs can start; a busy server takes them, one that is about to stop does not.
+    With `readiness`: whether calls are answered, until the server is about to stop. With `liveness`: whether
+    the process answers at all. The exit code is 0 only when the answer is SERVING.
     """
     server: Server = ctx.obj
     with usage_errors(), Connection.resolve(**server.settings).channel() as channel:

@@ -22,7 +22,7 @@ server has not seen the call, or could not answer it any more:
   - UNIMPLEMENTED, INTERNAL: the message is compressed in a way that gRPC does not know, or its framing is
     damaged;
   - UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED: a proxy answered with a page of its own or cut the stream.
-Calls that failed so may be repeated: Start with the same request_id, all others as they are.
+Calls that failed so may be repeated: Start with the same request_id, Kill with a run_id, all others as they are.
 """
 
 import builtins

@@ -33,6 +33,7 @@ def parameters_of(request: pb.StartRequest) -> tuple[dict[str, Any], bool]:
     if not request.parameters_json:
         values = _plain_struct(request.parameters)
         _check_depth(values, "parameters")
+        _check_answer(values, "parameters")
         return values, False
     values = _decode(request.parameters_json)
     given = request.parameters.fields
@@ -80,11 +81,21 @@ def _decode(text: str) -> dict[str, Any]:
         raise InvalidFieldError(message, field=field) from error
     if len(encoded) > MAX_BYTES:
         raise InvalidFieldError(_too_large(field), field=field)
+    _check_answer(values, field)
     return values
 
 
+def _check_answer(values: dict[str, Any], field: str) -> None:
+    """Refuse what is small as it was sent and large in a Run, which has it in both forms."""
+    struct = struct_pb2.Struct()
+    fill_struct(struct, values)
+    if max(len(encode(values).encode(errors="surrogatepass")), struct.ByteSize()) > MAX_BYTES:
+        raise InvalidFieldError(_too_large(field), field=field)
+
+
 def _too_large(field: str) -> str:
-    return f"{field}: together they have at most {MAX_BYTES} bytes; put data into a file."
+    limit = f"together they may have at most {MAX_BYTES} bytes, as JSON and as a Struct"
+    return f"{field}: {limit}; put data into a file."
 
 
 def _too_deep(field: str) -> str:

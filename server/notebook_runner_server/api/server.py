@@ -27,7 +27,11 @@ SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"].full_name
 
 LIVENESS = "liveness"
 """What health calls the process itself: it serves until the end, also while runs finish before a stop. The
-empty name and SERVICE stand for readiness: whether runs are taken."""
+empty name and SERVICE tell whether runs can start."""
+
+READINESS = "readiness"
+"""What health calls the calls themselves: they are answered until the server drains, also while no run can
+start, so that a probe that asks for it does not cut off those who read a run or end one."""
 
 MESSAGE_OVERHEAD = 1024 * 1024
 """What a Start may have beside the notebook, in bytes."""
@@ -65,8 +69,8 @@ connection gets no more than so many places before everybody else's calls."""
 MOST_WATCHES = 1000
 """Streams of health that may be open at once: anybody may open them."""
 
-_READINESS = ("", SERVICE)
-_HEALTH_NAMES = (*_READINESS, LIVENESS)
+_RUNS = ("", SERVICE)
+_HEALTH_NAMES = (*_RUNS, READINESS, LIVENESS)
 
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
@@ -145,10 +149,16 @@ class ApiServer:
         for service in _HEALTH_NAMES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
-    async def say_not_serving(self) -> None:
+    async def say_draining(self) -> None:
         """Tell health checks that no more runs are taken; the process itself is still well."""
-        for service in _READINESS:
-            await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self.say_runs_start(False)
+        await self._health.set(READINESS, health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def say_runs_start(self, can: bool) -> None:
+        """Tell health checks whether runs can start; other calls are answered in any case."""
+        status = health_pb2.HealthCheckResponse.SERVING if can else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in _RUNS:
+            await self._health.set(service, status)
 
     async def stop(self, grace: float) -> None:
         """Stop listening; calls that have not ended after `grace` seconds are cut off."""

@@ -281,7 +281,7 @@ class RunHost:
     def _time_out(self, cause: Cause) -> None:
         message = failures.MESSAGES[cause].format(self._job.limits)
         # Before the interrupt, which ends it.
-        if name := reader_of_terminal(tree.processes()):
+        if name := reader_of_terminal(tree.peek()):
             message += failures.WAITS_FOR_INPUT.format(name)
         self._stop(Failure(cause, message, *self._cell), self._options.interrupt_grace)
 

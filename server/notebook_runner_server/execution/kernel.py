@@ -216,8 +216,10 @@ class Kernel:
 
     def kill(self) -> None:
         """End the process, which must not have been reaped."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        # Zero would be this process's own group.
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     async def settle(self, working_folder: str, variables: Mapping[str, str], run_folder: str) -> None:
         """Give a kernel that was launched before the place that it would have been launched at.
@@ -294,12 +296,13 @@ class Kernel:
 
     def explain(self, text: str) -> str:
         """Return a note where the sandbox is the reason of an error with this text; empty: it is not."""
-        if self._rules is None:
+        if self._rules is None or self._confinement is None:
             return ""
         folder = "/"
         with contextlib.suppress(OSError):
             folder = os.readlink(f"/proc/{self.pid}/cwd")
-        return denial.explain(text, folder, self._rules.ruleset.readable, self._writable)
+        hidden = [Path(os.path.realpath(one)) for one in self._confinement.hidden]
+        return denial.explain(text, folder, self._rules.ruleset.readable, self._writable, hidden)
 
     def log_tail(self) -> str:
         """Return the end of what the process itself wrote: a fatal error, a failed import."""

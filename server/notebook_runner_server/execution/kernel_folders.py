@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 # What IPython writes into a profile: a database for %store, %bookmark, %cd and the like, the history, logs,
 # and files of running processes. Everything else in a profile is configuration.
-_PROFILE_DATA = ("db", "history.sqlite", "log", "pid", "security")
+_PROFILE_DATA = ("db", "history.sqlite*", "log", "pid", "security")
 
 # What Jupyter writes: connection files of kernels, and the signatures of notebooks that were saved.
-_JUPYTER_DATA = ("runtime", "nbsignatures.db", "notebook_secret")
+_JUPYTER_DATA = ("runtime", "nbsignatures.db*", "notebook_secret")
 
 
 def make_folders(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
@@ -30,7 +31,7 @@ def make_folders(folder: Path, environment: Mapping[str, str]) -> dict[str, str]
     share = environment.get("XDG_DATA_HOME") or os.path.join(home, ".local", "share")
     ipython, config, data = (_made(folder / name) for name in ("ipython", "jupyter", "jupyter-data"))
     for entry in _entries(environment.get("IPYTHONDIR") or os.path.join(home, ".ipython")):
-        if entry.name.startswith("profile_") and entry.is_dir():
+        if entry.name.startswith("profile_") and os.path.isdir(entry):
             _link(_entries(entry), _made(ipython / entry.name), _PROFILE_DATA)
         else:
             _link([entry], ipython)
@@ -53,13 +54,13 @@ def _made(folder: Path) -> Path:
 
 
 def _entries(folder: str | Path) -> Iterator[Path]:
-    # There is none, or it is another user's: then IPython and Jupyter have their defaults.
-    with contextlib.suppress(OSError):
+    # There is none, its user is none, or it is another user's: then IPython and Jupyter have their defaults.
+    with contextlib.suppress(OSError, RuntimeError):
         yield from Path(folder).expanduser().absolute().iterdir()
 
 
 def _link(entries: Iterable[Path], folder: Path, data: tuple[str, ...] = ()) -> None:
     """Show the user's configuration, start-up files, extensions and kernelspecs in a folder, but no data."""
     for entry in entries:
-        if not entry.name.startswith(data):
+        if not any(fnmatchcase(entry.name, pattern) for pattern in data):
             (folder / entry.name).symlink_to(entry)

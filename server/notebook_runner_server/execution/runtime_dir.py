@@ -83,7 +83,11 @@ class RuntimeDir:
 
     def _hold(self) -> None:
         descriptor = os.open(self.folder, _OPEN)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = descriptor

@@ -69,6 +69,15 @@ class RunTree:
         with self._looking():
             return descendants(os.getpid(), self._kept.__contains__)
 
+    def peek(self) -> list[int]:
+        """Return the run's processes; none, where that would wait for one that is being started."""
+        if not self._lock.acquire(timeout=PATIENCE):
+            return []
+        try:
+            return descendants(os.getpid(), self._kept.__contains__)
+        finally:
+            self._lock.release()
+
     def kill(self) -> set[int]:
         """End the run's processes, and return which, when none is left.
 

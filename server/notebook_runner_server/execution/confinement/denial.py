@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 PATH_NOTE = (
@@ -27,7 +27,9 @@ _NOT_PERMITTED = re.compile(r"PermissionError: \[Errno 1\] Operation not permitt
 _PATH = re.compile(r"""'([^']+)'|"([^"]+)"|(/[^\s'":(),]+)""")
 
 
-def explain(text: str, folder: str, read: Iterable[Path], write: Iterable[Path]) -> str:
+def explain(
+    text: str, folder: str, read: Sequence[Path], write: Sequence[Path], hidden: Sequence[Path] = ()
+) -> str:
     """Return a note on an error's text; empty: the sandbox is not its reason.
 
     Args:
@@ -35,12 +37,13 @@ def explain(text: str, folder: str, read: Iterable[Path], write: Iterable[Path])
         folder: Where relative paths begin.
         read: Paths below which the sandbox allows to read.
         write: Paths below which it allows to write as well.
+        hidden: Paths below which nothing is looked at: the note must not depend on what is there.
     """
     lines = [line[:_MOST_CHARACTERS] for line in text.splitlines()[-_MOST_LINES:]]
     for path in itertools.islice(_paths(lines), _MOST_PATHS):
         # Text that is no path: with a null byte, or too long.
         with contextlib.suppress(OSError, ValueError):
-            if _is_denied(os.path.join(folder, path), read, write):
+            if _is_denied(os.path.join(folder, path), read, write, hidden):
                 return PATH_NOTE.format(path)
     return SIGNAL_NOTE if any(map(_NOT_PERMITTED.search, lines)) else ""
 
@@ -51,14 +54,16 @@ def _paths(lines: Iterable[str]) -> Iterator[str]:
             yield next(filter(None, found.groups()))
 
 
-def _is_denied(path: str, read: Iterable[Path], write: Iterable[Path]) -> bool:
+def _is_denied(path: str, read: Sequence[Path], write: Sequence[Path], hidden: Sequence[Path]) -> bool:
     """Tell whether the sandbox is the reason: without it, this process with the same user has access."""
     real = Path(os.path.realpath(path))
     if _is_below(real, write):
         return False
+    if _is_below(real, hidden):
+        return True
     existing = real if real.exists() else real.parent
     return os.access(existing, os.W_OK) or (os.access(real, os.R_OK) and not _is_below(real, read))
 
 
-def _is_below(path: Path, folders: Iterable[Path]) -> bool:
-    return any(path.is_relative_to(os.path.realpath(folder)) for folder in folders)
+def _is_below(path: Path, folders: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)

@@ -23,9 +23,9 @@ CACHES = ("XDG_CACHE_HOME", "~/.cache"), ("MPLCONFIGDIR", "~/.config/matplotlib"
 DEVICES = "/dev"
 """What is in it has its own permissions, and /dev/shm is needed for shared memory."""
 
-_UNREACHABLE = {errno.ENOENT, errno.EACCES, errno.ENOTCONN, errno.ESTALE, errno.EBADFD}
-"""Why an entry that was listed needs no rule: it has vanished, its folder may be listed and not entered, it
-is a mount whose server is gone, or it is of a file system that Landlock always allows."""
+_EXHAUSTED = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINVAL}
+"""Why a rule fails although what it is for is there. Every other error is of an entry that has vanished, may
+not be entered, or is a mount whose server is gone: without a rule it is denied, and nothing else is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +172,18 @@ def _allow_entries(ruleset: Ruleset, folder: Path, but: AbstractSet[Path]) -> No
     try:
         with os.scandir(folder) as found:
             entries = [Path(entry.path) for entry in found if not entry.is_symlink()]
-    except PermissionError:
-        # Nor can the kernel, which has the same user.
-        return
-    for one in entries:
-        if one not in but:
-            try:
-                ruleset.allow_reading(one, follow=False)
-            except OSError as error:
-                if error.errno not in _UNREACHABLE:
-                    raise
+        for one in entries:
+            if one not in but:
+                _allow_entry(ruleset, one)
+    except OSError as error:
+        # Not there on this machine, or not the kernel's to list either, which has the same user.
+        if error.errno in _EXHAUSTED:
+            raise
+
+
+def _allow_entry(ruleset: Ruleset, entry: Path) -> None:
+    try:
+        ruleset.allow_reading(entry, follow=False)
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise

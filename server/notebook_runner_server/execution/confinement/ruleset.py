@@ -40,8 +40,8 @@ class Ruleset:
             the same call.
 
     Attributes:
-        readable: The paths that reading was allowed below.
-        writable: The paths that writing was allowed below.
+        readable: The paths that reading was allowed below, without links.
+        writable: The paths that writing was allowed below, without links.
 
     Raises:
         OSError: The system refused.
@@ -74,7 +74,7 @@ class Ruleset:
             OSError: It cannot be opened, or there can be no rule for it.
         """
         self._allow(path, _READ, 0 if follow else os.O_NOFOLLOW)
-        self.readable.append(Path(path))
+        self.readable.append(Path(os.path.realpath(path)))
 
     def allow_writing(self, path: str | Path) -> None:
         """Allow to read and write a file, or all that is below a folder.
@@ -83,7 +83,7 @@ class Ruleset:
             OSError: It cannot be opened, or there can be no rule for it.
         """
         self._allow(path, self._handled, 0)
-        self.writable.append(Path(path))
+        self.writable.append(Path(os.path.realpath(path)))
 
     def _allow(self, path: str | Path, rights: int, flags: int) -> None:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
