@@ -11,7 +11,7 @@ import pytest
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import inline, perform, texts
 from tests.support.server import Server
-from tests.support.warm import ON, kept
+from tests.support.warm import ON, kept, until_warm
 
 pytestmark = pytest.mark.long
 
@@ -37,10 +37,11 @@ def told(server: Server, mode: str, *cells: str, **fields: Any) -> Any:
     """What the last cell prints as JSON, from a kernel that came to be as it shall."""
     if mode == "warm":
         kept(server)
+        until_warm(server)
     ended = perform(server.stub, inline(*cells, f"print(json.dumps([{WARM}, told]))", **fields))
     assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
     warm, value = json.loads(texts(ended.events).splitlines()[-1])
-    assert warm is (mode == "warm")
+    assert warm is (mode == "warm"), server.tail()
     return value
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import inline, perform, texts
 from tests.support.server import Server
-from tests.support.warm import kept
+from tests.support.warm import kept, until_warm
 
 SECRET = "a-secret-of-the-server-0123456789"  # noqa: S105 - nobody's
 ENVIRONMENT = {
@@ -59,6 +59,7 @@ def attacked(server: Server, source: str, *, mode: str = "warm", **fields: Any) 
     """What an attack noted, from a kernel that came to be as it shall."""
     if mode == "warm":
         kept(server)
+        until_warm(server)
     warm = "any('warm/template.py' in one for one in sys.orig_argv)"
     ended = perform(server.stub, inline(HEAD + source, f"print(json.dumps([{warm}, told]))", **fields))
     assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure

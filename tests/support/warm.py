@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.polling import pause
 from tests.support.processes import marked
 from tests.support.server import Server
@@ -48,6 +49,14 @@ def kept(server: Server, count: int = 1, *others: int) -> list[int]:
         assert time.monotonic() < end, f"not one template and {count} kernels: {found}\n{server.tail()}"
         pause()
     return found
+
+
+def until_warm(server: Server) -> None:
+    """Waits until a kernel is ready for the next run, which then gets it."""
+    end = time.monotonic() + SECONDS
+    while not any(one.warm_ready for one in server.stub.Info(pb.InfoRequest(), timeout=SECONDS).kernels):
+        assert time.monotonic() < end, server.tail()
+        pause()
 
 
 def ready(server: Server) -> int:
