@@ -65,7 +65,7 @@ faults: install ## Run the tests that kill, starve, flood or attack a server, an
 	$(PYTEST) -m load
 
 cold: install ## Run the tests of whole runs again, without warm kernels
-	NOTEBOOK_RUNNER_WARM_KERNELS=none $(PYTEST) $(PARALLEL) -m whole_run
+	NOTEBOOK_RUNNER_WARM_KERNELS=none $(PYTEST) $(PARALLEL) -m "whole_run and not long"
 
 test-all: test faults cold cluster container ## Run all tests, on a Dask cluster and in containers too
 

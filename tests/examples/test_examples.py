@@ -276,7 +276,7 @@ def test_the_service_tells_what_was_refused(server: Server, web: http.client.HTT
     """Each refusal is the status of HTTP that means the same, and starts nothing."""
     before = history(server.stub)
     assert started(web, dice=2)[0] == 400
-    for body in ("[1]", "{", '{"games": 99999999999999999999}'):
+    for body in ("[1]", "{", f'{{"games": {"[" * 40}{"]" * 40}}}'):
         web.request("POST", "/runs", body)
         answer = web.getresponse()
         assert (answer.status, bool(json.loads(answer.read())["message"])) == (400, True)

@@ -118,10 +118,17 @@ attempt("a package", lambda: open(os.__file__).read(10))
 """
 
 
+def with_profile(plain: PlainServer) -> None:
+    """Gives the user a profile of IPython's, which every kernel has links to."""
+    (plain.home / ".ipython/profile_default/startup").mkdir(parents=True, exist_ok=True)
+    plain.give(plain.home / ".ipython")
+
+
 def test_what_may_be_written(plain: PlainServer, attack: Callable[..., Any]) -> None:
     """A private notebook: its folders, devices and caches, and nothing beside them."""
     (plain.root / "other").mkdir(exist_ok=True)
     plain.give(plain.root / "other")
+    with_profile(plain)
     assert set(attack(WRITES).values()) == {"EACCES"}
     found = attack(ALLOWED)
     assert {name: got for name, got in found.items() if not got.startswith("got")} == {}
@@ -136,6 +143,7 @@ def test_a_notebook_works_in_its_own_folder(plain: PlainServer, mode: str) -> No
         plain.root / "mine" / "a.ipynb",
     )
     plain.give(plain.root)
+    with_profile(plain)
     spare = kept(plain)[1] if mode == "warm" else 0
     ended = perform(plain.stub, pb.StartRequest(notebook_path="mine/a.ipynb"))
     assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
@@ -153,10 +161,12 @@ def test_what_a_kernel_leaves_for_its_worker_is_no_trap(plain: PlainServer) -> N
     """The worker reads what a dead kernel wrote, and no file that the kernel has put in its place."""
     (plain.home / "key.pem").write_text(SECRET)
     source = (
+        "import shutil\n"
         "folder = Path(os.environ['TMPDIR']).parent\n"
         "for name in {'log', *os.listdir(folder)} - {'tmp'}:\n"
-        "    (folder / name).unlink(missing_ok=True)\n"
-        "    os.symlink(Path.home() / 'key.pem', folder / name)\n"
+        "    path = folder / name\n"
+        "    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)\n"
+        "    os.symlink(Path.home() / 'key.pem', path)\n"
         "os._exit(3)"
     )
     ended = perform(plain.stub, inline(HEAD + source))

@@ -17,7 +17,7 @@ from tests.support.server import Server
 
 RUN_MARK = "NBR_RUN_MARK"
 # No process of a server is there so long after its death.
-GONE_SECONDS = 10.0
+GONE_SECONDS = 5.0
 # In the command line of a worker: Python's own.
 WORKER = "spawn_main"
 # In the state folder: a folder for each run.
