@@ -74,7 +74,7 @@ class Ruleset:
             OSError: It cannot be opened, or there can be no rule for it.
         """
         self._allow(path, _READ, 0 if follow else os.O_NOFOLLOW)
-        self.readable.append(Path(os.path.realpath(path)))
+        self.readable.append(Path(os.path.realpath(path)) if follow else Path(path))
 
     def allow_writing(self, path: str | Path) -> None:
         """Allow to read and write a file, or all that is below a folder.

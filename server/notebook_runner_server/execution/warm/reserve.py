@@ -239,6 +239,7 @@ class Reserve:
         try:
             # Read here, where it delays nobody.
             assert kernel.manager.kernel_spec  # noqa: S101 - it is there, or raises
+            kernel.prepare_ahead()
             with tree.starting(stock.end_template) as kept:
                 asyncio.run(kernel.launch_ahead())
                 kept.add(kernel.pid)
