@@ -38,7 +38,7 @@ CONNECTION_KB = 150
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_flood(besieged: Guarded, name: str) -> None:
-    """An ordinary client's calls are answered, in `make attack` within a second, and the server's memory stays."""
+    """An ordinary client is answered (in `make attack`, within a second), and the server keeps its memory."""
     server, ordinary = besieged.server, Ordinary(besieged.server.target, besieged.run, besieged.ca)
     ordinary.until(lambda: True, least=1)
     before = memory(server.process.pid)
