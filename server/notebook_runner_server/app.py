@@ -40,7 +40,7 @@ STREAM_GRACE = 5.0
 """Seconds that open calls get to end, when all runs have."""
 
 WATCH_SECONDS = 1.0
-"""How often it is looked whether runs can start."""
+"""Seconds between two checks of whether runs can start."""
 
 _SMALLEST = b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
 
@@ -132,7 +132,7 @@ class App:
         )
 
     async def _watch(self) -> None:
-        """Tell health checks while no run can start."""
+        """Report to health checks when runs cannot start, and when they can again."""
         problem = ""
         while True:
             await asyncio.sleep(WATCH_SECONDS)

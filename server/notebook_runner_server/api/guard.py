@@ -136,7 +136,7 @@ def _checked(request: Any) -> Any:
     """Return a request, or requests, that can be read.
 
     Raises:
-        RunnerError: It is too large, or is no message of its type.
+        RunnerError: The message is too large, or is not of its type.
     """
     if isinstance(request, _Refused):
         raise request.error

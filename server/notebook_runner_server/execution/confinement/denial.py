@@ -1,4 +1,4 @@
-"""Explains errors whose reason is the sandbox, so that nobody looks for it in the permissions of files."""
+"""Explains errors that the sandbox causes, which file permissions do not explain."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def explain(
     """
     lines = [line[:_MOST_CHARACTERS] for line in text.splitlines()[-_MOST_LINES:]]
     for path in itertools.islice(_paths(lines), _MOST_PATHS):
-        # Text that is no path: with a null byte, or too long.
+        # Some text cannot be a path: it has a null byte, or is too long.
         with contextlib.suppress(OSError, ValueError):
             if _is_denied(os.path.join(folder, path), read, write, hidden):
                 return PATH_NOTE.format(path)
