@@ -110,6 +110,8 @@ CASES = (
     ),
     timed_out(
         "waits-for-input",
+        # Long enough for a busy machine to start the shell, for only who reads already can be named.
+        fields={"cell_timeout": duration(10)},
         reports=("waiting for input", "'bash'"),
         check=stopped,
     ),

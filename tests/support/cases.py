@@ -81,7 +81,7 @@ def carry_out(server: Server, case: Case) -> Outcome:
         assert at >= 0, f"{text!r} is missing, or out of order, in: {outcome.text}"
         at += len(text)
     for text in case.reports:
-        assert text in report
+        assert text in report, report
     if case.check is not None:
         case.check(outcome)
     return outcome
