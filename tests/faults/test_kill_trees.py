@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.faults.trees import HERE, IGNORE, ORPHANS, SAY, SLEEP, TREES
+from tests.faults.trees import HERE, HOLD, IGNORE, ORPHANS, SAY, SLEEP, TREES
 from tests.support.calls import SECONDS, duration, executed, finish, inline, perform, reach, start, started
 from tests.support.gate import Gate
 from tests.support.mortal import RUN_MARK, figure, new_mark, remains, worker_of, zombies
@@ -70,6 +70,16 @@ def test_orphans_are_reaped_while_the_run_goes_on(server: Server, gate: Gate) ->
         while dead := zombies(worker):
             assert time.monotonic() < end, f"{dead} of 1000 orphans are not reaped while the run goes on"
             threading.Event().wait(0.05)
+
+
+@pytest.mark.parametrize("name", ["scrubbed environment", "main thread ended", "all together"])
+def test_what_a_notebook_leaves_ends_with_it(server: Server, name: str) -> None:
+    """A run whose cells have all succeeded is SUCCEEDED, and none of its processes is left."""
+    source = TREES[name][0].removesuffix(SLEEP).removesuffix(HOLD)
+    mark = new_mark()
+    ended = perform(server.stub, inline(source, environment={RUN_MARK: mark}))
+    assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run
+    assert remains(mark) == {}
 
 
 @pytest.mark.parametrize("name", ["ignores signals", "all together"])

@@ -19,6 +19,13 @@ CRASHED, TIMED_OUT = pb.RUN_STATE_CRASHED, pb.RUN_STATE_TIMED_OUT
 FOREVER = "import threading; _ = threading.Event().wait()"
 BOMB = "kept = []\nwhile True:\n    kept.append(b'x' * (8 << 20))"
 CHILD_BOMB = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BOMB!r}])\n{FOREVER}"
+# The main thread of the child ends: of the child's own id /proc then tells no memory.
+HEADLESS_BOMB = (
+    "import ctypes, threading\n"
+    f"threading.Thread(target=exec, args=[{BOMB!r}, {{}}]).start()\n"
+    "ctypes.CDLL(None).pthread_exit(None)"
+)
+HEADLESS_CHILD_BOMB = CHILD_BOMB.replace(repr(BOMB), repr(HEADLESS_BOMB))
 MANY = f"import subprocess\nmany = [subprocess.Popen(['sleep', '1000']) for _ in range(40)]\n{FOREVER}"
 LINES = "for n in range({lines}):\n    print('x' * 99)\nprint('end', flush=True)"
 
@@ -38,6 +45,9 @@ LIMITS = {
     "memory": Limit(BOMB, {"memory_limit_bytes": 400 * MIB}, CRASHED, pb.FAILURE_CAUSE_OUT_OF_MEMORY),
     "memory of a child": Limit(
         CHILD_BOMB, {"memory_limit_bytes": 400 * MIB}, CRASHED, pb.FAILURE_CAUSE_OUT_OF_MEMORY
+    ),
+    "memory of a child whose main thread has ended": Limit(
+        HEADLESS_CHILD_BOMB, {"memory_limit_bytes": 400 * MIB}, CRASHED, pb.FAILURE_CAUSE_OUT_OF_MEMORY
     ),
     "processes": Limit(MANY, {"process_limit": 20}, CRASHED, pb.FAILURE_CAUSE_PROCESS_LIMIT),
     "run time": Limit(FOREVER, {"run_timeout": duration(2)}, TIMED_OUT, pb.FAILURE_CAUSE_RUN_TIMEOUT),

@@ -47,7 +47,22 @@ import ctypes
 os.read(os.open(os.environ["NBR_GATE"], os.O_RDONLY), 1)
 ctypes.PyDLL(None).sleep(1000)
 """
-ALL = SAME_GROUP + OWN_SESSION + FORKED_TWICE + SCRUBBED + STUBBORN
+# The main thread of a child has ended, which makes it look like a zombie, and another one goes on.
+HEADLESS = """
+LIVES = '''
+import ctypes, os, sys, threading
+threading.Thread(target=threading.Event().wait).start()
+os.write(int(sys.argv[2]), b".")
+ctypes.CDLL(None).pthread_exit(None)
+'''
+reader, writer = os.pipe()
+os.set_inheritable(writer, True)
+child = subprocess.Popen([sys.executable, "-c", LIVES, mark, str(writer)], close_fds=False)
+os.read(reader, 1)
+while b"State:\\tZ" not in open(f"/proc/{child.pid}/status", "rb").read():
+    time.sleep(0.01)
+"""
+ALL = SAME_GROUP + OWN_SESSION + FORKED_TWICE + SCRUBBED + STUBBORN + HEADLESS
 
 # The cell, and how many processes of it there are at the least, the kernel among them.
 TREES: dict[str, tuple[str, int]] = {
@@ -60,6 +75,7 @@ TREES: dict[str, tuple[str, int]] = {
     "forked twice": (HERE + FORKED_TWICE + SAY + SLEEP, 2),
     "scrubbed environment": (HERE + SCRUBBED + SAY + SLEEP, 2),
     "stopped and stubborn": (HERE + STUBBORN + SAY + SLEEP, 2),
-    "all together": (HERE + IGNORE + ALL + SAY + HOLD, 6),
+    "main thread ended": (HERE + HEADLESS + SAY + SLEEP, 2),
+    "all together": (HERE + IGNORE + ALL + SAY + HOLD, 7),
     "fork storm": (HERE + STORM.format(chains=20) + SAY + SLEEP, 2),
 }

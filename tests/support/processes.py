@@ -25,8 +25,22 @@ def limit(mark: str) -> int:
 def marked(mark: str) -> dict[int, str]:
     """Every live process that carries the mark, in its environment or as a limit, with its command line."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-    found = [pid for pid in pids if mark.encode() in _read(pid, "environ") or _is_limited(pid, mark)]
+    found = [pid for pid in pids if any(_is_marked(thread, mark) for thread in [pid, *_threads_left(pid)])]
     return {pid: _read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace") for pid in found}
+
+
+def _is_marked(thread: int, mark: str) -> bool:
+    return mark.encode() in _read(thread, "environ") or _is_limited(thread, mark)
+
+
+def _threads_left(pid: int) -> list[int]:
+    """The threads of a process whose main thread has ended: of such a one alone nothing can be read."""
+    if _runs(pid):
+        return []
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task") if _runs(int(name))]
+    except OSError:
+        return []
 
 
 def _is_limited(pid: int, mark: str) -> bool:
@@ -35,8 +49,12 @@ def _is_limited(pid: int, mark: str) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
-    fields = _read(pid, "stat").rpartition(b") ")[2].split()
+    """Whether the process exists and any of its threads has not ended."""
+    return _runs(pid) or bool(_threads_left(pid))
+
+
+def _runs(thread: int) -> bool:
+    fields = _read(thread, "stat").rpartition(b") ")[2].split()
     return bool(fields) and fields[0] not in {b"Z", b"X"}
 
 

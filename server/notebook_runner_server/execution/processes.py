@@ -98,7 +98,7 @@ def _kill_descendants(pid: int, spare: Callable[[int], bool], deadline: float) -
     killed: set[int] = set()
     end = time.monotonic() + deadline
     while found := descendants(pid, spare):
-        alive = [one for one in found if _is_alive(one)]
+        alive = [one for one in found if living_thread(one)]
         # Nobody is there who could start again what is killed: one alone need not be stopped.
         for number in (signal.SIGSTOP, signal.SIGKILL) if len(alive) > 1 else (signal.SIGKILL,):
             for one in alive:
@@ -113,10 +113,23 @@ def _kill_descendants(pid: int, spare: Callable[[int], bool], deadline: float) -
     return killed
 
 
-def _is_alive(pid: int) -> bool:
-    """Tell a process that runs from one that is gone or waits to be reaped."""
+def living_thread(pid: int) -> int:
+    """Return a thread of a process that has not ended, the main one if it is; zero: there is none.
+
+    A process whose main thread alone has ended is a zombie to all that looks at its own id, and goes on.
+    What `/proc` tells of memory, it tells by the id of a thread that lives.
+    """
+    if _runs(pid):
+        return pid
     with contextlib.suppress(OSError):
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        return next((one for one in map(int, os.listdir(f"/proc/{pid}/task")) if _runs(one)), 0)
+    return 0
+
+
+def _runs(thread: int) -> bool:
+    """Tell a thread that runs from one that is gone or waits to be reaped."""
+    with contextlib.suppress(OSError):
+        stat = Path(f"/proc/{thread}/stat").read_bytes()
         return stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] not in b"ZX"
     return False
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from notebook_runner_server.execution.interface import Cause
+from notebook_runner_server.execution.processes import living_thread
 from notebook_runner_server.execution.tree import tree
 
 INTERVAL = 0.05
@@ -75,18 +76,26 @@ def memory(pids: Iterable[int], enough: int = 0) -> int:
 
 
 def _resident(pid: int) -> int:
+    pages = _resident_pages(pid)
+    if not pages and (thread := living_thread(pid)) != pid:
+        # Its main thread has ended, and has no memory any more; the others have.
+        pages = _resident_pages(thread)
+    return pages * _PAGE
+
+
+def _resident_pages(pid: int) -> int:
     with contextlib.suppress(OSError, IndexError):
-        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
     return 0
 
 
 def _proportional(pid: int) -> int:
-    return _told(pid, "smaps_rollup", b"Pss:")
+    return _told(living_thread(pid), "smaps_rollup", b"Pss:")
 
 
 def peak(pid: int) -> int:
     """Return the most that a process has had in memory, in bytes; zero: it is gone."""
-    return _told(pid, "status", b"VmHWM:")
+    return _told(living_thread(pid), "status", b"VmHWM:")
 
 
 def _told(pid: int, file: str, name: bytes) -> int:
