@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.runs.files import TooLargeError, pack
+from notebook_runner_server.runs.files import UnpackableError, pack
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def packed(folder: Path, max_bytes: int = 100) -> dict[str, bytes]:
 
 def test_regular_files_are_packed_under_their_relative_names(folder: Path) -> None:
     """All files of all folders, by their paths in the run folder."""
-    assert packed(folder) == {"below/deep.txt": b"abcde", "top.txt": b"12345"}
+    assert packed(folder) == {"top.txt": b"12345", "below/deep.txt": b"abcde"}
 
 
 def test_an_empty_folder_gives_an_empty_zip(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_what_is_no_file_is_left_out(folder: Path) -> None:
 def test_the_bound_is_exact_and_comes_before_the_writing(folder: Path) -> None:
     """As many bytes as are allowed are packed; with one more nothing is written."""
     assert len(packed(folder, 10)) == 2
-    with pytest.raises(TooLargeError, match="10 bytes, of 9"):
+    with pytest.raises(UnpackableError, match="10 bytes, of 9"):
         pack(folder, folder.parent / "over.zip", 9)
     assert not (folder.parent / "over.zip").exists()
 
@@ -75,7 +75,7 @@ def test_a_sparse_file_counts_with_its_size(folder: Path) -> None:
     """What takes no room on the disk would take it in memory and in the answer."""
     with (folder / "sparse").open("wb") as file:
         file.truncate(10**12)
-    with pytest.raises(TooLargeError):
+    with pytest.raises(UnpackableError):
         packed(folder, 10**9)
 
 

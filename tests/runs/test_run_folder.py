@@ -123,7 +123,7 @@ def test_nothing_is_brought_to_another_place(tmp_path: Path, name: str) -> None:
     """What a worker says is for a file of the folder, or for none."""
     folder = RunFolder(tmp_path / "run")
     folder.create()
-    with pytest.raises(ValueError, match="not in the run's folder"):
+    with pytest.raises(OSError, match="out of its folder"):
         folder.bring(FilePiece(name, 0, b"x", 0o600, 0))
     assert not (folder.path / "parts").exists()
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
+from notebook_runner_server import folder_tree
 from notebook_runner_server.execution.client import KernelClient, UnfitKernelError
 from notebook_runner_server.execution.confinement import denial
 from notebook_runner_server.execution.confinement.environment import inherited
@@ -323,7 +323,7 @@ class Kernel:
         """Remove the private folder; the process must have ended."""
         if self._place is not None:
             self._place.remove()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        folder_tree.remove_if_possible(self._folder)
 
     def close(self) -> None:
         """Close the sockets and remove the private folder; the process must have ended."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
 from pathlib import Path
 
+from notebook_runner_server import folder_tree
 from notebook_runner_server.execution import entry
 from notebook_runner_server.execution.confinement.environment import others_forgotten
 from notebook_runner_server.execution.confinement.rules import Confinement, missing, rules
@@ -236,7 +236,7 @@ class ProcessPoolBackend:
         lacking = self._sandbox.is_on and (not told["signals"] or told["exposed"])
         _log.log(logging.WARNING if lacking else logging.INFO, "sandbox", extra=told)
         # What an earlier server has left is nobody's.
-        shutil.rmtree(self._state / "places", ignore_errors=True)
+        folder_tree.remove_if_possible(self._state / "places")
         if self._confinement is not None:
             self._confinement.places.mkdir(mode=0o700)
         # Python starts it beside the workers, with all that this process has in its environment.

@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import stat
 import tempfile
 from pathlib import Path
+
+from notebook_runner_server import folder_tree
 
 _PREFIX = "nbr-"
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -75,7 +76,7 @@ class RuntimeDir:
         with contextlib.suppress(OSError):
             self.restore()
         if self._is_there():
-            shutil.rmtree(self._path, ignore_errors=True)
+            folder_tree.remove_if_possible(self._path)
         if self._link.is_symlink() and self._link.readlink() == self._path:
             self._link.unlink()
         os.close(self._descriptor)
@@ -110,7 +111,7 @@ class RuntimeDir:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if left.name.startswith(_PREFIX) and os.fstat(descriptor).st_uid == os.geteuid():
-                    shutil.rmtree(left, ignore_errors=True)
+                    folder_tree.remove_if_possible(left)
             finally:
                 os.close(descriptor)
         self._link.unlink()

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -22,6 +21,7 @@ from multiprocessing.util import Finalize
 from typing import NoReturn
 
 # Imported before the first job, so that no run waits for it.
+from notebook_runner_server import folder_tree
 from notebook_runner_server.execution import host as hosts
 from notebook_runner_server.execution.confinement import confine
 from notebook_runner_server.execution.confinement.environment import forget_others
@@ -137,7 +137,7 @@ class _Worker:
         """End every process below this one, then this one."""
         try:
             kill_descendants(os.getpid())
-            shutil.rmtree(self._options.folder, ignore_errors=True)
+            folder_tree.remove_if_possible(self._options.folder)
         finally:
             os._exit(1)
 

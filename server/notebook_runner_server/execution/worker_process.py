@@ -8,7 +8,6 @@ import logging
 import multiprocessing
 import os
 import select
-import shutil
 import signal
 import socket
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from notebook_runner_server import folder_tree
 from notebook_runner_server.execution import entry
 from notebook_runner_server.execution.interface import Job
 from notebook_runner_server.execution.link import Link
@@ -128,4 +128,4 @@ class WorkerProcess:
         else:
             self._near.close()
         await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
-        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        await asyncio.to_thread(folder_tree.remove_if_possible, self._folder)

@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from notebook_runner_server import folder_tree
 from notebook_runner_server.execution.files import FileEvent, FilesLeft
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
 from notebook_runner_server.runs.tables import Part
 
 COPY_BYTES = 1024 * 1024
+_logger = logging.getLogger(__name__)
 
 
 def private(path: str | Path, flags: int) -> int:
@@ -63,8 +65,12 @@ class RunFolder:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def remove(self) -> None:
-        """Remove all of it; not being there is well."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove all of it, or as much as can be; not being there is well."""
+        try:
+            folder_tree.remove(self.path)
+        except OSError as error:
+            about = {"folder": str(self.path), "why": str(error)}
+            _logger.warning("a run's folder could not be removed", extra=about)
 
     def write(self, start: int, pieces: Iterable[bytes]) -> None:
         """Write bytes to the file of parts from a place on, and make them durable."""
@@ -79,24 +85,27 @@ class RunFolder:
         """Take what came of the notebook's files from another machine; once more changes nothing.
 
         Raises:
-            ValueError: It is not for a file in the folder.
+            OSError: It is not for a file in the folder, or cannot be written.
         """
         if isinstance(told, FilesLeft):
             self._files_left.write_text(str(told.size))
             return
-        path, name = self.work / told.path, Path(told.path)
-        if ".." in name.parts or name.is_absolute():
-            raise ValueError(f"{told.path!r} is not in the run's folder")
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(private(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW), "wb") as file:
+        parent, name = os.path.split(told.path)
+        folder = folder_tree.open_below(self.work, parent, make=True)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(name, flags, 0o600, dir_fd=folder)
+        finally:
+            os.close(folder)
+        with open(descriptor, "wb") as file:
             file.seek(told.start)
             file.write(told.data)
             file.flush()
             # The worker forgets it when it is told that it is here.
-            os.fdatasync(file.fileno())
-        # The next piece has to be written as well.
-        path.chmod(told.mode & 0o777 | 0o600)
-        os.utime(path, ns=(told.modified, told.modified))
+            os.fdatasync(descriptor)
+            # The next piece has to be written as well.
+            os.fchmod(descriptor, told.mode & 0o777 | 0o600)
+            os.utime(descriptor, ns=(told.modified, told.modified))
 
     def files_left(self) -> int:
         """Return how many bytes of files did not come from another machine."""
@@ -134,7 +143,7 @@ class RunFolder:
 
     def size(self) -> int:
         """Return how many bytes all files of the run have together."""
-        return folder_size(self.path)
+        return folder_tree.size(self.path)
 
     def sync(self) -> None:
         """Make the folder's entries durable."""
@@ -162,14 +171,3 @@ class RunFolder:
 def _read(descriptor: int, part: Part) -> Iterator[bytes]:
     for start in range(0, part.length, COPY_BYTES):
         yield os.pread(descriptor, min(COPY_BYTES, part.length - start), part.start + start)
-
-
-def folder_size(path: Path) -> int:
-    """Return how many bytes the files below a folder have together; links count as themselves."""
-    total = 0
-    for parent, _, names in os.walk(path):
-        for name in names:
-            # A run that is forgotten at this moment takes its files with it.
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(parent, name)).st_size
-    return total

@@ -222,7 +222,7 @@ class Outputs:
                     "application/zip",
                     lambda target: files.pack(folder.work, target, self._max_files_bytes),
                 )
-            except files.TooLargeError as error:
+            except files.UnpackableError as error:
                 raise ExportFailedError(str(error), format=form.to) from error
         notebook = await self._artefact(run, position, _Form(NOTEBOOK), key, fresh=False)
         draft = artefacts.draft(path)

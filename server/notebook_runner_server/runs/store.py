@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from notebook_runner_server import folder_tree
 from notebook_runner_server.execution.files import FileEvent
 from notebook_runner_server.runs import resume, tables
 from notebook_runner_server.runs.database import Database
-from notebook_runner_server.runs.folder import RunFolder, folder_size, private
+from notebook_runner_server.runs.folder import RunFolder, private
 from notebook_runner_server.runs.model import Event, Order, Run, RunState
 from notebook_runner_server.runs.request_key import request_key
 from notebook_runner_server.runs.resume import Resume
@@ -239,7 +240,7 @@ class Store:
 
     def sizes(self) -> dict[str, int]:
         """Return how many bytes the folder of each run has; blocks."""
-        return {path.name: folder_size(path) for path in self._runs.iterdir()}
+        return {path.name: folder_tree.size(path) for path in self._runs.iterdir()}
 
     def size(self) -> int:
         """Return how many bytes the state folder has in all; blocks."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from notebook_runner_server import folder_tree
 from notebook_runner_server.execution.files import FileEvent, FilePiece, FilesLeft
 from notebook_runner_server.execution.interface import Job
 
@@ -49,35 +49,31 @@ class RunFolder:
         Args:
             most: How many bytes are brought at the most, if that is less than otherwise.
         """
-        found = sorted(self._regular_files())
-        total = sum(size for _, size in found)
+        total = sum(entry.about.st_size for entry in self._regular_files())
         if total > min(self._max_bytes, self._max_bytes if most is None else most):
             yield FilesLeft(total)
             return
-        for path, _ in found:
-            # Its path may be too long, and it may have gone.
+        for entry in self._regular_files():
+            # It may have gone.
             with contextlib.suppress(OSError):
-                yield from self._pieces(path)
+                yield from self._pieces(entry)
 
-    def _regular_files(self) -> Iterator[tuple[str, int]]:
-        for parent, _, names in os.walk(self._path):
-            for path in (os.path.join(parent, name) for name in names):
-                with contextlib.suppress(OSError):
-                    about = os.lstat(path)
-                    if stat.S_ISREG(about.st_mode) and os.access(path, os.R_OK):
-                        yield path, about.st_size
+    def _regular_files(self) -> Iterator[folder_tree.Entry]:
+        for entry in folder_tree.walk(self._path):
+            readable = os.access(entry.name, os.R_OK, dir_fd=entry.folder)
+            if readable and stat.S_ISREG(entry.about.st_mode):
+                yield entry
 
-    def _pieces(self, path: str) -> Iterator[FilePiece]:
-        name = os.path.relpath(path, self._path)
-        with open(path, "rb") as file:
+    def _pieces(self, entry: folder_tree.Entry) -> Iterator[FilePiece]:
+        with open(entry.open(), "rb") as file:
             about = os.fstat(file.fileno())
             start = 0
             while (data := file.read(PIECE_BYTES)) or not start:
-                yield FilePiece(name, start, data, stat.S_IMODE(about.st_mode), about.st_mtime_ns)
+                yield FilePiece(entry.path, start, data, stat.S_IMODE(about.st_mode), about.st_mtime_ns)
                 if not data:
                     return
                 start += len(data)
 
     def remove(self) -> None:
         """Remove it with all that is in it."""
-        shutil.rmtree(self._place, ignore_errors=True)
+        folder_tree.remove_if_possible(self._place)
