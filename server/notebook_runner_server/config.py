@@ -218,7 +218,7 @@ class Settings:
     def state_folder(self) -> Path:
         """The folder for history and results."""
         # Workers and kernels work elsewhere.
-        return Path(self.state_dir or _state_dir()).absolute()
+        return Path(self.state_dir or _state_dir()).resolve()
 
     @property
     def metrics_address(self) -> tuple[str, int]:

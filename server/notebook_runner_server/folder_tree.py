@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_PASSED = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -43,6 +44,58 @@ class Entry:
         return os.open(
             self.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.folder
         )
+
+
+def open_path(path: Path) -> int:
+    """Open a file or folder none of whose parents is a symbolic link, nor itself.
+
+    What an operator's path leads to is settled when the server starts; what a notebook may write can become
+    a link at any moment, and lead to what it may not. `openat2` with `RESOLVE_NO_SYMLINKS` would do the
+    same, but not on each system, and under each seccomp profile, that this runs on.
+
+    Args:
+        path: Absolute, without "..".
+
+    Returns:
+        A descriptor (`O_PATH`), which the caller closes.
+
+    Raises:
+        OSError: It is not there, or leads over a link.
+    """
+    descriptor = os.open("/", _PASSED)
+    try:
+        *above, last = ["/", *path.relative_to("/").parts]
+        for part in above[1:]:
+            descriptor = _replaced(descriptor, os.open(part, _PASSED, dir_fd=descriptor))
+        if above:
+            descriptor = _replaced(descriptor, open_entry(last, descriptor))
+    except NotADirectoryError as error:
+        os.close(descriptor)
+        raise _is_link(str(path)) from error
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_entry(name: str, folder: int) -> int:
+    """Open what is in a folder, a file or a folder itself.
+
+    Returns:
+        A descriptor (`O_PATH`), which the caller closes.
+
+    Raises:
+        OSError: It is not there, or is a link.
+    """
+    descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    if stat.S_ISLNK(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _is_link(name)
+    return descriptor
+
+
+def _is_link(path: str) -> OSError:
+    return OSError(errno.ELOOP, "is a symbolic link, or leads over one", path)
 
 
 def open_below(root: Path, relative: str | Path, *, make: bool = False) -> int:
@@ -97,7 +150,7 @@ def remove(folder: Path) -> None:
     """
     walk = _Walk(_made_enterable)
     try:
-        _make_enterable(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        _make_enterable(os.open(folder, _PASSED))
         descriptor = os.open(folder, _FOLDER)
     except FileNotFoundError:
         return
@@ -211,7 +264,7 @@ def _enterable(name: str, folder: int) -> int:
 
 
 def _made_enterable(name: str, folder: int) -> int:
-    _make_enterable(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder))
+    _make_enterable(os.open(name, _PASSED, dir_fd=folder))
     return os.open(name, _FOLDER, dir_fd=folder)
 
 

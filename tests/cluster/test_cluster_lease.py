@@ -28,7 +28,7 @@ def test_a_kill_does_not_wait_for_a_worker_process(tmp_path: Path) -> None:
 
     async def play(pool: Pool) -> None:
         other = await until_said(pool, ENDLESS, "")
-        lease = Lease("late", pool.backend, asyncio.Lock(), 60.0, RunFolder(tmp_path / "lease", 0))
+        lease = Lease("late", pool.backend, asyncio.Lock(), 60.0, RunFolder(tmp_path / "lease", 0, None))
 
         async def serve(comm: Comm) -> None:
             await lease.serve(Channel(comm), 0)

@@ -37,7 +37,7 @@ class RuntimeDir:
     def open(self) -> None:
         """Make the folder, after what a killed server has left is removed."""
         self._remove_left()
-        self._path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._path = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()
         self._hold()
         self._link.symlink_to(self._path)
 

@@ -23,11 +23,13 @@ class RunFolder:
     Args:
         place: Where it is made, in a folder of this name that is the run's alone.
         max_bytes: How much it may hold to be brought to the server.
+        root: The server's notebook root, which may be here too, at the same path or by a link of this name.
     """
 
-    def __init__(self, place: Path, max_bytes: int) -> None:
+    def __init__(self, place: Path, max_bytes: int, root: Path | None) -> None:
         self._place = self._path = place
         self._max_bytes = max_bytes
+        self._root = root
 
     def create(self, job: Job) -> Job:
         """Make it, and return the job as it is executed here: in its notebook's folder, if that is here.
@@ -38,8 +40,12 @@ class RunFolder:
         self._path = self._place / job.run_id
         self._path.mkdir(mode=0o700, parents=True)
         own = str(self._path)
-        is_shared = job.working_folder != job.run_folder and os.path.isdir(job.working_folder)
-        return replace(job, run_folder=own, working_folder=job.working_folder if is_shared else own)
+        working = own
+        if self._root is not None and job.working_folder != job.run_folder:
+            # The operator may have a link here; below the root one would be a notebook's.
+            shared = self._root.resolve() / Path(job.working_folder).relative_to(self._root)
+            working = str(shared) if shared.is_dir() else own
+        return replace(job, run_folder=own, working_folder=working)
 
     def files(self, most: int | None = None) -> Iterator[FileEvent]:
         """Yield what the notebook has left, when no process of it is there; links are not followed.

@@ -33,6 +33,13 @@ FAREWELL_SECONDS = 5.0
 """How long a worker that is closed waits until the servers know how its runs have ended."""
 
 
+def _made(local_directory: Path) -> Path:
+    """Make a folder of this program's own in a Dask worker's, and return it without links."""
+    folder = local_directory.resolve() / PLUGIN
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 class NotebookHost(WorkerPlugin):
     """Makes a Dask worker one that executes notebooks.
 
@@ -53,8 +60,7 @@ class NotebookHost(WorkerPlugin):
         self._slots = min(int(worker.state.total_resources.get(RESOURCE, 0)), worker.state.nthreads)
         self._leases: dict[str, Lease] = {}
         self._admitted = asyncio.Lock()
-        self._folder = folder = Path(worker.local_directory) / PLUGIN
-        folder.mkdir(mode=0o700, exist_ok=True)
+        self._folder = folder = _made(Path(worker.local_directory))
         self._pool = ProcessPoolBackend(
             self._slots,
             folder / "scratch",
@@ -93,7 +99,9 @@ class NotebookHost(WorkerPlugin):
         """Lease a slot: tell the server where it is, and keep it until it is not needed any more."""
         name = secrets.token_hex(8)
         # Of another lease nothing may be found.
-        folder = RunFolder(self._folder / "runs" / name, self._options.max_files_bytes)
+        folder = RunFolder(
+            self._folder / "runs" / name, self._options.max_files_bytes, self._options.sandbox.root
+        )
         lease = self._leases[name] = Lease(run_id, self._pool, self._admitted, self._options.timeout, folder)
         try:
             where = {"nonce": nonce, "address": self._worker.contact_address, "lease": name}

@@ -7,6 +7,7 @@ above, a kernel that was started before does not see: `Rules.is_current` tells.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -30,20 +31,23 @@ not be entered, or is a mount whose server is gone: without a rule it is denied,
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """What holds for the kernels of all runs.
+    """What holds for the kernels of all runs; all paths but those that are hidden are without links.
 
     Attributes:
         places: Where a kernel that is started before a run has its private working folder, until the run
             moves it to its place; on the file system of the runs' folders.
-        hidden: Files and folders that no kernel may read.
+        hidden: Files and folders that no kernel may read. Of a link it is what the link leads to when a
+            kernel is started: Kubernetes renews a secret by changing one.
         writable: Folders that each kernel may read and write, whatever is in them.
         root: The folder that notebooks are in; a notebook works in its own folder below it. None: none.
+        caches: Folders that libraries share between processes, which kernels may write as well.
     """
 
     places: Path
     hidden: tuple[Path, ...]
     writable: tuple[Path, ...] = ()
     root: Path | None = None
+    caches: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +77,19 @@ def rules(confinement: Confinement, own: Iterable[Path]) -> Rules:
 
     Args:
         confinement: What holds for all.
-        own: Folders of this kernel.
+        own: Folders of this kernel, without links.
 
     Raises:
         OSError: There can be no rule for something, which the error names.
     """
     opened = _opened(confinement)
-    hidden = [one.resolve() for one in confinement.hidden]
     # What the operator opens is open as a whole.
+    hidden = [one.resolve() for one in confinement.hidden]
     closed = [one for one in hidden if not any(one.is_relative_to(folder) for folder in opened)]
     above = {folder for one in closed for folder in one.parents}
     # First, so that what is added while they are read is missed there.
     seen = {folder: _changed(folder) for folder in above if folder not in _temporary()}
-    shared = (Path(DEVICES), *(one for one in confinement.writable if one.exists()), *caches())
+    shared = (Path(DEVICES), *_there(confinement.writable), *filter(_is_made, confinement.caches))
     ruleset = Ruleset(reading=True, alone=True)
     try:
         for folder in sorted(above):
@@ -105,7 +109,7 @@ def narrowed(shared: Iterable[Path], own: Iterable[Path]) -> Ruleset:
 
     Args:
         shared: What all kernels may write, of the kernel's `Rules`.
-        own: Folders of this kernel and its run.
+        own: Folders of this kernel and its run, without links.
 
     Raises:
         OSError: There can be no rule for something, which the error names.
@@ -129,31 +133,31 @@ def exposed(confinement: Confinement) -> list[Path]:
 
 def missing(confinement: Confinement) -> list[Path]:
     """Return the writable folders that are not there, and of which no rule is made."""
-    return [one for one in confinement.writable if not one.exists()]
+    return [one for one in confinement.writable if one not in _there(confinement.writable)]
 
 
 def _opened(confinement: Confinement) -> list[Path]:
     """Return what the operator has opened, as far as it is there."""
-    found = [one.resolve() for one in (*confinement.writable, confinement.root) if one]
-    return [one for one in found if one.exists()]
+    return _there(one for one in (*confinement.writable, confinement.root) if one)
 
 
-def caches() -> list[Path]:
-    """Return the folders that libraries share; they are made, for a confined kernel may not."""
-    found = []
-    for variable, otherwise in CACHES:
-        folder = Path(os.environ.get(variable) or otherwise).expanduser()
-        if _is_there(folder):
-            found.append(folder)
-    return found
+def _there(folders: Iterable[Path]) -> list[Path]:
+    """Return the folders that are there and have not become links: notebooks may write some of them."""
+    return [one for one in folders if one.exists() and one.resolve() == one]
 
 
-def _is_there(folder: Path) -> bool:
-    try:
+def caches() -> tuple[Path, ...]:
+    """Return the folders that libraries share between processes, without links."""
+    return tuple(
+        Path(os.environ.get(variable) or otherwise).expanduser().resolve() for variable, otherwise in CACHES
+    )
+
+
+def _is_made(folder: Path) -> bool:
+    """Make a folder, for a confined kernel may not; tell whether it is there, and is no link."""
+    with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return True
+    return bool(_there([folder]))
 
 
 def _temporary() -> Sequence[Path]:
@@ -170,20 +174,24 @@ def _changed(folder: Path) -> int:
 def _allow_entries(ruleset: Ruleset, folder: Path, but: AbstractSet[Path]) -> None:
     """Allow to read the entries of a folder, but some; a link leads where its target is."""
     try:
-        with os.scandir(folder) as found:
-            entries = [Path(entry.path) for entry in found if not entry.is_symlink()]
-        for one in entries:
-            if one not in but:
-                _allow_entry(ruleset, one)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with os.scandir(descriptor) as found:
+                entries = [folder / entry.name for entry in found if not entry.is_symlink()]
+            for one in entries:
+                if one not in but:
+                    _allow_entry(ruleset, one, descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         # Not there on this machine, or not the kernel's to list either, which has the same user.
         if error.errno in _EXHAUSTED:
             raise
 
 
-def _allow_entry(ruleset: Ruleset, entry: Path) -> None:
+def _allow_entry(ruleset: Ruleset, entry: Path, folder: int) -> None:
     try:
-        ruleset.allow_reading(entry, follow=False)
+        ruleset.allow_reading(entry, folder=folder)
     except OSError as error:
         if error.errno in _EXHAUSTED:
             raise

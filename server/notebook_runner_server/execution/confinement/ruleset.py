@@ -1,7 +1,7 @@
 """A ruleset of Landlock: made here, and applied by the kernel's own process, which gets its descriptor.
 
 A rule is for a file or folder and not for its name. So each is opened here, where a missing one is an error,
-and what is renamed afterwards keeps its rule.
+and what is renamed afterwards keeps its rule. No link is followed: a notebook could have put it there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import struct
 from pathlib import Path
 from typing import Self
 
+from notebook_runner_server import folder_tree
 from notebook_runner_server.execution.confinement import confine
 
 # From linux/landlock.h; the system calls have these numbers on every architecture of today.
@@ -63,30 +64,35 @@ class Ruleset:
         """Return the descriptor, for `confine.restrict` in another process."""
         return self._descriptor
 
-    def allow_reading(self, path: str | Path, *, follow: bool = True) -> None:
+    def allow_reading(self, path: Path, *, folder: int | None = None) -> None:
         """Allow to read a file, or all that is below a folder.
 
         Args:
-            path: The file or folder.
-            follow: If it is a link, take what it leads to.
+            path: The file or folder, without links.
+            folder: A descriptor of the folder that it is in, if that is open.
 
         Raises:
-            OSError: It cannot be opened, or there can be no rule for it.
+            OSError: It cannot be opened, is a link, or there can be no rule for it.
         """
-        self._allow(path, _READ, 0 if follow else os.O_NOFOLLOW)
-        self.readable.append(Path(os.path.realpath(path)) if follow else Path(path))
+        self._allow(path, _READ, folder)
+        self.readable.append(path)
 
-    def allow_writing(self, path: str | Path) -> None:
+    def allow_writing(self, path: Path) -> None:
         """Allow to read and write a file, or all that is below a folder.
 
-        Raises:
-            OSError: It cannot be opened, or there can be no rule for it.
-        """
-        self._allow(path, self._handled, 0)
-        self.writable.append(Path(os.path.realpath(path)))
+        Args:
+            path: The file or folder, without links.
 
-    def _allow(self, path: str | Path, rights: int, flags: int) -> None:
-        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
+        Raises:
+            OSError: It cannot be opened, is a link or leads over one, or there can be no rule for it.
+        """
+        self._allow(path, self._handled, None)
+        self.writable.append(path)
+
+    def _allow(self, path: Path, rights: int, folder: int | None) -> None:
+        descriptor = (
+            folder_tree.open_path(path) if folder is None else folder_tree.open_entry(path.name, folder)
+        )
         try:
             is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
             allowed = rights & self._handled & (-1 if is_folder else _OF_FILES)

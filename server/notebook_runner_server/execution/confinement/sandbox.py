@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from notebook_runner_server.execution.confinement import confine
-from notebook_runner_server.execution.confinement.rules import Confinement, exposed
+from notebook_runner_server.execution.confinement.rules import Confinement, caches, exposed
 
 WHOLE = 6
 """The version of Landlock since which signals and abstract sockets can be denied (Linux 6.12)."""
@@ -48,7 +48,11 @@ class Sandbox:
         """
         if not self.is_on or not confine.landlock_version():
             return None
-        return Confinement(state / "places", (state, sockets, *self.hidden), self.writable, self.root)
+        # Resolved once, before any notebook runs: later one may have put a link where it may write.
+        writable = tuple(one.resolve() for one in self.writable)
+        root = self.root and self.root.resolve()
+        places = state.resolve() / "places"
+        return Confinement(places, (state, sockets, *self.hidden), writable, root, caches())
 
     def protections(self, confinement: Confinement | None) -> dict[str, object]:
         """Return what is active, for the log.

@@ -15,13 +15,14 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
+from notebook_runner_server.execution.confinement.environment import inherited
 from notebook_runner_server.execution.confinement.ruleset import Ruleset
 from notebook_runner_server.execution.processes import become_subreaper
 from notebook_runner_server.execution.warm.process import ForkedProcess
@@ -37,7 +38,10 @@ SETTLE_SECONDS = 2.0
 
 _READY, _DONE = b"ready\n", b"done\n"
 _PROGRAM = Path(__file__).with_name("template.py")
-_LAUNCH = Path(__file__).parents[1] / "confinement" / "launch.py"
+_CONFINEMENT = Path(__file__).parents[1] / "confinement"
+# Without a look at variables, the working folder, or packages, some of which a caller can choose.
+_LAUNCHER = [sys.executable, "-I", "-S", str(_CONFINEMENT / "launch.py")]
+_KERNEL = _CONFINEMENT / "ipython_kernel.py"
 _MODULES = ("ipykernel_launcher", "ipykernel")
 
 # Read once, when an interpreter is started, or when a library is imported: a process that runs cannot be
@@ -205,10 +209,14 @@ class ForkProvisioner(LocalProvisioner):
         """
         parts = split(cmd)
         if parts is None or self.template is None:
-            if self.ruleset is not None:
-                kwargs["pass_fds"] = [self.ruleset.fileno()]
-                cmd = _confined(cmd, self.ruleset)
-            return await super().launch_kernel(cmd, **kwargs)
+            if self.ruleset is None:
+                return await super().launch_kernel(cmd, **kwargs)
+            with _in_memory(kwargs["env"]) as environment:
+                descriptors = [self.ruleset.fileno(), environment.fileno()]
+                cmd = [*_LAUNCHER, *map(str, descriptors), *_becoming(cmd)]
+                return await super().launch_kernel(
+                    cmd, **{**kwargs, "env": inherited(), "pass_fds": descriptors}
+                )
         _, module, arguments = parts
         folder = str(kwargs.get("cwd") or os.getcwd())
         process, self._control = self.template.fork(
@@ -262,14 +270,22 @@ class ForkProvisioner(LocalProvisioner):
             raise TemplateError(f"the kernel does not take its place: {error!r}") from error
 
 
-def _confined(command: Sequence[str], ruleset: Ruleset) -> list[str]:
-    """Return the command of a program that takes rights from itself, and becomes that kernel."""
-    launch = [str(_LAUNCH), str(ruleset.fileno()), str(os.getpid())]
+@contextlib.contextmanager
+def _in_memory(environment: Mapping[str, str]) -> Iterator[IO[bytes]]:
+    """Open a file without a name that holds the variables of a kernel, which may be secrets."""
+    with open(os.memfd_create("environment"), "w+b") as file:
+        file.write(json.dumps({**environment, "JPY_PARENT_PID": str(os.getpid())}).encode())
+        file.seek(0)
+        yield file
+
+
+def _becoming(command: Sequence[str]) -> list[str]:
+    """Return the command of a kernel; ipykernel's is one that listens to this process alone."""
     parts = split(command)
     if parts is None:
-        return [sys.executable, "-E", "-s", "-S", *launch, "--", *command]
+        return list(command)
     options, module, arguments = parts
-    return [*options, *launch, module, *arguments]
+    return [*options, str(_KERNEL), str(os.getpid()), module, *arguments]
 
 
 def interpreter(command: Sequence[str]) -> list[str]:
