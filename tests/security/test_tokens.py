@@ -161,6 +161,7 @@ def test_health_tells_nothing_else(guarded: Guarded, method: str) -> None:
         "": 1,
         SERVICE.strip("/"): 1,
         "liveness": 1,
+        "readiness": 1,
     }
     assert "Traceback" not in guarded.server.tail()
 

@@ -27,6 +27,7 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.execution.kernel import Kernel, KernelDiedError
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.recorder import RecordingClient
+from notebook_runner_server.execution.shared_memory import SharedMemory
 from notebook_runner_server.execution.tree import tree
 from notebook_runner_server.execution.waiting import reader_of_terminal
 from notebook_runner_server.execution.warm.forking import TemplateError
@@ -61,6 +62,7 @@ class RunHost:
         self._variables = {**job.environment, **own}
         self._emit = emit
         self._oom_kills = OomKills()
+        self._shared = SharedMemory(is_alone=options.is_alone, folders=(options.folder, Path(job.run_folder)))
         self._lock = threading.Lock()
         # What ends the run; the first cause stays.
         self._failure: Failure | None = None
@@ -127,6 +129,7 @@ class RunHost:
         if self._kernel is not None:
             # It cannot be asked any more when it is gone.
             self._peak_memory = max(self._peak_memory, peak(self._kernel.pid))
+        self._shared.look(tree.peek)
         self._killed.update(tree.kill())
 
     def _call_soon(self, function: Callable[[], None]) -> None:
@@ -139,7 +142,7 @@ class RunHost:
         """Execute the job; the last event is `Ended`, when no process of the run is left."""
         self._loop = asyncio.get_running_loop()
         limits = self._job.limits
-        watchdog = Watchdog(limits.memory_bytes, limits.processes, self._exceeded)
+        watchdog = Watchdog(limits.memory_bytes, limits.processes, self._shared, self._exceeded)
         timer = self._limit(limits.run_timeout, Cause.RUN_TIMEOUT)
         if self._stopped.is_set():
             self._wake.set()
@@ -168,6 +171,7 @@ class RunHost:
             self._claim(self._failure_of(outcome))
         self._show_where_it_hung()
         self._kill()
+        self._shared.remove()
         tree.paused = True
         if self._kernel is not None:
             self._kernel.remove()

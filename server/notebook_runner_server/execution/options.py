@@ -40,6 +40,7 @@ class WorkerOptions:
         kernel_environment: Names of variables that kernels find beside those that they always may.
         hide: Let other processes not look into the worker.
         confinement: What kernels may reach; None: whatever the user may.
+        is_alone: The server has no other worker.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class WorkerOptions:
     kernel_environment: tuple[str, ...] = ()
     hide: bool = True
     confinement: Confinement | None = None
+    is_alone: bool = False
 
 
 def warm_kernels(kernels: Iterable[str], modules: Iterable[str], *, required: bool) -> WarmKernels:

@@ -295,6 +295,7 @@ class ProcessPoolBackend:
             kernel_environment=self._sandbox.kernel_environment,
             hide=self._sandbox.is_on,
             confinement=self._confinement,
+            is_alone=self.capacity == 1,
         )
         worker = WorkerProcess(options)
         try:

@@ -1,4 +1,4 @@
-"""Watches what the processes of a run take together: memory, and how many they are.
+"""Watches what a run takes: memory, and how many processes.
 
 Under cgroups the whole container is killed when a notebook runs out of memory, so the run's own limit has to
 come first.
@@ -9,15 +9,22 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from notebook_runner_server.execution.interface import Cause
 from notebook_runner_server.execution.processes import living_thread
+from notebook_runner_server.execution.shared_memory import Key, SharedMemory, mapped
 from notebook_runner_server.execution.tree import tree
 
 INTERVAL = 0.05
 """Seconds between two looks. Memory is filled at 1 to 2 GB/s, so a limit is passed by 100 MB at the most."""
+
+LONG_INTERVAL = 0.25
+"""The same for a run without limits, of which only the shared memory is looked at."""
+
+WORKER_BYTES = 64 * 1024 * 1024
+"""How much memory the worker itself may take during a run before that counts as the run's."""
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -26,20 +33,29 @@ class Watchdog:
     """Looks at the processes of the run, on a thread of its own, until it is closed.
 
     Args:
-        memory_bytes: How much resident memory they may have together; zero: any.
+        memory_bytes: How much memory they may have together, with the run's shared memory and what the
+            worker itself has taken meanwhile; zero: any.
         processes: How many they may be; zero: any.
+        shared: The run's shared memory, which is noticed whatever the limits are.
         exceeded: Called once, from the thread, with what was exceeded and a sentence that says so.
     """
 
-    def __init__(self, memory_bytes: int, processes: int, exceeded: Callable[[Cause, str], None]) -> None:
+    def __init__(
+        self,
+        memory_bytes: int,
+        processes: int,
+        shared: SharedMemory,
+        exceeded: Callable[[Cause, str], None],
+    ) -> None:
         self._memory_bytes = memory_bytes
         self._processes = processes
+        self._shared = shared
+        self._own_before = resident(os.getpid())
         self._exceeded = exceeded
         self._closed = threading.Event()
         self._judging = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        if memory_bytes or processes:
-            self._thread.start()
+        self._thread.start()
 
     def close(self) -> None:
         """Look no more; what it has not said by now, it never will: the next run is not to pay for it."""
@@ -52,30 +68,44 @@ class Watchdog:
                 self._exceeded(cause, message)
 
     def _watch(self) -> None:
-        while not self._closed.wait(INTERVAL):
+        while not self._closed.wait(INTERVAL if self._memory_bytes or self._processes else LONG_INTERVAL):
             found = tree.processes()
+            self._shared.see(found)
+            self._shared.look(found.copy)
             if self._processes and len(found) > self._processes:
                 message = f"The run has more than {self._processes} processes, its limit."
                 return self._judge(Cause.PROCESS_LIMIT, message)
-            if self._memory_bytes and (used := memory(found, self._memory_bytes)) > self._memory_bytes:
+            if self._memory_bytes and (used := self._used(found)) > self._memory_bytes:
                 message = f"The run took {used} bytes of memory; its limit is {self._memory_bytes}."
                 return self._judge(Cause.OUT_OF_MEMORY, message)
         return None
 
+    def _used(self, pids: list[int]) -> int:
+        own = resident(os.getpid()) - self._own_before - WORKER_BYTES
+        return memory(pids, self._memory_bytes, self._shared.sizes(pids)) + max(0, own)
 
-def memory(pids: Iterable[int], enough: int = 0) -> int:
+
+def memory(pids: Iterable[int], enough: int = 0, shared: Mapping[Key, int] | None = None) -> int:
     """Return how many bytes of memory processes have together, pages that they share counted once.
 
     Args:
         pids: The processes.
         enough: Take the cheaper sum, which counts shared pages for each, as long as it is not above this.
+        shared: The sizes of their objects of shared memory, of which they may have mapped a part.
     """
-    pids = list(pids)
-    resident = sum(map(_resident, pids))
-    return resident if resident <= enough else sum(map(_proportional, pids))
+    pids, shared = list(pids), shared or {}
+    cheap = sum(map(resident, pids)) + sum(shared.values())
+    if cheap <= enough:
+        return cheap
+    beside = 0
+    if any(shared.values()):
+        there = mapped(pids)
+        beside = sum(max(0, size - there.get(key, 0)) for key, size in shared.items())
+    return sum(map(_proportional, pids)) + beside
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
+    """Return how many bytes a process has in memory, with what it shares; zero: it is gone."""
     pages = _resident_pages(pid)
     if not pages and (thread := living_thread(pid)) != pid:
         # Its main thread has ended, and has no memory any more; the others have.

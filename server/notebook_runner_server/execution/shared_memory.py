@@ -1,0 +1,258 @@
+"""Memory of a run that is no process's: files in `/dev/shm`, memfds, and what System V has.
+
+What has a name or a number stays when its processes have ended, and what no process has touched counts
+for none. Linux says who has made a segment, and not who has made a file, and other programs of the same
+user make both. So an object is the run's if it is newer than the run and a process of the run made it, or
+had it open or mapped when that was looked at. Where this worker's runs are all that the user has (in a
+container), whatever is newer is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from notebook_runner_server import folder_tree
+from notebook_runner_server.execution.processes import children, descendants, living_thread
+
+_FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open has its files
+_BLOCK = 512
+_REMOVE = 0  # linux/ipc.h: IPC_RMID
+_libc = ctypes.CDLL(None, use_errno=True)
+# Memory that has no page on any disk, as /proc/PID/maps and the links of /proc/PID/fd name it.
+_UNNAMED, _SEGMENT = "/memfd:", "/SYSV"
+
+# Of /proc/sysvipc: a kind, and its columns for number, bytes, and the process that made it or used it last.
+_TABLES = (
+    ("shm", "shmid", "rss", "cpid"),
+    ("msg", "msqid", "cbytes", "lspid"),
+    ("sem", "semid", "", ""),
+)
+# Python's own; another process of the server may be about to open one by its name.
+_SEMAPHORE = "sem.mp-"
+
+Key = tuple[str, int]
+"""An object: the device of a file, or System V's kind, and a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """An object that has a name or a number.
+
+    Attributes:
+        size: Bytes.
+        name: The file's.
+        maker: The process that made it, or used it last; 0: nobody knows.
+    """
+
+    size: int
+    name: str = ""
+    maker: int = 0
+
+
+class SharedMemory:
+    """What one run has of it.
+
+    Args:
+        is_alone: No other worker of this server has runs.
+        folders: Folders of the run, which are memory where they are on a tmpfs.
+    """
+
+    def __init__(self, *, is_alone: bool, folders: Iterable[Path]) -> None:
+        self._is_alone = is_alone
+        self._folders = [folder for folder in folders if _is_on_tmpfs(folder)]
+        self._before = frozenset(_objects())
+        self._own: set[Key] = set()
+        self._seen: set[int] = set()
+
+    def look(self, processes: Callable[[], Iterable[int]]) -> None:
+        """Notice which objects the run's processes have made, or have open or mapped.
+
+        Args:
+            processes: Returns the run's processes; only called where there is something to notice.
+        """
+        if self._unknown():
+            pids = list(processes())
+            self.see(pids)
+            names = {name for pid in pids for name in _names(pid)}
+            self._own |= {key for key, found in self._unknown().items() if found.name in names}
+
+    def see(self, pids: Iterable[int]) -> None:
+        """Remember the run's processes: what they have made is the run's, also when they have ended."""
+        self._seen.update(pids)
+        self._own |= {key for key, found in self._unknown().items() if found.maker in self._seen}
+
+    def sizes(self, pids: Iterable[int]) -> dict[Key, int]:
+        """Return the bytes of each object that the run has, with a name or without.
+
+        Args:
+            pids: Its processes.
+        """
+        found = {key: one.size for key, one in self._new().items() if key in self._own}
+        for pid in pids:
+            found.update(_unnamed(pid))
+        for folder in self._folders:
+            found["folder", hash(folder)] = _room(folder)
+        return found
+
+    def remove(self) -> None:
+        """Remove the run's objects, when no process of it is left."""
+        unknown = self._unknown()
+        if unknown and self._is_alone and _has_user_to_itself():
+            self._own |= {key for key, found in unknown.items() if not found.name.startswith(_SEMAPHORE)}
+        for key, found in self._new().items():
+            if key in self._own:
+                _remove(key, found)
+        self._own.clear()
+
+    def _unknown(self) -> dict[Key, _Object]:
+        return {key: found for key, found in self._new().items() if key not in self._own}
+
+    def _new(self) -> dict[Key, _Object]:
+        return {key: found for key, found in _objects().items() if key not in self._before}
+
+
+def mapped(pids: Iterable[int]) -> dict[Key, int]:
+    """Return how many bytes of each object processes have in memory together: their share of its pages."""
+    found: dict[Key, int] = {}
+    for pid in pids:
+        for key, size in _mapped(pid).items():
+            found[key] = found.get(key, 0) + size
+    return found
+
+
+def _objects() -> dict[Key, _Object]:
+    """Return all objects of this user."""
+    user = os.geteuid()
+    found: dict[Key, _Object] = {}
+    with contextlib.suppress(OSError), os.scandir(_FOLDER) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                about = entry.stat(follow_symlinks=False)
+                if about.st_uid == user:
+                    is_folder = stat.S_ISDIR(about.st_mode)
+                    size = _room(Path(entry.path)) if is_folder else about.st_blocks * _BLOCK
+                    found[_key(about)] = _Object(size, entry.name)
+    for kind, *columns in _TABLES:
+        for row in _table(kind):
+            if int(row["uid"]) == user:
+                number, size, maker = (int(row.get(column, "0")) for column in columns)
+                found[kind, number] = _Object(size, maker=maker)
+    return found
+
+
+def _table(kind: str) -> Iterator[Mapping[str, str]]:
+    # A system may have been built without them.
+    with contextlib.suppress(OSError):
+        head, *lines = Path(f"/proc/sysvipc/{kind}").read_text(encoding="ascii").splitlines()
+        for line in lines:
+            yield dict(zip(head.split(), line.split(), strict=False))
+
+
+def _remove(key: Key, found: _Object) -> None:
+    kind, number = key
+    match kind:
+        case "shm":
+            _libc.shmctl(number, _REMOVE, None)
+        case "msg":
+            _libc.msgctl(number, _REMOVE, None)
+        case "sem":
+            _libc.semctl(number, 0, _REMOVE)
+        case _:
+            with contextlib.suppress(IsADirectoryError, FileNotFoundError):
+                (_FOLDER / found.name).unlink()
+                return
+            folder_tree.remove_if_possible(_FOLDER / found.name)
+
+
+def _unnamed(pid: int) -> dict[Key, int]:
+    """Return the objects that a process has open and nothing names, and how many bytes each has."""
+    found: dict[Key, int] = {}
+    for path, link in _links(pid):
+        if link.startswith((f"{_FOLDER}/", _UNNAMED)):
+            # A process vanishes between any two looks at it.
+            with contextlib.suppress(OSError):
+                about = os.stat(path)
+                if not about.st_nlink:
+                    found[_key(about)] = about.st_blocks * _BLOCK
+    return found
+
+
+def _names(pid: int) -> set[str]:
+    """Return the names of the files and folders of the shared folder that a process has open or mapped."""
+    paths = [link for _, link in _links(pid)]
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{living_thread(pid)}/maps").read_text(errors="replace").splitlines()
+        paths += [line[line.index("/") :] for line in lines if "/" in line]
+    begin = f"{_FOLDER}/"
+    return {path.removeprefix(begin).split("/")[0] for path in paths if path.startswith(begin)}
+
+
+def _links(pid: int) -> Iterator[tuple[str, str]]:
+    """Yield what a process has open: where that can be looked at, and what it is."""
+    folder = f"/proc/{living_thread(pid)}/fd"
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                yield f"{folder}/{name}", os.readlink(f"{folder}/{name}")
+
+
+def _mapped(pid: int) -> dict[Key, int]:
+    """Return the objects that a process has mapped, and its share of the pages of each, in bytes."""
+    found: dict[Key, int] = {}
+    key: Key | None = None
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{living_thread(pid)}/smaps").read_text(errors="replace").splitlines():
+            head, _, rest = line.partition(" ")
+            if not head.endswith(":"):
+                key = _key_of_mapping(rest)
+            elif head == "Pss:" and key is not None:
+                found[key] = found.get(key, 0) + int(rest.split()[0]) * 1024
+    return found
+
+
+def _key_of_mapping(rest: str) -> Key | None:
+    """Return the object of a line of /proc/PID/smaps after its addresses; None: it is of none."""
+    _, _, device, number, *path = rest.split(maxsplit=4)
+    if not path or not path[0].startswith((f"{_FOLDER}/", _UNNAMED, _SEGMENT)):
+        return None
+    if path[0].startswith(_SEGMENT):
+        return "shm", int(number)
+    major, minor = (int(part, 16) for part in device.split(":"))
+    return f"device {os.makedev(major, minor)}", int(number)
+
+
+def _key(about: os.stat_result) -> Key:
+    return f"device {about.st_dev}", about.st_ino
+
+
+def _room(folder: Path) -> int:
+    """Return how many bytes the files below a folder take."""
+    return sum(entry.about.st_blocks for entry in folder_tree.walk(folder)) * _BLOCK
+
+
+def _is_on_tmpfs(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        device = folder.stat().st_dev
+        name = f"{os.major(device)}:{os.minor(device)}"
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return any(line.split()[2] == name and " - tmpfs " in line for line in lines)
+    return False
+
+
+def _has_user_to_itself() -> bool:
+    """Tell whether all processes of this user are the server's, which is above this one."""
+    server = os.getppid()
+    own = {server, *descendants(server)}
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) not in own:
+            with contextlib.suppress(OSError):
+                # A program that only waits for the server, such as a container's first one, makes nothing.
+                if os.stat(f"/proc/{name}").st_uid == os.geteuid() and server not in children(int(name)):
+                    return False
+    return True

@@ -1,0 +1,142 @@
+"""Memory that no process of a run has: it counts for the run's limit, and is gone with the run."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, duration, inline, perform, reach, started, texts
+from tests.support.plain import PlainServer, plain_home
+from tests.support.server import Server
+
+FOLDER = Path("/dev/shm")  # noqa: S108 - what is tested
+MIB = 1024 * 1024
+LIMIT = 400 * MIB
+HEAD = """
+import ctypes, mmap, os, threading
+PIECE = b"x" * (8 << 20)
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+libc.shmdt.argtypes = [ctypes.c_void_p]
+def segment(size):
+    number = libc.shmget(0, ctypes.c_size_t(size), 0o600)
+    assert number >= 0, os.strerror(ctypes.get_errno())
+    address = libc.shmat(number, None, 0)
+    ctypes.memset(address, 1, size)
+    libc.shmdt(address)
+    return number
+def fill(descriptor):
+    for _ in range({pieces}):
+        os.write(descriptor, PIECE)
+"""
+WAIT = "\nthreading.Event().wait()"
+# Each fills what counts for no process, and lets go of it as far as it can.
+FILLS = {
+    "file": "fill(os.open('/dev/shm/{name}', os.O_CREAT | os.O_WRONLY))",
+    "file in a folder": (
+        "os.mkdir('/dev/shm/{name}')\nfill(os.open('/dev/shm/{name}/f', os.O_CREAT | os.O_WRONLY))"
+    ),
+    "removed file": (
+        "held = os.open('/dev/shm/{name}', os.O_CREAT | os.O_WRONLY)\n"
+        "os.unlink('/dev/shm/{name}')\nfill(held)"
+    ),
+    "memfd": "fill(os.memfd_create('x'))",
+    "segments": "for _ in range({pieces}):\n    segment(8 << 20)",
+}
+
+
+def source(kind: str, mebibytes: int, name: str) -> str:
+    """A cell that fills so much of one kind."""
+    pieces = mebibytes // 8
+    return HEAD.replace("{pieces}", str(pieces)) + FILLS[kind].format(name=name, pieces=pieces)
+
+
+def left(name: str) -> list[str]:
+    """What there is of this name, and of System V's objects, which nothing else here makes."""
+    lines = [
+        line
+        for kind in ("shm", "msg", "sem")
+        for line in Path(f"/proc/sysvipc/{kind}").read_text().splitlines()[1:]
+    ]
+    return [*(one for one in os.listdir(FOLDER) if one == name), *lines]
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[PlainServer]:
+    """A server that has its user to itself, as in a container, if root runs the tests."""
+    with plain_home() as home, PlainServer(home) as server:
+        yield server
+
+
+@pytest.mark.parametrize("kind", FILLS)
+def test_it_counts_for_the_limit(server: Server, kind: str) -> None:
+    """Twice the limit is noticed, whoever holds it; the run ends as out of memory, and nothing is left."""
+    name = f"nbr-test-{server.mark}"
+    request = inline(source(kind, 800, name) + WAIT, memory_limit_bytes=LIMIT)
+    run = perform(server.stub, request).run
+    assert (run.state, run.failure.cause) == (pb.RUN_STATE_CRASHED, pb.FAILURE_CAUSE_OUT_OF_MEMORY), run
+    assert left(name) == []
+
+
+@pytest.mark.parametrize("kind", FILLS)
+def test_what_is_mapped_counts_once(server: Server, kind: str) -> None:
+    """Shared memory that fits, and that several processes have mapped and touched, is no excess."""
+    name = f"nbr-test-{server.mark}"
+    share = (
+        "shared = mmap.mmap(-1, 96 << 20)\nshared.write(b'x' * (96 << 20))\n"
+        "children = [os.fork() for _ in range(2)]\n"
+        "if 0 in children:\n    shared[::4096]; os._exit(0)\n"
+        "for child in children:\n    os.waitpid(child, 0)\nprint('fits')"
+    )
+    ended = perform(server.stub, inline(source(kind, 64, name), share, memory_limit_bytes=LIMIT))
+    assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
+    assert texts(ended.events) == "fits\n"
+    assert left(name) == []
+
+
+STATES = {
+    "end": pb.RUN_STATE_SUCCEEDED,
+    "kill": pb.RUN_STATE_KILLED,
+    "timeout": pb.RUN_STATE_TIMED_OUT,
+}
+LEAVES = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", "open('/dev/shm/{name}', 'w').write('x')"])
+segment(4096)
+queue = libc.msgget(0, 0o600)
+libc.semget(0, 1, 0o600)
+print("left", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root the server shares its user with the tests")
+@pytest.mark.parametrize("ending", STATES)
+def test_nothing_outlives_a_run(alone: PlainServer, ending: str) -> None:
+    """What short-lived processes have left goes too, where all that is new is the run's."""
+    name = f"nbr-test-{alone.mark}"
+    code = HEAD.replace("{pieces}", "1") + LEAVES.format(name=name) + ("" if ending == "end" else WAIT)
+    limits = {"run_timeout": duration(5)} if ending == "timeout" else {}
+    with started(alone.stub, inline(code, **limits)) as run:
+        reach(alone.stub, run.run_id, "cell_output")
+        if ending == "kill":
+            alone.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=SECONDS)
+        stream = alone.stub.Progress(pb.ProgressRequest(run_id=run.run_id), timeout=SECONDS)
+        assert list(stream)[-1].run_changed.state == STATES[ending]
+    assert left(name) == []
+
+
+def test_what_others_make_meanwhile_stays(server: Server) -> None:
+    """A program of the same user that is no process of the run keeps what it makes while the run goes on."""
+    path, own = FOLDER / f"nbr-others-{server.mark}", FOLDER / f"nbr-test-{server.mark}"
+    code = f"import threading\nheld = open({str(own)!r}, 'w')\nprint('made', flush=True){WAIT}"
+    try:
+        with started(server.stub, inline(code)) as run:
+            reach(server.stub, run.run_id, "cell_output")
+            path.write_text("x")
+            server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=SECONDS)
+        assert (path.exists(), own.exists()) == (True, False)
+    finally:
+        path.unlink()
