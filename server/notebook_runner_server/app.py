@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from notebook_runner_server.execution import kernel_names
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.aside import aside
 from notebook_runner_server.execution.confinement import confine
+from notebook_runner_server.execution.confinement.environment import allowed
+from notebook_runner_server.execution.runtime_dir import RuntimeDir
 from notebook_runner_server.execution.worker_process import kill_orphans
 from notebook_runner_server.export.service import ExportService
 from notebook_runner_server.observability.observation import Observation
@@ -67,6 +70,7 @@ class App:
             ceilings=settings.ceilings,
             retention=settings.retention,
         )
+        self._export_dir = RuntimeDir(settings.export_folder)
         transfer = TransferService(settings.uris, settings.max_notebook_bytes, settings.uri_timeout)
         admission = Admission(
             root, settings.max_notebook_bytes, defaults, prepare, transfer, kernel_names.resolve
@@ -85,7 +89,14 @@ class App:
         )
         outputs = Outputs(
             store,
-            ExportService(settings.formats, settings.export_timeout, kill_orphans),
+            ExportService(
+                settings.formats,
+                settings.export_timeout,
+                kill_orphans,
+                self._export_dir.subfolder,
+                # A converter needs no secret of the server's.
+                allowed(os.environ, settings.sandbox_options.kernel_environment),
+            ),
             settings.page_bytes,
             settings.max_page_bytes,
             settings.max_files_bytes,
@@ -111,6 +122,7 @@ class App:
         port = self._api.bind(self._settings.listen)
         self._observation.bind()
         await self._runner.open()
+        await asyncio.to_thread(self._export_dir.open)
         self._observation.watch(self._backend, self._store)
         await self._api.start()
         await self._api.say_serving()
@@ -158,6 +170,7 @@ class App:
         await self._api.say_draining()
         await self._runner.drain(hurry, self._settings.drain_timeout)
         await self._api.stop(STREAM_GRACE)
+        await asyncio.to_thread(self._export_dir.close)
         await self._runner.close()
         await self._observation.close()
         _log.info("stopped")

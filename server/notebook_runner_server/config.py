@@ -266,8 +266,16 @@ class Settings:
             kernel_environment=tuple(_names(self.kernel_environment)),
             writable=tuple(Path(one).expanduser().absolute() for one in _names(self.writable_folders)),
             root=Path(self.notebook_root).resolve() if self.notebook_root else None,
-            hidden=tuple(Path(one).absolute() for one in (self.tokens_file, self.tls_key) if one),
+            hidden=(
+                *(Path(one).absolute() for one in (self.tokens_file, self.tls_key) if one),
+                self.export_folder,
+            ),
         )
+
+    @property
+    def export_folder(self) -> Path:
+        """The link to the folder for temporary files of exports, which hold notebooks of all runs."""
+        return self.state_folder / "exports"
 
     @property
     def bounds(self) -> Bounds:

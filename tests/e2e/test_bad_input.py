@@ -265,3 +265,11 @@ def test_uri_that_nobody_allowed(strict: Server, uri: str) -> None:
     """Without a scheme that the operator allowed no URI is read, and none is written."""
     holds(strict, Bad(pb.StartRequest(notebook_uri=uri), INVALID, "URI_NOT_ALLOWED", field="notebook_uri"))
     holds(strict, Bad(inline("1", output_uri=uri), INVALID, "URI_NOT_ALLOWED", field="output_uri"))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_too_many_values(strict: Server, exact: bool) -> None:
+    """Values are small, and many: each answer about the run would have to convert them all."""
+    many = {"alpha": [[1.0] * 5000, {"x": [None] * 5000}]}
+    fields = {"parameters_json": json.dumps(many)} if exact else {"parameters": struct(many)}
+    holds(strict, Bad(inline(*TAGGED, **fields), INVALID, "INVALID_FIELD", "10000"))

@@ -320,8 +320,8 @@ class StartRequest(google.protobuf.message.Message):
     strings "NaN", "Infinity" and "-Infinity", and an integer beyond ±2^53 may be the string of its digits. A
     client that sends both also works with a server that does not know this field.
 
-    At most 1 MiB, nested at most 30 deep, with integers of at most 4,300 digits; anything else, and what is
-    not such an object, is INVALID_FIELD.
+    At most 1 MiB, nested at most 30 deep, with at most 10,000 values (those in lists included) and integers of
+    at most 4,300 digits; anything else, and what is not such an object, is INVALID_FIELD.
     """
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:

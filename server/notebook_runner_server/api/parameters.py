@@ -15,6 +15,9 @@ from notebook_runner_server.runs.errors import InvalidFieldError
 MAX_BYTES = 1024 * 1024
 """The most that a run's parameters may have, in bytes: every answer about the run carries them."""
 
+MAX_VALUES = 10_000
+"""How many values there may be, those in lists and objects included: each answer about the run has them."""
+
 MAX_DEPTH = 30
 """How deep values may be nested: readers of protobuf refuse more than 100 messages in each other."""
 
@@ -30,6 +33,8 @@ def parameters_of(request: pb.StartRequest) -> tuple[dict[str, Any], bool]:
     """
     if request.parameters.ByteSize() > MAX_BYTES:
         raise InvalidFieldError(_too_large("parameters"), field="parameters")
+    # Before anything is converted: a MiB may hold half a million values.
+    _check_number(request.parameters, "parameters")
     if not request.parameters_json:
         values = _plain_struct(request.parameters)
         _check_depth(values, "parameters")
@@ -74,6 +79,8 @@ def _decode(text: str) -> dict[str, Any]:
         message = f"{field} must be a JSON object of values by name, not {type(values).__name__}."
         raise InvalidFieldError(message, field=field)
     _check_depth(values, field)
+    if _number_of_values(values) > MAX_VALUES:
+        raise InvalidFieldError(_too_many(field), field=field)
     try:
         encoded = encode(values).encode()
     except UnicodeEncodeError as error:
@@ -100,6 +107,34 @@ def _too_large(field: str) -> str:
 
 def _too_deep(field: str) -> str:
     return f"{field}: values are nested at most {MAX_DEPTH} deep; send deeper ones as a string."
+
+
+def _too_many(field: str) -> str:
+    return (
+        f"{field}: there may be at most {MAX_VALUES} values, those in lists included; put data into a file."
+    )
+
+
+def _check_number(struct: struct_pb2.Struct, field: str) -> None:
+    number = 0
+    left: list[struct_pb2.Struct | struct_pb2.ListValue] = [struct]
+    while left:
+        one = left.pop()
+        values = one.fields.values() if isinstance(one, struct_pb2.Struct) else one.values
+        number += len(values)
+        if number > MAX_VALUES:
+            raise InvalidFieldError(_too_many(field), field=field)
+        for value in values:
+            match value.WhichOneof("kind"):
+                case "struct_value":
+                    left.append(value.struct_value)
+                case "list_value":
+                    left.append(value.list_value)
+
+
+def _number_of_values(value: dict[str, Any] | list[Any]) -> int:
+    inner = _inner(value)
+    return len(inner) + sum(_number_of_values(one) for one in inner if isinstance(one, dict | list))
 
 
 def _check_depth(values: dict[str, Any], field: str) -> None:

@@ -1,7 +1,8 @@
-"""The folder for what lives as long as a server: the kernels' sockets and connection files.
+"""A folder for what lives as long as a server: the kernels' sockets and connection files; files of exports.
 
-A socket's path may have 107 bytes at the most, so the folder cannot be below the state folder. A link in the
-state folder says where it is, so that what a killed server has left is removed at the next start.
+A socket's path may have 107 bytes at the most (kernels have some, and a browser that prints), so the folder
+cannot be below the state folder. A link there says where it is, so that what a killed server has left is
+removed at the next start.
 
 The server holds the folder open, with a lock on it: no other server removes it, and cleaners that respect
 such locks (systemd-tmpfiles) pass it over. When something else has removed it, it is made again.

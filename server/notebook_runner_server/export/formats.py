@@ -22,7 +22,7 @@ from notebook_runner_server.export.service import NO_INPUT, ConversionError
 _CELL_TYPES = {"code", "markdown", "raw"}
 _MAX_NAME = 40
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # linux/prctl.h
 
 
 def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) -> str:
@@ -101,6 +101,8 @@ def _with_attachments(node: Any, resources: Any) -> tuple[Any, Any]:
 
 def main(arguments: list[str]) -> int:
     """Convert as the command line says, and print what came of it."""
+    # Other processes of the server's user, notebooks too, may not look into it.
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     to, notebook, target, *options = arguments
     # Whoever asked for the export is this process's parent; without it nobody wants the result.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from notebook_runner_server import folder_tree
+
 NO_INPUT = "--no-input"
 """Tells the converter to leave out what the code cells say."""
 
@@ -27,14 +29,23 @@ class ExportService:
         formats: The names of the exporters that are allowed.
         timeout: Seconds that one export may take.
         sweep: Ends, after an export, what has left the converter's process group; blocks.
+        folder: Makes the folder for the temporary files of an export.
+        environment: The variables of a converter, and of what it starts.
     """
 
     def __init__(
-        self, formats: Collection[str], timeout: float, sweep: Callable[[], object] = lambda: None
+        self,
+        formats: Collection[str],
+        timeout: float,
+        sweep: Callable[[], object] = lambda: None,
+        folder: Callable[[], Path] = lambda: Path(tempfile.mkdtemp(prefix="export-")),
+        environment: Mapping[str, str] = os.environ,
     ) -> None:
         self.formats = frozenset(formats)
         self._timeout = timeout
         self._sweep = sweep
+        self._folder = folder
+        self._environment = environment
         self._one_at_a_time = asyncio.Lock()
 
     async def export(self, notebook: Path, to: str, target: Path, *, omit_input: bool = False) -> str:
@@ -50,13 +61,13 @@ class ExportService:
             ConversionError: nbconvert could not, or took too long.
         """
         async with self._one_at_a_time:
-            folder = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="export-")
+            folder = await asyncio.to_thread(self._folder)
             try:
                 options = [NO_INPUT] if omit_input else []
-                answer = await self._convert(folder.name, to, str(notebook), str(target), *options)
+                answer = await self._convert(str(folder), to, str(notebook), str(target), *options)
             finally:
                 # By now nothing writes into it any more.
-                await asyncio.to_thread(folder.cleanup)
+                await asyncio.to_thread(folder_tree.remove_if_possible, folder)
         if "error" in answer:
             raise ConversionError(answer["error"])
         return answer["media_type"]
@@ -66,7 +77,7 @@ class ExportService:
             sys.executable,
             *("-P", "-m", "notebook_runner_server.export.formats", *arguments),
             # What is ended has no time to remove its files.
-            env={**os.environ, "TMPDIR": folder},
+            env={**self._environment, "TMPDIR": folder},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import sys
@@ -29,6 +30,8 @@ from notebook_runner_server.transfer.interface import (
     UnreachableError,
 )
 from notebook_runner_server.transfer.policy import WEB, Place, parse
+
+PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 KINDS: Mapping[str, type[TransferError]] = {
     "refused": RefusedError,
@@ -105,6 +108,8 @@ def _end_with(lifeline: BinaryIO, abandoned: contextlib.ExitStack) -> None:
 
 def main() -> None:
     """Answer the one request that comes on standard input."""
+    # It has the server's environment, with credentials of object stores; nobody else may look into it.
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     abandoned = contextlib.ExitStack()
     # What a library prints is no answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
