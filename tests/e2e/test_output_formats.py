@@ -10,9 +10,10 @@ import grpc
 import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.calls import SECONDS, artefact, inline, perform
+from tests.support.calls import SECONDS, artefact, inline, pages, perform, reach, started
 from tests.support.errors import refused
-from tests.support.notebooks import markdown
+from tests.support.gate import Gate
+from tests.support.notebooks import content, markdown
 from tests.support.processes import marked
 from tests.support.server import Server
 
@@ -34,6 +35,19 @@ def test_without_code(server: Server, to: str) -> None:
     assert "secret" not in bare
     assert "secret" in whole
     assert artefact(server.stub, run.run_id, format=to, omit_input=True, max_bytes=1000).decode() == bare
+
+
+@pytest.mark.parametrize("exporter", ["latex", "nbconvert.exporters.HTMLExporter"])
+def test_a_notebook_chooses_no_exporter(server: Server, gate: Gate, exporter: str) -> None:
+    """What its metadata names is neither run nor answered as the media type, before it has a kernel's own."""
+    language = {"name": "cobol", "nbconvert_exporter": exporter, "mimetype": "text/html\r\nX-Evil: 1"}
+    request = pb.StartRequest(notebook_content=content(gate.source, language_info=language))
+    with started(server.stub, request) as run:
+        reach(server.stub, run.run_id, "cell_started")
+        answers = list(pages(server.stub, run_id=run.run_id, format="script"))
+        gate.open()
+    assert {answer.media_type for answer in answers} == {"text/plain"}
+    assert b"".join(answer.content for answer in answers).decode().strip() == gate.source
 
 
 @pytest.mark.long

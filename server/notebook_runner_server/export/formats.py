@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import re
 import signal
 import sys
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any
 
 from notebook_runner_server.export.service import NO_INPUT, ConversionError
 
-_CELL_TYPES = {"code", "markdown", "raw"}
-_MAX_NAME = 40
+DEEPEST = 12_000
+"""How deep the JSON of a notebook may be; a worker reads what is nearly as deep (`execution.worker`)."""
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # linux/prctl.h
 
@@ -37,8 +36,9 @@ def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) 
     Raises:
         Exception: Whatever nbconvert raises.
     """
-    import nbformat  # noqa: PLC0415 - as below
     from traitlets.config import Config  # noqa: PLC0415 - half a second, and only here
+
+    from notebook_runner_server.export.exportable import exportable  # noqa: PLC0415 - as above
 
     config = Config()
     # Who looks at a result runs none of the notebook's scripts.
@@ -55,39 +55,30 @@ def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) 
     config.TemplateExporter.exclude_output_prompt = omit_input
     exporter = _exporter(to)(config=config)
     with notebook.open(encoding="utf-8", errors="surrogatepass") as file:
-        node = nbformat.read(file, as_version=4)
-    node.cells = [
-        cell if cell.cell_type in _CELL_TYPES else _placeholder(cell.cell_type) for cell in node.cells
-    ]
+        node = exportable(json.load(file))
     content, _ = exporter.from_notebook_node(node, resources={"metadata": {"name": "notebook"}})
     if isinstance(content, str):
         content = content.encode(errors="replace")
     target.write_bytes(content)
-    # The exporter "script" leaves it to the notebook's language.
-    language = node.metadata.get("language_info", {})
-    return exporter.output_mimetype or language.get("mimetype") or "text/plain"
+    return exporter.output_mimetype or "text/plain"
 
 
 def _exporter(to: str) -> Any:
     """Return nbconvert's exporter of a format, or ours in its place."""
     from nbconvert.exporters import get_exporter  # noqa: PLC0415 - as above
 
-    from notebook_runner_server.export import pages, printed  # noqa: PLC0415 - as above
+    from notebook_runner_server.export import pages, printed, scripts  # noqa: PLC0415 - as above
 
     own = {
         "html": pages.PageExporter,
         "slides": pages.DeckExporter,
         "pdf": printed.PrintedExporter,
+        # nbconvert's opens the page in a browser that runs what is in it.
+        "webpdf": printed.PrintedExporter,
+        "script": scripts.CodeExporter,
     }
-    return own.get(to) or get_exporter(to)
-
-
-def _placeholder(cell_type: str) -> Any:
-    """Return a text cell in place of one of a type that nbconvert does not know."""
-    from nbformat.v4 import new_markdown_cell  # noqa: PLC0415 - as above
-
-    name = re.sub(r"[^\w.-]", "", cell_type)[:_MAX_NAME]
-    return new_markdown_cell(f"*A cell of the type `{name}` cannot be shown in this format.*")
+    # nbconvert finds its own by names in any case.
+    return own.get(to.lower()) or get_exporter(to)
 
 
 def _with_attachments(node: Any, resources: Any) -> tuple[Any, Any]:
@@ -108,6 +99,7 @@ def main(arguments: list[str]) -> int:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # What it starts stays below it until it ends.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    sys.setrecursionlimit(DEEPEST)
     omit_input = options == [NO_INPUT]
     try:
         answer = {"media_type": convert(to, Path(notebook), Path(target), omit_input=omit_input)}
