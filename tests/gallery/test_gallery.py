@@ -1,11 +1,13 @@
 """What a reader sees: pages in a real browser, light and dark, with pictures kept for people to look at."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.export import hostile
 from tests.gallery.browser import FAINT, Browser, chromium
 from tests.gallery.notebooks import ATTACK, SHOW
 from tests.support.calls import artefact, inline, perform, struct
@@ -38,6 +40,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with chromium(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
 
+
+TRIED = """
+for (const one of document.querySelectorAll('body *')) {
+  for (const kind of ['mouseover', 'focus', 'pointerrawupdate', 'toggle', 'begin', 'error', 'load'])
+    one.dispatchEvent(new Event(kind, {bubbles: true}));
+}
+// Links lead elsewhere when a reader wants them to; others may do nothing.
+for (const one of document.links) if (!/^(https?|mailto|file):$/.test(one.protocol)) one.click();
+"""
 
 Page = Callable[..., Path]
 
@@ -103,6 +114,38 @@ def test_nothing_of_a_notebook_runs(browser: Browser, page: Page, to: str, schem
     assert browser.ask(OWNED) is None
     assert [way for way in browser.ask(WAYS_OUT) if not (to == "slides" and REVEAL in way)] == []
     assert asked == []
+
+
+@pytest.mark.parametrize("to", ["html", "slides"])
+def test_nothing_runs_without_the_policy(browser: Browser, tmp_path: Path, to: str) -> None:
+    """What cleans a page needs no help: with the policy taken out, nothing runs or is asked for."""
+    cells = [cell for markup in hostile.MARKUP for cell in hostile.everywhere(markup)]
+    pages = [hostile.document(*cells), *map(hostile.in_metadata, hostile.WORDS)]
+    for number, node in enumerate(pages):
+        html, policies = re.subn(
+            r"<meta[^>]*Content-Security-Policy[^>]*>", "", hostile.page(tmp_path, node, to)
+        )
+        assert policies == 1
+        opened = tmp_path / f"{number}.html"
+        opened.write_text(html)
+        browser.open(opened)
+        # What waits for a reader: the pointer, the focus, an element that opens.
+        browser.ask(TRIED)
+        asked = [url for url in browser.asked_for() if not (to == "slides" and url.startswith(REVEAL))]
+        assert asked == []
+        assert browser.ask("return window.ran === undefined && document.title.length > 0")
+        assert browser.ask("return document.body.textContent.length > 0")
+
+
+def test_a_browser_without_the_policy_runs_what_is_not_cleaned(browser: Browser, tmp_path: Path) -> None:
+    """The attacks are some: most of them run or load when nobody cleans them."""
+    ran = 0
+    for number, markup in enumerate(hostile.MARKUP[:8]):
+        opened = tmp_path / f"{number}.html"
+        opened.write_text(f"<!DOCTYPE html><body>{markup}")
+        browser.open(opened)
+        ran += browser.ask("return window.ran === 1") or bool(browser.asked_for())
+    assert ran >= 5
 
 
 def test_without_input_the_results_are_left(browser: Browser, page: Page) -> None:

@@ -15,6 +15,7 @@ from nbformat.v4 import to_notebook_json
 
 _CELL_TYPES = {"code", "markdown", "raw"}
 _MAX_NAME = 40
+_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 _LANGUAGE = re.compile(r"[\w.+#-][\w.+# -]{0,99}")
 _MIME_TYPE = re.compile(r"[a-z]+/[\w.+-]{1,200}", re.IGNORECASE)
 _JSON_TYPE = re.compile(r"application/(?:.*\+)?json", re.IGNORECASE)
@@ -30,11 +31,16 @@ def exportable(document: Mapping[str, Any]) -> NotebookNode:
     Args:
         document: The notebook's JSON, nbformat 4.
     """
-    cells = [_cell(cell) for cell in document["cells"]]
-    minor = document["nbformat_minor"]
-    notebook = {"nbformat": 4, "nbformat_minor": minor, "cells": cells, "metadata": _metadata(document)}
+    cells = [{"id": _id(cell, index), **_cell(cell)} for index, cell in enumerate(document["cells"])]
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "cells": cells, "metadata": _metadata(document)}
     node: NotebookNode = to_notebook_json(notebook)
     return node
+
+
+def _id(cell: Mapping[str, Any], index: int) -> str:
+    """Return what a page calls a cell, to link to it."""
+    given = cell.get("id")
+    return given if isinstance(given, str) and _ID.fullmatch(given) else f"cell-{index}"
 
 
 def _metadata(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,16 +65,16 @@ def _cell(cell: Mapping[str, Any]) -> dict[str, Any]:
         return _placeholder(cell)
     metadata = _mapping(cell.get("metadata"))
     found: dict[str, Any] = {
-        **_kept(cell, {"id": _is_text}),
         "cell_type": kind,
         "source": cell["source"],
         "metadata": _cell_metadata(metadata),
     }
     if kind == "code":
-        found["execution_count"] = cell.get("execution_count")
+        found["execution_count"] = _count(cell)
         found["outputs"] = [made for output in cell.get("outputs", ()) if (made := _output(output))]
     elif attachments := _mapping(cell.get("attachments")):
-        found["attachments"] = {name: _data(_mapping(bundle)) for name, bundle in attachments.items()}
+        bundles = {name: _data(_mapping(bundle)) for name, bundle in attachments.items()}
+        found["attachments"] = {name: bundle for name, bundle in bundles.items() if bundle}
     return found
 
 
@@ -89,7 +95,7 @@ def _placeholder(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return a text cell in place of one of a type that nbconvert does not know."""
     name = re.sub(r"[^\w.-]", "", str(cell["cell_type"]))[:_MAX_NAME]
     source = f"*A cell of the type `{name}` cannot be shown in this format.*"
-    return {**_kept(cell, {"id": _is_text}), "cell_type": "markdown", "source": source, "metadata": {}}
+    return {"cell_type": "markdown", "source": source, "metadata": {}}
 
 
 def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -107,7 +113,7 @@ def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
         "metadata": _output_metadata(_mapping(output.get("metadata"))),
     }
     if kind == "execute_result":
-        found["execution_count"] = output.get("execution_count")
+        found["execution_count"] = _count(output)
     return found
 
 
@@ -142,6 +148,11 @@ def _presentation(metadata: Mapping[str, Any]) -> dict[str, Any]:
             "needs_background": lambda value: _is_text(value) and value in _BACKGROUNDS,
         },
     )
+
+
+def _count(holder: Mapping[str, Any]) -> int | None:
+    count = holder.get("execution_count")
+    return count if isinstance(count, int) else None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

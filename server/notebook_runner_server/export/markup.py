@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import html as entities
 import re
+from collections import Counter
+from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
 import nh3
@@ -16,6 +17,14 @@ from notebook_runner_server.export import styles
 
 LONGEST_FORMULA = 2000
 """Characters of a formula; what is longer stays as it was written."""
+
+
+DEEPEST = 4000
+"""How deep elements may be nested: the time to clean them grows with the square of it. Deeper HTML is shown
+as text. Browsers end at some 500."""
+
+DEEPEST_CHANGED = 250
+"""How deep elements may be nested where formulas and style sheets are looked for."""
 
 
 def _words(text: str) -> set[str]:
@@ -174,7 +183,7 @@ def _cleaner(**more: set[str]) -> nh3.Cleaner:
 
 _CLEANER = _cleaner()
 # For what the templates make, which says of what type an output is.
-_CELL_CLEANER = _cleaner(any={"data-mime-type"}, div={"tabindex"})
+_BODY_CLEANER = _cleaner(any={"data-mime-type"}, div={"tabindex"})
 
 
 def harmless(html: str | bytes) -> str:
@@ -183,20 +192,20 @@ def harmless(html: str | bytes) -> str:
     What stays: text, headings, tables, lists, links, colours, and pictures and sounds that are in it as data.
     """
     text = html.decode(errors="replace") if isinstance(html, bytes) else str(html)
+    if _depth(text) > DEEPEST:
+        return f"<pre>{entities.escape(text)}</pre>"
     if _CHANGED.search(text):
-        with contextlib.suppress(RecursionError):
-            # Elements that are nested too deep to be looked at are shown as they are.
-            text = _transformed(text)
+        text = _transformed(text)
     # Last, so that nothing which was made of the notebook's text goes by it.
     return _cleaned(_CLEANER, text)
 
 
-def harmless_cell(html: str) -> str:
-    """Return what a template has made of a cell, with nothing in it that runs or loads by itself.
+def harmless_body(html: str) -> str:
+    """Return what templates have made of all cells, with nothing in it that runs or loads by itself.
 
-    A template puts metadata of the notebook into attributes: to clean what goes into it is not enough.
+    Templates put what a notebook says into attributes: to clean what goes into them is not enough.
     """
-    return _cleaned(_CELL_CLEANER, str(html))
+    return _cleaned(_BODY_CLEANER, html)
 
 
 def _cleaned(cleaner: nh3.Cleaner, text: str) -> str:
@@ -210,6 +219,8 @@ def is_blank(html: str) -> bool:
     return not _VISIBLE.search(html)
 
 
+_OPENING = re.compile(r"<[a-z]", re.IGNORECASE)
+_VOID = _words("area base br col embed hr img input link meta param source track wbr")
 # What makes it worth while to parse HTML here.
 _CHANGED = re.compile(r"[$\\]|<style|<input", re.IGNORECASE)
 _VISIBLE = re.compile(
@@ -218,12 +229,61 @@ _VISIBLE = re.compile(
 )
 
 
+def _depth(text: str) -> int:
+    """Return how deep the elements of HTML are nested at the most, or more where some are not closed."""
+    most = len(_OPENING.findall(text))
+    if most <= DEEPEST:
+        return most
+    nesting = _Nesting()
+    nesting.feed(text)
+    return nesting.deepest
+
+
+class _Nesting(HTMLParser):
+    """Counts how deep elements are nested, without building a tree of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: Counter[str] = Counter()
+        self._depth = self.deepest = 0
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:  # noqa: ARG002 - its signature
+        """Go into an element."""
+        if tag not in _VOID:
+            self._open[tag] += 1
+            self._depth += 1
+            self.deepest = max(self.deepest, self._depth)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        """Pass by an element of SVG without content; others cannot say so."""
+        if not (self._open["svg"] or self._open["math"]):
+            self.handle_starttag(tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        """Leave an element."""
+        if self._open[tag]:
+            self._open[tag] -= 1
+            self._depth -= 1
+
+
 def _transformed(text: str) -> str:
     soup = BeautifulSoup(text, "html.parser")
-    styles.inline(soup)
+    depths = _depths(soup)
+    if max(depths, default=0) > DEEPEST_CHANGED:
+        return text
+    styles.inline(soup, sum(depths))
     _show_checkboxes(soup)
     _show_formulas(soup)
     return str(soup)
+
+
+def _depths(soup: BeautifulSoup) -> list[int]:
+    """Return how deep each element is."""
+    found: list[int] = []
+    level: list[Tag] = [soup]
+    while level := [child for element in level for child in element.children if isinstance(child, Tag)]:
+        found += [found[-1] + 1 if found else 1] * len(level)
+    return found
 
 
 def _show_checkboxes(soup: BeautifulSoup) -> None:

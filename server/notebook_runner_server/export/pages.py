@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jinja2 import pass_context
 from nbconvert.exporters import HTMLExporter, SlidesExporter
 from nbformat import NotebookNode
 from traitlets import default
 from traitlets.config import Config
 
-from notebook_runner_server.export.markup import harmless, harmless_cell
+from notebook_runner_server.export.markup import harmless, harmless_body
 from notebook_runner_server.export.representation import SHOWN, chosen
+from notebook_runner_server.export.service import ConversionError
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -47,23 +50,40 @@ class PageExporter(HTMLExporter):
         """
         yield from super().default_filters()  # type: ignore[no-untyped-call] # nbconvert's
         yield "clean_html", harmless
-        yield "clean_cell", harmless_cell
+
+    @pass_context
+    def markdown2html(self, context: Mapping[str, Any], source: str) -> str:
+        """Return Markdown as HTML; pictures that were not pasted into the cell are empty, and no error."""
+        attachments = _Attachments(context.get("cell", {}).get("attachments", {}))
+        own = {"cell": {"attachments": attachments}, "resources": context.get("resources", {})}
+        html: str = super().markdown2html(own, source)
+        return html
 
     def from_notebook_node(
         self, nb: NotebookNode, resources: dict[str, Any] | None = None, **options: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Convert a notebook."""
-        # Read by scripts only, and often larger than all that is shown.
-        nb.metadata.pop("widgets", None)
+        """Convert a notebook.
+
+        Raises:
+            ConversionError: It is not known which part of the page the notebook has made.
+        """
         nb.metadata.setdefault("title", _title(nb))
         for cell in nb.cells:
             _prepare(cell)
-        return super().from_notebook_node(nb, resources, **options)
+        # A notebook that knew it could say where it ends.
+        self._mark = secrets.token_hex(16)
+        page, resources = super().from_notebook_node(nb, resources, **options)
+        try:
+            before, body, after = page.split(f"<!--{self._mark}-->")
+        except ValueError as error:
+            raise ConversionError("the page of this notebook cannot be cleaned") from error
+        return f"{before}{harmless_body(body)}{after}", resources
 
     def _init_resources(self, resources: dict[str, Any] | None) -> dict[str, Any]:
         found: dict[str, Any] = super()._init_resources(resources)  # type: ignore[no-untyped-call] # as above
         loader = self.environment.loader
         assert loader is not None  # noqa: S101 - nbconvert has made one
+        found["body_mark"] = self._mark
         found["dark_theme"] = loader.get_source(self.environment, "static/theme-dark.css")[0]
         return found
 
@@ -76,11 +96,18 @@ class DeckExporter(PageExporter, SlidesExporter):
         return "deck"
 
 
+class _Attachments(dict[str, Mapping[str, str]]):
+    """What was pasted into a cell; under each other name there is an empty picture."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> Mapping[str, str]:
+        return {"image/png": ""}
+
+
 def _prepare(cell: NotebookNode) -> None:
     """Leave of a cell what the page shows."""
-    # nbconvert would make them attributes of a slide, which is outside of what is sanitized.
-    if isinstance(slideshow := cell.metadata.get("slideshow"), dict):
-        slideshow.pop("data", None)
     for output in cell.get("outputs", ()):
         if isinstance(output.get("data"), dict):
             output.data = NotebookNode(chosen(output.data))

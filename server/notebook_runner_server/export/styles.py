@@ -13,12 +13,20 @@ from soupsieve import SelectorSyntaxError
 MOST_SEARCHES = 200
 """Selectors of one output that the whole output is searched for; those that name one id cost nothing."""
 
+MOST_STEPS = 2_000_000
+"""Steps that all searches in one output may take: each may go up from each element."""
 
-def inline(soup: BeautifulSoup) -> None:
+
+def inline(soup: BeautifulSoup, steps: int) -> None:
     """Take the style sheets out, and give each element what they say of it.
 
     A sheet would speak of the whole page. Tables that pandas has coloured (`DataFrame.style`) have one each.
+
+    Args:
+        soup: An output.
+        steps: How many steps one search may take: how deep all elements are together.
     """
+    most = min(MOST_SEARCHES, MOST_STEPS // max(1, steps))
     # All of them before any is applied: a selector may speak of them as well.
     sheets = [sheet.extract() for sheet in soup.find_all("style")]
     known = {str(element["id"]): element for element in soup.find_all(id=True)}
@@ -29,7 +37,7 @@ def inline(soup: BeautifulSoup) -> None:
         rules = () if sheet.has_attr("scoped") else _rules(sheet.get_text())
         for selector, declarations in rules:
             searches += not _is_id(selector)
-            if searches <= MOST_SEARCHES:
+            if _is_id(selector) or searches <= most:
                 for element in _spoken_of(soup, known, selector):
                     said[element].append(declarations)
     for element, declarations_of_it in said.items():
