@@ -3,8 +3,8 @@
 import hashlib
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.calls import SECONDS, inline, pages, perform
-from tests.support.notebooks import parsed
+from tests.support.calls import SECONDS, inline, pages, perform, struct
+from tests.support.notebooks import code, parsed
 from tests.support.server import Server
 
 PIECES = 100
@@ -38,3 +38,24 @@ def _largest_page_fits(server: Server, run: pb.Run, data: bytes) -> None:
     page = server.stub.Output(request, timeout=SECONDS)
     assert data.startswith(page.content)
     assert len(page.content) >= 1024 * 1024
+
+
+def test_an_event_of_many_types_fits_a_message(server: Server) -> None:
+    """Of hundreds of thousands of representations an event names some, and counts the others."""
+    source = "get_ipython().display_pub.publish({f'text/x-{n}': 'a' for n in range(300_000)})"
+    run, events = perform(server.stub, inline(source))
+    assert run.state == pb.RUN_STATE_SUCCEEDED
+    (display,) = [event.cell_output.display for event in events if event.cell_output.HasField("display")]
+    assert len(display.data) + display.omitted == 300_000
+    assert max(event.ByteSize() for event in events) < MESSAGE_BYTES // 4
+
+
+def test_a_page_beside_large_parameters_fits_a_message(server: Server) -> None:
+    """The run is in the answer, and the page is as much smaller as it is larger."""
+    cells = (code("who = ''", "parameters"), "print('x' * 4_000_000)")
+    run, events = perform(server.stub, inline(*cells, parameters=struct({"who": "y" * 1_000_000})))
+    assert run.state == pb.RUN_STATE_SUCCEEDED
+    assert max(event.ByteSize() for event in events) < MESSAGE_BYTES * 3 // 4
+    answers = list(pages(server.stub, run_id=run.run_id, max_bytes=2**31 - 1))
+    assert max(page.ByteSize() for page in answers) < MESSAGE_BYTES
+    assert len(answers) > 1

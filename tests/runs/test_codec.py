@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notebook_runner_server.execution.interface import (
+    MAX_TYPES,
     Cause,
     CellEvent,
     CellFinished,
@@ -85,6 +86,16 @@ def test_each_kind_of_event(body: Body) -> None:
     """None is left to chance."""
     event = Event(3, 4, 1, 2, body)
     assert codec.decode_event(3, 4, codec.encode_event(event)) == event
+
+
+def test_a_display_of_an_earlier_version_is_bounded() -> None:
+    """Its event names all types, however many: some are told, and how many more there are."""
+    types = [[f"a/{number}", 1] for number in range(1000)]
+    text = json.dumps([1, 2, "display", {"cell_index": 0, "output_type": "display_data", "data": types}])
+    body = codec.decode_event(3, 4, text).body
+    assert isinstance(body, DisplayOutput)
+    assert len(body.data) == MAX_TYPES
+    assert body.omitted == 1000 - MAX_TYPES
 
 
 @given(bodies)

@@ -4,10 +4,26 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from notebook_runner_server.execution.interface import StreamOutput
+from notebook_runner_server.execution.interface import (
+    MAX_TYPES,
+    DisplayOutput,
+    ErrorOutput,
+    StreamOutput,
+)
 from notebook_runner_server.runs.log import RECENT_BYTES, RunLog
-from notebook_runner_server.runs.store import Store
-from tests.runs.reading import CountingStore, a_log, end, everything, first, following, say, sequences
+from notebook_runner_server.runs.model import Body
+from notebook_runner_server.runs.store import Store, Written
+from tests.runs.reading import (
+    RUNNING,
+    CountingStore,
+    a_log,
+    end,
+    everything,
+    first,
+    following,
+    say,
+    sequences,
+)
 
 
 async def test_a_reader_can_begin_at_every_cursor(tmp_path: Path) -> None:
@@ -75,6 +91,20 @@ async def test_what_left_the_recent_window_is_read_from_the_store(tmp_path: Path
         assert sequences(await log.read(0)) == [1, 2, 3, 4]
         assert store.reads == 1
         assert sequences(await log.read(4)) == [5]
+
+
+async def test_all_that_an_event_holds_is_counted(tmp_path: Path) -> None:
+    """Names of types and texts of exceptions take room as what is printed does."""
+    types = tuple((f"{'x' * 250}{number}", 1) for number in range(MAX_TYPES))
+    large: list[tuple[Body, int]] = [
+        (DisplayOutput(0, "display_data", types), 250 * MAX_TYPES),
+        (ErrorOutput(0, "E", "x" * 4096), 4096),
+    ]
+    for place, (body, held) in enumerate(large):
+        async with a_log(Store(tmp_path / str(place))) as log:
+            for _ in range(2 * RECENT_BYTES // held):
+                await log.append(RUNNING, [log.next_event(RUNNING, body)], Written(0))
+            assert len(log._recent) * held <= RECENT_BYTES
 
 
 async def test_one_event_larger_than_the_window_is_kept(tmp_path: Path) -> None:

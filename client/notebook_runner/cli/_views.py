@@ -73,7 +73,8 @@ def make_view(*, as_json: bool = False, quiet: bool = False, on_stderr: bool = F
 
 def describe_display(display: pb.DisplayOutput) -> str:
     """Name rich data that a text view cannot show."""
-    return "[" + ", ".join(f"{item.mime_type} {size(item.size_bytes)}" for item in display.data) + "]"
+    named = [f"{item.mime_type} {size(item.size_bytes)}" for item in display.data]
+    return f"[{', '.join([*named, f'{display.omitted} more'] if display.omitted else named)}]"
 
 
 def describe_cut(cut: pb.OutputCut) -> str:

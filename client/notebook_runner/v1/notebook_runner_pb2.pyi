@@ -609,21 +609,25 @@ class DisplayOutput(google.protobuf.message.Message):
 
     OUTPUT_TYPE_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
+    OMITTED_FIELD_NUMBER: builtins.int
     output_type: builtins.str
     """nbformat's name: "display_data", "execute_result", or "update_display_data" for a change to an
     output that was displayed earlier.
     """
+    omitted: builtins.int
+    """How many more representations the kernel sent; the notebook has them."""
     @property
     def data(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MimeData]:
-        """The representations that the kernel sent."""
+        """The representations that the kernel sent, the first 64 of them."""
 
     def __init__(
         self,
         *,
         output_type: builtins.str = ...,
         data: collections.abc.Iterable[global___MimeData] | None = ...,
+        omitted: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "output_type", b"output_type"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "omitted", b"omitted", "output_type", b"output_type"]) -> None: ...
 
 global___DisplayOutput = DisplayOutput
 
@@ -636,7 +640,7 @@ class MimeData(google.protobuf.message.Message):
     MIME_TYPE_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     mime_type: builtins.str
-    """The MIME type, "image/png" for example."""
+    """The MIME type, "image/png" for example, cut at 256 characters."""
     size_bytes: builtins.int
     """Its size as it stands in the notebook, in bytes."""
     def __init__(

@@ -224,7 +224,9 @@ def _cell_output(body: CellOutput) -> pb.CellOutput:
             message.stream.CopyFrom(pb.StreamOutput(name=body.name, text=body.text))
         case DisplayOutput():
             data = [pb.MimeData(mime_type=mime, size_bytes=size) for mime, size in body.data]
-            message.display.CopyFrom(pb.DisplayOutput(output_type=body.output_type, data=data))
+            message.display.CopyFrom(
+                pb.DisplayOutput(output_type=body.output_type, data=data, omitted=body.omitted)
+            )
         case ErrorOutput():
             message.error.CopyFrom(
                 pb.ErrorOutput(exception_name=body.exception_name, exception_message=body.exception_message)

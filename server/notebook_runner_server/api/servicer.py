@@ -106,6 +106,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         run = await self._runner.find(request.run_id)
         bind_contextvars(run_id=run.run_id)
         self._runner.readers.page(run.run_id)
+        about = convert.run_message(run)
         page = await self._outputs.page(
             run,
             request.format or NOTEBOOK,
@@ -113,6 +114,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             request.max_bytes,
             request.as_of_sequence,
             omit_input=request.omit_input,
+            beside=about.ByteSize(),
         )
         return pb.OutputResponse(
             content=page.content,
@@ -120,7 +122,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             next_offset=page.next_offset,
             media_type=page.media_type,
             sha256=page.sha256,
-            run=convert.run_message(run),
+            run=about,
             as_of_sequence=page.as_of,
         )
 

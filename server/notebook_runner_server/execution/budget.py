@@ -10,6 +10,17 @@ from notebook_runner_server.execution.interface import Limits
 MAX_TRACEBACK = 1024 * 1024
 """How many bytes of a traceback are kept, whatever the limits are."""
 
+FREE_MESSAGES = 10_000
+"""Messages of a cell that count as what they show; each further one counts for being there as well."""
+
+FREE_BYTES = 1024
+"""Bytes of names and metadata of a message that do not count while there are few messages."""
+
+MESSAGE_BYTES = 128
+"""What a message takes that shows nothing, in the history and in memory."""
+
+_MAX_NAME = 256
+
 
 class OutputBudget:
     """Counts the bytes of output that a kernel sends, whether it clears them later or not.
@@ -22,10 +33,18 @@ class OutputBudget:
         self._limits = limits
         self._run = 0
         self._cell = 0
+        self._messages = 0
 
     def start_cell(self) -> None:
         """Begin to count for another cell."""
-        self._cell = 0
+        self._cell = self._messages = 0
+
+    def cost(self, content: dict[str, Any]) -> int:
+        """Return how many bytes the next message counts."""
+        self._messages += 1
+        around = overhead(content)
+        is_free = around <= FREE_BYTES and self._messages <= FREE_MESSAGES
+        return size(content) + (0 if is_free else around + MESSAGE_BYTES)
 
     def left(self) -> float:
         """Return how many bytes may still come; infinite: as many as there are."""
@@ -44,13 +63,46 @@ class OutputBudget:
         return (run, True) if whole_run else (cell, False)
 
 
+def sound(kind: str, content: object) -> dict[str, Any] | None:
+    """Return the content of a kernel's message in the types that the protocol has for it.
+
+    Names are cut that are longer than any real one. None: it is no such message, and nobody can use it.
+    """
+    if not isinstance(content, dict):
+        return None
+    if not isinstance(content.get("execution_count", 0), int):
+        content = {**content, "execution_count": None}
+    if kind == "stream":
+        name, text = content.get("name"), content.get("text")
+        if isinstance(name, str) and isinstance(text, str):
+            return {**content, "name": name[:_MAX_NAME]}
+        return None
+    if kind == "error":
+        return bounded_error(content)
+    if kind in {"display_data", "execute_result", "update_display_data"}:
+        parts = [content.get("data"), content.get("metadata", {}), content.get("transient", {})]
+        return content if all(isinstance(part, dict) for part in parts) else None
+    return content
+
+
 def size(content: dict[str, Any]) -> int:
     """Return how many bytes of output the content of a kernel's message brings."""
     if "text" in content:
         return data_size(content["text"])
+    if "comm_id" in content:
+        return data_size(content.get("data"))
     if "data" in content:
         return sum(map(data_size, content["data"].values()))
     return sum(map(data_size, [str(content.get("evalue", "")), *content.get("traceback", [])]))
+
+
+def overhead(content: dict[str, Any]) -> int:
+    """Return how many bytes a message has around its output: names of types, metadata, ids."""
+    names = sum(map(data_size, content["data"])) if isinstance(content.get("data"), dict) else 0
+    rest = [
+        content[key] for key in ("metadata", "transient", "comm_id", "ename", "target_name") if key in content
+    ]
+    return names + sum(map(data_size, rest))
 
 
 def data_size(data: object) -> int:
@@ -63,13 +115,15 @@ def bounded_error(content: dict[str, Any]) -> dict[str, Any]:
     """Return an error's content with as many of its traceback's last lines as may always be kept."""
     kept: list[str] = []
     left = MAX_TRACEBACK
-    for line in reversed(content.get("traceback", [])):
-        left -= data_size(line)
+    lines = content.get("traceback", [])
+    for line in map(str, reversed(lines if isinstance(lines, list) else [])):
+        # With what stands between two lines: there may be many without a letter.
+        left -= data_size(line) + 1
         if left < 0:
             break
-        kept.insert(0, line)
-    evalue = str(content.get("evalue", ""))[:MAX_TRACEBACK]
-    return {**content, "traceback": kept, "evalue": evalue}
+        kept.append(line)
+    name, value = str(content.get("ename", ""))[:_MAX_NAME], str(content.get("evalue", ""))[:MAX_TRACEBACK]
+    return {**content, "traceback": kept[::-1], "ename": name, "evalue": value}
 
 
 def shortened(content: dict[str, Any], room: int) -> dict[str, Any] | None:

@@ -11,6 +11,11 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.channels import AsyncZMQSocketChannel
 from traitlets import Type
 
+from notebook_runner_server.execution.budget import data_size
+
+MAX_LANGUAGE_INFO = 64 * 1024
+"""Bytes of what a kernel may say of its language."""
+
 _LISTEN_SECONDS = 0.02
 """How long to listen for what a request makes a kernel publish, before another one is sent."""
 
@@ -19,6 +24,10 @@ _TURN_SECONDS = 0.01
 
 _UNHEARD_SECONDS = 1.0
 """How long to listen in all: a kernel that publishes nothing then is one that does not."""
+
+
+def _is_small(language: object) -> bool:
+    return isinstance(language, dict) and data_size(language) <= MAX_LANGUAGE_INFO
 
 
 class UnfitKernelError(RuntimeError):
@@ -91,6 +100,10 @@ class KernelClient(AsyncKernelClient):
     async def _answered(self) -> None:
         """Send a request, and wait for its reply."""
         info = await self._reply(super().kernel_info(), "kernel_info_reply")
+        language = info["content"].get("language_info")
+        # The notebook has it, and no limit of output is about it.
+        if language is not None and not _is_small(language):
+            info["content"]["language_info"] = {"name": ""}
         # Older kernels speak older versions of the protocol.
         self._handle_kernel_info_reply(info)
         self._info = info

@@ -25,8 +25,9 @@ from notebook_runner_server.execution.interface import (
     KernelReady,
 )
 from notebook_runner_server.execution.kernel import Kernel, KernelDiedError
+from notebook_runner_server.execution.kernel_log import plain
 from notebook_runner_server.execution.options import WorkerOptions
-from notebook_runner_server.execution.recorder import RecordingClient
+from notebook_runner_server.execution.recorder import RecordingClient, cut
 from notebook_runner_server.execution.shared_memory import SharedMemory
 from notebook_runner_server.execution.tree import tree
 from notebook_runner_server.execution.waiting import reader_of_terminal
@@ -320,7 +321,8 @@ class RunHost:
             return failures.of_cell(self._client.error, *self._cell)
         if not self._ready:
             log = self._kernel.log_tail() if self._kernel else ""
-            return Failure(Cause.KERNEL_NOT_READY, f"The kernel did not get ready: {error}", traceback=log)
+            message = cut(plain(f"The kernel did not get ready: {error}"))
+            return Failure(Cause.KERNEL_NOT_READY, message, traceback=log)
         return failures.of_worker(error, *self._cell)
 
 

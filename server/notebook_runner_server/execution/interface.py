@@ -14,6 +14,9 @@ from typing import Protocol
 
 from notebook_runner_server.execution.files import FileEvent
 
+MAX_TYPES = 64
+"""Of how many MIME types the event of a display tells; the contract's."""
+
 
 class Cause(enum.Enum):
     """What ended a run before its end; the contract's FailureCause."""
@@ -133,11 +136,15 @@ class StreamOutput:
 
 @dataclass(frozen=True, slots=True)
 class DisplayOutput:
-    """Rich data: pairs of MIME type and size in bytes. `output_type` is nbformat's."""
+    """Rich data: pairs of MIME type and size in bytes. `output_type` is nbformat's.
+
+    There are at most `MAX_TYPES` of them; `omitted` is how many more the kernel sent.
+    """
 
     cell_index: int
     output_type: str
     data: tuple[tuple[str, int], ...]
+    omitted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

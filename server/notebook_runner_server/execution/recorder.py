@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.budget import OutputBudget
 from notebook_runner_server.execution.client import KernelClient
 from notebook_runner_server.execution.interface import (
+    MAX_TYPES,
     CellFinished,
     CellOutcome,
     CellStarted,
@@ -181,11 +183,17 @@ class RecordingClient(NotebookClient):
         """Take a message of the kernel as nbclient does, as far as the limits allow, and tell of it."""
         self._messages += 1
         kind = msg["msg_type"]
-        if kind not in _OUTPUTS:
+        is_output, is_comm = kind in _OUTPUTS, kind.startswith("comm_")
+        content = budget.sound(kind, msg["content"])
+        if content is None:
+            return None
+        msg = {**msg, "content": content}
+        if is_output:
+            self._heard()
+        elif not is_comm:
             return self._process(msg, cell, cell_index)
-        self._heard()
         if kind == "error":
-            msg = {**msg, "content": self._annotated(budget.bounded_error(msg["content"]))}
+            msg["content"] = self._annotated(content)
         if kind == "error" and not self._raised:
             # Why the cell ended is never left out.
             self._raised = True
@@ -193,7 +201,8 @@ class RecordingClient(NotebookClient):
         if self._cut:
             # Not even a clear_output: it would take the mark away.
             return None
-        wanted, room = budget.size(msg["content"]), self._budget.left()
+        room = self._budget.left()
+        wanted = self._budget.cost(msg["content"]) + sum(map(len, msg.get("buffers") or ()))
         self._budget.take(wanted)
         if wanted <= room:
             return self._process(msg, cell, cell_index)
@@ -346,10 +355,12 @@ def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
                 for start in range(0, len(text), step)
             ]
         case "display_data" | "execute_result" | "update_display_data" as kind:
+            data = content["data"]
             sizes = tuple(
-                (_unicode(mime[:MAX_NAME]), budget.data_size(data)) for mime, data in content["data"].items()
+                (_unicode(mime[:MAX_NAME]), budget.data_size(value))
+                for mime, value in itertools.islice(data.items(), MAX_TYPES)
             )
-            return [DisplayOutput(cell_index, kind, sizes)]
+            return [DisplayOutput(cell_index, kind, sizes, max(0, len(data) - MAX_TYPES))]
         case "error":
             return [
                 ErrorOutput(

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from notebook_runner_server.execution.interface import (
+    MAX_TYPES,
     Cause,
     CellFinished,
     CellOutcome,
@@ -92,7 +93,10 @@ def _body(kind: str, data: dict[str, Any]) -> Body:
     if kind == "cell_finished":
         data["outcome"] = CellOutcome(data["outcome"])
     if kind == "display":
-        data["data"] = tuple((mime, size) for mime, size in data["data"])
+        # Earlier versions told of all types, however many there were.
+        told = data["data"][:MAX_TYPES]
+        data["omitted"] = data.get("omitted", 0) + len(data["data"]) - len(told)
+        data["data"] = tuple((mime, size) for mime, size in told)
     body: Body = _BODIES[kind](**data)
     return body
 

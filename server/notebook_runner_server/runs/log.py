@@ -11,10 +11,16 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
-from notebook_runner_server.execution.interface import StreamOutput
+from notebook_runner_server.execution.interface import (
+    CellStarted,
+    DisplayOutput,
+    ErrorOutput,
+    Failure,
+    StreamOutput,
+)
 from notebook_runner_server.runs.clock import Clock
 from notebook_runner_server.runs.errors import RunNotFoundError, ShuttingDownError
-from notebook_runner_server.runs.model import Body, Event, Run
+from notebook_runner_server.runs.model import Body, Event, Run, RunChanged
 from notebook_runner_server.runs.observer import Course
 from notebook_runner_server.runs.salvage import shown_since
 from notebook_runner_server.runs.store import Store, Written
@@ -23,6 +29,7 @@ RECENT_BYTES = 2 * 1024 * 1024
 """How much of the newest events is kept in memory for a run that goes on, about."""
 
 _EVENT_BYTES = 500
+_TYPE_BYTES = 150
 
 
 class RunLog:
@@ -168,4 +175,17 @@ class RunLog:
 
 
 def _size(event: Event) -> int:
-    return _EVENT_BYTES + (len(event.body.text) if isinstance(event.body, StreamOutput) else 0)
+    body = event.body
+    if isinstance(body, DisplayOutput):
+        return _EVENT_BYTES + sum(_TYPE_BYTES + len(mime) for mime, _ in body.data)
+    texts: list[str] = []
+    match body:
+        case StreamOutput():
+            texts = [body.text]
+        case ErrorOutput():
+            texts = [body.exception_name, body.exception_message]
+        case CellStarted():
+            texts = [body.first_line]
+        case RunChanged(Run(failure=Failure() as failure)):
+            texts = [failure.message, failure.exception_message, failure.traceback]
+    return _EVENT_BYTES + sum(map(len, texts))

@@ -32,6 +32,9 @@ NOTEBOOK = "notebook"
 FILES = "files"
 ERROR = "error"
 
+BESIDE_BYTES = 512 * 1024
+"""Bytes that an answer may have beside the largest page, which is 3 MiB by default: callers take 4 MiB."""
+
 
 class Exporter(Protocol):
     """Converts notebooks to other formats (`export.service.ExportService`)."""
@@ -98,7 +101,15 @@ class Outputs:
         self._making: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 
     async def page(
-        self, run: Run, to: str, offset: int, max_bytes: int, as_of: int, *, omit_input: bool = False
+        self,
+        run: Run,
+        to: str,
+        offset: int,
+        max_bytes: int,
+        as_of: int,
+        *,
+        omit_input: bool = False,
+        beside: int = 0,
     ) -> Page:
         """Return one page of an artefact of a run.
 
@@ -109,23 +120,23 @@ class Outputs:
             max_bytes: The most bytes; zero: the usual page.
             as_of: The event whose effect is the last in the artefact; zero: the newest.
             omit_input: Leave out what the code cells say.
+            beside: How many bytes an answer has beside the page; the page is smaller where these are many.
 
         Raises:
             RunnerError: It cannot be answered.
         """
         self._check(to, offset, max_bytes, as_of, omit_input=omit_input)
+        size = min(max_bytes or self._page_bytes, self._max_page_bytes)
+        size = max(1, min(size, self._max_page_bytes + BESIDE_BYTES - beside))
         try:
-            return await self._page(run, to, offset, max_bytes, as_of, omit_input=omit_input)
+            return await self._page(run, to, offset, size, as_of, omit_input=omit_input)
         except Exception as error:
             # A run that is forgotten meanwhile goes row first, then files: whatever went wrong, that is why.
             if await self._store.find(run.run_id) is None:
                 raise not_found(run.run_id) from error
             raise
 
-    async def _page(
-        self, run: Run, to: str, offset: int, max_bytes: int, as_of: int, *, omit_input: bool
-    ) -> Page:
-        size = min(max_bytes or self._page_bytes, self._max_page_bytes)
+    async def _page(self, run: Run, to: str, offset: int, size: int, as_of: int, *, omit_input: bool) -> Page:
         if to == ERROR:
             return _slice(report(run).encode(), offset, size, final=run.state.is_terminal)
         row = await self._store.find(run.run_id)
