@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import queue
+import re
 import sys
 import threading
-from typing import Any
+from collections.abc import MutableMapping
+from typing import Any, TextIO
 
 import structlog
 
@@ -38,9 +41,9 @@ def configure(form: str, level: str) -> None:
         last: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
         renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            colors=sys.stderr.isatty(), exception_formatter=_shown_traceback
         )
-        last = [renderer]
+        last = [_shown, renderer]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
@@ -57,6 +60,29 @@ def configure(form: str, level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+# What would steer a terminal, begin a line that looks like another record's, or turn letters round.
+_UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def _escaped(text: str, keep: str = "") -> str:
+    return _UNSHOWN.sub(lambda match: match[0] if match[0] in keep else repr(match[0])[1:-1], text)
+
+
+def _shown(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escape what is no text in the values of a line; of lists and the like, `repr` does so."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = _escaped(value)
+    return event
+
+
+def _shown_traceback(target: TextIO, exception: Any) -> None:
+    """Write a traceback, whose lines are its own, and whose texts may be anybody's."""
+    lines = io.StringIO()
+    structlog.dev.plain_traceback(lines, exception)
+    target.write(_escaped(lines.getvalue(), keep="\n"))
 
 
 class PatientHandler(logging.Handler):

@@ -1,6 +1,9 @@
 """The canonical lines: one for each call and each run, with ids, and nothing of a notebook in them."""
 
 import json
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -196,6 +199,30 @@ def test_lines_for_people(tmp_path: Path) -> None:
     (line,) = [one for one in server.noise if "state=" in one]
     assert f"run_id={run_id}" in line
     assert "succeeded" in line
+
+
+def test_a_line_for_people_is_one_line(tmp_path: Path) -> None:
+    """What a value or an exception says neither steers a terminal nor looks like another record."""
+    program = """
+import logging, sys, structlog
+from notebook_runner_server import logs
+logs.configure("console", "info")
+evil = sys.argv[1]
+structlog.get_logger("a").info("first", kernel=evil, names=[evil])
+logging.getLogger("b").warning("second %s", evil)
+try:
+    raise ValueError(evil)
+except ValueError:
+    logging.getLogger("c").exception("third")
+"""
+    evil = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\u2028\nfake"
+    done = subprocess.run(
+        [sys.executable, "-c", program, evil], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", done.stderr) is None, repr(done.stderr)
+    before_the_traceback = done.stderr.partition("third")[0]
+    assert before_the_traceback.count("\n") == 2
+    assert "\\x1b[2J" in done.stderr
 
 
 def _kept(server: Server, line: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from ._exit import ExitCode
 from ._group import Server, describe_error, usage_errors
 from ._options import json_option
 from ._probe import Finding, probe
+from ._text import dump, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +55,7 @@ def doctor(ctx: click.Context, /, as_json: bool) -> None:
     well = all(finding.ok for finding in found)
     if as_json:
         told = {"target": connection.target, "ok": well, "findings": [asdict(finding) for finding in found]}
-        click.echo(json.dumps(told, ensure_ascii=False))
+        click.echo(dump(told))
     else:
         _show(found)
     ctx.exit(ExitCode.SUCCEEDED if well else ExitCode.FAILED)
@@ -177,10 +177,13 @@ def _show(found: list[Finding]) -> None:
     colour = False if os.environ.get("NO_COLOR") else None
     for finding in found:
         sign = click.style("✓", fg="green") if finding.ok else click.style("✗", fg="red", bold=True)
-        lines = textwrap.wrap(finding.text, max(20, width - room), break_on_hyphens=False)
+        lines = textwrap.wrap(one_line(finding.text), max(20, width - room), break_on_hyphens=False) or [""]
         if finding.advice:
             lines += textwrap.wrap(
-                f"→ {finding.advice}", max(20, width - room), subsequent_indent="  ", break_on_hyphens=False
+                one_line(f"→ {finding.advice}"),
+                max(20, width - room),
+                subsequent_indent="  ",
+                break_on_hyphens=False,
             )
         click.echo(f"{sign} {finding.check:<{room - 2}}{lines[0]}", color=colour)
         for line in lines[1:]:

@@ -14,6 +14,7 @@ from notebook_runner.errors import Unavailable
 from notebook_runner.v1.notebook_runner_pb2 import Run
 
 from ._exit import ExitCode
+from ._text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ def follow(
                 client.kill(run_id)
         except Unavailable:
             server: Server = ctx.obj
-            click.echo(f"lost the server; run {run.run_id} may go on\n{server.hint(run)}", err=True)
+            click.echo(f"lost the server; run {one_line(run.run_id)} may go on\n{server.hint(run)}", err=True)
             raise
     if is_terminal(run.state):
         view.ended(run)
@@ -75,7 +76,7 @@ def follow(
 
 def _leave(ctx: click.Context, run: Run) -> None:
     server: Server = ctx.obj
-    click.echo(f"\nrun {run.run_id} goes on\n{server.hint(run)}", err=True)
+    click.echo(f"\nrun {one_line(run.run_id)} goes on\n{server.hint(run)}", err=True)
     ctx.exit(ExitCode.CTRL_C)
 
 
@@ -87,7 +88,7 @@ def _ask(run: Run) -> str:
     """Ask what shall become of the run; a second Ctrl-C leaves it."""
     answer = _LEAVE
     try:
-        with _keys(f"\nrun {run.run_id} goes on: [k]ill, [l]eave or [c]ontinue? ") as read:
+        with _keys(f"\nrun {one_line(run.run_id)} goes on: [k]ill, [l]eave or [c]ontinue? ") as read:
             # What a terminal that is gone gives is nothing, for ever.
             while typed := read().lower():
                 if answers := [key for key in typed if key in (_KILL, _LEAVE, _CONTINUE)]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import json
 import shlex
 import sys
 from dataclasses import asdict, dataclass
@@ -22,6 +21,8 @@ from notebook_runner.errors import NotebookRunnerError, RpcFailed, Unavailable
 
 from ._exit import HELP, ExitCode, code_of_error
 from ._options import wants_json
+from ._terminal import clean_terminals
+from ._text import dump, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,11 +58,16 @@ class Server:
 
     def hint(self, run: Run) -> str:
         """Tell how to go on with a run that this command leaves alone."""
-        return f"follow it:  {self.command} watch {run.run_id}\nend it:     {self.command} kill {run.run_id}"
+        run_id = shlex.quote(one_line(run.run_id))
+        return f"follow it:  {self.command} watch {run_id}\nend it:     {self.command} kill {run_id}"
 
 
 class _Group(click.Group):
-    """Turns what the client raises into one clear line and an exit code."""
+    """Turns what the client raises into one clear line and an exit code; no text steers a terminal."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        with clean_terminals():
+            return super().main(*arguments, **options)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -104,11 +110,11 @@ def usage_errors() -> Iterator[None]:
 def describe_error(error: NotebookRunnerError) -> str:
     """Say in a sentence what went wrong."""
     if not isinstance(error, RpcFailed):
-        return str(error)
+        return one_line(str(error))
     text = f"the server is unavailable: {error.message}" if isinstance(error, Unavailable) else str(error)
     if error.retry_after is not None:
         text += f" (try again in {error.retry_after:g} s)"
-    return text
+    return one_line(text)
 
 
 def _as_json(error: NotebookRunnerError, code: ExitCode) -> str:
@@ -123,7 +129,7 @@ def _as_json(error: NotebookRunnerError, code: ExitCode) -> str:
             "retry_after": error.retry_after,
             "violations": [asdict(violation) for violation in error.violations],
         }
-    return json.dumps({"error": told}, ensure_ascii=False)
+    return dump({"error": told})
 
 
 def _address(_: click.Context, __: click.Parameter, value: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ._inspect import inspect
-from ._text import one_line
+from ._text import dump, one_line
 from ._types import rows_of
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def show_parameters(file: Path | None, *, as_json: bool) -> None:
     cell = inspect(file)
     if as_json:
         found = cell.parameters if cell else ()
-        click.echo(json.dumps([asdict(parameter) for parameter in found], ensure_ascii=False))
+        click.echo(dump([asdict(parameter) for parameter in found]))
     elif cell is None:
         click.echo(f"{file} has no cell tagged `parameters`; values go to a cell at its top")
     else:
@@ -41,13 +40,12 @@ def show_parameters(file: Path | None, *, as_json: bool) -> None:
 
 def _show(file: Path, cell: ParametersCell) -> None:
     if cell.language != "python":
-        click.echo(
-            f"{file} is written in {cell.language}; its cell tagged `parameters` says:\n\n{cell.source}"
-        )
+        language = one_line(cell.language)
+        click.echo(f"{file} is written in {language}; its cell tagged `parameters` says:\n\n{cell.source}")
         return
     click.echo(f"Parameters of {file}:" if cell.parameters else f"{file} has no parameters in its cell")
     rows = [
-        (f"  {one.name}", one.type or "any", one_line(one.default), one_line(one.help))
+        (f"  {one_line(one.name)}", one_line(one.type or "any"), one_line(one.default), one_line(one.help))
         for one in cell.parameters
     ]
     for line in rows_of([("  NAME", "TYPE", "DEFAULT", ""), *rows] if rows else []):

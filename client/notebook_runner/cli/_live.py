@@ -127,7 +127,7 @@ class LiveView:
                 self._note(describe_display(output.display), "dim")
             case "error":
                 error = output.error
-                self._note(f"{error.exception_name}: {one_line(error.exception_message)}", "red")
+                self._note(f"{error.exception_name}: {error.exception_message}", "red")
             case "cut":
                 self._note(describe_cut(output.cut), "yellow")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,8 @@ import click
 
 from ._exit import ExitCode
 from ._options import json_option, run_argument
-from ._text import clean
+from ._terminal import write_printed
+from ._text import dump
 
 if TYPE_CHECKING:
     from ._group import Server
@@ -48,9 +48,7 @@ def _print(event: Any, *, as_json: bool) -> None:
             "name": stream.name,
             "text": stream.text,
         }
-        click.echo(json.dumps(told, ensure_ascii=False))
+        click.echo(dump(told))
         return
     target = sys.stderr if stream.name == "stderr" else sys.stdout
-    # A file gets what was printed, its colours too; a terminal obeys it.
-    target.write(clean(stream.text, keep="\r") if target.isatty() else stream.text)
-    target.flush()
+    write_printed(target, stream.text)

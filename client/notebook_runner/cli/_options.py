@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,6 +13,8 @@ from click.shell_completion import CompletionItem
 from notebook_runner._states import state_name
 from notebook_runner.client import Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+
+from ._text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,23 +71,38 @@ def complete_state(_: click.Context, __: click.Parameter, begun: str) -> list[st
 def complete_kernel(ctx: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
     """Offer the server's kernelspecs."""
     kernels = _asked(ctx, lambda client: list(client.info().kernels))
-    return [CompletionItem(one.name, help=one.language) for one in kernels if one.name.startswith(begun)]
+    return [
+        CompletionItem(one.name, help=one_line(one.language))
+        for one in kernels
+        if _can_be_typed(one.name) and one.name.startswith(begun)
+    ]
 
 
 def complete_format(ctx: click.Context, _: click.Parameter, begun: str) -> list[str]:
     """Offer the formats that the server gives."""
     return [
-        name for name in _asked(ctx, lambda client: list(client.info().formats)) if name.startswith(begun)
+        name
+        for name in _asked(ctx, lambda client: list(client.info().formats))
+        if _can_be_typed(name) and name.startswith(begun)
     ]
 
 
 def _complete_run(ctx: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
     runs = _asked(ctx, lambda client: list(itertools.islice(client.list(page_size=RUNS), RUNS)))
-    return [CompletionItem(run.run_id, help=_about(run)) for run in runs if run.run_id.startswith(begun)]
+    return [
+        CompletionItem(run.run_id, help=_about(run))
+        for run in runs
+        if _can_be_typed(run.run_id) and run.run_id.startswith(begun)
+    ]
 
 
 def _about(run: pb.Run) -> str:
-    return f"{state_name(run.state)} {run.notebook_path or run.notebook_uri}".rstrip()
+    return one_line(f"{state_name(run.state)} {run.notebook_path or run.notebook_uri}")
+
+
+def _can_be_typed(name: str) -> bool:
+    # A shell puts it into the line that somebody types.
+    return re.fullmatch(r"[\w.+-]+", name) is not None
 
 
 def _asked(ctx: click.Context, question: Callable[[Client], list[ItemT]]) -> list[ItemT]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 import webbrowser
@@ -93,7 +94,9 @@ class Wanted:
         code = ExitCode.SUCCEEDED
         page = self.html
         if self.opened and page is None:
-            page = Path(tempfile.mkdtemp(prefix="notebook-runner-")) / f"{ended.run_id}.html"
+            # A name, and no path: a server says it.
+            name = re.sub(r"[^\w.-]", "_", ended.run_id)
+            page = Path(tempfile.mkdtemp(prefix="notebook-runner-")) / f"{name}.html"
         for file, artefact in ((self.notebook, "notebook"), (page, "html")):
             if file:
                 code = self._write(client, ended, file, artefact, quiet=quiet) or code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 import sys
 import time
@@ -18,7 +17,8 @@ from ._exit import HELP, code_of_run
 from ._follow import follow
 from ._options import complete_format, complete_state, json_option, quiet_option, run_argument
 from ._results import STANDARD_STREAM
-from ._text import age, elapsed, one_line, to_json
+from ._terminal import bytes_to
+from ._text import age, dump, elapsed, one_line, to_json
 from ._types import duration, pair, rows_of, state
 from ._views import make_view
 
@@ -128,10 +128,10 @@ def output(
         raise click.UsageError("a zip is not for a terminal: give --output FILE")
     with server.connect() as client:
         run_id = run_id or _newest(client)
-        client.save_output(file or sys.stdout.buffer, run_id, format=artefact, omit_input=no_input)
+        client.save_output(file or bytes_to(sys.stdout), run_id, format=artefact, omit_input=no_input)
     if file and as_json:
         told = {"run_id": run_id, "format": artefact, "file": str(file), "bytes": file.stat().st_size}
-        click.echo(json.dumps(told, ensure_ascii=False))
+        click.echo(dump(told))
     elif file and not quiet:
         click.echo(f"wrote {file}", err=True)
 
@@ -160,7 +160,9 @@ def kill(server: Server, /, run_id: str, grace_period: float, quiet: bool, as_js
             run = _run_to_kill(client)
             run_id = run.run_id if run else ""
             if run and not (quiet or as_json or is_terminal(run.state)):
-                click.echo(f"ending run {run_id}: {_notebook(run)}, {state_name(run.state)}", err=True)
+                click.echo(
+                    f"ending run {one_line(run_id)}: {_notebook(run)}, {state_name(run.state)}", err=True
+                )
         killed = client.kill(run_id, grace_period=grace_period)
     if as_json:
         click.echo(to_json(killed))
@@ -212,7 +214,7 @@ def _run_to_kill(client: Client) -> Run | None:
 
 
 def _how_killed(killed: KillResponse) -> str:
-    run, state = f"run {killed.run.run_id}", state_name(killed.run.state)
+    run, state = f"run {one_line(killed.run.run_id)}", state_name(killed.run.state)
     if killed.already_ended:
         return f"{run} had already ended: {state}"
     count = killed.processes_ended
@@ -233,7 +235,7 @@ def _table(runs: Iterable[Run]) -> Iterator[str]:
 def _row(run: Run) -> tuple[str, str, str, str, str, str]:
     took = elapsed(run)
     return (
-        run.run_id,
+        one_line(run.run_id),
         state_name(run.state),
         f"{run.cells_completed}/{run.cells_total}",
         age(time.time() - run.create_time.ToNanoseconds() / 1e9),

@@ -16,7 +16,7 @@ from ._options import complete_kernel, json_option, quiet_option
 from ._papermill import PapermillCommand
 from ._parameters import parameter_options, parameters_of
 from ._results import STANDARD_STREAM, Wanted, result_options
-from ._text import to_json
+from ._text import one_line, to_json
 from ._types import duration, pair, size
 from ._views import make_view
 
@@ -108,7 +108,7 @@ def start(
         return
     with server.connect() as client:
         admitted = _admit(client, notebook, options)
-    click.echo(to_json(admitted) if as_json else admitted.run_id)
+    click.echo(to_json(admitted) if as_json else one_line(admitted.run_id))
 
 
 @click.command(cls=PapermillCommand, epilog=HELP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ __all__ = [
     "age",
     "clean",
     "clock",
+    "dump",
     "elapsed",
     "how_it_ended",
     "one_line",
@@ -40,22 +42,43 @@ _UNSAFE = re.compile(
     r"|\x1b.?"
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
+# They turn what follows round: a name could look like another one.
+_BIDI = "\u202a-\u202e\u2066-\u2069"
+_TURNING = re.compile(f"[{_BIDI}]")
+_UNSHOWN = re.compile(f"[\x7f-\x9f\u2028\u2029{_BIDI}]")
 _DECIMAL = 1000
 
 
-def clean(text: str, keep: str = "") -> str:
+def clean(text: str, keep: str = "", *, colours: bool = True) -> str:
     """Take everything out of a text that would do more to a terminal than show it in colour.
 
     Args:
         text: What a notebook printed.
         keep: Control characters that pass all the same.
+        colours: Whether colours pass.
     """
-    return _UNSAFE.sub(lambda match: match[1] or (match[0] if match[0] in keep else ""), text)
+
+    def left(match: re.Match[str]) -> str:
+        if match[1]:
+            return match[1] if colours else ""
+        return match[0] if match[0] in keep else ""
+
+    return _UNSAFE.sub(left, text)
 
 
 def one_line(text: str) -> str:
-    """Give a text as one line without colours."""
-    return re.sub(_COLOUR, "", clean(" ".join(text.split())))
+    """Give a text as one line without colours, whose letters stand in their order."""
+    return _TURNING.sub("", clean(" ".join(text.split()), colours=False))
+
+
+def dump(value: object) -> str:
+    """Give a value as JSON in one line; what a terminal would obey or not show is an escape."""
+    return _escaped(json.dumps(value, ensure_ascii=False))
+
+
+def _escaped(encoded: str) -> str:
+    # JSON itself escapes what is below U+0020.
+    return _UNSHOWN.sub(lambda match: f"\\u{ord(match[0]):04x}", encoded)
 
 
 class LineBuffer:
@@ -87,6 +110,10 @@ def elapsed(run: pb.Run) -> float | None:
 
 def how_it_ended(run: pb.Run) -> str:
     """Say in a sentence how a run ended, with its exception or cause."""
+    return one_line(_end(run))
+
+
+def _end(run: pb.Run) -> str:
     failure = run.failure
     text = f"run {run.run_id} {state_name(run.state)}"
     if failure.HasField("cell_index"):
@@ -94,11 +121,11 @@ def how_it_ended(run: pb.Run) -> str:
     if (took := elapsed(run)) is not None:
         text += f" after {took:.1f} s"
     if failure.exception_name:
-        return f"{text}: {failure.exception_name}: {one_line(failure.exception_message)}"
+        return f"{text}: {failure.exception_name}: {failure.exception_message}"
     if run.HasField("failure"):
-        return f"{text}: {one_line(failure.message) or cause_name(failure.cause)}"
+        return f"{text}: {failure.message.strip() or cause_name(failure.cause)}"
     if run.output_error:
-        return f"{text}, but its notebook is not at {run.output_uri}: {one_line(run.output_error)}"
+        return f"{text}, but its notebook is not at {run.output_uri}: {run.output_error}"
     return text
 
 
@@ -138,13 +165,14 @@ def to_json(message: Message) -> str:
     NaN and infinities in parameters, which JSON does not have, are strings, as protobuf writes them in
     other fields.
     """
-    return json_format.MessageToJson(
+    encoded = json_format.MessageToJson(
         _without_nan(message),
         preserving_proto_field_name=True,
         always_print_fields_with_no_presence=True,
         indent=None,
         ensure_ascii=False,
     )
+    return _escaped(encoded)
 
 
 def _without_nan(message: Message) -> Message:

@@ -11,7 +11,8 @@ import click
 from notebook_runner._states import state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
-from ._text import clean, how_it_ended, one_line, repaired, size, to_json
+from ._terminal import terminal_of, write_printed
+from ._text import how_it_ended, one_line, repaired, size, to_json
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -67,14 +68,14 @@ def make_view(*, as_json: bool = False, quiet: bool = False, on_stderr: bool = F
 
     from ._live import LiveView  # noqa: PLC0415 - imports rich
 
-    console = Console(file=stream, highlight=False)
+    console = Console(file=terminal_of(stream), highlight=False)
     return PlainView(stream) if console.is_dumb_terminal else LiveView(console)
 
 
 def describe_display(display: pb.DisplayOutput) -> str:
     """Name rich data that a text view cannot show."""
     named = [f"{item.mime_type} {size(item.size_bytes)}" for item in display.data]
-    return f"[{', '.join([*named, f'{display.omitted} more'] if display.omitted else named)}]"
+    return one_line(f"[{', '.join([*named, f'{display.omitted} more'] if display.omitted else named)}]")
 
 
 def describe_cut(cut: pb.OutputCut) -> str:
@@ -129,7 +130,6 @@ class PlainView:
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._stream = stream
-        self._is_terminal = bool(stream and stream.isatty())
         self._mid_line = False
 
     def __enter__(self) -> Self:
@@ -144,7 +144,7 @@ class PlainView:
         """Print the event."""
         match event.WhichOneof("event"):
             case "run_changed":
-                self._line(f"run {event.run_changed.run_id} {state_name(event.run_changed.state)}")
+                self._line(one_line(f"run {event.run_changed.run_id} {state_name(event.run_changed.state)}"))
                 if event.sequence == 1 and (repairs := repaired(event.run_changed)):
                     self._line(repairs)
             case "cell_started":
@@ -170,13 +170,12 @@ class PlainView:
         match output.WhichOneof("output"):
             case "stream":
                 text = output.stream.text
-                # A file gets what was printed; a terminal obeys it.
-                click.echo(clean(text, keep="\r") if self._is_terminal else text, self._stream, nl=False)
+                write_printed(self._stream or sys.stdout, text)
                 self._mid_line = not text.endswith("\n")
             case "display":
                 self._line(describe_display(output.display))
             case "error":
-                self._line(f"{output.error.exception_name}: {one_line(output.error.exception_message)}")
+                self._line(one_line(f"{output.error.exception_name}: {output.error.exception_message}"))
             case "cut":
                 self._line(describe_cut(output.cut))
 
