@@ -164,6 +164,23 @@ def test_a_bar_of_the_notebooks_moves_in_place(double: Double) -> None:
     assert screen.startswith("10%\r20%")
 
 
+def test_colours_end_with_what_has_them(double: Double) -> None:
+    """What the command says after it, and the shell's next line, can be seen."""
+    hidden = pb.CellOutput(stream=pb.StreamOutput(name="stdout", text="\x1b[31mred\x1b[8m"))
+    ended = pb.Run(run_id="r", state=pb.RUN_STATE_FAILED, failure=pb.Failure(traceback="\x1b[8mT"))
+    events = [
+        pb.ProgressResponse(sequence=1, cell_output=hidden),
+        pb.ProgressResponse(sequence=2, run_changed=ended),
+    ]
+    for command, end in (
+        (("logs", "x"), "\x1b[31mred\x1b[8m\x1b[0m"),
+        (("watch", "x", "-q"), "\x1b[8mT\r\n\x1b[0m"),
+    ):
+        double.answers("Progress", *events)
+        _, screen = on_a_terminal(PROGRAM, "--target", double.target, *command)
+        assert screen.startswith(end), repr(screen)
+
+
 def test_a_shell_completes_only_what_can_be_typed(double: Double) -> None:
     """Names with spaces, line feeds and controls are not offered."""
     served(double)

@@ -50,6 +50,14 @@ def test_a_notebook_chooses_no_exporter(server: Server, gate: Gate, exporter: st
     assert b"".join(answer.content for answer in answers).decode().strip() == gate.source
 
 
+def test_json_that_is_nested_deep_is_exported(server: Server) -> None:
+    """A page shows what stands beside it."""
+    shown = "display({'application/json': x, 'text/plain': 'beside'}, raw=True)"
+    run = perform(server.stub, inline(f"x = 1\nfor _ in range(900): x = [x]\n{shown}")).run
+    assert run.state == pb.RUN_STATE_SUCCEEDED
+    assert "<pre>beside</pre>" in artefact(server.stub, run.run_id, format="html").decode()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("to", ["", "notebook", "files", "error"])
 def test_what_is_always_whole(server: Server, to: str) -> None:

@@ -9,12 +9,15 @@ import os
 import sys
 from typing import IO, TYPE_CHECKING, Any
 
-from ._text import clean
+from ._text import COLOUR, clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["Terminal", "bytes_to", "clean_terminals", "terminal_of", "write_printed"]
+
+_RESET = "\x1b[0m"
+_ENDS = {_RESET, "\x1b[m"}
 
 
 class Terminal(io.TextIOWrapper):
@@ -34,17 +37,27 @@ class Terminal(io.TextIOWrapper):
         self.beneath = beneath
         is_dumb = os.environ.get("TERM", "dumb") in {"dumb", "unknown"}
         self._has_colours = not is_dumb and not os.environ.get("NO_COLOR")
+        self._is_coloured = False
 
     def write(self, text: str, /) -> int:
-        """Write what is not harmful of a text."""
+        """Write what is not harmful of a text, in the terminal's own colours where it begins."""
+        self.reset()
         return self._write(text)
+
+    def reset(self) -> None:
+        """End the colours that a notebook has begun: what the command says could not be seen in them."""
+        if self._is_coloured:
+            self._write(_RESET)
 
     def write_printed(self, text: str) -> None:
         """Write what a notebook printed, which may begin a line anew."""
         self._write(text, keep="\r")
 
     def _write(self, text: str, keep: str = "") -> int:
-        super().write(clean(text, keep, colours=self._has_colours))
+        cleaned = clean(text, keep, colours=self._has_colours)
+        if colours := COLOUR.findall(cleaned):
+            self._is_coloured = colours[-1] not in _ENDS
+        super().write(cleaned)
         return len(text)
 
 
@@ -80,6 +93,7 @@ def clean_terminals() -> Iterator[None]:
         for terminal in filter(None, terminals):
             # A terminal that is gone takes nothing any more.
             with contextlib.suppress(OSError):
+                terminal.reset()
                 terminal.flush()
             with contextlib.suppress(OSError):
                 terminal.detach()

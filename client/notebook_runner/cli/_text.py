@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 __all__ = [
+    "COLOUR",
     "LineBuffer",
     "age",
     "clean",
@@ -42,6 +43,7 @@ _UNSAFE = re.compile(
     r"|\x1b.?"
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
+COLOUR = re.compile(_COLOUR)
 # They turn what follows round: a name could look like another one.
 _BIDI = "\u202a-\u202e\u2066-\u2069"
 _TURNING = re.compile(f"[{_BIDI}]")

@@ -196,6 +196,10 @@ def read_events(db: sqlite3.Connection, position: int, after: int, limit: int) -
         " ORDER BY sequence LIMIT ?",
         (position, after, limit),
     )
+    return _enough(rows)
+
+
+def _enough(rows: Iterable[tuple[int, int, str]]) -> list[Event]:
     events: list[Event] = []
     size = 0
     for sequence, time, text in rows:
@@ -207,13 +211,13 @@ def read_events(db: sqlite3.Connection, position: int, after: int, limit: int) -
 
 
 def read_events_back(db: sqlite3.Connection, position: int, before: int, limit: int) -> list[Event]:
-    """Return up to `limit` events of a run before a sequence number, newest first."""
+    """Return up to `limit` events of a run before a sequence number, newest first; fewer when large."""
     rows = db.execute(
         "SELECT sequence, time, event FROM events WHERE position = ? AND sequence < ?"
         " ORDER BY sequence DESC LIMIT ?",
         (position, before, limit),
     )
-    return [codec.decode_event(*row) for row in rows]
+    return _enough(rows)
 
 
 def read_parts(db: sqlite3.Connection, position: int, as_of: int) -> list[Part]:
