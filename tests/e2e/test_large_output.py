@@ -1,12 +1,33 @@
 """A notebook of about a hundred megabytes, read by a client with gRPC's default limits."""
 
 import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.calls import SECONDS, inline, pages, perform, struct
+from tests.support.calls import SECONDS, executed, inline, pages, perform, struct
 from tests.support.notebooks import code, parsed
 from tests.support.server import Server
 
+# Its kernel says much of itself, and of how a cell ended.
+LIAR = """
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelapp import IPKernelApp
+
+class Liar(IPythonKernel):
+    language_info = {"name": "python", "version": "y" * 6_000_000}
+    banner = "z" * 6_000_000
+
+    async def do_execute(self, code, *arguments, **options):
+        if code == "1":
+            return {"status": "ok", "execution_count": "x" * 6_000_000, "payload": [], "user_expressions": {}}
+        x = "e" * 6_000_000
+        return {"status": "error", "execution_count": 1, "ename": x, "evalue": x, "traceback": [x] * 3}
+
+IPKernelApp.launch_instance(kernel_class=Liar)
+"""
 PIECES = 100
 PIECE = 1_000_000
 MESSAGE_BYTES = 4 * 1024 * 1024
@@ -59,3 +80,19 @@ def test_a_page_beside_large_parameters_fits_a_message(server: Server) -> None:
     answers = list(pages(server.stub, run_id=run.run_id, max_bytes=2**31 - 1))
     assert max(page.ByteSize() for page in answers) < MESSAGE_BYTES
     assert len(answers) > 1
+
+
+def test_a_kernel_that_says_much_of_itself(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """Neither its language nor its replies make the notebook, an event or the run large."""
+    spec = tmp_path / "jupyter" / "kernels" / "liar"
+    spec.mkdir(parents=True)
+    (spec / "liar.py").write_text(LIAR)
+    argv = [sys.executable, str(spec / "liar.py"), "-f", "{connection_file}"]
+    (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "x", "language": "python"}))
+    server = make_server("--no-warm-kernels", environment={"JUPYTER_PATH": str(tmp_path / "jupyter")})
+    run, events = perform(server.stub, inline("1", "2", kernel_name="liar"))
+    assert run.failure.cause == pb.FAILURE_CAUSE_CELL_ERROR
+    assert max(event.ByteSize() for event in events) < MESSAGE_BYTES // 4
+    assert executed(server.stub, run.run_id).metadata.language_info == {"name": ""}
+    (page,) = pages(server.stub, run_id=run.run_id)
+    assert page.total_bytes < PIECE
