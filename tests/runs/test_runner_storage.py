@@ -17,7 +17,7 @@ from notebook_runner_server.execution.interface import (
     KernelReady,
 )
 from notebook_runner_server.runs.errors import StorageFullError
-from notebook_runner_server.runs.model import Event, RunState
+from notebook_runner_server.runs.model import Event, Run, RunState
 from notebook_runner_server.runs.store import Store
 from tests.runs.doubles import (
     DONE,
@@ -124,7 +124,9 @@ async def test_everybody_is_told_the_same_end(tmp_path: Path, *, comes_back: boo
         assert found.failure is not None
         assert (found.state, found.failure.cause) == (S.CRASHED, Cause.STORAGE_FAILED)
         assert (await runner.kill(run.run_id, 0.0))[0].state is S.CRASHED
-        assert [one.state for _, one in (await runner.list(10**6, 10, [], {}))[0]] == [S.CRASHED]
+        assert [
+            one.state for _, one in (await runner.list(10**6, 10, [], {}))[0] if isinstance(one, Run)
+        ] == [S.CRASHED]
         assert states(await events(runner, run.run_id))[-1] is S.CRASHED
 
 

@@ -112,7 +112,7 @@ async def test_environment_values_are_there_while_the_run_waits(tmp_path: Path) 
     async with opened(tmp_path) as store:
         row = await store.find("one")
         assert row is not None
-        assert row.order.environment == {"TOKEN": SECRET}
+        assert store.order(row).environment == {"TOKEN": SECRET}
 
 
 async def test_the_key_of_requests_stays(tmp_path: Path) -> None:

@@ -82,7 +82,10 @@ class ActiveRun:
 
     def resume(self, resume: Resume) -> None:
         """Go on where an earlier server has stopped; what it wrote after that is written again."""
-        self._standing = Standing(resume.size, resume.part_start)
+        is_between_parts = resume.size == resume.part_start
+        self._standing = Standing(
+            resume.size, resume.part_start, part_checksum=0 if is_between_parts else None
+        )
 
     async def move(self, state: RunState) -> None:
         """Bring the run to a later state that is not an end."""

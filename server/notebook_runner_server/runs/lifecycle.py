@@ -152,14 +152,19 @@ class Runner:
 
     async def list(
         self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]
-    ) -> tuple[list[tuple[int, Run]], int]:
+    ) -> tuple[list[tuple[int, Run | str]], int]:
         """Return up to `size` runs before a position, newest first, and the position to go on from.
 
-        Each run comes with its own position. The position to go on from is 0 when there are no more.
+        Each run comes with its own position; of one that is damaged there is only the id. The position to go
+        on from is 0 when there are no more.
         """
         rows = await self._store.list(before, size + 1, states, labels)
         more = rows[size - 1].position if len(rows) > size else 0
-        return [(row.position, self._newest_state(row.run)) for row in rows[:size]], more
+        found: list[tuple[int, Run | str]] = [
+            (row.position, self._newest_state(row.run) if isinstance(row, Row) else row.run_id)
+            for row in rows[:size]
+        ]
+        return found, more
 
     async def log(self, run_id: str) -> tuple[str, RunLog]:
         """Return the id and the events of a run, or of the newest one for an empty id.
