@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from notebook_runner_server.execution.interface import Backend, Cause, Spares
 from notebook_runner_server.runs.active import ActiveRun
-from notebook_runner_server.runs.admission import Admission, Admitted, fingerprint
+from notebook_runner_server.runs.admission import Admission, Admitted
 from notebook_runner_server.runs.clock import Clock
 from notebook_runner_server.runs.delivery import Delivery
 from notebook_runner_server.runs.dispatcher import Dispatcher
@@ -26,6 +26,7 @@ from notebook_runner_server.runs.model import Event, Order, Origin, Run, RunChan
 from notebook_runner_server.runs.observer import Course, Observer
 from notebook_runner_server.runs.readers import Readers
 from notebook_runner_server.runs.recovery import recover
+from notebook_runner_server.runs.request_digest import fingerprint, is_same
 from notebook_runner_server.runs.retention import Bounds, Retention
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import Row
@@ -92,20 +93,20 @@ class Runner:
         Raises:
             RunnerError: The request cannot be carried out; no run is left behind.
         """
+        if same := await self._same_request(spec):
+            return same
         digest = ""
         if spec.request_id:
             digest = await asyncio.to_thread(fingerprint, spec, self._store.request_key)
-        if same := await self._same_request(spec.request_id, digest):
-            return same
         self._check_room()
         admitted = await self._admission.admit(spec, self._backend.kernels)
         order = dataclasses.replace(admitted.order, origin=origin or Origin())
         admitted = dataclasses.replace(admitted, order=order)
-        return await self._whole(self._admit(spec.request_id, digest, admitted))
+        return await self._whole(self._admit(spec, digest, admitted))
 
-    async def _admit(self, request_id: str, digest: str, admitted: Admitted) -> Run:
+    async def _admit(self, spec: StartSpec, digest: str, admitted: Admitted) -> Run:
         async with self._admitting:
-            if same := await self._same_request(request_id, digest):
+            if same := await self._same_request(spec):
                 return same
             self._check_room()
             return await self._insert(admitted, digest)
@@ -254,11 +255,11 @@ class Runner:
             return run
         return dataclasses.replace(active.run, queue_position=self._dispatcher.place(active))
 
-    async def _same_request(self, request_id: str, digest: str) -> Run | None:
-        row = await self._store.find_request(request_id) if request_id else None
+    async def _same_request(self, spec: StartSpec) -> Run | None:
+        row = await self._store.find_request(spec.request_id) if spec.request_id else None
         if row is None:
             return None
-        if row.fingerprint != digest:
+        if not await asyncio.to_thread(is_same, row.fingerprint, spec, self._store.request_key):
             raise RequestIdReusedError(
                 "The request id was used with another payload: take a new one.",
                 field="request_id",

@@ -228,6 +228,8 @@ class Store:
             DamagedRunError: It cannot be read.
         """
         environment, output_uri = self.folder(row.run.run_id).secrets()
+        # The first versions kept them in the row.
+        environment = environment or dict(row.order.environment)
         return replace(row.order, environment=environment, output_uri=output_uri)
 
     def note_damage(self, run_id: str, why: object) -> None:
