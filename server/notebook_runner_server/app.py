@@ -56,7 +56,7 @@ class App:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        store = Store(settings.state_folder)
+        store = Store(settings.state_folder, settings.max_artefact_bytes)
         root = NotebookRoot(
             Path(settings.notebook_root) if settings.notebook_root else None, settings.max_notebook_bytes
         )

@@ -128,11 +128,7 @@ DAMAGES: list[Callable[[Path, random.Random], None]] = [
 
 def damage(state: Path, chance: random.Random) -> tuple[Path, str]:
     """Damages one file of a state folder; answers which, and how."""
-    files = sorted(
-        path
-        for path in state.rglob("*")
-        if (path.is_file() or path.is_symlink()) and path.parent.name != "artefacts"
-    )
+    files = sorted(path for path in state.rglob("*") if path.is_file() or path.is_symlink())
     chosen = chance.choice([DATABASE, f"{DATABASE}-wal", ""])
     path = state / chosen if chosen else chance.choice(files)
     how = chance.choice(DAMAGES)
@@ -310,8 +306,6 @@ def test_damaged_parts_are_damage_of_one_run(
     state = copied(known, tmp_path)
     victim = list(known.runs)[2]
     damage(state / FOLDERS / victim / "parts")
-    for made in (state / FOLDERS / victim / "artefacts").iterdir():
-        made.unlink()
     with MortalServer(state, *COLD) as server:
         whole = served(server, known)
         assert whole >= set(known.runs) - {victim}

@@ -149,7 +149,7 @@ async def test_only_the_owner_can_look_into_the_folder(tmp_path: Path) -> None:
     async with opened(tmp_path / "state" / "below") as store:
         await insert(store, "one")
         folder = store.folder("one")
-        for path in (tmp_path / "state" / "below", folder.path, folder.work, folder.artefacts):
+        for path in (tmp_path / "state" / "below", folder.path, folder.work):
             assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 

@@ -1,4 +1,4 @@
-"""A run's folder: the file of its parts, its private working folder, and its artefacts.
+"""A run's folder: the file of its parts, and its private working folder.
 
 ::
 
@@ -8,8 +8,7 @@
     ├── environment  the variables for the kernel, until the run has ended
     ├── output-uri   where the executed notebook is to be written, until the run has ended
     ├── work/        NOTEBOOK_RUNNER_RUN_DIR, or what came back of it: what the notebook itself leaves
-    ├── files-left   how many bytes that would have been, where it was too much to come back
-    └── artefacts/   what Output has made so far; can be made again
+    └── files-left   how many bytes that would have been, where it was too much to come back
 """
 
 from __future__ import annotations
@@ -56,7 +55,6 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.work = path / "work"
-        self.artefacts = path / "artefacts"
         self._parts = path / "parts"
         self._environment = path / "environment"
         self._output_uri = path / "output-uri"
@@ -65,7 +63,7 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folders, for this user alone."""
-        for folder in (self.path, self.work, self.artefacts):
+        for folder in (self.path, self.work):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def remove(self) -> None:

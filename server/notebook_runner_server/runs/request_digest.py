@@ -82,8 +82,8 @@ def _earlier(spec: StartSpec, key: bytes) -> Iterator[str]:
     # Without a key; URIs only where they were given.
     payload = {name: value for name, value in payload.items() if name not in _URIS or value}
     yield hashlib.sha256(_encoded(payload)).hexdigest()
-    # With three, and before that two, limits among the other fields, and None where they were not given, which
-    # is not told from zero any more.
+    # With three, and before that two, limits among the other fields, and None where they were not given,
+    # which is not told from zero any more.
     limits = payload.pop("limits")
     for names in (_TIMES, _TIMES[:2]):
         if any(value for name, value in limits.items() if name not in names):

@@ -7,6 +7,7 @@
     ├── request-key           the key of the digests of requests
     ├── notebook-runner.db*   the history: SQLite's files, and a note when damage was found
     ├── runs/RUN_ID/          see `folder`
+    ├── artefacts/RUN_ID/     see `artefacts`
     ├── places/, scratch      the executor's
     └── damaged-TIME/         what a start could not use, by the same names; for the operator
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import sqlite3
 import stat
 from collections.abc import Callable, Iterable
@@ -26,6 +28,7 @@ from notebook_runner_server.runs.tables import SCHEMA_VERSION, NewerHistoryError
 DATABASE = "notebook-runner.db"
 LOCK = "lock"
 RUNS = "runs"
+ARTEFACTS = "artefacts"
 _ASIDE = "damaged-"
 # Of a file of SQLite.
 _MAGIC = b"SQLite format 3\0"
@@ -41,6 +44,7 @@ _KINDS: dict[str, Callable[[int], bool]] = {
     f"{DATABASE}-shm": stat.S_ISREG,
     f"{DATABASE}-damaged": stat.S_ISREG,
     RUNS: stat.S_ISDIR,
+    ARTEFACTS: stat.S_ISDIR,
     "places": stat.S_ISDIR,
     "scratch": stat.S_ISLNK,
 }
@@ -88,15 +92,26 @@ class Aside:
         return self._aside
 
 
-def check_version(folder: Path) -> None:
+def check_version(folder: Path) -> int:
     """Refuse a history that a newer server has written, before anything is done to it.
 
+    Returns:
+        The version of the history that is there; 0: there is none, or nobody knows.
+
     Raises:
-        NewerHistoryError: It is one.
+        NewerHistoryError: It is a newer one's.
     """
     path = folder / DATABASE
-    if path.is_file() and (version := _version(path)) > SCHEMA_VERSION:
+    version = _version(path) if path.is_file() else 0
+    if version > SCHEMA_VERSION:
         raise NewerHistoryError(path, version)
+    return version
+
+
+def remove_early_artefacts(folder: Path) -> None:
+    """Remove the artefacts of version 1, which were among what belongs to the runs; blocks."""
+    for run in (folder / RUNS).iterdir():
+        shutil.rmtree(run / ARTEFACTS, ignore_errors=True)
 
 
 def _version(path: Path) -> int:

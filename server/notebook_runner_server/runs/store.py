@@ -16,13 +16,14 @@ from typing import IO
 
 from notebook_runner_server.execution.files import FileEvent
 from notebook_runner_server.runs import resume, state_folder, tables
+from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
 from notebook_runner_server.runs.database import DamagedHistoryError, Database
 from notebook_runner_server.runs.errors import StorageFullError, damaged
 from notebook_runner_server.runs.folder import RunFolder, folder_size, private
 from notebook_runner_server.runs.model import Event, Order, Run, RunState
 from notebook_runner_server.runs.request_key import request_key
 from notebook_runner_server.runs.resume import Resume
-from notebook_runner_server.runs.state_folder import DATABASE, LOCK, RUNS, Aside
+from notebook_runner_server.runs.state_folder import ARTEFACTS, DATABASE, LOCK, RUNS, Aside
 from notebook_runner_server.runs.tables import DamagedRow, Part, Row
 
 EVENTS_A_READ = 256
@@ -58,15 +59,18 @@ class Store:
 
     Args:
         folder: The state folder; made where it is not there.
+        artefact_bytes: What artefacts may take beside them.
 
     Attributes:
+        artefacts: What Output has made.
         count: How many runs it has.
         request_key: The key of the digests of requests, once it is open.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, artefact_bytes: int = DEFAULT_BYTES) -> None:
         self._folder = folder
         self._runs = folder / RUNS
+        self.artefacts = Artefacts(folder / ARTEFACTS, artefact_bytes)
         self._damaged: dict[str, str] = {}
         self._db = Database(folder / DATABASE)
         self._lock: IO[str] | None = None
@@ -91,9 +95,12 @@ class Store:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StateFolderInUseError(f"another server uses {self._folder}") from error
-        await asyncio.to_thread(state_folder.check_version, self._folder)
+        version = await asyncio.to_thread(state_folder.check_version, self._folder)
         await asyncio.to_thread(aside.take_of_wrong_kind)
         self._runs.mkdir(mode=0o700, exist_ok=True)
+        if version == 1:
+            await asyncio.to_thread(state_folder.remove_early_artefacts, self._folder)
+        await asyncio.to_thread(self.artefacts.clear)
         self.request_key = await asyncio.to_thread(request_key, self._folder)
         try:
             await self._db.open(is_first=not any(self._runs.iterdir()))
@@ -284,7 +291,7 @@ class Store:
     def size(self) -> int:
         """Return how many bytes the state folder has in all; blocks."""
         files = [path for path in self._folder.iterdir() if path.is_file()]
-        others = sum(map(folder_size, state_folder.asides(self._folder)))
+        others = sum(map(folder_size, [self._folder / ARTEFACTS, *state_folder.asides(self._folder)]))
         return sum(path.stat().st_size for path in files) + sum(self.sizes().values()) + others
 
     def free_bytes(self) -> int:
@@ -297,6 +304,7 @@ class Store:
         await self._db.write(tables.delete_run, row.position)
         self.count -= 1
         await asyncio.to_thread(self.folder(row.run.run_id).remove)
+        await self.artefacts.forget(row.run.run_id)
         await self._db.write(tables.folders_removed, [row.run.run_id])
 
     async def list(
