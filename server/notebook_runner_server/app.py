@@ -136,7 +136,8 @@ class App:
         problem = ""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            before, problem = problem, self._backend.problem
+            await self._store.look_for_room()
+            before, problem = problem, self._backend.problem or self._store.problem
             if problem and not before:
                 _log.error("no run can start", why=problem)
                 await self._api.say_runs_start(False)

@@ -93,7 +93,8 @@ class NotebookRunnerStub:
     """Ends the run, and answers only when every process of it is gone. Idempotent: a run that has ended
     answers OK with the state it has, and `already_ended`.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD).
+    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL)
+    where no process is left but the run's end could not be written yet.
     """
 
     List: grpc.UnaryUnaryMultiCallable[
@@ -168,7 +169,8 @@ class NotebookRunnerAsyncStub:
     """Ends the run, and answers only when every process of it is gone. Idempotent: a run that has ended
     answers OK with the state it has, and `already_ended`.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD).
+    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL)
+    where no process is left but the run's end could not be written yet.
     """
 
     List: grpc.aio.UnaryUnaryMultiCallable[
@@ -251,7 +253,8 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         """Ends the run, and answers only when every process of it is gone. Idempotent: a run that has ended
         answers OK with the state it has, and `already_ended`.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD).
+        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL)
+        where no process is left but the run's end could not be written yet.
         """
 
     @abc.abstractmethod

@@ -35,6 +35,9 @@ class Database:
 
     Args:
         path: Where it is, or is to be.
+
+    Attributes:
+        problem: Why the last write failed; empty: it did not.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,6 +49,7 @@ class Database:
         self._read_db: sqlite3.Connection | None = None
         self._checking: threading.Thread | None = None
         self._waiting: deque[Write] = deque()
+        self.problem = ""
 
     async def open(self, *, is_first: bool) -> None:
         """Open the file.
@@ -130,7 +134,9 @@ class Database:
             raise  # a fault in this program
         except (OSError, sqlite3.Error) as error:
             self._soundness.note(error)
-            raise StorageFullError(f"The state folder cannot be written: {error}.") from error
+            self.problem = f"The state folder cannot be written: {error}."
+            raise StorageFullError(self.problem) from error
+        self.problem = ""
         return result
 
     def _commit(self) -> None:

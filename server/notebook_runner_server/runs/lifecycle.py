@@ -18,6 +18,7 @@ from notebook_runner_server.runs.errors import (
     RequestIdReusedError,
     RunnerBusyError,
     ShuttingDownError,
+    StorageFullError,
     not_found,
 )
 from notebook_runner_server.runs.info import KernelInfo, RunnerInfo
@@ -139,7 +140,7 @@ class Runner:
             default_notebook=self._admission.default_notebook,
             has_notebook_root=self._admission.has_root,
             uri_schemes=self._admission.uris.schemes,
-            problem=self._problem,
+            problem=self._problem or self._store.problem,
         )
 
     async def find(self, run_id: str) -> Run:
@@ -200,6 +201,7 @@ class Runner:
 
         Raises:
             RunNotFoundError: There is no such run.
+            StorageFullError: That is so, but the run's end could not be written yet.
         """
         row, active = await self._current(run_id)
         if active is None:
@@ -208,6 +210,11 @@ class Runner:
             # It has ended, and is about to be let go of.
             return active.run, 0
         await self._whole(self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period))
+        if active.is_held:
+            raise StorageFullError(
+                "No process of the run is left, and its end is told when the state folder has room for it.",
+                run_id=run_id,
+            )
         return active.run, active.course.processes_ended
 
     async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:

@@ -71,7 +71,7 @@ async def _recover(
         message = "The server died while the run went on, and the history has lost what it did."
         failure = failure or Failure(Cause.SERVER_DIED, message)
     if failure is not None:
-        await active.end(failure)
+        await dispatcher.end(active, failure)
         return
     # What goes on is new to those who watch.
     if row.run.state is RunState.QUEUED:
@@ -86,4 +86,4 @@ async def _recover(
         dispatcher.follow(active, handle)
     else:
         message = "The server died while the run went on."
-        await active.end(Failure(Cause.SERVER_DIED, message, cell_index=row.run.current_cell))
+        await dispatcher.end(active, Failure(Cause.SERVER_DIED, message, cell_index=row.run.current_cell))

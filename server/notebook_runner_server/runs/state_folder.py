@@ -5,6 +5,7 @@
     STATE_DIR/
     ├── lock                  held by the one server that uses the folder
     ├── request-key           the key of the digests of requests
+    ├── reserve               room for the ends of runs, see `reserve`
     ├── notebook-runner.db*   the history: SQLite's files, and a note when damage was found
     ├── runs/RUN_ID/          see `folder`
     ├── artefacts/RUN_ID/     see `artefacts`
@@ -29,6 +30,7 @@ DATABASE = "notebook-runner.db"
 LOCK = "lock"
 RUNS = "runs"
 ARTEFACTS = "artefacts"
+RESERVE = "reserve"
 _ASIDE = "damaged-"
 # Of a file of SQLite.
 _MAGIC = b"SQLite format 3\0"
@@ -38,6 +40,7 @@ _VERSION = slice(60, 64)
 _KINDS: dict[str, Callable[[int], bool]] = {
     LOCK: stat.S_ISREG,
     "request-key": stat.S_ISREG,
+    RESERVE: stat.S_ISREG,
     "request-key.new": stat.S_ISREG,
     DATABASE: stat.S_ISREG,
     f"{DATABASE}-wal": stat.S_ISREG,

@@ -22,8 +22,9 @@ from notebook_runner_server.runs.errors import StorageFullError, damaged
 from notebook_runner_server.runs.folder import RunFolder, folder_size, private
 from notebook_runner_server.runs.model import Event, Order, Run, RunState
 from notebook_runner_server.runs.request_key import request_key
+from notebook_runner_server.runs.reserve import RESERVE_BYTES, Reserve
 from notebook_runner_server.runs.resume import Resume
-from notebook_runner_server.runs.state_folder import ARTEFACTS, DATABASE, LOCK, RUNS, Aside
+from notebook_runner_server.runs.state_folder import ARTEFACTS, DATABASE, LOCK, RESERVE, RUNS, Aside
 from notebook_runner_server.runs.tables import DamagedRow, Part, Row
 
 EVENTS_A_READ = 256
@@ -71,6 +72,7 @@ class Store:
         self._folder = folder
         self._runs = folder / RUNS
         self.artefacts = Artefacts(folder / ARTEFACTS, artefact_bytes)
+        self._reserve = Reserve(folder / RESERVE)
         self._damaged: dict[str, str] = {}
         self._db = Database(folder / DATABASE)
         self._lock: IO[str] | None = None
@@ -108,6 +110,7 @@ class Store:
             aside.take(self._folder.glob(f"{DATABASE}*"), error)
             await self._db.open(is_first=True)
             await self._db.rebuild(aside.folder / DATABASE)
+        await self._has_reserve()
         known = await self._db.read(tables.run_ids)
         self.count = len(known)
         await self._remove_forgotten(known)
@@ -144,8 +147,9 @@ class Store:
         """Make a new run durable with its first event and the notebook to execute; return its position.
 
         Raises:
-            StorageFullError: It could not be written; nothing of it is left.
+            StorageFullError: It could not be written, or its end could not; nothing of it is left.
         """
+        await self._check_reserve()
         folder = self.folder(run.run_id)
 
         def write(db: sqlite3.Connection) -> int:
@@ -176,8 +180,18 @@ class Store:
         events: Sequence[Event],
         written: Written,
         expire_time: int | None,
+        *,
+        is_end: bool = False,
     ) -> None:
         """Make events durable, after the parts that they tell of.
+
+        Args:
+            position: The run's position.
+            run: The run after them.
+            events: What happened.
+            written: What goes into its files.
+            expire_time: When the run may be forgotten; None: it has not ended.
+            is_end: It belongs to the end of the run, for which room is kept.
 
         Raises:
             StorageFullError: They could not be written.
@@ -194,10 +208,45 @@ class Store:
             if written.resume is not None:
                 resume.note(db, position, written.resume)
 
-        await self._db.write(write)
+        if not is_end:
+            await self._check_reserve()
+        try:
+            await self._db.write(write)
+        except StorageFullError:
+            if not (is_end and self._reserve.is_there):
+                raise
+            await self._db.run_in_order(self._reserve.release)
+            await self._db.write(write)
         if events and run.state is RunState.STARTING:
             # A worker is to have it now: should the history lose this event, it is not executed again.
             await self._db.run_in_order(self.folder(run.run_id).note_begun)
+
+    async def _check_reserve(self) -> None:
+        """Keep what room there is for the ends of the runs that go on.
+
+        Raises:
+            StorageFullError: There is no more than that.
+        """
+        if not await self._has_reserve():
+            raise StorageFullError(self._no_reserve)
+
+    async def _has_reserve(self) -> bool:
+        return self._reserve.is_there or await asyncio.to_thread(self._reserve.make)
+
+    @property
+    def _no_reserve(self) -> str:
+        return f"The state folder has no room for {RESERVE_BYTES} bytes, which the ends of runs may need."
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be written now; empty: it can."""
+        return self._db.problem or ("" if self._reserve.is_there else self._no_reserve)
+
+    async def look_for_room(self) -> None:
+        """Look whether there is room again, after there was none."""
+        if self.problem and await self._has_reserve():
+            with contextlib.suppress(StorageFullError):
+                await self._db.write(tables.touch)
 
     async def find(self, run_id: str) -> Row | None:
         """Return a run by its id, or the newest one for an empty id; None: there is none.

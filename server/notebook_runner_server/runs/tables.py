@@ -353,6 +353,11 @@ def delete_run(db: sqlite3.Connection, position: int) -> None:
         db.execute(f"DELETE FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the names above
 
 
+def touch(db: sqlite3.Connection) -> None:
+    """Write, and change nothing."""
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
 def check_schema(db: sqlite3.Connection) -> None:
     """Look whether the tables are those that this program makes.
 
