@@ -59,7 +59,7 @@ class App:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        store = Store(settings.state_folder)
+        store = Store(settings.state_folder, settings.max_artefact_bytes)
         root = NotebookRoot(
             Path(settings.notebook_root) if settings.notebook_root else None, settings.max_notebook_bytes
         )
@@ -148,7 +148,8 @@ class App:
         problem = ""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            before, problem = problem, self._backend.problem
+            await self._store.look_for_room()
+            before, problem = problem, self._backend.problem or self._store.problem
             if problem and not before:
                 _log.error("no run can start", why=problem)
                 await self._api.say_runs_start(False)

@@ -133,6 +133,12 @@ class Settings:
     max_state_bytes: int = setting(
         0, "Bytes that the folders of all runs may take together; 0: no limit.", minimum=0
     )
+    max_artefact_bytes: int = setting(
+        1073741824,
+        "Bytes that artefacts made by Output may take, beside the runs; those read longest ago are removed, "
+        "and made again when they are asked for.",
+        minimum=0,
+    )
     drain_timeout: float = setting(
         20.0,
         "Seconds that runs may go on when the server is asked to stop, before they are ended.",

@@ -57,7 +57,11 @@ def _repeats() -> None:
     unended = tables.unended_runs
 
     def all_queued(db: sqlite3.Connection) -> list[Any]:
-        return [replace(row, run=replace(row.run, state=RunState.QUEUED)) for row in unended(db)]
+        return [
+            replace(row, run=replace(row.run, state=RunState.QUEUED))
+            for row in unended(db)
+            if isinstance(row, tables.Row)
+        ]
 
     tables.unended_runs = all_queued
 

@@ -82,6 +82,19 @@ def test_a_refused_server_changes_nothing(first: Server, tmp_path: Path, same: s
         succeeds(first)
 
 
+def test_a_lock_that_was_removed_still_keeps_a_second_server_out(first: Server) -> None:
+    """The folder itself is locked as well."""
+    (first.state_dir / "lock").unlink()
+    before = entries(first.state_dir, sockets(first))
+    command = [str(PROGRAM), "--state-dir", str(first.state_dir), "--listen", "127.0.0.1:0"]
+    second = subprocess.run(
+        command, env=clean(), capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert (second.returncode, "another server uses" in second.stderr) == (1, True), second.stderr
+    assert entries(first.state_dir, sockets(first)) == before
+    succeeds(first)
+
+
 def test_of_two_that_start_at_once_one_serves(tmp_path: Path) -> None:
     """The other is refused, and what it does then does not reach the one that serves."""
     command = [str(PROGRAM), "--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "state")]

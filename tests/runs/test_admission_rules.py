@@ -23,7 +23,6 @@ from notebook_runner_server.runs.admission import (
     Admission,
     Admitted,
     Defaults,
-    fingerprint,
 )
 from notebook_runner_server.runs.errors import (
     InvalidFieldError,
@@ -35,6 +34,7 @@ from notebook_runner_server.runs.errors import (
     UnknownParameterError,
 )
 from notebook_runner_server.runs.model import RunState, StartSpec
+from notebook_runner_server.runs.request_digest import fingerprint
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.transfer.policy import UriPolicy
 from notebook_runner_server.transfer.service import TransferService

@@ -16,9 +16,11 @@ from notebook_runner_server.execution.interface import (
     Failure,
     KernelReady,
 )
-from notebook_runner_server.runs.errors import StorageFullError
-from notebook_runner_server.runs.model import Event, RunState
-from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs import dispatcher
+from notebook_runner_server.runs.errors import ShuttingDownError, StorageFullError
+from notebook_runner_server.runs.model import Event, Run, RunState
+from notebook_runner_server.runs.reserve import RESERVE_BYTES
+from notebook_runner_server.runs.store import Store, Written
 from tests.runs.doubles import (
     DONE,
     WHOLE,
@@ -27,11 +29,14 @@ from tests.runs.doubles import (
     ended,
     events,
     events_of,
+    executed,
+    numbers,
     reach,
     running,
     settled,
     spec,
     states,
+    tells,
 )
 from tests.runs.reading import FullStore
 from tests.runs.samples import a_run, an_order, changed, printed
@@ -76,9 +81,15 @@ async def test_a_full_disk_takes_a_whole_batch_or_none_of_it(tmp_path: Path) -> 
         assert row.run.state is S.QUEUED
 
 
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for room is tried again at once."""
+    monkeypatch.setattr(dispatcher, "SAVE_INTERVAL", 0.001)
+
+
 @pytest.mark.parametrize("comes_back", [False, True], ids=["stays full", "has room again"])
-async def test_a_run_in_progress_ends_with_a_name(tmp_path: Path, *, comes_back: bool) -> None:
-    """The worker is told to end it, and whoever follows sees CRASHED by the state folder, and an end."""
+async def test_the_end_of_a_run_waits_for_room(tmp_path: Path, *, comes_back: bool) -> None:
+    """The worker is told to end it; an end that is not durable is told to nobody, then to everybody."""
     store, backend = FullStore(tmp_path), Double(obedient=False)
     async with running(store, backend) as runner:
         run = await runner.start(spec())
@@ -92,59 +103,72 @@ async def test_a_run_in_progress_ends_with_a_name(tmp_path: Path, *, comes_back:
         await handle.asked.wait()
         store.full = not comes_back
         handle.tell(STOPPED)
-        told = await reader
         assert handle.stops == [(Cause.STORAGE_FAILED, 0.0)]
+        await handle.left.wait()
+        if not comes_back:
+            with pytest.raises(StorageFullError, match="No process of the run is left"):
+                await runner.kill(run.run_id, 0.0)
+            assert not reader.done()
+            assert (await runner.find(run.run_id)).state is S.RUNNING
+            store.full = False
+        told = await reader
         assert states(told) == [S.QUEUED, S.STARTING, S.RUNNING, S.CRASHED]
-        assert len(told) == 4
-        store.full = False
+        assert numbers(told) == [1, 2, 3, 4]
+        found = await runner.find(run.run_id)
+        assert found.failure is not None
+        assert (found.state, found.failure.cause) == (S.CRASHED, Cause.STORAGE_FAILED)
+        assert (await runner.kill(run.run_id, 0.0))[0].state is S.CRASHED
+        listed = [one.state for _, one in (await runner.list(10**6, 10, [], {}))[0] if isinstance(one, Run)]
+        assert listed == [S.CRASHED]
+        assert await events(runner, run.run_id) == told
         # The server serves on.
         other = await runner.start(spec())
         (await backend.taken(other.run_id)).tell(*WHOLE)
         assert (await ended(runner, other.run_id)).state is S.SUCCEEDED
 
 
-@pytest.mark.parametrize("comes_back", [False, True], ids=["stays full", "has room again"])
-async def test_everybody_is_told_the_same_end(tmp_path: Path, *, comes_back: bool) -> None:
-    """Whoever asks after the end gets it too: the run, a new reader, a Kill and a List."""
-    store, backend = FullStore(tmp_path), Double(obedient=False)
-    async with running(store, backend) as runner:
-        run = await runner.start(spec())
-        handle = await backend.taken()
-        handle.tell(KernelReady())
-        await reach(runner, run.run_id, S.RUNNING)
-        _, log = await runner.log(run.run_id)
-        store.full = True
-        handle.tell(*cell(0))
-        await handle.asked.wait()
-        store.full = not comes_back
-        handle.tell(STOPPED)
-        await events_of(log)
-        await settled(store)
-        found = await runner.find(run.run_id)
-        assert found.failure is not None
-        assert (found.state, found.failure.cause) == (S.CRASHED, Cause.STORAGE_FAILED)
-        assert (await runner.kill(run.run_id, 0.0))[0].state is S.CRASHED
-        assert [one.state for _, one in (await runner.list(10**6, 10, [], {}))[0]] == [S.CRASHED]
-        assert states(await events(runner, run.run_id))[-1] is S.CRASHED
-
-
-async def test_a_run_whose_end_cannot_be_written_has_an_end(tmp_path: Path) -> None:
-    """The last batch is the one that does not fit: no reader waits for ever."""
+async def test_an_end_of_which_all_else_is_written_stays_what_it_is(tmp_path: Path) -> None:
+    """A run that succeeded when the disk was full has succeeded when there is room."""
     store, backend = FullStore(tmp_path), Double()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
         handle.tell(KernelReady())
         await reach(runner, run.run_id, S.RUNNING)
-        _, log = await runner.log(run.run_id)
         store.full = True
         handle.tell(Ended(None))
-        assert states(await events_of(log))[-1] is S.CRASHED
+        await handle.left.wait()
+        assert (await runner.find(run.run_id)).state is S.RUNNING
+        store.full = False
+        assert (await ended(runner, run.run_id)).state is S.SUCCEEDED
+
+
+async def test_what_was_told_of_a_cell_is_in_it_when_its_end_had_to_wait(tmp_path: Path) -> None:
+    """Text that readers have seen is in the notebook, once, however often its end was tried."""
+    store, backend = FullStore(tmp_path), Double(obedient=False)
+    async with running(store, backend) as runner:
+        run = await runner.start(spec())
+        handle = await backend.taken()
+        handle.tell(KernelReady(), *cell(0)[:2])
+        _, log = await runner.log(run.run_id)
+        await tells(log, cell(0)[1])
+        store.full = True
+        handle.tell(*cell(0)[2:])
+        await handle.asked.wait()
+        handle.tell(STOPPED)
+        await handle.left.wait()
+        with pytest.raises(StorageFullError):
+            await runner.kill(run.run_id, 0.0)
+        store.full = False
+        assert (await ended(runner, run.run_id)).state is S.CRASHED
+        node = await executed(store, run.run_id)
+        assert node.cells[0].outputs[0].text == "said 0\n"
+        assert len(node.cells[0].outputs) == 1
 
 
 @pytest.mark.parametrize("state", [S.QUEUED, S.STARTING, S.RUNNING])
-async def test_a_kill_works_on_a_full_disk(tmp_path: Path, state: RunState) -> None:
-    """The run is ended, whatever can be written of it: its worker is told, and the call answers an end."""
+async def test_a_kill_ends_a_run_on_a_full_disk(tmp_path: Path, state: RunState) -> None:
+    """Its worker is told, the call says that the end waits for room, and with room it is told."""
     store, backend = FullStore(tmp_path), Double()
     async with running(store, backend, 1) as runner:
         run = await runner.start(spec())
@@ -155,10 +179,11 @@ async def test_a_kill_works_on_a_full_disk(tmp_path: Path, state: RunState) -> N
             handle.tell(KernelReady())
             await reach(runner, run.run_id, S.RUNNING)
         store.full = True
-        killed, _ = await runner.kill(run.run_id, 0.0)
-        assert killed.state.is_terminal
+        with pytest.raises(StorageFullError):
+            await runner.kill(run.run_id, 0.0)
         assert bool(handle.stops) == (state is not S.QUEUED)
         store.full = False
+        assert (await ended(runner, run.run_id)).state is (S.KILLED)
 
 
 async def test_draining_works_on_a_full_disk(tmp_path: Path) -> None:
@@ -177,23 +202,77 @@ async def test_draining_works_on_a_full_disk(tmp_path: Path) -> None:
             store.full = False
 
 
-async def test_a_queued_run_that_cannot_be_begun_ends_with_a_name(tmp_path: Path) -> None:
-    """Its turn comes when nothing can be written: CRASHED by the state folder, and the next one runs."""
+async def test_a_queued_run_waits_for_room(tmp_path: Path) -> None:
+    """Its turn comes when nothing can be written: it stays, and is executed when there is room."""
     store, backend = FullStore(tmp_path), Double()
     async with running(store, backend, 1) as runner:
         first, second = await runner.start(spec()), await runner.start(spec())
         handle = await backend.taken()
         handle.tell(KernelReady())
         await reach(runner, first.run_id, S.RUNNING)
-        _, log = await runner.log(second.run_id)
         store.full = True
         handle.tell(DONE)
-        told = await events_of(log)
-        assert states(told)[-1] is S.CRASHED
+        await handle.left.wait()
+        await settled(store)
+        found = await runner.find(second.run_id)
+        assert (found.state, found.queue_position) == (S.QUEUED, 0)
         store.full = False
-        third = await runner.start(spec())
-        (await backend.taken(third.run_id)).tell(*WHOLE)
-        assert (await ended(runner, third.run_id)).state is S.SUCCEEDED
+        (await backend.taken(second.run_id)).tell(*WHOLE)
+        assert (await ended(runner, second.run_id)).state is S.SUCCEEDED
+        assert (await runner.find(first.run_id)).state is S.SUCCEEDED
+
+
+async def test_what_waits_for_room_is_told_once_over_a_restart(tmp_path: Path) -> None:
+    """An end that a server could not write was told to nobody: the next one says another."""
+    store, backend = FullStore(tmp_path), Double()
+    async with running(store, backend, 1) as runner:
+        first, second = await runner.start(spec()), await runner.start(spec())
+        handle = await backend.taken()
+        handle.tell(KernelReady())
+        await reach(runner, first.run_id, S.RUNNING)
+        _, log = await runner.log(first.run_id)
+        reader = asyncio.ensure_future(events_of(log))
+        store.full = True
+        handle.tell(DONE)
+        await handle.left.wait()
+    with pytest.raises(ShuttingDownError):
+        await reader
+    backend = Double()
+    async with running(Store(tmp_path), backend, 1) as runner:
+        assert states(await events(runner, first.run_id)) == [S.QUEUED, S.STARTING, S.RUNNING, S.INTERRUPTED]
+        (await backend.taken(second.run_id)).tell(*WHOLE)
+        assert (await ended(runner, second.run_id)).state is S.SUCCEEDED
+
+
+async def test_room_is_kept_for_ends(tmp_path: Path) -> None:
+    """What is refused for want of room is taken for an end, and only for that."""
+    reserve = tmp_path / "reserve"
+    async with opened(tmp_path) as store:
+        assert reserve.stat().st_blocks * 512 >= RESERVE_BYTES
+        position = await insert(store, "one")
+        release, limits = store._reserve.release, [store._db.write]
+
+        async def bounded(pages: int) -> None:
+            await limits[0](bound, pages)
+
+        await bounded(0)
+
+        def give() -> None:
+            release()
+            assert store._db._write_db is not None
+            bound(store._db._write_db, 1000)
+
+        store._reserve.release = give  # type: ignore[method-assign] # the file system's part of it
+        run = a_run(S.RUNNING, run_id="one", parameters={"a": LARGE})
+        with pytest.raises(StorageFullError):
+            await append(store, position, run, printed(2, LARGE))
+        assert store.problem
+        end = a_run(S.KILLED, run_id="one")
+        await store.append(position, end, [printed(2, LARGE), changed(3, end)], Written(0), 1, is_end=True)
+        assert not reserve.exists()
+        await store.look_for_room()
+        assert not store.problem
+        assert reserve.exists()
 
 
 class BrokenStore(Store):

@@ -23,6 +23,7 @@ async def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state folder with a history that a start has no time to look at."""
     # Not 0: the clock may stand still between two looks at it.
     monkeypatch.setattr(soundness, "LOOK_SECONDS", -1.0)
+    monkeypatch.setattr(soundness, "LOOK_BYTES", 0)
     monkeypatch.setattr(soundness, "_STEPS", 1)
     async with opened(tmp_path) as store:
         for number in range(300):

@@ -8,6 +8,7 @@ import pytest
 
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.parts import HEAD
+from notebook_runner_server.runs.errors import DamagedRunError
 from notebook_runner_server.runs.model import Event, RunState
 from notebook_runner_server.runs.store import EVENTS_A_READ, Store, Written
 from notebook_runner_server.runs.tables import Part
@@ -20,7 +21,7 @@ NEWEST = 2**63 - 1
 async def ids(store: Store, before: int = NEWEST, size: int = 100, **filters: object) -> list[str]:
     """The ids that a List answers."""
     states, labels = filters.get("states", ()), filters.get("labels", {})
-    return [row.run.run_id for row in await store.list(before, size, states, labels)]  # type: ignore[arg-type] # a test's
+    return [row.run_id for row in await store.list(before, size, states, labels)]  # type: ignore[arg-type] # a test's
 
 
 async def test_an_inserted_run_is_found_with_all_it_came_with(tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ async def test_an_inserted_run_is_found_with_all_it_came_with(tmp_path: Path) ->
         run = a_run(run_id="one", request_id="mine", **fields)
         row = await store.find("one")
         assert row is not None
-        assert (row.position, row.run, row.order) == (position, run, order)
+        assert (row.position, row.run, store.order(row)) == (position, run, order)
         assert (row.last_sequence, row.fingerprint) == (1, "digest")
         assert row == await store.find("")
         same = await store.find_request("mine")
@@ -112,7 +113,7 @@ async def test_lists_are_filtered_and_paged(tmp_path: Path) -> None:
         pages = []
         before = NEWEST
         while rows := await store.list(before, 2, [], {"same": "x"}):
-            pages.append([row.run.run_id for row in rows])
+            pages.append([row.run_id for row in rows])
             before = rows[-1].position
         assert pages == [["run-5", "run-4"], ["run-3", "run-2"], ["run-1", "run-0"]]
 
@@ -181,3 +182,16 @@ async def test_a_second_run_with_the_same_request_id_is_refused(tmp_path: Path) 
         assert await store.find("one") == before
         assert await ids(store) == ["one"]
         assert [path.name for path in (tmp_path / "runs").iterdir()] == ["one"]
+
+
+async def test_damaged_events_do_not_hide_later_runs(tmp_path: Path) -> None:
+    """Whoever is told of damage keeps no cursor open, whatever keeps the error: what comes later is seen."""
+    async with opened(tmp_path) as store:
+        position = await insert(store, "one")
+        await append(store, position, a_run(RunState.RUNNING, run_id="one"), printed(2), printed(3))
+        await store._db.write(lambda db: db.execute("UPDATE events SET event = '[]' WHERE sequence = 2"))
+        with pytest.raises(DamagedRunError) as kept:
+            await store.events(position, 0)
+        await insert(store, "two")
+        assert await store.find("two") is not None
+        assert kept.value.metadata == {"run_id": "one"}

@@ -112,7 +112,7 @@ async def test_environment_values_are_there_while_the_run_waits(tmp_path: Path) 
     async with opened(tmp_path) as store:
         row = await store.find("one")
         assert row is not None
-        assert row.order.environment == {"TOKEN": SECRET}
+        assert store.order(row).environment == {"TOKEN": SECRET}
 
 
 async def test_the_key_of_requests_stays(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ async def test_only_the_owner_can_look_into_the_folder(tmp_path: Path) -> None:
     async with opened(tmp_path / "state" / "below") as store:
         await insert(store, "one")
         folder = store.folder("one")
-        for path in (tmp_path / "state" / "below", folder.path, folder.work, folder.artefacts):
+        for path in (tmp_path / "state" / "below", folder.path, folder.work):
             assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
+from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.readers import Readers
 from notebook_runner_server.runs.retention import BATCH, Bounds, Retention
 from notebook_runner_server.runs.store import Store
@@ -27,7 +28,7 @@ async def ended_run(store: Store, run_id: str, expire_time: int = FOR_EVER, size
 
 async def ids(store: Store) -> list[str]:
     """The ids of all runs, oldest first; each has its folder, and no other folder is there."""
-    found = [row.run.run_id for row in await store.list(NEWEST, 1000, [], {})][::-1]
+    found = [row.run_id for row in await store.list(NEWEST, 1000, [], {})][::-1]
     assert {path.name for path in (store._folder / "runs").iterdir()} == set(found)
     return found
 
@@ -134,15 +135,37 @@ async def test_a_full_disk_does_not_end_what_makes_room(
     assert "could not be forgotten" in caplog.text
 
 
-async def test_folders_of_no_run_are_removed_when_the_store_is_opened(tmp_path: Path) -> None:
-    """What a server left that died between folder and history, or between history and folder."""
+async def test_a_folder_of_no_run_is_set_aside_when_the_store_is_opened(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be a run that the history has lost: all of it is kept, the log names it, and its size counts."""
     async with opened(tmp_path) as store:
         await ended_run(store, "kept")
+        size = store.size()
     stray = tmp_path / "runs" / "stray" / "work"
     stray.mkdir(parents=True)
-    (stray / "file").write_text("x")
+    (stray / "file").write_text("x" * 10**6)
     async with opened(tmp_path) as store:
         assert await ids(store) == ["kept"]
+        assert store.size() >= 10**6 > size
+        assert "stray" not in store.sizes()
+    (aside,) = tmp_path.glob("damaged-*/runs/stray/work/file")
+    assert aside.stat().st_size == 10**6
+    assert "set aside" in caplog.text
+
+
+async def test_the_folder_of_a_forgotten_run_is_removed_by_the_next_server(tmp_path: Path) -> None:
+    """A server died when the row was gone and the folder was not: that was meant to go."""
+    async with opened(tmp_path) as store:
+        await ended_run(store, "over")
+        await ended_run(store, "kept")
+        row = await store.find("over")
+        assert row is not None
+        await store._db.write(tables.delete_run, row.position)
+    async with opened(tmp_path) as store:
+        assert await ids(store) == ["kept"]
+        assert await store._db.read(tables.forgotten_ids) == set()
+    assert not list(tmp_path.glob("damaged-*"))
 
 
 async def test_a_damaged_history_is_set_aside_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

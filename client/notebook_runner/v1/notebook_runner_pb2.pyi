@@ -7,11 +7,11 @@ Errors. A run that fails is data: it has a state and a Failure. A call that cann
 gRPC status, and always carries one google.rpc.ErrorInfo with domain "notebook-runner" and the
 reason named in the comments below; variable parts are in its metadata. Every RPC may also answer
 UNAUTHENTICATED (MISSING_TOKEN, BAD_TOKEN), PERMISSION_DENIED (BAD_TOKEN), UNAVAILABLE (NOT_READY with
-a RetryInfo), INVALID_ARGUMENT (INVALID_FIELD) for bytes that are not a message of the call's type,
-RESOURCE_EXHAUSTED (REQUEST_TOO_LARGE) for a message that is larger than the server accepts, CANCELLED
-(CANCELLED) when the server stops during the call and, for a fault of the server's own, INTERNAL
-(INTERNAL_ERROR) with an id that its log repeats. A method that does not exist answers UNIMPLEMENTED
-(UNKNOWN_METHOD).
+a RetryInfo), DATA_LOSS (RUN_DAMAGED) for a run that is damaged in the server's state folder,
+INVALID_ARGUMENT (INVALID_FIELD) for bytes that are not a message of the call's type, RESOURCE_EXHAUSTED
+(REQUEST_TOO_LARGE) for a message that is larger than the server accepts, CANCELLED (CANCELLED) when the
+server stops during the call and, for a fault of the server's own, INTERNAL (INTERNAL_ERROR) with an id that
+its log repeats. A method that does not exist answers UNIMPLEMENTED (UNKNOWN_METHOD).
 
 A status without an ErrorInfo does not come from this server but from gRPC itself or from a proxy, and the
 server has not seen the call, or could not answer it any more:
@@ -973,19 +973,27 @@ class ListResponse(google.protobuf.message.Message):
 
     RUNS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    DAMAGED_RUN_IDS_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
     """To ask for the next page; empty when this was the last one."""
     @property
     def runs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Run]:
         """The runs, newest first."""
 
+    @property
+    def damaged_run_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The ids of runs of this page of which so much is damaged in the server's state folder that they cannot be
+        told, newest first. Every call about such a run answers DATA_LOSS (RUN_DAMAGED).
+        """
+
     def __init__(
         self,
         *,
         runs: collections.abc.Iterable[global___Run] | None = ...,
         next_page_token: builtins.str = ...,
+        damaged_run_ids: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "runs", b"runs"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["damaged_run_ids", b"damaged_run_ids", "next_page_token", b"next_page_token", "runs", b"runs"]) -> None: ...
 
 global___ListResponse = ListResponse
 

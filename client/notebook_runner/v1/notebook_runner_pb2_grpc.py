@@ -118,7 +118,8 @@ class NotebookRunnerServicer(object):
         """Ends the run, and answers only when every process of it is gone. Idempotent: a run that has ended
         answers OK with the state it has, and `already_ended`.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD).
+        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL)
+        where no process is left but the run's end could not be written yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -7,11 +7,11 @@ Errors. A run that fails is data: it has a state and a Failure. A call that cann
 gRPC status, and always carries one google.rpc.ErrorInfo with domain "notebook-runner" and the
 reason named in the comments below; variable parts are in its metadata. Every RPC may also answer
 UNAUTHENTICATED (MISSING_TOKEN, BAD_TOKEN), PERMISSION_DENIED (BAD_TOKEN), UNAVAILABLE (NOT_READY with
-a RetryInfo), INVALID_ARGUMENT (INVALID_FIELD) for bytes that are not a message of the call's type,
-RESOURCE_EXHAUSTED (REQUEST_TOO_LARGE) for a message that is larger than the server accepts, CANCELLED
-(CANCELLED) when the server stops during the call and, for a fault of the server's own, INTERNAL
-(INTERNAL_ERROR) with an id that its log repeats. A method that does not exist answers UNIMPLEMENTED
-(UNKNOWN_METHOD).
+a RetryInfo), DATA_LOSS (RUN_DAMAGED) for a run that is damaged in the server's state folder,
+INVALID_ARGUMENT (INVALID_FIELD) for bytes that are not a message of the call's type, RESOURCE_EXHAUSTED
+(REQUEST_TOO_LARGE) for a message that is larger than the server accepts, CANCELLED (CANCELLED) when the
+server stops during the call and, for a fault of the server's own, INTERNAL (INTERNAL_ERROR) with an id that
+its log repeats. A method that does not exist answers UNIMPLEMENTED (UNKNOWN_METHOD).
 
 A status without an ErrorInfo does not come from this server but from gRPC itself or from a proxy, and the
 server has not seen the call, or could not answer it any more:
@@ -93,7 +93,8 @@ class NotebookRunnerStub:
     """Ends the run, and answers only when every process of it is gone. Idempotent: a run that has ended
     answers OK with the state it has, and `already_ended`.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD).
+    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL)
+    where no process is left but the run's end could not be written yet.
     """
 
     List: grpc.UnaryUnaryMultiCallable[
@@ -168,7 +169,8 @@ class NotebookRunnerAsyncStub:
     """Ends the run, and answers only when every process of it is gone. Idempotent: a run that has ended
     answers OK with the state it has, and `already_ended`.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD).
+    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL)
+    where no process is left but the run's end could not be written yet.
     """
 
     List: grpc.aio.UnaryUnaryMultiCallable[
@@ -251,7 +253,8 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         """Ends the run, and answers only when every process of it is gone. Idempotent: a run that has ended
         answers OK with the state it has, and `already_ended`.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD).
+        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL)
+        where no process is left but the run's end could not be written yet.
         """
 
     @abc.abstractmethod

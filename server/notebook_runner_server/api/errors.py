@@ -11,6 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from structlog.contextvars import bind_contextvars
 
 from notebook_runner_server.runs.errors import (
+    DamagedRunError,
     ExhaustedError,
     ExportFailedError,
     InvalidRequestError,
@@ -46,6 +47,7 @@ _CODES: dict[type[RunnerError], grpc.StatusCode] = {
     ExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     OffsetPastEndError: grpc.StatusCode.OUT_OF_RANGE,
     ExportFailedError: grpc.StatusCode.FAILED_PRECONDITION,
+    DamagedRunError: grpc.StatusCode.DATA_LOSS,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 

@@ -150,14 +150,17 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         answer = pb.ListResponse()
         room, last = _MAX_PAGE_BYTES, 0
         for position, run in runs:
+            last_before, last = last, position
+            if isinstance(run, str):
+                answer.damaged_run_ids.append(run.encode(errors="replace").decode())
+                continue
             message = convert.run_message(run)
             room -= message.ByteSize()
             if room < 0 and answer.runs:
                 # A page ends by its size as well: tracebacks are long, and callers take 4 MiB.
-                more = last
+                more = last_before
                 break
             answer.runs.append(message)
-            last = position
         answer.next_page_token = _token(request, more) if more else ""
         return answer
 

@@ -30,7 +30,7 @@ from notebook_runner_server.runs.delivery import Delivery
 from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.fold import Standing, fold
 from notebook_runner_server.runs.log import RunLog
-from notebook_runner_server.runs.model import Event, Order, Run, RunChanged, RunState
+from notebook_runner_server.runs.model import Order, Run, RunChanged, RunState
 from notebook_runner_server.runs.observer import Course
 from notebook_runner_server.runs.resume import Resume
 from notebook_runner_server.runs.salvage import SalvagedCell
@@ -49,7 +49,7 @@ class ActiveRun:
         order: What a worker is to do.
         log: Its events.
         course: How it went so far.
-        ended: Set when the run has its terminal state and no process of it is left.
+        settled: Set when no process of it is left, and its end is durable or waits for room.
         stop_requested: Why and with what grace period (seconds) it is to end; None: it is not.
 
     Args:
@@ -68,8 +68,9 @@ class ActiveRun:
         self.order = order
         self.log = log
         self.course = course
-        self.ended = asyncio.Event()
-        self._unsaved: tuple[Run, list[Event]] | None = None
+        self.settled = asyncio.Event()
+        # An end that the store could not take, and why its notebook is not at its URI.
+        self._held: tuple[Ended, str] | None = None
         self.stop_requested: tuple[Cause, float] | None = None
         self._standing = Standing(parts_size, parts_size)
         self._handle: RunHandle | None = None
@@ -82,7 +83,10 @@ class ActiveRun:
 
     def resume(self, resume: Resume) -> None:
         """Go on where an earlier server has stopped; what it wrote after that is written again."""
-        self._standing = Standing(resume.size, resume.part_start)
+        is_between_parts = resume.size == resume.part_start
+        self._standing = Standing(
+            resume.size, resume.part_start, part_checksum=0 if is_between_parts else None
+        )
 
     async def move(self, state: RunState) -> None:
         """Bring the run to a later state that is not an end."""
@@ -93,17 +97,16 @@ class ActiveRun:
         """End the run, of which no process is there; its notebook is written nowhere."""
         async with self._lock:
             if not self.run.state.is_terminal:
-                try:
-                    salvaged = await self._salvaged()
-                    output_error = transitions.unwritten(self.run, failure) or _UNFOLLOWED
-                    await self._record([*salvaged, Ended(self._located(failure))], output_error)
-                    self.ended.set()
-                except StorageFullError:
-                    await self._end(failure)
+                output_error = transitions.unwritten(self.run, failure) or _UNFOLLOWED
+                await self._end(Ended(self._located(failure)), output_error)
 
     async def stop(self, cause: Cause, grace_period: float) -> None:
-        """Ask that the run be ended; `ended` is set when it is."""
+        """Ask that the run be ended; `settled` is set when it is."""
         async with self._lock:
+            if self._held is not None:
+                # No process of it is left.
+                await self._save()
+                return
             if self.run.state in (RunState.STARTING, RunState.RUNNING) and not self._lost:
                 # A full disk must not keep anyone from ending a run.
                 with contextlib.suppress(StorageFullError):
@@ -129,7 +132,7 @@ class ActiveRun:
             ended = await self._take(handle, batch)
             if ended is not None and not self._is_wanted(ended):
                 await self._conclude(ended)
-        if ended is not None and not self.ended.is_set():
+        if ended is not None and not self.settled.is_set():
             ended, output_error = await self._delivered(ended)
             async with self._lock:
                 await self._conclude(ended, output_error)
@@ -147,22 +150,15 @@ class ActiveRun:
                 if ended is not None:
                     salvaged = await self._salvaged()
                     ended = replace(ended, failure=self._located(ended.failure) if ended.failure else None)
-                    await self._record(salvaged)
+                    await self._record(salvaged, is_end=True)
             except StorageFullError:
                 self._lost = True
                 handle.stop(Cause.STORAGE_FAILED, 0.0)
         return ended
 
     async def _conclude(self, ended: Ended, output_error: str = "") -> None:
-        """Record the end of a run of which all else is recorded."""
-        if not self._lost:
-            try:
-                await self._record([ended], output_error)
-            except StorageFullError:
-                self._lost = True
-        if self._lost:
-            await self._end(_LOST)
-        self.ended.set()
+        """Record the end of a run of which all else is recorded, unless the store did not take something."""
+        await self._end(Ended(self._located(_LOST)) if self._lost else ended, output_error)
 
     def _is_wanted(self, ended: Ended) -> bool:
         """Tell whether the notebook of a run that ends so is to be written."""
@@ -210,10 +206,10 @@ class ActiveRun:
         try:
             cell = SalvagedCell(await self.log.source(self.run.run_id, index))
             self._standing = replace(self._standing, cell_id=cell.cell_id)
-            await self._record([PartChunk(index, cell.head, last=False)])
+            await self._record([PartChunk(index, cell.head, last=False)], is_end=True)
             async for events in self.log.shown():
                 piece = await asyncio.to_thread(cell.piece, events)
-                await self._record([PartChunk(index, piece, last=False)])
+                await self._record([PartChunk(index, piece, last=False)], is_end=True)
             part.append(PartChunk(index, cell.tail(), last=True))
         except StorageFullError:
             raise
@@ -223,13 +219,15 @@ class ActiveRun:
             self._standing = self._standing.without_part()
         return [*part, CellFinished(index, self._standing.cell_id, 0, seconds, CellOutcome.STOPPED)]
 
-    async def _record(self, batch: Sequence[ExecutionEvent], output_error: str = "") -> None:
+    async def _record(
+        self, batch: Sequence[ExecutionEvent], output_error: str = "", *, is_end: bool = False
+    ) -> None:
         if not batch:
             return
         told = fold(batch, self.run, self._standing, self.log, output_error)
         if told.is_warm is not None:
             self.course.is_warm = told.is_warm
-        await self.log.append(told.run, told.events, told.written, self._expire_time(told.run))
+        await self.log.append(told.run, told.events, told.written, self._expire_time(told.run), is_end=is_end)
         self.run, self._standing = told.run, told.standing
 
     async def _append(self, run: Run) -> None:
@@ -237,37 +235,39 @@ class ActiveRun:
         await self.log.append(run, [event], Written(0), self._expire_time(run))
         self.run = run
 
-    async def _end(self, failure: Failure) -> None:
-        """End a run that the store could not follow: callers learn it now, the history when it can."""
-        failure = self._located(failure)
-        run, now = self.run, self.log.clock.now()
-        told: list[ExecutionEvent] = []
-        if run.current_cell is not None:
-            cell, seconds = self._standing.cell_id, self._standing.cell_seconds
-            told.append(CellFinished(run.current_cell, cell, 0, seconds, CellOutcome.STOPPED))
-        events: list[Event] = []
-        for one in [*told, Ended(failure)]:
-            run, body = transitions.react(run, one, now)
-            if body is not None:
-                events.append(self.log.next_event(run, body, len(events)))
-        self._unsaved = (run, events)
-        self.log.publish(events)
-        self.run = run
-        self.ended.set()
-        await self.save()
+    async def _end(self, ended: Ended, output_error: str) -> None:
+        """Record an end, or hold it back until there is room for it: nothing is told that is not durable."""
+        self._held = ended, output_error
+        if not await self._save():
+            _logger.error("the end of a run waits for room in the state folder", extra=self.course.ids)
+        self.settled.set()
 
     async def save(self) -> None:
-        """Try to make an end durable that the store could not take."""
-        if self._unsaved is not None:
-            run, events = self._unsaved
-            with contextlib.suppress(StorageFullError):
-                await self.log.store(run, events, Written(0), self._expire_time(run))
-                self._unsaved = None
+        """Try to record an end that is held back."""
+        async with self._lock:
+            if await self._save():
+                _logger.info("the end of a run could be written", extra=self.course.ids)
+
+    async def _save(self) -> bool:
+        if self._held is None:
+            return True
+        ended, output_error = self._held
+        standing = self._standing
+        try:
+            # Not if the cell has its end.
+            salvaged = await self._salvaged()
+            await self._record([*salvaged, ended], output_error, is_end=True)
+        except StorageFullError:
+            # What was written of the cell is written again.
+            self._standing = standing
+            return False
+        self._held = None
+        return True
 
     @property
-    def unsaved(self) -> bool:
-        """Whether the store could not take the run's end."""
-        return self._unsaved is not None
+    def is_held(self) -> bool:
+        """Whether the run's end waits for room in the state folder."""
+        return self._held is not None
 
     def _expire_time(self, run: Run) -> int | None:
         # By the system's clock, as it is looked at later.

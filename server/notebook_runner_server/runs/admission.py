@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
-import json
 import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -254,21 +251,6 @@ class Admission:
             retention=defaults.retention if spec.retention is None else spec.retention,
             output_uri=spec.output_uri,
         )
-
-
-def fingerprint(spec: StartSpec, key: bytes) -> str:
-    """Return a digest of a request's payload, which is all of it but the request id.
-
-    Without the key nobody can try whether a guess has the same.
-    """
-    payload = {one.name: getattr(spec, one.name) for one in fields(spec) if one.name != "request_id"}
-    payload["limits"] = asdict(spec.limits)
-    # Without an order the digest is the one that earlier versions made of the same request.
-    if payload.pop("parameters_are_ordered"):
-        payload["parameters"] = json.dumps(dict(spec.parameters))
-    if spec.content is not None:
-        payload["content"] = hashlib.sha256(spec.content).hexdigest()
-    return hmac.digest(key, json.dumps(payload, sort_keys=True).encode(), "sha256").hex()
 
 
 def _check(spec: StartSpec) -> None:

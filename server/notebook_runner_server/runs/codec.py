@@ -64,6 +64,10 @@ def encode_order(order: Order) -> str:
 def decode_order(text: str) -> Order:
     """Return the order that `encode_order` was given."""
     data = json.loads(text)
+    if "limits" not in data:
+        # The first versions had some limits, and among the other fields.
+        names = [one.name for one in fields(Limits) if one.name in data]
+        data["limits"] = {name: data.pop(name) for name in names}
     # Orders of earlier versions have no origin.
     nested = {"limits": Limits(**data["limits"]), "origin": Origin(**data.get("origin", {}))}
     return Order(**{**data, **nested})

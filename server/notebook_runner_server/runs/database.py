@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from notebook_runner_server.runs import tables, transaction
-from notebook_runner_server.runs.errors import StorageFullError
+from notebook_runner_server.runs import rebuilding, tables, transaction
+from notebook_runner_server.runs.errors import StorageFullError, damaged
 from notebook_runner_server.runs.folder import private
 from notebook_runner_server.runs.soundness import Soundness
 from notebook_runner_server.runs.transaction import Write
@@ -26,11 +26,18 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
+class DamagedHistoryError(Exception):
+    """The history's file is damaged."""
+
+
 class Database:
     """One SQLite file.
 
     Args:
         path: Where it is, or is to be.
+
+    Attributes:
+        problem: Why the last write failed; empty: it did not.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,6 +49,7 @@ class Database:
         self._read_db: sqlite3.Connection | None = None
         self._checking: threading.Thread | None = None
         self._waiting: deque[Write] = deque()
+        self.problem = ""
 
     async def open(self, *, is_first: bool) -> None:
         """Open the file.
@@ -50,11 +58,16 @@ class Database:
             is_first: Whether there may be none, or an empty one.
 
         Raises:
-            sqlite3.OperationalError: It cannot be read now.
-            sqlite3.DatabaseError: It is damaged.
+            DamagedHistoryError: It is damaged.
+            sqlite3.Error: It cannot be had now.
         """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._writer, self._open_to_write, is_first)
+        try:
+            await loop.run_in_executor(self._writer, self._open_to_write, is_first)
+        except sqlite3.Error as error:
+            if self._soundness.is_damage(error):
+                raise DamagedHistoryError(str(error)) from error
+            raise
         self._read_db = await loop.run_in_executor(self._reader, self._connect)
 
     def _open_to_write(self, is_first: bool) -> None:
@@ -73,7 +86,7 @@ class Database:
             self._checking.start()
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, isolation_level=None)
+        db = rebuilding.connect(self._path)
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
@@ -81,6 +94,15 @@ class Database:
             db.close()
             raise
         return db
+
+    async def rebuild(self, old: Path) -> set[str]:
+        """Copy into the file, which is new, what is whole of a damaged one; return the ids of those runs."""
+
+        def rebuild() -> set[str]:
+            assert self._write_db is not None  # noqa: S101 - open() was called
+            return rebuilding.rebuild(old, self._write_db)
+
+        return await asyncio.get_running_loop().run_in_executor(self._writer, rebuild)
 
     async def close(self) -> None:
         """Close the file."""
@@ -112,7 +134,9 @@ class Database:
             raise  # a fault in this program
         except (OSError, sqlite3.Error) as error:
             self._soundness.note(error)
-            raise StorageFullError(f"The state folder cannot be written: {error}.") from error
+            self.problem = f"The state folder cannot be written: {error}."
+            raise StorageFullError(self.problem) from error
+        self.problem = ""
         return result
 
     def _commit(self) -> None:
@@ -133,8 +157,9 @@ class Database:
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._reader, look)
-        except sqlite3.Error as error:
-            self._soundness.note(error)
+        except sqlite3.DatabaseError as error:
+            if self._soundness.note(error):
+                raise damaged("", error) from error
             raise
 
     async def run_in_order(self, function: Callable[[], _T]) -> _T:

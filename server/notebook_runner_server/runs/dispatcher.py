@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 from notebook_runner_server.execution.interface import Backend, Cause, Failure, Job, RunHandle
 from notebook_runner_server.runs.active import ActiveRun
+from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 
 SAVE_INTERVAL = 1.0
-"""Seconds between two tries to store the end of a run that the store could not take."""
+"""Seconds between two tries to store the start or the end of a run that the store could not take."""
 
 _logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Dispatcher:
             self._forget(active)
         else:
             await active.stop(cause, grace_period)
-            await active.ended.wait()
+            await active.settled.wait()
 
     async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:
         """Start no more, let the runs that have a worker finish, and end those that do not in time.
@@ -108,14 +109,18 @@ class Dispatcher:
             self._backend.leave()
             return
         started = [run for run in self._active.values() if run not in self._queue]
-        ended = asyncio.ensure_future(_all_ended(started))
+        ended = asyncio.ensure_future(_all_settled(started))
         hurried = asyncio.ensure_future(hurry.wait())
         await asyncio.wait({ended, hurried}, timeout=drain_timeout, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
         await asyncio.gather(
-            *(self.stop(run, Cause.SERVER_STOPPED, 0.0) for run in started if not run.ended.is_set())
+            *(self.stop(run, Cause.SERVER_STOPPED, 0.0) for run in started if not run.settled.is_set())
         )
         await ended
+        for held in self._active.values():
+            if held.is_held:
+                _logger.error("the end of a run could not be written before the stop", extra=held.course.ids)
+                held.log.close()
 
     async def close(self) -> None:
         """Wait until the runs that had a worker are followed to their end."""
@@ -134,26 +139,43 @@ class Dispatcher:
             if self._draining:
                 return
             if self._queue:
-                await self._launch(self._queue.popleft())
+                if not await self._launch(self._queue.popleft()):
+                    await asyncio.sleep(SAVE_INTERVAL)
             else:
                 self._queued.clear()
 
-    async def _launch(self, active: ActiveRun) -> None:
+    async def _launch(self, active: ActiveRun) -> bool:
+        """Give a run to a worker, or end it; tell whether it waits no longer."""
         try:
             # It is durable that the run was begun before a worker has it.
             _, job = await asyncio.gather(active.move(RunState.STARTING), self._job(active))
+        except StorageFullError:
+            if active.stop_requested is None:
+                self._wait_on(active)
+                return False
+            await active.end(Failure(active.stop_requested[0], "The run was ended before it started."))
+            self._forget(active)
+            return True
         except Exception as error:
             _logger.exception("a run could not be started", extra=active.course.ids)
             await active.end(Failure(Cause.STORAGE_FAILED, f"The run could not be read: {error}"))
             self._forget(active)
-            return
+            return True
         if active.stop_requested is not None:
             await active.end(Failure(active.stop_requested[0], "The run was ended before it started."))
             self._forget(active)
-            return
+            return True
         self._drive(active, lambda: self._backend.submit(job))
         # The worker is taken when the task has begun.
         await asyncio.sleep(0)
+        return True
+
+    def _wait_on(self, active: ActiveRun) -> None:
+        """Put a run back whose start could not be written."""
+        self._queue.appendleft(active)
+        if self._draining:
+            active.log.close()
+            active.settled.set()
 
     async def _job(self, active: ActiveRun) -> Job:
         folder = self._store.folder(active.run.run_id)
@@ -185,20 +207,26 @@ class Dispatcher:
         finally:
             self._forget(active)
 
+    async def end(self, active: ActiveRun, failure: Failure) -> None:
+        """End a run that an earlier server has left and that nobody executes."""
+        self._active[active.run.run_id] = active
+        await active.end(failure)
+        self._forget(active)
+
     def _forget(self, active: ActiveRun) -> None:
-        """Let go of a run that has ended; one whose end could not be stored is told from here."""
-        if active.unsaved:
+        """Let go of a run that has ended; one whose end waits for room is told from here."""
+        if active.is_held:
             self._saving.add(asyncio.create_task(self._save(active)))
         else:
             self._active.pop(active.run.run_id, None)
 
     async def _save(self, active: ActiveRun) -> None:
-        while active.unsaved:
+        while active.is_held:
             await asyncio.sleep(SAVE_INTERVAL)
             await active.save()
         self._active.pop(active.run.run_id, None)
 
 
-async def _all_ended(runs: list[ActiveRun]) -> None:
+async def _all_settled(runs: list[ActiveRun]) -> None:
     for run in runs:
-        await run.ended.wait()
+        await run.settled.wait()

@@ -23,6 +23,7 @@
     │   └── StorageFullError        STORAGE_FULL
     ├── OffsetPastEndError        OFFSET_PAST_END
     ├── ExportFailedError         EXPORT_FAILED
+    ├── DamagedRunError           RUN_DAMAGED
     └── UnavailableError          try again later, perhaps elsewhere
         ├── ShuttingDownError       SHUTTING_DOWN
         ├── NotReadyError           NOT_READY
@@ -176,6 +177,19 @@ class ExportFailedError(RunnerError):
     """The notebook could not be converted to the format."""
 
     reason = "EXPORT_FAILED"
+
+
+class DamagedRunError(RunnerError):
+    """What the server has of a run is damaged, and cannot be answered."""
+
+    reason = "RUN_DAMAGED"
+
+
+def damaged(run_id: str, why: object) -> DamagedRunError:
+    """Return the error for a run of which something is damaged; an empty id: nobody can tell which."""
+    name = f"run {run_id[:100]!r}" if run_id else "a run"
+    message = f"The state folder is damaged in what it has of {name}: {why}. The server's log names it."
+    return DamagedRunError(message, run_id=run_id[:100])
 
 
 class UnavailableError(RunnerError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from notebook_runner_server.execution.files import FileEvent, FilePiece, FilesLeft
 from notebook_runner_server.execution.interface import (
@@ -31,16 +32,24 @@ class Standing:
         part_start: Where in it the part begins that is not whole yet.
         cell_id: Of the cell that is executed, or was last.
         cell_start: When that was started, by the monotonic clock; 0: before this server.
+        part_checksum: Of what there is of that part; None: what an earlier server has of it is not known.
     """
 
     size: int
     part_start: int
     cell_id: str = ""
     cell_start: float = 0.0
+    part_checksum: int | None = field(default=0, compare=False)
 
     def without_part(self) -> Standing:
         """Return the same standing, with what there is of a part given up."""
-        return replace(self, part_start=self.size)
+        return replace(self, part_start=self.size, part_checksum=0)
+
+    def with_piece(self, data: bytes) -> Standing:
+        """Return the standing after more of a part."""
+        known = self.part_checksum
+        total = None if known is None else zlib.crc32(data, known)
+        return replace(self, size=self.size + len(data), part_checksum=total)
 
     @property
     def cell_seconds(self) -> float:
@@ -90,12 +99,13 @@ def fold(
         match told:
             case PartChunk():
                 pieces.append(told.data)
-                standing = replace(standing, size=standing.size + len(told.data))
+                standing = standing.with_piece(told.data)
                 if told.last:
                     # It shows from the event on that comes next and tells of it.
                     sequence = log.last_sequence + len(events) + 1
+                    length = standing.size - standing.part_start
                     parts.append(
-                        Part(told.part, sequence, standing.part_start, standing.size - standing.part_start)
+                        Part(told.part, sequence, standing.part_start, length, standing.part_checksum)
                     )
                     standing = standing.without_part()
             case Mark():

@@ -1,14 +1,14 @@
-"""A run's folder: the file of its parts, its private working folder, and its artefacts.
+"""A run's folder: the file of its parts, and its private working folder.
 
 ::
 
     runs/RUN_ID/
     ├── parts        every version of every part of the notebook, appended, synced before it is told of
+    ├── begun        there when a worker was to have the run: it is not executed again
     ├── environment  the variables for the kernel, until the run has ended
     ├── output-uri   where the executed notebook is to be written, until the run has ended
     ├── work/        NOTEBOOK_RUNNER_RUN_DIR, or what came back of it: what the notebook itself leaves
-    ├── files-left   how many bytes that would have been, where it was too much to come back
-    └── artefacts/   what Output has made so far; can be made again
+    └── files-left   how many bytes that would have been, where it was too much to come back
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ import contextlib
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import IO, TypeVar
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.execution.files import FileEvent, FilesLeft
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
+from notebook_runner_server.runs.errors import damaged
 from notebook_runner_server.runs.tables import Part
 
 COPY_BYTES = 1024 * 1024
 _logger = logging.getLogger(__name__)
+_T = TypeVar("_T", dict[str, str], str)
 
 
 def private(path: str | Path, flags: int) -> int:
@@ -53,15 +57,15 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.work = path / "work"
-        self.artefacts = path / "artefacts"
         self._parts = path / "parts"
         self._environment = path / "environment"
         self._output_uri = path / "output-uri"
         self._files_left = path / "files-left"
+        self._begun = path / "begun"
 
     def create(self) -> None:
         """Make the folders, for this user alone."""
-        for folder in (self.path, self.work, self.artefacts):
+        for folder in (self.path, self.work):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def remove(self) -> None:
@@ -116,21 +120,44 @@ class RunFolder:
         for path, secret in ((self._environment, dict(environment)), (self._output_uri, output_uri)):
             if secret:
                 descriptor = private(path, os.O_WRONLY | os.O_CREAT)
+                text = json.dumps(secret)
                 with open(descriptor, "w", encoding="utf-8") as file:
-                    json.dump(secret, file)
+                    file.write(f"{text}\n{zlib.crc32(text.encode())}")
                     file.flush()
                     os.fsync(descriptor)
 
     def secrets(self) -> tuple[dict[str, str], str]:
-        """Return the variables for the kernel of a run that has not ended, and where to write to."""
-        variables: dict[str, str] = {}
-        output_uri = ""
-        # None were given, or the run has just ended.
-        with contextlib.suppress(FileNotFoundError):
-            variables = json.loads(self._environment.read_text(encoding="utf-8"))
-        with contextlib.suppress(FileNotFoundError):
-            output_uri = json.loads(self._output_uri.read_text(encoding="utf-8"))
-        return variables, output_uri
+        """Return the variables for the kernel of a run that has not ended, and where to write to.
+
+        Raises:
+            DamagedRunError: They cannot be read.
+        """
+        return self._secret(self._environment, {}), self._secret(self._output_uri, "")
+
+    def _secret(self, path: Path, none: _T) -> _T:
+        try:
+            text, _, checksum = path.read_text(encoding="utf-8").partition("\n")
+            found = json.loads(text)
+            # Those of earlier versions have none.
+            is_sound = not checksum or int(checksum) == zlib.crc32(text.encode())
+        except FileNotFoundError:
+            # None was given, or the run has just ended.
+            return none
+        except (OSError, ValueError) as error:
+            raise damaged(self.path.name, f"its file {path.name} cannot be read") from error
+        if not is_sound or not isinstance(found, type(none)):
+            raise damaged(self.path.name, f"its file {path.name} is not as it was written")
+        return found
+
+    def note_begun(self) -> None:
+        """Note that a worker is to have the run; a second net, so a full disk is no fault."""
+        with contextlib.suppress(OSError):
+            os.close(private(self._begun, os.O_WRONLY | os.O_CREAT))
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a worker was to have the run."""
+        return self._begun.exists()
 
     def forget_secrets(self) -> None:
         """Remove them: the run has ended."""
@@ -138,8 +165,8 @@ class RunFolder:
         self._output_uri.unlink(missing_ok=True)
 
     def parts_size(self) -> int:
-        """Return how many bytes the file of parts has."""
-        return self._parts.stat().st_size if self._parts.exists() else 0
+        """Return how many bytes the file of parts has; 0: there is none."""
+        return self._parts.stat().st_size if self._parts.is_file() else 0
 
     def size(self) -> int:
         """Return how many bytes all files of the run have together."""
@@ -151,23 +178,46 @@ class RunFolder:
         sync_folder(self.path.parent)
 
     def read(self, part: Part) -> bytes:
-        """Return one part."""
-        with self._parts.open("rb") as file:
-            return b"".join(_read(file.fileno(), part))
+        """Return one part.
+
+        Raises:
+            DamagedRunError: It is not as it was written.
+        """
+        with self._opened_parts() as file:
+            return b"".join(self._read(file.fileno(), part))
 
     def notebook(self, parts: Iterable[Part]) -> Iterator[bytes]:
-        """Yield the notebook that is put together from these versions of its parts."""
+        """Yield the notebook that is put together from these versions of its parts.
+
+        Raises:
+            DamagedRunError: One of them is not as it was written.
+        """
         by_number = {part.part: part for part in parts}
+        if TAIL not in by_number:
+            raise damaged(self.path.name, "the history lacks parts of its notebook")
         tail = by_number.pop(TAIL)
         yield HEAD
-        with self._parts.open("rb") as file:
+        with self._opened_parts() as file:
             for place, number in enumerate(sorted(by_number)):
                 if place:
                     yield SEPARATOR
-                yield from _read(file.fileno(), by_number[number])
-            yield from _read(file.fileno(), tail)
+                yield from self._read(file.fileno(), by_number[number])
+            yield from self._read(file.fileno(), tail)
 
+    def _opened_parts(self) -> IO[bytes]:
+        try:
+            return self._parts.open("rb")
+        except OSError as error:
+            raise damaged(self.path.name, f"its file of parts cannot be read ({error.strerror})") from error
 
-def _read(descriptor: int, part: Part) -> Iterator[bytes]:
-    for start in range(0, part.length, COPY_BYTES):
-        yield os.pread(descriptor, min(COPY_BYTES, part.length - start), part.start + start)
+    def _read(self, descriptor: int, part: Part) -> Iterator[bytes]:
+        total = 0
+        for start in range(0, part.length, COPY_BYTES):
+            size = min(COPY_BYTES, part.length - start)
+            piece = os.pread(descriptor, size, part.start + start)
+            if len(piece) < size:
+                raise damaged(self.path.name, f"its file of parts ends within part {part.part}")
+            total = zlib.crc32(piece, total)
+            yield piece
+        if part.checksum not in {None, total}:
+            raise damaged(self.path.name, f"part {part.part} has not the checksum that it was written with")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from notebook_runner_server.execution.interface import Backend, Cause, Spares
 from notebook_runner_server.runs.active import ActiveRun
-from notebook_runner_server.runs.admission import Admission, Admitted, fingerprint
+from notebook_runner_server.runs.admission import Admission, Admitted
 from notebook_runner_server.runs.clock import Clock
 from notebook_runner_server.runs.delivery import Delivery
 from notebook_runner_server.runs.dispatcher import Dispatcher
@@ -18,6 +18,7 @@ from notebook_runner_server.runs.errors import (
     RequestIdReusedError,
     RunnerBusyError,
     ShuttingDownError,
+    StorageFullError,
     not_found,
 )
 from notebook_runner_server.runs.info import KernelInfo, RunnerInfo
@@ -26,6 +27,7 @@ from notebook_runner_server.runs.model import Event, Order, Origin, Run, RunChan
 from notebook_runner_server.runs.observer import Course, Observer
 from notebook_runner_server.runs.readers import Readers
 from notebook_runner_server.runs.recovery import recover
+from notebook_runner_server.runs.request_digest import fingerprint, is_same
 from notebook_runner_server.runs.retention import Bounds, Retention
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import Row
@@ -92,20 +94,20 @@ class Runner:
         Raises:
             RunnerError: The request cannot be carried out; no run is left behind.
         """
+        if same := await self._same_request(spec):
+            return same
         digest = ""
         if spec.request_id:
             digest = await asyncio.to_thread(fingerprint, spec, self._store.request_key)
-        if same := await self._same_request(spec.request_id, digest):
-            return same
         self._check_room()
         admitted = await self._admission.admit(spec, self._backend.kernels)
         order = dataclasses.replace(admitted.order, origin=origin or Origin())
         admitted = dataclasses.replace(admitted, order=order)
-        return await self._whole(self._admit(spec.request_id, digest, admitted))
+        return await self._whole(self._admit(spec, digest, admitted))
 
-    async def _admit(self, request_id: str, digest: str, admitted: Admitted) -> Run:
+    async def _admit(self, spec: StartSpec, digest: str, admitted: Admitted) -> Run:
         async with self._admitting:
-            if same := await self._same_request(request_id, digest):
+            if same := await self._same_request(spec):
                 return same
             self._check_room()
             return await self._insert(admitted, digest)
@@ -138,7 +140,7 @@ class Runner:
             default_notebook=self._admission.default_notebook,
             has_notebook_root=self._admission.has_root,
             uri_schemes=self._admission.uris.schemes,
-            problem=self._problem,
+            problem=self._problem or self._store.problem,
         )
 
     async def find(self, run_id: str) -> Run:
@@ -152,14 +154,19 @@ class Runner:
 
     async def list(
         self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]
-    ) -> tuple[list[tuple[int, Run]], int]:
+    ) -> tuple[list[tuple[int, Run | str]], int]:
         """Return up to `size` runs before a position, newest first, and the position to go on from.
 
-        Each run comes with its own position. The position to go on from is 0 when there are no more.
+        Each run comes with its own position; of one that is damaged there is only the id. The position to go
+        on from is 0 when there are no more.
         """
         rows = await self._store.list(before, size + 1, states, labels)
         more = rows[size - 1].position if len(rows) > size else 0
-        return [(row.position, self._newest_state(row.run)) for row in rows[:size]], more
+        found: list[tuple[int, Run | str]] = [
+            (row.position, self._newest_state(row.run) if isinstance(row, Row) else row.run_id)
+            for row in rows[:size]
+        ]
+        return found, more
 
     async def log(self, run_id: str) -> tuple[str, RunLog]:
         """Return the id and the events of a run, or of the newest one for an empty id.
@@ -194,6 +201,7 @@ class Runner:
 
         Raises:
             RunNotFoundError: There is no such run.
+            StorageFullError: That is so, but the run's end could not be written yet.
         """
         row, active = await self._current(run_id)
         if active is None:
@@ -202,6 +210,11 @@ class Runner:
             # It has ended, and is about to be let go of.
             return active.run, 0
         await self._whole(self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period))
+        if active.is_held:
+            raise StorageFullError(
+                "No process of the run is left, and its end is told when the state folder has room for it.",
+                run_id=run_id,
+            )
         return active.run, active.course.processes_ended
 
     async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:
@@ -249,11 +262,11 @@ class Runner:
             return run
         return dataclasses.replace(active.run, queue_position=self._dispatcher.place(active))
 
-    async def _same_request(self, request_id: str, digest: str) -> Run | None:
-        row = await self._store.find_request(request_id) if request_id else None
+    async def _same_request(self, spec: StartSpec) -> Run | None:
+        row = await self._store.find_request(spec.request_id) if spec.request_id else None
         if row is None:
             return None
-        if row.fingerprint != digest:
+        if not await asyncio.to_thread(is_same, row.fingerprint, spec, self._store.request_key):
             raise RequestIdReusedError(
                 "The request id was used with another payload: take a new one.",
                 field="request_id",

@@ -75,25 +75,21 @@ class RunLog:
         )
 
     async def append(
-        self, run: Run, events: Sequence[Event], written: Written, expire_time: int | None = None
+        self,
+        run: Run,
+        events: Sequence[Event],
+        written: Written,
+        expire_time: int | None = None,
+        *,
+        is_end: bool = False,
     ) -> None:
-        """Make events durable, then show them to the readers.
+        """Make events durable, then show them to the readers; `is_end` as in `Store.append`.
 
         Raises:
             StorageFullError: They could not be written; nobody was shown any.
         """
-        await self.store(run, events, written, expire_time)
+        await self._store.append(self.position, run, events, written, expire_time, is_end=is_end)
         self.publish(events)
-
-    async def store(
-        self, run: Run, events: Sequence[Event], written: Written, expire_time: int | None = None
-    ) -> None:
-        """Make events durable and show them to nobody.
-
-        Raises:
-            StorageFullError: They could not be written.
-        """
-        await self._store.append(self.position, run, events, written, expire_time)
 
     def publish(self, events: Sequence[Event]) -> None:
         """Show events to the readers."""

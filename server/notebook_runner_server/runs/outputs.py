@@ -1,7 +1,7 @@
 """Output: artefacts of a run, made when they are first asked for, and answered in pages.
 
-Every artefact is a file in the run's folder, named by its format and by the last event whose effect it has:
-a page of it is a read at an offset, and the same request answers the same bytes.
+Every artefact is a file, named by its format and by the last event whose effect it has: a page of it is a
+read at an offset, and the same request answers the same bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from notebook_runner_server.runs.model import Run
 from notebook_runner_server.runs.readers import PAGE_SECONDS
 from notebook_runner_server.runs.report import report
 from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs.tables import Row
 
 NOTEBOOK = "notebook"
 FILES = "files"
@@ -142,22 +143,27 @@ class Outputs:
         row = await self._store.find(run.run_id)
         if row is None:
             raise not_found(run.run_id)
-        newest = (
-            row.last_sequence
-            if to == FILES
-            else await self._store.newest_part(row.position, row.last_sequence)
-        )
         if as_of > row.last_sequence:
             raise InvalidFieldError(f"The run has {row.last_sequence} events so far.", field="as_of_sequence")
-        key = min(as_of or newest, newest)
-        artefact = await self._artefact(run, row.position, _Form(to, omit_input), key, fresh=not as_of)
+        newest = await self._version(row, to, row.last_sequence)
+        # Between two events that change it, all are the same artefact.
+        key = await self._version(row, to, as_of) if as_of else newest
         final = row.run.state.is_terminal and key == newest
-        content, total = await asyncio.to_thread(artefacts.read, artefact.path, offset, size)
+        form = _Form(to, omit_input)
+        path = self._store.artefacts.path(run.run_id, f"{form.name}-{key}")
+        with self._store.artefacts.held(path):
+            # All that an ended run has is there to be made again.
+            artefact = await self._artefact(run, row.position, form, key, fresh=final or not as_of)
+            content, total = await asyncio.to_thread(artefacts.read, artefact.path, offset, size)
         if to == FILES:
             self._note_reader(artefact.path, done=offset + len(content) >= total)
         return Page(
             content, total, offset + len(content), artefact.media_type, artefact.sha256 if final else "", key
         )
+
+    async def _version(self, row: Row, to: str, sequence: int) -> int:
+        """Return the event that an artefact is named by, which is the last that changed it."""
+        return sequence if to == FILES else await self._store.newest_part(row.position, sequence)
 
     def _note_reader(self, path: Path, *, done: bool) -> None:
         """Remember that somebody is between two pages of a zip, or is no longer."""
@@ -192,8 +198,7 @@ class Outputs:
         self, run: Run, position: int, form: _Form, key: int, *, fresh: bool
     ) -> artefacts.Artefact:
         """Return an artefact, made now if it has to be."""
-        folder = self._store.folder(run.run_id)
-        path = folder.artefacts / f"{form.name}-{key}"
+        path = self._store.artefacts.path(run.run_id, f"{form.name}-{key}")
         lock = self._making.setdefault(path, asyncio.Lock())
         async with lock:
             try:
@@ -202,15 +207,13 @@ class Outputs:
                 changing = (
                     form.to == FILES and fresh and not run.state.is_terminal and not self._is_read(path)
                 )
-                found = None if changing else await asyncio.to_thread(artefacts.load, path)
+                found = None if changing else self._store.artefacts.find(path)
                 if found is None and form.to == FILES and not fresh:
                     raise InvalidFieldError(
                         "The files as of that event are no longer there: begin again.", field="as_of_sequence"
                     )
                 if found is None:
                     found = await self._make(run, position, form, key, path)
-                    if not run.state.is_terminal:
-                        await asyncio.to_thread(artefacts.forget, folder.artefacts, form.name)
             except OSError as error:
                 raise StorageFullError(f"The artefact cannot be written: {error}.") from error
         return found
@@ -219,29 +222,32 @@ class Outputs:
         folder = self._store.folder(run.run_id)
         if form.to == NOTEBOOK:
             parts = await self._store.parts(position, key)
-            return await asyncio.to_thread(
-                artefacts.save, path, "application/x-ipynb+json", artefacts.writer(folder.notebook(parts))
+            return await self._store.artefacts.add(
+                path,
+                "application/x-ipynb+json",
+                lambda target: artefacts.write(folder.notebook(parts), target),
             )
         if form.to == FILES:
             if left := await asyncio.to_thread(folder.files_left):
                 message = f"the run folder had {left} bytes, too many to come back from its worker"
                 raise ExportFailedError(message, format=form.to)
             try:
-                return await asyncio.to_thread(
-                    artefacts.save,
+                return await self._store.artefacts.add(
                     path,
                     "application/zip",
                     lambda target: files.pack(folder.work, target, self._max_files_bytes),
                 )
             except files.UnpackableError as error:
                 raise ExportFailedError(str(error), format=form.to) from error
-        notebook = await self._artefact(run, position, _Form(NOTEBOOK), key, fresh=False)
         draft = artefacts.draft(path)
+        source = self._store.artefacts.path(run.run_id, f"{NOTEBOOK}-{key}")
         try:
-            media_type = await self._exporter.export(
-                notebook.path, form.to, draft, omit_input=form.omit_input
-            )
-            return await asyncio.to_thread(artefacts.save, path, media_type, draft.replace)
+            with self._store.artefacts.held(source):
+                notebook = await self._artefact(run, position, _Form(NOTEBOOK), key, fresh=False)
+                media_type = await self._exporter.export(
+                    notebook.path, form.to, draft, omit_input=form.omit_input
+                )
+            return await self._store.artefacts.add(path, media_type, draft.replace)
         except RuntimeError as error:
             raise ExportFailedError(f"The notebook cannot be converted: {error}", format=form.to) from error
         finally:

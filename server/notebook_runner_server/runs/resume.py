@@ -5,11 +5,11 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
-# Not in every history: earlier versions had none.
-_RESUME = """
+# Not in every history of version 1.
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS resume ( -- where a run is gone on with after a restart of the server
   position INTEGER PRIMARY KEY, mark INTEGER NOT NULL, part_start INTEGER NOT NULL, size INTEGER NOT NULL
-)
+);
 """
 
 
@@ -26,11 +26,6 @@ class Resume:
     mark: int
     part_start: int
     size: int
-
-
-def create(db: sqlite3.Connection) -> None:
-    """Make the table where there is none."""
-    db.execute(_RESUME)
 
 
 def note(db: sqlite3.Connection, position: int, resume: Resume) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -10,22 +11,23 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.execution.files import FileEvent
-from notebook_runner_server.runs import resume, tables
-from notebook_runner_server.runs.database import Database
+from notebook_runner_server.runs import resume, state_folder, tables
+from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
+from notebook_runner_server.runs.database import DamagedHistoryError, Database
+from notebook_runner_server.runs.errors import StorageFullError, damaged
 from notebook_runner_server.runs.folder import RunFolder, private
 from notebook_runner_server.runs.model import Event, Order, Run, RunState
 from notebook_runner_server.runs.request_key import request_key
+from notebook_runner_server.runs.reserve import RESERVE_BYTES, Reserve
 from notebook_runner_server.runs.resume import Resume
-from notebook_runner_server.runs.tables import Part, Row
+from notebook_runner_server.runs.state_folder import ARTEFACTS, DATABASE, LOCK, RESERVE, RUNS, Aside
+from notebook_runner_server.runs.tables import DamagedRow, Part, Row
 
 EVENTS_A_READ = 256
-DATABASE = "notebook-runner.db"
 _FOR_EVER = 2**63 - 1
 _logger = logging.getLogger(__name__)
 
@@ -58,67 +60,97 @@ class Store:
 
     Args:
         folder: The state folder; made where it is not there.
+        artefact_bytes: What artefacts may take beside them.
 
     Attributes:
+        artefacts: What Output has made.
         count: How many runs it has.
         request_key: The key of the digests of requests, once it is open.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, artefact_bytes: int = DEFAULT_BYTES) -> None:
         self._folder = folder
-        self._runs = folder / "runs"
+        self._runs = folder / RUNS
+        self.artefacts = Artefacts(folder / ARTEFACTS, artefact_bytes)
+        self._reserve = Reserve(folder / RESERVE)
+        self._damaged: dict[str, str] = {}
         self._db = Database(folder / DATABASE)
-        self._lock: IO[str] | None = None
+        self._locks: list[int] = []
         self.count = 0
         self.request_key = b""
 
     async def open(self) -> None:
         """Open the state folder for this server alone.
 
+        What is damaged is set aside, and nothing of a run is removed for want of a row.
+
         Raises:
             StateFolderInUseError: Another server has it open.
+            NewerHistoryError: A newer server has written it; nothing was touched.
             OSError: It cannot be written.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = os.fdopen(private(self._folder / "lock", os.O_WRONLY | os.O_CREAT), "w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StateFolderInUseError(f"another server uses {self._folder}") from error
+        aside = Aside(self._folder)
+        self._lock(aside)
+        version = await asyncio.to_thread(state_folder.check_version, self._folder)
+        await asyncio.to_thread(aside.take_of_wrong_kind)
         self._runs.mkdir(mode=0o700, exist_ok=True)
+        if version == 1:
+            await asyncio.to_thread(state_folder.remove_early_artefacts, self._folder)
+        await asyncio.to_thread(self.artefacts.clear)
         self.request_key = await asyncio.to_thread(request_key, self._folder)
         try:
             await self._db.open(is_first=not any(self._runs.iterdir()))
-        except sqlite3.OperationalError:
-            raise  # it cannot be read now; that is no damage
-        except sqlite3.DatabaseError as error:
-            self._set_aside(error)
+        except DamagedHistoryError as error:
+            aside.take(self._folder.glob(f"{DATABASE}*"), error)
             await self._db.open(is_first=True)
+            await self._db.rebuild(aside.folder / DATABASE)
+        await self._has_reserve()
         known = await self._db.read(tables.run_ids)
         self.count = len(known)
-        await asyncio.to_thread(self._remove_strays, known)
+        await self._remove_forgotten(known)
+        await asyncio.to_thread(self._set_strays_aside, known, aside)
 
-    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
-        """Move a damaged history out of the way, whole, for whoever can mend it."""
-        aside = self._folder / f"damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
-        aside.mkdir(mode=0o700)
-        for path in [*self._folder.glob(f"{DATABASE}*"), self._runs]:
-            path.rename(aside / path.name)
-        self._runs.mkdir(mode=0o700)
-        about = {"aside": str(aside), "why": str(error)}
-        _logger.error("the history is damaged and was set aside", extra=about)
+    def _lock(self, aside: Aside) -> None:
+        """Keep other servers out until `close`, also when somebody has removed the file that is locked.
 
-    def _remove_strays(self, known: set[str]) -> None:
-        """Remove the folders of runs that are not in the history: never acknowledged, or forgotten."""
-        for path in self._runs.iterdir():
-            if path.name not in known:
-                RunFolder(path).remove()
+        Raises:
+            StateFolderInUseError: Another server has it open.
+        """
+        try:
+            self._locks.append(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            # Some file systems (NFS) lock files alone.
+            try:
+                fcntl.flock(self._locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if isinstance(error, BlockingIOError):
+                    raise
+            aside.take_of_wrong_kind(LOCK)
+            self._locks.append(private(self._folder / LOCK, os.O_WRONLY | os.O_CREAT))
+            fcntl.flock(self._locks[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateFolderInUseError(f"another server uses {self._folder}") from error
+
+    async def _remove_forgotten(self, known: set[str]) -> None:
+        """Remove the folders of runs that were removed by a server that died before their folders were."""
+        forgotten = await self._db.read(tables.forgotten_ids)
+        for path in [path for path in self._runs.iterdir() if path.name in forgotten - known]:
+            await asyncio.to_thread(RunFolder(path).remove)
+        if forgotten:
+            # The disk may be full.
+            with contextlib.suppress(StorageFullError):
+                await self._db.write(tables.folders_removed, forgotten)
+
+    def _set_strays_aside(self, known: set[str], aside: Aside) -> None:
+        """Move away the folders of runs that are not in the history: it may have lost them."""
+        strays = [path for path in self._runs.iterdir() if path.name not in known]
+        aside.take(strays, "it is not in the history, which has lost it or never had it")
 
     async def close(self) -> None:
         """Close the state folder."""
         await self._db.close()
-        if self._lock is not None:
-            self._lock.close()
+        while self._locks:
+            os.close(self._locks.pop())
 
     def folder(self, run_id: str) -> RunFolder:
         """Return a run's folder."""
@@ -130,8 +162,9 @@ class Store:
         """Make a new run durable with its first event and the notebook to execute; return its position.
 
         Raises:
-            StorageFullError: It could not be written; nothing of it is left.
+            StorageFullError: It could not be written, or its end could not; nothing of it is left.
         """
+        await self._check_reserve()
         folder = self.folder(run.run_id)
 
         def write(db: sqlite3.Connection) -> int:
@@ -162,8 +195,18 @@ class Store:
         events: Sequence[Event],
         written: Written,
         expire_time: int | None,
+        *,
+        is_end: bool = False,
     ) -> None:
         """Make events durable, after the parts that they tell of.
+
+        Args:
+            position: The run's position.
+            run: The run after them.
+            events: What happened.
+            written: What goes into its files.
+            expire_time: When the run may be forgotten; None: it has not ended.
+            is_end: It belongs to the end of the run, for which room is kept.
 
         Raises:
             StorageFullError: They could not be written.
@@ -180,24 +223,91 @@ class Store:
             if written.resume is not None:
                 resume.note(db, position, written.resume)
 
-        await self._db.write(write)
+        if not is_end:
+            await self._check_reserve()
+        try:
+            await self._db.write(write)
+        except StorageFullError:
+            if not (is_end and self._reserve.is_there):
+                raise
+            await self._db.run_in_order(self._reserve.release)
+            await self._db.write(write)
+        if events and run.state is RunState.STARTING:
+            # A worker is to have it now: should the history lose this event, it is not executed again.
+            await self._db.run_in_order(self.folder(run.run_id).note_begun)
+
+    async def _check_reserve(self) -> None:
+        """Keep what room there is for the ends of the runs that go on.
+
+        Raises:
+            StorageFullError: There is no more than that.
+        """
+        if not await self._has_reserve():
+            raise StorageFullError(self._no_reserve)
+
+    async def _has_reserve(self) -> bool:
+        return self._reserve.is_there or await asyncio.to_thread(self._reserve.make)
+
+    @property
+    def _no_reserve(self) -> str:
+        return f"The state folder has no room for {RESERVE_BYTES} bytes, which the ends of runs may need."
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be written now; empty: it can."""
+        return self._db.problem or ("" if self._reserve.is_there else self._no_reserve)
+
+    async def look_for_room(self) -> None:
+        """Look whether there is room again, after there was none."""
+        if self.problem and await self._has_reserve():
+            with contextlib.suppress(StorageFullError):
+                await self._db.write(tables.touch)
 
     async def find(self, run_id: str) -> Row | None:
-        """Return a run by its id, or the newest one for an empty id; None: there is none."""
-        row = await self._db.read(tables.find_run, run_id)
-        return row if row is None or row.run.state.is_terminal else self._with_secrets(row)
+        """Return a run by its id, or the newest one for an empty id; None: there is none.
+
+        Raises:
+            DamagedRunError: What there is of it is damaged.
+        """
+        return self._checked(await self._db.read(tables.find_run, run_id))
 
     async def find_request(self, request_id: str) -> Row | None:
-        """Return the run of a request id; None: there is none."""
-        return await self._db.read(tables.find_request, request_id)
+        """Return the run of a request id; None: there is none.
+
+        Raises:
+            DamagedRunError: What there is of it is damaged.
+        """
+        return self._checked(await self._db.read(tables.find_request, request_id))
+
+    def _checked(self, row: Row | None) -> Row | None:
+        if row is not None and (why := self._damaged.get(row.run.run_id)):
+            raise damaged(row.run.run_id, why)
+        return row
 
     async def unended(self) -> list[Row]:
-        """Return the runs that have not ended, oldest first."""
-        return [self._with_secrets(row) for row in await self._db.read(tables.unended_runs)]
+        """Return the runs that have not ended, oldest first; those that are damaged are named in the log."""
+        rows = await self._db.read(tables.unended_runs)
+        for row in rows:
+            if isinstance(row, DamagedRow):
+                self.note_damage(row.run_id, row.why)
+        return [row for row in rows if isinstance(row, Row)]
 
-    def _with_secrets(self, row: Row) -> Row:
+    def order(self, row: Row) -> Order:
+        """Return what a worker is to do for a run that has not ended; blocks.
+
+        Raises:
+            DamagedRunError: It cannot be read.
+        """
         environment, output_uri = self.folder(row.run.run_id).secrets()
-        return replace(row, order=replace(row.order, environment=environment, output_uri=output_uri))
+        # The first versions kept them in the row.
+        environment = environment or dict(row.order.environment)
+        return replace(row.order, environment=environment, output_uri=output_uri)
+
+    def note_damage(self, run_id: str, why: object) -> None:
+        """Remember that a run cannot be gone on with or answered, and say so in the log."""
+        if run_id not in self._damaged:
+            self._damaged[run_id] = str(why)
+            _logger.error("a run is damaged", extra={"run_id": run_id, "why": str(why)})
 
     async def events(self, position: int, after: int) -> list[Event]:
         """Return some events of a run after a sequence number, in order; none: there are no more."""
@@ -245,7 +355,8 @@ class Store:
     def size(self) -> int:
         """Return how many bytes the state folder has in all; blocks."""
         files = [path for path in self._folder.iterdir() if path.is_file()]
-        return sum(path.stat().st_size for path in files) + sum(self.sizes().values())
+        others = sum(map(folder_tree.size, [self._folder / ARTEFACTS, *state_folder.asides(self._folder)]))
+        return sum(path.stat().st_size for path in files) + sum(self.sizes().values()) + others
 
     def free_bytes(self) -> int:
         """Return how many bytes there is room for on the state folder's file system."""
@@ -257,9 +368,21 @@ class Store:
         await self._db.write(tables.delete_run, row.position)
         self.count -= 1
         await asyncio.to_thread(self.folder(row.run.run_id).remove)
+        await self.artefacts.forget(row.run.run_id)
+        await self._db.write(tables.folders_removed, [row.run.run_id])
 
     async def list(
         self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]
-    ) -> list[Row]:
+    ) -> list[Row | DamagedRow]:
         """Return up to `size` runs before a position, newest first, that match states and labels."""
-        return await self._db.read(tables.list_runs, before, size, states, labels)
+        rows = await self._db.read(tables.list_runs, before, size, states, labels)
+        for row in rows:
+            if isinstance(row, DamagedRow):
+                self.note_damage(row.run_id, row.why)
+        why = self._damaged
+        return [
+            DamagedRow(row.position, row.run_id, why[row.run_id])
+            if isinstance(row, Row) and row.run_id in why
+            else row
+            for row in rows
+        ]

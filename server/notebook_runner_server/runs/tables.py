@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from notebook_runner_server.runs import codec, resume
+from notebook_runner_server.runs.errors import damaged
 from notebook_runner_server.runs.model import Event, Order, Run, RunState
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""What PRAGMA user_version says of a history that this server has opened."""
 
 _SCHEMA = """
 CREATE TABLE runs (
@@ -22,7 +27,9 @@ CREATE TABLE runs (
   parameters TEXT NOT NULL,
   work_order TEXT NOT NULL,
   last_sequence INTEGER NOT NULL,
-  expire_time INTEGER              -- NULL: the run has not ended
+  expire_time INTEGER,             -- NULL: the run has not ended
+  start_checksum INTEGER,          -- of what never changes; checksums are NULL where version 1 wrote
+  checksum INTEGER                 -- of what does
 );
 CREATE INDEX runs_by_state ON runs (state, position);
 CREATE INDEX runs_by_expiry ON runs (expire_time) WHERE expire_time IS NOT NULL;
@@ -32,14 +39,29 @@ CREATE TABLE labels (
 ) WITHOUT ROWID;
 CREATE TABLE events (
   position INTEGER NOT NULL, sequence INTEGER NOT NULL, time INTEGER NOT NULL, event TEXT NOT NULL,
+  checksum INTEGER,
   PRIMARY KEY (position, sequence)
 ) WITHOUT ROWID;
 CREATE TABLE parts (               -- where each version of each part is in the run's file of parts
   position INTEGER NOT NULL, part INTEGER NOT NULL, sequence INTEGER NOT NULL,
   start INTEGER NOT NULL, length INTEGER NOT NULL,
+  content_checksum INTEGER,        -- of the bytes there
+  checksum INTEGER,
   PRIMARY KEY (position, part, sequence)
 ) WITHOUT ROWID;
 CREATE INDEX parts_by_sequence ON parts (position, sequence);
+CREATE TABLE forgotten (           -- runs that were removed, and whose folders may be there yet
+  run_id TEXT PRIMARY KEY
+) WITHOUT ROWID;
+"""
+
+_FROM_VERSION_1 = """
+ALTER TABLE runs ADD COLUMN start_checksum INTEGER;
+ALTER TABLE runs ADD COLUMN checksum INTEGER;
+ALTER TABLE events ADD COLUMN checksum INTEGER;
+ALTER TABLE parts ADD COLUMN content_checksum INTEGER;
+ALTER TABLE parts ADD COLUMN checksum INTEGER;
+CREATE TABLE forgotten (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
 
@@ -53,6 +75,11 @@ class Row:
     last_sequence: int
     fingerprint: str
 
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self.run.run_id
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -62,10 +89,36 @@ class Part:
     sequence: int
     start: int
     length: int
+    checksum: int | None = field(default=None, compare=False)
+    """Of its bytes; None: version 1 wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedRow:
+    """A run whose row cannot be understood."""
+
+    position: int
+    run_id: str
+    why: str
+
+
+class NewerHistoryError(RuntimeError):
+    """The history was written by a newer server.
+
+    Args:
+        where: The database file.
+        version: What its `PRAGMA user_version` says.
+    """
+
+    def __init__(self, where: object, version: int) -> None:
+        super().__init__(
+            f"The history {where} has version {version}, and this server knows versions up to "
+            f"{SCHEMA_VERSION}. Start the newer server that wrote it, or choose another --state-dir."
+        )
 
 
 def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
-    """Make the tables where there are none.
+    """Make the tables where there are none, and bring those of earlier versions up to date.
 
     Args:
         db: The database.
@@ -74,12 +127,18 @@ def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
     Raises:
         sqlite3.DatabaseError: They are not there, and should be.
     """
-    is_new = db.execute("PRAGMA user_version").fetchone()[0] == 0
-    if is_new and not is_first:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0 and not is_first:
         raise sqlite3.DatabaseError("there are runs, and no history of them")
-    if is_new:
-        db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-    resume.create(db)
+    if version < SCHEMA_VERSION:
+        script = _FROM_VERSION_1 if version else _SCHEMA
+        db.executescript(f"BEGIN; {resume.SCHEMA} {script} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    check_schema(db)
+
+
+def checksum(*values: Any) -> int:
+    """Return a checksum of the values of some columns."""
+    return zlib.crc32(repr(values).encode())
 
 
 def insert_run(
@@ -96,11 +155,17 @@ def insert_run(
         codec.encode_order(order),
         event.sequence,
     )
+    run_id, request_id, _, state, text, parameters, work_order, last_sequence = row
+    sums = (
+        checksum(run_id, request_id, fingerprint, parameters, work_order),
+        checksum(state, text, last_sequence, None),
+    )
     position = db.execute(
         "INSERT INTO runs"
-        " (run_id, request_id, fingerprint, state, run, parameters, work_order, last_sequence)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        row,
+        " (run_id, request_id, fingerprint, state, run, parameters, work_order, last_sequence,"
+        "  start_checksum, checksum)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*row, *sums),
     ).lastrowid
     assert position is not None  # noqa: S101 - an INSERT gives one
     pairs = ((name, value, position) for name, value in run.labels.items())
@@ -121,26 +186,44 @@ def append(
     _insert_events(db, position, events, parts)
     encoded = codec.encode_run(replace(run, parameters={}))
     if events:
+        values = (run.state.value, encoded, events[-1].sequence, expire_time)
         db.execute(
-            "UPDATE runs SET state = ?, run = ?, last_sequence = ?, expire_time = ? WHERE position = ?",
-            (run.state.value, encoded, events[-1].sequence, expire_time, position),
+            "UPDATE runs SET state = ?, run = ?, last_sequence = ?, expire_time = ?, checksum = ?"
+            " WHERE position = ?",
+            (*values, checksum(*values), position),
         )
 
 
 def _insert_events(
     db: sqlite3.Connection, position: int, events: Sequence[Event], parts: Iterable[Part]
 ) -> None:
+    rows = ((position, event.sequence, event.time, codec.encode_event(event)) for event in events)
     db.executemany(
-        "INSERT INTO events (position, sequence, time, event) VALUES (?, ?, ?, ?)",
-        ((position, event.sequence, event.time, codec.encode_event(event)) for event in events),
+        "INSERT INTO events (position, sequence, time, event, checksum) VALUES (?, ?, ?, ?, ?)",
+        ((*row, checksum(*row)) for row in rows),
     )
+    places = ((position, part.part, part.sequence, part.start, part.length, part.checksum) for part in parts)
     db.executemany(
-        "INSERT OR REPLACE INTO parts (position, part, sequence, start, length) VALUES (?, ?, ?, ?, ?)",
-        ((position, part.part, part.sequence, part.start, part.length) for part in parts),
+        "INSERT OR REPLACE INTO parts (position, part, sequence, start, length, content_checksum, checksum)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        ((*place, checksum(*place)) for place in places),
     )
 
 
-_COLUMNS = "position, run, parameters, work_order, last_sequence, fingerprint"
+_COLUMNS = (
+    "position, run_id, request_id, fingerprint, parameters, work_order, start_checksum,"
+    " state, run, last_sequence, expire_time, checksum"
+)
+
+_TABLES = {
+    _COLUMNS: "runs",
+    "name, value, position": "labels",
+    "position, sequence, time, event, checksum": "events",
+    "position, part, sequence, start, length, content_checksum, checksum": "parts",
+    "position, mark, part_start, size": "resume",
+    "run_id": "forgotten",
+}
+_EVENTS_A_CHECK = 256
 
 
 def find_run(db: sqlite3.Connection, run_id: str) -> Row | None:
@@ -154,15 +237,15 @@ def find_request(db: sqlite3.Connection, request_id: str) -> Row | None:
     return _row(db, "WHERE request_id = ?", (request_id,))
 
 
-def unended_runs(db: sqlite3.Connection) -> list[Row]:
+def unended_runs(db: sqlite3.Connection) -> list[Row | DamagedRow]:
     """Return the runs that have not ended, oldest first."""
     states = [state.value for state in RunState if not state.is_terminal]
     marks = ", ".join("?" * len(states))
     rows = db.execute(
         f"SELECT {_COLUMNS} FROM runs WHERE state IN ({marks}) ORDER BY position",  # noqa: S608 - only marks
         states,
-    )
-    return [_decode(row) for row in rows]
+    ).fetchall()
+    return [_row_or_damaged(row) for row in rows]
 
 
 def list_runs(
@@ -171,7 +254,7 @@ def list_runs(
     size: int,
     states: Sequence[RunState],
     labels: Mapping[str, str],
-) -> list[Row]:
+) -> list[Row | DamagedRow]:
     """Return up to `size` runs before a position, newest first, that match states and labels."""
     where: list[str] = ["position < ?"]
     values: list[str | int] = [before]
@@ -182,7 +265,7 @@ def list_runs(
         where.append("position IN (SELECT position FROM labels WHERE name = ? AND value = ?)")
         values += [name, value]
     text = f"SELECT {_COLUMNS} FROM runs WHERE {' AND '.join(where)} ORDER BY position DESC LIMIT ?"  # noqa: S608 - only marks
-    return [_decode(row) for row in db.execute(text, (*values, size))]
+    return [_row_or_damaged(row) for row in db.execute(text, (*values, size)).fetchall()]
 
 
 _ENOUGH = 128 * 1024
@@ -191,44 +274,53 @@ _ENOUGH = 128 * 1024
 
 def read_events(db: sqlite3.Connection, position: int, after: int, limit: int) -> list[Event]:
     """Return up to `limit` events of a run after a sequence number, and no more when they are large."""
-    rows = db.execute(
-        "SELECT sequence, time, event FROM events WHERE position = ? AND sequence > ?"
+    cursor = db.execute(
+        "SELECT position, sequence, time, event, checksum FROM events WHERE position = ? AND sequence > ?"
         " ORDER BY sequence LIMIT ?",
         (position, after, limit),
     )
-    return _enough(rows)
-
-
-def _enough(rows: Iterable[tuple[int, int, str]]) -> list[Event]:
     events: list[Event] = []
     size = 0
-    for sequence, time, text in rows:
-        events.append(codec.decode_event(sequence, time, text))
-        size += len(text)
-        if size >= _ENOUGH:
-            break
+    # A cursor that is not read to its end would keep the connection from seeing what is written later.
+    with contextlib.closing(cursor):
+        for row in cursor:
+            event = _event(db, row)
+            if event.sequence != after + 1 + len(events):
+                raise damaged(_run_id(db, position), f"event {after + 1 + len(events)} is missing")
+            events.append(event)
+            size += len(row[3])
+            if size >= _ENOUGH:
+                break
     return events
 
 
 def read_events_back(db: sqlite3.Connection, position: int, before: int, limit: int) -> list[Event]:
     """Return up to `limit` events of a run before a sequence number, newest first; fewer when large."""
-    rows = db.execute(
-        "SELECT sequence, time, event FROM events WHERE position = ? AND sequence < ?"
+    cursor = db.execute(
+        "SELECT position, sequence, time, event, checksum FROM events WHERE position = ? AND sequence < ?"
         " ORDER BY sequence DESC LIMIT ?",
         (position, before, limit),
     )
-    return _enough(rows)
+    events: list[Event] = []
+    size = 0
+    with contextlib.closing(cursor):
+        for row in cursor:
+            events.append(_event(db, row))
+            size += len(row[3])
+            if size >= _ENOUGH:
+                break
+    return events
 
 
 def read_parts(db: sqlite3.Connection, position: int, as_of: int) -> list[Part]:
     """Return the version that each part had at a sequence number, in the order of the parts."""
     rows = db.execute(
         # SQLite takes the other columns from the row that has the maximum.
-        "SELECT part, MAX(sequence), start, length FROM parts WHERE position = ? AND sequence <= ?"
-        " GROUP BY part ORDER BY part",
+        "SELECT position, part, MAX(sequence), start, length, content_checksum, checksum FROM parts"
+        " WHERE position = ? AND sequence <= ? GROUP BY part ORDER BY part",
         (position, as_of),
-    )
-    return [Part(*row) for row in rows]
+    ).fetchall()
+    return [_part(db, row) for row in rows]
 
 
 def newest_part(db: sqlite3.Connection, position: int, as_of: int) -> int:
@@ -244,8 +336,9 @@ def ended_runs(db: sqlite3.Connection, until: int, after: int, limit: int) -> li
         f"SELECT {_COLUMNS} FROM runs"  # noqa: S608 - a constant
         " WHERE expire_time <= ? AND position > ? ORDER BY position LIMIT ?",
         (until, after, limit),
-    )
-    return [_decode(row) for row in rows]
+    ).fetchall()
+    # One that is damaged may not be over, and stays.
+    return [row for row in map(_row_or_damaged, rows) if isinstance(row, Row)]
 
 
 def count_ended(db: sqlite3.Connection) -> int:
@@ -260,17 +353,121 @@ def run_ids(db: sqlite3.Connection) -> set[str]:
 
 
 def delete_run(db: sqlite3.Connection, position: int) -> None:
-    """Remove a run with all that belongs to it."""
+    """Remove a run with all that belongs to it but its folder, which may go now."""
+    db.execute(
+        "INSERT OR IGNORE INTO forgotten (run_id) SELECT run_id FROM runs WHERE position = ?", (position,)
+    )
     for table in ("parts", "events", "labels", "resume", "runs"):
         db.execute(f"DELETE FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the names above
 
 
+def touch(db: sqlite3.Connection) -> None:
+    """Write, and change nothing."""
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def check_schema(db: sqlite3.Connection) -> None:
+    """Look whether the tables are those that this program makes.
+
+    Raises:
+        sqlite3.OperationalError: They are not.
+    """
+    for columns, table in _TABLES.items():
+        db.execute(f"SELECT {columns} FROM {table} LIMIT 0")  # noqa: S608 - constants
+
+
+def check_run(db: sqlite3.Connection, position: int) -> Row:
+    """Return a run of which all is there as it was written.
+
+    Raises:
+        DamagedRunError: It is not.
+    """
+    row = db.execute(f"SELECT {_COLUMNS} FROM runs WHERE position = ?", (position,)).fetchone()  # noqa: S608 - a constant
+    if row is None:
+        raise damaged("", f"there is no row {position}")
+    found = _row_or_damaged(row)
+    if isinstance(found, DamagedRow):
+        raise damaged(found.run_id, found.why)
+    last = 0
+    while events := read_events(db, position, last, _EVENTS_A_CHECK):
+        last = events[-1].sequence
+    if last != found.last_sequence:
+        raise damaged(found.run.run_id, f"its last event is {last} and not {found.last_sequence}")
+    read_parts(db, position, last)
+    return found
+
+
+def forgotten_ids(db: sqlite3.Connection) -> set[str]:
+    """Return the ids of removed runs whose folders may be there yet."""
+    return {run_id for (run_id,) in db.execute("SELECT run_id FROM forgotten")}
+
+
+def folders_removed(db: sqlite3.Connection, run_ids: Iterable[str]) -> None:
+    """Note that the folders of removed runs are gone."""
+    db.executemany("DELETE FROM forgotten WHERE run_id = ?", ((run_id,) for run_id in run_ids))
+
+
+def _run_id(db: sqlite3.Connection, position: int) -> str:
+    row = db.execute("SELECT run_id FROM runs WHERE position = ?", (position,)).fetchone()
+    return "" if row is None else str(row[0])
+
+
 def _row(db: sqlite3.Connection, where: str, values: tuple[str, ...]) -> Row | None:
     row = db.execute(f"SELECT {_COLUMNS} FROM runs {where}", values).fetchone()  # noqa: S608 - constants
-    return None if row is None else _decode(row)
+    if row is None:
+        return None
+    found = _row_or_damaged(row)
+    if isinstance(found, DamagedRow):
+        raise damaged(found.run_id, found.why)
+    return found
 
 
-def _decode(row: tuple[int, str, str, str, int, str]) -> Row:
-    position, run, parameters, order, last_sequence, fingerprint = row
-    whole = replace(codec.decode_run(run), parameters=codec.decode_parameters(parameters))
-    return Row(position, whole, codec.decode_order(order), last_sequence, fingerprint)
+def _row_or_damaged(row: tuple[Any, ...]) -> Row | DamagedRow:
+    position, run_id, request_id, fingerprint, parameters, order, start_checksum, *rest = row
+    state, run, last_sequence, expire_time, run_checksum = rest
+    try:
+        _compare(start_checksum, run_id, request_id, fingerprint, parameters, order)
+        _compare(run_checksum, state, run, last_sequence, expire_time)
+        whole = replace(codec.decode_run(run), parameters=codec.decode_parameters(parameters))
+        if (whole.run_id, whole.request_id, whole.state.value) != (run_id, request_id or "", state):
+            raise ValueError("its row speaks of another run or state")
+        return Row(position, whole, codec.decode_order(order), int(last_sequence), str(fingerprint))
+    except _MEANINGLESS as error:
+        return DamagedRow(position, str(run_id), _why(error))
+
+
+def _event(db: sqlite3.Connection, row: tuple[Any, ...]) -> Event:
+    position, sequence, time, text, found = row
+    try:
+        _compare(found, position, sequence, time, text)
+        return codec.decode_event(sequence, time, text)
+    except _MEANINGLESS as error:
+        raise damaged(_run_id(db, position), f"event {sequence}: {_why(error)}") from error
+
+
+def _part(db: sqlite3.Connection, row: tuple[Any, ...]) -> Part:
+    *values, found = row
+    try:
+        _compare(found, *values)
+    except ValueError as error:
+        raise damaged(_run_id(db, values[0]), f"part {values[1]}: {_why(error)}") from error
+    return Part(*values[1:])
+
+
+# What decoding something else than was encoded raises.
+_MEANINGLESS = (ValueError, TypeError, LookupError, AttributeError)
+
+
+def _compare(expected: int | None, *values: Any) -> None:
+    """Refuse columns that are not as they were written.
+
+    Raises:
+        ValueError: They are not.
+    """
+    # Version 1 wrote no checksum; all that it wrote is text.
+    if expected is not None and checksum(*values) != expected:
+        raise ValueError("the checksum is not that of what is there")
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]

@@ -1,0 +1,291 @@
+"""Histories of other versions: earlier ones are served whole, later ones are refused untouched."""
+
+import functools
+import hashlib
+import hmac
+import json
+import os
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner_server.runs.tables import SCHEMA_VERSION
+from tests.support.calls import SECONDS, artefact, duration, finish, history, inline, perform, start
+from tests.support.errors import refused
+from tests.support.mortal import MortalServer
+from tests.support.notebooks import content
+from tests.support.server import PROGRAM
+
+pytestmark = pytest.mark.process_pool("a state folder that is made by the test has no runs on a cluster")
+
+DATABASE = "notebook-runner.db"
+KEY = bytes(range(32))
+NOTEBOOK = content("1")
+# As the first version made them; a later one of version 1 added `resume`.
+TABLES = """
+CREATE TABLE runs (
+  position INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL UNIQUE, request_id TEXT UNIQUE,
+  fingerprint TEXT NOT NULL, state TEXT NOT NULL, run TEXT NOT NULL, parameters TEXT NOT NULL,
+  work_order TEXT NOT NULL, last_sequence INTEGER NOT NULL, expire_time INTEGER
+);
+CREATE INDEX runs_by_state ON runs (state, position);
+CREATE INDEX runs_by_expiry ON runs (expire_time) WHERE expire_time IS NOT NULL;
+CREATE TABLE labels (
+  name TEXT NOT NULL, value TEXT NOT NULL, position INTEGER NOT NULL, PRIMARY KEY (name, value, position)
+) WITHOUT ROWID;
+CREATE TABLE events (
+  position INTEGER NOT NULL, sequence INTEGER NOT NULL, time INTEGER NOT NULL, event TEXT NOT NULL,
+  PRIMARY KEY (position, sequence)
+) WITHOUT ROWID;
+CREATE TABLE parts (
+  position INTEGER NOT NULL, part INTEGER NOT NULL, sequence INTEGER NOT NULL,
+  start INTEGER NOT NULL, length INTEGER NOT NULL, PRIMARY KEY (position, part, sequence)
+) WITHOUT ROWID;
+CREATE INDEX parts_by_sequence ON parts (position, sequence);
+PRAGMA user_version = 1;
+"""
+RESUME = """
+CREATE TABLE resume (
+  position INTEGER PRIMARY KEY, mark INTEGER NOT NULL, part_start INTEGER NOT NULL, size INTEGER NOT NULL
+);
+"""
+LIMITS = {
+    "run_timeout": 0.0,
+    "cell_timeout": 2.0,
+    "output_timeout": 0.0,
+    "memory_bytes": 0,
+    "cell_output_bytes": 0,
+    "run_output_bytes": 0,
+    "processes": 0,
+}
+COMMON: dict[str, Any] = {
+    "content": hashlib.sha256(NOTEBOOK).hexdigest(),
+    "path": None,
+    "parameters": {},
+    "kernel_name": "",
+    "allow_errors": False,
+    "environment": {"NBR_A": "b"},
+    "labels": {"c": "d"},
+    "retention": None,
+}
+
+
+def plain(payload: dict[str, Any]) -> str:
+    """A digest without a key."""
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+def keyed(payload: dict[str, Any]) -> str:
+    """A digest with one."""
+    return hmac.digest(KEY, json.dumps(payload, sort_keys=True).encode(), "sha256").hex()
+
+
+# What each form has of a request with a cell's time-out of two seconds: digest, and limits of the order.
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "first": (
+        plain({**COMMON, "run_timeout": None, "cell_timeout": 2.0}),
+        {"run_timeout": 0.0, "cell_timeout": 2.0},
+    ),
+    "output timeout": (
+        plain({**COMMON, "run_timeout": None, "cell_timeout": 2.0, "output_timeout": None}),
+        {"run_timeout": 0.0, "cell_timeout": 2.0, "output_timeout": 0.0},
+    ),
+    "limits": (plain({**COMMON, "limits": LIMITS}), {"limits": LIMITS}),
+    "key": (
+        keyed({**COMMON, "limits": LIMITS, "notebook_uri": None, "output_uri": ""}),
+        {"limits": LIMITS, "output_uri": ""},
+    ),
+    "origin": (
+        keyed({**COMMON, "limits": LIMITS, "notebook_uri": None, "output_uri": ""}),
+        {"limits": LIMITS, "output_uri": "", "origin": {"call_id": "a", "traceparent": "", "tracestate": ""}},
+    ),
+}
+
+
+def run(name: str, state: str, **fields: Any) -> dict[str, Any]:
+    """A run as the first version wrote it."""
+    return {
+        "run_id": name,
+        "request_id": f"id-{name}",
+        "state": state,
+        "create_time": 1,
+        "cells_total": 1,
+        "kernel_name": "python3",
+        "parameters": {},
+        "labels": {"c": "d"},
+        "notebook_path": "",
+        "start_time": 0,
+        "end_time": 0,
+        "cells_completed": 0,
+        "current_cell": None,
+        "failure": None,
+        "queue_position": None,
+        **fields,
+    }
+
+
+def insert(db: sqlite3.Connection, state: Path, one: dict[str, Any], form: str) -> None:
+    """Writes a run, its events and its folder."""
+    digest, limits = FORMS[form]
+    order = {"working_folder": "", "allow_errors": False, "environment": {}, "retention": 6e5, **limits}
+    if one["state"] == "queued":
+        # Early versions kept them here.
+        order["environment"] = {"NBR_A": "b"}
+    events = [[0, 1, "run", run(one["run_id"], "queued")]]
+    if one["state"] in {"succeeded", "failed"}:
+        events.append([0, 1, "run", run(one["run_id"], "running", start_time=2)])
+    if one["state"] != "queued":
+        events.append([one["cells_completed"], 1, "run", one])
+    values = (
+        *(one["run_id"], one["request_id"], digest, one["state"], json.dumps(one), "{}", json.dumps(order)),
+        *(len(events), None if one["state"] in {"queued", "running"} else 2**62),
+    )
+    text = (
+        "INSERT INTO runs (run_id, request_id, fingerprint, state, run, parameters, work_order,"
+        " last_sequence, expire_time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    )
+    position = db.execute(text, values).lastrowid
+    db.execute("INSERT INTO labels VALUES ('c', 'd', ?)", (position,))
+    for number, event in enumerate(events, 1):
+        db.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (position, number, number, json.dumps(event)))
+    cell = (
+        b'\n  {\n   "cell_type": "code",\n   "execution_count": null,\n   "id": "one",\n   "metadata": {},\n'
+        b'   "outputs": [],\n   "source": [\n    "import os; print(os.environ.get(\'NBR_A\'))"\n   ]\n  }'
+    )
+    tail = b'\n ],\n "metadata": {},\n "nbformat": 4,\n "nbformat_minor": 5\n}\n'
+    db.execute("INSERT INTO parts VALUES (?, 0, 0, 0, ?)", (position, len(cell)))
+    db.execute("INSERT INTO parts VALUES (?, -1, 0, ?, ?)", (position, len(cell), len(tail)))
+    folder = state / "runs" / str(one["run_id"])
+    (folder / "work").mkdir(parents=True)
+    (folder / "artefacts").mkdir()
+    (folder / "parts").write_bytes(cell + tail)
+
+
+def request(name: str, **fields: Any) -> pb.StartRequest:
+    """The request that was made then."""
+    return pb.StartRequest(
+        **{
+            "notebook_content": NOTEBOOK,
+            "request_id": f"id-{name}",
+            "environment": {"NBR_A": "b"},
+            "labels": {"c": "d"},
+            "cell_timeout": duration(2.0),
+            **fields,
+        }
+    )
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"allow_errors": True},
+    {"cell_timeout": duration(3.0)},
+    {"kernel_name": "python3"},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_earlier_history_is_served_whole(tmp_path: Path, form: str) -> None:
+    """Each form of version 1: runs are listed, followed and read, those that wait go on, requests known."""
+    state = tmp_path / "state"
+    (state / "runs").mkdir(parents=True)
+    if form in {"key", "origin"}:
+        (state / "request-key").write_bytes(KEY)
+    failure = {"cause": "cell_error", "message": "m", "cell_index": 0, "cell_id": "one"}
+    failure = {**failure, "exception_name": "E", "exception_message": "e", "traceback": "t"}
+    with closing(sqlite3.connect(state / DATABASE)) as db:
+        db.executescript(TABLES + (RESUME if form == "origin" else ""))
+        insert(db, state, run("done", "succeeded", start_time=2, end_time=3, cells_completed=1), form)
+        failed = run(
+            "bad", "failed", start_time=2, end_time=3, failure={**failure, "signal": "", "exit_code": None}
+        )
+        insert(db, state, failed, form)
+        insert(db, state, run("going", "running", start_time=2), form)
+        insert(db, state, run("waits", "queued"), form)
+        db.commit()
+    for _ in range(2):
+        with MortalServer(state, "--warm-kernels", "none") as server:
+            assert history(server.stub) == ["waits", "going", "bad", "done"]
+            waited = finish(server.stub, "waits")
+            assert waited.run.state == pb.RUN_STATE_SUCCEEDED
+            if form not in {"key", "origin"}:
+                assert "b\n" in [event.cell_output.stream.text for event in waited.events]
+            assert finish(server.stub, "going").run.state == pb.RUN_STATE_INTERRUPTED
+            assert finish(server.stub, "bad").run.failure.exception_name == "E"
+            assert b'"id": "one"' in artefact(server.stub, "done")
+            for name in ("done", "bad", "going", "waits"):
+                assert start(server.stub, request(name)).run_id == name
+                for change in CHANGES:
+                    refusal = refused(functools.partial(start, server.stub, request(name, **change)))
+                    assert refusal.kind == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+            server.die()
+    with closing(sqlite3.connect(state / DATABASE)) as db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
+
+
+def test_a_repeated_request_is_known_when_the_key_was_lost(tmp_path: Path) -> None:
+    """Its payload cannot be compared any more: the id decides, and nothing is executed a second time."""
+    with MortalServer(tmp_path, "--warm-kernels", "none") as server:
+        ended = perform(server.stub, inline("1", request_id="once")).run
+    (tmp_path / "request-key").write_bytes(os.urandom(32))
+    with MortalServer(tmp_path, "--warm-kernels", "none") as server:
+        assert start(server.stub, inline("1", request_id="once")).run_id == ended.run_id
+        assert history(server.stub) == [ended.run_id]
+
+
+def untouched(state: Path) -> dict[str, bytes]:
+    """All files of a state folder but what SQLite shares between processes."""
+    files = [path for path in state.rglob("*") if path.is_file() and not path.name.endswith("-shm")]
+    return {str(path.relative_to(state)): path.read_bytes() for path in files}
+
+
+def _in_the_file(_: MortalServer, db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _in_the_log(_: MortalServer, __: sqlite3.Connection) -> None:
+    """The database's log has it, and its file has not."""
+
+
+@pytest.mark.parametrize("where", [_in_the_file, _in_the_log])
+def test_a_later_history_is_refused_untouched(
+    tmp_path: Path, where: Callable[[MortalServer, sqlite3.Connection], None]
+) -> None:
+    """One sentence says what was found, what this server knows, and what to do; no file has changed."""
+    with MortalServer(tmp_path, "--warm-kernels", "none") as server:
+        ended = perform(server.stub, inline("print('x')")).run
+        with closing(sqlite3.connect(tmp_path / DATABASE)) as db:
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+            where(server, db)
+            server.die()
+    before = untouched(tmp_path)
+    (tmp_path / "runs" / "stray").mkdir()
+    command = [
+        str(PROGRAM),
+        "--listen",
+        "127.0.0.1:0",
+        "--state-dir",
+        str(tmp_path),
+        "--warm-kernels",
+        "none",
+    ]
+    refusal = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert refusal.returncode == 1
+    assert (
+        f"has version {SCHEMA_VERSION + 1}, and this server knows versions up to {SCHEMA_VERSION}."
+        in refusal.stderr
+    )
+    assert "Start the newer server" in refusal.stderr
+    assert "Traceback" not in refusal.stderr
+    assert untouched(tmp_path) == before
+    assert (tmp_path / "runs" / "stray").is_dir()
+    assert not list(tmp_path.glob("damaged-*"))
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    with MortalServer(tmp_path, "--warm-kernels", "none") as server:
+        assert history(server.stub) == [ended.run_id]

@@ -1,0 +1,136 @@
+"""Room for artefacts: bounded for each run and in all, least recently read first, and never the runs'."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from notebook_runner_server.execution.interface import KernelReady
+from notebook_runner_server.export.service import ExportService
+from notebook_runner_server.runs.artefacts import RUN_SHARE, Artefact, Artefacts
+from notebook_runner_server.runs.outputs import NOTEBOOK, Outputs
+from notebook_runner_server.runs.store import Store
+from tests.runs.doubles import DONE, Double, cell, ended, running, spec
+
+SIZE = 1000
+
+
+def artefacts(folder: Path, number: int) -> Artefacts:
+    """Room for so many artefacts."""
+    made = Artefacts(folder / "artefacts", number * SIZE)
+    made.clear()
+    return made
+
+
+async def made(room: Artefacts, run_id: str, name: str, size: int = SIZE) -> Artefact:
+    """An artefact of a run."""
+    return await room.add(room.path(run_id, name), "text/plain", lambda path: path.write_bytes(b"x" * size))
+
+
+def found(folder: Path) -> Counter[str]:
+    """How many files each run has."""
+    return Counter(path.parent.name for path in (folder / "artefacts").rglob("*") if path.is_file())
+
+
+async def test_what_was_read_longest_ago_goes_first(tmp_path: Path) -> None:
+    """A read counts as use; what is gone is not found, and its file is not there."""
+    room = artefacts(tmp_path, 3)
+    paths = [(await made(room, f"run-{number}", "a")).path for number in range(3)]
+    assert room.find(paths[0]) is not None
+    await made(room, "run-3", "a")
+    assert [path.exists() for path in paths] == [True, False, True]
+    assert [room.find(path) is not None for path in paths] == [True, False, True]
+
+
+async def test_one_run_leaves_room_for_the_others(tmp_path: Path) -> None:
+    """However many artefacts of it are asked for, it has its share and no more."""
+    room = artefacts(tmp_path, 2 * RUN_SHARE)
+    kept = [(await made(room, f"run-{number}", "a")).path for number in range(6)]
+    for number in range(50):
+        await made(room, "busy", str(number))
+    assert found(tmp_path)["busy"] == 2
+    assert all(path.exists() for path in kept)
+
+
+async def test_the_newest_stays_however_large_it_is(tmp_path: Path) -> None:
+    """What is asked for is answered."""
+    room = artefacts(tmp_path, 2)
+    large = await made(room, "large", "a", 10 * SIZE)
+    assert large.path.exists()
+    await made(room, "other", "a")
+    assert not large.path.exists()
+
+
+async def test_what_is_in_use_stays(tmp_path: Path) -> None:
+    """Its reader finishes; then it goes like every other."""
+    room = artefacts(tmp_path, 1)
+    path = room.path("run", "a")
+    with room.held(path):
+        await made(room, "run", "a")
+        await made(room, "other", "a")
+        assert path.exists()
+    await made(room, "third", "a")
+    assert not path.exists()
+
+
+async def test_a_full_disk_takes_the_others_first(tmp_path: Path) -> None:
+    """What can be made again makes room for what is asked for; then the error is the disk's."""
+    room = artefacts(tmp_path, 9)
+    other = await made(room, "other", "a")
+
+    def fill(path: Path) -> object:
+        if other.path.exists():
+            raise OSError(28, "No space left on device")
+        return path.write_bytes(b"x")
+
+    assert (await room.add(room.path("run", "a"), "text/plain", fill)).path.exists()
+
+    def fail(path: Path) -> object:
+        raise OSError(28, f"No space left on device: {path}")
+
+    with pytest.raises(OSError, match="No space left"):
+        await room.add(room.path("run", "b"), "text/plain", fail)
+    assert found(tmp_path) == Counter()
+
+
+async def test_an_earlier_server_s_are_removed(tmp_path: Path) -> None:
+    """A start empties the folder; those of a run that is forgotten go with it."""
+    room = artefacts(tmp_path, 9)
+    await made(room, "run", "a")
+    await made(room, "other", "a")
+    await room.forget("run")
+    assert found(tmp_path) == Counter({"other": 1})
+    artefacts(tmp_path, 9)
+    assert found(tmp_path) == Counter()
+
+
+async def test_a_reader_fills_no_disk(tmp_path: Path) -> None:
+    """Each event is asked for, with one byte a call: bounded room, none of the run's own, the same bytes."""
+    backend, store = Double(), Store(tmp_path, 4000)
+    async with running(store, backend) as runner:
+        run_id = (await runner.start(spec())).run_id
+        (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
+        run = await ended(runner, run_id)
+        own = store.sizes()
+        outputs = Outputs(store, ExportService([], 1.0), 100, 10**6, 10**6)
+        row = await store.find(run_id)
+        assert row is not None
+        sequences = range(1, row.last_sequence + 1)
+
+        async def whole(as_of: int) -> bytes:
+            content, total = b"", 1
+            while len(content) < total:
+                page = await outputs.page(run, NOTEBOOK, len(content), 100, as_of)
+                content, total = content + page.content, page.total_bytes
+            return content
+
+        before = [await whole(one) for one in sequences]
+        assert await asyncio.gather(*map(whole, sequences)) == before
+        for one in sequences:
+            await outputs.page(run, NOTEBOOK, 0, 1, one)
+        kept = [path for path in (tmp_path / "artefacts").rglob("*") if path.is_file()]
+        # One is for all events between two that change it.
+        assert len(kept) <= len(set(before))
+        assert sum(path.stat().st_size for path in kept) <= 4000
+        assert store.sizes() == own
