@@ -65,11 +65,12 @@ class Guard(grpc.aio.ServerInterceptor):
             return handler
         name = handler_call_details.method.rpartition("/")[2]
         parse = self._lenient(name, handler.request_deserializer)
-        wrapped = (_unary if iscoroutinefunction(call) else _stream)(name, call)
-        kind: Any = grpc.unary_unary_rpc_method_handler
+        wrapped = (_unary if iscoroutinefunction(call) else _stream)(
+            name, call, has_one=not handler.request_streaming
+        )
+        # A call that ends without its one message grpc.aio never answers, unless it is taken for a stream.
+        kind: Any = grpc.stream_unary_rpc_method_handler
         if handler.response_streaming:
-            kind = grpc.unary_stream_rpc_method_handler
-        if handler.request_streaming:
             kind = grpc.stream_stream_rpc_method_handler
         made: grpc.RpcMethodHandler[Any, Any] = kind(wrapped, parse, handler.response_serializer)
         return made
@@ -107,22 +108,22 @@ async def _refuse_unknown(_requests: Any, context: Any) -> AsyncIterator[Any]:
     await abort_with(context, grpc.StatusCode.UNIMPLEMENTED, message, UNKNOWN_METHOD, {})
 
 
-def _unary(name: str, call: Any) -> Any:
+def _unary(name: str, call: Any, *, has_one: bool) -> Any:
     @functools.wraps(call)
-    async def guarded(request: Any, context: Any) -> Any:
+    async def guarded(requests: Any, context: Any) -> Any:
         try:
-            return await call(_checked(request), context)
+            return await call(await _request(requests, has_one=has_one), context)
         except BaseException as error:  # noqa: BLE001 - each is answered, none escapes
             await _answer(name, context, error)
 
     return guarded
 
 
-def _stream(name: str, call: Any) -> Any:
+def _stream(name: str, call: Any, *, has_one: bool) -> Any:
     @functools.wraps(call)
-    async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+    async def guarded(requests: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async for message in call(_checked(request), context):
+            async for message in call(await _request(requests, has_one=has_one), context):
                 yield message
         except GeneratorExit:
             raise
@@ -132,16 +133,22 @@ def _stream(name: str, call: Any) -> Any:
     return guarded
 
 
-def _checked(request: Any) -> Any:
-    """Return a request, or requests, that can be read.
+async def _request(requests: AsyncIterator[Any], *, has_one: bool) -> Any:
+    """Return the one request of a call, or its requests.
 
     Raises:
-        RunnerError: The message is too large, or is not of its type.
+        RunnerError: There is no message, it is too large, or is not of its type.
     """
+    if not has_one:
+        return (_checked(one) async for one in requests)
+    async for request in requests:
+        return _checked(request)
+    raise InvalidFieldError("The call ended without its request: send one message, which may be empty.")
+
+
+def _checked(request: Any) -> Any:
     if isinstance(request, _Refused):
         raise request.error
-    if isinstance(request, AsyncIterator):
-        return (_checked(one) async for one in request)
     return request
 
 
