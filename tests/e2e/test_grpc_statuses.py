@@ -99,7 +99,7 @@ def test_health_of_a_service_that_does_not_exist(server: Server) -> None:
 
 @pytest.mark.parametrize("method", ["Info", "Start", "Kill", "Output", "List", "Progress"])
 def test_a_call_without_its_message(server: Server, method: str) -> None:
-    """It is refused at once: whoever ends a call without a request would wait for ever, and hold its place."""
+    """It is refused at once: it would wait for ever, and hold a place."""
     kind = server.channel.stream_stream if method == "Progress" else server.channel.stream_unary
     call: Any = kind(f"{SERVICE}{method}")
     refusal = refused(lambda: list(call(iter(()))) if method == "Progress" else call(iter(())))
