@@ -70,10 +70,10 @@ def _arm() -> None:
         if any(isinstance(event.body, CellFinished) for event in events):
             come_to("cell-finished")
 
-    async def appended(self: RunLog, run: Any, events: Sequence[Any], *args: Any) -> None:
+    async def appended(self: RunLog, run: Any, events: Sequence[Any], *args: Any, **options: Any) -> None:
         if any(event.is_terminal for event in events):
             come_to("last-write")
-        await append(self, run, events, *args)
+        await append(self, run, events, *args, **options)
 
     Database.write = written  # type: ignore[method-assign] # the points are put in from outside
     Servicer.Start = answered  # type: ignore[method-assign] # as above
