@@ -78,7 +78,7 @@ def _arm() -> None:
     Database.write = written  # type: ignore[method-assign] # the points are put in from outside
     Servicer.Start = answered  # type: ignore[method-assign] # as above
     RunLog.publish = published  # type: ignore[method-assign] # as above
-    RunLog.append = appended  # type: ignore[method-assign, assignment] # passes on what it gets
+    RunLog.append = appended  # type: ignore[method-assign] # passes on what it gets
 
 
 def main() -> None:
