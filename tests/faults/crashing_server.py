@@ -70,15 +70,15 @@ def _arm() -> None:
         if any(isinstance(event.body, CellFinished) for event in events):
             come_to("cell-finished")
 
-    async def appended(self: RunLog, run: Any, events: Sequence[Any], *args: Any) -> None:
+    async def appended(self: RunLog, run: Any, events: Sequence[Any], *args: Any, **options: Any) -> None:
         if any(event.is_terminal for event in events):
             come_to("last-write")
-        await append(self, run, events, *args)
+        await append(self, run, events, *args, **options)
 
     Database.write = written  # type: ignore[method-assign] # the points are put in from outside
     Servicer.Start = answered  # type: ignore[method-assign] # as above
     RunLog.publish = published  # type: ignore[method-assign] # as above
-    RunLog.append = appended  # type: ignore[method-assign, assignment] # passes on what it gets
+    RunLog.append = appended  # type: ignore[method-assign] # passes on what it gets
 
 
 def main() -> None:

@@ -152,6 +152,9 @@ class Game:
                 server.buried()
                 self._server = None
                 server.__exit__()
+            if chance.random() < 0.5:
+                # It starts, and recovers what it can when there is room.
+                self.server()
             self._disk.free(server)
             for reader in readers:
                 reader.result()

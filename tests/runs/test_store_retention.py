@@ -144,13 +144,13 @@ async def test_a_folder_of_no_run_is_set_aside_when_the_store_is_opened(
         size = store.size()
     stray = tmp_path / "runs" / "stray" / "work"
     stray.mkdir(parents=True)
-    (stray / "file").write_text("x" * 10**6)
+    (stray / "file").write_text("x" * 10**7)
     async with opened(tmp_path) as store:
         assert await ids(store) == ["kept"]
-        assert store.size() >= 10**6 > size
+        assert store.size() >= 10**7 > size
         assert "stray" not in store.sizes()
     (aside,) = tmp_path.glob("damaged-*/runs/stray/work/file")
-    assert aside.stat().st_size == 10**6
+    assert aside.stat().st_size == 10**7
     assert "set aside" in caplog.text
 
 
