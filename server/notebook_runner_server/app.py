@@ -148,14 +148,18 @@ class App:
         problem = ""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            await self._store.look_for_room()
-            before, problem = problem, self._backend.problem or self._store.problem
-            if problem and not before:
-                _log.error("no run can start", why=problem)
-                await self._api.say_runs_start(False)
-            elif before and not problem:
-                _log.info("runs can start again")
-                await self._api.say_runs_start(True)
+            try:
+                await self._store.look_for_room()
+                before, problem = problem, self._backend.problem or self._store.problem
+                if problem and not before:
+                    _log.error("no run can start", why=problem)
+                    await self._api.say_runs_start(False)
+                elif before and not problem:
+                    _log.info("runs can start again")
+                    await self._api.say_runs_start(True)
+            except Exception:
+                # Health must not stop to be told for what went wrong once.
+                _log.exception("health could not be looked at")
 
     async def main_loop(self, stop: asyncio.Event) -> None:
         """Serve until it is asked to stop."""

@@ -224,6 +224,8 @@ class ProcessPoolBackend:
                         extra={**about, "why": str(error)},
                     )
                 self._folder_problem = f"The folder for the kernels' sockets cannot be made: {error}"
+            except Exception:
+                _log.exception("the folder for sockets could not be looked at")
 
     def _confine(self) -> None:
         self._confinement = self._sandbox.confinement(self._state, self._runtime_dir.folder)
