@@ -157,8 +157,7 @@ class App:
                 elif before and not problem:
                     _log.info("runs can start again")
                     await self._api.say_runs_start(True)
-            except Exception:
-                # Health must not stop to be told for what went wrong once.
+            except Exception:  # noqa: BLE001 - whatever it is, health is told again
                 _log.exception("health could not be looked at")
 
     async def main_loop(self, stop: asyncio.Event) -> None:

@@ -224,7 +224,7 @@ class ProcessPoolBackend:
                         extra={**about, "why": str(error)},
                     )
                 self._folder_problem = f"The folder for the kernels' sockets cannot be made: {error}"
-            except Exception:
+            except Exception:  # noqa: BLE001 - whatever it is, the folder is looked at again
                 _log.exception("the folder for sockets could not be looked at")
 
     def _confine(self) -> None:
