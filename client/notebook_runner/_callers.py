@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
     from ._connection import Connection
-    from ._follow import Follower
+    from ._follow import ProgressReader
     from .v1 import notebook_runner_pb2 as pb
     from .v1.notebook_runner_pb2_grpc import NotebookRunnerAsyncStub
 
-__all__ = ["AsyncCaller", "Caller"]
+__all__ = ["AsyncCaller", "Transport"]
 
 CLOSE_SECONDS = 5.0
 """How long a channel may take to end its calls."""
@@ -34,7 +34,7 @@ RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
 
-class Caller:
+class Transport:
     """Makes calls that block, over one channel.
 
     Args:
@@ -85,7 +85,7 @@ class Caller:
                 self.reached = True
                 return response
 
-    def follow(self, follower: Follower, timeout: float | None = None) -> Iterator[pb.ProgressResponse]:
+    def follow(self, follower: ProgressReader, timeout: float | None = None) -> Iterator[pb.ProgressResponse]:
         """Read Progress to its end, over as many streams as it takes, and give each event once.
 
         Args:
@@ -105,7 +105,7 @@ class Caller:
             else:
                 return
 
-    def _read(self, follower: Follower, timeout: float | None) -> Iterator[pb.ProgressResponse]:
+    def _read(self, follower: ProgressReader, timeout: float | None) -> Iterator[pb.ProgressResponse]:
         metadata = self.connection.metadata()
         with self._errors_translated(timeout or math.inf):
             call = self.stub.Progress(follower.request, timeout=timeout, metadata=metadata)
@@ -199,7 +199,7 @@ class AsyncCaller:
                 self.reached = True
                 return response
 
-    async def follow(self, follower: Follower) -> AsyncGenerator[pb.ProgressResponse, None]:
+    async def follow(self, follower: ProgressReader) -> AsyncGenerator[pb.ProgressResponse, None]:
         """Read Progress to its end, over as many streams as it takes, and give each event once.
 
         Raises:
@@ -217,7 +217,7 @@ class AsyncCaller:
             else:
                 return
 
-    async def _read(self, follower: Follower) -> AsyncGenerator[pb.ProgressResponse, None]:
+    async def _read(self, follower: ProgressReader) -> AsyncGenerator[pb.ProgressResponse, None]:
         metadata = self.connection.metadata()
         with self._errors_translated():
             call = self.stub.Progress(follower.request, metadata=metadata)

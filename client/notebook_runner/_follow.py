@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .errors import RpcFailed
     from .v1 import notebook_runner_pb2 as pb
 
-__all__ = ["RECONNECT_TIMEOUT", "Follower"]
+__all__ = ["RECONNECT_TIMEOUT", "ProgressReader"]
 
 RECONNECT_TIMEOUT = 60.0
 """How long a reader tries to get its connection back, in seconds."""
@@ -32,7 +32,7 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 
 
-class Follower:
+class ProgressReader:
     """One reader of one run, over as many connections as it takes.
 
     Args:

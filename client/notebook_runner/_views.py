@@ -6,9 +6,9 @@ import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from ._callers import Caller
+from ._callers import Transport
 from ._connection import DEFAULT_TIMEOUT
-from ._follow import RECONNECT_TIMEOUT, Follower
+from ._follow import RECONNECT_TIMEOUT, ProgressReader
 from ._pages import Pages
 from ._panel import Panel
 from .errors import NotebookRunnerError
@@ -109,7 +109,7 @@ class _View:
         self._publisher = publisher
         self._display_id = uuid.uuid4().hex
         self._panel = Panel(run)
-        self._caller: Caller | None = None
+        self._caller: Transport | None = None
         self._changed = threading.Event()
         self._followed = threading.Event()
 
@@ -132,7 +132,7 @@ class _View:
     def look(self, connections: Iterable[Connection]) -> None:
         """Find the server that knows the run, and take in what it knows; all of it when the run has ended."""
         for connection in connections:
-            caller = Caller(connection, DEFAULT_TIMEOUT)
+            caller = Transport(connection, DEFAULT_TIMEOUT)
             try:
                 self._read(caller, patience=0.0, snapshot_only=True)
             except _TOLD as error:
@@ -176,7 +176,7 @@ class _View:
             views.end(self, heard=heard)
             self.over.set()
 
-    def _read(self, caller: Caller, *, patience: float, snapshot_only: bool = False) -> None:
+    def _read(self, caller: Transport, *, patience: float, snapshot_only: bool = False) -> None:
         request = pb.ProgressRequest(
             run_id=self.run_id,
             after_sequence=self._panel.sequence,
@@ -184,11 +184,11 @@ class _View:
             snapshot_only=snapshot_only,
         )
         timeout = LOOK_TIMEOUT if snapshot_only else None
-        for event in caller.follow(Follower(request, patience, reached=caller.reached), timeout):
+        for event in caller.follow(ProgressReader(request, patience, reached=caller.reached), timeout):
             self._panel.accept(event)
             self._changed.set()
 
-    def _finish(self, caller: Caller) -> None:
+    def _finish(self, caller: Transport) -> None:
         try:
             if self._panel.ended:
                 self._take_result(caller)
@@ -197,7 +197,7 @@ class _View:
         finally:
             caller.close()
 
-    def _take_result(self, caller: Caller) -> None:
+    def _take_result(self, caller: Transport) -> None:
         pages, content = Pages(self.run_id, "html"), b""
         while not pages.complete:
             page = caller.call(caller.stub.Output, pages.request)

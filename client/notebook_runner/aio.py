@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from ._callers import AsyncCaller
 from ._connection import DEFAULT_TIMEOUT, KILL_TIMEOUT, Connection
-from ._follow import RECONNECT_TIMEOUT, Follower
+from ._follow import RECONNECT_TIMEOUT, ProgressReader
 from ._node import node_reader
 from ._notebook import SHOWN_TIMEOUT, attach, shown
 from ._pages import OutputFile, Pages, open_output
@@ -147,7 +147,7 @@ class AsyncClient:
             omit_cell_output=omit_cell_output,
             snapshot_only=snapshot_only,
         )
-        follower = Follower(request, seconds(reconnect_timeout), reached=self._caller.reached)
+        follower = ProgressReader(request, seconds(reconnect_timeout), reached=self._caller.reached)
         async with contextlib.aclosing(self._caller.follow(follower)) as events:
             async for event in events:
                 yield event

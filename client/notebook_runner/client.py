@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
-from ._callers import Caller
+from ._callers import Transport
 from ._connection import DEFAULT_TIMEOUT, KILL_TIMEOUT, Connection
-from ._follow import RECONNECT_TIMEOUT, Follower
+from ._follow import RECONNECT_TIMEOUT, ProgressReader
 from ._node import node_reader
 from ._notebook import SHOWN_TIMEOUT, attach, shown
 from ._pages import OutputFile, Pages, open_output
@@ -68,7 +68,7 @@ class Client:
             target, token=token, token_file=token_file, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key
         )
         connection.metadata()  # so that a token that cannot be sent is told here
-        self._caller = Caller(connection, seconds(timeout))
+        self._caller = Transport(connection, seconds(timeout))
         attach(connection)
 
     def __repr__(self) -> str:
@@ -171,7 +171,7 @@ class Client:
             omit_cell_output=omit_cell_output,
             snapshot_only=snapshot_only,
         )
-        follower = Follower(request, seconds(reconnect_timeout), reached=self._caller.reached)
+        follower = ProgressReader(request, seconds(reconnect_timeout), reached=self._caller.reached)
         yield from self._caller.follow(follower)
         if follower.ended and (event := shown(request.run_id)):
             # What a notebook shows of the run is complete before the cell that waits for it goes on.

@@ -14,26 +14,26 @@ import structlog
 from notebook_runner_server import descriptors, executors, logs
 from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.server import ApiServer
-from notebook_runner_server.api.server import Bounds as CallerBounds
+from notebook_runner_server.api.server import CallerLimits as CallerBounds
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import Settings
 from notebook_runner_server.execution import kernel_names
 from notebook_runner_server.execution import notebook as notebooks
-from notebook_runner_server.execution.aside import aside
 from notebook_runner_server.execution.confinement import confine
 from notebook_runner_server.execution.confinement.environment import allowed
+from notebook_runner_server.execution.run_in_subprocess import aside
 from notebook_runner_server.execution.runtime_dir import RuntimeDir
 from notebook_runner_server.execution.worker_process import kill_orphans
 from notebook_runner_server.export.service import ExportService
-from notebook_runner_server.observability.observation import Observation
+from notebook_runner_server.observability.telemetry import Telemetry
 from notebook_runner_server.runs.admission import LARGE_NOTEBOOK, Admission, Defaults
 from notebook_runner_server.runs.errors import (
     InvalidFieldError,
     InvalidNotebookError,
     UnknownParameterError,
 )
-from notebook_runner_server.runs.lifecycle import Runner
+from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.outputs import Outputs
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.runs.store import Store
@@ -76,9 +76,9 @@ class App:
             root, settings.max_notebook_bytes, defaults, prepare, transfer, kernel_names.resolve
         )
         backend = executors.backend(settings)
-        self._observation = Observation(settings)
+        self._observation = Telemetry(settings)
         self._backend, self._store = backend, store
-        self._runner = Runner(
+        self._runner = RunManager(
             store,
             backend,
             admission,
@@ -204,7 +204,7 @@ def prepare(
         return notebooks.prepare(*arguments, is_ordered=is_ordered)
     except notebooks.NotebookError as error:
         raise InvalidNotebookError(str(error)) from error
-    except notebooks.UnknownParameterError as error:
+    except notebooks.UndeclaredParameterError as error:
         unknown, known = ", ".join(error.unknown), ", ".join(error.known)
         message = f"The notebook has no parameter {unknown}; its parameters are: {known or 'none'}."
         names = {"unknown": ",".join(error.unknown), "known": ",".join(error.known)}

@@ -14,10 +14,10 @@ from pathlib import Path
 from notebook_runner_server import executors, exposure
 from notebook_runner_server.api.certificates import TlsFiles
 from notebook_runner_server.api.server import MESSAGE_OVERHEAD
-from notebook_runner_server.execution.confinement.sandbox import Sandbox
+from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.options import WarmKernels, warm_kernels
-from notebook_runner_server.runs.retention import Bounds
+from notebook_runner_server.runs.retention import HistoryLimits
 from notebook_runner_server.setting import ceiling, limit, setting
 from notebook_runner_server.transfer.policy import SCHEMES, UriPolicy, policy
 
@@ -265,9 +265,9 @@ class Settings:
         return policy(_names(self.uri_schemes), _names(self.uri_hosts), _names(self.uri_folders))
 
     @property
-    def sandbox_options(self) -> Sandbox:
+    def sandbox_options(self) -> SandboxConfig:
         """What a notebook can reach."""
-        return Sandbox(
+        return SandboxConfig(
             self.sandbox,
             kernel_environment=tuple(_names(self.kernel_environment)),
             writable=tuple(Path(one).expanduser().absolute() for one in _names(self.writable_folders)),
@@ -284,9 +284,9 @@ class Settings:
         return self.state_folder / "exports"
 
     @property
-    def bounds(self) -> Bounds:
+    def bounds(self) -> HistoryLimits:
         """What the history may take."""
-        return Bounds(runs=self.max_runs, total_bytes=self.max_state_bytes)
+        return HistoryLimits(runs=self.max_runs, total_bytes=self.max_state_bytes)
 
     @property
     def limits(self) -> Limits:

@@ -7,7 +7,7 @@ from typing import Any
 
 from structlog.contextvars import bind_contextvars, get_contextvars
 
-from notebook_runner_server.api.calls import Call, Calls
+from notebook_runner_server.api.telemetry_interceptor import Call, TelemetryInterceptor
 
 
 class Witness:
@@ -44,7 +44,7 @@ def test_a_stream_that_another_call_clears_away() -> None:
     witness = Witness()
 
     async def scenario() -> None:
-        messages = Calls([witness])._stream("Some/Stream", endless)(None, Caller())
+        messages = TelemetryInterceptor([witness])._stream("Some/Stream", endless)(None, Caller())
         await asyncio.create_task(anext(messages), context=Context())
         elsewhere = Context()
         elsewhere.run(bind_contextvars, run_id="another")

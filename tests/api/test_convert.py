@@ -23,7 +23,7 @@ from notebook_runner_server.execution.interface import (
     ErrorOutput,
     Failure,
     OutputCut,
-    Spares,
+    WarmCounts,
 )
 from notebook_runner_server.runs.errors import InvalidFieldError
 from notebook_runner_server.runs.info import KernelInfo, RunnerInfo
@@ -367,8 +367,8 @@ def test_uris_are_asked_for_as_they_stand() -> None:
 def test_all_of_a_server_arrives() -> None:
     """Every field that the runner knows has its own value; the rest is the servicer's."""
     kernels = [
-        KernelInfo("ir", "R", Spares(0, 0), is_default=False),
-        KernelInfo("python3", "python", Spares(1, 2), is_default=True),
+        KernelInfo("ir", "R", WarmCounts(0, 0), is_default=False),
+        KernelInfo("python3", "python", WarmCounts(1, 2), is_default=True),
     ]
     info = RunnerInfo(
         kernels=kernels,

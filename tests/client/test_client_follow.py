@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from notebook_runner import NotebookRunnerError, RpcFailed, Unavailable
-from notebook_runner._follow import FIRST_CONNECT_TIMEOUT, LONGEST_PAUSE, Follower
+from notebook_runner._follow import FIRST_CONNECT_TIMEOUT, LONGEST_PAUSE, ProgressReader
 from notebook_runner._pages import Pages, open_output
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
@@ -33,7 +33,7 @@ def started(sequence: int) -> pb.ProgressResponse:
     return pb.ProgressResponse(sequence=sequence, cell_started=pb.CellStarted())
 
 
-def patience(follower: Follower, clock: Clock, error: RpcFailed = LOST) -> float:
+def patience(follower: ProgressReader, clock: Clock, error: RpcFailed = LOST) -> float:
     """How long the follower goes on trying, in seconds."""
     begin = clock.now
     try:
@@ -45,7 +45,7 @@ def patience(follower: Follower, clock: Clock, error: RpcFailed = LOST) -> float
 
 def test_asks_for_what_comes_after_the_last_event() -> None:
     """The next request continues after the last event, and keeps everything else."""
-    follower = Follower(pb.ProgressRequest(run_id="r", after_sequence=3, omit_cell_output=True))
+    follower = ProgressReader(pb.ProgressRequest(run_id="r", after_sequence=3, omit_cell_output=True))
     assert follower.accept(started(4))
     assert follower.accept(started(7))
     assert follower.request == pb.ProgressRequest(run_id="r", after_sequence=7, omit_cell_output=True)
@@ -53,7 +53,7 @@ def test_asks_for_what_comes_after_the_last_event() -> None:
 
 def test_passes_on_each_event_once() -> None:
     """Heartbeats and events that were seen before are swallowed."""
-    follower = Follower(pb.ProgressRequest())
+    follower = ProgressReader(pb.ProgressRequest())
     assert [follower.accept(event) for event in (started(1), BEAT, started(1), started(2))] == [
         True,
         False,
@@ -64,7 +64,7 @@ def test_passes_on_each_event_once() -> None:
 
 def test_break_after_the_end_means_nothing() -> None:
     """A connection that breaks when all was told is no error."""
-    follower = Follower(pb.ProgressRequest())
+    follower = ProgressReader(pb.ProgressRequest())
     follower.accept(END)
     assert follower.ended
     assert follower.pause_after(RpcFailed("x", grpc.StatusCode.DATA_LOSS)) == 0
@@ -73,14 +73,14 @@ def test_break_after_the_end_means_nothing() -> None:
 def test_gives_up_after_the_reconnect_timeout() -> None:
     """Without success the error is raised when the time is over, and not earlier."""
     clock = Clock()
-    follower = Follower(pb.ProgressRequest(), 20.0, reached=True, clock=clock)
+    follower = ProgressReader(pb.ProgressRequest(), 20.0, reached=True, clock=clock)
     assert patience(follower, clock) == pytest.approx(20.0)
 
 
 def test_pauses_grow_and_stay_bounded() -> None:
     """The pauses double with some chance in them, up to the longest."""
     clock = Clock()
-    follower = Follower(pb.ProgressRequest(), 1e9, reached=True, clock=clock)
+    follower = ProgressReader(pb.ProgressRequest(), 1e9, reached=True, clock=clock)
     pauses = [follower.pause_after(LOST) for _ in range(5000)]
     assert 0.05 <= pauses[0] <= 0.1
     assert 0.1 <= pauses[1] <= 0.2
@@ -91,7 +91,7 @@ def test_pauses_grow_and_stay_bounded() -> None:
 def test_every_message_gives_new_patience(message: pb.ProgressResponse) -> None:
     """The time counts from the last message, a heartbeat among them."""
     clock = Clock()
-    follower = Follower(pb.ProgressRequest(), 20.0, reached=True, clock=clock)
+    follower = ProgressReader(pb.ProgressRequest(), 20.0, reached=True, clock=clock)
     clock.now += follower.pause_after(LOST) + 19
     follower.accept(message)
     assert patience(follower, clock) == pytest.approx(20.0)
@@ -100,19 +100,22 @@ def test_every_message_gives_new_patience(message: pb.ProgressResponse) -> None:
 def test_server_never_reached_is_told_soon() -> None:
     """A wrong address is not tried for a minute."""
     clock = Clock()
-    follower = Follower(pb.ProgressRequest(), 60.0, clock=clock)
+    follower = ProgressReader(pb.ProgressRequest(), 60.0, clock=clock)
     assert patience(follower, clock) == pytest.approx(FIRST_CONNECT_TIMEOUT)
 
 
 def test_no_reconnect_timeout_is_no_reconnect() -> None:
     """A time of zero raises the first error."""
-    assert patience(Follower(pb.ProgressRequest(), 0.0, reached=True), Clock()) == 0
+    assert patience(ProgressReader(pb.ProgressRequest(), 0.0, reached=True), Clock()) == 0
 
 
 @pytest.mark.parametrize("code", ["UNKNOWN", "INTERNAL", "CANCELLED", "UNAVAILABLE"])
 def test_a_broken_way_is_tried_again(code: str) -> None:
     """Statuses that proxies and transports make up without a reason are breaks of the connection."""
-    assert Follower(pb.ProgressRequest(), reached=True).pause_after(RpcFailed("x", grpc.StatusCode[code])) > 0
+    assert (
+        ProgressReader(pb.ProgressRequest(), reached=True).pause_after(RpcFailed("x", grpc.StatusCode[code]))
+        > 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,12 +132,12 @@ def test_what_the_server_says_is_final(code: str, reason: str) -> None:
     """An answer of the server's own is raised at once."""
     error = RpcFailed("x", grpc.StatusCode[code], reason)
     with pytest.raises(RpcFailed):
-        Follower(pb.ProgressRequest(), reached=True).pause_after(error)
+        ProgressReader(pb.ProgressRequest(), reached=True).pause_after(error)
 
 
 def test_own_lost_stream_may_still_be_counted() -> None:
     """After a break, too many streams may mean the lost one, so it is tried again."""
-    follower = Follower(pb.ProgressRequest())
+    follower = ProgressReader(pb.ProgressRequest())
     follower.accept(started(1))
     error = RpcFailed("x", grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
     assert follower.pause_after(error) > 0
@@ -142,7 +145,7 @@ def test_own_lost_stream_may_still_be_counted() -> None:
 
 def test_waits_as_long_as_the_server_asks() -> None:
     """A time to wait that the server names is kept, within the patience there is."""
-    follower = Follower(pb.ProgressRequest(), 10.0, reached=True)
+    follower = ProgressReader(pb.ProgressRequest(), 10.0, reached=True)
     code = grpc.StatusCode.UNAVAILABLE
     assert follower.pause_after(RpcFailed("x", code, "NOT_READY", retry_after=7.0)) == 7.0
     assert 9 < follower.pause_after(RpcFailed("x", code, "NOT_READY", retry_after=700.0)) <= 10

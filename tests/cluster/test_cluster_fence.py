@@ -8,18 +8,18 @@ import dask
 import pytest
 
 from notebook_runner_server.execution.cluster import leasing
-from notebook_runner_server.execution.cluster.link import Link
+from notebook_runner_server.execution.cluster.link import SchedulerConnection
 from notebook_runner_server.execution.cluster.messages import (
     Alive,
     Batch,
     Begin,
     Channel,
     HostOptions,
-    Place,
+    LeaseAddress,
     Taken,
 )
 from notebook_runner_server.execution.cluster.run import ClusterRun
-from notebook_runner_server.execution.confinement.sandbox import Sandbox
+from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
 from notebook_runner_server.execution.interface import Cause, Ended, ExecutionEvent, Job, Limits, StreamOutput
 from notebook_runner_server.execution.options import WarmKernels
 from tests.support.cluster import EXECUTOR, Cluster
@@ -29,7 +29,7 @@ TIMEOUT = 3.0
 OPTIONS = HostOptions(
     TIMEOUT,
     WarmKernels({}),
-    Sandbox("off"),
+    SandboxConfig("off"),
     limit_address_space=False,
     interrupt_grace=0.0,
     max_files_bytes=0,
@@ -37,17 +37,17 @@ OPTIONS = HostOptions(
 
 
 @pytest.fixture
-def link(cluster: Cluster) -> Link:
+def link(cluster: Cluster) -> SchedulerConnection:
     """The server's side of a cluster, in this process."""
     return linked(cluster)
 
 
-def linked(cluster: Cluster) -> Link:
+def linked(cluster: Cluster) -> SchedulerConnection:
     """The same, of one server more."""
     variables = {name: value for name, value in cluster.environment.items() if name.startswith("DASK_")}
     names = {name: name.removeprefix("DASK_").lower().replace("__", ".") for name in variables}
     with dask.config.set({names[name]: value for name, value in variables.items()}):
-        return Link(cluster.environment[EXECUTOR].replace("dask+tls", "tls"), OPTIONS)
+        return SchedulerConnection(cluster.environment[EXECUTOR].replace("dask+tls", "tls"), OPTIONS)
 
 
 def job(run_id: str, folder: Path) -> Job:
@@ -79,7 +79,7 @@ async def expired(channel: Channel) -> None:
                     return
 
 
-def test_a_job_that_comes_too_late_is_not_begun(link: Link, tmp_path: Path) -> None:
+def test_a_job_that_comes_too_late_is_not_begun(link: SchedulerConnection, tmp_path: Path) -> None:
     """Its server has said that the run is lost; the same worker executes what comes after it."""
 
     async def play() -> None:
@@ -102,12 +102,12 @@ def test_a_job_that_comes_too_late_is_not_begun(link: Link, tmp_path: Path) -> N
 
 
 def test_a_job_whose_lease_has_run_out_gets_another(
-    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    link: SchedulerConnection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that stood still between lease and job has lost nothing: nobody had the job."""
     leased, late = leasing.leased, "late"
 
-    async def too_late(link: Link, run_id: str) -> Place:
+    async def too_late(link: SchedulerConnection, run_id: str) -> LeaseAddress:
         monkeypatch.setattr(leasing, "leased", leased)
         place = await leased(link, run_id)
         channel = await link.channel(place, 0, 5)
@@ -132,7 +132,7 @@ def test_a_job_whose_lease_has_run_out_gets_another(
 
 @pytest.mark.parametrize("ended", [False, True], ids=["goes-on", "ended"])
 def test_what_a_server_took_and_could_not_write_is_said(
-    cluster: Cluster, link: Link, tmp_path: Path, *, ended: bool
+    cluster: Cluster, link: SchedulerConnection, tmp_path: Path, *, ended: bool
 ) -> None:
     """The next server ends the run by that name, and does not wait for what nobody has; the slot is free."""
     run_id = f"taken-{ended}"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from distributed.comm.core import Comm, connect, listen
 
-from notebook_runner_server.execution.cluster.folders import RunFolder
+from notebook_runner_server.execution.cluster.folders import WorkerRunFolder
 from notebook_runner_server.execution.cluster.lease import Lease
-from notebook_runner_server.execution.cluster.messages import Batch, Begin, Channel, Release, Stop
+from notebook_runner_server.execution.cluster.messages import Batch, Begin, Channel, Release, StopLease
 from notebook_runner_server.execution.interface import Cause, Ended
 from tests.execution.pools import Pool, until_said
 from tests.execution.pools import end as end_event
@@ -28,7 +28,9 @@ def test_a_kill_does_not_wait_for_a_worker_process(tmp_path: Path) -> None:
 
     async def play(pool: Pool) -> None:
         other = await until_said(pool, ENDLESS, "")
-        lease = Lease("late", pool.backend, asyncio.Lock(), 60.0, RunFolder(tmp_path / "lease", 0, None))
+        lease = Lease(
+            "late", pool.backend, asyncio.Lock(), 60.0, WorkerRunFolder(tmp_path / "lease", 0, None)
+        )
 
         async def serve(comm: Comm) -> None:
             await lease.serve(Channel(comm), 0)
@@ -36,7 +38,7 @@ def test_a_kill_does_not_wait_for_a_worker_process(tmp_path: Path) -> None:
         async with listen("inproc://", serve) as listener:
             channel = Channel(await connect(listener.contact_address))
             await channel.send(Begin(pool.job("1")))
-            await channel.send(Stop(Cause.KILL_REQUESTED, 0.0))
+            await channel.send(StopLease(Cause.KILL_REQUESTED, 0.0))
             async with asyncio.timeout(10):
                 end = await end_of(channel)
             assert end.failure is not None

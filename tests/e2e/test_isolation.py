@@ -16,7 +16,7 @@ from tests.support.warm import ON, kept, until_warm
 pytestmark = pytest.mark.long
 
 # What tells a forked kernel from one that was started by its kernelspec's command.
-WARM = "any('warm/template.py' in one for one in __import__('sys').orig_argv)"
+WARM = "any('warm/fork_server.py' in one for one in __import__('sys').orig_argv)"
 
 
 @pytest.fixture(scope="module", params=["warm", "cold"])

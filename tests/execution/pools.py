@@ -14,11 +14,11 @@ from uuid import uuid4
 from nbformat import NotebookNode
 
 from notebook_runner_server.execution.interface import (
+    CellChunk,
     Ended,
     ExecutionEvent,
     Job,
     Limits,
-    PartChunk,
     RunHandle,
     StreamOutput,
 )
@@ -165,7 +165,7 @@ def parts(events: Sequence[ExecutionEvent]) -> list[tuple[int, bytes]]:
     whole: list[tuple[int, bytes]] = []
     pieces = b""
     for event in events:
-        if isinstance(event, PartChunk):
+        if isinstance(event, CellChunk):
             pieces += event.data
             if event.last:
                 whole.append((event.part, pieces))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.execution.aside import AsideError, aside
-from notebook_runner_server.execution.notebook import NotebookError, UnknownParameterError, prepare
+from notebook_runner_server.execution.notebook import NotebookError, UndeclaredParameterError, prepare
+from notebook_runner_server.execution.run_in_subprocess import SubprocessError, aside
 from tests.support.notebooks import code, content
 
 pytestmark = pytest.mark.integration
@@ -43,18 +43,18 @@ def test_errors_are_the_functions() -> None:
     """With all that they carry."""
     with pytest.raises(NotebookError, match="not JSON"):
         aside(prepare, b"{", {}, "", {})
-    with pytest.raises(UnknownParameterError) as caught:
+    with pytest.raises(UndeclaredParameterError) as caught:
         aside(prepare, content(code("a = 1", "parameters")), {"b": 1}, "python3", {"python3": "python"})
     assert (caught.value.unknown, caught.value.known) == (["b"], ["a"])
 
 
 def test_a_process_that_ends_without_an_answer() -> None:
     """It is said how it ended, also when it has not read all that it was given."""
-    with pytest.raises(AsideError, match=f"code {-signal.SIGKILL}"):
+    with pytest.raises(SubprocessError, match=f"code {-signal.SIGKILL}"):
         aside(signal.raise_signal, signal.SIGKILL)
-    with pytest.raises(AsideError, match="code 3"):
+    with pytest.raises(SubprocessError, match="code 3"):
         aside(os._exit, 3)
-    with pytest.raises(AsideError, match="code 1"):
+    with pytest.raises(SubprocessError, match="code 1"):
         # It does not find this module.
         aside(_nothing, b"x" * LARGE)
 

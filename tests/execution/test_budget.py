@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from notebook_runner_server.execution.budget import OutputBudget, shortened, size
 from notebook_runner_server.execution.interface import Limits
+from notebook_runner_server.execution.output_limiter import OutputLimiter, shortened, size
 
 quick = settings(deadline=None, database=None)
 
@@ -23,7 +23,7 @@ quick = settings(deadline=None, database=None)
 )
 def test_the_nearest_limit_counts(cell: int, run: int, left: list[float], reached: tuple[int, bool]) -> None:
     """A cell's room is new with each cell, a run's is not; the smaller one is what is left."""
-    budget = OutputBudget(Limits(cell_output_bytes=cell, run_output_bytes=run))
+    budget = OutputLimiter(Limits(cell_output_bytes=cell, run_output_bytes=run))
     seen = [budget.left()]
     budget.take(6)
     seen.append(budget.left())

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from notebook_runner_server.execution import budget
-from notebook_runner_server.execution.budget import OutputBudget, sound
+from notebook_runner_server.execution import output_limiter
 from notebook_runner_server.execution.interface import (
     MAX_TYPES,
+    CellChunk,
     CellFinished,
     ClearOutput,
     DisplayOutput,
@@ -17,8 +17,8 @@ from notebook_runner_server.execution.interface import (
     ExecutionEvent,
     Limits,
     OutputCut,
-    PartChunk,
 )
+from notebook_runner_server.execution.output_limiter import OutputLimiter, sound
 from tests.execution.pools import Pool, end, executed, said
 
 pytestmark = pytest.mark.integration
@@ -56,7 +56,7 @@ def letters(value: Any) -> int:
 def ran(pool: Pool, *lines: str, **limits: int) -> list[ExecutionEvent]:
     """The events of a notebook that sends what it likes, each of them small."""
     events = pool.run(SEND, "\n".join(lines), "print('after')", **limits)
-    told = [event for event in events if not isinstance(event, PartChunk)]
+    told = [event for event in events if not isinstance(event, CellChunk)]
     assert max(letters(astuple(event)) for event in told) <= LARGEST_EVENT
     return events
 
@@ -84,7 +84,7 @@ def test_all_that_is_kept_is_counted(pool: Pool, sent: str) -> None:
     """Names, metadata, state of widgets, and messages that show nothing, when they are many."""
     events = succeeded(pool, sent, cell_output_bytes=200_000)
     assert [one for one in events if isinstance(one, OutputCut)] == [OutputCut(1, 200_000, whole_run=False)]
-    assert sum(len(event.data) for event in events if isinstance(event, PartChunk)) < 12_000_000
+    assert sum(len(event.data) for event in events if isinstance(event, CellChunk)) < 12_000_000
 
 
 def test_few_messages_count_what_they_show(pool: Pool) -> None:
@@ -114,7 +114,7 @@ def test_tracebacks_of_many_lines(pool: Pool) -> None:
     """They are bounded however short the lines are."""
     events = succeeded(pool, "send('error', {'ename': 'E', 'evalue': '', 'traceback': [''] * 2_000_000})")
     assert [event for event in events if isinstance(event, ErrorOutput)] == [ErrorOutput(1, "E", "")]
-    assert len(executed(events, 3).cells[1].outputs[0].traceback) <= budget.MAX_TRACEBACK
+    assert len(executed(events, 3).cells[1].outputs[0].traceback) <= output_limiter.MAX_TRACEBACK
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_displays_of_other_types(pool: Pool, kind: str, content: str) -> None:
     """They are left out, or what is wrong of them is; the count is that of the reply."""
     events = succeeded(pool, f"send({kind!r}, {content})")
     assert [event.execution_count for event in events if isinstance(event, CellFinished)] == [1, 2, 3]
-    assert sum(len(event.data) for event in events if isinstance(event, PartChunk)) < 100_000
+    assert sum(len(event.data) for event in events if isinstance(event, CellChunk)) < 100_000
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,9 @@ def test_no_content(content: object) -> None:
 
 def test_each_message_costs_when_there_are_many() -> None:
     """The first ones count what they show, further ones what they take as well; each cell begins anew."""
-    counted = OutputBudget(Limits())
+    counted = OutputLimiter(Limits())
     content = {"name": "stdout", "text": "abc"}
-    assert {counted.cost(content) for _ in range(budget.FREE_MESSAGES)} == {3}
-    assert counted.cost(content) == 3 + budget.MESSAGE_BYTES
+    assert {counted.cost(content) for _ in range(output_limiter.FREE_MESSAGES)} == {3}
+    assert counted.cost(content) == 3 + output_limiter.MESSAGE_BYTES
     counted.start_cell()
     assert counted.cost(content) == 3

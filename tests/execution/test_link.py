@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from notebook_runner_server.execution.interface import PartChunk, StreamOutput
-from notebook_runner_server.execution.link import MAX_WAITING_BYTES, Link
+from notebook_runner_server.execution.interface import CellChunk, StreamOutput
+from notebook_runner_server.execution.link import MAX_WAITING_BYTES, WorkerConnection
 
 MESSAGES: list[object] = [
     StreamOutput(0, "stdout", "ä €"),
-    PartChunk(1, b"", last=True),
+    CellChunk(1, b"", last=True),
     None,
     "x" * 70_000,
     StreamOutput(1, "stderr", ""),
@@ -33,10 +33,10 @@ def framed(message: object) -> bytes:
 
 
 @asynccontextmanager
-async def linked() -> AsyncIterator[tuple[Link, socket.socket]]:
+async def linked() -> AsyncIterator[tuple[WorkerConnection, socket.socket]]:
     """A link and the worker's end of it, a socket that never blocks for long."""
     near, far = socket.socketpair()
-    link = await Link.open(near, lambda _: False)
+    link = await WorkerConnection.open(near, lambda _: False)
     far.setblocking(False)
     try:
         yield link, far
@@ -45,7 +45,7 @@ async def linked() -> AsyncIterator[tuple[Link, socket.socket]]:
         far.close()
 
 
-async def received(link: Link, count: int) -> list[Any]:
+async def received(link: WorkerConnection, count: int) -> list[Any]:
     """So many messages."""
     messages: list[Any] = []
     while len(messages) < count:
@@ -84,7 +84,7 @@ async def test_one_byte_at_a_time() -> None:
 async def test_it_speaks_as_multiprocessing_does() -> None:
     """A real Connection at the other end sends and receives the same objects."""
     near, far = socket.socketpair()
-    link = await Link.open(near, lambda _: False)
+    link = await WorkerConnection.open(near, lambda _: False)
     with Connection(far.detach()) as connection:
         for message in MESSAGES:
             await asyncio.to_thread(connection.send, [message])
@@ -99,7 +99,7 @@ async def test_it_speaks_as_multiprocessing_does() -> None:
 
 async def test_it_stops_reading_when_too_much_waits_to_be_taken() -> None:
     """The worker's writes come to a halt, memory stays bounded, and nothing is lost when reading goes on."""
-    piece = framed(PartChunk(0, os.urandom(512 * 1024), last=False))
+    piece = framed(CellChunk(0, os.urandom(512 * 1024), last=False))
     count = 40
     async with linked() as (link, far):
         loop = asyncio.get_running_loop()
@@ -142,7 +142,7 @@ async def test_a_dead_worker_wakes_who_waits() -> None:
 
 async def test_a_worker_that_dies_while_reading_is_paused_is_seen() -> None:
     """All that it had sent is received first."""
-    piece = framed(PartChunk(0, bytes(1024 * 1024), last=False))
+    piece = framed(CellChunk(0, bytes(1024 * 1024), last=False))
     async with linked() as (link, far):
         loop = asyncio.get_running_loop()
         count = MAX_WAITING_BYTES // len(piece) + 5

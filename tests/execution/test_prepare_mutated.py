@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from notebook_runner_server.execution.notebook import (
     NotebookError,
     ParameterNameError,
-    UnknownParameterError,
+    UndeclaredParameterError,
     decode,
     prepare,
 )
@@ -22,7 +22,7 @@ from tests.support.documents import SEEDS, any_documents, strange_documents
 from tests.support.notebooks import code, notebook
 
 KERNELS = {"python3": "python", "ir": "R"}
-REFUSED = (NotebookError, UnknownParameterError, ParameterNameError)
+REFUSED = (NotebookError, UndeclaredParameterError, ParameterNameError)
 pytestmark = pytest.mark.filterwarnings(
     "ignore::nbformat.warnings.MissingIDFieldWarning",
     "ignore::nbformat.warnings.DuplicateCellId",

@@ -14,7 +14,7 @@ from papermill.parameterize import parameterize_notebook
 from notebook_runner_server.execution.notebook import (
     NotebookError,
     ParameterNameError,
-    UnknownParameterError,
+    UndeclaredParameterError,
     prepare,
 )
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR
@@ -128,7 +128,7 @@ def test_unknown_parameters_are_named_with_the_known_ones(
     source: str, given: list[str], unknown: list[str], known: list[str]
 ) -> None:
     """Given and not assigned in the `parameters` cell: all of them, sorted, beside the names there are."""
-    with pytest.raises(UnknownParameterError) as caught:
+    with pytest.raises(UndeclaredParameterError) as caught:
         parameterized(notebook(code(source, "parameters")), dict.fromkeys(given, 1))
     assert (caught.value.unknown, caught.value.known) == (unknown, known)
 

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from notebook_runner_server.execution.interface import (
+    CellChunk,
     CellStarted,
     ClearOutput,
     DisplayOutput,
     ErrorOutput,
     ExecutionEvent,
     OutputCut,
-    PartChunk,
     StreamOutput,
 )
 from notebook_runner_server.execution.recorder import CHUNK_BYTES, MAX_EXCEPTION_MESSAGE, MAX_FIRST_LINE, cut
@@ -78,7 +78,7 @@ def test_an_update_of_its_own_display_sends_one_part(pool: Pool) -> None:
 def test_a_large_part_comes_in_chunks(pool: Pool) -> None:
     """No chunk is larger than its bound, they follow each other, and together they are the cell."""
     events = pool.run("print('x' * 2_000_000)", "1")
-    chunks = [event for event in events if isinstance(event, PartChunk)]
+    chunks = [event for event in events if isinstance(event, CellChunk)]
     assert max(len(event.data) for event in chunks) <= CHUNK_BYTES
     assert [event.part for event in chunks] == [0] * 4 + [1, -1]
     assert [event.last for event in chunks] == [False] * 3 + [True] * 3

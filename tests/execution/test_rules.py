@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from notebook_runner_server.execution.confinement import confine
-from notebook_runner_server.execution.confinement.rules import Confinement, rules
+from notebook_runner_server.execution.confinement.policy import SandboxPolicy, rules
 from notebook_runner_server.execution.confinement.ruleset import Ruleset
 
 pytestmark = pytest.mark.skipif(not confine.landlock_version(), reason="this system has no Landlock")
 
 
-def confinement(folder: Path, hidden: Path) -> Confinement:
+def confinement(folder: Path, hidden: Path) -> SandboxPolicy:
     """What holds for kernels whose folders are made in one, where something is hidden."""
-    return Confinement(folder, (hidden,))
+    return SandboxPolicy(folder, (hidden,))
 
 
 def test_what_is_hidden_may_be_missing(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_shared_folder_that_becomes_a_link_is_shared_no_more(tmp_path: Path) -
     hidden, outer, inner, cache, root = (tmp_path / name for name in names)
     for folder in (hidden, inner, cache, root):
         folder.mkdir(parents=True)
-    shared = Confinement(tmp_path, (hidden,), (outer, inner), root, (cache,))
+    shared = SandboxPolicy(tmp_path, (hidden,), (outer, inner), root, (cache,))
     before = rules(shared, ())
     before.ruleset.close()
     assert {outer, inner, cache} <= set(before.ruleset.writable)

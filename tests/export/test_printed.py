@@ -13,7 +13,7 @@ from nbformat.v4 import new_markdown_cell, new_output
 from typing_extensions import override
 
 from notebook_runner_server.export.formats import convert, main
-from notebook_runner_server.export.printed import _printed
+from notebook_runner_server.export.pdf import _printed
 from tests.support.notebooks import code, notebook
 
 pytestmark = pytest.mark.long

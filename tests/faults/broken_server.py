@@ -63,7 +63,7 @@ def _repeats() -> None:
         return [
             replace(row, run=replace(row.run, state=RunState.QUEUED))
             for row in unended(db)
-            if isinstance(row, tables.Row)
+            if isinstance(row, tables.RunRecord)
         ]
 
     tables.unended_runs = all_queued
@@ -84,7 +84,7 @@ def _skips() -> None:
 
 
 def _mangles() -> None:
-    from notebook_runner_server.execution.interface import PartChunk  # noqa: PLC0415 - as above
+    from notebook_runner_server.execution.interface import CellChunk  # noqa: PLC0415 - as above
     from notebook_runner_server.runs.active import ActiveRun  # noqa: PLC0415 - as above
 
     take = ActiveRun._take
@@ -92,7 +92,7 @@ def _mangles() -> None:
     async def take_else(self: ActiveRun, handle: Any, batch: Sequence[Any]) -> Any:
         # Before it has a checksum.
         mangled = [
-            replace(one, data=one.data.replace(b"line 1", b"lime 1")) if isinstance(one, PartChunk) else one
+            replace(one, data=one.data.replace(b"line 1", b"lime 1")) if isinstance(one, CellChunk) else one
             for one in batch
         ]
         return await take(self, handle, mangled)

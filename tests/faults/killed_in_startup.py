@@ -19,9 +19,9 @@ def main() -> None:
     """Runs the server."""
     from notebook_runner_server.__main__ import main as serve  # noqa: PLC0415 - a worker needs none of it
     from notebook_runner_server.app import App  # noqa: PLC0415 - as above
-    from notebook_runner_server.runs.lifecycle import Runner  # noqa: PLC0415 - as above
+    from notebook_runner_server.runs.manager import RunManager  # noqa: PLC0415 - as above
 
-    owner, name = {"refused": (App, "shutdown"), "stopping": (Runner, "close")}[os.environ[VARIABLE]]
+    owner, name = {"refused": (App, "shutdown"), "stopping": (RunManager, "close")}[os.environ[VARIABLE]]
     setattr(owner, name, _die)
     serve()
 

@@ -14,6 +14,7 @@ from nbformat.v4 import new_output
 from notebook_runner_server.app import prepare
 from notebook_runner_server.execution.interface import (
     Cause,
+    CellChunk,
     CellFinished,
     CellOutcome,
     CellStarted,
@@ -22,18 +23,17 @@ from notebook_runner_server.execution.interface import (
     Failure,
     Job,
     KernelReady,
-    PartChunk,
-    Spares,
     StreamOutput,
+    WarmCounts,
 )
 from notebook_runner_server.execution.notebook import encode_cell
 from notebook_runner_server.execution.parts import TAIL
 from notebook_runner_server.runs.admission import Admission, Defaults
-from notebook_runner_server.runs.lifecycle import Runner
 from notebook_runner_server.runs.log import RunLog
+from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
 from notebook_runner_server.runs.observer import Observer
-from notebook_runner_server.runs.retention import Bounds
+from notebook_runner_server.runs.retention import HistoryLimits
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.transfer.interface import Transfer
@@ -103,7 +103,7 @@ class Double:
         self.worker_deaths = 0
         self.problem = ""
         self.kernels: Mapping[str, str] = {"python3": "python"}
-        self.spares: Mapping[str, Spares] = {}
+        self.spares: Mapping[str, WarmCounts] = {}
         self.is_open = False
         self.handles: list[Handle] = []
         self._obedient = obedient
@@ -161,11 +161,11 @@ async def running(
     defaults: Defaults | None = None,
     transfer: Transfer | None = None,
     observers: Sequence[Observer] = (),
-) -> AsyncIterator[Runner]:
+) -> AsyncIterator[RunManager]:
     """A runner that is drained and closed when the block is left."""
     carrier = transfer or no_uris()
     admission = Admission(NotebookRoot(None, 10**6), 10**6, defaults or Defaults(), prepare, carrier)
-    runner = Runner(store, backend, admission, queue_size, Bounds(), carrier, observers)
+    runner = RunManager(store, backend, admission, queue_size, HistoryLimits(), carrier, observers)
     await runner.open()
     try:
         yield runner
@@ -175,11 +175,11 @@ async def running(
 
 
 @asynccontextmanager
-async def abandoned(store: Store, backend: Double, queue_size: int = 0) -> AsyncIterator[Runner]:
+async def abandoned(store: Store, backend: Double, queue_size: int = 0) -> AsyncIterator[RunManager]:
     """A runner that is gone at the end of the block as if its server had been killed."""
     carrier = no_uris()
     admission = Admission(NotebookRoot(None, 10**6), 10**6, Defaults(), prepare, carrier)
-    runner = Runner(store, backend, admission, queue_size, Bounds(), carrier)
+    runner = RunManager(store, backend, admission, queue_size, HistoryLimits(), carrier)
     await runner.open()
     before = asyncio.all_tasks()
     yield runner
@@ -205,14 +205,14 @@ def cell(index: int) -> list[ExecutionEvent]:
     return [
         CellStarted(index, "id", "line"),
         StreamOutput(index, "stdout", said),
-        PartChunk(index, data[:5], last=False),
-        PartChunk(index, data[5:], last=True),
+        CellChunk(index, data[:5], last=False),
+        CellChunk(index, data[5:], last=True),
         CellFinished(index, "id", index + 1, 0.1, CellOutcome.SUCCEEDED),
     ]
 
 
 CHANGED = b'\n ],\n "metadata": {"a": 1}, "nbformat": 4, "nbformat_minor": 5\n}\n'
-WHOLE: list[ExecutionEvent] = [KernelReady(), *cell(0), *cell(1), PartChunk(TAIL, CHANGED, last=True), DONE]
+WHOLE: list[ExecutionEvent] = [KernelReady(), *cell(0), *cell(1), CellChunk(TAIL, CHANGED, last=True), DONE]
 
 
 async def executed(store: Store, run_id: str, as_of: int = 0) -> NotebookNode:
@@ -232,7 +232,7 @@ async def tells(log: RunLog, body: object) -> int:
     raise AssertionError(f"the run ended without telling {body}")
 
 
-async def events(runner: Runner, run_id: str, after: int = 0) -> list[Event]:
+async def events(runner: RunManager, run_id: str, after: int = 0) -> list[Event]:
     """All events of a run, until its end."""
     return await events_of((await runner.log(run_id))[1], after)
 
@@ -242,13 +242,13 @@ async def events_of(log: RunLog, after: int = 0) -> list[Event]:
     return [event async for batch in log.follow(after, 3600.0) for event in batch]
 
 
-async def ended(runner: Runner, run_id: str) -> Run:
+async def ended(runner: RunManager, run_id: str) -> Run:
     """The run after its end."""
     await events(runner, run_id)
     return await runner.find(run_id)
 
 
-async def reach(runner: Runner, run_id: str, state: RunState) -> None:
+async def reach(runner: RunManager, run_id: str, state: RunState) -> None:
     """Waits until the run is in a state that it is to pass."""
     _, log = await runner.log(run_id)
     async for batch in log.follow(0, 3600.0):

@@ -11,7 +11,7 @@ from notebook_runner_server.execution.interface import Cause, Failure, StreamOut
 from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Run, RunState
-from notebook_runner_server.runs.store import Store, Written
+from notebook_runner_server.runs.store import Store, WriteBatch
 from tests.runs.samples import a_run, changed
 from tests.runs.stores import insert
 
@@ -63,13 +63,13 @@ async def say(log: RunLog, *texts: str, run: Run = RUNNING) -> None:
     """Appends one event for each text."""
     bodies = [StreamOutput(0, "stdout", text) for text in texts]
     events = [log.next_event(run, body, place) for place, body in enumerate(bodies)]
-    await log.append(run, events, Written(0))
+    await log.append(run, events, WriteBatch(0))
 
 
 async def end(log: RunLog) -> None:
     """Appends the terminal event."""
     event = log.next_event(ENDED, changed(0, ENDED).body)
-    await log.append(ENDED, [event], Written(0), 0)
+    await log.append(ENDED, [event], WriteBatch(0), 0)
 
 
 @asynccontextmanager

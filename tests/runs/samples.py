@@ -17,7 +17,15 @@ from notebook_runner_server.execution.interface import (
     OutputCut,
     StreamOutput,
 )
-from notebook_runner_server.runs.model import Body, Event, Order, Origin, Run, RunChanged, RunState
+from notebook_runner_server.runs.model import (
+    Body,
+    Event,
+    ExecutionOptions,
+    Run,
+    RunChanged,
+    RunState,
+    TraceContext,
+)
 
 RUN_ID = "20260101-000000-00000001"
 WORDS = ["QUEUED", "STARTING", "RUNNING", "KILLING"]
@@ -38,7 +46,7 @@ def a_run(state: RunState = RunState.QUEUED, **changes: Any) -> Run:
     return Run(**{**fields, **changes})
 
 
-def an_order(**changes: Any) -> Order:
+def an_order(**changes: Any) -> ExecutionOptions:
     """What a worker is to do when nothing special was asked for."""
     fields: dict[str, Any] = {
         "working_folder": "",
@@ -47,7 +55,7 @@ def an_order(**changes: Any) -> Order:
         "environment": {},
         "retention": 1000.0,
     }
-    return Order(**{**fields, **changes})
+    return ExecutionOptions(**{**fields, **changes})
 
 
 def changed(sequence: int, run: Run) -> Event:
@@ -107,14 +115,14 @@ runs = st.builds(
     notebook_repairs=st.lists(text, max_size=3).map(tuple),
 )
 orders = st.builds(
-    Order,
+    ExecutionOptions,
     working_folder=text,
     limits=limits,
     allow_errors=st.booleans(),
     environment=labels,
     retention=durations,
     output_uri=text,
-    origin=st.builds(Origin, text, text, text),
+    origin=st.builds(TraceContext, text, text, text),
 )
 cell_events = st.one_of(
     st.builds(CellStarted, index, text, text),

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from notebook_runner_server.execution.interface import Cause, Failure
-from notebook_runner_server.runs.model import Event, Order, Run, RunState
-from notebook_runner_server.runs.store import Store, Written
+from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunState
+from notebook_runner_server.runs.store import Store, WriteBatch
 from notebook_runner_server.runs.tables import Part
 from tests.runs.samples import a_run, an_order, changed
 
@@ -27,7 +27,7 @@ async def opened(folder: Path) -> AsyncIterator[Store]:
         await store.close()
 
 
-async def insert(store: Store, run_id: str, order: Order | None = None, **fields: Any) -> int:
+async def insert(store: Store, run_id: str, order: ExecutionOptions | None = None, **fields: Any) -> int:
     """Inserts a queued run with two cells; returns its position."""
     run = a_run(run_id=run_id, **fields)
     return await store.insert(run, order or an_order(), "digest", changed(1, run), PARTS)
@@ -37,7 +37,7 @@ async def append(
     store: Store, position: int, run: Run, *events: Event, expire_time: int | None = None
 ) -> None:
     """Appends events that tell of no part."""
-    await store.append(position, run, events, Written(0), expire_time)
+    await store.append(position, run, events, WriteBatch(0), expire_time)
 
 
 async def finish(store: Store, position: int, run_id: str, *, sequence: int = 2, expire_time: int = 0) -> Run:

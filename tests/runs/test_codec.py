@@ -21,7 +21,7 @@ from notebook_runner_server.execution.interface import (
     StreamOutput,
 )
 from notebook_runner_server.runs import codec
-from notebook_runner_server.runs.model import Body, Event, Order, Run, RunState
+from notebook_runner_server.runs.model import Body, Event, ExecutionOptions, Run, RunState
 from tests.runs.samples import a_run, an_order, bodies, changed, events, json_values, orders, runs, text
 
 
@@ -55,7 +55,7 @@ def test_parameters_that_json_does_not_have() -> None:
 
 
 @given(orders)
-def test_orders(order: Order) -> None:
+def test_orders(order: ExecutionOptions) -> None:
     """An order comes back as it went in."""
     assert codec.decode_order(codec.encode_order(order)) == order
 

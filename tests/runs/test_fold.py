@@ -9,6 +9,7 @@ import pytest
 from notebook_runner_server.execution.files import FilePiece, FilesLeft
 from notebook_runner_server.execution.interface import (
     Cause,
+    CellChunk,
     CellFinished,
     CellOutcome,
     CellStarted,
@@ -16,23 +17,22 @@ from notebook_runner_server.execution.interface import (
     ExecutionEvent,
     Failure,
     KernelReady,
-    Mark,
-    PartChunk,
+    ReplayMark,
     StreamOutput,
 )
+from notebook_runner_server.runs.checkpoint import Checkpoint
 from notebook_runner_server.runs.clock import Clock
-from notebook_runner_server.runs.fold import Folded, Standing, fold
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState
-from notebook_runner_server.runs.resume import Resume
-from notebook_runner_server.runs.store import Store, Written
+from notebook_runner_server.runs.store import Store, WriteBatch
 from notebook_runner_server.runs.tables import Part
+from notebook_runner_server.runs.updates import PartsCursor, Update, fold
 from tests.runs.samples import a_run
 
 NOW = 99
 LAST = 5
 TEXT = StreamOutput(0, "stdout", "text")
-STANDING = Standing(size=10, part_start=10)
+STANDING = PartsCursor(size=10, part_start=10)
 
 
 @pytest.fixture
@@ -47,45 +47,47 @@ def after(
     log: RunLog,
     *batch: ExecutionEvent,
     run: Run | None = None,
-    standing: Standing = STANDING,
+    standing: PartsCursor = STANDING,
     error: str = "",
-) -> Folded:
+) -> Update:
     """What a batch makes of a run."""
     return fold(batch, run or a_run(RunState.RUNNING), standing, log, error)
 
 
 def test_a_part_that_is_not_whole_is_written_and_shows_nowhere(log: RunLog) -> None:
     """Its pieces go where the file ends; the part still begins where it began."""
-    folded = after(log, PartChunk(0, b"abc", last=False), PartChunk(0, b"de", last=False))
-    assert folded.written == Written(10, [b"abc", b"de"], [], None, [])
-    assert folded.standing == Standing(size=15, part_start=10)
+    folded = after(log, CellChunk(0, b"abc", last=False), CellChunk(0, b"de", last=False))
+    assert folded.written == WriteBatch(10, [b"abc", b"de"], [], None, [])
+    assert folded.standing == PartsCursor(size=15, part_start=10)
     assert folded.events == []
 
 
 def test_a_part_shows_from_the_event_on_that_follows_it(log: RunLog) -> None:
     """It reaches from its first piece, of an earlier batch, to its last; the next one begins there."""
-    standing = Standing(size=13, part_start=10)
-    parts = (PartChunk(0, b"de", last=True), TEXT, PartChunk(1, b"f", last=True))
+    standing = PartsCursor(size=13, part_start=10)
+    parts = (CellChunk(0, b"de", last=True), TEXT, CellChunk(1, b"f", last=True))
     folded = after(log, TEXT, *parts, TEXT, standing=standing)
     assert folded.written.start == 13
     assert folded.written.parts == [Part(0, LAST + 2, 10, 5), Part(1, LAST + 3, 15, 1)]
-    assert folded.standing == Standing(size=16, part_start=16)
+    assert folded.standing == PartsCursor(size=16, part_start=16)
     assert folded.events == [Event(LAST + place, NOW, 0, 2, TEXT) for place in (1, 2, 3)]
 
 
 def test_a_part_that_is_given_up_leaves_a_gap() -> None:
     """The next one begins where the file ends, and all else stays."""
-    standing = Standing(size=13, part_start=10, cell_id="id", cell_start=1.0)
+    standing = PartsCursor(size=13, part_start=10, cell_id="id", cell_start=1.0)
     assert standing.without_part() == replace(standing, part_start=13)
 
 
 def test_the_newest_mark_says_where_to_go_on(log: RunLog) -> None:
     """After a restart the run is gone on with after the last batch of which all is durable."""
-    chunk = PartChunk(0, b"abc", last=False)
-    assert after(log, Mark(7), chunk, Mark(8)).written.resume == Resume(mark=8, part_start=10, size=13)
-    assert after(log, Mark(0)).written.resume == Resume(mark=0, part_start=10, size=10)
+    chunk = CellChunk(0, b"abc", last=False)
+    assert after(log, ReplayMark(7), chunk, ReplayMark(8)).written.resume == Checkpoint(
+        mark=8, part_start=10, size=13
+    )
+    assert after(log, ReplayMark(0)).written.resume == Checkpoint(mark=0, part_start=10, size=10)
     assert after(log, chunk).written.resume is None
-    assert after(log, Mark(7)).events == []
+    assert after(log, ReplayMark(7)).events == []
 
 
 def test_a_cell_is_timed_from_its_start(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +95,7 @@ def test_a_cell_is_timed_from_its_start(log: RunLog, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     assert STANDING.cell_seconds == 0.0
     standing = after(log, CellStarted(1, "id", "line")).standing
-    assert standing == Standing(10, 10, cell_id="id", cell_start=100.0)
+    assert standing == PartsCursor(10, 10, cell_id="id", cell_start=100.0)
     monkeypatch.setattr(time, "monotonic", lambda: 103.5)
     assert standing.cell_seconds == 3.5
 

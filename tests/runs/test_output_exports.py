@@ -8,7 +8,7 @@ import pytest
 
 from notebook_runner_server.execution.interface import KernelReady
 from notebook_runner_server.runs.errors import ExportFailedError, InvalidFieldError, RunNotFoundError
-from notebook_runner_server.runs.lifecycle import Runner
+from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.outputs import Outputs, Page
 from notebook_runner_server.runs.store import Store
 from tests.runs.doubles import DONE, Double, cell, ended, running, spec, tells
@@ -36,7 +36,7 @@ class Counting:
         return "text/html"
 
 
-async def ended_run(runner: Runner, backend: Double) -> str:
+async def ended_run(runner: RunManager, backend: Double) -> str:
     """The id of a run whose two cells have said something."""
     run_id = (await runner.start(spec())).run_id
     (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
@@ -47,7 +47,7 @@ async def ended_run(runner: Runner, backend: Double) -> str:
 class Scene:
     """A run, and its outputs."""
 
-    def __init__(self, store: Store, runner: Runner, run_id: str) -> None:
+    def __init__(self, store: Store, runner: RunManager, run_id: str) -> None:
         self.exporter = Counting()
         self._runner, self._run_id = runner, run_id
         self._outputs = Outputs(store, self.exporter, 10**6, 10**6, 10**6)

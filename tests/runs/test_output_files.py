@@ -11,7 +11,7 @@ import pytest
 from notebook_runner_server.execution.interface import KernelReady
 from notebook_runner_server.export.service import ExportService
 from notebook_runner_server.runs.errors import InvalidFieldError
-from notebook_runner_server.runs.lifecycle import Runner
+from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.outputs import FILES, Outputs, Page
 from notebook_runner_server.runs.store import Store
@@ -21,7 +21,7 @@ from tests.runs.doubles import Double, reach, running, spec
 class Scene:
     """A run that goes on, and its files."""
 
-    def __init__(self, store: Store, runner: Runner, run_id: str) -> None:
+    def __init__(self, store: Store, runner: RunManager, run_id: str) -> None:
         self.runner = runner
         self.run_id = run_id
         self.work = store.folder(run_id).work
@@ -38,7 +38,7 @@ class Scene:
             return archive.namelist()
 
 
-async def scene(store: Store, runner: Runner, backend: Double) -> Scene:
+async def scene(store: Store, runner: RunManager, backend: Double) -> Scene:
     """A run that has left one file that no zip makes smaller."""
     run_id = (await runner.start(spec())).run_id
     handle = await backend.taken(run_id)

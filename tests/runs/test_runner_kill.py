@@ -9,7 +9,7 @@ import pytest
 from typing_extensions import override
 
 from notebook_runner_server.execution.interface import Cause, Ended, Failure, KernelReady
-from notebook_runner_server.runs.lifecycle import Runner
+from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import Part
@@ -61,7 +61,7 @@ class Shrinking(Double):
 
 
 async def killed_when(
-    folder: Path, held: str | RunState, act: Callable[[Runner, Double, Run], Awaitable[object]]
+    folder: Path, held: str | RunState, act: Callable[[RunManager, Double, Run], Awaitable[object]]
 ) -> list[RunState]:
     """Kills a run while an operation is held; answers the states that its events tell."""
     store, backend = GatedStore(folder), Double()
@@ -101,7 +101,7 @@ async def test_between_starting_and_submit(tmp_path: Path) -> None:
 async def test_while_the_kill_itself_is_written(tmp_path: Path) -> None:
     """KILLING is being written, and more kills arrive: they wait for the same end."""
 
-    async def act(runner: Runner, backend: Double, run: Run) -> None:
+    async def act(runner: RunManager, backend: Double, run: Run) -> None:
         await backend.taken()
         task = asyncio.ensure_future(runner.kill(run.run_id, 0.0))
         task.add_done_callback(lambda done: done.result())
@@ -113,7 +113,7 @@ async def test_while_the_kill_itself_is_written(tmp_path: Path) -> None:
 async def test_while_the_kernel_gets_ready(tmp_path: Path) -> None:
     """RUNNING is being written: the run goes over KILLING all the same."""
 
-    async def act(_: Runner, backend: Double, run: Run) -> None:
+    async def act(_: RunManager, backend: Double, run: Run) -> None:
         (await backend.taken()).tell(KernelReady())
         assert run.run_id
 

@@ -5,22 +5,22 @@ from pathlib import Path
 import pytest
 
 from notebook_runner_server.execution.interface import CellFinished, CellStarted, Ended, KernelReady
-from notebook_runner_server.runs.model import Event, Origin, RunChanged, RunState
-from notebook_runner_server.runs.observer import Course
+from notebook_runner_server.runs.model import Event, RunChanged, RunState, TraceContext
+from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.store import Store
 from tests.runs.doubles import WHOLE, Double, ended, running, spec
 
-ORIGIN = Origin("call", "parent", "state")
+ORIGIN = TraceContext("call", "parent", "state")
 
 
 class Witness:
     """Keeps what it is told, and then says that it cannot."""
 
     def __init__(self) -> None:
-        self.courses: set[Course] = set()
+        self.courses: set[RunContext] = set()
         self.told: list[object] = []
 
-    def happened(self, course: Course, event: Event) -> None:
+    def happened(self, course: RunContext, event: Event) -> None:
         """Keeps the state, or what became of a cell, and fails."""
         self.courses.add(course)
         body = event.body

@@ -12,10 +12,10 @@ from typing import Any
 from typing_extensions import override
 
 from notebook_runner_server.execution.interface import KernelReady
-from notebook_runner_server.runs.lifecycle import Runner
+from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
-from notebook_runner_server.runs.tables import Row
+from notebook_runner_server.runs.tables import RunRecord
 from tests.runs.doubles import DONE, Double, ended, events_of, reach, running, settled, spec, states
 
 S = RunState
@@ -28,7 +28,7 @@ class LookingStore(Store):
     between: Between | None = None
 
     @override
-    async def find(self, run_id: str) -> Row | None:
+    async def find(self, run_id: str) -> RunRecord | None:
         """Looks a run up, lets something happen once, and answers what it saw."""
         row = await super().find(run_id)
         between, self.between = self.between, None
@@ -52,7 +52,7 @@ class InsertingStore(Store):
         return position
 
 
-async def to_its_end(runner: Runner, backend: Double, run_id: str) -> None:
+async def to_its_end(runner: RunManager, backend: Double, run_id: str) -> None:
     """Lets the run that has just begun end, and waits until the runner has let go of it."""
     handle = backend.handles[-1]
     _, log = await runner.log(run_id)
@@ -61,7 +61,7 @@ async def to_its_end(runner: Runner, backend: Double, run_id: str) -> None:
     await asyncio.gather(*runner._dispatcher._driving)
 
 
-async def begun(runner: Runner, backend: Double) -> Run:
+async def begun(runner: RunManager, backend: Double) -> Run:
     """A run whose kernel is ready."""
     run = await runner.start(spec())
     (await backend.taken()).tell(KernelReady())

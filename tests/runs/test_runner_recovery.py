@@ -7,13 +7,13 @@ import pytest
 
 from notebook_runner_server.execution.interface import (
     Cause,
+    CellChunk,
     CellFinished,
     CellOutcome,
     CellStarted,
     ClearOutput,
     Failure,
     KernelReady,
-    PartChunk,
     StreamOutput,
 )
 from notebook_runner_server.runs.model import RunChanged, RunState
@@ -142,7 +142,7 @@ async def test_bytes_that_belong_to_no_part_do_no_harm(tmp_path: Path) -> None:
     async with abandoned(Store(tmp_path), backend) as runner:
         run_id = (await runner.start(spec())).run_id
         _, log = await runner.log(run_id)
-        torn = PartChunk(1, b"torn", last=False)
+        torn = CellChunk(1, b"torn", last=False)
         (await backend.taken()).tell(KernelReady(), *cell(0), started, torn, ClearOutput(1, wait=True))
         await tells(log, ClearOutput(1, wait=True))
     store = Store(tmp_path)

@@ -20,7 +20,7 @@ from notebook_runner_server.runs import dispatcher
 from notebook_runner_server.runs.errors import ShuttingDownError, StorageFullError
 from notebook_runner_server.runs.model import Event, Run, RunState
 from notebook_runner_server.runs.reserve import RESERVE_BYTES
-from notebook_runner_server.runs.store import Store, Written
+from notebook_runner_server.runs.store import Store, WriteBatch
 from tests.runs.doubles import (
     DONE,
     WHOLE,
@@ -268,7 +268,7 @@ async def test_room_is_kept_for_ends(tmp_path: Path) -> None:
             await append(store, position, run, printed(2, LARGE))
         assert store.problem
         end = a_run(S.KILLED, run_id="one")
-        await store.append(position, end, [printed(2, LARGE), changed(3, end)], Written(0), 1, is_end=True)
+        await store.append(position, end, [printed(2, LARGE), changed(3, end)], WriteBatch(0), 1, is_end=True)
         assert not reserve.exists()
         await store.look_for_room()
         assert not store.problem

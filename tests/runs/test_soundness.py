@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.runs import soundness
-from notebook_runner_server.runs.soundness import Soundness
+from notebook_runner_server.runs import integrity
+from notebook_runner_server.runs.integrity import IntegrityCheck
 from tests.runs.stores import insert, opened
 
 pytestmark = pytest.mark.integration
@@ -22,9 +22,9 @@ PAGE = 4096
 async def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state folder with a history that a start has no time to look at."""
     # Not 0: the clock may stand still between two looks at it.
-    monkeypatch.setattr(soundness, "LOOK_SECONDS", -1.0)
-    monkeypatch.setattr(soundness, "LOOK_BYTES", 0)
-    monkeypatch.setattr(soundness, "_STEPS", 1)
+    monkeypatch.setattr(integrity, "LOOK_SECONDS", -1.0)
+    monkeypatch.setattr(integrity, "LOOK_BYTES", 0)
+    monkeypatch.setattr(integrity, "_STEPS", 1)
     async with opened(tmp_path) as store:
         for number in range(300):
             await insert(store, f"run-{number}", labels={"x" * 100: "y" * 100})
@@ -40,9 +40,9 @@ def damage(folder: Path) -> None:
 
 
 @contextmanager
-def looked_at(folder: Path) -> Iterator[Soundness]:
+def looked_at(folder: Path) -> Iterator[IntegrityCheck]:
     """A file that was opened, and not looked at to its end."""
-    one = Soundness(folder / DATABASE)
+    one = IntegrityCheck(folder / DATABASE)
     with closing(sqlite3.connect(folder / DATABASE)) as db:
         assert not one.check(db)
         yield one
@@ -79,5 +79,5 @@ async def test_what_cannot_be_read_is_damage_and_a_full_disk_is_not(
     """Only an error that says that the file is damaged is remembered."""
     error = sqlite3.DatabaseError("why")
     error.sqlite_errorcode = code
-    Soundness(history / DATABASE).note(error)
+    IntegrityCheck(history / DATABASE).note(error)
     assert len(await starts(history)) == aside

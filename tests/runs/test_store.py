@@ -10,7 +10,7 @@ from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.parts import HEAD
 from notebook_runner_server.runs.errors import DamagedRunError
 from notebook_runner_server.runs.model import Event, RunState
-from notebook_runner_server.runs.store import EVENTS_A_READ, Store, Written
+from notebook_runner_server.runs.store import EVENTS_A_READ, Store, WriteBatch
 from notebook_runner_server.runs.tables import Part
 from tests.runs.samples import GOING_ON, TERMINAL, a_run, an_order, changed, printed
 from tests.runs.stores import PARTS, append, content, finish, insert, opened
@@ -85,7 +85,7 @@ async def test_an_append_without_events_keeps_the_run_as_it_was(tmp_path: Path) 
     """Parts that no event tells of yet are written, and the run's row is not touched."""
     async with opened(tmp_path) as store:
         position = await insert(store, "one")
-        written = Written(15, [b"new"], [])
+        written = WriteBatch(15, [b"new"], [])
         await store.append(position, a_run(RunState.RUNNING, run_id="one"), [], written, None)
         row = await store.find("one")
         assert row is not None
@@ -137,7 +137,7 @@ async def test_parts_are_kept_in_every_version(tmp_path: Path) -> None:
         size = sum(map(len, PARTS.values()))
         for sequence, number, data in ((2, 0, b"FIRST"), (4, 1, b"SECOND"), (6, 0, b"again")):
             part = Part(number, sequence, size, len(data))
-            written = Written(size, [data[:2], data[2:]], [part])
+            written = WriteBatch(size, [data[:2], data[2:]], [part])
             told = [printed(sequence), printed(sequence + 1)]
             await store.append(position, run, told, written, None)
             size += len(data)

@@ -8,9 +8,9 @@ from typing_extensions import override
 
 from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.readers import Readers
-from notebook_runner_server.runs.retention import BATCH, Bounds, Retention
+from notebook_runner_server.runs.retention import BATCH, HistoryLimits, Retention
 from notebook_runner_server.runs.store import Store
-from notebook_runner_server.runs.tables import Row
+from notebook_runner_server.runs.tables import RunRecord
 from tests.runs.reading import FullStore
 from tests.runs.samples import an_order
 from tests.runs.stores import finish, insert, opened
@@ -45,7 +45,7 @@ async def test_runs_are_forgotten_when_their_time_is_over(tmp_path: Path) -> Non
         await ended_run(store, "kept")
         await insert(store, "queued", an_order(retention=0.0))
         await ended_run(store, "over-too", 2)
-        await Retention(store, Bounds(), nobody).look()
+        await Retention(store, HistoryLimits(), nobody).look()
         assert await ids(store) == ["kept", "queued"]
 
 
@@ -55,9 +55,9 @@ async def test_more_runs_than_one_read_takes_are_forgotten(tmp_path: Path) -> No
         for number in range(BATCH * 2 + 5):
             await ended_run(store, f"run-{number:03}", 1)
         read = {f"run-{number:03}" for number in range(BATCH)}
-        await Retention(store, Bounds(), read.__contains__).look()
+        await Retention(store, HistoryLimits(), read.__contains__).look()
         assert set(await ids(store)) == read
-        await Retention(store, Bounds(), nobody).look()
+        await Retention(store, HistoryLimits(), nobody).look()
         assert await ids(store) == []
 
 
@@ -67,9 +67,9 @@ async def test_the_oldest_ended_runs_go_first_when_there_are_too_many(tmp_path: 
         await insert(store, "queued")
         for number in range(5):
             await ended_run(store, f"run-{number}")
-        await Retention(store, Bounds(runs=3), nobody).look()
+        await Retention(store, HistoryLimits(runs=3), nobody).look()
         assert await ids(store) == ["queued", "run-2", "run-3", "run-4"]
-        await Retention(store, Bounds(runs=3), nobody).look()
+        await Retention(store, HistoryLimits(runs=3), nobody).look()
         assert len(await ids(store)) == 4
 
 
@@ -80,20 +80,20 @@ async def test_the_oldest_ended_runs_go_first_when_they_are_too_large(tmp_path: 
             await ended_run(store, f"run-{number}", size=1000)
         sizes = store.sizes()
         assert min(sizes.values()) > 1000
-        await Retention(store, Bounds(total_bytes=sum(sizes.values())), nobody).look()
+        await Retention(store, HistoryLimits(total_bytes=sum(sizes.values())), nobody).look()
         assert len(await ids(store)) == 4
-        await Retention(store, Bounds(total_bytes=sum(sizes.values()) - 1), nobody).look()
+        await Retention(store, HistoryLimits(total_bytes=sum(sizes.values()) - 1), nobody).look()
         assert await ids(store) == ["run-1", "run-2", "run-3"]
-        await Retention(store, Bounds(total_bytes=1), nobody).look()
+        await Retention(store, HistoryLimits(total_bytes=1), nobody).look()
         assert await ids(store) == []
 
 
-@pytest.mark.parametrize("bounds", [Bounds(), Bounds(runs=1), Bounds(total_bytes=1)])
-async def test_a_run_that_is_read_waits(tmp_path: Path, bounds: Bounds) -> None:
+@pytest.mark.parametrize("bounds", [HistoryLimits(), HistoryLimits(runs=1), HistoryLimits(total_bytes=1)])
+async def test_a_run_that_is_read_waits(tmp_path: Path, bounds: HistoryLimits) -> None:
     """A run whose stream is open is not forgotten, whatever the reason; afterwards it is."""
     async with opened(tmp_path) as store:
         for number in range(3):
-            await ended_run(store, f"run-{number}", 1 if bounds == Bounds() else FOR_EVER, 10)
+            await ended_run(store, f"run-{number}", 1 if bounds == HistoryLimits() else FOR_EVER, 10)
         readers = Readers()
         retention = Retention(store, bounds, readers.reads)
         with readers.stream("run-0"):
@@ -113,7 +113,7 @@ async def test_a_full_disk_does_not_end_what_makes_room(
         """A store whose first deletion fails."""
 
         @override
-        async def delete(self, row: Row) -> None:
+        async def delete(self, row: RunRecord) -> None:
             """Fails once, then deletes."""
             full, self.full = self.full, False
             if full:
@@ -126,7 +126,7 @@ async def test_a_full_disk_does_not_end_what_makes_room(
     await store.open()
     await ended_run(store, "over", 1)
     store.full = True
-    task = asyncio.ensure_future(Retention(store, Bounds(), nobody).run())
+    task = asyncio.ensure_future(Retention(store, HistoryLimits(), nobody).run())
     await gone.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

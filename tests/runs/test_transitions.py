@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from notebook_runner_server.execution.interface import (
     Cause,
+    CellChunk,
     CellFinished,
     CellOutcome,
     CellStarted,
@@ -19,7 +20,6 @@ from notebook_runner_server.execution.interface import (
     Failure,
     KernelReady,
     OutputCut,
-    PartChunk,
     StreamOutput,
 )
 from notebook_runner_server.runs.model import Run, RunChanged, RunState
@@ -155,7 +155,7 @@ def test_cells_leave_the_state_as_it_is(before: RunState, told: ExecutionEvent) 
 def test_parts_are_not_told(before: RunState) -> None:
     """A part of the notebook is for the store and no event of the log."""
     run = a_run(before)
-    assert react(run, PartChunk(0, b"data", last=True), NOW) == (run, None)
+    assert react(run, CellChunk(0, b"data", last=True), NOW) == (run, None)
 
 
 @pytest.mark.parametrize("before", GOING_ON)
@@ -195,7 +195,7 @@ def test_cells_completed_counts_those_that_need_nothing_more(outcome: CellOutcom
 steps = st.one_of(
     cell_events,
     st.just(KernelReady()),
-    st.builds(PartChunk, st.integers(-1, 5), st.binary(max_size=3), st.booleans()),
+    st.builds(CellChunk, st.integers(-1, 5), st.binary(max_size=3), st.booleans()),
     st.builds(Ended, st.none() | st.sampled_from(Cause).map(lambda cause: Failure(cause, "why"))),
     st.sampled_from(RunState),
 )

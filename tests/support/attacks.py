@@ -60,7 +60,7 @@ def attacked(server: Server, source: str, *, mode: str = "warm", **fields: Any) 
     if mode == "warm":
         kept(server)
         until_warm(server)
-    warm = "any('warm/template.py' in one for one in sys.orig_argv)"
+    warm = "any('warm/fork_server.py' in one for one in sys.orig_argv)"
     ended = perform(server.stub, inline(HEAD + source, f"print(json.dumps([{warm}, told]))", **fields))
     assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
     is_warm, noted = json.loads(texts(ended.events).splitlines()[-1])

@@ -10,7 +10,7 @@ from tests.support.polling import pause
 from tests.support.processes import marked
 from tests.support.server import Server
 
-PROGRAM = "warm/template.py"
+PROGRAM = "warm/fork_server.py"
 # Said by each test that needs it: all tests can be run without warm kernels.
 ON = ("--warm-kernels", "python3=1")
 SECONDS = 60.0

@@ -21,7 +21,7 @@ from notebook_runner.errors import AccessDenied, NotebookRunnerError, RpcFailed
 from ._exit import ExitCode
 from ._group import Server, describe_error, usage_errors
 from ._options import json_option
-from ._probe import Finding, probe
+from ._probe import CheckResult, probe
 from ._text import dump, one_line
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def doctor(ctx: click.Context, /, as_json: bool) -> None:
     ctx.exit(ExitCode.SUCCEEDED if well else ExitCode.FAILED)
 
 
-def examine(server: Server, connection: Connection) -> Iterator[Finding]:
+def examine(server: Server, connection: Connection) -> Iterator[CheckResult]:
     """Look at one thing after the other, as far as the one before allows."""
     for finding in probe(connection):
         yield finding
@@ -74,14 +74,14 @@ def examine(server: Server, connection: Connection) -> Iterator[Finding]:
             yield _refused(client, error)
             return
         given = bool(connection.token_file or connection.token)
-        yield Finding("token", ok=True, text="accepted" if given else "none given, and none is wanted")
+        yield CheckResult("token", ok=True, text="accepted" if given else "none given, and none is wanted")
         yield _version(info.version)
         yield from _kernels(info)
         yield from _warm_kernels(client, info)
         yield _room(info)
 
 
-def _refused(client: Client, error: NotebookRunnerError) -> Finding:
+def _refused(client: Client, error: NotebookRunnerError) -> CheckResult:
     if isinstance(error, AccessDenied):
         return _denied(error)
     if isinstance(error, RpcFailed) and error.code is grpc.StatusCode.UNIMPLEMENTED:
@@ -90,45 +90,49 @@ def _refused(client: Client, error: NotebookRunnerError) -> Finding:
     advice = (
         "the server's log says why" if getattr(error, "reason", "") else "check --target and the server's log"
     )
-    return Finding("server", ok=False, text=text, advice=advice)
+    return CheckResult("server", ok=False, text=text, advice=advice)
 
 
-def _denied(error: AccessDenied) -> Finding:
+def _denied(error: AccessDenied) -> CheckResult:
     if error.reason == "MISSING_TOKEN":
         advice = "give it by --token-file FILE or NOTEBOOK_RUNNER_TOKEN_FILE"
-        return Finding("token", ok=False, text="the server wants a token, and none is given", advice=advice)
+        return CheckResult(
+            "token", ok=False, text="the server wants a token, and none is given", advice=advice
+        )
     if error.code is grpc.StatusCode.PERMISSION_DENIED:
         text, advice = f"the token does not allow this: {error.message}", "ask the operator for one that does"
     else:
         text = f"the server does not accept this token: {error.message}"
         advice = "check the token file; ask the operator whether the token was replaced"
-    return Finding("token", ok=False, text=text, advice=advice)
+    return CheckResult("token", ok=False, text=text, advice=advice)
 
 
-def _unknown(client: Client) -> Finding:
+def _unknown(client: Client) -> CheckResult:
     try:
         next(client.list(page_size=1), None)
     except RpcFailed as error:
         if error.code is grpc.StatusCode.UNIMPLEMENTED:
             text = f"{client.target} speaks gRPC, but is not a notebook-runner"
-            return Finding("protocol", ok=False, text=text, advice="the port is another one: check --target")
+            return CheckResult(
+                "protocol", ok=False, text=text, advice="the port is another one: check --target"
+            )
     text = f"the server is older than this client ({__version__}): it cannot say what it is"
-    return Finding("version", ok=False, text=text, advice=_older())
+    return CheckResult("version", ok=False, text=text, advice=_older())
 
 
 def _older() -> str:
     return f"have the operator update it to {__version__} or later, or install the client of its version"
 
 
-def _version(version: str) -> Finding:
+def _version(version: str) -> CheckResult:
     ours, theirs = _release(__version__), _release(version)
     if theirs < ours:
         text = f"the server is {version or 'of an unknown version'}, older than this client ({__version__})"
-        return Finding("version", ok=False, text=text, advice=_older())
+        return CheckResult("version", ok=False, text=text, advice=_older())
     if theirs > ours:
         text = f"server {version}, client {__version__}: newer servers serve older clients"
-        return Finding("version", ok=True, text=text)
-    return Finding("version", ok=True, text=f"server {version}, client {__version__}")
+        return CheckResult("version", ok=True, text=text)
+    return CheckResult("version", ok=True, text=f"server {version}, client {__version__}")
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -136,42 +140,44 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
-def _kernels(info: pb.InfoResponse) -> Iterator[Finding]:
+def _kernels(info: pb.InfoResponse) -> Iterator[CheckResult]:
     if not info.kernels:
         advice = "the operator has to install one beside the server: pip install ipykernel"
-        yield Finding("kernels", ok=False, text="the server has none, and can run no notebook", advice=advice)
+        yield CheckResult(
+            "kernels", ok=False, text="the server has none, and can run no notebook", advice=advice
+        )
         return
     names = [f"{one.name} ({one.language})" + " by default" * one.is_default for one in info.kernels]
-    yield Finding("kernels", ok=True, text=", ".join(names))
+    yield CheckResult("kernels", ok=True, text=", ".join(names))
 
 
-def _warm_kernels(client: Client, info: pb.InfoResponse) -> Iterator[Finding]:
+def _warm_kernels(client: Client, info: pb.InfoResponse) -> Iterator[CheckResult]:
     until = time.monotonic() + SPARES_TIMEOUT
     while _cold(info) and time.monotonic() < until:
         time.sleep(SPARES_PAUSE)
         info = client.info()
     wanted = [one for one in info.kernels if one.warm_wanted]
     if not wanted and info.kernels:
-        yield Finding("warm kernels", ok=True, text="none are kept: each run waits for a kernel to start")
+        yield CheckResult("warm kernels", ok=True, text="none are kept: each run waits for a kernel to start")
     for one in wanted:
         text = f"{one.name}: {one.warm_ready} of {one.warm_wanted} ready"
         ok = one.warm_ready >= one.warm_wanted
         advice = "" if ok else "runs start all the same, but later; if it stays so, the server's log says why"
-        yield Finding("warm kernels", ok=ok, text=text, advice=advice)
+        yield CheckResult("warm kernels", ok=ok, text=text, advice=advice)
 
 
 def _cold(info: pb.InfoResponse) -> bool:
     return any(one.warm_ready < one.warm_wanted for one in info.kernels)
 
 
-def _room(info: pb.InfoResponse) -> Finding:
+def _room(info: pb.InfoResponse) -> CheckResult:
     if info.problem:
-        return Finding("runs", ok=False, text=info.problem, advice="the server's log says since when")
+        return CheckResult("runs", ok=False, text=info.problem, advice="the server's log says since when")
     text = f"{info.runs_active} of {info.workers} running, {info.runs_queued} of {info.queue_size} waiting"
-    return Finding("runs", ok=True, text=text)
+    return CheckResult("runs", ok=True, text=text)
 
 
-def _show(found: list[Finding]) -> None:
+def _show(found: list[CheckResult]) -> None:
     room = max(len(finding.check) for finding in found) + 4
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     colour = False if os.environ.get("NO_COLOR") else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from notebook_runner._connection import Connection
 
-__all__ = ["Finding", "probe"]
+__all__ = ["CheckResult", "probe"]
 
 SECONDS = 3.0
 
@@ -26,7 +26,7 @@ _OTHER_PORT = "the port is another one: check --target"
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What one check has found.
 
     Attributes:
@@ -42,7 +42,7 @@ class Finding:
     advice: str = ""
 
 
-def probe(connection: Connection) -> list[Finding]:
+def probe(connection: Connection) -> list[CheckResult]:
     """Look at what listens at the address and what it speaks. Only the last finding can be a bad one."""
     address = _address(connection.target)
     if address is None:  # a socket file, or what only gRPC can resolve
@@ -52,7 +52,7 @@ def probe(connection: Connection) -> list[Finding]:
         socket.create_connection(address, SECONDS).close()
     except OSError as error:
         return [_unreachable(where, error)]
-    found = [Finding("connection", ok=True, text=f"something listens at {where}")]
+    found = [CheckResult("connection", ok=True, text=f"something listens at {where}")]
     uses_tls = bool(connection.tls_ca or connection.tls_cert)
     return [*found, *(_tls(connection, address) if uses_tls else _plain(where, address))]
 
@@ -65,7 +65,7 @@ def _address(target: str) -> tuple[str, int] | None:
     return host.strip("[]"), int(port)
 
 
-def _unreachable(where: str, error: OSError) -> Finding:
+def _unreachable(where: str, error: OSError) -> CheckResult:
     advice = "give the server's address by --target HOST:PORT or NOTEBOOK_RUNNER_TARGET"
     if isinstance(error, ConnectionRefusedError):
         text = f"nothing listens at {where}"
@@ -79,9 +79,9 @@ def _unreachable(where: str, error: OSError) -> Finding:
     return _problem("connection", text, advice)
 
 
-def _plain(where: str, address: tuple[str, int]) -> list[Finding]:
+def _plain(where: str, address: tuple[str, int]) -> list[CheckResult]:
     if _is_http2(_said(address, _PREFACE)):
-        return [Finding("TLS", ok=True, text="not used, and the server does not want it")]
+        return [CheckResult("TLS", ok=True, text="not used, and the server does not want it")]
     if _speaks_tls(address):
         advice = "say which certificates to trust: --tls-ca FILE or NOTEBOOK_RUNNER_TLS_CA"
         return [_problem("TLS", "the server wants TLS, and this client uses none", advice)]
@@ -92,7 +92,7 @@ def _plain(where: str, address: tuple[str, int]) -> list[Finding]:
     return [_problem("protocol", text, _OTHER_PORT)]
 
 
-def _tls(connection: Connection, address: tuple[str, int]) -> list[Finding]:
+def _tls(connection: Connection, address: tuple[str, int]) -> list[CheckResult]:
     try:
         context = ssl.create_default_context(cafile=connection.tls_ca)
         if connection.tls_cert:
@@ -111,10 +111,10 @@ def _tls(connection: Connection, address: tuple[str, int]) -> list[Finding]:
         return [_unwanted(connection, "the server ended the connection")]
     if not _is_http2(answer):
         return [_problem("protocol", f"{connection.target} speaks TLS but not gRPC", _OTHER_PORT)]
-    return [Finding("TLS", ok=True, text="the server's certificate is trusted")]
+    return [CheckResult("TLS", ok=True, text="the server's certificate is trusted")]
 
 
-def _untrusted(connection: Connection, error: ssl.SSLCertVerificationError) -> Finding:
+def _untrusted(connection: Connection, error: ssl.SSLCertVerificationError) -> CheckResult:
     if error.verify_code == _EXPIRED:
         advice = "the operator has to renew it"
     elif error.verify_code in _WRONG_NAME:
@@ -126,7 +126,7 @@ def _untrusted(connection: Connection, error: ssl.SSLCertVerificationError) -> F
     return _problem("TLS", text, advice)
 
 
-def _broken(connection: Connection, address: tuple[str, int], error: OSError) -> Finding:
+def _broken(connection: Connection, address: tuple[str, int], error: OSError) -> CheckResult:
     if _is_http2(_said(address, _PREFACE)):
         text = "the server speaks without TLS, and this client wants it"
         return _problem(
@@ -137,14 +137,14 @@ def _broken(connection: Connection, address: tuple[str, int], error: OSError) ->
     return _problem("TLS", f"no TLS with this server: {_reason(error)}", _OTHER_PORT)
 
 
-def _unwanted(connection: Connection, text: str) -> Finding:
+def _unwanted(connection: Connection, text: str) -> CheckResult:
     if connection.tls_cert:
         return _problem("TLS", text, "it does not accept --tls-cert: ask the operator who has to sign it")
     return _problem("TLS", text, "it may want a certificate of yours: --tls-cert FILE --tls-key FILE")
 
 
-def _problem(check: str, text: str, advice: str) -> Finding:
-    return Finding(check, ok=False, text=text, advice=advice)
+def _problem(check: str, text: str, advice: str) -> CheckResult:
+    return CheckResult(check, ok=False, text=text, advice=advice)
 
 
 def _said(address: tuple[str, int], text: bytes, context: ssl.SSLContext | None = None) -> bytes:

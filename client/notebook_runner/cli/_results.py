@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from notebook_runner.client import Client
     from notebook_runner.v1.notebook_runner_pb2 import Run
 
-__all__ = ["STANDARD_STREAM", "Wanted", "result_options"]
+__all__ = ["STANDARD_STREAM", "OutputOptions", "result_options"]
 
 STANDARD_STREAM = "-"
 
@@ -50,7 +50,7 @@ def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class OutputOptions:
     """What is wanted of a result.
 
     Attributes:

@@ -15,7 +15,7 @@ from ._help_notebook import show_parameters
 from ._options import complete_kernel, json_option, quiet_option
 from ._papermill import PapermillCommand
 from ._parameters import parameter_options, parameters_of
-from ._results import STANDARD_STREAM, Wanted, result_options
+from ._results import STANDARD_STREAM, OutputOptions, result_options
 from ._text import one_line, to_json
 from ._types import duration, pair, size
 from ._views import make_view
@@ -134,7 +134,7 @@ def run(
     if help_notebook:
         show_parameters(notebook, as_json=as_json)
         return
-    wanted = Wanted.of(options, as_json=as_json)
+    wanted = OutputOptions.of(options, as_json=as_json)
     view = make_view(as_json=as_json, quiet=quiet, on_stderr=wanted.uses_stdout)
     server: Server = ctx.obj
     with server.connect() as client:

@@ -14,13 +14,13 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
-from notebook_runner_server.api.access import Access
-from notebook_runner_server.api.calls import CallObserver, Calls
+from notebook_runner_server.api.auth_interceptor import AuthInterceptor
 from notebook_runner_server.api.certificates import Certificates
+from notebook_runner_server.api.error_interceptor import ErrorInterceptor
 from notebook_runner_server.api.errors import UNKNOWN_SERVICE, abort_with
-from notebook_runner_server.api.guard import Guard
-from notebook_runner_server.api.pages import Pages
+from notebook_runner_server.api.response_limiter import ResponseLimiter
 from notebook_runner_server.api.servicer import Servicer
+from notebook_runner_server.api.telemetry_interceptor import CallObserver, TelemetryInterceptor
 from notebook_runner_server.api.tokens import Tokens
 
 SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"].full_name
@@ -76,7 +76,7 @@ _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
 @dataclass(frozen=True)
-class Bounds:
+class CallerLimits:
     """What callers may take of the server.
 
     Attributes:
@@ -109,7 +109,7 @@ class ApiServer:
     def __init__(
         self,
         servicer: Servicer,
-        bounds: Bounds,
+        bounds: CallerLimits,
         tokens: Tokens | None,
         certificates: Certificates | None,
         observers: Iterable[CallObserver],
@@ -119,7 +119,12 @@ class ApiServer:
     ) -> None:
         self._certificates = certificates
         self._server = grpc.aio.server(
-            interceptors=[Calls(observers), Access(tokens), Guard(bounds.max_message_bytes), Pages()],
+            interceptors=[
+                TelemetryInterceptor(observers),
+                AuthInterceptor(tokens),
+                ErrorInterceptor(bounds.max_message_bytes),
+                ResponseLimiter(),
+            ],
             options=_options(bounds),
         )
         self._health = _Health()
@@ -203,7 +208,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no type
         return health_pb2.HealthListResponse(statuses=statuses)
 
 
-def _options(bounds: Bounds) -> list[tuple[str, int]]:
+def _options(bounds: CallerLimits) -> list[tuple[str, int]]:
     read = max(2 * bounds.max_message_bytes, LEAST_READ_BYTES)
     return [
         ("grpc.max_receive_message_length", min(read, LARGEST_READ_BYTES)),

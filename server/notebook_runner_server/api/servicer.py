@@ -15,14 +15,14 @@ from notebook_runner import __version__
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
 from notebook_runner_server.api import convert
-from notebook_runner_server.api.calls import origin
+from notebook_runner_server.api.telemetry_interceptor import origin
 from notebook_runner_server.runs.admission import MAX_DURATION
 from notebook_runner_server.runs.errors import InvalidFieldError, TooManyStreamsError
 from notebook_runner_server.runs.outputs import NOTEBOOK, Outputs
 
 if TYPE_CHECKING:
-    from notebook_runner_server.runs.lifecycle import Runner
     from notebook_runner_server.runs.log import RunLog
+    from notebook_runner_server.runs.manager import RunManager
 
 _PAGE_SIZE = 50
 _MAX_PAGE_SIZE = 1000
@@ -41,7 +41,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         heartbeat: Seconds without an event after which a stream carries a heartbeat.
     """
 
-    def __init__(self, runner: Runner, outputs: Outputs, max_streams: int, heartbeat: float) -> None:
+    def __init__(self, runner: RunManager, outputs: Outputs, max_streams: int, heartbeat: float) -> None:
         self._runner = runner
         self._outputs = outputs
         self._max_streams = max_streams

@@ -41,7 +41,7 @@ class Scope(IntEnum):
 
 
 @dataclass(frozen=True)
-class Entry:
+class TokenEntry:
     """One token of the file.
 
     Attributes:
@@ -84,7 +84,7 @@ class Tokens:
         """The names in the file, each once."""
         return sorted({entry.name for entry in self._entries})
 
-    def find(self, token: str) -> Entry | None:
+    def find(self, token: str) -> TokenEntry | None:
         """Return the entry of a token; None: it is none of the valid ones."""
         self._reload()
         digest = hashlib.sha256(token.encode()).digest()
@@ -98,7 +98,7 @@ class Tokens:
             return None
         return found
 
-    def holds(self, entry: Entry) -> bool:
+    def holds(self, entry: TokenEntry) -> bool:
         """Tell whether an entry was in the file a second ago at the most."""
         if time.monotonic() - self._checked > RECHECK_SECONDS:
             self._reload()
@@ -135,7 +135,7 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def parse(content: bytes, name: str) -> tuple[Entry, ...]:
+def parse(content: bytes, name: str) -> tuple[TokenEntry, ...]:
     """Read a tokens file.
 
     Args:
@@ -145,7 +145,7 @@ def parse(content: bytes, name: str) -> tuple[Entry, ...]:
     Raises:
         TokensFileError: A line is wrong, or there is no token at all. No message repeats what a line holds.
     """
-    entries: dict[bytes, Entry] = {}
+    entries: dict[bytes, TokenEntry] = {}
     for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
         text = line.strip()
         if not text or text.startswith("#"):
@@ -154,7 +154,7 @@ def parse(content: bytes, name: str) -> tuple[Entry, ...]:
         if match is None:
             form = "NAME SCOPE sha256:HEX, with run or read as SCOPE; --new-token writes such a line"
             raise TokensFileError(f"{name}, line {number}: not of the form {form}")
-        entry = Entry(match["name"], Scope[match["scope"].upper()], bytes.fromhex(match["sum"]))
+        entry = TokenEntry(match["name"], Scope[match["scope"].upper()], bytes.fromhex(match["sum"]))
         if entry.digest == _SUM_OF_NOTHING:
             raise TokensFileError(f"{name}, line {number}: this is the sum of an empty token")
         if entry.digest in entries:

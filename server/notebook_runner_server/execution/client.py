@@ -11,7 +11,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.channels import AsyncZMQSocketChannel
 from traitlets import Type
 
-from notebook_runner_server.execution.budget import data_size
+from notebook_runner_server.execution.output_limiter import data_size
 
 MAX_LANGUAGE_INFO = 64 * 1024
 """Bytes of what a kernel may say of its language."""

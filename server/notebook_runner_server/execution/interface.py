@@ -185,7 +185,7 @@ class CellFinished:
 
 
 @dataclass(frozen=True, slots=True)
-class PartChunk:
+class CellChunk:
     """A piece of one part of the executed notebook: a cell by its index, or the `TAIL`.
 
     The pieces of a part (`execution.parts`) follow each other without another part between; `last` ends it. A
@@ -198,7 +198,7 @@ class PartChunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class ReplayMark:
     """The number of the batch that this comes with: a later server goes on after it (`Backend.find`)."""
 
     number: int
@@ -219,11 +219,11 @@ class Ended:
 
 CellOutput = StreamOutput | DisplayOutput | ErrorOutput | ClearOutput | OutputCut
 CellEvent = CellStarted | CellOutput | CellFinished
-ExecutionEvent = KernelReady | CellEvent | PartChunk | FileEvent | Mark | Ended
+ExecutionEvent = KernelReady | CellEvent | CellChunk | FileEvent | ReplayMark | Ended
 
 
 @dataclass(frozen=True, slots=True)
-class Spares:
+class WarmCounts:
     """Kernels of one kernelspec that are kept for the next runs, over all workers.
 
     Attributes:
@@ -266,7 +266,7 @@ class Backend(Protocol):
         """The kernelspecs it has, by name, and the language of each."""
 
     @property
-    def spares(self) -> Mapping[str, Spares]:
+    def spares(self) -> Mapping[str, WarmCounts]:
         """The kernels that are kept for the next runs, by kernelspec; one that is not here has none."""
 
     @property

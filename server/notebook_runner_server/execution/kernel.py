@@ -22,15 +22,15 @@ from notebook_runner_server import folder_tree
 from notebook_runner_server.execution.client import KernelClient, UnfitKernelError
 from notebook_runner_server.execution.confinement import denial
 from notebook_runner_server.execution.confinement.environment import inherited
-from notebook_runner_server.execution.confinement.place import Place
-from notebook_runner_server.execution.confinement.rules import Confinement, Rules, narrowed, rules
+from notebook_runner_server.execution.confinement.policy import KernelRules, SandboxPolicy, narrowed, rules
 from notebook_runner_server.execution.confinement.ruleset import Ruleset
+from notebook_runner_server.execution.confinement.staging_dir import StagingDir
+from notebook_runner_server.execution.ipykernel_args import ARGUMENTS, MESSAGES_ON_THE_WAY
 from notebook_runner_server.execution.kernel_folders import make_folders
 from notebook_runner_server.execution.kernel_log import KernelLog
-from notebook_runner_server.execution.preparation import ARGUMENTS, MESSAGES_ON_THE_WAY
 from notebook_runner_server.execution.runtime_dir import subfolder
 from notebook_runner_server.execution.warm import languages
-from notebook_runner_server.execution.warm.forking import ForkProvisioner, Template, TemplateError, split
+from notebook_runner_server.execution.warm.forking import ForkProvisioner, ForkServer, ForkServerError, split
 
 READY_TIMEOUT = 60.0
 """Seconds that a kernel may take until it answers; nbclient's `startup_timeout`."""
@@ -74,8 +74,8 @@ class Kernel:
         self,
         name: str,
         folder: Path,
-        template: Template | None = None,
-        confinement: Confinement | None = None,
+        template: ForkServer | None = None,
+        confinement: SandboxPolicy | None = None,
     ) -> None:
         self.name = name
         self._folder = subfolder(folder)
@@ -90,10 +90,10 @@ class Kernel:
         self.manager.context.setsockopt(zmq.RCVHWM, MESSAGES_ON_THE_WAY)
         self._template = template
         self._confinement = confinement
-        self._rules: Rules | None = None
+        self._rules: KernelRules | None = None
         # Below these it may write; a kernel that was kept learns of some when it gets its place.
         self._writable: Sequence[Path] = ()
-        self._place: Place | None = None
+        self._place: StagingDir | None = None
         self.client: KernelClient | None = None
         self._pidfd: int | None = None
         self._settling = ""
@@ -109,7 +109,7 @@ class Kernel:
             OSError: The folder cannot be made, or there can be no rule for something.
         """
         if self._confinement is not None:
-            self._place = Place(self._confinement.places)
+            self._place = StagingDir(self._confinement.places)
             # Where in the root its notebook will be nobody knows.
             root = self._confinement.root
             own = [self._place.path, *([root] if root is not None and root.exists() else [])]
@@ -247,7 +247,7 @@ class Kernel:
                     self._place.move(run_folder)
                     ruleset = stack.enter_context(narrowed(self._rules.shared, own))
                 except OSError as error:
-                    raise TemplateError(f"the run's folder is not as it was made: {error}") from error
+                    raise ForkServerError(f"the run's folder is not as it was made: {error}") from error
                 self._writable = ruleset.writable
             if isinstance(provisioner, ForkProvisioner) and provisioner.forked:
                 await provisioner.settle(working_folder, variables, ruleset)

@@ -19,7 +19,7 @@ MAX_WAITING_BYTES = 4 * 1024 * 1024
 """Stop reading when so much is waiting to be taken: the worker then waits, and memory stays bounded."""
 
 
-class Link(asyncio.Protocol):
+class WorkerConnection(asyncio.Protocol):
     """Receives whole messages in batches, and never holds more than a bounded amount of them."""
 
     def __init__(self, on_message: Callable[[Any], bool]) -> None:
@@ -32,7 +32,7 @@ class Link(asyncio.Protocol):
         self.closed = False
 
     @classmethod
-    async def open(cls, end: socket.socket, on_message: Callable[[Any], bool]) -> Link:
+    async def open(cls, end: socket.socket, on_message: Callable[[Any], bool]) -> WorkerConnection:
         """Take over one end of a socket pair.
 
         Args:

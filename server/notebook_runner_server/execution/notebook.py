@@ -32,7 +32,7 @@ class NotebookError(ValueError):
     """The bytes are no notebook that can be executed; the message says what is wrong, and where."""
 
 
-class UnknownParameterError(ValueError):
+class UndeclaredParameterError(ValueError):
     """Parameters that the notebook does not have.
 
     Attributes:
@@ -192,7 +192,7 @@ def _parameterize(
     language = notebook.metadata.get("language_info", {}).get("name") or kernels.get(kernel_name, "python")
     try:
         return _injected(notebook, parameters, kernel_name or "python3", language, is_ordered=is_ordered)
-    except (UnknownParameterError, ParameterNameError, RecursionError):
+    except (UndeclaredParameterError, ParameterNameError, RecursionError):
         raise
     # Papermill's translators and its view of a notebook's metadata fail in many ways.
     except Exception as error:
@@ -221,7 +221,7 @@ def _injected(
     known, is_complete = _known_parameters(notebook, kernel_name, language)
     unknown = sorted(set(parameters) - set(known))
     if unknown and is_complete:
-        raise UnknownParameterError(unknown, known)
+        raise UndeclaredParameterError(unknown, known)
     parameterized: nbformat.NotebookNode = parameterize_notebook(
         notebook,
         dict(parameters) if is_ordered else _ordered(parameters, known),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from notebook_runner_server.execution.confinement.rules import Confinement
+from notebook_runner_server.execution.confinement.policy import SandboxPolicy
 from notebook_runner_server.execution.kernel_names import resolve
 
 MOST_WARM = 100
@@ -49,7 +49,7 @@ class WorkerOptions:
     warm: WarmKernels = field(default_factory=WarmKernels)
     kernel_environment: tuple[str, ...] = ()
     hide: bool = True
-    confinement: Confinement | None = None
+    confinement: SandboxPolicy | None = None
     is_alone: bool = False
 
 

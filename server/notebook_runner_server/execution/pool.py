@@ -16,17 +16,17 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.execution import entry
+from notebook_runner_server.execution import worker_protocol
 from notebook_runner_server.execution.confinement.environment import others_forgotten
-from notebook_runner_server.execution.confinement.rules import Confinement, missing, rules
-from notebook_runner_server.execution.confinement.sandbox import Sandbox
+from notebook_runner_server.execution.confinement.policy import SandboxPolicy, missing, rules
+from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
     ExecutionEvent,
     Failure,
     Job,
-    Spares,
+    WarmCounts,
 )
 from notebook_runner_server.execution.options import WarmKernels, WorkerOptions
 from notebook_runner_server.execution.processes import KILL_DEADLINE, become_subreaper
@@ -91,7 +91,7 @@ class PoolRun:
             # The worker may have another run by the time that it would be ended.
             return
         self._stop_cause = self._stop_cause or cause
-        self._link.send(entry.Stop(self._run_id, cause, grace_period))
+        self._link.send(worker_protocol.Stop(self._run_id, cause, grace_period))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_period + STUCK_SECONDS
         if self._stuck is None or deadline < self._stuck.when():
@@ -100,7 +100,7 @@ class PoolRun:
 
     def keep_until(self, moment: float) -> None:
         """Have the worker end the run then (by the monotonic clock), unless it is told of a later time."""
-        self._link.send(entry.Until(self._run_id, moment))
+        self._link.send(worker_protocol.Deadline(self._run_id, moment))
 
     def _forget_stuck(self) -> None:
         if self._stuck is not None:
@@ -150,14 +150,14 @@ class ProcessPoolBackend:
         limit_address_space: bool = False,
         interrupt_grace: float = 0.0,
         warm: WarmKernels | None = None,
-        sandbox: Sandbox | None = None,
+        sandbox: SandboxConfig | None = None,
     ) -> None:
         self.capacity = workers
         self.worker_deaths = 0
         self._runtime_dir = RuntimeDir(link)
         self._state = link.parent
-        self._sandbox = sandbox or Sandbox()
-        self._confinement: Confinement | None = None
+        self._sandbox = sandbox or SandboxConfig()
+        self._confinement: SandboxPolicy | None = None
         self._limit_address_space = limit_address_space
         self._interrupt_grace = interrupt_grace
         self._warm = warm or WarmKernels()
@@ -181,12 +181,12 @@ class ProcessPoolBackend:
         return self._kernels
 
     @property
-    def spares(self) -> Mapping[str, Spares]:
+    def spares(self) -> Mapping[str, WarmCounts]:
         """The kernels that the workers keep for their next runs, by kernelspec."""
         # Whoever asks may be on another thread.
         workers = tuple(self._workers)
         return {
-            name: Spares(
+            name: WarmCounts(
                 ready=sum(worker.kernels_ready.get(name, 0) for worker in workers),
                 wanted=count * self.capacity,
             )

@@ -14,12 +14,12 @@ import zmq
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from notebook_runner_server.execution import budget
 from notebook_runner_server.execution import notebook as notebooks
-from notebook_runner_server.execution.budget import OutputBudget
+from notebook_runner_server.execution import output_limiter
 from notebook_runner_server.execution.client import KernelClient
 from notebook_runner_server.execution.interface import (
     MAX_TYPES,
+    CellChunk,
     CellFinished,
     CellOutcome,
     CellStarted,
@@ -29,10 +29,10 @@ from notebook_runner_server.execution.interface import (
     ExecutionEvent,
     Limits,
     OutputCut,
-    PartChunk,
     StreamOutput,
 )
 from notebook_runner_server.execution.kernel_log import plain
+from notebook_runner_server.execution.output_limiter import OutputLimiter
 from notebook_runner_server.execution.parts import TAIL
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class CellError:
     note: str = ""
 
 
-class RecordingClient(NotebookClient):
+class StreamingNotebookClient(NotebookClient):
     """An nbclient that emits an event for whatever happens, and each cell's outputs once it has ended.
 
     Attributes:
@@ -101,7 +101,7 @@ class RecordingClient(NotebookClient):
         self._before_cell = before_cell
         self._after_cell = after_cell
         self._explain = explain
-        self._budget = OutputBudget(limits)
+        self._budget = OutputLimiter(limits)
         self._cut = self._raised = self._error_allowed = False
         self.error: CellError | None = None
         # What the kernel published of the newest error in the cell.
@@ -184,7 +184,7 @@ class RecordingClient(NotebookClient):
         self._messages += 1
         kind = msg["msg_type"]
         is_output, is_comm = kind in _OUTPUTS, kind.startswith("comm_")
-        content = budget.sound(kind, msg["content"])
+        content = output_limiter.sound(kind, msg["content"])
         if content is None:
             return None
         msg = {**msg, "content": content}
@@ -211,7 +211,7 @@ class RecordingClient(NotebookClient):
     def _cut_off(self, msg: dict[str, Any], room: int, cell: NotebookNode, cell_index: int) -> Any:
         """Take what there is room for, and put a mark where the rest would be."""
         self._cut = True
-        if content := budget.shortened(msg["content"], room):
+        if content := output_limiter.shortened(msg["content"], room):
             self._process({**msg, "content": content}, cell, cell_index)
         limit, whole_run = self._budget.reached()
         whose = "run" if whole_run else "cell"
@@ -257,7 +257,7 @@ class RecordingClient(NotebookClient):
     def _emit_part(self, part: int, encoded: bytes) -> None:
         for start in range(0, len(encoded), CHUNK_BYTES):
             piece = encoded[start : start + CHUNK_BYTES]
-            self._emit(PartChunk(part, piece, last=start + CHUNK_BYTES >= len(encoded)))
+            self._emit(CellChunk(part, piece, last=start + CHUNK_BYTES >= len(encoded)))
 
     def output(
         self, outs: list[NotebookNode], msg: dict[str, Any], display_id: str | None, cell_index: int
@@ -357,7 +357,7 @@ def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
         case "display_data" | "execute_result" | "update_display_data" as kind:
             data = content["data"]
             sizes = tuple(
-                (_unicode(mime[:MAX_NAME]), budget.data_size(value))
+                (_unicode(mime[:MAX_NAME]), output_limiter.data_size(value))
                 for mime, value in itertools.islice(data.items(), MAX_TYPES)
             )
             return [DisplayOutput(cell_index, kind, sizes, max(0, len(data) - MAX_TYPES))]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from notebook_runner_server.execution.interface import Cause
 from notebook_runner_server.execution.processes import living_thread
+from notebook_runner_server.execution.run_processes import tree
 from notebook_runner_server.execution.shared_memory import Key, SharedMemory, mapped
-from notebook_runner_server.execution.tree import tree
 
 INTERVAL = 0.05
 """Seconds between two looks. Memory is filled at 1 to 2 GB/s, so a limit is passed by 100 MB at the most."""

@@ -22,19 +22,25 @@ from typing import NoReturn
 
 # Imported before the first job, so that no run waits for it.
 from notebook_runner_server import folder_tree
-from notebook_runner_server.execution import host as hosts
+from notebook_runner_server.execution import executor as hosts
 from notebook_runner_server.execution.confinement import confine
 from notebook_runner_server.execution.confinement.environment import forget_others
-from notebook_runner_server.execution.entry import Hello, KernelsReady, Notice, Stop, Until
-from notebook_runner_server.execution.interface import Cause, CellFinished, Job, PartChunk
+from notebook_runner_server.execution.interface import Cause, CellChunk, CellFinished, Job
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
     become_subreaper,
     kill_descendants,
 )
-from notebook_runner_server.execution.tree import tree
-from notebook_runner_server.execution.warm.reserve import Reserve
+from notebook_runner_server.execution.run_processes import tree
+from notebook_runner_server.execution.warm.pool import WarmPool
+from notebook_runner_server.execution.worker_protocol import (
+    Deadline,
+    KernelsReady,
+    Stop,
+    WorkerInfo,
+    WorkerLog,
+)
 
 LONGEST_WAIT = 3600.0
 
@@ -54,15 +60,15 @@ class _Worker:
         self._options = options
         self._sending = threading.RLock()
         self._held: list[object] = []
-        self.reserve = Reserve(
+        self.reserve = WarmPool(
             options.warm, options.folder, options.confinement, options.hide, self._notice, self._counted
         )
         self._lock = threading.RLock()
         self._run_id = ""
-        self._host: hosts.RunHost | None = None
+        self._host: hosts.RunExecutor | None = None
         # An order that overtook its job.
         self._early: Stop | None = None
-        self._until: Until | None = None
+        self._until: Deadline | None = None
 
     def execute(self, job: Job) -> None:
         with self._lock:
@@ -83,7 +89,7 @@ class _Worker:
             if isinstance(message, CellFinished):
                 # The next cell starts in the same turn of the event loop, if there is one.
                 asyncio.get_running_loop().call_soon(self._flush)
-            elif not isinstance(message, PartChunk) or len(message.data) > SMALL_PART:
+            elif not isinstance(message, CellChunk) or len(message.data) > SMALL_PART:
                 self._flush()
 
     def _flush(self) -> None:
@@ -95,13 +101,13 @@ class _Worker:
     def _notice(self, level: int, event: str, **fields: str | int) -> None:
         # Without a server there is nobody to be told.
         with contextlib.suppress(OSError):
-            self._send(Notice(level, event, fields))
+            self._send(WorkerLog(level, event, fields))
 
     def _counted(self, counts: Mapping[str, int]) -> None:
         with contextlib.suppress(OSError):
             self._send(KernelsReady(counts))
 
-    def _made(self, host: hosts.RunHost) -> None:
+    def _made(self, host: hosts.RunExecutor) -> None:
         with self._lock:
             self._host = host
             if self._early is not None:
@@ -121,7 +127,7 @@ class _Worker:
         order = self._connection.recv() if ordered else None
         # What cannot be ended is tried again by the job itself, before it says that it has ended.
         with self._lock, contextlib.suppress(ProcessesLeftError):
-            if isinstance(order, Until):
+            if isinstance(order, Deadline):
                 self._until = order
             elif order is not None:
                 self._stop(order)
@@ -186,7 +192,7 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
     threading.Thread(target=_worker.obey, name="orders", daemon=True).start()
 
 
-def hello() -> Hello:
+def hello() -> WorkerInfo:
     """Say what this worker is."""
     from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - only once a worker
     from nbformat.v4 import new_output  # noqa: PLC0415 - only once a worker
@@ -198,7 +204,7 @@ def hello() -> Hello:
     languages = {name: spec["spec"].get("language", "") for name, spec in specs.items()}
     assert _worker is not None  # noqa: S101 - the pool has initialized it
     _worker.reserve.start(languages)
-    return Hello(os.getpid(), languages)
+    return WorkerInfo(os.getpid(), languages)
 
 
 def execute(job: Job) -> None:

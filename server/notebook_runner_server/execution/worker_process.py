@@ -16,9 +16,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.execution import entry
+from notebook_runner_server.execution import worker_protocol
 from notebook_runner_server.execution.interface import Job
-from notebook_runner_server.execution.link import Link
+from notebook_runner_server.execution.link import WorkerConnection
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import KILL_DEADLINE, in_own_session, kill_descendants
 
@@ -56,12 +56,12 @@ class WorkerProcess:
         self._pool = ProcessPoolExecutor(
             max_workers=1,
             mp_context=_CONTEXT,
-            initializer=entry.initialize,
+            initializer=worker_protocol.initialize,
             initargs=(self._far, options),
         )
         self._process: BaseProcess | None = None
-        self.link: Link | None = None
-        self.hello = entry.Hello(0, {})
+        self.link: WorkerConnection | None = None
+        self.hello = worker_protocol.WorkerInfo(0, {})
         self.broken = False
         self.kernels_ready: Mapping[str, int] = {}
 
@@ -71,9 +71,9 @@ class WorkerProcess:
         Raises:
             BrokenProcessPool: It died.
         """
-        self.link = await Link.open(self._near, self._noticed)
+        self.link = await WorkerConnection.open(self._near, self._noticed)
         try:
-            self.hello = await asyncio.wrap_future(self._pool.submit(entry.hello))
+            self.hello = await asyncio.wrap_future(self._pool.submit(worker_protocol.hello))
         finally:
             # Only the worker holds the far end now, so that its death is seen as the end of the link.
             self._far.close()
@@ -81,9 +81,9 @@ class WorkerProcess:
 
     def _noticed(self, message: object) -> bool:
         match message:
-            case entry.Notice():
+            case worker_protocol.WorkerLog():
                 _log.log(message.level, message.event, extra=dict(message.fields))
-            case entry.KernelsReady():
+            case worker_protocol.KernelsReady():
                 self.kernels_ready = message.counts
             case _:
                 return False
@@ -95,7 +95,7 @@ class WorkerProcess:
         Raises:
             BrokenProcessPool: It has died.
         """
-        return self._pool.submit(entry.execute, job)
+        return self._pool.submit(worker_protocol.execute, job)
 
     def kill(self) -> None:
         """End the process with SIGKILL; what is below it is left to `kill_orphans`."""

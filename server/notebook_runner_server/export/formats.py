@@ -67,14 +67,14 @@ def _exporter(to: str) -> Any:
     """Return nbconvert's exporter of a format, or ours in its place."""
     from nbconvert.exporters import get_exporter  # noqa: PLC0415 - as above
 
-    from notebook_runner_server.export import pages, printed, scripts  # noqa: PLC0415 - as above
+    from notebook_runner_server.export import pages, pdf, scripts  # noqa: PLC0415 - as above
 
     own = {
         "html": pages.PageExporter,
-        "slides": pages.DeckExporter,
-        "pdf": printed.PrintedExporter,
+        "slides": pages.SlidesPageExporter,
+        "pdf": pdf.PdfExporter,
         # nbconvert's opens the page in a browser that runs what is in it.
-        "webpdf": printed.PrintedExporter,
+        "webpdf": pdf.PdfExporter,
         "script": scripts.CodeExporter,
     }
     # nbconvert finds its own by names in any case.

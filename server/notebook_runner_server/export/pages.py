@@ -88,7 +88,7 @@ class PageExporter(HTMLExporter):
         return found
 
 
-class DeckExporter(PageExporter, SlidesExporter):
+class SlidesPageExporter(PageExporter, SlidesExporter):
     """Slides. What shows them (reveal.js) is loaded by whoever opens them, and nothing else is."""
 
     @default("template_name")

@@ -15,13 +15,13 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from notebook_runner import __version__
-from notebook_runner_server.api.calls import CODES, METHODS, Call
 from notebook_runner_server.api.errors import OWN_REASONS
+from notebook_runner_server.api.telemetry_interceptor import CODES, METHODS, Call
 from notebook_runner_server.execution.interface import CellFinished, CellOutcome
-from notebook_runner_server.observability.stock import Stock
+from notebook_runner_server.observability.state_collector import StateCollector
 from notebook_runner_server.runs.errors import reasons
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState
-from notebook_runner_server.runs.observer import Course
+from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.transitions import ENDS
 
 PREFIX = "notebook_runner"
@@ -52,7 +52,7 @@ class Metrics:
         self._rpcs = _Rpcs(self.registry)
         self._runs = _Runs(self.registry)
 
-    def watch(self, stock: Stock) -> None:
+    def watch(self, stock: StateCollector) -> None:
         """Tell what is there as well, when it is known which kernelspecs there are."""
         self.registry.register(stock)
         self._runs.know(stock.kernels)
@@ -70,7 +70,7 @@ class Metrics:
         if call.reason:
             self._rpcs.errors.labels(call.reason).inc()
 
-    def happened(self, course: Course, event: Event) -> None:
+    def happened(self, course: RunContext, event: Event) -> None:
         """Count what happened to a run."""
         match event.body:
             case RunChanged(run=run):
@@ -164,7 +164,7 @@ class _Runs:
             for start in ("warm", "cold"):
                 self._starting.labels(name, start)
 
-    def changed(self, course: Course, run: Run, now: int) -> None:
+    def changed(self, course: RunContext, run: Run, now: int) -> None:
         """Count a run that is in a new state."""
         before = self._states.pop(run.run_id, None)
         if before is not None:
@@ -183,7 +183,7 @@ class _Runs:
             case state if state.is_terminal:
                 self._has_ended(course, run)
 
-    def _has_ended(self, course: Course, run: Run) -> None:
+    def _has_ended(self, course: RunContext, run: Run) -> None:
         cause = run.failure.cause.value if run.failure is not None else NO_CAUSE
         self._ended.labels(run.state.value, cause).inc()
         if run.start_time:

@@ -22,7 +22,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from notebook_runner import __version__
 from notebook_runner_server.execution.interface import CellFinished, CellOutcome
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState
-from notebook_runner_server.runs.observer import Course
+from notebook_runner_server.runs.observer import RunContext
 
 FLUSH_SECONDS = 3.0
 """How long the last spans may take to be sent when the server stops."""
@@ -48,7 +48,7 @@ class Traces:
         self._tracer = self._provider.get_tracer("notebook_runner_server", __version__)
         self._open: dict[str, _RunSpan] = {}
 
-    def happened(self, course: Course, event: Event) -> None:
+    def happened(self, course: RunContext, event: Event) -> None:
         """Begin, continue or end spans."""
         match event.body:
             case RunChanged(run=run) if run.state is RunState.QUEUED:
@@ -64,7 +64,7 @@ class Traces:
                 if span := self._open.get(course.run_id):
                     self._cell(span, cell, event.time)
 
-    def _begin(self, course: Course, run: Run) -> None:
+    def _begin(self, course: RunContext, run: Run) -> None:
         sent = {"traceparent": course.origin.traceparent, "tracestate": course.origin.tracestate}
         caller = _propagator.extract(sent, Context())
         span = self._tracer.start_span(
@@ -128,12 +128,12 @@ class _RunSpan:
         self.context: Context = set_span_in_context(span, Context())
         self.latest = 0
 
-    def moved(self, course: Course, run: Run, now: int) -> None:
+    def moved(self, course: RunContext, run: Run, now: int) -> None:
         """Take note of a new state."""
         self._span.add_event(run.state.value, _attributes(start=course.start), timestamp=now)
         self.latest = max(self.latest, now)
 
-    def end(self, course: Course, run: Run) -> None:
+    def end(self, course: RunContext, run: Run) -> None:
         """End it as the run ended."""
         cause = run.failure.cause.value if run.failure is not None else ""
         about = _attributes(

@@ -17,24 +17,24 @@ from dataclasses import replace
 
 from notebook_runner_server.execution.interface import (
     Cause,
+    CellChunk,
     CellFinished,
     CellOutcome,
     Ended,
     ExecutionEvent,
     Failure,
-    PartChunk,
     RunHandle,
 )
 from notebook_runner_server.runs import transitions
-from notebook_runner_server.runs.delivery import Delivery
+from notebook_runner_server.runs.checkpoint import Checkpoint
 from notebook_runner_server.runs.errors import StorageFullError
-from notebook_runner_server.runs.fold import Standing, fold
 from notebook_runner_server.runs.log import RunLog
-from notebook_runner_server.runs.model import Order, Run, RunChanged, RunState
-from notebook_runner_server.runs.observer import Course
-from notebook_runner_server.runs.resume import Resume
+from notebook_runner_server.runs.model import ExecutionOptions, Run, RunChanged, RunState
+from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.salvage import SalvagedCell
-from notebook_runner_server.runs.store import Written
+from notebook_runner_server.runs.store import WriteBatch
+from notebook_runner_server.runs.updates import PartsCursor, fold
+from notebook_runner_server.runs.uploader import OutputUploader
 
 _logger = logging.getLogger(__name__)
 _UNFOLLOWED = "Not written: the server could not follow the run."
@@ -62,7 +62,13 @@ class ActiveRun:
     """
 
     def __init__(
-        self, run: Run, order: Order, log: RunLog, parts_size: int, delivery: Delivery, course: Course
+        self,
+        run: Run,
+        order: ExecutionOptions,
+        log: RunLog,
+        parts_size: int,
+        delivery: OutputUploader,
+        course: RunContext,
     ) -> None:
         self.run = run
         self.order = order
@@ -72,7 +78,7 @@ class ActiveRun:
         # An end that the store could not take, and why its notebook is not at its URI.
         self._held: tuple[Ended, str] | None = None
         self.stop_requested: tuple[Cause, float] | None = None
-        self._standing = Standing(parts_size, parts_size)
+        self._standing = PartsCursor(parts_size, parts_size)
         self._handle: RunHandle | None = None
         self._delivery = delivery
         self._writing: asyncio.Task[str] | None = None
@@ -81,10 +87,10 @@ class ActiveRun:
         # Calls and the backend change the run at the same time.
         self._lock = asyncio.Lock()
 
-    def resume(self, resume: Resume) -> None:
+    def resume(self, resume: Checkpoint) -> None:
         """Go on where an earlier server has stopped; what it wrote after that is written again."""
         is_between_parts = resume.size == resume.part_start
-        self._standing = Standing(
+        self._standing = PartsCursor(
             resume.size, resume.part_start, part_checksum=0 if is_between_parts else None
         )
 
@@ -206,11 +212,11 @@ class ActiveRun:
         try:
             cell = SalvagedCell(await self.log.source(self.run.run_id, index))
             self._standing = replace(self._standing, cell_id=cell.cell_id)
-            await self._record([PartChunk(index, cell.head, last=False)], is_end=True)
+            await self._record([CellChunk(index, cell.head, last=False)], is_end=True)
             async for events in self.log.shown():
                 piece = await asyncio.to_thread(cell.piece, events)
-                await self._record([PartChunk(index, piece, last=False)], is_end=True)
-            part.append(PartChunk(index, cell.tail(), last=True))
+                await self._record([CellChunk(index, piece, last=False)], is_end=True)
+            part.append(CellChunk(index, cell.tail(), last=True))
         except StorageFullError:
             raise
         except Exception:
@@ -232,7 +238,7 @@ class ActiveRun:
 
     async def _append(self, run: Run) -> None:
         event = self.log.next_event(run, RunChanged(run))
-        await self.log.append(run, [event], Written(0), self._expire_time(run))
+        await self.log.append(run, [event], WriteBatch(0), self._expire_time(run))
         self.run = run
 
     async def _end(self, ended: Ended, output_error: str) -> None:

@@ -19,7 +19,7 @@ from notebook_runner_server.runs.errors import (
     NotebookNotFoundError,
     UnknownKernelError,
 )
-from notebook_runner_server.runs.model import Order, Run, RunState, StartSpec
+from notebook_runner_server.runs.model import ExecutionOptions, Run, RunState, StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot, UriSource, check_size
 from notebook_runner_server.transfer.interface import Transfer, shown
 
@@ -108,7 +108,7 @@ class Admitted:
     """A run that may be made durable, with what it needs."""
 
     run: Run
-    order: Order
+    order: ExecutionOptions
     parts: Mapping[int, bytes]
 
 
@@ -241,9 +241,9 @@ class Admission:
             )
         return *self._root.read(path), path
 
-    def _order(self, spec: StartSpec, folder: str) -> Order:
+    def _order(self, spec: StartSpec, folder: str) -> ExecutionOptions:
         defaults = self._defaults
-        return Order(
+        return ExecutionOptions(
             working_folder=folder,
             limits=_limits(spec.limits, defaults.limits, defaults.ceilings),
             allow_errors=spec.allow_errors,

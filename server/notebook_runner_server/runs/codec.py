@@ -21,7 +21,15 @@ from notebook_runner_server.execution.interface import (
     OutputCut,
     StreamOutput,
 )
-from notebook_runner_server.runs.model import Body, Event, Order, Origin, Run, RunChanged, RunState
+from notebook_runner_server.runs.model import (
+    Body,
+    Event,
+    ExecutionOptions,
+    Run,
+    RunChanged,
+    RunState,
+    TraceContext,
+)
 
 _BODIES: dict[str, type[Any]] = {
     "cell_started": CellStarted,
@@ -56,12 +64,12 @@ def decode_parameters(text: str) -> dict[str, Any]:
     return parameters
 
 
-def encode_order(order: Order) -> str:
+def encode_order(order: ExecutionOptions) -> str:
     """Return an order as JSON."""
     return json.dumps({**_fields(order), "limits": _fields(order.limits), "origin": _fields(order.origin)})
 
 
-def decode_order(text: str) -> Order:
+def decode_order(text: str) -> ExecutionOptions:
     """Return the order that `encode_order` was given."""
     data = json.loads(text)
     if "limits" not in data:
@@ -69,8 +77,8 @@ def decode_order(text: str) -> Order:
         names = [one.name for one in fields(Limits) if one.name in data]
         data["limits"] = {name: data.pop(name) for name in names}
     # Orders of earlier versions have no origin.
-    nested = {"limits": Limits(**data["limits"]), "origin": Origin(**data.get("origin", {}))}
-    return Order(**{**data, **nested})
+    nested = {"limits": Limits(**data["limits"]), "origin": TraceContext(**data.get("origin", {}))}
+    return ExecutionOptions(**{**data, **nested})
 
 
 def encode_event(event: Event) -> str:

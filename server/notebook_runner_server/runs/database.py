@@ -19,7 +19,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from notebook_runner_server.runs import rebuilding, tables, transaction
 from notebook_runner_server.runs.errors import StorageFullError, damaged
 from notebook_runner_server.runs.folder import private
-from notebook_runner_server.runs.soundness import Soundness
+from notebook_runner_server.runs.integrity import IntegrityCheck
 from notebook_runner_server.runs.transaction import Write
 
 _P = ParamSpec("_P")
@@ -42,7 +42,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._soundness = Soundness(path)
+        self._soundness = IntegrityCheck(path)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-read")
         self._write_db: sqlite3.Connection | None = None

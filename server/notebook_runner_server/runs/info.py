@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from notebook_runner_server.execution.interface import Spares
+from notebook_runner_server.execution.interface import WarmCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class KernelInfo:
 
     name: str
     language: str
-    spares: Spares
+    spares: WarmCounts
     is_default: bool
 
 

@@ -21,9 +21,9 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.runs.clock import Clock
 from notebook_runner_server.runs.errors import RunNotFoundError, ShuttingDownError
 from notebook_runner_server.runs.model import Body, Event, Run, RunChanged
-from notebook_runner_server.runs.observer import Course
+from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.salvage import shown_since
-from notebook_runner_server.runs.store import Store, Written
+from notebook_runner_server.runs.store import Store, WriteBatch
 
 RECENT_BYTES = 2 * 1024 * 1024
 """How much of the newest events is kept in memory for a run that goes on, about."""
@@ -55,7 +55,7 @@ class RunLog:
         *,
         ended: bool,
         clock: Clock | None = None,
-        course: Course | None = None,
+        course: RunContext | None = None,
     ) -> None:
         self._store = store
         self._course = course
@@ -78,7 +78,7 @@ class RunLog:
         self,
         run: Run,
         events: Sequence[Event],
-        written: Written,
+        written: WriteBatch,
         expire_time: int | None = None,
         *,
         is_end: bool = False,

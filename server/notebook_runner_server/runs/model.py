@@ -58,7 +58,7 @@ class StartSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class TraceContext:
     """The call that a run comes from; empty strings: not known, or none.
 
     Attributes:
@@ -73,7 +73,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ExecutionOptions:
     """What a worker is to do for a run, as it was decided at Start; durations in seconds.
 
     Attributes:
@@ -90,7 +90,7 @@ class Order:
     environment: Mapping[str, str]
     retention: float
     output_uri: str = ""
-    origin: Origin = field(default_factory=Origin)
+    origin: TraceContext = field(default_factory=TraceContext)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from notebook_runner_server.execution.interface import (
     ErrorOutput,
     StreamOutput,
 )
-from notebook_runner_server.runs.model import Event, Origin, RunChanged, RunState
+from notebook_runner_server.runs.model import Event, RunChanged, RunState, TraceContext
 
 _logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 class Observer(Protocol):
     """Watches runs."""
 
-    def happened(self, course: Course, event: Event) -> None:
+    def happened(self, course: RunContext, event: Event) -> None:
         """Take note of an event, when readers are shown it; answer at once.
 
         Args:
@@ -31,7 +31,7 @@ class Observer(Protocol):
         """
 
 
-class Course:
+class RunContext:
     """How a run went since this server has it, beside what its events say.
 
     Args:
@@ -53,7 +53,7 @@ class Course:
         peak_memory_bytes: The most that the kernel's process had in memory; zero: not known.
     """
 
-    def __init__(self, run_id: str, origin: Origin, observers: Iterable[Observer]) -> None:
+    def __init__(self, run_id: str, origin: TraceContext, observers: Iterable[Observer]) -> None:
         self.run_id = run_id
         self.origin = origin
         self.traceparent, self.tracestate = origin.traceparent, origin.tracestate

@@ -27,7 +27,7 @@ from notebook_runner_server.runs.model import Run
 from notebook_runner_server.runs.readers import PAGE_SECONDS
 from notebook_runner_server.runs.report import report
 from notebook_runner_server.runs.store import Store
-from notebook_runner_server.runs.tables import Row
+from notebook_runner_server.runs.tables import RunRecord
 
 NOTEBOOK = "notebook"
 FILES = "files"
@@ -161,7 +161,7 @@ class Outputs:
             content, total, offset + len(content), artefact.media_type, artefact.sha256 if final else "", key
         )
 
-    async def _version(self, row: Row, to: str, sequence: int) -> int:
+    async def _version(self, row: RunRecord, to: str, sequence: int) -> int:
         """Return the event that an artefact is named by, which is the last that changed it."""
         return sequence if to == FILES else await self._store.newest_part(row.position, sequence)
 

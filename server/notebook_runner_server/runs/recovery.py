@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from notebook_runner_server.execution.interface import Backend, Cause, Failure
 from notebook_runner_server.runs.active import ActiveRun
+from notebook_runner_server.runs.checkpoint import Checkpoint
 from notebook_runner_server.runs.clock import Clock
 from notebook_runner_server.runs.dispatcher import Dispatcher
 from notebook_runner_server.runs.errors import DamagedRunError, damaged
 from notebook_runner_server.runs.model import RunChanged, RunState
-from notebook_runner_server.runs.resume import Resume
 from notebook_runner_server.runs.store import Store
-from notebook_runner_server.runs.tables import Row
+from notebook_runner_server.runs.tables import RunRecord
 
 _logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ async def recover(
     store: Store,
     backend: Backend,
     dispatcher: Dispatcher,
-    active_run: Callable[[Row, Clock, int], ActiveRun],
+    active_run: Callable[[RunRecord, Clock, int], ActiveRun],
 ) -> None:
     """Say of each run that had not ended what became of it, before anyone can ask.
 
@@ -46,8 +46,8 @@ async def _recover(
     store: Store,
     backend: Backend,
     dispatcher: Dispatcher,
-    active_run: Callable[[Row, Clock, int], ActiveRun],
-    row: Row,
+    active_run: Callable[[RunRecord, Clock, int], ActiveRun],
+    row: RunRecord,
 ) -> None:
     """Say of one run what became of it.
 
@@ -66,7 +66,7 @@ async def _recover(
         _logger.exception("a run that has not ended is damaged", extra={"run_id": row.run.run_id})
         failure = Failure(Cause.STORAGE_FAILED, error.message, cell_index=row.run.current_cell)
     active = active_run(row, Clock(last.time), size)
-    resume = await store.resume(row.position) or Resume(0, size, size)
+    resume = await store.checkpoint(row.position) or Checkpoint(0, size, size)
     if row.run.state is RunState.QUEUED and folder.is_begun:
         message = "The server died while the run went on, and the history has lost what it did."
         failure = failure or Failure(Cause.SERVER_DIED, message)

@@ -12,7 +12,7 @@ RESERVE_BYTES = 8 * 1024 * 1024
 """An end is some KB, beside what its cell has printed."""
 
 
-class Reserve:
+class DiskReserve:
     """A file that has its blocks, and nothing in them.
 
     Args:

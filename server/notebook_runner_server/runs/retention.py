@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class HistoryLimits:
     """What the history may take; zero: as much as it likes.
 
     Attributes:
@@ -39,7 +39,7 @@ class Retention:
         is_read: Tells whether somebody reads a run; such a run waits for the next look.
     """
 
-    def __init__(self, store: Store, bounds: Bounds, is_read: Callable[[str], bool]) -> None:
+    def __init__(self, store: Store, bounds: HistoryLimits, is_read: Callable[[str], bool]) -> None:
         self._store = store
         self._bounds = bounds
         self._is_read = is_read

@@ -19,9 +19,9 @@ from notebook_runner_server.transfer.interface import (
     MissingError,
     RefusedError,
     StoppedError,
-    TooLargeError,
     Transfer,
     TransferError,
+    TransferTooLargeError,
     shown,
 )
 
@@ -157,7 +157,7 @@ class UriSource:
                 return NotebookNotFoundError(
                     f"There is no notebook at {where}: {error}.", field=_URI_FIELD, uri=where
                 )
-            case TooLargeError():
+            case TransferTooLargeError():
                 return _too_large(self._max_bytes)
             case StoppedError():
                 return ShuttingDownError("The server is shutting down: try again when it is back.")

@@ -15,17 +15,17 @@ from pathlib import Path
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.execution.files import FileEvent
-from notebook_runner_server.runs import resume, state_folder, tables
+from notebook_runner_server.runs import checkpoint, quarantine, tables
 from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
+from notebook_runner_server.runs.checkpoint import Checkpoint
 from notebook_runner_server.runs.database import DamagedHistoryError, Database
 from notebook_runner_server.runs.errors import StorageFullError, damaged
 from notebook_runner_server.runs.folder import RunFolder, private
-from notebook_runner_server.runs.model import Event, Order, Run, RunState
+from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunState
+from notebook_runner_server.runs.quarantine import ARTEFACTS, DATABASE, LOCK, RESERVE, RUNS, Quarantine
 from notebook_runner_server.runs.request_key import request_key
-from notebook_runner_server.runs.reserve import RESERVE_BYTES, Reserve
-from notebook_runner_server.runs.resume import Resume
-from notebook_runner_server.runs.state_folder import ARTEFACTS, DATABASE, LOCK, RESERVE, RUNS, Aside
-from notebook_runner_server.runs.tables import DamagedRow, Part, Row
+from notebook_runner_server.runs.reserve import RESERVE_BYTES, DiskReserve
+from notebook_runner_server.runs.tables import DamagedRecord, Part, RunRecord
 
 EVENTS_A_READ = 256
 _FOR_EVER = 2**63 - 1
@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WriteBatch:
     """What is to be written to a run's folder.
 
     Attributes:
@@ -47,7 +47,7 @@ class Written:
     start: int
     pieces: Sequence[bytes] = ()
     parts: Sequence[Part] = ()
-    resume: Resume | None = None
+    resume: Checkpoint | None = None
     files: Sequence[FileEvent] = ()
 
 
@@ -72,7 +72,7 @@ class Store:
         self._folder = folder
         self._runs = folder / RUNS
         self.artefacts = Artefacts(folder / ARTEFACTS, artefact_bytes)
-        self._reserve = Reserve(folder / RESERVE)
+        self._reserve = DiskReserve(folder / RESERVE)
         self._damaged: dict[str, str] = {}
         self._db = Database(folder / DATABASE)
         self._locks: list[int] = []
@@ -90,13 +90,13 @@ class Store:
             OSError: It cannot be written.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside = Aside(self._folder)
+        aside = Quarantine(self._folder)
         self._lock(aside)
-        version = await asyncio.to_thread(state_folder.check_version, self._folder)
+        version = await asyncio.to_thread(quarantine.check_version, self._folder)
         await asyncio.to_thread(aside.take_of_wrong_kind)
         self._runs.mkdir(mode=0o700, exist_ok=True)
         if version == 1:
-            await asyncio.to_thread(state_folder.remove_early_artefacts, self._folder)
+            await asyncio.to_thread(quarantine.remove_early_artefacts, self._folder)
         await asyncio.to_thread(self.artefacts.clear)
         self.request_key = await asyncio.to_thread(request_key, self._folder)
         try:
@@ -111,7 +111,7 @@ class Store:
         await self._remove_forgotten(known)
         await asyncio.to_thread(self._set_strays_aside, known, aside)
 
-    def _lock(self, aside: Aside) -> None:
+    def _lock(self, aside: Quarantine) -> None:
         """Keep other servers out until `close`, also when somebody has removed the file that is locked.
 
         Raises:
@@ -141,7 +141,7 @@ class Store:
             with contextlib.suppress(StorageFullError):
                 await self._db.write(tables.folders_removed, forgotten)
 
-    def _set_strays_aside(self, known: set[str], aside: Aside) -> None:
+    def _set_strays_aside(self, known: set[str], aside: Quarantine) -> None:
         """Move away the folders of runs that are not in the history: it may have lost them."""
         strays = [path for path in self._runs.iterdir() if path.name not in known]
         aside.take(strays, "it is not in the history, which has lost it or never had it")
@@ -157,7 +157,7 @@ class Store:
         return RunFolder(self._runs / run_id)
 
     async def insert(
-        self, run: Run, order: Order, fingerprint: str, event: Event, parts: Mapping[int, bytes]
+        self, run: Run, order: ExecutionOptions, fingerprint: str, event: Event, parts: Mapping[int, bytes]
     ) -> int:
         """Make a new run durable with its first event and the notebook to execute; return its position.
 
@@ -193,7 +193,7 @@ class Store:
         position: int,
         run: Run,
         events: Sequence[Event],
-        written: Written,
+        written: WriteBatch,
         expire_time: int | None,
         *,
         is_end: bool = False,
@@ -221,7 +221,7 @@ class Store:
                 self.folder(run.run_id).forget_secrets()
             tables.append(db, position, run, events, written.parts, expire_time)
             if written.resume is not None:
-                resume.note(db, position, written.resume)
+                checkpoint.note(db, position, written.resume)
 
         if not is_end:
             await self._check_reserve()
@@ -263,7 +263,7 @@ class Store:
             with contextlib.suppress(StorageFullError):
                 await self._db.write(tables.touch)
 
-    async def find(self, run_id: str) -> Row | None:
+    async def find(self, run_id: str) -> RunRecord | None:
         """Return a run by its id, or the newest one for an empty id; None: there is none.
 
         Raises:
@@ -271,7 +271,7 @@ class Store:
         """
         return self._checked(await self._db.read(tables.find_run, run_id))
 
-    async def find_request(self, request_id: str) -> Row | None:
+    async def find_request(self, request_id: str) -> RunRecord | None:
         """Return the run of a request id; None: there is none.
 
         Raises:
@@ -279,20 +279,20 @@ class Store:
         """
         return self._checked(await self._db.read(tables.find_request, request_id))
 
-    def _checked(self, row: Row | None) -> Row | None:
+    def _checked(self, row: RunRecord | None) -> RunRecord | None:
         if row is not None and (why := self._damaged.get(row.run.run_id)):
             raise damaged(row.run.run_id, why)
         return row
 
-    async def unended(self) -> list[Row]:
+    async def unended(self) -> list[RunRecord]:
         """Return the runs that have not ended, oldest first; those that are damaged are named in the log."""
         rows = await self._db.read(tables.unended_runs)
         for row in rows:
-            if isinstance(row, DamagedRow):
+            if isinstance(row, DamagedRecord):
                 self.note_damage(row.run_id, row.why)
-        return [row for row in rows if isinstance(row, Row)]
+        return [row for row in rows if isinstance(row, RunRecord)]
 
-    def order(self, row: Row) -> Order:
+    def order(self, row: RunRecord) -> ExecutionOptions:
         """Return what a worker is to do for a run that has not ended; blocks.
 
         Raises:
@@ -324,9 +324,9 @@ class Store:
         found = next(one for one in parts if one.part == part)
         return await asyncio.to_thread(folder.read, found)
 
-    async def resume(self, position: int) -> Resume | None:
+    async def checkpoint(self, position: int) -> Checkpoint | None:
         """Return where a run that an earlier server has begun is gone on with; None: nothing was noted."""
-        return await self._db.read(resume.read, position)
+        return await self._db.read(checkpoint.read, position)
 
     async def parts(self, position: int, as_of: int) -> list[Part]:
         """Return the version that each part of a run's notebook had at a sequence number."""
@@ -336,11 +336,11 @@ class Store:
         """Return the sequence number of the newest part at a sequence number."""
         return await self._db.read(tables.newest_part, position, as_of)
 
-    async def expired(self, after: int, limit: int) -> list[Row]:
+    async def expired(self, after: int, limit: int) -> list[RunRecord]:
         """Return ended runs after a position whose retention is over, oldest first."""
         return await self._db.read(tables.ended_runs, time.time_ns(), after, limit)
 
-    async def ended(self, after: int, limit: int) -> list[Row]:
+    async def ended(self, after: int, limit: int) -> list[RunRecord]:
         """Return ended runs after a position, oldest first."""
         return await self._db.read(tables.ended_runs, _FOR_EVER, after, limit)
 
@@ -355,7 +355,7 @@ class Store:
     def size(self) -> int:
         """Return how many bytes the state folder has in all; blocks."""
         files = [path for path in self._folder.iterdir() if path.is_file()]
-        others = sum(map(folder_tree.size, [self._folder / ARTEFACTS, *state_folder.asides(self._folder)]))
+        others = sum(map(folder_tree.size, [self._folder / ARTEFACTS, *quarantine.asides(self._folder)]))
         return sum(path.stat().st_size for path in files) + sum(self.sizes().values()) + others
 
     def free_bytes(self) -> int:
@@ -363,7 +363,7 @@ class Store:
         found = os.statvfs(self._folder)
         return found.f_bavail * found.f_frsize
 
-    async def delete(self, row: Row) -> None:
+    async def delete(self, row: RunRecord) -> None:
         """Remove a run with all that belongs to it."""
         await self._db.write(tables.delete_run, row.position)
         self.count -= 1
@@ -373,16 +373,16 @@ class Store:
 
     async def list(
         self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]
-    ) -> list[Row | DamagedRow]:
+    ) -> list[RunRecord | DamagedRecord]:
         """Return up to `size` runs before a position, newest first, that match states and labels."""
         rows = await self._db.read(tables.list_runs, before, size, states, labels)
         for row in rows:
-            if isinstance(row, DamagedRow):
+            if isinstance(row, DamagedRecord):
                 self.note_damage(row.run_id, row.why)
         why = self._damaged
         return [
-            DamagedRow(row.position, row.run_id, why[row.run_id])
-            if isinstance(row, Row) and row.run_id in why
+            DamagedRecord(row.position, row.run_id, why[row.run_id])
+            if isinstance(row, RunRecord) and row.run_id in why
             else row
             for row in rows
         ]

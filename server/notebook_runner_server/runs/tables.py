@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from notebook_runner_server.runs import codec, resume
+from notebook_runner_server.runs import checkpoint, codec
 from notebook_runner_server.runs.errors import damaged
-from notebook_runner_server.runs.model import Event, Order, Run, RunState
+from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunState
 
 SCHEMA_VERSION = 2
 """What PRAGMA user_version says of a history that this server has opened."""
@@ -66,12 +66,12 @@ CREATE TABLE forgotten (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RunRecord:
     """A run as the store keeps it; `position` orders runs by the time of their Start."""
 
     position: int
     run: Run
-    order: Order
+    order: ExecutionOptions
     last_sequence: int
     fingerprint: str
 
@@ -94,7 +94,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class DamagedRow:
+class DamagedRecord:
     """A run whose row cannot be understood."""
 
     position: int
@@ -132,7 +132,9 @@ def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
         raise sqlite3.DatabaseError("there are runs, and no history of them")
     if version < SCHEMA_VERSION:
         script = _FROM_VERSION_1 if version else _SCHEMA
-        db.executescript(f"BEGIN; {resume.SCHEMA} {script} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        db.executescript(
+            f"BEGIN; {checkpoint.SCHEMA} {script} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        )
     check_schema(db)
 
 
@@ -142,7 +144,12 @@ def checksum(*values: Any) -> int:
 
 
 def insert_run(
-    db: sqlite3.Connection, run: Run, order: Order, fingerprint: str, event: Event, parts: Iterable[Part]
+    db: sqlite3.Connection,
+    run: Run,
+    order: ExecutionOptions,
+    fingerprint: str,
+    event: Event,
+    parts: Iterable[Part],
 ) -> int:
     """Insert a run with its first event, and return its position."""
     row = (
@@ -226,18 +233,18 @@ _TABLES = {
 _EVENTS_A_CHECK = 256
 
 
-def find_run(db: sqlite3.Connection, run_id: str) -> Row | None:
+def find_run(db: sqlite3.Connection, run_id: str) -> RunRecord | None:
     """Return a run by its id, or the newest one for an empty id; None: there is none."""
     where = "WHERE run_id = ?" if run_id else "ORDER BY position DESC LIMIT 1"
     return _row(db, where, (run_id,) if run_id else ())
 
 
-def find_request(db: sqlite3.Connection, request_id: str) -> Row | None:
+def find_request(db: sqlite3.Connection, request_id: str) -> RunRecord | None:
     """Return the run of a request id; None: there is none."""
     return _row(db, "WHERE request_id = ?", (request_id,))
 
 
-def unended_runs(db: sqlite3.Connection) -> list[Row | DamagedRow]:
+def unended_runs(db: sqlite3.Connection) -> list[RunRecord | DamagedRecord]:
     """Return the runs that have not ended, oldest first."""
     states = [state.value for state in RunState if not state.is_terminal]
     marks = ", ".join("?" * len(states))
@@ -254,7 +261,7 @@ def list_runs(
     size: int,
     states: Sequence[RunState],
     labels: Mapping[str, str],
-) -> list[Row | DamagedRow]:
+) -> list[RunRecord | DamagedRecord]:
     """Return up to `size` runs before a position, newest first, that match states and labels."""
     where: list[str] = ["position < ?"]
     values: list[str | int] = [before]
@@ -330,7 +337,7 @@ def newest_part(db: sqlite3.Connection, position: int, as_of: int) -> int:
     return newest or 0
 
 
-def ended_runs(db: sqlite3.Connection, until: int, after: int, limit: int) -> list[Row]:
+def ended_runs(db: sqlite3.Connection, until: int, after: int, limit: int) -> list[RunRecord]:
     """Return ended runs after a position whose time is over at `until`, oldest first."""
     rows = db.execute(
         f"SELECT {_COLUMNS} FROM runs"  # noqa: S608 - a constant
@@ -338,7 +345,7 @@ def ended_runs(db: sqlite3.Connection, until: int, after: int, limit: int) -> li
         (until, after, limit),
     ).fetchall()
     # One that is damaged may not be over, and stays.
-    return [row for row in map(_row_or_damaged, rows) if isinstance(row, Row)]
+    return [row for row in map(_row_or_damaged, rows) if isinstance(row, RunRecord)]
 
 
 def count_ended(db: sqlite3.Connection) -> int:
@@ -376,7 +383,7 @@ def check_schema(db: sqlite3.Connection) -> None:
         db.execute(f"SELECT {columns} FROM {table} LIMIT 0")  # noqa: S608 - constants
 
 
-def check_run(db: sqlite3.Connection, position: int) -> Row:
+def check_run(db: sqlite3.Connection, position: int) -> RunRecord:
     """Return a run of which all is there as it was written.
 
     Raises:
@@ -386,7 +393,7 @@ def check_run(db: sqlite3.Connection, position: int) -> Row:
     if row is None:
         raise damaged("", f"there is no row {position}")
     found = _row_or_damaged(row)
-    if isinstance(found, DamagedRow):
+    if isinstance(found, DamagedRecord):
         raise damaged(found.run_id, found.why)
     last = 0
     while events := read_events(db, position, last, _EVENTS_A_CHECK):
@@ -412,17 +419,17 @@ def _run_id(db: sqlite3.Connection, position: int) -> str:
     return "" if row is None else str(row[0])
 
 
-def _row(db: sqlite3.Connection, where: str, values: tuple[str, ...]) -> Row | None:
+def _row(db: sqlite3.Connection, where: str, values: tuple[str, ...]) -> RunRecord | None:
     row = db.execute(f"SELECT {_COLUMNS} FROM runs {where}", values).fetchone()  # noqa: S608 - constants
     if row is None:
         return None
     found = _row_or_damaged(row)
-    if isinstance(found, DamagedRow):
+    if isinstance(found, DamagedRecord):
         raise damaged(found.run_id, found.why)
     return found
 
 
-def _row_or_damaged(row: tuple[Any, ...]) -> Row | DamagedRow:
+def _row_or_damaged(row: tuple[Any, ...]) -> RunRecord | DamagedRecord:
     position, run_id, request_id, fingerprint, parameters, order, start_checksum, *rest = row
     state, run, last_sequence, expire_time, run_checksum = rest
     try:
@@ -431,9 +438,9 @@ def _row_or_damaged(row: tuple[Any, ...]) -> Row | DamagedRow:
         whole = replace(codec.decode_run(run), parameters=codec.decode_parameters(parameters))
         if (whole.run_id, whole.request_id, whole.state.value) != (run_id, request_id or "", state):
             raise ValueError("its row speaks of another run or state")
-        return Row(position, whole, codec.decode_order(order), int(last_sequence), str(fingerprint))
+        return RunRecord(position, whole, codec.decode_order(order), int(last_sequence), str(fingerprint))
     except _MEANINGLESS as error:
-        return DamagedRow(position, str(run_id), _why(error))
+        return DamagedRecord(position, str(run_id), _why(error))
 
 
 def _event(db: sqlite3.Connection, row: tuple[Any, ...]) -> Event:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from notebook_runner_server.execution.files import FileEvent
 from notebook_runner_server.execution.interface import (
     Cause,
+    CellChunk,
     CellFinished,
     CellOutcome,
     CellStarted,
@@ -14,8 +15,7 @@ from notebook_runner_server.execution.interface import (
     ExecutionEvent,
     Failure,
     KernelReady,
-    Mark,
-    PartChunk,
+    ReplayMark,
 )
 from notebook_runner_server.runs.model import Body, Run, RunChanged, RunState
 
@@ -126,4 +126,4 @@ def react(run: Run, event: ExecutionEvent, now: int, output_error: str = "") -> 
         case Ended():
             run = end(run, event.failure, now, output_error)
             return run, RunChanged(run)
-    return run, None if isinstance(event, PartChunk | FileEvent | Mark) else event
+    return run, None if isinstance(event, CellChunk | FileEvent | ReplayMark) else event

@@ -30,7 +30,7 @@ class MissingError(TransferError):
     """Nothing is there, or the server may not have it: services do not tell the two apart."""
 
 
-class TooLargeError(TransferError):
+class TransferTooLargeError(TransferError):
     """It has more bytes than the server allows."""
 
 

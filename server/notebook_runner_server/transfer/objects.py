@@ -12,8 +12,8 @@ from typing import Any
 
 import fsspec
 
-from notebook_runner_server.transfer.interface import MissingError, TooLargeError
-from notebook_runner_server.transfer.policy import Place
+from notebook_runner_server.transfer.interface import MissingError, TransferTooLargeError
+from notebook_runner_server.transfer.policy import ParsedUri
 
 _DENIED = (401, 403)
 # What each is to be told: s3fs holds ten pieces of 50 MiB at once, and some adlfs replace nothing.
@@ -23,7 +23,7 @@ _MORE: dict[str, dict[str, Any]] = {
 }
 
 
-def read(place: Place, limit: int) -> bytes:
+def read(place: ParsedUri, limit: int) -> bytes:
     """Return an object.
 
     Args:
@@ -40,13 +40,13 @@ def read(place: Place, limit: int) -> bytes:
         if about["type"] != "file":
             raise FileNotFoundError
         if about["size"] > limit:
-            raise TooLargeError("it is too large")
+            raise TransferTooLargeError("it is too large")
         with store.open(place.path, "rb", cache_type="none") as file:
             content: bytes = file.read(limit + 1)
     return content
 
 
-def write(place: Place, notebook: int) -> None:
+def write(place: ParsedUri, notebook: int) -> None:
     """Put an object there; it is whole or not there.
 
     Raises:

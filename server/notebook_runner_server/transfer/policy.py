@@ -38,7 +38,7 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ParsedUri:
     """What a URI names.
 
     Attributes:
@@ -52,7 +52,7 @@ class Place:
     path: str
 
 
-def parse(uri: str) -> Place:
+def parse(uri: str) -> ParsedUri:
     """Return what a URI names.
 
     Raises:
@@ -71,12 +71,12 @@ def parse(uri: str) -> Place:
     if "@" in authority:
         raise RefusedError("it carries a user or a password; credentials are the server's own")
     if scheme in WEB:
-        return Place(scheme, _host(authority, rest), "")
+        return ParsedUri(scheme, _host(authority, rest), "")
     if "?" in rest:
         raise RefusedError(f"a URI of {scheme} has no query here")
     if scheme == "file":
-        return Place(scheme, "", _file(authority, rest))
-    return Place(scheme, authority, _object(authority, rest))
+        return ParsedUri(scheme, "", _file(authority, rest))
+    return ParsedUri(scheme, authority, _object(authority, rest))
 
 
 def _host(authority: str, rest: str) -> str:
@@ -143,7 +143,7 @@ class UriPolicy:
         if not any(Path(folder) in Path(path).parents for folder in self.folders):
             raise RefusedError("the file is in none of the folders that this server allows (--uri-folders)")
 
-    def _check_host(self, place: Place) -> None:
+    def _check_host(self, place: ParsedUri) -> None:
         hosts = {one.lower().strip("[]") for one in self.hosts} if place.scheme in WEB else self.hosts
         if place.host not in hosts:
             raise RefusedError(f"{place.host[:100]} is not allowed by this server (--uri-hosts)")

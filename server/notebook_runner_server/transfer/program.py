@@ -25,24 +25,24 @@ from typing import Any, BinaryIO
 from notebook_runner_server.transfer.interface import (
     MissingError,
     RefusedError,
-    TooLargeError,
     TransferError,
+    TransferTooLargeError,
     UnreachableError,
 )
-from notebook_runner_server.transfer.policy import WEB, Place, parse
+from notebook_runner_server.transfer.policy import WEB, ParsedUri, parse
 
 PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 KINDS: Mapping[str, type[TransferError]] = {
     "refused": RefusedError,
     "missing": MissingError,
-    "too large": TooLargeError,
+    "too large": TransferTooLargeError,
     "unreachable": UnreachableError,
 }
 """How each error is told to the server."""
 
 
-def _read(request: Mapping[str, Any], place: Place) -> bytes:
+def _read(request: Mapping[str, Any], place: ParsedUri) -> bytes:
     if place.scheme in WEB:
         from notebook_runner_server.transfer import web  # noqa: PLC0415 - an extra
 
@@ -57,7 +57,7 @@ def _read(request: Mapping[str, Any], place: Place) -> bytes:
     return objects.read(place, request["limit"])
 
 
-def _write(request: Mapping[str, Any], place: Place, abandoned: contextlib.ExitStack) -> None:
+def _write(request: Mapping[str, Any], place: ParsedUri, abandoned: contextlib.ExitStack) -> None:
     descriptor = request["notebook"]
     with open(descriptor, "rb", closefd=False) as notebook:
         if place.scheme in WEB:
@@ -95,7 +95,7 @@ def carry_out(request: Mapping[str, Any], abandoned: contextlib.ExitStack) -> Ma
 def _keep(content: bytes, request: Mapping[str, Any]) -> None:
     """Hand over what was read."""
     if len(content) > request["limit"]:
-        raise TooLargeError("it is too large")
+        raise TransferTooLargeError("it is too large")
     with open(request["notebook"], "wb", closefd=False) as file:
         file.write(content)
 

@@ -21,7 +21,7 @@ from notebook_runner_server.transfer.addresses import is_forbidden
 from notebook_runner_server.transfer.interface import (
     MissingError,
     RefusedError,
-    TooLargeError,
+    TransferTooLargeError,
     UnreachableError,
 )
 from notebook_runner_server.transfer.policy import FORBIDDEN
@@ -47,7 +47,7 @@ async def read(uri: str, limit: int, *, any_address: bool) -> bytes:
         async for piece in response.content.iter_chunked(1024 * 1024):
             content += piece
             if len(content) > limit:
-                raise TooLargeError("it is too large")
+                raise TransferTooLargeError("it is too large")
     return bytes(content)
 
 

@@ -6,10 +6,10 @@ import asyncio
 import gc
 from collections.abc import Mapping
 
-from notebook_runner_server.execution.cluster.link import Link
+from notebook_runner_server.execution.cluster.link import SchedulerConnection
 from notebook_runner_server.execution.cluster.messages import HostOptions
 from notebook_runner_server.execution.cluster.run import ClusterRun
-from notebook_runner_server.execution.interface import Job, Spares
+from notebook_runner_server.execution.interface import Job, WarmCounts
 from notebook_runner_server.execution.processes import become_subreaper
 
 SCHEMES = {"dask": "tcp", "dask+tls": "tls"}
@@ -35,16 +35,16 @@ class ClusterBackend:
         self._address = f"{SCHEMES[scheme]}://{where}"
         self._options = options
         self._most = most
-        self._link: Link | None = None
+        self._link: SchedulerConnection | None = None
         self._runs: set[ClusterRun] = set()
         self.worker_deaths = 0
         self._waking: set[asyncio.Task[None]] = set()
 
     @property
-    def _cluster(self) -> Link:
+    def _cluster(self) -> SchedulerConnection:
         # It belongs to the event loop, which a backend is made before.
         if self._link is None:
-            self._link = Link(self._address, self._options)
+            self._link = SchedulerConnection(self._address, self._options)
         return self._link
 
     @property
@@ -64,7 +64,7 @@ class ClusterBackend:
         return self._cluster.workers.kernels
 
     @property
-    def spares(self) -> Mapping[str, Spares]:
+    def spares(self) -> Mapping[str, WarmCounts]:
         """The kernels that the workers keep, by kernelspec, as their last heartbeats told."""
         return self._cluster.workers.spares
 

@@ -17,7 +17,7 @@ PIECE_BYTES = 1024 * 1024
 """How much of a file is in memory at once."""
 
 
-class RunFolder:
+class WorkerRunFolder:
     """The private folder of a run while it is executed; what the notebook leaves in it goes to the server.
 
     Args:

@@ -14,16 +14,16 @@ from collections import deque
 from collections.abc import Sequence
 
 from notebook_runner_server.execution.cluster import messages
-from notebook_runner_server.execution.cluster.folders import RunFolder
+from notebook_runner_server.execution.cluster.folders import WorkerRunFolder
 from notebook_runner_server.execution.cluster.messages import Batch, Channel
 from notebook_runner_server.execution.files import FilePiece
 from notebook_runner_server.execution.interface import (
     Cause,
+    CellChunk,
     Ended,
     ExecutionEvent,
     Failure,
     Job,
-    PartChunk,
     StreamOutput,
 )
 from notebook_runner_server.execution.pool import PoolRun, ProcessPoolBackend
@@ -67,7 +67,7 @@ class Lease:
         pool: ProcessPoolBackend,
         admitted: asyncio.Lock,
         timeout: float,
-        folder: RunFolder,
+        folder: WorkerRunFolder,
     ) -> None:
         self.run_id = run_id
         self.has_job = False
@@ -125,7 +125,7 @@ class Lease:
             case messages.Begin(job=job) if not self.has_job and not self._abandoned:
                 self.has_job = True
                 self._hosting = asyncio.create_task(self._host(job))
-            case messages.Stop(cause=cause, grace_period=grace_period):
+            case messages.StopLease(cause=cause, grace_period=grace_period):
                 self.stop(cause, grace_period)
             case messages.Taken(number=number):
                 await self._taken(number)
@@ -255,7 +255,7 @@ class Lease:
 
 def _size(event: ExecutionEvent) -> int:
     match event:
-        case PartChunk(data=data) | FilePiece(data=data):
+        case CellChunk(data=data) | FilePiece(data=data):
             return len(data)
         case StreamOutput(text=text):
             return _EVENT_BYTES + len(text)

@@ -10,8 +10,8 @@ from typing import Any
 import distributed
 
 from notebook_runner_server.execution.cluster import worker
-from notebook_runner_server.execution.cluster.link import Link
-from notebook_runner_server.execution.cluster.messages import Place
+from notebook_runner_server.execution.cluster.link import SchedulerConnection
+from notebook_runner_server.execution.cluster.messages import LeaseAddress
 from notebook_runner_server.execution.interface import Cause
 
 
@@ -28,7 +28,7 @@ class LostError(Exception):
         self.cause = cause
 
 
-async def found(link: Link, run_id: str, deadline: float) -> Place:
+async def found(link: SchedulerConnection, run_id: str, deadline: float) -> LeaseAddress:
     """Return where a run is that an earlier server has begun.
 
     Args:
@@ -48,7 +48,7 @@ async def found(link: Link, run_id: str, deadline: float) -> Place:
     return place
 
 
-async def leased(link: Link, run_id: str) -> Place:
+async def leased(link: SchedulerConnection, run_id: str) -> LeaseAddress:
     """Have Dask lease a slot of a worker that takes runs; a lease without the job is nothing.
 
     Raises:
@@ -61,7 +61,7 @@ async def leased(link: Link, run_id: str) -> Place:
     return place
 
 
-async def _leased(link: Link, client: distributed.Client, run_id: str) -> Place | None:
+async def _leased(link: SchedulerConnection, client: distributed.Client, run_id: str) -> LeaseAddress | None:
     """Return a lease; None: the scheduler was gone, or there are other workers now."""
     usable, nonce = link.workers.usable, secrets.token_hex(8)
     expected = link.expect(nonce)

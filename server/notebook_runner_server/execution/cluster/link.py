@@ -16,7 +16,7 @@ from distributed.protocol.pickle import dumps
 from distributed.security import Security
 
 from notebook_runner_server.execution.cluster import messages
-from notebook_runner_server.execution.cluster.messages import Channel, HostOptions, Place
+from notebook_runner_server.execution.cluster.messages import Channel, HostOptions, LeaseAddress
 from notebook_runner_server.execution.cluster.worker import RESOURCE, install
 from notebook_runner_server.execution.cluster.workers import Workers
 
@@ -41,7 +41,7 @@ LOOK_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
-class Link:
+class SchedulerConnection:
     """A client of a scheduler, and a new one whenever the scheduler was gone.
 
     Args:
@@ -60,7 +60,7 @@ class Link:
         self.workers = Workers(options)
         self._changed = asyncio.Condition()
         self._client: distributed.Client | None = None
-        self._expected: dict[str, asyncio.Future[Place]] = {}
+        self._expected: dict[str, asyncio.Future[LeaseAddress]] = {}
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._tried = False
@@ -117,7 +117,7 @@ class Link:
         assert self._client is not None  # noqa: S101 - as waited for
         return self._client
 
-    def expect(self, nonce: str) -> asyncio.Future[Place]:
+    def expect(self, nonce: str) -> asyncio.Future[LeaseAddress]:
         """Return what will be the place of a lease."""
         return self._expected.setdefault(nonce, asyncio.get_running_loop().create_future())
 
@@ -125,7 +125,7 @@ class Link:
         """Expect a lease no longer: if it comes, it is released."""
         self._expected.pop(nonce, None)
 
-    async def channel(self, place: Place, after: int, seconds: float) -> Channel:
+    async def channel(self, place: LeaseAddress, after: int, seconds: float) -> Channel:
         """Connect to a run.
 
         Args:
@@ -145,7 +145,7 @@ class Link:
             raise
         return Channel(comm)
 
-    async def is_refused(self, place: Place) -> bool:
+    async def is_refused(self, place: LeaseAddress) -> bool:
         """Tell whether nothing listens there any more; Dask's own connect repeats what is refused."""
         host, port = get_address_host_port(place.address)
         try:
@@ -220,14 +220,14 @@ class Link:
     def _told(self, event: tuple[float, Mapping[str, str]]) -> None:
         """Take the news of a lease."""
         told = event[1]
-        place = Place(told["address"], told["lease"])
+        place = LeaseAddress(told["address"], told["lease"])
         expected = self._expected.pop(told["nonce"], None)
         if expected is not None and not expected.done():
             expected.set_result(place)
         else:
             self.release(place)
 
-    def release(self, place: Place) -> None:
+    def release(self, place: LeaseAddress) -> None:
         """Give a slot back that nobody wants any more; one that cannot be reached ends by itself."""
 
         async def release() -> None:

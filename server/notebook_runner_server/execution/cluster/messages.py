@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from distributed.comm.core import Comm
 
-from notebook_runner_server.execution.confinement.sandbox import Sandbox
+from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
 from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Job
 from notebook_runner_server.execution.options import WarmKernels
 
@@ -31,7 +31,7 @@ VERSION = importlib.metadata.version("notebook-runner")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LeaseAddress:
     """Where a run is: a worker's address, and the lease of a slot there, of which there is never another."""
 
     address: str
@@ -53,7 +53,7 @@ class HostOptions:
 
     timeout: float
     warm: WarmKernels
-    sandbox: Sandbox
+    sandbox: SandboxConfig
     limit_address_space: bool
     interrupt_grace: float
     max_files_bytes: int
@@ -90,7 +90,7 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class StopLease:
     """End the run. `grace_period` in seconds; zero: now."""
 
     cause: Cause

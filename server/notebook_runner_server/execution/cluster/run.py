@@ -9,15 +9,15 @@ from typing import Any
 
 from notebook_runner_server.execution.cluster import leasing, messages
 from notebook_runner_server.execution.cluster.leasing import LostError
-from notebook_runner_server.execution.cluster.link import CONNECT_SECONDS, Link
-from notebook_runner_server.execution.cluster.messages import Batch, Channel, Place
+from notebook_runner_server.execution.cluster.link import CONNECT_SECONDS, SchedulerConnection
+from notebook_runner_server.execution.cluster.messages import Batch, Channel, LeaseAddress
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
     ExecutionEvent,
     Failure,
     Job,
-    Mark,
+    ReplayMark,
 )
 
 LOST_SECONDS = 5.0
@@ -48,7 +48,7 @@ class ClusterRun:
 
     def __init__(
         self,
-        link: Link,
+        link: SchedulerConnection,
         run_id: str,
         job: Job | None,
         mark: int,
@@ -67,7 +67,7 @@ class ClusterRun:
         self._silent_at = 0.0
         self._stop: tuple[Cause, float] | None = None
         self._stopped = asyncio.Event()
-        self._at: Place | None = None
+        self._at: LeaseAddress | None = None
         self._channel: Channel | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
@@ -84,7 +84,7 @@ class ClusterRun:
                 async for batch in batches:
                     ended = self._is_end(batch.events[-1])
                     # An end has no mark: it may be asked for again until it is durable.
-                    yield batch.events if ended else [Mark(batch.number), *batch.events]
+                    yield batch.events if ended else [ReplayMark(batch.number), *batch.events]
                     self._send(messages.Taken(batch.number))
         except LostError as lost:
             end = Ended(self._failure(lost))
@@ -111,7 +111,7 @@ class ClusterRun:
         """Send the order to the worker."""
         self._stop = cause, grace_period
         self._stopped.set()
-        self._send(messages.Stop(cause, grace_period))
+        self._send(messages.StopLease(cause, grace_period))
 
     def leave(self) -> None:
         """Let the run go on without this server."""
@@ -127,7 +127,7 @@ class ClusterRun:
             return Failure(self._stop[0], f"The run was ended: {lost}")
         return Failure(lost.cause, str(lost))
 
-    async def _place(self) -> Place:
+    async def _place(self) -> LeaseAddress:
         """Return where the run is, when it is anywhere."""
         getting = asyncio.ensure_future(
             leasing.leased(self._link, self._run_id)
@@ -164,7 +164,7 @@ class ClusterRun:
             if self._job is not None:
                 self._send(messages.Begin(self._job))
             if self._stop is not None:
-                self._send(messages.Stop(*self._stop))
+                self._send(messages.StopLease(*self._stop))
             reading = self._received(self._channel)
             async with contextlib.aclosing(reading):
                 async for batch in reading:
@@ -177,7 +177,7 @@ class ClusterRun:
                         break
             place = await self._next_place(place, is_first=is_first)
 
-    async def _next_place(self, place: Place, *, is_first: bool) -> Place:
+    async def _next_place(self, place: LeaseAddress, *, is_first: bool) -> LeaseAddress:
         """Return where to connect after a connection has ended, of which the first had the job.
 
         Raises:
@@ -243,7 +243,7 @@ class ClusterRun:
     def _heard(self) -> None:
         self._silent_at = self._loop.time() + self._timeout / 2
 
-    async def _connected(self, place: Place) -> Channel:
+    async def _connected(self, place: LeaseAddress) -> Channel:
         """Connect to the worker, as long as it may have the run.
 
         Raises:

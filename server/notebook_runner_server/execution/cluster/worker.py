@@ -17,10 +17,10 @@ from distributed import Worker, WorkerPlugin, get_worker
 from distributed.comm.core import Comm
 
 from notebook_runner_server.execution.cluster import messages
-from notebook_runner_server.execution.cluster.folders import RunFolder
+from notebook_runner_server.execution.cluster.folders import WorkerRunFolder
 from notebook_runner_server.execution.cluster.lease import Lease
 from notebook_runner_server.execution.cluster.messages import Channel, Description, HostOptions
-from notebook_runner_server.execution.confinement.sandbox import Sandbox
+from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
 from notebook_runner_server.execution.interface import Cause
 from notebook_runner_server.execution.pool import ProcessPoolBackend
 
@@ -77,7 +77,7 @@ class NotebookHost(WorkerPlugin):
         worker.handlers[messages.ATTACH] = self.attach
         worker.metrics[messages.SPARES] = self._spares
 
-    def _sandbox(self, worker: Worker) -> Sandbox:
+    def _sandbox(self, worker: Worker) -> SandboxConfig:
         # Who has the cluster's key may do anything on the cluster.
         names = ("tls_client_key", "tls_scheduler_key", "tls_worker_key")
         keys: list[str | None] = [getattr(worker.security, name, None) for name in names]
@@ -99,7 +99,7 @@ class NotebookHost(WorkerPlugin):
         """Lease a slot: tell the server where it is, and keep it until it is not needed any more."""
         name = secrets.token_hex(8)
         # Of another lease nothing may be found.
-        folder = RunFolder(
+        folder = WorkerRunFolder(
             self._folder / "runs" / name, self._options.max_files_bytes, self._options.sandbox.root
         )
         lease = self._leases[name] = Lease(run_id, self._pool, self._admitted, self._options.timeout, folder)

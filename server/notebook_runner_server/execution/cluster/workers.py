@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from notebook_runner_server.execution.cluster import messages
-from notebook_runner_server.execution.cluster.messages import Description, HostOptions, Place
-from notebook_runner_server.execution.interface import Spares
+from notebook_runner_server.execution.cluster.messages import Description, HostOptions, LeaseAddress
+from notebook_runner_server.execution.interface import WarmCounts
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Workers:
     def __init__(self, options: HostOptions) -> None:
         self._options = options
         self.kernels: Mapping[str, str] = {}
-        self.left: dict[str, Place] = {}
+        self.left: dict[str, LeaseAddress] = {}
         self._there: dict[str, Description] = {}
         self._metrics: Mapping[str, Mapping[str, Any]] = {}
         self._running: frozenset[str] = frozenset()
@@ -46,13 +46,13 @@ class Workers:
         return sum(one.slots for address, one in tuple(self._there.items()) if address in self._running)
 
     @property
-    def spares(self) -> Mapping[str, Spares]:
+    def spares(self) -> Mapping[str, WarmCounts]:
         """The kernels that they keep, by kernelspec, as the scheduler was told last."""
-        counts: dict[str, Spares] = {}
+        counts: dict[str, WarmCounts] = {}
         for address in self.usable:
             for name, (ready, wanted) in self._metrics.get(address, {}).get(messages.SPARES, {}).items():
-                before = counts.get(name, Spares(0, 0))
-                counts[name] = Spares(before.ready + ready, before.wanted + wanted)
+                before = counts.get(name, WarmCounts(0, 0))
+                counts[name] = WarmCounts(before.ready + ready, before.wanted + wanted)
         return counts
 
     @property
@@ -92,7 +92,9 @@ class Workers:
             about = {"worker": address}
             _log.warning("a Dask worker keeps an earlier server's settings: it has runs of it", extra=about)
         self.kernels = description.kernels
-        self.left.update({run_id: Place(address, lease) for run_id, lease in description.leases.items()})
+        self.left.update(
+            {run_id: LeaseAddress(address, lease) for run_id, lease in description.leases.items()}
+        )
 
     def _refuse(self, address: str, why: str) -> None:
         _log.error("a Dask worker gets no runs", extra={"worker": address, "why": why})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from notebook_runner_server.execution.confinement import confine
-from notebook_runner_server.execution.confinement.rules import Confinement, caches, exposed
+from notebook_runner_server.execution.confinement.policy import SandboxPolicy, caches, exposed
 
 WHOLE = 6
 """The version of Landlock since which signals and abstract sockets can be denied (Linux 6.12)."""
@@ -17,7 +17,7 @@ class SandboxError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Sandbox:
+class SandboxConfig:
     """How kernels are kept apart from the server and from each other.
 
     Attributes:
@@ -39,7 +39,7 @@ class Sandbox:
         """Whether anything is done."""
         return self.mode != "off"
 
-    def confinement(self, state: Path, sockets: Path) -> Confinement | None:
+    def confinement(self, state: Path, sockets: Path) -> SandboxPolicy | None:
         """Return what holds for kernels; None: they cannot be, or shall not be, confined.
 
         Args:
@@ -52,9 +52,9 @@ class Sandbox:
         writable = tuple(one.resolve() for one in self.writable)
         root = self.root and self.root.resolve()
         places = state.resolve() / "places"
-        return Confinement(places, (state, sockets, *self.hidden), writable, root, caches())
+        return SandboxPolicy(places, (state, sockets, *self.hidden), writable, root, caches())
 
-    def protections(self, confinement: Confinement | None) -> dict[str, object]:
+    def protections(self, confinement: SandboxPolicy | None) -> dict[str, object]:
         """Return what is active, for the log.
 
         Raises:

@@ -1,6 +1,6 @@
 """A jupyter_client provisioner that starts ipykernel by forking a template, in a fifth of the time.
 
-The template (`template.py`) is a process that has imported ipykernel, and modules that the operator names. It
+The template (`fork_server.py`) is a process that has imported ipykernel, and modules that the operator names. It
 is started by the interpreter that the kernelspec names.
 """
 
@@ -37,7 +37,7 @@ SETTLE_SECONDS = 2.0
 """How long a kernel that is ready may take to change its folder and environment."""
 
 _READY, _DONE = b"ready\n", b"done\n"
-_PROGRAM = Path(__file__).with_name("template.py")
+_PROGRAM = Path(__file__).with_name("fork_server.py")
 _CONFINEMENT = Path(__file__).parents[1] / "confinement"
 # Without a look at variables, the working folder, or packages, some of which a caller can choose.
 _LAUNCHER = [sys.executable, "-I", "-S", str(_CONFINEMENT / "launch.py")]
@@ -54,7 +54,7 @@ REQUESTS_ CURL_ AWS_ GOOGLE_ AZURE_ DASK_ RAY_ SPARK_ PYSPARK_ GDAL_ PROJ_ SKLEA
 """
 
 
-class TemplateError(RuntimeError):
+class ForkServerError(RuntimeError):
     """A template did not do what it was asked to."""
 
 
@@ -69,7 +69,7 @@ def settles(names: Iterable[str], *, imported: bool) -> bool:
     return not any(name.startswith(read) for name in names)
 
 
-class Template:
+class ForkServer:
     """A process that forks kernels.
 
     Args:
@@ -149,9 +149,9 @@ class Template:
                 self._link.settimeout(FORK_SECONDS)
                 self._link.sendall(body)
             pid = int(self._line(FORK_SECONDS))
-        except (OSError, TemplateError) as error:
+        except (OSError, ForkServerError) as error:
             near.close()
-            raise TemplateError(f"the template does not fork: {error}") from error
+            raise ForkServerError(f"the template does not fork: {error}") from error
         if not pid:
             near.close()
             raise BlockingIOError("there can be no more processes")
@@ -167,10 +167,10 @@ class Template:
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
         if not poll.poll(round(seconds * 1000)):
-            raise TemplateError(f"nothing was heard from it for {seconds:g} s")
+            raise ForkServerError(f"nothing was heard from it for {seconds:g} s")
         line = self._lines.readline()
         if not line:
-            raise TemplateError(f"it ended with code {self.process.wait()}")
+            raise ForkServerError(f"it ended with code {self.process.wait()}")
         return line
 
     def close(self) -> None:
@@ -189,7 +189,7 @@ class ForkProvisioner(LocalProvisioner):
         ruleset: What the kernel may reach; None: whatever the user may.
     """
 
-    template: Template | None = None
+    template: ForkServer | None = None
     ruleset: Ruleset | None = None
     # A Popen, or what is as good as one.
     process: Any
@@ -252,7 +252,7 @@ class ForkProvisioner(LocalProvisioner):
         """
         control, self._control = self._control, None
         if control is None:
-            raise TemplateError("the kernel has its place")
+            raise ForkServerError("the kernel has its place")
         body = json.dumps({"folder": folder, "set": dict(environment), "unset": []}).encode()
         descriptors = [ruleset.fileno()] if ruleset is not None else []
         loop = asyncio.get_running_loop()
@@ -264,10 +264,10 @@ class ForkProvisioner(LocalProvisioner):
                     while not self._heard.endswith(_DONE):
                         piece = await loop.sock_recv(control, 64)
                         if not piece:
-                            raise TemplateError("the kernel has ended")
+                            raise ForkServerError("the kernel has ended")
                         self._heard += piece
         except (OSError, TimeoutError) as error:
-            raise TemplateError(f"the kernel does not take its place: {error!r}") from error
+            raise ForkServerError(f"the kernel does not take its place: {error!r}") from error
 
 
 @contextlib.contextmanager

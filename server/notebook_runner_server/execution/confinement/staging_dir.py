@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 
-class Place:
+class StagingDir:
     """A folder that a kernel may write from its start on, and that is moved to where its run's folder is.
 
     A rule of Landlock is for the folder and not for its name, and cannot be given to threads that run

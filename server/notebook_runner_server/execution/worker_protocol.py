@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Hello:
+class WorkerInfo:
     """What a worker says of itself: its process id, and kernelspecs with their languages."""
 
     pid: int
@@ -26,7 +26,7 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class WorkerLog:
     """What a worker has to say beside its runs, for the log; `level` is logging's."""
 
     level: int
@@ -51,7 +51,7 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Until:
+class Deadline:
     """How long a run may go on without another one of these. `moment` by this machine's monotonic clock."""
 
     run_id: str
@@ -68,9 +68,9 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
     _worker().initialize(connection, options)
 
 
-def hello() -> Hello:
+def hello() -> WorkerInfo:
     """Say what this worker is."""
-    said: Hello = _worker().hello()
+    said: WorkerInfo = _worker().hello()
     return said
 
 

@@ -16,7 +16,7 @@ from notebook_runner_server.transfer.interface import Transfer, TransferError
 _logger = logging.getLogger(__name__)
 
 
-class Delivery:
+class OutputUploader:
     """Writes executed notebooks to URIs.
 
     Args:

@@ -27,12 +27,12 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.execution.kernel import Kernel, KernelDiedError
 from notebook_runner_server.execution.kernel_log import plain
 from notebook_runner_server.execution.options import WorkerOptions
-from notebook_runner_server.execution.recorder import RecordingClient, cut
+from notebook_runner_server.execution.recorder import StreamingNotebookClient, cut
+from notebook_runner_server.execution.run_processes import tree
 from notebook_runner_server.execution.shared_memory import SharedMemory
-from notebook_runner_server.execution.tree import tree
 from notebook_runner_server.execution.waiting import reader_of_terminal
-from notebook_runner_server.execution.warm.forking import TemplateError
-from notebook_runner_server.execution.warm.reserve import Reserve
+from notebook_runner_server.execution.warm.forking import ForkServerError
+from notebook_runner_server.execution.warm.pool import WarmPool
 from notebook_runner_server.execution.watchdog import OomKills, Watchdog, peak
 
 MOST_SPARES = 2
@@ -43,7 +43,7 @@ class _StoppedError(Exception):
     """The run was asked to end, and the next cell is not to start."""
 
 
-class RunHost:
+class RunExecutor:
     """Executes one job. `run` belongs to the main thread, `stop` and `kill_now` to any.
 
     Args:
@@ -54,7 +54,7 @@ class RunHost:
     """
 
     def __init__(
-        self, job: Job, options: WorkerOptions, reserve: Reserve, emit: Callable[[ExecutionEvent], None]
+        self, job: Job, options: WorkerOptions, reserve: WarmPool, emit: Callable[[ExecutionEvent], None]
     ) -> None:
         self._job = job
         self._options = options
@@ -74,7 +74,7 @@ class RunHost:
         self._wake = asyncio.Event()
         self._kernel: Kernel | None = None
         self._ready = False
-        self._client: RecordingClient | None = None
+        self._client: StreamingNotebookClient | None = None
         self._cell: tuple[int | None, str] = (None, "")
         # Ends the run when its grace period is over, also while the main thread is busy.
         self._deadlines: list[threading.Timer] = []
@@ -191,7 +191,7 @@ class RunHost:
         kernel, is_warm = await self._get_kernel()
         self._ready = True
         notebook = notebooks.decode(self._job.notebook)
-        self._client = client = RecordingClient(
+        self._client = client = StreamingNotebookClient(
             notebook,
             emit=self._emit,
             heard=self._heard,
@@ -218,7 +218,7 @@ class RunHost:
             if warm is None:
                 break
             self._kernel = warm
-            with contextlib.suppress(UnfitKernelError, TemplateError, TimeoutError):
+            with contextlib.suppress(UnfitKernelError, ForkServerError, TimeoutError):
                 await warm.settle(self._job.working_folder, self._variables, self._job.run_folder)
                 await self._connect(warm)
                 return warm, True
@@ -329,9 +329,9 @@ class RunHost:
 def host(
     job: Job,
     options: WorkerOptions,
-    reserve: Reserve,
+    reserve: WarmPool,
     emit: Callable[[ExecutionEvent], None],
-    made: Callable[[RunHost], None],
+    made: Callable[[RunExecutor], None],
 ) -> None:
     """Execute one job in this process, and return when no process of it is left.
 
@@ -344,7 +344,7 @@ def host(
     """
 
     async def main() -> None:
-        one = RunHost(job, options, reserve, emit)
+        one = RunExecutor(job, options, reserve, emit)
         made(one)
         await one.run()
 

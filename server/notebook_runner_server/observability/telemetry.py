@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from notebook_runner_server.api.calls import CallObserver
+from notebook_runner_server.api.telemetry_interceptor import CallObserver
 from notebook_runner_server.execution.interface import Backend
-from notebook_runner_server.observability.lines import Lines
+from notebook_runner_server.observability.canonical_log import CanonicalLog
 from notebook_runner_server.runs.observer import Observer
 from notebook_runner_server.runs.store import Store
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
-class Observation:
+class Telemetry:
     """Who watches a server.
 
     Args:
@@ -40,7 +40,7 @@ class Observation:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        lines = Lines()
+        lines = CanonicalLog()
         self.observers: list[Observer] = [lines]
         self.call_observers: list[CallObserver] = [lines]
         self._metrics: Metrics | None = None
@@ -77,9 +77,9 @@ class Observation:
     def watch(self, backend: Backend, store: Store) -> None:
         """Tell of these as well, when they are open."""
         if self._metrics is not None:
-            from notebook_runner_server.observability.stock import Stock  # noqa: PLC0415 - only if wanted
+            from notebook_runner_server.observability.state_collector import StateCollector  # noqa: PLC0415 - only if wanted
 
-            self._metrics.watch(Stock(backend, store, self._settings.queue))
+            self._metrics.watch(StateCollector(backend, store, self._settings.queue))
 
     async def close(self) -> None:
         """Send what is left, and give the port back; runs and calls have ended."""

@@ -7,11 +7,10 @@ import dataclasses
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from notebook_runner_server.execution.interface import Backend, Cause, Spares
+from notebook_runner_server.execution.interface import Backend, Cause, WarmCounts
 from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.admission import Admission, Admitted
 from notebook_runner_server.runs.clock import Clock
-from notebook_runner_server.runs.delivery import Delivery
 from notebook_runner_server.runs.dispatcher import Dispatcher
 from notebook_runner_server.runs.errors import (
     NotReadyError,
@@ -23,20 +22,29 @@ from notebook_runner_server.runs.errors import (
 )
 from notebook_runner_server.runs.info import KernelInfo, RunnerInfo
 from notebook_runner_server.runs.log import RunLog
-from notebook_runner_server.runs.model import Event, Order, Origin, Run, RunChanged, RunState, StartSpec
-from notebook_runner_server.runs.observer import Course, Observer
+from notebook_runner_server.runs.model import (
+    Event,
+    ExecutionOptions,
+    Run,
+    RunChanged,
+    RunState,
+    StartSpec,
+    TraceContext,
+)
+from notebook_runner_server.runs.observer import Observer, RunContext
 from notebook_runner_server.runs.readers import Readers
 from notebook_runner_server.runs.recovery import recover
 from notebook_runner_server.runs.request_digest import fingerprint, is_same
-from notebook_runner_server.runs.retention import Bounds, Retention
+from notebook_runner_server.runs.retention import HistoryLimits, Retention
 from notebook_runner_server.runs.store import Store
-from notebook_runner_server.runs.tables import Row
+from notebook_runner_server.runs.tables import RunRecord
+from notebook_runner_server.runs.uploader import OutputUploader
 from notebook_runner_server.transfer.interface import Transfer
 
 _T = TypeVar("_T")
 
 
-class Runner:
+class RunManager:
     """Keeps the runs of one server.
 
     Args:
@@ -58,7 +66,7 @@ class Runner:
         backend: Backend,
         admission: Admission,
         queue_size: int,
-        bounds: Bounds,
+        bounds: HistoryLimits,
         transfer: Transfer,
         observers: Iterable[Observer] = (),
     ) -> None:
@@ -70,7 +78,7 @@ class Runner:
         self.readers = Readers()
         self._retention = Retention(store, bounds, self.readers.reads)
         self._dispatcher = Dispatcher(store, backend)
-        self._delivery = Delivery(store, transfer)
+        self._delivery = OutputUploader(store, transfer)
         self._admitting = asyncio.Lock()
         self._forgetting: asyncio.Task[None] | None = None
         self._steps: set[asyncio.Task[Any]] = set()
@@ -84,7 +92,7 @@ class Runner:
         self._dispatcher.start()
         self._forgetting = asyncio.create_task(self._retention.run())
 
-    async def start(self, spec: StartSpec, origin: Origin | None = None) -> Run:
+    async def start(self, spec: StartSpec, origin: TraceContext | None = None) -> Run:
         """Admit one run, and return it when it is durable.
 
         Args:
@@ -101,7 +109,7 @@ class Runner:
             digest = await asyncio.to_thread(fingerprint, spec, self._store.request_key)
         self._check_room()
         admitted = await self._admission.admit(spec, self._backend.kernels)
-        order = dataclasses.replace(admitted.order, origin=origin or Origin())
+        order = dataclasses.replace(admitted.order, origin=origin or TraceContext())
         admitted = dataclasses.replace(admitted, order=order)
         return await self._whole(self._admit(spec, digest, admitted))
 
@@ -128,7 +136,7 @@ class Runner:
                 KernelInfo(
                     name,
                     kernels[name],
-                    spares.get(name, Spares(0, 0)),
+                    spares.get(name, WarmCounts(0, 0)),
                     name == self._admission.default_kernel,
                 )
                 for name in sorted(kernels)
@@ -163,7 +171,7 @@ class Runner:
         rows = await self._store.list(before, size + 1, states, labels)
         more = rows[size - 1].position if len(rows) > size else 0
         found: list[tuple[int, Run | str]] = [
-            (row.position, self._newest_state(row.run) if isinstance(row, Row) else row.run_id)
+            (row.position, self._newest_state(row.run) if isinstance(row, RunRecord) else row.run_id)
             for row in rows[:size]
         ]
         return found, more
@@ -238,13 +246,13 @@ class Runner:
         await self._backend.close()
         await self._store.close()
 
-    async def _row(self, run_id: str) -> Row:
+    async def _row(self, run_id: str) -> RunRecord:
         row = await self._store.find(run_id)
         if row is None:
             raise not_found(run_id)
         return row
 
-    async def _current(self, run_id: str) -> tuple[Row, ActiveRun | None]:
+    async def _current(self, run_id: str) -> tuple[RunRecord, ActiveRun | None]:
         """Return a run as the store has it, and as it goes on; None: it has ended."""
         row = await self._row(run_id)
         active = self._dispatcher.find(row.run.run_id)
@@ -306,11 +314,17 @@ class Runner:
         return run
 
     def _active(
-        self, run: Run, order: Order, position: int, last_sequence: int, clock: Clock, parts_size: int
+        self,
+        run: Run,
+        order: ExecutionOptions,
+        position: int,
+        last_sequence: int,
+        clock: Clock,
+        parts_size: int,
     ) -> ActiveRun:
-        course = Course(run.run_id, order.origin, self._observers)
+        course = RunContext(run.run_id, order.origin, self._observers)
         log = RunLog(self._store, position, last_sequence, ended=False, clock=clock, course=course)
         return ActiveRun(run, order, log, parts_size, self._delivery, course)
 
-    def _recovered(self, row: Row, clock: Clock, parts_size: int) -> ActiveRun:
+    def _recovered(self, row: RunRecord, clock: Clock, parts_size: int) -> ActiveRun:
         return self._active(row.run, row.order, row.position, row.last_sequence, clock, parts_size)

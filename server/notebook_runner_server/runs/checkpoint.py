@@ -14,7 +14,7 @@ CREATE TABLE IF NOT EXISTS resume ( -- where a run is gone on with after a resta
 
 
 @dataclass(frozen=True, slots=True)
-class Resume:
+class Checkpoint:
     """Where a run is gone on with: the backend's mark, and the run's file of parts as it was at that.
 
     Attributes:
@@ -28,13 +28,13 @@ class Resume:
     size: int
 
 
-def note(db: sqlite3.Connection, position: int, resume: Resume) -> None:
+def note(db: sqlite3.Connection, position: int, resume: Checkpoint) -> None:
     """Note where a run is gone on with."""
     values = (position, resume.mark, resume.part_start, resume.size)
     db.execute("INSERT OR REPLACE INTO resume (position, mark, part_start, size) VALUES (?, ?, ?, ?)", values)
 
 
-def read(db: sqlite3.Connection, position: int) -> Resume | None:
+def read(db: sqlite3.Connection, position: int) -> Checkpoint | None:
     """Return where a run is gone on with; None: nothing was noted."""
     row = db.execute("SELECT mark, part_start, size FROM resume WHERE position = ?", (position,)).fetchone()
-    return None if row is None else Resume(*row)
+    return None if row is None else Checkpoint(*row)

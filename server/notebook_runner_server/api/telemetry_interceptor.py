@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from structlog.contextvars import bind_contextvars, get_contextvars
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from notebook_runner_server.runs.model import Origin
+from notebook_runner_server.runs.model import TraceContext
 
 REQUEST_ID = "x-request-id"
 """The header in which a caller may say what the log is to call its call."""
@@ -79,7 +79,7 @@ class CallObserver(Protocol):
         """Take note of the end of a call, within what is bound for the log; answer at once."""
 
 
-class Calls(grpc.aio.ServerInterceptor):
+class TelemetryInterceptor(grpc.aio.ServerInterceptor):
     """Binds each call's id for the log, and tells observers of it.
 
     Args:
@@ -195,14 +195,14 @@ def _code(context: Any) -> str:
     return CODES.get(code or 0, grpc.StatusCode.UNKNOWN.name)
 
 
-def origin(metadata: Any) -> Origin:
+def origin(metadata: Any) -> TraceContext:
     """Return where the call comes from that is answered just now.
 
     Args:
         metadata: The headers of the call. A place in a trace that is none is left out.
     """
     traceparent = _header(metadata, "traceparent", _TRACEPARENT)
-    return Origin(
+    return TraceContext(
         call_id=get_contextvars().get("request_id", ""),
         traceparent=traceparent,
         tracestate=_header(metadata, "tracestate", _TRACESTATE) if traceparent else "",

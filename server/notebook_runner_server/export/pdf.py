@@ -35,7 +35,7 @@ _FLAGS = (
 )
 
 
-class PrintedExporter(PageExporter):
+class PdfExporter(PageExporter):
     """Prints the page of a notebook."""
 
     output_mimetype = "application/pdf"

@@ -4,7 +4,7 @@ It is executed by the interpreter that the kernelspec names, which need not have
 the standard library and ipykernel is imported here. It has one thread, no ZeroMQ socket and no event loop,
 so a fork of it is safe.
 
-    python template.py DESCRIPTOR HIDE [MODULE …]
+    python fork_server.py DESCRIPTOR HIDE [MODULE …]
 
 DESCRIPTOR is a connected stream socket. With HIDE 1 no other process can look into the template; a kernel
 that it forks is an ordinary process again. The template first sends a line of JSON,

@@ -9,22 +9,22 @@ from dataclasses import dataclass, field, replace
 
 from notebook_runner_server.execution.files import FileEvent, FilePiece, FilesLeft
 from notebook_runner_server.execution.interface import (
+    CellChunk,
     CellStarted,
     ExecutionEvent,
     KernelReady,
-    Mark,
-    PartChunk,
+    ReplayMark,
 )
 from notebook_runner_server.runs import transitions
+from notebook_runner_server.runs.checkpoint import Checkpoint
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Run
-from notebook_runner_server.runs.resume import Resume
-from notebook_runner_server.runs.store import Written
+from notebook_runner_server.runs.store import WriteBatch
 from notebook_runner_server.runs.tables import Part
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PartsCursor:
     """How far a run is, between two batches.
 
     Attributes:
@@ -41,11 +41,11 @@ class Standing:
     cell_start: float = 0.0
     part_checksum: int | None = field(default=0, compare=False)
 
-    def without_part(self) -> Standing:
+    def without_part(self) -> PartsCursor:
         """Return the same standing, with what there is of a part given up."""
         return replace(self, part_start=self.size, part_checksum=0)
 
-    def with_piece(self, data: bytes) -> Standing:
+    def with_piece(self, data: bytes) -> PartsCursor:
         """Return the standing after more of a part."""
         known = self.part_checksum
         total = None if known is None else zlib.crc32(data, known)
@@ -58,7 +58,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class Folded:
+class Update:
     """What a batch has made.
 
     Attributes:
@@ -70,15 +70,15 @@ class Folded:
     """
 
     run: Run
-    standing: Standing
+    standing: PartsCursor
     events: list[Event]
-    written: Written
+    written: WriteBatch
     is_warm: bool | None
 
 
 def fold(
-    batch: Sequence[ExecutionEvent], run: Run, standing: Standing, log: RunLog, output_error: str
-) -> Folded:
+    batch: Sequence[ExecutionEvent], run: Run, standing: PartsCursor, log: RunLog, output_error: str
+) -> Update:
     """Return what a batch makes of a run; nothing has changed yet.
 
     Args:
@@ -97,7 +97,7 @@ def fold(
     is_warm: bool | None = None
     for told in batch:
         match told:
-            case PartChunk():
+            case CellChunk():
                 pieces.append(told.data)
                 standing = standing.with_piece(told.data)
                 if told.last:
@@ -108,7 +108,7 @@ def fold(
                         Part(told.part, sequence, standing.part_start, length, standing.part_checksum)
                     )
                     standing = standing.without_part()
-            case Mark():
+            case ReplayMark():
                 mark = told.number
             case CellStarted():
                 standing = replace(standing, cell_id=told.cell_id, cell_start=time.monotonic())
@@ -119,5 +119,5 @@ def fold(
         run, body = transitions.react(run, told, now, output_error)
         if body is not None:
             events.append(log.next_event(run, body, len(events)))
-    resume = None if mark is None else Resume(mark, standing.part_start, standing.size)
-    return Folded(run, standing, events, Written(start, pieces, parts, resume, files), is_warm)
+    resume = None if mark is None else Checkpoint(mark, standing.part_start, standing.size)
+    return Update(run, standing, events, WriteBatch(start, pieces, parts, resume, files), is_warm)

@@ -17,7 +17,7 @@ PATIENCE = 0.1
 def _nothing() -> None: ...
 
 
-class RunTree:
+class RunProcesses:
     """Knows which processes below this one are the run's.
 
     Whoever starts a process that is to be kept does so in `starting`, and names it there: until it is named,
@@ -102,4 +102,4 @@ class RunTree:
                 os.waitpid(found.si_pid, os.WNOHANG)
 
 
-tree = RunTree()
+tree = RunProcesses()

@@ -45,7 +45,7 @@ class _Places:
         return give_back
 
 
-class Pages(grpc.aio.ServerInterceptor):
+class ResponseLimiter(grpc.aio.ServerInterceptor):
     """Lets a call with a large answer wait until fewer are on their way; Start and Kill never wait."""
 
     def __init__(self) -> None:

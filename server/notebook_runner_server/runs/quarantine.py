@@ -54,7 +54,7 @@ _KINDS: dict[str, Callable[[int], bool]] = {
 _logger = logging.getLogger(__name__)
 
 
-class Aside:
+class Quarantine:
     """Moves what cannot be used into a folder of its own, which is made when it is needed.
 
     Args:

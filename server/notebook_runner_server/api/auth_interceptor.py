@@ -15,7 +15,7 @@ import grpc
 from structlog.contextvars import bind_contextvars
 
 from notebook_runner_server.api.errors import BAD_TOKEN, MISSING_TOKEN, abort_with
-from notebook_runner_server.api.tokens import Entry, Scope, Tokens
+from notebook_runner_server.api.tokens import Scope, TokenEntry, Tokens
 
 _logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ _TOO_LITTLE = _Refusal(
 )
 
 
-class Access(grpc.aio.ServerInterceptor):
+class AuthInterceptor(grpc.aio.ServerInterceptor):
     """Lets a call through, or answers why not.
 
     A token is looked up when a call begins, and again with each message of a stream: a stream whose token
@@ -106,7 +106,7 @@ class Access(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _while_valid(
-        self, tokens: Tokens, entry: Entry, method: str, handler: grpc.RpcMethodHandler[Any, Any]
+        self, tokens: Tokens, entry: TokenEntry, method: str, handler: grpc.RpcMethodHandler[Any, Any]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         call: Any = handler.stream_stream or handler.unary_stream
 
@@ -144,7 +144,7 @@ class Access(grpc.aio.ServerInterceptor):
             asyncio.get_running_loop().call_later(REPORT_SECONDS, self._tell, context=Context())
 
 
-def _judge(tokens: Tokens, method: str, metadata: Any) -> Entry | _Refusal:
+def _judge(tokens: Tokens, method: str, metadata: Any) -> TokenEntry | _Refusal:
     values = [value for key, value in metadata or () if key == "authorization"]
     if not values:
         return _MISSING

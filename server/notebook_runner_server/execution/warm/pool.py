@@ -17,13 +17,13 @@ from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpecManager
 
-from notebook_runner_server.execution.confinement.rules import Confinement
+from notebook_runner_server.execution.confinement.policy import SandboxPolicy
 from notebook_runner_server.execution.kernel import LOST_SOCKETS, Kernel
 from notebook_runner_server.execution.options import WarmKernels
-from notebook_runner_server.execution.tree import tree
-from notebook_runner_server.execution.warm.forking import TemplateError
+from notebook_runner_server.execution.run_processes import tree
+from notebook_runner_server.execution.warm.forking import ForkServerError
+from notebook_runner_server.execution.warm.kernel_source import KernelSource, State, WarmKernel
 from notebook_runner_server.execution.warm.languages import LANGUAGES
-from notebook_runner_server.execution.warm.stock import Kept, State, Stock
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds until a kernel that could not be started, or died, is replaced: doubled with each failure."""
@@ -41,7 +41,7 @@ CHECK_SECONDS = 2.0
 """How often it is checked whether the kernels that are kept can still be reached."""
 
 
-class Reserve:
+class WarmPool:
     """Kernels that no run has used, and none but one will use.
 
     Args:
@@ -57,7 +57,7 @@ class Reserve:
         self,
         wanted: WarmKernels,
         folder: Path,
-        confinement: Confinement | None,
+        confinement: SandboxPolicy | None,
         hide: bool,
         tell: Callable[..., None],
         counted: Callable[[Mapping[str, int]], None],
@@ -72,8 +72,8 @@ class Reserve:
         self._told: Mapping[str, int] = {}
         # Held while the kernels that are kept change, and while one is signalled: it must not be reaped then.
         self._lock = threading.RLock()
-        self._kernels: list[Kept] = []
-        self._stocks: dict[str, Stock] = {}
+        self._kernels: list[WarmKernel] = []
+        self._stocks: dict[str, KernelSource] = {}
         # The kernelspecs of which one is about to be started.
         self._coming: set[str] = set()
         # Wakes the run that waits for a kernel; a worker has one run at a time.
@@ -118,7 +118,7 @@ class Reserve:
             self._wake_run = None
         return kernel
 
-    def _take(self, stock: Stock) -> Kernel | None:
+    def _take(self, stock: KernelSource) -> Kernel | None:
         """Return a kernel that has answered and can still be used; None: there is none now."""
         with self._lock:
             ready = [
@@ -140,7 +140,7 @@ class Reserve:
         taken.forget()
         return taken.kernel
 
-    def _discarded(self, kept: Kept) -> bool:
+    def _discarded(self, kept: WarmKernel) -> bool:
         """Tell whether a kernel that is ready must not be used any more; it is then ended, and replaced."""
         if why := kept.kernel.unfit():
             level = logging.WARNING if why == LOST_SOCKETS else logging.DEBUG
@@ -148,12 +148,12 @@ class Reserve:
             self._end(kept, why, State.DISCARDED)
         return bool(why)
 
-    def _end(self, kept: Kept, why: str, state: State) -> None:
+    def _end(self, kept: WarmKernel, why: str, state: State) -> None:
         """End a kernel that is kept; it is taken out when it has ended."""
         kept.why, kept.state = why, state
         kept.kernel.kill()
 
-    def _is_coming(self, stock: Stock) -> bool:
+    def _is_coming(self, stock: KernelSource) -> bool:
         with self._lock:
             starting = {kept.kernel.name for kept in self._kernels if kept.is_starting}
             return stock.name in starting | self._coming
@@ -234,7 +234,7 @@ class Reserve:
         with self._lock:
             return sum(kept.kernel.name == name and not kept.why for kept in self._kernels)
 
-    def _launched(self, stock: Stock) -> Kept:
+    def _launched(self, stock: KernelSource) -> WarmKernel:
         kernel = Kernel(stock.name, self._folder, stock.template, self._confinement)
         try:
             # Read here, where it delays nobody.
@@ -243,26 +243,26 @@ class Reserve:
             with tree.starting(stock.end_template) as kept:
                 asyncio.run(kernel.launch_ahead())
                 kept.add(kernel.pid)
-            return Kept(kernel, stock.patience)
+            return WarmKernel(kernel, stock.patience)
         except BaseException as error:
             tree.release(kernel.pid)
             kernel.close()
-            if isinstance(error, TemplateError):
+            if isinstance(error, ForkServerError):
                 # It is gone, or not to be relied on.
                 stock.close()
             raise
 
-    def _stock(self, name: str) -> Stock:
+    def _stock(self, name: str) -> KernelSource:
         """Return what there is of a kernelspec; its template is started if it has none."""
         stock = self._stocks.get(name)
         if stock is None or stock.template_died:
             spec = KernelSpecManager().get_kernel_spec(name)
-            stock = Stock(name, spec, self._wanted.preload, hide=self._hide)
+            stock = KernelSource(name, spec, self._wanted.preload, hide=self._hide)
             for module, why in stock.failed.items():
                 self._tell(logging.ERROR, "preload failed", modules=module, why=why)
             if TOGETHER in stock.failed:
                 stock.close()
-                stock = Stock(name, spec, (), hide=self._hide)
+                stock = KernelSource(name, spec, (), hide=self._hide)
             self._stocks[name] = stock
         return stock
 
@@ -292,22 +292,22 @@ class Reserve:
             if kept.state is State.STARTING and kept.kernel.control is not None:
                 yield kept.kernel.control.fileno(), partial(self._heard, kept)
 
-    def _lost(self, stock: Stock) -> None:
+    def _lost(self, stock: KernelSource) -> None:
         stock.close()
         self._failed("the template ended")
 
-    def _heard(self, kept: Kept) -> None:
+    def _heard(self, kept: WarmKernel) -> None:
         """See whether a kernel that was forked says that it has restricted itself and bound its sockets."""
         with self._lock:
             is_bound = kept in self._kernels and kept.kernel.is_bound
         if is_bound:
             self._begin_to_ask(kept)
 
-    def _begin_to_ask(self, kept: Kept) -> None:
+    def _begin_to_ask(self, kept: WarmKernel) -> None:
         kept.state = State.ASKED
         threading.Thread(target=self._ask, args=[kept], name="warm-up", daemon=True).start()
 
-    def _ask(self, kept: Kept) -> None:
+    def _ask(self, kept: WarmKernel) -> None:
         """Have a kernel answer for the first time; from then on a run can have it."""
         answered = kept.kernel.warm_up(kept.deadline - time.monotonic())
         with self._lock:
@@ -333,7 +333,7 @@ class Reserve:
                 elif kept.state is State.READY and not kept.kernel.is_reachable:
                     self._discarded(kept)
 
-    def _bury(self, kept: Kept) -> None:
+    def _bury(self, kept: WarmKernel) -> None:
         with self._lock:
             if kept not in self._kernels:
                 return

@@ -39,7 +39,7 @@ class _Refused:
     error: RunnerError
 
 
-class Guard(grpc.aio.ServerInterceptor):
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns errors into statuses of the contract.
 
     Args:

@@ -9,16 +9,16 @@ from itertools import pairwise
 
 import structlog
 
-from notebook_runner_server.api.calls import Call
+from notebook_runner_server.api.telemetry_interceptor import Call
 from notebook_runner_server.runs.model import Event, Run, RunChanged
-from notebook_runner_server.runs.observer import Course
+from notebook_runner_server.runs.observer import RunContext
 
 _log = structlog.get_logger(__name__)
 
 _REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
-class Lines:
+class CanonicalLog:
     """Writes the canonical lines."""
 
     def call_started(self, method: str) -> None:
@@ -27,7 +27,7 @@ class Lines:
     def call_ended(self, call: Call) -> None:
         """Write the line `rpc` of a call; what is bound for the log goes with it.
 
-        Health checks would drown the others, and refused calls are told in sum (`api.access`).
+        Health checks would drown the others, and refused calls are told in sum (`api.auth_interceptor`).
         """
         quiet = call.method.startswith("Health/") or call.code in _REFUSED
         about = {"messages": call.messages, "peer": call.peer}
@@ -39,7 +39,7 @@ class Lines:
             **{name: value for name, value in about.items() if value},
         )
 
-    def happened(self, course: Course, event: Event) -> None:
+    def happened(self, course: RunContext, event: Event) -> None:
         """Write the line `run` of a run that has ended."""
         if event.is_terminal and isinstance(event.body, RunChanged):
             run = event.body.run
@@ -59,7 +59,7 @@ def _about(run: Run) -> dict[str, object]:
     }
 
 
-def _durations(course: Course, run: Run) -> dict[str, float]:
+def _durations(course: RunContext, run: Run) -> dict[str, float]:
     """Return the seconds that a run spent in each phase that it came to."""
     names = ("queued_seconds", "starting_seconds", "running_seconds")
     bounds = filter(None, (run.create_time, run.start_time, course.ready, run.end_time))
@@ -69,7 +69,7 @@ def _durations(course: Course, run: Run) -> dict[str, float]:
     }
 
 
-def _measured(course: Course) -> dict[str, object]:
+def _measured(course: RunContext) -> dict[str, object]:
     found: dict[str, object] = {
         "start": course.start or None,
         "output_bytes": course.output_bytes,

@@ -21,7 +21,7 @@ _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
 
 
-class AsideError(RuntimeError):
+class SubprocessError(RuntimeError):
     """The process ended without an answer."""
 
 
@@ -57,7 +57,7 @@ def aside(
             # What it did not read, it never will.
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-            raise AsideError(f"a helper process ended with code {process.wait()}") from failure
+            raise SubprocessError(f"a helper process ended with code {process.wait()}") from failure
     if error is not None:
         raise error
     result: _Answer = answer

@@ -22,7 +22,7 @@ MESSAGE_BYTES = 128
 _MAX_NAME = 256
 
 
-class OutputBudget:
+class OutputLimiter:
     """Counts the bytes of output that a kernel sends, whether it clears them later or not.
 
     Args:

@@ -32,7 +32,7 @@ _FORMATS = slice(18, 20)
 """Where a file says which versions of SQLite can write and read it: 1 or 2, and 0 to nobody."""
 
 
-class Soundness:
+class IntegrityCheck:
     """Looks after one database file.
 
     Args:

@@ -30,7 +30,7 @@ not be entered, or is a mount whose server is gone: without a rule it is denied,
 
 
 @dataclass(frozen=True, slots=True)
-class Confinement:
+class SandboxPolicy:
     """What holds for the kernels of all runs; all paths but those that are hidden are without links.
 
     Attributes:
@@ -51,7 +51,7 @@ class Confinement:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class KernelRules:
     """What one kernel may reach.
 
     Attributes:
@@ -72,7 +72,7 @@ class Rules:
         return all(_changed(folder) == at for folder, at in self.seen.items())
 
 
-def rules(confinement: Confinement, own: Iterable[Path]) -> Rules:
+def rules(confinement: SandboxPolicy, own: Iterable[Path]) -> KernelRules:
     """Return the rules for a kernel that is started now.
 
     Args:
@@ -101,7 +101,7 @@ def rules(confinement: Confinement, own: Iterable[Path]) -> Rules:
     except BaseException:
         ruleset.close()
         raise
-    return Rules(ruleset, shared, seen)
+    return KernelRules(ruleset, shared, seen)
 
 
 def narrowed(shared: Iterable[Path], own: Iterable[Path]) -> Ruleset:
@@ -124,19 +124,19 @@ def narrowed(shared: Iterable[Path], own: Iterable[Path]) -> Ruleset:
     return ruleset
 
 
-def exposed(confinement: Confinement) -> list[Path]:
+def exposed(confinement: SandboxPolicy) -> list[Path]:
     """Return what should be hidden and is not, for it is in a folder that the operator has opened."""
     opened = _opened(confinement)
     hidden = [one.resolve() for one in confinement.hidden]
     return [one for one in hidden if any(one.is_relative_to(folder) for folder in opened)]
 
 
-def missing(confinement: Confinement) -> list[Path]:
+def missing(confinement: SandboxPolicy) -> list[Path]:
     """Return the writable folders that are not there, and of which no rule is made."""
     return [one for one in confinement.writable if one not in _there(confinement.writable)]
 
 
-def _opened(confinement: Confinement) -> list[Path]:
+def _opened(confinement: SandboxPolicy) -> list[Path]:
     """Return what the operator has opened, as far as it is there."""
     return _there(one for one in (*confinement.writable, confinement.root) if one)
 

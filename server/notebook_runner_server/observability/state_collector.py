@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from notebook_runner_server.execution.interface import Backend, Spares
+from notebook_runner_server.execution.interface import Backend, WarmCounts
 from notebook_runner_server.runs.store import Store
 
 SIZE_SECONDS = 60.0
 """How long the size of the state folder is taken for true: it is the sum of all its files."""
 
 
-class Stock(Collector):
+class StateCollector(Collector):
     """Asked on the thread of each scrape, never on the event loop.
 
     Args:
@@ -66,7 +66,7 @@ class Stock(Collector):
         )
         kept = self._backend.spares
         for name in self.kernels:
-            spares = kept.get(name, Spares(0, 0))
+            spares = kept.get(name, WarmCounts(0, 0))
             ready.add_metric([name], spares.ready)
             wanted.add_metric([name], spares.wanted)
         yield ready

@@ -12,10 +12,10 @@ from jupyter_client.kernelspec import KernelSpec
 
 from notebook_runner_server.execution.confinement.environment import inherited
 from notebook_runner_server.execution.kernel import READY_TIMEOUT, Kernel
-from notebook_runner_server.execution.tree import tree
+from notebook_runner_server.execution.run_processes import tree
 from notebook_runner_server.execution.warm.forking import (
-    Template,
-    TemplateError,
+    ForkServer,
+    ForkServerError,
     interpreter,
     settles,
     split,
@@ -40,7 +40,7 @@ class State(Enum):
     """It was ready, must not be used any more, and is being ended."""
 
 
-class Kept:
+class WarmKernel:
     """A kernel in the reserve.
 
     Attributes:
@@ -67,13 +67,13 @@ class Kept:
         tree.release(self.kernel.pid)
 
 
-class Stock:
+class KernelSource:
     """A kernelspec of which kernels are kept, and the template that forks them, if it is ipykernel's."""
 
     def __init__(self, name: str, spec: KernelSpec, preload: tuple[str, ...], *, hide: bool) -> None:
         self.name = name
         self._spec = spec
-        self.template: Template | None = None
+        self.template: ForkServer | None = None
         self.pidfd: int | None = None
         self.template_died = self.told = False
         self.failed: Mapping[str, str] = {}
@@ -81,12 +81,12 @@ class Stock:
             base = inherited()
             own = {key: string.Template(value).safe_substitute(base) for key, value in spec.env.items()}
             with tree.starting() as kept:
-                self.template = Template(interpreter(parts[0]), preload, {**base, **own}, hide=hide)
+                self.template = ForkServer(interpreter(parts[0]), preload, {**base, **own}, hide=hide)
                 kept.add(self.template.process.pid)
             self.pidfd = os.pidfd_open(self.template.process.pid)
             try:
                 self.failed = self.template.wait_ready()
-            except TemplateError:
+            except ForkServerError:
                 self.close()
                 raise
 
