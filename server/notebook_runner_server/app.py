@@ -22,7 +22,7 @@ from notebook_runner_server.execution import kernel_names
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.confinement import confine
 from notebook_runner_server.execution.confinement.environment import allowed
-from notebook_runner_server.execution.run_in_subprocess import aside
+from notebook_runner_server.execution.run_in_subprocess import run_in_subprocess
 from notebook_runner_server.execution.runtime_dir import RuntimeDir
 from notebook_runner_server.execution.worker_process import kill_orphans
 from notebook_runner_server.export.service import ExportService
@@ -200,7 +200,7 @@ def prepare(
     arguments = (content, parameters, kernel_name, kernels)
     try:
         if len(content) > LARGE_NOTEBOOK:
-            return aside(notebooks.prepare, *arguments, is_ordered=is_ordered)
+            return run_in_subprocess(notebooks.prepare, *arguments, is_ordered=is_ordered)
         return notebooks.prepare(*arguments, is_ordered=is_ordered)
     except notebooks.NotebookError as error:
         raise InvalidNotebookError(str(error)) from error

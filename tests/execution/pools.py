@@ -113,7 +113,7 @@ class Pool:
 
     async def submit(self, *cells: str | NotebookNode, **options: Any) -> RunHandle:
         """Begins a run, when a worker is free."""
-        await self.backend.wait_free()
+        await self.backend.wait_for_worker()
         return self.backend.submit(self.job(*cells, **options))
 
     async def execute(self, *cells: str | NotebookNode, **options: Any) -> list[ExecutionEvent]:

@@ -41,14 +41,14 @@ def test_a_worker_that_dies_is_replaced_once_whoever_gives_up_to_wait(pool: Pool
     """A run that is ended meanwhile is nothing to the next one's worker."""
 
     async def scenario() -> None:
-        await pool.backend.wait_free()
+        await pool.backend.wait_for_worker()
         os.kill(worker(pool), signal.SIGKILL)
         (one,) = pool.backend._workers
         assert one.link is not None
         while not one.link.closed:
             await one.link.receive()
         for _ in range(3):
-            waiting = asyncio.ensure_future(pool.backend.wait_free())
+            waiting = asyncio.ensure_future(pool.backend.wait_for_worker())
             await asyncio.sleep(0)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
@@ -66,7 +66,7 @@ def test_a_worker_that_dies_before_a_run_is_replaced(pool: Pool, *, chosen: bool
 
     async def scenario() -> list[ExecutionEvent]:
         if chosen:
-            await pool.backend.wait_free()
+            await pool.backend.wait_for_worker()
         (one,) = pool.backend._workers
         os.kill(one.hello.pid, signal.SIGKILL)
         assert one.link is not None
@@ -223,7 +223,7 @@ def test_a_worker_does_not_end_while_it_ends_what_is_below_it(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with Pool(tmp_path, warm=WarmKernels({"python3": KEPT})) as pool:
         (one,) = pool.backend._workers
-        until(pool, lambda: pool.backend.spares["python3"].ready == KEPT)
+        until(pool, lambda: pool.backend.warm_counts["python3"].ready == KEPT)
         below = descendants(one.hello.pid)
         assert len(below) > KEPT
         assert one.link is not None

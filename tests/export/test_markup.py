@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from notebook_runner_server.export.markup import LONGEST_FORMULA, harmless, is_blank
+from notebook_runner_server.export.markup import LONGEST_FORMULA, is_blank, sanitize_html
 
 SHEET = """<style type="text/css">
 #T_1_row0_col0, #T_1_row1_col0 { background-color: yellow; }
@@ -43,7 +43,7 @@ body { display: none; background: url(http://127.0.0.1/x) }
 )
 def test_what_stays(given_html: str, left: str) -> None:
     """Text, tables, colours and pictures that are there as data stay; what runs or loads goes."""
-    assert harmless(given_html) == left
+    assert sanitize_html(given_html) == left
 
 
 SHAPE = '<circle cx="1" cy="1" r="1"></circle>'
@@ -87,7 +87,7 @@ SHAPE = '<circle cx="1" cy="1" r="1"></circle>'
 )
 def test_a_drawing_in_html(inside: str, left: str) -> None:
     """Inline SVG keeps its shapes, text and links within itself; what runs, loads or brings HTML goes."""
-    assert harmless(f'<svg viewBox="0 0 2 2">{inside}</svg>') == f'<svg viewBox="0 0 2 2">{left}</svg>'
+    assert sanitize_html(f'<svg viewBox="0 0 2 2">{inside}</svg>') == f'<svg viewBox="0 0 2 2">{left}</svg>'
 
 
 @pytest.mark.parametrize(
@@ -107,11 +107,11 @@ def test_a_drawing_in_html(inside: str, left: str) -> None:
 )
 def test_no_namespace_hides_what_runs(trick: str) -> None:
     """What one kind of parser reads as text and another as HTML is neither, however often it is read."""
-    found = harmless(trick)
+    found = sanitize_html(trick)
     for _ in range(2):
         elements = [tag.partition(">")[0] for tag in found.split("<")[1:]]
         assert not [one for one in elements if "evil" in one or one.startswith(("script", "style", "input"))]
-        found = harmless(found)
+        found = sanitize_html(found)
 
 
 @pytest.mark.parametrize(
@@ -128,20 +128,22 @@ def test_no_namespace_hides_what_runs(trick: str) -> None:
 )
 def test_a_sheet_that_speaks_of_everything(sheet: str) -> None:
     """Whatever a style sheet says, the rest of the output is shown, and HTML of styles alone is blank."""
-    assert ">a</p>" in harmless(f"<style>{sheet}</style><style>{sheet}</style><p>a</p><style>{sheet}</style>")
-    assert is_blank(harmless(f"<style>{sheet}</style>"))
+    assert ">a</p>" in sanitize_html(
+        f"<style>{sheet}</style><style>{sheet}</style><p>a</p><style>{sheet}</style>"
+    )
+    assert is_blank(sanitize_html(f"<style>{sheet}</style>"))
 
 
 def test_elements_nested_too_deep() -> None:
     """They are no reason to fail, and what runs goes from them as well."""
-    found = harmless("<b>" * 2000 + "$x$<p onclick=x>a</p><script>b</script>")
+    found = sanitize_html("<b>" * 2000 + "$x$<p onclick=x>a</p><script>b</script>")
     assert "<p>a</p>" in found
     assert "script" not in found
 
 
 def test_boxes_of_a_task_list() -> None:
     """They are shown as signs, done or not, and no control is left."""
-    found = harmless(
+    found = sanitize_html(
         '<li><input class="task-list-item-checkbox" type="checkbox" disabled/>a</li>'
         "<li><input type=checkbox checked>b</li>"
     )
@@ -150,7 +152,7 @@ def test_boxes_of_a_task_list() -> None:
 
 def test_styles_of_a_table_are_those_of_its_cells() -> None:
     """What pandas colours keeps its colours, dark letters on them, and the page keeps its own."""
-    text = harmless(SHEET)
+    text = sanitize_html(SHEET)
     assert 'id="T_1_row0_col0" style="background-color:yellow;color:#111"' in text
     assert 'id="T_1_row1_col0" style="background-color:yellow;color:green"' in text
     assert '<th style="color:red">' in text
@@ -171,7 +173,7 @@ def test_styles_of_a_table_are_those_of_its_cells() -> None:
 )
 def test_a_light_ground_has_dark_letters(style: str, dark: bool) -> None:
     """Who gives an element a ground and no ink thinks of dark letters, which a dark page has not."""
-    assert ("color:#111" in harmless(f"<p style='{style}'>a</p>")) is dark
+    assert ("color:#111" in sanitize_html(f"<p style='{style}'>a</p>")) is dark
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_a_light_ground_has_dark_letters(style: str, dark: bool) -> None:
 )
 def test_formulas_are_shown(text: str, shown: str) -> None:
     """TeX as Jupyter reads it becomes MathML, without numbers of equations."""
-    found = harmless(html.escape(text))
+    found = sanitize_html(html.escape(text))
     math = found[found.index("<math") :]
     assert (
         "".join(html.unescape(part.partition(">")[2]) for part in math.split("<")).replace(" and ", "")
@@ -208,7 +210,7 @@ def test_formulas_are_shown(text: str, shown: str) -> None:
 
 def test_a_label_is_where_its_references_lead() -> None:
     """A formula with a label can be linked to, and references outside of formulas are links."""
-    found = harmless("$$a \\label{eq:a}$$ see \\ref{eq:a} and \\eqref{eq:a}, not <code>\\ref{x}</code>")
+    found = sanitize_html("$$a \\label{eq:a}$$ see \\ref{eq:a} and \\eqref{eq:a}, not <code>\\ref{x}</code>")
     assert 'id="eq:a"' in found[: found.index("</math>")]
     links = '<a href="#eq:a" rel="noopener noreferrer">{}</a>'
     assert f"see {links.format('eq:a')} and {links.format('(eq:a)')}, " in found
@@ -218,8 +220,8 @@ def test_a_label_is_where_its_references_lead() -> None:
 @pytest.mark.parametrize("name", ["\\max", "\\lim", "\\operatorname*{argmin}"])
 def test_limits_stand_below(name: str) -> None:
     """What stands at an operator with limits is below it where there is room."""
-    assert "<munder>" in harmless(f"$${name}_x f$$")
-    assert "<msub>" in harmless("$$a_x f$$")
+    assert "<munder>" in sanitize_html(f"$${name}_x f$$")
+    assert "<msub>" in sanitize_html("$$a_x f$$")
 
 
 @pytest.mark.parametrize(
@@ -236,12 +238,12 @@ def test_limits_stand_below(name: str) -> None:
 )
 def test_what_is_no_formula_stays(text: str) -> None:
     """Money, code, and tables that say so."""
-    assert harmless(text) == text
+    assert sanitize_html(text) == text
 
 
 def test_a_formula_brings_no_html() -> None:
     """The text of a formula stays text, and so do its links and styles."""
-    found = harmless(
+    found = sanitize_html(
         "$\\text{&lt;img src=x onerror=evil()&gt;}$ $\\href{javascript:evil()}{x}$ $\\style{color:x}{y}$"
     )
     assert "<img" not in found
@@ -252,33 +254,33 @@ def test_a_formula_brings_no_html() -> None:
 @pytest.mark.parametrize("text", ["$\\frac{1}$", "$}{$", "$\\left($", "$" + "{" * 1500 + "$"])
 def test_a_formula_that_cannot_be_read_is_no_reason_to_fail(text: str) -> None:
     """It stays as it was written, or as far as it can be shown."""
-    assert harmless(text)
+    assert sanitize_html(text)
 
 
 @settings(deadline=None, database=None, max_examples=200)
 @given(st.text(st.sampled_from("$\\[](){}<>&;=\"'/ abscriptonmhl!-")))
 def test_any_text_can_be_made_harmless(text: str) -> None:
     """Whatever comes, there is an answer, and cleaning it again finds nothing more that runs."""
-    found = harmless(text)
+    found = sanitize_html(text)
     assert "<script" not in found
     assert " on" not in "".join(tag.partition(">")[0] for tag in found.split("<")[1:])
 
 
 def test_what_is_blank() -> None:
     """HTML that only scripts would have filled shows nothing."""
-    assert is_blank(harmless("<div id=a> <p></p></div><script>1</script>"))
-    assert not is_blank(harmless("<div><p>a</p></div>"))
+    assert is_blank(sanitize_html("<div id=a> <p></p></div><script>1</script>"))
+    assert not is_blank(sanitize_html("<div><p>a</p></div>"))
     assert not is_blank("words")
-    assert not is_blank(harmless("<img src='data:image/png;base64,AA'>"))
-    assert is_blank(harmless("<img src='http://127.0.0.1/x.png'>"))
-    assert not is_blank(harmless("<svg><circle r=1 /></svg>"))
-    assert is_blank(harmless("<svg><script>1</script></svg>"))
-    assert not is_blank(harmless("<progress value=3 max=10></progress>"))
+    assert not is_blank(sanitize_html("<img src='data:image/png;base64,AA'>"))
+    assert is_blank(sanitize_html("<img src='http://127.0.0.1/x.png'>"))
+    assert not is_blank(sanitize_html("<svg><circle r=1 /></svg>"))
+    assert is_blank(sanitize_html("<svg><script>1</script></svg>"))
+    assert not is_blank(sanitize_html("<progress value=3 max=10></progress>"))
 
 
 def test_a_large_table_takes_no_time() -> None:
     """A style of its own for each of many cells is found at once."""
     cells = range(5000)
     sheet = "".join(f"#c{cell} {{ color: red }}" for cell in cells)
-    text = harmless(f"<style>{sheet}</style><p>" + "".join(f"<b id=c{cell}>$1</b>" for cell in cells))
+    text = sanitize_html(f"<style>{sheet}</style><p>" + "".join(f"<b id=c{cell}>$1</b>" for cell in cells))
     assert text.count("color:red") == len(cells)

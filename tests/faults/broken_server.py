@@ -122,7 +122,7 @@ def _leaves() -> None:
 def _outlives() -> None:
     from notebook_runner_server.execution.worker import _Worker  # noqa: PLC0415 - as above
 
-    _Worker.abandon = lambda _: None  # type: ignore[assignment, method-assign, return-value] # as above
+    _Worker.terminate = lambda _: None  # type: ignore[assignment, method-assign, return-value] # as above
 
 
 IN_SERVER = {

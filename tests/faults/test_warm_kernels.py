@@ -48,8 +48,8 @@ def test_a_kernel_is_used_once_and_replaced(make_server: Callable[..., Server]) 
 def test_several_are_kept(make_server: Callable[..., Server]) -> None:
     """As many as were asked for; a run takes one of them."""
     server = make_server("--warm-kernels", "python3=3")
-    _, *spares = kept(server, 3)
-    assert who(server) in spares
+    _, *warm_counts = kept(server, 3)
+    assert who(server) in warm_counts
     kept(server, 3)
 
 

@@ -96,14 +96,14 @@ class Handle:
 class Double:
     """A backend of so many workers; `taken` gives the runs in the order in which they were submitted."""
 
-    outlives_server = False
+    survives_restart = False
 
     def __init__(self, capacity: int = 1, *, obedient: bool = True) -> None:
         self.capacity = capacity
         self.worker_deaths = 0
         self.problem = ""
         self.kernels: Mapping[str, str] = {"python3": "python"}
-        self.spares: Mapping[str, WarmCounts] = {}
+        self.warm_counts: Mapping[str, WarmCounts] = {}
         self.is_open = False
         self.handles: list[Handle] = []
         self._obedient = obedient
@@ -116,7 +116,7 @@ class Double:
         """Begins."""
         self.is_open = True
 
-    async def wait_free(self) -> None:
+    async def wait_for_worker(self) -> None:
         """Waits until a worker is free."""
         await self._room.wait()
 

@@ -20,9 +20,9 @@ class Witness:
         self.courses: set[RunContext] = set()
         self.told: list[object] = []
 
-    def happened(self, course: RunContext, event: Event) -> None:
+    def on_event(self, run_context: RunContext, event: Event) -> None:
         """Keeps the state, or what became of a cell, and fails."""
-        self.courses.add(course)
+        self.courses.add(run_context)
         body = event.body
         self.told.append(body.run.state if isinstance(body, RunChanged) else type(body))
         raise ValueError("the witness fails")
@@ -42,10 +42,14 @@ async def test_what_observers_are_told(tmp_path: Path, caplog: pytest.LogCapture
     cells = [CellStarted, CellFinished] * 2
     states = [RunState.QUEUED, RunState.STARTING, RunState.RUNNING, *cells, RunState.SUCCEEDED]
     assert witness.told == second.told == states
-    (course,) = witness.courses
-    assert (course.is_warm, course.processes_ended, course.peak_memory_bytes) == (True, 3, 1000)
-    assert course.output_bytes == len("said 0\nsaid 1\n")
-    assert 0 < course.starting <= course.ready
+    (run_context,) = witness.courses
+    assert (run_context.is_warm, run_context.processes_ended, run_context.peak_memory_bytes) == (
+        True,
+        3,
+        1000,
+    )
+    assert run_context.output_bytes == len("said 0\nsaid 1\n")
+    assert 0 < run_context.starting <= run_context.ready
     failed = [record for record in caplog.records if record.message == "an observer failed"]
     assert len(failed) == 2 * len(states)
     assert {record.__dict__["request_id"] for record in failed} == {"call"}
@@ -62,6 +66,6 @@ async def test_a_queued_run_keeps_its_origin(tmp_path: Path) -> None:
     async with running(Store(tmp_path), backend, observers=[witness]) as runner:
         (await backend.taken(waiting.run_id)).tell(*WHOLE)
         await ended(runner, waiting.run_id)
-    (course,) = witness.courses
-    assert course.origin == ORIGIN
+    (run_context,) = witness.courses
+    assert run_context.origin == ORIGIN
     assert witness.told[0] is RunState.QUEUED

@@ -71,8 +71,8 @@ def test_nobody_else_can_look_into_what_is_the_servers(plain: PlainServer, mode:
     hidden = {
         pid: command for pid, command in marked(plain.mark).items() if "resource_tracker" not in command
     }
-    spares = forked(plain)[1:]
-    hidden = {pid: command for pid, command in hidden.items() if pid not in spares}
+    warm_counts = forked(plain)[1:]
+    hidden = {pid: command for pid, command in hidden.items() if pid not in warm_counts}
     assert len(hidden) == (3 if mode == "warm" else 2)
     for pid, command in hidden.items():
         look = subprocess.run(

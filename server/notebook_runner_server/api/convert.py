@@ -111,8 +111,8 @@ def info_message(info: RunnerInfo) -> pb.InfoResponse:
                 name=kernel.name,
                 language=kernel.language,
                 is_default=kernel.is_default,
-                warm_ready=kernel.spares.ready,
-                warm_wanted=kernel.spares.wanted,
+                warm_ready=kernel.warm_counts.ready,
+                warm_wanted=kernel.warm_counts.wanted,
             )
             for kernel in info.kernels
         ],

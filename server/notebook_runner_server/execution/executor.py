@@ -219,7 +219,7 @@ class RunExecutor:
                 break
             self._kernel = warm
             with contextlib.suppress(UnfitKernelError, ForkServerError, TimeoutError):
-                await warm.settle(self._job.working_folder, self._variables, self._job.run_folder)
+                await warm.assign(self._job.working_folder, self._variables, self._job.run_folder)
                 await self._connect(warm)
                 return warm, True
             if self._stopped.is_set():
@@ -301,7 +301,7 @@ class RunExecutor:
         assert self._kernel is not None  # noqa: S101 - it watches itself
         out_of_memory = self._oom_kills.happened()
         self._claim(
-            failures.of_kernel(self._kernel, *self._cell, ready=self._ready, out_of_memory=out_of_memory)
+            failures.kernel_failure(self._kernel, *self._cell, ready=self._ready, out_of_memory=out_of_memory)
         )
         self.kill_now()
 
@@ -318,12 +318,12 @@ class RunExecutor:
 
     def _failure_of(self, error: BaseException) -> Failure:
         if isinstance(error, CellExecutionError) and self._client and self._client.error:
-            return failures.of_cell(self._client.error, *self._cell)
+            return failures.cell_failure(self._client.error, *self._cell)
         if not self._ready:
             log = self._kernel.log_tail() if self._kernel else ""
             message = cut(plain(f"The kernel did not get ready: {error}"))
             return Failure(Cause.KERNEL_NOT_READY, message, traceback=log)
-        return failures.of_worker(error, *self._cell)
+        return failures.worker_failure(error, *self._cell)
 
 
 def host(

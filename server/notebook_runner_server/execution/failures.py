@@ -6,7 +6,7 @@ from notebook_runner_server.execution.interface import Cause, Failure
 from notebook_runner_server.execution.kernel import Kernel
 from notebook_runner_server.execution.kernel_log import plain
 from notebook_runner_server.execution.recorder import MAX_EXCEPTION_MESSAGE, MAX_NAME, CellError, cut
-from notebook_runner_server.execution.signals import how_it_ended
+from notebook_runner_server.execution.signals import describe_exit
 
 MAX_TRACEBACK = 128 * 1024
 
@@ -32,7 +32,7 @@ def bounded(traceback: str) -> str:
     return plain(traceback)[-MAX_TRACEBACK:]
 
 
-def of_cell(error: CellError, index: int | None, cell_id: str) -> Failure:
+def cell_failure(error: CellError, index: int | None, cell_id: str) -> Failure:
     """Tell of a cell that raised."""
     message = cut(plain(error.message))
     said = f"Cell {index} raised {error.name}: {message}"
@@ -50,7 +50,7 @@ def of_cell(error: CellError, index: int | None, cell_id: str) -> Failure:
     )
 
 
-def of_kernel(
+def kernel_failure(
     kernel: Kernel, index: int | None, cell_id: str, *, ready: bool, out_of_memory: bool
 ) -> Failure:
     """Tell of a kernel that has died.
@@ -62,7 +62,7 @@ def of_kernel(
         ready: Whether it had been ready.
         out_of_memory: Whether the system has killed a process for want of memory.
     """
-    how, name, code = how_it_ended(kernel.exit_code())
+    how, name, code = describe_exit(kernel.exit_code())
     cause = Cause.KERNEL_SIGNALED if name else Cause.KERNEL_EXITED
     if name == "SIGKILL" and out_of_memory:
         cause, how = Cause.OUT_OF_MEMORY, "was ended by the system, which had no memory left"
@@ -72,7 +72,7 @@ def of_kernel(
     return Failure(cause, f"The kernel {how}.", index, cell_id, traceback=log, signal=name, exit_code=code)
 
 
-def of_worker(error: BaseException, index: int | None, cell_id: str) -> Failure:
+def worker_failure(error: BaseException, index: int | None, cell_id: str) -> Failure:
     """Tell of an error of the worker's own."""
     message = plain(f"The worker could not go on: {type(error).__name__}: {error}")
     return Failure(Cause.WORKER_DIED, cut(message), index, cell_id)

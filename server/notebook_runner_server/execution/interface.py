@@ -254,7 +254,7 @@ class Backend(Protocol):
     """Executes runs. What it tells of itself may be asked from any thread."""
 
     @property
-    def outlives_server(self) -> bool:
+    def survives_restart(self) -> bool:
         """Whether runs go on without the server, until the next one finds them."""
 
     @property
@@ -266,7 +266,7 @@ class Backend(Protocol):
         """The kernelspecs it has, by name, and the language of each."""
 
     @property
-    def spares(self) -> Mapping[str, WarmCounts]:
+    def warm_counts(self) -> Mapping[str, WarmCounts]:
         """The kernels that are kept for the next runs, by kernelspec; one that is not here has none."""
 
     @property
@@ -280,7 +280,7 @@ class Backend(Protocol):
     async def start(self) -> None:
         """Make it ready to execute runs."""
 
-    async def wait_free(self) -> None:
+    async def wait_for_worker(self) -> None:
         """Wait until `submit` may be called."""
 
     def submit(self, job: Job) -> RunHandle:

@@ -232,7 +232,7 @@ class Kernel:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
-    async def settle(self, working_folder: str, variables: Mapping[str, str], run_folder: str) -> None:
+    async def assign(self, working_folder: str, variables: Mapping[str, str], run_folder: str) -> None:
         """Give a kernel that was launched before the place that it would have been launched at.
 
         Raises:
@@ -250,7 +250,7 @@ class Kernel:
                     raise ForkServerError(f"the run's folder is not as it was made: {error}") from error
                 self._writable = ruleset.writable
             if isinstance(provisioner, ForkProvisioner) and provisioner.forked:
-                await provisioner.settle(working_folder, variables, ruleset)
+                await provisioner.assign(working_folder, variables, ruleset)
             elif spec is not None:
                 self._settling = languages.place(spec.language, working_folder, variables)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.execution import worker_protocol
-from notebook_runner_server.execution.confinement.environment import others_forgotten
+from notebook_runner_server.execution.confinement.environment import scrubbed_environ
 from notebook_runner_server.execution.confinement.policy import SandboxPolicy, missing, rules
 from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
 from notebook_runner_server.execution.interface import (
@@ -31,7 +31,7 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.execution.options import WarmKernels, WorkerOptions
 from notebook_runner_server.execution.processes import KILL_DEADLINE, become_subreaper
 from notebook_runner_server.execution.runtime_dir import RuntimeDir
-from notebook_runner_server.execution.signals import how_it_ended
+from notebook_runner_server.execution.signals import describe_exit
 from notebook_runner_server.execution.warm.languages import LANGUAGES
 from notebook_runner_server.execution.worker_process import WorkerProcess, kill_orphans
 
@@ -122,7 +122,7 @@ class PoolRun:
         if self._stop_cause is not None:
             # It was to end the run, and whoever asked for that has what it asked for.
             return Ended(Failure(self._stop_cause, "The run was ended, and its worker with it."), len(killed))
-        how, name, code = how_it_ended(await asyncio.to_thread(self._worker.exit_code))
+        how, name, code = describe_exit(await asyncio.to_thread(self._worker.exit_code))
         failure = Failure(Cause.WORKER_DIED, f"The worker process {how}.", signal=name, exit_code=code)
         return Ended(failure, len(killed))
 
@@ -140,7 +140,7 @@ class ProcessPoolBackend:
         sandbox: How kernels are kept apart; the folder of the link is what they may not read.
     """
 
-    outlives_server = False
+    survives_restart = False
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class ProcessPoolBackend:
         return self._kernels
 
     @property
-    def spares(self) -> Mapping[str, WarmCounts]:
+    def warm_counts(self) -> Mapping[str, WarmCounts]:
         """The kernels that the workers keep for their next runs, by kernelspec."""
         # Whoever asks may be on another thread.
         workers = tuple(self._workers)
@@ -242,10 +242,10 @@ class ProcessPoolBackend:
         if self._confinement is not None:
             self._confinement.places.mkdir(mode=0o700)
         # Python starts it beside the workers, with all that this process has in its environment.
-        with others_forgotten(self._sandbox.kernel_environment):
+        with scrubbed_environ(self._sandbox.kernel_environment):
             resource_tracker.ensure_running()
 
-    async def wait_free(self) -> None:
+    async def wait_for_worker(self) -> None:
         """Wait until a worker is free, and keep it for the next `submit`."""
         while self._next is None or self._next.link is None or self._next.link.closed:
             if self._next is not None:

@@ -25,7 +25,7 @@ class SubprocessError(RuntimeError):
     """The process ended without an answer."""
 
 
-def aside(
+def run_in_subprocess(
     function: Callable[_Arguments, _Answer], *args: _Arguments.args, **kwargs: _Arguments.kwargs
 ) -> _Answer:
     """Call a function in a process of its own, and return what it returns; blocks.

@@ -13,7 +13,7 @@ def name_of(number: int) -> str:
         return f"SIGRTMIN+{number - signal.SIGRTMIN}"
 
 
-def how_it_ended(code: int | None) -> tuple[str, str, int | None]:
+def describe_exit(code: int | None) -> tuple[str, str, int | None]:
     """Return what an exit code says: in words, the name of the signal or "", the exit code or None.
 
     Args:

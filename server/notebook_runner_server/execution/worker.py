@@ -24,7 +24,7 @@ from typing import NoReturn
 from notebook_runner_server import folder_tree
 from notebook_runner_server.execution import executor as hosts
 from notebook_runner_server.execution.confinement import confine
-from notebook_runner_server.execution.confinement.environment import forget_others
+from notebook_runner_server.execution.confinement.environment import scrub_environ
 from notebook_runner_server.execution.interface import Cause, CellChunk, CellFinished, Job
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
@@ -77,7 +77,7 @@ class _Worker:
             hosts.host(job, self._options, self.reserve, self._send, self._made)
         except BaseException:  # noqa: BLE001 - whatever it was, this process is not fit for another run
             traceback.print_exc()
-            self.abandon()
+            self.terminate()
         with self._lock:
             self._host, self._run_id, self._early, self._until = None, "", None, None
 
@@ -113,16 +113,16 @@ class _Worker:
             if self._early is not None:
                 self._stop(self._early)
 
-    def obey(self) -> NoReturn:
+    def serve_commands(self) -> NoReturn:
         """Carry out the server's orders, until the connection ends; then end all, and this process."""
         try:
             with contextlib.suppress(EOFError, OSError):
                 while True:
-                    self._obey_once()
+                    self._serve_command()
         finally:
-            self.abandon()
+            self.terminate()
 
-    def _obey_once(self) -> None:
+    def _serve_command(self) -> None:
         ordered = self._connection.poll(self._remaining())
         order = self._connection.recv() if ordered else None
         # What cannot be ended is tried again by the job itself, before it says that it has ended.
@@ -139,7 +139,7 @@ class _Worker:
             run_id, self._until = self._until.run_id, None
             self._stop(Stop(run_id, Cause.SERVER_DIED, 0.0))
 
-    def abandon(self) -> NoReturn:
+    def terminate(self) -> NoReturn:
         """End every process below this one, then this one."""
         try:
             kill_descendants(os.getpid())
@@ -172,7 +172,7 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
     """
     if options.hide:
         confine.hide()
-    forget_others(options.kernel_environment)
+    scrub_environ(options.kernel_environment)
     # What the server could read at Start, with its limit, must not be nested too deep here.
     sys.setrecursionlimit(10 * sys.getrecursionlimit())
     global _worker  # noqa: PLW0603 - a worker process is one worker
@@ -188,8 +188,8 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
     _worker = _Worker(connection, options)
     # When the pool is shut down, the main thread must not end this process while the other one has stopped
     # the processes below it, and not yet killed them: they would stay, stopped.
-    Finalize(None, _worker.abandon, exitpriority=0)
-    threading.Thread(target=_worker.obey, name="orders", daemon=True).start()
+    Finalize(None, _worker.terminate, exitpriority=0)
+    threading.Thread(target=_worker.serve_commands, name="orders", daemon=True).start()
 
 
 def hello() -> WorkerInfo:

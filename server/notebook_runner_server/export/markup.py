@@ -186,7 +186,7 @@ _CLEANER = _cleaner()
 _BODY_CLEANER = _cleaner(any={"data-mime-type"}, div={"tabindex"})
 
 
-def harmless(html: str | bytes) -> str:
+def sanitize_html(html: str | bytes) -> str:
     """Return HTML without anything that runs or loads by itself, and with its formulas shown.
 
     What stays: text, headings, tables, lists, links, colours, and pictures and sounds that are in it as data.
@@ -200,7 +200,7 @@ def harmless(html: str | bytes) -> str:
     return _cleaned(_CLEANER, text)
 
 
-def harmless_body(html: str) -> str:
+def sanitize_body(html: str) -> str:
     """Return what templates have made of all cells, with nothing in it that runs or loads by itself.
 
     Templates put what a notebook says into attributes: to clean what goes into them is not enough.

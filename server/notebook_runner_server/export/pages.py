@@ -13,7 +13,7 @@ from nbformat import NotebookNode
 from traitlets import default
 from traitlets.config import Config
 
-from notebook_runner_server.export.markup import harmless, harmless_body
+from notebook_runner_server.export.markup import sanitize_body, sanitize_html
 from notebook_runner_server.export.representation import SHOWN, chosen
 from notebook_runner_server.export.service import ConversionError
 
@@ -49,7 +49,7 @@ class PageExporter(HTMLExporter):
         nbconvert's shows most tags as text.
         """
         yield from super().default_filters()  # type: ignore[no-untyped-call] # nbconvert's
-        yield "clean_html", harmless
+        yield "clean_html", sanitize_html
 
     @pass_context
     def markdown2html(self, context: Mapping[str, Any], source: str) -> str:
@@ -77,7 +77,7 @@ class PageExporter(HTMLExporter):
             before, body, after = page.split(f"<!--{self._mark}-->")
         except ValueError as error:
             raise ConversionError("the page of this notebook cannot be cleaned") from error
-        return f"{before}{harmless_body(body)}{after}", resources
+        return f"{before}{sanitize_body(body)}{after}", resources
 
     def _init_resources(self, resources: dict[str, Any] | None) -> dict[str, Any]:
         found: dict[str, Any] = super()._init_resources(resources)  # type: ignore[no-untyped-call] # as above

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from notebook_runner_server.export.markup import harmless, is_blank
+from notebook_runner_server.export.markup import is_blank, sanitize_html
 
 HTML, TEXT = "text/html", "text/plain"
 
@@ -76,13 +76,13 @@ def chosen(data: Mapping[str, Any]) -> dict[str, Any]:
         if kind != HTML:
             return {kind: data[kind]}
         text = str(data[HTML])
-        cleaned = harmless(text)
+        cleaned = sanitize_html(text)
         if not is_blank(cleaned):
             return {HTML: cleaned}
         html_is_blank = True
         missing = [name for pattern, name in _PARTS if pattern.search(text)][:1] or missing
     if picture := _other_picture(data):
-        return {HTML: harmless(picture)}
+        return {HTML: sanitize_html(picture)}
     # HTML of styles alone shows nothing, in a notebook as well.
     return {HTML: _box(missing[0], data.get(TEXT, ""))} if missing else {}
 

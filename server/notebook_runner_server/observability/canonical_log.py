@@ -39,14 +39,14 @@ class CanonicalLog:
             **{name: value for name, value in about.items() if value},
         )
 
-    def happened(self, course: RunContext, event: Event) -> None:
+    def on_event(self, run_context: RunContext, event: Event) -> None:
         """Write the line `run` of a run that has ended."""
         if event.is_terminal and isinstance(event.body, RunChanged):
             run = event.body.run
             # Of a run that an earlier server began, that one alone knew the rest.
-            is_known = course.starting or not run.start_time
-            known = {**_durations(course, run), **_measured(course)} if is_known else {}
-            _log.info("run", **course.ids, **_about(run), **known)
+            is_known = run_context.starting or not run.start_time
+            known = {**_durations(run_context, run), **_measured(run_context)} if is_known else {}
+            _log.info("run", **run_context.ids, **_about(run), **known)
 
 
 def _about(run: Run) -> dict[str, object]:
@@ -59,22 +59,22 @@ def _about(run: Run) -> dict[str, object]:
     }
 
 
-def _durations(course: RunContext, run: Run) -> dict[str, float]:
+def _durations(run_context: RunContext, run: Run) -> dict[str, float]:
     """Return the seconds that a run spent in each phase that it came to."""
     names = ("queued_seconds", "starting_seconds", "running_seconds")
-    bounds = filter(None, (run.create_time, run.start_time, course.ready, run.end_time))
+    bounds = filter(None, (run.create_time, run.start_time, run_context.ready, run.end_time))
     return {
         name: round((end - begin) / 1e9, 6)
         for name, (begin, end) in zip(names, pairwise(bounds), strict=False)
     }
 
 
-def _measured(course: RunContext) -> dict[str, object]:
+def _measured(run_context: RunContext) -> dict[str, object]:
     found: dict[str, object] = {
-        "start": course.start or None,
-        "output_bytes": course.output_bytes,
-        "processes_ended": course.processes_ended,
-        "peak_memory_bytes": course.peak_memory_bytes or None,
-        "trace_id": course.traceparent[3:35] or None,
+        "start": run_context.start or None,
+        "output_bytes": run_context.output_bytes,
+        "processes_ended": run_context.processes_ended,
+        "peak_memory_bytes": run_context.peak_memory_bytes or None,
+        "trace_id": run_context.traceparent[3:35] or None,
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -70,11 +70,11 @@ class Metrics:
         if call.reason:
             self._rpcs.errors.labels(call.reason).inc()
 
-    def happened(self, course: RunContext, event: Event) -> None:
+    def on_event(self, run_context: RunContext, event: Event) -> None:
         """Count what happened to a run."""
         match event.body:
             case RunChanged(run=run):
-                self._runs.changed(course, run, event.time)
+                self._runs.changed(run_context, run, event.time)
             case CellFinished(duration=duration, outcome=outcome):
                 self._runs.cells.labels(outcome.value).observe(duration)
 
@@ -164,7 +164,7 @@ class _Runs:
             for start in ("warm", "cold"):
                 self._starting.labels(name, start)
 
-    def changed(self, course: RunContext, run: Run, now: int) -> None:
+    def changed(self, run_context: RunContext, run: Run, now: int) -> None:
         """Count a run that is in a new state."""
         before = self._states.pop(run.run_id, None)
         if before is not None:
@@ -177,18 +177,20 @@ class _Runs:
                 self._admitted.labels(run.kernel_name).inc()
             case RunState.STARTING:
                 self._queued.observe((now - run.create_time) / 1e9)
-            case RunState.RUNNING if course.starting:
+            case RunState.RUNNING if run_context.starting:
                 # Of a run that an earlier server began, that one alone knew when.
-                self._starting.labels(run.kernel_name, course.start).observe((now - course.starting) / 1e9)
+                self._starting.labels(run.kernel_name, run_context.start).observe(
+                    (now - run_context.starting) / 1e9
+                )
             case state if state.is_terminal:
-                self._has_ended(course, run)
+                self._has_ended(run_context, run)
 
-    def _has_ended(self, course: RunContext, run: Run) -> None:
+    def _has_ended(self, run_context: RunContext, run: Run) -> None:
         cause = run.failure.cause.value if run.failure is not None else NO_CAUSE
         self._ended.labels(run.state.value, cause).inc()
         if run.start_time:
             self._running.labels(run.state.value).observe((run.end_time - run.start_time) / 1e9)
-        if course.stopping:
-            self._kills.observe((run.end_time - course.stopping) / 1e9)
-        self._processes.inc(course.processes_ended)
-        self._output.inc(course.output_bytes)
+        if run_context.stopping:
+            self._kills.observe((run.end_time - run_context.stopping) / 1e9)
+        self._processes.inc(run_context.processes_ended)
+        self._output.inc(run_context.output_bytes)

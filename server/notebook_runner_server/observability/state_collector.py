@@ -64,11 +64,11 @@ class StateCollector(Collector):
         wanted = GaugeMetricFamily(
             "notebook_runner_warm_kernels_wanted", "Kernels that there are to be.", labels=["kernelspec"]
         )
-        kept = self._backend.spares
+        kept = self._backend.warm_counts
         for name in self.kernels:
-            spares = kept.get(name, WarmCounts(0, 0))
-            ready.add_metric([name], spares.ready)
-            wanted.add_metric([name], spares.wanted)
+            warm_counts = kept.get(name, WarmCounts(0, 0))
+            ready.add_metric([name], warm_counts.ready)
+            wanted.add_metric([name], warm_counts.wanted)
         yield ready
         yield wanted
 

@@ -48,24 +48,24 @@ class Traces:
         self._tracer = self._provider.get_tracer("notebook_runner_server", __version__)
         self._open: dict[str, _RunSpan] = {}
 
-    def happened(self, course: RunContext, event: Event) -> None:
+    def on_event(self, run_context: RunContext, event: Event) -> None:
         """Begin, continue or end spans."""
         match event.body:
             case RunChanged(run=run) if run.state is RunState.QUEUED:
-                self._begin(course, run)
+                self._begin(run_context, run)
             case RunChanged(run=run) if run.state.is_terminal:
                 # There is none of a run that an earlier server began: that one's is lost.
-                if span := self._open.pop(course.run_id, None):
-                    span.end(course, run)
+                if span := self._open.pop(run_context.run_id, None):
+                    span.end(run_context, run)
             case RunChanged(run=run):
-                if span := self._open.get(course.run_id):
-                    span.moved(course, run, event.time)
+                if span := self._open.get(run_context.run_id):
+                    span.moved(run_context, run, event.time)
             case CellFinished() as cell:
-                if span := self._open.get(course.run_id):
+                if span := self._open.get(run_context.run_id):
                     self._cell(span, cell, event.time)
 
-    def _begin(self, course: RunContext, run: Run) -> None:
-        sent = {"traceparent": course.origin.traceparent, "tracestate": course.origin.tracestate}
+    def _begin(self, run_context: RunContext, run: Run) -> None:
+        sent = {"traceparent": run_context.origin.traceparent, "tracestate": run_context.origin.tracestate}
         caller = _propagator.extract(sent, Context())
         span = self._tracer.start_span(
             "run",
@@ -73,7 +73,7 @@ class Traces:
             kind=SpanKind.SERVER,
             attributes=_attributes(
                 run_id=run.run_id,
-                request_id=course.origin.call_id,
+                request_id=run_context.origin.call_id,
                 kernel_name=run.kernel_name,
                 notebook_path=run.notebook_path,
                 cells_total=run.cells_total,
@@ -83,8 +83,8 @@ class Traces:
         self._open[run.run_id] = own = _RunSpan(span)
         offered: dict[str, str] = {}
         _propagator.inject(offered, own.context)
-        course.traceparent = offered.get("traceparent", "")
-        course.tracestate = offered.get("tracestate", "")
+        run_context.traceparent = offered.get("traceparent", "")
+        run_context.tracestate = offered.get("tracestate", "")
 
     def _cell(self, run: _RunSpan, cell: CellFinished, end: int) -> None:
         # Cells that end together are told together: none begins before the one before it has ended.
@@ -128,20 +128,20 @@ class _RunSpan:
         self.context: Context = set_span_in_context(span, Context())
         self.latest = 0
 
-    def moved(self, course: RunContext, run: Run, now: int) -> None:
+    def moved(self, run_context: RunContext, run: Run, now: int) -> None:
         """Take note of a new state."""
-        self._span.add_event(run.state.value, _attributes(start=course.start), timestamp=now)
+        self._span.add_event(run.state.value, _attributes(start=run_context.start), timestamp=now)
         self.latest = max(self.latest, now)
 
-    def end(self, course: RunContext, run: Run) -> None:
+    def end(self, run_context: RunContext, run: Run) -> None:
         """End it as the run ended."""
         cause = run.failure.cause.value if run.failure is not None else ""
         about = _attributes(
             state=run.state.value,
             cause=cause,
             cells_completed=run.cells_completed,
-            output_bytes=course.output_bytes,
-            processes_ended=course.processes_ended,
+            output_bytes=run_context.output_bytes,
+            processes_ended=run_context.processes_ended,
         )
         self._span.set_attributes(about)
         self._span.set_status(Status(StatusCode.ERROR, cause) if cause else Status(StatusCode.OK))

@@ -33,7 +33,7 @@ from notebook_runner_server.runs.model import ExecutionOptions, Run, RunChanged,
 from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.salvage import SalvagedCell
 from notebook_runner_server.runs.store import WriteBatch
-from notebook_runner_server.runs.updates import PartsCursor, fold
+from notebook_runner_server.runs.updates import PartsCursor, apply_events
 from notebook_runner_server.runs.uploader import OutputUploader
 
 _logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class ActiveRun:
         run: The run as it is now.
         order: What a worker is to do.
         log: Its events.
-        course: How it went so far.
+        run_context: How it went so far.
         settled: Set when no process of it is left, and its end is durable or waits for room.
         stop_requested: Why and with what grace period (seconds) it is to end; None: it is not.
 
@@ -58,7 +58,7 @@ class ActiveRun:
         log: Its events.
         parts_size: How many bytes its file of parts has.
         delivery: What writes its notebook to a URI.
-        course: Is told how it goes.
+        run_context: Is told how it goes.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class ActiveRun:
         log: RunLog,
         parts_size: int,
         delivery: OutputUploader,
-        course: RunContext,
+        run_context: RunContext,
     ) -> None:
         self.run = run
         self.order = order
         self.log = log
-        self.course = course
+        self.run_context = run_context
         self.settled = asyncio.Event()
         # An end that the store could not take, and why its notebook is not at its URI.
         self._held: tuple[Ended, str] | None = None
@@ -148,8 +148,8 @@ class ActiveRun:
         last = batch[-1]
         ended = last if isinstance(last, Ended) else None
         if ended is not None:
-            self.course.processes_ended = ended.processes_ended
-            self.course.peak_memory_bytes = ended.peak_memory_bytes
+            self.run_context.processes_ended = ended.processes_ended
+            self.run_context.peak_memory_bytes = ended.peak_memory_bytes
         if not self._lost:
             try:
                 await self._record(batch if ended is None else batch[:-1])
@@ -221,7 +221,7 @@ class ActiveRun:
             raise
         except Exception:
             # The files are damaged or gone: the run must have its end all the same.
-            _logger.exception("the text of a cell could not be saved", extra=self.course.ids)
+            _logger.exception("the text of a cell could not be saved", extra=self.run_context.ids)
             self._standing = self._standing.without_part()
         return [*part, CellFinished(index, self._standing.cell_id, 0, seconds, CellOutcome.STOPPED)]
 
@@ -230,11 +230,11 @@ class ActiveRun:
     ) -> None:
         if not batch:
             return
-        told = fold(batch, self.run, self._standing, self.log, output_error)
+        told = apply_events(batch, self.run, self._standing, self.log, output_error)
         if told.is_warm is not None:
-            self.course.is_warm = told.is_warm
+            self.run_context.is_warm = told.is_warm
         await self.log.append(told.run, told.events, told.written, self._expire_time(told.run), is_end=is_end)
-        self.run, self._standing = told.run, told.standing
+        self.run, self._standing = told.run, told.parts_cursor
 
     async def _append(self, run: Run) -> None:
         event = self.log.next_event(run, RunChanged(run))
@@ -245,27 +245,27 @@ class ActiveRun:
         """Record an end, or hold it back until there is room for it: nothing is told that is not durable."""
         self._held = ended, output_error
         if not await self._save():
-            _logger.error("the end of a run waits for room in the state folder", extra=self.course.ids)
+            _logger.error("the end of a run waits for room in the state folder", extra=self.run_context.ids)
         self.settled.set()
 
     async def save(self) -> None:
         """Try to record an end that is held back."""
         async with self._lock:
             if await self._save():
-                _logger.info("the end of a run could be written", extra=self.course.ids)
+                _logger.info("the end of a run could be written", extra=self.run_context.ids)
 
     async def _save(self) -> bool:
         if self._held is None:
             return True
         ended, output_error = self._held
-        standing = self._standing
+        parts_cursor = self._standing
         try:
             # Not if the cell has its end.
             salvaged = await self._salvaged()
             await self._record([*salvaged, ended], output_error, is_end=True)
         except StorageFullError:
             # What was written of the cell is written again.
-            self._standing = standing
+            self._standing = parts_cursor
             return False
         self._held = None
         return True

@@ -103,9 +103,9 @@ class Dispatcher:
             drain_timeout: Seconds that the runs may take.
         """
         self._draining = True
-        for waiting in self._active.values() if self._backend.outlives_server else self._queue:
+        for waiting in self._active.values() if self._backend.survives_restart else self._queue:
             waiting.log.close()
-        if self._backend.outlives_server:
+        if self._backend.survives_restart:
             self._backend.leave()
             return
         started = [run for run in self._active.values() if run not in self._queue]
@@ -119,7 +119,9 @@ class Dispatcher:
         await ended
         for held in self._active.values():
             if held.is_held:
-                _logger.error("the end of a run could not be written before the stop", extra=held.course.ids)
+                _logger.error(
+                    "the end of a run could not be written before the stop", extra=held.run_context.ids
+                )
                 held.log.close()
 
     async def close(self) -> None:
@@ -128,14 +130,14 @@ class Dispatcher:
             self._task.cancel()
         for task in self._saving:
             task.cancel()
-        for task in self._driving if self._backend.outlives_server else ():
+        for task in self._driving if self._backend.survives_restart else ():
             task.cancel()
         await asyncio.gather(*self._driving, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
             await self._queued.wait()
-            await self._backend.wait_free()
+            await self._backend.wait_for_worker()
             if self._draining:
                 return
             if self._queue:
@@ -157,7 +159,7 @@ class Dispatcher:
             self._forget(active)
             return True
         except Exception as error:
-            _logger.exception("a run could not be started", extra=active.course.ids)
+            _logger.exception("a run could not be started", extra=active.run_context.ids)
             await active.end(Failure(Cause.STORAGE_FAILED, f"The run could not be read: {error}"))
             self._forget(active)
             return True
@@ -190,7 +192,7 @@ class Dispatcher:
             limits=order.limits,
             allow_errors=order.allow_errors,
             # What the caller names itself comes first.
-            environment={**active.course.variables, **order.environment},
+            environment={**active.run_context.variables, **order.environment},
         )
 
     def _drive(self, active: ActiveRun, begin: Callable[[], RunHandle]) -> None:
@@ -202,7 +204,7 @@ class Dispatcher:
         try:
             await active.follow(begin())
         except Exception as error:
-            _logger.exception("a run could not be followed", extra=active.course.ids)
+            _logger.exception("a run could not be followed", extra=active.run_context.ids)
             await active.end(Failure(Cause.WORKER_DIED, f"The server could not follow the run: {error}"))
         finally:
             self._forget(active)

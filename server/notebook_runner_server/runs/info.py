@@ -14,7 +14,7 @@ class KernelInfo:
 
     name: str
     language: str
-    spares: WarmCounts
+    warm_counts: WarmCounts
     is_default: bool
 
 

@@ -41,7 +41,7 @@ class RunLog:
         last_sequence: The sequence number of the newest event that the store has.
         ended: Whether that is the last one.
         clock: Tells when an event happens.
-        course: Is told of the events that are shown to the readers.
+        run_context: Is told of the events that are shown to the readers.
 
     Attributes:
         clock: The same.
@@ -55,10 +55,10 @@ class RunLog:
         *,
         ended: bool,
         clock: Clock | None = None,
-        course: RunContext | None = None,
+        run_context: RunContext | None = None,
     ) -> None:
         self._store = store
-        self._course = course
+        self._course = run_context
         self.clock = clock or Clock()
         self.position = position
         self.last_sequence = last_sequence

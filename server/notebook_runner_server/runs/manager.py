@@ -129,14 +129,14 @@ class RunManager:
 
     def info(self) -> RunnerInfo:
         """Return what there is to run notebooks with, and how busy it is."""
-        kernels, spares = self._backend.kernels, self._backend.spares
+        kernels, warm_counts = self._backend.kernels, self._backend.warm_counts
         waiting = self._dispatcher.waiting
         return RunnerInfo(
             kernels=[
                 KernelInfo(
                     name,
                     kernels[name],
-                    spares.get(name, WarmCounts(0, 0)),
+                    warm_counts.get(name, WarmCounts(0, 0)),
                     name == self._admission.default_kernel,
                 )
                 for name in sorted(kernels)
@@ -223,7 +223,7 @@ class RunManager:
                 "No process of the run is left, and its end is told when the state folder has room for it.",
                 run_id=run_id,
             )
-        return active.run, active.course.processes_ended
+        return active.run, active.run_context.processes_ended
 
     async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:
         """Admit no more, let runs finish for a while, and end those that did not.
@@ -322,9 +322,9 @@ class RunManager:
         clock: Clock,
         parts_size: int,
     ) -> ActiveRun:
-        course = RunContext(run.run_id, order.origin, self._observers)
-        log = RunLog(self._store, position, last_sequence, ended=False, clock=clock, course=course)
-        return ActiveRun(run, order, log, parts_size, self._delivery, course)
+        run_context = RunContext(run.run_id, order.origin, self._observers)
+        log = RunLog(self._store, position, last_sequence, ended=False, clock=clock, run_context=run_context)
+        return ActiveRun(run, order, log, parts_size, self._delivery, run_context)
 
     def _recovered(self, row: RunRecord, clock: Clock, parts_size: int) -> ActiveRun:
         return self._active(row.run, row.order, row.position, row.last_sequence, clock, parts_size)

@@ -21,11 +21,11 @@ _logger = logging.getLogger(__name__)
 class Observer(Protocol):
     """Watches runs."""
 
-    def happened(self, course: RunContext, event: Event) -> None:
+    def on_event(self, run_context: RunContext, event: Event) -> None:
         """Take note of an event, when readers are shown it; answer at once.
 
         Args:
-            course: How the run went so far, this event included.
+            run_context: How the run went so far, this event included.
             event: A new state of the run, or the start or end of a cell. Output is not told. The first is
                 the state QUEUED, or the one in which an earlier server has left the run.
         """
@@ -108,7 +108,7 @@ class RunContext:
     def _pass_on(self, event: Event) -> None:
         for observer in self._observers:
             try:
-                observer.happened(self, event)
+                observer.on_event(self, event)
             except Exception:
                 # Whoever watches must not end what is watched.
                 _logger.exception("an observer failed", extra=self.ids)

@@ -75,11 +75,11 @@ async def _recover(
         return
     # What goes on is new to those who watch.
     if row.run.state is RunState.QUEUED:
-        active.course.tell([last])
+        active.run_context.tell([last])
         dispatcher.add(active)
     elif handle := backend.find(row.run.run_id, resume.mark):
         active.resume(resume)
-        active.course.tell([dataclasses.replace(last, body=RunChanged(row.run))])
+        active.run_context.tell([dataclasses.replace(last, body=RunChanged(row.run))])
         if row.run.state is RunState.KILLING:
             # Whoever asked for that cannot be told that it was done.
             active.stop_requested = Cause.KILL_REQUESTED, 0.0

@@ -63,32 +63,32 @@ class Update:
 
     Attributes:
         run: The run after it.
-        standing: How far it is then.
+        parts_cursor: How far it is then.
         events: What its log is to say.
         written: What goes into its files.
         is_warm: Whether its kernel was there already; None: that was not told.
     """
 
     run: Run
-    standing: PartsCursor
+    parts_cursor: PartsCursor
     events: list[Event]
     written: WriteBatch
     is_warm: bool | None
 
 
-def fold(
-    batch: Sequence[ExecutionEvent], run: Run, standing: PartsCursor, log: RunLog, output_error: str
+def apply_events(
+    batch: Sequence[ExecutionEvent], run: Run, parts_cursor: PartsCursor, log: RunLog, output_error: str
 ) -> Update:
     """Return what a batch makes of a run; nothing has changed yet.
 
     Args:
         batch: What the backend has told.
         run: The run before it.
-        standing: How far that is.
+        parts_cursor: How far that is.
         log: Its log, which the events continue.
         output_error: Why its notebook is not at its URI; see `transitions.end`.
     """
-    start, now = standing.size, log.clock.now()
+    start, now = parts_cursor.size, log.clock.now()
     events: list[Event] = []
     pieces: list[bytes] = []
     parts: list[Part] = []
@@ -99,19 +99,19 @@ def fold(
         match told:
             case CellChunk():
                 pieces.append(told.data)
-                standing = standing.with_piece(told.data)
+                parts_cursor = parts_cursor.with_piece(told.data)
                 if told.last:
                     # It shows from the event on that comes next and tells of it.
                     sequence = log.last_sequence + len(events) + 1
-                    length = standing.size - standing.part_start
+                    length = parts_cursor.size - parts_cursor.part_start
                     parts.append(
-                        Part(told.part, sequence, standing.part_start, length, standing.part_checksum)
+                        Part(told.part, sequence, parts_cursor.part_start, length, parts_cursor.part_checksum)
                     )
-                    standing = standing.without_part()
+                    parts_cursor = parts_cursor.without_part()
             case ReplayMark():
                 mark = told.number
             case CellStarted():
-                standing = replace(standing, cell_id=told.cell_id, cell_start=time.monotonic())
+                parts_cursor = replace(parts_cursor, cell_id=told.cell_id, cell_start=time.monotonic())
             case KernelReady():
                 is_warm = told.is_warm
             case FilePiece() | FilesLeft():
@@ -119,5 +119,5 @@ def fold(
         run, body = transitions.react(run, told, now, output_error)
         if body is not None:
             events.append(log.next_event(run, body, len(events)))
-    resume = None if mark is None else Checkpoint(mark, standing.part_start, standing.size)
-    return Update(run, standing, events, WriteBatch(start, pieces, parts, resume, files), is_warm)
+    resume = None if mark is None else Checkpoint(mark, parts_cursor.part_start, parts_cursor.size)
+    return Update(run, parts_cursor, events, WriteBatch(start, pieces, parts, resume, files), is_warm)

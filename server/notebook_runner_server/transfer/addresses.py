@@ -13,7 +13,7 @@ _THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-def is_forbidden(address: str) -> bool:
+def is_blocked(address: str) -> bool:
     """Tell whether an IP address is loopback, link-local, unspecified, multicast or a cloud's metadata.
 
     Raises:

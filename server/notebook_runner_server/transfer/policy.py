@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from notebook_runner_server.transfer.addresses import is_forbidden
+from notebook_runner_server.transfer.addresses import is_blocked
 from notebook_runner_server.transfer.interface import RefusedError
 
 MAX_URI = 8192
@@ -156,7 +156,7 @@ def _is_inside(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        return is_forbidden(host)
+        return is_blocked(host)
     except ValueError:
         # A name: what it stands for is seen when it is connected to.
         return False

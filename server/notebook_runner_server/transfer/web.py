@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import aiohttp
 from yarl import URL
 
-from notebook_runner_server.transfer.addresses import is_forbidden
+from notebook_runner_server.transfer.addresses import is_blocked
 from notebook_runner_server.transfer.interface import (
     MissingError,
     RefusedError,
@@ -70,7 +70,7 @@ async def _answer(
 
     def connect(about: Any) -> socket.socket:
         family, kind, protocol, _, address = about
-        if not any_address and is_forbidden(address[0]):
+        if not any_address and is_blocked(address[0]):
             forbidden.append(address[0])
             raise OSError("a forbidden address")
         return socket.socket(family, kind, protocol)

@@ -28,7 +28,7 @@ class ClusterBackend:
         worker_deaths: How many workers have died that had a run; an idle one is Dask's own matter.
     """
 
-    outlives_server = True
+    survives_restart = True
 
     def __init__(self, executor: str, options: HostOptions, most: int = 0) -> None:
         scheme, _, where = executor.partition("://")
@@ -64,9 +64,9 @@ class ClusterBackend:
         return self._cluster.workers.kernels
 
     @property
-    def spares(self) -> Mapping[str, WarmCounts]:
+    def warm_counts(self) -> Mapping[str, WarmCounts]:
         """The kernels that the workers keep, by kernelspec, as their last heartbeats told."""
-        return self._cluster.workers.spares
+        return self._cluster.workers.warm_counts
 
     async def start(self) -> None:
         """Begin to connect; a cluster that is not there yet is waited for by the runs."""
@@ -77,7 +77,7 @@ class ClusterBackend:
         gc.collect()
         gc.freeze()
 
-    async def wait_free(self) -> None:
+    async def wait_for_worker(self) -> None:
         """Wait until a worker has a free slot."""
         await self._cluster.until(lambda: len(self._runs) < self.capacity)
 

@@ -205,7 +205,7 @@ class Lease:
     async def _admit(self, job: Job) -> None:
         """Execute the job when the pool has a worker, which may have to be replaced first."""
         async with self._admitted:
-            await self._pool.wait_free()
+            await self._pool.wait_for_worker()
             if self._stop is None:
                 self._run = self._pool.submit(job)
                 self._run.keep_until(self._timer.when())

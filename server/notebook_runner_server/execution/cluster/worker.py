@@ -125,7 +125,7 @@ class NotebookHost(WorkerPlugin):
 
     def _spares(self, _: Worker) -> dict[str, tuple[int, int]]:
         """Say which kernels are kept (called by Dask, which tells the scheduler twice a second)."""
-        return {name: (one.ready, one.wanted) for name, one in self._pool.spares.items()}
+        return {name: (one.ready, one.wanted) for name, one in self._pool.warm_counts.items()}
 
     async def attach(self, comm: Comm, lease: str, after: int) -> None:
         """Give a server its run (called by Dask); the connection is the run's alone from here on."""

@@ -46,7 +46,7 @@ class Workers:
         return sum(one.slots for address, one in tuple(self._there.items()) if address in self._running)
 
     @property
-    def spares(self) -> Mapping[str, WarmCounts]:
+    def warm_counts(self) -> Mapping[str, WarmCounts]:
         """The kernels that they keep, by kernelspec, as the scheduler was told last."""
         counts: dict[str, WarmCounts] = {}
         for address in self.usable:

@@ -66,7 +66,7 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
-def answer_only(app: Any, pid: int) -> None:
+def restrict_peer_pid(app: Any, pid: int) -> None:
     """Have ipykernel's sockets accept no connection but a process's; others could listen to its output."""
     import zmq  # noqa: PLC0415 - see the module's docstring
 
@@ -79,7 +79,7 @@ def answer_only(app: Any, pid: int) -> None:
     app._bind_socket = bind_for_one  # noqa: SLF001 - as above
 
 
-def forget_folder() -> None:
+def remove_from_sys_path() -> None:
     """Remove this folder from where modules are found: they are not the kernel's."""
     sys.path[:] = [one for one in sys.path if one != os.path.dirname(__file__)]
     del sys.modules[__name__]

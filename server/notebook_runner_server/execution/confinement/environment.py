@@ -41,7 +41,7 @@ def allowed(environment: Mapping[str, str], more: Iterable[str]) -> dict[str, st
     }
 
 
-def forget_others(more: Iterable[str]) -> None:
+def scrub_environ(more: Iterable[str]) -> None:
     """Leave in this process's environment only what its kernels may find, and so all that it starts."""
     kept = allowed(os.environ, more)
     for name in [name for name in os.environ if name not in kept]:
@@ -49,10 +49,10 @@ def forget_others(more: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def others_forgotten(more: Iterable[str]) -> Iterator[None]:
+def scrubbed_environ(more: Iterable[str]) -> Iterator[None]:
     """Do the same for a while: for what is started then. No other thread may look at the environment."""
     before = dict(os.environ)
-    forget_others(more)
+    scrub_environ(more)
     try:
         yield
     finally:

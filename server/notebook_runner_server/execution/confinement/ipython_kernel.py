@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     import confine
 
-confine.forget_folder()
+confine.remove_from_sys_path()
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     launcher = importlib.util.find_spec(module)
     sys.argv = [launcher.origin if launcher and launcher.origin else "", *arguments]
     app: Any = IPKernelApp.instance()
-    confine.answer_only(app, int(pid))
+    confine.restrict_peer_pid(app, int(pid))
     app.initialize(arguments)
     app.start()
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 else:
     import confine
 
-confine.forget_folder()
+confine.remove_from_sys_path()
 
 import contextlib  # noqa: E402 - as said
 import gc  # noqa: E402
@@ -164,7 +164,7 @@ def _be_kernel(request: dict[str, Any], control: socket.socket, rulesets: list[i
     start_up = app._run_startup_files  # noqa: SLF001 - there is no other way
     app._run_startup_files = lambda: None  # noqa: SLF001 - as above
     if rulesets:
-        confine.answer_only(app, request["client"])
+        confine.restrict_peer_pid(app, request["client"])
     app.initialize(request["arguments"])
     loop = IOLoop.current()
 

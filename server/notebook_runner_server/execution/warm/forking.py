@@ -1,7 +1,7 @@
-"""A jupyter_client provisioner that starts ipykernel by forking a template, in a fifth of the time.
+"""A jupyter_client provisioner that forks ipykernel from a fork server, in a fifth of the time of a start.
 
-The template (`fork_server.py`) is a process that has imported ipykernel, and modules that the operator names. It
-is started by the interpreter that the kernelspec names.
+The fork server (`fork_server.py`) is a process that has imported ipykernel, and the modules that the operator
+names. The interpreter of the kernelspec executes it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ForkServerError(RuntimeError):
     """A template did not do what it was asked to."""
 
 
-def settles(names: Iterable[str], *, imported: bool) -> bool:
+def can_set(names: Iterable[str], *, imported: bool) -> bool:
     """Tell whether variables can be given to a process that runs.
 
     Args:
@@ -239,7 +239,7 @@ class ForkProvisioner(LocalProvisioner):
                 self._heard += self._control.recv(64)
         return self._heard.startswith(_READY)
 
-    async def settle(self, folder: str, environment: Mapping[str, str], ruleset: Ruleset | None) -> None:
+    async def assign(self, folder: str, environment: Mapping[str, str], ruleset: Ruleset | None) -> None:
         """Give a forked kernel the place that it would have, had it been started there.
 
         Args:

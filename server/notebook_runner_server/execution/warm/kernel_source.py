@@ -16,8 +16,8 @@ from notebook_runner_server.execution.run_processes import tree
 from notebook_runner_server.execution.warm.forking import (
     ForkServer,
     ForkServerError,
+    can_set,
     interpreter,
-    settles,
     split,
 )
 
@@ -95,14 +95,14 @@ class KernelSource:
         """How many seconds a kernel may take until it has answered."""
         return READY_TIMEOUT if self.template is None else FORKED_SECONDS
 
-    def suits(self, variables: Mapping[str, str], preload: tuple[str, ...]) -> bool:
+    def can_host(self, variables: Mapping[str, str], preload: tuple[str, ...]) -> bool:
         """Tell whether variables can be given to a kernel that runs."""
         if any(name in key + value for name in variables for key, value in self._spec.env.items()):
             # The kernelspec's own come last, and may be made of others.
             return False
         if self.template is not None:
-            return settles(variables, imported=bool(preload))
-        return settles(variables, imported=True) and all(map(str.isidentifier, variables))
+            return can_set(variables, imported=bool(preload))
+        return can_set(variables, imported=True) and all(map(str.isidentifier, variables))
 
     def end_template(self) -> None:
         """End the template at once, whatever it does."""

@@ -103,7 +103,7 @@ class WarmPool:
             variables: What it shall have in its environment.
         """
         stock = self._stocks.get(name)
-        if stock is None or not stock.suits(variables, self._wanted.preload):
+        if stock is None or not stock.can_host(variables, self._wanted.preload):
             return None
         changed = asyncio.Event()
         self._wake_run = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)

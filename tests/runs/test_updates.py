@@ -26,7 +26,7 @@ from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState
 from notebook_runner_server.runs.store import Store, WriteBatch
 from notebook_runner_server.runs.tables import Part
-from notebook_runner_server.runs.updates import PartsCursor, Update, fold
+from notebook_runner_server.runs.updates import PartsCursor, Update, apply_events
 from tests.runs.samples import a_run
 
 NOW = 99
@@ -47,36 +47,36 @@ def after(
     log: RunLog,
     *batch: ExecutionEvent,
     run: Run | None = None,
-    standing: PartsCursor = STANDING,
+    parts_cursor: PartsCursor = STANDING,
     error: str = "",
 ) -> Update:
     """What a batch makes of a run."""
-    return fold(batch, run or a_run(RunState.RUNNING), standing, log, error)
+    return apply_events(batch, run or a_run(RunState.RUNNING), parts_cursor, log, error)
 
 
 def test_a_part_that_is_not_whole_is_written_and_shows_nowhere(log: RunLog) -> None:
     """Its pieces go where the file ends; the part still begins where it began."""
     folded = after(log, CellChunk(0, b"abc", last=False), CellChunk(0, b"de", last=False))
     assert folded.written == WriteBatch(10, [b"abc", b"de"], [], None, [])
-    assert folded.standing == PartsCursor(size=15, part_start=10)
+    assert folded.parts_cursor == PartsCursor(size=15, part_start=10)
     assert folded.events == []
 
 
 def test_a_part_shows_from_the_event_on_that_follows_it(log: RunLog) -> None:
     """It reaches from its first piece, of an earlier batch, to its last; the next one begins there."""
-    standing = PartsCursor(size=13, part_start=10)
+    parts_cursor = PartsCursor(size=13, part_start=10)
     parts = (CellChunk(0, b"de", last=True), TEXT, CellChunk(1, b"f", last=True))
-    folded = after(log, TEXT, *parts, TEXT, standing=standing)
+    folded = after(log, TEXT, *parts, TEXT, parts_cursor=parts_cursor)
     assert folded.written.start == 13
     assert folded.written.parts == [Part(0, LAST + 2, 10, 5), Part(1, LAST + 3, 15, 1)]
-    assert folded.standing == PartsCursor(size=16, part_start=16)
+    assert folded.parts_cursor == PartsCursor(size=16, part_start=16)
     assert folded.events == [Event(LAST + place, NOW, 0, 2, TEXT) for place in (1, 2, 3)]
 
 
 def test_a_part_that_is_given_up_leaves_a_gap() -> None:
     """The next one begins where the file ends, and all else stays."""
-    standing = PartsCursor(size=13, part_start=10, cell_id="id", cell_start=1.0)
-    assert standing.without_part() == replace(standing, part_start=13)
+    parts_cursor = PartsCursor(size=13, part_start=10, cell_id="id", cell_start=1.0)
+    assert parts_cursor.without_part() == replace(parts_cursor, part_start=13)
 
 
 def test_the_newest_mark_says_where_to_go_on(log: RunLog) -> None:
@@ -94,10 +94,10 @@ def test_a_cell_is_timed_from_its_start(log: RunLog, monkeypatch: pytest.MonkeyP
     """By the monotonic clock; of a cell that an earlier server saw start nobody knows how long it took."""
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     assert STANDING.cell_seconds == 0.0
-    standing = after(log, CellStarted(1, "id", "line")).standing
-    assert standing == PartsCursor(10, 10, cell_id="id", cell_start=100.0)
+    parts_cursor = after(log, CellStarted(1, "id", "line")).parts_cursor
+    assert parts_cursor == PartsCursor(10, 10, cell_id="id", cell_start=100.0)
     monkeypatch.setattr(time, "monotonic", lambda: 103.5)
-    assert standing.cell_seconds == 3.5
+    assert parts_cursor.cell_seconds == 3.5
 
 
 @pytest.mark.parametrize("is_warm", [False, True])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from notebook_runner_server.execution.notebook import NotebookError, UndeclaredParameterError, prepare
-from notebook_runner_server.execution.run_in_subprocess import SubprocessError, aside
+from notebook_runner_server.execution.run_in_subprocess import SubprocessError, run_in_subprocess
 from tests.support.notebooks import code, content
 
 pytestmark = pytest.mark.integration
@@ -18,45 +18,47 @@ LARGE = 30_000_000
 
 def test_answer_and_process() -> None:
     """What the function returns, from another process, which is gone then."""
-    pid = aside(os.getpid)
+    pid = run_in_subprocess(os.getpid)
     assert pid != os.getpid()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    assert aside(math.hypot, 3.0, 4.0) == 5.0
+    assert run_in_subprocess(math.hypot, 3.0, 4.0) == 5.0
 
 
 def test_the_working_folder_is_no_place_for_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server may be started anywhere, also where somebody has a file named as a module."""
     (tmp_path / "pickle.py").write_text("raise SystemExit(5)")
     monkeypatch.chdir(tmp_path)
-    assert aside(math.hypot, 3.0, 4.0) == 5.0
+    assert run_in_subprocess(math.hypot, 3.0, 4.0) == 5.0
 
 
 def test_large_arguments_and_answers() -> None:
     """More than any pipe holds, both ways."""
     data = content(code("1\n#" + "x" * LARGE))
-    prepared = aside(prepare, data, {}, "", {})
+    prepared = run_in_subprocess(prepare, data, {}, "", {})
     assert prepared == prepare(data, {}, "", {})
 
 
 def test_errors_are_the_functions() -> None:
     """With all that they carry."""
     with pytest.raises(NotebookError, match="not JSON"):
-        aside(prepare, b"{", {}, "", {})
+        run_in_subprocess(prepare, b"{", {}, "", {})
     with pytest.raises(UndeclaredParameterError) as caught:
-        aside(prepare, content(code("a = 1", "parameters")), {"b": 1}, "python3", {"python3": "python"})
+        run_in_subprocess(
+            prepare, content(code("a = 1", "parameters")), {"b": 1}, "python3", {"python3": "python"}
+        )
     assert (caught.value.unknown, caught.value.known) == (["b"], ["a"])
 
 
 def test_a_process_that_ends_without_an_answer() -> None:
     """It is said how it ended, also when it has not read all that it was given."""
     with pytest.raises(SubprocessError, match=f"code {-signal.SIGKILL}"):
-        aside(signal.raise_signal, signal.SIGKILL)
+        run_in_subprocess(signal.raise_signal, signal.SIGKILL)
     with pytest.raises(SubprocessError, match="code 3"):
-        aside(os._exit, 3)
+        run_in_subprocess(os._exit, 3)
     with pytest.raises(SubprocessError, match="code 1"):
         # It does not find this module.
-        aside(_nothing, b"x" * LARGE)
+        run_in_subprocess(_nothing, b"x" * LARGE)
 
 
 def _nothing(_: bytes) -> None: ...
