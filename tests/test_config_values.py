@@ -146,8 +146,8 @@ def test_every_limit_reaches_the_run() -> None:
 
 
 def test_files_with_secrets_are_hidden_from_notebooks(tmp_path: Path) -> None:
-    """The tokens file and the key of the certificate are among what no kernel may read."""
+    """No kernel may read the tokens file, the key of the certificate, and what is being exported."""
     tokens, key = tmp_path / "tokens", tmp_path / "key.pem"
     settings = Settings(tokens_file=str(tokens), tls_cert=str(tmp_path / "cert.pem"), tls_key=str(key))
-    assert set(settings.sandbox_options.hidden) == {tokens, key}
-    assert Settings().sandbox_options.hidden == ()
+    assert set(settings.sandbox_options.hidden) == {tokens, key, settings.export_folder}
+    assert Settings().sandbox_options.hidden == (Settings().export_folder,)

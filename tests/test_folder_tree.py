@@ -10,7 +10,7 @@ import pytest
 
 from notebook_runner_server import folder_tree
 
-DEPTH = 3000
+DEPTH = 20_000
 # Of one file; it would be copied over if a link to its folder were followed.
 SECRET = b"secret"
 

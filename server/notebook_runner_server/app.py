@@ -121,8 +121,7 @@ class App:
         # First, so that an address that cannot be had is told before any run goes on.
         port = self._api.bind(self._settings.listen)
         self._observation.bind()
-        await self._runner.open()
-        await asyncio.to_thread(self._export_dir.open)
+        await self._runner.open(self._export_dir.open)
         self._observation.watch(self._backend, self._store)
         await self._api.start()
         await self._api.say_serving()

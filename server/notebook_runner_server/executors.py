@@ -40,6 +40,7 @@ def backend(settings: Settings) -> Backend:
             interrupt_grace=settings.interrupt_grace,
             warm=settings.warm,
             sandbox=settings.sandbox_options,
+            has_user=True,
         )
     return _cluster(settings)
 

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,19 +21,25 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is in a folder, and is none.
+    """What is in a folder, and is none; to be looked at before the walk goes on.
 
     Attributes:
-        path: Its path from where the walk began.
         name: Its name.
-        folder: A descriptor of the folder that it is in, open until the walk goes on.
+        folder: A descriptor of the folder that it is in.
         about: What `lstat` tells of it.
+        above: The names of the folders that it is in, from where the walk began.
     """
 
-    path: str
     name: str
     folder: int
     about: os.stat_result
+    above: Sequence[_Level]
+
+    @property
+    def path(self) -> str:
+        """Its path from where the walk began."""
+        # Not kept: to join the names at each folder takes time that is quadratic in the depth.
+        return "/".join([*(level.name for level in self.above[1:]), self.name])
 
     def open(self) -> int:
         """Open a file for reading, without following a link and without waiting for the other end of a pipe.
@@ -218,6 +224,8 @@ class _Walk:
                     name = levels[-1].left.pop()
                     try:
                         descriptor = _replaced(descriptor, self._enter(name, descriptor))
+                    except FileNotFoundError:
+                        continue
                     except OSError as error:
                         self.failure = self.failure or error
                         continue
@@ -235,7 +243,6 @@ class _Walk:
             os.close(descriptor)
 
     def _files(self, descriptor: int, levels: list[_Level]) -> Iterator[Entry]:
-        above = "/".join(level.name for level in levels[1:])
         try:
             names = sorted(os.listdir(descriptor))
         except OSError as error:
@@ -250,7 +257,7 @@ class _Walk:
             if stat.S_ISDIR(about.st_mode):
                 levels[-1].left.append(name)
             else:
-                yield Entry(f"{above}/{name}" if above else name, name, descriptor, about)
+                yield Entry(name, descriptor, about, levels)
         levels[-1].left.reverse()
 
 

@@ -10,9 +10,9 @@ from notebook_runner import Client
 from tests.support.gate import Gate
 from tests.support.notebooks import notebook, written
 from tests.support.server import Server
-from tests.support.tmux import Screen
+from tests.support.tmux import Screen, needs_tmux
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, needs_tmux]
 
 PROGRAM = Path(sys.executable).with_name("notebook-runner")
 Show = Callable[..., Screen]

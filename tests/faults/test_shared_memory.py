@@ -97,6 +97,26 @@ def test_what_is_mapped_counts_once(server: Server, kind: str) -> None:
     assert left(name) == []
 
 
+STRANGE = """
+held = open("/dev/shm/{name}\\x0cb\\rc\\u2028 Pss: x", "wb+")
+held.truncate(8192)
+kept = mmap.mmap(held.fileno(), 8192)
+kept[:] = bytes(8192)
+grown = []
+while True:
+    grown.append(b"x" * (8 << 20))
+"""
+
+
+def test_no_name_switches_a_limit_off(server: Server) -> None:
+    """A file may have any character in its name; Linux escapes the line feed alone."""
+    name = f"nbr-test-{server.mark}"
+    code = HEAD.replace("{pieces}", "1") + STRANGE.format(name=name)
+    run = perform(server.stub, inline(code, memory_limit_bytes=LIMIT)).run
+    assert (run.state, run.failure.cause) == (pb.RUN_STATE_CRASHED, pb.FAILURE_CAUSE_OUT_OF_MEMORY), run
+    assert [one for one in os.listdir(FOLDER) if one.startswith(name)] == []
+
+
 STATES = {
     "end": pb.RUN_STATE_SUCCEEDED,
     "kill": pb.RUN_STATE_KILLED,

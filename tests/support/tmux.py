@@ -1,6 +1,7 @@
 """A terminal emulator with a person at it: types keys, and reads what is on the screen."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +9,12 @@ from threading import Timer
 from typing import Self
 from uuid import uuid4
 
+import pytest
+
 SECONDS = 60.0
+needs_tmux = pytest.mark.skipif(
+    shutil.which("tmux") is None and os.environ.get("CI") != "true", reason="there is no tmux"
+)
 
 
 class Screen:

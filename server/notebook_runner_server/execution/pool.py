@@ -138,6 +138,8 @@ class ProcessPoolBackend:
         interrupt_grace: Seconds that a cell may take after the interrupt at a time limit; zero: none.
         warm: Kernels that each worker keeps ready.
         sandbox: How kernels are kept apart; the folder of the link is what they may not read.
+        has_user: Nothing else of this user is below the process that this is in, other programs of a Dask
+            worker for example: what is new in shared memory while a run goes on is the run's.
     """
 
     survives_restart = False
@@ -151,8 +153,10 @@ class ProcessPoolBackend:
         interrupt_grace: float = 0.0,
         warm: WarmKernels | None = None,
         sandbox: SandboxConfig | None = None,
+        has_user: bool = False,
     ) -> None:
         self.capacity = workers
+        self._is_alone = has_user and workers == 1
         self.worker_deaths = 0
         self._runtime_dir = RuntimeDir(link)
         self._state = link.parent
@@ -297,7 +301,7 @@ class ProcessPoolBackend:
             kernel_environment=self._sandbox.kernel_environment,
             hide=self._sandbox.is_on,
             confinement=self._confinement,
-            is_alone=self.capacity == 1,
+            is_alone=self._is_alone,
         )
         worker = WorkerProcess(options)
         try:

@@ -13,7 +13,7 @@ import contextlib
 import ctypes
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class SharedMemory:
     """What one run has of it.
 
     Args:
-        is_alone: No other worker of this server has runs.
+        is_alone: No other worker of this server has runs, and nobody else uses its user's shared memory.
         folders: Folders of the run, which are memory where they are on a tmpfs.
     """
 
@@ -70,51 +70,48 @@ class SharedMemory:
         self._own: set[Key] = set()
         self._seen: set[int] = set()
 
-    def look(self, processes: Callable[[], Iterable[int]]) -> None:
+    def look(self, processes: Callable[[], Iterable[int]]) -> dict[Key, int]:
         """Notice which objects the run's processes have made, or have open or mapped.
 
         Args:
             processes: Returns the run's processes; only called where there is something to notice.
+
+        Returns:
+            The bytes of each object that the run has and that has a name or a number.
         """
-        if self._unknown():
+        new = _objects(self._before)
+        if unknown := new.keys() - self._own:
             pids = list(processes())
             self.see(pids)
             names = {name for pid in pids for name in _names(pid)}
-            self._own |= {key for key, found in self._unknown().items() if found.name in names}
+            self._own |= {key for key in unknown if new[key].name in names or new[key].maker in self._seen}
+        return {key: found.size for key, found in new.items() if key in self._own}
 
     def see(self, pids: Iterable[int]) -> None:
         """Remember the run's processes: what they have made is the run's, also when they have ended."""
         self._seen.update(pids)
-        self._own |= {key for key, found in self._unknown().items() if found.maker in self._seen}
 
     def sizes(self, pids: Iterable[int]) -> dict[Key, int]:
-        """Return the bytes of each object that the run has, with a name or without.
+        """Return the bytes of each object that the run has and nothing names, and of its folders on a tmpfs.
 
         Args:
             pids: Its processes.
         """
-        found = {key: one.size for key, one in self._new().items() if key in self._own}
+        found: dict[Key, int] = {}
         for pid in pids:
             found.update(_unnamed(pid))
         for folder in self._folders:
-            found["folder", hash(folder)] = _room(folder)
+            found.update({_key(entry.about): _bytes(entry.about) for entry in folder_tree.walk(folder)})
         return found
 
     def remove(self) -> None:
         """Remove the run's objects, when no process of it is left."""
-        unknown = self._unknown()
-        if unknown and self._is_alone and _has_user_to_itself():
-            self._own |= {key for key, found in unknown.items() if not found.name.startswith(_SEMAPHORE)}
-        for key, found in self._new().items():
-            if key in self._own:
-                _remove(key, found)
+        new = _objects(self._before)
+        if new.keys() - self._own and self._is_alone and _has_user_to_itself():
+            self._own |= {key for key, found in new.items() if not found.name.startswith(_SEMAPHORE)}
+        for key in new.keys() & self._own:
+            _remove(key, new[key])
         self._own.clear()
-
-    def _unknown(self) -> dict[Key, _Object]:
-        return {key: found for key, found in self._new().items() if key not in self._own}
-
-    def _new(self) -> dict[Key, _Object]:
-        return {key: found for key, found in _objects().items() if key not in self._before}
 
 
 def mapped(pids: Iterable[int]) -> dict[Key, int]:
@@ -126,22 +123,22 @@ def mapped(pids: Iterable[int]) -> dict[Key, int]:
     return found
 
 
-def _objects() -> dict[Key, _Object]:
-    """Return all objects of this user."""
+def _objects(but: Container[Key] = ()) -> dict[Key, _Object]:
+    """Return the objects of this user, but some."""
     user = os.geteuid()
     found: dict[Key, _Object] = {}
     with contextlib.suppress(OSError), os.scandir(_FOLDER) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
                 about = entry.stat(follow_symlinks=False)
-                if about.st_uid == user:
+                if about.st_uid == user and _key(about) not in but:
                     is_folder = stat.S_ISDIR(about.st_mode)
-                    size = _room(Path(entry.path)) if is_folder else about.st_blocks * _BLOCK
+                    size = _room(Path(entry.path)) if is_folder else _bytes(about)
                     found[_key(about)] = _Object(size, entry.name)
     for kind, *columns in _TABLES:
         for row in _table(kind):
-            if int(row["uid"]) == user:
-                number, size, maker = (int(row.get(column, "0")) for column in columns)
+            number, size, maker = (int(row.get(column, "0")) for column in columns)
+            if int(row["uid"]) == user and (kind, number) not in but:
                 found[kind, number] = _Object(size, maker=maker)
     return found
 
@@ -179,18 +176,27 @@ def _unnamed(pid: int) -> dict[Key, int]:
             with contextlib.suppress(OSError):
                 about = os.stat(path)
                 if not about.st_nlink:
-                    found[_key(about)] = about.st_blocks * _BLOCK
+                    found[_key(about)] = _bytes(about)
     return found
 
 
 def _names(pid: int) -> set[str]:
     """Return the names of the files and folders of the shared folder that a process has open or mapped."""
     paths = [link for _, link in _links(pid)]
-    with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{living_thread(pid)}/maps").read_text(errors="replace").splitlines()
-        paths += [line[line.index("/") :] for line in lines if "/" in line]
+    for line in _lines(f"/proc/{living_thread(pid)}/maps"):
+        # What a notebook has mapped it may have named with any character but a null byte.
+        _, slash, path = line.partition("/")
+        paths.append(slash + path)
     begin = f"{_FOLDER}/"
     return {path.removeprefix(begin).split("/")[0] for path in paths if path.startswith(begin)}
+
+
+def _lines(path: str) -> list[str]:
+    """Return the lines of a file of a process; none: it is gone."""
+    with contextlib.suppress(OSError):
+        # Of all that can end a line, Linux escapes the line feed alone.
+        return os.fsdecode(Path(path).read_bytes()).split("\n")
+    return []
 
 
 def _links(pid: int) -> Iterator[tuple[str, str]]:
@@ -206,34 +212,38 @@ def _mapped(pid: int) -> dict[Key, int]:
     """Return the objects that a process has mapped, and its share of the pages of each, in bytes."""
     found: dict[Key, int] = {}
     key: Key | None = None
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{living_thread(pid)}/smaps").read_text(errors="replace").splitlines():
-            head, _, rest = line.partition(" ")
-            if not head.endswith(":"):
-                key = _key_of_mapping(rest)
-            elif head == "Pss:" and key is not None:
-                found[key] = found.get(key, 0) + int(rest.split()[0]) * 1024
+    for line in _lines(f"/proc/{living_thread(pid)}/smaps"):
+        head, _, rest = line.partition(" ")
+        if not head.endswith(":"):
+            key = _key_of_mapping(rest)
+        elif head == "Pss:" and key is not None:
+            found[key] = found.get(key, 0) + int(rest.split()[0]) * 1024
     return found
 
 
 def _key_of_mapping(rest: str) -> Key | None:
     """Return the object of a line of /proc/PID/smaps after its addresses; None: it is of none."""
-    _, _, device, number, *path = rest.split(maxsplit=4)
-    if not path or not path[0].startswith((f"{_FOLDER}/", _UNNAMED, _SEGMENT)):
-        return None
-    if path[0].startswith(_SEGMENT):
-        return "shm", int(number)
-    major, minor = (int(part, 16) for part in device.split(":"))
-    return f"device {os.makedev(major, minor)}", int(number)
+    match rest.split(maxsplit=4):
+        case [_, _, _, number, path] if path.startswith(_SEGMENT):
+            return "shm", int(number)
+        # Memory of no file has the number 0.
+        case [_, _, device, number, _] if number != "0":
+            major, minor = (int(part, 16) for part in device.split(":"))
+            return f"device {os.makedev(major, minor)}", int(number)
+    return None
 
 
 def _key(about: os.stat_result) -> Key:
     return f"device {about.st_dev}", about.st_ino
 
 
+def _bytes(about: os.stat_result) -> int:
+    return about.st_blocks * _BLOCK
+
+
 def _room(folder: Path) -> int:
     """Return how many bytes the files below a folder take."""
-    return sum(entry.about.st_blocks for entry in folder_tree.walk(folder)) * _BLOCK
+    return sum(_bytes(entry.about) for entry in folder_tree.walk(folder))
 
 
 def _is_on_tmpfs(folder: Path) -> bool:

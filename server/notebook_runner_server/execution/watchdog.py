@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -69,20 +70,35 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._closed.wait(INTERVAL if self._memory_bytes or self._processes else LONG_INTERVAL):
-            found = tree.processes()
-            self._shared.see(found)
-            self._shared.look(found.copy)
-            if self._processes and len(found) > self._processes:
-                message = f"The run has more than {self._processes} processes, its limit."
-                return self._judge(Cause.PROCESS_LIMIT, message)
-            if self._memory_bytes and (used := self._used(found)) > self._memory_bytes:
-                message = f"The run took {used} bytes of memory; its limit is {self._memory_bytes}."
-                return self._judge(Cause.OUT_OF_MEMORY, message)
-        return None
+            try:
+                if self._is_exceeded():
+                    return
+            except Exception:  # noqa: BLE001 - a notebook must not end what watches it, whatever it found
+                traceback.print_exc()
 
-    def _used(self, pids: list[int]) -> int:
+    def _is_exceeded(self) -> bool:
+        """Look at the run, and say so if it takes more than it may."""
+        if not (self._memory_bytes or self._processes):
+            # Nothing is so urgent that a kernel which is just being started would have to give way.
+            self._shared.look(tree.peek)
+            return False
+        found = tree.processes()
+        self._shared.see(found)
+        shared = self._shared.look(found.copy)
+        if self._processes and len(found) > self._processes:
+            message = f"The run has more than {self._processes} processes, its limit."
+            self._judge(Cause.PROCESS_LIMIT, message)
+            return True
+        if self._memory_bytes and (used := self._used(found, shared)) > self._memory_bytes:
+            message = f"The run took {used} bytes of memory; its limit is {self._memory_bytes}."
+            self._judge(Cause.OUT_OF_MEMORY, message)
+            return True
+        return False
+
+    def _used(self, pids: list[int], named: Mapping[Key, int]) -> int:
         own = resident(os.getpid()) - self._own_before - WORKER_BYTES
-        return memory(pids, self._memory_bytes, self._shared.sizes(pids)) + max(0, own)
+        shared = {**named, **self._shared.sizes(pids)}
+        return memory(pids, self._memory_bytes, shared) + max(0, own)
 
 
 def memory(pids: Iterable[int], enough: int = 0, shared: Mapping[Key, int] | None = None) -> int:

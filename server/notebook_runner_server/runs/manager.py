@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from notebook_runner_server.execution.interface import Backend, Cause, WarmCounts
@@ -84,9 +84,14 @@ class RunManager:
         self._steps: set[asyncio.Task[Any]] = set()
         self._closing = False
 
-    async def open(self) -> None:
-        """Recover what an earlier server left, and begin to execute runs."""
+    async def open(self, locked: Callable[[], object] = lambda: None) -> None:
+        """Recover what an earlier server left, and begin to execute runs.
+
+        Args:
+            locked: Called when the state folder is this server's alone, and no kernel is started; may block.
+        """
         await self._store.open()
+        await asyncio.to_thread(locked)
         await recover(self._store, self._backend, self._dispatcher, self._recovered)
         await self._backend.start()
         self._dispatcher.start()

@@ -10,6 +10,7 @@
     ├── runs/RUN_ID/          see `folder`
     ├── artefacts/RUN_ID/     see `artefacts`
     ├── places/, scratch      the executor's
+    ├── exports               a link to the folder for temporary files of exports
     └── damaged-TIME/         what a start could not use, by the same names; for the operator
 """
 
@@ -50,6 +51,7 @@ _KINDS: dict[str, Callable[[int], bool]] = {
     ARTEFACTS: stat.S_ISDIR,
     "places": stat.S_ISDIR,
     "scratch": stat.S_ISLNK,
+    "exports": stat.S_ISLNK,
 }
 _logger = logging.getLogger(__name__)
 

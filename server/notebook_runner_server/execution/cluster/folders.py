@@ -41,9 +41,10 @@ class WorkerRunFolder:
         self._path.mkdir(mode=0o700, parents=True)
         own = str(self._path)
         working = own
-        if self._root is not None and job.working_folder != job.run_folder:
+        working_folder = Path(job.working_folder)
+        if self._root is not None and working_folder.is_relative_to(self._root):
             # The operator may have a link here; below the root one would be a notebook's.
-            shared = self._root.resolve() / Path(job.working_folder).relative_to(self._root)
+            shared = self._root.resolve() / working_folder.relative_to(self._root)
             working = str(shared) if shared.is_dir() else own
         return replace(job, run_folder=own, working_folder=working)
 
