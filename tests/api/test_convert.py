@@ -1,13 +1,9 @@
 """The contract's messages and the runs' data say the same, in both directions."""
 
-import json
-import math
 from typing import Any
 
 import pytest
-from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,147 +26,10 @@ from notebook_runner_server.runs.info import KernelInfo, RunnerInfo
 from notebook_runner_server.runs.model import Body, Event, Run, RunState, StartSpec
 from tests.runs.samples import a_run, changed, printed
 
-text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-values: st.SearchStrategy[Value] = st.deferred(
-    lambda: st.one_of(
-        st.just(Value(null_value=NULL_VALUE)),
-        st.builds(lambda value: Value(bool_value=value), st.booleans()),
-        st.builds(lambda value: Value(number_value=value), st.floats() | st.integers(-(2**60), 2**60)),
-        st.builds(lambda value: Value(string_value=value), text),
-        st.builds(list_value, st.lists(values, max_size=3)),
-        st.builds(lambda value: Value(struct_value=value), structs),
-    )
-)
-structs: st.SearchStrategy[Struct] = st.builds(
-    lambda fields: Struct(fields=fields), st.dictionaries(text, values, max_size=3)
-)
-
-
-def list_value(items: list[Value]) -> Value:
-    """A list as a Value; an empty one is one, too."""
-    value = Value()
-    value.list_value.SetInParent()
-    value.list_value.values.extend(items)
-    return value
-
 
 def spec(**fields: Any) -> StartSpec:
     """What a Start with these fields asks for."""
     return convert.start_spec(pb.StartRequest(**fields))
-
-
-@given(structs)
-def test_parameters_come_back_as_they_were_given(parameters: Struct) -> None:
-    """From the request to the run and back: byte for byte the same, but what JSON has not is a string."""
-    given_ = spec(parameters=parameters).parameters
-    message = convert.run_message(a_run(parameters=given_))
-    expected = Struct()
-    expected.CopyFrom(parameters)
-    in_json(expected)
-    assert message.parameters.SerializeToString(deterministic=True) == expected.SerializeToString(
-        deterministic=True
-    )
-    json_format.MessageToJson(message)
-
-
-def in_json(struct: Struct) -> None:
-    """Replaces NaN and infinities, also in lists and in structs, by their names."""
-    waiting: list[Value] = list(struct.fields.values())
-    while waiting:
-        value = waiting.pop()
-        waiting += [*value.struct_value.fields.values(), *value.list_value.values]
-        if not math.isfinite(number := value.number_value):
-            value.string_value = "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
-
-
-exact = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | text,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
-    max_leaves=5,
-)
-
-
-@given(st.dictionaries(text, exact, min_size=1, max_size=3))
-def test_exact_parameters_come_back_as_they_were_given(values: dict[str, Any]) -> None:
-    """Types, digits, signs and order are in the JSON of the run, and its Struct agrees with it."""
-    sent = json.dumps(values)
-    given_ = spec(parameters_json=sent)
-    assert repr(given_.parameters) == repr(values)
-    assert given_.parameters_are_ordered
-    message = convert.run_message(a_run(parameters=given_.parameters))
-    assert repr(json.loads(message.parameters_json)) == repr(values)
-    again = spec(parameters_json=message.parameters_json, parameters=message.parameters)
-    assert repr(again.parameters) == repr(values)
-    json_format.MessageToJson(message)
-
-
-@pytest.mark.parametrize(
-    ("exact", "struct"),
-    [
-        ('{"a": 1}', {}),
-        ('{"a": 1}', {"a": True}),
-        ('{"a": true}', {"a": 1}),
-        ('{"a": 1}', {"a": "1"}),
-        ('{"a": "1"}', {"a": 1}),
-        ('{"a": null}', {"a": 0}),
-        ('{"a": [1, 2]}', {"a": [1]}),
-        ('{"a": {"b": 1}}', {"a": {"b": 2}}),
-        ('{"a": 1, "b": 2}', {"a": 1}),
-        ('{"a": 9007199254740993}', {"a": "9007199254740992"}),
-    ],
-)
-def test_two_forms_that_differ_are_refused(exact: str, struct: dict[str, Any]) -> None:
-    """What a Struct says must be what is left of the JSON; one without any names is not given."""
-    given_ = Struct()
-    given_.update(struct)
-    if not struct:
-        assert spec(parameters_json=exact, parameters=given_).parameters == {"a": 1}
-        return
-    with pytest.raises(InvalidFieldError, match="different values") as caught:
-        spec(parameters_json=exact, parameters=given_)
-    assert caught.value.field == "parameters_json"
-
-
-@pytest.mark.parametrize("number", [2.0**53 + 2, 9007199254740992.0, float("inf")])
-def test_a_struct_may_have_the_nearest_double(number: float) -> None:
-    """Clients in languages without large integers send what they have."""
-    exact = {2.0**53 + 2: 2**53 + 3, float("inf"): 10**400}.get(number, 2**53)
-    given_ = Struct(fields={"a": Value(number_value=float(exact) if math.isfinite(number) else number)})
-    assert spec(parameters_json=json.dumps({"a": exact}), parameters=given_).parameters == {"a": exact}
-
-
-@pytest.mark.parametrize("levels", [30, 31])
-def test_what_is_nested_deeper_than_a_reader_allows_is_refused(levels: int) -> None:
-    """Values that are accepted can be read back within the largest message that carries a run."""
-    value: Any = 1
-    for _ in range(levels):
-        value = {"a": value}
-    request = pb.StartRequest(parameters_json=json.dumps({"a": value}))
-    given_ = Struct()
-    given_.update({"a": value})
-    if levels == 31:
-        for one in (request, pb.StartRequest(parameters=given_)):
-            with pytest.raises(InvalidFieldError, match="nested"):
-                convert.start_spec(one)
-        return
-    run = convert.run_message(a_run(parameters=convert.start_spec(request).parameters))
-    message = pb.ListResponse(runs=[run]).SerializeToString()
-    assert pb.ListResponse.FromString(message).runs[0] == run
-
-
-@given(st.floats())
-def test_numbers_without_a_fraction_are_integers(number: float) -> None:
-    """As far as a double tells whole numbers apart, and no further."""
-    parameters = Struct(fields={"a": Value(number_value=number)})
-    value = spec(parameters=parameters).parameters["a"]
-    whole = number.is_integer() and abs(number) <= 2**53 and str(number) != "-0.0"
-    assert isinstance(value, int) == whole
-    assert value == number or math.isnan(number)
-
-
-def test_a_value_of_no_kind_is_null() -> None:
-    """A Value that says nothing is none."""
-    assert spec(parameters=Struct(fields={"a": Value()})).parameters == {"a": None}
 
 
 def names(enum: Any, prefix: str) -> set[str]:
@@ -412,21 +271,6 @@ def test_a_cells_duration_is_a_whole_number_of_nanoseconds() -> None:
     message = convert.event_message(Event(7, 5, 1, 2, finished)).cell_finished
     assert message.duration == Duration(seconds=1, nanos=999_999_999)
     assert (message.cell_index, message.cell_id) == (3, "id")
-
-
-def test_parameters_may_have_a_mebibyte() -> None:
-    """One byte more is refused, by the field's name."""
-    most = Struct(fields={"a": Value(string_value="")})
-    room = 1024 * 1024
-    # Longer text needs longer lengths around it.
-    most.fields["a"].string_value = "x" * (room - 100)
-    most.fields["a"].string_value += "x" * (room - most.ByteSize())
-    assert most.ByteSize() == room
-    assert len(spec(parameters=most).parameters["a"]) > room - 100
-    most.fields["a"].string_value += "x"
-    with pytest.raises(InvalidFieldError, match=f"at most {room} bytes") as caught:
-        spec(parameters=most)
-    assert caught.value.field == "parameters"
 
 
 def test_what_the_contract_does_not_know_is_named() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
 
 from google.protobuf import struct_pb2
 
@@ -24,6 +24,14 @@ MAX_DEPTH = 30
 _MAX_WHOLE = 2**53
 """Beyond it a double no longer tells whole numbers apart."""
 
+_TOO_LARGE = f"may have at most {MAX_BYTES} bytes, as JSON and as a Struct: put data into a file."
+_TOO_MANY = (
+    f"may have at most {MAX_VALUES} values, those in lists and objects included: put data into a file."
+)
+_TOO_DEEP = f"may have values nested at most {MAX_DEPTH} deep: send deeper ones as a string."
+
+_Container: TypeAlias = struct_pb2.Struct | struct_pb2.ListValue | dict[str, Any] | list[Any]
+
 
 def parameters_of(request: pb.StartRequest) -> tuple[dict[str, Any], bool]:
     """Return the parameters of a request, and whether their order is the caller's.
@@ -31,22 +39,19 @@ def parameters_of(request: pb.StartRequest) -> tuple[dict[str, Any], bool]:
     Raises:
         InvalidFieldError: They are too large, not in the form of the contract, or say two different things.
     """
-    if request.parameters.ByteSize() > MAX_BYTES:
-        raise InvalidFieldError(_too_large("parameters"), field="parameters")
+    given = request.parameters
+    _check_size(given.ByteSize(), "parameters")
     # Before anything is converted: a MiB may hold half a million values.
-    _check_number(request.parameters, "parameters")
+    _check_shape(given, "parameters")
     if not request.parameters_json:
-        values = _plain_struct(request.parameters)
-        _check_depth(values, "parameters")
+        values = _plain_struct(given)
         _check_answer(values, "parameters")
         return values, False
     values = _decode(request.parameters_json)
-    given = request.parameters.fields
-    if given and not _struct_agrees(given, values):
-        message = (
-            "parameters_json and parameters have different values: give the same in both, or one of them."
+    if given.fields and not _struct_agrees(given.fields, values):
+        raise _refusal(
+            "parameters_json", "and parameters have different values: give the same in both, or one of them."
         )
-        raise InvalidFieldError(message, field="parameters_json")
     return values, True
 
 
@@ -63,91 +68,82 @@ def fill_struct(struct: struct_pb2.Struct, values: Mapping[str, Any]) -> None:
 
 def _decode(text: str) -> dict[str, Any]:
     field = "parameters_json"
-    if len(text.encode()) > MAX_BYTES:
-        raise InvalidFieldError(_too_large(field), field=field)
+    _check_size(len(text.encode()), field)
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        message = f"{field} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        raise InvalidFieldError(message, field=field) from error
+        found = f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        raise _refusal(field, found) from error
     except RecursionError as error:
-        raise InvalidFieldError(_too_deep(field), field=field) from error
+        raise _refusal(field, _TOO_DEEP) from error
     except ValueError as error:
-        message = f"{field} has an integer with more than 4,300 digits: send it as a string."
-        raise InvalidFieldError(message, field=field) from error
+        raise _refusal(field, "has an integer of more than 4,300 digits: send it as a string.") from error
     if not isinstance(values, dict):
-        message = f"{field} must be a JSON object of values by name, not {type(values).__name__}."
-        raise InvalidFieldError(message, field=field)
-    _check_depth(values, field)
-    if _number_of_values(values) > MAX_VALUES:
-        raise InvalidFieldError(_too_many(field), field=field)
-    try:
-        encoded = encode(values).encode()
-    except UnicodeEncodeError as error:
-        message = f"{field} has text that is not valid Unicode (a lone surrogate)."
-        raise InvalidFieldError(message, field=field) from error
-    if len(encoded) > MAX_BYTES:
-        raise InvalidFieldError(_too_large(field), field=field)
+        raise _refusal(field, "must be one JSON object, of values by name.")
+    _check_shape(values, field)
     _check_answer(values, field)
     return values
 
 
+def _check_size(size: int, field: str) -> None:
+    if size > MAX_BYTES:
+        raise _refusal(field, _TOO_LARGE)
+
+
+def _check_shape(top: _Container, field: str) -> None:
+    """Refuse too many values, and values that are nested too deep, level by level from the top."""
+    number = 0
+    level = [top]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[_Container] = []
+        for container in level:
+            inner = _inner(container)
+            number += len(inner)
+            if number > MAX_VALUES:
+                raise _refusal(field, _TOO_MANY)
+            below += [
+                content
+                for value in inner
+                if isinstance(
+                    content := _content(value), struct_pb2.Struct | struct_pb2.ListValue | dict | list
+                )
+            ]
+        level = below
+    if level:
+        raise _refusal(field, _TOO_DEEP)
+
+
+def _inner(container: _Container) -> Collection[Any]:
+    match container:
+        case struct_pb2.Struct():
+            return container.fields.values()
+        case struct_pb2.ListValue():
+            return container.values
+        case dict():
+            return container.values()
+    return container
+
+
+def _content(value: Any) -> Any:
+    if not isinstance(value, struct_pb2.Value):
+        return value
+    kind = value.WhichOneof("kind")
+    return getattr(value, kind) if kind else None
+
+
 def _check_answer(values: dict[str, Any], field: str) -> None:
-    """Refuse what is small as it was sent and large in a Run, which has it in both forms."""
+    """Refuse what a Run cannot have in both forms, or what is small as it was sent and large there."""
+    try:
+        encoded = encode(values).encode()
+    except UnicodeEncodeError as error:
+        raise _refusal(field, "has text that is not valid Unicode (a lone surrogate).") from error
     struct = struct_pb2.Struct()
     fill_struct(struct, values)
-    if max(len(encode(values).encode(errors="surrogatepass")), struct.ByteSize()) > MAX_BYTES:
-        raise InvalidFieldError(_too_large(field), field=field)
+    _check_size(max(len(encoded), struct.ByteSize()), field)
 
 
-def _too_large(field: str) -> str:
-    limit = f"together they may have at most {MAX_BYTES} bytes, as JSON and as a Struct"
-    return f"{field}: {limit}; put data into a file."
-
-
-def _too_deep(field: str) -> str:
-    return f"{field}: values are nested at most {MAX_DEPTH} deep; send deeper ones as a string."
-
-
-def _too_many(field: str) -> str:
-    return (
-        f"{field}: there may be at most {MAX_VALUES} values, those in lists included; put data into a file."
-    )
-
-
-def _check_number(struct: struct_pb2.Struct, field: str) -> None:
-    number = 0
-    left: list[struct_pb2.Struct | struct_pb2.ListValue] = [struct]
-    while left:
-        one = left.pop()
-        values = one.fields.values() if isinstance(one, struct_pb2.Struct) else one.values
-        number += len(values)
-        if number > MAX_VALUES:
-            raise InvalidFieldError(_too_many(field), field=field)
-        for value in values:
-            match value.WhichOneof("kind"):
-                case "struct_value":
-                    left.append(value.struct_value)
-                case "list_value":
-                    left.append(value.list_value)
-
-
-def _number_of_values(value: dict[str, Any] | list[Any]) -> int:
-    inner = _inner(value)
-    return len(inner) + sum(_number_of_values(one) for one in inner if isinstance(one, dict | list))
-
-
-def _check_depth(values: dict[str, Any], field: str) -> None:
-    level: list[Any] = [values]
-    for _ in range(MAX_DEPTH + 1):
-        level = [one for value in level for one in _inner(value) if isinstance(one, dict | list)]
-        if not level:
-            return
-    raise InvalidFieldError(_too_deep(field), field=field)
-
-
-def _inner(value: dict[str, Any] | list[Any]) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value
+def _refusal(field: str, found: str) -> InvalidFieldError:
+    return InvalidFieldError(f"{field} {found}", field=field)
 
 
 def _plain_struct(struct: struct_pb2.Struct) -> dict[str, Any]:
@@ -170,9 +166,9 @@ def _plain(value: struct_pb2.Value) -> Any:
 
 
 def _number(number: float) -> int | float:
-    is_minus_zero = number == 0 and math.copysign(1, number) < 0
-    is_whole = number.is_integer() and abs(number) <= _MAX_WHOLE and not is_minus_zero
-    return int(number) if is_whole else number
+    is_whole = number.is_integer() and abs(number) <= _MAX_WHOLE
+    # An int has no sign of a zero.
+    return int(number) if is_whole and str(number) != "-0.0" else number
 
 
 def _fill_value(target: struct_pb2.Value, value: Any) -> None:
@@ -201,11 +197,8 @@ def _as_string(number: float) -> str | None:
     """Return what stands for a number that a Struct in JSON cannot have; None: it can have it."""
     if isinstance(number, int):
         return str(number) if abs(number) > _MAX_WHOLE else None
-    if math.isnan(number):
-        return "NaN"
-    if math.isinf(number):
-        return "Infinity" if number > 0 else "-Infinity"
-    return None
+    # Python's json module writes NaN and the infinities by the names that protobuf's JSON has for them.
+    return None if math.isfinite(number) else json.dumps(number)
 
 
 def _struct_agrees(fields: Mapping[str, struct_pb2.Value], values: Mapping[str, Any]) -> bool:
@@ -226,19 +219,13 @@ def _agrees(given: struct_pb2.Value, value: Any) -> bool:
             return isinstance(value, dict) and _struct_agrees(given.struct_value.fields, value)
         case "list_value":
             items = given.list_value.values
-            return (
-                isinstance(value, list)
-                and len(items) == len(value)
-                and all(_agrees(one, other) for one, other in zip(items, value, strict=True))
-            )
+            return isinstance(value, list) and len(items) == len(value) and all(map(_agrees, items, value))
     return value is None
 
 
 def _is_nearest(given: float, value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    try:
-        nearest = float(value)
-    except OverflowError:
-        nearest = math.inf if value > 0 else -math.inf
+    # By its digits: beyond the largest double it is infinite then, and not an error.
+    nearest = float(str(value))
     return given == nearest or (math.isnan(given) and math.isnan(nearest))
