@@ -2,6 +2,8 @@
 
 import copy
 import json
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,39 @@ def test_the_order_is_the_notebooks_own() -> None:
     assert names == ["#", "a", "b", "c"]
 
 
+def test_an_order_that_was_given_is_kept() -> None:
+    """Of names and of keys, whatever the notebook's own is."""
+    given = {"b": {"z": 1, "k": [{"y": 1, "x": 2}]}, "a": 1}
+    data = content(code("a = 0\nb = 0", "parameters"))
+    cell = json.loads(prepare(data, given, "", KERNELS, is_ordered=True).cells[1])
+    assert "".join(cell["source"]) == '# Parameters\nb = {"z": 1, "k": [{"y": 1, "x": 2}]}\na = 1\n'
+
+
+def test_a_parameters_cell_that_is_not_python_takes_any() -> None:
+    """Its mistake is shown by the run, in the cell that has it; names can be read of no part of it."""
+    node = parameterized(notebook(code("a = 1\nb = = 2", "parameters"), **PYTHON), {"c": 1})
+    assert node.cells[1].source == "# Parameters\nc = 1\n"
+
+
+def test_unknown_parameters_arrive_from_another_process() -> None:
+    """A large notebook is prepared in one of its own."""
+    arrived = pickle.loads(pickle.dumps(UndeclaredParameterError(["z"], ["a", "b"])))  # noqa: S301 - its own
+    assert (arrived.unknown, arrived.known) == (["z"], ["a", "b"])
+
+
+def test_a_translator_is_found_by_the_kernel_before_the_language() -> None:
+    """As papermill does: for some kernels it goes by the name alone."""
+    kernels = {".net-csharp": "C#", "pysparkkernel": "pyspark"}
+    csharp = prepare(content("1"), {"a": True}, ".net-csharp", kernels).cells[0]
+    assert "".join(json.loads(csharp)["source"]) == "// Parameters\nvar a = true;\n"
+    tagged = content(code("a = 1", "parameters"))
+    spark = prepare(tagged, {"a": 2}, "pysparkkernel", kernels).cells[1]
+    assert "".join(json.loads(spark)["source"]) == "# Parameters\na = 2\n"
+    with pytest.raises(UndeclaredParameterError) as caught:
+        prepare(tagged, {"b": 2}, "pysparkkernel", kernels)
+    assert (caught.value.unknown, caught.value.known) == (["b"], ["a"])
+
+
 def test_any_parameter_is_taken_where_no_cell_is_tagged() -> None:
     """Without the tag the notebook does not say which it has."""
     assert parameterized(notebook("1"), {"anything": 1}).cells[0].source.endswith("anything = 1\n")
@@ -164,8 +199,15 @@ def test_a_parameters_cell_that_papermill_cannot_read_takes_any() -> None:
 def test_names_that_python_does_not_have_are_refused(name: str) -> None:
     """A keyword, or no identifier: it would be a syntax error, or code."""
     for node in (notebook("1"), notebook(code("a = 1", "parameters"), **PYTHON)):
-        with pytest.raises(ParameterNameError):
+        with pytest.raises(ParameterNameError, match=re.escape(f"{name!r} cannot be a name in Python.")):
             parameterized(node, {name: 1})
+
+
+def test_a_refusal_repeats_the_beginning_of_a_name() -> None:
+    """A name may have a megabyte."""
+    with pytest.raises(ParameterNameError) as caught:
+        parameterized(notebook("1"), {"1" * 1_000_000: 1})
+    assert str(caught.value) == f"'{'1' * 100}' cannot be a name in Python."
 
 
 def test_names_with_dots_are_names_in_r() -> None:
@@ -179,12 +221,21 @@ def test_names_that_python_has_are_taken(name: str) -> None:
     assert f"{name} = 1" in parameterized(notebook("1"), {name: 1}).cells[0].source
 
 
-@pytest.mark.parametrize(("language", "value"), [("cobol", 1), ("bash", {"a": 1})])
-def test_what_cannot_be_translated_is_refused_in_a_sentence(language: str, value: object) -> None:
-    """An unknown language, or a value that the language does not have."""
-    node = notebook("1", language_info={"name": language})
-    with pytest.raises(NotebookError, match=language):
-        parameterized(node, {"a": value})
+@pytest.mark.parametrize(
+    ("language", "value", "why"),
+    [
+        ("cobol", 1, "cobol: No parameter translator functions specified"),
+        ("bash", {"a": 1}, "bash: "),
+        ("\ud800", 1, "?: No parameter translator functions specified"),
+    ],
+)
+def test_what_cannot_be_translated_is_refused_in_a_sentence(language: str, value: object, why: str) -> None:
+    """An unknown language, or a value that the language does not have; in text that can be sent."""
+    data = json.dumps(notebook("1", language_info={"name": language})).encode()
+    with pytest.raises(NotebookError) as caught:
+        prepare(data, {"a": value}, "", KERNELS)
+    assert str(caught.value).startswith(f"The parameters cannot be translated to {why}")
+    str(caught.value).encode()
 
 
 def test_a_value_never_leaves_its_literal() -> None:

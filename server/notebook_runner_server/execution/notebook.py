@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import keyword
@@ -13,7 +12,6 @@ from typing import Any
 
 import nbformat
 from nbformat.v4.rwbase import split_lines, strip_transient
-from nbformat.validator import NotebookValidationError
 from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
 
 from notebook_runner_server.execution import kernel_names, parts, repairs
@@ -32,6 +30,7 @@ class NotebookError(ValueError):
     """The bytes are no notebook that can be executed; the message says what is wrong, and where."""
 
 
+@dataclass(eq=False)
 class UndeclaredParameterError(ValueError):
     """Parameters that the notebook does not have.
 
@@ -40,10 +39,8 @@ class UndeclaredParameterError(ValueError):
         known: The names that the cell tagged `parameters` assigns, in its order.
     """
 
-    def __init__(self, unknown: list[str], known: list[str]) -> None:
-        super().__init__(unknown, known)
-        self.unknown = unknown
-        self.known = known
+    unknown: list[str]
+    known: list[str]
 
 
 class ParameterNameError(ValueError):
@@ -86,19 +83,19 @@ def prepare(
 
     Raises:
         NotebookError: It is not a notebook, or has no language that parameters can be translated to.
-        UnknownParameterError: A parameter is not in the cell tagged `parameters`.
+        UndeclaredParameterError: A parameter is not in the cell tagged `parameters`.
         ParameterNameError: A parameter's name is none in the notebook's language.
     """
     try:
-        notebook, repaired = read(content)
+        notebook, repaired = _read(content)
         clear_execution(notebook)
         kernel_name = kernel_name or notebook.metadata.get("kernelspec", {}).get("name", "")
         if parameters:
             kernelspec = kernel_names.resolve(kernel_name)
             notebook = _parameterize(notebook, parameters, kernelspec, kernels, is_ordered=is_ordered)
         # Text that is not Unicode can be kept as an escape, but no kernel can be sent it.
-        code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-        json.dumps([kernel_name, code], ensure_ascii=False).encode()
+        for text in (kernel_name, *(cell.source for cell in notebook.cells if cell.cell_type == "code")):
+            text.encode()
         return PreparedNotebook(
             tuple(encode_cell(cell) for cell in notebook.cells), encode_tail(notebook), kernel_name, repaired
         )
@@ -108,11 +105,12 @@ def prepare(
         raise NotebookError("The notebook is nested too deep.") from error
 
 
-def read(content: bytes) -> tuple[nbformat.NotebookNode, tuple[str, ...]]:
+def _read(content: bytes) -> tuple[nbformat.NotebookNode, tuple[str, ...]]:
     """Return a notebook in nbformat 4 that can be executed, and what was repaired in it.
 
     Raises:
         NotebookError: It cannot be executed.
+        RecursionError: It is nested too deep.
     """
     document = _document(content)
     found = Repairs()
@@ -124,20 +122,19 @@ def read(content: bytes) -> tuple[nbformat.NotebookNode, tuple[str, ...]]:
         repairs.strip_metadata(notebook, found)
     except CannotRepairError as error:
         raise NotebookError(f"The notebook cannot be executed: {error}") from error
-    except NotebookValidationError as error:
-        raise NotebookError(f"The notebook fails nbformat's schema: {_where(error)}") from error
-    except RecursionError as error:
-        raise NotebookError("The notebook is nested too deep.") from error
+    except RecursionError:
+        raise
     # Documents that claim a format they do not have fail in a hundred ways inside the conversion.
     except Exception as error:
-        raise NotebookError(f"The notebook cannot be read: {_short(error)}") from error
+        reason = f"{type(error).__name__}: {_short(error)}"
+        raise NotebookError(f"The notebook cannot be read: {reason}") from error
     return notebook, found.sentences()
 
 
 def _converted(document: dict[str, Any], found: Repairs) -> dict[str, Any]:
     """Convert a notebook of nbformat 3, whose outputs are not needed and may be of any kind."""
     index = 0
-    for sheet in document.get("worksheets", []):
+    for sheet in document["worksheets"]:
         for cell in sheet["cells"]:
             if cell.get("cell_type") == "code":
                 if "outputs" not in cell:
@@ -145,8 +142,7 @@ def _converted(document: dict[str, Any], found: Repairs) -> dict[str, Any]:
                 cell["outputs"] = []
             index += 1
     reader = nbformat.versions[OLD_FORMAT]
-    node = reader.to_notebook_json(document, minor=document.get("nbformat_minor", 0))
-    converted: dict[str, Any] = nbformat.convert(node, 4)
+    converted: dict[str, Any] = nbformat.convert(reader.to_notebook_json(document), 4)
     return converted
 
 
@@ -159,20 +155,13 @@ def _document(content: bytes) -> dict[str, Any]:
         raise NotebookError(
             f"The notebook is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from error
-    except (RecursionError, ValueError) as error:
-        raise NotebookError("The notebook is nested too deep, or has a number too long to read.") from error
+    except ValueError as error:
+        raise NotebookError("The notebook has an integer of more than 4,300 digits.") from error
     if not isinstance(document, dict) or "nbformat" not in document:
         raise NotebookError('The JSON is not a notebook: it has no "nbformat".')
     if document["nbformat"] not in (OLD_FORMAT, 4) or isinstance(document["nbformat"], (bool, float)):
         raise NotebookError(f"nbformat 3 and 4 are supported, not {_short(document['nbformat'])}.")
     return document
-
-
-def _where(error: Exception) -> str:
-    # nbformat's own text repeats the offending part of the notebook, which has no bound.
-    path = "/".join(str(step) for step in getattr(error, "relative_path", ()))
-    message = _short(getattr(error, "message", error))
-    return f"{message} (at {path})" if path else message
 
 
 def _short(value: object) -> str:
@@ -191,7 +180,8 @@ def _parameterize(
     """Inject parameters by papermill's own translators, and name the ones that the notebook lacks."""
     language = notebook.metadata.get("language_info", {}).get("name") or kernels.get(kernel_name, "python")
     try:
-        return _injected(notebook, parameters, kernel_name or "python3", language, is_ordered=is_ordered)
+        # Papermill asks for a name, and looks for a translator by it before it does by the language.
+        return _injected(notebook, parameters, kernel_name or language, language, is_ordered=is_ordered)
     except (UndeclaredParameterError, ParameterNameError, RecursionError):
         raise
     # Papermill's translators and its view of a notebook's metadata fail in many ways.
@@ -247,11 +237,14 @@ def _known_parameters(
     if place < 0:
         return [], False
     if language == "python":
-        with contextlib.suppress(SyntaxError):
+        try:
             return [one.name for one in python_parameters(notebook.cells[place].source)], True
+        except SyntaxError:
+            # The run shows it, in the cell that has it.
+            return [], False
     # Papermill reads the cells of no other language whole.
     found = [one.name for one in _infer_parameters(notebook, kernel_name, language)]
-    return found, bool(found) and language != "python"
+    return found, bool(found)
 
 
 def _ordered(parameters: Mapping[str, Any], known: list[str]) -> dict[str, Any]:
@@ -280,8 +273,10 @@ def encode_cell(cell: nbformat.NotebookNode) -> bytes:
 def encode_tail(notebook: nbformat.NotebookNode) -> bytes:
     """Encode all of a notebook that is not a cell, from the end of the list of cells to the end."""
     holder = strip_transient(copy.deepcopy(nbformat.NotebookNode({**notebook, "cells": []})))
-    encoded = parts.encode(holder).split(b'"cells": []', 1)[1]
-    return (b"\n ]" if notebook.cells else b"]") + encoded + b"\n"
+    del holder["cells"]
+    end = b"\n ]," if notebook.cells else b"],"
+    # Without the brace that opens the notebook: the head has it.
+    return end + parts.encode(holder)[1:] + b"\n"
 
 
 def decode(content: bytes) -> nbformat.NotebookNode:

@@ -1,7 +1,8 @@
 """The form of a notebook's parts, in bytes: each cell, and the tail with all that follows the cells.
 
 `HEAD`, the cells joined by `SEPARATOR`, and the tail together are, byte for byte, what `nbformat.write`
-writes, so that an executed notebook can be put together from parts without being parsed.
+writes, so that an executed notebook can be put together from parts without being parsed. Only what formats
+later than nbformat's own have before `cells`, in the order of the alphabet, comes after the cells here.
 """
 
 from __future__ import annotations
