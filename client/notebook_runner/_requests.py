@@ -199,7 +199,7 @@ def _option(name: str, value: Any) -> pb.StartRequest:
 
 def _no_option(name: str) -> str:
     known = list(StartOptions.__annotations__)
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name, known)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     return f"a run has no option {name}; {hint}"
 

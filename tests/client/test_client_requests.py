@@ -77,14 +77,18 @@ def test_notebook_by_uri() -> None:
 )
 def test_two_notebooks_are_one_too_many(notebook: Any, options: dict[str, str]) -> None:
     """A notebook, a server path and a URI contradict each other."""
-    with pytest.raises(ValueError, match="one of notebook, server_path and notebook_uri"):
+    with pytest.raises(ValueError, match=r"^give one of notebook, server_path and notebook_uri, not more$"):
         start(notebook, **options)
 
 
 def test_missing_file_says_where_else_it_may_be(tmp_path: Path) -> None:
-    """A path that is not here reminds of server_path."""
-    with pytest.raises(FileNotFoundError, match="server_path"):
+    """A path that is not here reminds of server_path and notebook_uri."""
+    with pytest.raises(FileNotFoundError) as caught:
         start(tmp_path / "none.ipynb")
+    assert caught.value.filename == str(tmp_path / "none.ipynb")
+    assert caught.value.strerror == (
+        "no such notebook here (under the server's notebook root: server_path; by its URI: notebook_uri)"
+    )
 
 
 def test_other_types_are_no_notebook() -> None:
@@ -147,8 +151,12 @@ def test_scalars_of_other_libraries(value: object, plain: object) -> None:
 )
 def test_parameter_that_cannot_be_sent(value: object, place: str) -> None:
     """A value without a JSON type is refused, with the place where it stands."""
-    with pytest.raises(TypeError, match=place):
+    with pytest.raises(TypeError, match=place) as caught:
         start(parameters={"a": value})
+    assert str(caught.value).endswith(
+        "; a parameter is None, bool, int, float, str, or a list or dict of these. "
+        "Send anything else as a str that the notebook parses"
+    )
 
 
 def test_names_of_parameters_are_str() -> None:
@@ -170,10 +178,11 @@ def test_integers_keep_all_digits(value: int) -> None:
 
 
 def test_values_are_sent_as_they_are() -> None:
-    """Floats, their signs, NaN, infinities and the order of names are in the JSON."""
-    values = {"b": 1.0, "a": -0.0, "d": float("nan"), "c": [float("inf"), -float("inf")]}
+    """Floats, their signs, NaN, infinities, letters and the order of names are in the JSON."""
+    values = {"b": 1.0, "a": -0.0, "d": float("nan"), "c": [float("inf"), -float("inf")], "ä": "€"}
     request = start(parameters=values)
-    assert request.parameters_json == '{"b": 1.0, "a": -0.0, "d": NaN, "c": [Infinity, -Infinity]}'
+    # Letters as they are: as escapes, text in most languages would reach the limit of bytes too early.
+    assert request.parameters_json == '{"b": 1.0, "a": -0.0, "d": NaN, "c": [Infinity, -Infinity], "ä": "€"}'
     assert request.parameters.fields["c"].list_value.values[0].number_value == float("inf")
 
 
@@ -227,7 +236,7 @@ def test_all_options_arrive() -> None:
     ("options", "problem"),
     [
         ({"paramters": {}}, "no option paramters; did you mean parameters?"),
-        ({"foo": 1}, "no option foo; there are"),
+        ({"foo": 1}, "no option foo; there are server_path, notebook_uri, output_uri, parameters, "),
         ({"parameters": [1]}, "parameters is a dict of values by name, not list"),
         ({"environment": {"A": 1}}, r"environment must be Mapping\[str, str\]"),
         ({"memory_limit": "1G"}, "memory_limit must be int"),
@@ -249,7 +258,9 @@ def test_number_out_of_range() -> None:
 
 def test_content_is_no_path() -> None:
     """A notebook's JSON as a str is taken for the mistake that it is."""
-    with pytest.raises(ValueError, match="content as bytes or as a dict"):
+    with pytest.raises(
+        ValueError, match=r"^a str is the path of a notebook; give its content as bytes or as a dict$"
+    ):
         start('{"cells": []}')
 
 
