@@ -215,7 +215,7 @@ def prepare(
 async def serve(settings: Settings) -> None:
     """Run a server until SIGTERM or SIGINT; a second signal hurries it."""
     if settings.sandbox_options.is_on:
-        confine.hide()
+        confine.set_dumpable(False)
     logs.configure(settings.log_format, settings.log_level)
     stop, hurry = asyncio.Event(), asyncio.Event()
 

@@ -72,7 +72,7 @@ def _end_with(lifeline: BinaryIO) -> None:
 def main() -> None:
     """Answer the one call that comes on standard input, on standard output."""
     # It has the server's environment, and reads notebooks.
-    confine.hide()
+    confine.set_dumpable(False)
     function, args, kwargs = pickle.load(sys.stdin.buffer)  # noqa: S301 - this program's own
     # The caller closes it when it has the answer, or is gone.
     threading.Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()

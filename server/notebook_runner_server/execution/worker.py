@@ -171,7 +171,7 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
         options: What the server tells it once.
     """
     if options.hide:
-        confine.hide()
+        confine.set_dumpable(False)
     scrub_environ(options.kernel_environment)
     # What the server could read at Start, with its limit, must not be nested too deep here.
     sys.setrecursionlimit(10 * sys.getrecursionlimit())

@@ -78,7 +78,7 @@ class ActiveRun:
         # An end that the store could not take, and why its notebook is not at its URI.
         self._held: tuple[Ended, str] | None = None
         self.stop_requested: tuple[Cause, float] | None = None
-        self._standing = PartsCursor(parts_size, parts_size)
+        self._parts_cursor = PartsCursor(parts_size, parts_size)
         self._handle: RunHandle | None = None
         self._delivery = delivery
         self._writing: asyncio.Task[str] | None = None
@@ -90,7 +90,7 @@ class ActiveRun:
     def resume(self, resume: Checkpoint) -> None:
         """Go on where an earlier server has stopped; what it wrote after that is written again."""
         is_between_parts = resume.size == resume.part_start
-        self._standing = PartsCursor(
+        self._parts_cursor = PartsCursor(
             resume.size, resume.part_start, part_checksum=0 if is_between_parts else None
         )
 
@@ -198,7 +198,7 @@ class ActiveRun:
         """Say which cell was executed, where a worker that died could not."""
         if failure.cell_index is not None or self.run.current_cell is None:
             return failure
-        return replace(failure, cell_index=self.run.current_cell, cell_id=self._standing.cell_id)
+        return replace(failure, cell_index=self.run.current_cell, cell_id=self._parts_cursor.cell_id)
 
     async def _salvaged(self) -> list[ExecutionEvent]:
         """Return the end of a cell whose worker could not tell it, with the text that it printed."""
@@ -206,12 +206,12 @@ class ActiveRun:
         if index is None:
             return []
         # What the worker had sent of this cell's part is not whole.
-        self._standing = self._standing.without_part()
-        seconds = self._standing.cell_seconds
+        self._parts_cursor = self._parts_cursor.without_part()
+        seconds = self._parts_cursor.cell_seconds
         part: list[ExecutionEvent] = []
         try:
             cell = SalvagedCell(await self.log.source(self.run.run_id, index))
-            self._standing = replace(self._standing, cell_id=cell.cell_id)
+            self._parts_cursor = replace(self._parts_cursor, cell_id=cell.cell_id)
             await self._record([CellChunk(index, cell.head, last=False)], is_end=True)
             async for events in self.log.shown():
                 piece = await asyncio.to_thread(cell.piece, events)
@@ -222,19 +222,19 @@ class ActiveRun:
         except Exception:
             # The files are damaged or gone: the run must have its end all the same.
             _logger.exception("the text of a cell could not be saved", extra=self.run_context.ids)
-            self._standing = self._standing.without_part()
-        return [*part, CellFinished(index, self._standing.cell_id, 0, seconds, CellOutcome.STOPPED)]
+            self._parts_cursor = self._parts_cursor.without_part()
+        return [*part, CellFinished(index, self._parts_cursor.cell_id, 0, seconds, CellOutcome.STOPPED)]
 
     async def _record(
         self, batch: Sequence[ExecutionEvent], output_error: str = "", *, is_end: bool = False
     ) -> None:
         if not batch:
             return
-        told = apply_events(batch, self.run, self._standing, self.log, output_error)
+        told = apply_events(batch, self.run, self._parts_cursor, self.log, output_error)
         if told.is_warm is not None:
             self.run_context.is_warm = told.is_warm
         await self.log.append(told.run, told.events, told.written, self._expire_time(told.run), is_end=is_end)
-        self.run, self._standing = told.run, told.parts_cursor
+        self.run, self._parts_cursor = told.run, told.parts_cursor
 
     async def _append(self, run: Run) -> None:
         event = self.log.next_event(run, RunChanged(run))
@@ -258,14 +258,14 @@ class ActiveRun:
         if self._held is None:
             return True
         ended, output_error = self._held
-        parts_cursor = self._standing
+        parts_cursor = self._parts_cursor
         try:
             # Not if the cell has its end.
             salvaged = await self._salvaged()
             await self._record([*salvaged, ended], output_error, is_end=True)
         except StorageFullError:
             # What was written of the cell is written again.
-            self._standing = parts_cursor
+            self._parts_cursor = parts_cursor
             return False
         self._held = None
         return True

@@ -58,7 +58,7 @@ class RunLog:
         run_context: RunContext | None = None,
     ) -> None:
         self._store = store
-        self._course = run_context
+        self._run_context = run_context
         self.clock = clock or Clock()
         self.position = position
         self.last_sequence = last_sequence
@@ -105,8 +105,8 @@ class RunLog:
         if self._news is not None:
             self._news.set_result(None)
             self._news = None
-        if self._course is not None:
-            self._course.tell(events)
+        if self._run_context is not None:
+            self._run_context.tell(events)
 
     def close(self) -> None:
         """Send the readers away: the server stops, and this run goes on after its next start."""

@@ -19,14 +19,12 @@ _CREATE_RULESET_VERSION = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def hide() -> None:
-    """Let no other process of this user read this one's environment, memory and descriptors."""
-    _prctl(PR_SET_DUMPABLE, 0)
+def set_dumpable(dumpable: bool) -> None:
+    """Let other processes of this user read this one's environment, memory and descriptors, or not.
 
-
-def show() -> None:
-    """Undo `hide`, which a fork inherits: a kernel reads what /proc tells of itself."""
-    _prctl(PR_SET_DUMPABLE, 1)
+    A fork inherits it; a program that is executed is dumpable again.
+    """
+    _prctl(PR_SET_DUMPABLE, int(dumpable))
 
 
 def landlock_version() -> int:

@@ -64,7 +64,7 @@ def main() -> None:
     """Import, say so, and fork until the other side is gone; in a kernel, be that kernel."""
     link = socket.socket(fileno=int(sys.argv[1]))
     if int(sys.argv[2]):
-        confine.hide()
+        confine.set_dumpable(False)
     modules = sys.argv[3:]
     failed = _imported(modules)
     link.sendall(json.dumps({"failed": failed}).encode() + b"\n")
@@ -154,7 +154,7 @@ def _be_kernel(request: dict[str, Any], control: socket.socket, rulesets: list[i
     for ruleset in rulesets:
         # Before there is any other thread, which would keep what it may.
         confine.restrict(ruleset)
-    confine.show()
+    confine.set_dumpable(True)
     _take_place(request["place"])
     _reseed()
     launcher = importlib.util.find_spec(request["module"])
