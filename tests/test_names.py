@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.parametrize("package", ["server/notebook_runner_server", "client/notebook_runner"])
 def test_no_class_name_is_used_twice(package: str) -> None:
-    """Each class of a package has a name of its own; those that a module keeps to itself begin with a line."""
+    """Each public class of a package has a name of its own."""
     found = Counter(
         node.name
         for path in (ROOT / package).rglob("*.py")
