@@ -102,7 +102,7 @@ def test_each_end_has_its_name(server: Server, gate: Gate, name: str) -> None:
     """State, cause, cell, signal and exit code; text is kept, no process is left, and the server goes on."""
     limit, mark = LIMITS[name], new_mark()
     # Text is on its way for a moment after it was printed, and a kernel that dies takes it along.
-    source = f"print('begun', flush=True)\n{gate.source}\n{limit.source}"
+    source = f"print('begun\\n', end='', flush=True)\n{gate.source}\n{limit.source}"
     request = inline("print('done')", source, "1", environment={RUN_MARK: mark}, **limit.fields)
     with started(server.stub, request) as begun:
         reach(server.stub, begun.run_id, "cell_output", cell=1)

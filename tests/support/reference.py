@@ -3,9 +3,12 @@
 Run as a program, it reads one JSON request a line and answers one JSON line.
 """
 
+import contextlib
+import faulthandler
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -37,11 +40,14 @@ class Reference:
         self._environment = {**os.environ, **(environment or {})}
 
     def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def _start(self) -> None:
         command = [sys.executable, __file__]
         self._process = subprocess.Popen(
             command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        return self
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -64,7 +70,15 @@ class Reference:
         """Waits for the execution that was asked for."""
         assert self._process.stdout is not None
         is_there = select.select([self._process.stdout], [], [], SECONDS)[0]
-        assert is_there, "nbclient itself did not come to an end"
+        if not is_there:
+            # It says where it hangs. The next execution is not to wait for this one.
+            self._process.send_signal(signal.SIGUSR1)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+            self._process.kill()
+            self._process.wait()
+            self._start()
+            raise AssertionError("nbclient itself did not come to an end")
         answer = json.loads(self._process.stdout.readline())
         return Executed(nbformat.from_dict(answer["notebook"]), answer["error"])
 
@@ -105,6 +119,7 @@ def _serve(answers: TextIO) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     # What kernels write to the inherited standard output must not mix with the answers.
     with os.fdopen(os.dup(1), "w") as own_output:
         os.dup2(2, 1)

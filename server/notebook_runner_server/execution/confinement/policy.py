@@ -128,7 +128,8 @@ def exposed(confinement: SandboxPolicy) -> list[Path]:
     """Return what should be hidden and is not, for it is in a folder that the operator has opened."""
     opened = _opened(confinement)
     hidden = [one.resolve() for one in confinement.hidden]
-    return [one for one in hidden if any(one.is_relative_to(folder) for folder in opened)]
+    found = [one for one in hidden if any(one.is_relative_to(folder) for folder in opened)]
+    return [one for one in found if not any(folder in one.parents for folder in found)]
 
 
 def missing(confinement: SandboxPolicy) -> list[Path]:
