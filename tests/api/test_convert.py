@@ -115,9 +115,9 @@ EVENTS: list[tuple[Body, str, dict[str, Any]]] = [
     (CellStarted(3, "id", "line"), "cell_started", {"cell_id": "id", "first_line": "line"}),
     (printed(1, "text").body, "cell_output.stream", {"name": "stdout", "text": "text"}),
     (
-        DisplayOutput(2, "display_data", (("a/b", 3),)),
+        DisplayOutput(2, "display_data", (("a/b", 3),), 4),
         "cell_output.display",
-        {"output_type": "display_data", "data": [pb.MimeData(mime_type="a/b", size_bytes=3)]},
+        {"output_type": "display_data", "data": [pb.MimeData(mime_type="a/b", size_bytes=3)], "omitted": 4},
     ),
     (ErrorOutput(2, "E", "m"), "cell_output.error", {"exception_name": "E", "exception_message": "m"}),
     (ClearOutput(2, wait=True), "cell_output.clear", {"wait": True}),
