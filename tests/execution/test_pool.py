@@ -32,9 +32,9 @@ def test_events_come_in_order_and_the_parts_are_the_notebook(pool: Pool) -> None
     """The kernel, then each code cell with its start, text, part and end, then the tail and the end."""
     events = pool.run("print('one')", markdown("text"), "", "import sys; print('two', file=sys.stderr)\n3")
     kinds = [type(event).__name__ for event in events]
-    cell = ["CellStarted", "StreamOutput", "PartChunk", "CellFinished"]
-    last = ["CellStarted", "StreamOutput", "DisplayOutput", "PartChunk", "CellFinished"]
-    assert kinds == ["KernelReady", *cell, *last, "PartChunk", "Ended"]
+    cell = ["CellStarted", "StreamOutput", "CellChunk", "CellFinished"]
+    last = ["CellStarted", "StreamOutput", "DisplayOutput", "CellChunk", "CellFinished"]
+    assert kinds == ["KernelReady", *cell, *last, "CellChunk", "Ended"]
     assert [number for number, _ in parts(events)] == [0, 3, TAIL]
     assert end(events).failure is None
     finished = [event for event in events if isinstance(event, CellFinished)]

@@ -1,18 +1,23 @@
 """What is executed before a kernel is the notebook's own: nothing of it escapes the sandbox."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import nbformat
 import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.attacks import SECRET
-from tests.support.calls import finish, inline, perform, reach, start, started, texts
+from tests.support.calls import SECONDS, finish, inline, perform, reach, start, started, texts
 from tests.support.gate import Gate
+from tests.support.mortal import worker_of
 from tests.support.notebooks import notebook
 from tests.support.plain import PlainServer, plain_home
+from tests.support.server import Server
 
 # Executed by whatever is told to, at any time: it notes what it may do, where each kernel may write.
 EVIL = """
@@ -116,3 +121,33 @@ def test_a_folder_that_becomes_a_link_opens_nothing(attacked: PlainServer) -> No
     assert "is a symbolic link" in ended.run.failure.message
     assert not (attacked.state_dir / "written").exists()
     assert SECRET not in texts(ended.events)
+
+
+@pytest.mark.parametrize("options", [(), ("--no-warm-kernels",)], ids=["warm", "cold"])
+def test_no_module_of_the_working_folder_is_imported(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """The server may be started where notebooks write: what it starts looks for no module there."""
+    folder, marker = tmp_path / "cwd", tmp_path / "marker"
+    folder.mkdir()
+    for name in ("selectors", "random", "tempfile", "socket", "pickle", "zmq", "nbclient"):
+        (folder / f"{name}.py").write_text(f"open({str(marker)!r}, 'w')\nraise ImportError")
+    with Server(tmp_path / "state", *options, folder=folder) as server:
+        assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
+        os.kill(worker_of(server), signal.SIGKILL)
+        assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
+        run = perform(server.stub, inline("1")).run
+        server.stub.Output(pb.OutputRequest(run_id=run.run_id, format="html"), timeout=SECONDS)
+    assert not marker.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root nobody can look into the server")
+def test_locks_of_the_server_have_no_name(server: Server) -> None:
+    """A notebook may write what has a name in /dev/shm, and so hold up whoever waits for it."""
+    perform(server.stub, inline("1"))
+    lines = [
+        line
+        for pid in (server.process.pid, worker_of(server))
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
+        if "sem.mp-" in line
+    ]
+    assert lines
+    assert [line for line in lines if not line.endswith(" (deleted)")] == []

@@ -291,7 +291,7 @@ class Backend(Protocol):
 
         Args:
             run_id: The run.
-            mark: The number of the last `Mark` that is durable; zero: there is none.
+            mark: The number of the last `ReplayMark` that is durable; zero: there is none.
         """
 
     def leave(self) -> None:

@@ -346,7 +346,8 @@ class Kernel:
     def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         """Return what is inherited, with folders that end with the kernel, and the run's own variables."""
         base = inherited()
-        return {**base, **make_folders(self._folder, {**base, **variables}), **variables}
+        # The caller's variables must not choose what the worker, which is not confined, looks at.
+        return {**base, **make_folders(self._folder, base), **variables}
 
     def _watch(self, address_space: int) -> asyncio.Future[None]:
         """Learn of the end of the process at once; jupyter_client would poll each second."""

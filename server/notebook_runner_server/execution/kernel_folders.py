@@ -7,6 +7,7 @@ notebook starts has them too, and end with the run.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -15,6 +16,8 @@ from pathlib import Path
 # What IPython writes into a profile: a database for %store, %bookmark, %cd and the like, the history, logs,
 # and files of running processes. Everything else in a profile is configuration.
 _PROFILE_DATA = ("db", "history.sqlite*", "log", "pid", "security")
+
+_MOST_ENTRIES = 1000
 
 # What Jupyter writes: connection files of kernels, and the signatures of notebooks that were saved.
 _JUPYTER_DATA = ("runtime", "nbsignatures.db*", "notebook_secret")
@@ -25,7 +28,7 @@ def make_folders(folder: Path, environment: Mapping[str, str]) -> dict[str, str]
 
     Args:
         folder: The private folder of the kernel.
-        environment: The variables that the kernel gets beside these; they name the user's own directories.
+        environment: The worker's variables, which name the user's own directories.
     """
     home = environment.get("HOME") or os.path.expanduser("~")
     share = environment.get("XDG_DATA_HOME") or os.path.join(home, ".local", "share")
@@ -56,7 +59,7 @@ def _made(folder: Path) -> Path:
 def _entries(folder: str | Path) -> Iterator[Path]:
     # There is none, its user is none, or it is another user's: then IPython and Jupyter have their defaults.
     with contextlib.suppress(OSError, RuntimeError):
-        yield from Path(folder).expanduser().absolute().iterdir()
+        yield from itertools.islice(Path(folder).expanduser().absolute().iterdir(), _MOST_ENTRIES)
 
 
 def _link(entries: Iterable[Path], folder: Path, data: tuple[str, ...] = ()) -> None:

@@ -33,7 +33,7 @@ from notebook_runner_server.execution.processes import KILL_DEADLINE, become_sub
 from notebook_runner_server.execution.runtime_dir import RuntimeDir
 from notebook_runner_server.execution.signals import describe_exit
 from notebook_runner_server.execution.warm.languages import LANGUAGES
-from notebook_runner_server.execution.worker_process import WorkerProcess, kill_orphans
+from notebook_runner_server.execution.worker_process import WorkerProcess, kill_orphans, safe_path
 
 _log = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ class ProcessPoolBackend:
         if self._confinement is not None:
             self._confinement.places.mkdir(mode=0o700)
         # Python starts it beside the workers, with all that this process has in its environment.
-        with scrubbed_environ(self._sandbox.kernel_environment):
+        with scrubbed_environ(self._sandbox.kernel_environment), safe_path():
             resource_tracker.ensure_running()
 
     async def wait_for_worker(self) -> None:

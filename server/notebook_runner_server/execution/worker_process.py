@@ -10,10 +10,12 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import SemLock
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.execution import worker_protocol
@@ -22,7 +24,12 @@ from notebook_runner_server.execution.link import WorkerConnection
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import KILL_DEADLINE, in_own_session, kill_descendants
 
+START_SECONDS = 60.0
+"""How long a worker process may take to start."""
+
 _log = logging.getLogger(__name__)
+
+_SAFE_PATH = "PYTHONSAFEPATH"
 
 # A fork of a process that serves gRPC crashes or hangs.
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -34,6 +41,24 @@ def kill_orphans() -> set[int]:
     What this process starts itself stays in its session; a kernel never is in it.
     """
     return kill_descendants(os.getpid(), spare=in_own_session)
+
+
+@contextlib.contextmanager
+def safe_path() -> Iterator[None]:
+    """Have interpreters that are started meanwhile look for no module in the working folder.
+
+    A notebook may write there, and what `multiprocessing` starts is executed outside of the sandbox. No other
+    thread may look at the environment.
+    """
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
 
 
 class WorkerProcess:
@@ -70,14 +95,35 @@ class WorkerProcess:
 
         Raises:
             BrokenProcessPool: It died.
+            TimeoutError: It did not get ready.
         """
         self.link = await WorkerConnection.open(self._near, self._noticed)
         try:
-            self.hello = await asyncio.wrap_future(self._pool.submit(worker_protocol.hello))
+            with safe_path():
+                started = self._pool.submit(worker_protocol.hello)
+            async with asyncio.timeout(START_SECONDS):
+                self.hello = await asyncio.wrap_future(started)
+        except TimeoutError:
+            for process in list((self._pool._processes or {}).values()):  # noqa: SLF001 - nowhere else
+                process.kill()
+            raise
         finally:
             # Only the worker holds the far end now, so that its death is seen as the end of the link.
             self._far.close()
         self._process = next(one for one in multiprocessing.active_children() if one.pid == self.hello.pid)
+        self._unlink_semaphores()
+
+    def _unlink_semaphores(self) -> None:
+        """Remove the names of the pool's semaphores: in /dev/shm a notebook could open and destroy them.
+
+        Both processes have them open by now. `multiprocessing` would remove the names when the pool is gone.
+        """
+        queues = self._pool._call_queue, self._pool._result_queue  # type: ignore[attr-defined]  # noqa: SLF001 - no other way
+        locks = [one for queue in queues for one in vars(queue).values() if isinstance(one, SemLock)]
+        names = [(lock._semlock.name,) for lock in locks]  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+        for finalizer in list(util._finalizer_registry.values()):  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+            if finalizer._args in names:  # noqa: SLF001 - as above
+                finalizer()
 
     def _noticed(self, message: object) -> bool:
         match message:

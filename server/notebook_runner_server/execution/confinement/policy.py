@@ -2,7 +2,7 @@
 
 Landlock allows and cannot deny: what is below an allowed folder is allowed. To hide a folder, every entry of
 every folder above it is allowed, but the one that leads to it. So what is made later in one of the folders
-above, a kernel that was started before does not see: `Rules.is_current` tells.
+above, a kernel that was started before does not see: `KernelRules.is_current` tells.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def narrowed(shared: Iterable[Path], own: Iterable[Path]) -> Ruleset:
     """Return a ruleset for the main thread of a kernel that was started before its run was known.
 
     Args:
-        shared: What all kernels may write, of the kernel's `Rules`.
+        shared: What all kernels may write, of the kernel's `KernelRules`.
         own: Folders of this kernel and its run, without links.
 
     Raises:
