@@ -153,8 +153,14 @@ class Outputs:
         path = self._store.artefacts.path(run.run_id, f"{form.name}-{key}")
         with self._store.artefacts.held(path):
             # All that an ended run has is there to be made again.
-            artefact = await self._artefact(run, row.position, form, key, fresh=final or not as_of)
-            content, total = await asyncio.to_thread(artefacts.read, artefact.path, offset, size)
+            fresh = final or not as_of
+            artefact = await self._artefact(run, row.position, form, key, fresh=fresh)
+            try:
+                content, total = await asyncio.to_thread(artefacts.read, artefact.path, offset, size)
+            except FileNotFoundError:
+                # Somebody has removed the file since it was found.
+                artefact = await self._artefact(run, row.position, form, key, fresh=fresh)
+                content, total = await asyncio.to_thread(artefacts.read, artefact.path, offset, size)
         if to == FILES:
             self._note_reader(artefact.path, done=offset + len(content) >= total)
         return Page(
