@@ -10,6 +10,7 @@
     ├── runs/RUN_ID/          see `folder`
     ├── artefacts/RUN_ID/     see `artefacts`
     ├── places/, scratch      the executor's
+    ├── rebuilding/           a new history, while a start makes it of a damaged one
     └── damaged-TIME/         what a start could not use, by the same names; for the operator
 """
 
@@ -31,6 +32,7 @@ LOCK = "lock"
 RUNS = "runs"
 ARTEFACTS = "artefacts"
 RESERVE = "reserve"
+REBUILDING = "rebuilding"
 _ASIDE = "damaged-"
 # Of a file of SQLite.
 _MAGIC = b"SQLite format 3\0"
@@ -48,6 +50,7 @@ _KINDS: dict[str, Callable[[int], bool]] = {
     f"{DATABASE}-damaged": stat.S_ISREG,
     RUNS: stat.S_ISDIR,
     ARTEFACTS: stat.S_ISDIR,
+    REBUILDING: stat.S_ISDIR,
     "places": stat.S_ISDIR,
     "scratch": stat.S_ISLNK,
 }

@@ -22,7 +22,16 @@ from notebook_runner_server.runs.database import DamagedHistoryError, Database
 from notebook_runner_server.runs.errors import StorageFullError, damaged
 from notebook_runner_server.runs.folder import RunFolder, private
 from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunState
-from notebook_runner_server.runs.quarantine import ARTEFACTS, DATABASE, LOCK, RESERVE, RUNS, Quarantine
+from notebook_runner_server.runs.quarantine import (
+    ARTEFACTS,
+    DATABASE,
+    LOCK,
+    REBUILDING,
+    RESERVE,
+    RUNS,
+    Quarantine,
+)
+from notebook_runner_server.runs.rebuilding import rebuild
 from notebook_runner_server.runs.request_key import request_key
 from notebook_runner_server.runs.reserve import RESERVE_BYTES, DiskReserve
 from notebook_runner_server.runs.tables import DamagedRecord, Part, RunRecord
@@ -102,14 +111,31 @@ class Store:
         try:
             await self._db.open(is_first=not any(self._runs.iterdir()))
         except DamagedHistoryError as error:
-            aside.take(self._folder.glob(f"{DATABASE}*"), error)
+            await asyncio.to_thread(self._rebuild, aside, error)
             await self._db.open(is_first=True)
-            await self._db.rebuild(aside.folder / DATABASE)
         await self._has_reserve()
         known = await self._db.read(tables.run_ids)
         self.count = len(known)
         await self._remove_forgotten(known)
         await asyncio.to_thread(self._set_strays_aside, known, aside)
+
+    def _rebuild(self, aside: Quarantine, why: object) -> None:
+        """Set the damaged history aside, when there is a whole one to take its place; blocks.
+
+        Raises:
+            OSError: There is no room for that, and nothing was moved.
+        """
+        draft = self._folder / REBUILDING
+        folder_tree.remove(draft)
+        draft.mkdir(mode=0o700)
+        try:
+            rebuild(self._folder / DATABASE, draft / DATABASE)
+            aside.take(self._folder.glob(f"{DATABASE}*"), why)
+            (draft / DATABASE).rename(self._folder / DATABASE)
+        except sqlite3.Error as error:
+            raise OSError(f"The damaged history cannot be rebuilt: {error}.") from error
+        finally:
+            folder_tree.remove_if_possible(draft)
 
     def _lock(self, aside: Quarantine) -> None:
         """Keep other servers out until `close`, also when somebody has removed the file that is locked.
@@ -234,7 +260,11 @@ class Store:
             await self._db.write(write)
         if events and run.state is RunState.STARTING:
             # A worker is to have it now: should the history lose this event, it is not executed again.
-            await self._db.run_in_order(self.folder(run.run_id).note_begun)
+            await self.note_begun(run.run_id)
+
+    async def note_begun(self, run_id: str) -> None:
+        """Note that a run is not to be executed by a later server, whatever the history says."""
+        await self._db.run_in_order(self.folder(run_id).note_begun)
 
     async def _check_reserve(self) -> None:
         """Keep what room there is for the ends of the runs that go on.
