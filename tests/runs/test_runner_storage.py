@@ -186,6 +186,40 @@ async def test_a_kill_ends_a_run_on_a_full_disk(tmp_path: Path, state: RunState)
         assert (await ended(runner, run.run_id)).state is (S.KILLED)
 
 
+async def test_a_queued_run_that_was_killed_is_not_executed_after_a_restart(tmp_path: Path) -> None:
+    """Whoever killed it was told that it has no process; the server could not write that."""
+    store, backend = FullStore(tmp_path), Double()
+    async with running(store, backend, 1) as runner:
+        await runner.start(spec())
+        await backend.taken()
+        run = await runner.start(spec())
+        store.full = True
+        with pytest.raises(StorageFullError):
+            await runner.kill(run.run_id, 0.0)
+    async with running(Store(tmp_path), Double()) as runner:
+        found = await runner.find(run.run_id)
+        assert found.state is S.INTERRUPTED
+        assert found.failure is not None
+        assert found.failure.cause is Cause.SERVER_DIED
+
+
+async def test_the_first_end_of_a_run_is_the_one_that_is_told(tmp_path: Path) -> None:
+    """An end that waits for room is not replaced by another."""
+    store, backend = FullStore(tmp_path), Double()
+    async with running(store, backend, 1) as runner:
+        await runner.start(spec())
+        await backend.taken()
+        run = await runner.start(spec())
+        active = runner._dispatcher.find(run.run_id)
+        assert active is not None
+        store.full = True
+        with pytest.raises(StorageFullError):
+            await runner.kill(run.run_id, 0.0)
+        await active.end(Failure(Cause.WORKER_DIED, "later"))
+        store.full = False
+        assert (await ended(runner, run.run_id)).state is S.KILLED
+
+
 async def test_draining_works_on_a_full_disk(tmp_path: Path) -> None:
     """A server whose disk is full can be stopped: the run's worker is told, and drain returns."""
     store, backend = FullStore(tmp_path), Double()
