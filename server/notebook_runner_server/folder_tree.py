@@ -218,6 +218,8 @@ class _Walk:
                     name = levels[-1].left.pop()
                     try:
                         descriptor = _replaced(descriptor, self._enter(name, descriptor))
+                    except FileNotFoundError:
+                        continue
                     except OSError as error:
                         self.failure = self.failure or error
                         continue

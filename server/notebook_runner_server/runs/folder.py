@@ -68,13 +68,15 @@ class RunFolder:
         for folder in (self.path, self.work):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def remove(self) -> None:
-        """Remove all of it, or as much as can be; not being there is well."""
+    def remove(self) -> bool:
+        """Remove all of it, or as much as can be, and tell whether it is gone; not being there is well."""
         try:
             folder_tree.remove(self.path)
         except OSError as error:
             about = {"folder": str(self.path), "why": str(error)}
             _logger.warning("a run's folder could not be removed", extra=about)
+            return False
+        return True
 
     def write(self, start: int, pieces: Iterable[bytes]) -> None:
         """Write bytes to the file of parts from a place on, and make them durable."""
