@@ -15,7 +15,7 @@ from pathlib import Path
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.execution.files import FileEvent
-from notebook_runner_server.runs import checkpoint, quarantine, tables
+from notebook_runner_server.runs import checkpoint, quarantine, request_key, tables
 from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
 from notebook_runner_server.runs.checkpoint import Checkpoint
 from notebook_runner_server.runs.database import DamagedHistoryError, Database
@@ -32,7 +32,6 @@ from notebook_runner_server.runs.quarantine import (
     Quarantine,
 )
 from notebook_runner_server.runs.rebuilding import rebuild
-from notebook_runner_server.runs.request_key import request_key
 from notebook_runner_server.runs.reserve import DiskReserve
 from notebook_runner_server.runs.tables import DamagedRecord, Part, RunRecord
 
@@ -108,7 +107,7 @@ class Store:
         if version == 1:
             await asyncio.to_thread(quarantine.remove_early_artefacts, self._folder)
         await asyncio.to_thread(self.artefacts.clear)
-        self.request_key = await asyncio.to_thread(request_key, self._folder)
+        self.request_key = await asyncio.to_thread(self._request_key, aside)
         try:
             await self._db.open(is_first=not any(self._runs.iterdir()))
         except DamagedHistoryError as error:
@@ -119,6 +118,11 @@ class Store:
         self.count = len(known)
         left = await self._remove_forgotten(known)
         await asyncio.to_thread(self._set_strays_aside, known | left, aside)
+
+    def _request_key(self, aside: Quarantine) -> bytes:
+        if request_key.is_damaged(self._folder):
+            aside.take([self._folder / request_key.FILE], f"Expected {request_key.KEY_BYTES} bytes.")
+        return request_key.request_key(self._folder)
 
     def _rebuild(self, aside: Quarantine, why: object) -> None:
         """Set the damaged history aside, when there is a whole one to take its place; blocks.
