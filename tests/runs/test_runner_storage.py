@@ -139,8 +139,12 @@ async def test_an_end_of_which_all_else_is_written_stays_what_it_is(tmp_path: Pa
         handle.tell(Ended(None))
         await handle.left.wait()
         assert (await runner.find(run.run_id)).state is S.RUNNING
+        (saving,) = runner._dispatcher._saving
         store.full = False
         assert (await ended(runner, run.run_id)).state is S.SUCCEEDED
+        await saving
+        await asyncio.sleep(0)
+        assert runner._dispatcher._saving == set()
 
 
 async def test_what_was_told_of_a_cell_is_in_it_when_its_end_had_to_wait(tmp_path: Path) -> None:
