@@ -199,3 +199,19 @@ def test_no_descriptor_stays_open(tree: Path) -> None:
     walk.close()  # type: ignore[attr-defined]  # it is a generator
     folder_tree.remove(tree)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_folder_that_is_gone_when_it_is_entered_is_well(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else may remove the same tree."""
+    enter = folder_tree._made_enterable
+
+    def removed_first(name: str, folder: int) -> int:
+        os.unlink(f"{name}/file", dir_fd=folder)
+        os.rmdir(name, dir_fd=folder)
+        return enter(name, folder)
+
+    monkeypatch.setattr(folder_tree, "_made_enterable", removed_first)
+    folder_tree.remove(tree)
+    assert not tree.exists()

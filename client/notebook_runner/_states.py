@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.descriptor import EnumDescriptor
 
-__all__ = ["ACTIVE", "cause_name", "is_terminal", "parse_state", "state_name", "to_kill"]
+__all__ = ["ACTIVE", "cause_name", "is_terminal", "newest", "parse_state", "state_name", "to_kill"]
 
 # The states of runs that have not ended, and of those that a worker has.
 _WITH_WORKER = (pb.RUN_STATE_STARTING, pb.RUN_STATE_RUNNING, pb.RUN_STATE_KILLING)
@@ -48,6 +48,11 @@ def to_kill(active: Iterable[pb.Run]) -> pb.Run | None:
             return run
         queued = queued or run
     return queued
+
+
+def newest(page: pb.ListResponse) -> str:
+    """Return the id of the newest run on a page of one, also when it is damaged; empty: there is none."""
+    return next((run.run_id for run in page.runs), next(iter(page.damaged_run_ids), ""))
 
 
 def state_name(state: pb.RunState.ValueType) -> str:

@@ -13,14 +13,14 @@ from ._node import node_reader
 from ._notebook import SHOWN_TIMEOUT, attach, shown
 from ._pages import OutputFile, Pages, open_output
 from ._requests import Notebook, Seconds, StartOptions, kill_request, list_request, seconds, start_request
-from ._states import ACTIVE, to_kill
+from ._states import ACTIVE, newest, to_kill
 from .errors import NotebookRunnerError, RunFailed
 from .results import AsyncRunResult
 from .v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -205,11 +205,15 @@ class AsyncClient:
         states: Iterable[str | pb.RunState.ValueType] = (),
         labels: Mapping[str, str] | None = None,
         page_size: int = 0,
+        on_damaged: Callable[[str], object] | None = None,
     ) -> AsyncGenerator[pb.Run, None]:
         """Iterate over runs, newest first; arguments and errors are those of `Client.list`."""
         request = list_request(states, labels, page_size)
         while True:
             response = await self._caller.call(self._caller.stub.List, request)
+            if on_damaged is not None:
+                for run_id in response.damaged_run_ids:
+                    on_damaged(run_id)
             for run in response.runs:
                 yield run
             if not response.next_page_token:
@@ -223,7 +227,7 @@ class AsyncClient:
     async def _newest(self) -> str:
         # A later connection, page or attempt must not meet another run that has become the newest one.
         response = await self._caller.call(self._caller.stub.List, pb.ListRequest(page_size=1))
-        return response.runs[0].run_id if response.runs else ""
+        return newest(response)
 
     async def _to_kill(self) -> str:
         # Looked up here, so that a repeated call cannot end another run.

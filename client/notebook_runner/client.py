@@ -11,14 +11,14 @@ from ._node import node_reader
 from ._notebook import SHOWN_TIMEOUT, attach, shown
 from ._pages import OutputFile, Pages, open_output
 from ._requests import Notebook, Seconds, StartOptions, kill_request, list_request, seconds, start_request
-from ._states import ACTIVE, to_kill
+from ._states import ACTIVE, newest, to_kill
 from .errors import NotebookRunnerError, RunFailed
 from .results import RunResult
 from .v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -256,6 +256,7 @@ class Client:
         states: Iterable[str | pb.RunState.ValueType] = (),
         labels: Mapping[str, str] | None = None,
         page_size: int = 0,
+        on_damaged: Callable[[str], object] | None = None,
     ) -> Iterator[pb.Run]:
         """Iterate over runs, newest first, asking for further pages on the way.
 
@@ -263,6 +264,8 @@ class Client:
             states: Only runs in one of these states, by name (`running`) or number. None: all.
             labels: Only runs that carry all of these labels.
             page_size: How many runs to ask for at a time. Zero: the server's default.
+            on_damaged: Called with the id of each run whose record is damaged in the server's state folder;
+                such a run is not among those that come.
 
         Raises:
             ValueError: There is no such state.
@@ -270,6 +273,9 @@ class Client:
         request = list_request(states, labels, page_size)
         while True:
             response = self._caller.call(self._caller.stub.List, request)
+            if on_damaged is not None:
+                for run_id in response.damaged_run_ids:
+                    on_damaged(run_id)
             yield from response.runs
             if not response.next_page_token:
                 return
@@ -282,7 +288,7 @@ class Client:
     def _newest(self) -> str:
         # A later connection, page or attempt must not meet another run that has become the newest one.
         response = self._caller.call(self._caller.stub.List, pb.ListRequest(page_size=1))
-        return response.runs[0].run_id if response.runs else ""
+        return newest(response)
 
     def _to_kill(self) -> str:
         # Looked up here, so that a repeated call cannot end another run.

@@ -1,6 +1,9 @@
 """What a real server cannot do on demand: connections that break and servers that answer in odd ways."""
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import grpc
 import pytest
@@ -12,6 +15,8 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.scripted import ENDED, FAILED, RUNNING, Collect, Double, Refusal, beat, changed, printed
 
 QUEUED = pb.Run(run_id="q", state=pb.RUN_STATE_QUEUED)
+PROGRAM = Path(sys.executable).with_name("notebook-runner")
+MORE = "more"
 BOTH = pytest.mark.parametrize("collect", ["sync", "async"], indirect=True)
 
 
@@ -250,3 +255,43 @@ def test_nothing_there_to_talk_to(double: Double, collect: Collect) -> None:
     double.stop()
     with pytest.raises(Unavailable, match="no server listens there"):
         collect("progress", "r", reconnect_timeout=0.1)
+
+
+@BOTH
+def test_damaged_runs_are_named(double: Double, collect: Collect) -> None:
+    """What List names beside the runs reaches the caller, from every page."""
+    double.answers("List", pb.ListResponse(damaged_run_ids=["x"], next_page_token=MORE))
+    double.answers("List", pb.ListResponse(runs=[RUNNING], damaged_run_ids=["y"]))
+    damaged: list[str] = []
+    assert [run.run_id for run in collect("list", on_damaged=damaged.append)] == ["r"]
+    assert damaged == ["x", "y"]
+
+
+@BOTH
+def test_the_newest_run_may_be_damaged(double: Double, collect: Collect) -> None:
+    """The server is asked about that one, and says what is wrong with it."""
+    double.answers("List", pb.ListResponse(damaged_run_ids=["x"], next_page_token=MORE))
+    double.answers("Progress", grpc.StatusCode.DATA_LOSS)
+    with pytest.raises(RpcFailed):
+        collect("progress")
+    assert [request.run_id for request in double.asked[1:]] == ["x"]
+
+
+def test_the_command_names_damaged_runs(double: Double) -> None:
+    """`list` on standard error, beside the table; where a command takes the newest, that one."""
+    double.answers("List", pb.ListResponse(runs=[RUNNING], damaged_run_ids=["x", "y\x1b"]))
+    done = _command(double, "list", "--json")
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr.startswith("2 runs are damaged: x, y")
+    assert "docs/how-to/damaged.md" in done.stderr
+    assert "\x1b" not in done.stderr
+    double.answers("List", pb.ListResponse(damaged_run_ids=["x"], next_page_token=MORE))
+    double.answers("List", pb.ListResponse(runs=[RUNNING]))
+    double.answers("Progress", grpc.StatusCode.DATA_LOSS)
+    assert _command(double, "watch").returncode != 0
+    assert double.asked[-1].run_id == "x"
+
+
+def _command(double: Double, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(PROGRAM), "--target", double.target, *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True)

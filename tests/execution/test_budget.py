@@ -38,7 +38,7 @@ def test_the_nearest_limit_counts(cell: int, run: int, left: list[float], reache
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 50))
 def test_text_is_shortened_to_whole_characters(text: str, room: int) -> None:
     """As much as fits, in bytes of UTF-8, and no half character."""
-    content = shortened({"name": "stdout", "text": text}, room)
+    content = shortened("stream", {"name": "stdout", "text": text}, room)
     if not room:
         assert content is None
         return
@@ -53,7 +53,7 @@ def test_text_is_shortened_to_whole_characters(text: str, room: int) -> None:
 @pytest.mark.parametrize("room", [0, -5, 1000])
 def test_only_text_can_be_shortened(room: int) -> None:
     """Half a picture is none."""
-    assert shortened({"data": {"text/plain": "x"}}, room) is None
+    assert shortened("display_data", {"data": {"text/plain": "x"}, "text": "x"}, room) is None
 
 
 @quick

@@ -152,6 +152,37 @@ def test_errors_of_other_types(pool: Pool, content: str) -> None:
     assert isinstance(ran(pool, f"send('error', {content})")[-1], Ended)
 
 
+MALFORMED = [
+    "send('comm_open', {})",
+    "send('comm_msg', {'comm_id': 5, 'data': {}})",
+    "send('comm_msg', {'comm_id': 'a', 'data': 5})",
+    "send('comm_msg', {'comm_id': 'a', 'data': {'state': 5}})",
+    "send('comm_msg', {'comm_id': 'a', 'data': {'state': {}, 'buffer_paths': [[[]]]}}, buffers=[b'x'])",
+    "send('comm_open', {'comm_id': 'a', 'data': {}, 'target_name': []})",
+    "send('comm_open', {'comm_id': 'a', 'data': {}, 'target_name': 'jupyter.widget'})",
+    "send('comm_close', {'comm_id': 'a'})",
+    "send('comm', {})",
+    "send('status', {})",
+    "send('clear_output', {'data': 5, 'traceback': 5})",
+    "send('stream', {'name': 'stdout', 'text': '', 'transient': 5})",
+]
+
+
+def test_malformed_messages_are_left_out(pool: Pool) -> None:
+    """The run goes on, and what comes after them is there."""
+    succeeded(pool, *MALFORMED)
+
+
+def test_a_display_with_text_is_counted_and_cut(pool: Pool) -> None:
+    """A field that displays do not have changes nothing."""
+    send = "send('display_data', {'data': {'text/plain': 'x' * 300_000}, 'metadata': {}, 'text': 'abc'})"
+    events = succeeded(pool, send, cell_output_bytes=200_000)
+    assert [one for one in events if isinstance(one, OutputCut)] == [OutputCut(1, 200_000, whole_run=False)]
+    assert sum(len(event.data) for event in events if isinstance(event, CellChunk)) < 100_000
+    send = "send('display_data', {'data': {}, 'metadata': {}, 'text': [5] * 300_000})"
+    succeeded(pool, send, cell_output_bytes=200_000)
+
+
 @pytest.mark.parametrize("content", [None, 5, "x", [], {"name": "stdout"}])
 def test_no_content(content: object) -> None:
     """What is no object is no message."""

@@ -355,3 +355,13 @@ def test_drawings_boxes_and_formulas_of_text(tmp_path: Path, to: str) -> None:
     assert "&lt;IPython" not in found
     assert "Not shown: a Plotly figure." in found
     assert ".nbr-missing {" in found
+
+
+@pytest.mark.parametrize("to", ["html", "slides", "markdown", "script"])
+def test_what_is_made_again_has_the_same_bytes(tmp_path: Path, to: str) -> None:
+    """Whoever has read half of one that was removed meanwhile goes on in the one that is made again."""
+    path, first, second = tmp_path / "a.ipynb", tmp_path / "first", tmp_path / "second"
+    nbformat.write(notebook(new_markdown_cell("# a"), code("1")), path)
+    for target in (first, second):
+        convert(to, path, target)
+    assert first.read_bytes() == second.read_bytes()

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from typing_extensions import override
 from notebook_runner_server.export.formats import convert, main
 from notebook_runner_server.export.pdf import _printed
 from tests.support.notebooks import code, notebook
+from tests.support.polling import pause
 
 pytestmark = pytest.mark.long
 
@@ -49,6 +51,19 @@ def test_a_notebook_is_printed(source: Path, tmp_path: Path) -> None:
         assert made.read_bytes().startswith(b"%PDF-")
         assert b"/Page" in made.read_bytes()
     assert bare.stat().st_size < whole.stat().st_size
+
+
+@needs_browser
+def test_a_notebook_is_printed_to_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    """Whoever has read half of one that was removed meanwhile goes on in the one that is made again."""
+    first, second = tmp_path / "first.pdf", tmp_path / "second.pdf"
+    convert("pdf", source, first)
+    # A PDF says when it was printed, to the second.
+    printed = time.time()
+    while int(time.time()) <= int(printed):
+        pause()
+    convert("pdf", source, second)
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_without_a_browser_the_operator_is_told_what_to_install(

@@ -296,6 +296,8 @@ def test_damaged_events_are_damage_of_one_run(known: Known, tmp_path: Path) -> N
         db.commit()
     with MortalServer(state, *COLD) as server:
         assert served(server, known) == set(known.runs) - {victim}
+        assert served(server, known) == set(known.runs) - {victim}
+        assert [victim in line for line in server.said("a run is damaged")] == [True]
 
 
 @pytest.mark.parametrize("damage", [_half, _flipped])
@@ -309,6 +311,8 @@ def test_damaged_parts_are_damage_of_one_run(
     with MortalServer(state, *COLD) as server:
         whole = served(server, known)
         assert whole >= set(known.runs) - {victim}
+        said = [victim in line for line in server.said("a run is damaged")]
+        assert said == [True] * (victim not in whole)
 
 
 def _torn(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Room for artefacts: bounded for each run and in all, least recently read first, and never the runs'."""
 
 import asyncio
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -92,6 +93,60 @@ async def test_a_full_disk_takes_the_others_first(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         await room.add(room.path("run", "b"), "text/plain", fail)
     assert found(tmp_path) == Counter()
+
+
+async def test_another_error_takes_none_of_the_others(tmp_path: Path) -> None:
+    """Only a disk or a quota that is full is a reason to remove what was made."""
+    room = artefacts(tmp_path, 9)
+    other = await made(room, "other", "a")
+
+    def fail(path: Path) -> object:
+        raise PermissionError(13, f"Permission denied: {path}")
+
+    with pytest.raises(PermissionError):
+        await room.add(room.path("run", "a"), "text/plain", fail)
+    assert other.path.exists()
+
+
+async def test_what_is_forgotten_while_others_are_removed_is_gone(tmp_path: Path) -> None:
+    """Retention may come between the choice of what has to go and its removal."""
+    room = artefacts(tmp_path, 2)
+    first, second = [await made(room, f"run-{number}", "a") for number in range(2)]
+    adding = asyncio.ensure_future(made(room, "large", "a", 2 * SIZE))
+    while room.find(first.path) is not None:
+        room.find(second.path)
+        await asyncio.sleep(0)
+    await room.forget("run-1")
+    await adding
+    assert found(tmp_path) == Counter({"large": 1})
+
+
+async def test_what_is_taken_while_others_are_removed_stays(tmp_path: Path) -> None:
+    """A reader may come between the choice of what has to go and its removal."""
+    room = artefacts(tmp_path, 2)
+    first, second = [await made(room, f"run-{number}", "a") for number in range(2)]
+    adding = asyncio.ensure_future(made(room, "large", "a", 2 * SIZE))
+    while room.find(first.path) is not None:
+        room.find(second.path)
+        await asyncio.sleep(0)
+    with room.held(second.path):
+        await adding
+        assert second.path.exists()
+        assert room.find(second.path) is not None
+
+
+async def test_what_somebody_has_removed_is_made_again(tmp_path: Path) -> None:
+    """An operator may remove files, or all, below the folder of artefacts while the server runs."""
+    backend, store = Double(), Store(tmp_path, 10**6)
+    async with running(store, backend) as runner:
+        run_id = (await runner.start(spec())).run_id
+        (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
+        run = await ended(runner, run_id)
+        outputs = Outputs(store, ExportService([], 1.0), 100, 10**6, 10**6)
+        page = await outputs.page(run, NOTEBOOK, 0, 100, 0)
+        for gone in (store.artefacts.path(run_id, ""), tmp_path / "artefacts"):
+            shutil.rmtree(gone)
+            assert await outputs.page(run, NOTEBOOK, 0, 100, 0) == page
 
 
 async def test_an_earlier_server_s_are_removed(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from notebook_runner_server.execution.interface import KernelReady
 from notebook_runner_server.runs.errors import ExportFailedError, InvalidFieldError, RunNotFoundError
 from notebook_runner_server.runs.manager import RunManager
-from notebook_runner_server.runs.outputs import Outputs, Page
+from notebook_runner_server.runs.outputs import MESSAGE_BYTES, Outputs, Page
 from notebook_runner_server.runs.store import Store
 from tests.runs.doubles import DONE, Double, cell, ended, running, spec, tells
 
@@ -139,3 +139,25 @@ async def test_a_run_that_is_forgotten_meanwhile_is_not_there(tmp_path: Path, *,
             await Outputs(store, exporter, 10**6, 10**6, 10**6).page(run, "html", 0, 0, 0)
         assert len(exporter.made) == exported
         assert not store.folder(run_id).path.exists()
+
+
+@pytest.mark.parametrize(
+    ("beside", "size"), [(0, 1000), (2 * 2**20, 1000), (MESSAGE_BYTES - 10, 10), (2**23, 1)]
+)
+async def test_a_page_is_smaller_only_where_its_message_would_be_too_large(
+    tmp_path: Path, beside: int, size: int
+) -> None:
+    """Large parameters leave room for small pages; a page is never empty."""
+    backend, store = Double(), Store(tmp_path)
+    async with running(store, backend) as runner:
+        run = await runner.find(await ended_run(runner, backend))
+        exporter = Counting()
+        outputs = Outputs(store, exporter, 1000, 1000, 10**6)
+
+        async def large() -> None:
+            target = next((tmp_path / "artefacts").rglob("html-*"))
+            target.write_bytes(b"x" * 5000)
+
+        exporter.meanwhile = large
+        page = await outputs.page(run, "html", 0, 0, 0, beside=beside)
+        assert len(page.content) == size

@@ -139,8 +139,12 @@ async def test_an_end_of_which_all_else_is_written_stays_what_it_is(tmp_path: Pa
         handle.tell(Ended(None))
         await handle.left.wait()
         assert (await runner.find(run.run_id)).state is S.RUNNING
+        (saving,) = runner._dispatcher._saving
         store.full = False
         assert (await ended(runner, run.run_id)).state is S.SUCCEEDED
+        await saving
+        await asyncio.sleep(0)
+        assert runner._dispatcher._saving == set()
 
 
 async def test_what_was_told_of_a_cell_is_in_it_when_its_end_had_to_wait(tmp_path: Path) -> None:
@@ -184,6 +188,40 @@ async def test_a_kill_ends_a_run_on_a_full_disk(tmp_path: Path, state: RunState)
         assert bool(handle.stops) == (state is not S.QUEUED)
         store.full = False
         assert (await ended(runner, run.run_id)).state is (S.KILLED)
+
+
+async def test_a_queued_run_that_was_killed_is_not_executed_after_a_restart(tmp_path: Path) -> None:
+    """Whoever killed it was told that it has no process; the server could not write that."""
+    store, backend = FullStore(tmp_path), Double()
+    async with running(store, backend, 1) as runner:
+        await runner.start(spec())
+        await backend.taken()
+        run = await runner.start(spec())
+        store.full = True
+        with pytest.raises(StorageFullError):
+            await runner.kill(run.run_id, 0.0)
+    async with running(Store(tmp_path), Double()) as runner:
+        found = await runner.find(run.run_id)
+        assert found.state is S.INTERRUPTED
+        assert found.failure is not None
+        assert found.failure.cause is Cause.SERVER_DIED
+
+
+async def test_the_first_end_of_a_run_is_the_one_that_is_told(tmp_path: Path) -> None:
+    """An end that waits for room is not replaced by another."""
+    store, backend = FullStore(tmp_path), Double()
+    async with running(store, backend, 1) as runner:
+        await runner.start(spec())
+        await backend.taken()
+        run = await runner.start(spec())
+        active = runner._dispatcher.find(run.run_id)
+        assert active is not None
+        store.full = True
+        with pytest.raises(StorageFullError):
+            await runner.kill(run.run_id, 0.0)
+        await active.end(Failure(Cause.WORKER_DIED, "later"))
+        store.full = False
+        assert (await ended(runner, run.run_id)).state is S.KILLED
 
 
 async def test_draining_works_on_a_full_disk(tmp_path: Path) -> None:

@@ -81,3 +81,16 @@ async def test_what_cannot_be_read_is_damage_and_a_full_disk_is_not(
     error.sqlite_errorcode = code
     IntegrityCheck(history / DATABASE).note(error)
     assert len(await starts(history)) == aside
+
+
+@pytest.mark.parametrize(
+    ("code", "is_damage"),
+    [(sqlite3.SQLITE_PROTOCOL, False), (sqlite3.SQLITE_NOLFS, False), (sqlite3.SQLITE_CORRUPT, True)],
+)
+async def test_a_file_that_cannot_be_had_now_is_not_set_aside(
+    history: Path, code: int, *, is_damage: bool
+) -> None:
+    """Locks that other processes hold, and files that this system cannot read, say nothing of the file."""
+    error = sqlite3.OperationalError("why")
+    error.sqlite_errorcode = code
+    assert IntegrityCheck(history / DATABASE).is_damage(error) == is_damage

@@ -1,6 +1,7 @@
 """The store on a real SQLite file: what is written is found, under every question that is asked of it."""
 
 import sqlite3
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.parts import HEAD
+from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.errors import DamagedRunError
 from notebook_runner_server.runs.model import Event, RunState
 from notebook_runner_server.runs.store import EVENTS_A_READ, Store, WriteBatch
@@ -195,3 +197,8 @@ async def test_damaged_events_do_not_hide_later_runs(tmp_path: Path) -> None:
         await insert(store, "two")
         assert await store.find("two") is not None
         assert kept.value.metadata == {"run_id": "one"}
+
+
+def test_a_checksum_is_the_same_for_every_python() -> None:
+    """Which characters are printable depends on the tables of Unicode that a Python has."""
+    assert tables.checksum("é", 1, None) == zlib.crc32(b"('\\xe9', 1, None)")

@@ -116,7 +116,7 @@ async def test_environment_values_are_there_while_the_run_waits(tmp_path: Path) 
 
 
 async def test_the_key_of_requests_stays(tmp_path: Path) -> None:
-    """It is the same after a restart, the user's alone, and made anew when somebody has cut it short."""
+    """It is the same after a restart, the user's alone, and set aside when somebody has cut it short."""
 
     async def key() -> bytes:
         async with opened(tmp_path) as store:
@@ -126,9 +126,11 @@ async def test_the_key_of_requests_stays(tmp_path: Path) -> None:
     assert await key() == first
     path = tmp_path / "request-key"
     assert (len(first), stat.S_IMODE(path.stat().st_mode)) == (32, 0o600)
-    path.write_bytes(b"")
+    path.write_bytes(first[:5])
     assert len(await key()) == 32
     assert await key() == path.read_bytes() != first
+    (aside,) = tmp_path.glob("damaged-*")
+    assert (aside / "request-key").read_bytes() == first[:5]
 
 
 async def test_a_second_store_is_refused_until_the_first_is_closed(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Retention: what is forgotten, in which order, and what is not."""
 
 import asyncio
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -189,3 +191,43 @@ async def test_a_damaged_history_is_set_aside_whole(tmp_path: Path, caplog: pyte
     assert len(list((aside / "runs").iterdir())) == 50
     assert await fill() == ["new"]
     assert "set aside" in caplog.text
+
+
+async def test_a_folder_that_cannot_be_removed_is_tried_again(tmp_path: Path) -> None:
+    """The next start knows that its run was forgotten, and does not take it for damage."""
+    folder = tmp_path / "runs" / "one"
+    async with opened(tmp_path) as store:
+        await ended_run(store, "one", 1)
+        shutil.rmtree(folder)
+        folder.touch()
+        await Retention(store, HistoryLimits(), nobody).look()
+        assert folder.exists()
+    async with opened(tmp_path):
+        assert folder.exists()
+        assert list(tmp_path.glob("damaged-*")) == []
+    folder.unlink()
+    folder.mkdir()
+    async with opened(tmp_path):
+        assert not folder.exists()
+        assert list(tmp_path.glob("damaged-*")) == []
+
+
+async def test_a_run_is_forgotten_on_a_full_disk(tmp_path: Path) -> None:
+    """The room that is kept serves what makes room as well."""
+    async with opened(tmp_path) as store:
+        await ended_run(store, "one", 1)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        release = store._reserve.release
+
+        def given() -> None:
+            release()
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+        store._reserve.release = given  # type: ignore[method-assign] # the file system's part of it
+        size = (tmp_path / "notebook-runner.db-wal").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            await Retention(store, HistoryLimits(), nobody).look()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert await ids(store) == []

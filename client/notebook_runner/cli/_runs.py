@@ -202,11 +202,21 @@ def list_runs(
     as_json: bool,
 ) -> None:
     """List runs, newest first."""
+    damaged: list[str] = []
     with server.connect() as client:
-        found = client.list(states=states, labels=dict(labels), page_size=min(limit, LARGEST_PAGE))
+        found = client.list(
+            states=states,
+            labels=dict(labels),
+            page_size=min(limit, LARGEST_PAGE),
+            on_damaged=damaged.append,
+        )
         runs = list(itertools.islice(found, limit))
     for line in map(to_json, runs) if as_json else _table(runs):
         click.echo(line)
+    if damaged:
+        count = "1 run is" if len(damaged) == 1 else f"{len(damaged)} runs are"
+        names = ", ".join(map(one_line, damaged))
+        click.echo(f"{count} damaged: {names}. See docs/how-to/damaged.md", err=True)
 
 
 def _run_to_kill(client: Client) -> Run | None:
@@ -222,7 +232,10 @@ def _how_killed(killed: KillResponse) -> str:
 
 
 def _newest(client: Client) -> str:
-    return next((run.run_id for run in client.list(page_size=1)), "")
+    damaged: list[str] = []
+    run = next(client.list(page_size=1, on_damaged=damaged.append), None)
+    # One that is damaged comes before the first that is not, and the server says so of it.
+    return next(iter(damaged), run.run_id if run else "")
 
 
 def _table(runs: Iterable[Run]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.api.errors import CANCELLED, INTERNAL_ERROR, UNKNOWN_METHOD, abort, abort_with
 from notebook_runner_server.runs.errors import (
+    DamagedRunError,
     InvalidFieldError,
     NotebookTooLargeError,
     RequestTooLargeError,
@@ -49,6 +50,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self._known_damaged: set[str] = set()
 
     async def intercept_service(
         self,
@@ -65,9 +67,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return handler
         name = handler_call_details.method.rpartition("/")[2]
         parse = self._lenient(name, handler.request_deserializer)
-        wrapped = (_unary if iscoroutinefunction(call) else _stream)(
-            name, call, has_one=not handler.request_streaming
-        )
+        wrap = self._unary if iscoroutinefunction(call) else self._stream
+        wrapped = wrap(name, call, has_one=not handler.request_streaming)
         # A call that ends without its one message grpc.aio never answers, unless it is taken for a stream.
         kind: Any = grpc.stream_unary_rpc_method_handler
         if handler.response_streaming:
@@ -89,6 +90,52 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
         return deserialize
 
+    def _unary(self, name: str, call: Any, *, has_one: bool) -> Any:
+        @functools.wraps(call)
+        async def guarded(requests: Any, context: Any) -> Any:
+            try:
+                return await call(await _request(requests, has_one=has_one), context)
+            except BaseException as error:  # noqa: BLE001 - each is answered, none escapes
+                await self._answer(name, context, error)
+
+        return guarded
+
+    def _stream(self, name: str, call: Any, *, has_one: bool) -> Any:
+        @functools.wraps(call)
+        async def guarded(requests: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                async for message in call(await _request(requests, has_one=has_one), context):
+                    yield message
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # noqa: BLE001 - each is answered, none escapes
+                await self._answer(name, context, error)
+
+        return guarded
+
+    async def _answer(self, name: str, context: Any, error: BaseException) -> None:
+        if isinstance(error, DamagedRunError):
+            self._log_damage(error)
+        if isinstance(error, RunnerError):
+            await abort(context, error)
+        if isinstance(error, (grpc.aio.AbortError, grpc.aio.UsageError)):
+            raise error
+        if isinstance(error, asyncio.CancelledError):
+            # The caller has gone, or the server has stopped: were it raised here, a caller that is still
+            # there would wait for ever.
+            await abort_with(context, grpc.StatusCode.CANCELLED, "The call was cancelled.", CANCELLED, {})
+        error_id = secrets.token_hex(8)
+        _logger.error("internal error", exc_info=error, extra={"error_id": error_id, "rpc": name})
+        message = f"The server failed; its log says more under error id {error_id}."
+        await abort_with(context, grpc.StatusCode.INTERNAL, message, INTERNAL_ERROR, {"error_id": error_id})
+
+    def _log_damage(self, error: DamagedRunError) -> None:
+        """Tell the operator of each run once; callers may ask again and again."""
+        run_id = error.metadata["run_id"]
+        if run_id not in self._known_damaged:
+            self._known_damaged.add(run_id)
+            _logger.error("a run is damaged", extra={"run_id": run_id, "why": error.message})
+
 
 def _too_large(name: str, size: int, limit: int) -> RunnerError:
     values = {"bytes": str(size), "limit_bytes": str(limit)}
@@ -108,31 +155,6 @@ async def _refuse_unknown(_requests: Any, context: Any) -> AsyncIterator[Any]:
     await abort_with(context, grpc.StatusCode.UNIMPLEMENTED, message, UNKNOWN_METHOD, {})
 
 
-def _unary(name: str, call: Any, *, has_one: bool) -> Any:
-    @functools.wraps(call)
-    async def guarded(requests: Any, context: Any) -> Any:
-        try:
-            return await call(await _request(requests, has_one=has_one), context)
-        except BaseException as error:  # noqa: BLE001 - each is answered, none escapes
-            await _answer(name, context, error)
-
-    return guarded
-
-
-def _stream(name: str, call: Any, *, has_one: bool) -> Any:
-    @functools.wraps(call)
-    async def guarded(requests: Any, context: Any) -> AsyncIterator[Any]:
-        try:
-            async for message in call(await _request(requests, has_one=has_one), context):
-                yield message
-        except GeneratorExit:
-            raise
-        except BaseException as error:  # noqa: BLE001 - each is answered, none escapes
-            await _answer(name, context, error)
-
-    return guarded
-
-
 async def _request(requests: AsyncIterator[Any], *, has_one: bool) -> Any:
     """Return the one request of a call, or its requests.
 
@@ -150,18 +172,3 @@ def _checked(request: Any) -> Any:
     if isinstance(request, _Refused):
         raise request.error
     return request
-
-
-async def _answer(name: str, context: Any, error: BaseException) -> None:
-    if isinstance(error, RunnerError):
-        await abort(context, error)
-    if isinstance(error, (grpc.aio.AbortError, grpc.aio.UsageError)):
-        raise error
-    if isinstance(error, asyncio.CancelledError):
-        # The caller has gone, or the server has stopped: were it raised here, a caller that is still
-        # there would wait for ever.
-        await abort_with(context, grpc.StatusCode.CANCELLED, "The call was cancelled.", CANCELLED, {})
-    error_id = secrets.token_hex(8)
-    _logger.error("internal error", exc_info=error, extra={"error_id": error_id, "rpc": name})
-    message = f"The server failed; its log says more under error id {error_id}."
-    await abort_with(context, grpc.StatusCode.INTERNAL, message, INTERNAL_ERROR, {"error_id": error_id})

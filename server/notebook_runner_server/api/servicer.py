@@ -18,7 +18,7 @@ from notebook_runner_server.api import convert
 from notebook_runner_server.api.telemetry_interceptor import origin
 from notebook_runner_server.runs.admission import MAX_DURATION
 from notebook_runner_server.runs.errors import InvalidFieldError, TooManyStreamsError
-from notebook_runner_server.runs.outputs import NOTEBOOK, Outputs
+from notebook_runner_server.runs.outputs import MESSAGE_BYTES, NOTEBOOK, Outputs
 
 if TYPE_CHECKING:
     from notebook_runner_server.runs.log import RunLog
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _PAGE_SIZE = 50
 _MAX_PAGE_SIZE = 1000
-_MAX_PAGE_BYTES = 3 * 1024 * 1024
 _NO_POSITION = 2**63 - 1
 _MAX_FILTERS = 64
 
@@ -148,7 +147,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
         runs, more = await self._runner.list(_position(request), size, states, dict(request.labels))
         answer = pb.ListResponse()
-        room, last = _MAX_PAGE_BYTES, 0
+        room, last = MESSAGE_BYTES, 0
         for position, run in runs:
             last_before, last = last, position
             if isinstance(run, str):

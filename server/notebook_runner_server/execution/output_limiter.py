@@ -72,28 +72,34 @@ def sound(kind: str, content: object) -> dict[str, Any] | None:
         return None
     if not isinstance(content.get("execution_count", 0), int):
         content = {**content, "execution_count": None}
-    if kind == "stream":
-        name, text = content.get("name"), content.get("text")
-        if isinstance(name, str) and isinstance(text, str):
-            return {**content, "name": name[:_MAX_NAME]}
-        return None
     if kind == "error":
         return bounded_error(content)
+    if kind == "stream" and isinstance(content.get("name"), str):
+        content = {**content, "name": content["name"][:_MAX_NAME]}
+    if kind.startswith("comm_"):
+        content = {"data": {}, **content}
+    return content if _has_types(kind, content) else None
+
+
+def _has_types(kind: str, content: dict[str, Any]) -> bool:
+    """Tell whether a message has what its kind needs, in the types of the protocol."""
+    if kind == "stream":
+        return isinstance(content.get("name"), str) and isinstance(content.get("text"), str)
+    if kind.startswith("comm_"):
+        return isinstance(content.get("comm_id"), str) and isinstance(content["data"], dict)
     if kind in {"display_data", "execute_result", "update_display_data"}:
         parts = [content.get("data"), content.get("metadata", {}), content.get("transient", {})]
-        return content if all(isinstance(part, dict) for part in parts) else None
-    return content
+        return all(isinstance(part, dict) for part in parts)
+    return True
 
 
 def size(content: dict[str, Any]) -> int:
     """Return how many bytes of output the content of a kernel's message brings."""
-    if "text" in content:
-        return data_size(content["text"])
-    if "comm_id" in content:
-        return data_size(content.get("data"))
-    if "data" in content:
-        return sum(map(data_size, content["data"].values()))
-    return sum(map(data_size, [str(content.get("evalue", "")), *content.get("traceback", [])]))
+    data, lines = content.get("data", {}), content.get("traceback", [])
+    pieces = [content.get("text", ""), content.get("evalue", "")]
+    pieces += data.values() if isinstance(data, dict) and "comm_id" not in content else [data]
+    pieces += lines if isinstance(lines, list) else [lines]
+    return sum(map(data_size, pieces))
 
 
 def overhead(content: dict[str, Any]) -> int:
@@ -126,8 +132,8 @@ def bounded_error(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "traceback": kept[::-1], "ename": name, "evalue": value}
 
 
-def shortened(content: dict[str, Any], room: int) -> dict[str, Any] | None:
-    """Return as much of a message's content as there is room for; None: only text can be shortened."""
-    if "text" not in content or room <= 0:
+def shortened(kind: str, content: dict[str, Any], room: int) -> dict[str, Any] | None:
+    """Return as much of a message's content as there is room for; None: only a stream can be shortened."""
+    if kind != "stream" or room <= 0:
         return None
     return {**content, "text": content["text"].encode(errors="replace")[:room].decode(errors="ignore")}

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 _OUTPUTS = {"stream", "display_data", "execute_result", "update_display_data", "error", "clear_output"}
+# What nbclient raises for a message that lacks something, or has it in another type than the protocol's.
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, AssertionError)
 MAX_FIRST_LINE = 200
 MAX_NAME = 256
 MAX_COUNT = 2**31 - 1  # what the contract can carry
@@ -211,7 +213,7 @@ class StreamingNotebookClient(NotebookClient):
     def _cut_off(self, msg: dict[str, Any], room: int, cell: NotebookNode, cell_index: int) -> Any:
         """Take what there is room for, and put a mark where the rest would be."""
         self._cut = True
-        if content := output_limiter.shortened(msg["content"], room):
+        if content := output_limiter.shortened(msg["msg_type"], msg["content"], room):
             self._process({**msg, "content": content}, cell, cell_index)
         limit, whole_run = self._budget.reached()
         whose = "run" if whole_run else "cell"
@@ -223,13 +225,18 @@ class StreamingNotebookClient(NotebookClient):
         return output
 
     def _process(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
-        output = super().process_message(msg, cell, cell_index)
+        try:
+            output = super().process_message(msg, cell, cell_index)
+            events = _events(msg, cell_index)
+        except _MALFORMED:
+            self.log.warning("a message of the kernel is left out: it is malformed", exc_info=True)
+            return None
         if msg["msg_type"].startswith("comm") and self.kc is not None:
             # An output widget makes nbclient send on the shell socket while the reply is awaited there,
             # past pyzmq's asyncio layer: the send can swallow the socket's one signal that the reply has
             # come. Asking for the socket's events makes pyzmq look again.
             self.kc.shell_channel.socket.get(zmq.EVENTS)
-        for event in _events(msg, cell_index):
+        for event in events:
             self._emit(event)
         return output
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -94,6 +96,18 @@ class SlidesPageExporter(PageExporter, SlidesExporter):
     @default("template_name")
     def _template_name_default(self) -> str:
         return "deck"
+
+    def from_notebook_node(
+        self, nb: NotebookNode, resources: dict[str, Any] | None = None, **options: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Convert a notebook, to the same bytes each time.
+
+        Raises:
+            ConversionError: As for a page.
+        """
+        # No notebook can have the digest of all that is in it.
+        digest = hashlib.sha256(json.dumps(nb, sort_keys=True).encode()).hexdigest()
+        return super().from_notebook_node(nb, {**(resources or {}), "script_nonce": digest}, **options)
 
 
 class _Attachments(dict[str, Mapping[str, str]]):

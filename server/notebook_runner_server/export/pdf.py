@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -33,6 +34,8 @@ _FLAGS = (
     # Its sandbox needs rights that root and most containers have not. What is printed runs nothing.
     "--no-sandbox",
 )
+# In the plain dictionary that says what made it; with parentheses that no text can have unescaped.
+_DATE = re.compile(rb"/(?:Creation|Mod)Date \(D:[^()]*\)")
 
 
 class PdfExporter(PageExporter):
@@ -82,4 +85,9 @@ def _printed(browser: str, html: str) -> bytes:
             # A desktop's message bus is not there on a server, which it says whatever happens.
             said = [line for line in done.stderr.decode(errors="replace").splitlines() if "dbus" not in line]
             raise ConversionError(f"{browser} printed nothing: {' '.join(said[-3:]) or done.returncode}")
-        return target.read_bytes()
+        return _undated(target.read_bytes())
+
+
+def _undated(pdf: bytes) -> bytes:
+    """Blank when it was printed: one that is made again between two reads has the same bytes."""
+    return _DATE.sub(lambda found: b" " * len(found[0]), pdf, count=2)

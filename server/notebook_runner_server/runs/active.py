@@ -102,7 +102,8 @@ class ActiveRun:
     async def end(self, failure: Failure) -> None:
         """End the run, of which no process is there; its notebook is written nowhere."""
         async with self._lock:
-            if not self.run.state.is_terminal:
+            # The first end is the one that callers are told of.
+            if self._held is None and not self.run.state.is_terminal:
                 output_error = transitions.unwritten(self.run, failure) or _UNFOLLOWED
                 await self._end(Ended(self._located(failure)), output_error)
 
@@ -245,6 +246,8 @@ class ActiveRun:
         """Record an end, or hold it back until there is room for it: nothing is told that is not durable."""
         self._held = ended, output_error
         if not await self._save():
+            # A later server must not execute what callers were told to have no process.
+            await self.log.note_begun(self.run.run_id)
             _logger.error("the end of a run waits for room in the state folder", extra=self.run_context.ids)
         self.settled.set()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -23,6 +24,8 @@ from notebook_runner_server.runs.folder import private
 DEFAULT_BYTES = 1024**3
 RUN_SHARE = 4
 """The artefacts of one run get one part in so many of the room for all."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,12 @@ class Artefacts:
                 del self._in_use[path]
 
     def find(self, path: Path) -> Artefact | None:
-        """Return an artefact that this server has made, as the one that was read last; None: it has not."""
+        """Return an artefact that this server has made, as the one that was read last.
+
+        None: it has not, or somebody has removed the file.
+        """
+        if path in self._made and not path.is_file():
+            del self._made[path]
         found = self._made.get(path)
         if found is not None:
             self._made.move_to_end(path)
@@ -85,9 +93,9 @@ class Artefacts:
         """
         try:
             made = await asyncio.to_thread(_save, path, media_type, fill)
-        except OSError:
+        except OSError as error:
             # The disk may be full of others.
-            if not await self._remove(self._others(path, 0)):
+            if error.errno not in _NO_ROOM or not await self._remove(self._others(path, 0)):
                 raise
             made = await asyncio.to_thread(_save, path, media_type, fill)
         self._made[path] = made
@@ -119,12 +127,18 @@ class Artefacts:
         return list(gone)
 
     async def _remove(self, paths: Iterable[Path]) -> bool:
-        """Remove artefacts; tell whether there were any."""
-        gone = list(paths)
-        for path in gone:
-            del self._made[path]
-            await asyncio.to_thread(path.unlink, missing_ok=True)
-        return bool(gone)
+        """Remove those that are still there and that nobody uses by now; tell whether there were any."""
+        any_removed = False
+        for path in paths:
+            if path in self._in_use or self._made.pop(path, None) is None:
+                continue
+            any_removed = True
+            # Renamed at once: the same artefact may be made again while the file is removed.
+            doomed = _beside(path)
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(doomed)
+                await asyncio.to_thread(doomed.unlink)
+        return any_removed
 
 
 def write(pieces: Iterable[bytes], target: Path) -> None:
@@ -136,6 +150,10 @@ def write(pieces: Iterable[bytes], target: Path) -> None:
 def draft(path: Path) -> Path:
     """Return a name of its own to write an artefact under: a call that was given up may still be writing."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _beside(path)
+
+
+def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}")
 
 
@@ -148,10 +166,11 @@ def _save(path: Path, media_type: str, fill: Callable[[Path], object]) -> Artefa
         whole.chmod(0o600)
         with whole.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = whole.stat().st_size
         whole.replace(path)
     finally:
         whole.unlink(missing_ok=True)
-    return Artefact(path, media_type, digest, path.stat().st_size)
+    return Artefact(path, media_type, digest, size)
 
 
 def read(path: Path, offset: int, size: int) -> tuple[bytes, int]:

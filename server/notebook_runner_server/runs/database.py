@@ -95,15 +95,6 @@ class Database:
             raise
         return db
 
-    async def rebuild(self, old: Path) -> set[str]:
-        """Copy into the file, which is new, what is whole of a damaged one; return the ids of those runs."""
-
-        def rebuild() -> set[str]:
-            assert self._write_db is not None  # noqa: S101 - open() was called
-            return rebuilding.rebuild(old, self._write_db)
-
-        return await asyncio.get_running_loop().run_in_executor(self._writer, rebuild)
-
     async def close(self) -> None:
         """Close the file."""
         self._soundness.close()

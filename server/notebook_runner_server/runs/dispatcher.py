@@ -16,6 +16,7 @@ from notebook_runner_server.runs.store import Store
 SAVE_INTERVAL = 1.0
 """Seconds between two tries to store the start or the end of a run that the store could not take."""
 
+_NOT_STARTED = "The run was ended before it started."
 _logger = logging.getLogger(__name__)
 
 
@@ -87,8 +88,7 @@ class Dispatcher:
         """
         if active in self._queue:
             self._queue.remove(active)
-            await active.end(Failure(cause, "The run was ended before it started."))
-            self._forget(active)
+            await self.end(active, Failure(cause, _NOT_STARTED))
         else:
             await active.stop(cause, grace_period)
             await active.settled.wait()
@@ -132,7 +132,7 @@ class Dispatcher:
             task.cancel()
         for task in self._driving if self._backend.survives_restart else ():
             task.cancel()
-        await asyncio.gather(*self._driving, return_exceptions=True)
+        await asyncio.gather(*self._driving, *self._saving, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
@@ -155,17 +155,12 @@ class Dispatcher:
             if active.stop_requested is None:
                 self._wait_on(active)
                 return False
-            await active.end(Failure(active.stop_requested[0], "The run was ended before it started."))
-            self._forget(active)
-            return True
         except Exception as error:
             _logger.exception("a run could not be started", extra=active.run_context.ids)
-            await active.end(Failure(Cause.STORAGE_FAILED, f"The run could not be read: {error}"))
-            self._forget(active)
+            await self.end(active, Failure(Cause.STORAGE_FAILED, f"The run could not be read: {error}"))
             return True
         if active.stop_requested is not None:
-            await active.end(Failure(active.stop_requested[0], "The run was ended before it started."))
-            self._forget(active)
+            await self.end(active, Failure(active.stop_requested[0], _NOT_STARTED))
             return True
         self._drive(active, lambda: self._backend.submit(job))
         # The worker is taken when the task has begun.
@@ -210,7 +205,7 @@ class Dispatcher:
             self._forget(active)
 
     async def end(self, active: ActiveRun, failure: Failure) -> None:
-        """End a run that an earlier server has left and that nobody executes."""
+        """End a run that nobody executes, also one that an earlier server has left."""
         self._active[active.run.run_id] = active
         await active.end(failure)
         self._forget(active)
@@ -218,7 +213,9 @@ class Dispatcher:
     def _forget(self, active: ActiveRun) -> None:
         """Let go of a run that has ended; one whose end waits for room is told from here."""
         if active.is_held:
-            self._saving.add(asyncio.create_task(self._save(active)))
+            task = asyncio.create_task(self._save(active))
+            self._saving.add(task)
+            task.add_done_callback(self._saving.discard)
         else:
             self._active.pop(active.run.run_id, None)
 

@@ -4,7 +4,7 @@
 
     runs/RUN_ID/
     ├── parts        every version of every part of the notebook, appended, synced before it is told of
-    ├── begun        there when a worker was to have the run: it is not executed again
+    ├── begun        there when a worker was to have the run, or it was ended: it is not executed again
     ├── environment  the variables for the kernel, until the run has ended
     ├── output-uri   where the executed notebook is to be written, until the run has ended
     ├── work/        NOTEBOOK_RUNNER_RUN_DIR, or what came back of it: what the notebook itself leaves
@@ -68,13 +68,15 @@ class RunFolder:
         for folder in (self.path, self.work):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def remove(self) -> None:
-        """Remove all of it, or as much as can be; not being there is well."""
+    def remove(self) -> bool:
+        """Remove all of it, or as much as can be, and tell whether it is gone; not being there is well."""
         try:
             folder_tree.remove(self.path)
         except OSError as error:
             about = {"folder": str(self.path), "why": str(error)}
             _logger.warning("a run's folder could not be removed", extra=about)
+            return False
+        return True
 
     def write(self, start: int, pieces: Iterable[bytes]) -> None:
         """Write bytes to the file of parts from a place on, and make them durable."""
@@ -150,13 +152,13 @@ class RunFolder:
         return found
 
     def note_begun(self) -> None:
-        """Note that a worker is to have the run; a second net, so a full disk is no fault."""
+        """Note that the run is not to be executed again; a second net, so a full disk is no fault."""
         with contextlib.suppress(OSError):
             os.close(private(self._begun, os.O_WRONLY | os.O_CREAT))
 
     @property
     def is_begun(self) -> bool:
-        """Whether a worker was to have the run."""
+        """Whether a worker was to have the run, or its end could not be recorded."""
         return self._begun.exists()
 
     def forget_secrets(self) -> None:

@@ -139,6 +139,10 @@ class RunLog:
         """Return a part of the notebook as it was before it was executed."""
         return await self._store.source(run_id, self.position, part)
 
+    async def note_begun(self, run_id: str) -> None:
+        """Note that the run is not to be executed by a later server, whatever the history says."""
+        await self._store.note_begun(run_id)
+
     async def follow(self, after: int, idle: float) -> AsyncIterator[Sequence[Event]]:
         """Yield all events after a sequence number, then what comes, until the terminal one.
 

@@ -33,8 +33,8 @@ NOTEBOOK = "notebook"
 FILES = "files"
 ERROR = "error"
 
-BESIDE_BYTES = 512 * 1024
-"""Bytes that an answer may have beside the largest page, which is 3 MiB by default: callers take 4 MiB."""
+MESSAGE_BYTES = 4 * 1024 * 1024 - 256 * 1024
+"""Most bytes of the large fields of an answer; the others fit in the rest of the 4 MiB that clients take."""
 
 
 class Exporter(Protocol):
@@ -128,7 +128,7 @@ class Outputs:
         """
         self._check(to, offset, max_bytes, as_of, omit_input=omit_input)
         size = min(max_bytes or self._page_bytes, self._max_page_bytes)
-        size = max(1, min(size, self._max_page_bytes + BESIDE_BYTES - beside))
+        size = max(1, min(size, MESSAGE_BYTES - beside))
         try:
             return await self._page(run, to, offset, size, as_of, omit_input=omit_input)
         except Exception as error:
@@ -153,8 +153,14 @@ class Outputs:
         path = self._store.artefacts.path(run.run_id, f"{form.name}-{key}")
         with self._store.artefacts.held(path):
             # All that an ended run has is there to be made again.
-            artefact = await self._artefact(run, row.position, form, key, fresh=final or not as_of)
-            content, total = await asyncio.to_thread(artefacts.read, artefact.path, offset, size)
+            fresh = final or not as_of
+            artefact = await self._artefact(run, row.position, form, key, fresh=fresh)
+            try:
+                content, total = await asyncio.to_thread(artefacts.read, artefact.path, offset, size)
+            except FileNotFoundError:
+                # Somebody has removed the file since it was found.
+                artefact = await self._artefact(run, row.position, form, key, fresh=fresh)
+                content, total = await asyncio.to_thread(artefacts.read, artefact.path, offset, size)
         if to == FILES:
             self._note_reader(artefact.path, done=offset + len(content) >= total)
         return Page(

@@ -11,6 +11,7 @@
     ├── artefacts/RUN_ID/     see `artefacts`
     ├── places/, scratch      the executor's
     ├── exports               a link to the folder for temporary files of exports
+    ├── rebuilding/           a new history, while a start makes it of a damaged one
     └── damaged-TIME/         what a start could not use, by the same names; for the operator
 """
 
@@ -32,6 +33,7 @@ LOCK = "lock"
 RUNS = "runs"
 ARTEFACTS = "artefacts"
 RESERVE = "reserve"
+REBUILDING = "rebuilding"
 _ASIDE = "damaged-"
 # Of a file of SQLite.
 _MAGIC = b"SQLite format 3\0"
@@ -49,6 +51,7 @@ _KINDS: dict[str, Callable[[int], bool]] = {
     f"{DATABASE}-damaged": stat.S_ISREG,
     RUNS: stat.S_ISDIR,
     ARTEFACTS: stat.S_ISDIR,
+    REBUILDING: stat.S_ISDIR,
     "places": stat.S_ISDIR,
     "scratch": stat.S_ISLNK,
     "exports": stat.S_ISLNK,

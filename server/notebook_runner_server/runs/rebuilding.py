@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.errors import DamagedRunError
+from notebook_runner_server.runs.folder import private
 
 _OF_A_RUN = ("runs", "events", "parts", "resume")
 _MOST_GAPS = 100_000
@@ -19,31 +20,45 @@ _MOST_GAPS = 100_000
 _logger = logging.getLogger(__name__)
 
 
-def rebuild(old: Path, new: sqlite3.Connection) -> set[str]:
-    """Copy the runs that are whole; return their ids.
+def rebuild(old: Path, new: Path) -> None:
+    """Make a new history of the runs that are whole in a damaged one; blocks.
 
     Args:
-        old: The damaged database file; it stays as it is.
-        new: A database with empty tables.
+        old: The damaged database file, which is not open; it stays as it is.
+        new: The file to make, in a folder that has room for a copy of the damaged one.
+
+    Raises:
+        OSError: There is no room, or something else that is no damage; nobody knows what is whole.
+        sqlite3.Error: The same.
     """
-    copied: set[str] = set()
+    # SQLite writes to what it opens.
+    draft = new.with_name("draft")
+    for suffix in ("", "-wal"):
+        if (path := old.with_name(old.name + suffix)).exists():
+            shutil.copyfile(path, draft.with_name(draft.name + suffix))
+    descriptor = private(new, os.O_RDWR | os.O_CREAT)
     try:
-        with tempfile.TemporaryDirectory(dir=old.parent) as folder:
-            # SQLite writes to what it opens.
-            draft = Path(folder) / old.name
-            for suffix in ("", "-wal"):
-                if (path := old.with_name(old.name + suffix)).exists():
-                    shutil.copyfile(path, draft.with_name(path.name))
-            with contextlib.closing(connect(draft)) as db:
-                tables.create(db, is_first=False)
-                for position in _positions(db):
-                    # What is damaged of it stays where it was set aside.
-                    with contextlib.suppress(sqlite3.DatabaseError, DamagedRunError):
-                        copied.add(_copy(db, new, position))
-                _copy_forgotten(db, new)
-    except (OSError, sqlite3.DatabaseError) as error:
+        with contextlib.closing(connect(new)) as target:
+            # A history that was not made to its end is made again.
+            target.execute("PRAGMA synchronous = OFF")
+            tables.create(target)
+            with contextlib.closing(connect(draft)) as source:
+                _copy_all(source, target)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy_all(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    try:
+        tables.create(source, is_first=False)
+        for position in _positions(source):
+            _copy(source, target, position)
+        _copy_forgotten(source, target)
+    except (sqlite3.DatabaseError, ValueError) as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise
         _logger.warning("nothing more can be read of a damaged history", extra={"why": str(error)})
-    return copied
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -86,35 +101,35 @@ def _last_position(db: sqlite3.Connection) -> int:
     return _MOST_GAPS
 
 
-def _copy(db: sqlite3.Connection, new: sqlite3.Connection, position: int) -> str:
-    """Copy one run; return its id.
-
-    Raises:
-        sqlite3.DatabaseError: Not all of it can be read.
-        DamagedRunError: Not all of it is as it was written.
-    """
-    run = tables.check_run(db, position).run
-    rows = {table: _rows(db, table, position) for table in _OF_A_RUN}
-    new.execute("BEGIN")
+def _copy(source: sqlite3.Connection, target: sqlite3.Connection, position: int) -> None:
+    """Copy one run, unless something of it is damaged; that stays in the file that is set aside."""
+    try:
+        run = tables.check_run(source, position).run
+        rows = {table: _rows(source, table, position) for table in _OF_A_RUN}
+    except (sqlite3.DatabaseError, DamagedRunError):
+        return
+    target.execute("BEGIN")
     try:
         for table, (columns, values) in rows.items():
             marks = ", ".join("?" * len(columns))
             text = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - names of columns
-            new.executemany(text, values)
+            target.executemany(text, values)
         labels = ((name, value, position) for name, value in run.labels.items())
-        new.executemany("INSERT INTO labels (name, value, position) VALUES (?, ?, ?)", labels)
-        new.execute("COMMIT")
-    except BaseException:
-        new.execute("ROLLBACK")
-        raise
-    return run.run_id
+        target.executemany("INSERT INTO labels (name, value, position) VALUES (?, ?, ?)", labels)
+        target.execute("COMMIT")
+    except (sqlite3.IntegrityError, ValueError) as error:
+        # Its id is another's, or its text cannot be written: version 1 wrote no checksum that tells.
+        target.execute("ROLLBACK")
+        _logger.warning("a run is damaged", extra={"run_id": run.run_id, "why": str(error)})
 
 
-def _rows(db: sqlite3.Connection, table: str, position: int) -> tuple[list[str], list[tuple[object, ...]]]:
-    cursor = db.execute(f"SELECT * FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the names above
+def _rows(
+    source: sqlite3.Connection, table: str, position: int
+) -> tuple[list[str], list[tuple[object, ...]]]:
+    cursor = source.execute(f"SELECT * FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the names above
     return [one[0] for one in cursor.description], cursor.fetchall()
 
 
-def _copy_forgotten(db: sqlite3.Connection, new: sqlite3.Connection) -> None:
-    rows = db.execute("SELECT run_id FROM forgotten").fetchall()
-    new.executemany("INSERT OR IGNORE INTO forgotten (run_id) VALUES (?)", rows)
+def _copy_forgotten(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    rows = source.execute("SELECT run_id FROM forgotten").fetchall()
+    target.executemany("INSERT OR IGNORE INTO forgotten (run_id) VALUES (?)", rows)

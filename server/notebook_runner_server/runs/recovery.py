@@ -68,7 +68,9 @@ async def _recover(
     active = active_run(row, Clock(last.time), size)
     resume = await store.checkpoint(row.position) or Checkpoint(0, size, size)
     if row.run.state is RunState.QUEUED and folder.is_begun:
-        message = "The server died while the run went on, and the history has lost what it did."
+        message = (
+            "The server died before the run's end was recorded, and its events were lost from the history."
+        )
         failure = failure or Failure(Cause.SERVER_DIED, message)
     if failure is not None:
         await dispatcher.end(active, failure)

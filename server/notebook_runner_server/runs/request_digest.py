@@ -40,7 +40,8 @@ def fingerprint(spec: StartSpec, key: bytes) -> str:
 def is_same(known: str, spec: StartSpec, key: bytes) -> bool:
     """Tell whether a digest of the history, of whatever form, is that of a request.
 
-    A digest that was made with a key that is lost cannot be compared: the request id decides.
+    A digest that was made with a key that is lost cannot be compared: the request id decides. Digests of
+    earlier forms do not name their key, so with another one such a request is taken for a different one.
     """
     form, _, rest = known.partition(":")
     if not rest:

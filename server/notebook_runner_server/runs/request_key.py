@@ -14,7 +14,13 @@ from pathlib import Path
 from notebook_runner_server.runs.folder import private, sync_folder
 
 FILE = "request-key"
-_BYTES = 32
+KEY_BYTES = 32
+
+
+def is_damaged(folder: Path) -> bool:
+    """Tell whether a key has not the length that it was made with: one that is cut short can be guessed."""
+    path = folder / FILE
+    return path.is_file() and path.stat().st_size != KEY_BYTES
 
 
 def request_key(folder: Path) -> bytes:
@@ -25,10 +31,8 @@ def request_key(folder: Path) -> bytes:
     """
     path = folder / FILE
     with contextlib.suppress(FileNotFoundError):
-        # One that somebody has cut short could be guessed.
-        if len(key := path.read_bytes()) == _BYTES:
-            return key
-    key = secrets.token_bytes(_BYTES)
+        return path.read_bytes()
+    key = secrets.token_bytes(KEY_BYTES)
     draft = folder / f"{FILE}.new"
     with open(draft, "wb", opener=private) as file:
         file.write(key)

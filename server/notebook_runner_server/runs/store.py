@@ -9,22 +9,30 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.execution.files import FileEvent
-from notebook_runner_server.runs import checkpoint, quarantine, tables
+from notebook_runner_server.runs import checkpoint, quarantine, request_key, tables
 from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
 from notebook_runner_server.runs.checkpoint import Checkpoint
 from notebook_runner_server.runs.database import DamagedHistoryError, Database
 from notebook_runner_server.runs.errors import StorageFullError, damaged
 from notebook_runner_server.runs.folder import RunFolder, private
 from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunState
-from notebook_runner_server.runs.quarantine import ARTEFACTS, DATABASE, LOCK, RESERVE, RUNS, Quarantine
-from notebook_runner_server.runs.request_key import request_key
-from notebook_runner_server.runs.reserve import RESERVE_BYTES, DiskReserve
+from notebook_runner_server.runs.quarantine import (
+    ARTEFACTS,
+    DATABASE,
+    LOCK,
+    REBUILDING,
+    RESERVE,
+    RUNS,
+    Quarantine,
+)
+from notebook_runner_server.runs.rebuilding import rebuild
+from notebook_runner_server.runs.reserve import DiskReserve
 from notebook_runner_server.runs.tables import DamagedRecord, Part, RunRecord
 
 EVENTS_A_READ = 256
@@ -73,6 +81,7 @@ class Store:
         self._runs = folder / RUNS
         self.artefacts = Artefacts(folder / ARTEFACTS, artefact_bytes)
         self._reserve = DiskReserve(folder / RESERVE)
+        self._using_reserve = 0
         self._damaged: dict[str, str] = {}
         self._db = Database(folder / DATABASE)
         self._locks: list[int] = []
@@ -98,18 +107,40 @@ class Store:
         if version == 1:
             await asyncio.to_thread(quarantine.remove_early_artefacts, self._folder)
         await asyncio.to_thread(self.artefacts.clear)
-        self.request_key = await asyncio.to_thread(request_key, self._folder)
+        self.request_key = await asyncio.to_thread(self._request_key, aside)
         try:
             await self._db.open(is_first=not any(self._runs.iterdir()))
         except DamagedHistoryError as error:
-            aside.take(self._folder.glob(f"{DATABASE}*"), error)
+            await asyncio.to_thread(self._rebuild, aside, error)
             await self._db.open(is_first=True)
-            await self._db.rebuild(aside.folder / DATABASE)
         await self._has_reserve()
         known = await self._db.read(tables.run_ids)
         self.count = len(known)
-        await self._remove_forgotten(known)
-        await asyncio.to_thread(self._set_strays_aside, known, aside)
+        left = await self._remove_forgotten(known)
+        await asyncio.to_thread(self._set_strays_aside, known | left, aside)
+
+    def _request_key(self, aside: Quarantine) -> bytes:
+        if request_key.is_damaged(self._folder):
+            aside.take([self._folder / request_key.FILE], f"Expected {request_key.KEY_BYTES} bytes.")
+        return request_key.request_key(self._folder)
+
+    def _rebuild(self, aside: Quarantine, why: object) -> None:
+        """Set the damaged history aside, when there is a whole one to take its place; blocks.
+
+        Raises:
+            OSError: There is no room for that, and nothing was moved.
+        """
+        draft = self._folder / REBUILDING
+        folder_tree.remove(draft)
+        draft.mkdir(mode=0o700)
+        try:
+            rebuild(self._folder / DATABASE, draft / DATABASE)
+            aside.take(self._folder.glob(f"{DATABASE}*"), why)
+            (draft / DATABASE).rename(self._folder / DATABASE)
+        except sqlite3.Error as error:
+            raise OSError(f"The damaged history cannot be rebuilt: {error}.") from error
+        finally:
+            folder_tree.remove_if_possible(draft)
 
     def _lock(self, aside: Quarantine) -> None:
         """Keep other servers out until `close`, also when somebody has removed the file that is locked.
@@ -131,15 +162,19 @@ class Store:
         except BlockingIOError as error:
             raise StateFolderInUseError(f"another server uses {self._folder}") from error
 
-    async def _remove_forgotten(self, known: set[str]) -> None:
-        """Remove the folders of runs that were removed by a server that died before their folders were."""
+    async def _remove_forgotten(self, known: set[str]) -> set[str]:
+        """Remove the folders of forgotten runs that an earlier server has left; return those that stay."""
         forgotten = await self._db.read(tables.forgotten_ids)
-        for path in [path for path in self._runs.iterdir() if path.name in forgotten - known]:
-            await asyncio.to_thread(RunFolder(path).remove)
-        if forgotten:
+        there = [path.name for path in self._runs.iterdir() if path.name in forgotten - known]
+        left = {run_id for run_id in there if not await self._remove_folder(run_id)}
+        if gone := forgotten - left:
             # The disk may be full.
             with contextlib.suppress(StorageFullError):
-                await self._db.write(tables.folders_removed, forgotten)
+                await self._db.write(tables.folders_removed, gone)
+        return left
+
+    async def _remove_folder(self, run_id: str) -> bool:
+        return await asyncio.to_thread(self.folder(run_id).remove)
 
     def _set_strays_aside(self, known: set[str], aside: Quarantine) -> None:
         """Move away the folders of runs that are not in the history: it may have lost them."""
@@ -225,16 +260,34 @@ class Store:
 
         if not is_end:
             await self._check_reserve()
+            await self._db.write(write)
+        else:
+            await self._write_with_reserve(write)
+        if events and run.state is RunState.STARTING:
+            # A worker is to have it now: should the history lose this event, it is not executed again.
+            await self.note_begun(run.run_id)
+
+    async def note_begun(self, run_id: str) -> None:
+        """Note that a run is not to be executed by a later server, whatever the history says."""
+        await self._db.run_in_order(self.folder(run_id).note_begun)
+
+    async def _write_with_reserve(self, write: Callable[[sqlite3.Connection], None]) -> None:
+        """Write what makes room, or for which room is kept.
+
+        Raises:
+            StorageFullError: It could not be written, not even there.
+        """
         try:
             await self._db.write(write)
         except StorageFullError:
-            if not (is_end and self._reserve.is_there):
+            if not self._reserve.is_there:
                 raise
-            await self._db.run_in_order(self._reserve.release)
-            await self._db.write(write)
-        if events and run.state is RunState.STARTING:
-            # A worker is to have it now: should the history lose this event, it is not executed again.
-            await self._db.run_in_order(self.folder(run.run_id).note_begun)
+            self._using_reserve += 1
+            try:
+                await self._db.run_in_order(self._reserve.release)
+                await self._db.write(write)
+            finally:
+                self._using_reserve -= 1
 
     async def _check_reserve(self) -> None:
         """Keep what room there is for the ends of the runs that go on.
@@ -243,19 +296,18 @@ class Store:
             StorageFullError: There is no more than that.
         """
         if not await self._has_reserve():
-            raise StorageFullError(self._no_reserve)
+            raise StorageFullError(self._reserve.problem)
 
     async def _has_reserve(self) -> bool:
-        return self._reserve.is_there or await asyncio.to_thread(self._reserve.make)
-
-    @property
-    def _no_reserve(self) -> str:
-        return f"The state folder has no room for {RESERVE_BYTES} bytes, which the ends of runs may need."
+        # What was given to an end is not taken back before that is written.
+        if self._reserve.is_there or self._using_reserve:
+            return self._reserve.is_there
+        return await asyncio.to_thread(self._reserve.make)
 
     @property
     def problem(self) -> str:
         """Why nothing can be written now; empty: it can."""
-        return self._db.problem or ("" if self._reserve.is_there else self._no_reserve)
+        return self._db.problem or self._reserve.problem
 
     async def look_for_room(self) -> None:
         """Look whether there is room again, after there was none."""
@@ -365,11 +417,12 @@ class Store:
 
     async def delete(self, row: RunRecord) -> None:
         """Remove a run with all that belongs to it."""
-        await self._db.write(tables.delete_run, row.position)
+        await self._write_with_reserve(lambda db: tables.delete_run(db, row.position))
         self.count -= 1
-        await asyncio.to_thread(self.folder(row.run.run_id).remove)
+        is_gone = await self._remove_folder(row.run.run_id)
         await self.artefacts.forget(row.run.run_id)
-        await self._db.write(tables.folders_removed, [row.run.run_id])
+        if is_gone:
+            await self._db.write(tables.folders_removed, [row.run.run_id])
 
     async def list(
         self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]

@@ -140,7 +140,8 @@ def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
 
 def checksum(*values: Any) -> int:
     """Return a checksum of the values of some columns."""
-    return zlib.crc32(repr(values).encode())
+    # Which characters repr() escapes depends on Python's version; what ascii() makes of them does not.
+    return zlib.crc32(ascii(values).encode())
 
 
 def insert_run(
