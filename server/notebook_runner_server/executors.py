@@ -23,7 +23,9 @@ def check(executor: str) -> None:
         ValueError: It is none.
     """
     if executor != PROCESS and not _CLUSTER.fullmatch(executor):
-        raise ValueError(f"--executor is process, dask://HOST:PORT or dask+tls://HOST:PORT, not {executor!r}")
+        raise ValueError(
+            f"--executor must be process, dask://HOST:PORT or dask+tls://HOST:PORT (got {executor!r})."
+        )
 
 
 def backend(settings: Settings) -> Backend:
@@ -50,7 +52,8 @@ def _cluster(settings: Settings) -> Backend:
         from notebook_runner_server.execution.cluster import backend, messages  # noqa: PLC0415 - as said
     except ImportError as error:
         raise ValueError(
-            f"--executor {settings.executor} needs Dask: pip install 'notebook-runner[server,dask]' ({error})"
+            f"--executor {settings.executor} needs Dask ({error}). "
+            "Install it with: pip install 'notebook-runner[server,dask]'"
         ) from error
     sandbox = settings.sandbox_options
     options = messages.HostOptions(

@@ -17,7 +17,7 @@ class _Number(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value!r} is no finite number.", param, ctx)
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
 
 
@@ -29,9 +29,7 @@ def options() -> list[click.Option]:
         found.append(_option(one, hints[one.name]))
         if off := one.metadata["off"]:
             flag = f"--no-{one.name.replace('_', '-')}"
-            found.append(
-                click.Option([flag, one.name], flag_value=off, help=f"The same as --{flag[5:]} {off}.")
-            )
+            found.append(click.Option([flag, one.name], flag_value=off, help=f"Same as --{flag[5:]} {off}."))
     return found
 
 
@@ -40,7 +38,7 @@ def check() -> click.Option:
     return click.Option(
         ["--check"],
         is_flag=True,
-        help="Check the configuration, print all its faults, and exit: with 0 if there are none.",
+        help="Check the configuration, print all errors, and exit. The exit code is 0 if there are none.",
     )
 
 

@@ -17,7 +17,7 @@ def option() -> click.Option:
         ["--new-token", NAME],
         metavar="NAME:SCOPE",
         default="",
-        help="Make a token with the scope run or read, add its sum to the tokens file, print it, and end.",
+        help="Create a token with scope run or read, add its hash to the tokens file, print it, and exit.",
     )
 
 
@@ -33,6 +33,6 @@ def write(tokens_file: str, asked: str) -> None:
         ValueError: There is no file to write to, or that is no name, no scope or no tokens file.
     """
     if not tokens_file:
-        raise ValueError("--new-token needs --tokens-file, the file that the token's sum is added to")
+        raise ValueError("--new-token needs --tokens-file, the file to add the token's hash to.")
     name, _, scope = asked.rpartition(":")
     click.echo(tokens.add_new(Path(tokens_file), name, scope))

@@ -29,11 +29,12 @@ def setting(
     return field(default=default, metadata=about)
 
 
-def limit(what: str, default: float) -> Any:
-    """Return the field of what holds for a run where Start says nothing."""
-    return setting(default, f"Most {what} where Start says nothing; 0: no limit.", minimum=0)
+def limit(what: str, default: float, more: str = "") -> Any:
+    """Return the field of a limit that holds for a run if Start sets none."""
+    help_text = f"Maximum {what} when Start sets none (0: unlimited). {more}"
+    return setting(default, help_text.rstrip(), minimum=0)
 
 
 def ceiling(name: str, default: float) -> Any:
-    """Return the field of the most that a Start may ask for."""
-    return setting(default, f"Most that a Start may ask for as {name}; 0: whatever it likes.", minimum=0)
+    """Return the field of the maximum of a limit that a request may set."""
+    return setting(default, f"Maximum {name} that a request may set (0: unlimited).", minimum=0)
