@@ -122,7 +122,7 @@ def start_request(notebook: Notebook | None, options: StartOptions) -> pb.StartR
     """
     elsewhere = bool(options.get("server_path")) + bool(options.get("notebook_uri"))
     if (notebook is not None) + elsewhere > 1:
-        raise ValueError("give one of notebook, server_path and notebook_uri, not more")
+        raise ValueError("Set only one of notebook, server_path and notebook_uri.")
     request = pb.StartRequest(request_id=str(uuid.uuid4()))
     for name, value in options.items():
         request.MergeFrom(_option(name, value))
@@ -150,7 +150,7 @@ def list_request(
         ValueError: There is no such state.
     """
     if isinstance(states, str):
-        raise TypeError(f"states is a list of states: [{states!r}]")
+        raise TypeError(f"states must be a list of states: [{states!r}].")
     return pb.ListRequest(states=map(parse_state, states), labels=labels, page_size=page_size)
 
 
@@ -171,11 +171,13 @@ def duration(value: Seconds) -> Duration:
     if isinstance(value, timedelta):
         result.FromTimedelta(value)
     elif not isinstance(number, numbers.Real):
-        raise TypeError(f"a length of time is a number of seconds or a timedelta, not {type(value).__name__}")
+        raise TypeError(
+            f"A duration must be a number of seconds or a timedelta (got {type(value).__name__})."
+        )
     elif abs(value) <= MAX_SECONDS:  # not so for NaN
         result.FromNanoseconds(round(value * 1e9))
     else:
-        raise ValueError(f"a length of time is a number of seconds up to {MAX_SECONDS}, not {value}")
+        raise ValueError(f"A duration must be a number of seconds up to {MAX_SECONDS} (got {value}).")
     return result
 
 
@@ -200,8 +202,8 @@ def _option(name: str, value: Any) -> pb.StartRequest:
 def _no_option(name: str) -> str:
     known = list(StartOptions.__annotations__)
     near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    return f"a run has no option {name}; {hint}"
+    hint = f"Did you mean {near[0]}?" if near else f"Available: {', '.join(known)}."
+    return f"Unknown option {name!r}. {hint}"
 
 
 def _content(notebook: Notebook) -> bytes:
@@ -210,28 +212,28 @@ def _content(notebook: Notebook) -> bytes:
     if isinstance(notebook, Mapping):
         return json.dumps(notebook, ensure_ascii=False).encode()
     if isinstance(notebook, str) and notebook.lstrip().startswith("{"):
-        raise ValueError("a str is the path of a notebook; give its content as bytes or as a dict")
+        raise ValueError("A notebook given as a str must be a path. Pass the content as bytes or as a dict.")
     if isinstance(notebook, str | os.PathLike):
         return _read(Path(notebook))
-    raise TypeError(f"a notebook is a path, bytes, a dict or a NotebookNode, not {type(notebook).__name__}")
+    raise TypeError(
+        f"A notebook must be a path, bytes, a dict or a NotebookNode (got {type(notebook).__name__})."
+    )
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        hint = (
-            "no such notebook here (under the server's notebook root: server_path; by its URI: notebook_uri)"
-        )
+        hint = "No such local notebook (use server_path for one on the server, or notebook_uri for a URI)"
         raise FileNotFoundError(error.errno, hint, str(path)) from None
 
 
 def _parameters(parameters: Mapping[str, Any]) -> pb.StartRequest:
     """Give the fields for parameters: exactly, and as well as it can be for servers with a Struct alone."""
     if not isinstance(parameters, Mapping):
-        raise TypeError(f"parameters is a dict of values by name, not {type(parameters).__name__}")
+        raise TypeError(f"parameters must be a dict of values by name (got {type(parameters).__name__}).")
     if odd := [name for name in parameters if not isinstance(name, str)]:
-        raise TypeError(f"parameters has the name {odd[0]!r}; names are str")
+        raise TypeError(f"The names of parameters must be str (got {odd[0]!r}).")
     plain = _plain(parameters, "parameters")
     struct = Struct()
     struct.update(_rounded(plain))
@@ -254,8 +256,8 @@ def _plain(value: Any, place: str) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item, f"{place}[{index}]") for index, item in enumerate(value)]
     raise TypeError(
-        f"{place} is a {type(value).__name__}; a parameter is None, bool, int, float, str, or a list or dict "
-        "of these. Send anything else as a str that the notebook parses"
+        f"{place} is a {type(value).__name__}. A parameter must be None, bool, int, float, str, or a list or "
+        "dict of these. Send anything else as a str that the notebook parses."
     )
 
 

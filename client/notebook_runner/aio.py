@@ -123,7 +123,7 @@ class AsyncClient:
             async for event in events:
                 run = event.run_changed if event.HasField("run_changed") else run
         if run is None:
-            raise NotebookRunnerError(f"the server told nothing of run {run_id}")
+            raise NotebookRunnerError(f"The server sent no events for run {run_id}.")
         return run
 
     async def progress(

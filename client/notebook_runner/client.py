@@ -136,7 +136,7 @@ class Client:
         for event in self.progress(run_id, omit_cell_output=True, reconnect_timeout=reconnect_timeout):
             run = event.run_changed if event.HasField("run_changed") else run
         if run is None:
-            raise NotebookRunnerError(f"the server told nothing of run {run_id}")
+            raise NotebookRunnerError(f"The server sent no events for run {run_id}.")
         return run
 
     def progress(
