@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 Notebook: TypeAlias = str | os.PathLike[str] | bytes | Mapping[str, Any]
-"""A notebook of the caller's: the path of a file, its content, or its JSON as a dict or NotebookNode."""
+"""A local notebook: the path of a file, its content as bytes, or a dict or NotebookNode."""
 
 Seconds: TypeAlias = float | timedelta
-"""A length of time, as seconds or as a timedelta."""
+"""A duration, in seconds or as a timedelta."""
 
 # The most that a Duration holds: 10,000 years.
 MAX_SECONDS = 315_576_000_000
@@ -43,35 +43,35 @@ MAX_INTEGER = 2**53
 
 
 class StartOptions(TypedDict, total=False):
-    """What a run may be told besides its notebook. All of it is optional.
+    """Options of a run. All are optional.
 
     Attributes:
-        server_path: Run the notebook at this path under the server's notebook root instead of one of
-            the caller's own.
-        notebook_uri: Run the notebook that the server reads from this URI, of a scheme that its
-            operator allowed.
-        output_uri: Where the server writes the executed notebook at the end of the run: a URI of a
-            scheme that its operator allowed. Why it is not there says `Run.output_error`.
+        server_path: Run the notebook at this path under the server's notebook root instead of a local
+            one.
+        notebook_uri: Run the notebook that the server reads from this URI. The operator decides which
+            schemes are allowed.
+        output_uri: URI that the server writes the executed notebook to at the end of the run. The
+            operator decides which schemes are allowed. If writing fails, `Run.output_error` says why.
         parameters: Values for the notebook's parameters, by name: None, bool, int, float, str, lists and
-            dicts of these, and NumPy's scalars. They arrive as they are, in their order; keys of dicts
-            arrive as str, as papermill gives them. Anything else (dates, paths, bytes, arrays) is
-            refused, because it would be another type in the notebook: send it as a str. Servers of
-            version 0.1 take whole floats for int, and get integers beyond ±2**53 as str.
-        kernel_name: The kernelspec to run with, instead of the one that the notebook names.
-        run_timeout: How long the run may take, in seconds. This and the limits below: zero is the
-            server's default.
-        cell_timeout: How long one cell may take, in seconds.
-        output_timeout: How long a cell may go without any output, in seconds.
-        allow_errors: Go on after a cell that raises.
-        environment: Plain environment variables for the kernel, by name.
-        memory_limit: How many bytes of memory the processes of the run may take together.
-        cell_output_limit: How many bytes of output one cell may have; what is over is cut.
-        run_output_limit: How many bytes of output all cells may have together; what is over is cut.
-        process_limit: How many processes the run may have at once.
+            dicts of these, and NumPy scalars. They arrive unchanged and in order; keys of dicts arrive as
+            str, as with papermill. Anything else (dates, paths, bytes, arrays) is refused, because it
+            would be another type in the notebook: send it as a str. Servers of version 0.1 turn whole
+            floats into int, and get integers beyond ±2**53 as str.
+        kernel_name: Kernelspec to use instead of the one that the notebook names.
+        run_timeout: Maximum duration of the run, in seconds. Here and for the limits below, zero means
+            the server's default.
+        cell_timeout: Maximum duration of a cell, in seconds.
+        output_timeout: Maximum time a cell may go without output, in seconds.
+        allow_errors: Continue after a cell that raises.
+        environment: Environment variables of the kernel, by name.
+        memory_limit: Maximum memory of all processes of the run, in bytes.
+        cell_output_limit: Maximum output of a cell, in bytes; further output is cut.
+        run_output_limit: Maximum output of all cells, in bytes; further output is cut.
+        process_limit: Maximum number of processes of the run at once.
         labels: Labels to find the run by.
-        retention: How long the run's history and results are kept after its end, in seconds.
-        request_id: Makes `start` safe to repeat: the same id with the same request answers the same
-            run. A fresh one is made when none is given.
+        retention: How long to keep the run's history and results after it ends, in seconds.
+        request_id: Makes `start` safe to repeat: the same id with the same request returns the same
+            run. If none is given, a new one is created.
     """
 
     server_path: str

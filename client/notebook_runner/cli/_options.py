@@ -45,7 +45,7 @@ def json_option(what: str) -> Callable[[Any], Any]:
         return value
 
     return click.option(
-        "--json", "as_json", is_flag=True, callback=keep, help=f"Print {what} and errors as JSON."
+        "--json", "as_json", is_flag=True, callback=keep, help=f"Print {what} as JSON, including errors."
     )
 
 

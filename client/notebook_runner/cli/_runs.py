@@ -114,9 +114,10 @@ def output(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Get the result of a run, or the result so far of a run that is active.
+    """Get the result of a run.
 
-    Without RUN_ID, uses the newest run. Without --output, writes to standard output.
+    While the run is active, gets the result so far. Without RUN_ID, uses the newest run. Without
+    --output, writes to standard output.
 
     \b
     Formats:
