@@ -1,6 +1,6 @@
 """The command `notebook-runner-server`.
 
-Kept light: a worker process imports this module again (multiprocessing's "spawn" does), and needs none of
+Imports lazily: worker processes import this module again (multiprocessing's "spawn" does), and do not need
 the server.
 """
 

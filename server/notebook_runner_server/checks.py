@@ -20,18 +20,18 @@ OTHERS = (
     *("RUN_ID", "RUN_DIR"),
     *("NEW_TOKEN", "CHECK"),
 )
-"""Variables with the server's prefix that are no settings: a client's, those that a notebook finds, which may
-start a server as well, and those of options that are no settings."""
+"""Variables with the server's prefix that are not settings: those of the client, those set for notebooks,
+which may start a server as well, and those of options that are not settings."""
 
 _OF_A_SERVICE = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
-"""What Kubernetes adds for each Service of the namespace whose name begins with notebook-runner."""
+"""Variables that Kubernetes adds for each Service of the namespace whose name begins with notebook-runner."""
 
 
 class ConfigurationError(ValueError):
-    """The configuration cannot work.
+    """The configuration is invalid.
 
     Attributes:
-        faults: A sentence for each thing that is wrong.
+        faults: A sentence for each error.
     """
 
     def __init__(self, faults: list[str]) -> None:
@@ -41,14 +41,14 @@ class ConfigurationError(ValueError):
 
 
 def check(settings: Settings, environment: Mapping[str, str]) -> None:
-    """Refuse a configuration that cannot work.
+    """Refuse an invalid configuration.
 
     Args:
-        settings: What the operator decided.
-        environment: The variables of this process.
+        settings: The settings.
+        environment: The environment variables of this process.
 
     Raises:
-        ConfigurationError: All that is wrong.
+        ConfigurationError: The configuration is invalid; lists all errors.
     """
     found = [
         *settings.faults(),

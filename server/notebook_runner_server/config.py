@@ -34,7 +34,7 @@ def _state_dir() -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the operator decides."""
+    """The settings of the server."""
 
     listen: str = setting(
         "127.0.0.1:50051", "Address to serve on, as HOST:PORT; port 0 picks a free port, which is logged."
@@ -210,16 +210,16 @@ class Settings:
     unchecked: InitVar[bool] = False
 
     def __post_init__(self, unchecked: bool) -> None:
-        """Refuse what cannot be, unless `checks.check` is to say it with all else.
+        """Refuse invalid settings, unless `unchecked`, where `checks.check` reports them with other errors.
 
         Raises:
-            ValueError: A setting is wrong; the message says which.
+            ValueError: A setting is invalid; the message names it.
         """
         if not unchecked and (found := self.faults()):
             raise ValueError("\n".join(found))
 
     def faults(self) -> list[str]:
-        """Return what cannot be, whatever there is on this machine."""
+        """Return the errors that do not depend on this machine."""
         found = [*exposure.faults(self)]
         if self.trace_endpoint and not self.trace_endpoint.startswith(("http://", "https://")):
             found.append(
@@ -251,13 +251,13 @@ class Settings:
         """Host and port of the metrics; empty and 0: none.
 
         Raises:
-            ValueError: That is no address.
+            ValueError: The address is invalid.
         """
         return exposure.address("--metrics-listen", self.metrics_listen) if self.metrics_listen else ("", 0)
 
     @property
     def tls_files(self) -> TlsFiles | None:
-        """The files of TLS; None: without."""
+        """The TLS files; None: no TLS."""
         if not self.tls_cert:
             return None
         client_ca = Path(self.tls_client_ca) if self.tls_client_ca else None
@@ -265,10 +265,10 @@ class Settings:
 
     @property
     def warm(self) -> WarmKernels:
-        """The kernels that a worker keeps ready.
+        """The kernels that each worker keeps ready.
 
         Raises:
-            ValueError: That is not how it is said.
+            ValueError: The setting is invalid.
         """
         if self.warm_kernels == "none":
             return WarmKernels()
@@ -277,16 +277,16 @@ class Settings:
 
     @property
     def uris(self) -> UriPolicy:
-        """The URIs that a Start may name.
+        """The policy for URIs in requests.
 
         Raises:
-            ValueError: It cannot be so.
+            ValueError: The settings are invalid.
         """
         return policy(_names(self.uri_schemes), _names(self.uri_hosts), _names(self.uri_folders))
 
     @property
     def sandbox_options(self) -> SandboxConfig:
-        """What a notebook can reach."""
+        """The configuration of the sandbox."""
         return SandboxConfig(
             self.sandbox,
             kernel_environment=tuple(_names(self.kernel_environment)),
@@ -305,17 +305,17 @@ class Settings:
 
     @property
     def bounds(self) -> HistoryLimits:
-        """What the history may take."""
+        """The limits of the history."""
         return HistoryLimits(runs=self.max_runs, total_bytes=self.max_state_bytes)
 
     @property
     def limits(self) -> Limits:
-        """What a run may take where Start says nothing."""
+        """The limits of a run if Start sets none."""
         return self._limits("")
 
     @property
     def ceilings(self) -> Limits:
-        """What a Start may ask for."""
+        """The maximum limits that a request may set."""
         return self._limits("max_")
 
     def _limits(self, prefix: str) -> Limits:
@@ -336,7 +336,7 @@ class Settings:
 
 
 def limit_names() -> list[str]:
-    """Return the settings that have a ceiling, which is named as they are, after `max_`."""
+    """Return the names of the settings that have a ceiling, named `max_` and the setting."""
     names = [one.name for one in fields(Settings)]
     return [name for name in names if f"max_{name}" in names]
 

@@ -1,4 +1,4 @@
-"""What executes runs: worker processes of this machine, or a Dask cluster."""
+"""Creates the backend that executes runs: worker processes on this machine, or a Dask cluster."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CLUSTER = re.compile(r"dask(\+tls)?://[^\s/]+:\d+")
 
 
 def check(executor: str) -> None:
-    """Refuse what is no executor.
+    """Refuse an invalid value of --executor.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The value is invalid.
     """
     if executor != PROCESS and not _CLUSTER.fullmatch(executor):
         raise ValueError(
@@ -29,10 +29,10 @@ def check(executor: str) -> None:
 
 
 def backend(settings: Settings) -> Backend:
-    """Return what executes runs, as the operator decided; it is not started yet.
+    """Return the backend that the settings ask for; it is not started yet.
 
     Raises:
-        ValueError: Dask is not installed, and is asked for.
+        ValueError: The settings ask for Dask, which is not installed.
     """
     if settings.executor == PROCESS:
         return ProcessPoolBackend(

@@ -1,4 +1,4 @@
-"""What has to be on before others may reach the server."""
+"""The policy for listening on addresses that other machines can reach."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def faults(settings: Settings) -> Iterator[str]:
-    """Yield what others could do without TLS, or without saying who calls, and what is missing of TLS."""
+    """Yield an error for incomplete TLS settings, and for a reachable address that is not secured."""
     if bool(settings.tls_cert) != bool(settings.tls_key):
         missing_flag = "--tls-key" if settings.tls_cert else "--tls-cert"
         yield f"--tls-cert and --tls-key must be set together ({missing_flag} is missing)."
@@ -38,7 +38,7 @@ def address(flag: str, value: str) -> tuple[str, int]:
     """Return the host and the port of an address.
 
     Raises:
-        ValueError: It is none; the message names the flag.
+        ValueError: The value is not HOST:PORT; the message names the flag.
     """
     host, _, port = value.rpartition(":")
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:  # noqa: PLR2004 - the largest port
@@ -47,7 +47,7 @@ def address(flag: str, value: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address is one that only this machine can reach."""
+    """Tell whether only this machine can reach an address."""
     if host == "localhost":
         return True
     try:

@@ -12,7 +12,7 @@ from notebook_runner_server.config import Settings
 
 
 class _Number(click.FloatRange):
-    """A number as people count: neither infinite nor none at all."""
+    """A finite number."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -22,7 +22,7 @@ class _Number(click.FloatRange):
 
 
 def options() -> list[click.Option]:
-    """Return a command-line option for each setting, and one more for each that can be told off."""
+    """Return an option for each setting, and a `--no-…` option for each that can be turned off by a value."""
     hints = get_type_hints(Settings)
     found = []
     for one in dataclasses.fields(Settings):
@@ -34,7 +34,7 @@ def options() -> list[click.Option]:
 
 
 def check() -> click.Option:
-    """Return the option that checks the configuration instead of serving; it is no setting."""
+    """Return the option that checks the configuration instead of serving; it is not a setting."""
     return click.Option(
         ["--check"],
         is_flag=True,

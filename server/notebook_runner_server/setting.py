@@ -1,4 +1,4 @@
-"""How a setting is declared: its default, its help, and what it may be."""
+"""Declares settings: their defaults, help texts and allowed values."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def setting(
     """Return the field of a setting.
 
     Args:
-        default: What holds where the operator says nothing.
-        help_text: What it is, and its unit.
-        minimum: The least that it may be.
-        maximum: The most that it may be.
-        choices: What it may be; empty: anything.
-        off: A word that means none.
+        default: The value if the operator sets none.
+        help_text: What the setting does, with its unit.
+        minimum: The smallest allowed value.
+        maximum: The largest allowed value.
+        choices: The allowed values; empty: any.
+        off: The value that turns the setting off, which gets a `--no-…` flag of its own.
     """
     about = {"help": help_text, "minimum": minimum, "maximum": maximum, "choices": choices, "off": off}
     return field(default=default, metadata=about)
