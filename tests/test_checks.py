@@ -13,7 +13,11 @@ HOME = {"HOME": "/"}
 
 Wrong = tuple[dict[str, object], dict[str, str], str]
 WRONG: dict[str, Wrong] = {
-    "missing root": ({"notebook_root": "/nowhere"}, {}, "--notebook-root /nowhere is not a folder."),
+    "missing root": (
+        {"notebook_root": "/nowhere"},
+        {},
+        "--notebook-root /nowhere is not an existing folder.",
+    ),
     "missing default notebook": (
         {"notebook_root": "/", "default_notebook": "no.ipynb"},
         {},
@@ -25,12 +29,12 @@ WRONG: dict[str, Wrong] = {
     "default above its ceiling": (
         {"run_timeout": 20.0, "max_run_timeout": 10.0},
         {},
-        "--run-timeout 20 is above --max-run-timeout 10.",
+        "--run-timeout 20 exceeds --max-run-timeout 10.",
     ),
     "built-in default above its ceiling": (
         {"max_cell_output_limit": 10},
         {},
-        "--cell-output-limit 2.68435e+08 is above --max-cell-output-limit 10.",
+        "--cell-output-limit 2.68435e+08 exceeds --max-cell-output-limit 10.",
     ),
     "missing tokens file": ({"tokens_file": "/nowhere"}, {}, "--tokens-file /nowhere cannot be used: "),
     "missing certificate": (
@@ -41,11 +45,11 @@ WRONG: dict[str, Wrong] = {
     "unknown variable": (
         {},
         {"NOTEBOOK_RUNNER_WORKRS": "2"},
-        "NOTEBOOK_RUNNER_WORKRS is not a setting. Did you mean NOTEBOOK_RUNNER_WORKERS?",
+        "Unknown setting NOTEBOOK_RUNNER_WORKRS. Did you mean NOTEBOOK_RUNNER_WORKERS?",
     ),
     "no home": ({}, {"HOME": ""}, "HOME is not set."),
-    "home that is not there": ({}, {"HOME": "/nowhere"}, "HOME is /nowhere, which is not a folder."),
-    "wrong address": ({"listen": "x"}, {}, "--listen is HOST:PORT, not 'x'"),
+    "home that is not there": ({}, {"HOME": "/nowhere"}, "HOME must be an existing folder (got /nowhere)."),
+    "wrong address": ({"listen": "x"}, {}, "--listen must be HOST:PORT (got 'x')."),
 }
 
 

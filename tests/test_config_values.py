@@ -58,13 +58,13 @@ def test_a_wrong_address_is_refused_by_its_flag(listen: str) -> None:
     """An address is HOST:PORT, with a port that there is."""
     assert "--listen" in refusal("--listen", listen)
     if listen:
-        assert "--metrics-listen is HOST:PORT" in refusal("--metrics-listen", listen)
+        assert "--metrics-listen must be HOST:PORT" in refusal("--metrics-listen", listen)
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "grpc://127.0.0.1:4317", " "])
 def test_a_wrong_endpoint_is_refused_by_its_flag(endpoint: str) -> None:
     """A collector is named by a URL, which says whether it has TLS."""
-    assert "--trace-endpoint is http:// or https://" in refusal("--trace-endpoint", endpoint)
+    assert "--trace-endpoint must be an http:// or https:// URL" in refusal("--trace-endpoint", endpoint)
 
 
 LOOPBACK = ["127.0.0.1:0", "127.1.2.3:1", "localhost:65535", "[::1]:50051"]
@@ -103,8 +103,8 @@ def test_an_address_that_others_reach_is_served_when_it_is_secured(listen: str, 
 
 def test_half_of_tls_is_refused() -> None:
     """A certificate needs its key, and authorities of callers need a certificate of the server's."""
-    for half in ("--tls-cert", "--tls-key"):
-        assert "--tls-cert and --tls-key go together" in refusal(half, "x")
+    for half, other in (("--tls-cert", "--tls-key"), ("--tls-key", "--tls-cert")):
+        assert f"--tls-cert and --tls-key must be set together ({other} is missing)." in refusal(half, "x")
     assert "needs --tls-cert and --tls-key" in refusal("--tls-client-ca", "x")
 
 

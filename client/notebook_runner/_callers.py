@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import threading
 import time
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -107,7 +106,7 @@ class Transport:
 
     def _read(self, follower: ProgressReader, timeout: float | None) -> Iterator[pb.ProgressResponse]:
         metadata = self.connection.metadata()
-        with self._errors_translated(timeout or math.inf):
+        with self._errors_translated(timeout):
             call = self.stub.Progress(follower.request, timeout=timeout, metadata=metadata)
             try:
                 for event in call:
@@ -118,11 +117,11 @@ class Transport:
                 call.cancel()
 
     @contextlib.contextmanager
-    def _errors_translated(self, timeout: float = math.inf) -> Iterator[None]:
+    def _errors_translated(self, timeout: float | None = None) -> Iterator[None]:
         try:
             yield
         except grpc.RpcError as error:
-            raise to_error(error, late=_late(self.connection.target, timeout)) from error
+            raise to_error(error, self.connection.target, timeout) from error
         except ValueError:
             if not self.closed:
                 raise
@@ -163,7 +162,7 @@ class AsyncCaller:
             self._stub = cast("NotebookRunnerAsyncStub", NotebookRunnerStub(self._channel))
         if loop is not self._loop:
             raise RuntimeError(
-                "an AsyncClient belongs to the event loop of its first call: make one for each"
+                "An AsyncClient belongs to the event loop of its first call. Create one for each event loop."
             )
         return self._stub
 
@@ -230,11 +229,11 @@ class AsyncCaller:
                 call.cancel()
 
     @contextlib.contextmanager
-    def _errors_translated(self, timeout: float = math.inf) -> Iterator[None]:
+    def _errors_translated(self, timeout: float | None = None) -> Iterator[None]:
         try:
             yield
         except grpc.RpcError as error:
-            raise to_error(error, late=_late(self.connection.target, timeout)) from error
+            raise to_error(error, self.connection.target, timeout) from error
         except grpc.aio.UsageError:
             if not self.closed:
                 raise
@@ -248,8 +247,4 @@ class AsyncCaller:
 
 
 def _closed() -> RpcFailed:
-    return RpcFailed("the client was closed", grpc.StatusCode.CANCELLED)
-
-
-def _late(target: str, timeout: float) -> str:
-    return f"no answer from {target} within {timeout:g} s"
+    return RpcFailed("The client is closed.", grpc.StatusCode.CANCELLED)

@@ -86,13 +86,14 @@ class Connection:
             ValueError: Both a token and a token file are given, or a certificate without its key.
         """
         if token is not None and token_file is not None:
-            raise ValueError("give a token or a token_file, not both")
+            raise ValueError("Set token or token_file, not both.")
         if token is None:
             token_file = token_file or environ.get("NOTEBOOK_RUNNER_TOKEN_FILE")
         tls_cert = tls_cert or environ.get("NOTEBOOK_RUNNER_TLS_CERT")
         tls_key = tls_key or environ.get("NOTEBOOK_RUNNER_TLS_KEY")
         if bool(tls_cert) != bool(tls_key):
-            raise ValueError("tls_cert and tls_key go together: one of them is missing")
+            missing = "tls_key" if tls_cert else "tls_cert"
+            raise ValueError(f"tls_cert and tls_key must be set together ({missing} is missing).")
         return cls(
             target=target or environ.get("NOTEBOOK_RUNNER_TARGET") or DEFAULT_TARGET,
             token=token,
@@ -137,7 +138,7 @@ class Connection:
         if token is None:
             return ()
         if not token or not token.isascii() or not token.isprintable():
-            raise ValueError("the token is empty or has characters other than printable ASCII")
+            raise ValueError("The token must consist of printable ASCII characters, at least one.")
         return (("authorization", f"Bearer {token}"),)
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
@@ -157,14 +158,14 @@ class Connection:
             if self.tls_ca:
                 context.load_verify_locations(self.tls_ca)
         except ssl.SSLError as error:
-            raise ValueError(f"tls_ca ({self.tls_ca}) has no certificates in PEM: {error}") from error
+            raise ValueError(f"tls_ca ({self.tls_ca}) contains no PEM certificates: {error}") from error
         try:
             if self.tls_cert:
                 # Without the empty password a key that has one would be asked for on the terminal.
                 context.load_cert_chain(self.tls_cert, self.tls_key, password="")
         except ssl.SSLError as error:
             files = f"tls_cert ({self.tls_cert}) and tls_key ({self.tls_key})"
-            raise ValueError(f"{files} are no certificate with its key in PEM: {error}") from error
+            raise ValueError(f"{files} do not contain a matching PEM certificate and key: {error}") from error
 
 
 def _options() -> list[tuple[str, str | int]]:

@@ -21,7 +21,9 @@ def node_reader() -> Callable[[bytes], NotebookNode]:
     try:
         import nbformat  # noqa: PLC0415 - only where it is asked for
     except ModuleNotFoundError as error:
-        hint = "notebook() needs the package nbformat (pip install nbformat); output() gives bytes without it"
+        hint = (
+            "notebook() needs nbformat (pip install nbformat). Without it, use output(), which returns bytes."
+        )
         raise ModuleNotFoundError(hint, name=error.name) from error
 
     def read(content: bytes) -> NotebookNode:

@@ -44,13 +44,18 @@ class Pages:
         if self.request.offset == 0:
             self._sha256 = page.sha256
         if page.next_offset != self.request.offset + len(page.content):
-            raise NotebookRunnerError(f"the server answered a page that ends at {page.next_offset}")
+            expected = self.request.offset + len(page.content)
+            raise NotebookRunnerError(
+                f"The server sent a page that ends at byte {page.next_offset} instead of {expected}."
+            )
         self.complete = page.next_offset >= page.total_bytes
         if not self.complete and not page.content:
-            raise NotebookRunnerError(f"the server answered an empty page at {page.next_offset}")
+            raise NotebookRunnerError(f"The server sent an empty page at byte {page.next_offset}.")
         self._hash.update(page.content)
         if self.complete and self._sha256 not in {"", self._hash.hexdigest()}:
-            raise NotebookRunnerError("the artefact's SHA-256 is not the one that the server announced")
+            raise NotebookRunnerError(
+                "The artefact's SHA-256 does not match the one that the server announced."
+            )
         # The later pages must be of the same run and of the same moment as the first one.
         self.request.run_id = page.run.run_id or self.request.run_id
         self.request.as_of_sequence = page.as_of_sequence

@@ -99,7 +99,7 @@ class Panel:
     def _place(self) -> str:
         if self.run.state == pb.RUN_STATE_QUEUED and self.run.HasField("queue_position"):
             before = self.run.queue_position
-            return f"{before} to start before it" if before else "next to start"
+            return f"{before} run{'s' * (before != 1)} ahead" if before else "next to start"
         # People count from 1.
         return f"{self._completed} of {self._total} cells" if self._total else ""
 

@@ -94,7 +94,7 @@ def _parameters(source: str) -> tuple[Parameter, ...]:
 def _parse(source: str) -> tuple[str, ast.Module]:
     """Parse a cell without what is IPython's in it; each line and column stays where it is."""
     if (cell_magic := _CELL_MAGIC.match(source)) and cell_magic[1] not in _PYTHON_CELL_MAGICS:
-        raise SyntaxError(f"%%{cell_magic[1]} makes it a cell of another language", ("", 1, None, None))
+        raise SyntaxError(f"%%{cell_magic[1]} makes this a cell in another language", ("", 1, None, None))
     try:
         return source, ast.parse(source)
     except SyntaxError as error:

@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 Notebook: TypeAlias = str | os.PathLike[str] | bytes | Mapping[str, Any]
-"""A notebook of the caller's: the path of a file, its content, or its JSON as a dict or NotebookNode."""
+"""A local notebook: the path of a file, its content as bytes, or a dict or NotebookNode."""
 
 Seconds: TypeAlias = float | timedelta
-"""A length of time, as seconds or as a timedelta."""
+"""A duration, in seconds or as a timedelta."""
 
 # The most that a Duration holds: 10,000 years.
 MAX_SECONDS = 315_576_000_000
@@ -43,35 +43,35 @@ MAX_INTEGER = 2**53
 
 
 class StartOptions(TypedDict, total=False):
-    """What a run may be told besides its notebook. All of it is optional.
+    """Options of a run. All are optional.
 
     Attributes:
-        server_path: Run the notebook at this path under the server's notebook root instead of one of
-            the caller's own.
-        notebook_uri: Run the notebook that the server reads from this URI, of a scheme that its
-            operator allowed.
-        output_uri: Where the server writes the executed notebook at the end of the run: a URI of a
-            scheme that its operator allowed. Why it is not there says `Run.output_error`.
+        server_path: Run the notebook at this path under the server's notebook root instead of a local
+            one.
+        notebook_uri: Run the notebook that the server reads from this URI. The operator decides which
+            schemes are allowed.
+        output_uri: URI that the server writes the executed notebook to at the end of the run. The
+            operator decides which schemes are allowed. If writing fails, `Run.output_error` says why.
         parameters: Values for the notebook's parameters, by name: None, bool, int, float, str, lists and
-            dicts of these, and NumPy's scalars. They arrive as they are, in their order; keys of dicts
-            arrive as str, as papermill gives them. Anything else (dates, paths, bytes, arrays) is
-            refused, because it would be another type in the notebook: send it as a str. Servers of
-            version 0.1 take whole floats for int, and get integers beyond ±2**53 as str.
-        kernel_name: The kernelspec to run with, instead of the one that the notebook names.
-        run_timeout: How long the run may take, in seconds. This and the limits below: zero is the
-            server's default.
-        cell_timeout: How long one cell may take, in seconds.
-        output_timeout: How long a cell may go without any output, in seconds.
-        allow_errors: Go on after a cell that raises.
-        environment: Plain environment variables for the kernel, by name.
-        memory_limit: How many bytes of memory the processes of the run may take together.
-        cell_output_limit: How many bytes of output one cell may have; what is over is cut.
-        run_output_limit: How many bytes of output all cells may have together; what is over is cut.
-        process_limit: How many processes the run may have at once.
+            dicts of these, and NumPy scalars. They arrive unchanged and in order; keys of dicts arrive as
+            str, as with papermill. Anything else (dates, paths, bytes, arrays) is refused, because it
+            would be another type in the notebook: send it as a str. Servers of version 0.1 turn whole
+            floats into int, and get integers beyond ±2**53 as str.
+        kernel_name: Kernelspec to use instead of the one that the notebook names.
+        run_timeout: Maximum duration of the run, in seconds. Here and for the limits below, zero means
+            the server's default.
+        cell_timeout: Maximum duration of a cell, in seconds.
+        output_timeout: Maximum time a cell may go without output, in seconds.
+        allow_errors: Continue after a cell that raises.
+        environment: Environment variables of the kernel, by name.
+        memory_limit: Maximum memory of all processes of the run, in bytes.
+        cell_output_limit: Maximum output of a cell, in bytes; further output is cut.
+        run_output_limit: Maximum output of all cells, in bytes; further output is cut.
+        process_limit: Maximum number of processes of the run at once.
         labels: Labels to find the run by.
-        retention: How long the run's history and results are kept after its end, in seconds.
-        request_id: Makes `start` safe to repeat: the same id with the same request answers the same
-            run. A fresh one is made when none is given.
+        retention: How long to keep the run's history and results after it ends, in seconds.
+        request_id: Makes `start` safe to repeat: the same id with the same request returns the same
+            run. If none is given, a new one is created.
     """
 
     server_path: str
@@ -122,7 +122,7 @@ def start_request(notebook: Notebook | None, options: StartOptions) -> pb.StartR
     """
     elsewhere = bool(options.get("server_path")) + bool(options.get("notebook_uri"))
     if (notebook is not None) + elsewhere > 1:
-        raise ValueError("give one of notebook, server_path and notebook_uri, not more")
+        raise ValueError("Set only one of notebook, server_path and notebook_uri.")
     request = pb.StartRequest(request_id=str(uuid.uuid4()))
     for name, value in options.items():
         request.MergeFrom(_option(name, value))
@@ -150,7 +150,7 @@ def list_request(
         ValueError: There is no such state.
     """
     if isinstance(states, str):
-        raise TypeError(f"states is a list of states: [{states!r}]")
+        raise TypeError(f"states must be a list of states: [{states!r}].")
     return pb.ListRequest(states=map(parse_state, states), labels=labels, page_size=page_size)
 
 
@@ -171,11 +171,13 @@ def duration(value: Seconds) -> Duration:
     if isinstance(value, timedelta):
         result.FromTimedelta(value)
     elif not isinstance(number, numbers.Real):
-        raise TypeError(f"a length of time is a number of seconds or a timedelta, not {type(value).__name__}")
+        raise TypeError(
+            f"A duration must be a number of seconds or a timedelta (got {type(value).__name__})."
+        )
     elif abs(value) <= MAX_SECONDS:  # not so for NaN
         result.FromNanoseconds(round(value * 1e9))
     else:
-        raise ValueError(f"a length of time is a number of seconds up to {MAX_SECONDS}, not {value}")
+        raise ValueError(f"A duration must be a number of seconds up to {MAX_SECONDS} (got {value}).")
     return result
 
 
@@ -200,8 +202,8 @@ def _option(name: str, value: Any) -> pb.StartRequest:
 def _no_option(name: str) -> str:
     known = list(StartOptions.__annotations__)
     near = difflib.get_close_matches(name, known)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    return f"a run has no option {name}; {hint}"
+    hint = f"Did you mean {near[0]}?" if near else f"Available: {', '.join(known)}."
+    return f"Unknown option {name!r}. {hint}"
 
 
 def _content(notebook: Notebook) -> bytes:
@@ -210,28 +212,28 @@ def _content(notebook: Notebook) -> bytes:
     if isinstance(notebook, Mapping):
         return json.dumps(notebook, ensure_ascii=False).encode()
     if isinstance(notebook, str) and notebook.lstrip().startswith("{"):
-        raise ValueError("a str is the path of a notebook; give its content as bytes or as a dict")
+        raise ValueError("A notebook given as a str must be a path. Pass the content as bytes or as a dict.")
     if isinstance(notebook, str | os.PathLike):
         return _read(Path(notebook))
-    raise TypeError(f"a notebook is a path, bytes, a dict or a NotebookNode, not {type(notebook).__name__}")
+    raise TypeError(
+        f"A notebook must be a path, bytes, a dict or a NotebookNode (got {type(notebook).__name__})."
+    )
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        hint = (
-            "no such notebook here (under the server's notebook root: server_path; by its URI: notebook_uri)"
-        )
+        hint = "No such local notebook (use server_path for one on the server, or notebook_uri for a URI)"
         raise FileNotFoundError(error.errno, hint, str(path)) from None
 
 
 def _parameters(parameters: Mapping[str, Any]) -> pb.StartRequest:
     """Give the fields for parameters: exactly, and as well as it can be for servers with a Struct alone."""
     if not isinstance(parameters, Mapping):
-        raise TypeError(f"parameters is a dict of values by name, not {type(parameters).__name__}")
+        raise TypeError(f"parameters must be a dict of values by name (got {type(parameters).__name__}).")
     if odd := [name for name in parameters if not isinstance(name, str)]:
-        raise TypeError(f"parameters has the name {odd[0]!r}; names are str")
+        raise TypeError(f"The names of parameters must be str (got {odd[0]!r}).")
     plain = _plain(parameters, "parameters")
     struct = Struct()
     struct.update(_rounded(plain))
@@ -254,8 +256,8 @@ def _plain(value: Any, place: str) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item, f"{place}[{index}]") for index, item in enumerate(value)]
     raise TypeError(
-        f"{place} is a {type(value).__name__}; a parameter is None, bool, int, float, str, or a list or dict "
-        "of these. Send anything else as a str that the notebook parses"
+        f"{place} is a {type(value).__name__}. A parameter must be None, bool, int, float, str, or a list or "
+        "dict of these. Send anything else as a str that the notebook parses."
     )
 
 

@@ -76,7 +76,7 @@ def parse_state(state: str | pb.RunState.ValueType) -> pb.RunState.ValueType:
     name = state.upper().replace("-", "_").replace(" ", "_").removeprefix(_STATE_PREFIX)
     known = [key.removeprefix(_STATE_PREFIX) for key in pb.RunState.keys() if pb.RunState.Value(key)]  # noqa: SIM118 - an enum wrapper is no dict
     if name not in known:
-        raise ValueError(f"no state is called {state!r}; there are {', '.join(known).lower()}")
+        raise ValueError(f"Unknown state {state!r}. Available: {', '.join(known).lower()}.")
     return pb.RunState.Value(_STATE_PREFIX + name)
 
 

@@ -21,7 +21,7 @@ from .errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["to_error"]
+__all__ = ["REFUSED", "to_error"]
 
 _DOMAIN = "notebook-runner"
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -46,38 +46,52 @@ _BY_CODE: dict[grpc.StatusCode, type[RpcFailed]] = {
 
 _NO_CONNECTION = "failed to connect to all addresses"
 _TOO_LARGE = "Received message larger than max"
-# gRPC's words for what a caller can put right, and how.
+REFUSED = "connection refused."
+"""How the message ends where nothing listens at the target."""
+# What gRPC's words for problems that a caller can solve mean.
 _HINTS = (
-    ("Connection refused", "no server listens there"),
-    ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not from an authority that tls_ca holds"),
-    ("Hostname Verification Check failed", "the server's certificate is for another name than the target's"),
-    ("WRONG_VERSION_NUMBER", "the server does not speak TLS there"),
-    ("Socket closed", "the server ends connections: it may want TLS (tls_ca) or a certificate (tls_cert)"),
+    ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not signed by a CA in tls_ca"),
+    ("Hostname Verification Check failed", "the server's certificate is for another host name"),
+    ("WRONG_VERSION_NUMBER", "the server does not use TLS"),
+    (
+        "Socket closed",
+        "the server closed the connection; it may require TLS (tls_ca) or a client certificate (tls_cert)",
+    ),
 )
 
 
-def to_error(error: grpc.RpcError, late: str = "") -> RpcFailed:
+def to_error(error: grpc.RpcError, target: str = "the server", timeout: float | None = None) -> RpcFailed:
     """Translate what gRPC raised, with all that the server said in the status's details.
 
     Args:
         error: What gRPC raised.
-        late: What to say when a deadline passed; gRPC names neither server nor time.
+        target: The server's address, which gRPC does not name.
+        timeout: The call's deadline, in seconds; None: it had none.
     """
     # Both of gRPC's Python stacks raise an object that is the error and the ended call at once.
     call = cast("grpc.Call", error)
     code, message = call.code(), call.details() or ""
     info, retry_after, violations = _details(call.trailing_metadata() or ())
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED and not info.reason:
-        message = late or message
-    elif message.startswith(_NO_CONNECTION):
-        message = next((f"{hint} ({message})" for mark, hint in _HINTS if mark in message), message)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and not info.reason and timeout is not None:
+        message = f"No answer from {target} within {timeout:g} s."
+    elif code is grpc.StatusCode.UNAVAILABLE and not info.reason and message:
+        message = f"Cannot reach {target}: {_problem(message)}"
     elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and not info.reason and _is_too_large(message):
         # Far above the server's limit gRPC itself refuses a message, before the server can give a reason.
-        said = "the request is larger than the server accepts: send a smaller notebook, name one by path or"
-        message = f"{said} URI, or have its operator raise --max-notebook-bytes ({message})"
+        advice = "Send a smaller notebook, name one by path or URI, or ask the operator to raise"
+        message = f"The request is too large for the server. {advice} --max-notebook-bytes ({message})."
         return InvalidRequest(message, code)
     kind = _BY_REASON.get(info.reason) or _BY_CODE.get(code, RpcFailed)
     return kind(message, code, info.reason, dict(info.metadata), retry_after, violations)
+
+
+def _problem(message: str) -> str:
+    if not message.startswith(_NO_CONNECTION):
+        return message
+    if "Connection refused" in message:
+        return REFUSED
+    cause = message.rpartition("last error: ")[2]
+    return next((f"{problem} ({cause})." for mark, problem in _HINTS if mark in cause), cause)
 
 
 def _is_too_large(message: str) -> bool:

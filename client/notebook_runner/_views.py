@@ -193,7 +193,7 @@ class _View:
             if self._panel.ended:
                 self._take_result(caller)
         except _TOLD as error:
-            self._panel.note = f"the result cannot be shown: {error}"
+            self._panel.note = f"Cannot show the result: {error}"
         finally:
             caller.close()
 
@@ -203,7 +203,7 @@ class _View:
             page = caller.call(caller.stub.Output, pages.request)
             if page.total_bytes > MAX_RESULT_BYTES:
                 size = f"{page.total_bytes / 1e6:.0f} MB"
-                self._panel.note = f"the result is too large to be shown here ({size}): see save_output"
+                self._panel.note = f"The result is too large to show here ({size}). Use save_output()."
                 return
             content += pages.accept(page)
         self._panel.result = content.decode()

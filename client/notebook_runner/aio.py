@@ -30,26 +30,25 @@ __all__ = ["AsyncClient"]
 
 
 class AsyncClient:
-    """Talks to one server from one event loop: `Client` with the same names, awaited.
+    """Talks to one server from one event loop: the asyncio version of `Client`.
 
-    Takes the arguments of `Client`, raises what it raises, and may be made before the loop runs. A
-    cancelled call raises `asyncio.CancelledError`, as everywhere; the run that it started goes on.
+    Takes the same arguments as `Client`, raises the same errors, and may be created before the loop runs. A
+    cancelled call raises `asyncio.CancelledError`; the run that it started continues.
 
     Args:
         target: The server's address, `HOST:PORT` or another gRPC target; else NOTEBOOK_RUNNER_TARGET,
             else 127.0.0.1:50051.
         token: A bearer token, sent with every call.
-        token_file: A file with the bearer token, read at every call; else NOTEBOOK_RUNNER_TOKEN_FILE.
-        tls_ca: The certificates to trust, PEM; else NOTEBOOK_RUNNER_TLS_CA. Without this and
-            `tls_cert` the connection is not encrypted, and neither is the token.
-        tls_cert: The client's own certificate chain, PEM; else NOTEBOOK_RUNNER_TLS_CERT.
-        tls_key: The key of `tls_cert`, PEM; else NOTEBOOK_RUNNER_TLS_KEY.
-        timeout: How long one call may take, with its retries, in seconds. `kill` may take at least
-            60 s, and `progress` any time.
+        token_file: File with the bearer token, read for every call; else NOTEBOOK_RUNNER_TOKEN_FILE.
+        tls_ca: PEM file of CA certificates to trust; else NOTEBOOK_RUNNER_TLS_CA. Without this and
+            `tls_cert`, the connection is not encrypted, and neither is the token.
+        tls_cert: PEM file with the client's certificate chain; else NOTEBOOK_RUNNER_TLS_CERT.
+        tls_key: PEM file with the private key of `tls_cert`; else NOTEBOOK_RUNNER_TLS_KEY.
+        timeout: Maximum duration of a call, including retries, in seconds. `kill` has at least 60 s,
+            and `progress` no limit.
 
     Raises:
-        ValueError: Two settings contradict each other, the token has characters that no header can carry,
-            or a certificate or key is none.
+        ValueError: Two settings contradict each other, or the token, a certificate or a key is invalid.
         OSError: The token file cannot be read. Certificates and keys are read with the first call.
     """
 
@@ -80,7 +79,7 @@ class AsyncClient:
         return self._caller.connection.target
 
     async def close(self) -> None:
-        """Close the connection. Calls that are under way end with `RpcFailed`; runs go on."""
+        """Close the connection. Active calls raise `RpcFailed`; runs continue."""
         await self._caller.close()
 
     async def __aenter__(self) -> Self:
@@ -92,18 +91,18 @@ class AsyncClient:
         await self.close()
 
     async def start(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> pb.Run:
-        """Start a run and answer it as admitted; arguments and errors are those of `Client.start`."""
+        """Start a run and return it; arguments and errors are those of `Client.start`."""
         request = await asyncio.to_thread(start_request, notebook, options)
         return (await self._caller.call(self._caller.stub.Start, request)).run
 
     async def run(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> AsyncRunResult:
-        """Start a run, follow it to its end, and answer the result.
+        """Start a run, wait until it ends, and return the result.
 
         Arguments are those of `Client.run`. A cancellation leaves the run running.
 
         Raises:
-            RunFailed: The run ended in another state than SUCCEEDED. Its output is there all the same.
-            RpcFailed: As for `start` and `progress`. The run may go on.
+            RunFailed: The run ended in a state other than SUCCEEDED. Its output is available all the same.
+            RpcFailed: As for `start` and `progress`. The run may continue.
         """
         run = await self.wait((await self.start(notebook, **options)).run_id)
         if run.state != pb.RUN_STATE_SUCCEEDED:
@@ -111,7 +110,7 @@ class AsyncClient:
         return AsyncRunResult(run, self)
 
     async def wait(self, run_id: str = "", *, reconnect_timeout: Seconds = RECONNECT_TIMEOUT) -> pb.Run:
-        """Wait until the run has ended, and answer it as it ended.
+        """Wait until the run ends, and return it.
 
         Args:
             run_id: The run; empty for the newest.
@@ -123,7 +122,7 @@ class AsyncClient:
             async for event in events:
                 run = event.run_changed if event.HasField("run_changed") else run
         if run is None:
-            raise NotebookRunnerError(f"the server told nothing of run {run_id}")
+            raise NotebookRunnerError(f"The server sent no events for run {run_id}.")
         return run
 
     async def progress(
@@ -135,11 +134,11 @@ class AsyncClient:
         snapshot_only: bool = False,
         reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
     ) -> AsyncGenerator[pb.ProgressResponse, None]:
-        """Iterate over the events of a run: those that were, then live until the run has ended.
+        """Iterate over the events of a run: past events first, then live events until the run ends.
 
         Each event comes once and in order, over as many connections as it takes. Arguments and errors
-        are those of `Client.progress`. Leave early by `contextlib.aclosing`, and the stream is closed
-        at once.
+        are those of `Client.progress`. To leave early, use `contextlib.aclosing`, which closes the stream
+        immediately.
         """
         request = pb.ProgressRequest(
             run_id=run_id or await self._newest(),
@@ -168,7 +167,7 @@ class AsyncClient:
         format: str = "notebook",  # noqa: A002 - the contract's name
         omit_input: bool = False,
     ) -> None:
-        """Write an artefact of a run to a file, page by page, beside the event loop.
+        """Write an artefact of a run to a file, page by page, without blocking the event loop.
 
         Arguments and errors are those of `Client.save_output`.
         """
@@ -177,20 +176,20 @@ class AsyncClient:
                 await asyncio.to_thread(stream.write, content)
 
     async def notebook(self, run_id: str = "") -> NotebookNode:
-        """Read the executed notebook as nbformat's object; errors are those of `Client.notebook`."""
+        """Read the executed notebook as a NotebookNode; errors are those of `Client.notebook`."""
         read = node_reader()
         return await asyncio.to_thread(read, await self.output(run_id))
 
     async def kill(self, run_id: str = "", *, grace_period: Seconds = 0) -> pb.KillResponse:
-        """End a run, and come back when every process of it is gone.
+        """Kill a run, and return when all its processes are gone.
 
-        A run that has ended stays as it is, and the answer says `already_ended`.
+        A run that has already ended stays as it is, and the response says `already_ended`.
 
         Args:
-            run_id: The run; empty for the newest that is executed, else the newest that is queued, else
+            run_id: The run; empty for the newest that is executing, else the newest that is queued, else
                 the newest.
-            grace_period: How long the notebook may take to clean up after an interrupt, in seconds.
-                Zero: end it now.
+            grace_period: Time for the notebook to clean up after an interrupt, in seconds. Zero: kill
+                it immediately.
 
         Raises:
             RunNotFound: There is no such run.
@@ -221,7 +220,7 @@ class AsyncClient:
             request.page_token = response.next_page_token
 
     async def info(self) -> pb.InfoResponse:
-        """Ask what the server is, what it has (kernels, formats, URI schemes), and how busy it is."""
+        """Return the server's version, kernels, formats and URI schemes, and how busy it is."""
         return await self._caller.call(self._caller.stub.Info, pb.InfoRequest())
 
     async def _newest(self) -> str:

@@ -30,24 +30,23 @@ __all__ = ["Client"]
 class Client:
     """Talks to one server. May be used from several threads; use it as a context manager, or `close` it.
 
-    What is not given comes from the environment. Where one is made inside IPython, runs show themselves
-    there: in a kernel as a bar that moves on, and as their result at the end.
+    Arguments that are not given come from the environment. In IPython, runs show themselves: in a kernel
+    with a live progress bar, and with their result at the end.
 
     Args:
         target: The server's address, `HOST:PORT` or another gRPC target; else NOTEBOOK_RUNNER_TARGET,
             else 127.0.0.1:50051.
         token: A bearer token, sent with every call.
-        token_file: A file with the bearer token, read at every call; else NOTEBOOK_RUNNER_TOKEN_FILE.
-        tls_ca: The certificates to trust, PEM; else NOTEBOOK_RUNNER_TLS_CA. Without this and
-            `tls_cert` the connection is not encrypted, and neither is the token.
-        tls_cert: The client's own certificate chain, PEM; else NOTEBOOK_RUNNER_TLS_CERT.
-        tls_key: The key of `tls_cert`, PEM; else NOTEBOOK_RUNNER_TLS_KEY.
-        timeout: How long one call may take, with its retries, in seconds. `kill` may take at least
-            60 s, and `progress` any time.
+        token_file: File with the bearer token, read for every call; else NOTEBOOK_RUNNER_TOKEN_FILE.
+        tls_ca: PEM file of CA certificates to trust; else NOTEBOOK_RUNNER_TLS_CA. Without this and
+            `tls_cert`, the connection is not encrypted, and neither is the token.
+        tls_cert: PEM file with the client's certificate chain; else NOTEBOOK_RUNNER_TLS_CERT.
+        tls_key: PEM file with the private key of `tls_cert`; else NOTEBOOK_RUNNER_TLS_KEY.
+        timeout: Maximum duration of a call, including retries, in seconds. `kill` has at least 60 s,
+            and `progress` no limit.
 
     Raises:
-        ValueError: Two settings contradict each other, the token has characters that no header can carry,
-            or a certificate or key is none.
+        ValueError: Two settings contradict each other, or the token, a certificate or a key is invalid.
         OSError: A token, certificate or key file cannot be read.
 
     Every method that calls the server may raise `RpcFailed`.
@@ -80,7 +79,7 @@ class Client:
         return self._caller.connection.target
 
     def close(self) -> None:
-        """Close the connection. Calls that are under way end with `RpcFailed`; runs go on."""
+        """Close the connection. Active calls raise `RpcFailed`; runs continue."""
         self._caller.close()
 
     def __enter__(self) -> Self:
@@ -92,16 +91,16 @@ class Client:
         self.close()
 
     def start(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> pb.Run:
-        """Start a run and answer it as admitted; it goes on whatever happens to this client.
+        """Start a run and return it; it continues whatever happens to this client.
 
         Args:
-            notebook: The notebook: the path of a local file, bytes, a dict or a NotebookNode. With
-                none here, no `server_path` and no `notebook_uri` the server runs its default notebook.
+            notebook: The notebook: the path of a local file, bytes, a dict or a NotebookNode. Without
+                this, `server_path` and `notebook_uri`, the server runs its default notebook.
             **options: See `StartOptions`.
 
         Raises:
-            RunnerBusy: All workers are taken.
-            InvalidRequest: The server cannot run this notebook in this way.
+            RunnerBusy: All workers are busy and the queue is full.
+            InvalidRequest: The server cannot run this notebook with these options.
             TypeError: The notebook, an option or a parameter is of a type that cannot be sent, or there
                 is no such option.
             ValueError: A value is out of range.
@@ -110,15 +109,15 @@ class Client:
         return self._caller.call(self._caller.stub.Start, start_request(notebook, options)).run
 
     def run(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> RunResult:
-        """Start a run, follow it to its end, and answer the result.
+        """Start a run, wait until it ends, and return the result.
 
         Args:
             notebook: As for `start`.
             **options: See `StartOptions`.
 
         Raises:
-            RunFailed: The run ended in another state than SUCCEEDED. Its output is there all the same.
-            RpcFailed: As for `start` and `progress`. The run may go on.
+            RunFailed: The run ended in a state other than SUCCEEDED. Its output is available all the same.
+            RpcFailed: As for `start` and `progress`. The run may continue.
         """
         run = self.wait(self.start(notebook, **options).run_id)
         if run.state != pb.RUN_STATE_SUCCEEDED:
@@ -126,7 +125,7 @@ class Client:
         return RunResult(run, self)
 
     def wait(self, run_id: str = "", *, reconnect_timeout: Seconds = RECONNECT_TIMEOUT) -> pb.Run:
-        """Wait until the run has ended, and answer it as it ended.
+        """Wait until the run ends, and return it.
 
         Args:
             run_id: The run; empty for the newest.
@@ -136,7 +135,7 @@ class Client:
         for event in self.progress(run_id, omit_cell_output=True, reconnect_timeout=reconnect_timeout):
             run = event.run_changed if event.HasField("run_changed") else run
         if run is None:
-            raise NotebookRunnerError(f"the server told nothing of run {run_id}")
+            raise NotebookRunnerError(f"The server sent no events for run {run_id}.")
         return run
 
     def progress(
@@ -148,22 +147,21 @@ class Client:
         snapshot_only: bool = False,
         reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
     ) -> Iterator[pb.ProgressResponse]:
-        """Iterate over the events of a run: those that were, then live until the run has ended.
+        """Iterate over the events of a run: past events first, then live events until the run ends.
 
-        Each event comes once and in order. When the connection breaks, the iterator connects again and
-        goes on after the last event; heartbeats are not passed on.
+        Each event comes once and in order. If the connection breaks, the iterator reconnects and continues
+        after the last event. Heartbeats are left out.
 
         Args:
             run_id: The run; empty for the newest.
-            after_sequence: Only events after this sequence number.
-            omit_cell_output: Leave out what cells print and display.
-            snapshot_only: End after what is known now.
-            reconnect_timeout: How long to try to connect again, in seconds, counted anew after each
-                message.
+            after_sequence: Return only events after this sequence number.
+            omit_cell_output: Omit what cells print and display.
+            snapshot_only: Return the events so far, and end.
+            reconnect_timeout: How long to try to reconnect, in seconds. Starts again after each message.
 
         Raises:
             RunNotFound: There is no such run.
-            Unavailable: The connection did not come back in time.
+            Unavailable: The client could not reconnect in time.
         """
         request = pb.ProgressRequest(
             run_id=run_id or self._newest(),
@@ -178,14 +176,13 @@ class Client:
             event.wait(SHOWN_TIMEOUT)
 
     def output(self, run_id: str = "", *, format: str = "notebook", omit_input: bool = False) -> bytes:  # noqa: A002 - the contract's name
-        """Read an artefact of a run into memory. While the run goes on, it holds the cells finished so far.
+        """Read an artefact of a run into memory. While the run is active, it has the cells finished so far.
 
         Args:
             run_id: The run; empty for the newest.
             format: `notebook`, `html`, `markdown`, `script`, `files` (a zip of the run folder), `error`
-                (a plain-text report of how the run ended), or another one that the operator allowed.
-            omit_input: Leave out the code, for readers of the results. Not with `notebook`, `files`
-                and `error`.
+                (a plain-text report of how the run ended), or another format that the operator allows.
+            omit_input: Omit the code. Not available for `notebook`, `files` and `error`.
 
         Raises:
             RunNotFound: There is no such run.
@@ -201,11 +198,11 @@ class Client:
         format: str = "notebook",  # noqa: A002 - the contract's name
         omit_input: bool = False,
     ) -> None:
-        """Write an artefact of a run to a file, page by page: it need not fit into memory.
+        """Write an artefact of a run to a file, page by page, so that it need not fit into memory.
 
         Args:
-            file: The path of a file, which is replaced only when all is there; or a binary file that is
-                open for writing.
+            file: The path of a file, which is replaced only once the artefact is complete; or a binary file
+                that is open for writing.
             run_id: The run; empty for the newest.
             format: As for `output`.
             omit_input: As for `output`.
@@ -220,7 +217,7 @@ class Client:
                 stream.write(content)
 
     def notebook(self, run_id: str = "") -> NotebookNode:
-        """Read the executed notebook as nbformat's object, of the format that it was sent in.
+        """Read the executed notebook as a NotebookNode, in the format version that it was sent in.
 
         Args:
             run_id: The run; empty for the newest.
@@ -233,15 +230,15 @@ class Client:
         return read(self.output(run_id))
 
     def kill(self, run_id: str = "", *, grace_period: Seconds = 0) -> pb.KillResponse:
-        """End a run, and come back when every process of it is gone.
+        """Kill a run, and return when all its processes are gone.
 
-        A run that has ended stays as it is, and the answer says `already_ended`.
+        A run that has already ended stays as it is, and the response says `already_ended`.
 
         Args:
-            run_id: The run; empty for the newest that is executed, else the newest that is queued, else
+            run_id: The run; empty for the newest that is executing, else the newest that is queued, else
                 the newest.
-            grace_period: How long the notebook may take to clean up after an interrupt, in seconds.
-                Zero: end it now.
+            grace_period: Time for the notebook to clean up after an interrupt, in seconds. Zero: kill
+                it immediately.
 
         Raises:
             RunNotFound: There is no such run.
@@ -258,17 +255,17 @@ class Client:
         page_size: int = 0,
         on_damaged: Callable[[str], object] | None = None,
     ) -> Iterator[pb.Run]:
-        """Iterate over runs, newest first, asking for further pages on the way.
+        """Iterate over runs, newest first, fetching pages as needed.
 
         Args:
-            states: Only runs in one of these states, by name (`running`) or number. None: all.
-            labels: Only runs that carry all of these labels.
-            page_size: How many runs to ask for at a time. Zero: the server's default.
+            states: Return only runs in one of these states, by name (`running`) or number. Empty: all.
+            labels: Return only runs with all of these labels.
+            page_size: Number of runs per page. Zero: the server's default.
             on_damaged: Called with the id of each run whose record is damaged in the server's state folder;
-                such a run is not among those that come.
+                such runs are not among those returned.
 
         Raises:
-            ValueError: There is no such state.
+            ValueError: A state does not exist.
         """
         request = list_request(states, labels, page_size)
         while True:
@@ -282,7 +279,7 @@ class Client:
             request.page_token = response.next_page_token
 
     def info(self) -> pb.InfoResponse:
-        """Ask what the server is, what it has (kernels, formats, URI schemes), and how busy it is."""
+        """Return the server's version, kernels, formats and URI schemes, and how busy it is."""
         return self._caller.call(self._caller.stub.Info, pb.InfoRequest())
 
     def _newest(self) -> str:

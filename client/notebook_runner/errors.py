@@ -1,17 +1,17 @@
-"""Everything that the client raises of its own.
+"""The exceptions of the client.
 
 ::
 
     NotebookRunnerError
     ├── RpcFailed             the server answered a call with a status other than OK
-    │   ├── InvalidRequest    the request cannot be served as it stands; the message says what to change
+    │   ├── InvalidRequest    the request is invalid; the message says what to change
     │   ├── RunNotFound       there is no such run
-    │   ├── RunnerBusy        all workers are taken; try again after `retry_after` seconds
-    │   ├── AccessDenied      the token is missing, or is not allowed to do this
-    │   └── Unavailable       the server is not there, not ready, going away, or answered too late
+    │   ├── RunnerBusy        all workers are busy; try again after `retry_after` seconds
+    │   ├── AccessDenied      the token is missing or invalid, or does not allow this call
+    │   └── Unavailable       the server cannot be reached, is not ready, is shutting down, or timed out
     └── RunFailed             the run ended in another state than SUCCEEDED
 
-A run that fails is data for every call but `run`, which raises `RunFailed`. Arguments that cannot be
+Only `run` raises `RunFailed`; every other call returns a failed run as data. Arguments that cannot be
 translated into a request raise Python's own `TypeError`, `ValueError` and `OSError` before any call.
 All of these can be pickled.
 """
@@ -44,16 +44,16 @@ __all__ = [
 
 
 class NotebookRunnerError(Exception):
-    """The root of the tree: catches everything that the client raises of its own."""
+    """Base class of all exceptions of the client."""
 
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """One field of the request that the server did not accept.
+    """A field of the request that the server rejected.
 
     Attributes:
-        field: The field's path in the request, `cell_timeout` for example.
-        description: Why not, in a sentence.
+        field: The field's path in the request, for example `cell_timeout`.
+        description: Why the server rejected it, as a sentence.
     """
 
     field: str
@@ -64,13 +64,14 @@ class RpcFailed(NotebookRunnerError):  # noqa: N818 - says what happened, as the
     """The server answered a call with a status other than OK, or could not answer it.
 
     Attributes:
-        message: What happened, and what to do about it, in a sentence for a person.
+        message: What happened and what to do about it, for a person to read.
         code: The gRPC status code.
-        reason: The reason in UPPER_SNAKE that the contract lists for each call, `UNKNOWN_PARAMETER` for
-            example. Empty when the status does not come from the server itself but from the way to it.
-        metadata: The reason's variable parts, by name.
-        retry_after: When to try again, in seconds from now; `None` when the server did not say.
-        violations: The fields of the request that the server did not accept.
+        reason: The reason in UPPER_SNAKE that the contract lists for each call, for example
+            `UNKNOWN_PARAMETER`. Empty if the status does not come from the server itself, but from gRPC or
+            a proxy.
+        metadata: The variable parts of the reason, by name.
+        retry_after: Seconds to wait before trying again; `None` if the server sets none.
+        violations: The fields of the request that the server rejected.
     """
 
     def __init__(
@@ -99,42 +100,42 @@ class RpcFailed(NotebookRunnerError):  # noqa: N818 - says what happened, as the
 
 
 class InvalidRequest(RpcFailed):
-    """The request cannot be served as it stands; repeating it will not help."""
+    """The request is invalid; repeating it will not help."""
 
 
 class RunNotFound(RpcFailed):
-    """There is no run of that id, or no run at all yet."""
+    """No run has this id, or there are no runs yet."""
 
 
 class RunnerBusy(RpcFailed):
-    """All workers are taken and the queue is full. Nothing was started."""
+    """All workers are busy and the queue is full. No run was started."""
 
     @property
     def run_id(self) -> str:
-        """The run that is in the way; empty when the server did not name one."""
+        """The run that occupies the server; empty if the server names none."""
         return self.metadata.get("run_id", "")
 
 
 class AccessDenied(RpcFailed):
-    """The server wants a token, does not know this one, or does not allow it this call."""
+    """The token is missing or invalid, or does not allow this call."""
 
 
 class Unavailable(RpcFailed):
-    """The server is not there, not ready, going away, or did not answer in time.
+    """The server cannot be reached, is not ready, is shutting down, or did not answer in time.
 
-    Every call of the client may be repeated after it: `start` with the same `request_id`.
+    Every call may be repeated; repeat `start` with the same `request_id`.
     """
 
 
 class RunFailed(NotebookRunnerError):  # noqa: N818 - named like the state
-    """The run ended in another state than SUCCEEDED.
+    """The run ended in a state other than SUCCEEDED.
 
     Attributes:
-        run: The run as it ended; `run.state` and `run.failure.cause` tell the ways to end apart.
-        cell_index: The cell that was executed when the run ended, from 0; `None` when there was none.
-        exception_name: The exception's class, when a cell raised; empty otherwise.
-        exception_message: The exception's text, when a cell raised; empty otherwise.
-        traceback: The traceback as plain text, when a cell raised; empty otherwise.
+        run: The run as it ended; `run.state` and `run.failure.cause` say how.
+        cell_index: The cell that was executing when the run ended, from 0; `None` if there was none.
+        exception_name: The exception's class, if a cell raised; empty otherwise.
+        exception_message: The exception's message, if a cell raised; empty otherwise.
+        traceback: The traceback as plain text, if a cell raised; empty otherwise.
     """
 
     def __init__(self, run: Run) -> None:

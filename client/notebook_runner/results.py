@@ -1,4 +1,4 @@
-"""What `run` answers: the run, and the way to its artefacts."""
+"""The results of `run`: the run and its artefacts."""
 
 from __future__ import annotations
 

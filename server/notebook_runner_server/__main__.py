@@ -1,6 +1,6 @@
 """The command `notebook-runner-server`.
 
-Kept light: a worker process imports this module again (multiprocessing's "spawn" does), and needs none of
+Imports lazily: worker processes import this module again (multiprocessing's "spawn" does), and do not need
 the server.
 """
 
@@ -22,7 +22,7 @@ def main() -> None:
     from notebook_runner_server.runs.store import StateFolderInUseError  # noqa: PLC0415 - as above
 
     def run(**values: Any) -> None:
-        """Execute Jupyter notebooks on demand, over gRPC."""
+        """Execute Jupyter notebooks on demand over gRPC."""
         asked, only_check = values.pop(new_token.NAME), values.pop("check")
         try:
             if asked:
@@ -31,7 +31,7 @@ def main() -> None:
             settings = config.Settings(**values, unchecked=True)
             checks.check(settings, os.environ)
             if only_check:
-                click.echo("The configuration can be served.")
+                click.echo("The configuration is valid.")
                 return
             asyncio.run(app.serve(settings))
         except (ValueError, RuntimeError, OSError, StateFolderInUseError) as error:
@@ -41,7 +41,7 @@ def main() -> None:
         "notebook-runner-server",
         callback=run,
         params=[*flags.options(), new_token.option(), flags.check()],
-        help="Execute Jupyter notebooks on demand, over gRPC.",
+        help="Execute Jupyter notebooks on demand over gRPC.",
         context_settings={"auto_envvar_prefix": config.ENVIRONMENT_PREFIX, "max_content_width": 110},
     )
     command = click.version_option(__version__)(command)

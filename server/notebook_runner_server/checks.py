@@ -1,4 +1,4 @@
-"""Everything that makes a configuration one that cannot work, found before the server starts anything."""
+"""Checks the whole configuration before the server starts anything."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ OTHERS = (
     *("RUN_ID", "RUN_DIR"),
     *("NEW_TOKEN", "CHECK"),
 )
-"""Variables with the server's prefix that are no settings: a client's, those that a notebook finds, which may
-start a server as well, and those of options that are no settings."""
+"""Variables with the server's prefix that are not settings: those of the client, those set for notebooks,
+which may start a server as well, and those of options that are not settings."""
 
 _OF_A_SERVICE = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
-"""What Kubernetes adds for each Service of the namespace whose name begins with notebook-runner."""
+"""Variables that Kubernetes adds for each Service of the namespace whose name begins with notebook-runner."""
 
 
 class ConfigurationError(ValueError):
-    """The configuration cannot work.
+    """The configuration is invalid.
 
     Attributes:
-        faults: A sentence for each thing that is wrong.
+        faults: A sentence for each error.
     """
 
     def __init__(self, faults: list[str]) -> None:
-        lines = faults if len(faults) == 1 else [f"{len(faults)} settings cannot work:", *faults]
+        lines = faults if len(faults) == 1 else [f"The configuration has {len(faults)} errors:", *faults]
         super().__init__("\n  ".join(lines))
         self.faults = faults
 
 
 def check(settings: Settings, environment: Mapping[str, str]) -> None:
-    """Refuse a configuration that cannot work.
+    """Refuse an invalid configuration.
 
     Args:
-        settings: What the operator decided.
-        environment: The variables of this process.
+        settings: The settings.
+        environment: The environment variables of this process.
 
     Raises:
-        ConfigurationError: All that is wrong.
+        ConfigurationError: The configuration is invalid; lists all errors.
     """
     found = [
         *settings.faults(),
@@ -73,15 +73,15 @@ def _variables(environment: Mapping[str, str]) -> Iterator[str]:
             continue
         near = difflib.get_close_matches(name, known, 1)
         hint = f" Did you mean {prefix}{near[0]}?" if near else ""
-        yield f"{variable} is not a setting.{hint}"
+        yield f"Unknown setting {variable}.{hint}"
 
 
 def _home(environment: Mapping[str, str]) -> Iterator[str]:
     home = environment.get("HOME", "")
     if not home:
-        yield "HOME is not set. Set it to a folder that the server's user may write."
+        yield "HOME is not set. Set it to a folder that the server's user can write to."
     elif not Path(home).is_dir():
-        yield f"HOME is {home}, which is not a folder."
+        yield f"HOME must be an existing folder (got {home})."
 
 
 def _notebooks(settings: Settings) -> Iterator[str]:
@@ -89,7 +89,7 @@ def _notebooks(settings: Settings) -> Iterator[str]:
         return
     root = Path(settings.notebook_root)
     if not root.is_dir():
-        yield f"--notebook-root {root} is not a folder."
+        yield f"--notebook-root {root} is not an existing folder."
     elif settings.default_notebook and not (root / settings.default_notebook).is_file():
         yield f"--default-notebook {settings.default_notebook} is not a file under --notebook-root {root}."
 
@@ -99,7 +99,7 @@ def _limits(settings: Settings) -> Iterator[str]:
         value, most = getattr(settings, name), getattr(settings, f"max_{name}")
         flag = name.replace("_", "-")
         if most and value > most:
-            yield f"--{flag} {value:g} is above --max-{flag} {most:g}."
+            yield f"--{flag} {value:g} exceeds --max-{flag} {most:g}."
 
 
 def _formats(settings: Settings) -> Iterator[str]:

@@ -34,46 +34,57 @@ def _state_dir() -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the operator decides."""
+    """The settings of the server."""
 
     listen: str = setting(
-        "127.0.0.1:50051", "HOST:PORT to serve on; port 0 takes a free one, which the log tells."
+        "127.0.0.1:50051", "Address to serve on, as HOST:PORT; port 0 picks a free port, which is logged."
     )
     insecure: bool = setting(
-        False, "Serve on an address that others can reach without TLS, or without asking who calls."
+        False, "Allow an address that other machines can reach without TLS or without authentication."
     )
-    tls_cert: str = setting("", "PEM file of the server's certificate and its chain, read again on change.")
-    tls_key: str = setting("", "PEM file of the certificate's private key, read again on change.")
+    tls_cert: str = setting("", "PEM file with the server's certificate chain; reloaded on change.")
+    tls_key: str = setting("", "PEM file with the certificate's private key; reloaded on change.")
     tls_client_ca: str = setting(
-        "", "PEM file of authorities: callers must have a certificate of one of them; read again on change."
+        "",
+        "PEM file with CA certificates. Requires clients to present a certificate signed by one of them; "
+        "reloaded on change.",
     )
     tokens_file: str = setting(
-        "", "File of the sums of tokens, one of which each call must have; it is read again on change."
+        "", "File of SHA-256 token hashes. Enables authentication; reloaded on change."
     )
     reflection: str = setting(
-        "on", "Serve reflection, for grpcurl; with a tokens file it needs a token.", choices=("on", "off")
+        "on",
+        "Serve gRPC reflection, for tools such as grpcurl; it requires a token if a tokens file is set.",
+        choices=("on", "off"),
     )
-    max_connections: int = setting(4000, "Connections that may be open at once.", minimum=1)
+    max_connections: int = setting(4000, "Maximum number of open connections.", minimum=1)
     state_dir: str = setting(
-        "", "Folder for history and results. [default: notebook-runner in $XDG_STATE_HOME or ~/.local/state]"
+        "",
+        "Folder for run history and results. [default: notebook-runner in $XDG_STATE_HOME or ~/.local/state]",
     )
-    notebook_root: str = setting("", "Folder that notebook paths are relative to; none: no paths.")
-    default_notebook: str = setting("", "Path under the notebook root that an empty Start runs; none: none.")
-    default_kernel: str = setting("python3", "Kernelspec for notebooks that name none.")
-    workers: int = setting(1, "Worker processes, and so runs at once.", minimum=1)
-    queue: int = setting(0, "Runs that may wait when all workers are busy.", minimum=0)
+    notebook_root: str = setting(
+        "", "Folder that notebook paths are relative to. If unset, runs cannot name a notebook by path."
+    )
+    default_notebook: str = setting(
+        "", "Notebook to run when Start names none, as a path under the notebook root."
+    )
+    default_kernel: str = setting("python3", "Kernelspec to use for notebooks that name none.")
+    workers: int = setting(1, "Number of worker processes, and so of runs at once.", minimum=1)
+    queue: int = setting(
+        0, "Maximum number of runs that wait while all workers are busy (0: none).", minimum=0
+    )
     executor: str = setting(
         executors.PROCESS,
-        "What executes runs: process for worker processes of this machine, or the scheduler of a Dask "
-        "cluster as dask://HOST:PORT, with TLS dask+tls://HOST:PORT.",
+        "Where runs execute: process for worker processes on this machine, or the address of a Dask "
+        "scheduler: dask://HOST:PORT, with TLS dask+tls://HOST:PORT.",
     )
     cluster_runs: int = setting(
-        0, "Most runs at once on a Dask cluster; 0: as many as its workers take.", minimum=0
+        0, "Maximum number of runs at once on a Dask cluster (0: as many as its workers take).", minimum=0
     )
     worker_timeout: float = setting(
         30.0,
-        "Seconds without a word between server and Dask worker after which the worker ends its run, and, "
-        "5 seconds later, the server says that it is lost.",
+        "Seconds of silence between the server and a Dask worker after which the worker ends its run. "
+        "The server reports the run as lost 5 seconds later.",
         minimum=1,
     )
     warm_kernels: str = setting(
@@ -83,128 +94,137 @@ class Settings:
         off="none",
     )
     preload: str = setting(
-        "", "Modules that warm Python kernels have imported before a run asks for one, separated by commas."
+        "", "Modules to import into warm Python kernels before a run needs them, separated by commas."
     )
     sandbox: str = setting(
         "auto",
-        "Keep notebooks from the server's memory and files, and from those of other runs: auto does what the "
-        "system can, require does not start without all of it.",
+        "Isolate notebooks from the memory and files of the server and of other runs: auto uses what the "
+        "system supports, require refuses to start without full support.",
         choices=("auto", "require", "off"),
     )
     kernel_environment: str = setting(
         "",
-        "Variables of the server that notebooks find beside PATH, HOME, LANG and the like, "
-        "separated by commas; * stands for any characters.",
+        "Environment variables of the server to pass to notebooks, in addition to PATH, HOME, LANG and the "
+        "like, separated by commas; * matches any characters.",
     )
     writable_folders: str = setting(
         "",
-        "Folders that every notebook may read and write beside its own, with all that is in them, "
+        "Folders that every notebook may read and write, including subfolders, in addition to its own, "
         "separated by commas.",
     )
-    run_timeout: float = limit("seconds that a run may take", 0.0)
+    run_timeout: float = limit("duration of a run, in seconds,", 0.0)
     max_run_timeout: float = ceiling("run_timeout", 0.0)
-    cell_timeout: float = limit("seconds that a cell may take", 0.0)
+    cell_timeout: float = limit("duration of a cell, in seconds,", 0.0)
     max_cell_timeout: float = ceiling("cell_timeout", 0.0)
-    output_timeout: float = limit("seconds that a cell may go without any output", 0.0)
+    output_timeout: float = limit("time a cell may go without output, in seconds,", 0.0)
     max_output_timeout: float = ceiling("output_timeout", 0.0)
     interrupt_grace: float = setting(
         5.0,
-        "Seconds that a cell may take to clean up after it is interrupted at a time limit, before all "
-        "processes of its run are killed; 0: kill them without an interrupt.",
+        "Seconds that a cell has to clean up after it is interrupted at a time limit, before all processes "
+        "of its run are killed (0: kill without interrupting).",
         minimum=0,
     )
-    memory_limit: int = limit("bytes of memory that the processes of a run may take together", 0)
+    memory_limit: int = limit("memory of all processes of a run, in bytes,", 0)
     max_memory_limit: int = ceiling("memory_limit_bytes", 0)
     limit_address_space: bool = setting(
         False,
-        "Limit the kernel's address space to the memory limit as well: an allocation that is too large then "
-        "raises MemoryError in the notebook. Programs that reserve much and use little do not run so.",
+        "Also limit the kernel's address space to the memory limit, so that an allocation that is too large "
+        "raises MemoryError in the notebook. Breaks programs that reserve much more memory than they use.",
     )
-    cell_output_limit: int = limit("bytes of output that a cell may have; what is over is cut", 268435456)
+    cell_output_limit: int = limit("output of a cell, in bytes,", 268435456, "Further output is cut.")
     max_cell_output_limit: int = ceiling("cell_output_limit_bytes", 0)
-    run_output_limit: int = limit("bytes of output that a run may have; what is over is cut", 1073741824)
+    run_output_limit: int = limit("output of a run, in bytes,", 1073741824, "Further output is cut.")
     max_run_output_limit: int = ceiling("run_output_limit_bytes", 0)
-    process_limit: int = limit("processes that a run may have at once", 0)
+    process_limit: int = limit("number of processes of a run at once", 0)
     max_process_limit: int = ceiling("process_limit", 0)
     retention: float = setting(
-        604800.0, "Seconds that a run is kept after its end where Start says nothing.", minimum=0
+        604800.0, "Seconds to keep a run after it ends when Start sets no retention.", minimum=0
     )
-    max_runs: int = setting(0, "Ended runs that the history keeps; 0: no limit.", minimum=0)
+    max_runs: int = setting(0, "Maximum number of ended runs to keep (0: unlimited).", minimum=0)
     max_state_bytes: int = setting(
-        0, "Bytes that the folders of all runs may take together; 0: no limit.", minimum=0
+        0, "Maximum total size of all run folders, in bytes (0: unlimited).", minimum=0
     )
     max_artefact_bytes: int = setting(
         1073741824,
-        "Bytes that artefacts made by Output may take, beside the runs; those read longest ago are removed, "
-        "and made again when they are asked for.",
+        "Maximum size of the cache of artefacts that Output creates, in bytes; not part of the runs' size. "
+        "The least recently read are removed first, and created again on request.",
         minimum=0,
     )
     drain_timeout: float = setting(
         20.0,
-        "Seconds that runs may go on when the server is asked to stop, before they are ended.",
+        "Seconds that active runs may take to finish when the server shuts down, before they are ended.",
         minimum=0,
     )
     max_notebook_bytes: int = setting(
         67108864,
-        "Largest notebook that a Start may name or carry, in bytes.",
+        "Maximum size of a notebook that Start names or carries, in bytes.",
         minimum=1,
         maximum=_LARGEST_MESSAGE - MESSAGE_OVERHEAD,
     )
     uri_schemes: str = setting(
         "",
-        f"Schemes that URIs of notebooks and results may have, separated by commas, of {', '.join(SCHEMES)}; "
-        "none: no URIs.",
+        f"URI schemes to allow for notebooks and results, separated by commas, from {', '.join(SCHEMES)}. "
+        "If unset, URIs are refused.",
     )
     uri_hosts: str = setting(
         "",
-        "Hosts, buckets and containers that such URIs may name, separated by commas; none: all, but on the "
-        "web no address of this machine or link.",
+        "Hosts, buckets and containers to allow in URIs, separated by commas. If unset, all are allowed, "
+        "except loopback, link-local and cloud-metadata addresses in http and https URIs.",
     )
-    uri_folders: str = setting("", "Folders that file URIs may lead into, separated by commas.")
-    uri_timeout: float = setting(60.0, "Seconds that one read or write of a URI may take.", minimum=0.1)
+    uri_folders: str = setting("", "Folders that file URIs may point into, separated by commas.")
+    uri_timeout: float = setting(60.0, "Maximum time to read or write a URI, in seconds.", minimum=0.1)
     max_files_bytes: int = setting(
-        268435456, "Largest run folder that Output answers as a zip, in bytes.", minimum=0
+        268435456, "Maximum size of a run folder that Output returns as a zip, in bytes.", minimum=0
     )
-    page_bytes: int = setting(1048576, "Bytes that Output answers where the request says nothing.", minimum=1)
+    page_bytes: int = setting(1048576, "Page size of Output when the request sets none, in bytes.", minimum=1)
     max_page_bytes: int = setting(
-        3145728, "Most bytes that Output answers at once; below the 4 MiB that clients take.", minimum=1
+        3145728,
+        "Maximum page size of Output, in bytes. Keep it below 4 MiB, the message limit of most clients.",
+        minimum=1,
     )
-    max_streams: int = setting(1000, "Progress streams that may be open at once.", minimum=1)
+    max_streams: int = setting(1000, "Maximum number of open Progress streams.", minimum=1)
     heartbeat_interval: float = setting(
-        15.0, "Seconds without an event after which a Progress stream carries a heartbeat.", minimum=0.01
+        15.0, "Seconds without an event after which a Progress stream sends a heartbeat.", minimum=0.01
     )
     export_formats: str = setting(
         "html,markdown,script,python,slides,pdf",
-        "nbconvert exporters that Output may use, separated by commas; pdf needs Chromium, others pandoc.",
+        "nbconvert exporters that Output may use, separated by commas; pdf needs Chromium, "
+        "some others need pandoc.",
     )
-    export_timeout: float = setting(120.0, "Seconds that one export may take.", minimum=1)
-    channelz: bool = setting(False, "Serve channelz, gRPC's own diagnostics.")
+    export_timeout: float = setting(120.0, "Maximum duration of an export, in seconds.", minimum=1)
+    channelz: bool = setting(False, "Serve channelz, gRPC's built-in diagnostics.")
     metrics_listen: str = setting(
-        "", "HOST:PORT of the metrics for Prometheus, without TLS; port 0 takes a free one; none: no metrics."
+        "",
+        "Address to serve Prometheus metrics on, as HOST:PORT, without TLS; port 0 picks a free port. "
+        "If unset, metrics are not served.",
     )
     trace_endpoint: str = setting(
         "",
-        "URL of an OTLP collector that gets traces by gRPC. [default: as OTEL_EXPORTER_OTLP_ENDPOINT says]",
+        "URL of an OTLP collector to send traces to, over gRPC. [default: $OTEL_EXPORTER_OTLP_ENDPOINT]",
     )
-    log_format: str = setting("json", "Form of the log on stderr.", choices=("json", "console"))
-    log_level: str = setting("info", "Least severe log line.", choices=("debug", "info", "warning", "error"))
+    log_format: str = setting("json", "Format of the log on stderr.", choices=("json", "console"))
+    log_level: str = setting(
+        "info", "Minimum severity to log.", choices=("debug", "info", "warning", "error")
+    )
 
     unchecked: InitVar[bool] = False
 
     def __post_init__(self, unchecked: bool) -> None:
-        """Refuse what cannot be, unless `checks.check` is to say it with all else.
+        """Refuse invalid settings, unless `unchecked`, where `checks.check` reports them with other errors.
 
         Raises:
-            ValueError: A setting is wrong; the message says which.
+            ValueError: A setting is invalid; the message names it.
         """
         if not unchecked and (found := self.faults()):
             raise ValueError("\n".join(found))
 
     def faults(self) -> list[str]:
-        """Return what cannot be, whatever there is on this machine."""
+        """Return the errors that do not depend on this machine."""
         found = [*exposure.faults(self)]
         if self.trace_endpoint and not self.trace_endpoint.startswith(("http://", "https://")):
-            found.append(f"--trace-endpoint is http:// or https://, not {self.trace_endpoint!r}")
+            found.append(
+                f"--trace-endpoint must be an http:// or https:// URL (got {self.trace_endpoint!r})."
+            )
         if self.default_notebook and not self.notebook_root:
             found.append("--default-notebook needs --notebook-root.")
         looks: list[Callable[[], object]] = [
@@ -231,13 +251,13 @@ class Settings:
         """Host and port of the metrics; empty and 0: none.
 
         Raises:
-            ValueError: That is no address.
+            ValueError: The address is invalid.
         """
         return exposure.address("--metrics-listen", self.metrics_listen) if self.metrics_listen else ("", 0)
 
     @property
     def tls_files(self) -> TlsFiles | None:
-        """The files of TLS; None: without."""
+        """The TLS files; None: no TLS."""
         if not self.tls_cert:
             return None
         client_ca = Path(self.tls_client_ca) if self.tls_client_ca else None
@@ -245,10 +265,10 @@ class Settings:
 
     @property
     def warm(self) -> WarmKernels:
-        """The kernels that a worker keeps ready.
+        """The kernels that each worker keeps ready.
 
         Raises:
-            ValueError: That is not how it is said.
+            ValueError: The setting is invalid.
         """
         if self.warm_kernels == "none":
             return WarmKernels()
@@ -257,16 +277,16 @@ class Settings:
 
     @property
     def uris(self) -> UriPolicy:
-        """The URIs that a Start may name.
+        """The policy for URIs in requests.
 
         Raises:
-            ValueError: It cannot be so.
+            ValueError: The settings are invalid.
         """
         return policy(_names(self.uri_schemes), _names(self.uri_hosts), _names(self.uri_folders))
 
     @property
     def sandbox_options(self) -> SandboxConfig:
-        """What a notebook can reach."""
+        """The configuration of the sandbox."""
         return SandboxConfig(
             self.sandbox,
             kernel_environment=tuple(_names(self.kernel_environment)),
@@ -285,17 +305,17 @@ class Settings:
 
     @property
     def bounds(self) -> HistoryLimits:
-        """What the history may take."""
+        """The limits of the history."""
         return HistoryLimits(runs=self.max_runs, total_bytes=self.max_state_bytes)
 
     @property
     def limits(self) -> Limits:
-        """What a run may take where Start says nothing."""
+        """The limits of a run if Start sets none."""
         return self._limits("")
 
     @property
     def ceilings(self) -> Limits:
-        """What a Start may ask for."""
+        """The maximum limits that a request may set."""
         return self._limits("max_")
 
     def _limits(self, prefix: str) -> Limits:
@@ -316,7 +336,7 @@ class Settings:
 
 
 def limit_names() -> list[str]:
-    """Return the settings that have a ceiling, which is named as they are, after `max_`."""
+    """Return the names of the settings that have a ceiling, named `max_` and the setting."""
     names = [one.name for one in fields(Settings)]
     return [name for name in names if f"max_{name}" in names]
 

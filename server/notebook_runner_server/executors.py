@@ -1,4 +1,4 @@
-"""What executes runs: worker processes of this machine, or a Dask cluster."""
+"""Creates the backend that executes runs: worker processes on this machine, or a Dask cluster."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ _CLUSTER = re.compile(r"dask(\+tls)?://[^\s/]+:\d+")
 
 
 def check(executor: str) -> None:
-    """Refuse what is no executor.
+    """Refuse an invalid value of --executor.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The value is invalid.
     """
     if executor != PROCESS and not _CLUSTER.fullmatch(executor):
-        raise ValueError(f"--executor is process, dask://HOST:PORT or dask+tls://HOST:PORT, not {executor!r}")
+        raise ValueError(
+            f"--executor must be process, dask://HOST:PORT or dask+tls://HOST:PORT (got {executor!r})."
+        )
 
 
 def backend(settings: Settings) -> Backend:
-    """Return what executes runs, as the operator decided; it is not started yet.
+    """Return the backend that the settings ask for; it is not started yet.
 
     Raises:
-        ValueError: Dask is not installed, and is asked for.
+        ValueError: The settings ask for Dask, which is not installed.
     """
     if settings.executor == PROCESS:
         return ProcessPoolBackend(
@@ -51,7 +53,8 @@ def _cluster(settings: Settings) -> Backend:
         from notebook_runner_server.execution.cluster import backend, messages  # noqa: PLC0415 - as said
     except ImportError as error:
         raise ValueError(
-            f"--executor {settings.executor} needs Dask: pip install 'notebook-runner[server,dask]' ({error})"
+            f"--executor {settings.executor} needs Dask ({error}). "
+            "Install it with: pip install 'notebook-runner[server,dask]'"
         ) from error
     sandbox = settings.sandbox_options
     options = messages.HostOptions(

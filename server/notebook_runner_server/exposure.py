@@ -1,4 +1,4 @@
-"""What has to be on before others may reach the server."""
+"""The policy for listening on addresses that other machines can reach."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ if TYPE_CHECKING:
 
 
 def faults(settings: Settings) -> Iterator[str]:
-    """Yield what others could do without TLS, or without saying who calls, and what is missing of TLS."""
+    """Yield an error for incomplete TLS settings, and for a reachable address that is not secured."""
     if bool(settings.tls_cert) != bool(settings.tls_key):
-        yield "--tls-cert and --tls-key go together: one of them is missing"
+        missing_flag = "--tls-key" if settings.tls_cert else "--tls-cert"
+        yield f"--tls-cert and --tls-key must be set together ({missing_flag} is missing)."
     if settings.tls_client_ca and not settings.tls_cert:
-        yield "--tls-client-ca asks callers for certificates, which needs --tls-cert and --tls-key"
+        yield "--tls-client-ca needs --tls-cert and --tls-key."
     try:
         host, _ = address("--listen", settings.listen)
     except ValueError as error:
@@ -25,11 +26,11 @@ def faults(settings: Settings) -> Iterator[str]:
     if not settings.tls_cert:
         missing.append("TLS (--tls-cert and --tls-key)")
     if not (settings.tokens_file or settings.tls_client_ca):
-        missing.append("a way to tell who calls (--tokens-file or --tls-client-ca)")
+        missing.append("authentication (--tokens-file or --tls-client-ca)")
     if missing and not settings.insecure and not is_loopback(host):
         yield (
-            f"--listen {settings.listen}: others can reach this address, and they could run code. "
-            f"Add {' and '.join(missing)}, or listen on 127.0.0.1; --insecure does without."
+            f"--listen {settings.listen}: anyone who can reach this address could run code. "
+            f"Add {' and '.join(missing)}, listen on 127.0.0.1, or allow it with --insecure."
         )
 
 
@@ -37,16 +38,16 @@ def address(flag: str, value: str) -> tuple[str, int]:
     """Return the host and the port of an address.
 
     Raises:
-        ValueError: It is none; the message names the flag.
+        ValueError: The value is not HOST:PORT; the message names the flag.
     """
     host, _, port = value.rpartition(":")
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:  # noqa: PLR2004 - the largest port
-        raise ValueError(f"{flag} is HOST:PORT, not {value!r}")
+        raise ValueError(f"{flag} must be HOST:PORT (got {value!r}).")
     return host.strip("[]"), int(port)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address is one that only this machine can reach."""
+    """Tell whether only this machine can reach an address."""
     if host == "localhost":
         return True
     try:

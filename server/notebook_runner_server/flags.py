@@ -12,35 +12,33 @@ from notebook_runner_server.config import Settings
 
 
 class _Number(click.FloatRange):
-    """A number as people count: neither infinite nor none at all."""
+    """A finite number."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value!r} is no finite number.", param, ctx)
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
 
 
 def options() -> list[click.Option]:
-    """Return a command-line option for each setting, and one more for each that can be told off."""
+    """Return an option for each setting, and a `--no-…` option for each that can be turned off by a value."""
     hints = get_type_hints(Settings)
     found = []
     for one in dataclasses.fields(Settings):
         found.append(_option(one, hints[one.name]))
         if off := one.metadata["off"]:
             flag = f"--no-{one.name.replace('_', '-')}"
-            found.append(
-                click.Option([flag, one.name], flag_value=off, help=f"The same as --{flag[5:]} {off}.")
-            )
+            found.append(click.Option([flag, one.name], flag_value=off, help=f"Same as --{flag[5:]} {off}."))
     return found
 
 
 def check() -> click.Option:
-    """Return the option that checks the configuration instead of serving; it is no setting."""
+    """Return the option that checks the configuration instead of serving; it is not a setting."""
     return click.Option(
         ["--check"],
         is_flag=True,
-        help="Check the configuration, print all its faults, and exit: with 0 if there are none.",
+        help="Check the configuration, print all errors, and exit. The exit code is 0 if there are none.",
     )
 
 

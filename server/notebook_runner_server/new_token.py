@@ -1,4 +1,4 @@
-"""The option `--new-token`: makes a token instead of serving."""
+"""The option `--new-token`: creates a token instead of serving."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ NAME = "new_token"
 
 
 def option() -> click.Option:
-    """Return the option of the command line; it is no setting, and has no variable."""
+    """Return the command-line option; it is not a setting, and has no variable."""
     return click.Option(
         ["--new-token", NAME],
         metavar="NAME:SCOPE",
         default="",
-        help="Make a token with the scope run or read, add its sum to the tokens file, print it, and end.",
+        help="Create a token with scope run or read, add its hash to the tokens file, print it, and exit.",
     )
 
 
 def write(tokens_file: str, asked: str) -> None:
-    """Make the token and print it.
+    """Create a token and print it.
 
     Args:
-        tokens_file: The path of the tokens file; it is made where there is none.
+        tokens_file: The path of the tokens file, which is created if it does not exist.
         asked: NAME:SCOPE.
 
     Raises:
         OSError: The file cannot be written.
-        ValueError: There is no file to write to, or that is no name, no scope or no tokens file.
+        ValueError: The path is empty, or the name, the scope or the tokens file is invalid.
     """
     if not tokens_file:
-        raise ValueError("--new-token needs --tokens-file, the file that the token's sum is added to")
+        raise ValueError("--new-token needs --tokens-file, the file to add the token's hash to.")
     name, _, scope = asked.rpartition(":")
     click.echo(tokens.add_new(Path(tokens_file), name, scope))

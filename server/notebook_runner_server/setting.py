@@ -1,4 +1,4 @@
-"""How a setting is declared: its default, its help, and what it may be."""
+"""Declares settings: their defaults, help texts and allowed values."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ def setting(
     """Return the field of a setting.
 
     Args:
-        default: What holds where the operator says nothing.
-        help_text: What it is, and its unit.
-        minimum: The least that it may be.
-        maximum: The most that it may be.
-        choices: What it may be; empty: anything.
-        off: A word that means none.
+        default: The value if the operator sets none.
+        help_text: What the setting does, with its unit.
+        minimum: The smallest allowed value.
+        maximum: The largest allowed value.
+        choices: The allowed values; empty: any.
+        off: The value that turns the setting off, which gets a `--no-…` flag of its own.
     """
     about = {"help": help_text, "minimum": minimum, "maximum": maximum, "choices": choices, "off": off}
     return field(default=default, metadata=about)
 
 
-def limit(what: str, default: float) -> Any:
-    """Return the field of what holds for a run where Start says nothing."""
-    return setting(default, f"Most {what} where Start says nothing; 0: no limit.", minimum=0)
+def limit(what: str, default: float, more: str = "") -> Any:
+    """Return the field of a limit that holds for a run if Start sets none."""
+    help_text = f"Maximum {what} when Start sets none (0: unlimited). {more}"
+    return setting(default, help_text.rstrip(), minimum=0)
 
 
 def ceiling(name: str, default: float) -> Any:
-    """Return the field of the most that a Start may ask for."""
-    return setting(default, f"Most that a Start may ask for as {name}; 0: whatever it likes.", minimum=0)
+    """Return the field of the maximum of a limit that a request may set."""
+    return setting(default, f"Maximum {name} that a request may set (0: unlimited).", minimum=0)

@@ -127,25 +127,28 @@ def test_a_server_that_is_well(server: Server) -> None:
     found = examined(server.target)
     assert list(found) == ["connection", "TLS", "token", "version", "kernels", "warm kernels", "runs"]
     assert all(finding["ok"] for finding in found.values())
-    assert "python3 (python) by default" in found["kernels"]["text"]
+    assert "python3 (python, default)" in found["kernels"]["text"]
 
 
 def test_what_it_says_to_people(server: Server) -> None:
     """To people it tells a line for each thing, and what to do below each problem."""
     well = CliRunner().invoke(main, ["--target", server.target, "doctor"])
-    assert well.stdout.splitlines()[-1] == "all is well"
+    assert well.stdout.splitlines()[-1] == "all checks passed"
     ill = CliRunner().invoke(main, ["--target", SILENT, "doctor"])
     assert ill.exit_code == 1
     first, advice, last = ill.stdout.splitlines()
-    assert first == f"✗ connection  nothing listens at {SILENT}"
-    assert advice.strip().startswith("→ start it there")
-    assert last == "1 problem"
+    assert first == f"✗ connection  cannot reach {SILENT}: connection refused"
+    assert advice.strip().startswith("→ start the server (notebook-runner-server --listen ")
+    assert last == "1 problem found"
 
 
 def test_nothing_is_there() -> None:
     """A port where nothing listens, and a name that nobody knows."""
-    assert problem(examined(SILENT))[:2] == ("connection", f"nothing listens at {SILENT}")
-    assert "the name is not known" in problem(examined("runner.invalid:50051"))[1]
+    assert problem(examined(SILENT))[:2] == (
+        "connection",
+        f"cannot reach {SILENT}: connection refused",
+    )
+    assert "unknown host name" in problem(examined("runner.invalid:50051"))[1]
 
 
 class _Web(BaseHTTPRequestHandler):
@@ -167,7 +170,10 @@ def test_a_web_server() -> None:
         found = examined(target)
         web.shutdown()
         thread.join()
-    assert problem(found)[:2] == ("protocol", f"{target} is a web server (HTTP/1), not a notebook-runner")
+    assert problem(found)[:2] == (
+        "protocol",
+        f"{target} is a web server (HTTP/1), not a notebook-runner server",
+    )
 
 
 def test_something_else() -> None:
@@ -176,7 +182,7 @@ def test_something_else() -> None:
         closing = threading.Thread(target=_close_all, args=[listening], daemon=True)
         closing.start()
         target = f"127.0.0.1:{listening.getsockname()[1]}"
-        assert problem(examined(target))[1] == f"what listens at {target} does not speak gRPC"
+        assert problem(examined(target))[1] == f"{target} does not speak gRPC"
 
 
 def _close_all(listening: socket.socket) -> None:
@@ -193,9 +199,9 @@ def test_tls(serve: Serve, keys: Path) -> None:
     found = examined(target, "--tls-ca", keys / "good.pem")
     assert found["TLS"]["text"] == "the server's certificate is trusted"
     assert all(finding["ok"] for finding in found.values())
-    assert "the server wants TLS" in problem(examined(target))[1]
+    assert "the server requires TLS" in problem(examined(target))[1]
     check, text, advice = problem(examined(target, "--tls-ca", keys / "other.pem"))
-    assert (check, "not trusted" in text, "has to hold the authority" in advice) == ("TLS", True, True)
+    assert (check, "not trusted" in text, "must contain the CA" in advice) == ("TLS", True, True)
     named = serve(answering(WELL), credentials(keys, "named"))
     _, text, advice = problem(examined(named, "--tls-ca", keys / "named.pem"))
     assert "127.0.0.1" in text
@@ -206,30 +212,30 @@ def test_tls_where_there_is_none(serve: Serve, keys: Path) -> None:
     """A client that wants TLS of a server without it is told so."""
     target = serve(answering(WELL))
     check, text, advice = problem(examined(target, "--tls-ca", keys / "good.pem"))
-    assert (check, text) == ("TLS", "the server speaks without TLS, and this client wants it")
-    assert "leave out --tls-ca" in advice
+    assert (check, text) == ("TLS", "the server does not use TLS, and this client requires it")
+    assert "omit --tls-ca" in advice
 
 
 def test_certificates_of_clients(serve: Serve, keys: Path, tmp_path: Path) -> None:
     """A server that wants a certificate of the client is told from one whose own is bad."""
     target = serve(answering(WELL), credentials(keys, "good", clients="other"))
     trusted: list[str | Path] = ["--tls-ca", keys / "good.pem"]
-    assert "--tls-cert FILE --tls-key FILE" in problem(examined(target, *trusted))[2]
+    assert "set --tls-cert FILE and --tls-key FILE" in problem(examined(target, *trusted))[2]
     mine: list[str | Path] = ["--tls-cert", keys / "other.pem", "--tls-key", keys / "other.key"]
     assert examined(target, *trusted, *mine)["TLS"]["ok"]
     theirs: list[str | Path] = ["--tls-cert", keys / "named.pem", "--tls-key", keys / "named.key"]
     assert "does not accept --tls-cert" in problem(examined(target, *trusted, *theirs))[2]
     (tmp_path / "bad.pem").write_text("no certificate")
-    assert "cannot be used" in problem(examined(target, "--tls-ca", tmp_path / "bad.pem"))[1]
+    assert "cannot load the certificates" in problem(examined(target, "--tls-ca", tmp_path / "bad.pem"))[1]
 
 
 @pytest.mark.parametrize(
     ("code", "reason", "check", "said"),
     [
-        (grpc.StatusCode.UNAUTHENTICATED, "MISSING_TOKEN", "token", "the server wants a token"),
-        (grpc.StatusCode.UNAUTHENTICATED, "BAD_TOKEN", "token", "does not accept this token"),
+        (grpc.StatusCode.UNAUTHENTICATED, "MISSING_TOKEN", "token", "the server requires a token"),
+        (grpc.StatusCode.UNAUTHENTICATED, "BAD_TOKEN", "token", "the server rejected the token"),
         (grpc.StatusCode.PERMISSION_DENIED, "BAD_TOKEN", "token", "does not allow this"),
-        (grpc.StatusCode.UNAVAILABLE, "NOT_READY", "server", "the server is unavailable: said NOT_READY"),
+        (grpc.StatusCode.UNAVAILABLE, "NOT_READY", "server", "NOT_READY: said NOT_READY"),
         (grpc.StatusCode.INTERNAL, "INTERNAL_ERROR", "server", "INTERNAL_ERROR"),
     ],
 )
@@ -256,7 +262,7 @@ def test_versions(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     assert older[:2] == ("version", "the server is 1.9.2, older than this client (1.10.0)")
     newer = examined(serve(answering(pb.InfoResponse(version="1.10.1", kernels=[KERNEL]))))
     assert (newer["version"]["ok"], "newer" in newer["version"]["text"]) == (True, True)
-    assert "it cannot say what it is" in problem(examined(serve({"List": old})))[1]
+    assert "does not report its version" in problem(examined(serve({"List": old})))[1]
     assert "is not a notebook-runner" in problem(examined(serve({})))[1]
 
 

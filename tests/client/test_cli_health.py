@@ -42,7 +42,7 @@ def test_nothing_is_there() -> None:
     """Without a server the exit code is the one of what cannot be reached."""
     found = asked("127.0.0.1:1", "--timeout", "1")
     assert (found.stdout, found.exit_code) == ("", 8)
-    assert "no server listens there" in found.stderr
+    assert "Cannot reach 127.0.0.1:1: connection refused." in found.stderr
 
 
 def test_the_variables_of_the_server_itself(make_server: Callable[..., Server], tmp_path: Path) -> None:

@@ -135,4 +135,4 @@ def test_every_option_is_known(tmp_path: Path) -> None:
     for name in INSTEAD:
         done = CliRunner().invoke(main, ["run", str(tmp_path / "in.ipynb"), name])
         assert done.exit_code == 2
-        assert f"{name} is papermill's. Here: " in done.output
+        assert f"{name} is an option of papermill: {INSTEAD[name]}." in done.output

@@ -97,13 +97,13 @@ def test_name_and_value_in_one_word(tmp_path: Path) -> None:
         (["-p", "name"], "'name' has no value"),
         (["-p", "=1"], "'=1' has no name"),
         (["-p"], "-p"),
-        (["-y", "[1]"], "-y is a list, not a mapping"),
-        (["-y", "just text"], "-y is a str"),
-        (["-y", "{a: "], "-y is not YAML"),
-        (["-y", "1: x"], "the name 1, which is no string"),
-        (["-y", "!!python/object/apply:os.system [date]"], "-y is not YAML"),
+        (["-y", "[1]"], "-y must be a mapping of names to values (got list)."),
+        (["-y", "just text"], "-y must be a mapping of names to values (got str)."),
+        (["-y", "{a: "], "-y is not valid YAML"),
+        (["-y", "1: x"], "the name 1, which is not a string. Quote it."),
+        (["-y", "!!python/object/apply:os.system [date]"], "-y is not valid YAML"),
         (["-f", "none.yaml"], "none.yaml"),
-        (["-b", "%"], "-b is not text in Base64"),
+        (["-b", "%"], "-b is not Base64-encoded text"),
     ],
 )
 def test_what_cannot_be_read(arguments: list[str], said: str) -> None:
@@ -258,7 +258,7 @@ def test_help_notebook_of_others(tmp_path: Path) -> None:
     assert "no cell tagged" in shown("run", file, "--help-notebook")[1]
     file.write_bytes(written(notebook(code("n <- 1", "parameters"), language_info={"name": "R"})))
     assert (
-        "is written in r; its cell tagged `parameters` says:\n\nn <- 1\n"
+        "is written in r. Its cell tagged `parameters`:\n\nn <- 1\n"
         in shown("run", file, "--help-notebook")[1]
     )
     for content, said in (
@@ -280,25 +280,28 @@ def test_help_notebook_of_others(tmp_path: Path) -> None:
     [
         (
             ["run", "in.ipynb", "out.ipynb"],
-            "unexpected argument 'out.ipynb'; the result goes to --output FILE",
+            "Unexpected argument 'out.ipynb'. To write the result to a file, use --output FILE.",
         ),
         (
             ["run", "in.ipynb", "--cwd", "x"],
-            "--cwd is papermill's. Here: a notebook runs in a folder of its own",
+            "--cwd is an option of papermill: omit it; a notebook runs in its own folder",
         ),
-        (["run", "in.ipynb", "--start_timeout", "3"], "--start-timeout is papermill's"),
-        (["run", "in.ipynb"], "in.ipynb: no such notebook here"),
-        (["run", "in.ipynb", "--no-input"], "--no-input is about the HTML"),
-        (["run", "in.ipynb", "-o", "-", "--json"], "the notebook cannot go to standard output"),
+        (["run", "in.ipynb", "--start_timeout", "3"], "--start-timeout is an option of papermill"),
+        (["run", "in.ipynb"], "No such local notebook: in.ipynb. "),
+        (["run", "in.ipynb", "--no-input"], "--no-input needs --html FILE or --open."),
+        (
+            ["run", "in.ipynb", "-o", "-", "--json"],
+            "Cannot write the notebook to standard output: --json uses it. Use --output FILE.",
+        ),
         (["run", "in.ipynb", "-p", "n"], "'n' has no value"),
         (
             ["in.ipynb", "-p", "a b=1"],
-            "no command is called 'in.ipynb': notebook-runner run in.ipynb -p 'a b=1'",
+            "Unknown command 'in.ipynb'. To run it: notebook-runner run in.ipynb -p 'a b=1'",
         ),
         (["--target", "localhost", "list"], "'localhost' has no port"),
-        (["--target", "http://localhost:1", "list"], "is a URL; an address is HOST:PORT"),
-        (["output", "--json"], "with --json give --output FILE"),
-        (["list", "-s", "gone"], "no state is called 'gone'; there are queued"),
+        (["--target", "http://localhost:1", "list"], "is a URL. Use HOST:PORT."),
+        (["output", "--json"], "--json needs --output FILE"),
+        (["list", "-s", "gone"], "Unknown state 'gone'. Available: queued"),
         (["completion", "tcsh"], "tcsh"),
     ],
 )

@@ -130,7 +130,7 @@ def test_ctrl_c_leaves(show: Show, write: Write, gate: Gate, server: Server, key
         screen.until("[l]eave")
         screen.press(key)
         assert screen.exit_code() == 130
-        lines = screen.until("end it:")
+        lines = screen.until("kill it:")
     assert any(
         line.startswith("follow it:  notebook-runner --target") and " watch " in line for line in lines
     )
@@ -164,7 +164,7 @@ def test_lists_and_doctor_fit(show: Show, write: Write, server: Server) -> None:
     with show("doctor") as screen:
         assert screen.exit_code() == 0
         lines = screen.lines()
-    assert lines[-1] == "all is well"
+    assert lines[-1] == "all checks passed"
     assert all(line.startswith("✓ ") for line in lines[:-1])
 
 

@@ -81,13 +81,13 @@ def test_files_that_cannot_be_written(command: Command, write: Write, tmp_path: 
     """A folder that is not there is told before the run; what fails later costs neither file nor code."""
     missing = command("run", write("1"), "-o", "none/out.ipynb")
     assert (missing.returncode, missing.stdout) == (2, b"")
-    assert b"there is no folder none" in missing.stderr
+    assert b"folder none does not exist" in missing.stderr
     path = write("1/0")
     (tmp_path / "long").mkdir()
     long_name = "long/" + "x" * 254
     done = command("run", path, "-o", long_name, "--html", "out.html")
     assert done.returncode == 1
-    assert f"error: {long_name} was not written: ".encode() in done.stderr
+    assert f"error: Cannot write {long_name}: ".encode() in done.stderr
     assert (tmp_path / "out.html").exists()
 
 
@@ -170,7 +170,7 @@ def test_open_where_no_browser_is(command: Command, write: Write) -> None:
         "run", write("1"), "--open", "--html", "out.html", BROWSER="/bin/false", PATH="", DISPLAY=""
     )
     assert done.returncode == 0
-    assert b"there is no browser here that can be opened; the page is out.html" in done.stderr
+    assert b"no browser found; the page is out.html" in done.stderr
 
 
 def completed(command: Command, line: str) -> list[str]:

@@ -175,7 +175,7 @@ def test_run_raises_how_the_run_ended(double: Double, collect: Collect) -> None:
 def test_wait_for_a_run_that_nothing_is_told_of(double: Double, collect: Collect) -> None:
     """A stream that ends without a word is an error and no run."""
     double.answers("Progress")
-    with pytest.raises(NotebookRunnerError, match="told nothing"):
+    with pytest.raises(NotebookRunnerError, match="sent no events for run"):
         collect("wait", "r")
 
 
@@ -253,7 +253,7 @@ def test_no_bare_grpc_error_reaches_the_caller(double: Double, collect: Collect,
 def test_nothing_there_to_talk_to(double: Double, collect: Collect) -> None:
     """A server that is not there is Unavailable after a few attempts, also for a stream."""
     double.stop()
-    with pytest.raises(Unavailable, match="no server listens there"):
+    with pytest.raises(Unavailable, match=r"Cannot reach .*: connection refused"):
         collect("progress", "r", reconnect_timeout=0.1)
 
 

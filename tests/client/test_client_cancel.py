@@ -122,7 +122,7 @@ def test_late_answer_names_server_and_time(double: Double) -> None:
             await client.info()
 
     with Client(double.target, timeout=0.1) as client:
-        with pytest.raises(Unavailable, match=rf"no answer from {double.target} within 0\.1 s"):
+        with pytest.raises(Unavailable, match=rf"No answer from {double.target} within 0\.1 s"):
             client.info()
         with pytest.raises(Unavailable, match=r"within 0\.1 s"):
             asyncio.run(scenario())

@@ -167,7 +167,7 @@ def test_pages_are_of_one_run_and_one_moment() -> None:
 @pytest.mark.parametrize(
     ("page", "problem"),
     [
-        (pb.OutputResponse(content=b"ab", total_bytes=9, next_offset=3), "ends at 3"),
+        (pb.OutputResponse(content=b"ab", total_bytes=9, next_offset=3), "ends at byte 3 instead of 2"),
         (pb.OutputResponse(total_bytes=9), "empty page"),
         (pb.OutputResponse(content=b"ab", total_bytes=2, next_offset=2, sha256="0" * 64), "SHA-256"),
     ],

@@ -223,10 +223,10 @@ def test_lost_connection_is_said(
 @pytest.mark.parametrize(
     ("answer", "note"),
     [
-        (grpc.StatusCode.FAILED_PRECONDITION, "the result cannot be shown: FAILED_PRECONDITION: scripted"),
+        (grpc.StatusCode.FAILED_PRECONDITION, "Cannot show the result: FAILED_PRECONDITION: scripted"),
         (
             pb.OutputResponse(content=b"x", next_offset=1, total_bytes=9_000_000),
-            "too large to be shown here (9 MB)",
+            "too large to show here (9 MB)",
         ),
     ],
 )
@@ -268,7 +268,7 @@ def test_everything_of_the_notebook_is_escaped() -> None:
 def test_panel_counts_as_people_do() -> None:
     """Cells count from one, the clock is the run's own, and a queued run has its place."""
     queued = pb.Run(run_id="r", state=pb.RUN_STATE_QUEUED, queue_position=2)
-    assert Panel(queued).line() == "run r queued, 2 to start before it"
+    assert Panel(queued).line() == "run r queued, 2 runs ahead"
     queued.queue_position = 0
     assert Panel(queued).line() == "run r queued, next to start"
     ended = pb.Run(run_id="r", state=pb.RUN_STATE_FAILED, cells_completed=2, cells_total=5)

@@ -93,7 +93,7 @@ def test_missing_file_says_where_else_it_may_be(tmp_path: Path) -> None:
 
 def test_other_types_are_no_notebook() -> None:
     """Anything else is refused by its type."""
-    with pytest.raises(TypeError, match="not int"):
+    with pytest.raises(TypeError, match=r"\(got int\)"):
         start(3)
 
 
@@ -146,7 +146,7 @@ def test_scalars_of_other_libraries(value: object, plain: object) -> None:
         (b"x", "bytes"),
         ({1}, "set"),
         (np.array([1]), "ndarray"),
-        (np.datetime64("2024-01-01"), "is a date;"),
+        (np.datetime64("2024-01-01"), r"is a date\."),
     ],
 )
 def test_parameter_that_cannot_be_sent(value: object, place: str) -> None:
@@ -161,7 +161,7 @@ def test_parameter_that_cannot_be_sent(value: object, place: str) -> None:
 
 def test_names_of_parameters_are_str() -> None:
     """A name that is a number is refused; within a value it is the string that papermill writes."""
-    with pytest.raises(TypeError, match="has the name 1"):
+    with pytest.raises(TypeError, match=r"must be str \(got 1\)"):
         start(parameters={1: 2})
     request = start(parameters={"a": {1: 2, None: {True: 3}}})
     assert request.parameters["a"] == {"1": 2, "None": {"True": 3}}
@@ -235,13 +235,13 @@ def test_all_options_arrive() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"paramters": {}}, "no option paramters; did you mean parameters?"),
-        ({"foo": 1}, "no option foo; there are server_path, notebook_uri, output_uri, parameters, "),
-        ({"parameters": [1]}, "parameters is a dict of values by name, not list"),
+        ({"paramters": {}}, "Unknown option 'paramters'. Did you mean parameters?"),
+        ({"foo": 1}, "Unknown option 'foo'. Available: "),
+        ({"parameters": [1]}, r"parameters must be a dict of values by name \(got list\)\."),
         ({"environment": {"A": 1}}, r"environment must be Mapping\[str, str\]"),
         ({"memory_limit": "1G"}, "memory_limit must be int"),
         ({"server_path": Path("a")}, "server_path must be str"),
-        ({"cell_timeout": "5m"}, "cell_timeout must be Seconds: .* a timedelta, not str"),
+        ({"cell_timeout": "5m"}, r"cell_timeout must be Seconds: .* a timedelta \(got str\)"),
     ],
 )
 def test_option_that_is_none(options: dict[str, Any], problem: str) -> None:

@@ -109,7 +109,7 @@ def test_client_alone(wheel: Path, server: Server, tmp_path: Path, age: str) -> 
     values = ["-p", "a=1", "-p", "b", "2", "-y", "c: [3]"]
     assert "\nhello\n" in checked(*command, "run", path, *values, "-o", tmp_path / "out.ipynb")
     assert "a = 1\\n" in (tmp_path / "out.ipynb").read_text()
-    assert "all is well" in checked(*command, "doctor")
+    assert "all checks passed" in checked(*command, "doctor")
     assert "_NOTEBOOK_RUNNER_COMPLETE" in checked(*command, "completion", "zsh")
     code, screen = on_a_terminal(*command, "run", path)
     assert (code, "hello" in screen, "1/1" in screen) == (0, True, True), screen

@@ -1,4 +1,4 @@
-"""The command `notebook-runner`: starts runs, follows them, reads their results, ends them."""
+"""The command `notebook-runner`: starts, follows and kills runs, and reads their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that finds out why it does not work, and says what to do about it."""
+"""The command that diagnoses problems with a server and suggests how to solve them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from notebook_runner.errors import AccessDenied, NotebookRunnerError, RpcFailed
 from ._exit import ExitCode
 from ._group import Server, describe_error, usage_errors
 from ._options import json_option
-from ._probe import CheckResult, probe
+from ._probe import OTHER_PORT, CheckResult, probe
 from ._text import dump, one_line
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ SPARES_PAUSE = 0.25
 @json_option("all findings")
 @click.pass_context
 def doctor(ctx: click.Context, /, as_json: bool) -> None:
-    """Check the way to the server and the server itself.
+    """Check the connection to the server and the server itself.
 
-    It looks at the connection, TLS, the token, the server's version, its kernels and how many of them
-    are ready, and says what to do about each problem. It changes nothing. The exit code is 0 only
-    when all is well.
+    Checks the connection, TLS, the token, the server's version, its kernels and how many of them are
+    ready, and suggests how to solve each problem. Changes nothing. The exit code is 0 only if all
+    checks pass.
     """
     server: Server = ctx.obj
     with usage_errors():
@@ -74,7 +74,7 @@ def examine(server: Server, connection: Connection) -> Iterator[CheckResult]:
             yield _refused(client, error)
             return
         given = bool(connection.token_file or connection.token)
-        yield CheckResult("token", ok=True, text="accepted" if given else "none given, and none is wanted")
+        yield CheckResult("token", ok=True, text="accepted" if given else "none given, none required")
         yield _version(info.version)
         yield from _kernels(info)
         yield from _warm_kernels(client, info)
@@ -87,23 +87,24 @@ def _refused(client: Client, error: NotebookRunnerError) -> CheckResult:
     if isinstance(error, RpcFailed) and error.code is grpc.StatusCode.UNIMPLEMENTED:
         return _unknown(client)
     text = describe_error(error)
-    advice = (
-        "the server's log says why" if getattr(error, "reason", "") else "check --target and the server's log"
-    )
+    advice = "see the server's log" if getattr(error, "reason", "") else "check --target and the server's log"
     return CheckResult("server", ok=False, text=text, advice=advice)
 
 
 def _denied(error: AccessDenied) -> CheckResult:
     if error.reason == "MISSING_TOKEN":
-        advice = "give it by --token-file FILE or NOTEBOOK_RUNNER_TOKEN_FILE"
+        advice = "set --token-file FILE or NOTEBOOK_RUNNER_TOKEN_FILE"
         return CheckResult(
-            "token", ok=False, text="the server wants a token, and none is given", advice=advice
+            "token", ok=False, text="the server requires a token, and none is given", advice=advice
         )
     if error.code is grpc.StatusCode.PERMISSION_DENIED:
-        text, advice = f"the token does not allow this: {error.message}", "ask the operator for one that does"
+        text, advice = (
+            f"the token does not allow this: {error.message}",
+            "ask the operator for a token that does",
+        )
     else:
-        text = f"the server does not accept this token: {error.message}"
-        advice = "check the token file; ask the operator whether the token was replaced"
+        text = f"the server rejected the token: {error.message}"
+        advice = "check the token file, or ask the operator whether the token was replaced"
     return CheckResult("token", ok=False, text=text, advice=advice)
 
 
@@ -112,16 +113,14 @@ def _unknown(client: Client) -> CheckResult:
         next(client.list(page_size=1), None)
     except RpcFailed as error:
         if error.code is grpc.StatusCode.UNIMPLEMENTED:
-            text = f"{client.target} speaks gRPC, but is not a notebook-runner"
-            return CheckResult(
-                "protocol", ok=False, text=text, advice="the port is another one: check --target"
-            )
-    text = f"the server is older than this client ({__version__}): it cannot say what it is"
+            text = f"{client.target} speaks gRPC, but is not a notebook-runner server"
+            return CheckResult("protocol", ok=False, text=text, advice=OTHER_PORT)
+    text = f"the server is older than this client ({__version__}) and does not report its version"
     return CheckResult("version", ok=False, text=text, advice=_older())
 
 
 def _older() -> str:
-    return f"have the operator update it to {__version__} or later, or install the client of its version"
+    return f"ask the operator to upgrade it to {__version__} or later, or install the client of its version"
 
 
 def _version(version: str) -> CheckResult:
@@ -130,7 +129,7 @@ def _version(version: str) -> CheckResult:
         text = f"the server is {version or 'of an unknown version'}, older than this client ({__version__})"
         return CheckResult("version", ok=False, text=text, advice=_older())
     if theirs > ours:
-        text = f"server {version}, client {__version__}: newer servers serve older clients"
+        text = f"server {version}, client {__version__}: newer servers support older clients"
         return CheckResult("version", ok=True, text=text)
     return CheckResult("version", ok=True, text=f"server {version}, client {__version__}")
 
@@ -142,12 +141,12 @@ def _release(version: str) -> tuple[int, ...]:
 
 def _kernels(info: pb.InfoResponse) -> Iterator[CheckResult]:
     if not info.kernels:
-        advice = "the operator has to install one beside the server: pip install ipykernel"
+        advice = "ask the operator to install one next to the server: pip install ipykernel"
         yield CheckResult(
-            "kernels", ok=False, text="the server has none, and can run no notebook", advice=advice
+            "kernels", ok=False, text="the server has none and cannot run notebooks", advice=advice
         )
         return
-    names = [f"{one.name} ({one.language})" + " by default" * one.is_default for one in info.kernels]
+    names = [f"{one.name} ({one.language}{', default' * one.is_default})" for one in info.kernels]
     yield CheckResult("kernels", ok=True, text=", ".join(names))
 
 
@@ -158,11 +157,13 @@ def _warm_kernels(client: Client, info: pb.InfoResponse) -> Iterator[CheckResult
         info = client.info()
     wanted = [one for one in info.kernels if one.warm_wanted]
     if not wanted and info.kernels:
-        yield CheckResult("warm kernels", ok=True, text="none are kept: each run waits for a kernel to start")
+        yield CheckResult(
+            "warm kernels", ok=True, text="none are kept: each run waits for its kernel to start"
+        )
     for one in wanted:
         text = f"{one.name}: {one.warm_ready} of {one.warm_wanted} ready"
         ok = one.warm_ready >= one.warm_wanted
-        advice = "" if ok else "runs start all the same, but later; if it stays so, the server's log says why"
+        advice = "" if ok else "runs still start, but more slowly; if this persists, see the server's log"
         yield CheckResult("warm kernels", ok=ok, text=text, advice=advice)
 
 
@@ -172,8 +173,8 @@ def _cold(info: pb.InfoResponse) -> bool:
 
 def _room(info: pb.InfoResponse) -> CheckResult:
     if info.problem:
-        return CheckResult("runs", ok=False, text=info.problem, advice="the server's log says since when")
-    text = f"{info.runs_active} of {info.workers} running, {info.runs_queued} of {info.queue_size} waiting"
+        return CheckResult("runs", ok=False, text=info.problem, advice="see the server's log")
+    text = f"{info.runs_active} of {info.workers} running, {info.runs_queued} of {info.queue_size} queued"
     return CheckResult("runs", ok=True, text=text)
 
 
@@ -195,4 +196,4 @@ def _show(found: list[CheckResult]) -> None:
         for line in lines[1:]:
             click.echo(" " * room + line)
     problems = sum(not finding.ok for finding in found)
-    click.echo("all is well" if not problems else f"{problems} problem{'s' * (problems > 1)}")
+    click.echo("all checks passed" if not problems else f"{problems} problem{'s' * (problems > 1)} found")

@@ -28,16 +28,16 @@ class ExitCode(enum.IntEnum):
 # \b keeps click from filling the lines into one paragraph.
 HELP = """\b
 Exit codes:
-  0    the run succeeded, or the command did what it was asked to
-  1    the run failed: a cell raised; or the doctor found a problem
-  2    the command or the request was wrong
+  0    the run succeeded, or the command completed
+  1    the run failed: a cell raised; or `doctor` found a problem
+  2    the command or the request was invalid
   3    the run timed out
   4    the run was killed
   5    the run crashed: its kernel or worker died
   6    the run was interrupted: the server stopped
   7    the server is busy and did not start the run
-  8    the server cannot be reached, or cannot do it now
-  130  Ctrl-C; a run that was started goes on
+  8    the server cannot be reached, or is unavailable
+  130  Ctrl-C; a run that was started continues
 """
 
 _OF_STATE = {
@@ -50,12 +50,12 @@ _OF_STATE = {
 
 
 def code_of_run(run: pb.Run) -> ExitCode:
-    """Give the exit code for how a run ended; a run that goes on is a success of the command."""
+    """Return the exit code for how a run ended; 0 for a run that has not ended."""
     return _OF_STATE.get(run.state, ExitCode.SUCCEEDED)
 
 
 def code_of_error(error: NotebookRunnerError) -> ExitCode:
-    """Give the exit code for a call that failed."""
+    """Return the exit code for a call that failed."""
     if isinstance(error, RunnerBusy):
         return ExitCode.BUSY
     if isinstance(error, InvalidRequest | RunNotFound | AccessDenied):

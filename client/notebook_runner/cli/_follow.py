@@ -1,4 +1,4 @@
-"""Following a run in a view, until it has ended or the reader has enough."""
+"""Follows a run in a view until it ends or the user stops watching."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ def follow(
                 client.kill(run_id)
         except Unavailable:
             server: Server = ctx.obj
-            click.echo(f"lost the server; run {one_line(run.run_id)} may go on\n{server.hint(run)}", err=True)
+            click.echo(
+                f"lost the server; run {one_line(run.run_id)} may still be running\n{server.hint(run)}",
+                err=True,
+            )
             raise
     if is_terminal(run.state):
         view.ended(run)
@@ -76,7 +79,7 @@ def follow(
 
 def _leave(ctx: click.Context, run: Run) -> None:
     server: Server = ctx.obj
-    click.echo(f"\nrun {one_line(run.run_id)} goes on\n{server.hint(run)}", err=True)
+    click.echo(f"\nrun {one_line(run.run_id)} continues\n{server.hint(run)}", err=True)
     ctx.exit(ExitCode.CTRL_C)
 
 
@@ -88,7 +91,7 @@ def _ask(run: Run) -> str:
     """Ask what shall become of the run; a second Ctrl-C leaves it."""
     answer = _LEAVE
     try:
-        with _keys(f"\nrun {one_line(run.run_id)} goes on: [k]ill, [l]eave or [c]ontinue? ") as read:
+        with _keys(f"\nrun {one_line(run.run_id)}: [k]ill, [l]eave or [c]ontinue? ") as read:
             # What a terminal that is gone gives is nothing, for ever.
             while typed := read().lower():
                 if answers := [key for key in typed if key in (_KILL, _LEAVE, _CONTINUE)]:

@@ -1,4 +1,4 @@
-"""The group that all commands hang on: how to reach the server, and what becomes of errors."""
+"""The group of all commands: how to reach the server, and how errors are shown."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from notebook_runner._connection import DEFAULT_TARGET
+from notebook_runner._status import REFUSED
 from notebook_runner._version import __version__
 from notebook_runner.client import Client
 from notebook_runner.errors import NotebookRunnerError, RpcFailed, Unavailable
@@ -59,7 +60,7 @@ class Server:
     def hint(self, run: Run) -> str:
         """Tell how to go on with a run that this command leaves alone."""
         run_id = shlex.quote(one_line(run.run_id))
-        return f"follow it:  {self.command} watch {run_id}\nend it:     {self.command} kill {run_id}"
+        return f"follow it:  {self.command} watch {run_id}\nkill it:    {self.command} kill {run_id}"
 
 
 class _Group(click.Group):
@@ -75,7 +76,7 @@ class _Group(click.Group):
         name = args[0]
         if name.endswith(".ipynb") and self.get_command(ctx, name) is None:
             raise click.UsageError(
-                f"no command is called {name!r}: notebook-runner run {shlex.join(args)}", ctx
+                f"Unknown command {name!r}. To run it: notebook-runner run {shlex.join(args)}", ctx
             )
         return super().resolve_command(ctx, args)
 
@@ -111,7 +112,11 @@ def describe_error(error: NotebookRunnerError) -> str:
     """Say in a sentence what went wrong."""
     if not isinstance(error, RpcFailed):
         return one_line(str(error))
-    text = f"the server is unavailable: {error.message}" if isinstance(error, Unavailable) else str(error)
+    # Without a reason it is a sentence of the client's own, which the name of the status adds nothing to.
+    is_plain = isinstance(error, Unavailable) and error.message and not error.reason
+    text = error.message if is_plain else str(error)
+    if text.endswith(REFUSED):
+        text += " Start the server or set --target."
     if error.retry_after is not None:
         text += f" (try again in {error.retry_after:g} s)"
     return one_line(text)
@@ -135,9 +140,9 @@ def _as_json(error: NotebookRunnerError, code: ExitCode) -> str:
 def _address(_: click.Context, __: click.Parameter, value: str) -> str:
     """Refuse what gRPC would take for another address than the one that is meant."""
     if value.startswith(("http://", "https://")):
-        raise click.BadParameter(f"{value!r} is a URL; an address is HOST:PORT")
+        raise click.BadParameter(f"{value!r} is a URL. Use HOST:PORT.")
     if ":" not in value:
-        raise click.BadParameter(f"{value!r} has no port; an address is HOST:PORT")
+        raise click.BadParameter(f"{value!r} has no port. Use HOST:PORT.")
     return value
 
 
@@ -153,35 +158,35 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_envvar=True,
     metavar="HOST:PORT",
     callback=_address,
-    help="The server's address.",
+    help="Server address.",
 )
 @click.option(
     "--token-file",
     envvar="NOTEBOOK_RUNNER_TOKEN_FILE",
     show_envvar=True,
     type=_FILE,
-    help="A file with the bearer token.",
+    help="File with the bearer token.",
 )
 @click.option(
     "--tls-ca",
     envvar="NOTEBOOK_RUNNER_TLS_CA",
     show_envvar=True,
     type=_FILE,
-    help="The certificates to trust, PEM. Without this and --tls-cert nothing is encrypted.",
+    help="PEM file of CA certificates to trust. Without this and --tls-cert, nothing is encrypted.",
 )
 @click.option(
     "--tls-cert",
     envvar="NOTEBOOK_RUNNER_TLS_CERT",
     show_envvar=True,
     type=_FILE,
-    help="The client's certificate chain, PEM.",
+    help="PEM file with the client's certificate chain.",
 )
 @click.option(
     "--tls-key",
     envvar="NOTEBOOK_RUNNER_TLS_KEY",
     show_envvar=True,
     type=_FILE,
-    help="The key of --tls-cert, PEM.",
+    help="PEM file with the private key of --tls-cert.",
 )
 @click.version_option(__version__, prog_name="notebook-runner")
 @click.pass_context
@@ -190,9 +195,9 @@ def main(ctx: click.Context, /, **settings: Any) -> None:
 
     \b
     notebook-runner run report.ipynb -p region=north -o done.ipynb
-    notebook-runner start report.ipynb      start it and come back at once
+    notebook-runner start report.ipynb      start it and return immediately
     notebook-runner watch                   follow the newest run
-    notebook-runner doctor                  find out why it does not work
+    notebook-runner doctor                  diagnose problems
     """  # noqa: D301 - the control character tells click to keep the lines
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows its number.

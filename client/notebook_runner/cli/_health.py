@@ -1,4 +1,4 @@
-"""The command that asks for the server's health, for probes and scripts."""
+"""The command that checks the server's health, for probes and scripts."""
 
 from __future__ import annotations
 
@@ -34,24 +34,27 @@ _STATUS = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
     type=click.FloatRange(min=0, min_open=True),
     default=TIMEOUT,
     show_default=True,
-    help="Seconds that the answer may take.",
+    help="Seconds to wait for the answer.",
 )
 @click.pass_context
 def health(ctx: click.Context, /, service: str, timeout: float) -> None:
-    """Ask the server for its health, which needs no token.
+    """Check the server's health, without a token.
 
-    Without SERVICE: whether runs can start; a busy server takes them, one that is about to stop does not.
-    With `readiness`: whether calls are answered, until the server is about to stop. With `liveness`: whether
-    the process answers at all. The exit code is 0 only when the answer is SERVING.
+    Without SERVICE: whether runs can start; they can on a busy server, but not on one that is shutting down.
+    With `readiness`: whether the server answers calls and is not shutting down. With `liveness`: whether
+    the process answers at all. The exit code is 0 only if the answer is SERVING.
     """
     server: Server = ctx.obj
-    with usage_errors(), Connection.resolve(**server.settings).channel() as channel:
-        status = _check(channel, service, timeout)
+    with usage_errors():
+        connection = Connection.resolve(**server.settings)
+        channel = connection.channel()
+    with channel:
+        status = _check(channel, connection.target, service, timeout)
     click.echo(status)
     ctx.exit(ExitCode.SUCCEEDED if status == "SERVING" else ExitCode.UNAVAILABLE)
 
 
-def _check(channel: grpc.Channel, service: str, timeout: float) -> str:
+def _check(channel: grpc.Channel, target: str, service: str, timeout: float) -> str:
     # The messages of grpc.health.v1 look like these on the wire: one string, and one number.
     call: grpc.UnaryUnaryMultiCallable[wrappers_pb2.StringValue, wrappers_pb2.Int32Value] = (
         channel.unary_unary(
@@ -61,4 +64,4 @@ def _check(channel: grpc.Channel, service: str, timeout: float) -> str:
     try:
         return _STATUS[call(wrappers_pb2.StringValue(value=service), timeout=timeout).value]
     except grpc.RpcError as error:
-        raise to_error(error, f"no answer within {timeout:g} s") from error
+        raise to_error(error, target, timeout) from error

@@ -25,15 +25,15 @@ def show_parameters(file: Path | None, *, as_json: bool) -> None:
         click.UsageError: There is no such notebook here, or it cannot be read.
     """
     if file is None:
-        raise click.UsageError("--help-notebook reads a notebook that is here: give NOTEBOOK")
+        raise click.UsageError("--help-notebook needs NOTEBOOK, a local file.")
     if not file.is_file():
-        raise click.UsageError(f"{file}: no such notebook here")
+        raise click.UsageError(f"No such local notebook: {file}.")
     cell = inspect(file)
     if as_json:
         found = cell.parameters if cell else ()
         click.echo(dump([asdict(parameter) for parameter in found]))
     elif cell is None:
-        click.echo(f"{file} has no cell tagged `parameters`; values go to a cell at its top")
+        click.echo(f"{file} has no cell tagged `parameters`; values are inserted in a new cell at the top")
     else:
         _show(file, cell)
 
@@ -41,9 +41,13 @@ def show_parameters(file: Path | None, *, as_json: bool) -> None:
 def _show(file: Path, cell: ParametersCell) -> None:
     if cell.language != "python":
         language = one_line(cell.language)
-        click.echo(f"{file} is written in {language}; its cell tagged `parameters` says:\n\n{cell.source}")
+        click.echo(f"{file} is written in {language}. Its cell tagged `parameters`:\n\n{cell.source}")
         return
-    click.echo(f"Parameters of {file}:" if cell.parameters else f"{file} has no parameters in its cell")
+    click.echo(
+        f"Parameters of {file}:"
+        if cell.parameters
+        else f"The cell tagged `parameters` of {file} has no parameters."
+    )
     rows = [
         (f"  {one_line(one.name)}", one_line(one.type or "any"), one_line(one.default), one_line(one.help))
         for one in cell.parameters

@@ -44,7 +44,7 @@ def inspect(file: Path) -> ParametersCell | None:
     try:
         found = python_parameters(source) if language == "python" else ()
     except SyntaxError as error:
-        why = f"{error.msg} in its line {error.lineno}"
+        why = f"{error.msg} (line {error.lineno} of the cell)"
         raise click.UsageError(f"{file}: the cell tagged `parameters` is not valid Python: {why}") from error
     return ParametersCell(language, source, found)
 
@@ -55,7 +55,7 @@ def _document(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise click.UsageError(f"{file} is not a notebook: {error}") from error
     if not isinstance(document, dict) or "nbformat" not in document:
-        raise click.UsageError(f'{file} is not a notebook: it has no "nbformat"')
+        raise click.UsageError(f'{file} is not a notebook: the key "nbformat" is missing.')
     return document
 
 

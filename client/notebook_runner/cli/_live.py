@@ -102,7 +102,9 @@ class LiveView:
         self._frame.doing = state_name(run.state)
         if run.state == pb.RUN_STATE_QUEUED:
             before = run.queue_position
-            self._frame.doing = f"queued, {before} before it" if before else "queued, the next to start"
+            self._frame.doing = (
+                f"queued, {before} run{'s' * (before != 1)} ahead" if before else "queued, next to start"
+            )
 
     def _timings(self) -> None:
         longest = sorted(self._took, key=lambda cell: -self._took[cell])[:SHOWN_CELLS]

@@ -1,4 +1,4 @@
-"""The command that gives what a notebook printed, and nothing else."""
+"""The command that prints what a notebook printed, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["logs"]
 
 @click.command()
 @run_argument
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing until the run ends.")
 @json_option("each piece of text, with its cell and time")
 @click.pass_context
 def logs(ctx: click.Context, /, *, run_id: str, follow: bool, as_json: bool) -> None:
-    """Print what a notebook printed, standard output and standard error each to its own.
+    """Print what a notebook printed.
 
-    Without RUN_ID it is the newest run. Ctrl-C leaves the run running. The exit code does not tell
-    how the run ended.
+    Standard output and standard error each go to the same stream. Without RUN_ID, uses the newest run.
+    Ctrl-C leaves the run running. The exit code does not depend on how the run ended.
     """
     server: Server = ctx.obj
     with server.connect() as client:

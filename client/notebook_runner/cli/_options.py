@@ -38,14 +38,14 @@ ItemT = TypeVar("ItemT")
 
 
 def json_option(what: str) -> Callable[[Any], Any]:
-    """Give a command the flag `--json`, which is for errors as well."""
+    """Give a command the flag `--json`, which applies to errors as well."""
 
     def keep(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
         ctx.meta[_META] = value
         return value
 
     return click.option(
-        "--json", "as_json", is_flag=True, callback=keep, help=f"Print {what} as JSON, errors too."
+        "--json", "as_json", is_flag=True, callback=keep, help=f"Print {what} as JSON, including errors."
     )
 
 
@@ -54,7 +54,7 @@ def wants_json(ctx: click.Context) -> bool:
     return bool(ctx.meta.get(_META))
 
 
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but what went wrong.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 
 
 def run_argument(command: Any) -> Any:

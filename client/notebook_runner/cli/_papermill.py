@@ -1,4 +1,4 @@
-"""The options of papermill's command that this one does not have, and what to do instead."""
+"""Options of papermill's command that this one does not have, and what to use instead."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ __all__ = ["INSTEAD", "PapermillCommand"]
 
 # papermill's page in docs/how-to/ says more about each.
 INSTEAD = {
-    "--autosave-cell-every": "leave it out: outputs are durable as they arrive",
-    "--cwd": "a notebook runs in a folder of its own, and one given by --server-path in the one it is in",
-    "--engine": "leave it out: the server executes with nbclient",
-    "--inject-input-path": "give it as a parameter: -r PAPERMILL_INPUT_PATH=…",
-    "--inject-output-path": "give it as a parameter: -r PAPERMILL_OUTPUT_PATH=…",
-    "--inject-paths": "give them as parameters: -r PAPERMILL_INPUT_PATH=… -r PAPERMILL_OUTPUT_PATH=…",
-    "--language": "leave it out: it is the one of the notebook or of its kernelspec",
+    "--autosave-cell-every": "omit it; outputs are saved as they arrive",
+    "--cwd": "omit it; a notebook runs in its own folder, or with --server-path in the one that contains it",
+    "--engine": "omit it; the server executes with nbclient",
+    "--inject-input-path": "pass it as a parameter: -r PAPERMILL_INPUT_PATH=…",
+    "--inject-output-path": "pass it as a parameter: -r PAPERMILL_OUTPUT_PATH=…",
+    "--inject-paths": "pass them as parameters: -r PAPERMILL_INPUT_PATH=… -r PAPERMILL_OUTPUT_PATH=…",
+    "--language": "omit it; the notebook or its kernelspec sets the language",
     "--log-level": "use --quiet",
-    "--log-output": "leave it out: what the notebook prints is shown",
+    "--log-output": "omit it; what the notebook prints is shown",
     "--no-log-output": "use --quiet",
-    "--no-progress-bar": "leave it out where the output is no terminal, or use --quiet",
-    "--no-report-mode": "leave it out",
-    "--no-request-save-on-cell-execute": "leave it out: outputs are durable as they arrive",
-    "--prepare-execute": "leave it out",
-    "--prepare-only": "there is nothing like it",
-    "--progress-bar": "leave it out: a terminal gets one",
+    "--no-progress-bar": "omit it if the output is not a terminal, or use --quiet",
+    "--no-report-mode": "omit it",
+    "--no-request-save-on-cell-execute": "omit it; outputs are saved as they arrive",
+    "--prepare-execute": "omit it",
+    "--prepare-only": "there is no equivalent",
+    "--progress-bar": "omit it; terminals get one",
     "--report-mode": "use --html FILE --no-input",
-    "--request-save-on-cell-execute": "leave it out: outputs are durable as they arrive",
-    "--start-timeout": "leave it out: the operator sets it for all runs",
+    "--request-save-on-cell-execute": "omit it; outputs are saved as they arrive",
+    "--start-timeout": "omit it; the operator sets it for all runs",
     "--stderr-file": "use `notebook-runner logs RUN_ID 2> FILE`",
     "--stdout-file": "use `notebook-runner logs RUN_ID > FILE`",
 }
@@ -55,9 +55,9 @@ class PapermillCommand(click.Command):
         except click.NoSuchOption as error:
             name = error.option_name.replace("_", "-")
             if name in INSTEAD:
-                raise click.UsageError(f"{name} is papermill's. Here: {INSTEAD[name]}", ctx) from error
+                raise click.UsageError(f"{name} is an option of papermill: {INSTEAD[name]}.", ctx) from error
             raise
         if rest and not ctx.resilient_parsing:
-            hint = "; the result goes to --output FILE" if self.name == "run" else ""
-            raise click.UsageError(f"unexpected argument {rest[0]!r}{hint}", ctx)
+            hint = " To write the result to a file, use --output FILE." if self.name == "run" else ""
+            raise click.UsageError(f"Unexpected argument {rest[0]!r}.{hint}", ctx)
         return rest

@@ -39,9 +39,9 @@ class _Assign(click.Option):
             if not found and state.rargs:
                 value = state.rargs.pop(0)
             elif not found:
-                raise click.BadOptionUsage(self.opts[0], f"{name!r} has no value: give NAME=VALUE", ctx)
+                raise click.BadOptionUsage(self.opts[0], f"{name!r} has no value. Use NAME=VALUE.", ctx)
             if not name:
-                raise click.BadOptionUsage(self.opts[0], f"{text!r} has no name: give NAME=VALUE", ctx)
+                raise click.BadOptionUsage(self.opts[0], f"{text!r} has no name. Use NAME=VALUE.", ctx)
             store((name, value), state)
 
         return process
@@ -55,7 +55,7 @@ _OPTIONS = [
         type=click.UNPROCESSED,
         multiple=True,
         metavar="NAME=VALUE",
-        help="A parameter, also as NAME VALUE. True, False, None, an int and a float are taken as such.",
+        help="Set a parameter, also as NAME VALUE. True, False, None, integers and floats are typed as such.",
     ),
     click.option(
         "-r",
@@ -64,10 +64,10 @@ _OPTIONS = [
         type=click.UNPROCESSED,
         multiple=True,
         metavar="NAME=VALUE",
-        help="A parameter whose value is a string.",
+        help="Set a parameter to a string.",
     ),
     click.option(
-        "-y", "--parameters-yaml", multiple=True, metavar="YAML", help="Parameters as a mapping in YAML."
+        "-y", "--parameters-yaml", multiple=True, metavar="YAML", help="Set parameters from a YAML mapping."
     ),
     click.option(
         "-f",
@@ -75,10 +75,10 @@ _OPTIONS = [
         multiple=True,
         type=_FILE,
         metavar="FILE",
-        help="A file with parameters in YAML or JSON.",
+        help="Set parameters from a YAML or JSON file.",
     ),
     click.option(
-        "-b", "--parameters-base64", multiple=True, metavar="TEXT", help="As -y, encoded in Base64."
+        "-b", "--parameters-base64", multiple=True, metavar="TEXT", help="Like -y, but Base64-encoded."
     ),
 ]
 
@@ -128,9 +128,11 @@ def _mapping(text: str, where: str, *, as_json: bool = False) -> dict[str, Any]:
     if found is None:  # an empty document
         return {}
     if not isinstance(found, dict):
-        raise click.BadParameter(f"{where} is a {type(found).__name__}, not a mapping of names to values")
+        raise click.BadParameter(
+            f"{where} must be a mapping of names to values (got {type(found).__name__})."
+        )
     if odd := [key for key in found if not isinstance(key, str)]:
-        raise click.BadParameter(f"{where} has the name {odd[0]!r}, which is no string: quote it")
+        raise click.BadParameter(f"{where} has the name {odd[0]!r}, which is not a string. Quote it.")
     return found
 
 
@@ -138,7 +140,7 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise click.BadParameter(f"{where} is not JSON: {error}") from error
+        raise click.BadParameter(f"{where} is not valid JSON: {error}") from error
 
 
 def _yaml(text: str, where: str) -> Any:
@@ -156,14 +158,14 @@ def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
-        raise click.BadParameter(f"{where} is not YAML: {error}") from error
+        raise click.BadParameter(f"{where} is not valid YAML: {error}") from error
 
 
 def _decoded(text: str) -> str:
     try:
         return base64.b64decode(text, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"-b is not text in Base64: {error}") from error
+        raise click.BadParameter(f"-b is not Base64-encoded text: {error}") from error
 
 
 def _read(file: Path) -> str:

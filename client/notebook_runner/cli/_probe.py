@@ -1,4 +1,4 @@
-"""What is at the server's address, found out below gRPC, which tells all of this as "unavailable"."""
+"""Probes the server's address below gRPC, which reports all of these problems as "unavailable"."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from notebook_runner._connection import Connection
 
-__all__ = ["CheckResult", "probe"]
+__all__ = ["OTHER_PORT", "CheckResult", "probe"]
 
 SECONDS = 3.0
 
@@ -22,7 +22,8 @@ _SETTINGS = 4
 _EXPIRED = 10
 _WRONG_NAME = (62, 64)
 
-_OTHER_PORT = "the port is another one: check --target"
+OTHER_PORT = "another service uses this port; check --target"
+"""What to do where something else than a server listens."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def probe(connection: Connection) -> list[CheckResult]:
         socket.create_connection(address, SECONDS).close()
     except OSError as error:
         return [_unreachable(where, error)]
-    found = [CheckResult("connection", ok=True, text=f"something listens at {where}")]
+    found = [CheckResult("connection", ok=True, text=f"connected to {where}")]
     uses_tls = bool(connection.tls_ca or connection.tls_cert)
     return [*found, *(_tls(connection, address) if uses_tls else _plain(where, address))]
 
@@ -66,30 +67,30 @@ def _address(target: str) -> tuple[str, int] | None:
 
 
 def _unreachable(where: str, error: OSError) -> CheckResult:
-    advice = "give the server's address by --target HOST:PORT or NOTEBOOK_RUNNER_TARGET"
+    advice = "set --target HOST:PORT or NOTEBOOK_RUNNER_TARGET"
     if isinstance(error, ConnectionRefusedError):
-        text = f"nothing listens at {where}"
-        advice = f"start it there (notebook-runner-server --listen {where}), or {advice}"
+        text = f"cannot reach {where}: connection refused"
+        advice = f"start the server (notebook-runner-server --listen {where}), or {advice}"
     elif isinstance(error, socket.gaierror):
-        text = f"{where}: the name is not known here"
+        text = f"cannot reach {where}: unknown host name"
     elif isinstance(error, TimeoutError):
-        text, advice = f"{where} does not answer", f"ask whether a firewall is in the way, or {advice}"
+        text, advice = f"cannot reach {where}: no answer", f"check for a firewall, or {advice}"
     else:
-        text = f"{where}: {error.strerror or error}"
+        text = f"cannot reach {where}: {error.strerror or error}"
     return _problem("connection", text, advice)
 
 
 def _plain(where: str, address: tuple[str, int]) -> list[CheckResult]:
     if _is_http2(_said(address, _PREFACE)):
-        return [CheckResult("TLS", ok=True, text="not used, and the server does not want it")]
+        return [CheckResult("TLS", ok=True, text="not used, and not required by the server")]
     if _speaks_tls(address):
-        advice = "say which certificates to trust: --tls-ca FILE or NOTEBOOK_RUNNER_TLS_CA"
-        return [_problem("TLS", "the server wants TLS, and this client uses none", advice)]
+        advice = "set the CA certificates to trust with --tls-ca FILE or NOTEBOOK_RUNNER_TLS_CA"
+        return [_problem("TLS", "the server requires TLS, and this client does not use it", advice)]
     if _said(address, b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/"):
-        text = f"{where} is a web server (HTTP/1), not a notebook-runner"
+        text = f"{where} is a web server (HTTP/1), not a notebook-runner server"
     else:
-        text = f"what listens at {where} does not speak gRPC"
-    return [_problem("protocol", text, _OTHER_PORT)]
+        text = f"{where} does not speak gRPC"
+    return [_problem("protocol", text, OTHER_PORT)]
 
 
 def _tls(connection: Connection, address: tuple[str, int]) -> list[CheckResult]:
@@ -98,7 +99,7 @@ def _tls(connection: Connection, address: tuple[str, int]) -> list[CheckResult]:
         if connection.tls_cert:
             context.load_cert_chain(connection.tls_cert, connection.tls_key)
     except (ssl.SSLError, OSError) as error:
-        text = f"the certificates given here cannot be used: {_reason(error)}"
+        text = f"cannot load the certificates: {_reason(error)}"
         return [_problem("TLS", text, "check the files of --tls-ca, --tls-cert and --tls-key")]
     context.set_alpn_protocols(["h2"])
     try:
@@ -108,39 +109,43 @@ def _tls(connection: Connection, address: tuple[str, int]) -> list[CheckResult]:
     except (ssl.SSLError, OSError) as error:
         return [_broken(connection, address, error)]
     if not answer:  # how gRPC tells a client that it does not know it
-        return [_unwanted(connection, "the server ended the connection")]
+        return [_unwanted(connection, "the server closed the connection")]
     if not _is_http2(answer):
-        return [_problem("protocol", f"{connection.target} speaks TLS but not gRPC", _OTHER_PORT)]
+        return [_problem("protocol", f"{connection.target} speaks TLS but not gRPC", OTHER_PORT)]
     return [CheckResult("TLS", ok=True, text="the server's certificate is trusted")]
 
 
 def _untrusted(connection: Connection, error: ssl.SSLCertVerificationError) -> CheckResult:
     if error.verify_code == _EXPIRED:
-        advice = "the operator has to renew it"
+        advice = "ask the operator to renew it"
     elif error.verify_code in _WRONG_NAME:
-        advice = "give --target with a name that is in the certificate"
+        advice = "set --target to a name that is in the certificate"
     else:
         trusted = connection.tls_ca or "--tls-ca"
-        advice = f"{trusted} has to hold the authority that signed it: ask the operator"
+        advice = f"{trusted} must contain the CA that signed it; ask the operator"
     text = f"the server's certificate is not trusted: {error.verify_message}"
     return _problem("TLS", text, advice)
 
 
 def _broken(connection: Connection, address: tuple[str, int], error: OSError) -> CheckResult:
     if _is_http2(_said(address, _PREFACE)):
-        text = "the server speaks without TLS, and this client wants it"
+        text = "the server does not use TLS, and this client requires it"
         return _problem(
-            "TLS", text, "leave out --tls-ca and NOTEBOOK_RUNNER_TLS_CA, or have the operator turn TLS on"
+            "TLS", text, "omit --tls-ca and NOTEBOOK_RUNNER_TLS_CA, or ask the operator to enable TLS"
         )
     if "alert" in _reason(error) or isinstance(error, ConnectionResetError | ssl.SSLEOFError):
-        return _unwanted(connection, f"the server ended the connection: {_reason(error)}")
-    return _problem("TLS", f"no TLS with this server: {_reason(error)}", _OTHER_PORT)
+        return _unwanted(connection, f"the server closed the connection: {_reason(error)}")
+    return _problem("TLS", f"TLS handshake failed: {_reason(error)}", OTHER_PORT)
 
 
 def _unwanted(connection: Connection, text: str) -> CheckResult:
     if connection.tls_cert:
-        return _problem("TLS", text, "it does not accept --tls-cert: ask the operator who has to sign it")
-    return _problem("TLS", text, "it may want a certificate of yours: --tls-cert FILE --tls-key FILE")
+        return _problem(
+            "TLS", text, "the server does not accept --tls-cert; ask the operator which CA must sign it"
+        )
+    return _problem(
+        "TLS", text, "the server may require a client certificate; set --tls-cert FILE and --tls-key FILE"
+    )
 
 
 def _problem(check: str, text: str, advice: str) -> CheckResult:

@@ -34,11 +34,13 @@ _OPTIONS = [
         "--output",
         type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
         metavar="FILE",
-        help="Write the executed notebook, however it ended; - is standard output.",
+        help="Write the executed notebook to FILE (- for standard output), however the run ended.",
     ),
-    click.option("--html", type=_FILE, metavar="FILE", help="Write it as HTML, however it ended."),
-    click.option("--no-input", is_flag=True, help="Leave the code out of the HTML."),
-    click.option("--open", "opened", is_flag=True, help="Open the HTML in the browser."),
+    click.option(
+        "--html", type=_FILE, metavar="FILE", help="Write it to FILE as HTML, however the run ended."
+    ),
+    click.option("--no-input", is_flag=True, help="Omit the code from the HTML."),
+    click.option("--open", "opened", is_flag=True, help="Open the HTML in a browser."),
 ]
 
 
@@ -74,14 +76,14 @@ class OutputOptions:
         """
         wanted = cls(*(options.pop(name) for name in ("output", "html", "no_input", "opened")))
         if wanted.no_input and not (wanted.html or wanted.opened):
-            raise click.UsageError("--no-input is about the HTML: give --html FILE or --open as well")
+            raise click.UsageError("--no-input needs --html FILE or --open.")
         if wanted.uses_stdout and (as_json or sys.stdout.isatty()):
-            why = "--json has it" if as_json else "it is a terminal"
-            raise click.UsageError(f"the notebook cannot go to standard output: {why}; give --output FILE")
+            why = "--json uses it" if as_json else "it is a terminal"
+            raise click.UsageError(f"Cannot write the notebook to standard output: {why}. Use --output FILE.")
         for file in (wanted.notebook, wanted.html):
             # Said now, and not after a run of hours.
             if file and not file.parent.is_dir():
-                raise click.UsageError(f"{file} cannot be written: there is no folder {file.parent}")
+                raise click.UsageError(f"Cannot write {file}: folder {file.parent} does not exist.")
         return wanted
 
     @property
@@ -101,7 +103,7 @@ class OutputOptions:
             if file:
                 code = self._write(client, ended, file, artefact, quiet=quiet) or code
         if self.opened and page and page.exists() and not webbrowser.open(page.resolve().as_uri()):
-            click.echo(f"there is no browser here that can be opened; the page is {page}", err=True)
+            click.echo(f"no browser found; the page is {page}", err=True)
         return code
 
     def _write(self, client: Client, ended: Run, file: Path, artefact: str, *, quiet: bool) -> ExitCode:
@@ -113,12 +115,12 @@ class OutputOptions:
             )
         # The other file, and the exit code that tells how the run ended, matter more.
         except NotebookRunnerError as error:
-            click.echo(f"error: {file} was not written: {describe_error(error)}", err=True)
+            click.echo(f"error: Cannot write {file}: {describe_error(error)}", err=True)
             return code_of_error(error)
         except OSError as error:
             if uses_stdout:
                 raise
-            click.echo(f"error: {file} was not written: {error.strerror or error}", err=True)
+            click.echo(f"error: Cannot write {file}: {error.strerror or error}", err=True)
             return ExitCode.USAGE
         if not (quiet or uses_stdout):
             click.echo(f"wrote {file}", err=True)

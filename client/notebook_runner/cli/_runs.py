@@ -38,9 +38,14 @@ LARGEST_PAGE = 1000
 
 @click.command(epilog=HELP)
 @run_argument
-@click.option("--after-sequence", type=click.IntRange(min=0), default=0, help="Only events after this one.")
-@click.option("--no-output", is_flag=True, help="Leave out what cells print and display.")
-@click.option("--snapshot", is_flag=True, help="Show what is known now, and come back.")
+@click.option(
+    "--after-sequence",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Show only events after this sequence number.",
+)
+@click.option("--no-output", is_flag=True, help="Omit what cells print and display.")
+@click.option("--snapshot", is_flag=True, help="Print the current state and exit.")
 @quiet_option
 @json_option("each event")
 @click.pass_context
@@ -55,10 +60,10 @@ def watch(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Show what happens in a run until it has ended.
+    """Follow a run until it ends.
 
-    It begins with what has happened already. Without RUN_ID it is the newest run. Ctrl-C asks
-    whether to kill the run or to leave it running.
+    Shows past events first. Without RUN_ID, follows the newest run. Ctrl-C asks whether to kill the
+    run or leave it running.
     """
     server: Server = ctx.obj
     with server.connect() as client:
@@ -85,7 +90,7 @@ def watch(
     show_default=True,
     metavar="FORMAT",
     shell_complete=complete_format,
-    help="What to read.",
+    help="Format of the result; see below.",
 )
 @click.option(
     "-o",
@@ -93,9 +98,9 @@ def watch(
     "file",
     type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
     metavar="FILE",
-    help="Write it here; - is standard output.",
+    help="Write to FILE (- for standard output).",
 )
-@click.option("--no-input", is_flag=True, help="Leave the code out, in formats that nbconvert makes.")
+@click.option("--no-input", is_flag=True, help="Omit the code, in formats that nbconvert creates.")
 @quiet_option
 @json_option("what was written")
 @click.pass_obj
@@ -109,23 +114,24 @@ def output(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Read the result of a run, or what is there of it so far.
+    """Get the result of a run.
 
-    Without RUN_ID it is the newest run; without --output it goes to standard output.
+    While the run is active, gets the result so far. Without RUN_ID, uses the newest run. Without
+    --output, writes to standard output.
 
     \b
     Formats:
       notebook            the executed notebook
-      html, markdown, …   what nbconvert makes of it, as far as the operator allowed
+      html, markdown, …   converted by nbconvert, if the operator allows the format
       error               how the run ended, with the traceback
-      files               a zip of the run's folder
+      files               a zip archive of the run's folder
     """  # noqa: D301 - the control character tells click to keep the lines
     if str(file) == STANDARD_STREAM:
         file = None
     if file is None and as_json:
-        raise click.UsageError("standard output has the result itself: with --json give --output FILE")
+        raise click.UsageError("--json needs --output FILE, because the result goes to standard output.")
     if file is None and artefact == "files" and sys.stdout.isatty():
-        raise click.UsageError("a zip is not for a terminal: give --output FILE")
+        raise click.UsageError("Cannot write a zip archive to a terminal. Use --output FILE.")
     with server.connect() as client:
         run_id = run_id or _newest(client)
         client.save_output(file or bytes_to(sys.stdout), run_id, format=artefact, omit_input=no_input)
@@ -143,17 +149,17 @@ def output(
     type=duration,
     metavar="TIME",
     default="0",
-    help="Interrupt first, and wait for so long.",
+    help="Interrupt, then wait TIME before killing.",
 )
 @quiet_option
-@json_option("the answer")
+@json_option("the response")
 @click.pass_obj
 def kill(server: Server, /, run_id: str, grace_period: float, quiet: bool, as_json: bool) -> None:
-    """End a run, and come back when every process of it is gone.
+    """Kill a run, and return when all its processes are gone.
 
-    Without RUN_ID it is the newest run that is executed, else the newest that is queued, else the newest;
-    the command names it before it ends it. A run that has ended stays as it is: the command says so, and its
-    exit code is 0.
+    Without RUN_ID, kills the newest run that is executing, else the newest that is queued, else the newest;
+    the command names the run before it kills it. A run that has already ended stays as it is: the command
+    says so, and the exit code is 0.
     """
     with server.connect() as client:
         if not run_id:
@@ -161,7 +167,7 @@ def kill(server: Server, /, run_id: str, grace_period: float, quiet: bool, as_js
             run_id = run.run_id if run else ""
             if run and not (quiet or as_json or is_terminal(run.state)):
                 click.echo(
-                    f"ending run {one_line(run_id)}: {_notebook(run)}, {state_name(run.state)}", err=True
+                    f"killing run {one_line(run_id)}: {_notebook(run)}, {state_name(run.state)}", err=True
                 )
         killed = client.kill(run_id, grace_period=grace_period)
     if as_json:
@@ -179,7 +185,7 @@ def kill(server: Server, /, run_id: str, grace_period: float, quiet: bool, as_js
     type=state,
     metavar="STATE",
     shell_complete=complete_state,
-    help="Only runs in this state.",
+    help="List only runs in this state.",
 )
 @click.option(
     "-l",
@@ -188,9 +194,11 @@ def kill(server: Server, /, run_id: str, grace_period: float, quiet: bool, as_js
     multiple=True,
     type=pair,
     metavar="NAME=VALUE",
-    help="Only runs that carry this label.",
+    help="List only runs with this label.",
 )
-@click.option("-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Maximum number of runs."
+)
 @json_option("each run")
 @click.pass_obj
 def list_runs(
@@ -228,7 +236,7 @@ def _how_killed(killed: KillResponse) -> str:
     if killed.already_ended:
         return f"{run} had already ended: {state}"
     count = killed.processes_ended
-    return f"{run} {state}, {count} process{'es' * (count != 1)} ended by force"
+    return f"{run} {state}, {count} process{'es' * (count != 1)} killed by force"
 
 
 def _newest(client: Client) -> str:

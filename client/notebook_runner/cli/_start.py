@@ -31,24 +31,26 @@ __all__ = ["run", "start"]
 
 _START_OPTIONS: list[Callable[..., Any]] = [
     click.argument("notebook", required=False, type=click.Path(path_type=Path, allow_dash=True)),
-    click.option("--server-path", metavar="PATH", help="Run this one, under the server's notebook root."),
-    click.option("--notebook-uri", metavar="URI", help="Run this one, which the server reads."),
+    click.option(
+        "--server-path", metavar="PATH", help="Run the notebook at PATH under the server's notebook root."
+    ),
+    click.option("--notebook-uri", metavar="URI", help="Run the notebook at URI, which the server reads."),
     parameter_options,
     click.option(
         "--help-notebook",
         is_flag=True,
-        help="Show NOTEBOOK's parameters with types, defaults and comments, and run nothing.",
+        help="Show NOTEBOOK's parameters with types, defaults and comments, and exit.",
     ),
     click.option(
         "-k",
         "--kernel",
         metavar="NAME",
         shell_complete=complete_kernel,
-        help="The kernelspec, instead of the notebook's own.",
+        help="Kernelspec to use instead of the notebook's own.",
     ),
-    click.option("--output-uri", metavar="URI", help="Where the server writes the executed notebook."),
+    click.option("--output-uri", metavar="URI", help="Have the server write the executed notebook to URI."),
     click.option(
-        "--run-timeout", type=duration, metavar="TIME", help="How long the run may take: 90, 90s, 5m, 2h."
+        "--run-timeout", type=duration, metavar="TIME", help="Maximum duration of the run: 90, 90s, 5m, 2h."
     ),
     click.option(
         "--cell-timeout",
@@ -56,32 +58,52 @@ _START_OPTIONS: list[Callable[..., Any]] = [
         "cell_timeout",
         type=duration,
         metavar="TIME",
-        help="How long one cell may take.",
+        help="Maximum duration of a cell.",
     ),
     click.option(
-        "--output-timeout", type=duration, metavar="TIME", help="How long a cell may go without output."
+        "--output-timeout", type=duration, metavar="TIME", help="Maximum time a cell may go without output."
     ),
-    click.option("--allow-errors", is_flag=True, help="Go on after a cell that raises."),
+    click.option("--allow-errors", is_flag=True, help="Continue after a cell that raises."),
     click.option(
-        "--env", multiple=True, type=pair, metavar="NAME=VALUE", help="An environment variable of the kernel."
-    ),
-    click.option(
-        "--memory-limit", type=size, metavar="BYTES", help="Memory of all its processes: bytes, 512Mi, 2Gi."
-    ),
-    click.option(
-        "--cell-output-limit", type=size, metavar="BYTES", help="Output of one cell; what is over is cut."
+        "--env",
+        multiple=True,
+        type=pair,
+        metavar="NAME=VALUE",
+        help="Set an environment variable of the kernel.",
     ),
     click.option(
-        "--run-output-limit", type=size, metavar="BYTES", help="Output of all cells; what is over is cut."
+        "--memory-limit",
+        type=size,
+        metavar="BYTES",
+        help="Maximum memory of all processes: bytes, 512Mi, 2Gi.",
     ),
-    click.option("--process-limit", type=int, metavar="N", help="How many processes it may have at once."),
     click.option(
-        "-l", "--label", multiple=True, type=pair, metavar="NAME=VALUE", help="A label to find the run by."
+        "--cell-output-limit",
+        type=size,
+        metavar="BYTES",
+        help="Maximum output of a cell. Further output is cut.",
     ),
     click.option(
-        "--retention", type=duration, metavar="TIME", help="How long it is kept after its end: 12h, 7d."
+        "--run-output-limit",
+        type=size,
+        metavar="BYTES",
+        help="Maximum output of all cells. Further output is cut.",
     ),
-    click.option("--request-id", metavar="ID", help="Makes the command safe to repeat: one id, one run."),
+    click.option("--process-limit", type=int, metavar="N", help="Maximum number of processes at once."),
+    click.option(
+        "-l",
+        "--label",
+        multiple=True,
+        type=pair,
+        metavar="NAME=VALUE",
+        help="Set a label to find the run by.",
+    ),
+    click.option(
+        "--retention", type=duration, metavar="TIME", help="How long to keep the run after it ends: 12h, 7d."
+    ),
+    click.option(
+        "--request-id", metavar="ID", help="Make the command safe to repeat: one ID starts one run."
+    ),
 ]
 
 
@@ -100,8 +122,9 @@ def start(
 ) -> None:
     """Start NOTEBOOK and print the run's id.
 
-    The run goes on; `notebook-runner watch` follows it. Without NOTEBOOK, --server-path and
-    --notebook-uri the server runs its default notebook. - reads it from standard input.
+    The run continues in the background; follow it with `notebook-runner watch`. Without NOTEBOOK,
+    --server-path and --notebook-uri, the server runs its default notebook. If NOTEBOOK is -, it is
+    read from standard input.
     """
     if help_notebook:
         show_parameters(notebook, as_json=as_json)
@@ -126,10 +149,11 @@ def run(
     help_notebook: bool,
     **options: Any,
 ) -> None:
-    """Run NOTEBOOK and show what happens until it has ended.
+    """Run NOTEBOOK and follow the run until it ends.
 
-    Without NOTEBOOK, --server-path and --notebook-uri the server runs its default notebook.
-    - reads it from standard input. Ctrl-C asks whether to kill the run or to leave it running.
+    Without NOTEBOOK, --server-path and --notebook-uri, the server runs its default notebook.
+    If NOTEBOOK is -, it is read from standard input. Ctrl-C asks whether to kill the run or leave
+    it running.
     """
     if help_notebook:
         show_parameters(notebook, as_json=as_json)
@@ -149,13 +173,13 @@ def _admit(client: Client, notebook: Path | None, options: dict[str, Any]) -> Ru
     if str(notebook) == STANDARD_STREAM:
         content = sys.stdin.buffer.read()
     elif notebook and not notebook.exists():
-        hint = "one under the server's notebook root is named by --server-path"
-        raise click.UsageError(f"{notebook}: no such notebook here; {hint}")
+        hint = "For a notebook under the server's notebook root, use --server-path."
+        raise click.UsageError(f"No such local notebook: {notebook}. {hint}")
     with usage_errors():
         try:
             return client.start(content, **_translated(options))
         except KeyboardInterrupt:
-            click.echo("interrupted before the server answered; it may have started the run", err=True)
+            click.echo("interrupted before the server answered; the run may have started", err=True)
             raise
 
 

@@ -127,7 +127,7 @@ def _end(run: pb.Run) -> str:
     if run.HasField("failure"):
         return f"{text}: {failure.message.strip() or cause_name(failure.cause)}"
     if run.output_error:
-        return f"{text}, but its notebook is not at {run.output_uri}: {run.output_error}"
+        return f"{text}, but the notebook was not written to {run.output_uri}: {run.output_error}"
     return text
 
 

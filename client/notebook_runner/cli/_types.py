@@ -35,7 +35,7 @@ def pair(text: str) -> tuple[str, str]:
     """Take a name and a value with = between them."""
     name, found, value = text.partition("=")
     if not (name and found):
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+        raise click.BadParameter(f"Expected NAME=VALUE (got {text!r}).")
     return name, value
 
 
@@ -64,5 +64,5 @@ def _quantity(text: str, units: Mapping[str, float]) -> float:
     match = _NUMBER_AND_UNIT.fullmatch(text)
     if match is None or match[2] not in units:
         names = ", ".join(unit for unit in units if unit)
-        raise click.BadParameter(f"{text!r} is not a number, or a number with one of the units {names}")
+        raise click.BadParameter(f"Expected a number, optionally with a unit: {names} (got {text!r}).")
     return float(match[1]) * units[match[2]]

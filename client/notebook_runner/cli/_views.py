@@ -32,7 +32,7 @@ __all__ = [
 OUTCOMES = {
     pb.CELL_OUTCOME_SUCCEEDED: "done",
     pb.CELL_OUTCOME_FAILED: "raised",
-    pb.CELL_OUTCOME_ERROR_ALLOWED: "raised, going on",
+    pb.CELL_OUTCOME_ERROR_ALLOWED: "raised, continuing",
     pb.CELL_OUTCOME_STOPPED: "stopped",
 }
 
@@ -80,7 +80,8 @@ def describe_display(display: pb.DisplayOutput) -> str:
 
 def describe_cut(cut: pb.OutputCut) -> str:
     """Say that the rest of a cell's output is left out."""
-    return f"[output cut: this {'run' if cut.whole_run else 'cell'} may have {size(cut.limit_bytes)} of it]"
+    scope = "run" if cut.whole_run else "cell"
+    return f"[output cut: this {scope} reached its limit of {size(cut.limit_bytes)}]"
 
 
 class _Silent:
