@@ -77,7 +77,7 @@ def test_notebook_by_uri() -> None:
 )
 def test_two_notebooks_are_one_too_many(notebook: Any, options: dict[str, str]) -> None:
     """A notebook, a server path and a URI contradict each other."""
-    with pytest.raises(ValueError, match=r"^give one of notebook, server_path and notebook_uri, not more$"):
+    with pytest.raises(ValueError, match=r"^Set only one of notebook, server_path and notebook_uri.$"):
         start(notebook, **options)
 
 
@@ -87,7 +87,7 @@ def test_missing_file_says_where_else_it_may_be(tmp_path: Path) -> None:
         start(tmp_path / "none.ipynb")
     assert caught.value.filename == str(tmp_path / "none.ipynb")
     assert caught.value.strerror == (
-        "no such notebook here (under the server's notebook root: server_path; by its URI: notebook_uri)"
+        "No such local notebook (use server_path for one on the server, or notebook_uri for a URI)"
     )
 
 
@@ -154,8 +154,8 @@ def test_parameter_that_cannot_be_sent(value: object, place: str) -> None:
     with pytest.raises(TypeError, match=place) as caught:
         start(parameters={"a": value})
     assert str(caught.value).endswith(
-        "; a parameter is None, bool, int, float, str, or a list or dict of these. "
-        "Send anything else as a str that the notebook parses"
+        ". A parameter must be None, bool, int, float, str, or a list or dict of these. "
+        "Send anything else as a str that the notebook parses."
     )
 
 
@@ -259,7 +259,8 @@ def test_number_out_of_range() -> None:
 def test_content_is_no_path() -> None:
     """A notebook's JSON as a str is taken for the mistake that it is."""
     with pytest.raises(
-        ValueError, match=r"^a str is the path of a notebook; give its content as bytes or as a dict$"
+        ValueError,
+        match=r"^A notebook given as a str must be a path. Pass the content as bytes or as a dict.$",
     ):
         start('{"cells": []}')
 
