@@ -102,7 +102,7 @@ def _check_answer(values: dict[str, Any], field: str) -> None:
 
 def _too_large(field: str) -> str:
     limit = f"together they may have at most {MAX_BYTES} bytes, as JSON and as a Struct"
-    return f"{field}: {limit}; put data into a file."
+    return f"{field}: {limit}; pass larger data as a file."
 
 
 def _too_deep(field: str) -> str:
@@ -111,7 +111,7 @@ def _too_deep(field: str) -> str:
 
 def _too_many(field: str) -> str:
     return (
-        f"{field}: there may be at most {MAX_VALUES} values, those in lists included; put data into a file."
+        f"{field}: at most {MAX_VALUES} values are allowed, list items included; pass larger data as a file."
     )
 
 
