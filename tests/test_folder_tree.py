@@ -207,9 +207,10 @@ def test_a_folder_that_is_gone_when_it_is_entered_is_well(
     """Somebody else may remove the same tree."""
     enter = folder_tree._made_enterable
 
-    def removed_first(name: str, folder: int) -> int:
-        os.unlink(f"{name}/file", dir_fd=folder)
-        os.rmdir(name, dir_fd=folder)
+    def removed_first(name: str, folder: int | None = None) -> int:
+        if folder is not None:
+            os.unlink(f"{name}/file", dir_fd=folder)
+            os.rmdir(name, dir_fd=folder)
         return enter(name, folder)
 
     monkeypatch.setattr(folder_tree, "_made_enterable", removed_first)

@@ -156,8 +156,7 @@ def remove(folder: Path) -> None:
     """
     walk = _Walk(_made_enterable)
     try:
-        _make_enterable(os.open(folder, _PASSED))
-        descriptor = os.open(folder, _FOLDER)
+        descriptor = _made_enterable(folder)
     except FileNotFoundError:
         return
     for entry in walk.entries(descriptor, emptied=walk.remove_folder):
@@ -270,19 +269,18 @@ def _enterable(name: str, folder: int) -> int:
     return descriptor
 
 
-def _made_enterable(name: str, folder: int) -> int:
-    _make_enterable(os.open(name, _PASSED, dir_fd=folder))
-    return os.open(name, _FOLDER, dir_fd=folder)
-
-
-def _make_enterable(descriptor: int) -> None:
-    """Give this user all rights to a folder, which is closed; a failure shows when it is entered."""
+def _made_enterable(name: str | Path, folder: int | None = None) -> int:
+    """Open a folder with all rights for this user."""
     try:
-        with contextlib.suppress(OSError):
-            # There is no fchmod of a descriptor that was opened without the right to read.
-            os.chmod(f"/proc/self/fd/{descriptor}", 0o700)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(name, _FOLDER, dir_fd=folder)
+    except PermissionError:
+        # By its name, for without the right to read there is no descriptor that could be given rights. Of a
+        # link that has taken its place, what it leads to would be this user's, and is not entered.
+        os.chmod(name, 0o700, dir_fd=folder)
+        descriptor = os.open(name, _FOLDER, dir_fd=folder)
+    with contextlib.suppress(OSError):
+        os.fchmod(descriptor, 0o700)
+    return descriptor
 
 
 def _identity(descriptor: int) -> tuple[int, int]:

@@ -106,7 +106,7 @@ async def test_the_end_of_a_run_waits_for_room(tmp_path: Path, *, comes_back: bo
         assert handle.stops == [(Cause.STORAGE_FAILED, 0.0)]
         await handle.left.wait()
         if not comes_back:
-            with pytest.raises(StorageFullError, match="No process of the run is left"):
+            with pytest.raises(StorageFullError, match="All processes have ended"):
                 await runner.kill(run.run_id, 0.0)
             assert not reader.done()
             assert (await runner.find(run.run_id)).state is S.RUNNING

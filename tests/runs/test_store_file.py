@@ -188,3 +188,27 @@ async def test_many_writers_take_turns(tmp_path: Path) -> None:
         found = await asyncio.gather(*(store.find(f"run-{number}") for number in range(50)))
         assert [row.position for row in found if row] == positions
         assert sorted(set(positions)) == sorted(positions)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lock", "regular file"),
+        ("reserve", "regular file"),
+        ("request-key", "regular file"),
+        ("scratch", "symbolic link"),
+        ("exports", "symbolic link"),
+    ],
+)
+async def test_what_is_in_the_place_of_another_is_set_aside(
+    tmp_path: Path, name: str, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its owner makes it again; the log says what was expected."""
+    (tmp_path / name).mkdir()
+    async with opened(tmp_path):
+        pass
+    (aside,) = tmp_path.glob("damaged-*")
+    assert (aside / name).is_dir()
+    assert [vars(record)["why"] for record in caplog.records if record.levelname == "ERROR"] == [
+        f"Expected a {expected}."
+    ]

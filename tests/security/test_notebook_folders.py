@@ -60,8 +60,9 @@ def test_deep_folders_are_no_fault() -> None:
             refusal = refused(lambda: server.stub.Output(request, timeout=SECONDS))
             assert refusal.reason == "EXPORT_FAILED"
             assert "nested too deep" in refusal.message
-        with PlainServer(home, "--max-runs", "1") as server:
             perform(server.stub, inline("1"))
+        # It looks at the history when it starts.
+        with PlainServer(home, "--max-runs", "1") as server:
             forgotten(server, deep.run_id)
 
 

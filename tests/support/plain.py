@@ -91,5 +91,5 @@ def plain_home() -> Iterator[Path]:
         yield home
     finally:
         # Not Python's own, which does not come to the ground of what some notebooks nest.
-        command = ["rm", "-rf", str(folder)]
-        subprocess.run(command, check=True)
+        for command in (["chmod", "-R", "u+rwX", str(folder)], ["rm", "-rf", str(folder)]):
+            subprocess.run(command, check=True)

@@ -320,7 +320,7 @@ class StartRequest(google.protobuf.message.Message):
     strings "NaN", "Infinity" and "-Infinity", and an integer beyond ±2^53 may be the string of its digits. A
     client that sends both also works with a server that does not know this field.
 
-    At most 1 MiB, nested at most 30 deep, with at most 10,000 values (those in lists included) and integers of
+    At most 1 MiB, nested at most 30 deep, with at most 10,000 values (list items included) and integers of
     at most 4,300 digits; anything else, and what is not such an object, is INVALID_FIELD.
     """
     @property
@@ -982,8 +982,8 @@ class ListResponse(google.protobuf.message.Message):
 
     @property
     def damaged_run_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The ids of runs of this page of which so much is damaged in the server's state folder that they cannot be
-        told, newest first. Every call about such a run answers DATA_LOSS (RUN_DAMAGED).
+        """The runs of this page whose record is damaged; only their ids are known, newest first. Every call about
+        such a run answers DATA_LOSS (RUN_DAMAGED).
         """
 
     def __init__(

@@ -187,8 +187,8 @@ class DamagedRunError(RunnerError):
 
 def damaged(run_id: str, why: object) -> DamagedRunError:
     """Return the error for a run of which something is damaged; an empty id: nobody can tell which."""
-    name = f"run {run_id[:100]!r}" if run_id else "a run"
-    message = f"The state folder is damaged in what it has of {name}: {why}. The server's log names it."
+    name = f"Run {run_id[:100]}" if run_id else "A run"
+    message = f"{name} is damaged in the state folder: {why}. See the server log."
     return DamagedRunError(message, run_id=run_id[:100])
 
 

@@ -222,4 +222,4 @@ class RunFolder:
             total = zlib.crc32(piece, total)
             yield piece
         if part.checksum not in {None, total}:
-            raise damaged(self.path.name, f"part {part.part} has not the checksum that it was written with")
+            raise damaged(self.path.name, f"checksum mismatch in part {part.part}")

@@ -85,7 +85,7 @@ class IntegrityCheck:
         is_damage = always or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
         if is_damage and not self._mark.exists():
             _logger.error(
-                "the history is damaged, and the next start will mend it", extra={"why": str(error)}
+                "the history is damaged, and the next start will rebuild it", extra={"why": str(error)}
             )
             # The disk may be full.
             with contextlib.suppress(OSError):

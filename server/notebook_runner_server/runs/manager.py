@@ -225,7 +225,8 @@ class RunManager:
         await self._whole(self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period))
         if active.is_held:
             raise StorageFullError(
-                "No process of the run is left, and its end is told when the state folder has room for it.",
+                "All processes have ended, but the state folder is full: free some space; "
+                "the end is recorded then.",
                 run_id=run_id,
             )
         return active.run, active.run_context.processes_ended

@@ -40,21 +40,24 @@ _MAGIC = b"SQLite format 3\0"
 _HEAD_BYTES = 100
 _VERSION = slice(60, 64)
 
-_KINDS: dict[str, Callable[[int], bool]] = {
-    LOCK: stat.S_ISREG,
-    "request-key": stat.S_ISREG,
-    RESERVE: stat.S_ISREG,
-    "request-key.new": stat.S_ISREG,
-    DATABASE: stat.S_ISREG,
-    f"{DATABASE}-wal": stat.S_ISREG,
-    f"{DATABASE}-shm": stat.S_ISREG,
-    f"{DATABASE}-damaged": stat.S_ISREG,
-    RUNS: stat.S_ISDIR,
-    ARTEFACTS: stat.S_ISDIR,
-    REBUILDING: stat.S_ISDIR,
-    "places": stat.S_ISDIR,
-    "scratch": stat.S_ISLNK,
-    "exports": stat.S_ISLNK,
+_FILE = stat.S_ISREG, "regular file"
+_FOLDER = stat.S_ISDIR, "directory"
+_LINK = stat.S_ISLNK, "symbolic link"
+_KINDS: dict[str, tuple[Callable[[int], bool], str]] = {
+    LOCK: _FILE,
+    "request-key": _FILE,
+    RESERVE: _FILE,
+    "request-key.new": _FILE,
+    DATABASE: _FILE,
+    f"{DATABASE}-wal": _FILE,
+    f"{DATABASE}-shm": _FILE,
+    f"{DATABASE}-damaged": _FILE,
+    RUNS: _FOLDER,
+    ARTEFACTS: _FOLDER,
+    REBUILDING: _FOLDER,
+    "places": _FOLDER,
+    "scratch": _LINK,
+    "exports": _LINK,
 }
 _logger = logging.getLogger(__name__)
 
@@ -91,8 +94,9 @@ class Quarantine:
                 kind = path.lstat().st_mode
             except FileNotFoundError:
                 continue
-            if not _KINDS[name](kind):
-                self.take([path], "it is not of the kind that belongs there")
+            is_expected, expected = _KINDS[name]
+            if not is_expected(kind):
+                self.take([path], f"Expected a {expected}.")
 
     @property
     def folder(self) -> Path:

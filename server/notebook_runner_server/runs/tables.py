@@ -474,7 +474,7 @@ def _compare(expected: int | None, *values: Any) -> None:
     """
     # Version 1 wrote no checksum; all that it wrote is text.
     if expected is not None and checksum(*values) != expected:
-        raise ValueError("the checksum is not that of what is there")
+        raise ValueError("checksum mismatch")
 
 
 def _why(error: Exception) -> str:
