@@ -1,6 +1,8 @@
 """A run's folder: the notebook put together from parts equals what nbformat writes."""
 
 import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -12,6 +14,7 @@ from nbformat import NotebookNode
 from notebook_runner_server.execution.files import FilePiece, FilesLeft
 from notebook_runner_server.execution.notebook import encode_cell, encode_tail
 from notebook_runner_server.execution.parts import HEAD, TAIL
+from notebook_runner_server.runs.errors import DamagedRunError
 from notebook_runner_server.runs.folder import COPY_BYTES, RunFolder
 from notebook_runner_server.runs.tables import Part
 from tests.support.notebooks import code, markdown, notebook, written
@@ -135,3 +138,13 @@ def test_too_much_is_remembered(tmp_path: Path) -> None:
     assert folder.files_left() == 0
     folder.bring(FilesLeft(10))
     assert RunFolder(tmp_path / "run").files_left() == 10
+
+
+@pytest.mark.parametrize("other", [os.mkfifo, os.mkdir, lambda path: os.symlink("missing", path)])
+def test_what_is_in_the_place_of_the_parts_is_damage(tmp_path: Path, other: Callable[[Path], None]) -> None:
+    """Nobody waits for the other end of a pipe."""
+    folder, parts = filed(tmp_path, notebook("1"))
+    (tmp_path / "parts").unlink()
+    other(tmp_path / "parts")
+    with pytest.raises(DamagedRunError):
+        list(folder.notebook(parts))

@@ -25,7 +25,7 @@ from typing import IO, TypeVar
 from notebook_runner_server import folder_tree
 from notebook_runner_server.execution.files import FileEvent, FilesLeft
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
-from notebook_runner_server.runs.errors import damaged
+from notebook_runner_server.runs.errors import DamagedRunError, damaged
 from notebook_runner_server.runs.tables import Part
 
 COPY_BYTES = 1024 * 1024
@@ -208,15 +208,22 @@ class RunFolder:
 
     def _opened_parts(self) -> IO[bytes]:
         try:
-            return self._parts.open("rb")
+            # Without waiting: something else may be in its place, for whose other end a pipe would wait.
+            return open(self._parts, "rb", opener=lambda path, flags: private(path, flags | os.O_NONBLOCK))
         except OSError as error:
-            raise damaged(self.path.name, f"its file of parts cannot be read ({error.strerror})") from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> DamagedRunError:
+        return damaged(self.path.name, f"its file of parts cannot be read ({error.strerror})")
 
     def _read(self, descriptor: int, part: Part) -> Iterator[bytes]:
         total = 0
         for start in range(0, part.length, COPY_BYTES):
             size = min(COPY_BYTES, part.length - start)
-            piece = os.pread(descriptor, size, part.start + start)
+            try:
+                piece = os.pread(descriptor, size, part.start + start)
+            except OSError as error:
+                raise self._unreadable(error) from error
             if len(piece) < size:
                 raise damaged(self.path.name, f"its file of parts ends within part {part.part}")
             total = zlib.crc32(piece, total)
