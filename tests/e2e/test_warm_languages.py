@@ -94,7 +94,7 @@ def test_variables_of_the_kernelspec(make_server: Callable[..., Server], jupyter
     """They win over the run's, and may be made of them: then the run has a kernel of its own."""
     server = make_server("--warm-kernels", "fixed=1", environment={"JUPYTER_PATH": jupyter_path})
     source = (
-        "import os, sys\nprint(os.environ['GIVEN'], os.environ['MADE'], 'template' in str(sys.orig_argv))"
+        "import os, sys\nprint(os.environ['GIVEN'], os.environ['MADE'], 'fork_server' in str(sys.orig_argv))"
     )
     kept(server)
     assert printed(server, "fixed", source) == "the kernelspec's of $FIRST True\n"

@@ -132,6 +132,8 @@ print("left", flush=True)
 """
 
 
+# By itself: another test's server would be a program of the same user.
+@pytest.mark.load
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root the server shares its user with the tests")
 @pytest.mark.parametrize("ending", STATES)
 def test_nothing_outlives_a_run(alone: PlainServer, ending: str) -> None:
