@@ -257,6 +257,14 @@ def test_a_formula_that_cannot_be_read_is_no_reason_to_fail(text: str) -> None:
     assert sanitize_html(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["<![$", "<![", "<![x[a]]>", "<![if", "<![CDATA[a]]>", "<![if !IE]>b<![endif]>"]
+)
+def test_sections_are_no_reason_to_fail(text: str) -> None:
+    """Those that Python's parser refuses are text."""
+    assert "c" in sanitize_html(f"{text}<p>c</p>")
+
+
 @settings(deadline=None, database=None, max_examples=200)
 @given(st.text(st.sampled_from("$\\[](){}<>&;=\"'/ abscriptonmhl!-")))
 def test_any_text_can_be_made_harmless(text: str) -> None:

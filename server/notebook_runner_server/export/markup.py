@@ -26,6 +26,11 @@ as text. Browsers end at some 500."""
 DEEPEST_CHANGED = 250
 """How deep elements may be nested where formulas and style sheets are looked for."""
 
+# What html.parser raises an AssertionError for: a section that is none of these.
+_UNKNOWN_SECTION = re.compile(
+    r"<!\[(?!(?:temp|cdata|ignore|include|rcdata|if|else|endif)[^-_.a-zA-Z0-9])", re.IGNORECASE
+)
+
 
 def _words(text: str) -> set[str]:
     return set(text.split())
@@ -235,8 +240,13 @@ def _depth(text: str) -> int:
     if most <= DEEPEST:
         return most
     nesting = _Nesting()
-    nesting.feed(text)
+    nesting.feed(_without_unknown_sections(text))
     return nesting.deepest
+
+
+def _without_unknown_sections(text: str) -> str:
+    """Return HTML without the beginnings of sections that Python's parser refuses; they are shown as text."""
+    return _UNKNOWN_SECTION.sub("&lt;![", text)
 
 
 class _Nesting(HTMLParser):
@@ -267,7 +277,7 @@ class _Nesting(HTMLParser):
 
 
 def _transformed(text: str) -> str:
-    soup = BeautifulSoup(text, "html.parser")
+    soup = BeautifulSoup(_without_unknown_sections(text), "html.parser")
     depths = _depths(soup)
     if max(depths, default=0) > DEEPEST_CHANGED:
         return text
