@@ -47,17 +47,17 @@ def test_the_repository_stands_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "line", "content"),
     [
-        ("tests/e2e/test_a.py", 1, 'DATA = Path(__file__).parents[3] / "shared"'),
+        ("tests/e2e/test_a.py", 1, 'DATA = Path(__file__).parents[3] / "elsewhere"'),
         ("tests/e2e/test_a.py", 1, "DATA = pathlib.Path(__file__).resolve().parent.parent.parent.parent"),
         ("tests/e2e/test_a.py", 3, "HERE = Path(__file__).parent\ndef test():\n    read(HERE.parents[2])"),
-        ("tests/test_a.py", 2, 'from tests.support.places import TOP\nDATA = TOP.parent / "shared"'),
+        ("tests/test_a.py", 2, 'from tests.support.places import TOP\nDATA = TOP.parent / "elsewhere"'),
         (
             "tests/test_a.py",
             2,
             "from tests.support.places import TOP as T\nsys.path.append(str(T.parents[0]))",
         ),
-        ("tests/test_a.py", 1, 'DATA = Path(__file__).parent.joinpath("..", "..", "shared")'),
-        ("benchmarks/a.py", 1, 'DATA = os.path.join(os.path.dirname(__file__), "..", "..", "shared")'),
+        ("tests/test_a.py", 1, 'DATA = Path(__file__).parent.joinpath("..", "..", "elsewhere")'),
+        ("benchmarks/a.py", 1, 'DATA = os.path.join(os.path.dirname(__file__), "..", "..", "elsewhere")'),
         (".ci/run", 2, f"set -e\n{UP}shared/container/setup"),
         (".ci/run", 1, f'cd "$(dirname "$0")/{UP}.."'),
         ("Makefile", 2, f"test:\n\tcp $(CURDIR)/{UP}shared/notebooks ."),
@@ -98,7 +98,7 @@ def test_a_link_out_of_the_repository_is_found(tmp_path: Path) -> None:
     """A symbolic link that leads out is found, one that stays inside is not."""
     (tmp_path / "docs").mkdir()
     os.symlink("../README.md", tmp_path / "docs" / "inside.md")
-    os.symlink(f"{UP * 2}shared", tmp_path / "docs" / "outside")
+    os.symlink(f"{UP * 2}elsewhere", tmp_path / "docs" / "outside")
     (finding,) = findings(tmp_path, [PurePosixPath("docs/inside.md"), PurePosixPath("docs/outside")])
     assert finding.startswith("docs/outside: ")
 
