@@ -95,5 +95,6 @@ def test_every_run_may_write_its_folder(queue: int) -> None:
 
         with ThreadPoolExecutor(callers) as pool:
             assert list(chain.from_iterable(pool.map(in_a_row, range(callers)))) == []
-        assert len(starts(server)) == callers * (RUNS // callers)
-        figure(f"{Counter(starts(server))}")
+    # The log is whole when the server has ended.
+    assert len(starts(server)) == callers * (RUNS // callers)
+    figure(f"{Counter(starts(server))}")
