@@ -12,7 +12,7 @@ from structlog.contextvars import get_contextvars
 
 _SERVICE = "/notebook_runner.v1.NotebookRunner/"
 
-PLACES = {_SERVICE + "Output": 32, _SERVICE + "List": 16}
+PLACES = {_SERVICE + "Output": 16, _SERVICE + "List": 16}
 """Answers of each kind that may be on their way at once; each takes up to four times its page. Half of them
 may be one caller's: who reads nothing, or has large notebooks exported, leaves others the rest."""
 
