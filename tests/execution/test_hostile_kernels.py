@@ -114,7 +114,7 @@ def test_tracebacks_of_many_lines(pool: Pool) -> None:
     """They are bounded however short the lines are."""
     events = succeeded(pool, "send('error', {'ename': 'E', 'evalue': '', 'traceback': [''] * 2_000_000})")
     assert [event for event in events if isinstance(event, ErrorOutput)] == [ErrorOutput(1, "E", "")]
-    assert len(executed(events, 3).cells[1].outputs[0].traceback) <= output_limiter.MAX_TRACEBACK
+    assert len(executed(events, 3).cells[1].outputs[0].traceback) <= output_limiter.MAX_TRACEBACK / 8
 
 
 @pytest.mark.parametrize(

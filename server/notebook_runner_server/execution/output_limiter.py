@@ -10,6 +10,9 @@ from notebook_runner_server.execution.interface import Limits
 MAX_TRACEBACK = 1024 * 1024
 """How many bytes of a traceback are kept, whatever the limits are."""
 
+_LINE_BYTES = 8
+"""What a notebook has around each line of a traceback, at least: quotes, a comma, a line break, indentation."""
+
 FREE_MESSAGES = 10_000
 """Messages of a cell that count as what they show; each further one counts for being there as well."""
 
@@ -123,8 +126,8 @@ def bounded_error(content: dict[str, Any]) -> dict[str, Any]:
     left = MAX_TRACEBACK
     lines = content.get("traceback", [])
     for line in map(str, reversed(lines if isinstance(lines, list) else [])):
-        # With what stands between two lines: there may be many without a letter.
-        left -= data_size(line) + 1
+        # There may be many lines without a letter, and each is validated as one.
+        left -= data_size(line) + _LINE_BYTES
         if left < 0:
             break
         kept.append(line)
