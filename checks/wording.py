@@ -15,14 +15,24 @@ import codespell_lib
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = Path(__file__).with_name("wording.txt")
 # What is checked, as git names it. Code joins a folder at a time, when its sentences are rewritten.
-PATHS = ["*.md", "*.proto", "*.yaml", "*.yml", "Dockerfile", "Makefile", "checks/*.py", "docsite/*.py", "examples/*.py"]
+PATHS = [
+    "*.md",
+    "*.proto",
+    "*.yaml",
+    "*.yml",
+    "Dockerfile",
+    "Makefile",
+    "checks/*.py",
+    "docsite/*.py",
+    "examples/*.py",
+]
 
 
 def pattern() -> str:
     """Return the expression that finds words for codespell: phrases of the list, then single words."""
     listed = (line.partition("->")[0] for line in WORDS.read_text(encoding="utf-8").splitlines())
     phrases = sorted((re.escape(words) for words in listed if " " in words), key=len, reverse=True)
-    return rf"(?i:\b(?:{'|'.join(phrases)})(?!\w))|[\w\-'’]+"
+    return rf"(?i:\b(?:{'|'.join(phrases)})(?!\w))|[\w'-]+"
 
 
 def files() -> list[str]:
@@ -33,4 +43,6 @@ def files() -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(codespell_lib.main("--dictionary", "-", "--dictionary", str(WORDS), "--regex", pattern(), *files()))
+    sys.exit(
+        codespell_lib.main("--dictionary", "-", "--dictionary", str(WORDS), "--regex", pattern(), *files())
+    )

@@ -52,7 +52,8 @@ def terminal(tmux: list[str]) -> str:
     """Return the terminal's content, with colours as escape sequences, in the middle of the run."""
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
-        shown = subprocess.run([*tmux, "capture-pane", "-p", "-e"], check=True, capture_output=True, text=True)  # noqa: S603 - tmux of PATH
+        capture = [*tmux, "capture-pane", "-p", "-e"]
+        shown = subprocess.run(capture, check=True, capture_output=True, text=True)  # noqa: S603 - tmux of PATH
         if MOMENT in shown.stdout:
             return shown.stdout
         time.sleep(0.1)
@@ -73,14 +74,19 @@ def main() -> None:
     """Run the example on a server of its own, and take both pictures."""
     with tempfile.TemporaryDirectory() as folder:
         server = subprocess.Popen(  # noqa: S603 - the project's own program
-            [COMMANDS / "notebook-runner-server", "--listen", "127.0.0.1:0", "--state-dir", f"{folder}/state"],
+            [
+                COMMANDS / "notebook-runner-server",
+                "--listen",
+                "127.0.0.1:0",
+                "--state-dir",
+                f"{folder}/state",
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )
         tmux = ["tmux", "-S", f"{folder}/tmux"]
         try:
-            assert server.stderr is not None
-            events = (json.loads(line) for line in server.stderr)
+            events = (json.loads(line) for line in server.stderr or [])
             address = next(event["address"] for event in events if event["event"] == "serving")
             program, *arguments = COMMAND.replace("done.html", f"{folder}/done.html").split()
             size = ["-x", str(COLUMNS), "-y", str(LINES)]
@@ -95,7 +101,13 @@ def main() -> None:
             server.terminate()
             subprocess.run([*tmux, "kill-server"], check=False, capture_output=True)  # noqa: S603 - as above
             server.wait()
-        browser = ["chromium", "--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={PAGE_SIZE}"]
+        browser = [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--hide-scrollbars",
+            f"--window-size={PAGE_SIZE}",
+        ]
         target = f"--screenshot={ASSETS / 'page.png'}"
         subprocess.run([*browser, target, f"file://{folder}/done.html"], check=True, capture_output=True)  # noqa: S603 - as above
 
