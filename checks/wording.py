@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORDS = Path(__file__).with_name("wording.txt")
 # What is checked, as git names it. Code joins a folder at a time, when its sentences are rewritten.
 PATHS = [
+    "benchmarks/*.py",
     "*.md",
     "*.proto",
     "*.yaml",
