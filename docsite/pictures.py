@@ -87,7 +87,7 @@ def main() -> None:
         tmux = ["tmux", "-S", f"{folder}/tmux"]
         try:
             events = (json.loads(line) for line in server.stderr or [])
-            address = next(event["address"] for event in events if event["event"] == "serving")
+            address = next(event["address"] for event in events if "state_dir" in event)
             program, *arguments = COMMAND.replace("done.html", f"{folder}/done.html").split()
             size = ["-x", str(COLUMNS), "-y", str(LINES)]
             environment = [f"NOTEBOOK_RUNNER_TARGET={address}", "COLORTERM=truecolor"]
