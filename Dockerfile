@@ -1,8 +1,8 @@
-# The image of the server, and with `--target data` one that has numpy, pandas and matplotlib as well:
+# The server's image, and with `--target data` one that adds numpy, pandas and matplotlib:
 #
 #   docker build -t notebook-runner:0.1.0 .
 #
-# docs/how-to/deploy.md tells how to run it and how to add packages and kernels.
+# docs/how-to/deploy.md explains how to run it and how to add packages and kernels.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${BASE} AS init
@@ -15,7 +15,7 @@ COPY image/server.lock /locks/
 RUN /opt/notebook-runner/bin/pip install --quiet --require-hashes --requirement /locks/server.lock \
  && /opt/notebook-runner/bin/pip freeze --all > /opt/notebook-runner/constraints.txt
 
-# The project is a layer of its own: it changes with each release, and what it needs seldom does.
+# The project has its own layer: it changes with each release, its dependencies rarely do.
 FROM dependencies AS project
 COPY image/build.lock /locks/
 RUN python3 -m venv /opt/build \
@@ -28,7 +28,7 @@ RUN /opt/build/bin/pip wheel --quiet --no-deps --no-build-isolation --no-index -
 
 FROM dependencies AS data-dependencies
 COPY image/data.lock /locks/
-# What is there already stays out of the layer.
+# Packages that are already installed stay out of this layer.
 RUN /opt/notebook-runner/bin/pip install --quiet --require-hashes --prefix /data --requirement /locks/data.lock
 
 FROM ${BASE} AS runner
@@ -36,15 +36,15 @@ LABEL org.opencontainers.image.title="notebook-runner" \
       org.opencontainers.image.description="Executes Jupyter notebooks on demand over gRPC" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=init /usr/bin/tini-static /usr/local/bin/tini
-# A number, so that Kubernetes can see that it is not root's.
+# A numeric id, so that Kubernetes can verify that it is not root.
 RUN groupadd --gid 65532 notebook-runner \
  && useradd --uid 65532 --gid 65532 --create-home --shell /usr/sbin/nologin notebook-runner \
  && install --directory --owner 65532 --group 65532 --mode 0700 /var/lib/notebook-runner \
  && install --directory /notebooks
 COPY --from=dependencies /opt/notebook-runner /opt/notebook-runner
 COPY --from=project /project /opt/notebook-runner
-# In a container nobody but a container's own processes reaches loopback. Without TLS and tokens the server
-# refuses to serve on this address, and says what to add.
+# Only a container's own processes can reach its loopback address. Without TLS and tokens, the server refuses to
+# listen on this address, and says what to add.
 ENV PATH=/opt/notebook-runner/bin:$PATH \
     NOTEBOOK_RUNNER_LISTEN=0.0.0.0:50051 \
     NOTEBOOK_RUNNER_STATE_DIR=/var/lib/notebook-runner/state \
@@ -53,11 +53,11 @@ USER 65532:65532
 WORKDIR /var/lib/notebook-runner
 EXPOSE 50051
 HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["notebook-runner", "health"]
-# The init reaps what notebooks leave behind, and passes SIGTERM on.
+# tini reaps orphaned processes of notebooks and forwards SIGTERM.
 ENTRYPOINT ["tini", "--", "notebook-runner-server"]
 
 FROM runner AS data
 COPY --from=data-dependencies /data /opt/notebook-runner
 
-# Without --target.
+# The default target.
 FROM runner

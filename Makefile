@@ -1,24 +1,24 @@
-# One command each. `make help` lists them.
+# Every task is one command. `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_DATA := .test-data/.unpacked
 PROTO := proto/notebook_runner/v1/notebook_runner.proto
-# The oldest tools that serve: their output runs with protobuf 6 and 7 (see CONTRIBUTING.md).
+# The oldest suitable tools: their output runs with protobuf 6 and 7 (see CONTRIBUTING.md).
 GENERATE_VENV := .venv-generate
-# What builds and checks a release is no part of what the tests run with.
+# The release tools are separate from the test environment.
 RELEASE_VENV := .venv-release
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults cold cluster cluster-full container chaos soak attack plain check hooks format generate contract docs docs-serve release image image-report lock bench bench-cluster scale clean
+.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults cold cluster cluster-full container chaos soak attack plain check hooks format generate contract docs docs-serve pictures release image image-report lock bench bench-cluster scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ name[NR] = $$1; text[NR] = $$2; if (length($$1) > width) width = length($$1) } \
 	  END { for (n = 1; n <= NR; n++) printf "%-" width "s  %s\n", name[n], text[n] }'
 
-install: $(INSTALLED) $(TEST_DATA) ## Install everything into .venv, and what the tests read
+install: $(INSTALLED) $(TEST_DATA) ## Install everything into .venv, and download the test data
 
 $(INSTALLED): pyproject.toml requirements.lock client/notebook_runner/_version.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
@@ -30,9 +30,9 @@ $(INSTALLED): pyproject.toml requirements.lock client/notebook_runner/_version.p
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Notebooks of other projects' test suites. Their metadata is read with what is installed, so that nothing is built.
+# Notebooks of other projects' test suites. pip reads their metadata with installed packages, so it builds nothing.
 $(TEST_DATA): tests/data.lock tests/support/public_notebooks.py | $(INSTALLED)
-	@echo "Downloading the notebooks that the tests read (tests/data.lock)"
+	@echo "Downloading the test data (tests/data.lock)"
 	@rm -rf $(@D)
 	@$(BIN)/pip download --quiet --no-deps --no-build-isolation --no-binary nbclient,nbconvert --require-hashes \
 	  --requirement tests/data.lock --dest $(@D)/downloads || { echo >&2 \
@@ -43,80 +43,81 @@ $(TEST_DATA): tests/data.lock tests/support/public_notebooks.py | $(INSTALLED)
 demo: $(INSTALLED) ## Run examples/quickstart.ipynb through a server, live in the terminal
 	@$(BIN)/python examples/demo.py
 
-serve: $(INSTALLED) ## Start the server on its defaults
+serve: $(INSTALLED) ## Start a server with default settings
 	$(BIN)/notebook-runner-server --notebook-root examples --default-notebook quickstart.ipynb
 
-dev: $(INSTALLED) ## Start the server, and again on every change of a source file
+dev: $(INSTALLED) ## Start a server that restarts when a source file changes
 	$(BIN)/watchfiles --filter python '$(BIN)/notebook-runner-server --log-format console --drain-timeout 2 --notebook-root examples --default-notebook quickstart.ipynb' client server
 
-# The tests of one module share its servers, so a module stays in one process.
+# The tests of a module share its servers, so they run in one process.
 PARALLEL ?= -n 2 --dist loadfile
 PYTEST := $(BIN)/pytest
-# What a test is, is its marker (pyproject.toml, tests/conftest.py).
+# Markers select the kind of test (pyproject.toml, tests/conftest.py).
 PROMISES := unit or integration or e2e
-test: install ## Run the unit tests, and each promise through a real server
+test: install ## Run the unit tests, and test each promise through a real server
 	$(PYTEST) $(PARALLEL) -m "$(PROMISES)"
 
 test-unit: install ## Run the tests that start no server
 	$(PYTEST) $(PARALLEL) -m unit
 
-faults: install ## Run the tests that kill, starve, flood or attack a server, and then those under load
+faults: install ## Run the tests that kill, starve, flood or attack a server, then the load tests
 	$(PYTEST) $(PARALLEL) -m "fault or long"
 	$(PYTEST) -m load
 
-cold: install ## Run the tests of whole runs again, without warm kernels
+cold: install ## Repeat the tests of whole runs without warm kernels
 	NOTEBOOK_RUNNER_WARM_KERNELS=none $(PYTEST) $(PARALLEL) -m "whole_run and not long"
 
-test-all: test faults cold cluster container ## Run all tests, on a Dask cluster and in containers too
+test-all: test faults cold cluster container ## Run all tests, including those on a Dask cluster and in containers
 
-coverage: install ## Run the tests of `make test`, and print the lines and branches that none of them takes
+coverage: install ## Run the tests of `make test`, and print the lines and branches that they do not execute
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(PARALLEL) -m "$(PROMISES)"; status=$$?; \
 	$(BIN)/coverage combine --quiet; $(BIN)/coverage report; exit $$status
 
-mutation: install ## Change one thing at a time in what only computes, and print which changes no test notices
+mutation: install ## Run mutation tests on the modules that only compute, and print the surviving mutants
 	$(BIN)/python -m checks.mutation
 
-# They wait more than they work.
+# These tests mostly wait, so more processes than cores pay off.
 CLUSTER := $(PYTEST) -n 3 --dist loadfile
 ON_CLUSTER := $(PYTEST) $(PARALLEL) --executor dask
-cluster: install ## Run the tests of a Dask cluster, and those of the guarantees once more on one
+cluster: install ## Run the tests of a Dask cluster, and repeat the tests of the guarantees on one
 	$(CLUSTER) -m cluster
 	$(ON_CLUSTER) -m guarantee
 
-cluster-full: install ## Run all tests of a cluster, of whole runs, and of faults, on a Dask cluster
+cluster-full: install ## Run all tests of clusters, whole runs and faults on a Dask cluster
 	$(CLUSTER) -m "cluster or cluster_long"
 	$(ON_CLUSTER) -m "whole_run or fault"
 
-container: install ## Build the image, start the manifests, and test both (needs podman and kubectl)
+container: install ## Build the image, apply the manifests, and test both (needs podman and kubectl)
 	$(BIN)/pytest tests/container
 
 ROUNDS ?= 500
 SEED ?= 0
-chaos: install ## Kill what a run needs, fill disks and damage state folders at random, ROUNDS rounds each (SEED=0: a new one)
+chaos: install ## Kill processes, fill disks and damage state folders at random, ROUNDS rounds each (SEED=0: a random seed)
 	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) DAMAGE_ROUNDS=$(ROUNDS) DAMAGE_SEED=$(SEED) FULL_DISK_ROUNDS=$(ROUNDS) FULL_DISK_SEED=$(SEED) \
 	  $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_chaos.py tests/cluster/test_cluster_chaos.py tests/faults/test_damaged_state.py tests/faults/test_full_disk.py
 
 RUNS ?= 1000
 STREAMS ?= 2000
-soak: install ## RUNS runs in a row, and STREAMS streams opened and dropped: nothing grows
+soak: install ## Execute RUNS runs and drop STREAMS streams, and check for leaks
 	SOAK_RUNS=$(RUNS) SOAK_STREAMS=$(STREAMS) $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_soak.py
 
 CONNECTIONS ?= 2000
 ATTACK_SECONDS ?= 10
-attack: install ## Flood a server on loopback: CONNECTIONS connections, ATTACK_SECONDS for each kind of flood
+attack: install ## Flood a server on loopback with CONNECTIONS connections, ATTACK_SECONDS for each kind of flood
 	ATTACK_CONNECTIONS=$(CONNECTIONS) ATTACK_SECONDS=$(ATTACK_SECONDS) ATTACK_CALL_SECONDS=1 $(BIN)/pytest -s tests/security/test_floods.py tests/security/test_slow_readers.py
 
-plain: install ## Run the tests of security as an ordinary user, also where root runs make
+plain: install ## Run the security tests as an unprivileged user, even if root runs make
 	$(BIN)/python -m tests.as_nobody $(BIN)/pytest -p no:cacheprovider tests/security
 
-check: $(INSTALLED) ## Run every check that is not a test
+check: $(INSTALLED) ## Run all linters, type checks and other static checks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m checks.lint_ignores
 	$(BIN)/python -m checks.repository_paths
+	$(BIN)/python -m checks.wording
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/buf breaking --against proto/contract.binpb
@@ -124,10 +125,10 @@ check: $(INSTALLED) ## Run every check that is not a test
 	diff -r -x __init__.py -x __pycache__ $(VENV)/generated/notebook_runner/v1 client/notebook_runner/v1
 	$(MAKE) --no-print-directory docs
 
-hooks: $(INSTALLED) ## Run the fast checks before each commit (pre-commit)
+hooks: $(INSTALLED) ## Install the pre-commit hooks, which run the fast checks
 	$(BIN)/pre-commit install
 
-format: $(INSTALLED) ## Format sources and contract
+format: $(INSTALLED) ## Format the sources and the contract
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/buf format --write
@@ -146,12 +147,12 @@ generate: $(GENERATE_VENV)/.installed ## Generate client/notebook_runner/v1 from
 contract: $(INSTALLED) ## Snapshot the contract as the compatibility baseline
 	$(BIN)/buf build --output proto/contract.binpb --exclude-source-info
 
-# It would tell at each build when its theme's maintenance ends.
+# Silences the theme's notice about its end of maintenance.
 export NO_MKDOCS_2_WARNING := 1
-docs: $(INSTALLED) ## Build the site of docs/ into site/, and check its links
+docs: $(INSTALLED) ## Build the documentation into site/, and check its links
 	$(BIN)/python -m mkdocs build --strict --quiet
 
-docs-serve: $(INSTALLED) ## Serve the site on 127.0.0.1:8000, built again when a page or the contract changes
+docs-serve: $(INSTALLED) ## Serve the documentation on 127.0.0.1:8000, and rebuild it on changes
 	$(BIN)/python -m mkdocs serve --watch proto --watch client --watch examples
 
 $(RELEASE_VENV)/.installed: requirements-release.lock
@@ -160,27 +161,30 @@ $(RELEASE_VENV)/.installed: requirements-release.lock
 	@$(RELEASE_VENV)/bin/pip install --quiet --require-hashes --requirement requirements-release.lock
 	@touch $@
 
-release: $(RELEASE_VENV)/.installed ## Build the last commit into dist/, check it, and try the wheel (see RELEASING.md)
+pictures: $(INSTALLED) ## Create the README's pictures again (needs tmux and Chromium)
+	$(BIN)/python -m docsite.pictures
+
+release: $(RELEASE_VENV)/.installed ## Build the last commit into dist/, check it, and test the wheel (see RELEASING.md)
 	@.ci/release $(RELEASE_VENV)/bin
 
 ENGINE ?= $(firstword $(shell command -v docker podman))
 BUILD ?=
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' client/notebook_runner/_version.py)
 IMAGE := notebook-runner:$(VERSION)
-image: ## Build the image and the one with numpy, pandas and matplotlib (ENGINE=podman BUILD="… its flags")
+image: ## Build the image, and the one with numpy, pandas and matplotlib (ENGINE=podman BUILD="build flags")
 	$(ENGINE) build $(BUILD) --tag $(IMAGE) .
 	$(ENGINE) build $(BUILD) --target data --tag $(IMAGE)-data .
 
-image-report: image ## Print the layers of both, the newest first, and their sizes
+image-report: image ## Build both images, and print their layers and sizes, newest first
 	@for image in $(IMAGE) $(IMAGE)-data; do \
 	  echo "$$image"; \
 	  $(ENGINE) history --format '{{.Size}}	{{.CreatedBy}}' $$image | grep -v '^0' | cut -c 1-100; \
 	done
 
-# What the image has is what the tests ran with.
+# The image has the versions that the tests run with.
 LOCK_IMAGE := --constraint requirements.lock --universal --python-version 3.11 \
   --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet --output-file image
-lock: ## Resolve the locks again (needs uv)
+lock: ## Update the locks (needs uv)
 	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
 	uv pip compile requirements-generate.in --universal --python-version 3.11 \
@@ -191,14 +195,14 @@ lock: ## Resolve the locks again (needs uv)
 	uv pip compile image/data.in $(LOCK_IMAGE)/data.lock
 	uv pip compile image/build.in $(LOCK_IMAGE)/build.lock
 
-bench: $(INSTALLED) ## Measure this service beside its competitors
+bench: $(INSTALLED) ## Benchmark this service and its competitors
 	$(BIN)/python -m benchmarks
 
-bench-cluster: $(INSTALLED) ## Measure runs on a Dask cluster of 1 to 8 workers, beside this machine's own
+bench-cluster: $(INSTALLED) ## Benchmark a Dask cluster of 1 to 8 workers against the process pool
 	$(BIN)/python -m benchmarks --only cluster
 
-scale: $(INSTALLED) ## Measure what an item costs where there are few and where there are many
+scale: $(INSTALLED) ## Measure the cost of a cell, an event, a MB and a run at three sizes
 	$(BIN)/python -m benchmarks --only scaling
 
-clean: ## Remove what the other targets made
+clean: ## Remove everything that the other targets created
 	rm -rf $(VENV) $(GENERATE_VENV) $(RELEASE_VENV) .mutation .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache demo-output dist site

@@ -1,1 +1,1 @@
-"""Measures this service beside nbclient itself: `python -m benchmarks`."""
+"""Benchmark this service and its competitors: `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""Runs the benchmark: this service beside its competitors, in turns, on the same notebooks."""
+"""Run the benchmark: this service and its competitors, in turns, on the same notebooks."""
 
 import argparse
 import os
@@ -19,14 +19,16 @@ MORE = ("scaling", "cluster")
 
 
 def main() -> None:
-    """Measures, prints and saves."""
+    """Measure, print and save all figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8, help="executions of each kind")
-    parser.add_argument("--only", choices=PARTS + MORE, action="append", help="leave out the other parts")
+    parser.add_argument("--rounds", type=int, default=8, help="number of executions of each kind")
+    parser.add_argument(
+        "--only", choices=PARTS + MORE, action="append", help="measure only this part; can be repeated"
+    )
     asked = parser.parse_args()
     parts, rounds = asked.only or PARTS, asked.rounds
     figures: list[Figure] = []
-    # What else the machine did: figures of a busy one are not those of an idle one.
+    # The load of the machine, because figures of a busy machine differ from those of an idle one.
     more: dict[str, Any] = {"load_before": os.getloadavg()}
     with served() as server, grpc.insecure_channel(server.address) as channel:
         service = Service(rpc.NotebookRunnerStub(channel))

@@ -1,4 +1,4 @@
-"""A gRPC server that answers every Output with the same MiB; it prints its port."""
+"""Serve the same MiB for every Output over bare gRPC, and print the port."""
 
 import asyncio
 from typing import Any
@@ -11,12 +11,12 @@ PAGE = bytes(1024 * 1024)
 
 
 async def output(request: pb.OutputRequest, context: Any) -> pb.OutputResponse:  # noqa: ARG001 - grpc's signature
-    """Answers a page."""
+    """Return a page."""
     return pb.OutputResponse(content=PAGE)
 
 
 async def main() -> None:
-    """Serves until it is ended."""
+    """Serve until the process is ended."""
     server = grpc.aio.server()
     method = grpc.unary_unary_rpc_method_handler(
         output,

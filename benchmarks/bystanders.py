@@ -1,4 +1,4 @@
-"""Dask workers without a place for a run, many in one process: what their mere number costs."""
+"""Start many Dask workers without slots in one process, to measure what their number costs."""
 
 import asyncio
 import sys
@@ -7,7 +7,7 @@ from distributed import Worker
 
 
 async def main(scheduler: str, count: int) -> None:
-    """Be so many workers until this process is ended."""
+    """Run `count` workers until this process is ended."""
     await asyncio.gather(*(Worker(scheduler, nthreads=1, memory_limit=0) for _ in range(count)))
     await asyncio.Event().wait()
 

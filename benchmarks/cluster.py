@@ -1,4 +1,4 @@
-"""This service on a Dask cluster, beside its own worker process, in turns; and servers that die meanwhile."""
+"""Compare runs on a Dask cluster with the process pool, and measure restarts of the server."""
 
 import tempfile
 import time
@@ -26,7 +26,7 @@ LINES_LEFT = 100
 
 
 def measure(rounds: int) -> list[Figure]:
-    """Measures one run at a time on a cluster and on this machine, and what a restart of the server takes."""
+    """Measure one run at a time on a cluster and on this machine, and restarts of the server."""
     with clustered(1) as cluster, ExitStack() as stack:
         sides = {
             NAME: stack.enter_context(on_cluster(cluster, 1)),
@@ -40,14 +40,14 @@ def measure(rounds: int) -> list[Figure]:
 
 @contextmanager
 def service(server: Server) -> Iterator[Service]:
-    """What executes notebooks by a server."""
+    """Return a service that executes notebooks on a server."""
     with grpc.insecure_channel(server.address) as channel:
         yield Service(rpc.NotebookRunnerStub(channel))
 
 
 @contextmanager
 def on_cluster(cluster: Cluster, workers: int) -> Iterator[Service]:
-    """A server whose runs go to a cluster, when it has so many workers."""
+    """Start a server on a cluster, and wait until it has `workers` workers."""
     options = ("--executor", cluster.executor, "--queue", "1")
     with served(*options, environment=cluster.environment) as server, service(server) as found:
         wait_for_workers(found, workers)
@@ -55,11 +55,11 @@ def on_cluster(cluster: Cluster, workers: int) -> Iterator[Service]:
 
 
 def wait_for_workers(service: Service, count: int) -> None:
-    """Waits until a server executes so many runs at once."""
+    """Wait until a server can execute `count` runs at once."""
     end = time.monotonic() + READY_SECONDS
     while service.stub.Info(pb.InfoRequest()).workers != count:
         if time.monotonic() > end:
-            raise RuntimeError(f"the server has not got {count} workers")
+            raise RuntimeError(f"the server did not get {count} workers")
         time.sleep(0.05)
 
 
@@ -82,7 +82,7 @@ def _one_cell(sides: dict[str, Service], rounds: int) -> Figure:
 
 
 def _lines(sides: dict[str, Service], rounds: int) -> Figure:
-    """From a print in the kernel to the event that carries its line."""
+    """Measure the time from a print in the kernel to the event with its line."""
     figure = Figure("a printed line to the client, on a cluster", "ms", 1000)
     data = notebooks.written(notebooks.ticking(50, 0.02, flush=True))
 
@@ -96,8 +96,8 @@ def _lines(sides: dict[str, Service], rounds: int) -> Figure:
 
 
 def _kills(sides: dict[str, Service]) -> Figure:
-    """Runs that have started processes that left their group."""
-    figure = Figure("Kill of a run that goes on, on a cluster", "ms", 1000)
+    """Kill runs with processes in other process groups."""
+    figure = Figure("Kill of an active run, on a cluster", "ms", 1000)
     tree = endings.TREES["children forked twice"]
 
     def kill(name: str, side: Service) -> None:
@@ -109,7 +109,7 @@ def _kills(sides: dict[str, Service]) -> Figure:
 
 
 def _kills_in_line(sides: dict[str, Service]) -> Figure:
-    """Runs for which there is no worker."""
+    """Kill runs that wait in the server because no worker is free."""
     figure = Figure("Kill of a run in the server's queue, on a cluster", "ms", 1000)
     for name, side in sides.items():
         first = endings.running(side.stub, endings.TREES["the kernel alone"])
@@ -120,7 +120,7 @@ def _kills_in_line(sides: dict[str, Service]) -> Figure:
 
 
 def _kills_behind(behind: Service, other: Service) -> Figure:
-    """Runs whose slot another server has taken."""
+    """Kill runs that wait for Dask because another server has taken their slot."""
     figure = Figure("Kill of a run that waits for Dask", "ms", 1000)
     first = endings.running(other.stub, endings.TREES["the kernel alone"])
     figure.add(NAME, *(_kill_waiting(behind) for _ in range(KILLS)))
@@ -138,7 +138,7 @@ def _answered(figure: Figure) -> Goal:
 
 
 def _restarts(rounds: int) -> tuple[Figure, Figure]:
-    """Servers that die while runs go on; all that those print is there afterwards, once."""
+    """Kill servers during runs, and check that every printed line is in the history once."""
     serving = Figure(f"restart with {RUNS_LEFT} runs on the cluster, to SERVING", "s", 1)
     followed = Figure("…, to the first new event of every run", "s", 1)
     with clustered(RUNS_LEFT) as cluster:
@@ -174,7 +174,7 @@ def _restart(cluster: Cluster, serving: Figure, followed: Figure) -> None:
 
 
 def _first_line(side: Service, run_id: str, after: int) -> int:
-    """The number of the first event with printed text after another."""
+    """Return the number of the first event with printed text after the given one."""
     request = pb.ProgressRequest(run_id=run_id, after_sequence=after)
     stream = side.stub.Progress(request, timeout=READY_SECONDS)
     sequence = next(event.sequence for event in stream if event.HasField("cell_output"))
@@ -183,13 +183,13 @@ def _first_line(side: Service, run_id: str, after: int) -> int:
 
 
 def check_lines(events: list[pb.ProgressResponse], count: int) -> None:
-    """Holds a whole stream to what is promised: no gap, and every line that was printed, once.
+    """Check a complete stream: no gap, and every printed line exactly once.
 
     Raises:
-        RuntimeError: It is not so.
+        RuntimeError: A number or a line is missing or repeated.
     """
-    told = [event.sequence for event in events if not event.HasField("heartbeat")]
+    sequences = [event.sequence for event in events if not event.HasField("heartbeat")]
     texts = [event.cell_output.stream.text for event in events if event.HasField("cell_output")]
     lines = [int(line.split()[1]) for line in "".join(texts).splitlines()]
-    if told != list(range(1, len(told) + 1)) or lines != list(range(count)):
-        raise RuntimeError(f"a stream with a gap: {told}, {lines}")
+    if sequences != list(range(1, len(sequences) + 1)) or lines != list(range(count)):
+        raise RuntimeError(f"a stream with a gap: {sequences}, {lines}")

@@ -1,4 +1,4 @@
-"""One execution of a notebook by each competitor, timed; each uses a kernel of its own once."""
+"""Time one execution of a notebook with each competitor, each in a fresh kernel."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Sample:
-    """How long one execution took, the cells alone (0: not known), in seconds; and what came out."""
+    """The duration of one execution and of its cells alone (0: unknown), in seconds, and its outputs."""
 
     seconds: float
     outputs: list[Any]
@@ -34,7 +34,7 @@ Competitor = Callable[[NotebookNode], Sample]
 
 
 def nbclient(node: NotebookNode) -> Sample:
-    """A program that calls nbclient."""
+    """Execute with nbclient."""
     copy = read(written(node))
     begin = time.perf_counter()
     NotebookClient(copy).execute(stderr=subprocess.DEVNULL)
@@ -42,7 +42,7 @@ def nbclient(node: NotebookNode) -> Sample:
 
 
 def jupyter_client(node: NotebookNode) -> Sample:
-    """A program that talks to the kernel itself and does no more than it must: the limit."""
+    """Execute with a minimal loop of jupyter_client: the lower bound."""
     copy = read(written(node))
     begin = time.perf_counter()
     manager = KernelManager(kernel_name="python3")
@@ -77,7 +77,7 @@ def _execute(client: Any, cell: NotebookNode) -> None:
 
 
 def papermill_api(node: NotebookNode) -> Sample:
-    """A program that calls papermill."""
+    """Execute with papermill's API."""
 
     def execute(source: Path, target: Path) -> None:
         papermill.execute_notebook(source, target, progress_bar=False, stderr_file=None)

@@ -1,4 +1,4 @@
-"""Dask clusters of the benchmark's own: a scheduler and workers with nannies, with TLS."""
+"""Start Dask clusters for the benchmark: a scheduler and workers with nannies, with TLS."""
 
 import os
 import signal
@@ -19,16 +19,16 @@ HOST = "127.0.0.1"
 
 
 class Cluster:
-    """A scheduler, and workers as they are asked for.
+    """A scheduler, and workers that can be added.
 
     Args:
-        folder: For certificates, logs and the workers' files.
+        folder: Holds certificates, logs and the workers' files.
 
     Attributes:
-        executor: What a server takes for `--executor`.
-        environment: What every process of it, and every client, needs.
+        executor: The value for a server's `--executor`.
+        environment: The variables that every process of the cluster, and every client, needs.
         scheduler: The scheduler's process.
-        nannies: The workers' processes, each above its worker.
+        nannies: The nannies' processes, each the parent of its worker.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,7 +44,7 @@ class Cluster:
         self.nannies: list[subprocess.Popen[bytes]] = []
 
     def grow(self, workers: int) -> None:
-        """Starts workers, with one slot each, until there are so many."""
+        """Start workers with one slot each, until the cluster has that many."""
         options = ["--nworkers", "1", "--nthreads", "1", "--resources", "notebook=1", "--no-dashboard"]
         options += ["--host", HOST, "--memory-limit", "0"]
         while len(self.nannies) < workers:
@@ -54,7 +54,7 @@ class Cluster:
             )
 
     def count(self) -> int:
-        """How many workers the scheduler knows."""
+        """Return the number of workers that the scheduler knows."""
         files = {kind: str(self._folder / "pair.pem") for kind in ("tls_client_cert", "tls_client_key")}
         security = Security(require_encryption=True, tls_ca_file=str(self._folder / "ca.pem"), **files)
         with Client(self._address, security=security, set_as_default=False) as client:
@@ -62,7 +62,7 @@ class Cluster:
 
     @contextmanager
     def crowded(self, workers: int) -> Iterator[None]:
-        """Has so many workers more meanwhile, without a place for a run, all in one process."""
+        """Add workers without slots, all in one process, within the context."""
         wanted = self.count() + workers
         command = [sys.executable, "-m", "benchmarks.bystanders", self._address, str(workers)]
         with subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL) as crowd:
@@ -72,7 +72,7 @@ class Cluster:
             crowd.terminate()
 
     def stop(self) -> None:
-        """Ends all of it in order."""
+        """Stop all processes in order."""
         for process in (*self.nannies, self.scheduler):
             process.send_signal(signal.SIGTERM)
         for process in (*self.nannies, self.scheduler):
@@ -85,7 +85,7 @@ class Cluster:
 
 
 def _certificates(folder: Path) -> dict[str, str]:
-    """The variables by which Dask finds one certificate for everybody, and its authority."""
+    """Return the variables by which Dask finds the shared certificate and its authority."""
     authority = trustme.CA()
     authority.issue_cert(HOST).private_key_and_cert_chain_pem.write_to_path(folder / "pair.pem")
     authority.cert_pem.write_to_path(folder / "ca.pem")
@@ -100,7 +100,7 @@ def _certificates(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def clustered(workers: int) -> Iterator[Cluster]:
-    """Starts a cluster, yields it, and ends it."""
+    """Start a cluster, yield it, and stop it."""
     with tempfile.TemporaryDirectory(prefix="bench-dask-") as folder:
         cluster = Cluster(Path(folder))
         try:

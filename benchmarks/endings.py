@@ -1,4 +1,4 @@
-"""How fast runs and servers end and come back: Kill for each kind of tree, SIGKILL of the server, restart."""
+"""Measure Kill for each kind of process tree, SIGKILL of the server, and restarts."""
 
 import statistics
 import tempfile
@@ -22,11 +22,11 @@ from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
 _PYTHON_API = (
     "import ctypes, time\nprint('there', flush=True)\n"
-    # The text is sent by a thread, which the call below would keep from running.
+    # A thread sends the text, and the call below would block it.
     "time.sleep(0.3)\nctypes.PyDLL(None).sleep(1000)"
 )
 _CHILDREN = "[subprocess.Popen(['sleep', '1000']) for _ in range(5)]\n"
-# Processes that are never the same: each leaves a child in its place. Their number stays.
+# A fork storm: each process forks a child and exits, so their number is constant.
 _STORM = "import os\nfor _ in range(4): os.fork()\nwhile True:\n    if os.fork(): os._exit(0)"
 _SLEEP = "import subprocess, os, time\n"
 _WAIT = "print('there', flush=True)\ntime.sleep(1000)"
@@ -52,7 +52,7 @@ MARK = "NBR_BENCH_MARK"
 
 @dataclass
 class Endings:
-    """What was measured, in seconds."""
+    """The measured durations, in seconds."""
 
     kills: dict[str, list[float]] = field(default_factory=dict)
     server_death: list[float] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Endings:
 
 
 def measure(rounds: int) -> Endings:
-    """Measure all of it."""
+    """Measure all durations."""
     found = Endings()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         server = start(Path(folder, "state"))
@@ -85,7 +85,7 @@ def _notebook(source: str) -> bytes:
 
 
 def running(stub: rpc.NotebookRunnerStub, source: str) -> str:
-    """Start a run of one cell, and return its id when its cell has said that all is there."""
+    """Start a run of one cell, and return its id when the cell reports that it is ready."""
     run = stub.Start(pb.StartRequest(notebook_content=_notebook(source))).run
     for event in stub.Progress(pb.ProgressRequest(run_id=run.run_id)):
         if event.HasField("cell_output"):
@@ -94,7 +94,7 @@ def running(stub: rpc.NotebookRunnerStub, source: str) -> str:
 
 
 def kill(stub: rpc.NotebookRunnerStub, run_id: str) -> float:
-    """Kill a run, and return how long the answer took, in seconds."""
+    """Kill a run, and return the duration of the call in seconds."""
     begin = time.perf_counter()
     answer = stub.Kill(pb.KillRequest(run_id=run_id, grace_period=Duration()))
     taken = time.perf_counter() - begin
@@ -104,7 +104,7 @@ def kill(stub: rpc.NotebookRunnerStub, run_id: str) -> float:
 
 
 def _server_death(state: Path) -> float:
-    """Kill the server while a run goes on, and return how long any process of it was there."""
+    """Kill the server during a run, and return the time until no process is left."""
     mark = uuid4().hex
     server = start(state, environment={MARK: mark})
     with grpc.insecure_channel(server.address) as channel:
@@ -137,7 +137,7 @@ def _restart(state: Path) -> float:
 
 
 def show(found: Endings) -> None:
-    """Print what was measured."""
+    """Print the durations."""
     kills = Table("tree", "median", "p99", "max", title="Kill to its answer, in milliseconds")
     for name, values in found.kills.items():
         numbers = statistics.median(values), percentile(values, 0.99), max(values)

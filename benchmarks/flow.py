@@ -1,4 +1,4 @@
-"""How late what happens is seen: by one client, by many; and how fast artefacts are read."""
+"""Measure the delay of events for one client and for many, and the throughput of artefacts."""
 
 import asyncio
 import io
@@ -26,7 +26,7 @@ MIB = 1024 * 1024
 
 
 def printed(service: Service, *, flush: bool, rounds: int) -> Figure:
-    """From a print in the kernel to the event that carries its line."""
+    """Measure the time from a print in the kernel to the event with its line."""
     figure = Figure(f"print(…, flush={flush}) to the client", "ms", 1000)
     for _ in track(range(rounds), description=figure.name):
         run = service.start(notebooks.written(notebooks.ticking(100, 0.02, flush=flush)))
@@ -39,7 +39,7 @@ def printed(service: Service, *, flush: bool, rounds: int) -> Figure:
 
 
 def deaths(service: Service, rounds: int) -> Figure:
-    """From the last line of a kernel that ends itself to the event that says how it ended."""
+    """Measure the time from the last line of a kernel that kills itself to the terminal event."""
     figure = Figure("a kernel's death to its terminal event", "ms", 1000)
     source = "import os, time\nprint(time.time_ns(), flush=True)\ntime.sleep(0.2)\n"
     source += "os.write(os.open('died', os.O_CREAT | os.O_WRONLY), str(time.time_ns()).encode()); os._exit(1)"
@@ -55,13 +55,13 @@ def deaths(service: Service, rounds: int) -> Figure:
 
 
 def late(at: float, event: pb.ProgressResponse) -> list[float]:
-    """How late each line of an event is, in seconds."""
+    """Return the delay of each line of an event, in seconds."""
     lines = event.cell_output.stream.text.splitlines() if event.HasField("cell_output") else []
     return [at - int(line.split()[0]) / 1e9 for line in lines]
 
 
 def many_readers(service: Service, address: str, seconds: int) -> tuple[Figure, Figure]:
-    """200 readers of one run with 50 events a second, with Kill and health called meanwhile."""
+    """Measure 200 readers of one run with 50 events a second, and Kill and health meanwhile."""
     figure, calls = (
         Figure(f"{READERS} readers, {RATE} lines a second", "ms", 1000),
         Figure("meanwhile", "ms", 1000),
@@ -99,7 +99,7 @@ async def _read_all(address: str, run_id: str) -> list[tuple[list[float], int]]:
 
 
 def _probe(address: str, figure: Figure, stop: threading.Event) -> None:
-    """Starts runs that would sleep for ever, and kills them."""
+    """Start runs that sleep forever, and kill them."""
     with grpc.insecure_channel(address) as channel:
         service, health = Service(rpc.NotebookRunnerStub(channel)), health_pb2_grpc.HealthStub(channel)
         while not stop.is_set():
@@ -114,7 +114,7 @@ def _probe(address: str, figure: Figure, stop: threading.Event) -> None:
 
 
 def _bare(size: int) -> float:
-    """Bytes a second of a server that answers every call with the same page: the limit."""
+    """Measure a bare server that answers every call with the same page: the upper bound."""
     command = [sys.executable, "-m", "benchmarks.bare"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         port = server.stdout.readline().strip() if server.stdout else ""
@@ -130,7 +130,7 @@ def _bare(size: int) -> float:
 
 
 def output(service: Service, megabytes: int, rounds: int) -> Figure:
-    """One reader of an executed notebook, in pages of 1 MiB."""
+    """Measure one reader of an executed notebook, in pages of 1 MiB."""
     figure = Figure("Output, one reader", "MB/s", 1e-6)
     run = service.start(notebooks.written(notebooks.large(10 * megabytes)))
     for _ in service.follow(run.run_id):

@@ -1,4 +1,4 @@
-"""What one server carries on a Dask cluster of 1, 2, 4 and 8 workers, and the lines through it."""
+"""Measure one server on a Dask cluster of 1, 2, 4 and 8 workers, and fit lines through the figures."""
 
 import asyncio
 import statistics
@@ -38,7 +38,7 @@ MIB = 1024 * 1024
 
 @dataclass
 class Crowd:
-    """What many workers cost that have no place for a run; units as in `Row`."""
+    """The cost of many workers without slots, in the units of `Row`."""
 
     workers: int
     server: float
@@ -48,25 +48,25 @@ class Crowd:
 
 @dataclass
 class Row:
-    """What was measured with so many workers; processor time in seconds for each second, memory in MiB.
+    """The figures for one number of workers; processor time in seconds per second, memory in MiB.
 
     Attributes:
-        workers: How many there were, with one slot each.
-        idle_server: What the server took when nothing ran.
-        idle_scheduler: What the scheduler took then.
-        rate: Runs a second that sleep two seconds.
-        rate_server: What the server took meanwhile.
-        rate_scheduler: What the scheduler took meanwhile.
-        readers: Streams that were followed at once.
-        events: Events that all of them got, a second.
-        late_median: From a print in the kernel to a reader, in seconds.
-        late_p99: The same, what 99 of 100 do not exceed.
-        readers_server: What the server took meanwhile.
-        lines: Lines that were printed a second, with one reader each.
-        lines_server: What the server took meanwhile.
-        server_memory: What the server had then.
-        scheduler_memory: What the scheduler had then.
-        worker_memory: What all processes of one worker had then, in the mean.
+        workers: Number of workers, with one slot each.
+        idle_server: Processor time of the server without runs.
+        idle_scheduler: Processor time of the scheduler without runs.
+        rate: Runs per second, each of which sleeps two seconds.
+        rate_server: Processor time of the server meanwhile.
+        rate_scheduler: Processor time of the scheduler meanwhile.
+        readers: Number of concurrent streams.
+        events: Events per second to all of them.
+        late_median: Median time from a print in the kernel to a reader, in seconds.
+        late_p99: The 99th percentile of the same.
+        readers_server: Processor time of the server meanwhile.
+        lines: Printed lines per second, with one reader for each run.
+        lines_server: Processor time of the server meanwhile.
+        server_memory: Memory of the server with all readers.
+        scheduler_memory: Memory of the scheduler then.
+        worker_memory: Mean memory of all processes of one worker then.
     """
 
     workers: int
@@ -88,7 +88,7 @@ class Row:
 
 
 def measure() -> tuple[list[Row], list[Crowd]]:
-    """Measures with one server, and a cluster that grows."""
+    """Measure one server on a growing cluster."""
     rows, crowds = [], []
     with clustered(1) as cluster:
         options = ("--executor", cluster.executor, "--queue", str(RUNS_EACH * WORKERS[-1]))
@@ -111,7 +111,7 @@ def _crowd(server: Server, cluster: Cluster) -> Crowd:
 
 def _row(server: Server, cluster: Cluster, one: Service, workers: int) -> Row:
     row = Row(workers)
-    # The kernels of new workers, and the imports of a first run.
+    # Let new workers start their kernels, and a first run import its modules.
     _runs(one, workers, workers)
     time.sleep(IDLE_SECONDS / 2)
     pids = (server.pid, cluster.scheduler.pid)
@@ -125,15 +125,15 @@ def _row(server: Server, cluster: Cluster, one: Service, workers: int) -> Row:
 
 
 def _runs(one: Service, workers: int, count: int) -> None:
-    """Runs that sleep, as many at once as there are workers."""
+    """Measure runs that sleep, as many at once as the cluster has workers."""
     data = notebooks.written(notebooks.of([f"import time; time.sleep({SLEEP_SECONDS})"]))
     with ThreadPoolExecutor(workers + 1) as pool:
-        # One more than there are workers: a slot that is free does not wait for a caller.
+        # One more than the number of workers, so that a free slot does not wait for a caller.
         list(pool.map(lambda _: list(one.follow(one.start(data).run_id)), range(count)))
 
 
 def _shares(pids: tuple[int, ...], work: Callable[[], object]) -> list[float]:
-    """What processes take while something is done, as a share of one processor each."""
+    """Measure the processor time of processes within the context, as a share of one processor each."""
     before, begin = [_processor_seconds(pid) for pid in pids], time.perf_counter()
     work()
     taken = time.perf_counter() - begin
@@ -141,12 +141,12 @@ def _shares(pids: tuple[int, ...], work: Callable[[], object]) -> list[float]:
 
 
 def _processor_seconds(pid: int) -> float:
-    """What a process has taken, by the clock that Linux has for it: /proc counts hundredths only."""
+    """Return the processor time of a process from its Linux clock, because /proc counts only hundredths."""
     return time.clock_gettime(~pid << 3 | 2)
 
 
 def _read(server: Server, cluster: Cluster, one: Service, row: Row) -> None:
-    """Follows a run on each worker, by one reader and by many; none of them may miss anything."""
+    """Follow a run on each worker with one reader and with many, and check that none misses an event."""
     row.lines_server, taken, _ = _followed(server, cluster, one, row, 1)
     row.lines = LINES * row.workers / taken
     row.readers_server, taken, streams = _followed(server, cluster, one, row, READERS_EACH)
@@ -162,7 +162,7 @@ Stream = list[tuple[float, pb.ProgressResponse]]
 def _followed(
     server: Server, cluster: Cluster, one: Service, row: Row, readers: int
 ) -> tuple[float, float, list[Stream]]:
-    """What the server took while runs were followed, how long that was, and what each reader got."""
+    """Return the server's processor time while runs were followed, the duration, and each reader's events."""
     data = notebooks.written(notebooks.ticking(LINES, PAUSE, flush=True))
     runs = [one.start(data).run_id for _ in range(row.workers)]
     before, begin = _processor_seconds(server.pid), time.perf_counter()
@@ -177,14 +177,14 @@ def _followed(
 async def _read_all(
     server: Server, cluster: Cluster, runs: list[str], readers: int, row: Row
 ) -> list[Stream]:
-    """What every reader got; the memory when half of it was there is noted."""
+    """Return the events of every reader, and record the memory after half of them."""
 
     async def read(stub: Any, run_id: str) -> Stream:
         request = pb.ProgressRequest(run_id=run_id)
         return [(time.time(), event) async for event in stub.Progress(request, timeout=READY_SECONDS)]
 
     async def read_run(run_id: str) -> list[Stream]:
-        # A connection has a most of streams, and channels of one process share one if nobody says otherwise.
+        # A connection has a maximum of streams, and by default the channels of a process share one.
         alone = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(server.address, alone) as channel:
             stub = rpc.NotebookRunnerStub(channel)
@@ -218,7 +218,7 @@ LINES_THROUGH = (
 
 
 def fitted(rows: list[Row]) -> dict[str, tuple[float, float]]:
-    """What each line through the figures begins with, and what one more adds: least squares."""
+    """Return intercept and slope of the line through each figure, by least squares."""
     found = {}
     for name, x, y in LINES_THROUGH:
         line = statistics.linear_regression(
@@ -229,16 +229,16 @@ def fitted(rows: list[Row]) -> dict[str, tuple[float, float]]:
 
 
 def record(rows: list[Row], crowds: list[Crowd]) -> dict[str, Any]:
-    """All of it, for a file."""
+    """Return all figures, for a file."""
     return {"rows": list(map(asdict, rows)), "crowds": list(map(asdict, crowds)), "fitted": fitted(rows)}
 
 
 def show(rows: list[Row], crowds: list[Crowd]) -> None:
-    """Prints the table and the lines."""
+    """Print the table and the lines."""
     console = Console(width=110)
     console.print(_table(rows))
     best = min(row.rate / row.workers / rows[0].rate for row in rows)
-    console.print(f"  {best:.2f} of n times one worker's runs a second, the least (goal: at least 0.8)")
+    console.print(f"  {best:.2f} of n times one worker's runs a second, minimum (goal: at least 0.8)")
     lines = Table("what", "begins with", "each", title="Lines through them (seconds or MiB)")
     for name, (intercept, slope) in fitted(rows).items():
         lines.add_row(name, f"{intercept:.4g}", f"{slope:.4g}")
@@ -252,7 +252,7 @@ def _table(rows: list[Row]) -> Table:
     one = rows[0].rate
     shown: dict[str, list[str]] = {
         "runs a second that sleep 2 s": [f"{row.rate:.2f}" for row in rows],
-        "of n times one worker's": [f"{row.rate / row.workers / one:.2f}" for row in rows],
+        "relative to n times one worker": [f"{row.rate / row.workers / one:.2f}" for row in rows],
         "server, scheduler meanwhile, %": [
             f"{100 * row.rate_server:.1f}, {100 * row.rate_scheduler:.1f}" for row in rows
         ],
@@ -262,7 +262,7 @@ def _table(rows: list[Row]) -> Table:
         "lines a second, one reader each": [f"{row.lines:.0f}" for row in rows],
         "server meanwhile, % ": [f"{100 * row.lines_server:.1f}" for row in rows],
         "readers at once": [str(row.readers) for row in rows],
-        "events a second to them": [f"{row.events:.0f}" for row in rows],
+        "events a second to all of them": [f"{row.events:.0f}" for row in rows],
         "late, median and p99, ms": [
             f"{1000 * row.late_median:.1f}, {1000 * row.late_p99:.1f}" for row in rows
         ],

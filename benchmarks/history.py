@@ -1,4 +1,4 @@
-"""Histories of runs that have ended, written straight into the store."""
+"""Write histories of ended runs directly into the store."""
 
 import asyncio
 import os
@@ -18,12 +18,12 @@ FOR_EVER = 4 * 10**18
 
 
 def fill(state: Path, runs: int, events: int = 8) -> None:
-    """Write a history of ended runs, each with so many events and a folder.
+    """Write a history of ended runs, each with events and a folder.
 
     Args:
-        state: The state folder, which is made.
-        runs: How many.
-        events: How many each has.
+        state: The state folder to create.
+        runs: Number of runs.
+        events: Number of events of each run.
     """
     state.mkdir()
     with sqlite3.connect(state / "notebook-runner.db", isolation_level=None) as db:
@@ -53,14 +53,14 @@ def _insert(db: sqlite3.Connection, run_id: str, count: int) -> None:
 
 
 async def grow(state: Path, lines: int) -> float:
-    """Have each run of a history print lines, all runs at once, one line after the other was durable.
+    """Append lines to all runs of a history at once, each line after the run's previous one is durable.
 
     Args:
         state: The state folder.
-        lines: How many each prints.
+        lines: Number of lines of each run.
 
     Returns:
-        How long that took, in seconds.
+        The duration in seconds.
     """
     store = Store(state)
     await store.open()

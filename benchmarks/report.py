@@ -1,4 +1,4 @@
-"""Turns samples into tables and a chart for people, and a file for programs."""
+"""Turn samples into tables and a chart for people, and a file for programs."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ PACKAGES = (
 
 @dataclass
 class Goal:
-    """What was to be reached, at least or at most, and what was."""
+    """A goal, as a minimum or maximum, and the measured value."""
 
     text: str
     wanted: float
@@ -40,7 +40,7 @@ class Goal:
 
     @property
     def reached(self) -> bool:
-        """Whether it was."""
+        """Whether the goal was reached."""
         return self.found <= self.wanted if self.at_most else self.found >= self.wanted
 
     @override
@@ -53,7 +53,7 @@ class Goal:
 
 @dataclass
 class Figure:
-    """Something that was measured, by name of who did it; in units, so many to one of what was counted."""
+    """The samples of one figure by competitor, in units of 1/`scale` of what was measured."""
 
     name: str
     unit: str
@@ -62,30 +62,30 @@ class Figure:
     goals: list[Goal] = field(default_factory=list)
 
     def add(self, who: str, *values: float) -> None:
-        """Notes values."""
+        """Add samples of a competitor."""
         self.samples.setdefault(who, []).extend(value * self.scale for value in values)
 
     def median(self, who: str) -> float:
-        """The median of somebody's values."""
+        """Return the median of a competitor's samples."""
         return statistics.median(self.samples[who])
 
     def p99(self, who: str) -> float:
-        """What 99 of 100 values of somebody do not exceed; of fewer than 100: the largest."""
+        """Return the 99th percentile of a competitor's samples; of fewer than 100, the largest."""
         return percentile(self.samples[who], 0.99)
 
     def ratio(self, who: str) -> float:
-        """How many times as much as this service somebody's median is."""
+        """Return the ratio of a competitor's median to this service's."""
         return self.median(who) / self.median(NAME)
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value that this share of all values does not exceed."""
+    """Return the value that this share of all values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def show(figures: list[Figure]) -> None:
-    """Prints every figure."""
+    """Print every figure."""
     console = Console(width=110)
     for figure in figures:
         title = f"{figure.name}, {figure.unit}" if figure.unit else figure.name
@@ -100,7 +100,7 @@ def show(figures: list[Figure]) -> None:
 
 
 def save(figures: list[Figure], more: dict[str, Any], folder: Path) -> None:
-    """Writes all numbers, also the single ones, and the chart."""
+    """Write all numbers, including single samples, and the chart."""
     folder.mkdir(parents=True, exist_ok=True)
     document = {
         "machine": {
@@ -119,7 +119,7 @@ def save(figures: list[Figure], more: dict[str, Any], folder: Path) -> None:
 
 
 def _draw(figures: list[Figure], path: Path) -> None:
-    """One row of bars for each notebook that all competitors executed."""
+    """Draw one row of bars for each notebook that all competitors executed."""
     shown = [figure for figure in figures if len(figure.samples) > 3]
     if not shown:
         return

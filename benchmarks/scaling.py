@@ -1,4 +1,4 @@
-"""What one item costs where there are few and where there are many: the work is linear."""
+"""Measure the cost of one item among few and among many, to show that the work is linear."""
 
 import asyncio
 import tempfile
@@ -27,7 +27,7 @@ Rows = list[tuple[str, int, float]]
 
 
 def measure() -> Rows:
-    """Measures everything at three sizes: what, how many items, and seconds for all of them."""
+    """Measure everything at three sizes: name, number of items, and seconds for all of them."""
     rows: Rows = []
     parts: list[tuple[str, Callable[[int], float], tuple[int, ...]]] = [
         ("Start of a notebook, a cell", _cells, (500, 5_000, 50_000)),
@@ -56,7 +56,7 @@ def _served(runs: int = 0, events: int = 8) -> Iterator[Service]:
 
 
 def _best(work: Callable[[], object]) -> float:
-    """Seconds for something, the least of some times: what else the machine does is left out."""
+    """Return the shortest duration of several tries in seconds, to leave out other work of the machine."""
     taken = []
     for _ in range(REPEATS):
         begin = time.perf_counter()
@@ -121,7 +121,7 @@ def _restart(runs: int) -> float:
 
 
 def _lines(runs: int) -> float:
-    """Seconds until each of the runs has a line more in the history; each prints one after the other."""
+    """Return the mean seconds for a durable line in each of the runs, which print in parallel."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         state = Path(folder, "state")
         history.fill(state, runs)
@@ -129,7 +129,7 @@ def _lines(runs: int) -> float:
 
 
 def show(rows: Rows) -> None:
-    """Prints all of it."""
+    """Print the table."""
     table = Table(
         "what", "how many", "all, ms", "each, µs", title="Cost of an item, the least of three times"
     )

@@ -1,4 +1,4 @@
-"""Servers of the benchmark's own."""
+"""Start servers for the benchmark."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SECONDS = 60.0
 
 
 class Server:
-    """A server that runs, and its log as it comes."""
+    """A running server, with its log."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -29,7 +29,7 @@ class Server:
         self.address = str(self.wait_for("serving")["address"])
 
     def wait_for(self, event: str) -> dict[str, Any]:
-        """Waits for a line of the log, and gives it."""
+        """Wait for a log line, and return it."""
 
         def found() -> dict[str, Any] | None:
             return next((entry for entry in self._entries if entry["event"] == event), None)
@@ -38,7 +38,7 @@ class Server:
             self._changed.wait_for(lambda: found() or self._ended, SECONDS)
             if entry := found():
                 return entry
-        raise RuntimeError(f"the server did not say {event!r}: {self._entries[-5:]}")
+        raise RuntimeError(f"the server did not log {event!r}: {self._entries[-5:]}")
 
     def _read(self) -> None:
         for line in self.process.stderr or ():
@@ -51,14 +51,14 @@ class Server:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Ends the server in order."""
+        """Stop the server in order."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(SECONDS)
 
 
 @contextmanager
 def served(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Starts a server with its defaults on a free port, yields it, and stops it."""
+    """Start a server with default settings on a free port, yield it, and stop it."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         server = start(Path(folder, "state"), *options, environment=environment)
         try:
@@ -68,7 +68,7 @@ def served(*options: str, environment: Mapping[str, str] | None = None) -> Itera
 
 
 def start(state: Path, *options: str, environment: Mapping[str, str] | None = None) -> Server:
-    """Starts a server on a free port; gives it when it serves."""
+    """Start a server on a free port, and return it when it serves."""
     command = [str(PROGRAM), "--listen", "127.0.0.1:0", "--state-dir", str(state), *options]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}

@@ -1,4 +1,4 @@
-"""One execution of a notebook by this service, through gRPC, timed."""
+"""Time one execution of a notebook by this service, over gRPC."""
 
 import time
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ NAME = "this service"
 
 
 class Service:
-    """Executes notebooks by a server.
+    """Execute notebooks on a server.
 
     Args:
-        stub: To the server.
+        stub: The stub for the server.
     """
 
     def __init__(self, stub: rpc.NotebookRunnerStub) -> None:
         self.stub = stub
 
     def __call__(self, node: NotebookNode) -> Sample:
-        """From the call of Start until the terminal event is here."""
+        """Measure the time from the call of Start to the terminal event."""
         data = written(node)
         begin = time.perf_counter()
         run = self.start(data)
@@ -35,26 +35,26 @@ class Service:
         return Sample(seconds, outputs(read(self.notebook(run.run_id))), last - first)
 
     def start(self, notebook: bytes) -> pb.Run:
-        """Starts a run."""
+        """Start a run."""
         return self.stub.Start(pb.StartRequest(notebook_content=notebook), timeout=SECONDS).run
 
     def follow(self, run_id: str) -> Iterator[tuple[float, pb.ProgressResponse]]:
-        """Every event, with the time at which it came, in seconds of the system's clock."""
+        """Yield every event with its arrival time, in seconds of the system's clock."""
         for event in self.stub.Progress(pb.ProgressRequest(run_id=run_id), timeout=SECONDS):
             yield time.time(), event
         if event.run_changed.state != pb.RUN_STATE_SUCCEEDED:
             raise RuntimeError(f"the run did not succeed: {event}")
 
     def notebook(self, run_id: str) -> bytes:
-        """The executed notebook."""
+        """Return the executed notebook."""
         return b"".join(self.pages(run_id))
 
     def artefact(self, run_id: str, to: str) -> bytes:
-        """What came of a run, in a format."""
+        """Return the result of a run in a format."""
         return b"".join(self.pages(run_id, to=to))
 
     def pages(self, run_id: str, page: int = 0, to: str = "") -> Iterator[bytes]:
-        """An artefact, page by page of so many bytes (0: as many as the server likes)."""
+        """Read an artefact page by page, with pages of this many bytes (0: the server's default)."""
         request = pb.OutputRequest(run_id=run_id, max_bytes=page, format=to)
         while True:
             answer = self.stub.Output(request, timeout=SECONDS)

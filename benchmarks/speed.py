@@ -1,4 +1,4 @@
-"""How long a notebook takes by this service and by each competitor, in turns; equal outputs are checked."""
+"""Measure notebooks with this service and each competitor, in turns, and check that the outputs are equal."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from benchmarks.competitors import OTHERS, Competitor, Sample, nbclient
 from benchmarks.report import Figure, Goal
 from benchmarks.service import NAME, Service
 
-# Before an execution is timed alone, what the one before left to do has this long to be done.
+# A pause before each single execution, in which the work that the previous one left behind can finish.
 SETTLE_SECONDS = 0.5
 PER_ROUND = 6
 IN_A_ROW = 10
@@ -22,7 +22,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def one_cell(service: Service, rounds: int) -> Figure:
-    """A notebook of one cell, each time on a machine at rest."""
+    """Measure a notebook of one cell, each time on an idle machine."""
     figure = Figure("one cell", "ms", 1000)
     _execute(service, notebooks.small(1), figure, rounds, "one cell", PER_ROUND)
     figure.goals = [
@@ -34,14 +34,14 @@ def one_cell(service: Service, rounds: int) -> Figure:
 
 
 def many_cells(service: Service, cells: int, rounds: int) -> tuple[Figure, Figure]:
-    """Notebooks of many small cells: the whole time, and the time of the cells alone."""
+    """Measure notebooks of many small cells: the total time, and the time of the cells alone."""
     whole, alone = Figure(f"{cells} small cells", "ms", 1000), Figure(f"each of {cells} cells", "ms", 1000)
 
     def note(name: str, sample: Sample) -> None:
         if sample.cells:
             alone.add(name, sample.cells / cells)
 
-    # It writes the whole notebook after each cell, and takes 45 s for 500.
+    # papermill writes the complete notebook after each cell, and takes 45 s for 500.
     without = ["papermill API", "papermill command"] if cells > MOST_FOR_PAPERMILL else []
     _execute(service, notebooks.small(cells), whole, rounds, f"{cells} cells", note=note, without=without)
     ratio = 1 / alone.ratio("jupyter_client loop")
@@ -50,7 +50,7 @@ def many_cells(service: Service, cells: int, rounds: int) -> tuple[Figure, Figur
 
 
 def large_outputs(service: Service, rounds: int) -> Figure:
-    """100 cells that print 100 KB each."""
+    """Measure 100 cells that print 100 KB each."""
     figure = Figure("100 cells of 100 KB output", "ms", 1000)
     _execute(service, notebooks.large(100), figure, rounds, "large outputs")
     figure.goals = [
@@ -82,13 +82,13 @@ def _execute(
                 sample = sides[name](node)
                 expected = expected or sample.outputs
                 if sample.outputs != expected:
-                    raise RuntimeError(f"{name} gave other outputs")
+                    raise RuntimeError(f"{name} produced other outputs")
                 figure.add(name, sample.seconds)
                 note(name, sample)
 
 
 def back_to_back(service: Service, server: int, rounds: int) -> tuple[Figure, Figure]:
-    """Notebooks of one cell, one right after the other: runs a second, and their processor time."""
+    """Measure notebooks of one cell in immediate sequence: runs per second, and processor time."""
     rate, processor = Figure("one-cell runs a second", "", 1), Figure("processor time of a run", "ms", 1000)
     node = notebooks.small(1)
     sides: dict[str, Competitor] = {NAME: service, "nbclient": nbclient}
@@ -99,7 +99,7 @@ def back_to_back(service: Service, server: int, rounds: int) -> tuple[Figure, Fi
             for _ in range(IN_A_ROW):
                 side(node)
             rate.add(name, IN_A_ROW / (time.perf_counter() - begin))
-            # The kernel for the next run is part of the price of this one.
+            # The warm kernel for the next run is part of the cost of this one.
             time.sleep(2 * SETTLE_SECONDS)
             processor.add(name, (_processor_seconds(server) - before) / IN_A_ROW)
     rate.goals = [Goal("times nbclient's", 4, 1 / rate.ratio("nbclient"))]
@@ -109,7 +109,7 @@ def back_to_back(service: Service, server: int, rounds: int) -> tuple[Figure, Fi
 
 
 def _processor_seconds(server: int) -> float:
-    """What this process, the server, and all that they started have taken so far."""
+    """Return the processor time of this process, the server, and all of their children."""
     own = os.times()
     total = own.user + own.system + own.children_user + own.children_system
     for pid in tree(server):
@@ -119,7 +119,7 @@ def _processor_seconds(server: int) -> float:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all below it."""
+    """Return a process and all of its descendants."""
     found = [pid]
     for one in found:
         for task in Path(f"/proc/{one}/task").iterdir():

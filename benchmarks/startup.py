@@ -1,4 +1,4 @@
-"""How long a server takes to serve, and to be warm; what it takes when it is idle."""
+"""Measure the time until a server serves and until it is warm, and its idle memory."""
 
 import statistics
 import tempfile
@@ -16,7 +16,7 @@ IDLE_SECONDS = 3.0
 
 
 def measure(rounds: int) -> list[Figure]:
-    """Starts servers, with warm kernels and without."""
+    """Start servers, with warm kernels and without."""
     serving, warm = (
         Figure("process start to SERVING", "s", 1),
         Figure("process start to a warm kernel", "s", 1),
@@ -44,6 +44,6 @@ def measure(rounds: int) -> list[Figure]:
 
 
 def proportional(pid: int) -> float:
-    """The memory of a process in bytes, of what it shares its share."""
+    """Return the proportional memory of a process in bytes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))

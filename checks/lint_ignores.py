@@ -1,6 +1,6 @@
-"""Checks that ruff's rules on security hold for all code: an ignore of one is on its line and says why.
+"""Check that every ignore of a security rule of ruff is on the line that needs it, with a reason.
 
-ruff itself finds an ignore that is no longer needed (RUF100).
+ruff itself reports an ignore that is no longer needed (RUF100).
 """
 
 import re
@@ -14,12 +14,12 @@ FOLDERS = ["benchmarks", "checks", "client", "docsite", "examples", "server", "t
 IGNORE = re.compile(r"# noqa: (?P<codes>[A-Z0-9]+(, [A-Z0-9]+)*)(?P<reason> - \w.*)?")
 IGNORE_ALL = re.compile(r"#\s*(noqa(?!:)|ruff: noqa)")
 IS_SECURITY = re.compile(r"\bS\d*\b")
-# Asserts are what tests are made of, and tests, benchmarks and examples start the project's own programs.
+# Tests consist of asserts, and tests, benchmarks and examples start the project's own programs.
 ALLOWED = {"tests/**": {"S101", "S603"}, "benchmarks/**": {"S603"}, "examples/**": {"S101", "S603"}}
 
 
 def sources() -> Iterator[Path]:
-    """Yield every program of the project, except generated ones and this one, which has the patterns."""
+    """Yield every source file, except generated ones and this one, which contains the patterns."""
     for folder in FOLDERS:
         for path in sorted((REPOSITORY / folder).rglob("*.py")):
             if "v1" not in path.parts and path != Path(__file__).resolve():
@@ -27,7 +27,7 @@ def sources() -> Iterator[Path]:
 
 
 def faults_of_lines() -> Iterator[str]:
-    """Yield the lines that ignore every rule, or one on security without a reason."""
+    """Yield the lines that ignore every rule, or a security rule without a reason."""
     for path in sources():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             place = f"{path.relative_to(REPOSITORY)}:{number}"
@@ -39,7 +39,7 @@ def faults_of_lines() -> Iterator[str]:
 
 
 def faults_of_settings() -> Iterator[str]:
-    """Yield the rules on security that pyproject.toml ignores in whole folders."""
+    """Yield the security rules that pyproject.toml ignores in whole folders."""
     lint = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["lint"]
     if lint["select"] != ["ALL"]:
         yield "pyproject.toml: tool.ruff.lint.select is not ['ALL']"

@@ -1,9 +1,9 @@
-"""Mutation testing of the modules that only compute: the score of each, and the mutants that survive.
+"""Run mutation tests on the modules that only compute, and print scores and surviving mutants.
 
 mutmut changes one thing at a time and runs the tests that reach it; `[tool.mutmut]` in pyproject.toml names
-modules and tests, docs/testing.md says what the survivors are. mutmut expects packages and tests side by
-side, so it works in a folder that has links to them, and keeps there what it found: only what has changed
-since, and what survived, is tried again. Arguments are patterns of mutants (`*.runs.updates.*`).
+modules and tests, and docs/testing.md explains the survivors. mutmut expects packages and tests side by side,
+so it works in a folder with links to them. It keeps its results there, and tries only changed code and
+surviving mutants again. Arguments are patterns of mutants (`*.runs.updates.*`).
 """
 
 import json
@@ -23,12 +23,12 @@ LINKS = {
     "tests": "tests",
 }
 LEAST_SCORE = 0.9
-# How pytest ended under a mutant, as mutmut keeps it: a test failed, pytest failed, a test did not end.
+# Exit codes of pytest for a killed mutant: a test failed, pytest failed, a test did not end.
 KILLED = {1, 3, 24, -24, 36, 152, 255}
 
 
 def outcomes() -> Iterator[tuple[Path, dict[str, int | None]]]:
-    """Yield each module's file, and how pytest ended under each of its mutants; None: it was not tried."""
+    """Yield each module's file, and pytest's exit code for each of its mutants (None: not tried)."""
     for path in sorted((FOLDER / "mutants").rglob("*.py.meta")):
         codes: dict[str, int | None] = json.loads(path.read_text())["exit_code_by_key"]
         if codes:
@@ -36,7 +36,7 @@ def outcomes() -> Iterator[tuple[Path, dict[str, int | None]]]:
 
 
 def forget_survivors() -> None:
-    """Have mutmut try again what survived: a test may have been added."""
+    """Make mutmut try surviving mutants again, because a test may have been added."""
     for path, codes in outcomes():
         document = json.loads(path.read_text())
         document["exit_code_by_key"] = {
@@ -46,7 +46,7 @@ def forget_survivors() -> None:
 
 
 def run(*patterns: str) -> None:
-    """Run mutmut on the mutants that match."""
+    """Run mutmut on the mutants that match the patterns."""
     FOLDER.mkdir(exist_ok=True)
     for name, source in LINKS.items():
         link = FOLDER / name
@@ -58,7 +58,7 @@ def run(*patterns: str) -> None:
 
 
 def report() -> str | None:
-    """Print scores and survivors; return what is wrong with them, None: nothing."""
+    """Print scores and survivors, and return an error message if a score is too low."""
     survivors: list[str] = []
     too_low: list[str] = []
     for path, codes in outcomes():

@@ -1,7 +1,4 @@
-"""Checks that the repository stands alone: no file names a path above its root, or a path of one machine.
-
-A clone has nothing beside it.
-"""
+"""Check that no file names a path above the repository's root, or a path of one machine."""
 
 from __future__ import annotations
 
@@ -16,16 +13,16 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parents[1]
 
-# Folders in which people and CI systems keep checkouts, data and tools of their own.
+# Folders in which people and CI systems keep their checkouts, data and tools.
 _MACHINE = re.compile(
     r"(?<![\w./~})*+-])(/(?:builds|home|media|mnt|opt|root|srv|Users|work|workspaces?)/[\w.-]+)"
 )
 _OF_THE_PROJECT = {
     "/home/notebook-runner",  # the user in the image
     "/home/somebody",  # an example in tests
-    "/opt/build",  # of the image, while it is built
-    "/opt/notebook-runner",  # of the image
-    "/opt/other",  # an example for images that add to this one
+    "/opt/build",  # in the image, while it is built
+    "/opt/notebook-runner",  # in the image
+    "/opt/other",  # an example for images based on this one
 }
 _PATHS = re.compile(r"[\w.+@~/-]*\.\.[\w.+@~/-]*")
 _UPWARDS = re.compile(r"parent|dirname|\.\.")
@@ -34,14 +31,14 @@ _SOURCES = ("", "client", "server")
 
 
 def repository_files(root: Path) -> list[PurePosixPath]:
-    """Return the files of the repository, also those that are not committed yet."""
+    """Return the files of the repository, including those that are not committed yet."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=root, check=True, capture_output=True).stdout  # noqa: S603 - git of PATH
     return [PurePosixPath(os.fsdecode(name)) for name in sorted(set(listed.split(b"\0"))) if name]
 
 
 def findings(root: Path, names: Iterable[PurePosixPath]) -> Iterator[str]:
-    """Yield a line for each path that leads out of the root, or that belongs to one machine."""
+    """Yield a line for each path that leads out of the repository, or that belongs to one machine."""
     modules = _Modules(root)
     for name in names:
         path = root / name
@@ -77,7 +74,7 @@ def _leaves(name: PurePosixPath, line: str, match: re.Match[str]) -> bool:
         return False  # a URI's, or an ellipsis
     if path.startswith("/") and not re.match(r"""[)}"']""", before):
         return False  # absolute
-    # What is behind a variable is seen from the file; scripts of CI change to the root.
+    # A path after a variable is relative to the file; scripts of CI change to the root.
     from_root = name.parts[0] == ".ci" and not path.startswith("/")
     return _is_outside(posixpath.join("" if from_root else name.parent, path.lstrip("/")))
 
@@ -109,7 +106,7 @@ class _Modules:
         return self._trees[name]
 
     def _names(self, name: PurePosixPath) -> dict[str, str]:
-        """Return the constants of a module that are paths, those that it imports among them."""
+        """Return the constants of a module that are paths, including imported ones."""
         if name not in self._constants:
             found = self._constants[name] = {}
             for node in self._tree(name).body:
@@ -134,7 +131,7 @@ class _Modules:
         return next((file for file in candidates if (self._root / file).is_file()), None)
 
     def _value(self, name: PurePosixPath, node: ast.expr) -> str | None:
-        """Return the path of an expression that builds on `__file__`, relative to the root."""
+        """Return the path of an expression that is derived from `__file__`, relative to the root."""
         if isinstance(node, ast.Name):
             return str(name) if node.id == "__file__" else self._names(name).get(node.id)
         inner, parts = _call(node) if isinstance(node, ast.Call) else _step(node)
@@ -146,7 +143,7 @@ class _Modules:
 
 
 def _step(node: ast.expr) -> tuple[ast.expr | None, list[str]]:
-    """Return the expression on which a path builds, and the parts that it adds."""
+    """Return the expression that a path is derived from, and the parts that the path adds."""
     match node:
         case ast.Attribute(value=inner, attr="parent"):
             return inner, [".."]
@@ -160,7 +157,7 @@ def _step(node: ast.expr) -> tuple[ast.expr | None, list[str]]:
 
 
 def _call(node: ast.Call) -> tuple[ast.expr | None, list[str]]:
-    """Return the same of a call."""
+    """Return the same for a call."""
     match node.func, node.args:
         case (ast.Attribute(value=inner, attr="resolve" | "absolute"), []):
             return inner, []

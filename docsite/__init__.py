@@ -1,1 +1,1 @@
-"""Makes pages of the site from the sources, when it is built; nothing of them is committed."""
+"""Generate pages of the documentation from the sources when the site is built; none of them is committed."""

@@ -1,4 +1,4 @@
-"""Makes the page of the command line from what its commands say of themselves."""
+"""Generate the page of the command line from the help of its commands."""
 
 from __future__ import annotations
 

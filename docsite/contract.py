@@ -1,4 +1,4 @@
-"""Makes the page of the contract from its file: calls, messages and enumerations, with their comments."""
+"""Generate the page of the contract from its file: calls, messages and enumerations, with their comments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROTO = "notebook_runner/v1/notebook_runner.proto"
 BUF = Path(sys.executable).with_name("buf")
 
-# The numbers of these fields in descriptor.proto make the paths by which comments are found.
+# Paths to comments consist of the numbers of these fields in descriptor.proto.
 _FILE = descriptors.FileDescriptorProto
 _PACKAGE, _MESSAGES = _FILE.PACKAGE_FIELD_NUMBER, _FILE.MESSAGE_TYPE_FIELD_NUMBER
 _ENUMS, _SERVICES, _SYNTAX = (
@@ -46,7 +46,7 @@ def described() -> descriptors.FileDescriptorProto:
 
 
 class _Contract:
-    """The contract's descriptor, with what its comments say."""
+    """The contract's descriptor, with its comments."""
 
     def __init__(self, file: descriptors.FileDescriptorProto) -> None:
         self._file = file
@@ -88,7 +88,7 @@ class _Contract:
             )
             parts.append(table(["field", "type", "meaning"], rows))
         else:
-            parts.append("It has no fields.")
+            parts.append("This message has no fields.")
         return "\n\n".join(parts)
 
     def _meaning(self, message: _Message, place: int, number: int) -> str:
@@ -122,7 +122,7 @@ def _type_name(field: _Field) -> str:
 
 
 def _linked(type_name: str) -> str:
-    """Return a type's name, as a link where the type is the contract's own."""
+    """Return a type's name, as a link if the contract defines the type."""
     package, _, name = type_name.removeprefix(".").rpartition(".")
     if package.startswith("google.protobuf"):
         return f"`{package}.{name}`"
@@ -130,6 +130,6 @@ def _linked(type_name: str) -> str:
 
 
 def _with_links(text: str) -> str:
-    """Link each reason of an error to where it is explained."""
+    """Link each reason of an error to its explanation."""
     named = "|".join(sorted(reasons(), key=len, reverse=True))
     return re.sub(rf"\b({named})\b", lambda found: f"[{found[1]}](errors.md#{found[1].lower()})", text)

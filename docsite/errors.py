@@ -1,4 +1,4 @@
-"""Makes the page of errors from the server's tree of reasons and the client's of exceptions."""
+"""Generate the page of errors from the server's tree of reasons and the client's tree of exceptions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _row(kind: type[RunnerError], status: grpc.StatusCode) -> tuple[str, str, st
     name = type(raised).__name__
     meaning = (inspect.getdoc(kind) or "").partition("\n\n")[0]
     return (
-        # The link's target is the reason in small letters.
+        # The anchor is the reason in lower case.
         f"`{kind.reason}`{{ #{kind.reason.lower()} }}",
         meaning,
         f"[`{name}`](python.md#notebook_runner.{name})",
@@ -62,7 +62,7 @@ def _row(kind: type[RunnerError], status: grpc.StatusCode) -> tuple[str, str, st
 
 
 class _Answer(grpc.RpcError):
-    """A call that ended with a reason, as the client's gRPC raises it."""
+    """A failed call with a reason, as gRPC raises it in the client."""
 
     def __init__(self, status: grpc.StatusCode, reason: str) -> None:
         super().__init__()
@@ -86,10 +86,10 @@ class _Answer(grpc.RpcError):
 
 
 def _tree() -> str:
-    """Return the tree that the client's module of errors draws, and what it says of it."""
+    """Return the tree in the docstring of the client's errors, with the text around it."""
     text = inspect.getdoc(client_errors) or ""
     intro, _, rest = text.partition("::\n\n")
     drawing, _, after = rest.partition("\n\n")
     if RpcFailed.__name__ not in drawing:
-        raise ValueError("the docstring of the client's errors draws no tree")
+        raise ValueError("the docstring of notebook_runner.errors contains no tree of exceptions")
     return f"{intro.strip()}\n\n```text\n{inspect.cleandoc(drawing)}\n```\n\n{after.strip()}"

@@ -1,4 +1,4 @@
-"""What MkDocs calls while it builds the site."""
+"""Hooks that MkDocs calls while it builds the site."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from docsite import commands, contract, errors, python, repository, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A page says `<!-- generated: NAME -->` where its generated part belongs.
+# A page contains `<!-- generated: NAME -->` in place of its generated part.
 _MARK = re.compile(r"^<!-- generated: ([a-z]+) -->$", re.MULTILINE)
 _GENERATORS = {
     "commands": commands.markdown,
@@ -31,6 +31,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - MkDocs names them
-    """Put generated parts into a page, and point its links at where the site has the files."""
+    """Insert generated parts into a page, and adapt its links to the site."""
     whole = _MARK.sub(lambda mark: _GENERATORS[mark[1]](), markdown)
     return repository.relinked(whole, page.file.src_uri)

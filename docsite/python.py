@@ -1,4 +1,4 @@
-"""Makes the page of the Python client: each name that the package exports, for mkdocstrings to fill in."""
+"""Generate the page of the Python client: each name that the package exports, for mkdocstrings to fill in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import notebook_runner
 def markdown() -> str:
     """Return the page's generated part."""
     groups: dict[str, list[str]] = {"Clients": [], "What they take and answer": [], "What they raise": []}
-    # What blocks, then its twin for asyncio.
+    # The blocking class first, then its counterpart for asyncio.
     for name in sorted(notebook_runner.__all__, key=lambda name: (name.removeprefix("Async"), len(name))):
         value = getattr(notebook_runner, name)
         if not inspect.isclass(value):

@@ -1,7 +1,7 @@
-"""Links from pages to files of the repository: they are right on a Git host, and are made right in the site.
+"""Adapt links to files of the repository, which are right on a Git host, to the site.
 
-The site has the pages of `docs/`. A file outside of it that a page links to is put into the site below
-`repository/`: a Markdown file as a page, any other as it is.
+The site has the pages of `docs/`. If a page links to a file outside `docs/`, that file is added to the
+site below `repository/`: a Markdown file as a page, any other file unchanged.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mkdocs.structure.files import File, Files
 _DOCS = "docs/"
 _REPOSITORY = "repository/"
 
-# A link or picture in Markdown whose target is relative: its path, then perhaps an anchor.
+# A Markdown link or picture with a relative target: its path, and an optional anchor.
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|[#/])([^)#\s]+)(#[^)\s]*)?(?=\))")
 
 
 def add_linked(files: Files, config: MkDocsConfig, root: Path) -> None:
-    """Add to the site's files those of the repository that its pages link to, and that those link to.
+    """Add the files of the repository that pages of the site link to, directly or through other added pages.
 
-    A link that leads nowhere adds nothing; MkDocs then finds that it does.
+    A broken link adds nothing, and MkDocs reports it.
     """
     waiting = [file for file in files if file.is_documentation_page()]
     while waiting:
@@ -40,11 +40,11 @@ def add_linked(files: Files, config: MkDocsConfig, root: Path) -> None:
 
 
 def relinked(markdown: str, page: str) -> str:
-    """Return a page's text with its links as the site needs them.
+    """Return a page's text with its links adapted to the site.
 
     Args:
-        markdown: The text, with links as they are in the repository.
-        page: The page's place in the site.
+        markdown: The text, with links relative to the file's path in the repository.
+        page: The page's path in the site.
     """
     folder = posixpath.dirname(page)
 
@@ -61,7 +61,7 @@ def _targets(markdown: str, page: str) -> Iterator[str]:
 
 
 def _in_site(target: str, page: str) -> str:
-    """Return the place in the site of what a page's link names by its place in the repository."""
+    """Return the path in the site of the target of a page's link."""
     home = page.removeprefix(_REPOSITORY) if page.startswith(_REPOSITORY) else _DOCS + page
     path = posixpath.normpath(posixpath.join(posixpath.dirname(home), target))
     return path.removeprefix(_DOCS) if path.startswith(_DOCS) else _REPOSITORY + path

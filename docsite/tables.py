@@ -1,4 +1,4 @@
-"""Tables in Markdown."""
+"""Create tables in Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; a cell may have several paragraphs, with blank lines between them."""
+    """Return a table. A cell may have several paragraphs, separated by blank lines."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 

@@ -1,8 +1,8 @@
-"""Runs a notebook from asyncio, and ends the run when it takes too long or when it is not wanted any more.
+"""Run a notebook from asyncio, and kill the run if it takes too long or its task is cancelled.
 
     python examples/async_client.py [SECONDS [NOTEBOOK]]
 
-The server is at NOTEBOOK_RUNNER_TARGET, or else at 127.0.0.1:50051.
+The server is at NOTEBOOK_RUNNER_TARGET, by default 127.0.0.1:50051.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from notebook_runner import AsyncClient, RunFailed
 
 
 async def run_for(client: AsyncClient, seconds: float, notebook: str) -> str:
-    """Run a notebook for at most so many seconds, and return what it printed last.
+    """Run a notebook for at most `seconds`, and return what it printed last.
 
-    Whatever ends this task, a time-out or a cancellation, ends the run as well.
+    A time-out or a cancellation of this task kills the run as well.
 
     Raises:
-        TimeoutError: It took longer.
+        TimeoutError: The run took longer.
         RunFailed: The run ended in another state than SUCCEEDED.
     """
     run = await client.start(notebook, labels={"from": "async_client"})
@@ -45,7 +45,7 @@ async def main(seconds: str = "60", notebook: str = "examples/quickstart.ipynb")
         try:
             print(await run_for(client, float(seconds), notebook), end="")
         except TimeoutError:
-            print(f"not done after {seconds} s", file=sys.stderr)
+            print(f"the run did not finish within {seconds} s", file=sys.stderr)
             return 1
         except RunFailed as failed:
             print(failed.traceback or failed, file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Runs quickstart.ipynb through a server of its own, live in the terminal, and keeps the results.
+"""Run quickstart.ipynb through a temporary server, live in the terminal, and keep the results.
 
-What `make demo` does: start a server on its defaults, run the notebook with the command line client, write
-the executed notebook and its HTML, stop the server.
+`make demo` runs this program: it starts a server with default settings, runs the notebook with the command
+line client, writes the executed notebook and its HTML, and stops the server.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ COMMANDS = Path(sys.executable).parent
 
 
 def start_server(state: str) -> tuple[subprocess.Popen[str], str]:
-    """Start a server on a free port, and return it with its address once it serves."""
+    """Start a server on a free port, wait until it serves, and return it with its address."""
     command = [str(COMMANDS / "notebook-runner-server"), "--listen", "127.0.0.1:0", "--state-dir", state]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     for line in server.stderr:
-        said = json.loads(line) if line.startswith("{") else {}
-        if said.get("event") == "serving":
-            return server, said["address"]
+        event = json.loads(line) if line.startswith("{") else {}
+        if event.get("event") == "serving":
+            return server, event["address"]
         print(line, end="", file=sys.stderr)
-    raise SystemExit(f"the server ended with code {server.wait()}")
+    raise SystemExit(f"the server exited with code {server.wait()}")
 
 
 def run_notebook(address: str, parameters: list[str]) -> int:
-    """Run the notebook with the command that people use, and return its exit code."""
+    """Run the notebook with the command line client, and return its exit code."""
     notebook, page = RESULTS / "quickstart.ipynb", RESULTS / "quickstart.html"
     command = [str(COMMANDS / "notebook-runner"), "run", str(EXAMPLES / "quickstart.ipynb"), *parameters]
     return subprocess.run(
@@ -43,7 +43,7 @@ def run_notebook(address: str, parameters: list[str]) -> int:
 
 
 def main() -> int:
-    """Run the demonstration; arguments are passed on, `-p games 10` for example."""
+    """Run the demonstration, passing arguments on to the command, such as `-p games 10`."""
     RESULTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="notebook-runner-demo-") as state:
         server, address = start_server(state)
@@ -53,7 +53,7 @@ def main() -> int:
             server.terminate()
             server.wait()
     print(f"\nThe executed notebook: {RESULTS / 'quickstart.ipynb'}")
-    print(f"The same as a page:    {RESULTS / 'quickstart.html'}")
+    print(f"Its HTML:              {RESULTS / 'quickstart.html'}")
     return code
 
 

@@ -1,15 +1,15 @@
-"""A web service that runs a notebook for browsers, and streams its progress on to them.
+"""Run a notebook for browsers, and stream its progress to them: a web service.
 
     python examples/service.py [PORT]
 
-- `POST /runs` starts quickstart.ipynb with the parameters in its body (JSON), and answers the run's address.
+- `POST /runs` starts quickstart.ipynb with the parameters in its body (JSON), and returns the run's address.
 - `GET /runs/ID` streams the run's events (server-sent events). Each event's id is its sequence number. A
-  browser that lost its connection sends the last one as Last-Event-ID and gets what comes after it: nothing
-  is lost, nothing comes twice, whichever of the two connections broke.
-- `DELETE /runs/ID` ends it.
-- `GET /` is a page to try it.
+  browser that lost its connection sends the last id as Last-Event-ID and gets the events after it: none is
+  lost or repeated, whichever of the two connections broke.
+- `DELETE /runs/ID` kills the run.
+- `GET /` is a page to try the service.
 
-The server that executes is at NOTEBOOK_RUNNER_TARGET, or else at 127.0.0.1:50051.
+The notebook server is at NOTEBOOK_RUNNER_TARGET, by default 127.0.0.1:50051.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from notebook_runner.v1.notebook_runner_pb2 import ProgressResponse
 EXAMPLES = Path(__file__).parent
 
 STATUSES: dict[type[RpcFailed], int] = {RunnerBusy: 503, RunNotFound: 404, InvalidRequest: 400}
-"""What HTTP says where a call was refused; all else comes from behind this service."""
+"""The HTTP status for each refused call; every other error is a bad gateway."""
 
 
 @contextlib.asynccontextmanager
@@ -44,7 +44,7 @@ async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, AsyncClient]]:
 
 
 async def page(_request: Request) -> Response:
-    """Answer the page."""
+    """Serve the page."""
     return FileResponse(EXAMPLES / "service.html")
 
 
@@ -52,25 +52,25 @@ async def start(request: Request) -> Response:
     """Start a run."""
     parameters = await request.json() if await request.body() else {}
     if not isinstance(parameters, dict):
-        raise TypeError("parameters are a JSON object")
+        raise TypeError("the parameters must be a JSON object")
     run = await request.state.client.start(EXAMPLES / "quickstart.ipynb", parameters=parameters)
     return JSONResponse({"run_id": run.run_id}, 201, {"Location": f"/runs/{run.run_id}"})
 
 
 async def events(request: Request) -> Response:
-    """Stream what happens in a run, after what this browser has seen of it."""
+    """Stream a run's events after the last one that this browser has seen."""
     seen = int(request.headers.get("Last-Event-ID") or 0)
-    told = request.state.client.progress(request.path_params["run_id"], after_sequence=seen)
-    first = await anext(told, None)
+    stream = request.state.client.progress(request.path_params["run_id"], after_sequence=seen)
+    first = await anext(stream, None)
     if first is None:
-        # All was told. This answer keeps a browser from asking again.
+        # The browser has every event. This answer keeps it from asking again.
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store"}
-    return StreamingResponse(_stream(first, told), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_stream(first, stream), media_type="text/event-stream", headers=headers)
 
 
 async def kill(request: Request) -> Response:
-    """End a run."""
+    """Kill a run."""
     killed = await request.state.client.kill(request.path_params["run_id"])
     return JSONResponse({"processes_ended": killed.processes_ended})
 
@@ -82,13 +82,13 @@ async def _stream(first: ProgressResponse, rest: AsyncIterator[ProgressResponse]
 
 
 def _text(event: ProgressResponse) -> str:
-    """Return an event as a server-sent event: JSON without line breaks, under its kind and number."""
+    """Return an event as a server-sent event: JSON on one line, with its kind and sequence number."""
     data = MessageToJson(event, indent=None)
     return f"id: {event.sequence}\nevent: {event.WhichOneof('event')}\ndata: {data}\n\n"
 
 
 async def refused(_request: Request, error: Exception) -> Response:
-    """Answer what the server did not do, as HTTP says it."""
+    """Translate a refused call into an HTTP response."""
     if not isinstance(error, RpcFailed):
         return JSONResponse({"message": str(error)}, 400)
     status = next((status for kind, status in STATUSES.items() if isinstance(error, kind)), 502)

@@ -1,10 +1,10 @@
-"""Runs a notebook with 100 values of a parameter, as many at once as the server has workers, in one view.
+"""Run a notebook with 100 values of a parameter, as many at once as the server has workers, in one view.
 
     notebook-runner-server --workers 3
     python examples/sweep.py [--sets 100] [--games 20]
 
-The server is at NOTEBOOK_RUNNER_TARGET, or else at 127.0.0.1:50051. It may execute on its own machine or on a
-Dask cluster; when that grows, so does the sweep. Ctrl-C kills the runs that go on.
+The server is at NOTEBOOK_RUNNER_TARGET, by default 127.0.0.1:50051. It may execute on its own machine or on a
+Dask cluster; when the cluster grows, so does the sweep. Ctrl-C kills the active runs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from notebook_runner import AsyncClient, RunnerBusy, Unavailable
 from notebook_runner.v1.notebook_runner_pb2 import Run
 
 NOTEBOOK = "examples/quickstart.ipynb"
-GOING_ON = ("queued", "starting", "running")
+ACTIVE = ("queued", "starting", "running")
 
 
 class Sweep:
-    """Runs of one notebook that differ in the seed.
+    """Execute runs of one notebook that differ in the seed.
 
     Args:
-        client: To the server.
-        view: Shows how far all of them are, and each that goes on.
-        games: A parameter of all of them.
+        client: The client to use.
+        view: Shows the progress of the sweep, and of each active run.
+        games: A parameter of all runs.
     """
 
     def __init__(self, client: AsyncClient, view: Progress, games: int) -> None:
@@ -40,32 +40,32 @@ class Sweep:
         self._games = games
         self._labels = {"from": "sweep", "sweep": uuid4().hex}
         self._following: list[asyncio.Task[None]] = []
-        self.found: dict[int, str] = {}
+        self.results: dict[int, str] = {}
 
     async def run(self, sets: int) -> None:
-        """Run all sets; a cancellation kills what goes on."""
-        whole = self._view.add_task("sets", total=sets)
+        """Run all sets; a cancellation kills the active runs."""
+        total_bar = self._view.add_task("sets", total=sets)
         try:
             for seed in range(1, sets + 1):
-                await self._room()
-                run = await self._started(seed)
+                await self._wait_for_worker()
+                run = await self._start(seed)
                 task = asyncio.create_task(self._follow(run, seed))
-                task.add_done_callback(lambda _: self._view.advance(whole))
+                task.add_done_callback(lambda _: self._view.advance(total_bar))
                 self._following.append(task)
             await asyncio.gather(*self._following)
         except asyncio.CancelledError:
             await self._kill()
             raise
 
-    async def _room(self) -> None:
-        """Wait until fewer runs go on than there are workers: the server's queue is for others."""
-        while going := [task for task in self._following if not task.done()]:
-            if len(going) < (await self._client.info()).workers:
+    async def _wait_for_worker(self) -> None:
+        """Wait until fewer runs are active than the server has workers, to leave its queue to others."""
+        while active := [task for task in self._following if not task.done()]:
+            if len(active) < (await self._client.info()).workers:
                 return
-            await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(active, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _started(self, seed: int) -> Run:
-        """Start a run; where others have taken the server, or its cluster is away, ask again."""
+    async def _start(self, seed: int) -> Run:
+        """Start a run; retry while the server is busy or its cluster is unavailable."""
         parameters = {"seed": seed, "games": self._games}
         while True:
             starting = asyncio.ensure_future(
@@ -78,24 +78,24 @@ class Sweep:
                     raise
                 await asyncio.sleep(refused.retry_after or 1)
             finally:
-                # After a cancellation too: what is being started can be killed when the server has it.
+                # Wait even after a cancellation: a run can be killed only once the server has admitted it.
                 await asyncio.wait([starting])
 
     async def _follow(self, run: Run, seed: int) -> None:
-        """Show a run, and keep what it printed last, or why it failed."""
+        """Show a run, and keep its last line of output, or its failure."""
         bar = self._view.add_task(f"seed {seed}", total=run.cells_total)
         async for event in self._client.progress(run.run_id):
             self._view.update(bar, completed=event.cells_completed)
             if event.HasField("cell_output") and event.cell_output.HasField("stream"):
-                self.found[seed] = event.cell_output.stream.text.strip()
+                self.results[seed] = event.cell_output.stream.text.strip()
             elif event.HasField("run_changed") and event.run_changed.HasField("failure"):
-                self.found[seed] = f"[red]{event.run_changed.failure.message}[/red]"
+                self.results[seed] = f"[red]{event.run_changed.failure.message}[/red]"
         self._view.remove_task(bar)
 
     async def _kill(self) -> None:
-        going = [run.run_id async for run in self._client.list(states=GOING_ON, labels=self._labels)]
-        await asyncio.gather(*(self._client.kill(run_id) for run_id in going))
-        self._view.console.print(f"killed {len(going)} runs")
+        active = [run.run_id async for run in self._client.list(states=ACTIVE, labels=self._labels)]
+        await asyncio.gather(*(self._client.kill(run_id) for run_id in active))
+        self._view.console.print(f"killed {len(active)} runs")
 
 
 async def main(sets: int, games: int) -> None:
@@ -105,8 +105,8 @@ async def main(sets: int, games: int) -> None:
         with Progress(console=console) as view:
             sweep = Sweep(client, view, games)
             await sweep.run(sets)
-    table = Table("seed", "found")
-    for seed, text in sorted(sweep.found.items()):
+    table = Table("seed", "result")
+    for seed, text in sorted(sweep.results.items()):
         table.add_row(str(seed), text)
     console.print(table)
 

@@ -1,8 +1,8 @@
-"""Runs a notebook from code that blocks: follows it, and keeps its page however it ended.
+"""Run a notebook with the blocking client: follow it, and save its page however it ended.
 
     python examples/sync_client.py [NOTEBOOK [PAGE]]
 
-The server is at NOTEBOOK_RUNNER_TARGET, or else at 127.0.0.1:50051.
+The server is at NOTEBOOK_RUNNER_TARGET, by default 127.0.0.1:50051.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from notebook_runner.v1.notebook_runner_pb2 import RUN_STATE_SUCCEEDED, Progress
 
 
 def show(event: ProgressResponse) -> None:
-    """Print what an event tells."""
+    """Print an event for a person."""
     if event.HasField("cell_started"):
         print(f"[{event.cells_completed} of {event.cells_total}] {event.cell_started.first_line}")
     elif event.HasField("cell_output") and event.cell_output.HasField("stream"):
@@ -31,7 +31,10 @@ def main(notebook: str = "examples/quickstart.ipynb", page: str = "quickstart.ht
             ended = client.wait(run.run_id)
             client.save_output(page, run.run_id, format="html")
         except RunnerBusy as busy:
-            print(f"run {busy.run_id} is in the way, try again in {busy.retry_after} s", file=sys.stderr)
+            print(
+                f"the server is busy with run {busy.run_id}; try again in {busy.retry_after} s",
+                file=sys.stderr,
+            )
             return 1
         except NotebookRunnerError as error:
             print(error, file=sys.stderr)

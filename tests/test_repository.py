@@ -174,3 +174,12 @@ def test_the_changelog_begins_with_unreleased() -> None:
     """The changelog has a section for what is not released, and below it one for this version."""
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[:2] == ["Unreleased", __version__]
+
+
+def test_the_readme_is_short_and_begins_with_pictures() -> None:
+    """The README shows a run and its HTML before the first section, and has at most 700 words."""
+    page = (ROOT / "README.md").read_text()
+    pictures = re.findall(r'<img src="([^"]+)"', page.partition("\n## ")[0])
+    assert pictures == ["docs/assets/live.svg", "docs/assets/page.png"]
+    assert all((ROOT / picture).is_file() for picture in pictures)
+    assert len(page.split()) <= 700

@@ -169,3 +169,17 @@ def test_variables_are_of_settings() -> None:
 def variables(file: Path) -> set[str]:
     """The project's variables that a file names."""
     return set(re.findall(rf"\b{ENVIRONMENT_PREFIX}_[A-Z_]*[A-Z]\b", file.read_text(encoding="utf-8")))
+
+
+def test_names_in_the_glossary_are_of_the_server() -> None:
+    """Each class, package and flag that the glossary names is one of the server's."""
+    server = REPOSITORY / "server"
+    known = {path.parent.name for path in server.rglob("__init__.py")}
+    known |= {opt for option in options() for opt in [*option.opts, *option.secondary_opts]}
+    for module in server.rglob("*.py"):
+        known |= set(re.findall(r"^class (\w+)", module.read_text(encoding="utf-8"), re.MULTILINE))
+    # Not the log lines `run` and `rpc`.
+    name = re.compile(r"\(`(--[a-z-]+|[A-Z][A-Za-z]+|[a-z]{4,})`\) \|$", re.MULTILINE)
+    named = name.findall((REPOSITORY / "docs/glossary.md").read_text())
+    assert len(named) > 20
+    assert set(named) - known == set()

@@ -106,7 +106,7 @@ def test_the_asynchronous_client_ends_a_run_that_takes_too_long(
     """The run is killed when the time is over."""
     done = example(server, folder, "async_client.py", "1", written(folder, gate.source))
     assert done.returncode == 1
-    assert "ended 1 processes\nnot done after 1 s" in done.stderr
+    assert "ended 1 processes\nthe run did not finish within 1 s" in done.stderr
     assert labelled(server, **{"from": "async_client"})[0].state == pb.RUN_STATE_KILLED
 
 

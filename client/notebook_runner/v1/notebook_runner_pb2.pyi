@@ -3,26 +3,26 @@
 isort:skip_file
 The contract of notebook-runner: a service that executes Jupyter notebooks on demand.
 
-Errors. A run that fails is data: it has a state and a Failure. A call that cannot be served is a
-gRPC status, and always carries one google.rpc.ErrorInfo with domain "notebook-runner" and the
-reason named in the comments below; variable parts are in its metadata. Every RPC may also answer
-UNAUTHENTICATED (MISSING_TOKEN, BAD_TOKEN), PERMISSION_DENIED (BAD_TOKEN), UNAVAILABLE (NOT_READY with
-a RetryInfo), DATA_LOSS (RUN_DAMAGED) for a run that is damaged in the server's state folder,
-INVALID_ARGUMENT (INVALID_FIELD) for bytes that are not a message of the call's type, RESOURCE_EXHAUSTED
-(REQUEST_TOO_LARGE) for a message that is larger than the server accepts, CANCELLED (CANCELLED) when the
-server stops during the call and, for a fault of the server's own, INTERNAL (INTERNAL_ERROR) with an id that
-its log repeats. A method that does not exist answers UNIMPLEMENTED (UNKNOWN_METHOD).
+Errors. A failed run is data: it has a state and a Failure. A call that cannot be served returns a gRPC
+status, which always has one google.rpc.ErrorInfo with the domain "notebook-runner" and a reason that the
+comments below name; variable parts are in its metadata. Every RPC may also return UNAUTHENTICATED
+(MISSING_TOKEN, BAD_TOKEN), PERMISSION_DENIED (BAD_TOKEN), UNAVAILABLE (NOT_READY with a RetryInfo), DATA_LOSS
+(RUN_DAMAGED) for a run that is damaged in the server's state folder, INVALID_ARGUMENT (INVALID_FIELD) for
+bytes that are not a message of the call's type, RESOURCE_EXHAUSTED (REQUEST_TOO_LARGE) for a message that is
+larger than the server accepts, CANCELLED (CANCELLED) if the server stops during the call, and INTERNAL
+(INTERNAL_ERROR), with an id that the server's log repeats, for a fault of the server. An unknown method
+returns UNIMPLEMENTED (UNKNOWN_METHOD).
 
-A status without an ErrorInfo does not come from this server but from gRPC itself or from a proxy, and the
-server has not seen the call, or could not answer it any more:
-  - UNAVAILABLE: no connection, or it broke;
+A status without an ErrorInfo comes from gRPC itself or from a proxy, not from this server, which has not seen
+the call or could not answer it any more:
+  - UNAVAILABLE: the connection could not be made, or it broke;
   - DEADLINE_EXCEEDED, CANCELLED: the caller's own deadline passed, or the caller cancelled the call;
   - RESOURCE_EXHAUSTED: the headers are larger than 16 KiB, or the message is larger than twice what the
     server accepts and larger than 64 MiB. gRPC refuses these before the server can answer;
   - UNIMPLEMENTED, INTERNAL: the message is compressed in a way that gRPC does not know, or its framing is
     damaged;
-  - UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED: a proxy answered with a page of its own or cut the stream.
-Calls that failed so may be repeated: Start with the same request_id, Kill with a run_id, all others as they are.
+  - UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED: a proxy returned its own page or cut the stream.
+Such calls may be repeated: Start with the same request_id, Kill with a run_id, all others unchanged.
 """
 
 import builtins
@@ -53,13 +53,13 @@ class _CellOutcomeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     CELL_OUTCOME_UNSPECIFIED: _CellOutcome.ValueType  # 0
     """Not a value that is sent."""
     CELL_OUTCOME_SUCCEEDED: _CellOutcome.ValueType  # 1
-    """It ran to its end, or ended the notebook with exit code 0."""
+    """The cell ran to its end, or ended the notebook with exit code 0."""
     CELL_OUTCOME_FAILED: _CellOutcome.ValueType  # 2
-    """It raised, and that ended the run."""
+    """The cell raised, which ended the run."""
     CELL_OUTCOME_ERROR_ALLOWED: _CellOutcome.ValueType  # 3
-    """It raised, and the run went on: allow_errors, or the cell's tag `raises-exception`."""
+    """The cell raised, and the run continued: `allow_errors`, or the cell's tag `raises-exception`."""
     CELL_OUTCOME_STOPPED: _CellOutcome.ValueType  # 4
-    """The run was ended while the cell ran; the outputs are those it had until then, with what it printed and
+    """The run was ended during the cell. The outputs are those until then, including what the cell printed and
     raised after an interrupt.
     """
 
@@ -69,13 +69,13 @@ class CellOutcome(_CellOutcome, metaclass=_CellOutcomeEnumTypeWrapper):
 CELL_OUTCOME_UNSPECIFIED: CellOutcome.ValueType  # 0
 """Not a value that is sent."""
 CELL_OUTCOME_SUCCEEDED: CellOutcome.ValueType  # 1
-"""It ran to its end, or ended the notebook with exit code 0."""
+"""The cell ran to its end, or ended the notebook with exit code 0."""
 CELL_OUTCOME_FAILED: CellOutcome.ValueType  # 2
-"""It raised, and that ended the run."""
+"""The cell raised, which ended the run."""
 CELL_OUTCOME_ERROR_ALLOWED: CellOutcome.ValueType  # 3
-"""It raised, and the run went on: allow_errors, or the cell's tag `raises-exception`."""
+"""The cell raised, and the run continued: `allow_errors`, or the cell's tag `raises-exception`."""
 CELL_OUTCOME_STOPPED: CellOutcome.ValueType  # 4
-"""The run was ended while the cell ran; the outputs are those it had until then, with what it printed and
+"""The run was ended during the cell. The outputs are those until then, including what the cell printed and
 raised after an interrupt.
 """
 global___CellOutcome = CellOutcome
@@ -89,51 +89,51 @@ class _RunStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
     """Not a value that is sent."""
     RUN_STATE_QUEUED: _RunState.ValueType  # 1
-    """Waits for a worker."""
+    """The run waits for a worker."""
     RUN_STATE_STARTING: _RunState.ValueType  # 2
-    """Has a worker, which gets a kernel ready."""
+    """The run has a worker, which prepares a kernel."""
     RUN_STATE_RUNNING: _RunState.ValueType  # 3
-    """Cells are executed."""
+    """The worker executes cells."""
     RUN_STATE_KILLING: _RunState.ValueType  # 4
-    """A Kill is under way."""
+    """A Kill is in progress."""
     RUN_STATE_SUCCEEDED: _RunState.ValueType  # 5
     """Terminal: every cell was executed, or the notebook ended itself with exit code 0 (`sys.exit(0)`)."""
     RUN_STATE_FAILED: _RunState.ValueType  # 6
     """Terminal: a cell raised."""
     RUN_STATE_TIMED_OUT: _RunState.ValueType  # 7
-    """Terminal: a time limit was passed; the failure's cause says which."""
+    """Terminal: the run exceeded a time limit; the failure's cause says which."""
     RUN_STATE_KILLED: _RunState.ValueType  # 8
-    """Terminal: ended by Kill."""
+    """Terminal: Kill ended the run."""
     RUN_STATE_CRASHED: _RunState.ValueType  # 9
     """Terminal: the kernel or the worker died."""
     RUN_STATE_INTERRUPTED: _RunState.ValueType  # 10
-    """Terminal: the server stopped or died while the run went on."""
+    """Terminal: the server stopped or died during the run."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
-    """Where a run is in its life: QUEUED, STARTING, RUNNING, perhaps KILLING, then one of the rest for good."""
+    """The state of a run: QUEUED, STARTING, RUNNING, possibly KILLING, then one terminal state."""
 
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
 """Not a value that is sent."""
 RUN_STATE_QUEUED: RunState.ValueType  # 1
-"""Waits for a worker."""
+"""The run waits for a worker."""
 RUN_STATE_STARTING: RunState.ValueType  # 2
-"""Has a worker, which gets a kernel ready."""
+"""The run has a worker, which prepares a kernel."""
 RUN_STATE_RUNNING: RunState.ValueType  # 3
-"""Cells are executed."""
+"""The worker executes cells."""
 RUN_STATE_KILLING: RunState.ValueType  # 4
-"""A Kill is under way."""
+"""A Kill is in progress."""
 RUN_STATE_SUCCEEDED: RunState.ValueType  # 5
 """Terminal: every cell was executed, or the notebook ended itself with exit code 0 (`sys.exit(0)`)."""
 RUN_STATE_FAILED: RunState.ValueType  # 6
 """Terminal: a cell raised."""
 RUN_STATE_TIMED_OUT: RunState.ValueType  # 7
-"""Terminal: a time limit was passed; the failure's cause says which."""
+"""Terminal: the run exceeded a time limit; the failure's cause says which."""
 RUN_STATE_KILLED: RunState.ValueType  # 8
-"""Terminal: ended by Kill."""
+"""Terminal: Kill ended the run."""
 RUN_STATE_CRASHED: RunState.ValueType  # 9
 """Terminal: the kernel or the worker died."""
 RUN_STATE_INTERRUPTED: RunState.ValueType  # 10
-"""Terminal: the server stopped or died while the run went on."""
+"""Terminal: the server stopped or died during the run."""
 global___RunState = RunState
 
 class _FailureCause:
@@ -147,21 +147,21 @@ class _FailureCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     FAILURE_CAUSE_CELL_ERROR: _FailureCause.ValueType  # 1
     """FAILED: a cell raised."""
     FAILURE_CAUSE_RUN_TIMEOUT: _FailureCause.ValueType  # 2
-    """TIMED_OUT: the run took longer than run_timeout."""
+    """TIMED_OUT: the run took longer than `run_timeout`."""
     FAILURE_CAUSE_CELL_TIMEOUT: _FailureCause.ValueType  # 3
-    """TIMED_OUT: a cell took longer than cell_timeout."""
+    """TIMED_OUT: a cell took longer than `cell_timeout`."""
     FAILURE_CAUSE_OUTPUT_TIMEOUT: _FailureCause.ValueType  # 4
-    """TIMED_OUT: there was no output for longer than output_timeout."""
+    """TIMED_OUT: a cell had no output for longer than `output_timeout`."""
     FAILURE_CAUSE_KILL_REQUESTED: _FailureCause.ValueType  # 5
-    """KILLED: Kill was called."""
+    """KILLED: Kill ended the run."""
     FAILURE_CAUSE_KERNEL_SIGNALED: _FailureCause.ValueType  # 6
-    """CRASHED: the kernel was ended by a signal."""
+    """CRASHED: a signal ended the kernel."""
     FAILURE_CAUSE_KERNEL_EXITED: _FailureCause.ValueType  # 7
     """CRASHED: the kernel exited by itself."""
     FAILURE_CAUSE_OUT_OF_MEMORY: _FailureCause.ValueType  # 8
-    """CRASHED: the run took more memory than it may."""
+    """CRASHED: the run exceeded its memory limit."""
     FAILURE_CAUSE_KERNEL_NOT_READY: _FailureCause.ValueType  # 9
-    """CRASHED: the kernel did not get ready."""
+    """CRASHED: the kernel did not become ready."""
     FAILURE_CAUSE_WORKER_DIED: _FailureCause.ValueType  # 10
     """CRASHED: the worker process died."""
     FAILURE_CAUSE_STORAGE_FAILED: _FailureCause.ValueType  # 11
@@ -169,33 +169,33 @@ class _FailureCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     FAILURE_CAUSE_SERVER_STOPPED: _FailureCause.ValueType  # 12
     """INTERRUPTED: the server was asked to stop and the run did not end in time."""
     FAILURE_CAUSE_SERVER_DIED: _FailureCause.ValueType  # 13
-    """INTERRUPTED: the server died while the run went on."""
+    """INTERRUPTED: the server died during the run."""
     FAILURE_CAUSE_PROCESS_LIMIT: _FailureCause.ValueType  # 14
-    """CRASHED: the run had more processes than it may."""
+    """CRASHED: the run exceeded its process limit."""
 
 class FailureCause(_FailureCause, metaclass=_FailureCauseEnumTypeWrapper):
-    """What ended a run."""
+    """The cause of a run's end."""
 
 FAILURE_CAUSE_UNSPECIFIED: FailureCause.ValueType  # 0
 """Not a value that is sent."""
 FAILURE_CAUSE_CELL_ERROR: FailureCause.ValueType  # 1
 """FAILED: a cell raised."""
 FAILURE_CAUSE_RUN_TIMEOUT: FailureCause.ValueType  # 2
-"""TIMED_OUT: the run took longer than run_timeout."""
+"""TIMED_OUT: the run took longer than `run_timeout`."""
 FAILURE_CAUSE_CELL_TIMEOUT: FailureCause.ValueType  # 3
-"""TIMED_OUT: a cell took longer than cell_timeout."""
+"""TIMED_OUT: a cell took longer than `cell_timeout`."""
 FAILURE_CAUSE_OUTPUT_TIMEOUT: FailureCause.ValueType  # 4
-"""TIMED_OUT: there was no output for longer than output_timeout."""
+"""TIMED_OUT: a cell had no output for longer than `output_timeout`."""
 FAILURE_CAUSE_KILL_REQUESTED: FailureCause.ValueType  # 5
-"""KILLED: Kill was called."""
+"""KILLED: Kill ended the run."""
 FAILURE_CAUSE_KERNEL_SIGNALED: FailureCause.ValueType  # 6
-"""CRASHED: the kernel was ended by a signal."""
+"""CRASHED: a signal ended the kernel."""
 FAILURE_CAUSE_KERNEL_EXITED: FailureCause.ValueType  # 7
 """CRASHED: the kernel exited by itself."""
 FAILURE_CAUSE_OUT_OF_MEMORY: FailureCause.ValueType  # 8
-"""CRASHED: the run took more memory than it may."""
+"""CRASHED: the run exceeded its memory limit."""
 FAILURE_CAUSE_KERNEL_NOT_READY: FailureCause.ValueType  # 9
-"""CRASHED: the kernel did not get ready."""
+"""CRASHED: the kernel did not become ready."""
 FAILURE_CAUSE_WORKER_DIED: FailureCause.ValueType  # 10
 """CRASHED: the worker process died."""
 FAILURE_CAUSE_STORAGE_FAILED: FailureCause.ValueType  # 11
@@ -203,14 +203,14 @@ FAILURE_CAUSE_STORAGE_FAILED: FailureCause.ValueType  # 11
 FAILURE_CAUSE_SERVER_STOPPED: FailureCause.ValueType  # 12
 """INTERRUPTED: the server was asked to stop and the run did not end in time."""
 FAILURE_CAUSE_SERVER_DIED: FailureCause.ValueType  # 13
-"""INTERRUPTED: the server died while the run went on."""
+"""INTERRUPTED: the server died during the run."""
 FAILURE_CAUSE_PROCESS_LIMIT: FailureCause.ValueType  # 14
-"""CRASHED: the run had more processes than it may."""
+"""CRASHED: the run exceeded its process limit."""
 global___FailureCause = FailureCause
 
 @typing.final
 class StartRequest(google.protobuf.message.Message):
-    """What the run is to do. An empty message runs the server's default notebook."""
+    """The notebook to run, and how. An empty message runs the server's default notebook."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -266,90 +266,90 @@ class StartRequest(google.protobuf.message.Message):
     PROCESS_LIMIT_FIELD_NUMBER: builtins.int
     PARAMETERS_JSON_FIELD_NUMBER: builtins.int
     request_id: builtins.str
-    """Makes the call idempotent: the same id with the same payload answers the same run, also after a
-    restart of the server; with another payload it answers REQUEST_ID_REUSED. At most 128 characters.
-    Empty: every call is a run of its own.
+    """Makes the call idempotent: the same id with the same payload returns the same run, even after a restart of
+    the server; with another payload it returns REQUEST_ID_REUSED. At most 128 characters. Empty: every call
+    starts a new run.
     """
     notebook_content: builtins.bytes
-    """The notebook itself, as JSON in nbformat 3 or 4, UTF-8. Runs in a private folder of its own. What is
-    against the notebook format's schema and can be executed all the same is repaired; the run's
-    `notebook_repairs` lists it.
+    """The notebook itself, as JSON in nbformat 3 or 4, UTF-8. Runs in its own private folder. Violations of the
+    notebook format's schema that do not prevent the execution are repaired, and listed in the run's
+    `notebook_repairs`.
     """
     notebook_path: builtins.str
-    """A path relative to the server's notebook root. Runs in the folder that the notebook is in."""
+    """A path relative to the server's notebook root. Runs in the notebook's folder."""
     notebook_uri: builtins.str
-    """A URI of a scheme that the operator allowed (URI_NOT_ALLOWED), read with the server's own
-    credentials; it carries none. Runs in a private folder of its own.
+    """A URI of a scheme that the operator allows (else URI_NOT_ALLOWED). The server reads it with its own
+    credentials; the URI must contain none. Runs in its own private folder.
     """
     kernel_name: builtins.str
-    """The kernelspec to run with, as jupyter_client resolves names: `python` is its native kernelspec
-    (`python3`), upper and lower case are the same. Empty: the one that the notebook names, else the
-    server's default.
+    """The kernelspec to run with. Names resolve as in jupyter_client: `python` means the native kernelspec
+    (`python3`), and case does not matter. Empty: the kernelspec that the notebook names, else the server's
+    default.
     """
     allow_errors: builtins.bool
-    """Go on after a cell that raises, as `jupyter nbconvert --allow-errors` does."""
+    """Continue after a cell that raises, as `jupyter nbconvert --allow-errors` does."""
     memory_limit_bytes: builtins.int
-    """How many bytes of memory the processes of the run may take together; the run is ended when they take
-    more. Zero: the server's default.
+    """Maximum memory of all processes of the run together, in bytes; the run ends when they use more. Zero: the
+    server's default.
     """
     output_uri: builtins.str
-    """A URI of a scheme that the operator allowed (URI_NOT_ALLOWED). The executed notebook is written there,
-    with the server's own credentials, before the run is told to have ended; not when the run was killed or
-    interrupted. A write that fails is said in the run's `output_error`, and Output has the notebook all the
-    same.
+    """A URI of a scheme that the operator allows (else URI_NOT_ALLOWED). The server writes the executed notebook
+    there, with its own credentials, before it reports the end of the run, unless the run was killed or
+    interrupted. If the write fails, the run's `output_error` says why, and Output has the notebook
+    nevertheless.
     """
     cell_output_limit_bytes: builtins.int
-    """How many bytes of output one cell may have. What is over is cut, with a mark in the notebook and an
-    event, and the run goes on. Zero: the server's default.
+    """Maximum output of one cell, in bytes. The excess is cut, with a mark in the notebook and an event, and the
+    run continues. Zero: the server's default.
     """
     run_output_limit_bytes: builtins.int
-    """How many bytes of output all cells may have together. Zero: the server's default."""
+    """Maximum output of all cells together, in bytes. Zero: the server's default."""
     process_limit: builtins.int
-    """How many processes the run may have at once, its kernel among them; the run is ended when it has more.
+    """Maximum number of concurrent processes of the run, including its kernel; the run ends when it has more.
     Zero: the server's default.
     """
     parameters_json: builtins.str
-    """The values of `parameters` exactly: one JSON object in UTF-8, names and values as there. A number with a
-    fraction or an exponent arrives as float (`1.0`, `-0.0`, `1e3`), any other as int of any size, and the names
-    are assigned in the order in which they stand here. The tokens `NaN`, `Infinity` and `-Infinity`, which
-    Python's json module writes, are accepted as numbers; of a key that comes twice the last value counts.
-    Empty: `parameters` alone counts.
+    """The exact values of `parameters`: one JSON object in UTF-8 with the same names and values. A number with a
+    fraction or an exponent arrives as float (`1.0`, `-0.0`, `1e3`), any other as int of any size. The names are
+    assigned in the order of this object. The tokens `NaN`, `Infinity` and `-Infinity`, which Python's json
+    module writes, are accepted as numbers. If a key is repeated, its last value counts. Empty: only
+    `parameters` counts.
 
-    Given beside `parameters`, it is what counts, and both must have the same values as far as a Struct can
-    hold them (INVALID_FIELD): a number there may be the nearest double, NaN and the infinities may be the
-    strings "NaN", "Infinity" and "-Infinity", and an integer beyond ±2^53 may be the string of its digits. A
-    client that sends both also works with a server that does not know this field.
+    If both fields are set, this one counts, and both must have the same values as far as a Struct can hold
+    them (else INVALID_FIELD): in the Struct, a number may be the nearest double, NaN and the infinities may be
+    the strings "NaN", "Infinity" and "-Infinity", and an integer beyond ±2^53 may be the string of its digits.
+    A client that sends both also works with a server that does not know this field.
 
-    At most 1 MiB, nested at most 30 deep, with at most 10,000 values (list items included) and integers of
-    at most 4,300 digits; anything else, and what is not such an object, is INVALID_FIELD.
+    At most 1 MiB, nested at most 30 deep, with at most 10,000 values (including list items) and integers of
+    at most 4,300 digits; everything else is INVALID_FIELD.
     """
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
         """Values for the notebook's parameters, by name, injected as papermill does it: a cell after the one
-        tagged `parameters`, or at the top where there is none. Numbers without a fraction arrive as int.
+        tagged `parameters`, or at the top if no cell has the tag. Numbers without a fraction arrive as int.
         A name that the `parameters` cell does not assign is an error (UNKNOWN_PARAMETER). A Struct has neither
         integers nor an order: `parameters_json` has both.
         """
 
     @property
     def run_timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """How long the run may take, from its start on a worker. This and the limits below: absent or zero means
-        the server's default; more than the operator allows is an error (INVALID_FIELD). At a time limit the cell
-        is interrupted, and has the time of the server's setting `--interrupt-grace` to clean up before every
+        """Maximum duration of the run, from its start on a worker. For this and the limits below, absent or zero means
+        the server's default, and more than the operator allows is an error (INVALID_FIELD). At a time limit, the
+        cell is interrupted, and may clean up for the time of the server's setting `--interrupt-grace` before every
         process of the run is killed.
         """
 
     @property
     def cell_timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """How long one cell may take."""
+        """Maximum duration of one cell."""
 
     @property
     def output_timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """How long a cell may go without any output."""
+        """Maximum time that a cell may run without any output."""
 
     @property
     def environment(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Plain environment variables for the kernel, by name. Values are never logged nor answered back."""
+        """Environment variables for the kernel, by name. Values are neither logged nor returned."""
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
@@ -411,7 +411,7 @@ global___StartResponse = StartResponse
 
 @typing.final
 class ProgressRequest(google.protobuf.message.Message):
-    """Which events to tell."""
+    """Selects the events to send."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -422,11 +422,11 @@ class ProgressRequest(google.protobuf.message.Message):
     run_id: builtins.str
     """The run to follow. Empty: the newest run."""
     after_sequence: builtins.int
-    """Tell only events after this sequence number. Zero: all of them."""
+    """Send only events after this sequence number. Zero: all events."""
     omit_cell_output: builtins.bool
-    """Leave out the output of cells. Sequence numbers then have gaps where output was."""
+    """Leave out the output of cells, which leaves gaps in the sequence numbers."""
     snapshot_only: builtins.bool
-    """Tell what is known now, then end the stream, also when the run has not ended."""
+    """Send the events up to now, then end the stream, even if the run has not ended."""
     def __init__(
         self,
         *,
@@ -455,11 +455,11 @@ class ProgressResponse(google.protobuf.message.Message):
     CELL_FINISHED_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
     sequence: builtins.int
-    """1, 2, 3 … without a gap, per run. A heartbeat repeats the last one."""
+    """The number of the event in its run: 1, 2, 3 … without a gap. A heartbeat repeats the last number."""
     cells_completed: builtins.int
-    """How many cells of the notebook, from the top, need nothing more: executed, skipped or not code."""
+    """Number of finished cells from the top of the notebook: executed, skipped or not code."""
     cells_total: builtins.int
-    """How many cells the notebook has, with the injected one."""
+    """Number of cells of the notebook, including the injected one."""
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the server recorded the event (UTC)."""
@@ -482,7 +482,7 @@ class ProgressResponse(google.protobuf.message.Message):
 
     @property
     def heartbeat(self) -> global___Heartbeat:
-        """Nothing happened for a while; the connection and the server are well. Never stored."""
+        """Nothing happened for a while; connection and server work. Never stored."""
 
     def __init__(
         self,
@@ -513,9 +513,9 @@ class CellStarted(google.protobuf.message.Message):
     CELL_ID_FIELD_NUMBER: builtins.int
     FIRST_LINE_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's place in the executed notebook, from 0."""
+    """The cell's position in the executed notebook, from 0."""
     cell_id: builtins.str
-    """The cell's id in the notebook; empty where the notebook's format has none."""
+    """The cell's id in the notebook; empty if the notebook's format has no ids."""
     first_line: builtins.str
     """The first line of the cell's source that is not blank, at most 200 characters of it."""
     def __init__(
@@ -542,14 +542,14 @@ class CellOutput(google.protobuf.message.Message):
     CLEAR_FIELD_NUMBER: builtins.int
     CUT_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's place in the executed notebook, from 0."""
+    """The cell's position in the executed notebook, from 0."""
     @property
     def stream(self) -> global___StreamOutput:
         """Printed text."""
 
     @property
     def display(self) -> global___DisplayOutput:
-        """Rich data, named but not carried: Output has it when the cell has finished."""
+        """Rich data, named but not included: Output has it when the cell has finished."""
 
     @property
     def error(self) -> global___ErrorOutput:
@@ -557,7 +557,7 @@ class CellOutput(google.protobuf.message.Message):
 
     @property
     def clear(self) -> global___ClearOutput:
-        """The cell asked to clear what it had put out so far."""
+        """The cell asked to clear its output so far."""
 
     @property
     def cut(self) -> global___OutputCut:
@@ -590,7 +590,7 @@ class StreamOutput(google.protobuf.message.Message):
     name: builtins.str
     """"stdout" or "stderr"."""
     text: builtins.str
-    """At most 64 KiB of UTF-8; longer text comes in several messages."""
+    """At most 64 KiB of UTF-8; longer text is split into several messages."""
     def __init__(
         self,
         *,
@@ -603,7 +603,7 @@ global___StreamOutput = StreamOutput
 
 @typing.final
 class DisplayOutput(google.protobuf.message.Message):
-    """Rich data, named but not carried."""
+    """Rich data, named but not included."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -611,7 +611,7 @@ class DisplayOutput(google.protobuf.message.Message):
     DATA_FIELD_NUMBER: builtins.int
     OMITTED_FIELD_NUMBER: builtins.int
     output_type: builtins.str
-    """nbformat's name: "display_data", "execute_result", or "update_display_data" for a change to an
+    """nbformat's type: "display_data", "execute_result", or "update_display_data" for a change to an
     output that was displayed earlier.
     """
     omitted: builtins.int
@@ -640,9 +640,9 @@ class MimeData(google.protobuf.message.Message):
     MIME_TYPE_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     mime_type: builtins.str
-    """The MIME type, "image/png" for example, cut at 256 characters."""
+    """The MIME type, for example "image/png", cut at 256 characters."""
     size_bytes: builtins.int
-    """Its size as it stands in the notebook, in bytes."""
+    """Its size in the notebook, in bytes."""
     def __init__(
         self,
         *,
@@ -662,7 +662,7 @@ class ErrorOutput(google.protobuf.message.Message):
     EXCEPTION_NAME_FIELD_NUMBER: builtins.int
     EXCEPTION_MESSAGE_FIELD_NUMBER: builtins.int
     exception_name: builtins.str
-    """The exception's class, "ValueError" for example."""
+    """The exception's class, for example "ValueError"."""
     exception_message: builtins.str
     """The exception's text, cut at 4 KiB."""
     def __init__(
@@ -683,7 +683,7 @@ class ClearOutput(google.protobuf.message.Message):
 
     WAIT_FIELD_NUMBER: builtins.int
     wait: builtins.bool
-    """Only when the next output arrives."""
+    """Clear only when the next output arrives."""
     def __init__(
         self,
         *,
@@ -695,7 +695,7 @@ global___ClearOutput = ClearOutput
 
 @typing.final
 class OutputCut(google.protobuf.message.Message):
-    """The cell's further output is left out, of the notebook and of Progress."""
+    """The cell's further output is left out of the notebook and of Progress."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -704,7 +704,7 @@ class OutputCut(google.protobuf.message.Message):
     limit_bytes: builtins.int
     """The limit that was reached, in bytes."""
     whole_run: builtins.bool
-    """Whether it is the limit of all cells together."""
+    """Whether the limit is that of all cells together."""
     def __init__(
         self,
         *,
@@ -727,16 +727,16 @@ class CellFinished(google.protobuf.message.Message):
     DURATION_FIELD_NUMBER: builtins.int
     OUTCOME_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's place in the executed notebook, from 0."""
+    """The cell's position in the executed notebook, from 0."""
     cell_id: builtins.str
-    """The cell's id in the notebook; empty where the notebook's format has none."""
+    """The cell's id in the notebook; empty if the notebook's format has no ids."""
     execution_count: builtins.int
-    """The number that the notebook shows as In [n]. Zero: the kernel gave none."""
+    """The number that the notebook shows as In [n]. Zero: the kernel sent none."""
     outcome: global___CellOutcome.ValueType
     """How it ended."""
     @property
     def duration(self) -> google.protobuf.duration_pb2.Duration:
-        """From the request to the kernel until all output was there, by a monotonic clock."""
+        """The duration from the request to the kernel until all output had arrived, by a monotonic clock."""
 
     def __init__(
         self,
@@ -766,7 +766,7 @@ global___Heartbeat = Heartbeat
 
 @typing.final
 class OutputRequest(google.protobuf.message.Message):
-    """Which bytes to answer."""
+    """Selects the bytes to return."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -780,22 +780,22 @@ class OutputRequest(google.protobuf.message.Message):
     """The run. Empty: the newest run."""
     format: builtins.str
     """"notebook" (the default), "html", "markdown", "script" and every other nbconvert exporter that the
-    operator allowed, "files" (a zip of the run folder), "error" (a plain-text report of how the run
+    operator allows, "files" (a zip of the run folder), "error" (a plain-text report of how the run
     ended, with the traceback).
     """
     offset: builtins.int
-    """The first byte to answer, from 0."""
+    """The first byte to return, from 0."""
     max_bytes: builtins.int
-    """How many bytes to answer at the most. Zero: the server's page size; more than the server's largest
-    page answers that much.
+    """Maximum number of bytes to return. Zero: the server's page size. More than the server's largest page means
+    that size.
     """
     as_of_sequence: builtins.int
-    """The artefact as it was at this sequence number, as an earlier answer gave it. Zero: as it is now.
-    Only the pages of a run that goes on need it.
+    """Return the artefact as of this sequence number, from an earlier answer. Zero: as of now. Only pages of a run
+    that has not ended need it.
     """
     omit_input: builtins.bool
-    """Leave out what the code cells say, and their prompts: for readers of the results. Only for formats that
-    nbconvert makes; with "notebook", "files" and "error" it is an error (INVALID_FIELD).
+    """Leave out code and prompts, for readers of the results. Only for formats that nbconvert creates; with
+    "notebook", "files" and "error" it is an error (INVALID_FIELD).
     """
     def __init__(
         self,
@@ -825,17 +825,17 @@ class OutputResponse(google.protobuf.message.Message):
     RUN_FIELD_NUMBER: builtins.int
     AS_OF_SEQUENCE_FIELD_NUMBER: builtins.int
     content: builtins.bytes
-    """The bytes from the requested offset on."""
+    """The bytes, beginning at the requested offset."""
     total_bytes: builtins.int
-    """The artefact's whole size, in bytes."""
+    """The size of the complete artefact, in bytes."""
     next_offset: builtins.int
-    """The offset of the next page; equal to `total_bytes` when this was the last one."""
+    """The offset of the next page; equal to `total_bytes` if this is the last one."""
     media_type: builtins.str
-    """The artefact's MIME type, "application/x-ipynb+json" for example."""
+    """The artefact's MIME type, for example "application/x-ipynb+json"."""
     sha256: builtins.str
-    """SHA-256 of the whole artefact, in hexadecimal, once the run has ended; empty before."""
+    """SHA-256 of the complete artefact, in hexadecimal, once the run has ended; empty before."""
     as_of_sequence: builtins.int
-    """The last event whose effect is in this artefact."""
+    """The sequence number of the last event whose effect is in this artefact."""
     @property
     def run(self) -> global___Run:
         """The run, so that its failure can be read as text."""
@@ -858,21 +858,21 @@ global___OutputResponse = OutputResponse
 
 @typing.final
 class KillRequest(google.protobuf.message.Message):
-    """Which run to end, and how."""
+    """Selects the run to end, and how."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     RUN_ID_FIELD_NUMBER: builtins.int
     GRACE_PERIOD_FIELD_NUMBER: builtins.int
     run_id: builtins.str
-    """The run. Empty: of the runs that have a worker (STARTING, RUNNING or KILLING) the newest; where there is
-    none, the newest that is QUEUED; where nothing is queued either, the newest run, which has ended and stays
-    as it is. A call that may be repeated names the run, or the repeated call may end another one.
+    """The run. Empty: the newest run that has a worker (STARTING, RUNNING or KILLING); if none has one, the newest
+    that is QUEUED; if none is queued either, the newest run, which has ended and does not change. Name the run
+    in a call that may be repeated: otherwise the repeated call may end another run.
     """
     @property
     def grace_period(self) -> google.protobuf.duration_pb2.Duration:
-        """Zero or absent: end it now. Otherwise interrupt the kernel first, so that `finally` blocks run, and
-        end it when this time is over.
+        """Zero or absent: end the run immediately. Otherwise interrupt the kernel first, so that `finally` blocks run,
+        and end the run after this time.
         """
 
     def __init__(
@@ -896,9 +896,9 @@ class KillResponse(google.protobuf.message.Message):
     PROCESSES_ENDED_FIELD_NUMBER: builtins.int
     ALREADY_ENDED_FIELD_NUMBER: builtins.int
     processes_ended: builtins.int
-    """How many processes were ended by force. Zero for a run that had ended, or had not begun."""
+    """Number of processes that were ended by force. Zero for a run that had ended, or had not started."""
     already_ended: builtins.bool
-    """The run had ended before this call, which changed nothing; also in the answer to a repeated Kill."""
+    """Whether the run had ended before this call, which then changed nothing; true for a repeated Kill, too."""
     @property
     def run(self) -> global___Run:
         """The run in its terminal state."""
@@ -917,7 +917,7 @@ global___KillResponse = KillResponse
 
 @typing.final
 class ListRequest(google.protobuf.message.Message):
-    """Which runs to answer."""
+    """Selects the runs to return."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -942,16 +942,16 @@ class ListRequest(google.protobuf.message.Message):
     STATES_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     page_size: builtins.int
-    """How many runs at the most. Zero: 50; at most 1000."""
+    """Maximum number of runs to return. Zero: 50; at most 1000."""
     page_token: builtins.str
     """The `next_page_token` of the last answer, with the same states and labels. Empty: the first page."""
     @property
     def states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___RunState.ValueType]:
-        """Only runs in one of these states. None: all."""
+        """Only runs in one of these states. Empty: all."""
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Only runs that carry all of these labels."""
+        """Only runs with all of these labels."""
 
     def __init__(
         self,
@@ -975,15 +975,15 @@ class ListResponse(google.protobuf.message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     DAMAGED_RUN_IDS_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """To ask for the next page; empty when this was the last one."""
+    """The token for the next page; empty if this is the last one."""
     @property
     def runs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Run]:
         """The runs, newest first."""
 
     @property
     def damaged_run_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The runs of this page whose record is damaged; only their ids are known, newest first. Every call about
-        such a run answers DATA_LOSS (RUN_DAMAGED).
+        """The ids of the runs of this page whose record is damaged, newest first; nothing else of them is known. Every
+        call about such a run returns DATA_LOSS (RUN_DAMAGED).
         """
 
     def __init__(
@@ -1044,31 +1044,29 @@ class Run(google.protobuf.message.Message):
     request_id: builtins.str
     """The caller's id, if one was given."""
     state: global___RunState.ValueType
-    """Where the run is in its life."""
+    """The state of the run."""
     cells_total: builtins.int
-    """How many cells the notebook has, with the injected one."""
+    """Number of cells of the notebook, including the injected one."""
     cells_completed: builtins.int
-    """How many cells of the notebook, from the top, need nothing more."""
+    """Number of finished cells from the top of the notebook."""
     current_cell: builtins.int
-    """The cell that is executed now, from 0. Absent when there is none."""
+    """The cell that is being executed, from 0. Absent if none is."""
     queue_position: builtins.int
-    """How many runs are to start before this one. Absent when the run is not queued."""
+    """Number of runs that will start before this one. Absent if the run is not queued."""
     kernel_name: builtins.str
-    """The kernelspec it runs with, as it was resolved: `python3` where `python` was asked for."""
+    """The resolved name of the kernelspec: `python3` if `python` was requested."""
     notebook_path: builtins.str
-    """The notebook's path under the notebook root; empty for one that was sent inline."""
+    """The notebook's path under the notebook root; empty for one that was sent inline or read from a URI."""
     notebook_uri: builtins.str
-    """The URI that the notebook was read from; empty for one that was not."""
+    """The URI that the notebook was read from, if any."""
     output_uri: builtins.str
-    """The URI that the executed notebook is written to; empty where none was asked for."""
+    """The URI that the executed notebook is written to, if any."""
     output_error: builtins.str
-    """Why the executed notebook is not at `output_uri`, in a sentence. Empty: the run has not ended, or it is
-    there.
+    """Why the executed notebook is not at `output_uri`, in a sentence. Empty: the run has not ended, or the
+    notebook is there.
     """
     parameters_json: builtins.str
-    """The parameters exactly as they were given, in the form of `StartRequest.parameters_json`; empty where none
-    were given.
-    """
+    """The exact parameters of the request, in the form of `StartRequest.parameters_json`; empty if it had none."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the run was admitted (UTC)."""
@@ -1083,24 +1081,24 @@ class Run(google.protobuf.message.Message):
 
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
-        """The parameters as they were given, as far as a Struct can hold them and JSON can write it: NaN and the
-        infinities are the strings "NaN", "Infinity" and "-Infinity" here, and an integer beyond ±2^53 is the string
-        of its digits. `parameters_json` has the values themselves.
+        """The parameters of the request, as far as a Struct can hold and JSON can express them: NaN and the infinities
+        are the strings "NaN", "Infinity" and "-Infinity" here, and an integer beyond ±2^53 is the string of its
+        digits. `parameters_json` has the exact values.
         """
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """The labels as they were given."""
+        """The labels of the request."""
 
     @property
     def failure(self) -> global___Failure:
-        """How it ended, in every terminal state but SUCCEEDED. Absent otherwise."""
+        """Why the run did not succeed, in every terminal state except SUCCEEDED. Absent otherwise."""
 
     @property
     def notebook_repairs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What was against the notebook format's schema and was repaired before the run, one sentence for each kind,
-        with the cells by their place in the given notebook, from 0. At most 20 sentences of at most 200 characters;
-        the last one says how many kinds more there were. Empty: nothing was repaired.
+        """Violations of the notebook format's schema that were repaired before the run: one sentence for each kind,
+        with the cells by their position in the given notebook, from 0. At most 20 sentences of at most 200
+        characters; the last one gives the number of further kinds. Empty: nothing was repaired.
         """
 
     def __init__(
@@ -1138,7 +1136,7 @@ global___Run = Run
 
 @typing.final
 class Failure(google.protobuf.message.Message):
-    """What ended a run before its end."""
+    """Why a run did not succeed."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1152,25 +1150,25 @@ class Failure(google.protobuf.message.Message):
     SIGNAL_FIELD_NUMBER: builtins.int
     EXIT_CODE_FIELD_NUMBER: builtins.int
     cause: global___FailureCause.ValueType
-    """What limit, signal or event it was."""
+    """The limit, signal or event that ended the run."""
     message: builtins.str
-    """One sentence for a person."""
+    """A sentence for people."""
     cell_index: builtins.int
-    """The cell that was executed, from 0. Absent when there was none."""
+    """The cell that was being executed, from 0. Absent if none was."""
     cell_id: builtins.str
-    """That cell's id in the notebook; empty where there is none."""
+    """That cell's id in the notebook; empty if it has none."""
     exception_name: builtins.str
-    """The exception's class, when the cell raised."""
+    """The exception's class, if the cell raised."""
     exception_message: builtins.str
-    """The exception's text, when the cell raised."""
+    """The exception's text, if the cell raised."""
     traceback: builtins.str
-    """The traceback as plain text, when the cell raised, or was interrupted: at a time limit, or by Kill with a
-    grace period.
+    """The traceback as plain text, if the cell raised or was interrupted (at a time limit, or by a Kill with a
+    grace period).
     """
     signal: builtins.str
-    """The signal that ended the kernel or worker, "SIGSEGV" for example; empty when none did."""
+    """The signal that ended the kernel or worker, for example "SIGSEGV"; empty if none did."""
     exit_code: builtins.int
-    """The exit code of the kernel or worker. Absent when it was ended by a signal or did not end."""
+    """The exit code of the kernel or worker. Absent if a signal ended it, or if it did not end."""
     def __init__(
         self,
         *,
@@ -1195,7 +1193,7 @@ global___Failure = Failure
 
 @typing.final
 class InfoRequest(google.protobuf.message.Message):
-    """What the server is."""
+    """Asks for the server's version, kernels, formats and load."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1207,7 +1205,7 @@ global___InfoRequest = InfoRequest
 
 @typing.final
 class InfoResponse(google.protobuf.message.Message):
-    """What the server is and has, and how busy it is."""
+    """The server's version, kernels, formats and load."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1223,32 +1221,32 @@ class InfoResponse(google.protobuf.message.Message):
     HAS_NOTEBOOK_ROOT_FIELD_NUMBER: builtins.int
     PROBLEM_FIELD_NUMBER: builtins.int
     version: builtins.str
-    """The server's version, "1.2.0" for example."""
+    """The server's version, for example "1.2.0"."""
     workers: builtins.int
-    """How many runs it executes at once."""
+    """Maximum number of runs that execute at once."""
     runs_active: builtins.int
-    """How many runs are executed now."""
+    """Number of runs that are being executed."""
     runs_queued: builtins.int
-    """How many runs wait now."""
+    """Number of queued runs."""
     queue_size: builtins.int
-    """How many runs may wait."""
+    """Maximum number of queued runs."""
     default_notebook: builtins.str
-    """The notebook that an empty Start runs, as a path under the notebook root; empty: there is none."""
+    """The notebook that an empty Start runs, as a path under the notebook root; empty if none is set."""
     has_notebook_root: builtins.bool
-    """Whether notebooks can be named by a path."""
+    """Whether a Start can name a notebook by its path."""
     problem: builtins.str
-    """Why no run can start now, as a sentence; Start then fails with UNAVAILABLE (NOT_READY). Empty: runs can start."""
+    """Why no run can start, as a sentence; Start then returns UNAVAILABLE (NOT_READY). Empty: runs can start."""
     @property
     def kernels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KernelInfo]:
-        """The kernelspecs that notebooks can be run with, by name."""
+        """The available kernelspecs, by name."""
 
     @property
     def formats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What `OutputRequest.format` may be, "notebook" and "html" for example."""
+        """The values that `OutputRequest.format` may have, for example "notebook" and "html"."""
 
     @property
     def uri_schemes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The schemes that URIs of notebooks and results may have. None: no URI can be used."""
+        """The schemes that URIs of notebooks and results may have. Empty: URIs are not allowed."""
 
     def __init__(
         self,
@@ -1281,15 +1279,15 @@ class KernelInfo(google.protobuf.message.Message):
     WARM_READY_FIELD_NUMBER: builtins.int
     WARM_WANTED_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """The name that `StartRequest.kernel_name` takes."""
+    """The name for `StartRequest.kernel_name`."""
     language: builtins.str
-    """The language, "python" for example."""
+    """The language, for example "python"."""
     is_default: builtins.bool
-    """Whether notebooks that name no kernel run with it."""
+    """Whether notebooks that name no kernelspec run with this one."""
     warm_ready: builtins.int
-    """How many kernels of it are ready for the next runs, over all workers."""
+    """Number of its warm kernels that are ready, over all workers."""
     warm_wanted: builtins.int
-    """How many are to be kept ready, over all workers."""
+    """Number of its warm kernels to keep ready, over all workers."""
     def __init__(
         self,
         *,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class NotebookRunnerStub(object):
-    """Executes Jupyter notebooks: starts runs, tells what happens in them, gives their results, ends them.
+    """Executes Jupyter notebooks: starts runs, streams their events, returns their results, and ends them.
     """
 
     def __init__(self, channel):
@@ -68,18 +68,18 @@ class NotebookRunnerStub(object):
 
 
 class NotebookRunnerServicer(object):
-    """Executes Jupyter notebooks: starts runs, tells what happens in them, gives their results, ends them.
+    """Executes Jupyter notebooks: starts runs, streams their events, returns their results, and ends them.
     """
 
     def Start(self, request, context):
-        """Admits one run, makes it durable, and answers it. An empty request runs the server's default
-        notebook. When this call has answered OK, the run is in the history whatever happens to the server.
+        """Admits one run, makes it durable, and returns it. An empty request runs the server's default notebook.
+        When this call has returned OK, the run is in the history, whatever happens to the server.
 
         Errors: INVALID_ARGUMENT (INVALID_NOTEBOOK, UNKNOWN_PARAMETER, INVALID_FIELD, UNKNOWN_KERNEL,
         PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS
         (REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo,
-        NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE where the
-        service that holds `notebook_uri` does not answer).
+        NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service of
+        `notebook_uri` does not answer).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,8 +88,8 @@ class NotebookRunnerServicer(object):
     def Progress(self, request, context):
         """Replays the run's events after a sequence number, then follows live until the run has ended.
 
-        Messages are ordered, unique and without a gap; the stream ends OK only after the terminal event
-        and always after it. A client that lost its connection calls again with the last sequence it saw.
+        Messages are ordered, unique and without a gap. The stream ends with OK after the terminal event, and only
+        then. A client that lost its connection calls again with the last sequence number that it has seen.
         A reader that stops reading costs the server nothing.
 
         Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD);
@@ -100,11 +100,11 @@ class NotebookRunnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Output(self, request, context):
-        """Answers one page of bytes of an artefact of the run. Works in every state: while the run goes on,
-        and however it ended, the artefact holds all cells finished so far.
+        """Returns one page of bytes of an artefact of the run. Works in every state: during the run and however it
+        ended, the artefact contains all cells that have finished so far.
 
-        To read all of it, call with the `next_offset` and the `as_of_sequence` of the last answer until
-        `next_offset` equals `total_bytes`. The same request answers the same bytes again.
+        To read a complete artefact, call with the `next_offset` and the `as_of_sequence` of the last answer until
+        `next_offset` equals `total_bytes`. A repeated request returns the same bytes.
 
         Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (UNKNOWN_FORMAT, INVALID_FIELD);
         OUT_OF_RANGE (OFFSET_PAST_END); FAILED_PRECONDITION (EXPORT_FAILED); RESOURCE_EXHAUSTED
@@ -115,18 +115,18 @@ class NotebookRunnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Kill(self, request, context):
-        """Ends the run, and answers only when every process of it is gone. Idempotent: a run that has ended
-        answers OK with the state it has, and `already_ended`.
+        """Ends the run, and returns only when all of its processes are gone. Idempotent: for a run that has ended, it
+        returns OK with the run's state, and `already_ended`.
 
         Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL)
-        where no process is left but the run's end could not be written yet.
+        if no process is left but the run's end could not be written yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Answers runs, newest first, filtered by state and label.
+        """Returns runs, newest first, filtered by state and label.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELD).
         """
@@ -135,10 +135,10 @@ class NotebookRunnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Info(self, request, context):
-        """Tells what this server is, what it has, and how busy it is. For whoever looks for a mistake, and for
-        programs that choose by it. It names no run and nothing of a notebook.
+        """Returns the server's version, kernels, formats and load: for people who look for a mistake, and for programs
+        that choose a server. The answer names no run and contains nothing from a notebook.
 
-        Errors: none of its own.
+        Errors: only those of every RPC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,7 +186,7 @@ def add_NotebookRunnerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class NotebookRunner(object):
-    """Executes Jupyter notebooks: starts runs, tells what happens in them, gives their results, ends them.
+    """Executes Jupyter notebooks: starts runs, streams their events, returns their results, and ends them.
     """
 
     @staticmethod

@@ -47,7 +47,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        build = Info(f"{PREFIX}_build", "What runs here.", registry=self.registry)
+        build = Info(f"{PREFIX}_build", "Version of the server and of Python.", registry=self.registry)
         build.info({"version": __version__, "python_version": platform.python_version()})
         self._rpcs = _Rpcs(self.registry)
         self._runs = _Runs(self.registry)
@@ -82,22 +82,22 @@ class Metrics:
 class _Rpcs:
     def __init__(self, registry: CollectorRegistry) -> None:
         name = f"{PREFIX}_rpc"
-        self.started = Counter(f"{name}s_started", "Calls that began.", ["method"], registry=registry)
+        self.started = Counter(f"{name}s_started", "Started calls.", ["method"], registry=registry)
         self.handled = Counter(
-            f"{name}s_handled", "Calls that ended, by status.", ["method", "code"], registry=registry
+            f"{name}s_handled", "Ended calls by status.", ["method", "code"], registry=registry
         )
         self.errors = Counter(
             f"{name}_errors", "Calls that ended with a reason of the contract.", ["reason"], registry=registry
         )
         self.seconds = Histogram(
             f"{name}_duration_seconds",
-            "How long calls took; a stream's is how long it was open.",
+            "Duration of calls; of a stream, the time that it was open.",
             ["method"],
             buckets=SHORT,
             registry=registry,
         )
         self.open = Gauge(
-            f"{name}s_open", "Calls that go on; readers of streams among them.", ["method"], registry=registry
+            f"{name}s_open", "Open calls, including readers of streams.", ["method"], registry=registry
         )
         for method in METHODS:
             self.started.labels(method)
@@ -118,29 +118,29 @@ class _Runs:
             return Counter(f"{PREFIX}_{name}", text, labels, registry=registry)
 
         self._states: dict[str, RunState] = {}
-        self._now = Gauge(f"{PREFIX}_runs", "Runs that have not ended.", ["state"], registry=registry)
+        self._now = Gauge(f"{PREFIX}_runs", "Active and queued runs.", ["state"], registry=registry)
         self._admitted = counter(
             "runs_admitted",
-            "Runs that got into the queue; those found there at the start too.",
+            "Admitted runs, including queued runs found at the start.",
             ["kernelspec"],
         )
-        self._ended = counter("runs_ended", "Runs that ended, by how and why.", ["state", "cause"])
-        self._queued = histogram("run_queued", "From Start until a worker took the run.", (), LONG)
+        self._ended = counter("runs_ended", "Ended runs by state and cause.", ["state", "cause"])
+        self._queued = histogram("run_queued", "Time from Start to the assignment to a worker.", (), LONG)
         self._starting = histogram(
             "run_starting",
-            "From when a worker took the run until its kernel was ready.",
+            "Time from the assignment to a worker until the kernel was ready.",
             ["kernelspec", "start"],
             SHORT,
         )
         self._running = histogram(
-            "run_duration", "From when a worker took the run until its end.", ["state"], LONG
+            "run_duration", "Time from the assignment to a worker to the end of the run.", ["state"], LONG
         )
-        self.cells = histogram("cell_duration", "How long cells took.", ["outcome"], LONG)
+        self.cells = histogram("cell_duration", "Duration of cells.", ["outcome"], LONG)
         self._kills = histogram(
-            "kill_duration", "From the order to end a run until no process of it was left.", (), SHORT
+            "kill_duration", "Time from the Kill until no process of the run was left.", (), SHORT
         )
         self._processes = counter(
-            "processes_ended", "Processes of runs that were ended by force; their kernels among them."
+            "processes_ended", "Processes of runs that were ended by force, including kernels."
         )
         self._output = counter("output_bytes", "Output of runs, counted at their end.")
         self._initialize()

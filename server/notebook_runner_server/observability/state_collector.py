@@ -39,11 +39,11 @@ class StateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield what there is (called by prometheus_client)."""
-        yield _gauge("workers", "Runs that can go on at once.", self._backend.capacity)
-        yield _gauge("queue_limit", "Runs that may wait.", self._queue_size)
+        yield _gauge("workers", "Maximum number of runs that execute at once.", self._backend.capacity)
+        yield _gauge("queue_limit", "Maximum number of queued runs.", self._queue_size)
         yield CounterMetricFamily(
             "notebook_runner_worker_deaths",
-            "Workers that died, or had to be ended, and were replaced.",
+            "Workers that died or had to be ended, and were replaced.",
             value=self._backend.worker_deaths,
         )
         yield from self._kept_kernels()
@@ -52,17 +52,17 @@ class StateCollector(Collector):
         with contextlib.suppress(OSError):
             text = "Size of the state folder, at most a minute old."
             yield _gauge("store_bytes", text, self._store_bytes())
-            text = "Room on the state folder's file system."
+            text = "Free space on the state folder's file system."
             yield _gauge("store_free_bytes", text, self._store.free_bytes())
 
     def _kept_kernels(self) -> Iterator[Metric]:
         ready = GaugeMetricFamily(
             "notebook_runner_warm_kernels_ready",
-            "Kernels that a run could have at once.",
+            "Warm kernels that are ready.",
             labels=["kernelspec"],
         )
         wanted = GaugeMetricFamily(
-            "notebook_runner_warm_kernels_wanted", "Kernels that there are to be.", labels=["kernelspec"]
+            "notebook_runner_warm_kernels_wanted", "Warm kernels to keep ready.", labels=["kernelspec"]
         )
         kept = self._backend.warm_counts
         for name in self.kernels:
