@@ -9,9 +9,16 @@ from typing import Any
 
 from notebook_runner_server.execution.interface import Limits, StreamOutput
 from notebook_runner_server.runs import tables
-from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunChanged, RunState
-from notebook_runner_server.runs.store import Store, WriteBatch
-from notebook_runner_server.runs.tables import Part
+from notebook_runner_server.runs.model import (
+    Event,
+    ExecutionOptions,
+    Part,
+    Run,
+    RunChanged,
+    RunState,
+    WriteBatch,
+)
+from notebook_runner_server.runs.store import Store
 
 AT_ONCE = 1000
 FOR_EVER = 4 * 10**18

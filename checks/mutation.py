@@ -3,7 +3,7 @@
 mutmut changes one thing at a time and runs the tests that reach it; `[tool.mutmut]` in pyproject.toml names
 modules and tests, docs/testing.md says what the survivors are. mutmut expects packages and tests side by
 side, so it works in a folder that has links to them, and keeps there what it found: only what has changed
-since, and what survived, is tried again. Arguments are patterns of mutants (`*.runs.updates.*`).
+since, and what survived, is tried again. Arguments are patterns of mutants (`*.runs.transitions.*`).
 """
 
 import json

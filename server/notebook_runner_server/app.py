@@ -18,6 +18,11 @@ from notebook_runner_server.api.server import CallerLimits as CallerBounds
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import Settings
+from notebook_runner_server.errors import (
+    InvalidFieldError,
+    InvalidNotebookError,
+    UnknownParameterError,
+)
 from notebook_runner_server.execution import kernel_names
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.confinement import confine
@@ -28,11 +33,6 @@ from notebook_runner_server.execution.worker_process import kill_orphans
 from notebook_runner_server.export.service import ExportService
 from notebook_runner_server.observability.telemetry import Telemetry
 from notebook_runner_server.runs.admission import LARGE_NOTEBOOK, Admission, Defaults
-from notebook_runner_server.runs.errors import (
-    InvalidFieldError,
-    InvalidNotebookError,
-    UnknownParameterError,
-)
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.outputs import Outputs
 from notebook_runner_server.runs.sources import NotebookRoot

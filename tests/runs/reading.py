@@ -7,11 +7,11 @@ from typing import Any
 
 from typing_extensions import override
 
+from notebook_runner_server.errors import StorageFullError
 from notebook_runner_server.execution.interface import Cause, Failure, StreamOutput
-from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.log import RunLog
-from notebook_runner_server.runs.model import Event, Run, RunState
-from notebook_runner_server.runs.store import Store, WriteBatch
+from notebook_runner_server.runs.model import Event, Run, RunState, WriteBatch
+from notebook_runner_server.runs.store import Store
 from tests.runs.samples import a_run, changed
 from tests.runs.stores import insert
 

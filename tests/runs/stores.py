@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from notebook_runner_server.execution.interface import Cause, Failure
-from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunState
-from notebook_runner_server.runs.store import Store, WriteBatch
-from notebook_runner_server.runs.tables import Part
+from notebook_runner_server.runs.model import Event, ExecutionOptions, Part, Run, RunState, WriteBatch
+from notebook_runner_server.runs.store import Store
 from tests.runs.samples import a_run, an_order, changed
 
 TAIL = -1

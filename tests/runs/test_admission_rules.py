@@ -12,6 +12,15 @@ from hypothesis import strategies as st
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.app import prepare
+from notebook_runner_server.errors import (
+    InvalidFieldError,
+    InvalidNotebookError,
+    NotebookNotFoundError,
+    NotebookTooLargeError,
+    RunnerError,
+    UnknownKernelError,
+    UnknownParameterError,
+)
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
 from notebook_runner_server.runs.admission import (
@@ -23,15 +32,6 @@ from notebook_runner_server.runs.admission import (
     Admission,
     Admitted,
     Defaults,
-)
-from notebook_runner_server.runs.errors import (
-    InvalidFieldError,
-    InvalidNotebookError,
-    NotebookNotFoundError,
-    NotebookTooLargeError,
-    RunnerError,
-    UnknownKernelError,
-    UnknownParameterError,
 )
 from notebook_runner_server.runs.model import RunState, StartSpec
 from notebook_runner_server.runs.request_digest import fingerprint

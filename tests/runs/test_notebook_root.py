@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.runs.errors import (
+from notebook_runner_server.errors import (
     NotebookNotFoundError,
     NotebookTooLargeError,
     PathOutsideRootError,

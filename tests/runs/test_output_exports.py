@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from notebook_runner_server.errors import ExportFailedError, InvalidFieldError, RunNotFoundError
 from notebook_runner_server.execution.interface import KernelReady
-from notebook_runner_server.runs.errors import ExportFailedError, InvalidFieldError, RunNotFoundError
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.outputs import MESSAGE_BYTES, Outputs, Page
 from notebook_runner_server.runs.store import Store

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from notebook_runner_server.errors import InvalidFieldError
 from notebook_runner_server.execution.interface import KernelReady
 from notebook_runner_server.export.service import ExportService
-from notebook_runner_server.runs.errors import InvalidFieldError
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.outputs import FILES, Outputs, Page

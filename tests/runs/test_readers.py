@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from notebook_runner_server.runs.readers import PAGE_SECONDS, Readers
+from notebook_runner_server.runs.retention import PAGE_SECONDS, Readers
 
 
 def test_readers_are_counted() -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.runs.errors import StorageFullError
-from notebook_runner_server.runs.model import RunState
-from notebook_runner_server.runs.reserve import RESERVE_BYTES, DiskReserve
-from notebook_runner_server.runs.store import WriteBatch
+from notebook_runner_server.errors import StorageFullError
+from notebook_runner_server.runs.model import RunState, WriteBatch
+from notebook_runner_server.runs.state_folder import RESERVE_BYTES, DiskReserve
 from tests.runs.samples import a_run, an_order, changed
 from tests.runs.stores import PARTS, insert, opened
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbformat import NotebookNode
 
+from notebook_runner_server.errors import DamagedRunError
 from notebook_runner_server.execution.files import FilePiece, FilesLeft
 from notebook_runner_server.execution.notebook import encode_cell, encode_tail
 from notebook_runner_server.execution.parts import HEAD, TAIL
-from notebook_runner_server.runs.errors import DamagedRunError
 from notebook_runner_server.runs.folder import COPY_BYTES, RunFolder
-from notebook_runner_server.runs.tables import Part
+from notebook_runner_server.runs.model import Part
 from tests.support.notebooks import code, markdown, notebook, written
 
 CELLS: list[list[str | NotebookNode]] = [

@@ -11,8 +11,8 @@ from notebook_runner_server.execution.interface import (
     StreamOutput,
 )
 from notebook_runner_server.runs.log import RECENT_BYTES, RunLog
-from notebook_runner_server.runs.model import Body
-from notebook_runner_server.runs.store import Store, WriteBatch
+from notebook_runner_server.runs.model import Body, WriteBatch
+from notebook_runner_server.runs.store import Store
 from tests.runs.reading import (
     RUNNING,
     CountingStore,

@@ -10,9 +10,8 @@ from typing_extensions import override
 
 from notebook_runner_server.execution.interface import Cause, Ended, Failure, KernelReady
 from notebook_runner_server.runs.manager import RunManager
-from notebook_runner_server.runs.model import Run, RunState
+from notebook_runner_server.runs.model import Part, Run, RunState
 from notebook_runner_server.runs.store import Store
-from notebook_runner_server.runs.tables import Part
 from tests.runs.doubles import DONE, Double, Handle, ended, events, reach, running, settled, spec, states
 
 S = RunState

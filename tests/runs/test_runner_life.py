@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from nbformat import NotebookNode
 
+from notebook_runner_server.errors import RequestIdReusedError, RunnerBusyError, RunNotFoundError
 from notebook_runner_server.execution.interface import Cause, CellFinished, Ended, Failure, KernelReady
-from notebook_runner_server.runs.errors import RequestIdReusedError, RunnerBusyError, RunNotFoundError
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 from tests.runs.doubles import (

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
+from notebook_runner_server.errors import ShuttingDownError, StorageFullError
 from notebook_runner_server.execution.interface import (
     Cause,
     CellFinished,
@@ -17,10 +18,9 @@ from notebook_runner_server.execution.interface import (
     KernelReady,
 )
 from notebook_runner_server.runs import dispatcher
-from notebook_runner_server.runs.errors import ShuttingDownError, StorageFullError
-from notebook_runner_server.runs.model import Event, Run, RunState
-from notebook_runner_server.runs.reserve import RESERVE_BYTES
-from notebook_runner_server.runs.store import Store, WriteBatch
+from notebook_runner_server.runs.model import Event, Run, RunState, WriteBatch
+from notebook_runner_server.runs.state_folder import RESERVE_BYTES
+from notebook_runner_server.runs.store import Store
 from tests.runs.doubles import (
     DONE,
     WHOLE,

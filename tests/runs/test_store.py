@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
+from notebook_runner_server.errors import DamagedRunError
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.parts import HEAD
 from notebook_runner_server.runs import tables
-from notebook_runner_server.runs.errors import DamagedRunError
-from notebook_runner_server.runs.model import Event, RunState
-from notebook_runner_server.runs.store import EVENTS_A_READ, Store, WriteBatch
-from notebook_runner_server.runs.tables import Part
+from notebook_runner_server.runs.model import Event, Part, RunState, WriteBatch
+from notebook_runner_server.runs.store import EVENTS_A_READ, Store
 from tests.runs.samples import GOING_ON, TERMINAL, a_run, an_order, changed, printed
 from tests.runs.stores import PARTS, append, content, finish, insert, opened
 

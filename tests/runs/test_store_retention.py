@@ -9,8 +9,7 @@ import pytest
 from typing_extensions import override
 
 from notebook_runner_server.runs import tables
-from notebook_runner_server.runs.readers import Readers
-from notebook_runner_server.runs.retention import BATCH, HistoryLimits, Retention
+from notebook_runner_server.runs.retention import BATCH, HistoryLimits, Readers, Retention
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import RunRecord
 from tests.runs.reading import FullStore

@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import IO
 
+from notebook_runner_server.errors import StorageFullError
 from notebook_runner_server.execution.interface import (
     Cause,
     CellChunk,
@@ -26,15 +29,66 @@ from notebook_runner_server.execution.interface import (
     RunHandle,
 )
 from notebook_runner_server.runs import transitions
-from notebook_runner_server.runs.checkpoint import Checkpoint
-from notebook_runner_server.runs.errors import StorageFullError
+from notebook_runner_server.runs.folder import RunFolder
 from notebook_runner_server.runs.log import RunLog
-from notebook_runner_server.runs.model import ExecutionOptions, Run, RunChanged, RunState
+from notebook_runner_server.runs.model import (
+    Checkpoint,
+    ExecutionOptions,
+    Part,
+    Run,
+    RunChanged,
+    RunState,
+    WriteBatch,
+)
 from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.salvage import SalvagedCell
-from notebook_runner_server.runs.store import WriteBatch
-from notebook_runner_server.runs.updates import PartsCursor, apply_events
-from notebook_runner_server.runs.uploader import OutputUploader
+from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs.transitions import PartsCursor, apply_events
+from notebook_runner_server.transfer.interface import Transfer, TransferError
+
+_logger = logging.getLogger(__name__)
+
+
+class OutputUploader:
+    """Writes executed notebooks to URIs.
+
+    Args:
+        store: Where the notebooks are.
+        transfer: What writes to URIs.
+    """
+
+    def __init__(self, store: Store, transfer: Transfer) -> None:
+        self._store = store
+        self._transfer = transfer
+
+    async def deliver(self, run_id: str, log: RunLog, uri: str) -> str:
+        """Write a run's notebook as it is now; return why it is not there, or nothing.
+
+        To cancel it is to abandon the write, at once.
+        """
+        folder = self._store.folder(run_id)
+        try:
+            # What a worker sent last belongs to the event that is to come.
+            parts = await self._store.parts(log.position, log.last_sequence + 1)
+            # Without a name, so that nothing of it stays whatever happens.
+            with tempfile.TemporaryFile(dir=folder.path) as file:
+                await asyncio.to_thread(_assemble, folder, parts, file)
+                await self._transfer.write(uri, file.fileno())
+        except TransferError as error:
+            return f"Not written: {error}."
+        except OSError as error:
+            return f"Not written: the server cannot keep it for the transfer: {error.strerror}."
+        except Exception:
+            _logger.exception("a notebook could not be written to its URI", extra={"run_id": run_id})
+            return "Not written: the server failed, and its log says more."
+        return ""
+
+
+def _assemble(folder: RunFolder, parts: list[Part], file: IO[bytes]) -> None:
+    file.writelines(folder.notebook(parts))
+    file.flush()
+    file.seek(0)
+
 
 _logger = logging.getLogger(__name__)
 _UNFOLLOWED = "Not written: the server could not follow the run."
@@ -231,7 +285,9 @@ class ActiveRun:
     ) -> None:
         if not batch:
             return
-        told = apply_events(batch, self.run, self._parts_cursor, self.log, output_error)
+        told = apply_events(
+            batch, self.run, self._parts_cursor, self.log.clock, self.log.last_sequence, output_error
+        )
         if told.is_warm is not None:
             self.run_context.is_warm = told.is_warm
         await self.log.append(told.run, told.events, told.written, self._expire_time(told.run), is_end=is_end)

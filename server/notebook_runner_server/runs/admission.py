@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from notebook_runner_server.execution.interface import Limits
-from notebook_runner_server.execution.parts import TAIL
-from notebook_runner_server.runs.errors import (
+from notebook_runner_server.errors import (
     InvalidFieldError,
     NotebookNotFoundError,
     UnknownKernelError,
 )
+from notebook_runner_server.execution.interface import Limits
+from notebook_runner_server.execution.parts import TAIL
 from notebook_runner_server.runs.model import ExecutionOptions, Run, RunState, StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot, UriSource, check_size
 from notebook_runner_server.transfer.interface import Transfer, shown

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.runs.errors import OffsetPastEndError
+from notebook_runner_server.errors import OffsetPastEndError
 from notebook_runner_server.runs.folder import private
 
 DEFAULT_BYTES = 1024**3

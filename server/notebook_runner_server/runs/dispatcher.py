@@ -7,9 +7,9 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
+from notebook_runner_server.errors import StorageFullError
 from notebook_runner_server.execution.interface import Backend, Cause, Failure, Job, RunHandle
 from notebook_runner_server.runs.active import ActiveRun
-from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from notebook_runner_server import folder_tree
+from notebook_runner_server.errors import DamagedRunError, damaged
 from notebook_runner_server.execution.files import FileEvent, FilesLeft
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
-from notebook_runner_server.runs.errors import DamagedRunError, damaged
-from notebook_runner_server.runs.tables import Part
+from notebook_runner_server.runs.model import Part
 
 COPY_BYTES = 1024 * 1024
 _logger = logging.getLogger(__name__)

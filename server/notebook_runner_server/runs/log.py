@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
+from notebook_runner_server.errors import RunNotFoundError, ShuttingDownError
 from notebook_runner_server.execution.interface import (
     CellStarted,
     DisplayOutput,
@@ -18,12 +19,11 @@ from notebook_runner_server.execution.interface import (
     Failure,
     StreamOutput,
 )
-from notebook_runner_server.runs.clock import Clock
-from notebook_runner_server.runs.errors import RunNotFoundError, ShuttingDownError
-from notebook_runner_server.runs.model import Body, Event, Run, RunChanged
+from notebook_runner_server.runs.model import Body, Event, Run, RunChanged, WriteBatch
 from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.salvage import shown_since
-from notebook_runner_server.runs.store import Store, WriteBatch
+from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs.transitions import Clock
 
 RECENT_BYTES = 2 * 1024 * 1024
 """How much of the newest events is kept in memory for a run that goes on, about."""

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from notebook_runner_server.execution.interface import Backend, Cause, WarmCounts
-from notebook_runner_server.runs.active import ActiveRun
-from notebook_runner_server.runs.admission import Admission, Admitted
-from notebook_runner_server.runs.clock import Clock
-from notebook_runner_server.runs.dispatcher import Dispatcher
-from notebook_runner_server.runs.errors import (
+from notebook_runner_server.errors import (
+    DamagedRunError,
     NotReadyError,
     RequestIdReusedError,
     RunnerBusyError,
     ShuttingDownError,
     StorageFullError,
+    damaged,
     not_found,
 )
-from notebook_runner_server.runs.info import KernelInfo, RunnerInfo
+from notebook_runner_server.execution.interface import Backend, Cause, Failure, WarmCounts
+from notebook_runner_server.runs.active import ActiveRun, OutputUploader
+from notebook_runner_server.runs.admission import Admission, Admitted
+from notebook_runner_server.runs.dispatcher import Dispatcher
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import (
+    Checkpoint,
     Event,
     ExecutionOptions,
     Run,
@@ -32,14 +35,50 @@ from notebook_runner_server.runs.model import (
     TraceContext,
 )
 from notebook_runner_server.runs.observer import Observer, RunContext
-from notebook_runner_server.runs.readers import Readers
-from notebook_runner_server.runs.recovery import recover
 from notebook_runner_server.runs.request_digest import fingerprint, is_same
-from notebook_runner_server.runs.retention import HistoryLimits, Retention
+from notebook_runner_server.runs.retention import HistoryLimits, Readers, Retention
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import RunRecord
-from notebook_runner_server.runs.uploader import OutputUploader
+from notebook_runner_server.runs.transitions import Clock
 from notebook_runner_server.transfer.interface import Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class KernelInfo:
+    """A kernelspec: its name and language, what is kept of it, and whether it is the default."""
+
+    name: str
+    language: str
+    warm_counts: WarmCounts
+    is_default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerInfo:
+    """What there is to run notebooks with.
+
+    Attributes:
+        kernels: The kernelspecs, by name.
+        workers: How many runs are executed at once.
+        active: How many are, now.
+        queued: How many wait, now.
+        queue_size: How many may wait.
+        default_notebook: What a Start that names no notebook runs; empty: there is none.
+        has_notebook_root: Whether notebooks can be named by a path.
+        uri_schemes: The schemes that URIs may have; none: no URI can be used.
+        problem: Why no run can start now; empty: runs can start.
+    """
+
+    kernels: Sequence[KernelInfo]
+    workers: int
+    active: int
+    queued: int
+    queue_size: int
+    default_notebook: str
+    has_notebook_root: bool
+    uri_schemes: Sequence[str]
+    problem: str
+
 
 _T = TypeVar("_T")
 
@@ -334,3 +373,77 @@ class RunManager:
 
     def _recovered(self, row: RunRecord, clock: Clock, parts_size: int) -> ActiveRun:
         return self._active(row.run, row.order, row.position, row.last_sequence, clock, parts_size)
+
+
+_logger = logging.getLogger(__name__)
+
+
+async def recover(
+    store: Store,
+    backend: Backend,
+    dispatcher: Dispatcher,
+    active_run: Callable[[RunRecord, Clock, int], ActiveRun],
+) -> None:
+    """Say of each run that had not ended what became of it, before anyone can ask.
+
+    Args:
+        store: Where they are.
+        backend: What may have gone on with them.
+        dispatcher: Takes in what waits or goes on.
+        active_run: Makes a run of its row, its clock, and the bytes that are there of its parts.
+    """
+    for row in await store.unended():
+        try:
+            await _recover(store, backend, dispatcher, active_run, row)
+        except (OSError, DamagedRunError) as error:
+            # One damaged run is no reason to serve no other.
+            store.note_damage(row.run.run_id, error)
+
+
+async def _recover(
+    store: Store,
+    backend: Backend,
+    dispatcher: Dispatcher,
+    active_run: Callable[[RunRecord, Clock, int], ActiveRun],
+    row: RunRecord,
+) -> None:
+    """Say of one run what became of it.
+
+    Raises:
+        DamagedRunError: Nobody can, for its events or parts are damaged.
+    """
+    last = next(iter(await store.events(row.position, row.last_sequence - 1)), None)
+    if last is None:
+        raise damaged(row.run.run_id, f"event {row.last_sequence} is missing")
+    folder = store.folder(row.run.run_id)
+    size = await asyncio.to_thread(folder.parts_size)
+    failure: Failure | None = None
+    try:
+        row = dataclasses.replace(row, order=await asyncio.to_thread(store.order, row))
+    except DamagedRunError as error:
+        _logger.exception("a run that has not ended is damaged", extra={"run_id": row.run.run_id})
+        failure = Failure(Cause.STORAGE_FAILED, error.message, cell_index=row.run.current_cell)
+    active = active_run(row, Clock(last.time), size)
+    resume = await store.checkpoint(row.position) or Checkpoint(0, size, size)
+    if row.run.state is RunState.QUEUED and folder.is_begun:
+        message = (
+            "The server died before the run's end was recorded, and its events were lost from the history."
+        )
+        failure = failure or Failure(Cause.SERVER_DIED, message)
+    if failure is not None:
+        await dispatcher.end(active, failure)
+        return
+    # What goes on is new to those who watch.
+    if row.run.state is RunState.QUEUED:
+        active.run_context.tell([last])
+        dispatcher.add(active)
+    elif handle := backend.find(row.run.run_id, resume.mark):
+        active.resume(resume)
+        active.run_context.tell([dataclasses.replace(last, body=RunChanged(row.run))])
+        if row.run.state is RunState.KILLING:
+            # Whoever asked for that cannot be told that it was done.
+            active.stop_requested = Cause.KILL_REQUESTED, 0.0
+        dispatcher.follow(active, handle)
+    else:
+        message = "The server died while the run went on."
+        await dispatcher.end(active, Failure(Cause.SERVER_DIED, message, cell_index=row.run.current_cell))

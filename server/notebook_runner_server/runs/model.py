@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from notebook_runner_server.execution.files import FileEvent
 from notebook_runner_server.execution.interface import CellEvent, Failure, Limits
 
 
@@ -146,3 +147,49 @@ class Event:
     def is_terminal(self) -> bool:
         """Whether it is the last one."""
         return isinstance(self.body, RunChanged) and self.body.run.state.is_terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where a version of a part is in the run's file of parts, in bytes."""
+
+    part: int
+    sequence: int
+    start: int
+    length: int
+    checksum: int | None = field(default=None, compare=False)
+    """Of its bytes; None: version 1 wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a run is gone on with: the backend's mark, and the run's file of parts as it was at that.
+
+    Attributes:
+        mark: The number of the last batch that is in the history.
+        part_start: Where the part begins that is not whole yet, in bytes.
+        size: Where the next piece goes, in bytes.
+    """
+
+    mark: int
+    part_start: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBatch:
+    """What is to be written to a run's folder.
+
+    Attributes:
+        start: Where the pieces go in the file of parts, in bytes.
+        pieces: What to write, one after the other.
+        parts: The parts that are whole with these pieces.
+        resume: Where a later server goes on after this; None: as before.
+        files: What came of the notebook's own files.
+    """
+
+    start: int
+    pieces: Sequence[bytes] = ()
+    parts: Sequence[Part] = ()
+    resume: Checkpoint | None = None
+    files: Sequence[FileEvent] = ()

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from notebook_runner_server.runs import artefacts, files
-from notebook_runner_server.runs.errors import (
+from notebook_runner_server.errors import (
     ExportFailedError,
     InvalidFieldError,
     StorageFullError,
     UnknownFormatError,
     not_found,
 )
+from notebook_runner_server.runs import artefacts, files
 from notebook_runner_server.runs.model import Run
-from notebook_runner_server.runs.readers import PAGE_SECONDS
 from notebook_runner_server.runs.report import report
+from notebook_runner_server.runs.retention import PAGE_SECONDS
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import RunRecord
 

@@ -7,14 +7,19 @@ had other forms, which are made again for comparison.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import itertools
 import json
+import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, fields
+from pathlib import Path
 from typing import Any
 
+from notebook_runner_server.runs.folder import private, sync_folder
 from notebook_runner_server.runs.model import StartSpec
 
 _FORM = "2"
@@ -93,3 +98,33 @@ def _earlier(spec: StartSpec, key: bytes) -> Iterator[str]:
         for values in itertools.product(*choices):
             text = _encoded({**payload, **dict(zip(names, values, strict=True))})
             yield hashlib.sha256(text).hexdigest()
+
+
+KEY_FILE = "request-key"
+KEY_BYTES = 32
+
+
+def is_key_damaged(folder: Path) -> bool:
+    """Tell whether a key has not the length that it was made with: one that is cut short can be guessed."""
+    path = folder / KEY_FILE
+    return path.is_file() and path.stat().st_size != KEY_BYTES
+
+
+def request_key(folder: Path) -> bytes:
+    """Return the key of a state folder, made where it has none; blocks.
+
+    Raises:
+        OSError: It cannot be read or written.
+    """
+    path = folder / KEY_FILE
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    key = secrets.token_bytes(KEY_BYTES)
+    draft = folder / f"{KEY_FILE}.new"
+    with open(draft, "wb", opener=private) as file:
+        file.write(key)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    sync_folder(folder)
+    return key

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from notebook_runner_server.runs.errors import (
+from notebook_runner_server.errors import (
     NotebookNotFoundError,
     NotebookTooLargeError,
     NotebookUnreachableError,

@@ -10,53 +10,39 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.execution.files import FileEvent
-from notebook_runner_server.runs import checkpoint, quarantine, request_key, tables
+from notebook_runner_server.errors import StorageFullError, damaged
+from notebook_runner_server.runs import request_digest, state_folder, tables
 from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
-from notebook_runner_server.runs.checkpoint import Checkpoint
-from notebook_runner_server.runs.database import DamagedHistoryError, Database
-from notebook_runner_server.runs.errors import StorageFullError, damaged
+from notebook_runner_server.runs.database import DamagedHistoryError, Database, rebuild
 from notebook_runner_server.runs.folder import RunFolder, private
-from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunState
-from notebook_runner_server.runs.quarantine import (
+from notebook_runner_server.runs.model import (
+    Checkpoint,
+    Event,
+    ExecutionOptions,
+    Part,
+    Run,
+    RunState,
+    WriteBatch,
+)
+from notebook_runner_server.runs.state_folder import (
     ARTEFACTS,
     DATABASE,
     LOCK,
     REBUILDING,
     RESERVE,
     RUNS,
+    DiskReserve,
     Quarantine,
 )
-from notebook_runner_server.runs.rebuilding import rebuild
-from notebook_runner_server.runs.reserve import DiskReserve
-from notebook_runner_server.runs.tables import DamagedRecord, Part, RunRecord
+from notebook_runner_server.runs.tables import DamagedRecord, RunRecord
 
 EVENTS_A_READ = 256
 _FOR_EVER = 2**63 - 1
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class WriteBatch:
-    """What is to be written to a run's folder.
-
-    Attributes:
-        start: Where the pieces go in the file of parts, in bytes.
-        pieces: What to write, one after the other.
-        parts: The parts that are whole with these pieces.
-        resume: Where a later server goes on after this; None: as before.
-        files: What came of the notebook's own files.
-    """
-
-    start: int
-    pieces: Sequence[bytes] = ()
-    parts: Sequence[Part] = ()
-    resume: Checkpoint | None = None
-    files: Sequence[FileEvent] = ()
 
 
 class StateFolderInUseError(RuntimeError):
@@ -101,11 +87,11 @@ class Store:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         aside = Quarantine(self._folder)
         self._lock(aside)
-        version = await asyncio.to_thread(quarantine.check_version, self._folder)
+        version = await asyncio.to_thread(state_folder.check_version, self._folder)
         await asyncio.to_thread(aside.take_of_wrong_kind)
         self._runs.mkdir(mode=0o700, exist_ok=True)
         if version == 1:
-            await asyncio.to_thread(quarantine.remove_early_artefacts, self._folder)
+            await asyncio.to_thread(state_folder.remove_early_artefacts, self._folder)
         await asyncio.to_thread(self.artefacts.clear)
         self.request_key = await asyncio.to_thread(self._request_key, aside)
         try:
@@ -120,9 +106,11 @@ class Store:
         await asyncio.to_thread(self._set_strays_aside, known | left, aside)
 
     def _request_key(self, aside: Quarantine) -> bytes:
-        if request_key.is_damaged(self._folder):
-            aside.take([self._folder / request_key.FILE], f"Expected {request_key.KEY_BYTES} bytes.")
-        return request_key.request_key(self._folder)
+        if request_digest.is_key_damaged(self._folder):
+            aside.take(
+                [self._folder / request_digest.KEY_FILE], f"Expected {request_digest.KEY_BYTES} bytes."
+            )
+        return request_digest.request_key(self._folder)
 
     def _rebuild(self, aside: Quarantine, why: object) -> None:
         """Set the damaged history aside, when there is a whole one to take its place; blocks.
@@ -256,7 +244,7 @@ class Store:
                 self.folder(run.run_id).forget_secrets()
             tables.append(db, position, run, events, written.parts, expire_time)
             if written.resume is not None:
-                checkpoint.note(db, position, written.resume)
+                tables.write_checkpoint(db, position, written.resume)
 
         if not is_end:
             await self._check_reserve()
@@ -378,7 +366,7 @@ class Store:
 
     async def checkpoint(self, position: int) -> Checkpoint | None:
         """Return where a run that an earlier server has begun is gone on with; None: nothing was noted."""
-        return await self._db.read(checkpoint.read, position)
+        return await self._db.read(tables.read_checkpoint, position)
 
     async def parts(self, position: int, as_of: int) -> list[Part]:
         """Return the version that each part of a run's notebook had at a sequence number."""
@@ -407,7 +395,7 @@ class Store:
     def size(self) -> int:
         """Return how many bytes the state folder has in all; blocks."""
         files = [path for path in self._folder.iterdir() if path.is_file()]
-        others = sum(map(folder_tree.size, [self._folder / ARTEFACTS, *quarantine.asides(self._folder)]))
+        others = sum(map(folder_tree.size, [self._folder / ARTEFACTS, *state_folder.asides(self._folder)]))
         return sum(path.stat().st_size for path in files) + sum(self.sizes().values()) + others
 
     def free_bytes(self) -> int:

@@ -6,12 +6,32 @@ import contextlib
 import sqlite3
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from notebook_runner_server.runs import checkpoint, codec
-from notebook_runner_server.runs.errors import damaged
-from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunState
+from notebook_runner_server.errors import damaged
+from notebook_runner_server.runs import codec
+from notebook_runner_server.runs.model import Checkpoint, Event, ExecutionOptions, Part, Run, RunState
+
+# Not in every history of version 1.
+CHECKPOINT_SCHEMA = """
+CREATE TABLE IF NOT EXISTS resume ( -- where a run is gone on with after a restart of the server
+  position INTEGER PRIMARY KEY, mark INTEGER NOT NULL, part_start INTEGER NOT NULL, size INTEGER NOT NULL
+);
+"""
+
+
+def write_checkpoint(db: sqlite3.Connection, position: int, resume: Checkpoint) -> None:
+    """Note where a run is gone on with."""
+    values = (position, resume.mark, resume.part_start, resume.size)
+    db.execute("INSERT OR REPLACE INTO resume (position, mark, part_start, size) VALUES (?, ?, ?, ?)", values)
+
+
+def read_checkpoint(db: sqlite3.Connection, position: int) -> Checkpoint | None:
+    """Return where a run is gone on with; None: nothing was noted."""
+    row = db.execute("SELECT mark, part_start, size FROM resume WHERE position = ?", (position,)).fetchone()
+    return None if row is None else Checkpoint(*row)
+
 
 SCHEMA_VERSION = 2
 """What PRAGMA user_version says of a history that this server has opened."""
@@ -82,18 +102,6 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Where a version of a part is in the run's file of parts, in bytes."""
-
-    part: int
-    sequence: int
-    start: int
-    length: int
-    checksum: int | None = field(default=None, compare=False)
-    """Of its bytes; None: version 1 wrote it."""
-
-
-@dataclass(frozen=True, slots=True)
 class DamagedRecord:
     """A run whose row cannot be understood."""
 
@@ -133,7 +141,7 @@ def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
     if version < SCHEMA_VERSION:
         script = _FROM_VERSION_1 if version else _SCHEMA
         db.executescript(
-            f"BEGIN; {checkpoint.SCHEMA} {script} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            f"BEGIN; {CHECKPOINT_SCHEMA} {script} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
     check_schema(db)
 
