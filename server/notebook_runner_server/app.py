@@ -18,11 +18,6 @@ from notebook_runner_server.api.server import CallerLimits as CallerBounds
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import Settings
-from notebook_runner_server.errors import (
-    InvalidFieldError,
-    InvalidNotebookError,
-    UnknownParameterError,
-)
 from notebook_runner_server.execution import kernel_names
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.confinement import confine
@@ -187,29 +182,12 @@ def prepare(
     *,
     is_ordered: bool = False,
 ) -> notebooks.PreparedNotebook:
-    """Read a notebook, check it and inject parameters; what is wrong with it is the caller's to know.
-
-    A small one is read here, a large one in a process of its own; blocks.
-
-    Raises:
-        InvalidNotebookError: It is none that can be executed.
-        UnknownParameterError: It lacks a parameter that was given.
-        InvalidFieldError: A parameter's name is none in the notebook's language.
-    """
-    arguments = (content, parameters, kernel_name, kernels)
-    try:
-        if len(content) > LARGE_NOTEBOOK:
-            return run_in_subprocess(notebooks.prepare, *arguments, is_ordered=is_ordered)
-        return notebooks.prepare(*arguments, is_ordered=is_ordered)
-    except notebooks.NotebookError as error:
-        raise InvalidNotebookError(str(error)) from error
-    except notebooks.UndeclaredParameterError as error:
-        unknown, known = ", ".join(error.unknown), ", ".join(error.known)
-        message = f"The notebook has no parameter {unknown}; its parameters are: {known or 'none'}."
-        names = {"unknown": ",".join(error.unknown), "known": ",".join(error.known)}
-        raise UnknownParameterError(message, field="parameters", **names) from error
-    except notebooks.ParameterNameError as error:
-        raise InvalidFieldError(f"parameters: {error}", field="parameters") from error
+    """Prepare a notebook with `execution.notebook.prepare`, a large one in a subprocess; blocks."""
+    if len(content) > LARGE_NOTEBOOK:
+        return run_in_subprocess(
+            notebooks.prepare, content, parameters, kernel_name, kernels, is_ordered=is_ordered
+        )
+    return notebooks.prepare(content, parameters, kernel_name, kernels, is_ordered=is_ordered)
 
 
 async def serve(settings: Settings) -> None:

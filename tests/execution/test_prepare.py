@@ -15,11 +15,11 @@ from jupyter_client.manager import KernelManager
 from nbformat.v4 import new_markdown_cell, new_output
 from papermill.execute import remove_error_markers
 
+from notebook_runner_server.errors import InvalidNotebookError
 from notebook_runner_server.execution.clear import ERROR_MARKER_TAG
 from notebook_runner_server.execution.kernel_names import resolve
 from notebook_runner_server.execution.notebook import (
     MAX_MESSAGE,
-    NotebookError,
     PreparedNotebook,
     decode,
     encode_cell,
@@ -51,7 +51,7 @@ def joined(parts: PreparedNotebook) -> bytes:
 
 def refusal(data: bytes) -> str:
     """Why bytes are refused."""
-    with pytest.raises(NotebookError) as caught:
+    with pytest.raises(InvalidNotebookError) as caught:
         prepared(data)
     assert len(str(caught.value)) < MAX_MESSAGE + 200
     return str(caught.value)
@@ -388,7 +388,7 @@ def test_metadata_that_are_no_objects_are_refused_or_left_alone(key: str, value:
     for parameters in ({}, {"a": 1}):
         try:
             prepare(data, parameters, "", KERNELS)
-        except NotebookError:
+        except InvalidNotebookError:
             continue
 
 

@@ -10,19 +10,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from notebook_runner_server.execution.notebook import (
-    NotebookError,
-    ParameterNameError,
-    UndeclaredParameterError,
-    decode,
-    prepare,
+from notebook_runner_server.errors import (
+    InvalidFieldError,
+    InvalidNotebookError,
+    UnknownParameterError,
 )
+from notebook_runner_server.execution.notebook import decode, prepare
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR
 from tests.support.documents import SEEDS, any_documents, strange_documents
 from tests.support.notebooks import code, notebook
 
 KERNELS = {"python3": "python", "ir": "R"}
-REFUSED = (NotebookError, UndeclaredParameterError, ParameterNameError)
+REFUSED = (InvalidNotebookError, UnknownParameterError, InvalidFieldError)
 pytestmark = pytest.mark.filterwarnings(
     "ignore::nbformat.warnings.MissingIDFieldWarning",
     "ignore::nbformat.warnings.DuplicateCellId",
