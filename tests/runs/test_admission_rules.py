@@ -255,7 +255,7 @@ def test_an_unknown_parameter_is_told_with_the_known_ones() -> None:
     node.cells[0].source, node.cells[0].metadata["tags"] = "a = 1\nb = 2", ["parameters"]
     error = refusal(UnknownParameterError, "parameters", content=written(node), parameters={"z": 1, "a": 2})
     assert error.metadata == {"unknown": "z", "known": "a,b"}
-    assert "no parameter z" in error.message
+    assert "Unknown parameter 'z'" in error.message
 
 
 specs = st.builds(
