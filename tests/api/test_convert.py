@@ -22,8 +22,7 @@ from notebook_runner_server.execution.interface import (
     OutputCut,
     WarmCounts,
 )
-from notebook_runner_server.runs.manager import KernelInfo, RunnerInfo
-from notebook_runner_server.runs.model import Body, Event, Run, RunState, StartSpec
+from notebook_runner_server.runs.model import Body, Event, KernelInfo, Run, RunnerInfo, RunState, StartSpec
 from tests.runs.samples import a_run, changed, printed
 
 

@@ -20,7 +20,7 @@ from notebook_runner_server.errors import (
     unknown_parameters,
 )
 from notebook_runner_server.execution.notebook import prepare
-from notebook_runner_server.execution.parts import HEAD, SEPARATOR
+from notebook_runner_server.execution.segments import HEAD, SEPARATOR
 from tests.support.notebooks import code, content, markdown, notebook, parsed, written
 
 KERNELS = {"python3": "python", "ir": "R"}
@@ -42,8 +42,8 @@ ALL = "\n".join(f"{name} = 0" for name in VALUES)
 
 def parameterized(node: NotebookNode, parameters: dict[str, Any], kernel_name: str = "") -> NotebookNode:
     """The notebook after its preparation."""
-    parts = prepare(written(node), parameters, kernel_name, KERNELS)
-    whole = HEAD + SEPARATOR.join(parts.cells) + parts.tail
+    segments = prepare(written(node), parameters, kernel_name, KERNELS)
+    whole = HEAD + SEPARATOR.join(segments.cells) + segments.tail
     return parsed(whole)
 
 
@@ -106,8 +106,8 @@ def test_the_rest_of_the_notebook_stays() -> None:
 def test_without_parameters_nothing_is_touched() -> None:
     """A notebook that is given none is executed as it is."""
     data = content(code("a = 0", "parameters"), "b")
-    parts = prepare(data, {}, "", KERNELS)
-    assert HEAD + SEPARATOR.join(parts.cells) + parts.tail == data + b"\n"
+    segments = prepare(data, {}, "", KERNELS)
+    assert HEAD + SEPARATOR.join(segments.cells) + segments.tail == data + b"\n"
 
 
 def test_the_language_is_that_of_the_kernel_where_the_notebook_says_none() -> None:

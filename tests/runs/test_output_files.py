@@ -74,7 +74,7 @@ async def test_files_of_a_moment_that_is_gone_are_refused(tmp_path: Path) -> Non
     store = Store(tmp_path)
     async with running(store, backend) as runner:
         one = await scene(store, runner, backend)
-        with pytest.raises(InvalidFieldError, match="begin again"):
+        with pytest.raises(InvalidFieldError, match="Start again"):
             await one.page(as_of=1)
 
 

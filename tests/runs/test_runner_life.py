@@ -70,7 +70,7 @@ async def test_batches_make_no_difference(tmp_path: Path) -> None:
     assert await scenario(tmp_path / "two", apart=False) == one
 
 
-async def test_a_part_shows_from_the_event_on_that_tells_of_it(tmp_path: Path) -> None:
+async def test_a_segment_shows_from_the_event_on_that_tells_of_it(tmp_path: Path) -> None:
     """The notebook as of the event before has the cell as it was, as of `CellFinished` as it is."""
     store, backend = Store(tmp_path), Double()
     async with running(store, backend) as runner:

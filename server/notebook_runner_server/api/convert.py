@@ -21,8 +21,7 @@ from notebook_runner_server.execution.interface import (
     OutputCut,
     StreamOutput,
 )
-from notebook_runner_server.runs.manager import RunnerInfo
-from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
+from notebook_runner_server.runs.model import Event, Run, RunChanged, RunnerInfo, RunState, StartSpec
 
 _MAX_NANOS = 999_999_999
 _MAX_SECONDS = 315_576_000_000  # google.protobuf.Duration's own bound

@@ -1,4 +1,4 @@
-"""Notebooks on their way in and out: read, check, parameterize, and encode in parts (`execution.parts`)."""
+"""Read, check and parameterize notebooks, and encode them as segments (`execution.segments`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from notebook_runner_server.errors import (
     RunnerError,
     unknown_parameters,
 )
-from notebook_runner_server.execution import kernel_names, parts, repairs
+from notebook_runner_server.execution import kernel_names, repairs, segments
 from notebook_runner_server.execution.clear import clear_execution
 from notebook_runner_server.execution.repairs import CannotRepairError, Repairs
 
@@ -257,7 +257,7 @@ def encode_cell(cell: nbformat.NotebookNode) -> bytes:
     """Encode a cell as it stands in a notebook file, with its indentation."""
     holder = nbformat.NotebookNode(cells=[copy.deepcopy(cell)], metadata=nbformat.NotebookNode())
     cell = strip_transient(split_lines(holder)).cells[0]
-    return parts.encode_cell(cell)
+    return segments.encode_cell(cell)
 
 
 def encode_tail(notebook: nbformat.NotebookNode) -> bytes:
@@ -266,10 +266,10 @@ def encode_tail(notebook: nbformat.NotebookNode) -> bytes:
     del holder["cells"]
     end = b"\n ]," if notebook.cells else b"],"
     # Without the brace that opens the notebook: the head has it.
-    return end + parts.encode(holder)[1:] + b"\n"
+    return end + segments.encode(holder)[1:] + b"\n"
 
 
 def decode(content: bytes) -> nbformat.NotebookNode:
-    """Return a prepared notebook that was put together from its parts: no check, no conversion."""
+    """Return a prepared notebook that was joined from its segments, without checks or conversion."""
     notebook: nbformat.NotebookNode = nbformat.v4.to_notebook_json(json.loads(content))
     return notebook

@@ -1,6 +1,11 @@
-"""The store's SQLite file: written on one thread, read on another, so that the event loop waits for neither.
+"""The store's SQLite file: its connections and transactions, the check of its integrity, and its rebuilding.
 
-What was written is durable when `write` returns (WAL, `synchronous=FULL`).
+It is written on one thread and read on another, so that the event loop waits for neither. What was written is
+durable when `Database.write` returns (WAL, `synchronous=FULL`).
+
+To check a whole file takes as long as to read it, which would delay the start of a server with a long
+history. So a start checks for a moment, and a thread checks the rest afterwards. Damage that is found then,
+or by a read or write, is marked beside the file: the next start rebuilds the history from the intact runs.
 """
 
 from __future__ import annotations
@@ -23,16 +28,15 @@ from notebook_runner_server.errors import DamagedRunError, StorageFullError, dam
 from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.folder import private
 
-LOOK_SECONDS = 0.25
-"""How long the look may take that a start waits for, where the file is large."""
+CHECK_SECONDS = 0.25
+"""How long the check may delay a start, if the file is large."""
 
-LOOK_BYTES = 32 * 1024 * 1024
-"""A file of at most so many bytes is always looked at to its end (0.2 s)."""
+CHECK_BYTES = 32 * 1024 * 1024
+"""A file up to this size is always checked as a whole (0.2 s)."""
 
-_STEPS = 1000
-_logger = logging.getLogger(__name__)
+_PROGRESS_STEPS = 1000
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-# The file cannot be had now, or not by this user.
+# The file is not available now, or not to this user.
 _NO_DAMAGE = (
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
     *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
@@ -40,95 +44,158 @@ _NO_DAMAGE = (
 )
 _MAGIC = b"SQLite format 3\0"
 _FORMATS = slice(18, 20)
-"""Where a file says which versions of SQLite can write and read it: 1 or 2, and 0 to nobody."""
+"""The bytes of a file that say which versions of SQLite can write and read it: each is 1 or 2."""
+
+_RUN_TABLES = ("runs", "events", "segments", "checkpoints")
+_MAX_GAP = 100_000
+"""After how many empty or unreadable positions in a row rebuilding looks no further."""
+
+_logger = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
-class IntegrityCheck:
-    """Looks after one database file.
-
-    Args:
-        database: The file.
-    """
-
-    def __init__(self, database: Path) -> None:
-        self._database = database
-        self._mark = database.with_name(database.name + "-damaged")
-        self._closed = False
-
-    def check(self, db: sqlite3.Connection) -> bool:
-        """Look whether the file is sound, as far as there is time for it; false: not all of it was seen.
-
-        Raises:
-            sqlite3.DatabaseError: It is not.
-        """
-        if self._mark.exists():
-            raise sqlite3.DatabaseError(self._mark.read_text(encoding="utf-8", errors="replace"))
-        is_small = self._database.stat().st_size <= LOOK_BYTES
-        deadline = time.monotonic() + LOOK_SECONDS
-        return self._look(db, lambda: not is_small and time.monotonic() > deadline)
-
-    def is_damage(self, error: sqlite3.Error) -> bool:
-        """Tell whether an error while the file was opened says that it is damaged."""
-        # Errors of this program's own have no code.
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NO_DAMAGE:
-            return True
-        # A damaged header looks like a file of a later SQLite.
-        try:
-            with self._database.open("rb") as file:
-                head = file.read(_FORMATS.stop)
-        except OSError:
-            return False
-        return bool(head) and not (head.startswith(_MAGIC) and set(head[_FORMATS]) <= {1, 2})
-
-    def check_rest(self) -> None:
-        """Look at all of it, on a connection of its own, until `close`; blocks."""
-        db = sqlite3.connect(f"file:{self._database}?mode=ro", uri=True)
-        try:
-            self._look(db, lambda: self._closed)
-        except sqlite3.DatabaseError as error:
-            self.note(error, always=True)
-        finally:
-            db.close()
-
-    def note(self, error: Exception, *, always: bool = False) -> bool:
-        """Remember that something could not be read or written, if damage is why; tell whether it is."""
-        is_damage = always or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
-        if is_damage and not self._mark.exists():
-            _logger.error(
-                "the history is damaged, and the next start will rebuild it", extra={"why": str(error)}
-            )
-            # The disk may be full.
-            with contextlib.suppress(OSError):
-                self._mark.write_text(str(error), encoding="utf-8")
-        return is_damage
-
-    def close(self) -> None:
-        """Look no further."""
-        self._closed = True
-
-    def _look(self, db: sqlite3.Connection, stop: object) -> bool:
-        db.set_progress_handler(stop, _STEPS)  # type: ignore[arg-type] # typeshed wants an int for a bool
-        try:
-            verdict = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
-                raise
-            return False
-        finally:
-            db.set_progress_handler(None, 0)
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-        return True
+class DamagedHistoryError(Exception):
+    """The history's file is damaged."""
 
 
-class Write:
-    """Something that is to be written.
+class Database:
+    """One SQLite file.
 
     Args:
-        function: Writes it; may be called again after what it wrote to the database was undone.
+        path: The file; created when it does not exist.
 
     Attributes:
-        done: Has what the function returned when that is durable.
+        problem: Why the last write failed; empty: it succeeded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._integrity = IntegrityCheck(path)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-read")
+        self._write_db: sqlite3.Connection | None = None
+        self._read_db: sqlite3.Connection | None = None
+        self._checker: threading.Thread | None = None
+        self._pending: deque[PendingWrite] = deque()
+        self.problem = ""
+
+    async def open(self, *, is_first: bool) -> None:
+        """Open the file.
+
+        Args:
+            is_first: Whether it may be missing or empty.
+
+        Raises:
+            DamagedHistoryError: It is damaged.
+            sqlite3.Error: It is not available now.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._writer, self._open_to_write, is_first)
+        except sqlite3.Error as error:
+            if self._integrity.is_damage(error):
+                raise DamagedHistoryError(str(error)) from error
+            raise
+        self._read_db = await loop.run_in_executor(self._reader, self._connect)
+
+    def _open_to_write(self, is_first: bool) -> None:
+        with contextlib.ExitStack() as stack:
+            # The files that SQLite creates beside it get the same mode.
+            os.close(private(self._path, os.O_RDWR | os.O_CREAT))
+            self._path.chmod(0o600)
+            db = self._connect()
+            stack.callback(db.close)
+            is_complete = self._integrity.check(db)
+            tables.create(db, is_first=is_first)
+            stack.pop_all()
+        self._write_db = db
+        if not is_complete:
+            self._checker = threading.Thread(target=self._integrity.check_rest, name="store-check")
+            self._checker.start()
+
+    def _connect(self) -> sqlite3.Connection:
+        db = _connect(self._path)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+        except sqlite3.DatabaseError:
+            db.close()
+            raise
+        return db
+
+    async def close(self) -> None:
+        """Close the file."""
+        self._integrity.close()
+        if self._checker is not None:
+            await asyncio.to_thread(self._checker.join)
+        loop = asyncio.get_running_loop()
+        for executor, db in ((self._reader, self._read_db), (self._writer, self._write_db)):
+            if db is not None:
+                await loop.run_in_executor(executor, db.close)
+            executor.shutdown()
+
+    async def write(
+        self, function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """Call a function in a transaction, and return its result when that is durable.
+
+        Group commit: writes that arrive during a transaction share the next one, and its fsync.
+
+        Raises:
+            StorageFullError: It could not be written; nothing of it is stored.
+        """
+        write = PendingWrite(lambda db: function(db, *args, **kwargs))
+        self._pending.append(write)
+        self._writer.submit(self._commit)
+        try:
+            result: _T = await asyncio.wrap_future(write.done)
+        except sqlite3.IntegrityError:
+            raise  # a bug of this program
+        except (OSError, sqlite3.Error) as error:
+            self._integrity.record(error)
+            self.problem = f"The state folder cannot be written: {error}."
+            raise StorageFullError(self.problem) from error
+        self.problem = ""
+        return result
+
+    def _commit(self) -> None:
+        """Commit all pending writes; runs on the writer's thread."""
+        assert self._write_db is not None  # noqa: S101 - open() was called
+        # Only this thread takes writes; those that arrive meanwhile are for the next time.
+        pending = [self._pending.popleft() for _ in range(len(self._pending))]
+        if writes := [write for write in pending if write.done.set_running_or_notify_cancel()]:
+            commit(self._write_db, writes)
+
+    async def read(
+        self, function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """Call a function that reads, and return its result."""
+
+        def query() -> _T:
+            assert self._read_db is not None  # noqa: S101 - open() was called
+            return function(self._read_db, *args, **kwargs)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reader, query)
+        except sqlite3.DatabaseError as error:
+            if self._integrity.record(error):
+                raise damaged("", error) from error
+            raise
+
+    async def run_in_order(self, function: Callable[[], _T]) -> _T:
+        """Call a function after all writes that are pending now."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, function)
+
+
+class PendingWrite:
+    """A write that waits for its transaction.
+
+    Args:
+        function: Writes; may be called again after a rollback.
+
+    Attributes:
+        done: The function's result, once it is durable.
     """
 
     def __init__(self, function: Callable[[sqlite3.Connection], Any]) -> None:
@@ -136,25 +203,20 @@ class Write:
         self.done: Future[Any] = Future()
 
 
-def commit(db: sqlite3.Connection, writes: Sequence[Write]) -> None:
-    """Carry out some writes, in their order, and tell each what came of it.
+def commit(db: sqlite3.Connection, writes: Sequence[PendingWrite]) -> None:
+    """Commit some writes in one transaction, in their order; if that fails, each in one of its own.
 
-    When they cannot be done together, each is done alone: only those fail that would have failed alone.
+    So only those writes fail that would have failed alone.
     """
-    if wanted := [write for write in writes if write.done.set_running_or_notify_cancel()]:
-        _commit(db, wanted)
-
-
-def _commit(db: sqlite3.Connection, writes: Sequence[Write]) -> None:
     try:
         with _transaction(db):
             results = [write.function(db) for write in writes]
-    except BaseException as error:  # noqa: BLE001 - whoever waits has to be told, whatever it is
+    except BaseException as error:  # noqa: BLE001 - the waiting call gets it, whatever it is
         if len(writes) == 1:
             writes[0].done.set_exception(error)
             return
         for write in writes:
-            _commit(db, [write])
+            commit(db, [write])
         return
     for write, result in zip(writes, results, strict=True):
         write.done.set_result(result)
@@ -172,171 +234,114 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None)
+    # Damaged text can be read; its checksum reveals it.
+    db.text_factory = lambda data: data.decode(errors="surrogateescape")
+    return db
 
 
-class DamagedHistoryError(Exception):
-    """The history's file is damaged."""
-
-
-class Database:
-    """One SQLite file.
+class IntegrityCheck:
+    """Checks a database file, and marks it as damaged.
 
     Args:
-        path: Where it is, or is to be.
-
-    Attributes:
-        problem: Why the last write failed; empty: it did not.
+        database: The file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._soundness = IntegrityCheck(path)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-read")
-        self._write_db: sqlite3.Connection | None = None
-        self._read_db: sqlite3.Connection | None = None
-        self._checking: threading.Thread | None = None
-        self._waiting: deque[Write] = deque()
-        self.problem = ""
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._mark = database.with_name(database.name + "-damaged")
+        self._closed = False
 
-    async def open(self, *, is_first: bool) -> None:
-        """Open the file.
-
-        Args:
-            is_first: Whether there may be none, or an empty one.
+    def check(self, db: sqlite3.Connection) -> bool:
+        """Check the file as far as time allows; return whether all of it was checked.
 
         Raises:
-            DamagedHistoryError: It is damaged.
-            sqlite3.Error: It cannot be had now.
+            sqlite3.DatabaseError: It is damaged.
         """
-        loop = asyncio.get_running_loop()
+        if self._mark.exists():
+            raise sqlite3.DatabaseError(self._mark.read_text(encoding="utf-8", errors="replace"))
+        is_small = self._database.stat().st_size <= CHECK_BYTES
+        deadline = time.monotonic() + CHECK_SECONDS
+        return self._check(db, lambda: not is_small and time.monotonic() > deadline)
+
+    def check_rest(self) -> None:
+        """Check the whole file, on a connection of its own, until `close`; blocks."""
+        db = sqlite3.connect(f"file:{self._database}?mode=ro", uri=True)
         try:
-            await loop.run_in_executor(self._writer, self._open_to_write, is_first)
-        except sqlite3.Error as error:
-            if self._soundness.is_damage(error):
-                raise DamagedHistoryError(str(error)) from error
-            raise
-        self._read_db = await loop.run_in_executor(self._reader, self._connect)
-
-    def _open_to_write(self, is_first: bool) -> None:
-        with contextlib.ExitStack() as stack:
-            # What SQLite makes beside it has the same mode.
-            os.close(private(self._path, os.O_RDWR | os.O_CREAT))
-            self._path.chmod(0o600)
-            db = self._connect()
-            stack.callback(db.close)
-            is_sound = self._soundness.check(db)
-            tables.create(db, is_first=is_first)
-            stack.pop_all()
-        self._write_db = db
-        if not is_sound:
-            self._checking = threading.Thread(target=self._soundness.check_rest, name="store-check")
-            self._checking.start()
-
-    def _connect(self) -> sqlite3.Connection:
-        db = connect(self._path)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-        except sqlite3.DatabaseError:
-            db.close()
-            raise
-        return db
-
-    async def close(self) -> None:
-        """Close the file."""
-        self._soundness.close()
-        if self._checking is not None:
-            await asyncio.to_thread(self._checking.join)
-        loop = asyncio.get_running_loop()
-        for executor, db in ((self._reader, self._read_db), (self._writer, self._write_db)):
-            if db is not None:
-                await loop.run_in_executor(executor, db.close)
-            executor.shutdown()
-
-    async def write(
-        self, function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
-    ) -> _T:
-        """Do something as a whole or not at all, and return when it is durable.
-
-        What is asked for while a transaction goes on shares the next one.
-
-        Raises:
-            StorageFullError: It could not be written; nothing of it is there.
-        """
-        write = Write(lambda db: function(db, *args, **kwargs))
-        self._waiting.append(write)
-        self._writer.submit(self._commit)
-        try:
-            result: _T = await asyncio.wrap_future(write.done)
-        except sqlite3.IntegrityError:
-            raise  # a fault in this program
-        except (OSError, sqlite3.Error) as error:
-            self._soundness.note(error)
-            self.problem = f"The state folder cannot be written: {error}."
-            raise StorageFullError(self.problem) from error
-        self.problem = ""
-        return result
-
-    def _commit(self) -> None:
-        """Write all that waits; on the writer's thread."""
-        assert self._write_db is not None  # noqa: S101 - open() was called
-        # Nobody else takes any, and what comes meanwhile is for the next time.
-        if waiting := [self._waiting.popleft() for _ in range(len(self._waiting))]:
-            commit(self._write_db, waiting)
-
-    async def read(
-        self, function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
-    ) -> _T:
-        """Look something up."""
-
-        def look() -> _T:
-            assert self._read_db is not None  # noqa: S101 - open() was called
-            return function(self._read_db, *args, **kwargs)
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._reader, look)
+            self._check(db, lambda: self._closed)
         except sqlite3.DatabaseError as error:
-            if self._soundness.note(error):
-                raise damaged("", error) from error
-            raise
+            self.record(error, always=True)
+        finally:
+            db.close()
 
-    async def run_in_order(self, function: Callable[[], _T]) -> _T:
-        """Do something after what was to be written so far."""
-        return await asyncio.get_running_loop().run_in_executor(self._writer, function)
+    def close(self) -> None:
+        """Stop `check_rest`."""
+        self._closed = True
 
+    def is_damage(self, error: sqlite3.Error) -> bool:
+        """Return whether an error while the file was opened means that it is damaged."""
+        # This program's own errors have no code.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NO_DAMAGE:
+            return True
+        # A damaged header looks like a file of a later SQLite.
+        try:
+            with self._database.open("rb") as file:
+                head = file.read(_FORMATS.stop)
+        except OSError:
+            return False
+        return bool(head) and not (head.startswith(_MAGIC) and set(head[_FORMATS]) <= {1, 2})
 
-_OF_A_RUN = ("runs", "events", "parts", "resume")
-_MOST_GAPS = 100_000
-"""How many positions in a row may be empty or unreadable before no more are looked for."""
-_logger = logging.getLogger(__name__)
+    def record(self, error: Exception, *, always: bool = False) -> bool:
+        """Mark the file if an error of a read or write means that it is damaged; return whether it does."""
+        is_damage = always or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+        if is_damage and not self._mark.exists():
+            _logger.error(
+                "history_damaged", extra={"why": str(error), "action": "restart the server to rebuild it"}
+            )
+            # The disk may be full.
+            with contextlib.suppress(OSError):
+                self._mark.write_text(str(error), encoding="utf-8")
+        return is_damage
+
+    def _check(self, db: sqlite3.Connection, stop: object) -> bool:
+        db.set_progress_handler(stop, _PROGRESS_STEPS)  # type: ignore[arg-type] # typeshed wants an int for a bool
+        try:
+            verdict = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+                raise
+            return False
+        finally:
+            db.set_progress_handler(None, 0)
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+        return True
 
 
 def rebuild(old: Path, new: Path) -> None:
-    """Make a new history of the runs that are whole in a damaged one; blocks.
+    """Create a new history from the intact runs of a damaged one; blocks.
 
     Args:
         old: The damaged database file, which is not open; it stays as it is.
-        new: The file to make, in a folder that has room for a copy of the damaged one.
+        new: The file to create, in a folder with space for a copy of the damaged one.
 
     Raises:
-        OSError: There is no room, or something else that is no damage; nobody knows what is whole.
+        OSError: The disk is full, or another error that is no damage; which runs are intact is unknown.
         sqlite3.Error: The same.
     """
-    # SQLite writes to what it opens.
+    # SQLite writes to a file that it opens.
     draft = new.with_name("draft")
     for suffix in ("", "-wal"):
         if (path := old.with_name(old.name + suffix)).exists():
             shutil.copyfile(path, draft.with_name(draft.name + suffix))
     descriptor = private(new, os.O_RDWR | os.O_CREAT)
     try:
-        with contextlib.closing(connect(new)) as target:
-            # A history that was not made to its end is made again.
+        with contextlib.closing(_connect(new)) as target:
+            # A rebuilding that is interrupted starts over.
             target.execute("PRAGMA synchronous = OFF")
             tables.create(target)
-            with contextlib.closing(connect(draft)) as source:
+            with contextlib.closing(_connect(draft)) as source:
                 _copy_all(source, target)
         os.fsync(descriptor)
     finally:
@@ -347,23 +352,17 @@ def _copy_all(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
     try:
         tables.create(source, is_first=False)
         for position in _positions(source):
-            _copy(source, target, position)
-        _copy_forgotten(source, target)
+            _copy_run(source, target, position)
+        deleted = source.execute("SELECT run_id FROM deleted_runs").fetchall()
+        target.executemany("INSERT OR IGNORE INTO deleted_runs (run_id) VALUES (?)", deleted)
     except (sqlite3.DatabaseError, ValueError) as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             raise
-        _logger.warning("nothing more can be read of a damaged history", extra={"why": str(error)})
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """Open a database file; text that is damaged is read all the same, and its checksum tells."""
-    db = sqlite3.connect(path, isolation_level=None)
-    db.text_factory = lambda data: data.decode(errors="surrogateescape")
-    return db
+        _logger.warning("history_rest_unreadable", extra={"why": str(error)})
 
 
 def _positions(db: sqlite3.Connection) -> Iterator[int]:
-    """Yield the positions of all runs as far as they can be found."""
+    """Yield the positions of all runs that can be found."""
     try:
         known = [position for (position,) in db.execute("SELECT position FROM runs NOT INDEXED")]
     except sqlite3.DatabaseError:
@@ -371,16 +370,15 @@ def _positions(db: sqlite3.Connection) -> Iterator[int]:
     if known:
         yield from known
         return
-    # A page in between cannot be read: what is beyond it is found by asking for each.
-    last = _last_position(db)
+    # One page is unreadable: the runs beyond it are found by asking for each position.
     missed = 0
-    for position in range(1, last + 1):
+    for position in range(1, _last_position(db) + 1):
         try:
             found = db.execute("SELECT 1 FROM runs WHERE position = ?", (position,)).fetchone()
         except sqlite3.DatabaseError:
             found = None
         missed = 0 if found else missed + 1
-        if missed > _MOST_GAPS:
+        if missed > _MAX_GAP:
             return
         if found:
             yield position
@@ -392,14 +390,14 @@ def _last_position(db: sqlite3.Connection) -> int:
             row = db.execute(text).fetchone()
             if row is not None and isinstance(row[0], int):
                 return row[0]
-    return _MOST_GAPS
+    return _MAX_GAP
 
 
-def _copy(source: sqlite3.Connection, target: sqlite3.Connection, position: int) -> None:
-    """Copy one run, unless something of it is damaged; that stays in the file that is set aside."""
+def _copy_run(source: sqlite3.Connection, target: sqlite3.Connection, position: int) -> None:
+    """Copy one run, unless it is damaged: then it stays in the file in quarantine."""
     try:
         run = tables.check_run(source, position).run
-        rows = {table: _rows(source, table, position) for table in _OF_A_RUN}
+        rows = {table: _rows(source, table, position) for table in _RUN_TABLES}
     except (sqlite3.DatabaseError, DamagedRunError):
         return
     target.execute("BEGIN")
@@ -412,9 +410,9 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, position: int)
         target.executemany("INSERT INTO labels (name, value, position) VALUES (?, ?, ?)", labels)
         target.execute("COMMIT")
     except (sqlite3.IntegrityError, ValueError) as error:
-        # Its id is another's, or its text cannot be written: version 1 wrote no checksum that tells.
+        # Its id is another run's, or its text cannot be encoded: version 1 wrote no checksums that reveal it.
         target.execute("ROLLBACK")
-        _logger.warning("a run is damaged", extra={"run_id": run.run_id, "why": str(error)})
+        _logger.warning("run_damaged", extra={"run_id": run.run_id, "why": str(error)})
 
 
 def _rows(
@@ -422,8 +420,3 @@ def _rows(
 ) -> tuple[list[str], list[tuple[object, ...]]]:
     cursor = source.execute(f"SELECT * FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the names above
     return [one[0] for one in cursor.description], cursor.fetchall()
-
-
-def _copy_forgotten(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    rows = source.execute("SELECT run_id FROM forgotten").fetchall()
-    target.executemany("INSERT OR IGNORE INTO forgotten (run_id) VALUES (?)", rows)
