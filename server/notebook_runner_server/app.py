@@ -24,6 +24,7 @@ from notebook_runner_server.execution.confinement import confine
 from notebook_runner_server.execution.confinement.environment import allowed
 from notebook_runner_server.execution.run_in_subprocess import run_in_subprocess
 from notebook_runner_server.execution.runtime_dir import RuntimeDir
+from notebook_runner_server.execution.segments import PreparedNotebook
 from notebook_runner_server.execution.worker_process import kill_orphans
 from notebook_runner_server.export.service import ExportService
 from notebook_runner_server.observability.telemetry import Telemetry
@@ -96,7 +97,7 @@ class App:
             settings.max_page_bytes,
             settings.max_files_bytes,
         )
-        self._warm_up: asyncio.Future[notebooks.PreparedNotebook] | None = None
+        self._warm_up: asyncio.Future[PreparedNotebook] | None = None
         self._health_task: asyncio.Task[None] | None = None
         servicer = Servicer(self._manager, outputs, settings.max_streams, settings.heartbeat_interval)
         self._tokens = Tokens(Path(settings.tokens_file)) if settings.tokens_file else None
@@ -181,7 +182,7 @@ def prepare(
     kernels: Mapping[str, str],
     *,
     is_ordered: bool = False,
-) -> notebooks.PreparedNotebook:
+) -> PreparedNotebook:
     """Prepare a notebook with `execution.notebook.prepare`, a large one in a subprocess; blocks."""
     if len(content) > LARGE_NOTEBOOK:
         return run_in_subprocess(

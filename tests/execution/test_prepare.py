@@ -20,14 +20,13 @@ from notebook_runner_server.execution.clear import ERROR_MARKER_TAG
 from notebook_runner_server.execution.kernel_names import resolve
 from notebook_runner_server.execution.notebook import (
     MAX_MESSAGE,
-    PreparedNotebook,
     decode,
     encode_cell,
     encode_tail,
     prepare,
 )
 from notebook_runner_server.execution.repairs import MAX_REPAIR, MAX_REPAIRS
-from notebook_runner_server.execution.segments import HEAD, SEPARATOR
+from notebook_runner_server.execution.segments import HEAD, SEPARATOR, PreparedNotebook
 from tests.support.notebooks import code, content, markdown, notebook, written
 from tests.support.public_notebooks import notebook_paths
 

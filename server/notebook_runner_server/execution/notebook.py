@@ -7,7 +7,6 @@ import json
 import keyword
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import nbformat
@@ -23,6 +22,7 @@ from notebook_runner_server.errors import (
 from notebook_runner_server.execution import kernel_names, repairs, segments
 from notebook_runner_server.execution.clear import clear_execution
 from notebook_runner_server.execution.repairs import CannotRepairError, Repairs
+from notebook_runner_server.execution.segments import PreparedNotebook
 
 MAX_MESSAGE = 1000
 OLD_FORMAT = 3
@@ -30,23 +30,6 @@ OLD_FORMAT = 3
 # Missing and repeated cell ids are mended, as every Jupyter tool does.
 warnings.filterwarnings("ignore", category=MissingIDFieldWarning)
 warnings.filterwarnings("ignore", category=DuplicateCellId)
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedNotebook:
-    """A notebook that is ready to be executed: valid nbformat 4, parameters injected.
-
-    Attributes:
-        cells: Each cell, encoded.
-        tail: What follows the cells, encoded.
-        kernel_name: The kernelspec as request or notebook name it (`kernel_names`); empty: neither does.
-        repairs: What was against the notebook format's schema and was repaired, in sentences.
-    """
-
-    cells: tuple[bytes, ...]
-    tail: bytes
-    kernel_name: str
-    repairs: tuple[str, ...] = ()
 
 
 def prepare(

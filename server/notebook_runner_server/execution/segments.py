@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 TAIL = -1
@@ -16,6 +17,23 @@ TAIL = -1
 
 HEAD = b'{\n "cells": ['
 SEPARATOR = b","
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedNotebook:
+    """A notebook that is ready for execution: valid nbformat 4, parameters injected.
+
+    Attributes:
+        cells: The segment of each cell.
+        tail: The segment with everything else.
+        kernel_name: The kernelspec that the request or the notebook names; empty: neither does.
+        repairs: What violated the notebook format's schema and was repaired, as sentences.
+    """
+
+    cells: tuple[bytes, ...]
+    tail: bytes
+    kernel_name: str
+    repairs: tuple[str, ...] = ()
 
 
 def encode(value: object) -> bytes:

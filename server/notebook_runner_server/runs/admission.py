@@ -18,7 +18,7 @@ from notebook_runner_server.errors import (
     UnknownKernelError,
 )
 from notebook_runner_server.execution.interface import Limits
-from notebook_runner_server.execution.segments import TAIL
+from notebook_runner_server.execution.segments import TAIL, PreparedNotebook
 from notebook_runner_server.runs.model import ExecutionOptions, Run, RunState, StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot, UriSource, check_size
 from notebook_runner_server.transfer.interface import Transfer, shown
@@ -37,26 +37,6 @@ LARGE_NOTEBOOK = 2 * 1024 * 1024
 _PARAMETER = re.compile(r"[^\W\d][\w.]{0,254}")
 
 
-class Prepared(Protocol):
-    """A notebook that is ready for execution (`execution.notebook.PreparedNotebook`)."""
-
-    @property
-    def cells(self) -> tuple[bytes, ...]:
-        """Each cell, encoded."""
-
-    @property
-    def tail(self) -> bytes:
-        """The encoded rest of the notebook, after the cells."""
-
-    @property
-    def kernel_name(self) -> str:
-        """The kernelspec that the request or the notebook names; empty: neither does."""
-
-    @property
-    def repairs(self) -> tuple[str, ...]:
-        """What was repaired in the notebook, as sentences."""
-
-
 class Prepare(Protocol):
     """Reads and checks a notebook, and injects parameters (`execution.notebook.prepare`)."""
 
@@ -68,7 +48,7 @@ class Prepare(Protocol):
         kernels: Mapping[str, str],
         *,
         is_ordered: bool = False,
-    ) -> Prepared:
+    ) -> PreparedNotebook:
         """Return the prepared notebook; raises InvalidNotebookError and UnknownParameterError."""
 
 
@@ -183,7 +163,9 @@ class Admission:
         kernel_name = await self._kernel(prepared.kernel_name or self._defaults.kernel_name, kernels)
         return self._admitted(spec, prepared, folder, path, kernel_name)
 
-    async def _prepared(self, content: bytes, spec: StartSpec, kernels: Mapping[str, str]) -> Prepared:
+    async def _prepared(
+        self, content: bytes, spec: StartSpec, kernels: Mapping[str, str]
+    ) -> PreparedNotebook:
         # Many large notebooks at once would take all threads and much memory.
         async with self._one_at_a_time if len(content) > LARGE_NOTEBOOK else contextlib.nullcontext():
             return await asyncio.to_thread(
@@ -210,7 +192,7 @@ class Admission:
         )
 
     def _admitted(
-        self, spec: StartSpec, prepared: Prepared, folder: str, path: str, kernel_name: str
+        self, spec: StartSpec, prepared: PreparedNotebook, folder: str, path: str, kernel_name: str
     ) -> Admitted:
         run = Run(
             run_id=_new_id(),

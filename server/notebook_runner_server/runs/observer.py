@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from notebook_runner_server.execution.interface import (
@@ -31,17 +32,14 @@ class Observer(Protocol):
         """
 
 
+@dataclass(slots=True, eq=False)
 class RunContext:
     """Facts about a run, collected since this server has it, that are not in its events.
 
-    Args:
+    Attributes:
         run_id: The run.
         origin: The call that started it.
         observers: Get its events.
-
-    Attributes:
-        run_id: The same.
-        origin: The same.
         traceparent: The kernel's parent in a trace: the caller's, or an observer's.
         tracestate: Its `tracestate`.
         starting: When a worker took the run, as in `Event`; zero: not yet.
@@ -53,16 +51,21 @@ class RunContext:
         peak_memory_bytes: Peak memory of the kernel's process; zero: unknown.
     """
 
-    def __init__(self, run_id: str, origin: TraceContext, observers: Iterable[Observer]) -> None:
-        self.run_id = run_id
-        self.origin = origin
-        self.traceparent, self.tracestate = origin.traceparent, origin.tracestate
-        self.starting = self.ready = self.stopping = 0
-        self.is_warm: bool | None = None
-        self.output_bytes = 0
-        self.processes_ended = 0
-        self.peak_memory_bytes = 0
-        self._observers = tuple(observers)
+    run_id: str
+    origin: TraceContext
+    observers: Sequence[Observer]
+    traceparent: str = field(init=False)
+    tracestate: str = field(init=False)
+    starting: int = 0
+    ready: int = 0
+    stopping: int = 0
+    is_warm: bool | None = None
+    output_bytes: int = 0
+    processes_ended: int = 0
+    peak_memory_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.traceparent, self.tracestate = self.origin.traceparent, self.origin.tracestate
 
     @property
     def ids(self) -> dict[str, str]:
@@ -106,7 +109,7 @@ class RunContext:
                 self.stopping = time
 
     def _pass_on(self, event: Event) -> None:
-        for observer in self._observers:
+        for observer in self.observers:
             try:
                 observer.on_event(self, event)
             except Exception:
