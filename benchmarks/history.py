@@ -9,9 +9,16 @@ from typing import Any
 
 from notebook_runner_server.execution.interface import Limits, StreamOutput
 from notebook_runner_server.runs import tables
-from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunChanged, RunState
-from notebook_runner_server.runs.store import Store, WriteBatch
-from notebook_runner_server.runs.tables import Part
+from notebook_runner_server.runs.model import (
+    Event,
+    ExecutionOptions,
+    Run,
+    RunChanged,
+    RunState,
+    Segment,
+    WriteBatch,
+)
+from notebook_runner_server.runs.store import Store
 
 AT_ONCE = 1000
 FOR_EVER = 4 * 10**18
@@ -42,8 +49,8 @@ def _insert(db: sqlite3.Connection, run_id: str, count: int) -> None:
     run = Run(run_id, "", RunState.SUCCEEDED, now, "python3", 1, end_time=now, cells_completed=1)
     order: Any = {"working_folder": "", "allow_errors": False, "environment": {}, "retention": 1e6}
     first = Event(1, now, 0, 1, RunChanged(run))
-    parts = [Part(0, 0, 0, 0), Part(-1, 0, 0, 0)]
-    position = tables.insert_run(db, run, ExecutionOptions(limits=Limits(), **order), "", first, parts)
+    segments = [Segment(0, 0, 0, 0), Segment(-1, 0, 0, 0)]
+    position = tables.insert_run(db, run, ExecutionOptions(limits=Limits(), **order), "", first, segments)
     text = StreamOutput(0, "stdout", "a line of text\n")
     for start in range(2, count, AT_ONCE):
         bodies = range(start, min(start + AT_ONCE, count))
@@ -77,4 +84,4 @@ async def _print(store: Store, row: tables.RunRecord, lines: int) -> None:
     text = StreamOutput(0, "stdout", "a line of text\n")
     for sequence in range(row.last_sequence + 1, row.last_sequence + 1 + lines):
         event = Event(sequence, time.time_ns(), 0, 1, text)
-        await store.append(row.position, row.run, [event], WriteBatch(0), FOR_EVER)
+        await store.append(row.position, row.run, [event], WriteBatch(), FOR_EVER)

@@ -3,7 +3,7 @@
 mutmut changes one thing at a time and runs the tests that reach it; `[tool.mutmut]` in pyproject.toml names
 modules and tests, and docs/testing.md explains the survivors. mutmut expects packages and tests side by side,
 so it works in a folder with links to them. It keeps its results there, and tries only changed code and
-surviving mutants again. Arguments are patterns of mutants (`*.runs.updates.*`).
+surviving mutants again. Arguments are patterns of mutants (`*.runs.transitions.*`).
 """
 
 import json

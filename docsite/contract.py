@@ -11,7 +11,7 @@ from pathlib import Path
 from google.protobuf import descriptor_pb2 as descriptors
 
 from docsite.tables import table
-from notebook_runner_server.runs.errors import reasons
+from notebook_runner_server.errors import reasons
 
 ROOT = Path(__file__).resolve().parents[1]
 PROTO = "notebook_runner/v1/notebook_runner.proto"

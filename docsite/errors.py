@@ -17,7 +17,7 @@ from notebook_runner import errors as client_errors
 from notebook_runner._status import to_error
 from notebook_runner.cli._exit import code_of_error
 from notebook_runner_server.api import errors as api
-from notebook_runner_server.runs.errors import RunnerError
+from notebook_runner_server.errors import RunnerError
 
 
 def markdown() -> str:

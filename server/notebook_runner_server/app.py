@@ -1,4 +1,4 @@
-"""Puts the server together, starts it, and stops it."""
+"""Assemble, start and stop the server."""
 
 from __future__ import annotations
 
@@ -24,15 +24,11 @@ from notebook_runner_server.execution.confinement import confine
 from notebook_runner_server.execution.confinement.environment import allowed
 from notebook_runner_server.execution.run_in_subprocess import run_in_subprocess
 from notebook_runner_server.execution.runtime_dir import RuntimeDir
+from notebook_runner_server.execution.segments import PreparedNotebook
 from notebook_runner_server.execution.worker_process import kill_orphans
 from notebook_runner_server.export.service import ExportService
 from notebook_runner_server.observability.telemetry import Telemetry
 from notebook_runner_server.runs.admission import LARGE_NOTEBOOK, Admission, Defaults
-from notebook_runner_server.runs.errors import (
-    InvalidFieldError,
-    InvalidNotebookError,
-    UnknownParameterError,
-)
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.outputs import Outputs
 from notebook_runner_server.runs.sources import NotebookRoot
@@ -40,7 +36,7 @@ from notebook_runner_server.runs.store import Store
 from notebook_runner_server.transfer.service import TransferService
 
 STREAM_GRACE = 5.0
-"""Seconds that open calls get to end, when all runs have."""
+"""Seconds that open calls get to end, after all runs have ended."""
 
 WATCH_SECONDS = 1.0
 """Seconds between two checks of whether runs can start."""
@@ -54,7 +50,7 @@ class App:
     """One server.
 
     Args:
-        settings: What the operator decided.
+        settings: The operator's settings.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -76,16 +72,16 @@ class App:
             root, settings.max_notebook_bytes, defaults, prepare, transfer, kernel_names.resolve
         )
         backend = executors.backend(settings)
-        self._observation = Telemetry(settings)
+        self._telemetry = Telemetry(settings)
         self._backend, self._store = backend, store
-        self._runner = RunManager(
+        self._manager = RunManager(
             store,
             backend,
             admission,
             settings.queue,
             settings.bounds,
             transfer,
-            self._observation.observers,
+            self._telemetry.observers,
         )
         outputs = Outputs(
             store,
@@ -94,16 +90,16 @@ class App:
                 settings.export_timeout,
                 kill_orphans,
                 self._export_dir.subfolder,
-                # A converter needs no secret of the server's.
+                # Converters must not get the server's secrets.
                 allowed(os.environ, settings.sandbox_options.kernel_environment),
             ),
             settings.page_bytes,
             settings.max_page_bytes,
             settings.max_files_bytes,
         )
-        self._loading: asyncio.Future[notebooks.PreparedNotebook] | None = None
-        self._watching: asyncio.Task[None] | None = None
-        servicer = Servicer(self._runner, outputs, settings.max_streams, settings.heartbeat_interval)
+        self._warm_up: asyncio.Future[PreparedNotebook] | None = None
+        self._health_task: asyncio.Task[None] | None = None
+        servicer = Servicer(self._manager, outputs, settings.max_streams, settings.heartbeat_interval)
         self._tokens = Tokens(Path(settings.tokens_file)) if settings.tokens_file else None
         tls_files = settings.tls_files
         self._api = ApiServer(
@@ -111,28 +107,28 @@ class App:
             CallerBounds(settings.max_notebook_bytes, descriptors.connections(settings.max_connections)),
             self._tokens,
             None if tls_files is None else Certificates(tls_files),
-            self._observation.call_observers,
+            self._telemetry.call_observers,
             with_reflection=settings.reflection == "on",
             with_channelz=settings.channelz,
         )
 
     async def startup(self) -> None:
-        """Recover, get ready, and serve."""
-        # First, so that an address that cannot be had is told before any run goes on.
+        """Recover runs, start the backend, and serve."""
+        # Bound first, so that an unusable address is reported before any run continues.
         port = self._api.bind(self._settings.listen)
-        self._observation.bind()
-        await self._runner.open(self._export_dir.open)
-        self._observation.watch(self._backend, self._store)
+        self._telemetry.bind()
+        await self._manager.open(self._export_dir.open)
+        self._telemetry.watch(self._backend, self._store)
         await self._api.start()
         await self._api.say_serving()
-        # What the first Start would load is loaded before it comes.
-        self._loading = asyncio.ensure_future(asyncio.to_thread(prepare, _SMALLEST, {}, "", {}))
+        # Warm up imports that the first Start needs.
+        self._warm_up = asyncio.ensure_future(asyncio.to_thread(prepare, _SMALLEST, {}, "", {}))
         host = self._settings.listen.rpartition(":")[0]
-        self._tell_access()
-        self._watching = asyncio.create_task(self._watch())
+        self._log_access()
+        self._health_task = asyncio.create_task(self._watch_health())
         _log.info("serving", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
 
-    def _tell_access(self) -> None:
+    def _log_access(self) -> None:
         _log.info(
             "access",
             tls=bool(self._settings.tls_cert),
@@ -142,40 +138,40 @@ class App:
             channelz=self._settings.channelz,
         )
 
-    async def _watch(self) -> None:
+    async def _watch_health(self) -> None:
         """Report to health checks when runs cannot start, and when they can again."""
         problem = ""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                await self._store.look_for_room()
+                await self._store.retry_writing()
                 before, problem = problem, self._backend.problem or self._store.problem
                 if problem and not before:
-                    _log.error("no run can start", why=problem)
+                    _log.error("runs_blocked", why=problem)
                     await self._api.say_runs_start(False)
                 elif before and not problem:
-                    _log.info("runs can start again")
+                    _log.info("runs_unblocked")
                     await self._api.say_runs_start(True)
-            except Exception:  # noqa: BLE001 - whatever it is, health is told again
-                _log.exception("health could not be looked at")
+            except Exception:  # noqa: BLE001 - a failure must not end the health checks
+                _log.exception("health_check_failed")
 
     async def main_loop(self, stop: asyncio.Event) -> None:
-        """Serve until it is asked to stop."""
+        """Serve until `stop` is set."""
         await stop.wait()
 
     async def shutdown(self, hurry: asyncio.Event) -> None:
-        """Take no more, let runs finish for a while, end the rest, and leave nothing behind."""
-        if self._loading is not None:
-            await self._loading
-        if self._watching is not None:
-            self._watching.cancel()
+        """Accept no more runs, let active runs finish for a while, end the rest, and clean up."""
+        if self._warm_up is not None:
+            await self._warm_up
+        if self._health_task is not None:
+            self._health_task.cancel()
         _log.info("stopping", drain_timeout=self._settings.drain_timeout)
         await self._api.say_draining()
-        await self._runner.drain(hurry, self._settings.drain_timeout)
+        await self._manager.drain(hurry, self._settings.drain_timeout)
         await self._api.stop(STREAM_GRACE)
         await asyncio.to_thread(self._export_dir.close)
-        await self._runner.close()
-        await self._observation.close()
+        await self._manager.close()
+        await self._telemetry.close()
         _log.info("stopped")
 
 
@@ -186,45 +182,28 @@ def prepare(
     kernels: Mapping[str, str],
     *,
     is_ordered: bool = False,
-) -> notebooks.PreparedNotebook:
-    """Read a notebook, check it and inject parameters; what is wrong with it is the caller's to know.
-
-    A small one is read here, a large one in a process of its own; blocks.
-
-    Raises:
-        InvalidNotebookError: It is none that can be executed.
-        UnknownParameterError: It lacks a parameter that was given.
-        InvalidFieldError: A parameter's name is none in the notebook's language.
-    """
-    arguments = (content, parameters, kernel_name, kernels)
-    try:
-        if len(content) > LARGE_NOTEBOOK:
-            return run_in_subprocess(notebooks.prepare, *arguments, is_ordered=is_ordered)
-        return notebooks.prepare(*arguments, is_ordered=is_ordered)
-    except notebooks.NotebookError as error:
-        raise InvalidNotebookError(str(error)) from error
-    except notebooks.UndeclaredParameterError as error:
-        unknown, known = ", ".join(error.unknown), ", ".join(error.known)
-        message = f"The notebook has no parameter {unknown}; its parameters are: {known or 'none'}."
-        names = {"unknown": ",".join(error.unknown), "known": ",".join(error.known)}
-        raise UnknownParameterError(message, field="parameters", **names) from error
-    except notebooks.ParameterNameError as error:
-        raise InvalidFieldError(f"parameters: {error}", field="parameters") from error
+) -> PreparedNotebook:
+    """Prepare a notebook with `execution.notebook.prepare`, a large one in a subprocess; blocks."""
+    if len(content) > LARGE_NOTEBOOK:
+        return run_in_subprocess(
+            notebooks.prepare, content, parameters, kernel_name, kernels, is_ordered=is_ordered
+        )
+    return notebooks.prepare(content, parameters, kernel_name, kernels, is_ordered=is_ordered)
 
 
 async def serve(settings: Settings) -> None:
-    """Run a server until SIGTERM or SIGINT; a second signal hurries it."""
+    """Run a server until SIGTERM or SIGINT; a second signal ends all runs at once."""
     if settings.sandbox_options.is_on:
         confine.set_dumpable(False)
     logs.configure(settings.log_format, settings.log_level)
     stop, hurry = asyncio.Event(), asyncio.Event()
 
-    def asked() -> None:
+    def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked)
+        loop.add_signal_handler(number, on_signal)
     app = App(settings)
     try:
         await app.startup()

@@ -1,8 +1,8 @@
-"""Walks, measures and removes folders that a notebook may have filled, and may be changing at this moment.
+"""Walk, measure and remove folders that a notebook may be changing at the same time.
 
-Nothing here follows a symbolic link, and nothing depends on how deep folders are nested: one folder is open
-at a time. It is entered by its name in the folder above, and left by "..", which must lead back to that one
-(as fts(3) has it); so what is moved or replaced meanwhile cannot lead anywhere else.
+Nothing here follows symbolic links, and folders may be nested to any depth: one folder is open at a time. It
+is entered by its name in its parent, and left by "..", which must lead back to that parent (as in fts(3)). So
+a folder that is moved or replaced meanwhile cannot lead anywhere else.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is in a folder, and is none; to be looked at before the walk goes on.
+    """An entry of a folder that is not a folder itself; valid until the walk continues.
 
     Attributes:
         name: Its name.
-        folder: A descriptor of the folder that it is in.
-        about: What `lstat` tells of it.
-        above: The names of the folders that it is in, from where the walk began.
+        folder: A descriptor of its folder.
+        about: Its `lstat` result.
+        above: The folders above it, from the root of the walk.
     """
 
     name: str
@@ -37,15 +37,15 @@ class Entry:
 
     @property
     def path(self) -> str:
-        """Its path from where the walk began."""
-        # Not kept: to join the names at each folder takes time that is quadratic in the depth.
+        """Its path from the root of the walk."""
+        # Joined on demand: joining at each folder would be quadratic in the depth.
         return "/".join([*(level.name for level in self.above[1:]), self.name])
 
     def open(self) -> int:
-        """Open a file for reading, without following a link and without waiting for the other end of a pipe.
+        """Open a file for reading, without following a link or blocking on a pipe.
 
         Raises:
-            OSError: It is gone, or is a link by now.
+            OSError: It is gone, or has become a link.
         """
         return os.open(
             self.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.folder
@@ -53,11 +53,10 @@ class Entry:
 
 
 def open_path(path: Path) -> int:
-    """Open a file or folder none of whose parents is a symbolic link, nor itself.
+    """Open a file or folder; neither it nor any of its parents may be a symbolic link.
 
-    What an operator's path leads to is settled when the server starts; what a notebook may write can become
-    a link at any moment, and lead to what it may not. `openat2` with `RESOLVE_NO_SYMLINKS` would do the
-    same, but not on each system, and under each seccomp profile, that this runs on.
+    A path that a notebook can write to may become a link at any moment, and lead to what the notebook may not
+    access. `openat2` with `RESOLVE_NO_SYMLINKS` does the same, but some systems and seccomp profiles lack it.
 
     Args:
         path: Absolute, without "..".
@@ -66,7 +65,7 @@ def open_path(path: Path) -> int:
         A descriptor (`O_PATH`), which the caller closes.
 
     Raises:
-        OSError: It is not there, or leads over a link.
+        OSError: It does not exist, or leads over a link.
     """
     descriptor = os.open("/", _PASSED)
     try:
@@ -85,13 +84,13 @@ def open_path(path: Path) -> int:
 
 
 def open_entry(name: str, folder: int) -> int:
-    """Open what is in a folder, a file or a folder itself.
+    """Open an entry of a folder: a file or a folder.
 
     Returns:
         A descriptor (`O_PATH`), which the caller closes.
 
     Raises:
-        OSError: It is not there, or is a link.
+        OSError: It does not exist, or is a link.
     """
     descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     if stat.S_ISLNK(os.fstat(descriptor).st_mode):
@@ -105,18 +104,18 @@ def _is_link(path: str) -> OSError:
 
 
 def open_below(root: Path, relative: str | Path, *, make: bool = False) -> int:
-    """Open a folder below another one, none of whose parts below that is a symbolic link.
+    """Open a folder below a root; no part of its path below the root may be a symbolic link.
 
     Args:
-        root: The folder above, itself resolved as usual.
-        relative: The path from there.
-        make: Make the folders that are missing, for this user alone.
+        root: The root, which is resolved as usual.
+        relative: The path from the root.
+        make: Create missing folders, for this user alone.
 
     Returns:
         A descriptor (`O_RDONLY`), which the caller closes.
 
     Raises:
-        OSError: It is not there, or leads over a link, or out of the folder above.
+        OSError: It does not exist, or leads over a link or outside the root.
     """
     parts = Path(relative).parts
     if ".." in parts or Path(relative).is_absolute():
@@ -135,31 +134,31 @@ def open_below(root: Path, relative: str | Path, *, make: bool = False) -> int:
 
 
 def walk(folder: Path) -> Iterator[Entry]:
-    """Yield what is below a folder and is no folder: files, links and others, by name, those nearest first.
+    """Yield everything below a folder but folders: files, links and others, by name, nearest first.
 
-    What cannot be read is left out, and so is what is moved away meanwhile.
+    Unreadable folders, and folders that are moved away meanwhile, are left out.
     """
     with contextlib.suppress(OSError):
         yield from _Walk(_enterable).entries(os.open(folder, _FOLDER))
 
 
 def size(folder: Path) -> int:
-    """Return how many bytes the files below a folder have together; links count as themselves."""
+    """Return the total size of the files below a folder in bytes; links count as themselves."""
     return sum(entry.about.st_size for entry in walk(folder))
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder with all that is in it; not being there is well.
+    """Remove a folder with its contents; a missing folder is no error.
 
     Raises:
-        OSError: Something could not be removed; all else is.
+        OSError: Something could not be removed; the rest is removed.
     """
     walk = _Walk(_made_enterable)
     try:
         descriptor = _made_enterable(folder)
     except FileNotFoundError:
         return
-    for entry in walk.entries(descriptor, emptied=walk.remove_folder):
+    for entry in walk.entries(descriptor, on_leave=walk.remove_folder):
         walk.attempt(os.unlink, entry.name, entry.folder)
     walk.attempt(os.rmdir, folder)
     if walk.failure is not None:
@@ -167,14 +166,14 @@ def remove(folder: Path) -> None:
 
 
 def remove_if_possible(folder: Path) -> None:
-    """Remove a folder with all that is in it, or as much as can be removed; not being there is well."""
+    """Remove a folder with its contents as far as possible; a missing folder is no error."""
     with contextlib.suppress(OSError):
         remove(folder)
 
 
 @dataclass(slots=True)
 class _Level:
-    """A folder on the way: which one it is, its name in the one above, and what in it is still to enter."""
+    """A folder above the current position: its identity, its name, and its subfolders still to enter."""
 
     identity: tuple[int, int]
     name: str
@@ -182,10 +181,10 @@ class _Level:
 
 
 class _Walk:
-    """One way through a folder tree.
+    """One walk through a folder tree.
 
     Args:
-        enter: Opens a folder by its name and a descriptor of the folder that it is in.
+        enter: Opens a folder by its name and a descriptor of its parent.
     """
 
     def __init__(self, enter: Callable[[str, int], int]) -> None:
@@ -193,7 +192,7 @@ class _Walk:
         self.failure: OSError | None = None
 
     def attempt(self, call: Callable[..., object], name: str | Path, folder: int | None = None) -> None:
-        """Do something to an entry, and keep the first failure; not being there is well."""
+        """Call a function on an entry, and keep the first failure; a missing entry is no failure."""
         try:
             call(name, dir_fd=folder)
         except FileNotFoundError:
@@ -202,17 +201,17 @@ class _Walk:
             self.failure = self.failure or error
 
     def remove_folder(self, name: str, folder: int) -> None:
-        """Remove a folder that is empty by now, if all could be removed."""
+        """Remove a folder whose contents are removed."""
         self.attempt(os.rmdir, name, folder)
 
     def entries(
-        self, descriptor: int, emptied: Callable[[str, int], object] = lambda *_: None
+        self, descriptor: int, on_leave: Callable[[str, int], object] = lambda *_: None
     ) -> Iterator[Entry]:
-        """Yield what is below an open folder, which is closed at the end.
+        """Yield the entries below an open folder, which is closed at the end.
 
         Args:
             descriptor: The folder.
-            emptied: Called with name and folder of each folder below, when it has been left.
+            on_leave: Called with the name and parent of each folder below, when the walk leaves it.
         """
         levels: list[_Level] = []
         try:
@@ -237,7 +236,7 @@ class _Walk:
                 descriptor = _replaced(descriptor, os.open("..", _FOLDER, dir_fd=descriptor))
                 if _identity(descriptor) != levels[-1].identity:
                     raise OSError(errno.ESTALE, "a folder was moved while it was read", name)
-                emptied(name, descriptor)
+                on_leave(name, descriptor)
         finally:
             os.close(descriptor)
 
@@ -261,7 +260,7 @@ class _Walk:
 
 
 def _enterable(name: str, folder: int) -> int:
-    """Open a folder that can be left again."""
+    """Open a folder that can be left again by ".."."""
     descriptor = os.open(name, _FOLDER, dir_fd=folder)
     if not os.access(".", os.X_OK, dir_fd=descriptor):
         os.close(descriptor)
@@ -270,12 +269,12 @@ def _enterable(name: str, folder: int) -> int:
 
 
 def _made_enterable(name: str | Path, folder: int | None = None) -> int:
-    """Open a folder with all rights for this user."""
+    """Open a folder, and grant this user all rights."""
     try:
         descriptor = os.open(name, _FOLDER, dir_fd=folder)
     except PermissionError:
-        # By its name, for without the right to read there is no descriptor that could be given rights. Of a
-        # link that has taken its place, what it leads to would be this user's, and is not entered.
+        # By its name: a folder without read permission has no descriptor. If a link has replaced it, the
+        # link's target belongs to this user too, and is not entered.
         os.chmod(name, 0o700, dir_fd=folder)
         descriptor = os.open(name, _FOLDER, dir_fd=folder)
     with contextlib.suppress(OSError):
@@ -289,6 +288,6 @@ def _identity(descriptor: int) -> tuple[int, int]:
 
 
 def _replaced(before: int, after: int) -> int:
-    """Close a descriptor, and return the one that takes its place."""
+    """Close a descriptor, and return the one that replaces it."""
     os.close(before)
     return after

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.api import convert
+from notebook_runner_server.errors import InvalidFieldError
 from notebook_runner_server.execution.interface import (
     Cause,
     CellFinished,
@@ -21,9 +22,7 @@ from notebook_runner_server.execution.interface import (
     OutputCut,
     WarmCounts,
 )
-from notebook_runner_server.runs.errors import InvalidFieldError
-from notebook_runner_server.runs.info import KernelInfo, RunnerInfo
-from notebook_runner_server.runs.model import Body, Event, Run, RunState, StartSpec
+from notebook_runner_server.runs.model import Body, Event, KernelInfo, Run, RunnerInfo, RunState, StartSpec
 from tests.runs.samples import a_run, changed, printed
 
 

@@ -9,11 +9,10 @@ from typing import Any
 import grpc
 import pytest
 
-from notebook_runner_server import app
+from notebook_runner_server import app, errors
 from notebook_runner_server.api.errors import abort, abort_with
-from notebook_runner_server.runs import errors
+from notebook_runner_server.errors import RunnerError
 from notebook_runner_server.runs.admission import Admission, Defaults
-from notebook_runner_server.runs.errors import RunnerError
 from notebook_runner_server.runs.model import StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.transfer.policy import UriPolicy

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.api import convert
-from notebook_runner_server.runs.errors import InvalidFieldError
+from notebook_runner_server.errors import InvalidFieldError
 from notebook_runner_server.runs.model import StartSpec
 from tests.runs.samples import a_run
 

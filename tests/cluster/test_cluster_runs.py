@@ -190,7 +190,7 @@ def test_the_next_server_counts_the_runs_that_go_on(serve: Serve, gate: Gate) ->
 
 
 def test_large_output_survives_the_death_of_the_server(serve: Serve, gate: Gate) -> None:
-    """A part that was on its way in many pieces is whole in the end."""
+    """A segment that was on its way in many pieces is whole in the end."""
     size = 40_000_000
     show = f"from IPython.display import display; display({{'text/plain': 'x' * {size}}}, raw=True)"
     source = f"{gate.source}\n{show}"

@@ -16,7 +16,7 @@ from docsite import contract, repository
 from notebook_runner.cli import main
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
-from notebook_runner_server.runs.errors import reasons
+from notebook_runner_server.errors import reasons
 from tests.support.pages import REPOSITORY
 
 pytestmark = pytest.mark.long

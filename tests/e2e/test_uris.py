@@ -150,7 +150,7 @@ def test_a_run_that_was_killed_is_written_nowhere(
         for run_id in (waiting.run_id, run.run_id):
             answer = uri_server.stub.Kill(pb.KillRequest(run_id=run_id), timeout=SECONDS)
             assert answer.run.state == pb.RUN_STATE_KILLED
-            assert answer.run.output_error == "Not written: the run was killed."
+            assert answer.run.output_error == "Not uploaded: the run was killed."
     assert not (shared / "killed.ipynb").exists()
 
 
@@ -172,7 +172,7 @@ def test_a_failed_write_is_said_and_loses_nothing(
     target = uri.format(web=web.url, shared=shared)
     ended = perform(uri_server.stub, inline("print('kept')", output_uri=target))
     assert ended.run.state == pb.RUN_STATE_SUCCEEDED
-    assert ended.run.output_error.startswith("Not written: ")
+    assert ended.run.output_error.startswith("Not uploaded: ")
     assert FAILED_WRITES[uri] in ended.run.output_error
     assert uri_server.stub.List(pb.ListRequest(page_size=1), timeout=SECONDS).runs[0] == ended.run
     assert printed(executed(uri_server.stub, ended.run.run_id), 0) == "kept\n"
@@ -196,9 +196,7 @@ def test_a_kill_ends_a_write_at_once(uri_server: Server, web: Web) -> None:
         assert not _writers(uri_server)
     assert others == [answer] * 2
     assert answer.run.state == pb.RUN_STATE_KILLED
-    assert answer.run.output_error == (
-        "Given up while it was written, and so perhaps there: the run was killed."
-    )
+    assert answer.run.output_error == ("Upload aborted; the target may be incomplete: the run was killed.")
     assert finish(uri_server.stub, run.run_id).run == answer.run
     assert printed(executed(uri_server.stub, run.run_id), 0) == "kept\n"
 
@@ -222,7 +220,7 @@ def test_a_write_that_takes_too_long_is_given_up(uri_server: Server, web: Web) -
     run = perform(uri_server.stub, inline("1", output_uri=f"{web.url}/silent")).run
     assert (run.state, run.output_error) == (
         pb.RUN_STATE_SUCCEEDED,
-        f"Not written: it took longer than {URI_SECONDS} s (--uri-timeout).",
+        f"Not uploaded: it took longer than {URI_SECONDS} s (--uri-timeout).",
     )
     web.wait()
 
@@ -256,7 +254,7 @@ def test_what_a_uri_signs_with_is_nowhere_when_the_run_has_ended(
         ended = finish(uri_server.stub, run.run_id)
     assert f"PUT /status/500?{signature}" in web.requests
     assert (ended.run.output_error, ended.run.output_uri) == (
-        "Not written: the service answered 500.",
+        "Not uploaded: the service answered 500.",
         f"{web.url}/status/500?…",
     )
     report = artefact(uri_server.stub, run.run_id, format="error").decode()

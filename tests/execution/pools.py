@@ -14,19 +14,19 @@ from uuid import uuid4
 from nbformat import NotebookNode
 
 from notebook_runner_server.execution.interface import (
-    CellChunk,
     Ended,
     ExecutionEvent,
     Job,
     Limits,
     RunHandle,
+    SegmentChunk,
     StreamOutput,
 )
 from notebook_runner_server.execution.notebook import prepare
 from notebook_runner_server.execution.options import WarmKernels
-from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
 from notebook_runner_server.execution.pool import ProcessPoolBackend
 from notebook_runner_server.execution.processes import PR_SET_CHILD_SUBREAPER
+from notebook_runner_server.execution.segments import HEAD, SEPARATOR, TAIL
 from tests.support.notebooks import content, parsed
 from tests.support.processes import marked
 
@@ -99,10 +99,10 @@ class Pool:
         self, *cells: str | NotebookNode, environment: Mapping[str, str] | None = None, **limits: Any
     ) -> Job:
         """What runs these cells."""
-        parts = prepare(content(*cells), {}, "", {"python3": "python"})
+        segments = prepare(content(*cells), {}, "", {"python3": "python"})
         return Job(
             run_id=uuid4().hex,
-            notebook=HEAD + SEPARATOR.join(parts.cells) + parts.tail,
+            notebook=HEAD + SEPARATOR.join(segments.cells) + segments.tail,
             kernel_name="python3",
             working_folder=str(self._folder),
             run_folder=str(self._folder),
@@ -160,21 +160,21 @@ def said(events: Sequence[ExecutionEvent]) -> str:
     return "".join(event.text for event in events if isinstance(event, StreamOutput))
 
 
-def parts(events: Sequence[ExecutionEvent]) -> list[tuple[int, bytes]]:
-    """The parts that were sent, whole, in their order."""
+def segments(events: Sequence[ExecutionEvent]) -> list[tuple[int, bytes]]:
+    """The segments that were sent, whole, in their order."""
     whole: list[tuple[int, bytes]] = []
     pieces = b""
     for event in events:
-        if isinstance(event, CellChunk):
+        if isinstance(event, SegmentChunk):
             pieces += event.data
             if event.last:
-                whole.append((event.part, pieces))
+                whole.append((event.segment, pieces))
                 pieces = b""
     assert pieces == b""
     return whole
 
 
 def executed(events: Sequence[ExecutionEvent], cells: int) -> NotebookNode:
-    """The notebook that the newest version of each part makes."""
-    newest = dict(parts(events))
+    """The notebook that the newest version of each segment makes."""
+    newest = dict(segments(events))
     return parsed(HEAD + SEPARATOR.join(newest[number] for number in range(cells)) + newest[TAIL])

@@ -8,7 +8,6 @@ import pytest
 from notebook_runner_server.execution import output_limiter
 from notebook_runner_server.execution.interface import (
     MAX_TYPES,
-    CellChunk,
     CellFinished,
     ClearOutput,
     DisplayOutput,
@@ -17,6 +16,7 @@ from notebook_runner_server.execution.interface import (
     ExecutionEvent,
     Limits,
     OutputCut,
+    SegmentChunk,
 )
 from notebook_runner_server.execution.output_limiter import OutputLimiter, sound
 from tests.execution.pools import Pool, end, executed, said
@@ -56,7 +56,7 @@ def letters(value: Any) -> int:
 def ran(pool: Pool, *lines: str, **limits: int) -> list[ExecutionEvent]:
     """The events of a notebook that sends what it likes, each of them small."""
     events = pool.run(SEND, "\n".join(lines), "print('after')", **limits)
-    told = [event for event in events if not isinstance(event, CellChunk)]
+    told = [event for event in events if not isinstance(event, SegmentChunk)]
     assert max(letters(astuple(event)) for event in told) <= LARGEST_EVENT
     return events
 
@@ -84,7 +84,7 @@ def test_all_that_is_kept_is_counted(pool: Pool, sent: str) -> None:
     """Names, metadata, state of widgets, and messages that show nothing, when they are many."""
     events = succeeded(pool, sent, cell_output_bytes=200_000)
     assert [one for one in events if isinstance(one, OutputCut)] == [OutputCut(1, 200_000, whole_run=False)]
-    assert sum(len(event.data) for event in events if isinstance(event, CellChunk)) < 12_000_000
+    assert sum(len(event.data) for event in events if isinstance(event, SegmentChunk)) < 12_000_000
 
 
 def test_few_messages_count_what_they_show(pool: Pool) -> None:
@@ -141,7 +141,7 @@ def test_displays_of_other_types(pool: Pool, kind: str, content: str) -> None:
     """They are left out, or what is wrong of them is; the count is that of the reply."""
     events = succeeded(pool, f"send({kind!r}, {content})")
     assert [event.execution_count for event in events if isinstance(event, CellFinished)] == [1, 2, 3]
-    assert sum(len(event.data) for event in events if isinstance(event, CellChunk)) < 100_000
+    assert sum(len(event.data) for event in events if isinstance(event, SegmentChunk)) < 100_000
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_display_with_text_is_counted_and_cut(pool: Pool) -> None:
     send = "send('display_data', {'data': {'text/plain': 'x' * 300_000}, 'metadata': {}, 'text': 'abc'})"
     events = succeeded(pool, send, cell_output_bytes=200_000)
     assert [one for one in events if isinstance(one, OutputCut)] == [OutputCut(1, 200_000, whole_run=False)]
-    assert sum(len(event.data) for event in events if isinstance(event, CellChunk)) < 100_000
+    assert sum(len(event.data) for event in events if isinstance(event, SegmentChunk)) < 100_000
     send = "send('display_data', {'data': {}, 'metadata': {}, 'text': [5] * 300_000})"
     succeeded(pool, send, cell_output_bytes=200_000)
 

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from notebook_runner_server.execution.interface import CellChunk, StreamOutput
+from notebook_runner_server.execution.interface import SegmentChunk, StreamOutput
 from notebook_runner_server.execution.link import MAX_WAITING_BYTES, WorkerConnection
 
 MESSAGES: list[object] = [
     StreamOutput(0, "stdout", "ä €"),
-    CellChunk(1, b"", last=True),
+    SegmentChunk(1, b"", last=True),
     None,
     "x" * 70_000,
     StreamOutput(1, "stderr", ""),
@@ -99,7 +99,7 @@ async def test_it_speaks_as_multiprocessing_does() -> None:
 
 async def test_it_stops_reading_when_too_much_waits_to_be_taken() -> None:
     """The worker's writes come to a halt, memory stays bounded, and nothing is lost when reading goes on."""
-    piece = framed(CellChunk(0, os.urandom(512 * 1024), last=False))
+    piece = framed(SegmentChunk(0, os.urandom(512 * 1024), last=False))
     count = 40
     async with linked() as (link, far):
         loop = asyncio.get_running_loop()
@@ -142,7 +142,7 @@ async def test_a_dead_worker_wakes_who_waits() -> None:
 
 async def test_a_worker_that_dies_while_reading_is_paused_is_seen() -> None:
     """All that it had sent is received first."""
-    piece = framed(CellChunk(0, bytes(1024 * 1024), last=False))
+    piece = framed(SegmentChunk(0, bytes(1024 * 1024), last=False))
     async with linked() as (link, far):
         loop = asyncio.get_running_loop()
         count = MAX_WAITING_BYTES // len(piece) + 5

@@ -13,8 +13,8 @@ from notebook_runner_server.execution.interface import (
     Ended,
     ExecutionEvent,
 )
-from notebook_runner_server.execution.parts import TAIL
-from tests.execution.pools import CHILDREN, Pool, end, everything, parts, said
+from notebook_runner_server.execution.segments import TAIL
+from tests.execution.pools import CHILDREN, Pool, end, everything, said, segments
 from tests.support.gate import Gate
 from tests.support.notebooks import markdown
 from tests.support.processes import is_alive, marked
@@ -23,19 +23,19 @@ pytestmark = pytest.mark.integration
 
 
 def kept(events: Sequence[ExecutionEvent], cell: int) -> str:
-    """All text in a cell's part."""
-    outputs = json.loads(dict(parts(events))[cell])["outputs"]
+    """All text in a cell's segment."""
+    outputs = json.loads(dict(segments(events))[cell])["outputs"]
     return "".join("".join(output.get("text", [])) for output in outputs)
 
 
-def test_events_come_in_order_and_the_parts_are_the_notebook(pool: Pool) -> None:
-    """The kernel, then each code cell with its start, text, part and end, then the tail and the end."""
+def test_events_come_in_order_and_the_segments_are_the_notebook(pool: Pool) -> None:
+    """The kernel, then each code cell with its start, text, segment and end, then the tail and the end."""
     events = pool.run("print('one')", markdown("text"), "", "import sys; print('two', file=sys.stderr)\n3")
     kinds = [type(event).__name__ for event in events]
-    cell = ["CellStarted", "StreamOutput", "CellChunk", "CellFinished"]
-    last = ["CellStarted", "StreamOutput", "DisplayOutput", "CellChunk", "CellFinished"]
-    assert kinds == ["KernelReady", *cell, *last, "CellChunk", "Ended"]
-    assert [number for number, _ in parts(events)] == [0, 3, TAIL]
+    cell = ["CellStarted", "StreamOutput", "SegmentChunk", "CellFinished"]
+    last = ["CellStarted", "StreamOutput", "DisplayOutput", "SegmentChunk", "CellFinished"]
+    assert kinds == ["KernelReady", *cell, *last, "SegmentChunk", "Ended"]
+    assert [number for number, _ in segments(events)] == [0, 3, TAIL]
     assert end(events).failure is None
     finished = [event for event in events if isinstance(event, CellFinished)]
     assert [(one.cell_index, one.execution_count, one.outcome) for one in finished] == [
@@ -88,7 +88,7 @@ def test_a_cell_that_raises_ends_the_run(pool: Pool) -> None:
     assert (failure.exception_name, failure.exception_message) == ("ValueError", "no ä")
     assert "\x1b" not in failure.traceback
     assert "in f()" in failure.traceback
-    assert [number for number, _ in parts(events)] == [0, 1, TAIL]
+    assert [number for number, _ in segments(events)] == [0, 1, TAIL]
 
 
 def test_no_run_sees_the_one_before(pool: Pool) -> None:
@@ -118,7 +118,7 @@ def test_no_process_outlives_its_run(pool: Pool) -> None:
 
 @pytest.mark.parametrize("grace", [0.0, 30.0])
 def test_a_run_can_be_stopped(pool: Pool, gate: Gate, grace: float) -> None:
-    """At once, or after the cell saw an interrupt; what it printed until then is in its part."""
+    """At once, or after the cell saw an interrupt; what it printed until then is in its segment."""
     mark = uuid4().hex
     source = (
         f"{CHILDREN}\ntry:\n    print('here', flush=True)\n    {gate.source}\nfinally:\n    print('cleaned')"

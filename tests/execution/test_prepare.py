@@ -1,4 +1,4 @@
-"""Notebooks on their way in: what is a notebook, what is not, and that its parts are the whole."""
+"""Notebooks on their way in: what is a notebook, what is not, and that its segments are the whole."""
 
 import contextlib
 import copy
@@ -15,19 +15,18 @@ from jupyter_client.manager import KernelManager
 from nbformat.v4 import new_markdown_cell, new_output
 from papermill.execute import remove_error_markers
 
+from notebook_runner_server.errors import InvalidNotebookError
 from notebook_runner_server.execution.clear import ERROR_MARKER_TAG
 from notebook_runner_server.execution.kernel_names import resolve
 from notebook_runner_server.execution.notebook import (
     MAX_MESSAGE,
-    NotebookError,
-    PreparedNotebook,
     decode,
     encode_cell,
     encode_tail,
     prepare,
 )
-from notebook_runner_server.execution.parts import HEAD, SEPARATOR
 from notebook_runner_server.execution.repairs import MAX_REPAIR, MAX_REPAIRS
+from notebook_runner_server.execution.segments import HEAD, SEPARATOR, PreparedNotebook
 from tests.support.notebooks import code, content, markdown, notebook, written
 from tests.support.public_notebooks import notebook_paths
 
@@ -44,14 +43,14 @@ def prepared(data: bytes) -> PreparedNotebook:
     return prepare(data, {}, "", KERNELS)
 
 
-def joined(parts: PreparedNotebook) -> bytes:
-    """The notebook file that the parts make."""
-    return HEAD + SEPARATOR.join(parts.cells) + parts.tail
+def joined(segments: PreparedNotebook) -> bytes:
+    """The notebook file that the segments make."""
+    return HEAD + SEPARATOR.join(segments.cells) + segments.tail
 
 
 def refusal(data: bytes) -> str:
     """Why bytes are refused."""
-    with pytest.raises(NotebookError) as caught:
+    with pytest.raises(InvalidNotebookError) as caught:
         prepared(data)
     assert len(str(caught.value)) < MAX_MESSAGE + 200
     return str(caught.value)
@@ -83,22 +82,22 @@ def unexecuted(node: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 @pytest.mark.parametrize("source", PATHS, ids=lambda path: path.stem)
 def test_real_notebooks_are_joined_as_nbformat_writes_them(tmp_path: Path, source: Path) -> None:
-    """The parts are, byte for byte, what nbformat writes, and the notebook that nbformat reads."""
+    """The segments are, byte for byte, what nbformat writes, and the notebook that nbformat reads."""
     data = source.read_bytes()
-    parts = prepared(data)
-    whole = joined(parts)
+    segments = prepared(data)
+    whole = joined(segments)
     path = tmp_path / "reference.ipynb"
     nbformat.write(nbformat.reads(whole.decode(), as_version=4), path)
     assert whole == path.read_bytes()
     original = unexecuted(nbformat.reads(data.decode(), as_version=4))
     assert without_ids(unexecuted(nbformat.reads(whole.decode(), as_version=4))) == without_ids(original)
-    assert all(cell.get("outputs", []) == [] for cell in map(json.loads, parts.cells))
-    assert len(parts.cells) == len(original.cells)
-    assert parts.kernel_name == original.metadata.get("kernelspec", {}).get("name", "")
+    assert all(cell.get("outputs", []) == [] for cell in map(json.loads, segments.cells))
+    assert len(segments.cells) == len(original.cells)
+    assert segments.kernel_name == original.metadata.get("kernelspec", {}).get("name", "")
 
 
 @pytest.mark.parametrize("source", PATHS, ids=lambda path: path.stem)
-def test_joined_parts_can_be_prepared_again(source: Path) -> None:
+def test_joined_segments_can_be_prepared_again(source: Path) -> None:
     """What came out goes in again and comes out the same, needs no repair, and is what a worker decodes."""
     once = prepared(source.read_bytes())
     assert prepared(joined(once)) == replace(once, repairs=())
@@ -149,7 +148,7 @@ def test_cells_keep_what_they_have(cells: list[Any]) -> None:
     assert joined(prepared(data)).rstrip() == data.rstrip()
 
 
-def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
+def test_a_byte_order_mark_is_no_segment_of_the_json() -> None:
     """Editors of some systems begin files with one."""
     data = content("1")
     assert prepared(b"\xef\xbb\xbf" + data) == prepared(data)
@@ -285,11 +284,11 @@ def test_what_cannot_be_executed_is_refused_with_the_place(
 )
 def test_what_is_harmless_is_repaired(change: Callable[[Any], object], repair: str) -> None:
     """The notebook is valid afterwards, and says what was repaired, and where, in text that can be sent."""
-    parts = prepared(broken(change))
-    nbformat.validate(decode(joined(parts)))
-    assert repair in "\n".join(parts.repairs)
-    assert max(map(len, parts.repairs)) <= MAX_REPAIR
-    "".join(parts.repairs).encode()
+    segments = prepared(broken(change))
+    nbformat.validate(decode(joined(segments)))
+    assert repair in "\n".join(segments.repairs)
+    assert max(map(len, segments.repairs)) <= MAX_REPAIR
+    "".join(segments.repairs).encode()
 
 
 @pytest.mark.parametrize(
@@ -359,9 +358,9 @@ def test_red_cells_are_removed_as_papermill_removes_them() -> None:
     node = notebook("1", "2")
     for place in (2, 1, 0):
         node.cells.insert(place, new_markdown_cell("red", metadata={"tags": ["x", ERROR_MARKER_TAG]}))
-    parts = prepared(written(node))
-    assert decode(joined(parts)).cells == remove_error_markers(node).cells
-    assert len(parts.cells) == 2
+    segments = prepared(written(node))
+    assert decode(joined(segments)).cells == remove_error_markers(node).cells
+    assert len(segments.cells) == 2
 
 
 @pytest.mark.parametrize(
@@ -388,7 +387,7 @@ def test_metadata_that_are_no_objects_are_refused_or_left_alone(key: str, value:
     for parameters in ({}, {"a": 1}):
         try:
             prepare(data, parameters, "", KERNELS)
-        except NotebookError:
+        except InvalidNotebookError:
             continue
 
 
@@ -403,7 +402,7 @@ def test_text_that_no_kernel_can_be_sent_is_refused() -> None:
     assert b"\\ud800" in prepared(json.dumps(notebook(markdown("\ud800"))).encode()).cells[0]
 
 
-def test_a_message_repeats_only_a_bounded_part_of_the_notebook() -> None:
+def test_a_message_repeats_only_a_bounded_segment_of_the_notebook() -> None:
     """A notebook of a megabyte that fails the schema is not sent back."""
     node = code("x" * 1_000_000)
     document = json.loads(content("1"))

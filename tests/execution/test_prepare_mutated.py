@@ -10,19 +10,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from notebook_runner_server.execution.notebook import (
-    NotebookError,
-    ParameterNameError,
-    UndeclaredParameterError,
-    decode,
-    prepare,
+from notebook_runner_server.errors import (
+    InvalidFieldError,
+    InvalidNotebookError,
+    UnknownParameterError,
 )
-from notebook_runner_server.execution.parts import HEAD, SEPARATOR
+from notebook_runner_server.execution.notebook import decode, prepare
+from notebook_runner_server.execution.segments import HEAD, SEPARATOR
 from tests.support.documents import SEEDS, any_documents, strange_documents
 from tests.support.notebooks import code, notebook
 
 KERNELS = {"python3": "python", "ir": "R"}
-REFUSED = (NotebookError, UndeclaredParameterError, ParameterNameError)
+REFUSED = (InvalidNotebookError, UnknownParameterError, InvalidFieldError)
 pytestmark = pytest.mark.filterwarnings(
     "ignore::nbformat.warnings.MissingIDFieldWarning",
     "ignore::nbformat.warnings.DuplicateCellId",
@@ -49,14 +48,14 @@ def strange_bytes(draw: st.DrawFn) -> bytes:
 def judge(data: bytes, parameters: dict[str, Any]) -> bool:
     """Prepares a notebook; what is prepared can be executed, and a refusal is one of three."""
     try:
-        parts = prepare(data, parameters, "", KERNELS)
+        segments = prepare(data, parameters, "", KERNELS)
     except REFUSED:
         return False
-    whole = HEAD + SEPARATOR.join(parts.cells) + parts.tail
+    whole = HEAD + SEPARATOR.join(segments.cells) + segments.tail
     node = decode(whole)
-    assert len(node.cells) == len(parts.cells)
-    parts.kernel_name.encode()
-    "".join(parts.repairs).encode()
+    assert len(node.cells) == len(segments.cells)
+    segments.kernel_name.encode()
+    "".join(segments.repairs).encode()
     sources = [cell.source for cell in node.cells if cell.cell_type == "code"]
     json.dumps(sources, ensure_ascii=False).encode()
     nbformat.reads(whole.decode(errors="surrogatepass"), as_version=4)

@@ -13,13 +13,14 @@ from nbformat import NotebookNode
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from notebook_runner_server.execution.notebook import (
-    NotebookError,
-    ParameterNameError,
-    UndeclaredParameterError,
-    prepare,
+from notebook_runner_server.errors import (
+    InvalidFieldError,
+    InvalidNotebookError,
+    UnknownParameterError,
+    unknown_parameters,
 )
-from notebook_runner_server.execution.parts import HEAD, SEPARATOR
+from notebook_runner_server.execution.notebook import prepare
+from notebook_runner_server.execution.segments import HEAD, SEPARATOR
 from tests.support.notebooks import code, content, markdown, notebook, parsed, written
 
 KERNELS = {"python3": "python", "ir": "R"}
@@ -41,8 +42,8 @@ ALL = "\n".join(f"{name} = 0" for name in VALUES)
 
 def parameterized(node: NotebookNode, parameters: dict[str, Any], kernel_name: str = "") -> NotebookNode:
     """The notebook after its preparation."""
-    parts = prepare(written(node), parameters, kernel_name, KERNELS)
-    whole = HEAD + SEPARATOR.join(parts.cells) + parts.tail
+    segments = prepare(written(node), parameters, kernel_name, KERNELS)
+    whole = HEAD + SEPARATOR.join(segments.cells) + segments.tail
     return parsed(whole)
 
 
@@ -105,8 +106,8 @@ def test_the_rest_of_the_notebook_stays() -> None:
 def test_without_parameters_nothing_is_touched() -> None:
     """A notebook that is given none is executed as it is."""
     data = content(code("a = 0", "parameters"), "b")
-    parts = prepare(data, {}, "", KERNELS)
-    assert HEAD + SEPARATOR.join(parts.cells) + parts.tail == data + b"\n"
+    segments = prepare(data, {}, "", KERNELS)
+    assert HEAD + SEPARATOR.join(segments.cells) + segments.tail == data + b"\n"
 
 
 def test_the_language_is_that_of_the_kernel_where_the_notebook_says_none() -> None:
@@ -130,9 +131,9 @@ def test_unknown_parameters_are_named_with_the_known_ones(
     source: str, given: list[str], unknown: list[str], known: list[str]
 ) -> None:
     """Given and not assigned in the `parameters` cell: all of them, sorted, beside the names there are."""
-    with pytest.raises(UndeclaredParameterError) as caught:
+    with pytest.raises(UnknownParameterError) as caught:
         parameterized(notebook(code(source, "parameters")), dict.fromkeys(given, 1))
-    assert (caught.value.unknown, caught.value.known) == (unknown, known)
+    assert caught.value.metadata == {"unknown": ",".join(unknown), "known": ",".join(known)}
 
 
 def test_a_value_with_an_equals_sign_names_a_parameter() -> None:
@@ -167,8 +168,9 @@ def test_a_parameters_cell_that_is_not_python_takes_any() -> None:
 
 def test_unknown_parameters_arrive_from_another_process() -> None:
     """A large notebook is prepared in one of its own."""
-    arrived = pickle.loads(pickle.dumps(UndeclaredParameterError(["z"], ["a", "b"])))  # noqa: S301 - its own
-    assert (arrived.unknown, arrived.known) == (["z"], ["a", "b"])
+    arrived = pickle.loads(pickle.dumps(unknown_parameters(["z"], ["a", "b"])))  # noqa: S301 - its own
+    assert arrived.metadata == {"unknown": "z", "known": "a,b"}
+    assert str(arrived) == "Unknown parameter 'z'. The notebook's parameters: a, b."
 
 
 def test_a_translator_is_found_by_the_kernel_before_the_language() -> None:
@@ -179,9 +181,9 @@ def test_a_translator_is_found_by_the_kernel_before_the_language() -> None:
     tagged = content(code("a = 1", "parameters"))
     spark = prepare(tagged, {"a": 2}, "pysparkkernel", kernels).cells[1]
     assert "".join(json.loads(spark)["source"]) == "# Parameters\na = 2\n"
-    with pytest.raises(UndeclaredParameterError) as caught:
+    with pytest.raises(UnknownParameterError) as caught:
         prepare(tagged, {"b": 2}, "pysparkkernel", kernels)
-    assert (caught.value.unknown, caught.value.known) == (["b"], ["a"])
+    assert caught.value.metadata == {"unknown": "b", "known": "a"}
 
 
 def test_any_parameter_is_taken_where_no_cell_is_tagged() -> None:
@@ -199,15 +201,15 @@ def test_a_parameters_cell_that_papermill_cannot_read_takes_any() -> None:
 def test_names_that_python_does_not_have_are_refused(name: str) -> None:
     """A keyword, or no identifier: it would be a syntax error, or code."""
     for node in (notebook("1"), notebook(code("a = 1", "parameters"), **PYTHON)):
-        with pytest.raises(ParameterNameError, match=re.escape(f"{name!r} cannot be a name in Python.")):
+        with pytest.raises(InvalidFieldError, match=re.escape(f"{name!r} is not a valid name in Python.")):
             parameterized(node, {name: 1})
 
 
 def test_a_refusal_repeats_the_beginning_of_a_name() -> None:
     """A name may have a megabyte."""
-    with pytest.raises(ParameterNameError) as caught:
+    with pytest.raises(InvalidFieldError) as caught:
         parameterized(notebook("1"), {"1" * 1_000_000: 1})
-    assert str(caught.value) == f"'{'1' * 100}' cannot be a name in Python."
+    assert str(caught.value) == f"parameters: '{'1' * 100}' is not a valid name in Python."
 
 
 def test_names_with_dots_are_names_in_r() -> None:
@@ -232,7 +234,7 @@ def test_names_that_python_has_are_taken(name: str) -> None:
 def test_what_cannot_be_translated_is_refused_in_a_sentence(language: str, value: object, why: str) -> None:
     """An unknown language, or a value that the language does not have; in text that can be sent."""
     data = json.dumps(notebook("1", language_info={"name": language})).encode()
-    with pytest.raises(NotebookError) as caught:
+    with pytest.raises(InvalidNotebookError) as caught:
         prepare(data, {"a": value}, "", KERNELS)
     assert str(caught.value).startswith(f"The parameters cannot be translated to {why}")
     str(caught.value).encode()

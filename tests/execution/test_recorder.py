@@ -1,21 +1,21 @@
-"""What the recorder makes of a kernel's messages: events within their bounds, and parts that are whole."""
+"""What the recorder makes of a kernel's messages: events within their bounds, and segments that are whole."""
 
 import json
 
 import pytest
 
 from notebook_runner_server.execution.interface import (
-    CellChunk,
     CellStarted,
     ClearOutput,
     DisplayOutput,
     ErrorOutput,
     ExecutionEvent,
     OutputCut,
+    SegmentChunk,
     StreamOutput,
 )
 from notebook_runner_server.execution.recorder import CHUNK_BYTES, MAX_EXCEPTION_MESSAGE, MAX_FIRST_LINE, cut
-from tests.execution.pools import Pool, end, executed, parts, said
+from tests.execution.pools import Pool, end, executed, said, segments
 from tests.support.notebooks import code, printed
 
 pytestmark = pytest.mark.integration
@@ -40,18 +40,20 @@ def test_long_text_comes_in_messages_of_64_kib(pool: Pool) -> None:
     assert len(texts) < 40
 
 
-def test_an_update_of_an_earlier_display_sends_that_part_again(pool: Pool) -> None:
-    """The earlier cell's part comes once more, before the end of the cell that changed it."""
+def test_an_update_of_an_earlier_display_sends_that_segment_again(pool: Pool) -> None:
+    """The earlier cell's segment comes once more, before the end of the cell that changed it."""
     events = pool.run(
         "handle = display('first', display_id=True)",
         "1",
         "handle.update('second')",
         "handle.update('third'); _ = display('own', display_id='own')",
     )
-    sent = [number for number, _ in parts(events)]
+    sent = [number for number, _ in segments(events)]
     assert sent == [0, 1, 0, 2, 0, 3, -1]
     versions = [
-        json.loads(data)["outputs"][0]["data"]["text/plain"] for number, data in parts(events) if not number
+        json.loads(data)["outputs"][0]["data"]["text/plain"]
+        for number, data in segments(events)
+        if not number
     ]
     assert versions == [["'first'"], ["'second'"], ["'third'"]]
     kinds = [(event.cell_index, event.output_type) for event in events if isinstance(event, DisplayOutput)]
@@ -63,24 +65,24 @@ def test_an_update_of_an_earlier_display_sends_that_part_again(pool: Pool) -> No
 
 
 def test_an_update_in_a_cell_that_raises_is_not_lost(pool: Pool) -> None:
-    """The part that was changed before the exception is sent all the same."""
+    """The segment that was changed before the exception is sent all the same."""
     events = pool.run("handle = display('first', display_id=True)", "handle.update('second'); 1 / 0")
-    assert [number for number, _ in parts(events)] == [0, 0, 1, -1]
-    assert "'second'" in dict(parts(events))[0].decode()
+    assert [number for number, _ in segments(events)] == [0, 0, 1, -1]
+    assert "'second'" in dict(segments(events))[0].decode()
 
 
-def test_an_update_of_its_own_display_sends_one_part(pool: Pool) -> None:
-    """What a cell changes in itself is in its part already."""
+def test_an_update_of_its_own_display_sends_one_segment(pool: Pool) -> None:
+    """What a cell changes in itself is in its segment already."""
     events = pool.run("handle = display('first', display_id=True); handle.update('second')")
-    assert [number for number, _ in parts(events)] == [0, -1]
+    assert [number for number, _ in segments(events)] == [0, -1]
 
 
-def test_a_large_part_comes_in_chunks(pool: Pool) -> None:
+def test_a_large_segment_comes_in_chunks(pool: Pool) -> None:
     """No chunk is larger than its bound, they follow each other, and together they are the cell."""
     events = pool.run("print('x' * 2_000_000)", "1")
-    chunks = [event for event in events if isinstance(event, CellChunk)]
+    chunks = [event for event in events if isinstance(event, SegmentChunk)]
     assert max(len(event.data) for event in chunks) <= CHUNK_BYTES
-    assert [event.part for event in chunks] == [0] * 4 + [1, -1]
+    assert [event.segment for event in chunks] == [0] * 4 + [1, -1]
     assert [event.last for event in chunks] == [False] * 3 + [True] * 3
     assert printed(executed(events, 2), 0) == "x" * 2_000_000 + "\n"
 
@@ -109,7 +111,7 @@ def test_what_is_not_executed_is_not_told(pool: Pool) -> None:
     """Blank cells and those tagged to be skipped have no events, and no number."""
     events = pool.run("", "  \n\t\n", code("1 / 0", "skip-execution"), "'last'")
     assert [event.cell_index for event in events if isinstance(event, CellStarted)] == [3]
-    assert [number for number, _ in parts(events)] == [3, -1]
+    assert [number for number, _ in segments(events)] == [3, -1]
 
 
 def test_text_that_is_no_unicode_is_replaced_in_events(pool: Pool) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.execution.notebook import NotebookError, UndeclaredParameterError, prepare
+from notebook_runner_server.errors import InvalidNotebookError, UnknownParameterError
+from notebook_runner_server.execution.notebook import prepare
 from notebook_runner_server.execution.run_in_subprocess import SubprocessError, run_in_subprocess
 from tests.support.notebooks import code, content
 
@@ -41,13 +42,13 @@ def test_large_arguments_and_answers() -> None:
 
 def test_errors_are_the_functions() -> None:
     """With all that they carry."""
-    with pytest.raises(NotebookError, match="not JSON"):
+    with pytest.raises(InvalidNotebookError, match="not JSON"):
         run_in_subprocess(prepare, b"{", {}, "", {})
-    with pytest.raises(UndeclaredParameterError) as caught:
+    with pytest.raises(UnknownParameterError) as caught:
         run_in_subprocess(
             prepare, content(code("a = 1", "parameters")), {"b": 1}, "python3", {"python3": "python"}
         )
-    assert (caught.value.unknown, caught.value.known) == (["b"], ["a"])
+    assert caught.value.metadata == {"unknown": "b", "known": "a"}
 
 
 def test_a_process_that_ends_without_an_answer() -> None:

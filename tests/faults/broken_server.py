@@ -84,33 +84,35 @@ def _skips() -> None:
 
 
 def _mangles() -> None:
-    from notebook_runner_server.execution.interface import CellChunk  # noqa: PLC0415 - as above
+    from notebook_runner_server.execution.interface import SegmentChunk  # noqa: PLC0415 - as above
     from notebook_runner_server.runs.active import ActiveRun  # noqa: PLC0415 - as above
 
-    take = ActiveRun._take
+    record = ActiveRun._record
 
-    async def take_else(self: ActiveRun, handle: Any, batch: Sequence[Any]) -> Any:
+    async def record_else(self: ActiveRun, batch: Sequence[Any], *, is_end: bool = False) -> None:
         # Before it has a checksum.
         mangled = [
-            replace(one, data=one.data.replace(b"line 1", b"lime 1")) if isinstance(one, CellChunk) else one
+            replace(one, data=one.data.replace(b"line 1", b"lime 1"))
+            if isinstance(one, SegmentChunk)
+            else one
             for one in batch
         ]
-        return await take(self, handle, mangled)
+        await record(self, mangled, is_end=is_end)
 
-    ActiveRun._take = take_else  # type: ignore[method-assign] # broken from outside
+    ActiveRun._record = record_else  # type: ignore[method-assign] # broken from outside
 
 
 def _swallows() -> None:
     from notebook_runner_server.execution.interface import StreamOutput  # noqa: PLC0415 - as above
     from notebook_runner_server.runs.active import ActiveRun  # noqa: PLC0415 - as above
 
-    take = ActiveRun._take
+    record = ActiveRun._record
 
-    async def take_less(self: ActiveRun, handle: Any, batch: Sequence[Any]) -> Any:
+    async def record_less(self: ActiveRun, batch: Sequence[Any], *, is_end: bool = False) -> None:
         kept = [one for one in batch if not (isinstance(one, StreamOutput) and LAST_LINE in one.text)]
-        return await take(self, handle, kept) if kept else None
+        await record(self, kept, is_end=is_end)
 
-    ActiveRun._take = take_less  # type: ignore[method-assign] # broken from outside
+    ActiveRun._record = record_less  # type: ignore[method-assign] # broken from outside
 
 
 def _leaves() -> None:

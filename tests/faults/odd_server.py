@@ -30,16 +30,16 @@ def _bend_clock(order: Path) -> None:
 
 
 def _end_pages(order: Path) -> None:
-    from notebook_runner_server.runs import readers  # noqa: PLC0415 - a worker needs none of it
+    from notebook_runner_server.runs import retention  # noqa: PLC0415 - a worker needs none of it
 
-    reads = readers.Readers.reads
+    is_read = retention.Readers.is_read
 
-    def reads_until_ordered(self: readers.Readers, run_id: str) -> bool:
+    def is_read_until_ordered(self: retention.Readers, run_id: str) -> bool:
         if order.exists():
-            readers.PAGE_SECONDS = 0.0
-        return reads(self, run_id)
+            retention.PAGE_SECONDS = 0.0
+        return is_read(self, run_id)
 
-    readers.Readers.reads = reads_until_ordered  # type: ignore[method-assign] # from outside
+    retention.Readers.is_read = is_read_until_ordered  # type: ignore[method-assign] # from outside
 
 
 # A worker imports this module again, and does not come to main().

@@ -234,9 +234,9 @@ def test_runs_that_the_history_has_lost_are_set_aside(
         lost = set(known.runs) - listed
         for run_id in lost:
             (aside,) = state.glob(f"damaged-*/{FOLDERS}/{run_id}")
-            assert (aside / "parts").is_file()
+            assert (aside / "segments").is_file()
             assert (aside / "work" / "file").is_file()
-            assert any(str(aside) in line for line in server.said("damaged, and set aside"))
+            assert any(str(aside) in line for line in server.said("damaged_file_moved"))
     assert lost or how is _flipped
 
 
@@ -263,7 +263,7 @@ def test_a_run_is_not_executed_again_when_the_history_has_lost_its_beginning(tmp
     assert marks.read_text() == "x"
 
 
-@pytest.mark.parametrize("column", ["run", "state", "parameters", "work_order", "last_sequence"])
+@pytest.mark.parametrize("column", ["run", "state", "parameters", "options", "last_sequence"])
 def test_one_damaged_row_is_one_damaged_run(known: Known, tmp_path: Path, column: str) -> None:
     """List goes on and names it; its own calls answer DATA_LOSS, and the others are as before."""
     state = copied(known, tmp_path)
@@ -280,7 +280,7 @@ def test_one_damaged_row_is_one_damaged_run(known: Known, tmp_path: Path, column
         assert list(answer.damaged_run_ids) == [victim]
         request = pb.ProgressRequest(run_id=victim)
         assert refused(lambda: list(server.stub.Progress(request, timeout=SECONDS))).kind == DAMAGED
-        assert any(victim in line for line in server.said("a run is damaged"))
+        assert any(victim in line for line in server.said("run_damaged"))
 
 
 def test_damaged_events_are_damage_of_one_run(known: Known, tmp_path: Path) -> None:
@@ -297,21 +297,21 @@ def test_damaged_events_are_damage_of_one_run(known: Known, tmp_path: Path) -> N
     with MortalServer(state, *COLD) as server:
         assert served(server, known) == set(known.runs) - {victim}
         assert served(server, known) == set(known.runs) - {victim}
-        assert [victim in line for line in server.said("a run is damaged")] == [True]
+        assert [victim in line for line in server.said("run_damaged")] == [True]
 
 
 @pytest.mark.parametrize("damage", [_half, _flipped])
-def test_damaged_parts_are_damage_of_one_run(
+def test_damaged_segments_are_damage_of_one_run(
     known: Known, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     """A notebook that is not as it was written is not answered: its Output answers DATA_LOSS."""
     state = copied(known, tmp_path)
     victim = list(known.runs)[2]
-    damage(state / FOLDERS / victim / "parts")
+    damage(state / FOLDERS / victim / "segments")
     with MortalServer(state, *COLD) as server:
         whole = served(server, known)
         assert whole >= set(known.runs) - {victim}
-        said = [victim in line for line in server.said("a run is damaged")]
+        said = [victim in line for line in server.said("run_damaged")]
         assert said == [True] * (victim not in whole)
 
 

@@ -35,7 +35,7 @@ def test_a_server_that_dies_during_a_write_claims_nothing(tmp_path: Path, web: W
         listed = second.stub.List(pb.ListRequest(), timeout=SECONDS).runs[1]
         assert listed.run_id == run.run_id
         assert listed.state == pb.RUN_STATE_INTERRUPTED
-        assert listed.output_error == "Not known to be written: the server died."
+        assert listed.output_error == "Upload unknown: the server died."
         assert printed(executed(second.stub, run.run_id), 0) == "kept\n"
         ended = finish(second.stub, waiting.run_id).run
         assert (ended.state, ended.output_error) == (pb.RUN_STATE_SUCCEEDED, "")
@@ -57,7 +57,7 @@ def test_a_server_that_stops_waits_for_a_write_as_for_a_run(tmp_path: Path, web:
         pb.RUN_STATE_INTERRUPTED,
         pb.FAILURE_CAUSE_SERVER_STOPPED,
     )
-    assert ended.output_error.endswith("perhaps there: the server was stopped.")
+    assert ended.output_error.endswith("may be incomplete: the server was stopped.")
 
 
 def test_a_server_that_stops_does_not_wait_for_a_read(tmp_path: Path, web: Web) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import subprocess
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -55,6 +56,32 @@ RESUME = """
 CREATE TABLE resume (
   position INTEGER PRIMARY KEY, mark INTEGER NOT NULL, part_start INTEGER NOT NULL, size INTEGER NOT NULL
 );
+"""
+# As version 2 made a new history.
+TABLES_2 = f"""
+{RESUME}
+CREATE TABLE runs (
+  position INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL UNIQUE, request_id TEXT UNIQUE,
+  fingerprint TEXT NOT NULL, state TEXT NOT NULL, run TEXT NOT NULL, parameters TEXT NOT NULL,
+  work_order TEXT NOT NULL, last_sequence INTEGER NOT NULL, expire_time INTEGER, start_checksum INTEGER,
+  checksum INTEGER
+);
+CREATE INDEX runs_by_state ON runs (state, position);
+CREATE INDEX runs_by_expiry ON runs (expire_time) WHERE expire_time IS NOT NULL;
+CREATE TABLE labels (
+  name TEXT NOT NULL, value TEXT NOT NULL, position INTEGER NOT NULL, PRIMARY KEY (name, value, position)
+) WITHOUT ROWID;
+CREATE TABLE events (
+  position INTEGER NOT NULL, sequence INTEGER NOT NULL, time INTEGER NOT NULL, event TEXT NOT NULL,
+  checksum INTEGER, PRIMARY KEY (position, sequence)
+) WITHOUT ROWID;
+CREATE TABLE parts (
+  position INTEGER NOT NULL, part INTEGER NOT NULL, sequence INTEGER NOT NULL, start INTEGER NOT NULL,
+  length INTEGER NOT NULL, content_checksum INTEGER, checksum INTEGER, PRIMARY KEY (position, part, sequence)
+) WITHOUT ROWID;
+CREATE INDEX parts_by_sequence ON parts (position, sequence);
+CREATE TABLE forgotten (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
+PRAGMA user_version = 2;
 """
 LIMITS = {
     "run_timeout": 0.0,
@@ -107,6 +134,11 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
         {"limits": LIMITS, "output_uri": "", "origin": {"call_id": "a", "traceparent": "", "tracestate": ""}},
     ),
 }
+ORIGIN = FORMS["origin"][1]
+GIVEN = {name: COMMON[name] for name in ("content", "environment", "labels")}
+KEY_NAME = hashlib.sha256(KEY).hexdigest()[:16]
+FORMS["version 2"] = f"2:{KEY_NAME}:{keyed({**GIVEN, 'limits': {'cell_timeout': 2.0}})}", ORIGIN
+FORMS["version 2, damaged"] = FORMS["version 2"]
 
 
 def run(name: str, state: str, **fields: Any) -> dict[str, Any]:
@@ -154,18 +186,48 @@ def insert(db: sqlite3.Connection, state: Path, one: dict[str, Any], form: str) 
     position = db.execute(text, values).lastrowid
     db.execute("INSERT INTO labels VALUES ('c', 'd', ?)", (position,))
     for number, event in enumerate(events, 1):
-        db.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (position, number, number, json.dumps(event)))
+        db.execute(
+            "INSERT INTO events (position, sequence, time, event) VALUES (?, ?, ?, ?)",
+            (position, number, number, json.dumps(event)),
+        )
     cell = (
         b'\n  {\n   "cell_type": "code",\n   "execution_count": null,\n   "id": "one",\n   "metadata": {},\n'
         b'   "outputs": [],\n   "source": [\n    "import os; print(os.environ.get(\'NBR_A\'))"\n   ]\n  }'
     )
     tail = b'\n ],\n "metadata": {},\n "nbformat": 4,\n "nbformat_minor": 5\n}\n'
-    db.execute("INSERT INTO parts VALUES (?, 0, 0, 0, ?)", (position, len(cell)))
-    db.execute("INSERT INTO parts VALUES (?, -1, 0, ?, ?)", (position, len(cell), len(tail)))
+    db.executemany(
+        "INSERT INTO parts (position, part, sequence, start, length) VALUES (?, ?, 0, ?, ?)",
+        [(position, 0, 0, len(cell)), (position, -1, len(cell), len(tail))],
+    )
+    if form.startswith("version 2"):
+        seal(db, cell + tail)
     folder = state / "runs" / str(one["run_id"])
     (folder / "work").mkdir(parents=True)
     (folder / "artefacts").mkdir()
     (folder / "parts").write_bytes(cell + tail)
+
+
+def seal(db: sqlite3.Connection, content: bytes) -> None:
+    """Writes the checksums of all rows, as version 2 did, and where a run goes on."""
+
+    def checksum(*values: object) -> int:
+        return zlib.crc32(ascii(values).encode())
+
+    def content_checksum(start: int, length: int) -> int:
+        return zlib.crc32(content[start : start + length])
+
+    db.create_function("checksum", -1, checksum)
+    db.create_function("content_checksum", 2, content_checksum)
+    db.executescript(
+        """
+        UPDATE runs SET start_checksum = checksum(run_id, request_id, fingerprint, parameters, work_order),
+          checksum = checksum(state, run, last_sequence, expire_time);
+        UPDATE events SET checksum = checksum(position, sequence, time, event);
+        UPDATE parts SET content_checksum = content_checksum(start, length);
+        UPDATE parts SET checksum = checksum(position, part, sequence, start, length, content_checksum);
+        INSERT OR REPLACE INTO resume SELECT position, 1, 0, 0 FROM runs WHERE state = 'running';
+        """
+    )
 
 
 def request(name: str, **fields: Any) -> pb.StartRequest:
@@ -191,15 +253,20 @@ CHANGES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("form", FORMS)
 def test_an_earlier_history_is_served_whole(tmp_path: Path, form: str) -> None:
-    """Each form of version 1: runs are listed, followed and read, those that wait go on, requests known."""
+    """Each earlier form: runs are listed, followed and read, those that wait go on, requests are known.
+
+    Also when its database has to be made again from what is whole of it.
+    """
     state = tmp_path / "state"
     (state / "runs").mkdir(parents=True)
-    if form in {"key", "origin"}:
+    is_keyed = form not in {"first", "output timeout", "limits"}
+    if is_keyed:
         (state / "request-key").write_bytes(KEY)
     failure = {"cause": "cell_error", "message": "m", "cell_index": 0, "cell_id": "one"}
     failure = {**failure, "exception_name": "E", "exception_message": "e", "traceback": "t"}
     with closing(sqlite3.connect(state / DATABASE)) as db:
-        db.executescript(TABLES + (RESUME if form == "origin" else ""))
+        is_version_2 = form.startswith("version 2")
+        db.executescript(TABLES_2 if is_version_2 else TABLES + (RESUME if form == "origin" else ""))
         insert(db, state, run("done", "succeeded", start_time=2, end_time=3, cells_completed=1), form)
         failed = run(
             "bad", "failed", start_time=2, end_time=3, failure={**failure, "signal": "", "exit_code": None}
@@ -207,13 +274,18 @@ def test_an_earlier_history_is_served_whole(tmp_path: Path, form: str) -> None:
         insert(db, state, failed, form)
         insert(db, state, run("going", "running", start_time=2), form)
         insert(db, state, run("waits", "queued"), form)
+        if is_version_2:
+            (state / "runs" / "removed" / "work").mkdir(parents=True)
+            db.execute("INSERT INTO forgotten VALUES ('removed')")
         db.commit()
+    if form.endswith("damaged"):
+        (state / f"{DATABASE}-damaged").write_text("found by the server before")
     for _ in range(2):
         with MortalServer(state, "--warm-kernels", "none") as server:
             assert history(server.stub) == ["waits", "going", "bad", "done"]
             waited = finish(server.stub, "waits")
             assert waited.run.state == pb.RUN_STATE_SUCCEEDED
-            if form not in {"key", "origin"}:
+            if not is_keyed:
                 assert "b\n" in [event.cell_output.stream.text for event in waited.events]
             assert finish(server.stub, "going").run.state == pb.RUN_STATE_INTERRUPTED
             assert finish(server.stub, "bad").run.failure.exception_name == "E"
@@ -224,8 +296,13 @@ def test_an_earlier_history_is_served_whole(tmp_path: Path, form: str) -> None:
                     refusal = refused(functools.partial(start, server.stub, request(name, **change)))
                     assert refusal.kind == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
             server.die()
+    assert {path.name for path in (state / "runs").iterdir()} == {"done", "bad", "going", "waits"}
+    assert bool(list(state.glob("damaged-*"))) == form.endswith("damaged")
     with closing(sqlite3.connect(state / DATABASE)) as db:
         assert db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        assert {"segments", "checkpoints", "deleted_runs"} <= tables
+        assert not {"parts", "resume", "forgotten"} & tables
 
 
 def test_a_repeated_request_is_known_when_the_key_was_lost(tmp_path: Path) -> None:

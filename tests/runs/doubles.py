@@ -14,7 +14,6 @@ from nbformat.v4 import new_output
 from notebook_runner_server.app import prepare
 from notebook_runner_server.execution.interface import (
     Cause,
-    CellChunk,
     CellFinished,
     CellOutcome,
     CellStarted,
@@ -23,11 +22,12 @@ from notebook_runner_server.execution.interface import (
     Failure,
     Job,
     KernelReady,
+    SegmentChunk,
     StreamOutput,
     WarmCounts,
 )
 from notebook_runner_server.execution.notebook import encode_cell
-from notebook_runner_server.execution.parts import TAIL
+from notebook_runner_server.execution.segments import TAIL
 from notebook_runner_server.runs.admission import Admission, Defaults
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.manager import RunManager
@@ -183,7 +183,7 @@ async def abandoned(store: Store, backend: Double, queue_size: int = 0) -> Async
     await runner.open()
     before = asyncio.all_tasks()
     yield runner
-    own = [runner._forgetting, runner._dispatcher._task, *runner._dispatcher._driving]
+    own = [runner._retention_task, runner._dispatcher._task, *runner._dispatcher._followers]
     tasks = [task for task in own if task is not None and task in before | asyncio.all_tasks()]
     for task in tasks:
         task.cancel()
@@ -205,22 +205,28 @@ def cell(index: int) -> list[ExecutionEvent]:
     return [
         CellStarted(index, "id", "line"),
         StreamOutput(index, "stdout", said),
-        CellChunk(index, data[:5], last=False),
-        CellChunk(index, data[5:], last=True),
+        SegmentChunk(index, data[:5], last=False),
+        SegmentChunk(index, data[5:], last=True),
         CellFinished(index, "id", index + 1, 0.1, CellOutcome.SUCCEEDED),
     ]
 
 
 CHANGED = b'\n ],\n "metadata": {"a": 1}, "nbformat": 4, "nbformat_minor": 5\n}\n'
-WHOLE: list[ExecutionEvent] = [KernelReady(), *cell(0), *cell(1), CellChunk(TAIL, CHANGED, last=True), DONE]
+WHOLE: list[ExecutionEvent] = [
+    KernelReady(),
+    *cell(0),
+    *cell(1),
+    SegmentChunk(TAIL, CHANGED, last=True),
+    DONE,
+]
 
 
 async def executed(store: Store, run_id: str, as_of: int = 0) -> NotebookNode:
     """The notebook as it was at a sequence number; zero: as it is."""
     row = await store.find(run_id)
     assert row is not None
-    parts = await store.parts(row.position, as_of or row.last_sequence)
-    return parsed(b"".join(store.folder(run_id).notebook(parts)))
+    segments = await store.segments(row.position, as_of or row.last_sequence)
+    return parsed(b"".join(store.folder(run_id).notebook(segments)))
 
 
 async def tells(log: RunLog, body: object) -> int:

@@ -7,11 +7,12 @@ from typing import Any
 
 from typing_extensions import override
 
+from notebook_runner_server.errors import StorageFullError
 from notebook_runner_server.execution.interface import Cause, Failure, StreamOutput
-from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.log import RunLog
-from notebook_runner_server.runs.model import Event, Run, RunState
-from notebook_runner_server.runs.store import Store, WriteBatch
+from notebook_runner_server.runs.model import Event, Run, RunState, WriteBatch
+from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs.transitions import event_of
 from tests.runs.samples import a_run, changed
 from tests.runs.stores import insert
 
@@ -62,14 +63,14 @@ async def a_log(store: Store) -> AsyncIterator[RunLog]:
 async def say(log: RunLog, *texts: str, run: Run = RUNNING) -> None:
     """Appends one event for each text."""
     bodies = [StreamOutput(0, "stdout", text) for text in texts]
-    events = [log.next_event(run, body, place) for place, body in enumerate(bodies)]
-    await log.append(run, events, WriteBatch(0))
+    events = [event_of(run, body, log.last_sequence + place, 1) for place, body in enumerate(bodies, 1)]
+    await log.append(run, events, WriteBatch())
 
 
 async def end(log: RunLog) -> None:
     """Appends the terminal event."""
-    event = log.next_event(ENDED, changed(0, ENDED).body)
-    await log.append(ENDED, [event], WriteBatch(0), 0)
+    event = changed(log.last_sequence + 1, ENDED)
+    await log.append(ENDED, [event], WriteBatch(), 0)
 
 
 @asynccontextmanager

@@ -46,7 +46,7 @@ def a_run(state: RunState = RunState.QUEUED, **changes: Any) -> Run:
     return Run(**{**fields, **changes})
 
 
-def an_order(**changes: Any) -> ExecutionOptions:
+def some_options(**changes: Any) -> ExecutionOptions:
     """What a worker is to do when nothing special was asked for."""
     fields: dict[str, Any] = {
         "working_folder": "",

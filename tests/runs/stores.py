@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from notebook_runner_server.execution.interface import Cause, Failure
-from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunState
-from notebook_runner_server.runs.store import Store, WriteBatch
-from notebook_runner_server.runs.tables import Part
-from tests.runs.samples import a_run, an_order, changed
+from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunState, Segment, WriteBatch
+from notebook_runner_server.runs.store import Store
+from tests.runs.samples import a_run, changed, some_options
 
 TAIL = -1
-PARTS = {0: b"first", 1: b"second", TAIL: b"tail"}
+SEGMENTS = {0: b"first", 1: b"second", TAIL: b"tail"}
 
 
 @asynccontextmanager
@@ -27,17 +26,17 @@ async def opened(folder: Path) -> AsyncIterator[Store]:
         await store.close()
 
 
-async def insert(store: Store, run_id: str, order: ExecutionOptions | None = None, **fields: Any) -> int:
+async def insert(store: Store, run_id: str, options: ExecutionOptions | None = None, **fields: Any) -> int:
     """Inserts a queued run with two cells; returns its position."""
     run = a_run(run_id=run_id, **fields)
-    return await store.insert(run, order or an_order(), "digest", changed(1, run), PARTS)
+    return await store.insert(run, options or some_options(), "digest", changed(1, run), SEGMENTS)
 
 
 async def append(
     store: Store, position: int, run: Run, *events: Event, expire_time: int | None = None
 ) -> None:
-    """Appends events that tell of no part."""
-    await store.append(position, run, events, WriteBatch(0), expire_time)
+    """Appends events that tell of no segment."""
+    await store.append(position, run, events, WriteBatch(), expire_time)
 
 
 async def finish(store: Store, position: int, run_id: str, *, sequence: int = 2, expire_time: int = 0) -> Run:
@@ -48,6 +47,6 @@ async def finish(store: Store, position: int, run_id: str, *, sequence: int = 2,
     return run
 
 
-def content(store: Store, run_id: str, parts: Sequence[Part]) -> bytes:
-    """The notebook that is put together from these versions of a run's parts."""
-    return b"".join(store.folder(run_id).notebook(parts))
+def content(store: Store, run_id: str, segments: Sequence[Segment]) -> bytes:
+    """The notebook that is put together from these versions of a run's segments."""
+    return b"".join(store.folder(run_id).notebook(segments))

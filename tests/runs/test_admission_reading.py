@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from notebook_runner_server.execution.notebook import PreparedNotebook
+from notebook_runner_server.errors import UriNotAllowedError
+from notebook_runner_server.execution.segments import PreparedNotebook
 from notebook_runner_server.runs.admission import LARGE_NOTEBOOK, Admission, Admitted, Defaults, Prepare
-from notebook_runner_server.runs.errors import UriNotAllowedError
 from notebook_runner_server.runs.model import StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.transfer.interface import RefusedError
@@ -76,15 +76,15 @@ async def test_the_notebook_is_what_the_uri_names() -> None:
     assert library.asked == [uri]
     assert seen == [(uri.encode(), {"a": 1}, "python3", KERNELS, {"is_ordered": False})]
     assert (found.run.notebook_uri, found.run.output_uri) == (f"{ALLOWED}a.ipynb?…", f"{ALLOWED}b.ipynb?…")
-    assert (found.run.notebook_path, found.order.working_folder) == ("", "")
-    assert found.order.output_uri == f"{ALLOWED}b.ipynb?secret"
-    assert found.parts == {0: b"cell", -1: b"tail"}
+    assert (found.run.notebook_path, found.options.working_folder) == ("", "")
+    assert found.options.output_uri == f"{ALLOWED}b.ipynb?secret"
+    assert found.segments == {0: b"cell", -1: b"tail"}
 
 
 async def test_no_uri_is_no_uri() -> None:
     """A request with the notebook in it has none to show."""
     found = await admitted(prepared, content=b"{}")
-    assert (found.run.notebook_uri, found.run.output_uri, found.order.output_uri) == ("", "", "")
+    assert (found.run.notebook_uri, found.run.output_uri, found.options.output_uri) == ("", "", "")
 
 
 @pytest.mark.parametrize("name", ["notebook_uri", "output_uri"])

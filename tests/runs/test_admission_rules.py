@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.app import prepare
+from notebook_runner_server.errors import (
+    InvalidFieldError,
+    InvalidNotebookError,
+    NotebookNotFoundError,
+    NotebookTooLargeError,
+    RunnerError,
+    UnknownKernelError,
+    UnknownParameterError,
+)
 from notebook_runner_server.execution.interface import Limits
-from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
+from notebook_runner_server.execution.segments import HEAD, SEPARATOR, TAIL
 from notebook_runner_server.runs.admission import (
     LIMIT_FIELDS,
     MAX_DURATION,
@@ -24,17 +33,8 @@ from notebook_runner_server.runs.admission import (
     Admitted,
     Defaults,
 )
-from notebook_runner_server.runs.errors import (
-    InvalidFieldError,
-    InvalidNotebookError,
-    NotebookNotFoundError,
-    NotebookTooLargeError,
-    RunnerError,
-    UnknownKernelError,
-    UnknownParameterError,
-)
 from notebook_runner_server.runs.model import RunState, StartSpec
-from notebook_runner_server.runs.request_digest import fingerprint
+from notebook_runner_server.runs.request_digest import compute_digest
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.transfer.policy import UriPolicy
 from notebook_runner_server.transfer.service import TransferService
@@ -66,18 +66,18 @@ def refusal(kind: type[RunnerError], field: str, *, root: Path | None = None, **
 
 
 def test_a_silent_request_means_the_defaults() -> None:
-    """Every default reaches run and order, and no default is no limit."""
+    """Every default reaches run and options, and no default is no limit."""
     admitted = admit(StartSpec(content=SIMPLE), Defaults(limits=SOME, retention=4.0))
-    order, run = admitted.order, admitted.run
-    assert (order.limits, order.retention) == (SOME, 4)
-    assert (order.allow_errors, order.environment, order.working_folder) == (False, {}, "")
+    options, run = admitted.options, admitted.run
+    assert (options.limits, options.retention) == (SOME, 4)
+    assert (options.allow_errors, options.environment, options.working_folder) == (False, {}, "")
     assert (run.state, run.kernel_name, run.cells_total, run.notebook_path) == (
         *(RunState.QUEUED, "python3", 2, ""),
     )
     assert (run.request_id, run.parameters, run.labels) == ("", {}, {})
     assert (run.start_time, run.end_time, run.cells_completed) == (0, 0, 0)
     assert run.create_time > 0
-    assert admit(StartSpec(content=SIMPLE)).order.limits == Limits()
+    assert admit(StartSpec(content=SIMPLE)).options.limits == Limits()
 
 
 @pytest.mark.parametrize("name", list(LIMIT_FIELDS))
@@ -87,7 +87,7 @@ def test_a_request_lowers_and_raises_each_limit_up_to_its_ceiling(name: str) -> 
     ceilings = replace(Limits(), **{name: default * 2})
     defaults = Defaults(limits=SOME, ceilings=ceilings)
     for asked in (1, default, default * 2):
-        limits = admit(StartSpec(content=SIMPLE, limits=replace(Limits(), **{name: asked})), defaults).order
+        limits = admit(StartSpec(content=SIMPLE, limits=replace(Limits(), **{name: asked})), defaults).options
         assert limits.limits == replace(SOME, **{name: asked})
     with pytest.raises(InvalidFieldError, match="at most") as caught:
         admit(StartSpec(content=SIMPLE, limits=replace(Limits(), **{name: default * 2 + 1})), defaults)
@@ -110,15 +110,15 @@ def test_every_limit_has_a_field_of_the_contract() -> None:
 def test_retention_and_errors_are_as_asked() -> None:
     """A retention of zero is one, and not a silence."""
     asked = StartSpec(content=SIMPLE, retention=0.0, allow_errors=True)
-    order = admit(asked, Defaults(retention=4.0)).order
-    assert (order.retention, order.allow_errors) == (0, True)
+    options = admit(asked, Defaults(retention=4.0)).options
+    assert (options.retention, options.allow_errors) == (0, True)
 
 
-def test_the_parts_are_the_notebook() -> None:
+def test_the_segments_are_the_notebook() -> None:
     """Every cell and the tail are there, and together they are the notebook that was sent."""
-    parts = admit(StartSpec(content=SIMPLE)).parts
-    assert list(parts) == [0, 1, TAIL]
-    assert HEAD + SEPARATOR.join([parts[0], parts[1]]) + parts[TAIL] == SIMPLE + b"\n"
+    segments = admit(StartSpec(content=SIMPLE)).segments
+    assert list(segments) == [0, 1, TAIL]
+    assert HEAD + SEPARATOR.join([segments[0], segments[1]]) + segments[TAIL] == SIMPLE + b"\n"
 
 
 def test_every_run_has_an_id_of_its_own() -> None:
@@ -137,11 +137,11 @@ def test_the_notebook_comes_from_the_request_the_path_or_the_default(tmp_path: P
     inline = admit(StartSpec(content=SIMPLE), defaults, tmp_path)
     path = admit(StartSpec(path="below/one.ipynb"), defaults, tmp_path)
     default = admit(StartSpec(), defaults, tmp_path)
-    assert (inline.run.notebook_path, inline.order.working_folder) == ("", "")
-    assert (path.run.notebook_path, path.order.working_folder) == (
+    assert (inline.run.notebook_path, inline.options.working_folder) == ("", "")
+    assert (path.run.notebook_path, path.options.working_folder) == (
         *("below/one.ipynb", str(tmp_path / "below")),
     )
-    assert (default.run.notebook_path, default.order.working_folder) == ("default.ipynb", str(tmp_path))
+    assert (default.run.notebook_path, default.options.working_folder) == ("default.ipynb", str(tmp_path))
     assert default.run.cells_total == 1
 
 
@@ -229,7 +229,7 @@ def test_variables_that_no_process_can_have_are_refused(environment: Mapping[str
 def test_variables_reach_the_order_and_not_the_run() -> None:
     """What may be secret is in what the worker gets, and in nothing that is answered."""
     admitted = admit(StartSpec(content=SIMPLE, environment={"TOKEN": "secret", "EMPTY": ""}))
-    assert admitted.order.environment == {"TOKEN": "secret", "EMPTY": ""}
+    assert admitted.options.environment == {"TOKEN": "secret", "EMPTY": ""}
     assert "secret" not in repr(admitted.run)
 
 
@@ -245,7 +245,7 @@ def test_a_parameter_is_injected_and_kept() -> None:
     admitted = admit(StartSpec(content=SIMPLE, parameters=values))
     assert admitted.run.parameters == values
     assert admitted.run.cells_total == 3
-    node = parsed(HEAD + SEPARATOR.join(admitted.parts[n] for n in range(3)) + admitted.parts[TAIL])
+    node = parsed(HEAD + SEPARATOR.join(admitted.segments[n] for n in range(3)) + admitted.segments[TAIL])
     assert "a = 1\n" in node.cells[0].source
 
 
@@ -255,7 +255,7 @@ def test_an_unknown_parameter_is_told_with_the_known_ones() -> None:
     node.cells[0].source, node.cells[0].metadata["tags"] = "a = 1\nb = 2", ["parameters"]
     error = refusal(UnknownParameterError, "parameters", content=written(node), parameters={"z": 1, "a": 2})
     assert error.metadata == {"unknown": "z", "known": "a,b"}
-    assert "no parameter z" in error.message
+    assert "Unknown parameter 'z'" in error.message
 
 
 specs = st.builds(
@@ -294,6 +294,6 @@ def spelled(value: Any) -> str:
 def test_fingerprints_are_equal_exactly_for_equal_payloads(one: StartSpec, other: StartSpec) -> None:
     """The request id does not count, the order of names does not count, all else does."""
     named = replace(one, request_id="x", labels=dict(reversed(list(one.labels.items()))))
-    assert fingerprint(one, b"key") == fingerprint(named, b"key")
+    assert compute_digest(one, b"key") == compute_digest(named, b"key")
     same = spelled(payload(one)) == spelled(payload(other))
-    assert (fingerprint(one, b"key") == fingerprint(other, b"key")) == same
+    assert (compute_digest(one, b"key") == compute_digest(other, b"key")) == same

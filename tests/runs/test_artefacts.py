@@ -116,7 +116,7 @@ async def test_what_is_forgotten_while_others_are_removed_is_gone(tmp_path: Path
     while room.find(first.path) is not None:
         room.find(second.path)
         await asyncio.sleep(0)
-    await room.forget("run-1")
+    await room.delete("run-1")
     await adding
     assert found(tmp_path) == Counter({"large": 1})
 
@@ -154,7 +154,7 @@ async def test_an_earlier_server_s_are_removed(tmp_path: Path) -> None:
     room = artefacts(tmp_path, 9)
     await made(room, "run", "a")
     await made(room, "other", "a")
-    await room.forget("run")
+    await room.delete("run")
     assert found(tmp_path) == Counter({"other": 1})
     artefacts(tmp_path, 9)
     assert found(tmp_path) == Counter()

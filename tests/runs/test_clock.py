@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from notebook_runner_server.runs.clock import Clock
+from notebook_runner_server.runs.transitions import Clock
 
 
 def test_a_clock_that_is_set_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from notebook_runner_server.execution.interface import (
 )
 from notebook_runner_server.runs import codec
 from notebook_runner_server.runs.model import Body, Event, ExecutionOptions, Run, RunState
-from tests.runs.samples import a_run, an_order, bodies, changed, events, json_values, orders, runs, text
+from tests.runs.samples import a_run, bodies, changed, events, json_values, orders, runs, some_options, text
 
 
 @given(runs)
@@ -55,9 +55,9 @@ def test_parameters_that_json_does_not_have() -> None:
 
 
 @given(orders)
-def test_orders(order: ExecutionOptions) -> None:
+def test_orders(options: ExecutionOptions) -> None:
     """An order comes back as it went in."""
-    assert codec.decode_order(codec.encode_order(order)) == order
+    assert codec.decode_options(codec.encode_options(options)) == options
 
 
 @given(events)
@@ -127,12 +127,12 @@ def test_words_on_disk_stay_what_they_are() -> None:
 
 def test_what_an_earlier_version_stored_is_read() -> None:
     """Runs and orders of stores that know nothing of URIs and origins have none."""
-    run, order = a_run(), an_order(environment={"A": "b"})
+    run, options = a_run(), some_options(environment={"A": "b"})
     old_run = json.loads(codec.encode_run(run))
     for name in ("notebook_uri", "output_uri", "output_error"):
         assert old_run.pop(name) == ""
-    old_order = json.loads(codec.encode_order(order))
-    assert old_order.pop("output_uri") == ""
-    del old_order["origin"]
+    old_options = json.loads(codec.encode_options(options))
+    assert old_options.pop("output_uri") == ""
+    del old_options["origin"]
     assert codec.decode_run(json.dumps(old_run)) == run
-    assert codec.decode_order(json.dumps(old_order)) == order
+    assert codec.decode_options(json.dumps(old_options)) == options

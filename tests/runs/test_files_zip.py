@@ -66,7 +66,7 @@ def test_what_is_no_file_is_left_out(folder: Path) -> None:
 def test_the_bound_is_exact_and_comes_before_the_writing(folder: Path) -> None:
     """As many bytes as are allowed are packed; with one more nothing is written."""
     assert len(packed(folder, 10)) == 2
-    with pytest.raises(UnpackableError, match="10 bytes, of 9"):
+    with pytest.raises(UnpackableError, match="10 bytes; the server allows 9"):
         pack(folder, folder.parent / "over.zip", 9)
     assert not (folder.parent / "over.zip").exists()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.runs.errors import (
+from notebook_runner_server.errors import (
     NotebookNotFoundError,
     NotebookTooLargeError,
     PathOutsideRootError,
@@ -116,7 +116,7 @@ def test_what_is_no_regular_file_is_not_found(read: Read, root: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(root / "socket"))
         for path in ("pipe", "socket", "below", "", ".", "below/"):
-            assert "no notebook" in refusal(read, path, NotebookNotFoundError).message
+            assert "not found" in refusal(read, path, NotebookNotFoundError).message
     refusal(read, "null", PathOutsideRootError)
 
 

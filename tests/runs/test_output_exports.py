@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from notebook_runner_server.errors import ExportFailedError, InvalidFieldError, RunNotFoundError
 from notebook_runner_server.execution.interface import KernelReady
-from notebook_runner_server.runs.errors import ExportFailedError, InvalidFieldError, RunNotFoundError
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.outputs import MESSAGE_BYTES, Outputs, Page
 from notebook_runner_server.runs.store import Store
@@ -99,7 +99,7 @@ async def test_what_is_always_whole_is_not_asked_without_code(tmp_path: Path, to
     backend, store = Double(), Store(tmp_path)
     async with running(store, backend) as runner:
         scene = Scene(store, runner, (await runner.start(spec())).run_id)
-        with pytest.raises(InvalidFieldError, match=f"{to} is always whole.*html, pdf") as caught:
+        with pytest.raises(InvalidFieldError, match=f"not available for {to}, only for: html, pdf") as caught:
             await scene.page(to, omit_input=True)
         assert caught.value.field == "omit_input"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from notebook_runner_server.errors import InvalidFieldError
 from notebook_runner_server.execution.interface import KernelReady
 from notebook_runner_server.export.service import ExportService
-from notebook_runner_server.runs.errors import InvalidFieldError
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.outputs import FILES, Outputs, Page
@@ -74,7 +74,7 @@ async def test_files_of_a_moment_that_is_gone_are_refused(tmp_path: Path) -> Non
     store = Store(tmp_path)
     async with running(store, backend) as runner:
         one = await scene(store, runner, backend)
-        with pytest.raises(InvalidFieldError, match="begin again"):
+        with pytest.raises(InvalidFieldError, match="Start again"):
             await one.page(as_of=1)
 
 

@@ -4,22 +4,22 @@ import time
 
 import pytest
 
-from notebook_runner_server.runs.readers import PAGE_SECONDS, Readers
+from notebook_runner_server.runs.retention import PAGE_SECONDS, Readers
 
 
 def test_readers_are_counted() -> None:
     """Two streams of one run are two; a page counts for a while; nobody else is meant."""
     readers = Readers()
-    assert not readers.reads("one")
+    assert not readers.is_read("one")
     with readers.stream("one"):
         with readers.stream("one"):
-            assert readers.reads("one")
-        assert readers.reads("one")
-        assert not readers.reads("two")
-    assert not readers.reads("one")
+            assert readers.is_read("one")
+        assert readers.is_read("one")
+        assert not readers.is_read("two")
+    assert not readers.is_read("one")
     readers.page("two")
-    assert readers.reads("two")
-    assert not readers.reads("one")
+    assert readers.is_read("two")
+    assert not readers.is_read("one")
 
 
 def test_a_page_is_followed_by_the_next_one_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,14 +29,14 @@ def test_a_page_is_followed_by_the_next_one_for_a_while(monkeypatch: pytest.Monk
     readers = Readers()
     readers.page("one")
     now = PAGE_SECONDS - 1
-    assert readers.reads("one")
+    assert readers.is_read("one")
     readers.page("two")
     now = PAGE_SECONDS
-    assert not readers.reads("one")
-    assert readers.reads("two")
+    assert not readers.is_read("one")
+    assert readers.is_read("two")
     readers.page("two")
     now = 2 * PAGE_SECONDS - 1
-    assert readers.reads("two")
+    assert readers.is_read("two")
 
 
 def test_a_stream_that_fails_is_closed() -> None:
@@ -44,4 +44,4 @@ def test_a_stream_that_fails_is_closed() -> None:
     readers = Readers()
     with pytest.raises(ZeroDivisionError), readers.stream("one"):
         raise ZeroDivisionError
-    assert not readers.reads("one")
+    assert not readers.is_read("one")

@@ -65,7 +65,7 @@ def test_a_queued_run_has_a_report_too() -> None:
     assert len(lines) == 9
 
 
-@pytest.mark.parametrize("error", ["", "Not written: the run was killed."])
+@pytest.mark.parametrize("error", ["", "Not uploaded: the run was killed."])
 def test_the_report_says_where_the_notebook_came_from_and_went_to(error: str) -> None:
     """By URI, and why it is not there when it is not."""
     run = a_run(notebook_uri="https://host/a", output_uri="s3://bucket/b", output_error=error)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.runs.errors import StorageFullError
-from notebook_runner_server.runs.model import RunState
-from notebook_runner_server.runs.reserve import RESERVE_BYTES, DiskReserve
-from notebook_runner_server.runs.store import WriteBatch
-from tests.runs.samples import a_run, an_order, changed
-from tests.runs.stores import PARTS, insert, opened
+from notebook_runner_server.errors import StorageFullError
+from notebook_runner_server.runs.model import RunState, WriteBatch
+from notebook_runner_server.runs.state_folder import RESERVE_BYTES, DiskReserve
+from tests.runs.samples import a_run, changed, some_options
+from tests.runs.stores import SEGMENTS, insert, opened
 
 SECONDS = 60
 
@@ -25,10 +24,10 @@ async def test_an_error_that_is_no_full_disk_is_told_as_it_is(tmp_path: Path) ->
         (tmp_path / "reserve").mkdir()
         run = a_run(run_id="one")
         with pytest.raises(StorageFullError, match=r"cannot be written: .*Is a directory"):
-            await store.insert(run, an_order(), "", changed(1, run), PARTS)
+            await store.insert(run, some_options(), "", changed(1, run), SEGMENTS)
         assert "Is a directory" in store.problem
         (tmp_path / "reserve").rmdir()
-        await store.look_for_room()
+        await store.retry_writing()
         assert store.problem == ""
 
 
@@ -43,7 +42,7 @@ def test_room_is_written_where_it_cannot_be_taken_in_advance(
 
     monkeypatch.setattr(os, "posix_fallocate", unsupported)
     reserve = DiskReserve(tmp_path / "reserve")
-    assert reserve.make()
+    assert reserve.allocate()
     assert (tmp_path / "reserve").stat().st_blocks * 512 >= RESERVE_BYTES
 
 
@@ -58,7 +57,7 @@ def test_a_full_disk_is_told_apart(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     reserve = DiskReserve(tmp_path / "reserve")
-    assert not reserve.make()
+    assert not reserve.allocate()
     assert said in reserve.problem
     assert not (tmp_path / "reserve").exists()
 
@@ -83,17 +82,17 @@ async def test_nobody_takes_the_room_back_while_an_end_is_written(tmp_path: Path
                 raise StorageFullError("full")
             return await write(*args)  # type: ignore[arg-type] # passed on
 
-        store._reserve.release = give  # type: ignore[method-assign] # the file system's part of it
+        store._reserve.release = give  # type: ignore[method-assign] # the file system's segment of it
         store._db.write = first_is_refused  # type: ignore[assignment,method-assign] # the same
         end = a_run(RunState.KILLED, run_id="one")
         ending = asyncio.ensure_future(
-            store.append(position, end, [changed(2, end)], WriteBatch(0), 1, is_end=True)
+            store.append(position, end, [changed(2, end)], WriteBatch(), 1, is_end=True)
         )
         assert await asyncio.to_thread(released.wait, SECONDS)
-        await store.look_for_room()
+        await store.retry_writing()
         was_taken = (tmp_path / "reserve").exists()
         looked.set()
         await ending
         assert not was_taken
-        await store.look_for_room()
+        await store.retry_writing()
         assert (tmp_path / "reserve").exists()

@@ -1,4 +1,4 @@
-"""A run's folder: the notebook put together from parts equals what nbformat writes."""
+"""A run's folder: the notebook put together from segments equals what nbformat writes."""
 
 import hashlib
 import os
@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbformat import NotebookNode
 
+from notebook_runner_server.errors import DamagedRunError
 from notebook_runner_server.execution.files import FilePiece, FilesLeft
 from notebook_runner_server.execution.notebook import encode_cell, encode_tail
-from notebook_runner_server.execution.parts import HEAD, TAIL
-from notebook_runner_server.runs.errors import DamagedRunError
+from notebook_runner_server.execution.segments import HEAD, TAIL
 from notebook_runner_server.runs.folder import COPY_BYTES, RunFolder
-from notebook_runner_server.runs.tables import Part
+from notebook_runner_server.runs.model import Segment
 from tests.support.notebooks import code, markdown, notebook, written
 
 CELLS: list[list[str | NotebookNode]] = [
@@ -28,27 +28,27 @@ CELLS: list[list[str | NotebookNode]] = [
 sources = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=5)
 
 
-def filed(path: Path, node: NotebookNode) -> tuple[RunFolder, list[Part]]:
-    """A folder with the parts of a notebook, and where they are."""
+def filed(path: Path, node: NotebookNode) -> tuple[RunFolder, list[Segment]]:
+    """A folder with the segments of a notebook, and where they are."""
     folder = RunFolder(path)
     folder.create()
     pieces = {**dict(enumerate(map(encode_cell, node.cells))), TAIL: encode_tail(node)}
-    parts, start = [], 0
+    segments, start = [], 0
     for number, data in pieces.items():
-        parts.append(Part(number, 0, start, len(data)))
+        segments.append(Segment(number, 0, start, len(data)))
         start += len(data)
     folder.write(0, pieces.values())
-    return folder, parts
+    return folder, segments
 
 
 @pytest.mark.parametrize("cells", CELLS, ids=len)
 def test_a_notebook_equals_what_nbformat_writes(tmp_path: Path, cells: list[str | NotebookNode]) -> None:
     """Byte for byte, with its final newline, with no cell, one or many."""
     node = notebook(*cells, kernelspec={"name": "python3", "display_name": "Python"}, title="ü")
-    folder, parts = filed(tmp_path, node)
+    folder, segments = filed(tmp_path, node)
     path = tmp_path / "reference.ipynb"
     nbformat.write(node, path)
-    assert b"".join(folder.notebook(parts)) == path.read_bytes()
+    assert b"".join(folder.notebook(segments)) == path.read_bytes()
 
 
 @settings(deadline=None, database=None, max_examples=100)
@@ -58,40 +58,40 @@ def test_any_source_equals_what_nbformat_writes(
 ) -> None:
     """Whatever characters and line ends the cells have."""
     node = notebook(*sources)
-    folder, parts = filed(tmp_path_factory.mktemp("run"), node)
-    assert b"".join(folder.notebook(parts)).removesuffix(b"\n") == written(node).removesuffix(b"\n")
+    folder, segments = filed(tmp_path_factory.mktemp("run"), node)
+    assert b"".join(folder.notebook(segments)).removesuffix(b"\n") == written(node).removesuffix(b"\n")
 
 
-def test_parts_are_put_in_order_and_only_the_given_versions(tmp_path: Path) -> None:
+def test_segments_are_put_in_order_and_only_the_given_versions(tmp_path: Path) -> None:
     """The order on disk does not matter, and what is on disk beside the given versions is not read."""
     folder = RunFolder(tmp_path)
     folder.create()
     folder.write(0, [b"TAIL", b"two", b"old", b"ten", b"one"])
-    parts = [Part(10, 1, 10, 3), Part(TAIL, 0, 0, 4), Part(2, 3, 4, 3), Part(1, 2, 13, 3)]
-    assert b"".join(folder.notebook(parts)) == HEAD + b"one,two,tenTAIL"
+    segments = [Segment(10, 1, 10, 3), Segment(TAIL, 0, 0, 4), Segment(2, 3, 4, 3), Segment(1, 2, 13, 3)]
+    assert b"".join(folder.notebook(segments)) == HEAD + b"one,two,tenTAIL"
 
 
-def test_a_part_larger_than_a_copy_is_read_in_pieces(tmp_path: Path) -> None:
-    """No more than a bounded piece is in memory at once, and the pieces are the part."""
+def test_a_segment_larger_than_a_copy_is_read_in_pieces(tmp_path: Path) -> None:
+    """No more than a bounded piece is in memory at once, and the pieces are the segment."""
     folder = RunFolder(tmp_path)
     folder.create()
     data = b"0123456789" * (COPY_BYTES // 4)
     folder.write(0, [data])
-    pieces = list(folder.notebook([Part(0, 0, 0, len(data)), Part(TAIL, 0, 0, 0)]))
+    pieces = list(folder.notebook([Segment(0, 0, 0, len(data)), Segment(TAIL, 0, 0, 0)]))
     assert max(map(len, pieces)) == COPY_BYTES
     assert hashlib.sha256(b"".join(pieces)).digest() == hashlib.sha256(HEAD + data).digest()
 
 
 def test_writing_at_a_place_replaces_what_a_crash_has_left(tmp_path: Path) -> None:
-    """Bytes after the last known part are written over, those before it stay."""
+    """Bytes after the last known segment are written over, those before it stay."""
     folder = RunFolder(tmp_path)
     folder.create()
-    assert folder.parts_size() == 0
+    assert folder.segments_size() == 0
     folder.write(0, [b"known", b"torn"])
     folder.write(5, [b"ne", b"w"])
-    assert folder.parts_size() == 9
-    parts = [Part(0, 1, 0, 5), Part(1, 2, 5, 3), Part(TAIL, 0, 0, 0)]
-    assert b"".join(folder.notebook(parts)) == HEAD + b"known,new"
+    assert folder.segments_size() == 9
+    segments = [Segment(0, 1, 0, 5), Segment(1, 2, 5, 3), Segment(TAIL, 0, 0, 0)]
+    assert b"".join(folder.notebook(segments)) == HEAD + b"known,new"
 
 
 def test_removing_is_well_however_little_is_there(tmp_path: Path) -> None:
@@ -115,20 +115,20 @@ def test_pieces_of_a_file_may_come_twice(tmp_path: Path) -> None:
         for start, data in ((0, b"one"), (3, b"two"), (6, b""))
     ]
     for piece in [*pieces, *pieces[1:]]:
-        folder.bring(piece)
+        folder.write_file(piece)
     file = folder.work / "deep" / "a"
     assert file.read_bytes() == b"onetwo"
     assert (file.stat().st_mode & 0o777, file.stat().st_mtime_ns) == (0o640, 10**18)
 
 
-@pytest.mark.parametrize("name", ["../parts", "deep/../../parts", "/etc/passwd"])
+@pytest.mark.parametrize("name", ["../segments", "deep/../../segments", "/etc/passwd"])
 def test_nothing_is_brought_to_another_place(tmp_path: Path, name: str) -> None:
     """What a worker says is for a file of the folder, or for none."""
     folder = RunFolder(tmp_path / "run")
     folder.create()
     with pytest.raises(OSError, match="out of its folder"):
-        folder.bring(FilePiece(name, 0, b"x", 0o600, 0))
-    assert not (folder.path / "parts").exists()
+        folder.write_file(FilePiece(name, 0, b"x", 0o600, 0))
+    assert not (folder.path / "segments").exists()
 
 
 def test_too_much_is_remembered(tmp_path: Path) -> None:
@@ -136,15 +136,17 @@ def test_too_much_is_remembered(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create()
     assert folder.files_left() == 0
-    folder.bring(FilesLeft(10))
+    folder.write_file(FilesLeft(10))
     assert RunFolder(tmp_path / "run").files_left() == 10
 
 
 @pytest.mark.parametrize("other", [os.mkfifo, os.mkdir, lambda path: os.symlink("missing", path)])
-def test_what_is_in_the_place_of_the_parts_is_damage(tmp_path: Path, other: Callable[[Path], None]) -> None:
+def test_what_is_in_the_place_of_the_segments_is_damage(
+    tmp_path: Path, other: Callable[[Path], None]
+) -> None:
     """Nobody waits for the other end of a pipe."""
-    folder, parts = filed(tmp_path, notebook("1"))
-    (tmp_path / "parts").unlink()
-    other(tmp_path / "parts")
+    folder, segments = filed(tmp_path, notebook("1"))
+    (tmp_path / "segments").unlink()
+    other(tmp_path / "segments")
     with pytest.raises(DamagedRunError):
-        list(folder.notebook(parts))
+        list(folder.notebook(segments))

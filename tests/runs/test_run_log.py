@@ -11,8 +11,9 @@ from notebook_runner_server.execution.interface import (
     StreamOutput,
 )
 from notebook_runner_server.runs.log import RECENT_BYTES, RunLog
-from notebook_runner_server.runs.model import Body
-from notebook_runner_server.runs.store import Store, WriteBatch
+from notebook_runner_server.runs.model import Body, WriteBatch
+from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs.transitions import event_of
 from tests.runs.reading import (
     RUNNING,
     CountingStore,
@@ -103,7 +104,8 @@ async def test_all_that_an_event_holds_is_counted(tmp_path: Path) -> None:
     for place, (body, held) in enumerate(large):
         async with a_log(Store(tmp_path / str(place))) as log:
             for _ in range(2 * RECENT_BYTES // held):
-                await log.append(RUNNING, [log.next_event(RUNNING, body)], WriteBatch(0))
+                event = event_of(RUNNING, body, log.last_sequence + 1, 1)
+                await log.append(RUNNING, [event], WriteBatch())
             assert len(log._recent) * held <= RECENT_BYTES
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.runs.errors import RunNotFoundError, ShuttingDownError, StorageFullError
+from notebook_runner_server.errors import RunNotFoundError, ShuttingDownError, StorageFullError
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.store import Store
 from tests.runs.reading import FullStore, a_log, end, everything, first, following, say, sequences

@@ -104,12 +104,12 @@ async def test_a_worker_that_dies_has_what_it_told_written(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (RefusedError("it is not"), "Not written: it is not."),
+        (RefusedError("it is not"), "Not uploaded: it is not."),
         (
             OSError(28, "No space left"),
-            "Not written: the server cannot keep it for the transfer: No space left.",
+            "Not uploaded: the notebook cannot be written to the state folder: No space left.",
         ),
-        (ValueError("secret"), "Not written: the server failed, and its log says more."),
+        (ValueError("secret"), "Not uploaded: internal error; see the server log."),
     ],
 )
 async def test_whatever_goes_wrong_the_run_ends_as_it_would_have(

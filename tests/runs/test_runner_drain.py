@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from notebook_runner_server.errors import ShuttingDownError
 from notebook_runner_server.execution.interface import Cause, KernelReady
-from notebook_runner_server.runs.errors import ShuttingDownError
 from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.store import Store
 from tests.runs.doubles import DONE, Double, ended, events, events_of, reach, running, settled, spec, states

@@ -10,9 +10,8 @@ from typing_extensions import override
 
 from notebook_runner_server.execution.interface import Cause, Ended, Failure, KernelReady
 from notebook_runner_server.runs.manager import RunManager
-from notebook_runner_server.runs.model import Run, RunState
+from notebook_runner_server.runs.model import Run, RunState, Segment
 from notebook_runner_server.runs.store import Store
-from notebook_runner_server.runs.tables import Part
 from tests.runs.doubles import DONE, Double, Handle, ended, events, reach, running, settled, spec, states
 
 S = RunState
@@ -23,7 +22,7 @@ class GatedStore(Store):
     """A store that holds one operation until the test lets it go on.
 
     Attributes:
-        held: What is to be held: "append" into a state, or "parts".
+        held: What is to be held: "append" into a state, or "segments".
         reached: Set when it is held.
         go_on: Set by the test.
     """
@@ -46,10 +45,10 @@ class GatedStore(Store):
         await super().append(position, run, *args, **options)
 
     @override
-    async def parts(self, position: int, as_of: int) -> list[Part]:
-        """Reads where the parts are: what a job is made of."""
-        await self._pass("parts")
-        return await super().parts(position, as_of)
+    async def segments(self, position: int, as_of: int) -> list[Segment]:
+        """Reads where the segments are: what a job is made of."""
+        await self._pass("segments")
+        return await super().segments(position, as_of)
 
 
 class Shrinking(Double):
@@ -94,7 +93,7 @@ async def test_while_the_run_is_brought_to_starting(tmp_path: Path) -> None:
 
 async def test_between_starting_and_submit(tmp_path: Path) -> None:
     """STARTING, and its notebook is being read: it is never given to a worker."""
-    told = await killed_when(tmp_path, "parts", nothing)
+    told = await killed_when(tmp_path, "segments", nothing)
     assert told == [S.QUEUED, S.STARTING, S.KILLING, S.KILLED]
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from nbformat import NotebookNode
 
+from notebook_runner_server.errors import RequestIdReusedError, RunnerBusyError, RunNotFoundError
 from notebook_runner_server.execution.interface import Cause, CellFinished, Ended, Failure, KernelReady
-from notebook_runner_server.runs.errors import RequestIdReusedError, RunnerBusyError, RunNotFoundError
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 from tests.runs.doubles import (
@@ -70,7 +70,7 @@ async def test_batches_make_no_difference(tmp_path: Path) -> None:
     assert await scenario(tmp_path / "two", apart=False) == one
 
 
-async def test_a_part_shows_from_the_event_on_that_tells_of_it(tmp_path: Path) -> None:
+async def test_a_segment_shows_from_the_event_on_that_tells_of_it(tmp_path: Path) -> None:
     """The notebook as of the event before has the cell as it was, as of `CellFinished` as it is."""
     store, backend = Store(tmp_path), Double()
     async with running(store, backend) as runner:

@@ -50,7 +50,7 @@ async def test_what_observers_are_told(tmp_path: Path, caplog: pytest.LogCapture
     )
     assert run_context.output_bytes == len("said 0\nsaid 1\n")
     assert 0 < run_context.starting <= run_context.ready
-    failed = [record for record in caplog.records if record.message == "an observer failed"]
+    failed = [record for record in caplog.records if record.message == "observer_failed"]
     assert len(failed) == 2 * len(states)
     assert {record.__dict__["request_id"] for record in failed} == {"call"}
 

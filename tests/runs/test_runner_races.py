@@ -58,7 +58,7 @@ async def to_its_end(runner: RunManager, backend: Double, run_id: str) -> None:
     _, log = await runner.log(run_id)
     handle.tell(DONE)
     await events_of(log)
-    await asyncio.gather(*runner._dispatcher._driving)
+    await asyncio.gather(*runner._dispatcher._followers)
 
 
 async def begun(runner: RunManager, backend: Double) -> Run:

@@ -7,13 +7,13 @@ import pytest
 
 from notebook_runner_server.execution.interface import (
     Cause,
-    CellChunk,
     CellFinished,
     CellOutcome,
     CellStarted,
     ClearOutput,
     Failure,
     KernelReady,
+    SegmentChunk,
     StreamOutput,
 )
 from notebook_runner_server.runs.model import RunChanged, RunState
@@ -135,14 +135,14 @@ async def test_what_was_reported_done_is_kept(tmp_path: Path) -> None:
         assert [printed(node, 0), printed(node, 1)] == ["said 0\n", "last words\n"]
 
 
-async def test_bytes_that_belong_to_no_part_do_no_harm(tmp_path: Path) -> None:
-    """A part of which only some bytes had been written when the server died is not taken for a whole one."""
+async def test_bytes_that_belong_to_no_segment_do_no_harm(tmp_path: Path) -> None:
+    """A segment that was half written when the server died is not taken for a whole one."""
     backend = Double()
     started = CellStarted(1, "id", "2")
     async with abandoned(Store(tmp_path), backend) as runner:
         run_id = (await runner.start(spec())).run_id
         _, log = await runner.log(run_id)
-        torn = CellChunk(1, b"torn", last=False)
+        torn = SegmentChunk(1, b"torn", last=False)
         (await backend.taken()).tell(KernelReady(), *cell(0), started, torn, ClearOutput(1, wait=True))
         await tells(log, ClearOutput(1, wait=True))
     store = Store(tmp_path)
@@ -152,7 +152,7 @@ async def test_bytes_that_belong_to_no_part_do_no_harm(tmp_path: Path) -> None:
         assert [printed(node, 0), printed(node, 1)] == ["said 0\n", ""]
 
 
-@pytest.mark.parametrize("damage", ["folder", "parts"])
+@pytest.mark.parametrize("damage", ["folder", "segments"])
 async def test_a_run_whose_files_are_gone_does_not_keep_the_server_from_starting(
     tmp_path: Path, damage: str
 ) -> None:
@@ -169,7 +169,7 @@ async def test_a_run_whose_files_are_gone_does_not_keep_the_server_from_starting
     if damage == "folder":
         folder.remove()
     else:
-        (folder.path / "parts").unlink()
+        (folder.path / "segments").unlink()
     async with running(Store(tmp_path), Double()) as runner:
         assert (await runner.find(run_id)).state is S.INTERRUPTED
 

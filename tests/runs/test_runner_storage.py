@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
+from notebook_runner_server.errors import ShuttingDownError, StorageFullError
 from notebook_runner_server.execution.interface import (
     Cause,
     CellFinished,
@@ -17,10 +18,9 @@ from notebook_runner_server.execution.interface import (
     KernelReady,
 )
 from notebook_runner_server.runs import dispatcher
-from notebook_runner_server.runs.errors import ShuttingDownError, StorageFullError
-from notebook_runner_server.runs.model import Event, Run, RunState
-from notebook_runner_server.runs.reserve import RESERVE_BYTES
-from notebook_runner_server.runs.store import Store, WriteBatch
+from notebook_runner_server.runs.model import Event, Run, RunState, WriteBatch
+from notebook_runner_server.runs.state_folder import RESERVE_BYTES
+from notebook_runner_server.runs.store import Store
 from tests.runs.doubles import (
     DONE,
     WHOLE,
@@ -39,8 +39,8 @@ from tests.runs.doubles import (
     tells,
 )
 from tests.runs.reading import FullStore
-from tests.runs.samples import a_run, an_order, changed, printed
-from tests.runs.stores import PARTS, append, insert, opened
+from tests.runs.samples import a_run, changed, printed, some_options
+from tests.runs.stores import SEGMENTS, append, insert, opened
 
 S = RunState
 LARGE = "x" * 100_000
@@ -60,11 +60,11 @@ async def test_a_full_disk_refuses_a_start_and_leaves_nothing(tmp_path: Path) ->
         await store._db.write(bound, 1)
         run = a_run(run_id="large", parameters={"a": LARGE})
         with pytest.raises(StorageFullError, match="full"):
-            await store.insert(run, an_order(), "", changed(1, run), PARTS)
+            await store.insert(run, some_options(), "", changed(1, run), SEGMENTS)
         assert await store.find("large") is None
         assert [path.name for path in (tmp_path / "runs").iterdir()] == ["before"]
         await store._db.write(bound, 1000)
-        await store.insert(run, an_order(), "", changed(1, run), PARTS)
+        await store.insert(run, some_options(), "", changed(1, run), SEGMENTS)
 
 
 async def test_a_full_disk_takes_a_whole_batch_or_none_of_it(tmp_path: Path) -> None:
@@ -139,12 +139,12 @@ async def test_an_end_of_which_all_else_is_written_stays_what_it_is(tmp_path: Pa
         handle.tell(Ended(None))
         await handle.left.wait()
         assert (await runner.find(run.run_id)).state is S.RUNNING
-        (saving,) = runner._dispatcher._saving
+        (saving,) = runner._dispatcher._savers
         store.full = False
         assert (await ended(runner, run.run_id)).state is S.SUCCEEDED
         await saving
         await asyncio.sleep(0)
-        assert runner._dispatcher._saving == set()
+        assert runner._dispatcher._savers == set()
 
 
 async def test_what_was_told_of_a_cell_is_in_it_when_its_end_had_to_wait(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ async def test_the_first_end_of_a_run_is_the_one_that_is_told(tmp_path: Path) ->
         store.full = True
         with pytest.raises(StorageFullError):
             await runner.kill(run.run_id, 0.0)
-        await active.end(Failure(Cause.WORKER_DIED, "later"))
+        await active.finish(Failure(Cause.WORKER_DIED, "later"))
         store.full = False
         assert (await ended(runner, run.run_id)).state is S.KILLED
 
@@ -300,15 +300,15 @@ async def test_room_is_kept_for_ends(tmp_path: Path) -> None:
             assert store._db._write_db is not None
             bound(store._db._write_db, 1000)
 
-        store._reserve.release = give  # type: ignore[method-assign] # the file system's part of it
+        store._reserve.release = give  # type: ignore[method-assign] # the file system's segment of it
         run = a_run(S.RUNNING, run_id="one", parameters={"a": LARGE})
         with pytest.raises(StorageFullError):
             await append(store, position, run, printed(2, LARGE))
         assert store.problem
         end = a_run(S.KILLED, run_id="one")
-        await store.append(position, end, [printed(2, LARGE), changed(3, end)], WriteBatch(0), 1, is_end=True)
+        await store.append(position, end, [printed(2, LARGE), changed(3, end)], WriteBatch(), 1, is_end=True)
         assert not reserve.exists()
-        await store.look_for_room()
+        await store.retry_writing()
         assert not store.problem
         assert reserve.exists()
 
@@ -322,7 +322,7 @@ class BrokenStore(Store):
         raise sqlite3.DatabaseError(f"malformed: {position} {before}")
 
 
-@pytest.mark.parametrize("damage", ["parts", "events"])
+@pytest.mark.parametrize("damage", ["segments", "events"])
 async def test_a_worker_that_dies_on_a_damaged_folder_leaves_an_end(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -334,8 +334,8 @@ async def test_a_worker_that_dies_on_a_damaged_folder_leaves_an_end(
         handle.tell(KernelReady(), CellStarted(0, "id", "1"))
         await reach(runner, run.run_id, S.RUNNING)
         _, log = await runner.log(run.run_id)
-        if damage == "parts":
-            (store.folder(run.run_id).path / "parts").unlink()
+        if damage == "segments":
+            (store.folder(run.run_id).path / "segments").unlink()
         handle.tell(Ended(Failure(Cause.WORKER_DIED, "gone")))
         *_, cell_end, run_end = await events_of(log)
         assert isinstance(cell_end.body, CellFinished)
@@ -344,7 +344,7 @@ async def test_a_worker_that_dies_on_a_damaged_folder_leaves_an_end(
         run = await runner.find(run.run_id)
         assert run.failure is not None
         assert (run.failure.cause, run.failure.cell_index) == (Cause.WORKER_DIED, 0)
-    assert "the text of a cell could not be saved" in caplog.text
+    assert "cell_output_lost" in caplog.text
     assert ("malformed" in caplog.text) == (damage == "events")
 
 

@@ -21,7 +21,7 @@ STARTED = CellStarted(0, "id", "line")
 
 
 def salvage(cell: bytes, told: list[Event], batch: int = 2) -> bytes:
-    """The cell's part, from its events read back and forth in batches."""
+    """The cell's segment, from its events read back and forth in batches."""
     since, output_after = None, False
     backwards = told[::-1]
     for start in range(0, len(backwards), batch):
@@ -29,7 +29,7 @@ def salvage(cell: bytes, told: list[Event], batch: int = 2) -> bytes:
             since, output_after = shown_since(backwards[start : start + batch], output_after=output_after)
     shown = [event for event in told if since is None or event.sequence > since]
     saved = SalvagedCell(cell)
-    pieces = [saved.piece(shown[start : start + batch]) for start in range(0, len(shown), batch)]
+    pieces = [saved.chunk(shown[start : start + batch]) for start in range(0, len(shown), batch)]
     return saved.head + b"".join(pieces) + saved.tail()
 
 
@@ -113,6 +113,6 @@ def test_the_cell_is_encoded_as_nbformat_does() -> None:
 
 
 def test_a_cell_without_output_is_encoded_as_nbformat_does() -> None:
-    """The part stands in the notebook as any other cell, byte for byte."""
+    """The segment stands in the notebook as any other cell, byte for byte."""
     cell = encode_cell(code("a = 'ä'\nb", "tag"))
     assert salvage(cell, []) == cell

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
+from notebook_runner_server.errors import DamagedRunError
 from notebook_runner_server.execution.interface import Limits
-from notebook_runner_server.execution.parts import HEAD
+from notebook_runner_server.execution.segments import HEAD
 from notebook_runner_server.runs import tables
-from notebook_runner_server.runs.errors import DamagedRunError
-from notebook_runner_server.runs.model import Event, RunState
-from notebook_runner_server.runs.store import EVENTS_A_READ, Store, WriteBatch
-from notebook_runner_server.runs.tables import Part
-from tests.runs.samples import GOING_ON, TERMINAL, a_run, an_order, changed, printed
-from tests.runs.stores import PARTS, append, content, finish, insert, opened
+from notebook_runner_server.runs.model import Event, RunState, Segment, WriteBatch
+from notebook_runner_server.runs.store import EVENTS_PER_READ, Store
+from tests.runs.samples import GOING_ON, TERMINAL, a_run, changed, printed, some_options
+from tests.runs.stores import SEGMENTS, append, content, finish, insert, opened
 
 NEWEST = 2**63 - 1
 
@@ -27,27 +26,27 @@ async def ids(store: Store, before: int = NEWEST, size: int = 100, **filters: ob
 
 
 async def test_an_inserted_run_is_found_with_all_it_came_with(tmp_path: Path) -> None:
-    """Run, order, fingerprint, first event and parts are there, by run id, by request id, and as newest."""
+    """All of it is there: by run id, by request id, and as the newest run."""
     async with opened(tmp_path) as store:
-        order = an_order(environment={"A": "1"}, limits=Limits(run_timeout=1.5))
+        options = some_options(environment={"A": "1"}, limits=Limits(run_timeout=1.5))
         fields: dict[str, Any] = {
             "parameters": {"a": [1, 2.0, None]},
             "labels": {"b": "c"},
             "notebook_path": "x.ipynb",
         }
-        position = await insert(store, "one", order, request_id="mine", **fields)
+        position = await insert(store, "one", options, request_id="mine", **fields)
         run = a_run(run_id="one", request_id="mine", **fields)
         row = await store.find("one")
         assert row is not None
-        assert (row.position, row.run, store.order(row)) == (position, run, order)
-        assert (row.last_sequence, row.fingerprint) == (1, "digest")
+        assert (row.position, row.run, store.options(row)) == (position, run, options)
+        assert (row.last_sequence, row.request_digest) == (1, "digest")
         assert row == await store.find("")
         same = await store.find_request("mine")
         assert same is not None
-        assert (same.position, same.run, same.fingerprint) == (position, run, "digest")
+        assert (same.position, same.run, same.request_digest) == (position, run, "digest")
         assert await store.events(position, 0) == [changed(1, run)]
-        parts = await store.parts(position, 0)
-        assert content(store, "one", parts) == HEAD + b"first,secondtail"
+        segments = await store.segments(position, 0)
+        assert content(store, "one", segments) == HEAD + b"first,secondtail"
 
 
 async def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
@@ -71,12 +70,12 @@ async def test_appended_events_are_read_after_any_sequence(tmp_path: Path) -> No
         position = await insert(store, "one")
         other = await insert(store, "two")
         run = a_run(RunState.RUNNING, run_id="one")
-        count = EVENTS_A_READ + 10
+        count = EVENTS_PER_READ + 10
         events: list[Event] = [printed(number, "x" * number) for number in range(2, count + 1)]
         await append(store, position, run, *events)
         whole = [changed(1, a_run(run_id="one")), *events]
         for after in (0, 1, 5, count - 1, count):
-            assert await store.events(position, after) == whole[after : after + EVENTS_A_READ]
+            assert await store.events(position, after) == whole[after : after + EVENTS_PER_READ]
         assert len(await store.events(other, 0)) == 1
         row = await store.find("one")
         assert row is not None
@@ -84,7 +83,7 @@ async def test_appended_events_are_read_after_any_sequence(tmp_path: Path) -> No
 
 
 async def test_an_append_without_events_keeps_the_run_as_it_was(tmp_path: Path) -> None:
-    """Parts that no event tells of yet are written, and the run's row is not touched."""
+    """Segments that no event tells of yet are written, and the run's row is not touched."""
     async with opened(tmp_path) as store:
         position = await insert(store, "one")
         written = WriteBatch(15, [b"new"], [])
@@ -92,7 +91,7 @@ async def test_an_append_without_events_keeps_the_run_as_it_was(tmp_path: Path) 
         row = await store.find("one")
         assert row is not None
         assert (row.run.state, row.last_sequence) == (RunState.QUEUED, 1)
-        assert store.folder("one").parts_size() == 18
+        assert store.folder("one").segments_size() == 18
 
 
 async def test_lists_are_filtered_and_paged(tmp_path: Path) -> None:
@@ -131,30 +130,30 @@ async def test_runs_that_have_not_ended_are_told_oldest_first(tmp_path: Path) ->
         assert len(TERMINAL) + len(GOING_ON) == len(await store.list(NEWEST, 100, [], {}))
 
 
-async def test_parts_are_kept_in_every_version(tmp_path: Path) -> None:
-    """As of any sequence number, the notebook is put together from what was the newest part then."""
+async def test_segments_are_kept_in_every_version(tmp_path: Path) -> None:
+    """As of any sequence number, the notebook is put together from what was the newest segment then."""
     async with opened(tmp_path) as store:
         position = await insert(store, "one")
         run = a_run(RunState.RUNNING, run_id="one")
-        size = sum(map(len, PARTS.values()))
+        size = sum(map(len, SEGMENTS.values()))
         for sequence, number, data in ((2, 0, b"FIRST"), (4, 1, b"SECOND"), (6, 0, b"again")):
-            part = Part(number, sequence, size, len(data))
-            written = WriteBatch(size, [data[:2], data[2:]], [part])
+            segment = Segment(number, sequence, size, len(data))
+            written = WriteBatch(size, [data[:2], data[2:]], [segment])
             told = [printed(sequence), printed(sequence + 1)]
             await store.append(position, run, told, written, None)
             size += len(data)
         texts = []
         for as_of in range(8):
-            parts = await store.parts(position, as_of)
-            texts.append(content(store, "one", parts).removeprefix(HEAD))
+            segments = await store.segments(position, as_of)
+            texts.append(content(store, "one", segments).removeprefix(HEAD))
         first, second, third = b"FIRST,secondtail", b"FIRST,SECONDtail", b"again,SECONDtail"
         assert texts == [b"first,secondtail"] * 2 + [first] * 2 + [second] * 2 + [third] * 2
-        newest = [await store.newest_part(position, as_of) for as_of in range(8)]
+        newest = [await store.newest_segment(position, as_of) for as_of in range(8)]
         assert newest == [0, 0, 2, 2, 4, 4, 6, 6]
 
 
 async def test_a_deleted_run_is_gone_with_all_that_was_its(tmp_path: Path) -> None:
-    """Row, events, parts, labels, request id and folder go; the other run keeps its own."""
+    """Row, events, segments, labels, request id and folder go; the other run keeps its own."""
     async with opened(tmp_path) as store:
         gone = await insert(store, "gone", request_id="mine", labels={"a": "b"})
         stays = await insert(store, "stays", labels={"a": "b"})
@@ -165,12 +164,12 @@ async def test_a_deleted_run_is_gone_with_all_that_was_its(tmp_path: Path) -> No
         assert await store.find("gone") is None
         assert await store.find_request("mine") is None
         assert await store.events(gone, 0) == []
-        assert await store.parts(gone, 9) == []
-        assert await store.newest_part(gone, 9) == 0
+        assert await store.segments(gone, 9) == []
+        assert await store.newest_segment(gone, 9) == 0
         assert await ids(store, labels={"a": "b"}) == ["stays"]
         assert not store.folder("gone").path.exists()
         assert len(await store.events(stays, 0)) == 1
-        assert content(store, "stays", await store.parts(stays, 0)).endswith(b"first,secondtail")
+        assert content(store, "stays", await store.segments(stays, 0)).endswith(b"first,secondtail")
         assert await insert(store, "new", request_id="mine") > stays
 
 

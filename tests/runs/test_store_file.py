@@ -14,7 +14,7 @@ import pytest
 from notebook_runner_server.runs.folder import RunFolder
 from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.store import StateFolderInUseError, Store
-from tests.runs.samples import a_run, an_order, changed
+from tests.runs.samples import a_run, changed, some_options
 from tests.runs.stores import append, content, finish, insert, opened
 
 SECRET = "correct-horse-battery-staple"  # noqa: S105 - to be looked for
@@ -51,7 +51,7 @@ def holding(folder: Path) -> list[str]:
 
 async def run_with_a_secret(folder: Path, store: Store, length: int) -> None:
     """A run that was given a secret in its environment, begins and ends."""
-    position = await insert(store, "one", an_order(environment={"TOKEN": SECRET * length}))
+    position = await insert(store, "one", some_options(environment={"TOKEN": SECRET * length}))
     started = a_run(RunState.STARTING, run_id="one")
     await append(store, position, started, changed(2, started))
     assert holding(folder)
@@ -65,14 +65,14 @@ async def test_environment_values_are_gone_when_the_run_has_ended(tmp_path: Path
         await run_with_a_secret(tmp_path, store, length)
         row = await store.find("one")
         assert row is not None
-        assert row.order.environment == {}
+        assert row.options.environment == {}
         assert holding(tmp_path) == []
 
 
 async def test_environment_values_are_never_in_the_database(tmp_path: Path) -> None:
     """Neither its tables nor its log nor its free pages have them: they are in a file that goes whole."""
     async with opened(tmp_path) as store:
-        position = await insert(store, "one", an_order(environment={"TOKEN": SECRET * 400}))
+        position = await insert(store, "one", some_options(environment={"TOKEN": SECRET * 400}))
         started = a_run(RunState.STARTING, run_id="one")
         await append(store, position, started, changed(2, started))
         assert holding(tmp_path) == ["environment"]
@@ -98,7 +98,7 @@ def test_variables_that_go_while_they_are_looked_up_are_none(
 async def test_environment_values_of_a_deleted_run_are_gone(tmp_path: Path) -> None:
     """Also the row of a run that never ended leaves nothing when the store is closed."""
     async with opened(tmp_path) as store:
-        await insert(store, "one", an_order(environment={"TOKEN": SECRET}))
+        await insert(store, "one", some_options(environment={"TOKEN": SECRET}))
         row = await store.find("one")
         assert row is not None
         await store.delete(row)
@@ -108,11 +108,11 @@ async def test_environment_values_of_a_deleted_run_are_gone(tmp_path: Path) -> N
 async def test_environment_values_are_there_while_the_run_waits(tmp_path: Path) -> None:
     """A queued run keeps its variables over a restart: it is still to be executed."""
     async with opened(tmp_path) as store:
-        await insert(store, "one", an_order(environment={"TOKEN": SECRET}))
+        await insert(store, "one", some_options(environment={"TOKEN": SECRET}))
     async with opened(tmp_path) as store:
         row = await store.find("one")
         assert row is not None
-        assert store.order(row).environment == {"TOKEN": SECRET}
+        assert store.options(row).environment == {"TOKEN": SECRET}
 
 
 async def test_the_key_of_requests_stays(tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ async def test_nothing_durable_is_lost_by_an_abrupt_end(tmp_path: Path) -> None:
             assert row is not None
             assert (row.run.state, row.last_sequence) == (RunState.RUNNING, 3)
             assert [event.sequence for event in await store.events(row.position, 0)] == [1, 2, 3]
-            parts = await store.parts(row.position, 9)
-            assert content(store, row.run.run_id, parts).endswith(b"first,secondtail")
+            segments = await store.segments(row.position, 9)
+            assert content(store, row.run.run_id, segments).endswith(b"first,secondtail")
         rows = await store.list(2**63 - 1, 10**6, [], {})
         # The one that was being written may be there, and no other.
         assert len(rows) - len(lines) in (0, 1)

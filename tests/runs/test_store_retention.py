@@ -9,12 +9,11 @@ import pytest
 from typing_extensions import override
 
 from notebook_runner_server.runs import tables
-from notebook_runner_server.runs.readers import Readers
-from notebook_runner_server.runs.retention import BATCH, HistoryLimits, Retention
+from notebook_runner_server.runs.retention import BATCH, HistoryLimits, Readers, Retention
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import RunRecord
 from tests.runs.reading import FullStore
-from tests.runs.samples import an_order
+from tests.runs.samples import some_options
 from tests.runs.stores import finish, insert, opened
 
 NEWEST = 2**63 - 1
@@ -45,9 +44,9 @@ async def test_runs_are_forgotten_when_their_time_is_over(tmp_path: Path) -> Non
     async with opened(tmp_path) as store:
         await ended_run(store, "over", 1)
         await ended_run(store, "kept")
-        await insert(store, "queued", an_order(retention=0.0))
+        await insert(store, "queued", some_options(retention=0.0))
         await ended_run(store, "over-too", 2)
-        await Retention(store, HistoryLimits(), nobody).look()
+        await Retention(store, HistoryLimits(), nobody).sweep()
         assert await ids(store) == ["kept", "queued"]
 
 
@@ -57,9 +56,9 @@ async def test_more_runs_than_one_read_takes_are_forgotten(tmp_path: Path) -> No
         for number in range(BATCH * 2 + 5):
             await ended_run(store, f"run-{number:03}", 1)
         read = {f"run-{number:03}" for number in range(BATCH)}
-        await Retention(store, HistoryLimits(), read.__contains__).look()
+        await Retention(store, HistoryLimits(), read.__contains__).sweep()
         assert set(await ids(store)) == read
-        await Retention(store, HistoryLimits(), nobody).look()
+        await Retention(store, HistoryLimits(), nobody).sweep()
         assert await ids(store) == []
 
 
@@ -69,9 +68,9 @@ async def test_the_oldest_ended_runs_go_first_when_there_are_too_many(tmp_path: 
         await insert(store, "queued")
         for number in range(5):
             await ended_run(store, f"run-{number}")
-        await Retention(store, HistoryLimits(runs=3), nobody).look()
+        await Retention(store, HistoryLimits(runs=3), nobody).sweep()
         assert await ids(store) == ["queued", "run-2", "run-3", "run-4"]
-        await Retention(store, HistoryLimits(runs=3), nobody).look()
+        await Retention(store, HistoryLimits(runs=3), nobody).sweep()
         assert len(await ids(store)) == 4
 
 
@@ -82,11 +81,11 @@ async def test_the_oldest_ended_runs_go_first_when_they_are_too_large(tmp_path: 
             await ended_run(store, f"run-{number}", size=1000)
         sizes = store.sizes()
         assert min(sizes.values()) > 1000
-        await Retention(store, HistoryLimits(total_bytes=sum(sizes.values())), nobody).look()
+        await Retention(store, HistoryLimits(total_bytes=sum(sizes.values())), nobody).sweep()
         assert len(await ids(store)) == 4
-        await Retention(store, HistoryLimits(total_bytes=sum(sizes.values()) - 1), nobody).look()
+        await Retention(store, HistoryLimits(total_bytes=sum(sizes.values()) - 1), nobody).sweep()
         assert await ids(store) == ["run-1", "run-2", "run-3"]
-        await Retention(store, HistoryLimits(total_bytes=1), nobody).look()
+        await Retention(store, HistoryLimits(total_bytes=1), nobody).sweep()
         assert await ids(store) == []
 
 
@@ -97,11 +96,11 @@ async def test_a_run_that_is_read_waits(tmp_path: Path, bounds: HistoryLimits) -
         for number in range(3):
             await ended_run(store, f"run-{number}", 1 if bounds == HistoryLimits() else FOR_EVER, 10)
         readers = Readers()
-        retention = Retention(store, bounds, readers.reads)
+        retention = Retention(store, bounds, readers.is_read)
         with readers.stream("run-0"):
-            await retention.look()
+            await retention.sweep()
             assert "run-0" in await ids(store)
-        await retention.look()
+        await retention.sweep()
         assert "run-0" not in await ids(store) or bounds.runs
 
 
@@ -134,7 +133,7 @@ async def test_a_full_disk_does_not_end_what_makes_room(
     await asyncio.gather(task, return_exceptions=True)
     assert await ids(store) == []
     await store.close()
-    assert "could not be forgotten" in caplog.text
+    assert "retention_failed" in caplog.text
 
 
 async def test_a_folder_of_no_run_is_set_aside_when_the_store_is_opened(
@@ -153,7 +152,7 @@ async def test_a_folder_of_no_run_is_set_aside_when_the_store_is_opened(
         assert "stray" not in store.sizes()
     (aside,) = tmp_path.glob("damaged-*/runs/stray/*/file")
     assert aside.stat().st_size == 10**7
-    assert "set aside" in caplog.text
+    assert "damaged_file_moved" in caplog.text
 
 
 async def test_the_folder_of_a_forgotten_run_is_removed_by_the_next_server(tmp_path: Path) -> None:
@@ -166,7 +165,7 @@ async def test_the_folder_of_a_forgotten_run_is_removed_by_the_next_server(tmp_p
         await store._db.write(tables.delete_run, row.position)
     async with opened(tmp_path) as store:
         assert await ids(store) == ["kept"]
-        assert await store._db.read(tables.forgotten_ids) == set()
+        assert await store._db.read(tables.deleted_run_ids) == set()
     assert not list(tmp_path.glob("damaged-*"))
 
 
@@ -190,7 +189,7 @@ async def test_a_damaged_history_is_set_aside_whole(tmp_path: Path, caplog: pyte
     assert (aside / "notebook-runner.db").read_bytes() == bytes(data)
     assert len(list((aside / "runs").iterdir())) == 50
     assert await fill() == ["new"]
-    assert "set aside" in caplog.text
+    assert "damaged_file_moved" in caplog.text
 
 
 async def test_a_folder_that_cannot_be_removed_is_tried_again(tmp_path: Path) -> None:
@@ -200,7 +199,7 @@ async def test_a_folder_that_cannot_be_removed_is_tried_again(tmp_path: Path) ->
         await ended_run(store, "one", 1)
         shutil.rmtree(folder)
         folder.touch()
-        await Retention(store, HistoryLimits(), nobody).look()
+        await Retention(store, HistoryLimits(), nobody).sweep()
         assert folder.exists()
     async with opened(tmp_path):
         assert folder.exists()
@@ -223,11 +222,11 @@ async def test_a_run_is_forgotten_on_a_full_disk(tmp_path: Path) -> None:
             release()
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-        store._reserve.release = given  # type: ignore[method-assign] # the file system's part of it
+        store._reserve.release = given  # type: ignore[method-assign] # the file system's segment of it
         size = (tmp_path / "notebook-runner.db-wal").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
         try:
-            await Retention(store, HistoryLimits(), nobody).look()
+            await Retention(store, HistoryLimits(), nobody).sweep()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert await ids(store) == []

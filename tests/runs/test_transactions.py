@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from notebook_runner_server.errors import StorageFullError
 from notebook_runner_server.runs.database import Database
-from notebook_runner_server.runs.errors import StorageFullError
 
 COUNT = 20
 

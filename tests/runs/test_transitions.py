@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from notebook_runner_server.execution.interface import (
     Cause,
-    CellChunk,
     CellFinished,
     CellOutcome,
     CellStarted,
@@ -20,22 +19,23 @@ from notebook_runner_server.execution.interface import (
     Failure,
     KernelReady,
     OutputCut,
+    SegmentChunk,
     StreamOutput,
 )
 from notebook_runner_server.runs.model import Run, RunChanged, RunState
 from notebook_runner_server.runs.transitions import (
     IllegalTransitionError,
-    abandoned,
     end,
     move,
     react,
-    unwritten,
+    upload_aborted,
+    upload_refusal,
 )
 from tests.runs.samples import GOING_ON, TERMINAL, a_run, cell_events
 
 S = RunState
 NOW = 99
-# The contract's order: no run comes back to a state that stands further left.
+# The contract's options: no run comes back to a state that stands further left.
 ORDER = [S.QUEUED, S.STARTING, S.RUNNING, S.KILLING]
 MOVES = {(S.QUEUED, S.STARTING), (S.STARTING, S.RUNNING), (S.STARTING, S.KILLING), (S.RUNNING, S.KILLING)}
 # What the contract says beside each cause.
@@ -102,10 +102,10 @@ def test_every_cause_has_its_end(before: RunState, cause: Cause | None) -> None:
 
 
 UNWRITTEN = {
-    Cause.KILL_REQUESTED: "Not written: the run was killed.",
-    Cause.SERVER_STOPPED: "Not written: the server was stopped.",
-    Cause.SERVER_DIED: "Not known to be written: the server died.",
-    Cause.STORAGE_FAILED: "Not written: the server could not keep what the run did.",
+    Cause.KILL_REQUESTED: "Not uploaded: the run was killed.",
+    Cause.SERVER_STOPPED: "Not uploaded: the server was stopped.",
+    Cause.SERVER_DIED: "Upload unknown: the server died.",
+    Cause.STORAGE_FAILED: "Not uploaded: the server could not store the run's events.",
 }
 
 
@@ -115,8 +115,8 @@ def test_some_ends_write_no_notebook(cause: Cause | None) -> None:
     failure = None if cause is None else Failure(cause, "why")
     asked, silent = a_run(S.RUNNING, output_uri="s3://bucket/a.ipynb"), a_run(S.RUNNING)
     why = "" if cause is None else UNWRITTEN.get(cause, "")
-    assert unwritten(asked, failure) == end(asked, failure, NOW).output_error == why
-    assert unwritten(silent, failure) == end(silent, failure, NOW).output_error == ""
+    assert upload_refusal(asked, failure) == end(asked, failure, NOW).output_error == why
+    assert upload_refusal(silent, failure) == end(silent, failure, NOW).output_error == ""
     assert end(asked, failure, NOW, "Refused.").output_error == "Refused."
     assert end(silent, failure, NOW, "Refused.").output_error == ""
 
@@ -124,8 +124,8 @@ def test_some_ends_write_no_notebook(cause: Cause | None) -> None:
 @pytest.mark.parametrize("cause", [Cause.KILL_REQUESTED, Cause.SERVER_STOPPED])
 def test_a_write_that_is_given_up_may_have_been_one(cause: Cause) -> None:
     """What is said of it names the cause, and does not promise that nothing is there."""
-    why = UNWRITTEN[cause].removeprefix("Not written: ")
-    assert abandoned(cause) == f"Given up while it was written, and so perhaps there: {why}"
+    why = UNWRITTEN[cause].removeprefix("Not uploaded: ")
+    assert upload_aborted(cause) == f"Upload aborted; the target may be incomplete: {why}"
 
 
 @pytest.mark.parametrize("before", list(RunState))
@@ -152,27 +152,28 @@ def test_cells_leave_the_state_as_it_is(before: RunState, told: ExecutionEvent) 
 
 
 @pytest.mark.parametrize("before", list(RunState))
-def test_parts_are_not_told(before: RunState) -> None:
-    """A part of the notebook is for the store and no event of the log."""
+def test_segments_are_not_told(before: RunState) -> None:
+    """A segment of the notebook is for the store and no event of the log."""
     run = a_run(before)
-    assert react(run, CellChunk(0, b"data", last=True), NOW) == (run, None)
+    assert react(run, SegmentChunk(0, b"data", last=True), NOW) == (run, None)
 
 
 @pytest.mark.parametrize("before", GOING_ON)
 def test_the_end_is_told_with_the_run(before: RunState) -> None:
-    """`Ended` is told as the run in its terminal state, with why its notebook is not at its URI."""
-    run, body = react(a_run(before), Ended(Failure(Cause.KILL_REQUESTED, "why"), 3), NOW)
-    assert (run.state, body) == (S.KILLED, RunChanged(run))
+    """The run is in its terminal state, with why its notebook is not at its URI; `Ended` is no event."""
+    run = a_run(before)
+    assert react(run, Ended(Failure(Cause.KILL_REQUESTED, "why"), 3), NOW) == (run, None)
+    assert end(run, Failure(Cause.KILL_REQUESTED, "why"), NOW).state is S.KILLED
     asked = a_run(before, output_uri="s3://bucket/a.ipynb")
-    assert react(asked, Ended(None), NOW)[0].output_error == ""
-    assert react(asked, Ended(None), NOW, "Refused.")[0].output_error == "Refused."
+    assert end(asked, None, NOW).output_error == ""
+    assert end(asked, None, NOW, "Refused.").output_error == "Refused."
 
 
 @pytest.mark.parametrize("before", TERMINAL)
 def test_an_end_is_final(before: RunState) -> None:
-    """A second `Ended` is a fault."""
+    """A second end is a fault."""
     with pytest.raises(IllegalTransitionError):
-        react(a_run(before), Ended(None), NOW)
+        end(a_run(before), None, NOW)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_cells_completed_counts_those_that_need_nothing_more(outcome: CellOutcom
 steps = st.one_of(
     cell_events,
     st.just(KernelReady()),
-    st.builds(CellChunk, st.integers(-1, 5), st.binary(max_size=3), st.booleans()),
+    st.builds(SegmentChunk, st.integers(-1, 5), st.binary(max_size=3), st.booleans()),
     st.builds(Ended, st.none() | st.sampled_from(Cause).map(lambda cause: Failure(cause, "why"))),
     st.sampled_from(RunState),
 )
@@ -204,6 +205,8 @@ steps = st.one_of(
 def taken(run: Run, step: ExecutionEvent | RunState) -> Run:
     """The run after a step, or as it was where the step is a fault."""
     try:
+        if isinstance(step, Ended):
+            return end(run, step.failure, NOW)
         return move(run, step, NOW) if isinstance(step, RunState) else react(run, step, NOW)[0]
     except IllegalTransitionError:
         return run

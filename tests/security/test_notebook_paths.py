@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from notebook_runner_server.runs.errors import RunnerError
+from notebook_runner_server.errors import RunnerError
 from notebook_runner_server.runs.sources import NotebookRoot
 
 pytestmark = pytest.mark.fault

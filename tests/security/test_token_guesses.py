@@ -121,7 +121,7 @@ def test_lines_of_a_call_name_its_caller(tmp_path: Path) -> None:
         list(server.stub.Progress(pb.ProgressRequest(), timeout=SECONDS, metadata=bearer(names["board"])))
         # The server's own fault, which it tells of.
         with closing(sqlite3.connect(server.state_dir / "notebook-runner.db")) as db, db:
-            db.execute("ALTER TABLE parts RENAME TO gone")
+            db.execute("ALTER TABLE segments RENAME TO gone")
         for name, token in names.items():
             call = partial(server.stub.Output, pb.OutputRequest(), timeout=SECONDS, metadata=bearer(token))
             refusal = refused(call)

@@ -8,6 +8,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.api import parameters
+from notebook_runner_server.errors import InvalidFieldError
 from notebook_runner_server.execution.interface import (
     CellFinished,
     CellOutput,
@@ -20,9 +21,7 @@ from notebook_runner_server.execution.interface import (
     OutputCut,
     StreamOutput,
 )
-from notebook_runner_server.runs.errors import InvalidFieldError
-from notebook_runner_server.runs.info import RunnerInfo
-from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
+from notebook_runner_server.runs.model import Event, Run, RunChanged, RunnerInfo, RunState, StartSpec
 
 _MAX_NANOS = 999_999_999
 _MAX_SECONDS = 315_576_000_000  # google.protobuf.Duration's own bound

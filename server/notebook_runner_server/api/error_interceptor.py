@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.api.errors import CANCELLED, INTERNAL_ERROR, UNKNOWN_METHOD, abort, abort_with
-from notebook_runner_server.runs.errors import (
+from notebook_runner_server.errors import (
     DamagedRunError,
     InvalidFieldError,
     NotebookTooLargeError,

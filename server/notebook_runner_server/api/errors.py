@@ -10,7 +10,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from structlog.contextvars import bind_contextvars
 
-from notebook_runner_server.runs.errors import (
+from notebook_runner_server.errors import (
     DamagedRunError,
     ExhaustedError,
     ExportFailedError,
@@ -33,7 +33,7 @@ OWN_REASONS = MISSING_TOKEN, BAD_TOKEN, CANCELLED, INTERNAL_ERROR, UNKNOWN_METHO
     "UNKNOWN_METHOD",
     "UNKNOWN_SERVICE",
 )
-"""The reasons beside those of `runs.errors`: nobody below this room knows of tokens and calls."""
+"""Reasons that only this package raises, beside those of `notebook_runner_server.errors`."""
 
 # In bytes of UTF-8. Trailers have a hard limit, and the message is in them three times, once percent-encoded.
 _MAX_MESSAGE = 512

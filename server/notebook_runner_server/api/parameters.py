@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from google.protobuf import struct_pb2
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from notebook_runner_server.runs.errors import InvalidFieldError
+from notebook_runner_server.errors import InvalidFieldError
 
 MAX_BYTES = 1024 * 1024
 """The most that a run's parameters may have, in bytes: every answer about the run carries them."""

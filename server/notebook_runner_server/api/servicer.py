@@ -16,8 +16,8 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
 from notebook_runner_server.api import convert
 from notebook_runner_server.api.telemetry_interceptor import origin
+from notebook_runner_server.errors import InvalidFieldError, TooManyStreamsError
 from notebook_runner_server.runs.admission import MAX_DURATION
-from notebook_runner_server.runs.errors import InvalidFieldError, TooManyStreamsError
 from notebook_runner_server.runs.outputs import MESSAGE_BYTES, NOTEBOOK, Outputs
 
 if TYPE_CHECKING:

@@ -185,14 +185,15 @@ class CellFinished:
 
 
 @dataclass(frozen=True, slots=True)
-class CellChunk:
-    """A piece of one part of the executed notebook: a cell by its index, or the `TAIL`.
+class SegmentChunk:
+    """A chunk of one segment of the executed notebook: a cell by its index, or the `TAIL`.
 
-    The pieces of a part (`execution.parts`) follow each other without another part between; `last` ends it. A
-    part that comes again replaces the earlier one. Parts come before the event that tells of them.
+    The chunks of a segment (`execution.segments`) follow each other without another segment's in between;
+    `last` ends the segment. A segment that is sent again replaces its earlier version. A segment comes before
+    the event that announces it.
     """
 
-    part: int
+    segment: int
     data: bytes
     last: bool
 
@@ -219,7 +220,7 @@ class Ended:
 
 CellOutput = StreamOutput | DisplayOutput | ErrorOutput | ClearOutput | OutputCut
 CellEvent = CellStarted | CellOutput | CellFinished
-ExecutionEvent = KernelReady | CellEvent | CellChunk | FileEvent | ReplayMark | Ended
+ExecutionEvent = KernelReady | CellEvent | SegmentChunk | FileEvent | ReplayMark | Ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Notebooks on their way in and out: read, check, parameterize, and encode in parts (`execution.parts`)."""
+"""Read, check and parameterize notebooks, and encode them as segments (`execution.segments`)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import json
 import keyword
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import nbformat
 from nbformat.v4.rwbase import split_lines, strip_transient
 from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
 
-from notebook_runner_server.execution import kernel_names, parts, repairs
+from notebook_runner_server.errors import (
+    InvalidFieldError,
+    InvalidNotebookError,
+    RunnerError,
+    unknown_parameters,
+)
+from notebook_runner_server.execution import kernel_names, repairs, segments
 from notebook_runner_server.execution.clear import clear_execution
 from notebook_runner_server.execution.repairs import CannotRepairError, Repairs
+from notebook_runner_server.execution.segments import PreparedNotebook
 
 MAX_MESSAGE = 1000
 OLD_FORMAT = 3
@@ -24,44 +30,6 @@ OLD_FORMAT = 3
 # Missing and repeated cell ids are mended, as every Jupyter tool does.
 warnings.filterwarnings("ignore", category=MissingIDFieldWarning)
 warnings.filterwarnings("ignore", category=DuplicateCellId)
-
-
-class NotebookError(ValueError):
-    """The bytes are no notebook that can be executed; the message says what is wrong, and where."""
-
-
-@dataclass(eq=False)
-class UndeclaredParameterError(ValueError):
-    """Parameters that the notebook does not have.
-
-    Attributes:
-        unknown: The names that were given and are not known, sorted.
-        known: The names that the cell tagged `parameters` assigns, in its order.
-    """
-
-    unknown: list[str]
-    known: list[str]
-
-
-class ParameterNameError(ValueError):
-    """A parameter has a name that nothing can be assigned to in the notebook's language."""
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedNotebook:
-    """A notebook that is ready to be executed: valid nbformat 4, parameters injected.
-
-    Attributes:
-        cells: Each cell, encoded.
-        tail: What follows the cells, encoded.
-        kernel_name: The kernelspec as request or notebook name it (`kernel_names`); empty: neither does.
-        repairs: What was against the notebook format's schema and was repaired, in sentences.
-    """
-
-    cells: tuple[bytes, ...]
-    tail: bytes
-    kernel_name: str
-    repairs: tuple[str, ...] = ()
 
 
 def prepare(
@@ -82,9 +50,9 @@ def prepare(
         is_ordered: The parameters and what is in them have an order, which is kept.
 
     Raises:
-        NotebookError: It is not a notebook, or has no language that parameters can be translated to.
-        UndeclaredParameterError: A parameter is not in the cell tagged `parameters`.
-        ParameterNameError: A parameter's name is none in the notebook's language.
+        InvalidNotebookError: It is not a notebook, or has no language that parameters can be translated to.
+        UnknownParameterError: A parameter is not in the cell tagged `parameters`.
+        InvalidFieldError: A parameter's name is not valid in the notebook's language.
     """
     try:
         notebook, repaired = _read(content)
@@ -100,16 +68,18 @@ def prepare(
             tuple(encode_cell(cell) for cell in notebook.cells), encode_tail(notebook), kernel_name, repaired
         )
     except UnicodeEncodeError as error:
-        raise NotebookError("The notebook has text that is not valid Unicode (a lone surrogate).") from error
+        raise InvalidNotebookError(
+            "The notebook has text that is not valid Unicode (a lone surrogate)."
+        ) from error
     except RecursionError as error:
-        raise NotebookError("The notebook is nested too deep.") from error
+        raise InvalidNotebookError("The notebook is nested too deep.") from error
 
 
 def _read(content: bytes) -> tuple[nbformat.NotebookNode, tuple[str, ...]]:
     """Return a notebook in nbformat 4 that can be executed, and what was repaired in it.
 
     Raises:
-        NotebookError: It cannot be executed.
+        InvalidNotebookError: It cannot be executed.
         RecursionError: It is nested too deep.
     """
     document = _document(content)
@@ -121,13 +91,13 @@ def _read(content: bytes) -> tuple[nbformat.NotebookNode, tuple[str, ...]]:
         notebook: nbformat.NotebookNode = nbformat.v4.to_notebook_json(document)
         repairs.strip_metadata(notebook, found)
     except CannotRepairError as error:
-        raise NotebookError(f"The notebook cannot be executed: {error}") from error
+        raise InvalidNotebookError(f"The notebook cannot be executed: {error}") from error
     except RecursionError:
         raise
     # Documents that claim a format they do not have fail in a hundred ways inside the conversion.
     except Exception as error:
         reason = f"{type(error).__name__}: {_short(error)}"
-        raise NotebookError(f"The notebook cannot be read: {reason}") from error
+        raise InvalidNotebookError(f"The notebook cannot be read: {reason}") from error
     return notebook, found.sentences()
 
 
@@ -150,17 +120,19 @@ def _document(content: bytes) -> dict[str, Any]:
     try:
         document = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise NotebookError(f"The notebook is not UTF-8: {error.reason} at byte {error.start}.") from error
+        raise InvalidNotebookError(
+            f"The notebook is not UTF-8: {error.reason} at byte {error.start}."
+        ) from error
     except json.JSONDecodeError as error:
-        raise NotebookError(
+        raise InvalidNotebookError(
             f"The notebook is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from error
     except ValueError as error:
-        raise NotebookError("The notebook has an integer of more than 4,300 digits.") from error
+        raise InvalidNotebookError("The notebook has an integer of more than 4,300 digits.") from error
     if not isinstance(document, dict) or "nbformat" not in document:
-        raise NotebookError('The JSON is not a notebook: it has no "nbformat".')
+        raise InvalidNotebookError('The JSON is not a notebook: it has no "nbformat".')
     if document["nbformat"] not in (OLD_FORMAT, 4) or isinstance(document["nbformat"], (bool, float)):
-        raise NotebookError(f"nbformat 3 and 4 are supported, not {_short(document['nbformat'])}.")
+        raise InvalidNotebookError(f"nbformat 3 and 4 are supported, not {_short(document['nbformat'])}.")
     return document
 
 
@@ -182,12 +154,12 @@ def _parameterize(
     try:
         # Papermill asks for a name, and looks for a translator by it before it does by the language.
         return _injected(notebook, parameters, kernel_name or language, language, is_ordered=is_ordered)
-    except (UndeclaredParameterError, ParameterNameError, RecursionError):
+    except (RunnerError, RecursionError):
         raise
     # Papermill's translators and its view of a notebook's metadata fail in many ways.
     except Exception as error:
         message = f"The parameters cannot be translated to {_short(language)}: {_short(error)}"
-        raise NotebookError(message) from error
+        raise InvalidNotebookError(message) from error
 
 
 def _injected(
@@ -203,7 +175,8 @@ def _injected(
 
     for name in parameters if language == "python" else ():
         if not name.isidentifier() or keyword.iskeyword(name):
-            raise ParameterNameError(f"{name[:100]!r} cannot be a name in Python.")
+            message = f"parameters: {name[:100]!r} is not a valid name in Python."
+            raise InvalidFieldError(message, field="parameters")
     # Papermill expects what its own loader puts there.
     for cell in notebook.cells:
         cell.metadata.setdefault("tags", [])
@@ -211,7 +184,7 @@ def _injected(
     known, is_complete = _known_parameters(notebook, kernel_name, language)
     unknown = sorted(set(parameters) - set(known))
     if unknown and is_complete:
-        raise UndeclaredParameterError(unknown, known)
+        raise unknown_parameters(unknown, known)
     parameterized: nbformat.NotebookNode = parameterize_notebook(
         notebook,
         dict(parameters) if is_ordered else _ordered(parameters, known),
@@ -267,7 +240,7 @@ def encode_cell(cell: nbformat.NotebookNode) -> bytes:
     """Encode a cell as it stands in a notebook file, with its indentation."""
     holder = nbformat.NotebookNode(cells=[copy.deepcopy(cell)], metadata=nbformat.NotebookNode())
     cell = strip_transient(split_lines(holder)).cells[0]
-    return parts.encode_cell(cell)
+    return segments.encode_cell(cell)
 
 
 def encode_tail(notebook: nbformat.NotebookNode) -> bytes:
@@ -276,10 +249,10 @@ def encode_tail(notebook: nbformat.NotebookNode) -> bytes:
     del holder["cells"]
     end = b"\n ]," if notebook.cells else b"],"
     # Without the brace that opens the notebook: the head has it.
-    return end + parts.encode(holder)[1:] + b"\n"
+    return end + segments.encode(holder)[1:] + b"\n"
 
 
 def decode(content: bytes) -> nbformat.NotebookNode:
-    """Return a prepared notebook that was put together from its parts: no check, no conversion."""
+    """Return a prepared notebook that was joined from its segments, without checks or conversion."""
     notebook: nbformat.NotebookNode = nbformat.v4.to_notebook_json(json.loads(content))
     return notebook

@@ -19,7 +19,6 @@ from notebook_runner_server.execution import output_limiter
 from notebook_runner_server.execution.client import KernelClient
 from notebook_runner_server.execution.interface import (
     MAX_TYPES,
-    CellChunk,
     CellFinished,
     CellOutcome,
     CellStarted,
@@ -29,11 +28,12 @@ from notebook_runner_server.execution.interface import (
     ExecutionEvent,
     Limits,
     OutputCut,
+    SegmentChunk,
     StreamOutput,
 )
 from notebook_runner_server.execution.kernel_log import plain
 from notebook_runner_server.execution.output_limiter import OutputLimiter
-from notebook_runner_server.execution.parts import TAIL
+from notebook_runner_server.execution.segments import TAIL
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -243,7 +243,7 @@ class StreamingNotebookClient(NotebookClient):
     def emit_tail(self) -> None:
         """Emit all of the notebook that is not a cell: its metadata and widgets as they are now."""
         self.set_widgets_metadata()
-        self._emit_part(TAIL, notebooks.encode_tail(self.nb))
+        self._emit_segment(TAIL, notebooks.encode_tail(self.nb))
 
     def _is_executed(self, cell: NotebookNode) -> bool:
         return (
@@ -254,17 +254,17 @@ class StreamingNotebookClient(NotebookClient):
 
     def _finish(self, cell: NotebookNode, index: int, duration: float, outcome: CellOutcome) -> None:
         for number in sorted(self._changed - {index}):
-            self._emit_part(number, notebooks.encode_cell(self.nb.cells[number]))
+            self._emit_segment(number, notebooks.encode_cell(self.nb.cells[number]))
         self._changed.clear()
         self._join_text()
-        self._emit_part(index, notebooks.encode_cell(cell))
+        self._emit_segment(index, notebooks.encode_cell(cell))
         count = min(max(0, cell.get("execution_count") or 0), MAX_COUNT)
         self._emit(CellFinished(index, cell.get("id", ""), count, duration, outcome))
 
-    def _emit_part(self, part: int, encoded: bytes) -> None:
+    def _emit_segment(self, segment: int, encoded: bytes) -> None:
         for start in range(0, len(encoded), CHUNK_BYTES):
             piece = encoded[start : start + CHUNK_BYTES]
-            self._emit(CellChunk(part, piece, last=start + CHUNK_BYTES >= len(encoded)))
+            self._emit(SegmentChunk(segment, piece, last=start + CHUNK_BYTES >= len(encoded)))
 
     def output(
         self, outs: list[NotebookNode], msg: dict[str, Any], display_id: str | None, cell_index: int

@@ -25,7 +25,7 @@ from notebook_runner_server import folder_tree
 from notebook_runner_server.execution import executor as hosts
 from notebook_runner_server.execution.confinement import confine
 from notebook_runner_server.execution.confinement.environment import scrub_environ
-from notebook_runner_server.execution.interface import Cause, CellChunk, CellFinished, Job
+from notebook_runner_server.execution.interface import Cause, CellFinished, Job, SegmentChunk
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
@@ -44,8 +44,8 @@ from notebook_runner_server.execution.worker_protocol import (
 
 LONGEST_WAIT = 3600.0
 
-SMALL_PART = 64 * 1024
-"""Bytes of a part that is sent together with what comes next."""
+SMALL_SEGMENT = 64 * 1024
+"""Bytes of a segment that is sent together with what comes next."""
 
 
 class _Worker:
@@ -82,14 +82,14 @@ class _Worker:
             self._host, self._run_id, self._early, self._until = None, "", None, None
 
     def _send(self, message: object) -> None:
-        # A small part goes with the event that tells of it, and a cell's end with the next one's start: each
-        # is one message less to wake the server, and one commit less.
+        # A small segment is sent with the event that announces it, and a cell's end with the next cell's
+        # start: each saves a message that wakes the server, and a commit.
         with self._sending:
             self._held.append(message)
             if isinstance(message, CellFinished):
                 # The next cell starts in the same turn of the event loop, if there is one.
                 asyncio.get_running_loop().call_soon(self._flush)
-            elif not isinstance(message, CellChunk) or len(message.data) > SMALL_PART:
+            elif not isinstance(message, SegmentChunk) or len(message.data) > SMALL_SEGMENT:
                 self._flush()
 
     def _flush(self) -> None:

@@ -17,9 +17,9 @@ from prometheus_client.process_collector import ProcessCollector
 from notebook_runner import __version__
 from notebook_runner_server.api.errors import OWN_REASONS
 from notebook_runner_server.api.telemetry_interceptor import CODES, METHODS, Call
+from notebook_runner_server.errors import reasons
 from notebook_runner_server.execution.interface import CellFinished, CellOutcome
 from notebook_runner_server.observability.state_collector import StateCollector
-from notebook_runner_server.runs.errors import reasons
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState
 from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.transitions import ENDS

@@ -1,9 +1,8 @@
-"""A run that has not ended: what its backend tells becomes events of its log, one batch at a time.
+"""A run that has not ended: the backend's events become events of its log, one batch at a time.
 
-An executed notebook that is to be written to a URI is written between the last of these and the terminal
-event. That may take long, so it is done without the lock: the run can be killed, followed and listed
-meanwhile. Its worker is free only afterwards, so there are never more writes, nor more runs going on, than
-workers.
+An executed notebook with an output URI is uploaded between the last of these and the terminal event. That may
+take long, so the run's lock is not held meanwhile: the run can be killed, followed and listed. Its worker is
+free only afterwards, so there are never more uploads, nor more active runs, than workers.
 """
 
 from __future__ import annotations
@@ -11,34 +10,47 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import IO
 
+from notebook_runner_server.errors import StorageFullError
 from notebook_runner_server.execution.interface import (
     Cause,
-    CellChunk,
     CellFinished,
     CellOutcome,
     Ended,
     ExecutionEvent,
     Failure,
     RunHandle,
+    SegmentChunk,
 )
 from notebook_runner_server.runs import transitions
-from notebook_runner_server.runs.checkpoint import Checkpoint
-from notebook_runner_server.runs.errors import StorageFullError
+from notebook_runner_server.runs.folder import RunFolder
 from notebook_runner_server.runs.log import RunLog
-from notebook_runner_server.runs.model import ExecutionOptions, Run, RunChanged, RunState
+from notebook_runner_server.runs.model import (
+    Checkpoint,
+    ExecutionOptions,
+    Run,
+    RunChanged,
+    RunState,
+    Segment,
+    WriteBatch,
+)
 from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.salvage import SalvagedCell
-from notebook_runner_server.runs.store import WriteBatch
-from notebook_runner_server.runs.updates import PartsCursor, apply_events
-from notebook_runner_server.runs.uploader import OutputUploader
+from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs.transitions import SegmentCursor
+from notebook_runner_server.transfer.interface import Transfer, TransferError
 
 _logger = logging.getLogger(__name__)
-_UNFOLLOWED = "Not written: the server could not follow the run."
-_LOST = Failure(Cause.STORAGE_FAILED, "The server could not write what the run did to its state folder.")
+_NOT_FOLLOWED = "Not uploaded: the server could not follow the run."
+_NOT_STORED = Failure(
+    Cause.STORAGE_FAILED, "The server could not write the run's events to its state folder."
+)
 
 
 class ActiveRun:
@@ -46,238 +58,269 @@ class ActiveRun:
 
     Attributes:
         run: The run as it is now.
-        order: What a worker is to do.
+        options: How it is executed.
         log: Its events.
-        run_context: How it went so far.
-        settled: Set when no process of it is left, and its end is durable or waits for room.
-        stop_requested: Why and with what grace period (seconds) it is to end; None: it is not.
+        run_context: What observers learn of it.
+        settled: Set when none of its processes is left, and its end is durable or waits for free space.
+        stop_requested: Why and with what grace period (seconds) it has to end; None: it has not.
 
     Args:
         run: The run as the store has it.
-        order: What a worker is to do.
+        options: How it is executed.
+        store: Where its notebook is.
+        transfer: Uploads its notebook.
         log: Its events.
-        parts_size: How many bytes its file of parts has.
-        delivery: What writes its notebook to a URI.
-        run_context: Is told how it goes.
+        run_context: What observers learn of it.
+        segments_size: The size of its file of segments, in bytes.
     """
 
     def __init__(
         self,
         run: Run,
-        order: ExecutionOptions,
+        options: ExecutionOptions,
+        store: Store,
+        transfer: Transfer,
         log: RunLog,
-        parts_size: int,
-        delivery: OutputUploader,
         run_context: RunContext,
+        segments_size: int,
     ) -> None:
         self.run = run
-        self.order = order
+        self.options = options
         self.log = log
         self.run_context = run_context
         self.settled = asyncio.Event()
-        # An end that the store could not take, and why its notebook is not at its URI.
-        self._held: tuple[Ended, str] | None = None
         self.stop_requested: tuple[Cause, float] | None = None
-        self._parts_cursor = PartsCursor(parts_size, parts_size)
+        self._cursor = SegmentCursor(segments_size, segments_size)
+        self._store = store
+        self._transfer = transfer
+        self._upload: asyncio.Task[str] | None = None
         self._handle: RunHandle | None = None
-        self._delivery = delivery
-        self._writing: asyncio.Task[str] | None = None
-        # The store did not take something: nothing after it may be told.
-        self._lost = False
+        # An end that is not durable: the failure, and why the notebook is not at its URI.
+        self._held_end: tuple[Failure | None, str] | None = None
+        # The store refused a batch, so no later one may be recorded.
+        self._is_incomplete = False
         # Calls and the backend change the run at the same time.
         self._lock = asyncio.Lock()
 
-    def resume(self, resume: Checkpoint) -> None:
-        """Go on where an earlier server has stopped; what it wrote after that is written again."""
-        is_between_parts = resume.size == resume.part_start
-        self._parts_cursor = PartsCursor(
-            resume.size, resume.part_start, part_checksum=0 if is_between_parts else None
+    @property
+    def is_held(self) -> bool:
+        """Whether the run's end waits for free space in the state folder."""
+        return self._held_end is not None
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue where an earlier server has stopped; what it wrote after that is written again."""
+        is_between = checkpoint.size == checkpoint.segment_start
+        self._cursor = SegmentCursor(
+            checkpoint.size, checkpoint.segment_start, checksum=0 if is_between else None
         )
 
     async def move(self, state: RunState) -> None:
-        """Bring the run to a later state that is not an end."""
+        """Bring the run to a later state that is not terminal."""
         async with self._lock:
-            await self._append(transitions.move(self.run, state, self.log.clock.now()))
-
-    async def end(self, failure: Failure) -> None:
-        """End the run, of which no process is there; its notebook is written nowhere."""
-        async with self._lock:
-            # The first end is the one that callers are told of.
-            if self._held is None and not self.run.state.is_terminal:
-                output_error = transitions.unwritten(self.run, failure) or _UNFOLLOWED
-                await self._end(Ended(self._located(failure)), output_error)
+            await self._change(transitions.move(self.run, state, self.log.clock.now()))
 
     async def stop(self, cause: Cause, grace_period: float) -> None:
-        """Ask that the run be ended; `settled` is set when it is."""
+        """Ask the run to end; `settled` is set when it has."""
         async with self._lock:
-            if self._held is not None:
-                # No process of it is left.
-                await self._save()
+            if self.is_held:
+                # None of its processes is left.
+                await self._save_end()
                 return
-            if self.run.state in (RunState.STARTING, RunState.RUNNING) and not self._lost:
+            if self.run.state in (RunState.STARTING, RunState.RUNNING) and not self._is_incomplete:
                 # A full disk must not keep anyone from ending a run.
                 with contextlib.suppress(StorageFullError):
-                    await self._append(transitions.move(self.run, RunState.KILLING, self.log.clock.now()))
+                    await self._change(transitions.move(self.run, RunState.KILLING, self.log.clock.now()))
         self.stop_requested = (cause, grace_period)
         if self._handle is not None:
             self._handle.stop(cause, grace_period)
-        if self._writing is not None and not self._writing.cancelling():
-            self._writing.cancel()
+        if self._upload is not None and not self._upload.cancelling():
+            self._upload.cancel()
 
     async def follow(self, handle: RunHandle) -> None:
-        """Take what the backend tells until the run has ended."""
+        """Record the backend's events until the run has ended."""
         self._handle = handle
         if self.stop_requested is not None:
             handle.stop(*self.stop_requested)
-        # Closed before anything is said of a run that could not be followed: that ends its processes.
+        # Closing the events ends the processes of a run that cannot be followed, before its end is recorded.
         async with contextlib.aclosing(handle.events()) as batches:
             async for batch in batches:
-                await self._follow(handle, batch)
+                if isinstance(last := batch[-1], Ended):
+                    self.run_context.processes_ended = last.processes_ended
+                    self.run_context.peak_memory_bytes = last.peak_memory_bytes
+                    await self.finish(last.failure, batch[:-1])
+                else:
+                    async with self._lock:
+                        await self._attempt(partial(self._record, batch))
 
-    async def _follow(self, handle: RunHandle, batch: Sequence[ExecutionEvent]) -> None:
-        async with self._lock:
-            ended = await self._take(handle, batch)
-            if ended is not None and not self._is_wanted(ended):
-                await self._conclude(ended)
-        if ended is not None and not self.settled.is_set():
-            ended, output_error = await self._delivered(ended)
-            async with self._lock:
-                await self._conclude(ended, output_error)
-
-    async def _take(self, handle: RunHandle, batch: Sequence[ExecutionEvent]) -> Ended | None:
-        """Record what was told, but its end, which is returned."""
-        last = batch[-1]
-        ended = last if isinstance(last, Ended) else None
-        if ended is not None:
-            self.run_context.processes_ended = ended.processes_ended
-            self.run_context.peak_memory_bytes = ended.peak_memory_bytes
-        if not self._lost:
-            try:
-                await self._record(batch if ended is None else batch[:-1])
-                if ended is not None:
-                    salvaged = await self._salvaged()
-                    ended = replace(ended, failure=self._located(ended.failure) if ended.failure else None)
-                    await self._record(salvaged, is_end=True)
-            except StorageFullError:
-                self._lost = True
-                handle.stop(Cause.STORAGE_FAILED, 0.0)
-        return ended
-
-    async def _conclude(self, ended: Ended, output_error: str = "") -> None:
-        """Record the end of a run of which all else is recorded, unless the store did not take something."""
-        await self._end(Ended(self._located(_LOST)) if self._lost else ended, output_error)
-
-    def _is_wanted(self, ended: Ended) -> bool:
-        """Tell whether the notebook of a run that ends so is to be written."""
-        return (
-            bool(self.run.output_uri)
-            and not self._lost
-            and not transitions.unwritten(self.run, ended.failure)
-        )
-
-    async def _delivered(self, ended: Ended) -> tuple[Ended, str]:
-        """Write the notebook; return how the run ends then, and why it is not there.
-
-        The first cause wins: who stops the write of a run that had none is its cause.
-        """
-        work = self._delivery.deliver(self.run.run_id, self.log, self.order.output_uri)
-        self._writing = asyncio.ensure_future(work)
-        if self.stop_requested is not None:
-            self._writing.cancel()
-        try:
-            await asyncio.wait([self._writing])
-        finally:
-            self._writing.cancel()
-        if not self._writing.cancelled():
-            return ended, self._writing.result()
-        assert self.stop_requested is not None  # noqa: S101 - nothing else cancels it
-        cause, _ = self.stop_requested
-        failure = ended.failure or Failure(cause, "The run was ended while its notebook was written.")
-        return replace(ended, failure=failure), transitions.abandoned(cause)
-
-    def _located(self, failure: Failure) -> Failure:
-        """Say which cell was executed, where a worker that died could not."""
-        if failure.cell_index is not None or self.run.current_cell is None:
-            return failure
-        return replace(failure, cell_index=self.run.current_cell, cell_id=self._parts_cursor.cell_id)
-
-    async def _salvaged(self) -> list[ExecutionEvent]:
-        """Return the end of a cell whose worker could not tell it, with the text that it printed."""
-        index = self.run.current_cell
-        if index is None:
-            return []
-        # What the worker had sent of this cell's part is not whole.
-        self._parts_cursor = self._parts_cursor.without_part()
-        seconds = self._parts_cursor.cell_seconds
-        part: list[ExecutionEvent] = []
-        try:
-            cell = SalvagedCell(await self.log.source(self.run.run_id, index))
-            self._parts_cursor = replace(self._parts_cursor, cell_id=cell.cell_id)
-            await self._record([CellChunk(index, cell.head, last=False)], is_end=True)
-            async for events in self.log.shown():
-                piece = await asyncio.to_thread(cell.piece, events)
-                await self._record([CellChunk(index, piece, last=False)], is_end=True)
-            part.append(CellChunk(index, cell.tail(), last=True))
-        except StorageFullError:
-            raise
-        except Exception:
-            # The files are damaged or gone: the run must have its end all the same.
-            _logger.exception("the text of a cell could not be saved", extra=self.run_context.ids)
-            self._parts_cursor = self._parts_cursor.without_part()
-        return [*part, CellFinished(index, self._parts_cursor.cell_id, 0, seconds, CellOutcome.STOPPED)]
-
-    async def _record(
-        self, batch: Sequence[ExecutionEvent], output_error: str = "", *, is_end: bool = False
+    async def finish(
+        self, failure: Failure | None, last_batch: Sequence[ExecutionEvent] | None = None
     ) -> None:
-        if not batch:
-            return
-        told = apply_events(batch, self.run, self._parts_cursor, self.log, output_error)
-        if told.is_warm is not None:
-            self.run_context.is_warm = told.is_warm
-        await self.log.append(told.run, told.events, told.written, self._expire_time(told.run), is_end=is_end)
-        self.run, self._parts_cursor = told.run, told.parts_cursor
+        """Upload the notebook, and record the end of a run that has no processes. The first end counts.
 
-    async def _append(self, run: Run) -> None:
-        event = self.log.next_event(run, RunChanged(run))
-        await self.log.append(run, [event], WriteBatch(0), self._expire_time(run))
-        self.run = run
+        Args:
+            failure: What ended the run; None: every cell was executed.
+            last_batch: What the backend reported before the end; None: nobody followed the run to its end, so
+                its notebook is not uploaded.
+        """
+        output_error = _NOT_FOLLOWED if last_batch is None else ""
+        async with self._lock:
+            if self.is_held or self.run.state.is_terminal:
+                return
+            if last_batch is not None:
+                await self._attempt(partial(self._record, last_batch))
+            interrupted = self.run.current_cell
+            if last_batch is not None:
+                await self._attempt(self._salvage)
+                failure = _NOT_STORED if self._is_incomplete else failure
+            # A worker that died could not say which cell was executed.
+            if failure is not None and failure.cell_index is None and interrupted is not None:
+                failure = replace(failure, cell_index=interrupted, cell_id=self._cursor.cell_id)
+            output_error = transitions.upload_refusal(self.run, failure) or output_error
+            if output_error or not self.run.output_uri:
+                await self._hold_end(failure, output_error)
+                return
+        failure, output_error = await self._upload_notebook(failure)
+        async with self._lock:
+            await self._hold_end(failure, output_error)
 
-    async def _end(self, ended: Ended, output_error: str) -> None:
-        """Record an end, or hold it back until there is room for it: nothing is told that is not durable."""
-        self._held = ended, output_error
-        if not await self._save():
-            # A later server must not execute what callers were told to have no process.
-            await self.log.note_begun(self.run.run_id)
-            _logger.error("the end of a run waits for room in the state folder", extra=self.run_context.ids)
+    async def save_end(self) -> None:
+        """Try again to record an end that waits for free space."""
+        async with self._lock:
+            if await self._save_end():
+                _logger.info("run_end_recorded", extra=self.run_context.ids)
+
+    async def _hold_end(self, failure: Failure | None, output_error: str) -> None:
+        """Record an end, or hold it until the disk has space: readers see only what is durable."""
+        self._held_end = failure, output_error
+        if not await self._save_end():
+            # A later server must not execute a run that callers believe to have no processes.
+            await self._store.mark_begun(self.run.run_id)
+            _logger.error("run_end_held", extra=self.run_context.ids)
         self.settled.set()
 
-    async def save(self) -> None:
-        """Try to record an end that is held back."""
-        async with self._lock:
-            if await self._save():
-                _logger.info("the end of a run could be written", extra=self.run_context.ids)
-
-    async def _save(self) -> bool:
-        if self._held is None:
+    async def _save_end(self) -> bool:
+        if self._held_end is None:
             return True
-        ended, output_error = self._held
-        parts_cursor = self._parts_cursor
+        failure, output_error = self._held_end
         try:
-            # Not if the cell has its end.
-            salvaged = await self._salvaged()
-            await self._record([*salvaged, ended], output_error, is_end=True)
+            await self._salvage()
+            await self._change(
+                transitions.end(self.run, failure, self.log.clock.now(), output_error), is_end=True
+            )
         except StorageFullError:
-            # What was written of the cell is written again.
-            self._parts_cursor = parts_cursor
             return False
-        self._held = None
+        self._held_end = None
         return True
 
-    @property
-    def is_held(self) -> bool:
-        """Whether the run's end waits for room in the state folder."""
-        return self._held is not None
+    async def _attempt(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Take a step of recording; when the store refuses one, stop the run and take no further step."""
+        if self._is_incomplete:
+            return
+        try:
+            await step()
+        except StorageFullError:
+            self._is_incomplete = True
+            assert self._handle is not None  # noqa: S101 - the run is followed
+            self._handle.stop(Cause.STORAGE_FAILED, 0.0)
 
-    def _expire_time(self, run: Run) -> int | None:
-        # By the system's clock, as it is looked at later.
-        return time.time_ns() + int(self.order.retention * 1e9) if run.state.is_terminal else None
+    async def _upload_notebook(self, failure: Failure | None) -> tuple[Failure | None, str]:
+        """Upload the notebook; return how the run ends after that, and why the notebook is not at its URI.
+
+        The first cause wins: stopping the upload is the cause of an end that had none.
+        """
+        self._upload = asyncio.ensure_future(self._write_to_uri())
+        if self.stop_requested is not None:
+            self._upload.cancel()
+        try:
+            await asyncio.wait([self._upload])
+        finally:
+            self._upload.cancel()
+        if not self._upload.cancelled():
+            return failure, self._upload.result()
+        assert self.stop_requested is not None  # noqa: S101 - nothing else cancels it
+        cause, _ = self.stop_requested
+        failure = failure or Failure(cause, "The run was stopped during the upload of its notebook.")
+        return failure, transitions.upload_aborted(cause)
+
+    async def _write_to_uri(self) -> str:
+        """Write the notebook to its URI; return why that failed, or an empty string. Can be cancelled."""
+        folder = self._store.folder(self.run.run_id)
+        try:
+            # What the worker sent last becomes visible with the next event.
+            segments = await self._store.segments(self.log.position, self.log.last_sequence + 1)
+            # A file without a name leaves nothing behind, whatever happens.
+            with tempfile.TemporaryFile(dir=folder.path) as file:
+                await asyncio.to_thread(_assemble, folder, segments, file)
+                await self._transfer.write(self.options.output_uri, file.fileno())
+        except TransferError as error:
+            return f"Not uploaded: {error}."
+        except OSError as error:
+            return f"Not uploaded: the notebook cannot be written to the state folder: {error.strerror}."
+        except Exception:
+            _logger.exception("upload_failed", extra=self.run_context.ids)
+            return "Not uploaded: internal error; see the server log."
+        return ""
+
+    async def _salvage(self) -> None:
+        """Record the end of a cell whose worker could not report it, with the text that the cell printed.
+
+        Raises:
+            StorageFullError: It could not be written; the next attempt starts over.
+        """
+        index, before = self.run.current_cell, self._cursor
+        if index is None:
+            return
+        # The worker has not sent all of the cell's segment.
+        self._cursor = before.without_segment()
+        last: list[ExecutionEvent] = []
+        try:
+            try:
+                cell = SalvagedCell(await self._store.source(self.run.run_id, self.log.position, index))
+                self._cursor = replace(self._cursor, cell_id=cell.cell_id)
+                await self._record([SegmentChunk(index, cell.head, last=False)], is_end=True)
+                async for events in self.log.shown():
+                    chunk = await asyncio.to_thread(cell.chunk, events)
+                    await self._record([SegmentChunk(index, chunk, last=False)], is_end=True)
+                last.append(SegmentChunk(index, cell.tail(), last=True))
+            except StorageFullError:
+                raise
+            except Exception:
+                # A run whose files are damaged or missing must end all the same.
+                _logger.exception("cell_output_lost", extra=self.run_context.ids)
+                self._cursor = self._cursor.without_segment()
+            finished = CellFinished(index, self._cursor.cell_id, 0, before.cell_seconds, CellOutcome.STOPPED)
+            await self._record([*last, finished], is_end=True)
+        except StorageFullError:
+            self._cursor = replace(before, cell_id=self._cursor.cell_id)
+            raise
+
+    async def _record(self, batch: Sequence[ExecutionEvent], *, is_end: bool = False) -> None:
+        """Record a batch of events; `is_end` as in `Store.append`.
+
+        Raises:
+            StorageFullError: The store refused them.
+        """
+        if not batch:
+            return
+        update = transitions.apply_events(
+            batch, self.run, self._cursor, self.log.clock, self.log.last_sequence
+        )
+        if update.is_warm is not None:
+            self.run_context.is_warm = update.is_warm
+        await self.log.append(update.run, update.events, update.written, is_end=is_end)
+        self.run, self._cursor = update.run, update.cursor
+
+    async def _change(self, run: Run, *, is_end: bool = False) -> None:
+        """Record the run's new state."""
+        event = transitions.event_of(run, RunChanged(run), self.log.last_sequence + 1, self.log.clock.now())
+        # By the system's clock, which retention compares it with.
+        retention = int(self.options.retention * 1e9)
+        expire_time = time.time_ns() + retention if run.state.is_terminal else None
+        await self.log.append(run, [event], WriteBatch(), expire_time, is_end=is_end)
+        self.run = run
+
+
+def _assemble(folder: RunFolder, segments: Sequence[Segment], file: IO[bytes]) -> None:
+    file.writelines(folder.notebook(segments))
+    file.flush()
+    file.seek(0)

@@ -1,4 +1,4 @@
-"""From a request to a run: what is asked for is read, checked, and completed with the server's defaults."""
+"""Admission: read and check a request's notebook, and complete the request with the server's defaults."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from notebook_runner_server.execution.interface import Limits
-from notebook_runner_server.execution.parts import TAIL
-from notebook_runner_server.runs.errors import (
+from notebook_runner_server.errors import (
     InvalidFieldError,
     NotebookNotFoundError,
     UnknownKernelError,
 )
+from notebook_runner_server.execution.interface import Limits
+from notebook_runner_server.execution.segments import TAIL, PreparedNotebook
 from notebook_runner_server.runs.model import ExecutionOptions, Run, RunState, StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot, UriSource, check_size
 from notebook_runner_server.transfer.interface import Transfer, shown
@@ -27,38 +27,18 @@ MAX_REQUEST_ID = 128
 MAX_LABELS = 64
 MAX_LABEL = 128
 MAX_DURATION = 366 * 86400.0
-"""A year: no time-out and no retention is longer, in seconds."""
+"""A year in seconds: the longest time-out and retention."""
 
 
 LARGE_NOTEBOOK = 2 * 1024 * 1024
-"""Bytes of a notebook that takes so long to parse (30 ms) that a process of its own does it."""
+"""Size of a notebook from which on it is parsed in a subprocess: parsing it takes 30 ms."""
 
 # R's names have dots.
 _PARAMETER = re.compile(r"[^\W\d][\w.]{0,254}")
 
 
-class Prepared(Protocol):
-    """A notebook that is ready to be executed (`execution.notebook.PreparedNotebook`)."""
-
-    @property
-    def cells(self) -> tuple[bytes, ...]:
-        """Each cell, encoded."""
-
-    @property
-    def tail(self) -> bytes:
-        """What follows the cells, encoded."""
-
-    @property
-    def kernel_name(self) -> str:
-        """The kernelspec that request or notebook name; empty: none."""
-
-    @property
-    def repairs(self) -> tuple[str, ...]:
-        """What was repaired in the notebook, in sentences."""
-
-
 class Prepare(Protocol):
-    """Reads a notebook, checks it and injects parameters (`execution.notebook.prepare`)."""
+    """Reads and checks a notebook, and injects parameters (`execution.notebook.prepare`)."""
 
     def __call__(
         self,
@@ -68,8 +48,8 @@ class Prepare(Protocol):
         kernels: Mapping[str, str],
         *,
         is_ordered: bool = False,
-    ) -> Prepared:
-        """Return the notebook as it is executed; raises InvalidNotebookError and UnknownParameterError."""
+    ) -> PreparedNotebook:
+        """Return the prepared notebook; raises InvalidNotebookError and UnknownParameterError."""
 
 
 LIMIT_FIELDS = {
@@ -81,19 +61,19 @@ LIMIT_FIELDS = {
     "run_output_bytes": "run_output_limit_bytes",
     "processes": "process_limit",
 }
-"""The field of the contract for each limit."""
+"""The contract's field for each limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a request that is silent means.
+    """Defaults for what a request leaves out.
 
     Attributes:
-        notebook: A path under the notebook root; empty: there is none.
+        notebook: A path under the notebook root; empty: there is no default notebook.
         kernel_name: The kernelspec for notebooks that name none.
-        limits: What a run may take.
-        ceilings: What a request may raise each limit to; zero: whatever it likes.
-        retention: Seconds that a run is kept after its end.
+        limits: The limits of a run.
+        ceilings: The maximum that a request may set for each limit; zero: unlimited.
+        retention: Seconds that a run is stored after its end.
     """
 
     notebook: str = ""
@@ -105,26 +85,26 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A run that may be made durable, with what it needs."""
+    """An admitted run, which can be stored."""
 
     run: Run
-    order: ExecutionOptions
-    parts: Mapping[int, bytes]
+    options: ExecutionOptions
+    segments: Mapping[int, bytes]
 
 
 class Admission:
     """Turns requests into runs.
 
     Args:
-        root: Where notebooks named by path are.
-        max_bytes: The largest notebook.
-        defaults: What a silent request means.
+        root: The folder of notebooks named by path.
+        max_bytes: The maximum size of a notebook.
+        defaults: Defaults for what a request leaves out.
         prepare: Reads, checks and parameterizes a notebook.
-        transfer: Reads notebooks that a URI names.
-        resolve: Tells which kernelspec the name of a kernel means.
+        transfer: Reads notebooks from URIs.
+        resolve: Returns the kernelspec for a kernel's name.
 
     Attributes:
-        uris: Where notebooks named by URI come from.
+        uris: Reads notebooks named by URI.
     """
 
     def __init__(
@@ -152,7 +132,7 @@ class Admission:
 
     @property
     def default_notebook(self) -> str:
-        """The notebook that a silent request means, as a path under the root; empty: there is none."""
+        """The default notebook as a path under the root; empty: there is none."""
         return self._defaults.notebook
 
     @property
@@ -161,30 +141,32 @@ class Admission:
         return self._root.exists
 
     async def admit(self, spec: StartSpec, kernels: Mapping[str, str]) -> Admitted:
-        """Return the run that a request asks for.
+        """Return the run for a request.
 
         Raises:
-            RunnerError: The request cannot be carried out.
+            RunnerError: The request is refused.
         """
         _check(spec)
         if spec.kernel_name:
             await self._kernel(spec.kernel_name, kernels)
         if spec.output_uri:
             self.uris.check(spec.output_uri, "output_uri")
-        # Reading and parsing take time that other calls shall not wait for.
+        # Other calls must not wait for reading and parsing.
         if spec.notebook_uri is not None:
             content, folder, path = await self.uris.read(spec.notebook_uri), "", ""
         else:
             content, folder, path = await asyncio.to_thread(self._content, spec)
         work = asyncio.ensure_future(self._prepared(content, spec, kernels))
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
-        # A caller who gives up does not end what was begun, and the next one has to wait for it.
+        # A thread cannot be cancelled; the next large notebook has to wait for it.
         prepared = await asyncio.shield(work)
         kernel_name = await self._kernel(prepared.kernel_name or self._defaults.kernel_name, kernels)
         return self._admitted(spec, prepared, folder, path, kernel_name)
 
-    async def _prepared(self, content: bytes, spec: StartSpec, kernels: Mapping[str, str]) -> Prepared:
-        # Many large ones at once would take all threads, and memory.
+    async def _prepared(
+        self, content: bytes, spec: StartSpec, kernels: Mapping[str, str]
+    ) -> PreparedNotebook:
+        # Many large notebooks at once would take all threads and much memory.
         async with self._one_at_a_time if len(content) > LARGE_NOTEBOOK else contextlib.nullcontext():
             return await asyncio.to_thread(
                 self._prepare,
@@ -196,21 +178,21 @@ class Admission:
             )
 
     async def _kernel(self, name: str, kernels: Mapping[str, str]) -> str:
-        """Return the kernelspec that the name of a kernel means."""
-        # The first name that is not a kernelspec's own takes an import of 0.1 s.
+        """Return the kernelspec for a kernel's name."""
+        # The first name that is not a kernelspec's own costs an import of 0.1 s.
         resolved = await asyncio.to_thread(self._resolve, name)
         if resolved in kernels:
             return resolved
         known = ", ".join(sorted(kernels))
         raise UnknownKernelError(
-            f"There is no kernelspec {name[:100]!r} here; there is: {known}.",
+            f"Unknown kernelspec {name[:100]!r}. Available: {known}.",
             field="kernel_name",
             kernel_name=name[:100],
             known=known[:1000],
         )
 
     def _admitted(
-        self, spec: StartSpec, prepared: Prepared, folder: str, path: str, kernel_name: str
+        self, spec: StartSpec, prepared: PreparedNotebook, folder: str, path: str, kernel_name: str
     ) -> Admitted:
         run = Run(
             run_id=_new_id(),
@@ -227,7 +209,7 @@ class Admission:
             notebook_repairs=prepared.repairs,
         )
         return Admitted(
-            run, self._order(spec, folder), {**dict(enumerate(prepared.cells)), TAIL: prepared.tail}
+            run, self._options(spec, folder), {**dict(enumerate(prepared.cells)), TAIL: prepared.tail}
         )
 
     def _content(self, spec: StartSpec) -> tuple[bytes, str, str]:
@@ -237,11 +219,12 @@ class Admission:
         path = spec.path if spec.path is not None else self._defaults.notebook
         if not path:
             raise NotebookNotFoundError(
-                "The request names no notebook, and this server has no default notebook (--default-notebook)."
+                "The request names no notebook, and the server has no default notebook. Send or name one, or "
+                "start the server with --default-notebook."
             )
         return *self._root.read(path), path
 
-    def _order(self, spec: StartSpec, folder: str) -> ExecutionOptions:
+    def _options(self, spec: StartSpec, folder: str) -> ExecutionOptions:
         defaults = self._defaults
         return ExecutionOptions(
             working_folder=folder,
@@ -255,38 +238,50 @@ class Admission:
 
 def _check(spec: StartSpec) -> None:
     if len(spec.request_id) > MAX_REQUEST_ID:
-        raise InvalidFieldError(f"request_id has at most {MAX_REQUEST_ID} characters.", field="request_id")
+        raise InvalidFieldError(
+            f"request_id must have at most {MAX_REQUEST_ID} characters (got {len(spec.request_id)}).",
+            field="request_id",
+        )
     durations = {
         name: getattr(spec.limits, name) for name in ("run_timeout", "cell_timeout", "output_timeout")
     }
     for name, value in {**durations, "retention": spec.retention or 0.0}.items():
         if not 0 <= value <= MAX_DURATION:
-            raise InvalidFieldError(f"{name} is between 0 s and {MAX_DURATION:.0f} s.", field=name)
+            raise InvalidFieldError(
+                f"{name} must be between 0 s and {MAX_DURATION:.0f} s (got {value:g} s).", field=name
+            )
     if len(spec.labels) > MAX_LABELS or any(
         len(part) > MAX_LABEL for label in spec.labels.items() for part in label
     ):
-        message = f"There are at most {MAX_LABELS} labels, with at most {MAX_LABEL} characters on each side."
+        message = (
+            f"labels must be at most {MAX_LABELS}, each name and value of at most {MAX_LABEL} characters."
+        )
         raise InvalidFieldError(message, field="labels")
     for name, value in spec.environment.items():
         if not name or "=" in name or "\0" in name + value:
-            message = "In environment, a name is not empty and has no '='; names and values have no NUL."
+            message = (
+                f"environment: {name[:100]!r} is not a valid variable. A name must not be empty or contain "
+                "'='; name and value must not contain NUL."
+            )
             raise InvalidFieldError(message, field="environment")
     for name in spec.parameters:
         if not _PARAMETER.fullmatch(name):
-            raise InvalidFieldError(f"parameters: {name[:100]!r} cannot be a name.", field="parameters")
+            raise InvalidFieldError(f"parameters: {name[:100]!r} is not a valid name.", field="parameters")
 
 
-def _limits(asked: Limits, defaults: Limits, ceilings: Limits) -> Limits:
-    """Return what a run may take: what was asked for, else the default, within the ceiling."""
+def _limits(requested: Limits, defaults: Limits, ceilings: Limits) -> Limits:
+    """Return the limits of a run: the requested ones, else the defaults, within the ceilings."""
     chosen = {}
     for one in fields(Limits):
-        value, ceiling = getattr(asked, one.name), getattr(ceilings, one.name)
+        value, ceiling = getattr(requested, one.name), getattr(ceilings, one.name)
         name = LIMIT_FIELDS[one.name]
         if value < 0:
-            raise InvalidFieldError(f"{name} is not negative.", field=name)
+            raise InvalidFieldError(f"{name} must not be negative (got {value:g}).", field=name)
         if ceiling and value > ceiling:
             raise InvalidFieldError(
-                f"{name} is at most {ceiling:g} on this server.", field=name, ceiling=f"{ceiling:g}"
+                f"{name} must be at most {ceiling:g} on this server (got {value:g}).",
+                field=name,
+                ceiling=f"{ceiling:g}",
             )
         chosen[one.name] = value or getattr(defaults, one.name)
     return Limits(**chosen)

@@ -1,7 +1,7 @@
-"""Files of artefacts: written whole, read in pages, and removed when others need the room.
+"""The cache of artefacts: files that are written as a whole, read in pages, and evicted when space is needed.
 
-They can be made again, so they are not part of the history: they are in a folder of their own, which a start
-empties, and take no more room than the operator gives them.
+An artefact can be made again, so the cache is not part of the history: it is a folder of its own, which a
+start empties, and whose size the operator limits.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.runs.errors import OffsetPastEndError
+from notebook_runner_server.errors import OffsetPastEndError
 from notebook_runner_server.runs.folder import private
 
 DEFAULT_BYTES = 1024**3
 RUN_SHARE = 4
-"""The artefacts of one run get one part in so many of the room for all."""
+"""The artefacts of one run get this fraction of the cache: one in RUN_SHARE."""
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A file that is whole, what is in it, its SHA-256 in hexadecimal, and its size in bytes."""
+    """A complete file, its media type, its SHA-256 in hexadecimal, and its size in bytes."""
 
     path: Path
     media_type: str
@@ -39,11 +39,11 @@ class Artefact:
 
 
 class Artefacts:
-    """The artefacts that this server has made, those that were read longest ago first.
+    """The artefacts that this server has made, least recently used first.
 
     Args:
-        folder: Where they are, a folder for each run.
-        max_bytes: What all may take together. The one that is read now is there however large it is.
+        folder: The cache, with a folder for each run.
+        max_bytes: The maximum size of all. An artefact that is in use stays, however large it is.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -53,18 +53,18 @@ class Artefacts:
         self._in_use: Counter[Path] = Counter()
 
     def clear(self) -> None:
-        """Remove what an earlier server has made; blocks."""
+        """Remove the artefacts of an earlier server; blocks."""
         if self._folder.is_dir() and not self._folder.is_symlink():
             folder_tree.remove_if_possible(self._folder)
         self._folder.mkdir(mode=0o700, exist_ok=True)
 
     def path(self, run_id: str, name: str) -> Path:
-        """Return where an artefact of a run is, or is to be."""
+        """Return the path of an artefact of a run."""
         return self._folder / run_id / name
 
     @contextlib.contextmanager
     def held(self, path: Path) -> Iterator[None]:
-        """Keep an artefact from being removed, between `with` and its end."""
+        """Protect an artefact from eviction, until the context ends."""
         self._in_use[path] += 1
         try:
             yield
@@ -74,9 +74,9 @@ class Artefacts:
                 del self._in_use[path]
 
     def find(self, path: Path) -> Artefact | None:
-        """Return an artefact that this server has made, as the one that was read last.
+        """Return an artefact of this server, and mark it as most recently used.
 
-        None: it has not, or somebody has removed the file.
+        None: it was not made, or somebody has removed its file.
         """
         if path in self._made and not path.is_file():
             del self._made[path]
@@ -86,16 +86,16 @@ class Artefacts:
         return found
 
     async def add(self, path: Path, media_type: str, fill: Callable[[Path], object]) -> Artefact:
-        """Have an artefact written, and make room for it.
+        """Write an artefact with `fill`, and evict others for it.
 
         Raises:
-            OSError: It cannot be written, not even when all others are gone.
+            OSError: It cannot be written, even after the eviction of all others.
         """
         try:
             made = await asyncio.to_thread(_save, path, media_type, fill)
         except OSError as error:
-            # The disk may be full of others.
-            if error.errno not in _NO_ROOM or not await self._remove(self._others(path, 0)):
+            # Other artefacts may fill the disk.
+            if error.errno not in _NO_SPACE or not await self._remove(self._others(path, 0)):
                 raise
             made = await asyncio.to_thread(_save, path, media_type, fill)
         self._made[path] = made
@@ -103,15 +103,15 @@ class Artefacts:
         await self._remove(self._others(path, self._max_bytes))
         return made
 
-    async def forget(self, run_id: str) -> None:
-        """Remove all artefacts of a run."""
+    async def delete(self, run_id: str) -> None:
+        """Delete all artefacts of a run."""
         folder = self._folder / run_id
         for path in [path for path in self._made if path.parent == folder]:
             del self._made[path]
         await asyncio.to_thread(folder_tree.remove_if_possible, folder)
 
     def _others(self, path: Path, max_bytes: int) -> list[Path]:
-        """Choose what has to go so that the artefacts of a path's run, and then all, fit in their room."""
+        """Choose what to evict, so that the artefacts of a path's run, and then all, fit their limits."""
         free = [one for one in self._made.values() if one.path != path and one.path not in self._in_use]
         own = [one for one in free if one.path.parent == path.parent]
         gone: dict[Path, int] = {}
@@ -127,13 +127,13 @@ class Artefacts:
         return list(gone)
 
     async def _remove(self, paths: Iterable[Path]) -> bool:
-        """Remove those that are still there and that nobody uses by now; tell whether there were any."""
+        """Remove those artefacts that still exist and are not in use; return whether there were any."""
         any_removed = False
         for path in paths:
             if path in self._in_use or self._made.pop(path, None) is None:
                 continue
             any_removed = True
-            # Renamed at once: the same artefact may be made again while the file is removed.
+            # Renamed first, because the same artefact may be made again during the removal.
             doomed = _beside(path)
             with contextlib.suppress(FileNotFoundError):
                 path.rename(doomed)
@@ -141,14 +141,14 @@ class Artefacts:
         return any_removed
 
 
-def write(pieces: Iterable[bytes], target: Path) -> None:
-    """Write these pieces to a file."""
+def write(chunks: Iterable[bytes], target: Path) -> None:
+    """Write chunks to a file."""
     with open(target, "wb", opener=private) as file:
-        file.writelines(pieces)
+        file.writelines(chunks)
 
 
 def draft(path: Path) -> Path:
-    """Return a name of its own to write an artefact under: a call that was given up may still be writing."""
+    """Return a unique path for writing an artefact: the thread of a cancelled call may still be writing."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return _beside(path)
 
@@ -158,11 +158,11 @@ def _beside(path: Path) -> Path:
 
 
 def _save(path: Path, media_type: str, fill: Callable[[Path], object]) -> Artefact:
-    """Have an artefact written beside its place, and put it there when it is whole."""
+    """Write an artefact beside its path, and rename it when it is complete."""
     whole = draft(path)
     try:
         fill(whole)
-        # Whoever has written it, it is this user's alone.
+        # An exporter may have created it with another mode.
         whole.chmod(0o600)
         with whole.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -174,10 +174,10 @@ def _save(path: Path, media_type: str, fill: Callable[[Path], object]) -> Artefa
 
 
 def read(path: Path, offset: int, size: int) -> tuple[bytes, int]:
-    """Return some bytes from an offset on, and how many there are altogether.
+    """Return some bytes from an offset on, and the size of the file.
 
     Raises:
-        OffsetPastEndError: It ends before.
+        OffsetPastEndError: The file ends before the offset.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -189,14 +189,14 @@ def read(path: Path, offset: int, size: int) -> tuple[bytes, int]:
 
 
 def check_offset(offset: int, total: int) -> None:
-    """Refuse an offset that is past the end.
+    """Check that an offset is not past the end.
 
     Raises:
         OffsetPastEndError: It is.
     """
     if offset > total:
         raise OffsetPastEndError(
-            f"The artefact has {total} bytes, and {offset} is past its end.",
+            f"offset must be at most {total}, the size of the artefact (got {offset}).",
             field="offset",
             total_bytes=str(total),
         )

@@ -1,4 +1,4 @@
-"""Runs and events as JSON, the form in which the store keeps them."""
+"""Encode runs and events as JSON for the store, and decode them again."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def decode_run(text: str) -> Run:
 
 
 def encode_parameters(parameters: Mapping[str, Any]) -> str:
-    """Return parameters as JSON (with NaN and infinities, which JSON proper has not)."""
+    """Return parameters as JSON, extended by NaN and infinities."""
     return json.dumps(dict(parameters))
 
 
@@ -64,19 +64,21 @@ def decode_parameters(text: str) -> dict[str, Any]:
     return parameters
 
 
-def encode_order(order: ExecutionOptions) -> str:
-    """Return an order as JSON."""
-    return json.dumps({**_fields(order), "limits": _fields(order.limits), "origin": _fields(order.origin)})
+def encode_options(options: ExecutionOptions) -> str:
+    """Return options as JSON."""
+    return json.dumps(
+        {**_fields(options), "limits": _fields(options.limits), "origin": _fields(options.origin)}
+    )
 
 
-def decode_order(text: str) -> ExecutionOptions:
-    """Return the order that `encode_order` was given."""
+def decode_options(text: str) -> ExecutionOptions:
+    """Return the options that `encode_options` was given."""
     data = json.loads(text)
     if "limits" not in data:
-        # The first versions had some limits, and among the other fields.
+        # The first versions had fewer limits, among the other fields.
         names = [one.name for one in fields(Limits) if one.name in data]
         data["limits"] = {name: data.pop(name) for name in names}
-    # Orders of earlier versions have no origin.
+    # Earlier versions wrote no origin.
     nested = {"limits": Limits(**data["limits"]), "origin": TraceContext(**data.get("origin", {}))}
     return ExecutionOptions(**{**data, **nested})
 
@@ -105,10 +107,10 @@ def _body(kind: str, data: dict[str, Any]) -> Body:
     if kind == "cell_finished":
         data["outcome"] = CellOutcome(data["outcome"])
     if kind == "display":
-        # Earlier versions told of all types, however many there were.
-        told = data["data"][:MAX_TYPES]
-        data["omitted"] = data.get("omitted", 0) + len(data["data"]) - len(told)
-        data["data"] = tuple((mime, size) for mime, size in told)
+        # Earlier versions wrote all types, however many.
+        types = data["data"][:MAX_TYPES]
+        data["omitted"] = data.get("omitted", 0) + len(data["data"]) - len(types)
+        data["data"] = tuple((mime, size) for mime, size in types)
     body: Body = _BODIES[kind](**data)
     return body
 
@@ -129,6 +131,6 @@ def _run_from_dict(data: dict[str, Any]) -> Run:
     failure = data["failure"]
     if failure is not None:
         failure = Failure(**{**failure, "cause": Cause(failure["cause"])})
-    # Runs of earlier versions have no repairs.
+    # Earlier versions wrote no repairs.
     repairs = tuple(data.get("notebook_repairs", ()))
     return Run(**{**data, "state": RunState(data["state"]), "failure": failure, "notebook_repairs": repairs})

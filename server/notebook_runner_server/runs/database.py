@@ -1,27 +1,56 @@
-"""The store's SQLite file: written on one thread, read on another, so that the event loop waits for neither.
+"""The store's SQLite file: its connections and transactions, the check of its integrity, and its rebuilding.
 
-What was written is durable when `write` returns (WAL, `synchronous=FULL`).
+It is written on one thread and read on another, so that the event loop waits for neither. What was written is
+durable when `Database.write` returns (WAL, `synchronous=FULL`).
+
+To check a whole file takes as long as to read it, which would delay the start of a server with a long
+history. So a start checks for a moment, and a thread checks the rest afterwards. Damage that is found then,
+or by a read or write, is marked beside the file: the next start rebuilds the history from the intact runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import shutil
 import sqlite3
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from notebook_runner_server.runs import rebuilding, tables, transaction
-from notebook_runner_server.runs.errors import StorageFullError, damaged
+from notebook_runner_server.errors import DamagedRunError, StorageFullError, damaged
+from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.folder import private
-from notebook_runner_server.runs.integrity import IntegrityCheck
-from notebook_runner_server.runs.transaction import Write
 
+CHECK_SECONDS = 0.25
+"""How long the check may delay a start, if the file is large."""
+
+CHECK_BYTES = 32 * 1024 * 1024
+"""A file up to this size is always checked as a whole (0.2 s)."""
+
+_PROGRESS_STEPS = 1000
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# The file is not available now, or not to this user.
+_NO_DAMAGE = (
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
+    *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
+    *(sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS),
+)
+_MAGIC = b"SQLite format 3\0"
+_FORMATS = slice(18, 20)
+"""The bytes of a file that say which versions of SQLite can write and read it: each is 1 or 2."""
+
+_RUN_TABLES = ("runs", "events", "segments", "checkpoints")
+_MAX_GAP = 100_000
+"""After how many empty or unreadable positions in a row rebuilding looks no further."""
+
+_logger = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -34,59 +63,59 @@ class Database:
     """One SQLite file.
 
     Args:
-        path: Where it is, or is to be.
+        path: The file; created when it does not exist.
 
     Attributes:
-        problem: Why the last write failed; empty: it did not.
+        problem: Why the last write failed; empty: it succeeded.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._soundness = IntegrityCheck(path)
+        self._integrity = IntegrityCheck(path)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-read")
         self._write_db: sqlite3.Connection | None = None
         self._read_db: sqlite3.Connection | None = None
-        self._checking: threading.Thread | None = None
-        self._waiting: deque[Write] = deque()
+        self._checker: threading.Thread | None = None
+        self._pending: deque[PendingWrite] = deque()
         self.problem = ""
 
     async def open(self, *, is_first: bool) -> None:
         """Open the file.
 
         Args:
-            is_first: Whether there may be none, or an empty one.
+            is_first: Whether it may be missing or empty.
 
         Raises:
             DamagedHistoryError: It is damaged.
-            sqlite3.Error: It cannot be had now.
+            sqlite3.Error: It is not available now.
         """
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._writer, self._open_to_write, is_first)
         except sqlite3.Error as error:
-            if self._soundness.is_damage(error):
+            if self._integrity.is_damage(error):
                 raise DamagedHistoryError(str(error)) from error
             raise
         self._read_db = await loop.run_in_executor(self._reader, self._connect)
 
     def _open_to_write(self, is_first: bool) -> None:
         with contextlib.ExitStack() as stack:
-            # What SQLite makes beside it has the same mode.
+            # The files that SQLite creates beside it get the same mode.
             os.close(private(self._path, os.O_RDWR | os.O_CREAT))
             self._path.chmod(0o600)
             db = self._connect()
             stack.callback(db.close)
-            is_sound = self._soundness.check(db)
+            is_complete = self._integrity.check(db)
             tables.create(db, is_first=is_first)
             stack.pop_all()
         self._write_db = db
-        if not is_sound:
-            self._checking = threading.Thread(target=self._soundness.check_rest, name="store-check")
-            self._checking.start()
+        if not is_complete:
+            self._checker = threading.Thread(target=self._integrity.check_rest, name="store-check")
+            self._checker.start()
 
     def _connect(self) -> sqlite3.Connection:
-        db = rebuilding.connect(self._path)
+        db = _connect(self._path)
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
@@ -97,9 +126,9 @@ class Database:
 
     async def close(self) -> None:
         """Close the file."""
-        self._soundness.close()
-        if self._checking is not None:
-            await asyncio.to_thread(self._checking.join)
+        self._integrity.close()
+        if self._checker is not None:
+            await asyncio.to_thread(self._checker.join)
         loop = asyncio.get_running_loop()
         for executor, db in ((self._reader, self._read_db), (self._writer, self._write_db)):
             if db is not None:
@@ -109,50 +138,285 @@ class Database:
     async def write(
         self, function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """Do something as a whole or not at all, and return when it is durable.
+        """Call a function in a transaction, and return its result when that is durable.
 
-        What is asked for while a transaction goes on shares the next one.
+        Group commit: writes that arrive during a transaction share the next one, and its fsync.
 
         Raises:
-            StorageFullError: It could not be written; nothing of it is there.
+            StorageFullError: It could not be written; nothing of it is stored.
         """
-        write = Write(lambda db: function(db, *args, **kwargs))
-        self._waiting.append(write)
+        write = PendingWrite(lambda db: function(db, *args, **kwargs))
+        self._pending.append(write)
         self._writer.submit(self._commit)
         try:
             result: _T = await asyncio.wrap_future(write.done)
         except sqlite3.IntegrityError:
-            raise  # a fault in this program
+            raise  # a bug of this program
         except (OSError, sqlite3.Error) as error:
-            self._soundness.note(error)
+            self._integrity.record(error)
             self.problem = f"The state folder cannot be written: {error}."
             raise StorageFullError(self.problem) from error
         self.problem = ""
         return result
 
     def _commit(self) -> None:
-        """Write all that waits; on the writer's thread."""
+        """Commit all pending writes; runs on the writer's thread."""
         assert self._write_db is not None  # noqa: S101 - open() was called
-        # Nobody else takes any, and what comes meanwhile is for the next time.
-        if waiting := [self._waiting.popleft() for _ in range(len(self._waiting))]:
-            transaction.commit(self._write_db, waiting)
+        # Only this thread takes writes; those that arrive meanwhile are for the next time.
+        pending = [self._pending.popleft() for _ in range(len(self._pending))]
+        if writes := [write for write in pending if write.done.set_running_or_notify_cancel()]:
+            commit(self._write_db, writes)
 
     async def read(
         self, function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """Look something up."""
+        """Call a function that reads, and return its result."""
 
-        def look() -> _T:
+        def query() -> _T:
             assert self._read_db is not None  # noqa: S101 - open() was called
             return function(self._read_db, *args, **kwargs)
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._reader, look)
+            return await asyncio.get_running_loop().run_in_executor(self._reader, query)
         except sqlite3.DatabaseError as error:
-            if self._soundness.note(error):
+            if self._integrity.record(error):
                 raise damaged("", error) from error
             raise
 
     async def run_in_order(self, function: Callable[[], _T]) -> _T:
-        """Do something after what was to be written so far."""
+        """Call a function after all writes that are pending now."""
         return await asyncio.get_running_loop().run_in_executor(self._writer, function)
+
+
+class PendingWrite:
+    """A write that waits for its transaction.
+
+    Args:
+        function: Writes; may be called again after a rollback.
+
+    Attributes:
+        done: The function's result, once it is durable.
+    """
+
+    def __init__(self, function: Callable[[sqlite3.Connection], Any]) -> None:
+        self.function = function
+        self.done: Future[Any] = Future()
+
+
+def commit(db: sqlite3.Connection, writes: Sequence[PendingWrite]) -> None:
+    """Commit some writes in one transaction, in their order; if that fails, each in one of its own.
+
+    So only those writes fail that would have failed alone.
+    """
+    try:
+        with _transaction(db):
+            results = [write.function(db) for write in writes]
+    except BaseException as error:  # noqa: BLE001 - the waiting call gets it, whatever it is
+        if len(writes) == 1:
+            writes[0].done.set_exception(error)
+            return
+        for write in writes:
+            commit(db, [write])
+        return
+    for write, result in zip(writes, results, strict=True):
+        write.done.set_result(result)
+
+
+@contextlib.contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None)
+    # Damaged text can be read; its checksum reveals it.
+    db.text_factory = lambda data: data.decode(errors="surrogateescape")
+    return db
+
+
+class IntegrityCheck:
+    """Checks a database file, and marks it as damaged.
+
+    Args:
+        database: The file.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._mark = database.with_name(database.name + "-damaged")
+        self._closed = False
+
+    def check(self, db: sqlite3.Connection) -> bool:
+        """Check the file as far as time allows; return whether all of it was checked.
+
+        Raises:
+            sqlite3.DatabaseError: It is damaged.
+        """
+        if self._mark.exists():
+            raise sqlite3.DatabaseError(self._mark.read_text(encoding="utf-8", errors="replace"))
+        is_small = self._database.stat().st_size <= CHECK_BYTES
+        deadline = time.monotonic() + CHECK_SECONDS
+        return self._check(db, lambda: not is_small and time.monotonic() > deadline)
+
+    def check_rest(self) -> None:
+        """Check the whole file, on a connection of its own, until `close`; blocks."""
+        db = sqlite3.connect(f"file:{self._database}?mode=ro", uri=True)
+        try:
+            self._check(db, lambda: self._closed)
+        except sqlite3.DatabaseError as error:
+            self.record(error, always=True)
+        finally:
+            db.close()
+
+    def close(self) -> None:
+        """Stop `check_rest`."""
+        self._closed = True
+
+    def is_damage(self, error: sqlite3.Error) -> bool:
+        """Return whether an error while the file was opened means that it is damaged."""
+        # This program's own errors have no code.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NO_DAMAGE:
+            return True
+        # A damaged header looks like a file of a later SQLite.
+        try:
+            with self._database.open("rb") as file:
+                head = file.read(_FORMATS.stop)
+        except OSError:
+            return False
+        return bool(head) and not (head.startswith(_MAGIC) and set(head[_FORMATS]) <= {1, 2})
+
+    def record(self, error: Exception, *, always: bool = False) -> bool:
+        """Mark the file if an error of a read or write means that it is damaged; return whether it does."""
+        is_damage = always or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+        if is_damage and not self._mark.exists():
+            _logger.error(
+                "history_damaged", extra={"why": str(error), "action": "restart the server to rebuild it"}
+            )
+            # The disk may be full.
+            with contextlib.suppress(OSError):
+                self._mark.write_text(str(error), encoding="utf-8")
+        return is_damage
+
+    def _check(self, db: sqlite3.Connection, stop: object) -> bool:
+        db.set_progress_handler(stop, _PROGRESS_STEPS)  # type: ignore[arg-type] # typeshed wants an int for a bool
+        try:
+            verdict = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+                raise
+            return False
+        finally:
+            db.set_progress_handler(None, 0)
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+        return True
+
+
+def rebuild(old: Path, new: Path) -> None:
+    """Create a new history from the intact runs of a damaged one; blocks.
+
+    Args:
+        old: The damaged database file, which is not open; it stays as it is.
+        new: The file to create, in a folder with space for a copy of the damaged one.
+
+    Raises:
+        OSError: The disk is full, or another error that is no damage; which runs are intact is unknown.
+        sqlite3.Error: The same.
+    """
+    # SQLite writes to a file that it opens.
+    draft = new.with_name("draft")
+    for suffix in ("", "-wal"):
+        if (path := old.with_name(old.name + suffix)).exists():
+            shutil.copyfile(path, draft.with_name(draft.name + suffix))
+    descriptor = private(new, os.O_RDWR | os.O_CREAT)
+    try:
+        with contextlib.closing(_connect(new)) as target:
+            # A rebuilding that is interrupted starts over.
+            target.execute("PRAGMA synchronous = OFF")
+            tables.create(target)
+            with contextlib.closing(_connect(draft)) as source:
+                _copy_all(source, target)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy_all(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    try:
+        tables.create(source, is_first=False)
+        for position in _positions(source):
+            _copy_run(source, target, position)
+        deleted = source.execute("SELECT run_id FROM deleted_runs").fetchall()
+        target.executemany("INSERT OR IGNORE INTO deleted_runs (run_id) VALUES (?)", deleted)
+    except (sqlite3.DatabaseError, ValueError) as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise
+        _logger.warning("history_rest_unreadable", extra={"why": str(error)})
+
+
+def _positions(db: sqlite3.Connection) -> Iterator[int]:
+    """Yield the positions of all runs that can be found."""
+    try:
+        known = [position for (position,) in db.execute("SELECT position FROM runs NOT INDEXED")]
+    except sqlite3.DatabaseError:
+        known = []
+    if known:
+        yield from known
+        return
+    # One page is unreadable: the runs beyond it are found by asking for each position.
+    missed = 0
+    for position in range(1, _last_position(db) + 1):
+        try:
+            found = db.execute("SELECT 1 FROM runs WHERE position = ?", (position,)).fetchone()
+        except sqlite3.DatabaseError:
+            found = None
+        missed = 0 if found else missed + 1
+        if missed > _MAX_GAP:
+            return
+        if found:
+            yield position
+
+
+def _last_position(db: sqlite3.Connection) -> int:
+    for text in ("SELECT seq FROM sqlite_sequence WHERE name = 'runs'", "SELECT MAX(position) FROM runs"):
+        with contextlib.suppress(sqlite3.DatabaseError):
+            row = db.execute(text).fetchone()
+            if row is not None and isinstance(row[0], int):
+                return row[0]
+    return _MAX_GAP
+
+
+def _copy_run(source: sqlite3.Connection, target: sqlite3.Connection, position: int) -> None:
+    """Copy one run, unless it is damaged: then it stays in the file in quarantine."""
+    try:
+        run = tables.check_run(source, position).run
+        rows = {table: _rows(source, table, position) for table in _RUN_TABLES}
+    except (sqlite3.DatabaseError, DamagedRunError):
+        return
+    target.execute("BEGIN")
+    try:
+        for table, (columns, values) in rows.items():
+            marks = ", ".join("?" * len(columns))
+            text = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - names of columns
+            target.executemany(text, values)
+        labels = ((name, value, position) for name, value in run.labels.items())
+        target.executemany("INSERT INTO labels (name, value, position) VALUES (?, ?, ?)", labels)
+        target.execute("COMMIT")
+    except (sqlite3.IntegrityError, ValueError) as error:
+        # Its id is another run's, or its text cannot be encoded: version 1 wrote no checksums that reveal it.
+        target.execute("ROLLBACK")
+        _logger.warning("run_damaged", extra={"run_id": run.run_id, "why": str(error)})
+
+
+def _rows(
+    source: sqlite3.Connection, table: str, position: int
+) -> tuple[list[str], list[tuple[object, ...]]]:
+    cursor = source.execute(f"SELECT * FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the names above
+    return [one[0] for one in cursor.description], cursor.fetchall()

@@ -1,4 +1,4 @@
-"""Brings queued runs to workers, first come, first served, and follows each to its end."""
+"""The dispatcher: gives queued runs to workers, first come, first served, and follows each to its end."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
+from notebook_runner_server.errors import StorageFullError
 from notebook_runner_server.execution.interface import Backend, Cause, Failure, Job, RunHandle
 from notebook_runner_server.runs.active import ActiveRun
-from notebook_runner_server.runs.errors import StorageFullError
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 
 SAVE_INTERVAL = 1.0
-"""Seconds between two tries to store the start or the end of a run that the store could not take."""
+"""Seconds between two attempts to record a start or an end on a full disk."""
 
-_NOT_STARTED = "The run was ended before it started."
+_NOT_STARTED = "The run was stopped before it started."
 _logger = logging.getLogger(__name__)
 
 
@@ -25,7 +25,7 @@ class Dispatcher:
 
     Args:
         store: Where their notebooks are.
-        backend: What executes them; it is given one run for each free worker and no more.
+        backend: Executes them; it gets one run for each free worker and no more.
     """
 
     def __init__(self, store: Store, backend: Backend) -> None:
@@ -35,8 +35,8 @@ class Dispatcher:
         self._queue: deque[ActiveRun] = deque()
         self._queued = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._driving: set[asyncio.Task[None]] = set()
-        self._saving: set[asyncio.Task[None]] = set()
+        self._followers: set[asyncio.Task[None]] = set()
+        self._savers: set[asyncio.Task[None]] = set()
         self._draining = False
 
     @property
@@ -45,61 +45,61 @@ class Dispatcher:
         return len(self._queue)
 
     def start(self) -> None:
-        """Begin to bring runs to workers."""
+        """Begin to give runs to workers."""
         self._task = asyncio.create_task(self._run())
 
     def add(self, active: ActiveRun) -> None:
-        """Take a run in at the end of the queue."""
+        """Add a run to the end of the queue."""
         self._active[active.run.run_id] = active
         self._queue.append(active)
         self._queued.set()
 
     def follow(self, active: ActiveRun, handle: RunHandle) -> None:
-        """Take in a run that an earlier server has begun, and follow it on."""
+        """Follow a run that an earlier server has begun."""
         self._active[active.run.run_id] = active
-        self._drive(active, lambda: handle)
+        self._follow(active, lambda: handle)
 
     def find(self, run_id: str) -> ActiveRun | None:
-        """Return a run that has not ended; None: there is no such one."""
+        """Return a run that has not ended; None: not found."""
         return self._active.get(run_id)
 
     def newest(self) -> str:
         """Return the id of the newest run that has a worker, else of the newest queued one; empty: no run."""
-        going_on = [one for one in self._active.values() if not one.run.state.is_terminal]
-        started = [one for one in going_on if one not in self._queue]
-        newest = max(started or going_on, key=lambda one: one.log.position, default=None)
+        unended = [one for one in self._active.values() if not one.run.state.is_terminal]
+        started = [one for one in unended if one not in self._queue]
+        newest = max(started or unended, key=lambda one: one.log.position, default=None)
         return newest.run.run_id if newest else ""
 
-    def place(self, active: ActiveRun) -> int | None:
-        """Return how many runs start before this one; None: it waits no longer."""
+    def queue_position(self, active: ActiveRun) -> int | None:
+        """Return how many runs start before this one; None: it is not queued."""
         return self._queue.index(active) if active in self._queue else None
 
-    def going_on(self) -> list[Run]:
+    def unended(self) -> list[Run]:
         """Return the runs that have not ended, oldest first."""
         return [one.run for one in self._active.values() if not one.run.state.is_terminal]
 
     async def stop(self, active: ActiveRun, cause: Cause, grace_period: float) -> None:
-        """End a run, and return when no process of it is left.
+        """End a run, and return when none of its processes is left.
 
         Args:
             active: The run.
-            cause: What its failure shall name.
-            grace_period: Seconds that the cell may take after an interrupt; zero: end it now.
+            cause: The cause of its failure.
+            grace_period: Seconds between an interrupt and the kill; zero: kill at once.
         """
         if active in self._queue:
             self._queue.remove(active)
-            await self.end(active, Failure(cause, _NOT_STARTED))
+            await self.finish(active, Failure(cause, _NOT_STARTED))
         else:
             await active.stop(cause, grace_period)
             await active.settled.wait()
 
     async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:
-        """Start no more, let the runs that have a worker finish, and end those that do not in time.
+        """Start no more runs, let those that have a worker finish, and end those that are not in time.
 
-        Runs that outlive the server are left to the next one.
+        Runs that survive a restart are left to the next server.
 
         Args:
-            hurry: When it is set, the runs are ended without waiting longer.
+            hurry: When it is set, the runs are ended at once.
             drain_timeout: Seconds that the runs may take.
         """
         self._draining = True
@@ -109,30 +109,28 @@ class Dispatcher:
             self._backend.leave()
             return
         started = [run for run in self._active.values() if run not in self._queue]
-        ended = asyncio.ensure_future(_all_settled(started))
+        settled = asyncio.ensure_future(_all_settled(started))
         hurried = asyncio.ensure_future(hurry.wait())
-        await asyncio.wait({ended, hurried}, timeout=drain_timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({settled, hurried}, timeout=drain_timeout, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
         await asyncio.gather(
             *(self.stop(run, Cause.SERVER_STOPPED, 0.0) for run in started if not run.settled.is_set())
         )
-        await ended
-        for held in self._active.values():
-            if held.is_held:
-                _logger.error(
-                    "the end of a run could not be written before the stop", extra=held.run_context.ids
-                )
-                held.log.close()
+        await settled
+        for active in self._active.values():
+            if active.is_held:
+                _logger.error("run_end_lost", extra=active.run_context.ids)
+                active.log.close()
 
     async def close(self) -> None:
         """Wait until the runs that had a worker are followed to their end."""
         if self._task is not None:
             self._task.cancel()
-        for task in self._saving:
+        for task in self._savers:
             task.cancel()
-        for task in self._driving if self._backend.survives_restart else ():
+        for task in self._followers if self._backend.survives_restart else ():
             task.cancel()
-        await asyncio.gather(*self._driving, *self._saving, return_exceptions=True)
+        await asyncio.gather(*self._followers, *self._savers, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
@@ -147,28 +145,28 @@ class Dispatcher:
                 self._queued.clear()
 
     async def _launch(self, active: ActiveRun) -> bool:
-        """Give a run to a worker, or end it; tell whether it waits no longer."""
+        """Give a run to a worker, or end it; false: the disk is full, and the run is back in the queue."""
         try:
-            # It is durable that the run was begun before a worker has it.
+            # The start is durable before a worker gets the run.
             _, job = await asyncio.gather(active.move(RunState.STARTING), self._job(active))
         except StorageFullError:
             if active.stop_requested is None:
-                self._wait_on(active)
+                self._requeue(active)
                 return False
         except Exception as error:
-            _logger.exception("a run could not be started", extra=active.run_context.ids)
-            await self.end(active, Failure(Cause.STORAGE_FAILED, f"The run could not be read: {error}"))
+            _logger.exception("run_start_failed", extra=active.run_context.ids)
+            message = f"The run's notebook could not be read from the state folder: {error}"
+            await self.finish(active, Failure(Cause.STORAGE_FAILED, message))
             return True
         if active.stop_requested is not None:
-            await self.end(active, Failure(active.stop_requested[0], _NOT_STARTED))
+            await self.finish(active, Failure(active.stop_requested[0], _NOT_STARTED))
             return True
-        self._drive(active, lambda: self._backend.submit(job))
-        # The worker is taken when the task has begun.
+        self._follow(active, lambda: self._backend.submit(job))
+        # The task takes the worker when it begins.
         await asyncio.sleep(0)
         return True
 
-    def _wait_on(self, active: ActiveRun) -> None:
-        """Put a run back whose start could not be written."""
+    def _requeue(self, active: ActiveRun) -> None:
         self._queue.appendleft(active)
         if self._draining:
             active.log.close()
@@ -176,53 +174,54 @@ class Dispatcher:
 
     async def _job(self, active: ActiveRun) -> Job:
         folder = self._store.folder(active.run.run_id)
-        parts = await self._store.parts(active.log.position, 0)
-        order = active.order
+        segments = await self._store.segments(active.log.position, 0)
+        options = active.options
         return Job(
             run_id=active.run.run_id,
-            notebook=await asyncio.to_thread(lambda: b"".join(folder.notebook(parts))),
+            notebook=await asyncio.to_thread(lambda: b"".join(folder.notebook(segments))),
             kernel_name=active.run.kernel_name,
-            working_folder=order.working_folder or str(folder.work),
+            working_folder=options.working_folder or str(folder.work),
             run_folder=str(folder.work),
-            limits=order.limits,
-            allow_errors=order.allow_errors,
-            # What the caller names itself comes first.
-            environment={**active.run_context.variables, **order.environment},
+            limits=options.limits,
+            allow_errors=options.allow_errors,
+            # The caller's own variables win.
+            environment={**active.run_context.variables, **options.environment},
         )
 
-    def _drive(self, active: ActiveRun, begin: Callable[[], RunHandle]) -> None:
-        task = asyncio.create_task(self._followed(active, begin))
-        self._driving.add(task)
-        task.add_done_callback(self._driving.discard)
+    def _follow(self, active: ActiveRun, begin: Callable[[], RunHandle]) -> None:
+        task = asyncio.create_task(self._follow_to_end(active, begin))
+        self._followers.add(task)
+        task.add_done_callback(self._followers.discard)
 
-    async def _followed(self, active: ActiveRun, begin: Callable[[], RunHandle]) -> None:
+    async def _follow_to_end(self, active: ActiveRun, begin: Callable[[], RunHandle]) -> None:
         try:
             await active.follow(begin())
         except Exception as error:
-            _logger.exception("a run could not be followed", extra=active.run_context.ids)
-            await active.end(Failure(Cause.WORKER_DIED, f"The server could not follow the run: {error}"))
+            _logger.exception("run_follow_failed", extra=active.run_context.ids)
+            message = f"Internal error: the server could not follow the run: {error}"
+            await active.finish(Failure(Cause.WORKER_DIED, message))
         finally:
-            self._forget(active)
+            self._release(active)
 
-    async def end(self, active: ActiveRun, failure: Failure) -> None:
-        """End a run that nobody executes, also one that an earlier server has left."""
+    async def finish(self, active: ActiveRun, failure: Failure) -> None:
+        """End a run that no worker executes."""
         self._active[active.run.run_id] = active
-        await active.end(failure)
-        self._forget(active)
+        await active.finish(failure)
+        self._release(active)
 
-    def _forget(self, active: ActiveRun) -> None:
-        """Let go of a run that has ended; one whose end waits for room is told from here."""
+    def _release(self, active: ActiveRun) -> None:
+        """Drop a run that has ended, once its end is durable."""
         if active.is_held:
-            task = asyncio.create_task(self._save(active))
-            self._saving.add(task)
-            task.add_done_callback(self._saving.discard)
+            task = asyncio.create_task(self._save_end(active))
+            self._savers.add(task)
+            task.add_done_callback(self._savers.discard)
         else:
             self._active.pop(active.run.run_id, None)
 
-    async def _save(self, active: ActiveRun) -> None:
+    async def _save_end(self, active: ActiveRun) -> None:
         while active.is_held:
             await asyncio.sleep(SAVE_INTERVAL)
-            await active.save()
+            await active.save_end()
         self._active.pop(active.run.run_id, None)
 
 

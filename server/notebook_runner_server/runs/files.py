@@ -1,4 +1,4 @@
-"""The `files` format: a zip of what the notebook left in its run folder."""
+"""The `files` format: a zip of the files that the notebook wrote to its run folder."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from typing import IO
 from notebook_runner_server.folder_tree import Entry, walk
 
 _COPY_BYTES = 1024 * 1024
-# Linux's PATH_MAX: what is longer nobody could unpack.
+# Linux's PATH_MAX: longer paths cannot be unpacked.
 _MAX_PATH_BYTES = 4096
-# What a zip can say of a file's time.
+# The range of times in a zip.
 _FIRST, _LAST = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
 
 
 class UnpackableError(Exception):
-    """The folder cannot be packed: it holds more than it may, or is nested too deep."""
+    """The folder cannot be packed: it is too large, or nested too deep."""
 
 
 def pack(folder: Path, target: Path, max_bytes: int) -> None:
     """Write a zip of a folder's regular files; links are not followed.
 
-    The notebook may go on meanwhile: a file that is gone when its turn comes is left out, and nothing from
-    outside of the folder comes in.
+    The notebook may change the folder meanwhile: a file that disappears is left out, and nothing from outside
+    the folder gets in.
 
     Args:
-        folder: What to pack.
+        folder: The folder.
         target: The zip.
-        max_bytes: How many bytes the files may have together.
+        max_bytes: The maximum size of all files together.
 
     Raises:
-        UnpackableError: They have more, or the path of one is too long.
+        UnpackableError: The files are larger, or one of their paths is too long.
     """
     total = sum(entry.about.st_size for entry in _regular_files(folder))
     if total > max_bytes:
@@ -43,15 +43,15 @@ def pack(folder: Path, target: Path, max_bytes: int) -> None:
     packed = 0
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for entry in _regular_files(folder):
-            for piece_size in _add(archive, entry):
-                packed += piece_size
+            for size in _add(archive, entry):
+                packed += size
                 if packed > max_bytes:
                     raise _too_large(packed, max_bytes)
 
 
 def _too_large(size: int, max_bytes: int) -> UnpackableError:
     return UnpackableError(
-        f"the run folder has {size} bytes, of {max_bytes} that the server allows (--max-files-bytes)"
+        f"The run's files have at least {size} bytes; the server allows {max_bytes} (--max-files-bytes)."
     )
 
 
@@ -60,19 +60,19 @@ def _regular_files(folder: Path) -> Iterator[Entry]:
         if stat.S_ISREG(entry.about.st_mode):
             if len(os.fsencode(entry.path)) > _MAX_PATH_BYTES:
                 raise UnpackableError(
-                    f"the run folder has files nested too deep: a path of more than {_MAX_PATH_BYTES} bytes"
+                    f"The run's files are nested too deep: a path has more than {_MAX_PATH_BYTES} bytes."
                 )
             yield entry
 
 
 def _add(archive: zipfile.ZipFile, entry: Entry) -> Iterator[int]:
-    """Add a file to a zip; yield the size of each piece."""
+    """Add a file to a zip; yield the size of each chunk."""
     try:
-        # It may be another file by now, a pipe or a link.
+        # It may have been replaced by a pipe or a link.
         descriptor = entry.open()
     except OSError:
         return
-    # A zip's names are Unicode; a file's need not be.
+    # Names in a zip are Unicode; names of files need not be.
     name = os.fsencode(entry.path).decode(errors="replace")
     with open(descriptor, "rb") as file:
         about = os.fstat(descriptor)
@@ -82,9 +82,9 @@ def _add(archive: zipfile.ZipFile, entry: Entry) -> Iterator[int]:
 
 def _copy(file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[int]:
     with archive.open(info, "w", force_zip64=True) as entry:
-        while piece := file.read(_COPY_BYTES):
-            entry.write(piece)
-            yield len(piece)
+        while chunk := file.read(_COPY_BYTES):
+            entry.write(chunk)
+            yield len(chunk)
 
 
 def _info(name: str, about: os.stat_result) -> zipfile.ZipInfo:

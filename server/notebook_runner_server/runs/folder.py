@@ -1,14 +1,14 @@
-"""A run's folder: the file of its parts, and its private working folder.
+"""A run's folder: its file of segments, its secrets, and its private working directory.
 
 ::
 
     runs/RUN_ID/
-    ├── parts        every version of every part of the notebook, appended, synced before it is told of
-    ├── begun        there when a worker was to have the run, or it was ended: it is not executed again
+    ├── segments     every version of every segment of the notebook; synced before an event announces it
+    ├── begun        exists once a worker gets the run, or the run has ended: it is not executed again
     ├── environment  the variables for the kernel, until the run has ended
-    ├── output-uri   where the executed notebook is to be written, until the run has ended
-    ├── work/        NOTEBOOK_RUNNER_RUN_DIR, or what came back of it: what the notebook itself leaves
-    └── files-left   how many bytes that would have been, where it was too much to come back
+    ├── output-uri   where the executed notebook is uploaded to, until the run has ended
+    ├── work/        NOTEBOOK_RUNNER_RUN_DIR, or its copy from another machine: the notebook's own files
+    └── files-left   the size of those files in bytes, if they were too large to be copied
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from notebook_runner_server import folder_tree
+from notebook_runner_server.errors import DamagedRunError, damaged
 from notebook_runner_server.execution.files import FileEvent, FilesLeft
-from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
-from notebook_runner_server.runs.errors import DamagedRunError, damaged
-from notebook_runner_server.runs.tables import Part
+from notebook_runner_server.execution.segments import HEAD, SEPARATOR, TAIL
+from notebook_runner_server.runs.model import Segment
 
 COPY_BYTES = 1024 * 1024
 _logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _T = TypeVar("_T", dict[str, str], str)
 
 
 def private(path: str | Path, flags: int) -> int:
-    """Open a file that, where it is made, is this user's alone; what `open` takes as its `opener`."""
+    """Open a file; a new one is readable for this user alone. For `open` as its `opener`."""
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
@@ -57,46 +57,50 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.work = path / "work"
-        self._parts = path / "parts"
         self._environment = path / "environment"
         self._output_uri = path / "output-uri"
         self._files_left = path / "files-left"
         self._begun = path / "begun"
 
+    @property
+    def _segments(self) -> Path:
+        # Its name was `parts` up to version 2 of the history.
+        current, earlier = self.path / "segments", self.path / "parts"
+        return earlier if not current.exists() and earlier.exists() else current
+
     def create(self) -> None:
-        """Make the folders, for this user alone."""
+        """Create the folders, for this user alone."""
         for folder in (self.path, self.work):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def remove(self) -> bool:
-        """Remove all of it, or as much as can be, and tell whether it is gone; not being there is well."""
+        """Remove the folder as far as possible; return whether it is gone. A missing folder is no error."""
         try:
             folder_tree.remove(self.path)
         except OSError as error:
-            about = {"folder": str(self.path), "why": str(error)}
-            _logger.warning("a run's folder could not be removed", extra=about)
+            _logger.warning("run_folder_not_removed", extra={"folder": str(self.path), "why": str(error)})
             return False
         return True
 
-    def write(self, start: int, pieces: Iterable[bytes]) -> None:
-        """Write bytes to the file of parts from a place on, and make them durable."""
-        descriptor = private(self._parts, os.O_WRONLY | os.O_CREAT)
+    def write(self, start: int, chunks: Iterable[bytes]) -> None:
+        """Write bytes to the file of segments from an offset on, and make them durable."""
+        descriptor = private(self._segments, os.O_WRONLY | os.O_CREAT)
         with open(descriptor, "wb") as file:
             file.seek(start)
-            file.writelines(pieces)
+            file.writelines(chunks)
             file.flush()
             os.fdatasync(descriptor)
 
-    def bring(self, told: FileEvent) -> None:
-        """Take what came of the notebook's files from another machine; once more changes nothing.
+    def write_file(self, file_event: FileEvent) -> None:
+        """Write a piece of a file that the notebook left on another machine; can be repeated.
 
         Raises:
-            OSError: It is not for a file in the folder, or cannot be written.
+            OSError: The path leads outside the folder, or cannot be written.
         """
-        if isinstance(told, FilesLeft):
-            self._files_left.write_text(str(told.size))
+        if isinstance(file_event, FilesLeft):
+            self._files_left.write_text(str(file_event.size))
             return
-        parent, name = os.path.split(told.path)
+        parent, name = os.path.split(file_event.path)
         folder = folder_tree.open_below(self.work, parent, make=True)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -104,21 +108,21 @@ class RunFolder:
         finally:
             os.close(folder)
         with open(descriptor, "wb") as file:
-            file.seek(told.start)
-            file.write(told.data)
+            file.seek(file_event.start)
+            file.write(file_event.data)
             file.flush()
-            # The worker forgets it when it is told that it is here.
+            # The worker drops the piece once the server confirms it.
             os.fdatasync(descriptor)
-            # The next piece has to be written as well.
-            os.fchmod(descriptor, told.mode & 0o777 | 0o600)
-            os.utime(descriptor, ns=(told.modified, told.modified))
+            # The owner must be able to write the next piece.
+            os.fchmod(descriptor, file_event.mode & 0o777 | 0o600)
+            os.utime(descriptor, ns=(file_event.modified, file_event.modified))
 
     def files_left(self) -> int:
-        """Return how many bytes of files did not come from another machine."""
+        """Return the size of files that were too large to be copied from another machine, in bytes."""
         return int(self._files_left.read_text()) if self._files_left.exists() else 0
 
-    def keep_secrets(self, environment: Mapping[str, str], output_uri: str) -> None:
-        """Keep the variables for the kernel and where to write to until the run has ended."""
+    def write_secrets(self, environment: Mapping[str, str], output_uri: str) -> None:
+        """Store the variables for the kernel and the output URI until the run has ended."""
         for path, secret in ((self._environment, dict(environment)), (self._output_uri, output_uri)):
             if secret:
                 descriptor = private(path, os.O_WRONLY | os.O_CREAT)
@@ -129,49 +133,49 @@ class RunFolder:
                     os.fsync(descriptor)
 
     def secrets(self) -> tuple[dict[str, str], str]:
-        """Return the variables for the kernel of a run that has not ended, and where to write to.
+        """Return the variables for the kernel of a run that has not ended, and its output URI.
 
         Raises:
             DamagedRunError: They cannot be read.
         """
         return self._secret(self._environment, {}), self._secret(self._output_uri, "")
 
-    def _secret(self, path: Path, none: _T) -> _T:
+    def _secret(self, path: Path, default: _T) -> _T:
         try:
             text, _, checksum = path.read_text(encoding="utf-8").partition("\n")
-            found = json.loads(text)
-            # Those of earlier versions have none.
+            secret = json.loads(text)
+            # Earlier versions wrote no checksum.
             is_sound = not checksum or int(checksum) == zlib.crc32(text.encode())
         except FileNotFoundError:
-            # None was given, or the run has just ended.
-            return none
+            # It was never set, or the run has just ended.
+            return default
         except (OSError, ValueError) as error:
-            raise damaged(self.path.name, f"its file {path.name} cannot be read") from error
-        if not is_sound or not isinstance(found, type(none)):
-            raise damaged(self.path.name, f"its file {path.name} is not as it was written")
-        return found
+            raise damaged(self.path.name, f"its file `{path.name}` cannot be read") from error
+        if not is_sound or not isinstance(secret, type(default)):
+            raise damaged(self.path.name, f"its file `{path.name}` is damaged")
+        return secret
 
-    def note_begun(self) -> None:
-        """Note that the run is not to be executed again; a second net, so a full disk is no fault."""
+    def mark_begun(self) -> None:
+        """Mark the run so that it is not executed again; a second safeguard, so errors are ignored."""
         with contextlib.suppress(OSError):
             os.close(private(self._begun, os.O_WRONLY | os.O_CREAT))
 
     @property
     def is_begun(self) -> bool:
-        """Whether a worker was to have the run, or its end could not be recorded."""
+        """Whether a worker was to get the run, or its end could not be recorded."""
         return self._begun.exists()
 
-    def forget_secrets(self) -> None:
-        """Remove them: the run has ended."""
+    def delete_secrets(self) -> None:
+        """Delete the secrets of a run that has ended."""
         self._environment.unlink(missing_ok=True)
         self._output_uri.unlink(missing_ok=True)
 
-    def parts_size(self) -> int:
-        """Return how many bytes the file of parts has; 0: there is none."""
-        return self._parts.stat().st_size if self._parts.is_file() else 0
+    def segments_size(self) -> int:
+        """Return the size of the file of segments in bytes; 0: it does not exist."""
+        return self._segments.stat().st_size if self._segments.is_file() else 0
 
     def size(self) -> int:
-        """Return how many bytes all files of the run have together."""
+        """Return the size of all files of the run in bytes."""
         return folder_tree.size(self.path)
 
     def sync(self) -> None:
@@ -179,54 +183,54 @@ class RunFolder:
         sync_folder(self.path)
         sync_folder(self.path.parent)
 
-    def read(self, part: Part) -> bytes:
-        """Return one part.
+    def read(self, segment: Segment) -> bytes:
+        """Return one segment.
 
         Raises:
-            DamagedRunError: It is not as it was written.
+            DamagedRunError: It is missing or damaged.
         """
-        with self._opened_parts() as file:
-            return b"".join(self._read(file.fileno(), part))
+        with self._opened_segments() as file:
+            return b"".join(self._read(file.fileno(), segment))
 
-    def notebook(self, parts: Iterable[Part]) -> Iterator[bytes]:
-        """Yield the notebook that is put together from these versions of its parts.
+    def notebook(self, segments: Iterable[Segment]) -> Iterator[bytes]:
+        """Yield the notebook that these versions of its segments make, in chunks.
 
         Raises:
-            DamagedRunError: One of them is not as it was written.
+            DamagedRunError: One of them is missing or damaged.
         """
-        by_number = {part.part: part for part in parts}
+        by_number = {segment.number: segment for segment in segments}
         if TAIL not in by_number:
-            raise damaged(self.path.name, "the history lacks parts of its notebook")
+            raise damaged(self.path.name, "the history lacks segments of its notebook")
         tail = by_number.pop(TAIL)
         yield HEAD
-        with self._opened_parts() as file:
-            for place, number in enumerate(sorted(by_number)):
-                if place:
+        with self._opened_segments() as file:
+            for index, number in enumerate(sorted(by_number)):
+                if index:
                     yield SEPARATOR
                 yield from self._read(file.fileno(), by_number[number])
             yield from self._read(file.fileno(), tail)
 
-    def _opened_parts(self) -> IO[bytes]:
+    def _opened_segments(self) -> IO[bytes]:
         try:
-            # Without waiting: something else may be in its place, for whose other end a pipe would wait.
-            return open(self._parts, "rb", opener=lambda path, flags: private(path, flags | os.O_NONBLOCK))
+            # Not blocking: somebody may have put a pipe there.
+            return open(self._segments, "rb", opener=lambda path, flags: private(path, flags | os.O_NONBLOCK))
         except OSError as error:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: OSError) -> DamagedRunError:
-        return damaged(self.path.name, f"its file of parts cannot be read ({error.strerror})")
+        return damaged(self.path.name, f"its file of segments cannot be read ({error.strerror})")
 
-    def _read(self, descriptor: int, part: Part) -> Iterator[bytes]:
+    def _read(self, descriptor: int, segment: Segment) -> Iterator[bytes]:
         total = 0
-        for start in range(0, part.length, COPY_BYTES):
-            size = min(COPY_BYTES, part.length - start)
+        for start in range(0, segment.length, COPY_BYTES):
+            size = min(COPY_BYTES, segment.length - start)
             try:
-                piece = os.pread(descriptor, size, part.start + start)
+                chunk = os.pread(descriptor, size, segment.start + start)
             except OSError as error:
                 raise self._unreadable(error) from error
-            if len(piece) < size:
-                raise damaged(self.path.name, f"its file of parts ends within part {part.part}")
-            total = zlib.crc32(piece, total)
-            yield piece
-        if part.checksum not in {None, total}:
-            raise damaged(self.path.name, f"checksum mismatch in part {part.part}")
+            if len(chunk) < size:
+                raise damaged(self.path.name, f"its file of segments ends within segment {segment.number}")
+            total = zlib.crc32(chunk, total)
+            yield chunk
+        if segment.checksum not in {None, total}:
+            raise damaged(self.path.name, f"checksum mismatch in segment {segment.number}")

@@ -1,16 +1,17 @@
-"""The event log of one run, and cursors over it.
+"""The event log of one run, and the readers that follow it.
 
-State is a fold over events. The store has them all; the newest are kept here as well, for the readers that
-follow live. No reader has a queue: each has a cursor, reads what is after it, and waits for one common
-signal, so that a slow reader costs nothing and loses nothing.
+The store has all events; the newest are kept in memory as well, for live readers. A reader has a position in
+the log instead of a queue: it reads what comes after that position, and all readers wait for one common
+signal. A slow reader costs nothing and loses nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
+from notebook_runner_server.errors import RunNotFoundError, ShuttingDownError
 from notebook_runner_server.execution.interface import (
     CellStarted,
     DisplayOutput,
@@ -18,15 +19,13 @@ from notebook_runner_server.execution.interface import (
     Failure,
     StreamOutput,
 )
-from notebook_runner_server.runs.clock import Clock
-from notebook_runner_server.runs.errors import RunNotFoundError, ShuttingDownError
-from notebook_runner_server.runs.model import Body, Event, Run, RunChanged
-from notebook_runner_server.runs.observer import RunContext
+from notebook_runner_server.runs.model import Event, Run, RunChanged, WriteBatch
 from notebook_runner_server.runs.salvage import shown_since
-from notebook_runner_server.runs.store import Store, WriteBatch
+from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs.transitions import Clock
 
 RECENT_BYTES = 2 * 1024 * 1024
-"""How much of the newest events is kept in memory for a run that goes on, about."""
+"""About how much of the newest events of an active run stays in memory."""
 
 _EVENT_BYTES = 500
 _TYPE_BYTES = 150
@@ -36,15 +35,15 @@ class RunLog:
     """The events of one run.
 
     Args:
-        store: Where they are kept.
+        store: Where they are stored.
         position: The run's position in the store.
-        last_sequence: The sequence number of the newest event that the store has.
-        ended: Whether that is the last one.
-        clock: Tells when an event happens.
-        run_context: Is told of the events that are shown to the readers.
+        last_sequence: The sequence number of the newest event in the store.
+        ended: Whether that is the terminal event.
+        clock: The run's clock; None: a new one, for a run that has ended.
+        on_events: Called with new events, when readers can see them.
 
     Attributes:
-        clock: The same.
+        clock: The run's clock.
     """
 
     def __init__(
@@ -55,24 +54,18 @@ class RunLog:
         *,
         ended: bool,
         clock: Clock | None = None,
-        run_context: RunContext | None = None,
+        on_events: Callable[[Sequence[Event]], object] = lambda _: None,
     ) -> None:
         self._store = store
-        self._run_context = run_context
         self.clock = clock or Clock()
+        self._on_events = on_events
         self.position = position
         self.last_sequence = last_sequence
         self.ended = ended
         self._recent: deque[Event] = deque()
         self._recent_bytes = 0
-        self._news: asyncio.Future[None] | None = None
+        self._signal: asyncio.Future[None] | None = None
         self._closed = False
-
-    def next_event(self, run: Run, body: Body, place: int = 0) -> Event:
-        """Return the event that `append` will take as the one in `place` (0: the next)."""
-        return Event(
-            self.last_sequence + 1 + place, self.clock.now(), run.cells_completed, run.cells_total, body
-        )
 
     async def append(
         self,
@@ -83,16 +76,16 @@ class RunLog:
         *,
         is_end: bool = False,
     ) -> None:
-        """Make events durable, then show them to the readers; `is_end` as in `Store.append`.
+        """Make events durable, then publish them; `is_end` as in `Store.append`.
 
         Raises:
-            StorageFullError: They could not be written; nobody was shown any.
+            StorageFullError: They could not be written; none was published.
         """
         await self._store.append(self.position, run, events, written, expire_time, is_end=is_end)
         self.publish(events)
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Show events to the readers."""
+        """Let readers see events that are durable."""
         if not events:
             return
         self.last_sequence = events[-1].sequence
@@ -102,28 +95,28 @@ class RunLog:
             self._recent_bytes += _size(event)
         while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
             self._recent_bytes -= _size(self._recent.popleft())
-        if self._news is not None:
-            self._news.set_result(None)
-            self._news = None
-        if self._run_context is not None:
-            self._run_context.tell(events)
+        self._wake_readers()
+        self._on_events(events)
 
     def close(self) -> None:
-        """Send the readers away: the server stops, and this run goes on after its next start."""
+        """End all readers: the server stops, and the run continues after its next start."""
         self._closed = True
-        if self._news is not None:
-            self._news.set_result(None)
-            self._news = None
+        self._wake_readers()
+
+    def _wake_readers(self) -> None:
+        if self._signal is not None:
+            self._signal.set_result(None)
+            self._signal = None
 
     async def read(self, after: int) -> Sequence[Event]:
-        """Return some events after a sequence number, in order; none: there are no more yet."""
+        """Return some events after a sequence number, in order; none: no more exist yet."""
         if self._recent and self._recent[0].sequence <= after + 1:
             skip = after + 1 - self._recent[0].sequence
-            return [self._recent[place] for place in range(skip, len(self._recent))]
+            return [self._recent[index] for index in range(skip, len(self._recent))]
         return await self._store.events(self.position, after)
 
     async def shown(self) -> AsyncIterator[Sequence[Event]]:
-        """Yield the events of the newest cell that tell of what it still shows, in order."""
+        """Yield the events of the newest cell whose output it still shows, in order."""
         since, before, output_after = None, self.last_sequence + 1, False
         while since is None:
             events = await self._store.events_before(self.position, before)
@@ -135,42 +128,41 @@ class RunLog:
             yield events
             since = events[-1].sequence
 
-    async def source(self, run_id: str, part: int) -> bytes:
-        """Return a part of the notebook as it was before it was executed."""
-        return await self._store.source(run_id, self.position, part)
-
-    async def note_begun(self, run_id: str) -> None:
-        """Note that the run is not to be executed by a later server, whatever the history says."""
-        await self._store.note_begun(run_id)
-
     async def follow(self, after: int, idle: float) -> AsyncIterator[Sequence[Event]]:
-        """Yield all events after a sequence number, then what comes, until the terminal one.
+        """Yield all events after a sequence number, then new ones as they come, until the terminal one.
 
         Args:
             after: The last sequence number that the reader has.
-            idle: Seconds without an event after which nothing is yielded, as a sign of life.
+            idle: Seconds without an event after which an empty batch is yielded, as a heartbeat.
+
+        Raises:
+            RunNotFoundError: The run was deleted meanwhile.
+            ShuttingDownError: The server is shutting down.
         """
         while True:
             if after < self.last_sequence:
                 events = await self.read(after)
                 if not events:
-                    raise RunNotFoundError("The run was forgotten while it was read.", field="run_id")
+                    raise RunNotFoundError(
+                        "The run was deleted while it was read, because its retention is over.",
+                        field="run_id",
+                    )
                 after = events[-1].sequence
                 yield events
             elif self.ended:
                 return
             elif self._closed:
                 raise ShuttingDownError(
-                    "The server is shutting down; the run waits or goes on: follow it when it is back."
+                    "The server is shutting down. The run continues: follow it again after the restart."
                 )
             elif not await self._wait(idle):
                 yield ()
 
     async def _wait(self, seconds: float) -> bool:
-        """Wait for the next event; false: there was none in this time."""
-        if self._news is None:
-            self._news = asyncio.get_running_loop().create_future()
-        done, _ = await asyncio.wait([self._news], timeout=seconds)
+        """Wait for the next event; false: none came in this time."""
+        if self._signal is None:
+            self._signal = asyncio.get_running_loop().create_future()
+        done, _ = await asyncio.wait([self._signal], timeout=seconds)
         return bool(done)
 
 

@@ -1,63 +1,64 @@
-"""The life of runs: admitted, queued, started, killed, found again, recovered, and forgotten."""
+"""The run manager: starts, lists, kills and recovers the runs of one server."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from notebook_runner_server.execution.interface import Backend, Cause, WarmCounts
-from notebook_runner_server.runs.active import ActiveRun
-from notebook_runner_server.runs.admission import Admission, Admitted
-from notebook_runner_server.runs.clock import Clock
-from notebook_runner_server.runs.dispatcher import Dispatcher
-from notebook_runner_server.runs.errors import (
+from notebook_runner_server.errors import (
+    DamagedRunError,
     NotReadyError,
     RequestIdReusedError,
     RunnerBusyError,
     ShuttingDownError,
     StorageFullError,
+    damaged,
     not_found,
 )
-from notebook_runner_server.runs.info import KernelInfo, RunnerInfo
+from notebook_runner_server.execution.interface import Backend, Cause, Failure, WarmCounts
+from notebook_runner_server.runs.active import ActiveRun
+from notebook_runner_server.runs.admission import Admission, Admitted
+from notebook_runner_server.runs.dispatcher import Dispatcher
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import (
-    Event,
-    ExecutionOptions,
+    Checkpoint,
+    KernelInfo,
     Run,
     RunChanged,
+    RunnerInfo,
     RunState,
     StartSpec,
     TraceContext,
 )
 from notebook_runner_server.runs.observer import Observer, RunContext
-from notebook_runner_server.runs.readers import Readers
-from notebook_runner_server.runs.recovery import recover
-from notebook_runner_server.runs.request_digest import fingerprint, is_same
-from notebook_runner_server.runs.retention import HistoryLimits, Retention
+from notebook_runner_server.runs.request_digest import compute_digest, is_same
+from notebook_runner_server.runs.retention import HistoryLimits, Readers, Retention
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import RunRecord
-from notebook_runner_server.runs.uploader import OutputUploader
+from notebook_runner_server.runs.transitions import Clock, event_of
 from notebook_runner_server.transfer.interface import Transfer
 
+_logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
 class RunManager:
-    """Keeps the runs of one server.
+    """Manages the runs of one server.
 
     Args:
-        store: Where runs are kept.
-        backend: What executes them.
-        admission: What turns requests into runs.
+        store: Where runs are stored.
+        backend: Executes them.
+        admission: Turns requests into runs.
         queue_size: How many runs may wait when all workers are busy.
-        bounds: What the history may take.
-        transfer: What writes executed notebooks to URIs.
-        observers: Who watches the runs.
+        history_limits: The limits of the history.
+        transfer: Uploads executed notebooks.
+        observers: Get the events of all runs.
 
     Attributes:
-        readers: Who reads which run.
+        readers: Which runs are read at the moment.
     """
 
     def __init__(
@@ -66,74 +67,186 @@ class RunManager:
         backend: Backend,
         admission: Admission,
         queue_size: int,
-        bounds: HistoryLimits,
+        history_limits: HistoryLimits,
         transfer: Transfer,
         observers: Iterable[Observer] = (),
     ) -> None:
         self._store = store
-        self._observers = tuple(observers)
         self._backend = backend
         self._admission = admission
         self._queue_size = queue_size
+        self._transfer = transfer
+        self._observers = tuple(observers)
         self.readers = Readers()
-        self._retention = Retention(store, bounds, self.readers.reads)
+        self._retention = Retention(store, history_limits, self.readers.is_read)
+        self._retention_task: asyncio.Task[None] | None = None
         self._dispatcher = Dispatcher(store, backend)
-        self._delivery = OutputUploader(store, transfer)
         self._admitting = asyncio.Lock()
-        self._forgetting: asyncio.Task[None] | None = None
-        self._steps: set[asyncio.Task[Any]] = set()
+        self._shielded_tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
-    async def open(self, locked: Callable[[], object] = lambda: None) -> None:
-        """Recover what an earlier server left, and begin to execute runs.
+    async def open(self, on_locked: Callable[[], object] = lambda: None) -> None:
+        """Recover the runs that an earlier server left, and begin to execute runs.
 
         Args:
-            locked: Called when the state folder is this server's alone, and no kernel is started; may block.
+            on_locked: Called when the state folder is locked, and before any kernel starts; may block.
         """
         await self._store.open()
-        await asyncio.to_thread(locked)
-        await recover(self._store, self._backend, self._dispatcher, self._recovered)
+        await asyncio.to_thread(on_locked)
+        for record in await self._store.unended():
+            try:
+                await self._recover(record)
+            except (OSError, DamagedRunError) as error:
+                # One damaged run must not keep the server from serving the others.
+                self._store.record_damage(record.run_id, error)
         await self._backend.start()
         self._dispatcher.start()
-        self._forgetting = asyncio.create_task(self._retention.run())
+        self._retention_task = asyncio.create_task(self._retention.run())
 
-    async def start(self, spec: StartSpec, origin: TraceContext | None = None) -> Run:
-        """Admit one run, and return it when it is durable.
-
-        Args:
-            spec: What is asked for.
-            origin: The call that asks; None: not known.
+    async def _recover(self, record: RunRecord) -> None:
+        """Continue or end a run that an earlier server left.
 
         Raises:
-            RunnerError: The request cannot be carried out; no run is left behind.
+            DamagedRunError: Its events or segments are damaged.
+        """
+        run, position = record.run, record.position
+        last = next(iter(await self._store.events(position, record.last_sequence - 1)), None)
+        if last is None:
+            raise damaged(run.run_id, f"event {record.last_sequence} is missing")
+        folder = self._store.folder(run.run_id)
+        size = await asyncio.to_thread(folder.segments_size)
+        failure: Failure | None = None
+        try:
+            options = await asyncio.to_thread(self._store.options, record)
+            record = dataclasses.replace(record, options=options)
+        except DamagedRunError as error:
+            _logger.exception("run_damaged", extra={"run_id": run.run_id})
+            failure = Failure(Cause.STORAGE_FAILED, error.message, cell_index=run.current_cell)
+        active = self._active_run(record, Clock(last.time), size)
+        if failure is None and run.state is RunState.QUEUED and folder.is_begun:
+            message = "The server died before it recorded the run's end, and the history lost its events."
+            failure = Failure(Cause.SERVER_DIED, message)
+        if failure is not None:
+            await self._dispatcher.finish(active, failure)
+            return
+        checkpoint = await self._store.checkpoint(position) or Checkpoint(0, size, size)
+        # Observers of this server have not seen the run.
+        if run.state is RunState.QUEUED:
+            active.run_context.on_events([last])
+            self._dispatcher.add(active)
+        elif handle := self._backend.find(run.run_id, checkpoint.mark):
+            active.resume(checkpoint)
+            active.run_context.on_events([dataclasses.replace(last, body=RunChanged(run))])
+            if run.state is RunState.KILLING:
+                # The earlier server may not have passed the kill on to the worker.
+                active.stop_requested = Cause.KILL_REQUESTED, 0.0
+            self._dispatcher.follow(active, handle)
+        else:
+            message = "The server died during the run."
+            failure = Failure(Cause.SERVER_DIED, message, cell_index=run.current_cell)
+            await self._dispatcher.finish(active, failure)
+
+    async def start(self, spec: StartSpec, origin: TraceContext | None = None) -> Run:
+        """Start a run, and return it when it is durable.
+
+        Args:
+            spec: The request.
+            origin: The call; None: unknown.
+
+        Raises:
+            RunnerError: The run cannot start; nothing of it is left behind.
         """
         if same := await self._same_request(spec):
             return same
         digest = ""
         if spec.request_id:
-            digest = await asyncio.to_thread(fingerprint, spec, self._store.request_key)
-        self._check_room()
+            digest = await asyncio.to_thread(compute_digest, spec, self._store.request_key)
+        self._check_capacity()
         admitted = await self._admission.admit(spec, self._backend.kernels)
-        order = dataclasses.replace(admitted.order, origin=origin or TraceContext())
-        admitted = dataclasses.replace(admitted, order=order)
-        return await self._whole(self._admit(spec, digest, admitted))
+        options = dataclasses.replace(admitted.options, origin=origin or TraceContext())
+        admitted = dataclasses.replace(admitted, options=options)
+        return await self._shielded(self._admit(spec, digest, admitted))
 
     async def _admit(self, spec: StartSpec, digest: str, admitted: Admitted) -> Run:
         async with self._admitting:
             if same := await self._same_request(spec):
                 return same
-            self._check_room()
+            self._check_capacity()
             return await self._insert(admitted, digest)
 
-    async def _whole(self, step: Coroutine[None, None, _T]) -> _T:
-        """Take a step to its end also when the caller goes away: what is stored must be known here."""
+    async def _shielded(self, step: Coroutine[None, None, _T]) -> _T:
+        """Complete a step even when the caller is cancelled: what is stored must be known in memory."""
         task = asyncio.ensure_future(step)
-        self._steps.add(task)
-        task.add_done_callback(self._steps.discard)
+        self._shielded_tasks.add(task)
+        task.add_done_callback(self._shielded_tasks.discard)
         return await asyncio.shield(task)
 
+    async def _insert(self, admitted: Admitted, digest: str) -> Run:
+        run = dataclasses.replace(admitted.run, queue_position=self._dispatcher.waiting)
+        clock = Clock(run.create_time)
+        event = event_of(run, RunChanged(run), 1, clock.now())
+        position = await self._store.insert(admitted.run, admitted.options, digest, event, admitted.segments)
+        record = RunRecord(position, admitted.run, admitted.options, 0, digest)
+        active = self._active_run(record, clock, sum(map(len, admitted.segments.values())))
+        active.log.publish([event])
+        self._dispatcher.add(active)
+        return run
+
+    def _active_run(self, record: RunRecord, clock: Clock, segments_size: int) -> ActiveRun:
+        run, options = record.run, record.options
+        run_context = RunContext(run.run_id, options.origin, self._observers)
+        log = RunLog(
+            self._store,
+            record.position,
+            record.last_sequence,
+            ended=False,
+            clock=clock,
+            on_events=run_context.on_events,
+        )
+        return ActiveRun(run, options, self._store, self._transfer, log, run_context, segments_size)
+
+    async def _same_request(self, spec: StartSpec) -> Run | None:
+        """Return the run that an earlier call with the same request id started; None: there was none.
+
+        Raises:
+            RequestIdReusedError: That call had another payload.
+        """
+        record = await self._store.find_request(spec.request_id) if spec.request_id else None
+        if record is None:
+            return None
+        if not await asyncio.to_thread(is_same, record.request_digest, spec, self._store.request_key):
+            raise RequestIdReusedError(
+                f"request_id was used before for run {record.run_id}, with a different request. "
+                "Use a new request_id.",
+                field="request_id",
+                run_id=record.run_id,
+            )
+        return self._newest_state(record.run)
+
+    @property
+    def _problem(self) -> str:
+        """Why no run can start now; empty: runs can start."""
+        no_worker = "" if self._backend.capacity else "No worker is available."
+        return self._backend.problem or no_worker
+
+    def _check_capacity(self) -> None:
+        if self._closing:
+            raise ShuttingDownError("The server is shutting down. Try again after its restart.")
+        if problem := self._problem:
+            raise NotReadyError(f"{problem} Try again later.")
+        unended = self._dispatcher.unended()
+        if len(unended) >= self._backend.capacity + self._queue_size:
+            first = unended[0]
+            raise RunnerBusyError(
+                f"Server busy: run {first.run_id} is {first.state.value} and the queue ({self._queue_size}) "
+                f"is full. Try again later, follow that run with `notebook-runner watch {first.run_id}`, or "
+                "start the server with a larger --queue.",
+                run_id=first.run_id,
+                state=first.state.value,
+            )
+
     def info(self) -> RunnerInfo:
-        """Return what there is to run notebooks with, and how busy it is."""
+        """Return what the server can run, and how busy it is."""
         kernels, warm_counts = self._backend.kernels, self._backend.warm_counts
         waiting = self._dispatcher.waiting
         return RunnerInfo(
@@ -147,7 +260,7 @@ class RunManager:
                 for name in sorted(kernels)
             ],
             workers=self._backend.capacity,
-            active=len(self._dispatcher.going_on()) - waiting,
+            active=len(self._dispatcher.unended()) - waiting,
             queued=waiting,
             queue_size=self._queue_size,
             default_notebook=self._admission.default_notebook,
@@ -160,18 +273,18 @@ class RunManager:
         """Return a run, or the newest one for an empty id.
 
         Raises:
-            RunNotFoundError: There is none.
+            RunNotFoundError: It does not exist.
         """
-        row, _ = await self._current(run_id)
-        return self._newest_state(row.run)
+        record, _ = await self._current(run_id)
+        return self._newest_state(record.run)
 
     async def list(
         self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]
     ) -> tuple[list[tuple[int, Run | str]], int]:
-        """Return up to `size` runs before a position, newest first, and the position to go on from.
+        """Return up to `size` runs before a position, newest first, and the position of the next page.
 
-        Each run comes with its own position; of one that is damaged there is only the id. The position to go
-        on from is 0 when there are no more.
+        Each run comes with its own position; a damaged run is represented by its id. The position of the next
+        page is 0 when there are no more runs.
         """
         rows = await self._store.list(before, size + 1, states, labels)
         more = rows[size - 1].position if len(rows) > size else 0
@@ -182,16 +295,16 @@ class RunManager:
         return found, more
 
     async def log(self, run_id: str) -> tuple[str, RunLog]:
-        """Return the id and the events of a run, or of the newest one for an empty id.
+        """Return the id and the log of a run, or of the newest one for an empty id.
 
         Raises:
-            RunNotFoundError: There is none.
+            RunNotFoundError: It does not exist.
         """
-        row, active = await self._current(run_id)
+        record, active = await self._current(run_id)
         if active is not None:
-            return row.run.run_id, active.log
-        ended = row.run.state.is_terminal
-        return row.run.run_id, RunLog(self._store, row.position, row.last_sequence, ended=ended)
+            return record.run_id, active.log
+        ended = record.run.state.is_terminal
+        return record.run_id, RunLog(self._store, record.position, record.last_sequence, ended=ended)
 
     async def run_to_kill(self, run_id: str) -> Run:
         """Return the run that a Kill is about.
@@ -201,7 +314,7 @@ class RunManager:
                 newest of all.
 
         Raises:
-            RunNotFoundError: There is no such run.
+            RunNotFoundError: It does not exist.
         """
         return await self.find(run_id or self._dispatcher.newest())
 
@@ -210,34 +323,33 @@ class RunManager:
 
         Args:
             run_id: The run.
-            grace_period: Seconds that the cell may take after an interrupt; zero: end it now.
+            grace_period: Seconds between an interrupt and the kill; zero: kill at once.
 
         Raises:
-            RunNotFoundError: There is no such run.
-            StorageFullError: That is so, but the run's end could not be written yet.
+            RunNotFoundError: It does not exist.
+            StorageFullError: No process is left, but the run's end could not be recorded yet.
         """
-        row, active = await self._current(run_id)
+        record, active = await self._current(run_id)
         if active is None:
-            return row.run, 0
+            return record.run, 0
         if active.run.state.is_terminal:
-            # It has ended, and is about to be let go of.
             return active.run, 0
-        await self._whole(self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period))
+        await self._shielded(self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period))
         if active.is_held:
             raise StorageFullError(
-                "All processes have ended, but the state folder is full: free some space; "
-                "the end is recorded then.",
+                "All processes have ended, but the state folder is full. Free some space; the run's end is "
+                "recorded then.",
                 run_id=run_id,
             )
         return active.run, active.run_context.processes_ended
 
     async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:
-        """Admit no more, let runs finish for a while, and end those that did not.
+        """Admit no more runs, let the active ones finish for a while, and end the rest.
 
         Queued runs stay in the history, and start after the next start of the server.
 
         Args:
-            hurry: When it is set, the runs are ended without waiting longer.
+            hurry: When it is set, the runs are ended at once.
             drain_timeout: Seconds that the runs may take.
         """
         self._closing = True
@@ -245,92 +357,33 @@ class RunManager:
         await self._dispatcher.drain(hurry, drain_timeout)
 
     async def close(self) -> None:
-        """Close all, when the runs have ended."""
-        if self._forgetting is not None:
-            self._forgetting.cancel()
+        """Close the backend and the store, when the runs have ended."""
+        if self._retention_task is not None:
+            self._retention_task.cancel()
         await self._dispatcher.close()
         await self._backend.close()
         await self._store.close()
 
-    async def _row(self, run_id: str) -> RunRecord:
-        row = await self._store.find(run_id)
-        if row is None:
+    async def _find_record(self, run_id: str) -> RunRecord:
+        record = await self._store.find(run_id)
+        if record is None:
             raise not_found(run_id)
-        return row
+        return record
 
     async def _current(self, run_id: str) -> tuple[RunRecord, ActiveRun | None]:
-        """Return a run as the store has it, and as it goes on; None: it has ended."""
-        row = await self._row(run_id)
-        active = self._dispatcher.find(row.run.run_id)
-        if active is None and not row.run.state.is_terminal:
+        """Return a run as the store has it, and the active run; None: it has ended."""
+        record = await self._find_record(run_id)
+        active = self._dispatcher.find(record.run_id)
+        if active is None and not record.run.state.is_terminal:
             # It has ended since it was read, or its Start is between the store and the dispatcher.
             async with self._admitting:
-                active = self._dispatcher.find(row.run.run_id)
-            row = await self._row(row.run.run_id)
-        return row, active
+                active = self._dispatcher.find(record.run_id)
+            record = await self._find_record(record.run_id)
+        return record, active
 
     def _newest_state(self, run: Run) -> Run:
-        """Return a run of the store as it is now, with its place in the queue."""
+        """Return a stored run in its newest state, with its position in the queue."""
         active = self._dispatcher.find(run.run_id)
         if active is None:
             return run
-        return dataclasses.replace(active.run, queue_position=self._dispatcher.place(active))
-
-    async def _same_request(self, spec: StartSpec) -> Run | None:
-        row = await self._store.find_request(spec.request_id) if spec.request_id else None
-        if row is None:
-            return None
-        if not await asyncio.to_thread(is_same, row.fingerprint, spec, self._store.request_key):
-            raise RequestIdReusedError(
-                "The request id was used with another payload: take a new one.",
-                field="request_id",
-                run_id=row.run.run_id,
-            )
-        return self._newest_state(row.run)
-
-    @property
-    def _problem(self) -> str:
-        """Why no run can start now; empty: runs can start."""
-        nobody = "" if self._backend.capacity else "There is no worker to run notebooks now."
-        return self._backend.problem or nobody
-
-    def _check_room(self) -> None:
-        if self._closing:
-            raise ShuttingDownError("The server is shutting down: try again when it is back.")
-        if problem := self._problem:
-            raise NotReadyError(f"{problem} Try again.")
-        going_on = self._dispatcher.going_on()
-        if len(going_on) >= self._backend.capacity + self._queue_size:
-            first = going_on[0]
-            raise RunnerBusyError(
-                f"Run {first.run_id} is {first.state.value}, and no place is left: try again, or kill it.",
-                run_id=first.run_id,
-                state=first.state.value,
-            )
-
-    async def _insert(self, admitted: Admitted, digest: str) -> Run:
-        run = dataclasses.replace(admitted.run, queue_position=self._dispatcher.waiting)
-        clock = Clock(run.create_time)
-        event = Event(1, clock.now(), 0, run.cells_total, RunChanged(run))
-        position = await self._store.insert(admitted.run, admitted.order, digest, event, admitted.parts)
-        size = sum(map(len, admitted.parts.values()))
-        active = self._active(admitted.run, admitted.order, position, 0, clock, size)
-        active.log.publish([event])
-        self._dispatcher.add(active)
-        return run
-
-    def _active(
-        self,
-        run: Run,
-        order: ExecutionOptions,
-        position: int,
-        last_sequence: int,
-        clock: Clock,
-        parts_size: int,
-    ) -> ActiveRun:
-        run_context = RunContext(run.run_id, order.origin, self._observers)
-        log = RunLog(self._store, position, last_sequence, ended=False, clock=clock, run_context=run_context)
-        return ActiveRun(run, order, log, parts_size, self._delivery, run_context)
-
-    def _recovered(self, row: RunRecord, clock: Clock, parts_size: int) -> ActiveRun:
-        return self._active(row.run, row.order, row.position, row.last_sequence, clock, parts_size)
+        return dataclasses.replace(active.run, queue_position=self._dispatcher.queue_position(active))

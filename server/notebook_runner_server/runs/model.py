@@ -1,17 +1,18 @@
-"""What a run is, as frozen data: the request, the run, and the events that tell of it."""
+"""Runs as frozen data: the request, the run, its events, and what is written to its folder."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from notebook_runner_server.execution.interface import CellEvent, Failure, Limits
+from notebook_runner_server.execution.files import FileEvent
+from notebook_runner_server.execution.interface import CellEvent, Failure, Limits, WarmCounts
 
 
 class RunState(enum.Enum):
-    """Where a run is in its life; the contract's RunState."""
+    """The state of a run; the contract's RunState."""
 
     QUEUED = "queued"
     STARTING = "starting"
@@ -26,20 +27,20 @@ class RunState(enum.Enum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a run stays in this state for good."""
-        return self not in _BEFORE_THE_END
+        """Whether the run has ended."""
+        return self not in _UNENDED
 
 
-_BEFORE_THE_END = (RunState.QUEUED, RunState.STARTING, RunState.RUNNING, RunState.KILLING)
+_UNENDED = (RunState.QUEUED, RunState.STARTING, RunState.RUNNING, RunState.KILLING)
 
 
 @dataclass(frozen=True, slots=True)
 class StartSpec:
-    """What a caller asks for.
+    """A request to start a run.
 
-    At most one of `content`, `path` and `notebook_uri` is set; with none, the server's default notebook is
-    meant. A limit of zero means the server's default. `retention` in seconds; None: the server's default.
-    `parameters_are_ordered`: their order is the caller's, and kept.
+    At most one of `content`, `path` and `notebook_uri` is set; without any, the server's default notebook is
+    run. A limit of zero means the server's default. `retention` is in seconds; None: the server's default.
+    `parameters_are_ordered` keeps the parameters in the order in which they are given.
     """
 
     request_id: str = ""
@@ -59,12 +60,12 @@ class StartSpec:
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """The call that a run comes from; empty strings: not known, or none.
+    """The call that started a run; an empty string: unknown.
 
     Attributes:
-        call_id: The id that the log gave the call.
-        traceparent: The caller's place in a trace, as W3C Trace Context writes it.
-        tracestate: What belongs to it.
+        call_id: The id of the call in the server's log.
+        traceparent: The caller's `traceparent` of W3C Trace Context.
+        tracestate: Its `tracestate`.
     """
 
     call_id: str = ""
@@ -74,14 +75,16 @@ class TraceContext:
 
 @dataclass(frozen=True, slots=True)
 class ExecutionOptions:
-    """What a worker is to do for a run, as it was decided at Start; durations in seconds.
+    """How a run is executed, as decided at its Start; durations in seconds.
 
     Attributes:
-        working_folder: Where the kernel is started; empty: the run's own folder.
-        environment: Variables for the kernel; the store keeps them until the run has ended.
-        retention: How long the run is kept after its end.
-        output_uri: Where the executed notebook is to be written; the store keeps it until the run has ended.
-        origin: The call that it comes from.
+        working_folder: The kernel's working directory; empty: the run's own folder.
+        limits: The limits of the run.
+        allow_errors: Whether the run continues after a cell that raises.
+        environment: Variables for the kernel; stored until the run has ended.
+        retention: How long the run is stored after its end.
+        output_uri: Where the executed notebook is uploaded to; stored until the run has ended.
+        origin: The call that started the run.
     """
 
     working_folder: str
@@ -95,10 +98,10 @@ class ExecutionOptions:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One execution of one notebook. Times in nanoseconds since the epoch, UTC; zero: not yet.
+    """One execution of one notebook. Times are nanoseconds since the epoch, UTC; zero: not yet.
 
-    URIs are as they may be shown. `output_error` tells why an ended run's notebook is not at `output_uri`.
-    `notebook_repairs` are sentences.
+    URIs are without their secrets. `output_error` says why the notebook of an ended run is not at
+    `output_uri`. `notebook_repairs` are sentences.
     """
 
     run_id: str
@@ -124,7 +127,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class RunChanged:
-    """The run is in a new state."""
+    """The run has changed its state."""
 
     run: Run
 
@@ -134,7 +137,7 @@ Body = RunChanged | CellEvent
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One entry of a run's log. `time` in nanoseconds since the epoch, UTC."""
+    """An entry of a run's log. `time` is in nanoseconds since the epoch, UTC."""
 
     sequence: int
     time: int
@@ -144,5 +147,88 @@ class Event:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether it is the last one."""
+        """Whether it is the last event of its run."""
         return isinstance(self.body, RunChanged) and self.body.run.state.is_terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Where a version of a segment is in the run's file of segments, in bytes."""
+
+    number: int
+    sequence: int
+    start: int
+    length: int
+    checksum: int | None = field(default=None, compare=False)
+    """CRC-32 of its bytes; None: unknown, written by version 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a run continues after a restart of the server.
+
+    Attributes:
+        mark: The number of the backend's last batch that is in the history.
+        segment_start: Where the unfinished segment begins in the file of segments, in bytes.
+        size: Where the next chunk goes, in bytes.
+    """
+
+    mark: int
+    segment_start: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBatch:
+    """What is written to a run's folder and history in one go.
+
+    Attributes:
+        start: Where the chunks go in the file of segments, in bytes.
+        chunks: The bytes to write, one after the other.
+        segments: The segments that are complete with these chunks.
+        checkpoint: Where a later server continues after this batch; None: as before.
+        files: Files that the notebook wrote on another machine.
+    """
+
+    start: int = 0
+    chunks: Sequence[bytes] = ()
+    segments: Sequence[Segment] = ()
+    checkpoint: Checkpoint | None = None
+    files: Sequence[FileEvent] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KernelInfo:
+    """A kernelspec: its name, its language, its warm kernels, and whether it is the default."""
+
+    name: str
+    language: str
+    warm_counts: WarmCounts
+    is_default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerInfo:
+    """What a server can run, and how busy it is.
+
+    Attributes:
+        kernels: The kernelspecs, by name.
+        workers: How many runs are executed at once.
+        active: How many runs are executed now.
+        queued: How many runs wait now.
+        queue_size: How many runs may wait.
+        default_notebook: The notebook of a Start that names none; empty: there is no default.
+        has_notebook_root: Whether a Start can name a notebook by its path.
+        uri_schemes: The allowed schemes of URIs; empty: URIs are not allowed.
+        problem: Why no run can start now; empty: runs can start.
+    """
+
+    kernels: Sequence[KernelInfo]
+    workers: int
+    active: int
+    queued: int
+    queue_size: int
+    default_notebook: str
+    has_notebook_root: bool
+    uri_schemes: Sequence[str]
+    problem: str

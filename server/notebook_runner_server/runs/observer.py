@@ -1,9 +1,10 @@
-"""Who watches runs: the canonical log lines, metrics and traces are all told the same, from one place."""
+"""Observers of runs: canonical log lines, metrics and traces all get their events from here."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from notebook_runner_server.execution.interface import (
@@ -19,69 +20,71 @@ _logger = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """Watches runs."""
+    """Gets the events of runs."""
 
     def on_event(self, run_context: RunContext, event: Event) -> None:
-        """Take note of an event, when readers are shown it; answer at once.
+        """Handle an event when readers can see it; must not block.
 
         Args:
-            run_context: How the run went so far, this event included.
-            event: A new state of the run, or the start or end of a cell. Output is not told. The first is
-                the state QUEUED, or the one in which an earlier server has left the run.
+            run_context: The run so far, including this event.
+            event: A new state of the run, or the start or end of a cell, but no output. The first is QUEUED,
+                or the state in which an earlier server left the run.
         """
 
 
+@dataclass(slots=True, eq=False)
 class RunContext:
-    """How a run went since this server has it, beside what its events say.
-
-    Args:
-        run_id: The run.
-        origin: The call that it comes from.
-        observers: Who is told of it.
+    """Facts about a run, collected since this server has it, that are not in its events.
 
     Attributes:
-        run_id: The same.
-        origin: The same.
-        traceparent: What the kernel is offered as its parent in a trace: the caller's, or an observer's.
-        tracestate: What belongs to it.
+        run_id: The run.
+        origin: The call that started it.
+        observers: Get its events.
+        traceparent: The kernel's parent in a trace: the caller's, or an observer's.
+        tracestate: Its `tracestate`.
         starting: When a worker took the run, as in `Event`; zero: not yet.
         ready: When its kernel was ready; zero: not yet.
-        stopping: When it was asked to end; zero: it was not.
-        is_warm: Whether its kernel was there before it; None: not known yet.
-        output_bytes: What its cells have put out.
+        stopping: When it was asked to end; zero: never.
+        is_warm: Whether its kernel was warm; None: unknown so far.
+        output_bytes: Bytes of output of all cells.
         processes_ended: How many processes were ended by force; final when the run has ended.
-        peak_memory_bytes: The most that the kernel's process had in memory; zero: not known.
+        peak_memory_bytes: Peak memory of the kernel's process; zero: unknown.
     """
 
-    def __init__(self, run_id: str, origin: TraceContext, observers: Iterable[Observer]) -> None:
-        self.run_id = run_id
-        self.origin = origin
-        self.traceparent, self.tracestate = origin.traceparent, origin.tracestate
-        self.starting = self.ready = self.stopping = 0
-        self.is_warm: bool | None = None
-        self.output_bytes = 0
-        self.processes_ended = 0
-        self.peak_memory_bytes = 0
-        self._observers = tuple(observers)
+    run_id: str
+    origin: TraceContext
+    observers: Sequence[Observer]
+    traceparent: str = field(init=False)
+    tracestate: str = field(init=False)
+    starting: int = 0
+    ready: int = 0
+    stopping: int = 0
+    is_warm: bool | None = None
+    output_bytes: int = 0
+    processes_ended: int = 0
+    peak_memory_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.traceparent, self.tracestate = self.origin.traceparent, self.origin.tracestate
 
     @property
     def ids(self) -> dict[str, str]:
-        """What a log line about the run has in it."""
+        """The fields that identify the run in a log line."""
         return {"run_id": self.run_id, "request_id": self.origin.call_id}
 
     @property
     def start(self) -> str:
-        """Whether its kernel was there before it: "warm" or "cold"; empty: not known yet."""
+        """How its kernel started, "warm" or "cold"; empty: unknown so far."""
         return "" if self.is_warm is None else ("warm" if self.is_warm else "cold")
 
     @property
     def variables(self) -> dict[str, str]:
-        """What the kernel is offered, as variables of its environment."""
-        found = {"TRACEPARENT": self.traceparent, "TRACESTATE": self.tracestate}
-        return {name: value for name, value in found.items() if value}
+        """Environment variables for the kernel."""
+        variables = {"TRACEPARENT": self.traceparent, "TRACESTATE": self.tracestate}
+        return {name: value for name, value in variables.items() if value}
 
-    def tell(self, events: Sequence[Event]) -> None:
-        """Take note of events, and pass on those that are no output."""
+    def on_events(self, events: Sequence[Event]) -> None:
+        """Update the facts, and pass on all events but output."""
         for event in events:
             match event.body:
                 case StreamOutput(text=text):
@@ -106,9 +109,9 @@ class RunContext:
                 self.stopping = time
 
     def _pass_on(self, event: Event) -> None:
-        for observer in self._observers:
+        for observer in self.observers:
             try:
                 observer.on_event(self, event)
             except Exception:
-                # Whoever watches must not end what is watched.
-                _logger.exception("an observer failed", extra=self.ids)
+                # A failing observer must not end the run.
+                _logger.exception("observer_failed", extra=self.ids)

@@ -1,7 +1,7 @@
-"""Output: artefacts of a run, made when they are first asked for, and answered in pages.
+"""Output: artefacts of a run, made on first request and answered in pages.
 
-Every artefact is a file, named by its format and by the last event whose effect it has: a page of it is a
-read at an offset, and the same request answers the same bytes.
+An artefact is a file that is named by its format and by the last event whose effect it contains. A page is a
+read at an offset, so the same request answers the same bytes.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from notebook_runner_server.runs import artefacts, files
-from notebook_runner_server.runs.errors import (
+from notebook_runner_server.errors import (
     ExportFailedError,
     InvalidFieldError,
     StorageFullError,
     UnknownFormatError,
     not_found,
 )
+from notebook_runner_server.runs import artefacts, files
 from notebook_runner_server.runs.model import Run
-from notebook_runner_server.runs.readers import PAGE_SECONDS
 from notebook_runner_server.runs.report import report
+from notebook_runner_server.runs.retention import PAGE_SECONDS
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import RunRecord
 
@@ -34,7 +34,7 @@ FILES = "files"
 ERROR = "error"
 
 MESSAGE_BYTES = 4 * 1024 * 1024 - 256 * 1024
-"""Most bytes of the large fields of an answer; the others fit in the rest of the 4 MiB that clients take."""
+"""Maximum size of the large fields of an answer; the rest of the 4 MiB that clients accept is for others."""
 
 
 class Exporter(Protocol):
@@ -42,19 +42,19 @@ class Exporter(Protocol):
 
     @property
     def formats(self) -> Collection[str]:
-        """The formats that are allowed."""
+        """The enabled formats."""
 
     async def export(self, notebook: Path, to: str, target: Path, *, omit_input: bool = False) -> str:
-        """Write the notebook in another format, without its code if asked for; return its media type.
+        """Convert the notebook to another format, optionally without its code; return its media type.
 
         Raises:
-            RuntimeError: It cannot be converted; the message says why.
+            RuntimeError: The conversion failed; the message says why.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some bytes of an artefact. `sha256` is empty while the artefact may still change."""
+    """A page of an artefact. `sha256` is empty while the artefact may still change."""
 
     content: bytes
     total_bytes: int
@@ -65,27 +65,27 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
-    """What an artefact is made as."""
+class _Variant:
+    """The format of an artefact, and its options."""
 
     to: str
     omit_input: bool = False
 
     @property
     def name(self) -> str:
-        """What its file is named by."""
+        """The variant in the name of a file."""
         return f"{self.to}.no-input" if self.omit_input else self.to
 
 
 class Outputs:
-    """Makes artefacts and reads pages of them.
+    """Makes artefacts, and reads pages of them.
 
     Args:
         store: Where the runs are.
-        exporter: What converts notebooks.
-        page_bytes: The size of a page where none is asked for.
-        max_page_bytes: The largest page.
-        max_files_bytes: How much a run folder may hold to be answered as a zip.
+        exporter: Converts notebooks.
+        page_bytes: The default size of a page.
+        max_page_bytes: The maximum size of a page.
+        max_files_bytes: The maximum size of a run's files that are answered as a zip.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class Outputs:
         self._page_bytes = page_bytes
         self._max_page_bytes = max_page_bytes
         self._max_files_bytes = max_files_bytes
-        # When a page of a zip was read that was not its last.
+        # When a zip was last read that has further pages.
         self._reading: dict[Path, float] = {}
-        # A lock lives as long as somebody makes, or waits for, its artefact.
+        # A lock lives as long as somebody makes or awaits its artefact.
         self._making: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 
     async def page(
@@ -118,13 +118,13 @@ class Outputs:
             run: The run as it is now.
             to: The format.
             offset: The first byte.
-            max_bytes: The most bytes; zero: the usual page.
-            as_of: The event whose effect is the last in the artefact; zero: the newest.
-            omit_input: Leave out what the code cells say.
-            beside: How many bytes an answer has beside the page; the page is smaller where these are many.
+            max_bytes: The maximum size of the page; zero: the default.
+            as_of: The last event whose effect the artefact contains; zero: the newest.
+            omit_input: Leave out the source of code cells.
+            beside: The size of the answer's other large fields, which the page makes room for.
 
         Raises:
-            RunnerError: It cannot be answered.
+            RunnerError: There is no such artefact or page.
         """
         self._check(to, offset, max_bytes, as_of, omit_input=omit_input)
         size = min(max_bytes or self._page_bytes, self._max_page_bytes)
@@ -132,7 +132,7 @@ class Outputs:
         try:
             return await self._page(run, to, offset, size, as_of, omit_input=omit_input)
         except Exception as error:
-            # A run that is forgotten meanwhile goes row first, then files: whatever went wrong, that is why.
+            # A run is deleted row first, then files: if the row is gone, that is the cause of any error.
             if await self._store.find(run.run_id) is None:
                 raise not_found(run.run_id) from error
             raise
@@ -144,35 +144,38 @@ class Outputs:
         if row is None:
             raise not_found(run.run_id)
         if as_of > row.last_sequence:
-            raise InvalidFieldError(f"The run has {row.last_sequence} events so far.", field="as_of_sequence")
+            raise InvalidFieldError(
+                f"as_of_sequence must be at most {row.last_sequence}, the run's newest event (got {as_of}).",
+                field="as_of_sequence",
+            )
         newest = await self._version(row, to, row.last_sequence)
-        # Between two events that change it, all are the same artefact.
+        # The artefact is the same between two events that change it.
         key = await self._version(row, to, as_of) if as_of else newest
         final = row.run.state.is_terminal and key == newest
-        form = _Form(to, omit_input)
-        path = self._store.artefacts.path(run.run_id, f"{form.name}-{key}")
+        variant = _Variant(to, omit_input)
+        path = self._store.artefacts.path(run.run_id, f"{variant.name}-{key}")
         with self._store.artefacts.held(path):
-            # All that an ended run has is there to be made again.
+            # An ended run still has everything to make it again.
             fresh = final or not as_of
-            artefact = await self._artefact(run, row.position, form, key, fresh=fresh)
+            artefact = await self._artefact(run, row.position, variant, key, fresh=fresh)
             try:
                 content, total = await asyncio.to_thread(artefacts.read, artefact.path, offset, size)
             except FileNotFoundError:
                 # Somebody has removed the file since it was found.
-                artefact = await self._artefact(run, row.position, form, key, fresh=fresh)
+                artefact = await self._artefact(run, row.position, variant, key, fresh=fresh)
                 content, total = await asyncio.to_thread(artefacts.read, artefact.path, offset, size)
         if to == FILES:
-            self._note_reader(artefact.path, done=offset + len(content) >= total)
+            self._record_reader(artefact.path, done=offset + len(content) >= total)
         return Page(
             content, total, offset + len(content), artefact.media_type, artefact.sha256 if final else "", key
         )
 
     async def _version(self, row: RunRecord, to: str, sequence: int) -> int:
-        """Return the event that an artefact is named by, which is the last that changed it."""
-        return sequence if to == FILES else await self._store.newest_part(row.position, sequence)
+        """Return the last event that changed an artefact, which is in its name."""
+        return sequence if to == FILES else await self._store.newest_segment(row.position, sequence)
 
-    def _note_reader(self, path: Path, *, done: bool) -> None:
-        """Remember that somebody is between two pages of a zip, or is no longer."""
+    def _record_reader(self, path: Path, *, done: bool) -> None:
+        """Record that somebody is between two pages of a zip, or is done with it."""
         now = time.monotonic()
         self._reading = {one: when for one, when in self._reading.items() if now - when < PAGE_SECONDS}
         self._reading.pop(path, None)
@@ -184,59 +187,64 @@ class Outputs:
 
     @property
     def formats(self) -> list[str]:
-        """What can be asked for."""
+        """All formats of this server."""
         return [NOTEBOOK, *sorted(self._exporter.formats), FILES, ERROR]
 
     def _check(self, to: str, offset: int, max_bytes: int, as_of: int, *, omit_input: bool) -> None:
         known = self.formats
         if to not in known:
-            message = f"There is no format {to[:100]!r} here; there is: {', '.join(known)}."
+            message = f"Unknown format {to[:100]!r}. Available: {', '.join(known)}."
             raise UnknownFormatError(message, field="format", known=", ".join(known))
         for name, value in (("offset", offset), ("max_bytes", max_bytes), ("as_of_sequence", as_of)):
             if value < 0:
-                raise InvalidFieldError(f"{name} is not negative.", field=name)
+                raise InvalidFieldError(f"{name} must not be negative (got {value}).", field=name)
         if omit_input and to in {NOTEBOOK, FILES, ERROR}:
             others = ", ".join(sorted(self._exporter.formats))
-            message = f"omit_input: {to} is always whole; code can be left out of {others}."
+            message = f"omit_input is not available for {to}, only for: {others}."
             raise InvalidFieldError(message, field="omit_input")
 
     async def _artefact(
-        self, run: Run, position: int, form: _Form, key: int, *, fresh: bool
+        self, run: Run, position: int, variant: _Variant, key: int, *, fresh: bool
     ) -> artefacts.Artefact:
-        """Return an artefact, made now if it has to be."""
-        path = self._store.artefacts.path(run.run_id, f"{form.name}-{key}")
+        """Return an artefact, and make it if necessary."""
+        path = self._store.artefacts.path(run.run_id, f"{variant.name}-{key}")
         lock = self._making.setdefault(path, asyncio.Lock())
         async with lock:
             try:
-                # What is in the folder of a run that goes on changes without an event; who has begun to read
-                # a zip of it is to find the rest.
+                # The files of an active run change without an event. A reader of a zip must get the rest of
+                # the same zip.
                 changing = (
-                    form.to == FILES and fresh and not run.state.is_terminal and not self._is_read(path)
+                    variant.to == FILES and fresh and not run.state.is_terminal and not self._is_read(path)
                 )
                 found = None if changing else self._store.artefacts.find(path)
-                if found is None and form.to == FILES and not fresh:
+                if found is None and variant.to == FILES and not fresh:
                     raise InvalidFieldError(
-                        "The files as of that event are no longer there: begin again.", field="as_of_sequence"
+                        "The files as of that event are gone. Start again without as_of_sequence.",
+                        field="as_of_sequence",
                     )
                 if found is None:
-                    found = await self._make(run, position, form, key, path)
+                    found = await self._make(run, position, variant, key, path)
             except OSError as error:
-                raise StorageFullError(f"The artefact cannot be written: {error}.") from error
+                raise StorageFullError(
+                    f"The artefact cannot be written to the state folder: {error}. Free some space."
+                ) from error
         return found
 
-    async def _make(self, run: Run, position: int, form: _Form, key: int, path: Path) -> artefacts.Artefact:
+    async def _make(
+        self, run: Run, position: int, variant: _Variant, key: int, path: Path
+    ) -> artefacts.Artefact:
         folder = self._store.folder(run.run_id)
-        if form.to == NOTEBOOK:
-            parts = await self._store.parts(position, key)
+        if variant.to == NOTEBOOK:
+            segments = await self._store.segments(position, key)
             return await self._store.artefacts.add(
                 path,
                 "application/x-ipynb+json",
-                lambda target: artefacts.write(folder.notebook(parts), target),
+                lambda target: artefacts.write(folder.notebook(segments), target),
             )
-        if form.to == FILES:
+        if variant.to == FILES:
             if left := await asyncio.to_thread(folder.files_left):
-                message = f"the run folder had {left} bytes, too many to come back from its worker"
-                raise ExportFailedError(message, format=form.to)
+                message = f"The run's files ({left} bytes) were too large to be copied from its worker."
+                raise ExportFailedError(message, format=variant.to)
             try:
                 return await self._store.artefacts.add(
                     path,
@@ -244,18 +252,20 @@ class Outputs:
                     lambda target: files.pack(folder.work, target, self._max_files_bytes),
                 )
             except files.UnpackableError as error:
-                raise ExportFailedError(str(error), format=form.to) from error
+                raise ExportFailedError(str(error), format=variant.to) from error
         draft = artefacts.draft(path)
         source = self._store.artefacts.path(run.run_id, f"{NOTEBOOK}-{key}")
         try:
             with self._store.artefacts.held(source):
-                notebook = await self._artefact(run, position, _Form(NOTEBOOK), key, fresh=False)
+                notebook = await self._artefact(run, position, _Variant(NOTEBOOK), key, fresh=False)
                 media_type = await self._exporter.export(
-                    notebook.path, form.to, draft, omit_input=form.omit_input
+                    notebook.path, variant.to, draft, omit_input=variant.omit_input
                 )
             return await self._store.artefacts.add(path, media_type, draft.replace)
         except RuntimeError as error:
-            raise ExportFailedError(f"The notebook cannot be converted: {error}", format=form.to) from error
+            raise ExportFailedError(
+                f"The notebook cannot be converted: {error}", format=variant.to
+            ) from error
         finally:
             draft.unlink(missing_ok=True)
 

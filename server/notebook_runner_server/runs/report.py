@@ -1,4 +1,4 @@
-"""The `error` format: how a run ended, as plain text for a person."""
+"""The `error` format: a plain-text report of how a run ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from notebook_runner_server.runs.model import Run
 
 
 def report(run: Run) -> str:
-    """Return a report of a run's end, or of where it is; never empty."""
+    """Return a report of a run's end, or of its current state; never empty."""
     lines = [
         f"Run       {run.run_id}",
         f"State     {run.state.name}",
@@ -17,7 +17,7 @@ def report(run: Run) -> str:
         f"Created   {_time(run.create_time)}",
         f"Started   {_time(run.start_time)}",
         f"Ended     {_time(run.end_time)}",
-        f"Took      {_took(run)}",
+        f"Took      {_duration(run)}",
         f"Cells     {run.cells_completed} of {run.cells_total} completed",
     ]
     if run.output_uri:
@@ -28,15 +28,15 @@ def report(run: Run) -> str:
         if failure.cell_index is not None:
             name = f", id {failure.cell_id}" if failure.cell_id else ""
             # People count from one.
-            place = f"cell {failure.cell_index + 1} of {run.cells_total}"
-            lines.append(f"In        {place} (index {failure.cell_index}{name})")
+            cell = f"cell {failure.cell_index + 1} of {run.cells_total}"
+            lines.append(f"In        {cell} (index {failure.cell_index}{name})")
         lines += ["", failure.message]
         if failure.traceback:
             lines += ["", failure.traceback.rstrip()]
     return "\n".join(lines) + "\n"
 
 
-def _took(run: Run) -> str:
+def _duration(run: Run) -> str:
     if not (run.start_time and run.end_time):
         return "-"
     return f"{(run.end_time - run.start_time) / 1e9:.3f} s"

@@ -1,29 +1,64 @@
-"""Forgets ended runs, oldest first: those whose time is over, and those that are too many or too large."""
+"""Retention: delete ended runs, oldest first, whose time is over or that exceed the limits of the history."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
 from notebook_runner_server.runs.store import Store
 
+PAGE_SECONDS = 60.0
+"""How long a reader may take between two pages of an artefact."""
+
 INTERVAL = 60.0
-"""Seconds between two looks."""
+"""Seconds between two sweeps."""
 
 BATCH = 100
 _logger = logging.getLogger(__name__)
 
 
+class Readers:
+    """Counts the open streams of each run, and remembers when a page of it was last read."""
+
+    def __init__(self) -> None:
+        self._streams: Counter[str] = Counter()
+        self._pages: dict[str, float] = {}
+
+    @contextmanager
+    def stream(self, run_id: str) -> Iterator[None]:
+        """Count a stream of the run, until the context ends."""
+        self._streams[run_id] += 1
+        try:
+            yield
+        finally:
+            self._streams[run_id] -= 1
+            if not self._streams[run_id]:
+                del self._streams[run_id]
+
+    def page(self, run_id: str) -> None:
+        """Record that a page of the run was read."""
+        self._pages[run_id] = time.monotonic()
+
+    def is_read(self, run_id: str) -> bool:
+        """Return whether somebody reads the run."""
+        now = time.monotonic()
+        self._pages = {one: when for one, when in self._pages.items() if now - when < PAGE_SECONDS}
+        return run_id in self._streams or run_id in self._pages
+
+
 @dataclass(frozen=True, slots=True)
 class HistoryLimits:
-    """What the history may take; zero: as much as it likes.
+    """The limits of the history; zero: unlimited.
 
     Attributes:
-        runs: Ended runs.
-        total_bytes: The folders of ended runs together.
+        runs: How many ended runs are stored.
+        total_bytes: The size of the folders of all ended runs.
     """
 
     runs: int = 0
@@ -31,54 +66,54 @@ class HistoryLimits:
 
 
 class Retention:
-    """Forgets runs in the background.
+    """Deletes runs in the background.
 
     Args:
         store: Where they are.
-        bounds: What the history may take.
-        is_read: Tells whether somebody reads a run; such a run waits for the next look.
+        limits: The limits of the history.
+        is_read: Returns whether somebody reads a run; such a run is left to a later sweep.
     """
 
-    def __init__(self, store: Store, bounds: HistoryLimits, is_read: Callable[[str], bool]) -> None:
+    def __init__(self, store: Store, limits: HistoryLimits, is_read: Callable[[str], bool]) -> None:
         self._store = store
-        self._bounds = bounds
+        self._limits = limits
         self._is_read = is_read
 
     async def run(self) -> NoReturn:
-        """Look again and again, for as long as the server runs."""
+        """Sweep again and again, until cancelled."""
         while True:
             try:
-                await self.look()
+                await self.sweep()
             except Exception:
-                # A full disk must not end the one thing that makes room.
-                _logger.exception("runs could not be forgotten")
+                # A full disk must not end the task that frees space.
+                _logger.exception("retention_failed")
             await asyncio.sleep(INTERVAL)
 
-    async def look(self) -> None:
-        """Forget what is to be forgotten now."""
-        await self._forget_expired()
-        if self._bounds.runs:
+    async def sweep(self) -> None:
+        """Delete the runs that are due now."""
+        await self._delete_expired()
+        if self._limits.runs:
             ended = await self._store.count_ended()
-            await self._forget_oldest(ended - self._bounds.runs, 0)
-        if self._bounds.total_bytes:
+            await self._delete_oldest(ended - self._limits.runs, 0)
+        if self._limits.total_bytes:
             sizes = await asyncio.to_thread(self._store.sizes)
-            await self._forget_oldest(0, sum(sizes.values()) - self._bounds.total_bytes)
+            await self._delete_oldest(0, sum(sizes.values()) - self._limits.total_bytes)
 
-    async def _forget_expired(self) -> None:
+    async def _delete_expired(self) -> None:
         after = 0
         while rows := await self._store.expired(after, BATCH):
             for row in rows:
                 after = row.position
-                if not self._is_read(row.run.run_id):
+                if not self._is_read(row.run_id):
                     await self._store.delete(row)
 
-    async def _forget_oldest(self, runs: int, size: int) -> None:
-        """Forget ended runs until as many runs and bytes are gone, or none is left that nobody reads."""
+    async def _delete_oldest(self, runs: int, size: int) -> None:
+        """Delete ended runs until that many runs and bytes are gone, or only runs that are read remain."""
         after = 0
         while (runs > 0 or size > 0) and (rows := await self._store.ended(after, BATCH)):
             for row in rows:
                 after = row.position
-                if (runs > 0 or size > 0) and not self._is_read(row.run.run_id):
-                    size -= await asyncio.to_thread(self._store.folder(row.run.run_id).size)
+                if (runs > 0 or size > 0) and not self._is_read(row.run_id):
+                    size -= await asyncio.to_thread(self._store.folder(row.run_id).size)
                     runs -= 1
                     await self._store.delete(row)

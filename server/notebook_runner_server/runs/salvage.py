@@ -1,7 +1,8 @@
-"""What can be saved of a cell whose worker died: the text that it was told to have printed.
+"""Salvage the printed text of a cell whose worker died.
 
-A cell's outputs come when it ends. When its worker dies first, the log still has what the cell printed; this
-puts it back into the cell, as the notebook would have it. The text may be large, so it goes piece by piece.
+A worker sends a cell's outputs when the cell ends. When the worker dies first, the log still has the text
+that the cell printed; this module encodes the cell with that text. The text may be large, so it is encoded in
+chunks.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from notebook_runner_server.execution.interface import (
     ErrorOutput,
     StreamOutput,
 )
-from notebook_runner_server.execution.parts import encode, encode_cell, indented
+from notebook_runner_server.execution.segments import encode, encode_cell, indented
 from notebook_runner_server.runs.model import Event
 
 _NO_OUTPUTS = b'\n   "outputs": []'
 
 
 def shown_since(backwards: Iterable[Event], *, output_after: bool) -> tuple[int | None, bool]:
-    """Look for the event after which all that a cell printed is still shown: its start, or a clearing.
+    """Find the event after which all output of a cell is still shown: its start, or the last clearing.
 
     Args:
-        backwards: Some events of the cell, the newest first.
-        output_after: Whether the cell had output after these.
+        backwards: Some events of the cell, newest first.
+        output_after: Whether the cell has output after these.
 
     Returns:
-        The event's sequence number, None: it is not among these; and `output_after` for those before.
+        The event's sequence number (None: not among these), and `output_after` for the events before.
     """
     for event in backwards:
         match event.body:
@@ -44,14 +45,14 @@ def shown_since(backwards: Iterable[Event], *, output_after: bool) -> tuple[int 
 
 
 class SalvagedCell:
-    """Encodes a cell with the text that its events tell of; the pieces together are the cell's part.
+    """Encode a cell with the text of its events; the chunks together are the cell's segment.
 
     Args:
-        source: The cell as it was before it was executed, encoded.
+        source: The encoded cell before its execution.
 
     Attributes:
-        cell_id: Its id; empty: it has none.
-        head: The first piece.
+        cell_id: The cell's id; empty: it has none.
+        head: The first chunk.
     """
 
     def __init__(self, source: bytes) -> None:
@@ -61,15 +62,15 @@ class SalvagedCell:
         document["execution_count"] = None
         head, _, self._tail = encode_cell(document).partition(_NO_OUTPUTS)
         self.head = head + _NO_OUTPUTS[:-1]
-        # Name and end of the output that is being encoded; None: none was begun.
+        # Name and end of the current output; None: there is no output yet.
         self._output: tuple[str, bytes] | None = None
 
-    def piece(self, events: Iterable[Event]) -> bytes:
-        """Return the piece for the next events."""
+    def chunk(self, events: Iterable[Event]) -> bytes:
+        """Return the chunk for the next events."""
         return b"".join(self._text(event.body) for event in events if isinstance(event.body, StreamOutput))
 
     def tail(self) -> bytes:
-        """Return the last piece."""
+        """Return the last chunk."""
         return (b"]" if self._output is None else self._output[1] + b"\n   ]") + self._tail
 
     def _text(self, body: StreamOutput) -> bytes:
@@ -77,14 +78,14 @@ class SalvagedCell:
             return b""
         lines = body.text.splitlines(keepends=True)
         text = b",".join(indented(encode(line), 6) for line in lines)
-        before = b""
+        separator = b""
         if self._output is not None:
             name, end = self._output
             if name == body.name:
                 return b"," + text
-            before = end + b","
+            separator = end + b","
         output = {"name": body.name, "output_type": "stream", "text": []}
-        # The last brackets: a name may have some as well.
+        # The last brackets: a name may contain brackets too.
         opening, _, closing = indented(encode(output), 4).rpartition(b"[]")
         self._output = body.name, b"\n     ]" + closing
-        return before + opening + b"[" + text
+        return separator + opening + b"[" + text

@@ -1,4 +1,4 @@
-"""Where a notebook comes from: the files under the notebook root, and the URIs that the operator allows."""
+"""Sources of notebooks: files under the notebook root, and allowed URIs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from notebook_runner_server.runs.errors import (
+from notebook_runner_server.errors import (
     NotebookNotFoundError,
     NotebookTooLargeError,
     NotebookUnreachableError,
@@ -34,8 +34,8 @@ class NotebookRoot:
     """The folder that notebook paths are relative to.
 
     Args:
-        root: The folder; None: no notebook can be named by a path.
-        max_bytes: The largest notebook.
+        root: The folder; None: a notebook cannot be named by its path.
+        max_bytes: The maximum size of a notebook.
     """
 
     def __init__(self, root: Path | None, max_bytes: int) -> None:
@@ -48,17 +48,17 @@ class NotebookRoot:
         return self._root is not None
 
     def read(self, path: str) -> tuple[bytes, str]:
-        """Return a notebook's bytes, and the folder that it is in.
+        """Return a notebook's bytes, and its folder.
 
         Raises:
-            PathOutsideRootError: The path leads out of the root, by itself or by a symbolic link.
-            NotebookNotFoundError: There is no such file, or it cannot be read.
+            PathOutsideRootError: The path leads outside the root, by itself or over a symbolic link.
+            NotebookNotFoundError: The file does not exist or cannot be read.
             NotebookTooLargeError: It is too large.
         """
         if self._root is None:
             raise NotebookNotFoundError(
-                "This server has no notebook root: send the notebook itself, or start the server with "
-                "--notebook-root.",
+                "The server has no notebook root, so a notebook cannot be named by its path. Send its "
+                "content, or start the server with --notebook-root.",
                 field=_FIELD,
                 path=path,
             )
@@ -68,8 +68,8 @@ class NotebookRoot:
 
     def _open(self, path: str, root: Path) -> tuple[bytes, str]:
         try:
-            # Opened first and looked at afterwards, so that nothing can be exchanged in between; without
-            # waiting, for it may be a pipe.
+            # Opened first and checked afterwards, so that nothing can be exchanged in between; not blocking,
+            # because it may be a pipe.
             descriptor = os.open(root / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise self._missing(path, error.strerror or "cannot be opened") from error
@@ -91,7 +91,7 @@ class NotebookRoot:
     @staticmethod
     def _outside(path: str) -> PathOutsideRootError:
         return PathOutsideRootError(
-            "A notebook path is relative to the server's notebook root and stays in it.",
+            "notebook_path must be relative to the server's notebook root and stay inside it.",
             field=_FIELD,
             path=path[:_MAX_SHOWN],
         )
@@ -99,18 +99,18 @@ class NotebookRoot:
     @staticmethod
     def _missing(path: str, why: str) -> NotebookNotFoundError:
         return NotebookNotFoundError(
-            f"There is no notebook {path[:_MAX_SHOWN]!r} under the server's notebook root: {why}.",
+            f"Notebook {path[:_MAX_SHOWN]!r} not found under the server's notebook root: {why}.",
             field=_FIELD,
             path=path[:_MAX_SHOWN],
         )
 
 
 class UriSource:
-    """The URIs that the operator allows.
+    """Reads notebooks from URIs that the operator allows.
 
     Args:
-        transfer: What reads them.
-        max_bytes: The largest notebook.
+        transfer: Reads from URIs.
+        max_bytes: The maximum size of a notebook.
     """
 
     def __init__(self, transfer: Transfer, max_bytes: int) -> None:
@@ -119,14 +119,14 @@ class UriSource:
 
     @property
     def schemes(self) -> list[str]:
-        """The schemes that URIs may have; none: no URI can be used."""
+        """The allowed schemes of URIs; empty: URIs are not allowed."""
         return sorted(self._transfer.schemes)
 
     def check(self, uri: str, field: str) -> None:
-        """Refuse a URI that is not allowed.
+        """Check that a URI of the request's field is allowed.
 
         Raises:
-            UriNotAllowedError: It is not; `field` is at fault.
+            UriNotAllowedError: It is not.
         """
         try:
             self._transfer.check(uri)
@@ -134,14 +134,14 @@ class UriSource:
             raise UriNotAllowedError(f"{field} is not allowed: {error}.", field=field) from error
 
     async def read(self, uri: str) -> bytes:
-        """Return the notebook that a URI names.
+        """Return the notebook at a URI.
 
         Raises:
-            UriNotAllowedError: It is not allowed, which may be seen only on the way.
-            NotebookNotFoundError: There is none, or not for this server.
+            UriNotAllowedError: It is not allowed, which may show only after a redirect.
+            NotebookNotFoundError: It does not exist, or the server may not read it.
             NotebookTooLargeError: It is too large.
-            NotebookUnreachableError: Whoever holds it does not answer.
-            ShuttingDownError: The server is.
+            NotebookUnreachableError: Its host does not answer.
+            ShuttingDownError: The server is shutting down.
         """
         try:
             return await self._transfer.read(uri)
@@ -155,23 +155,23 @@ class UriSource:
                 return UriNotAllowedError(f"{_URI_FIELD} is not allowed: {error}.", field=_URI_FIELD)
             case MissingError():
                 return NotebookNotFoundError(
-                    f"There is no notebook at {where}: {error}.", field=_URI_FIELD, uri=where
+                    f"Notebook not found at {where}: {error}.", field=_URI_FIELD, uri=where
                 )
             case TransferTooLargeError():
                 return _too_large(self._max_bytes)
             case StoppedError():
-                return ShuttingDownError("The server is shutting down: try again when it is back.")
+                return ShuttingDownError("The server is shutting down. Try again after its restart.")
         return NotebookUnreachableError(
-            f"The notebook at {where} cannot be had now: {error}.", field=_URI_FIELD, uri=where
+            f"Cannot read the notebook at {where}: {error}. Try again later.", field=_URI_FIELD, uri=where
         )
 
     def stop_reading(self) -> None:
-        """Abandon what is being read: the server is shutting down."""
+        """Abort all reads: the server is shutting down."""
         self._transfer.stop_reading()
 
 
 def check_size(size: int, max_bytes: int) -> None:
-    """Refuse a notebook of too many bytes.
+    """Check the size of a notebook.
 
     Raises:
         NotebookTooLargeError: It is too large.
@@ -181,8 +181,7 @@ def check_size(size: int, max_bytes: int) -> None:
 
 
 def _too_large(max_bytes: int) -> NotebookTooLargeError:
-    """Return why a notebook of too many bytes is not taken."""
     return NotebookTooLargeError(
-        f"The notebook has more than {max_bytes} bytes, which the server allows (--max-notebook-bytes).",
+        f"The notebook exceeds the server's limit of {max_bytes} bytes (--max-notebook-bytes).",
         limit_bytes=str(max_bytes),
     )

@@ -1,4 +1,4 @@
-"""The SQL of the store: what is kept, and each statement that reads or writes it."""
+"""The SQL of the store: its schema, and every statement that reads or writes it."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import contextlib
 import sqlite3
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from notebook_runner_server.runs import checkpoint, codec
-from notebook_runner_server.runs.errors import damaged
-from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunState
+from notebook_runner_server.errors import damaged
+from notebook_runner_server.runs import codec
+from notebook_runner_server.runs.model import Checkpoint, Event, ExecutionOptions, Run, RunState, Segment
 
-SCHEMA_VERSION = 2
-"""What PRAGMA user_version says of a history that this server has opened."""
+SCHEMA_VERSION = 3
+"""The `PRAGMA user_version` of a history that this server has opened."""
 
 _SCHEMA = """
 CREATE TABLE runs (
   position INTEGER PRIMARY KEY AUTOINCREMENT,
   run_id TEXT NOT NULL UNIQUE,
-  request_id TEXT UNIQUE,          -- NULL: none was given
-  fingerprint TEXT NOT NULL,       -- of the request's payload
+  request_id TEXT UNIQUE,          -- NULL: the request had none
+  request_digest TEXT NOT NULL,
   state TEXT NOT NULL,
-  run TEXT NOT NULL,               -- all of the run but its parameters, which never change
+  run TEXT NOT NULL,               -- the run without its parameters, which never change
   parameters TEXT NOT NULL,
-  work_order TEXT NOT NULL,
+  options TEXT NOT NULL,
   last_sequence INTEGER NOT NULL,
   expire_time INTEGER,             -- NULL: the run has not ended
-  start_checksum INTEGER,          -- of what never changes; checksums are NULL where version 1 wrote
-  checksum INTEGER                 -- of what does
+  start_checksum INTEGER,          -- of the columns that never change; version 1 wrote no checksums
+  checksum INTEGER                 -- of the columns that change
 );
 CREATE INDEX runs_by_state ON runs (state, position);
 CREATE INDEX runs_by_expiry ON runs (expire_time) WHERE expire_time IS NOT NULL;
@@ -42,20 +42,27 @@ CREATE TABLE events (
   checksum INTEGER,
   PRIMARY KEY (position, sequence)
 ) WITHOUT ROWID;
-CREATE TABLE parts (               -- where each version of each part is in the run's file of parts
-  position INTEGER NOT NULL, part INTEGER NOT NULL, sequence INTEGER NOT NULL,
+CREATE TABLE segments (            -- where each version of each segment is in the run's file of segments
+  position INTEGER NOT NULL, segment INTEGER NOT NULL, sequence INTEGER NOT NULL,
   start INTEGER NOT NULL, length INTEGER NOT NULL,
-  content_checksum INTEGER,        -- of the bytes there
+  content_checksum INTEGER,        -- of the bytes in the file
   checksum INTEGER,
-  PRIMARY KEY (position, part, sequence)
+  PRIMARY KEY (position, segment, sequence)
 ) WITHOUT ROWID;
-CREATE INDEX parts_by_sequence ON parts (position, sequence);
-CREATE TABLE forgotten (           -- runs that were removed, and whose folders may be there yet
+CREATE INDEX segments_by_sequence ON segments (position, sequence);
+CREATE TABLE checkpoints (         -- where a run continues after a restart of the server
+  position INTEGER PRIMARY KEY, mark INTEGER NOT NULL, segment_start INTEGER NOT NULL, size INTEGER NOT NULL
+);
+CREATE TABLE deleted_runs (        -- runs whose folders may still exist
   run_id TEXT PRIMARY KEY
 ) WITHOUT ROWID;
 """
 
+# Some histories of version 1 have a table `resume`, others have not.
 _FROM_VERSION_1 = """
+CREATE TABLE IF NOT EXISTS resume (
+  position INTEGER PRIMARY KEY, mark INTEGER NOT NULL, part_start INTEGER NOT NULL, size INTEGER NOT NULL
+);
 ALTER TABLE runs ADD COLUMN start_checksum INTEGER;
 ALTER TABLE runs ADD COLUMN checksum INTEGER;
 ALTER TABLE events ADD COLUMN checksum INTEGER;
@@ -64,16 +71,31 @@ ALTER TABLE parts ADD COLUMN checksum INTEGER;
 CREATE TABLE forgotten (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
+# Only names change, so no row is read: some of them may be damaged. For the same reason the index
+# `parts_by_sequence` keeps its name.
+_FROM_VERSION_2 = """
+ALTER TABLE runs RENAME COLUMN fingerprint TO request_digest;
+ALTER TABLE runs RENAME COLUMN work_order TO options;
+ALTER TABLE parts RENAME TO segments;
+ALTER TABLE segments RENAME COLUMN part TO segment;
+ALTER TABLE resume RENAME TO checkpoints;
+ALTER TABLE checkpoints RENAME COLUMN part_start TO segment_start;
+ALTER TABLE forgotten RENAME TO deleted_runs;
+"""
+
+_UPGRADES = {0: _SCHEMA, 1: _FROM_VERSION_1 + _FROM_VERSION_2, 2: _FROM_VERSION_2}
+"""What brings a history of each version, and a new one (0), to the newest."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as the store keeps it; `position` orders runs by the time of their Start."""
+    """A run as the store has it; `position` orders runs by the time of their Start."""
 
     position: int
     run: Run
-    order: ExecutionOptions
+    options: ExecutionOptions
     last_sequence: int
-    fingerprint: str
+    request_digest: str
 
     @property
     def run_id(self) -> str:
@@ -82,20 +104,8 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Where a version of a part is in the run's file of parts, in bytes."""
-
-    part: int
-    sequence: int
-    start: int
-    length: int
-    checksum: int | None = field(default=None, compare=False)
-    """Of its bytes; None: version 1 wrote it."""
-
-
-@dataclass(frozen=True, slots=True)
 class DamagedRecord:
-    """A run whose row cannot be understood."""
+    """A run whose row cannot be decoded."""
 
     position: int
     run_id: str
@@ -103,82 +113,83 @@ class DamagedRecord:
 
 
 class NewerHistoryError(RuntimeError):
-    """The history was written by a newer server.
+    """A newer server wrote the history.
 
     Args:
-        where: The database file.
-        version: What its `PRAGMA user_version` says.
+        path: The database file.
+        version: Its `PRAGMA user_version`.
     """
 
-    def __init__(self, where: object, version: int) -> None:
+    def __init__(self, path: object, version: int) -> None:
         super().__init__(
-            f"The history {where} has version {version}, and this server knows versions up to "
+            f"The history {path} has version {version}, and this server knows versions up to "
             f"{SCHEMA_VERSION}. Start the newer server that wrote it, or choose another --state-dir."
         )
 
 
 def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
-    """Make the tables where there are none, and bring those of earlier versions up to date.
+    """Create the tables of a new history, and upgrade those of an earlier version.
 
     Args:
         db: The database.
-        is_first: Whether there may be none.
+        is_first: Whether the history may be new.
 
     Raises:
-        sqlite3.DatabaseError: They are not there, and should be.
+        sqlite3.DatabaseError: The tables are missing or differ.
     """
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version == 0 and not is_first:
-        raise sqlite3.DatabaseError("there are runs, and no history of them")
+        raise sqlite3.DatabaseError("runs exist, but the history is empty")
     if version < SCHEMA_VERSION:
-        script = _FROM_VERSION_1 if version else _SCHEMA
-        db.executescript(
-            f"BEGIN; {checkpoint.SCHEMA} {script} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-        )
+        db.executescript(f"BEGIN; {_UPGRADES[version]} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     check_schema(db)
+
+
+def check_schema(db: sqlite3.Connection) -> None:
+    """Check that all tables and columns exist.
+
+    Raises:
+        sqlite3.OperationalError: One is missing.
+    """
+    for columns, table in _TABLES.items():
+        db.execute(f"SELECT {columns} FROM {table} LIMIT 0")  # noqa: S608 - constants
 
 
 def checksum(*values: Any) -> int:
     """Return a checksum of the values of some columns."""
-    # Which characters repr() escapes depends on Python's version; what ascii() makes of them does not.
+    # repr() escapes other characters in each version of Python; ascii() escapes the same in all.
     return zlib.crc32(ascii(values).encode())
 
 
 def insert_run(
     db: sqlite3.Connection,
     run: Run,
-    order: ExecutionOptions,
-    fingerprint: str,
+    options: ExecutionOptions,
+    request_digest: str,
     event: Event,
-    parts: Iterable[Part],
+    segments: Iterable[Segment],
 ) -> int:
     """Insert a run with its first event, and return its position."""
-    row = (
-        run.run_id,
-        run.request_id or None,
-        fingerprint,
-        run.state.value,
-        codec.encode_run(replace(run, parameters={})),
-        codec.encode_parameters(run.parameters),
-        codec.encode_order(order),
-        event.sequence,
-    )
-    run_id, request_id, _, state, text, parameters, work_order, last_sequence = row
-    sums = (
-        checksum(run_id, request_id, fingerprint, parameters, work_order),
-        checksum(state, text, last_sequence, None),
+    request_id, state = run.request_id or None, run.state.value
+    encoded = codec.encode_run(replace(run, parameters={}))
+    constant = (
+        *(run.run_id, request_id, request_digest),
+        *(codec.encode_parameters(run.parameters), codec.encode_options(options)),
     )
     position = db.execute(
         "INSERT INTO runs"
-        " (run_id, request_id, fingerprint, state, run, parameters, work_order, last_sequence,"
-        "  start_checksum, checksum)"
+        " (run_id, request_id, request_digest, parameters, options, start_checksum,"
+        "  state, run, last_sequence, checksum)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (*row, *sums),
+        (
+            *(*constant, checksum(*constant)),
+            *(state, encoded, event.sequence, checksum(state, encoded, event.sequence, None)),
+        ),
     ).lastrowid
-    assert position is not None  # noqa: S101 - an INSERT gives one
-    pairs = ((name, value, position) for name, value in run.labels.items())
-    db.executemany("INSERT INTO labels (name, value, position) VALUES (?, ?, ?)", pairs)
-    _insert_events(db, position, [event], parts)
+    assert position is not None  # noqa: S101 - an INSERT sets it
+    labels = ((name, value, position) for name, value in run.labels.items())
+    db.executemany("INSERT INTO labels (name, value, position) VALUES (?, ?, ?)", labels)
+    _insert_events(db, position, [event], segments)
     return position
 
 
@@ -187,13 +198,13 @@ def append(
     position: int,
     run: Run,
     events: Sequence[Event],
-    parts: Iterable[Part],
+    segments: Iterable[Segment],
     expire_time: int | None,
 ) -> None:
-    """Add events and parts to a run, and keep the run as it is after them."""
-    _insert_events(db, position, events, parts)
-    encoded = codec.encode_run(replace(run, parameters={}))
+    """Add events and segments to a run, and update the run."""
+    _insert_events(db, position, events, segments)
     if events:
+        encoded = codec.encode_run(replace(run, parameters={}))
         values = (run.state.value, encoded, events[-1].sequence, expire_time)
         db.execute(
             "UPDATE runs SET state = ?, run = ?, last_sequence = ?, expire_time = ?, checksum = ?"
@@ -203,23 +214,42 @@ def append(
 
 
 def _insert_events(
-    db: sqlite3.Connection, position: int, events: Sequence[Event], parts: Iterable[Part]
+    db: sqlite3.Connection, position: int, events: Sequence[Event], segments: Iterable[Segment]
 ) -> None:
     rows = ((position, event.sequence, event.time, codec.encode_event(event)) for event in events)
     db.executemany(
         "INSERT INTO events (position, sequence, time, event, checksum) VALUES (?, ?, ?, ?, ?)",
         ((*row, checksum(*row)) for row in rows),
     )
-    places = ((position, part.part, part.sequence, part.start, part.length, part.checksum) for part in parts)
+    locations = (
+        (position, one.number, one.sequence, one.start, one.length, one.checksum) for one in segments
+    )
     db.executemany(
-        "INSERT OR REPLACE INTO parts (position, part, sequence, start, length, content_checksum, checksum)"
+        "INSERT OR REPLACE INTO segments"
+        " (position, segment, sequence, start, length, content_checksum, checksum)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        ((*place, checksum(*place)) for place in places),
+        ((*location, checksum(*location)) for location in locations),
     )
 
 
+def write_checkpoint(db: sqlite3.Connection, position: int, checkpoint: Checkpoint) -> None:
+    """Set where a run continues after a restart of the server."""
+    db.execute(
+        "INSERT OR REPLACE INTO checkpoints (position, mark, segment_start, size) VALUES (?, ?, ?, ?)",
+        (position, checkpoint.mark, checkpoint.segment_start, checkpoint.size),
+    )
+
+
+def read_checkpoint(db: sqlite3.Connection, position: int) -> Checkpoint | None:
+    """Return where a run continues; None: no checkpoint was written."""
+    row = db.execute(
+        "SELECT mark, segment_start, size FROM checkpoints WHERE position = ?", (position,)
+    ).fetchone()
+    return None if row is None else Checkpoint(*row)
+
+
 _COLUMNS = (
-    "position, run_id, request_id, fingerprint, parameters, work_order, start_checksum,"
+    "position, run_id, request_id, request_digest, parameters, options, start_checksum,"
     " state, run, last_sequence, expire_time, checksum"
 )
 
@@ -227,33 +257,31 @@ _TABLES = {
     _COLUMNS: "runs",
     "name, value, position": "labels",
     "position, sequence, time, event, checksum": "events",
-    "position, part, sequence, start, length, content_checksum, checksum": "parts",
-    "position, mark, part_start, size": "resume",
-    "run_id": "forgotten",
+    "position, segment, sequence, start, length, content_checksum, checksum": "segments",
+    "position, mark, segment_start, size": "checkpoints",
+    "run_id": "deleted_runs",
 }
-_EVENTS_A_CHECK = 256
+_CHECK_EVENTS = 256
+
+_ENOUGH_BYTES = 128 * 1024
+"""Bytes of events after which a read ends: a slow reader holds all that was read for it."""
 
 
 def find_run(db: sqlite3.Connection, run_id: str) -> RunRecord | None:
-    """Return a run by its id, or the newest one for an empty id; None: there is none."""
+    """Return a run by its id, or the newest run for an empty id; None: not found."""
     where = "WHERE run_id = ?" if run_id else "ORDER BY position DESC LIMIT 1"
-    return _row(db, where, (run_id,) if run_id else ())
+    return _find(db, where, (run_id,) if run_id else ())
 
 
 def find_request(db: sqlite3.Connection, request_id: str) -> RunRecord | None:
-    """Return the run of a request id; None: there is none."""
-    return _row(db, "WHERE request_id = ?", (request_id,))
+    """Return the run of a request id; None: not found."""
+    return _find(db, "WHERE request_id = ?", (request_id,))
 
 
 def unended_runs(db: sqlite3.Connection) -> list[RunRecord | DamagedRecord]:
     """Return the runs that have not ended, oldest first."""
     states = [state.value for state in RunState if not state.is_terminal]
-    marks = ", ".join("?" * len(states))
-    rows = db.execute(
-        f"SELECT {_COLUMNS} FROM runs WHERE state IN ({marks}) ORDER BY position",  # noqa: S608 - only marks
-        states,
-    ).fetchall()
-    return [_row_or_damaged(row) for row in rows]
+    return _select(db, f"WHERE state IN ({', '.join('?' * len(states))}) ORDER BY position", states)
 
 
 def list_runs(
@@ -272,81 +300,16 @@ def list_runs(
     for name, value in labels.items():
         where.append("position IN (SELECT position FROM labels WHERE name = ? AND value = ?)")
         values += [name, value]
-    text = f"SELECT {_COLUMNS} FROM runs WHERE {' AND '.join(where)} ORDER BY position DESC LIMIT ?"  # noqa: S608 - only marks
-    return [_row_or_damaged(row) for row in db.execute(text, (*values, size)).fetchall()]
-
-
-_ENOUGH = 128 * 1024
-"""Bytes of events after which a read ends: a reader that takes nothing keeps what was read for it."""
-
-
-def read_events(db: sqlite3.Connection, position: int, after: int, limit: int) -> list[Event]:
-    """Return up to `limit` events of a run after a sequence number, and no more when they are large."""
-    cursor = db.execute(
-        "SELECT position, sequence, time, event, checksum FROM events WHERE position = ? AND sequence > ?"
-        " ORDER BY sequence LIMIT ?",
-        (position, after, limit),
-    )
-    events: list[Event] = []
-    size = 0
-    # A cursor that is not read to its end would keep the connection from seeing what is written later.
-    with contextlib.closing(cursor):
-        for row in cursor:
-            event = _event(db, row)
-            if event.sequence != after + 1 + len(events):
-                raise damaged(_run_id(db, position), f"event {after + 1 + len(events)} is missing")
-            events.append(event)
-            size += len(row[3])
-            if size >= _ENOUGH:
-                break
-    return events
-
-
-def read_events_back(db: sqlite3.Connection, position: int, before: int, limit: int) -> list[Event]:
-    """Return up to `limit` events of a run before a sequence number, newest first; fewer when large."""
-    cursor = db.execute(
-        "SELECT position, sequence, time, event, checksum FROM events WHERE position = ? AND sequence < ?"
-        " ORDER BY sequence DESC LIMIT ?",
-        (position, before, limit),
-    )
-    events: list[Event] = []
-    size = 0
-    with contextlib.closing(cursor):
-        for row in cursor:
-            events.append(_event(db, row))
-            size += len(row[3])
-            if size >= _ENOUGH:
-                break
-    return events
-
-
-def read_parts(db: sqlite3.Connection, position: int, as_of: int) -> list[Part]:
-    """Return the version that each part had at a sequence number, in the order of the parts."""
-    rows = db.execute(
-        # SQLite takes the other columns from the row that has the maximum.
-        "SELECT position, part, MAX(sequence), start, length, content_checksum, checksum FROM parts"
-        " WHERE position = ? AND sequence <= ? GROUP BY part ORDER BY part",
-        (position, as_of),
-    ).fetchall()
-    return [_part(db, row) for row in rows]
-
-
-def newest_part(db: sqlite3.Connection, position: int, as_of: int) -> int:
-    """Return the sequence number of the newest part of a run at a sequence number."""
-    text = "SELECT MAX(sequence) FROM parts WHERE position = ? AND sequence <= ?"
-    newest: int | None = db.execute(text, (position, as_of)).fetchone()[0]
-    return newest or 0
+    return _select(db, f"WHERE {' AND '.join(where)} ORDER BY position DESC LIMIT ?", [*values, size])
 
 
 def ended_runs(db: sqlite3.Connection, until: int, after: int, limit: int) -> list[RunRecord]:
-    """Return ended runs after a position whose time is over at `until`, oldest first."""
-    rows = db.execute(
-        f"SELECT {_COLUMNS} FROM runs"  # noqa: S608 - a constant
-        " WHERE expire_time <= ? AND position > ? ORDER BY position LIMIT ?",
-        (until, after, limit),
-    ).fetchall()
-    # One that is damaged may not be over, and stays.
-    return [row for row in map(_row_or_damaged, rows) if isinstance(row, RunRecord)]
+    """Return ended runs after a position that expire up to `until`, oldest first."""
+    rows = _select(
+        db, "WHERE expire_time <= ? AND position > ? ORDER BY position LIMIT ?", (until, after, limit)
+    )
+    # The expiry of a damaged run may be wrong, so that run stays.
+    return [row for row in rows if isinstance(row, RunRecord)]
 
 
 def count_ended(db: sqlite3.Connection) -> int:
@@ -360,59 +323,101 @@ def run_ids(db: sqlite3.Connection) -> set[str]:
     return {run_id for (run_id,) in db.execute("SELECT run_id FROM runs")}
 
 
-def delete_run(db: sqlite3.Connection, position: int) -> None:
-    """Remove a run with all that belongs to it but its folder, which may go now."""
-    db.execute(
-        "INSERT OR IGNORE INTO forgotten (run_id) SELECT run_id FROM runs WHERE position = ?", (position,)
+def read_events(db: sqlite3.Connection, position: int, after: int, limit: int) -> list[Event]:
+    """Return up to `limit` events of a run after a sequence number, in order; fewer when they are large.
+
+    Raises:
+        DamagedRunError: One is damaged or missing.
+    """
+    events: list[Event] = []
+    for event in _read_events(db, "sequence > ? ORDER BY sequence", position, after, limit):
+        if event.sequence != after + 1 + len(events):
+            raise damaged(_run_id(db, position), f"event {after + 1 + len(events)} is missing")
+        events.append(event)
+    return events
+
+
+def read_events_back(db: sqlite3.Connection, position: int, before: int, limit: int) -> list[Event]:
+    """Return up to `limit` events of a run before a sequence number, newest first; fewer when large."""
+    return _read_events(db, "sequence < ? ORDER BY sequence DESC", position, before, limit)
+
+
+def _read_events(db: sqlite3.Connection, where: str, position: int, sequence: int, limit: int) -> list[Event]:
+    columns = "position, sequence, time, event, checksum"
+    cursor = db.execute(
+        f"SELECT {columns} FROM events WHERE position = ? AND {where} LIMIT ?",  # noqa: S608 - constants
+        (position, sequence, limit),
     )
-    for table in ("parts", "events", "labels", "resume", "runs"):
+    events: list[Event] = []
+    size = 0
+    # An unfinished cursor would keep the connection from seeing later writes.
+    with contextlib.closing(cursor):
+        for row in cursor:
+            events.append(_event(db, row))
+            size += len(row[3])
+            if size >= _ENOUGH_BYTES:
+                break
+    return events
+
+
+def read_segments(db: sqlite3.Connection, position: int, as_of: int) -> list[Segment]:
+    """Return the version that each segment had at a sequence number, in the order of the segments."""
+    rows = db.execute(
+        # SQLite takes the other columns from the row that has the maximum.
+        "SELECT position, segment, MAX(sequence), start, length, content_checksum, checksum FROM segments"
+        " WHERE position = ? AND sequence <= ? GROUP BY segment ORDER BY segment",
+        (position, as_of),
+    ).fetchall()
+    return [_segment(db, row) for row in rows]
+
+
+def newest_segment(db: sqlite3.Connection, position: int, as_of: int) -> int:
+    """Return the sequence number of the newest segment of a run at a sequence number."""
+    text = "SELECT MAX(sequence) FROM segments WHERE position = ? AND sequence <= ?"
+    newest: int | None = db.execute(text, (position, as_of)).fetchone()[0]
+    return newest or 0
+
+
+def delete_run(db: sqlite3.Connection, position: int) -> None:
+    """Delete a run with all its rows; its folder can be removed afterwards."""
+    db.execute(
+        "INSERT OR IGNORE INTO deleted_runs (run_id) SELECT run_id FROM runs WHERE position = ?", (position,)
+    )
+    for table in ("segments", "events", "labels", "checkpoints", "runs"):
         db.execute(f"DELETE FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the names above
 
 
-def touch(db: sqlite3.Connection) -> None:
-    """Write, and change nothing."""
-    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-def check_schema(db: sqlite3.Connection) -> None:
-    """Look whether the tables are those that this program makes.
-
-    Raises:
-        sqlite3.OperationalError: They are not.
-    """
-    for columns, table in _TABLES.items():
-        db.execute(f"SELECT {columns} FROM {table} LIMIT 0")  # noqa: S608 - constants
-
-
-def check_run(db: sqlite3.Connection, position: int) -> RunRecord:
-    """Return a run of which all is there as it was written.
-
-    Raises:
-        DamagedRunError: It is not.
-    """
-    row = db.execute(f"SELECT {_COLUMNS} FROM runs WHERE position = ?", (position,)).fetchone()  # noqa: S608 - a constant
-    if row is None:
-        raise damaged("", f"there is no row {position}")
-    found = _row_or_damaged(row)
-    if isinstance(found, DamagedRecord):
-        raise damaged(found.run_id, found.why)
-    last = 0
-    while events := read_events(db, position, last, _EVENTS_A_CHECK):
-        last = events[-1].sequence
-    if last != found.last_sequence:
-        raise damaged(found.run.run_id, f"its last event is {last} and not {found.last_sequence}")
-    read_parts(db, position, last)
-    return found
-
-
-def forgotten_ids(db: sqlite3.Connection) -> set[str]:
-    """Return the ids of removed runs whose folders may be there yet."""
-    return {run_id for (run_id,) in db.execute("SELECT run_id FROM forgotten")}
+def deleted_run_ids(db: sqlite3.Connection) -> set[str]:
+    """Return the ids of deleted runs whose folders may still exist."""
+    return {run_id for (run_id,) in db.execute("SELECT run_id FROM deleted_runs")}
 
 
 def folders_removed(db: sqlite3.Connection, run_ids: Iterable[str]) -> None:
-    """Note that the folders of removed runs are gone."""
-    db.executemany("DELETE FROM forgotten WHERE run_id = ?", ((run_id,) for run_id in run_ids))
+    """Record that the folders of deleted runs are gone."""
+    db.executemany("DELETE FROM deleted_runs WHERE run_id = ?", ((run_id,) for run_id in run_ids))
+
+
+def touch(db: sqlite3.Connection) -> None:
+    """Write without a change, to find out whether the disk takes writes."""
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def check_run(db: sqlite3.Connection, position: int) -> RunRecord:
+    """Return a run after a check of its row, events and segments.
+
+    Raises:
+        DamagedRunError: Something of it is damaged or missing.
+    """
+    found = _find(db, "WHERE position = ?", (position,))
+    if found is None:
+        raise damaged("", f"row {position} is missing")
+    last = 0
+    while events := read_events(db, position, last, _CHECK_EVENTS):
+        last = events[-1].sequence
+    if last != found.last_sequence:
+        raise damaged(found.run_id, f"its last event is {last} and not {found.last_sequence}")
+    read_segments(db, position, last)
+    return found
 
 
 def _run_id(db: sqlite3.Connection, position: int) -> str:
@@ -420,62 +425,68 @@ def _run_id(db: sqlite3.Connection, position: int) -> str:
     return "" if row is None else str(row[0])
 
 
-def _row(db: sqlite3.Connection, where: str, values: tuple[str, ...]) -> RunRecord | None:
-    row = db.execute(f"SELECT {_COLUMNS} FROM runs {where}", values).fetchone()  # noqa: S608 - constants
-    if row is None:
-        return None
-    found = _row_or_damaged(row)
+def _select(
+    db: sqlite3.Connection, where: str, values: Sequence[str | int]
+) -> list[RunRecord | DamagedRecord]:
+    rows = db.execute(f"SELECT {_COLUMNS} FROM runs {where}", values).fetchall()  # noqa: S608 - constants and marks
+    return [_decode_row(row) for row in rows]
+
+
+def _find(db: sqlite3.Connection, where: str, values: Sequence[str | int]) -> RunRecord | None:
+    found = next(iter(_select(db, where, values)), None)
     if isinstance(found, DamagedRecord):
         raise damaged(found.run_id, found.why)
     return found
 
 
-def _row_or_damaged(row: tuple[Any, ...]) -> RunRecord | DamagedRecord:
-    position, run_id, request_id, fingerprint, parameters, order, start_checksum, *rest = row
-    state, run, last_sequence, expire_time, run_checksum = rest
+def _decode_row(row: tuple[Any, ...]) -> RunRecord | DamagedRecord:
+    position, run_id, request_id, request_digest, parameters, options, start_checksum, *rest = row
+    state, encoded, last_sequence, expire_time, run_checksum = rest
     try:
-        _compare(start_checksum, run_id, request_id, fingerprint, parameters, order)
-        _compare(run_checksum, state, run, last_sequence, expire_time)
-        whole = replace(codec.decode_run(run), parameters=codec.decode_parameters(parameters))
-        if (whole.run_id, whole.request_id, whole.state.value) != (run_id, request_id or "", state):
+        _verify(start_checksum, run_id, request_id, request_digest, parameters, options)
+        _verify(run_checksum, state, encoded, last_sequence, expire_time)
+        run = replace(codec.decode_run(encoded), parameters=codec.decode_parameters(parameters))
+        if (run.run_id, run.request_id, run.state.value) != (run_id, request_id or "", state):
             raise ValueError("its row speaks of another run or state")
-        return RunRecord(position, whole, codec.decode_order(order), int(last_sequence), str(fingerprint))
-    except _MEANINGLESS as error:
-        return DamagedRecord(position, str(run_id), _why(error))
+        return RunRecord(
+            position, run, codec.decode_options(options), int(last_sequence), str(request_digest)
+        )
+    except _DECODING_ERRORS as error:
+        return DamagedRecord(position, str(run_id), _describe(error))
 
 
 def _event(db: sqlite3.Connection, row: tuple[Any, ...]) -> Event:
-    position, sequence, time, text, found = row
+    position, sequence, time, text, expected = row
     try:
-        _compare(found, position, sequence, time, text)
+        _verify(expected, position, sequence, time, text)
         return codec.decode_event(sequence, time, text)
-    except _MEANINGLESS as error:
-        raise damaged(_run_id(db, position), f"event {sequence}: {_why(error)}") from error
+    except _DECODING_ERRORS as error:
+        raise damaged(_run_id(db, position), f"event {sequence}: {_describe(error)}") from error
 
 
-def _part(db: sqlite3.Connection, row: tuple[Any, ...]) -> Part:
-    *values, found = row
+def _segment(db: sqlite3.Connection, row: tuple[Any, ...]) -> Segment:
+    *values, expected = row
     try:
-        _compare(found, *values)
+        _verify(expected, *values)
     except ValueError as error:
-        raise damaged(_run_id(db, values[0]), f"part {values[1]}: {_why(error)}") from error
-    return Part(*values[1:])
+        raise damaged(_run_id(db, values[0]), f"segment {values[1]}: {_describe(error)}") from error
+    return Segment(*values[1:])
 
 
-# What decoding something else than was encoded raises.
-_MEANINGLESS = (ValueError, TypeError, LookupError, AttributeError)
+# What decoding raises when the text is not what was encoded.
+_DECODING_ERRORS = (ValueError, TypeError, LookupError, AttributeError)
 
 
-def _compare(expected: int | None, *values: Any) -> None:
-    """Refuse columns that are not as they were written.
+def _verify(expected: int | None, *values: Any) -> None:
+    """Compare columns with their checksum.
 
     Raises:
-        ValueError: They are not.
+        ValueError: They differ.
     """
-    # Version 1 wrote no checksum; all that it wrote is text.
+    # Version 1 wrote no checksums, and only text.
     if expected is not None and checksum(*values) != expected:
         raise ValueError("checksum mismatch")
 
 
-def _why(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:200]

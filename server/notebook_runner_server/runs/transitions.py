@@ -1,13 +1,15 @@
-"""The state machine of a run: pure functions from a run and what happened to the run after it."""
+"""The state machine of a run: pure functions from a run and the backend's events to the run after them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from notebook_runner_server.execution.files import FileEvent
+from notebook_runner_server.execution.files import FileEvent, FilePiece, FilesLeft
 from notebook_runner_server.execution.interface import (
     Cause,
-    CellChunk,
     CellFinished,
     CellOutcome,
     CellStarted,
@@ -16,8 +18,18 @@ from notebook_runner_server.execution.interface import (
     Failure,
     KernelReady,
     ReplayMark,
+    SegmentChunk,
 )
-from notebook_runner_server.runs.model import Body, Run, RunChanged, RunState
+from notebook_runner_server.runs.model import (
+    Body,
+    Checkpoint,
+    Event,
+    Run,
+    RunChanged,
+    RunState,
+    Segment,
+    WriteBatch,
+)
 
 _NEXT = {
     RunState.QUEUED: {RunState.STARTING},
@@ -42,26 +54,44 @@ ENDS = {
     Cause.SERVER_STOPPED: RunState.INTERRUPTED,
     Cause.SERVER_DIED: RunState.INTERRUPTED,
 }
-"""How a run ends for each cause."""
+"""The terminal state for each cause."""
 
-# Runs that end so have their notebook written nowhere.
-_UNWRITTEN = {
+# Why the notebook of a run with such a failure is not uploaded.
+_NOT_UPLOADED = {
     Cause.KILL_REQUESTED: "the run was killed",
     Cause.SERVER_STOPPED: "the server was stopped",
     Cause.SERVER_DIED: "the server died",
-    Cause.STORAGE_FAILED: "the server could not keep what the run did",
+    Cause.STORAGE_FAILED: "the server could not store the run's events",
 }
 
 
+class Clock:
+    """The clock of one run, which never goes backwards.
+
+    It takes the system's time once, and a monotonic clock from there on: times of a run stay in order, and
+    durations stay true, when the system's clock is set.
+
+    Args:
+        not_before: Nanoseconds since the epoch that the run has already seen.
+    """
+
+    def __init__(self, not_before: int = 0) -> None:
+        self._origin = max(time.time_ns(), not_before) - time.monotonic_ns()
+
+    def now(self) -> int:
+        """Return nanoseconds since the epoch, UTC."""
+        return self._origin + time.monotonic_ns()
+
+
 class IllegalTransitionError(RuntimeError):
-    """A run cannot go from the one state to the other: a fault in this program."""
+    """A transition that the state machine does not have: a bug of this program."""
 
 
 def move(run: Run, state: RunState, now: int) -> Run:
-    """Return the run in a later state that is not an end.
+    """Return the run in a later state that is not terminal.
 
     Raises:
-        IllegalTransitionError: There is no way from its state to that one.
+        IllegalTransitionError: Its state does not lead to that one.
     """
     if state not in _NEXT.get(run.state, ()):
         raise IllegalTransitionError(f"{run.run_id}: {run.state.name} to {state.name}")
@@ -69,32 +99,17 @@ def move(run: Run, state: RunState, now: int) -> Run:
     return replace(run, state=state, start_time=started)
 
 
-def unwritten(run: Run, failure: Failure | None) -> str:
-    """Return why the notebook of a run that ends so is not to be written; empty: it is, or nobody asked."""
-    why = _UNWRITTEN.get(failure.cause) if failure is not None and run.output_uri else None
-    if failure is None or why is None:
-        return ""
-    # It may have died when all was there.
-    known = "Not known to be written" if failure.cause is Cause.SERVER_DIED else "Not written"
-    return f"{known}: {why}."
-
-
-def abandoned(cause: Cause) -> str:
-    """Return what to say of a notebook while which was written the run was stopped."""
-    return f"Given up while it was written, and so perhaps there: {_UNWRITTEN[cause]}."
-
-
 def end(run: Run, failure: Failure | None, now: int, output_error: str = "") -> Run:
-    """Return the run after its end; no failure means that every cell was executed.
+    """Return the run after its end.
 
     Args:
         run: The run.
-        failure: What ended it.
-        now: When, in nanoseconds since the epoch.
-        output_error: Why its notebook is not at its URI, where the failure alone does not tell.
+        failure: What ended it; None: every cell was executed.
+        now: The time of the end, in nanoseconds since the epoch.
+        output_error: Why its notebook is not at its URI, where the failure does not imply it.
 
     Raises:
-        IllegalTransitionError: It has ended already.
+        IllegalTransitionError: The run has ended already.
     """
     if run.state.is_terminal:
         raise IllegalTransitionError(f"{run.run_id}: {run.state.name} has ended already")
@@ -105,12 +120,26 @@ def end(run: Run, failure: Failure | None, now: int, output_error: str = "") -> 
         current_cell=None,
         cells_completed=run.cells_total if failure is None else run.cells_completed,
         failure=failure,
-        output_error=(output_error or unwritten(run, failure)) if run.output_uri else "",
+        output_error=(output_error or upload_refusal(run, failure)) if run.output_uri else "",
     )
 
 
-def react(run: Run, event: ExecutionEvent, now: int, output_error: str = "") -> tuple[Run, Body | None]:
-    """Return the run after what a backend told, and what the log is to say of it; see `end`."""
+def upload_refusal(run: Run, failure: Failure | None) -> str:
+    """Return why the notebook of a run with this failure is not uploaded; empty: it is, or has no URI."""
+    why = _NOT_UPLOADED.get(failure.cause) if failure is not None and run.output_uri else None
+    if failure is None or why is None:
+        return ""
+    # The server may have died after the upload.
+    return f"{'Upload unknown' if failure.cause is Cause.SERVER_DIED else 'Not uploaded'}: {why}."
+
+
+def upload_aborted(cause: Cause) -> str:
+    """Return what to say of a notebook whose run was stopped during the upload."""
+    return f"Upload aborted; the target may be incomplete: {_NOT_UPLOADED[cause]}."
+
+
+def react(run: Run, event: ExecutionEvent, now: int) -> tuple[Run, Body | None]:
+    """Return the run after an event of the backend, and what its log records of it; None: nothing."""
     match event:
         case KernelReady():
             if run.state is RunState.KILLING:
@@ -123,7 +152,111 @@ def react(run: Run, event: ExecutionEvent, now: int, output_error: str = "") -> 
             done = event.outcome in (CellOutcome.SUCCEEDED, CellOutcome.ERROR_ALLOWED)
             completed = event.cell_index + 1 if done else run.cells_completed
             return replace(run, current_cell=None, cells_completed=completed), event
-        case Ended():
-            run = end(run, event.failure, now, output_error)
-            return run, RunChanged(run)
-    return run, None if isinstance(event, CellChunk | FileEvent | ReplayMark) else event
+        # The run's end is recorded by `end`, once its processes are gone and its notebook is uploaded.
+        case Ended() | SegmentChunk() | FilePiece() | FilesLeft() | ReplayMark():
+            return run, None
+    return run, event
+
+
+def event_of(run: Run, body: Body, sequence: int, time: int) -> Event:
+    """Return an event of a run's log, given the run after the event."""
+    return Event(sequence, time, run.cells_completed, run.cells_total, body)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentCursor:
+    """How far a run has come between two batches.
+
+    Attributes:
+        size: The size of its file of segments, in bytes.
+        segment_start: Where the unfinished segment begins in the file.
+        cell_id: The id of the current cell, or of the last one.
+        cell_start: When that cell was started, by the monotonic clock; 0: before this server.
+        checksum: CRC-32 of the unfinished segment so far; None: unknown, begun by an earlier server.
+    """
+
+    size: int
+    segment_start: int
+    cell_id: str = ""
+    cell_start: float = 0.0
+    checksum: int | None = field(default=0, compare=False)
+
+    def without_segment(self) -> SegmentCursor:
+        """Return the cursor at the beginning of a new segment."""
+        return replace(self, segment_start=self.size, checksum=0)
+
+    def with_chunk(self, data: bytes) -> SegmentCursor:
+        """Return the cursor after a chunk of the unfinished segment."""
+        checksum = None if self.checksum is None else zlib.crc32(data, self.checksum)
+        return replace(self, size=self.size + len(data), checksum=checksum)
+
+    @property
+    def cell_seconds(self) -> float:
+        """Seconds since the cell was started; 0: unknown."""
+        return time.monotonic() - self.cell_start if self.cell_start else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The result of a batch.
+
+    Attributes:
+        run: The run after the batch.
+        cursor: The cursor after the batch.
+        events: The new events of the run's log.
+        written: What goes into the run's folder.
+        is_warm: Whether the kernel was warm; None: the batch does not say.
+    """
+
+    run: Run
+    cursor: SegmentCursor
+    events: list[Event]
+    written: WriteBatch
+    is_warm: bool | None
+
+
+def apply_events(
+    batch: Sequence[ExecutionEvent], run: Run, cursor: SegmentCursor, clock: Clock, last_sequence: int
+) -> Update:
+    """Return what a batch of the backend's events makes of a run; nothing is changed yet.
+
+    Args:
+        batch: The events.
+        run: The run before them.
+        cursor: The cursor before them.
+        clock: The run's clock.
+        last_sequence: The sequence number of the newest event in the run's log.
+    """
+    start, now = cursor.size, clock.now()
+    events: list[Event] = []
+    chunks: list[bytes] = []
+    segments: list[Segment] = []
+    files: list[FileEvent] = []
+    mark: int | None = None
+    is_warm: bool | None = None
+    for event in batch:
+        sequence = last_sequence + len(events) + 1
+        match event:
+            case SegmentChunk():
+                chunks.append(event.data)
+                cursor = cursor.with_chunk(event.data)
+                if event.last:
+                    # The segment becomes visible with the next event.
+                    length = cursor.size - cursor.segment_start
+                    segments.append(
+                        Segment(event.segment, sequence, cursor.segment_start, length, cursor.checksum)
+                    )
+                    cursor = cursor.without_segment()
+            case ReplayMark():
+                mark = event.number
+            case CellStarted():
+                cursor = replace(cursor, cell_id=event.cell_id, cell_start=time.monotonic())
+            case KernelReady():
+                is_warm = event.is_warm
+            case FilePiece() | FilesLeft():
+                files.append(event)
+        run, body = react(run, event, now)
+        if body is not None:
+            events.append(event_of(run, body, sequence, clock.now()))
+    checkpoint = None if mark is None else Checkpoint(mark, cursor.segment_start, cursor.size)
+    return Update(run, cursor, events, WriteBatch(start, chunks, segments, checkpoint, files), is_warm)

@@ -19,11 +19,11 @@ from notebook_runner_server.execution.cluster.messages import Batch, Channel
 from notebook_runner_server.execution.files import FilePiece
 from notebook_runner_server.execution.interface import (
     Cause,
-    CellChunk,
     Ended,
     ExecutionEvent,
     Failure,
     Job,
+    SegmentChunk,
     StreamOutput,
 )
 from notebook_runner_server.execution.pool import PoolRun, ProcessPoolBackend
@@ -255,7 +255,7 @@ class Lease:
 
 def _size(event: ExecutionEvent) -> int:
     match event:
-        case CellChunk(data=data) | FilePiece(data=data):
+        case SegmentChunk(data=data) | FilePiece(data=data):
             return len(data)
         case StreamOutput(text=text):
             return _EVENT_BYTES + len(text)

@@ -1,9 +1,9 @@
-"""Why a call cannot be served.
+"""The errors that a caller can get, in one tree; every package of the server may raise them.
 
 ::
 
     RunnerError
-    ├── InvalidRequestError       the request itself is wrong
+    ├── InvalidRequestError       the request is wrong: the same request fails again
     │   ├── InvalidFieldError       INVALID_FIELD
     │   ├── InvalidNotebookError    INVALID_NOTEBOOK
     │   ├── UnknownParameterError   UNKNOWN_PARAMETER
@@ -24,28 +24,29 @@
     ├── OffsetPastEndError        OFFSET_PAST_END
     ├── ExportFailedError         EXPORT_FAILED
     ├── DamagedRunError           RUN_DAMAGED
-    └── UnavailableError          try again later, perhaps elsewhere
+    └── UnavailableError          the same request may succeed later
         ├── ShuttingDownError       SHUTTING_DOWN
         ├── NotReadyError           NOT_READY
         └── NotebookUnreachableError NOTEBOOK_UNREACHABLE
 
-Each names its reason; `api.errors` maps each branch to a status code, once.
+Each class names its reason of the contract; `api.errors` maps each branch to a gRPC status code, once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
 class RunnerError(Exception):
-    """A call cannot be served.
+    """Base of all errors that a caller can get.
 
     Attributes:
-        reason: The contract's name for why.
-        message: One sentence for the caller, that says what to do.
-        metadata: The variable parts, by name.
-        field: The field of the request that is wrong; empty where none is.
-        retry_after: Seconds after which the same call may be served; 0: nobody knows.
+        reason: The reason's name in the contract.
+        message: For the caller: what was given, what is wrong, and what to do.
+        metadata: The variable parts of the message, by name.
+        field: The invalid field of the request; empty: no field is at fault.
+        retry_after: Seconds after which a retry may succeed; 0: unknown.
     """
 
     reason: ClassVar[str]
@@ -59,75 +60,84 @@ class RunnerError(Exception):
 
 
 class InvalidRequestError(RunnerError):
-    """The request itself is wrong; the same request will not do."""
+    """The request is wrong, and fails again when it is repeated."""
 
 
 class InvalidFieldError(InvalidRequestError):
-    """A field has a value that it cannot have."""
+    """A field has an invalid value."""
 
     reason = "INVALID_FIELD"
 
 
 class InvalidNotebookError(InvalidRequestError):
-    """What was given is not a notebook that can be executed."""
+    """The content is not a notebook that can be executed."""
 
     reason = "INVALID_NOTEBOOK"
 
 
 class UnknownParameterError(InvalidRequestError):
-    """The notebook's `parameters` cell does not assign a parameter that was given."""
+    """The notebook's `parameters` cell does not assign one of the given parameters."""
 
     reason = "UNKNOWN_PARAMETER"
 
 
+def unknown_parameters(unknown: Sequence[str], known: Sequence[str]) -> UnknownParameterError:
+    """Return the error for parameters that the notebook does not have."""
+    quoted = ", ".join(map(repr, unknown))
+    message = f"Unknown parameter {quoted}. The notebook's parameters: {', '.join(known) or 'none'}."
+    return UnknownParameterError(
+        message, field="parameters", unknown=",".join(unknown), known=",".join(known)
+    )
+
+
 class UnknownKernelError(InvalidRequestError):
-    """There is no such kernelspec."""
+    """The kernelspec is not installed."""
 
     reason = "UNKNOWN_KERNEL"
 
 
 class UnknownFormatError(InvalidRequestError):
-    """There is no such format, or the operator did not allow it."""
+    """The format does not exist, or the operator has not enabled it."""
 
     reason = "UNKNOWN_FORMAT"
 
 
 class PathOutsideRootError(InvalidRequestError):
-    """The path leads out of the notebook root."""
+    """The path leads outside the notebook root."""
 
     reason = "PATH_OUTSIDE_ROOT"
 
 
 class UriNotAllowedError(InvalidRequestError):
-    """The operator does not allow the URI."""
+    """The server's URI policy forbids the URI."""
 
     reason = "URI_NOT_ALLOWED"
 
 
 class NotFoundError(RunnerError):
-    """What was named is not there."""
+    """The named thing does not exist."""
 
 
 class RunNotFoundError(NotFoundError):
-    """There is no such run, or none at all."""
+    """The run does not exist."""
 
     reason = "RUN_NOT_FOUND"
 
 
 def not_found(run_id: str) -> RunNotFoundError:
-    """Return the error for a run that is not there; an empty id: there is none at all."""
-    message = f"There is no run {run_id[:100]!r}." if run_id else "There is no run yet."
+    """Return the error for an unknown run; an empty id asks for the newest one."""
+    message = f"Unknown run {run_id[:100]!r}." if run_id else "No run has been started yet."
     return RunNotFoundError(message, field="run_id", run_id=run_id[:100])
 
 
 class NotebookNotFoundError(NotFoundError):
-    """There is no such notebook, or not for this server."""
+    """The notebook does not exist, or the server cannot read it."""
 
     reason = "NOTEBOOK_NOT_FOUND"
 
 
 class RequestIdReusedError(RunnerError):
-    """The request id was used with another payload."""
+    """The request id was used before, with a different request."""
 
     reason = "REQUEST_ID_REUSED"
 
@@ -137,26 +147,26 @@ class ExhaustedError(RunnerError):
 
 
 class RunnerBusyError(ExhaustedError):
-    """All workers and all places in the queue are taken."""
+    """All workers are busy and the queue is full."""
 
     reason = "RUNNER_BUSY"
     retry_after = 1.0
 
 
 class TooManyStreamsError(ExhaustedError):
-    """As many Progress streams are open as the server allows."""
+    """The limit of open Progress streams is reached."""
 
     reason = "TOO_MANY_STREAMS"
 
 
 class NotebookTooLargeError(ExhaustedError):
-    """The notebook is larger than the server allows."""
+    """The notebook exceeds the server's size limit."""
 
     reason = "NOTEBOOK_TOO_LARGE"
 
 
 class RequestTooLargeError(ExhaustedError):
-    """The message of a call is larger than the server accepts."""
+    """The request message exceeds the server's size limit."""
 
     reason = "REQUEST_TOO_LARGE"
 
@@ -168,7 +178,7 @@ class StorageFullError(ExhaustedError):
 
 
 class OffsetPastEndError(RunnerError):
-    """The artefact ends before the offset."""
+    """The offset is past the end of the artefact."""
 
     reason = "OFFSET_PAST_END"
 
@@ -180,42 +190,42 @@ class ExportFailedError(RunnerError):
 
 
 class DamagedRunError(RunnerError):
-    """What the server has of a run is damaged, and cannot be answered."""
+    """The stored data of the run is damaged."""
 
     reason = "RUN_DAMAGED"
 
 
 def damaged(run_id: str, why: object) -> DamagedRunError:
-    """Return the error for a run of which something is damaged; an empty id: nobody can tell which."""
+    """Return the error for a run whose stored data is damaged; an empty id: which run is unknown."""
     name = f"Run {run_id[:100]}" if run_id else "A run"
     message = f"{name} is damaged in the state folder: {why}. See the server log."
     return DamagedRunError(message, run_id=run_id[:100])
 
 
 class UnavailableError(RunnerError):
-    """Not now."""
+    """The server cannot serve the call now."""
 
 
 class ShuttingDownError(UnavailableError):
-    """The server was asked to stop."""
+    """The server is shutting down."""
 
     reason = "SHUTTING_DOWN"
 
 
 class NotReadyError(UnavailableError):
-    """The server is not ready yet."""
+    """The server cannot start runs at the moment."""
 
     reason = "NOT_READY"
     retry_after = 1.0
 
 
 class NotebookUnreachableError(UnavailableError):
-    """Whoever holds the notebook does not answer."""
+    """The notebook's host does not answer."""
 
     reason = "NOTEBOOK_UNREACHABLE"
 
 
 def reasons(kind: type[RunnerError] = RunnerError) -> list[str]:
-    """Return the reason of every error of a branch of the tree."""
+    """Return the reasons of all errors of a branch of the tree."""
     own = [kind.reason] if hasattr(kind, "reason") else []
     return own + [reason for below in kind.__subclasses__() for reason in reasons(below)]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.runs import integrity
-from notebook_runner_server.runs.integrity import IntegrityCheck
+from notebook_runner_server.runs import database
+from notebook_runner_server.runs.database import IntegrityCheck
 from tests.runs.stores import insert, opened
 
 pytestmark = pytest.mark.integration
@@ -22,9 +22,9 @@ PAGE = 4096
 async def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state folder with a history that a start has no time to look at."""
     # Not 0: the clock may stand still between two looks at it.
-    monkeypatch.setattr(integrity, "LOOK_SECONDS", -1.0)
-    monkeypatch.setattr(integrity, "LOOK_BYTES", 0)
-    monkeypatch.setattr(integrity, "_STEPS", 1)
+    monkeypatch.setattr(database, "CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(database, "CHECK_BYTES", 0)
+    monkeypatch.setattr(database, "_PROGRESS_STEPS", 1)
     async with opened(tmp_path) as store:
         for number in range(300):
             await insert(store, f"run-{number}", labels={"x" * 100: "y" * 100})
@@ -79,7 +79,7 @@ async def test_what_cannot_be_read_is_damage_and_a_full_disk_is_not(
     """Only an error that says that the file is damaged is remembered."""
     error = sqlite3.DatabaseError("why")
     error.sqlite_errorcode = code
-    IntegrityCheck(history / DATABASE).note(error)
+    IntegrityCheck(history / DATABASE).record(error)
     assert len(await starts(history)) == aside
 
 

@@ -1,21 +1,39 @@
-"""The form of a notebook's parts, in bytes: each cell, and the tail with all that follows the cells.
+"""The encoding of a notebook as segments: one for each cell, and the tail with all that follows the cells.
 
 `HEAD`, the cells joined by `SEPARATOR`, and the tail together are, byte for byte, what `nbformat.write`
-writes, so that an executed notebook can be put together from parts without being parsed. Only what formats
-later than nbformat's own have before `cells`, in the order of the alphabet, comes after the cells here.
+writes, so that an executed notebook can be joined from its segments without parsing. One difference: keys of
+future formats that sort before `cells` come after the cells here.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 TAIL = -1
-"""The number of the part that holds all of a notebook that is not a cell."""
+"""The number of the segment that holds everything but the cells."""
 
 HEAD = b'{\n "cells": ['
 SEPARATOR = b","
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedNotebook:
+    """A notebook that is ready for execution: valid nbformat 4, parameters injected.
+
+    Attributes:
+        cells: The segment of each cell.
+        tail: The segment with everything else.
+        kernel_name: The kernelspec that the request or the notebook names; empty: neither does.
+        repairs: What violated the notebook format's schema and was repaired, as sentences.
+    """
+
+    cells: tuple[bytes, ...]
+    tail: bytes
+    kernel_name: str
+    repairs: tuple[str, ...] = ()
 
 
 def encode(value: object) -> bytes:
