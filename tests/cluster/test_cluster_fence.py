@@ -7,6 +7,7 @@ from pathlib import Path
 import dask
 import pytest
 
+from notebook_runner_server.confinement.sandbox import SandboxConfig
 from notebook_runner_server.execution.cluster import leasing
 from notebook_runner_server.execution.cluster.link import SchedulerConnection
 from notebook_runner_server.execution.cluster.messages import (
@@ -19,7 +20,6 @@ from notebook_runner_server.execution.cluster.messages import (
     Taken,
 )
 from notebook_runner_server.execution.cluster.run import ClusterRun
-from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
 from notebook_runner_server.execution.interface import Cause, Ended, ExecutionEvent, Job, Limits, StreamOutput
 from notebook_runner_server.execution.options import WarmKernels
 from tests.support.cluster import EXECUTOR, Cluster

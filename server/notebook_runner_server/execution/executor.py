@@ -12,10 +12,10 @@ from pathlib import Path
 
 from nbclient.exceptions import CellExecutionError
 
+from notebook_runner_server.confinement.environment import OWN_PREFIX
 from notebook_runner_server.execution import failures
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.client import UnfitKernelError
-from notebook_runner_server.execution.confinement.environment import OWN_PREFIX
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,

@@ -19,12 +19,12 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
 from notebook_runner_server import folder_tree
+from notebook_runner_server.confinement import denial
+from notebook_runner_server.confinement.environment import inherited
+from notebook_runner_server.confinement.policy import KernelRules, SandboxPolicy, narrowed, rules
+from notebook_runner_server.confinement.ruleset import Ruleset
+from notebook_runner_server.confinement.staging_dir import StagingDir
 from notebook_runner_server.execution.client import KernelClient, UnfitKernelError
-from notebook_runner_server.execution.confinement import denial
-from notebook_runner_server.execution.confinement.environment import inherited
-from notebook_runner_server.execution.confinement.policy import KernelRules, SandboxPolicy, narrowed, rules
-from notebook_runner_server.execution.confinement.ruleset import Ruleset
-from notebook_runner_server.execution.confinement.staging_dir import StagingDir
 from notebook_runner_server.execution.ipykernel_args import ARGUMENTS, MESSAGES_ON_THE_WAY
 from notebook_runner_server.execution.kernel_folders import make_folders
 from notebook_runner_server.execution.kernel_log import KernelLog

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from notebook_runner_server.execution.confinement.policy import SandboxPolicy
+from notebook_runner_server.confinement.policy import SandboxPolicy
 from notebook_runner_server.execution.kernel_names import resolve
 
 MOST_WARM = 100

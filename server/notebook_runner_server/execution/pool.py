@@ -16,10 +16,11 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 
 from notebook_runner_server import folder_tree
+from notebook_runner_server.confinement import confine
+from notebook_runner_server.confinement.environment import scrubbed_environ
+from notebook_runner_server.confinement.policy import SandboxPolicy, missing, rules
+from notebook_runner_server.confinement.sandbox import SandboxConfig
 from notebook_runner_server.execution import worker_protocol
-from notebook_runner_server.execution.confinement.environment import scrubbed_environ
-from notebook_runner_server.execution.confinement.policy import SandboxPolicy, missing, rules
-from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
@@ -29,7 +30,7 @@ from notebook_runner_server.execution.interface import (
     WarmCounts,
 )
 from notebook_runner_server.execution.options import WarmKernels, WorkerOptions
-from notebook_runner_server.execution.processes import KILL_DEADLINE, become_subreaper
+from notebook_runner_server.execution.processes import KILL_DEADLINE
 from notebook_runner_server.execution.runtime_dir import RuntimeDir
 from notebook_runner_server.execution.signals import describe_exit
 from notebook_runner_server.execution.warm.languages import LANGUAGES
@@ -205,7 +206,7 @@ class ProcessPoolBackend:
             ValueError: There is no such kernel as shall be kept warm, or the sandbox cannot be had.
         """
         # The second net: what a dead worker leaves is handed to this process, which ends it.
-        become_subreaper()
+        confine.become_subreaper()
         self._runtime_dir.open()
         self._confine()
         await asyncio.gather(*(self._add() for _ in range(self.capacity)))

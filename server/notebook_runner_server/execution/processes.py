@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -11,8 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 KILL_DEADLINE = 15.0
 """Seconds that `kill_descendants` keeps trying: a fork storm was seen to take 9 s."""
@@ -25,17 +22,6 @@ _ONE_AT_A_TIME = threading.Lock()
 
 class ProcessesLeftError(RuntimeError):
     """Processes were still there at the deadline; the message names them."""
-
-
-def become_subreaper() -> None:
-    """Make this process the one that orphaned descendants are handed to.
-
-    Raises:
-        OSError: The kernel refused.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
 def children(pid: int) -> list[int]:

@@ -22,14 +22,13 @@ from typing import NoReturn
 
 # Imported before the first job, so that no run waits for it.
 from notebook_runner_server import folder_tree
+from notebook_runner_server.confinement import confine
+from notebook_runner_server.confinement.environment import scrub_environ
 from notebook_runner_server.execution import executor as hosts
-from notebook_runner_server.execution.confinement import confine
-from notebook_runner_server.execution.confinement.environment import scrub_environ
 from notebook_runner_server.execution.interface import Cause, CellChunk, CellFinished, Job
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
-    become_subreaper,
     kill_descendants,
 )
 from notebook_runner_server.execution.run_processes import tree
@@ -181,7 +180,7 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
     os.setpgid(0, 0)
     # Not SIG_IGN, which a kernel would inherit.
     signal.signal(signal.SIGINT, lambda *_: None)
-    become_subreaper()
+    confine.become_subreaper()
     tree.install()
     # What goes wrong in a run is told by its events; nbclient's log would repeat it.
     logging.disable(logging.CRITICAL)

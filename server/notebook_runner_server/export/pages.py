@@ -15,9 +15,9 @@ from nbformat import NotebookNode
 from traitlets import default
 from traitlets.config import Config
 
+from notebook_runner_server.export.formats import ConversionError
 from notebook_runner_server.export.markup import sanitize_body, sanitize_html
 from notebook_runner_server.export.representation import SHOWN, chosen
-from notebook_runner_server.export.service import ConversionError
 
 _TEMPLATES = Path(__file__).with_name("templates")
 

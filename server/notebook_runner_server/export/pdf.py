@@ -12,8 +12,8 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from notebook_runner_server.export.formats import ConversionError
 from notebook_runner_server.export.pages import PageExporter
-from notebook_runner_server.export.service import ConversionError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 

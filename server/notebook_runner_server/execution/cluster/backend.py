@@ -6,11 +6,11 @@ import asyncio
 import gc
 from collections.abc import Mapping
 
+from notebook_runner_server.confinement import confine
 from notebook_runner_server.execution.cluster.link import SchedulerConnection
 from notebook_runner_server.execution.cluster.messages import HostOptions
 from notebook_runner_server.execution.cluster.run import ClusterRun
 from notebook_runner_server.execution.interface import Job, WarmCounts
-from notebook_runner_server.execution.processes import become_subreaper
 
 SCHEMES = {"dask": "tcp", "dask+tls": "tls"}
 """How Dask has what an operator writes."""
@@ -71,7 +71,7 @@ class ClusterBackend:
     async def start(self) -> None:
         """Begin to connect; a cluster that is not there yet is waited for by the runs."""
         # What an export leaves is handed to this process, which ends it.
-        become_subreaper()
+        confine.become_subreaper()
         await self._cluster.start()
         # Dask's modules stay: each look for garbage among them would hold the event loop for some 50 ms.
         gc.collect()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from distributed.comm.core import Comm
 
-from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
+from notebook_runner_server.confinement.sandbox import SandboxConfig
 from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Job
 from notebook_runner_server.execution.options import WarmKernels
 

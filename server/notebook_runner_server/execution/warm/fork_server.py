@@ -24,10 +24,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path[0] = str(Path(__file__).parents[1] / "confinement")
+sys.path[0] = str(Path(__file__).parents[2] / "confinement")
 
 if TYPE_CHECKING:
-    from notebook_runner_server.execution.confinement import confine
+    from notebook_runner_server.confinement import confine
 else:
     import confine
 

@@ -22,9 +22,9 @@ from typing import IO, Any
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
-from notebook_runner_server.execution.confinement.environment import inherited
-from notebook_runner_server.execution.confinement.ruleset import Ruleset
-from notebook_runner_server.execution.processes import become_subreaper
+from notebook_runner_server.confinement import confine
+from notebook_runner_server.confinement.environment import inherited
+from notebook_runner_server.confinement.ruleset import Ruleset
 from notebook_runner_server.execution.warm.process import ForkedProcess
 
 IMPORT_SECONDS = 60.0
@@ -38,7 +38,7 @@ SETTLE_SECONDS = 2.0
 
 _READY, _DONE = b"ready\n", b"done\n"
 _PROGRAM = Path(__file__).with_name("fork_server.py")
-_CONFINEMENT = Path(__file__).parents[1] / "confinement"
+_CONFINEMENT = Path(__file__).parents[2] / "confinement"
 # Without a look at variables, the working folder, or packages, some of which a caller can choose.
 _LAUNCHER = [sys.executable, "-I", "-S", str(_CONFINEMENT / "launch.py")]
 _KERNEL = _CONFINEMENT / "ipython_kernel.py"
@@ -83,7 +83,7 @@ class ForkServer:
         self, command: Sequence[str], preload: Sequence[str], environment: Mapping[str, str], *, hide: bool
     ) -> None:
         # The kernels become children of this process, which has to wait for them.
-        become_subreaper()
+        confine.become_subreaper()
         self._environment = {**environment, "JPY_PARENT_PID": str(os.getpid())}
         self._link, far = socket.socketpair()
         self._lines = self._link.makefile("rb", buffering=0)

@@ -10,7 +10,7 @@ from enum import Enum, auto
 
 from jupyter_client.kernelspec import KernelSpec
 
-from notebook_runner_server.execution.confinement.environment import inherited
+from notebook_runner_server.confinement.environment import inherited
 from notebook_runner_server.execution.kernel import READY_TIMEOUT, Kernel
 from notebook_runner_server.execution.run_processes import tree
 from notebook_runner_server.execution.warm.forking import (

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpecManager
 
-from notebook_runner_server.execution.confinement.policy import SandboxPolicy
+from notebook_runner_server.confinement.policy import SandboxPolicy
 from notebook_runner_server.execution.kernel import LOST_SOCKETS, Kernel
 from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.execution.run_processes import tree

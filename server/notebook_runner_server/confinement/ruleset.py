@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.execution.confinement import confine
+from notebook_runner_server.confinement import confine
 
 # From linux/landlock.h; the system calls have these numbers on every architecture of today.
 _CREATE_RULESET, _ADD_RULE = 444, 445

@@ -16,7 +16,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from notebook_runner_server.execution.confinement.ruleset import Ruleset
+from notebook_runner_server.confinement.ruleset import Ruleset
 
 CACHES = ("XDG_CACHE_HOME", "~/.cache"), ("MPLCONFIGDIR", "~/.config/matplotlib")
 """Folders that libraries share between processes: the variable that names one, and its place otherwise."""

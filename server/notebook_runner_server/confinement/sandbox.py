@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from notebook_runner_server.execution.confinement import confine
-from notebook_runner_server.execution.confinement.policy import SandboxPolicy, caches, exposed
+from notebook_runner_server.confinement import confine
+from notebook_runner_server.confinement.policy import SandboxPolicy, caches, exposed
 
 WHOLE = 6
 """The version of Landlock since which signals and abstract sockets can be denied (Linux 6.12)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from notebook_runner_server.execution.notebook import NotebookError, UndeclaredParameterError, prepare
-from notebook_runner_server.execution.run_in_subprocess import SubprocessError, run_in_subprocess
+from notebook_runner_server.run_in_subprocess import SubprocessError, run_in_subprocess
 from tests.support.notebooks import code, content
 
 pytestmark = pytest.mark.integration
