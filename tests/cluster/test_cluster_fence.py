@@ -13,7 +13,6 @@ from notebook_runner_server.execution.cluster.link import SchedulerConnection
 from notebook_runner_server.execution.cluster.messages import (
     Alive,
     Batch,
-    Begin,
     Channel,
     HostOptions,
     LeaseAddress,
@@ -59,7 +58,7 @@ def job(run_id: str, folder: Path) -> Job:
 
 async def executed(channel: Channel, job: Job) -> None:
     """Executes a job in time."""
-    await channel.send(Begin(job))
+    await channel.send(job)
     while True:
         match await channel.receive():
             case Batch(events=[*_, Ended()]):
@@ -88,7 +87,7 @@ def test_a_job_that_comes_too_late_is_not_begun(link: SchedulerConnection, tmp_p
             place = await leasing.leased(link, "late")
             channel = await link.channel(place, 0, 5)
             await expired(channel)
-            await channel.send(Begin(job("late", tmp_path)))
+            await channel.send(job("late", tmp_path))
             await channel.until_closed(30)
             # One after the other: what was begun would have had its turn.
             for number in range(4):
@@ -143,7 +142,7 @@ def test_what_a_server_took_and_could_not_write_is_said(
         try:
             place = await leasing.leased(link, run_id)
             channel = await link.channel(place, 0, 5)
-            await channel.send(Begin(replace(job(run_id, tmp_path), notebook=content(source))))
+            await channel.send(replace(job(run_id, tmp_path), notebook=content(source)))
             while True:
                 match await channel.receive():
                     case Alive() as sign:

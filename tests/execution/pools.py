@@ -146,7 +146,7 @@ async def until_said(pool: Pool, source: str, mark: str) -> Batches:
 def worker(pool: Pool) -> int:
     """The process of the only worker."""
     (one,) = pool.backend._workers
-    return one.hello.pid
+    return one.info.pid
 
 
 def end(events: Sequence[ExecutionEvent]) -> Ended:

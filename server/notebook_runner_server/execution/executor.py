@@ -49,16 +49,17 @@ class RunExecutor:
     Args:
         job: What to execute.
         options: What holds for all runs of this worker.
-        reserve: Kernels that are there already.
+        warm_pool: The kernels that are ready.
         emit: Takes the events, in order, from the main thread; may block while nobody reads them.
     """
 
     def __init__(
-        self, job: Job, options: WorkerOptions, reserve: WarmPool, emit: Callable[[ExecutionEvent], None]
+        self, job: Job, options: WorkerOptions, warm_pool: WarmPool, emit: Callable[[ExecutionEvent], None]
     ) -> None:
+        self.run_id = job.run_id
         self._job = job
         self._options = options
-        self._reserve = reserve
+        self._warm_pool = warm_pool
         own = {OWN_PREFIX + "RUN_ID": job.run_id, OWN_PREFIX + "RUN_DIR": job.run_folder}
         self._variables = {**job.environment, **own}
         self._emit = emit
@@ -179,7 +180,7 @@ class RunExecutor:
         self._emit(Ended(self._failure, len(self._killed), self._peak_memory))
         if self._kernel is not None:
             self._kernel.close()
-        self._reserve.resume()
+        self._warm_pool.resume()
 
     def _forget_deadlines(self) -> None:
         with self._lock:
@@ -214,7 +215,7 @@ class RunExecutor:
     async def _get_kernel(self) -> tuple[Kernel, bool]:
         """Take a kernel that is there already (true), or start one; one that was kept may have died."""
         for _ in range(MOST_SPARES):
-            warm = await self._reserve.take(self._job.kernel_name, self._variables)
+            warm = await self._warm_pool.take(self._job.kernel_name, self._variables)
             if warm is None:
                 break
             self._kernel = warm
@@ -324,28 +325,3 @@ class RunExecutor:
             message = cut(plain(f"The kernel did not get ready: {error}"))
             return Failure(Cause.KERNEL_NOT_READY, message, traceback=log)
         return failures.worker_failure(error, *self._cell)
-
-
-def host(
-    job: Job,
-    options: WorkerOptions,
-    reserve: WarmPool,
-    emit: Callable[[ExecutionEvent], None],
-    made: Callable[[RunExecutor], None],
-) -> None:
-    """Execute one job in this process, and return when no process of it is left.
-
-    Args:
-        job: What to execute.
-        options: What holds for all runs of this worker.
-        reserve: Kernels that are there already.
-        emit: Takes the events.
-        made: Is given the host before anything is started, so that the run can be stopped.
-    """
-
-    async def main() -> None:
-        one = RunExecutor(job, options, reserve, emit)
-        made(one)
-        await one.run()
-
-    asyncio.run(main())

@@ -52,10 +52,10 @@ class PoolRun:
     """A run in a worker."""
 
     def __init__(self, backend: ProcessPoolBackend, worker: WorkerProcess, job: Job) -> None:
-        assert worker.link is not None  # noqa: S101 - it was started
+        assert worker.connection is not None  # noqa: S101 - it was started
         self._backend = backend
         self._worker = worker
-        self._link = worker.link
+        self._connection = worker.connection
         self._run_id = job.run_id
         self._done: Future[None] | None = None
         self._stuck: asyncio.TimerHandle | None = None
@@ -69,11 +69,11 @@ class PoolRun:
         ended = False
         try:
             while not ended:
-                batch = await self._link.receive() if self._done else []
+                batch = await self._connection.receive() if self._done else []
                 self._over = ended = bool(batch) and isinstance(batch[-1], Ended)
                 if batch:
                     yield batch
-                if not ended and (self._done is None or self._link.closed):
+                if not ended and (self._done is None or self._connection.closed):
                     yield [await self._death()]
                     ended = True
             await self._settled()
@@ -92,7 +92,7 @@ class PoolRun:
             # The worker may have another run by the time that it would be ended.
             return
         self._stop_cause = self._stop_cause or cause
-        self._link.send(worker_protocol.Stop(self._run_id, cause, grace_period))
+        self._connection.send(worker_protocol.Stop(self._run_id, cause, grace_period))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_period + STUCK_SECONDS
         if self._stuck is None or deadline < self._stuck.when():
@@ -101,7 +101,7 @@ class PoolRun:
 
     def keep_until(self, moment: float) -> None:
         """Have the worker end the run then (by the monotonic clock), unless it is told of a later time."""
-        self._link.send(worker_protocol.Deadline(self._run_id, moment))
+        self._connection.send(worker_protocol.Deadline(self._run_id, moment))
 
     def _forget_stuck(self) -> None:
         if self._stuck is not None:
@@ -252,7 +252,7 @@ class ProcessPoolBackend:
 
     async def wait_for_worker(self) -> None:
         """Wait until a worker is free, and keep it for the next `submit`."""
-        while self._next is None or self._next.link is None or self._next.link.closed:
+        while self._next is None or self._next.connection is None or self._next.connection.closed:
             if self._next is not None:
                 # It died while it had nothing to do. Whoever waits for the next one may give up.
                 dead, self._next = self._next, None
@@ -312,7 +312,7 @@ class ProcessPoolBackend:
             raise
         self._worker_problem = ""
         self._workers.add(worker)
-        self._kernels = worker.hello.kernels
+        self._kernels = worker.info.kernels
         self._idle.put_nowait(worker)
 
     def _check_warm(self) -> None:

@@ -27,6 +27,7 @@ from notebook_runner_server.execution.interface import (
     StreamOutput,
 )
 from notebook_runner_server.execution.pool import PoolRun, ProcessPoolBackend
+from notebook_runner_server.execution.worker_protocol import Stop
 
 MOST_KEPT_BYTES = 4 * 1024 * 1024
 """Events that the server has not taken yet; when there are more, the run waits."""
@@ -121,11 +122,11 @@ class Lease:
 
     async def _obey(self, message: object) -> None:
         match message:
-            # One that was on its way for too long is of a run that its server has given up.
-            case messages.Begin(job=job) if not self.has_job and not self._abandoned:
+            # A lease has one job, and none that was on its way for so long that its server has given it up.
+            case Job() as job if not self.has_job and not self._abandoned:
                 self.has_job = True
                 self._hosting = asyncio.create_task(self._host(job))
-            case messages.StopLease(cause=cause, grace_period=grace_period):
+            case Stop(cause=cause, grace_period=grace_period):
                 self.stop(cause, grace_period)
             case messages.Taken(number=number):
                 await self._taken(number)

@@ -15,6 +15,7 @@ from distributed.comm.core import connect
 from distributed.protocol.pickle import dumps
 from distributed.security import Security
 
+from notebook_runner_server.execution import worker_protocol
 from notebook_runner_server.execution.cluster import messages
 from notebook_runner_server.execution.cluster.messages import Channel, HostOptions, LeaseAddress
 from notebook_runner_server.execution.cluster.worker import RESOURCE, install
@@ -67,7 +68,7 @@ class SchedulerConnection:
         self._closing = False
         self._quiet_until = 0.0
         self._releasing: set[asyncio.Task[None]] = set()
-        self._told_to_workers = (messages.VERSION, messages.encode(options))
+        self._told_to_workers = (messages.VERSION, worker_protocol.encode(options))
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._looked = False
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distributed.comm.core import Comm
 
 from notebook_runner_server.confinement.sandbox import SandboxConfig
-from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Job
+from notebook_runner_server.execution.interface import ExecutionEvent
 from notebook_runner_server.execution.options import WarmKernels
+from notebook_runner_server.execution.worker_protocol import decode, encode
 
 ATTACH = "notebook_runner_attach"
 """The operation that a Dask worker learns."""
@@ -83,21 +83,6 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
-class Begin:
-    """Execute this, unless the lease has a job already."""
-
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class StopLease:
-    """End the run. `grace_period` in seconds; zero: now."""
-
-    cause: Cause
-    grace_period: float
-
-
-@dataclass(frozen=True, slots=True)
 class Taken:
     """All batches up to this number are durable, and are asked for no more."""
 
@@ -132,17 +117,6 @@ class Batch:
 
     number: int
     events: Sequence[ExecutionEvent]
-
-
-def encode(message: object) -> bytes:
-    """Return a message as it is sent."""
-    return pickle.dumps(message)
-
-
-def decode(data: bytes) -> object:
-    """Return the message that `encode` was given."""
-    # Whoever may connect to a Dask cluster may execute code on it: that is what it is for.
-    return pickle.loads(data)  # noqa: S301 - as said
 
 
 class Channel:

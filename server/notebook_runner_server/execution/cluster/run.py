@@ -19,6 +19,7 @@ from notebook_runner_server.execution.interface import (
     Job,
     ReplayMark,
 )
+from notebook_runner_server.execution.worker_protocol import Stop
 
 LOST_SECONDS = 5.0
 """How much longer than a worker waits for a server the server waits for the worker: the worker ends the run
@@ -65,7 +66,7 @@ class ClusterRun:
         self._loop = asyncio.get_running_loop()
         self._lost_at = self._loop.time() + timeout + LOST_SECONDS
         self._silent_at = 0.0
-        self._stop: tuple[Cause, float] | None = None
+        self._stop: Stop | None = None
         self._stopped = asyncio.Event()
         self._at: LeaseAddress | None = None
         self._channel: Channel | None = None
@@ -109,9 +110,9 @@ class ClusterRun:
 
     def stop(self, cause: Cause, grace_period: float) -> None:
         """Send the order to the worker."""
-        self._stop = cause, grace_period
+        self._stop = Stop(self._run_id, cause, grace_period)
         self._stopped.set()
-        self._send(messages.StopLease(cause, grace_period))
+        self._send(self._stop)
 
     def leave(self) -> None:
         """Let the run go on without this server."""
@@ -124,7 +125,7 @@ class ClusterRun:
 
     def _failure(self, lost: LostError) -> Failure:
         if self._stop is not None:
-            return Failure(self._stop[0], f"The run was ended: {lost}")
+            return Failure(self._stop.cause, f"The run was ended: {lost}")
         return Failure(lost.cause, str(lost))
 
     async def _place(self) -> LeaseAddress:
@@ -162,9 +163,9 @@ class ClusterRun:
                 continue
             is_first, self._begun = not self._begun, True
             if self._job is not None:
-                self._send(messages.Begin(self._job))
+                self._send(self._job)
             if self._stop is not None:
-                self._send(messages.StopLease(*self._stop))
+                self._send(self._stop)
             reading = self._received(self._channel)
             async with contextlib.aclosing(reading):
                 async for batch in reading:

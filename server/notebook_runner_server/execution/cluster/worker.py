@@ -23,6 +23,7 @@ from notebook_runner_server.execution.cluster.lease import Lease
 from notebook_runner_server.execution.cluster.messages import Channel, Description, HostOptions
 from notebook_runner_server.execution.interface import Cause
 from notebook_runner_server.execution.pool import ProcessPoolBackend
+from notebook_runner_server.execution.worker_protocol import decode, encode
 
 RESOURCE = "notebook"
 """The resource of a Dask worker that says how many runs it may have at once."""
@@ -178,11 +179,11 @@ async def install(version: str, options: bytes, dask_worker: Worker) -> bytes:
     """
     if version != messages.VERSION:
         raise RuntimeError(f"its version is {messages.VERSION}, and the server's {version}")
-    told = messages.decode(options)
+    told = decode(options)
     assert isinstance(told, HostOptions)  # noqa: S101 - what a server of this version sends
     async with _installing:
         host = dask_worker.plugins.get(PLUGIN)
         if not isinstance(host, NotebookHost) or host.is_outdated(told):
             host = NotebookHost(told)
             await dask_worker.plugin_add(host, PLUGIN, catch_errors=False)
-        return messages.encode(host.describe())
+        return encode(host.describe())

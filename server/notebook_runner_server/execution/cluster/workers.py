@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from notebook_runner_server.execution import worker_protocol
 from notebook_runner_server.execution.cluster import messages
 from notebook_runner_server.execution.cluster.messages import Description, HostOptions, LeaseAddress
 from notebook_runner_server.execution.interface import WarmCounts
@@ -77,7 +78,7 @@ class Workers:
             return
         match answer:
             case {"status": "OK", "result": bytes(data)}:
-                description = messages.decode(data)
+                description = worker_protocol.decode(data)
                 assert isinstance(description, Description)  # noqa: S101 - what it answers
                 self._take(address, description)
             case {"exception_text": why}:
