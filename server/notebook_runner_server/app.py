@@ -20,8 +20,8 @@ from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import Settings
 from notebook_runner_server.confinement import confine
 from notebook_runner_server.confinement.environment import allowed
-from notebook_runner_server.execution import kernel_names
 from notebook_runner_server.execution import notebook as notebooks
+from notebook_runner_server.execution import options
 from notebook_runner_server.execution.runtime_dir import RuntimeDir
 from notebook_runner_server.execution.worker_process import kill_orphans
 from notebook_runner_server.export.service import ExportService
@@ -73,7 +73,7 @@ class App:
         self._export_dir = RuntimeDir(settings.export_folder)
         transfer = TransferService(settings.uris, settings.max_notebook_bytes, settings.uri_timeout)
         admission = Admission(
-            root, settings.max_notebook_bytes, defaults, prepare, transfer, kernel_names.resolve
+            root, settings.max_notebook_bytes, defaults, prepare, transfer, options.resolve_kernel_name
         )
         backend = executors.backend(settings)
         self._observation = Telemetry(settings)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from distributed.comm.core import Comm, connect, listen
 
-from notebook_runner_server.execution.cluster.folders import WorkerRunFolder
-from notebook_runner_server.execution.cluster.lease import Lease
+from notebook_runner_server.execution.cluster.lease import Lease, WorkerRunFolder
 from notebook_runner_server.execution.cluster.messages import Batch, Channel, Release
 from notebook_runner_server.execution.interface import Cause, Ended
 from notebook_runner_server.execution.worker_protocol import Stop

@@ -13,7 +13,7 @@ from nbformat.v4 import new_markdown_cell, new_output
 from typing_extensions import override
 
 from notebook_runner_server.export.formats import ConversionError, convert, export
-from notebook_runner_server.export.pdf import _printed
+from notebook_runner_server.export.pages import _printed
 from notebook_runner_server.run_in_subprocess import run_in_subprocess
 from tests.support.notebooks import code, notebook
 from tests.support.polling import pause

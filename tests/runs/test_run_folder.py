@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbformat import NotebookNode
 
-from notebook_runner_server.execution.files import FilePiece, FilesLeft
+from notebook_runner_server.execution.interface import FilePiece, FilesLeft
 from notebook_runner_server.execution.notebook import encode_cell, encode_tail
 from notebook_runner_server.execution.parts import HEAD, TAIL
 from notebook_runner_server.runs.errors import DamagedRunError

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.execution.files import FilePiece, FilesLeft
 from notebook_runner_server.execution.interface import (
     Cause,
     CellChunk,
@@ -16,6 +15,8 @@ from notebook_runner_server.execution.interface import (
     Ended,
     ExecutionEvent,
     Failure,
+    FilePiece,
+    FilesLeft,
     KernelReady,
     ReplayMark,
     StreamOutput,

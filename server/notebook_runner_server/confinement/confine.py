@@ -51,7 +51,7 @@ def restrict(ruleset: int) -> None:
     """Take rights from this thread, and from all threads and processes that it starts, for ever.
 
     Args:
-        ruleset: The descriptor of a ruleset (`ruleset.py`), which is closed.
+        ruleset: The descriptor of a ruleset (`policy.py`), which is closed.
 
     Raises:
         OSError: The system refused.

@@ -16,6 +16,7 @@ from notebook_runner_server.confinement.environment import OWN_PREFIX
 from notebook_runner_server.execution import failures
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.client import UnfitKernelError
+from notebook_runner_server.execution.failures import cut, plain
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
@@ -25,12 +26,10 @@ from notebook_runner_server.execution.interface import (
     KernelReady,
 )
 from notebook_runner_server.execution.kernel import Kernel, KernelDiedError
-from notebook_runner_server.execution.kernel_log import plain
 from notebook_runner_server.execution.options import WorkerOptions
-from notebook_runner_server.execution.recorder import StreamingNotebookClient, cut
-from notebook_runner_server.execution.run_processes import tree
+from notebook_runner_server.execution.processes import reader_of_terminal, tree
+from notebook_runner_server.execution.recorder import StreamingNotebookClient
 from notebook_runner_server.execution.shared_memory import SharedMemory
-from notebook_runner_server.execution.waiting import reader_of_terminal
 from notebook_runner_server.execution.warm.forking import ForkServerError
 from notebook_runner_server.execution.warm.pool import WarmPool
 from notebook_runner_server.execution.watchdog import OomKills, Watchdog, peak

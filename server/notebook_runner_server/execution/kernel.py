@@ -1,16 +1,23 @@
-"""One kernel for one run: started over IPC sockets in a private folder, watched, never used again."""
+"""One kernel for one run: started over IPC sockets in a private folder, watched, never used again.
+
+The private folder also has what a kernel would otherwise share: its temporary files, and the directories of
+IPython and Jupyter. The environment names them, so that each process of the notebook has them too.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +28,13 @@ from jupyter_client.manager import AsyncKernelManager
 from notebook_runner_server import folder_tree
 from notebook_runner_server.confinement import denial
 from notebook_runner_server.confinement.environment import inherited
-from notebook_runner_server.confinement.policy import KernelRules, SandboxPolicy, narrowed, rules
-from notebook_runner_server.confinement.ruleset import Ruleset
-from notebook_runner_server.confinement.staging_dir import StagingDir
+from notebook_runner_server.confinement.policy import KernelRules, Ruleset, SandboxPolicy, narrowed, rules
 from notebook_runner_server.execution.client import KernelClient, UnfitKernelError
-from notebook_runner_server.execution.ipykernel_args import ARGUMENTS, MESSAGES_ON_THE_WAY
-from notebook_runner_server.execution.kernel_folders import make_folders
-from notebook_runner_server.execution.kernel_log import KernelLog
+from notebook_runner_server.execution.failures import plain
 from notebook_runner_server.execution.runtime_dir import subfolder
 from notebook_runner_server.execution.warm import languages
 from notebook_runner_server.execution.warm.forking import ForkProvisioner, ForkServer, ForkServerError, split
+
 
 READY_TIMEOUT = 60.0
 """Seconds that a kernel may take until it answers; nbclient's `startup_timeout`."""
@@ -45,6 +49,7 @@ LOST_SOCKETS = "its sockets have disappeared"
 """Why a kernel that runs cannot be reached."""
 
 _QUIET_MS = 10
+_LOG_TAIL_BYTES = 8192
 
 
 class KernelDiedError(UnfitKernelError):
@@ -367,3 +372,185 @@ class Kernel:
 
         loop.add_reader(descriptor, ended)
         return died
+
+
+# What IPython writes into a profile: a database for %store, %bookmark, %cd and the like, the history, logs,
+# and files of running processes. Everything else in a profile is configuration.
+_PROFILE_DATA = ("db", "history.sqlite*", "log", "pid", "security")
+
+_MOST_ENTRIES = 1000
+
+# What Jupyter writes: connection files of kernels, and the signatures of notebooks that were saved.
+_JUPYTER_DATA = ("runtime", "nbsignatures.db*", "notebook_secret")
+
+
+def make_folders(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Make the folders, and return the variables that name them.
+
+    Args:
+        folder: The private folder of the kernel.
+        environment: The worker's variables, which name the user's own directories.
+    """
+    home = environment.get("HOME") or os.path.expanduser("~")
+    share = environment.get("XDG_DATA_HOME") or os.path.join(home, ".local", "share")
+    ipython, config, data = (_made(folder / name) for name in ("ipython", "jupyter", "jupyter-data"))
+    for entry in _entries(environment.get("IPYTHONDIR") or os.path.join(home, ".ipython")):
+        if entry.name.startswith("profile_") and os.path.isdir(entry):
+            _link(_entries(entry), _made(ipython / entry.name), _PROFILE_DATA)
+        else:
+            _link([entry], ipython)
+    _link(_entries(environment.get("JUPYTER_CONFIG_DIR") or os.path.join(home, ".jupyter")), config)
+    _link(
+        _entries(environment.get("JUPYTER_DATA_DIR") or os.path.join(share, "jupyter")), data, _JUPYTER_DATA
+    )
+    return {
+        "TMPDIR": str(_made(folder / "tmp")),
+        "IPYTHONDIR": str(ipython),
+        "JUPYTER_CONFIG_DIR": str(config),
+        "JUPYTER_DATA_DIR": str(data),
+        "JUPYTER_RUNTIME_DIR": str(data / "runtime"),
+    }
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _entries(folder: str | Path) -> Iterator[Path]:
+    # There is none, its user is none, or it is another user's: then IPython and Jupyter have their defaults.
+    with contextlib.suppress(OSError, RuntimeError):
+        yield from itertools.islice(Path(folder).expanduser().absolute().iterdir(), _MOST_ENTRIES)
+
+
+def _link(entries: Iterable[Path], folder: Path, data: tuple[str, ...] = ()) -> None:
+    """Show the user's configuration, start-up files, extensions and kernelspecs in a folder, but no data."""
+    for entry in entries:
+        if not any(fnmatchcase(entry.name, pattern) for pattern in data):
+            (folder / entry.name).symlink_to(entry)
+
+
+MESSAGES_ON_THE_WAY = 16
+"""How many messages each side of a kernel's output holds; ZeroMQ's own default is 1000."""
+
+FLUSH_SECONDS = 0.02
+"""When printed text that is not flushed is sent; ipykernel's own interval is 0.2 s."""
+
+FLUSH_CHARACTERS = 1024 * 1024
+"""How much printed text may wait to be sent before the one who prints has to wait."""
+
+# A kernel that prints faster than it is read drops what its socket cannot hold; with XPUB_NODROP it waits.
+# But what it has not sent yet it keeps without a bound, as one message of any size, for which everybody has
+# to wait when the run is ended. (Its write() cannot be replaced: IPython does that itself, for each cell, and
+# undoes it.) A message with text that is no Unicode (a lone surrogate) cannot be encoded: printed text is
+# lost, and an exception is told as another one; as an escape of JSON it can be.
+# A cell's file, which warnings name, would be in the run's folder for temporary files, which is the server's
+# and says nothing to a reader: it is named as Jupyter names it. No such file exists there either.
+#
+# `%run` of a script that raises shows the traceback and reports success; of a notebook it raises. A script
+# is as a notebook here, so that no cell goes on with what half a script has left. `exit()` makes the kernel
+# end by itself 0.1 s after the cell, in the middle of the next one: the server ends it.
+_SOURCE = f"""
+import json
+import os
+import sys
+import zmq
+import ipykernel.compiler
+from jupyter_client.jsonutil import json_default
+shell = get_ipython()
+kernel = shell.kernel
+kernel.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
+kernel.iopub_thread.socket.setsockopt(zmq.SNDHWM, {MESSAGES_ON_THE_WAY})
+pack = kernel.session.pack
+def pack_any(message):
+    try:
+        return pack(message)
+    except UnicodeEncodeError:
+        return json.dumps(message, default=json_default).encode()
+kernel.session.pack = pack_any
+def bound(stream):
+    schedule = stream._schedule_flush
+    def schedule_or_wait():
+        with stream._buffer_lock:
+            waiting = sum(one.tell() for one in stream._buffers.values())
+        if waiting > {FLUSH_CHARACTERS}:
+            stream.flush()
+        else:
+            schedule()
+    stream._schedule_flush = schedule_or_wait
+    stream.flush_interval = {FLUSH_SECONDS}
+bound(sys.stdout)
+bound(sys.stderr)
+ipykernel.compiler.get_tmp_directory = lambda: f"/tmp/ipykernel_{{os.getpid()}}"
+execute_file = shell.safe_execfile
+def execute_file_or_raise(name, *where, exit_ignore=False, **options):
+    __tracebackhide__ = True
+    try:
+        return execute_file(name, *where, **{{**options, "raise_exceptions": True}})
+    except SystemExit:
+        if not exit_ignore:
+            raise
+shell.safe_execfile = execute_file_or_raise
+shell.unobserve_all("exit_now")
+"""
+
+ARGUMENTS = [
+    # As nbclient does: no run finds the history of another.
+    "--HistoryManager.hist_file=:memory:",
+    # In a namespace of its own: the notebook's stays empty.
+    f"--IPKernelApp.exec_lines=exec({_SOURCE!r}, {{'get_ipython': get_ipython}})",
+]
+"""For ipykernel's command line."""
+
+
+class KernelLog:
+    """A file without a name, for standard output and standard error of a kernel.
+
+    Attributes:
+        file: What the process is given.
+
+    Args:
+        folder: Where there is room for it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        # Read by this descriptor alone: under a name the kernel may put something else.
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - close() closes it
+
+    def tail(self) -> str:
+        """Return the end of it."""
+        size = os.fstat(self.file.fileno()).st_size
+        tail = os.pread(self.file.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
+        return plain(tail.decode(errors="replace"))
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.file.close()
+
+
+class StagingDir:
+    """A folder that a kernel may write from its start on, and that is moved to where its run's folder is.
+
+    A rule of Landlock is for the folder and not for its name, and cannot be given to threads that run
+    already.
+
+    Args:
+        folder: Where it is made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.path = Path(tempfile.mkdtemp(prefix="", dir=folder))
+
+    def move(self, target: str) -> None:
+        """Put it in the place of an empty folder.
+
+        Raises:
+            OSError: That folder is not there, or not empty.
+        """
+        os.rename(self.path, target)
+
+    def remove(self) -> None:
+        """Remove it, if it was not moved."""
+        with contextlib.suppress(OSError):
+            self.path.rmdir()

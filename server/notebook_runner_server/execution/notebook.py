@@ -14,9 +14,9 @@ import nbformat
 from nbformat.v4.rwbase import split_lines, strip_transient
 from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
 
-from notebook_runner_server.execution import kernel_names, parts, repairs
-from notebook_runner_server.execution.clear import clear_execution
-from notebook_runner_server.execution.repairs import CannotRepairError, Repairs
+from notebook_runner_server.execution import parts, repairs
+from notebook_runner_server.execution.options import resolve_kernel_name
+from notebook_runner_server.execution.repairs import CannotRepairError, Repairs, clear_execution
 
 MAX_MESSAGE = 1000
 OLD_FORMAT = 3
@@ -54,7 +54,7 @@ class PreparedNotebook:
     Attributes:
         cells: Each cell, encoded.
         tail: What follows the cells, encoded.
-        kernel_name: The kernelspec as request or notebook name it (`kernel_names`); empty: neither does.
+        kernel_name: The kernelspec that the request or the notebook names (`options`); empty: neither does.
         repairs: What was against the notebook format's schema and was repaired, in sentences.
     """
 
@@ -91,7 +91,7 @@ def prepare(
         clear_execution(notebook)
         kernel_name = kernel_name or notebook.metadata.get("kernelspec", {}).get("name", "")
         if parameters:
-            kernelspec = kernel_names.resolve(kernel_name)
+            kernelspec = resolve_kernel_name(kernel_name)
             notebook = _parameterize(notebook, parameters, kernelspec, kernels, is_ordered=is_ordered)
         # Text that is not Unicode can be kept as an escape, but no kernel can be sent it.
         for text in (kernel_name, *(cell.source for cell in notebook.cells if cell.cell_type == "code")):

@@ -18,9 +18,9 @@ from pathlib import Path
 from notebook_runner_server import folder_tree
 from notebook_runner_server.confinement import confine
 from notebook_runner_server.confinement.environment import scrubbed_environ
-from notebook_runner_server.confinement.policy import SandboxPolicy, missing, rules
-from notebook_runner_server.confinement.sandbox import SandboxConfig
+from notebook_runner_server.confinement.policy import SandboxConfig, SandboxPolicy, missing, rules
 from notebook_runner_server.execution import worker_protocol
+from notebook_runner_server.execution.failures import describe_exit
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
@@ -32,7 +32,6 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.execution.options import WarmKernels, WorkerOptions
 from notebook_runner_server.execution.processes import KILL_DEADLINE
 from notebook_runner_server.execution.runtime_dir import RuntimeDir
-from notebook_runner_server.execution.signals import describe_exit
 from notebook_runner_server.execution.warm.languages import LANGUAGES
 from notebook_runner_server.execution.worker_process import WorkerProcess, kill_orphans, safe_path
 

@@ -7,7 +7,6 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -17,6 +16,7 @@ from nbclient.exceptions import CellExecutionError
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution import output_limiter
 from notebook_runner_server.execution.client import KernelClient
+from notebook_runner_server.execution.failures import MAX_NAME, CellError, cut, plain
 from notebook_runner_server.execution.interface import (
     MAX_TYPES,
     CellChunk,
@@ -31,7 +31,6 @@ from notebook_runner_server.execution.interface import (
     OutputCut,
     StreamOutput,
 )
-from notebook_runner_server.execution.kernel_log import plain
 from notebook_runner_server.execution.output_limiter import OutputLimiter
 from notebook_runner_server.execution.parts import TAIL
 
@@ -42,29 +41,10 @@ _OUTPUTS = {"stream", "display_data", "execute_result", "update_display_data", "
 # What nbclient raises for a message that lacks something, or has it in another type than the protocol's.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, AssertionError)
 MAX_FIRST_LINE = 200
-MAX_NAME = 256
 MAX_COUNT = 2**31 - 1  # what the contract can carry
-MAX_EXCEPTION_MESSAGE = 4096  # bytes of UTF-8
 TEXT_BYTES = 64 * 1024  # the contract's, of UTF-8
 FOR_EVER = 2**31
 CHUNK_BYTES = 512 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class CellError:
-    """The exception that a cell raised.
-
-    Attributes:
-        name: The exception's class.
-        message: Its text.
-        traceback: Its traceback, without terminal colours.
-        note: What the server has to say about it; empty: nothing.
-    """
-
-    name: str
-    message: str
-    traceback: str
-    note: str = ""
 
 
 class StreamingNotebookClient(NotebookClient):
@@ -377,11 +357,6 @@ def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
         case "clear_output":
             return [ClearOutput(cell_index, bool(content.get("wait")))]
     return []
-
-
-def cut(text: str, size: int = MAX_EXCEPTION_MESSAGE) -> str:
-    """Return as much of an exception's text as events and failures carry, in bytes of UTF-8."""
-    return text.encode(errors="replace")[:size].decode(errors="ignore")
 
 
 def _unicode(text: str) -> str:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from notebook_runner_server.execution.interface import Cause
-from notebook_runner_server.execution.processes import living_thread
-from notebook_runner_server.execution.run_processes import tree
+from notebook_runner_server.execution.processes import living_thread, tree
 from notebook_runner_server.execution.shared_memory import Key, SharedMemory, mapped
 
 INTERVAL = 0.05

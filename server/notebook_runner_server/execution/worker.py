@@ -31,8 +31,8 @@ from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
     kill_descendants,
+    tree,
 )
-from notebook_runner_server.execution.run_processes import tree
 from notebook_runner_server.execution.warm.pool import WarmPool
 from notebook_runner_server.execution.worker_protocol import (
     Deadline,

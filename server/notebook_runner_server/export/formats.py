@@ -61,15 +61,15 @@ def _exporter(to: str) -> Any:
     """Return nbconvert's exporter of a format, or ours in its place."""
     from nbconvert.exporters import get_exporter  # noqa: PLC0415 - as above
 
-    from notebook_runner_server.export import pages, pdf, scripts  # noqa: PLC0415 - as above
+    from notebook_runner_server.export import pages  # noqa: PLC0415 - as above
 
     own = {
         "html": pages.PageExporter,
         "slides": pages.SlidesPageExporter,
-        "pdf": pdf.PdfExporter,
+        "pdf": pages.PdfExporter,
         # nbconvert's opens the page in a browser that runs what is in it.
-        "webpdf": pdf.PdfExporter,
-        "script": scripts.CodeExporter,
+        "webpdf": pages.PdfExporter,
+        "script": pages.CodeExporter,
     }
     # nbconvert finds its own by names in any case.
     return own.get(to.lower()) or get_exporter(to)

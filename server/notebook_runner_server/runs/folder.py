@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.execution.files import FileEvent, FilesLeft
+from notebook_runner_server.execution.interface import FileEvent, FilesLeft
 from notebook_runner_server.execution.parts import HEAD, SEPARATOR, TAIL
 from notebook_runner_server.runs.errors import DamagedRunError, damaged
 from notebook_runner_server.runs.tables import Part

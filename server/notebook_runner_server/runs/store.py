@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.execution.files import FileEvent
+from notebook_runner_server.execution.interface import FileEvent
 from notebook_runner_server.runs import checkpoint, quarantine, request_key, tables
 from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
 from notebook_runner_server.runs.checkpoint import Checkpoint

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from notebook_runner_server.execution.files import FileEvent
 from notebook_runner_server.execution.interface import (
     Cause,
     CellChunk,
@@ -14,6 +13,7 @@ from notebook_runner_server.execution.interface import (
     Ended,
     ExecutionEvent,
     Failure,
+    FileEvent,
     KernelReady,
     ReplayMark,
 )

@@ -7,11 +7,13 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from notebook_runner_server.execution.files import FileEvent, FilePiece, FilesLeft
 from notebook_runner_server.execution.interface import (
     CellChunk,
     CellStarted,
     ExecutionEvent,
+    FileEvent,
+    FilePiece,
+    FilesLeft,
     KernelReady,
     ReplayMark,
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from distributed.comm.core import Comm
 
-from notebook_runner_server.confinement.sandbox import SandboxConfig
+from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.interface import ExecutionEvent
 from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.execution.worker_protocol import decode, encode

@@ -16,10 +16,9 @@ from typing import Any
 from distributed import Worker, WorkerPlugin, get_worker
 from distributed.comm.core import Comm
 
-from notebook_runner_server.confinement.sandbox import SandboxConfig
+from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.cluster import messages
-from notebook_runner_server.execution.cluster.folders import WorkerRunFolder
-from notebook_runner_server.execution.cluster.lease import Lease
+from notebook_runner_server.execution.cluster.lease import Lease, WorkerRunFolder
 from notebook_runner_server.execution.cluster.messages import Channel, Description, HostOptions
 from notebook_runner_server.execution.interface import Cause
 from notebook_runner_server.execution.pool import ProcessPoolBackend

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -24,8 +25,57 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from notebook_runner_server.confinement import confine
 from notebook_runner_server.confinement.environment import inherited
-from notebook_runner_server.confinement.ruleset import Ruleset
-from notebook_runner_server.execution.warm.process import ForkedProcess
+from notebook_runner_server.confinement.policy import Ruleset
+
+
+class ForkedProcess:
+    """A child of this process that somebody else forked, with what jupyter_client uses of a Popen.
+
+    Attributes:
+        pid: Its process id.
+        returncode: Its exit code (negative: the signal that ended it), None while it runs.
+        is_lost: Its exit code is not known.
+    """
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.is_lost = False
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code (negative: the signal that ended it), None while it runs."""
+        return self._wait(os.WNOHANG)
+
+    def wait(self) -> int:
+        """Wait for the end, and return the exit code."""
+        return self._wait(0) or 0
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def _wait(self, options: int) -> int | None:
+        if self.returncode is None:
+            try:
+                found, status = os.waitpid(self.pid, options)
+            except ChildProcessError:
+                # Somebody else has reaped it, and knows how it ended. A Popen says 0 then, too.
+                self.returncode, self.is_lost = 0, True
+            else:
+                self.returncode = os.waitstatus_to_exitcode(status) if found else None
+        return self.returncode
+
 
 IMPORT_SECONDS = 60.0
 """How long a template may take to import what it is told to."""
