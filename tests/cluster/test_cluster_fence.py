@@ -9,16 +9,16 @@ import pytest
 
 from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.cluster import run as cluster_run
-from notebook_runner_server.execution.cluster.link import SchedulerConnection
 from notebook_runner_server.execution.cluster.messages import (
-    Alive,
+    Acknowledge,
     Batch,
     Channel,
+    Heartbeat,
     HostOptions,
     LeaseAddress,
-    Taken,
 )
 from notebook_runner_server.execution.cluster.run import ClusterRun
+from notebook_runner_server.execution.cluster.scheduler import SchedulerConnection
 from notebook_runner_server.execution.interface import Cause, Ended, ExecutionEvent, Job, Limits, StreamOutput
 from notebook_runner_server.execution.options import WarmKernels
 from tests.support.cluster import EXECUTOR, Cluster
@@ -63,7 +63,7 @@ async def executed(channel: Channel, job: Job) -> None:
         match await channel.receive():
             case Batch(events=[*_, Ended()]):
                 return channel.close()
-            case Alive() as sign:
+            case Heartbeat() as sign:
                 await channel.send(sign)
 
 
@@ -72,7 +72,7 @@ async def expired(channel: Channel) -> None:
     first: float | None = None
     while True:
         match await channel.receive():
-            case Alive(stamp=stamp):
+            case Heartbeat(stamp=stamp):
                 first = stamp if first is None else first
                 if stamp > first + TIMEOUT + 0.5:
                     return
@@ -145,10 +145,10 @@ def test_what_a_server_took_and_could_not_write_is_said(
             await channel.send(replace(job(run_id, tmp_path), notebook=content(source)))
             while True:
                 match await channel.receive():
-                    case Alive() as sign:
+                    case Heartbeat() as sign:
                         await channel.send(sign)
                     case Batch(number=number, events=[*_, last]):
-                        await channel.send(Taken(number))
+                        await channel.send(Acknowledge(number))
                         if isinstance(last, Ended if ended else StreamOutput):
                             break
             channel.close()

@@ -27,14 +27,14 @@ from notebook_runner_server.execution.interface import (
 )
 from notebook_runner_server.execution.kernel import Kernel, KernelDiedError
 from notebook_runner_server.execution.options import WorkerOptions
-from notebook_runner_server.execution.processes import reader_of_terminal, tree
+from notebook_runner_server.execution.processes import reader_of_terminal, run_processes
 from notebook_runner_server.execution.recorder import StreamingNotebookClient
 from notebook_runner_server.execution.shared_memory import SharedMemory
 from notebook_runner_server.execution.warm.forking import ForkServerError
 from notebook_runner_server.execution.warm.pool import WarmPool
 from notebook_runner_server.execution.watchdog import OomKills, Watchdog, peak
 
-MOST_SPARES = 2
+MAX_WARM_TRIES = 2
 """How many kept kernels a run tries: what these refuse, for its folder is gone, others would, too."""
 
 
@@ -78,7 +78,7 @@ class RunExecutor:
         self._cell: tuple[int | None, str] = (None, "")
         # Ends the run when its grace period is over, also while the main thread is busy.
         self._deadlines: list[threading.Timer] = []
-        self._over = False
+        self._ended = False
         # The newest cell ended after the run was to be ended: what it raised is the interrupt, or clean-up.
         self._cell_was_stopped = False
         self._cell_timer: asyncio.TimerHandle | None = None
@@ -99,22 +99,22 @@ class RunExecutor:
         )
 
     def _stop(self, failure: Failure, grace_period: float) -> None:
-        self._claim(failure)
+        self._set_failure(failure)
         if not grace_period:
             self.kill_now()
             return
         self._call_soon(self._interrupt)
-        end = threading.Timer(grace_period, self._end_grace)
+        end = threading.Timer(grace_period, self._grace_ended)
         end.daemon = True
         with self._lock:
             # The run may have several; the first that is over ends it.
-            if not self._over:
+            if not self._ended:
                 self._deadlines.append(end)
                 end.start()
 
-    def _end_grace(self) -> None:
+    def _grace_ended(self) -> None:
         with self._lock:
-            if not self._over:
+            if not self._ended:
                 self._stopped.set()
                 self._call_soon(self._wake.set)
                 # Under the lock, so that it cannot reach the next run.
@@ -130,8 +130,8 @@ class RunExecutor:
         if self._kernel is not None:
             # It cannot be asked any more when it is gone.
             self._peak_memory = max(self._peak_memory, peak(self._kernel.pid))
-        self._shared.look(tree.peek)
-        self._killed.update(tree.kill())
+        self._shared.look(run_processes.peek)
+        self._killed.update(run_processes.kill())
 
     def _call_soon(self, function: Callable[[], None]) -> None:
         # The loop is closed when the run has just ended.
@@ -163,17 +163,17 @@ class RunExecutor:
         self._end(outcome)
 
     def _exceeded(self, cause: Cause, message: str) -> None:
-        self._claim(Failure(cause, message, *self._cell))
+        self._set_failure(Failure(cause, message, *self._cell))
         self.kill_now()
 
     def _end(self, outcome: BaseException | None) -> None:
-        self._forget_deadlines()
+        self._cancel_deadlines()
         if outcome is not None:
-            self._claim(self._failure_of(outcome))
-        self._show_where_it_hung()
+            self._set_failure(self._failure_of(outcome))
+        self._add_interrupt_traceback()
         self._kill()
         self._shared.remove()
-        tree.paused = True
+        run_processes.paused = True
         if self._kernel is not None:
             self._kernel.remove()
         self._emit(Ended(self._failure, len(self._killed), self._peak_memory))
@@ -181,9 +181,9 @@ class RunExecutor:
             self._kernel.close()
         self._warm_pool.resume()
 
-    def _forget_deadlines(self) -> None:
+    def _cancel_deadlines(self) -> None:
         with self._lock:
-            self._over = True
+            self._ended = True
         for one in self._deadlines:
             one.cancel()
 
@@ -194,7 +194,7 @@ class RunExecutor:
         self._client = client = StreamingNotebookClient(
             notebook,
             emit=self._emit,
-            heard=self._heard,
+            on_output=self._on_output,
             before_cell=self._before_cell,
             after_cell=self._after_cell,
             explain=kernel.explain,
@@ -213,7 +213,7 @@ class RunExecutor:
 
     async def _get_kernel(self) -> tuple[Kernel, bool]:
         """Take a kernel that is there already (true), or start one; one that was kept may have died."""
-        for _ in range(MOST_SPARES):
+        for _ in range(MAX_WARM_TRIES):
             warm = await self._warm_pool.take(self._job.kernel_name, self._variables)
             if warm is None:
                 break
@@ -224,13 +224,13 @@ class RunExecutor:
                 return warm, True
             if self._stopped.is_set():
                 raise _StoppedError
-            tree.kill()
+            run_processes.kill()
             self._kernel = None
             warm.close()
         self._kernel = kernel = Kernel(
-            self._job.kernel_name, self._options.folder, confinement=self._options.confinement
+            self._job.kernel_name, self._options.folder, policy=self._options.sandbox_policy
         )
-        tree.paused = True
+        run_processes.paused = True
         own = Path(self._job.working_folder), Path(self._job.run_folder)
         await kernel.launch(self._job.working_folder, self._variables, own)
         try:
@@ -241,9 +241,9 @@ class RunExecutor:
         return kernel, False
 
     async def _connect(self, kernel: Kernel) -> None:
-        tree.kernel = kernel.pid
-        tree.paused = False
-        tree.reap()
+        run_processes.kernel = kernel.pid
+        run_processes.paused = False
+        run_processes.reap()
         address_space = self._job.limits.memory_bytes if self._options.limit_address_space else 0
         died = await kernel.connect(address_space)
         died.add_done_callback(lambda _: self._kernel_died())
@@ -263,7 +263,7 @@ class RunExecutor:
         self._cell_was_stopped = self._failure is not None
         return self._cell_was_stopped
 
-    def _heard(self) -> None:
+    def _on_output(self) -> None:
         self._last_output = time.monotonic()
 
     def _watch_silence(self) -> None:
@@ -286,7 +286,7 @@ class RunExecutor:
     def _time_out(self, cause: Cause) -> None:
         message = failures.MESSAGES[cause].format(self._job.limits)
         # Before the interrupt, which ends it.
-        if name := reader_of_terminal(tree.peek()):
+        if name := reader_of_terminal(run_processes.peek()):
             message += failures.WAITS_FOR_INPUT.format(name)
         self._stop(Failure(cause, message, *self._cell), self._options.interrupt_grace)
 
@@ -300,16 +300,16 @@ class RunExecutor:
     def _kernel_died(self) -> None:
         assert self._kernel is not None  # noqa: S101 - it watches itself
         out_of_memory = self._oom_kills.happened()
-        self._claim(
+        self._set_failure(
             failures.kernel_failure(self._kernel, *self._cell, ready=self._ready, out_of_memory=out_of_memory)
         )
         self.kill_now()
 
-    def _claim(self, failure: Failure) -> None:
+    def _set_failure(self, failure: Failure) -> None:
         with self._lock:
             self._failure = self._failure or failure
 
-    def _show_where_it_hung(self) -> None:
+    def _add_interrupt_traceback(self) -> None:
         """Add the traceback of the interrupt to the failure of a run that was ended from outside."""
         error = self._client.error if self._client else None
         failure = self._failure

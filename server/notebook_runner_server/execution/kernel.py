@@ -35,7 +35,6 @@ from notebook_runner_server.execution.runtime_dir import subfolder
 from notebook_runner_server.execution.warm import languages
 from notebook_runner_server.execution.warm.forking import ForkProvisioner, ForkServer, ForkServerError, split
 
-
 READY_TIMEOUT = 60.0
 """Seconds that a kernel may take until it answers; nbclient's `startup_timeout`."""
 
@@ -60,7 +59,7 @@ class Kernel:
     """A kernel process and the client that talks to it.
 
     One that is started for a run is launched where the run is, and then connected. One that is started
-    before there is a run is launched anywhere, kept, told its place (`settle`), and then connected.
+    before there is a run is launched anywhere, kept, told its place (`assign`), and then connected.
 
     Attributes:
         name: Its kernelspec.
@@ -72,15 +71,15 @@ class Kernel:
         folder: Where the private folder for its sockets is made: short, for a socket's path may have 107
             bytes at the most.
         template: What forks it, if it is ipykernel.
-        confinement: What it may reach; None: whatever the user may.
+        policy: What it may reach; None: whatever the user may.
     """
 
     def __init__(
         self,
         name: str,
         folder: Path,
-        template: ForkServer | None = None,
-        confinement: SandboxPolicy | None = None,
+        fork_server: ForkServer | None = None,
+        policy: SandboxPolicy | None = None,
     ) -> None:
         self.name = name
         self._folder = subfolder(folder)
@@ -93,15 +92,15 @@ class Kernel:
             client_factory=KernelClient,
         )
         self.manager.context.setsockopt(zmq.RCVHWM, MESSAGES_ON_THE_WAY)
-        self._template = template
-        self._confinement = confinement
+        self._fork_server = fork_server
+        self._policy = policy
         self._rules: KernelRules | None = None
         # Below these it may write; a kernel that was kept learns of some when it gets its place.
         self._writable: Sequence[Path] = ()
-        self._place: StagingDir | None = None
+        self._staging_dir: StagingDir | None = None
         self.client: KernelClient | None = None
         self._pidfd: int | None = None
-        self._settling = ""
+        self._setup_code = ""
         self._launched = 0.0
 
     def prepare_ahead(self) -> None:
@@ -113,19 +112,19 @@ class Kernel:
         Raises:
             OSError: The folder cannot be made, or there can be no rule for something.
         """
-        if self._confinement is not None:
-            self._place = StagingDir(self._confinement.places)
+        if self._policy is not None:
+            self._staging_dir = StagingDir(self._policy.places)
             # Where in the root its notebook will be nobody knows.
-            root = self._confinement.root
-            own = [self._place.path, *([root] if root is not None and root.exists() else [])]
-            self._rules = rules(self._confinement, [self._folder, *own])
+            root = self._policy.root
+            own = [self._staging_dir.path, *([root] if root is not None and root.exists() else [])]
+            self._rules = rules(self._policy, [self._folder, *own])
 
     async def launch_ahead(self) -> None:
-        """Start the process before there is a run, which it is told later: `settle`.
+        """Start the process before there is a run, which it is told later: `assign`.
 
         Raises:
             NoSuchKernel: There is no such kernelspec.
-            OSError, TemplateError: The process could not be started.
+            OSError, ForkServerError: The process could not be started.
         """
         await self.launch(str(self._folder.parent), {}, ())
 
@@ -139,7 +138,7 @@ class Kernel:
 
         Raises:
             NoSuchKernel: There is no such kernelspec.
-            OSError, TemplateError: The process could not be started.
+            OSError, ForkServerError: The process could not be started.
         """
         spec = self.manager.kernel_spec
         options: dict[str, Any] = {}
@@ -150,10 +149,10 @@ class Kernel:
             self.manager.provisioner = provisioner = ForkProvisioner(
                 kernel_id=self._folder.name, kernel_spec=spec, parent=self.manager
             )
-            provisioner.template = self._template
-            if self._confinement is not None:
+            provisioner.fork_server = self._fork_server
+            if self._policy is not None:
                 if self._rules is None:
-                    self._rules = rules(self._confinement, [self._folder, *own])
+                    self._rules = rules(self._policy, [self._folder, *own])
                 provisioner.ruleset = self._rules.ruleset
                 self._writable = self._rules.ruleset.writable
         self._launched = time.monotonic()
@@ -222,7 +221,7 @@ class Kernel:
         """Whether the sockets that it has bound are where they were."""
         return all(os.path.exists(f"{self.manager.ip}-{port}") for port in self.manager.ports)
 
-    def unfit(self) -> str:
+    def why_unusable(self) -> str:
         """Return why a kernel that was ready must not be given to a run any more; empty: it may."""
         if not self.is_reachable:
             return LOST_SOCKETS
@@ -241,15 +240,15 @@ class Kernel:
         """Give a kernel that was launched before the place that it would have been launched at.
 
         Raises:
-            TemplateError: It has died, does not answer, or its run's folders are not as they were made.
+            ForkServerError: It has died, does not answer, or its run's folders are not as they were made.
         """
         provisioner, spec = self.manager.provisioner, self.manager.kernel_spec
         with contextlib.ExitStack() as stack:
             ruleset: Ruleset | None = None
-            if self._rules is not None and self._place is not None:
+            if self._rules is not None and self._staging_dir is not None:
                 own = self._folder, Path(working_folder), Path(run_folder)
                 try:
-                    self._place.move(run_folder)
+                    self._staging_dir.move(run_folder)
                     ruleset = stack.enter_context(narrowed(self._rules.shared, own))
                 except OSError as error:
                     raise ForkServerError(f"the run's folder is not as it was made: {error}") from error
@@ -257,7 +256,7 @@ class Kernel:
             if isinstance(provisioner, ForkProvisioner) and provisioner.forked:
                 await provisioner.assign(working_folder, variables, ruleset)
             elif spec is not None:
-                self._settling = languages.place(spec.language, working_folder, variables)
+                self._setup_code = languages.setup_code(spec.language, working_folder, variables)
 
     async def connect(self, address_space: int = 0) -> asyncio.Future[None]:
         """Wait until the kernel answers.
@@ -280,7 +279,7 @@ class Kernel:
         client.start_channels(hb=False)
         # From the start of the process on, which may have been long ago.
         seconds = max(LEAST_TIMEOUT, READY_TIMEOUT + self._launched - time.monotonic())
-        ready = asyncio.ensure_future(client.until_ready(seconds, self._settling))
+        ready = asyncio.ensure_future(client.until_ready(seconds, self._setup_code))
         try:
             await asyncio.wait({ready, died}, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
@@ -312,12 +311,12 @@ class Kernel:
 
     def explain(self, text: str) -> str:
         """Return a note where the sandbox is the reason of an error with this text; empty: it is not."""
-        if self._rules is None or self._confinement is None:
+        if self._rules is None or self._policy is None:
             return ""
         folder = "/"
         with contextlib.suppress(OSError):
             folder = os.readlink(f"/proc/{self.pid}/cwd")
-        hidden = [Path(os.path.realpath(one)) for one in self._confinement.hidden]
+        hidden = [Path(os.path.realpath(one)) for one in self._policy.hidden]
         return denial.explain(text, folder, self._rules.ruleset.readable, self._writable, hidden)
 
     def log_tail(self) -> str:
@@ -326,8 +325,8 @@ class Kernel:
 
     def remove(self) -> None:
         """Remove the private folder; the process must have ended."""
-        if self._place is not None:
-            self._place.remove()
+        if self._staging_dir is not None:
+            self._staging_dir.remove()
         folder_tree.remove_if_possible(self._folder)
 
     def close(self) -> None:

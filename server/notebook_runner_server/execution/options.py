@@ -53,7 +53,7 @@ class WorkerOptions:
         warm: Kernels to keep ready.
         kernel_environment: Names of variables that kernels find beside those that they always may.
         hide: Let other processes not look into the worker.
-        confinement: What kernels may reach; None: whatever the user may.
+        sandbox_policy: What kernels may reach; None: whatever the user may.
         is_alone: The server has no other worker.
     """
 
@@ -63,7 +63,7 @@ class WorkerOptions:
     warm: WarmKernels = field(default_factory=WarmKernels)
     kernel_environment: tuple[str, ...] = ()
     hide: bool = True
-    confinement: SandboxPolicy | None = None
+    sandbox_policy: SandboxPolicy | None = None
     is_alone: bool = False
 
 

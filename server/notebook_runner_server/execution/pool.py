@@ -59,7 +59,7 @@ class PoolRun:
         self._done: Future[None] | None = None
         self._stuck: asyncio.TimerHandle | None = None
         self._stop_cause: Cause | None = None
-        self._over = False
+        self._ended = False
         with contextlib.suppress(BrokenProcessPool):
             self._done = worker.submit(job)
 
@@ -69,16 +69,16 @@ class PoolRun:
         try:
             while not ended:
                 batch = await self._connection.receive() if self._done else []
-                self._over = ended = bool(batch) and isinstance(batch[-1], Ended)
+                self._ended = ended = bool(batch) and isinstance(batch[-1], Ended)
                 if batch:
                     yield batch
                 if not ended and (self._done is None or self._connection.closed):
-                    yield [await self._death()]
+                    yield [await self._after_death()]
                     ended = True
-            await self._settled()
+            await self._wait_until_idle()
         finally:
-            self._over = True
-            self._forget_stuck()
+            self._ended = True
+            self._cancel_stuck()
             if not ended:
                 # Nobody follows the run any more, and nobody would learn how it ends.
                 self._worker.kill()
@@ -87,7 +87,7 @@ class PoolRun:
 
     def stop(self, cause: Cause, grace_period: float) -> None:
         """Send the order to the worker; one that cannot carry it out is ended."""
-        if self._over:
+        if self._ended:
             # The worker may have another run by the time that it would be ended.
             return
         self._stop_cause = self._stop_cause or cause
@@ -95,18 +95,18 @@ class PoolRun:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_period + STUCK_SECONDS
         if self._stuck is None or deadline < self._stuck.when():
-            self._forget_stuck()
+            self._cancel_stuck()
             self._stuck = loop.call_at(deadline, self._worker.kill)
 
-    def keep_until(self, moment: float) -> None:
+    def set_deadline(self, moment: float) -> None:
         """Have the worker end the run then (by the monotonic clock), unless it is told of a later time."""
         self._connection.send(worker_protocol.Deadline(self._run_id, moment))
 
-    def _forget_stuck(self) -> None:
+    def _cancel_stuck(self) -> None:
         if self._stuck is not None:
             self._stuck.cancel()
 
-    async def _settled(self) -> None:
+    async def _wait_until_idle(self) -> None:
         """Wait until the worker can take another job."""
         if self._done is not None:
             try:
@@ -114,7 +114,7 @@ class PoolRun:
             except BrokenProcessPool:
                 self._worker.broken = True
 
-    async def _death(self) -> Ended:
+    async def _after_death(self) -> Ended:
         """End what the dead worker left, and say what happened to it."""
         self._worker.broken = True
         self._worker.kill()
@@ -161,14 +161,14 @@ class ProcessPoolBackend:
         self._runtime_dir = RuntimeDir(link)
         self._state = link.parent
         self._sandbox = sandbox or SandboxConfig()
-        self._confinement: SandboxPolicy | None = None
+        self._policy: SandboxPolicy | None = None
         self._limit_address_space = limit_address_space
         self._interrupt_grace = interrupt_grace
         self._warm = warm or WarmKernels()
         self._idle: asyncio.Queue[WorkerProcess] = asyncio.Queue()
         self._next: WorkerProcess | None = None
         self._workers: set[WorkerProcess] = set()
-        self._repairs: set[asyncio.Task[None]] = set()
+        self._replacements: set[asyncio.Task[None]] = set()
         self._kernels: Mapping[str, str] = {}
         self._checking: asyncio.Task[None] | None = None
         # Why there is no folder for sockets, and why the last worker could not be started.
@@ -207,12 +207,12 @@ class ProcessPoolBackend:
         # The second net: what a dead worker leaves is handed to this process, which ends it.
         confine.become_subreaper()
         self._runtime_dir.open()
-        self._confine()
+        self._set_up_sandbox()
         await asyncio.gather(*(self._add() for _ in range(self.capacity)))
         self._check_warm()
-        self._checking = asyncio.create_task(self._keep_runtime_dir())
+        self._checking = asyncio.create_task(self._watch_runtime_dir())
 
-    async def _keep_runtime_dir(self) -> None:
+    async def _watch_runtime_dir(self) -> None:
         """Make the folder for the kernels' sockets again when something has removed it."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
@@ -231,20 +231,20 @@ class ProcessPoolBackend:
             except Exception:  # noqa: BLE001 - whatever it is, the folder is looked at again
                 _log.exception("the folder for sockets could not be looked at")
 
-    def _confine(self) -> None:
-        self._confinement = self._sandbox.confinement(self._state, self._runtime_dir.folder)
-        told = self._sandbox.protections(self._confinement)
-        if self._confinement is not None:
+    def _set_up_sandbox(self) -> None:
+        self._policy = self._sandbox.confinement(self._state, self._runtime_dir.folder)
+        told = self._sandbox.protections(self._policy)
+        if self._policy is not None:
             # What there can be no rule for is an error now, and not of the first run.
-            rules(self._confinement, ()).ruleset.close()
-            for folder in missing(self._confinement):
+            rules(self._policy, ()).ruleset.close()
+            for folder in missing(self._policy):
                 _log.warning("a writable folder does not exist", extra={"folder": str(folder)})
         lacking = self._sandbox.is_on and (not told["signals"] or told["exposed"])
         _log.log(logging.WARNING if lacking else logging.INFO, "sandbox", extra=told)
         # What an earlier server has left is nobody's.
         folder_tree.remove_if_possible(self._state / "places")
-        if self._confinement is not None:
-            self._confinement.places.mkdir(mode=0o700)
+        if self._policy is not None:
+            self._policy.places.mkdir(mode=0o700)
         # Python starts it beside the workers, with all that this process has in its environment.
         with scrubbed_environ(self._sandbox.kernel_environment), safe_path():
             resource_tracker.ensure_running()
@@ -277,14 +277,14 @@ class ProcessPoolBackend:
         if worker.broken:
             self.worker_deaths += 1
             task = asyncio.ensure_future(self._replace(worker))
-            self._repairs.add(task)
-            task.add_done_callback(self._repairs.discard)
+            self._replacements.add(task)
+            task.add_done_callback(self._replacements.discard)
         else:
             self._idle.put_nowait(worker)
 
     async def close(self) -> None:
         """End every worker; nothing is left below this process."""
-        tasks = [*self._repairs, *([self._checking] if self._checking is not None else [])]
+        tasks = [*self._replacements, *([self._checking] if self._checking is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -300,7 +300,7 @@ class ProcessPoolBackend:
             warm=self._warm,
             kernel_environment=self._sandbox.kernel_environment,
             hide=self._sandbox.is_on,
-            confinement=self._confinement,
+            sandbox_policy=self._policy,
             is_alone=self._is_alone,
         )
         worker = WorkerProcess(options)

@@ -253,4 +253,4 @@ class RunProcesses:
                 os.waitpid(found.si_pid, os.WNOHANG)
 
 
-tree = RunProcesses()
+run_processes = RunProcesses()

@@ -58,7 +58,7 @@ class StreamingNotebookClient(NotebookClient):
     Args:
         notebook: The notebook to execute; its cells are filled in place.
         emit: Takes the events.
-        heard: Called for each output of the kernel, kept or not.
+        on_output: Called for each output of the kernel, kept or not.
         before_cell: Called before each cell; what it raises ends the execution.
         after_cell: Called after each cell, however it ended; answers whether the run is being ended.
         explain: Takes an error's text, and answers what there is to say about it; empty: nothing.
@@ -70,7 +70,7 @@ class StreamingNotebookClient(NotebookClient):
         notebook: NotebookNode,
         *,
         emit: Callable[[ExecutionEvent], None],
-        heard: Callable[[], None],
+        on_output: Callable[[], None],
         before_cell: Callable[[int, str], None],
         after_cell: Callable[[], bool],
         explain: Callable[[str], str],
@@ -79,11 +79,11 @@ class StreamingNotebookClient(NotebookClient):
     ) -> None:
         super().__init__(notebook, **traits)
         self._emit = emit
-        self._heard = heard
+        self._on_output = on_output
         self._before_cell = before_cell
         self._after_cell = after_cell
         self._explain = explain
-        self._budget = OutputLimiter(limits)
+        self._limiter = OutputLimiter(limits)
         self._cut = self._raised = self._error_allowed = False
         self.error: CellError | None = None
         # What the kernel published of the newest error in the cell.
@@ -116,7 +116,7 @@ class StreamingNotebookClient(NotebookClient):
         self._before_cell(cell_index, cell.get("id", ""))
         self._cut = self._raised = self._error_allowed = False
         self.error = self._shown = None
-        self._budget.start_cell()
+        self._limiter.start_cell()
         self._emit(CellStarted(cell_index, cell.get("id", ""), _first_line(cell.source)))
         start = time.monotonic()
         outcome = CellOutcome.STOPPED
@@ -133,8 +133,8 @@ class StreamingNotebookClient(NotebookClient):
         return cell
 
     async def async_wait_for_reply(self, msg_id: str, cell: NotebookNode | None = None) -> Any:
-        """Wait for a reply as nbclient does, unless it is what the kernel said when it got ready."""
-        known = self.kc.said(msg_id) if isinstance(self.kc, KernelClient) else None
+        """Wait for a reply as nbclient does, unless it is what the kernel known_info_reply when it got ready."""
+        known = self.kc.known_info_reply(msg_id) if isinstance(self.kc, KernelClient) else None
         return known or await super().async_wait_for_reply(msg_id, cell)
 
     async def _async_poll_for_reply(
@@ -171,7 +171,7 @@ class StreamingNotebookClient(NotebookClient):
             return None
         msg = {**msg, "content": content}
         if is_output:
-            self._heard()
+            self._on_output()
         elif not is_comm:
             return self._process(msg, cell, cell_index)
         if kind == "error":
@@ -183,9 +183,9 @@ class StreamingNotebookClient(NotebookClient):
         if self._cut:
             # Not even a clear_output: it would take the mark away.
             return None
-        room = self._budget.left()
-        wanted = self._budget.cost(msg["content"]) + sum(map(len, msg.get("buffers") or ()))
-        self._budget.take(wanted)
+        room = self._limiter.left()
+        wanted = self._limiter.cost(msg["content"]) + sum(map(len, msg.get("buffers") or ()))
+        self._limiter.take(wanted)
         if wanted <= room:
             return self._process(msg, cell, cell_index)
         return self._cut_off(msg, int(room), cell, cell_index)
@@ -195,7 +195,7 @@ class StreamingNotebookClient(NotebookClient):
         self._cut = True
         if content := output_limiter.shortened(msg["msg_type"], msg["content"], room):
             self._process({**msg, "content": content}, cell, cell_index)
-        limit, whole_run = self._budget.reached()
+        limit, whole_run = self._limiter.reached()
         whose = "run" if whole_run else "cell"
         text = f"\n[output cut: this {whose} may have {limit} bytes of it]\n"
         mark = {**msg, "msg_type": "stream", "content": {"name": "stderr", "text": text}}

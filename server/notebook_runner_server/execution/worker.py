@@ -31,7 +31,7 @@ from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
     kill_descendants,
-    tree,
+    run_processes,
 )
 from notebook_runner_server.execution.warm.pool import WarmPool
 from notebook_runner_server.execution.worker_protocol import (
@@ -61,7 +61,7 @@ class _Worker:
         self._sending = threading.RLock()
         self._held: list[object] = []
         self.warm_pool = WarmPool(
-            options.warm, options.folder, options.confinement, options.hide, self._log, self._counted
+            options.warm, options.folder, options.sandbox_policy, options.hide, self._log, self._counted
         )
         self._lock = threading.RLock()
         self._jobs: queue.SimpleQueue[RunExecutor] = queue.SimpleQueue()
@@ -166,7 +166,7 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
     # Not SIG_IGN, which a kernel would inherit.
     signal.signal(signal.SIGINT, lambda *_: None)
     confine.become_subreaper()
-    tree.install()
+    run_processes.install()
     # What goes wrong in a run is told by its events; nbclient's log would repeat it.
     logging.disable(logging.CRITICAL)
     _worker = _Worker(connection, options)

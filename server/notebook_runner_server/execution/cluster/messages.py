@@ -22,7 +22,7 @@ from notebook_runner_server.execution.worker_protocol import decode, encode
 ATTACH = "notebook_runner_attach"
 """The operation that a Dask worker learns."""
 
-SPARES = "notebook_runner_spares"
+WARM_KERNELS = "notebook_runner_warm_kernels"
 """A metric of a Dask worker: by kernelspec, how many kernels it keeps ready, and how many it is to keep."""
 
 
@@ -83,14 +83,14 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Acknowledge:
     """All batches up to this number are durable, and are asked for no more."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
-class Alive:
+class Heartbeat:
     """A sign of life. `stamp` is the worker's, by its own clock; the server sends it back as it is."""
 
     stamp: float
@@ -102,12 +102,12 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
-class Unknown:
+class UnknownLease:
     """There is no such lease here, or no longer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class BatchesLost:
     """Batches that the server asks for were taken by an earlier one, which did not make them durable."""
 
 

@@ -83,7 +83,7 @@ IMPORT_SECONDS = 60.0
 FORK_SECONDS = 2.0
 """How long a template may take to fork; it takes some milliseconds."""
 
-SETTLE_SECONDS = 2.0
+ASSIGN_SECONDS = 2.0
 """How long a kernel that is ready may take to change its folder and environment."""
 
 _READY, _DONE = b"ready\n", b"done\n"
@@ -153,7 +153,7 @@ class ForkServer:
         """Wait until all is imported; return the modules that could not be, and why.
 
         Raises:
-            TemplateError: It ended, or takes too long.
+            ForkServerError: It ended, or takes too long.
         """
         failed: dict[str, str] = json.loads(self._line(IMPORT_SECONDS))["failed"]
         return failed
@@ -181,14 +181,14 @@ class ForkServer:
             The process, and the socket on which it says that it is ready and is told its place.
 
         Raises:
-            TemplateError: The template ended, or takes too long.
+            ForkServerError: The template ended, or takes too long.
             BlockingIOError: There can be no more processes.
         """
         near, far = socket.socketpair()
         request = {
             "module": module,
             "arguments": list(arguments),
-            "place": self._place(folder, environment),
+            "context": self._context(folder, environment),
             "client": os.getpid(),
         }
         body = json.dumps(request).encode()
@@ -207,7 +207,7 @@ class ForkServer:
             raise BlockingIOError("there can be no more processes")
         return ForkedProcess(pid), near
 
-    def _place(self, folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    def _context(self, folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
         mine = self._environment
         changed = {name: value for name, value in environment.items() if mine.get(name) != value}
         missing = [name for name in mine if name not in environment and name != "JPY_PARENT_PID"]
@@ -239,7 +239,7 @@ class ForkProvisioner(LocalProvisioner):
         ruleset: What the kernel may reach; None: whatever the user may.
     """
 
-    template: ForkServer | None = None
+    fork_server: ForkServer | None = None
     ruleset: Ruleset | None = None
     # A Popen, or what is as good as one.
     process: Any
@@ -255,21 +255,21 @@ class ForkProvisioner(LocalProvisioner):
         """Start the kernel; `stdout` is the file for what the process itself writes.
 
         Raises:
-            TemplateError: The template does not fork.
+            ForkServerError: The template does not fork.
         """
         parts = split(cmd)
-        if parts is None or self.template is None:
+        if parts is None or self.fork_server is None:
             if self.ruleset is None:
                 return await super().launch_kernel(cmd, **kwargs)
-            with _in_memory(kwargs["env"]) as environment:
+            with _environment_file(kwargs["env"]) as environment:
                 descriptors = [self.ruleset.fileno(), environment.fileno()]
-                cmd = [*_LAUNCHER, *map(str, descriptors), *_becoming(cmd)]
+                cmd = [*_LAUNCHER, *map(str, descriptors), *_kernel_command(cmd)]
                 return await super().launch_kernel(
                     cmd, **{**kwargs, "env": inherited(), "pass_fds": descriptors}
                 )
         _, module, arguments = parts
         folder = str(kwargs.get("cwd") or os.getcwd())
-        process, self._control = self.template.fork(
+        process, self._control = self.fork_server.fork(
             module, arguments, folder, kwargs["env"], kwargs["stdout"].fileno(), self.ruleset
         )
         self._control.setblocking(False)
@@ -298,7 +298,7 @@ class ForkProvisioner(LocalProvisioner):
             ruleset: What its main thread may no longer reach; None: it keeps what it may.
 
         Raises:
-            TemplateError: It has ended, or does not do so.
+            ForkServerError: It has ended, or does not do so.
         """
         control, self._control = self._control, None
         if control is None:
@@ -308,7 +308,7 @@ class ForkProvisioner(LocalProvisioner):
         loop = asyncio.get_running_loop()
         try:
             with control:
-                async with asyncio.timeout(SETTLE_SECONDS):
+                async with asyncio.timeout(ASSIGN_SECONDS):
                     socket.send_fds(control, [struct.pack("!I", len(body))], descriptors)
                     await loop.sock_sendall(control, body)
                     while not self._heard.endswith(_DONE):
@@ -321,7 +321,7 @@ class ForkProvisioner(LocalProvisioner):
 
 
 @contextlib.contextmanager
-def _in_memory(environment: Mapping[str, str]) -> Iterator[IO[bytes]]:
+def _environment_file(environment: Mapping[str, str]) -> Iterator[IO[bytes]]:
     """Open a file without a name that holds the variables of a kernel, which may be secrets."""
     with open(os.memfd_create("environment"), "w+b") as file:
         file.write(json.dumps({**environment, "JPY_PARENT_PID": str(os.getpid())}).encode())
@@ -329,7 +329,7 @@ def _in_memory(environment: Mapping[str, str]) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _becoming(command: Sequence[str]) -> list[str]:
+def _kernel_command(command: Sequence[str]) -> list[str]:
     """Return the command of a kernel; ipykernel's is one that listens to this process alone."""
     parts = split(command)
     if parts is None:
