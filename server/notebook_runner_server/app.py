@@ -18,16 +18,16 @@ from notebook_runner_server.api.server import CallerLimits as CallerBounds
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import Settings
-from notebook_runner_server.execution import kernel_names
+from notebook_runner_server.confinement import confine
+from notebook_runner_server.confinement.environment import allowed
 from notebook_runner_server.execution import notebook as notebooks
-from notebook_runner_server.execution.confinement import confine
-from notebook_runner_server.execution.confinement.environment import allowed
-from notebook_runner_server.execution.run_in_subprocess import run_in_subprocess
+from notebook_runner_server.execution import options
 from notebook_runner_server.execution.runtime_dir import RuntimeDir
 from notebook_runner_server.execution.segments import PreparedNotebook
 from notebook_runner_server.execution.worker_process import kill_orphans
 from notebook_runner_server.export.service import ExportService
 from notebook_runner_server.observability.telemetry import Telemetry
+from notebook_runner_server.run_in_subprocess import run_in_subprocess
 from notebook_runner_server.runs.admission import LARGE_NOTEBOOK, Admission, Defaults
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.outputs import Outputs
@@ -69,7 +69,7 @@ class App:
         self._export_dir = RuntimeDir(settings.export_folder)
         transfer = TransferService(settings.uris, settings.max_notebook_bytes, settings.uri_timeout)
         admission = Admission(
-            root, settings.max_notebook_bytes, defaults, prepare, transfer, kernel_names.resolve
+            root, settings.max_notebook_bytes, defaults, prepare, transfer, options.resolve_kernel_name
         )
         backend = executors.backend(settings)
         self._telemetry = Telemetry(settings)

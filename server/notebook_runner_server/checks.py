@@ -13,7 +13,7 @@ from notebook_runner_server import executors
 from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings, limit_names
-from notebook_runner_server.execution.kernel_names import resolve
+from notebook_runner_server.execution.options import resolve_kernel_name
 
 OTHERS = (
     *("TARGET", "TOKEN", "TOKEN_FILE", "TLS_CA"),
@@ -140,12 +140,12 @@ def _kernels(settings: Settings) -> Iterator[str]:
 
     found = KernelSpecManager().find_kernel_specs()
     available = ", ".join(sorted(found)) or "none"
-    if resolve(settings.default_kernel) not in found:
+    if resolve_kernel_name(settings.default_kernel) not in found:
         yield f"--default-kernel: unknown kernelspec {settings.default_kernel!r}. Available: {available}."
     try:
         warm = settings.warm
     except ValueError:
         return  # said already
     for name in warm.counts if warm.required else ():
-        if resolve(name) not in found:
+        if resolve_kernel_name(name) not in found:
             yield f"--warm-kernels: unknown kernelspec {name!r}. Available: {available}."

@@ -14,7 +14,7 @@ from pathlib import Path
 from notebook_runner_server import executors, exposure
 from notebook_runner_server.api.certificates import TlsFiles
 from notebook_runner_server.api.server import MESSAGE_OVERHEAD
-from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
+from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.options import WarmKernels, warm_kernels
 from notebook_runner_server.runs.retention import HistoryLimits

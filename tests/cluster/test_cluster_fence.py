@@ -7,19 +7,18 @@ from pathlib import Path
 import dask
 import pytest
 
-from notebook_runner_server.execution.cluster import leasing
-from notebook_runner_server.execution.cluster.link import SchedulerConnection
+from notebook_runner_server.confinement.policy import SandboxConfig
+from notebook_runner_server.execution.cluster import run as cluster_run
 from notebook_runner_server.execution.cluster.messages import (
-    Alive,
+    Acknowledge,
     Batch,
-    Begin,
     Channel,
+    Heartbeat,
     HostOptions,
     LeaseAddress,
-    Taken,
 )
 from notebook_runner_server.execution.cluster.run import ClusterRun
-from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
+from notebook_runner_server.execution.cluster.scheduler import SchedulerConnection
 from notebook_runner_server.execution.interface import Cause, Ended, ExecutionEvent, Job, Limits, StreamOutput
 from notebook_runner_server.execution.options import WarmKernels
 from tests.support.cluster import EXECUTOR, Cluster
@@ -59,12 +58,12 @@ def job(run_id: str, folder: Path) -> Job:
 
 async def executed(channel: Channel, job: Job) -> None:
     """Executes a job in time."""
-    await channel.send(Begin(job))
+    await channel.send(job)
     while True:
         match await channel.receive():
             case Batch(events=[*_, Ended()]):
                 return channel.close()
-            case Alive() as sign:
+            case Heartbeat() as sign:
                 await channel.send(sign)
 
 
@@ -73,7 +72,7 @@ async def expired(channel: Channel) -> None:
     first: float | None = None
     while True:
         match await channel.receive():
-            case Alive(stamp=stamp):
+            case Heartbeat(stamp=stamp):
                 first = stamp if first is None else first
                 if stamp > first + TIMEOUT + 0.5:
                     return
@@ -85,14 +84,14 @@ def test_a_job_that_comes_too_late_is_not_begun(link: SchedulerConnection, tmp_p
     async def play() -> None:
         await link.start()
         try:
-            place = await leasing.leased(link, "late")
+            place = await cluster_run.lease_slot(link, "late")
             channel = await link.channel(place, 0, 5)
             await expired(channel)
-            await channel.send(Begin(job("late", tmp_path)))
+            await channel.send(job("late", tmp_path))
             await channel.until_closed(30)
             # One after the other: what was begun would have had its turn.
             for number in range(4):
-                place = await leasing.leased(link, f"{number}")
+                place = await cluster_run.lease_slot(link, f"{number}")
                 await executed(await link.channel(place, 0, 5), job(f"{number}", tmp_path))
         finally:
             await link.close()
@@ -105,10 +104,10 @@ def test_a_job_whose_lease_has_run_out_gets_another(
     link: SchedulerConnection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that stood still between lease and job has lost nothing: nobody had the job."""
-    leased, late = leasing.leased, "late"
+    leased, late = cluster_run.lease_slot, "late"
 
     async def too_late(link: SchedulerConnection, run_id: str) -> LeaseAddress:
-        monkeypatch.setattr(leasing, "leased", leased)
+        monkeypatch.setattr(cluster_run, "lease_slot", leased)
         place = await leased(link, run_id)
         channel = await link.channel(place, 0, 5)
         await expired(channel)
@@ -123,7 +122,7 @@ def test_a_job_whose_lease_has_run_out_gets_another(
         finally:
             await link.close()
 
-    monkeypatch.setattr(leasing, "leased", too_late)
+    monkeypatch.setattr(cluster_run, "lease_slot", too_late)
     *_, end = asyncio.run(play())
     assert isinstance(end, Ended)
     assert end.failure is None
@@ -141,15 +140,15 @@ def test_what_a_server_took_and_could_not_write_is_said(
     async def taken() -> None:
         await link.start()
         try:
-            place = await leasing.leased(link, run_id)
+            place = await cluster_run.lease_slot(link, run_id)
             channel = await link.channel(place, 0, 5)
-            await channel.send(Begin(replace(job(run_id, tmp_path), notebook=content(source))))
+            await channel.send(replace(job(run_id, tmp_path), notebook=content(source)))
             while True:
                 match await channel.receive():
-                    case Alive() as sign:
+                    case Heartbeat() as sign:
                         await channel.send(sign)
                     case Batch(number=number, events=[*_, last]):
-                        await channel.send(Taken(number))
+                        await channel.send(Acknowledge(number))
                         if isinstance(last, Ended if ended else StreamOutput):
                             break
             channel.close()
@@ -162,7 +161,7 @@ def test_what_a_server_took_and_could_not_write_is_said(
         try:
             run = ClusterRun(following, run_id, None, 0, TIMEOUT, lambda _: None)
             events = [event async for batch in run.events() for event in batch]
-            place = await leasing.leased(following, "next")
+            place = await cluster_run.lease_slot(following, "next")
             await executed(await following.channel(place, 0, 5), job("next", tmp_path))
             return events
         finally:

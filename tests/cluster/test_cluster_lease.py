@@ -5,10 +5,10 @@ from pathlib import Path
 
 from distributed.comm.core import Comm, connect, listen
 
-from notebook_runner_server.execution.cluster.folders import WorkerRunFolder
-from notebook_runner_server.execution.cluster.lease import Lease
-from notebook_runner_server.execution.cluster.messages import Batch, Begin, Channel, Release, StopLease
+from notebook_runner_server.execution.cluster.lease import Lease, WorkerRunFolder
+from notebook_runner_server.execution.cluster.messages import Batch, Channel, Release
 from notebook_runner_server.execution.interface import Cause, Ended
+from notebook_runner_server.execution.worker_protocol import Stop
 from tests.execution.pools import Pool, until_said
 from tests.execution.pools import end as end_event
 
@@ -37,8 +37,8 @@ def test_a_kill_does_not_wait_for_a_worker_process(tmp_path: Path) -> None:
 
         async with listen("inproc://", serve) as listener:
             channel = Channel(await connect(listener.contact_address))
-            await channel.send(Begin(pool.job("1")))
-            await channel.send(StopLease(Cause.KILL_REQUESTED, 0.0))
+            await channel.send(pool.job("1"))
+            await channel.send(Stop("", Cause.KILL_REQUESTED, 0.0))
             async with asyncio.timeout(10):
                 end = await end_of(channel)
             assert end.failure is not None

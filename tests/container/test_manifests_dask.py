@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from notebook_runner_server.execution.cluster.worker import FAREWELL_SECONDS
+from notebook_runner_server.execution.cluster.worker import CLOSE_SECONDS
 from notebook_runner_server.execution.processes import KILL_DEADLINE
 from tests.container.manifests import (
     FOLDER,
@@ -216,7 +216,7 @@ def test_a_worker_that_goes_finishes_its_run(found: list[Manifest]) -> None:
     (longest,) = [one.partition("=")[2] for one in job if one.startswith("--run-timeout=")]
     assert float(told) >= seconds(longest)
     grace = pod_of(deployment(found, "worker"))["spec"]["terminationGracePeriodSeconds"]
-    assert grace > float(told) + FAREWELL_SECONDS + KILL_DEADLINE
+    assert grace > float(told) + CLOSE_SECONDS + KILL_DEADLINE
 
 
 def test_a_run_outlives_the_restart_of_its_server(found: list[Manifest]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from notebook_runner_server.execution.warm.languages import place
+from notebook_runner_server.execution.warm.languages import setup_code
 from tests.support.calls import inline, perform, texts
 from tests.support.processes import marked
 from tests.support.server import Server
@@ -120,12 +120,12 @@ def test_a_default_kernel_of_such_a_language(make_server: Callable[..., Server],
 def test_r_and_julia_are_told_in_their_own_words() -> None:
     """Neither is here to try it: what they are told is written as their manuals have it."""
     variables = {"A": 'a "b" \\ $c', "B": "line\nπ"}
-    assert place("R", "/a b", variables).splitlines() == [
+    assert setup_code("R", "/a b", variables).splitlines() == [
         'Sys.setenv("A" = "a \\"b\\" \\\\ $c")',
         'Sys.setenv("B" = "line\\nπ")',
         'setwd("/a b")',
     ]
-    assert place("julia", "/a b", variables).splitlines() == [
+    assert setup_code("julia", "/a b", variables).splitlines() == [
         'ENV["A"] = "a \\"b\\" \\\\ \\$c"',
         'ENV["B"] = "line\\nπ"',
         'cd("/a b")',

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from nbformat import NotebookNode
 
+from notebook_runner_server.confinement import confine
 from notebook_runner_server.execution.interface import (
     Ended,
     ExecutionEvent,
@@ -25,7 +26,6 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.execution.notebook import prepare
 from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.execution.pool import ProcessPoolBackend
-from notebook_runner_server.execution.processes import PR_SET_CHILD_SUBREAPER
 from notebook_runner_server.execution.segments import HEAD, SEPARATOR, TAIL
 from tests.support.notebooks import content, parsed
 from tests.support.processes import marked
@@ -81,7 +81,7 @@ class Pool:
             os.environ[MARK_VARIABLE] = self._outer
             self._loop.close()
             # What the backend made of this process; other tests are to find it as it was.
-            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+            ctypes.CDLL(None).prctl(confine.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
@@ -146,7 +146,7 @@ async def until_said(pool: Pool, source: str, mark: str) -> Batches:
 def worker(pool: Pool) -> int:
     """The process of the only worker."""
     (one,) = pool.backend._workers
-    return one.hello.pid
+    return one.info.pid
 
 
 def end(events: Sequence[ExecutionEvent]) -> Ended:

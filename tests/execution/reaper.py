@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from notebook_runner_server.confinement import confine
 from notebook_runner_server.execution.processes import (
-    become_subreaper,
     children,
     descendants,
     in_own_session,
@@ -77,7 +77,7 @@ KINDS: dict[str, Callable[[], object]] = {
 
 def main(*kinds: str) -> None:
     """Starts trees, ends them and prints what came of it; `orphans` spares this process's session."""
-    become_subreaper()
+    confine.become_subreaper()
     spare = in_own_session if "orphans" in kinds else nobody
     try:
         for kind in kinds:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.execution.confinement.denial import explain
+from notebook_runner_server.confinement.denial import explain
 
 OUTSIDE = "/usr/share/doc"
 

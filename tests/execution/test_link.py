@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from notebook_runner_server.execution.interface import SegmentChunk, StreamOutput
-from notebook_runner_server.execution.link import MAX_WAITING_BYTES, WorkerConnection
+from notebook_runner_server.execution.worker_process import MAX_WAITING_BYTES, WorkerConnection
 
 MESSAGES: list[object] = [
     StreamOutput(0, "stdout", "ä €"),

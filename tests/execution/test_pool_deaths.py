@@ -44,9 +44,9 @@ def test_a_worker_that_dies_is_replaced_once_whoever_gives_up_to_wait(pool: Pool
         await pool.backend.wait_for_worker()
         os.kill(worker(pool), signal.SIGKILL)
         (one,) = pool.backend._workers
-        assert one.link is not None
-        while not one.link.closed:
-            await one.link.receive()
+        assert one.connection is not None
+        while not one.connection.closed:
+            await one.connection.receive()
         for _ in range(3):
             waiting = asyncio.ensure_future(pool.backend.wait_for_worker())
             await asyncio.sleep(0)
@@ -68,10 +68,10 @@ def test_a_worker_that_dies_before_a_run_is_replaced(pool: Pool, *, chosen: bool
         if chosen:
             await pool.backend.wait_for_worker()
         (one,) = pool.backend._workers
-        os.kill(one.hello.pid, signal.SIGKILL)
-        assert one.link is not None
-        while not one.link.closed:
-            await one.link.receive()
+        os.kill(one.info.pid, signal.SIGKILL)
+        assert one.connection is not None
+        while not one.connection.closed:
+            await one.connection.receive()
         return await pool.execute("1")
 
     pool.run("1")
@@ -165,7 +165,7 @@ def test_the_death_of_one_worker_is_nothing_to_the_other(tmp_path: Path, gate: G
 def busy(pool: Pool) -> set[int]:
     """The processes of the workers that have a run."""
     idle = [*pool.backend._idle._queue, pool.backend._next]  # type: ignore[attr-defined] # asyncio's own
-    return {one.hello.pid for one in pool.backend._workers if one not in idle}
+    return {one.info.pid for one in pool.backend._workers if one not in idle}
 
 
 def test_closing_in_the_middle_of_a_run_leaves_nothing(tmp_path: Path) -> None:
@@ -224,10 +224,10 @@ def test_a_worker_does_not_end_while_it_ends_what_is_below_it(
     with Pool(tmp_path, warm=WarmKernels({"python3": KEPT})) as pool:
         (one,) = pool.backend._workers
         until(pool, lambda: pool.backend.warm_counts["python3"].ready == KEPT)
-        below = descendants(one.hello.pid)
+        below = descendants(one.info.pid)
         assert len(below) > KEPT
-        assert one.link is not None
-        one.link.close()
+        assert one.connection is not None
+        one.connection.close()
         until(pool, program.with_name(program.name + ".stopped").exists)
         pool.do(one.close())
         assert not any(map(is_alive, below))

@@ -16,8 +16,6 @@ from nbformat.v4 import new_markdown_cell, new_output
 from papermill.execute import remove_error_markers
 
 from notebook_runner_server.errors import InvalidNotebookError
-from notebook_runner_server.execution.clear import ERROR_MARKER_TAG
-from notebook_runner_server.execution.kernel_names import resolve
 from notebook_runner_server.execution.notebook import (
     MAX_MESSAGE,
     decode,
@@ -25,7 +23,8 @@ from notebook_runner_server.execution.notebook import (
     encode_tail,
     prepare,
 )
-from notebook_runner_server.execution.repairs import MAX_REPAIR, MAX_REPAIRS
+from notebook_runner_server.execution.options import resolve_kernel_name
+from notebook_runner_server.execution.repairs import ERROR_MARKER_TAG, MAX_REPAIR, MAX_REPAIRS
 from notebook_runner_server.execution.segments import HEAD, SEPARATOR, PreparedNotebook
 from tests.support.notebooks import code, content, markdown, notebook, written
 from tests.support.public_notebooks import notebook_paths
@@ -376,7 +375,7 @@ def test_kernel_names_are_those_that_jupyter_client_takes(
     )
     with contextlib.suppress(NoSuchKernel), caplog.at_level("CRITICAL"):
         KernelSpecManager().get_kernel_spec(KernelManager(kernel_name=name).kernel_name)
-    assert looked_for == [resolve(name)]
+    assert looked_for == [resolve_kernel_name(name)]
 
 
 @pytest.mark.parametrize("value", [[], [1], ["a"], "x", "", 1, True, None, 1.5])

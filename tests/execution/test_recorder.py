@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from notebook_runner_server.execution.failures import MAX_EXCEPTION_MESSAGE, cut
 from notebook_runner_server.execution.interface import (
     CellStarted,
     ClearOutput,
@@ -14,7 +15,7 @@ from notebook_runner_server.execution.interface import (
     SegmentChunk,
     StreamOutput,
 )
-from notebook_runner_server.execution.recorder import CHUNK_BYTES, MAX_EXCEPTION_MESSAGE, MAX_FIRST_LINE, cut
+from notebook_runner_server.execution.recorder import CHUNK_BYTES, MAX_FIRST_LINE
 from tests.execution.pools import Pool, end, executed, said, segments
 from tests.support.notebooks import code, printed
 

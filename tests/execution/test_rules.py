@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.execution.confinement import confine
-from notebook_runner_server.execution.confinement.policy import SandboxPolicy, rules
-from notebook_runner_server.execution.confinement.ruleset import Ruleset
+from notebook_runner_server.confinement import confine
+from notebook_runner_server.confinement.policy import Ruleset, SandboxPolicy, rules
 
 pytestmark = pytest.mark.skipif(not confine.landlock_version(), reason="this system has no Landlock")
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from notebook_runner_server.execution.waiting import reader_of_terminal
+from notebook_runner_server.execution.processes import reader_of_terminal
 from tests.support.polling import pause
 
 

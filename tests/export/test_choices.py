@@ -1,14 +1,14 @@
 """What a notebook has no say in: which exporter runs, and the type and the names of what comes of it."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from notebook_runner_server.export.formats import convert
+from notebook_runner_server.export.formats import convert, export
+from notebook_runner_server.run_in_subprocess import run_in_subprocess
 
 pytestmark = pytest.mark.integration
 
@@ -126,16 +126,7 @@ def test_json_that_is_nested_as_deep_as_a_worker_reads(tmp_path: Path) -> None:
         document({"output_type": "display_data", "data": {"text/plain": "words"}}, cell={"x": "D"})
     )
     source.write_text(text.replace('"D"', "[" * 9000 + "]" * 9000))
-    command = [
-        sys.executable,
-        "-m",
-        "notebook_runner_server.export.formats",
-        "html",
-        str(source),
-        str(target),
-    ]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    assert json.loads(done.stdout) == {"media_type": "text/html"}
+    assert run_in_subprocess(export, "html", source, target) == "text/html"
     assert "words" in target.read_text()
 
 

@@ -11,7 +11,8 @@ from uuid import uuid4
 import nbformat
 import pytest
 
-from notebook_runner_server.export.service import ConversionError, ExportService
+from notebook_runner_server.export.formats import ConversionError
+from notebook_runner_server.export.service import ExportService
 from tests.support.notebooks import notebook
 from tests.support.processes import marked, outlived
 

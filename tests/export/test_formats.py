@@ -14,7 +14,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_output, new_raw_cell
 from typing_extensions import override
 
-from notebook_runner_server.export.formats import convert, main
+from notebook_runner_server.export.formats import ConversionError, convert, export
+from notebook_runner_server.run_in_subprocess import run_in_subprocess
 from tests.support.notebooks import code, notebook
 from tests.support.public_notebooks import folder
 
@@ -295,17 +296,15 @@ def test_real_notebooks_can_be_exported(tmp_path: Path, name: str, to: str) -> N
     ("to", "why"),
     [("cobol", 'Unknown exporter "cobol"'), ("html", "FileNotFoundError"), ("", "Unknown exporter")],
 )
-def test_a_conversion_that_fails_says_why(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str, why: str
-) -> None:
-    """A format that does not exist, or a notebook that is not there: one line of JSON, and exit code 0."""
+def test_a_conversion_that_fails_says_why(tmp_path: Path, to: str, why: str) -> None:
+    """A format that does not exist, or a notebook that is not there: an error of a bounded length."""
     source = tmp_path / "missing.ipynb"
     if to != "html":
         nbformat.write(notebook("1"), source)
-    assert main([to, str(source), str(tmp_path / "target")]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert why in json.loads(line)["error"]
-    assert len(line) < 2000
+    with pytest.raises(ConversionError) as caught:
+        run_in_subprocess(export, to, source, tmp_path / "target")
+    assert why in str(caught.value)
+    assert len(str(caught.value)) <= 1000
 
 
 METADATA = {

@@ -1,6 +1,5 @@
 """PDF: printed by a browser where there is one, refused at once where there is none."""
 
-import json
 import os
 import shutil
 import threading
@@ -13,8 +12,9 @@ import pytest
 from nbformat.v4 import new_markdown_cell, new_output
 from typing_extensions import override
 
-from notebook_runner_server.export.formats import convert, main
-from notebook_runner_server.export.pdf import _printed
+from notebook_runner_server.export.formats import ConversionError, convert, export
+from notebook_runner_server.export.pages import _printed
+from notebook_runner_server.run_in_subprocess import run_in_subprocess
 from tests.support.notebooks import code, notebook
 from tests.support.polling import pause
 
@@ -67,19 +67,20 @@ def test_a_notebook_is_printed_to_the_same_bytes(source: Path, tmp_path: Path) -
 
 
 def test_without_a_browser_the_operator_is_told_what_to_install(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error names what is missing and its package, and nothing is written."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert main(["pdf", str(source), str(tmp_path / "target")]) == 0
-    error = json.loads(capsys.readouterr().out)["error"]
+    with pytest.raises(ConversionError) as caught:
+        run_in_subprocess(export, "pdf", source, tmp_path / "target")
+    error = str(caught.value)
     assert error.startswith(MISSING)
     assert "package chromium" in error
     assert not (tmp_path / "target").exists()
 
 
 def test_a_browser_that_prints_nothing_is_an_error_with_its_words(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it said last is in the error, without what it says on every server."""
     browser = tmp_path / "chromium"
@@ -88,8 +89,9 @@ def test_a_browser_that_prints_nothing_is_an_error_with_its_words(
     )
     browser.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert main(["pdf", str(source), str(tmp_path / "target")]) == 0
-    error = json.loads(capsys.readouterr().out)["error"]
+    with pytest.raises(ConversionError) as caught:
+        run_in_subprocess(export, "pdf", source, tmp_path / "target")
+    error = str(caught.value)
     assert error == f"{browser} printed nothing: no room on the disk"
 
 

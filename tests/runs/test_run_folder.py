@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nbformat import NotebookNode
 
 from notebook_runner_server.errors import DamagedRunError
-from notebook_runner_server.execution.files import FilePiece, FilesLeft
+from notebook_runner_server.execution.interface import FilePiece, FilesLeft
 from notebook_runner_server.execution.notebook import encode_cell, encode_tail
 from notebook_runner_server.execution.segments import HEAD, TAIL
 from notebook_runner_server.runs.folder import COPY_BYTES, RunFolder

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from notebook_runner_server.execution.files import FilePiece, FilesLeft
 from notebook_runner_server.execution.interface import (
     Cause,
     CellFinished,
@@ -14,6 +13,8 @@ from notebook_runner_server.execution.interface import (
     Ended,
     ExecutionEvent,
     Failure,
+    FilePiece,
+    FilesLeft,
     KernelReady,
     ReplayMark,
     SegmentChunk,

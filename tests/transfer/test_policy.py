@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notebook_runner_server.transfer.addresses import is_blocked
 from notebook_runner_server.transfer.interface import RefusedError, shown
-from notebook_runner_server.transfer.policy import SCHEMES, UriPolicy, parse, policy
+from notebook_runner_server.transfer.policy import SCHEMES, UriPolicy, is_blocked, parse, policy
 
 # Of networks that no notebook is meant to come from.
 INSIDE = [

@@ -1,14 +1,19 @@
 """The helper process: what it leaves when it is given up, and what it says."""
 
-import json
+import asyncio
 import os
+import pickle
 import signal
 import subprocess
-import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
+
+from notebook_runner_server.run_in_subprocess import SubprocessOptions, command, start_in_subprocess
+from notebook_runner_server.transfer import program
+from notebook_runner_server.transfer.interface import TransferError, TransferTooLargeError
+from notebook_runner_server.transfer.policy import UriPolicy
 
 pytestmark = pytest.mark.integration
 
@@ -17,17 +22,14 @@ SECONDS = 60.0
 BEGINNING = b"x" * 2 * 1024 * 1024
 
 
-def program(request: dict[str, Any], *descriptors: int) -> subprocess.Popen[bytes]:
-    """The helper with a request."""
+def writing(uri: str, notebook: int, folder: Path) -> subprocess.Popen[bytes]:
+    """The process that writes a notebook."""
     helper = subprocess.Popen(
-        [sys.executable, "-P", "-m", "notebook_runner_server.transfer.program"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        pass_fds=descriptors,
+        command(program.write), stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[notebook]
     )
-    defaults = {"limit": 100, "any_address": True, "folders": []}
+    arguments = (uri, notebook, UriPolicy(frozenset({"file"}), folders=(str(folder),)))
     assert helper.stdin is not None
-    helper.stdin.write(json.dumps({**defaults, **request}).encode() + b"\n")
+    helper.stdin.write(pickle.dumps((arguments, {})))
     helper.stdin.flush()
     return helper
 
@@ -44,8 +46,10 @@ def test_a_file_is_never_torn(tmp_path: Path, how: str) -> None:
     target = tmp_path / "result.ipynb"
     target.write_bytes(b"old")
     source, sink = os.pipe()
-    request = {"uri": f"file://{target}", "folders": [str(tmp_path)], "notebook": source, "action": "write"}
-    with program(request, source) as helper, os.fdopen(sink, "wb", buffering=0) as notebook:
+    with (
+        writing(f"file://{target}", source, tmp_path) as helper,
+        os.fdopen(sink, "wb", buffering=0) as notebook,
+    ):
         os.close(source)
         notebook.write(BEGINNING)
         assert len(os.listdir(tmp_path)) == 2
@@ -59,24 +63,28 @@ def test_a_file_is_never_torn(tmp_path: Path, how: str) -> None:
     assert len(os.listdir(tmp_path)) == (1 if how == "given up" else 2)
 
 
-def read(request: dict[str, Any]) -> tuple[dict[str, str], bytes]:
-    """The helper's answer to a request to read, and the notebook."""
-    notebook = os.memfd_create("notebook")
-    with program({**request, "action": "read", "notebook": notebook}, notebook) as helper:
-        answer = json.loads(stream(helper, "stdout").read())
-    with os.fdopen(notebook, "rb") as file:
+def read(uri: str, folder: Path, limit: int = 100) -> tuple[Exception | None, bytes]:
+    """The error of a process that reads a notebook, and what it has read."""
+    policy = UriPolicy(frozenset({"file"}), folders=(str(folder),))
+    with os.fdopen(os.memfd_create("notebook"), "r+b") as file:
+        options = SubprocessOptions(descriptors=[file.fileno()])
+        error = None
+        try:
+            asyncio.run(start_in_subprocess(options, program.read, uri, file.fileno(), policy, limit))
+        except TransferError as caught:
+            error = caught
         file.seek(0)
-        return answer, file.read()
+        return error, file.read()
 
 
 def test_what_is_read_arrives_as_it_is(tmp_path: Path) -> None:
     """Up to the limit; one byte more is too large, and nothing of it arrives."""
     content = b"\n{\n\0\xff"
     (tmp_path / "a").write_bytes(content)
-    request = {"uri": f"file://{tmp_path}/a", "folders": [str(tmp_path)]}
-    assert read({**request, "limit": len(content)}) == ({}, content)
-    answer, rest = read({**request, "limit": len(content) - 1})
-    assert (answer["error"], rest) == ("too large", b"")
+    assert read(f"file://{tmp_path}/a", tmp_path, len(content)) == (None, content)
+    error, rest = read(f"file://{tmp_path}/a", tmp_path, len(content) - 1)
+    assert isinstance(error, TransferTooLargeError)
+    assert rest == b""
 
 
 def test_a_folder_that_is_a_link_itself_is_followed(tmp_path: Path) -> None:
@@ -84,5 +92,4 @@ def test_a_folder_that_is_a_link_itself_is_followed(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a").write_bytes(b"content")
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    request = {"uri": f"file://{tmp_path}/link/a", "folders": [f"{tmp_path}/link"]}
-    assert read(request) == ({}, b"content")
+    assert read(f"file://{tmp_path}/link/a", tmp_path / "link") == (None, b"content")

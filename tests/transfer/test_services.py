@@ -1,13 +1,11 @@
 """The helper process and its services: TLS that it trusts or not, and objects that are written in pieces."""
 
+import asyncio
 import datetime as dt
 import ipaddress
-import json
 import os
 import ssl
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from notebook_runner_server.run_in_subprocess import SubprocessOptions, start_in_subprocess
+from notebook_runner_server.transfer import program
+from notebook_runner_server.transfer.interface import UnreachableError
+from notebook_runner_server.transfer.policy import UriPolicy
 from tests.support.web import Web, object_store
 
 pytestmark = pytest.mark.integration
@@ -22,36 +24,26 @@ pytestmark = pytest.mark.integration
 LARGE = 20 * 1024 * 1024
 
 
-def asked(
-    action: str, uri: str, content: bytes, environment: Mapping[str, str]
-) -> tuple[dict[str, str], bytes]:
-    """What the helper answers, and the notebook's file afterwards."""
-    notebook = os.memfd_create("notebook")
-    with os.fdopen(notebook, "r+b") as file:
+def call(function: Callable[..., None], uri: str, content: bytes, *args: object, **environment: str) -> bytes:
+    """What the notebook's file has after a call in a process of its own."""
+    with os.fdopen(os.memfd_create("notebook"), "r+b") as file:
         file.write(content)
         file.seek(0)
-        request = {
-            "action": action,
-            "uri": uri,
-            "notebook": notebook,
-            "limit": 2 * LARGE,
-            "any_address": True,
-        }
-        helper = subprocess.Popen(
-            [sys.executable, "-P", "-m", "notebook_runner_server.transfer.program"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=[notebook],
-            env={**os.environ, **environment},
-        )
-        with helper:
-            assert helper.stdin is not None
-            assert helper.stdout is not None
-            helper.stdin.write(json.dumps({**request, "folders": []}).encode() + b"\n")
-            helper.stdin.flush()
-            answer: dict[str, str] = json.loads(helper.stdout.read())
+        options = SubprocessOptions({**os.environ, **environment}, [file.fileno()])
+        policy = UriPolicy(hosts=frozenset({"any"}))
+        asyncio.run(start_in_subprocess(options, function, uri, file.fileno(), policy, *args))
         file.seek(0)
-        return answer, file.read()
+        return file.read()
+
+
+def read(uri: str, **environment: str) -> bytes:
+    """What is read at a URI."""
+    return call(program.read, uri, b"", 2 * LARGE, **environment)
+
+
+def write(uri: str, content: bytes, **environment: str) -> None:
+    """Write to a URI."""
+    call(program.write, uri, content, **environment)
 
 
 @pytest.fixture
@@ -81,19 +73,18 @@ def test_https_needs_a_certificate_that_the_server_trusts(secure: Web, tmp_path:
     """What OpenSSL is told to trust is trusted, for reading and for writing; all else is refused."""
     uri = secure.put("a", b"content")
     assert uri.startswith("https://")
-    trusting = {"SSL_CERT_FILE": str(tmp_path / "certificate.pem")}
-    assert asked("read", uri, b"", trusting) == ({}, b"content")
-    assert asked("write", f"{secure.url}/objects/b?signature", b"result", trusting)[0] == {}
+    trusted = str(tmp_path / "certificate.pem")
+    assert read(uri, SSL_CERT_FILE=trusted) == b"content"
+    write(f"{secure.url}/objects/b?signature", b"result", SSL_CERT_FILE=trusted)
     assert secure.objects["/objects/b"] == b"result"
-    answer, rest = asked("read", f"{uri}?signature", b"", {})
-    assert answer == {"error": "unreachable", "message": "the service's certificate is not valid for it"}
-    assert rest == b""
+    with pytest.raises(UnreachableError, match=r"^the service's certificate is not valid for it$"):
+        read(f"{uri}?signature")
 
 
 def test_a_large_object_is_written_in_pieces() -> None:
     """It is whole at the end, and arrives again as it was."""
     content = os.urandom(LARGE)
     with object_store() as objects:
-        assert asked("write", "s3://notebooks/large", content, objects.environment)[0] == {}
+        write("s3://notebooks/large", content, **objects.environment)
         assert objects.get("large") == content
-        assert asked("read", "s3://notebooks/large", b"", objects.environment) == ({}, content)
+        assert read("s3://notebooks/large", **objects.environment) == content

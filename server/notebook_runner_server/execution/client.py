@@ -22,7 +22,7 @@ _LISTEN_SECONDS = 0.02
 _TURN_SECONDS = 0.01
 """How long messages may be read before others have their turn."""
 
-_UNHEARD_SECONDS = 1.0
+_SILENT_SECONDS = 1.0
 """How long to listen in all: a kernel that publishes nothing then is one that does not."""
 
 
@@ -65,10 +65,10 @@ class KernelClient(AsyncKernelClient):
         self._info: dict[str, Any] = {}
 
     def kernel_info(self, *args: Any, **options: Any) -> Any:
-        """Ask the kernel what it is, unless it has said so: then answer the id of that question."""
+        """Send `kernel_info_request`, unless its reply is here already; return the id of the request."""
         return self._info["parent_header"]["msg_id"] if self._info else super().kernel_info(*args, **options)
 
-    def said(self, request: str) -> dict[str, Any] | None:
+    def known_info_reply(self, request: str) -> dict[str, Any] | None:
         """Return the reply to `kernel_info` that is there already."""
         return self._info if self._info and self._info["parent_header"]["msg_id"] == request else None
 
@@ -86,8 +86,8 @@ class KernelClient(AsyncKernelClient):
         try:
             async with asyncio.timeout(seconds):
                 await self._answered()
-                end = time.monotonic() + _UNHEARD_SECONDS
-                while not await self._is_heard() and time.monotonic() < end:
+                end = time.monotonic() + _SILENT_SECONDS
+                while not await self._publishes() and time.monotonic() < end:
                     await self._answered()
                 if first:
                     request = self.execute(first, silent=True, store_history=False)
@@ -114,7 +114,7 @@ class KernelClient(AsyncKernelClient):
             if reply["msg_type"] == kind and reply["parent_header"].get("msg_id") == request:
                 return reply
 
-    async def _is_heard(self) -> bool:
+    async def _publishes(self) -> bool:
         """Tell whether the kernel published anything; nothing of it is the notebook's."""
         try:
             await self.get_iopub_msg(timeout=_LISTEN_SECONDS)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from nbclient.exceptions import CellExecutionError
 
+from notebook_runner_server.confinement.environment import OWN_PREFIX
 from notebook_runner_server.execution import failures
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.client import UnfitKernelError
-from notebook_runner_server.execution.confinement.environment import OWN_PREFIX
+from notebook_runner_server.execution.failures import cut, plain
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
@@ -25,17 +26,15 @@ from notebook_runner_server.execution.interface import (
     KernelReady,
 )
 from notebook_runner_server.execution.kernel import Kernel, KernelDiedError
-from notebook_runner_server.execution.kernel_log import plain
 from notebook_runner_server.execution.options import WorkerOptions
-from notebook_runner_server.execution.recorder import StreamingNotebookClient, cut
-from notebook_runner_server.execution.run_processes import tree
+from notebook_runner_server.execution.processes import reader_of_terminal, run_processes
+from notebook_runner_server.execution.recorder import StreamingNotebookClient
 from notebook_runner_server.execution.shared_memory import SharedMemory
-from notebook_runner_server.execution.waiting import reader_of_terminal
 from notebook_runner_server.execution.warm.forking import ForkServerError
 from notebook_runner_server.execution.warm.pool import WarmPool
 from notebook_runner_server.execution.watchdog import OomKills, Watchdog, peak
 
-MOST_SPARES = 2
+MAX_WARM_TRIES = 2
 """How many kept kernels a run tries: what these refuse, for its folder is gone, others would, too."""
 
 
@@ -49,16 +48,17 @@ class RunExecutor:
     Args:
         job: What to execute.
         options: What holds for all runs of this worker.
-        reserve: Kernels that are there already.
+        warm_pool: The kernels that are ready.
         emit: Takes the events, in order, from the main thread; may block while nobody reads them.
     """
 
     def __init__(
-        self, job: Job, options: WorkerOptions, reserve: WarmPool, emit: Callable[[ExecutionEvent], None]
+        self, job: Job, options: WorkerOptions, warm_pool: WarmPool, emit: Callable[[ExecutionEvent], None]
     ) -> None:
+        self.run_id = job.run_id
         self._job = job
         self._options = options
-        self._reserve = reserve
+        self._warm_pool = warm_pool
         own = {OWN_PREFIX + "RUN_ID": job.run_id, OWN_PREFIX + "RUN_DIR": job.run_folder}
         self._variables = {**job.environment, **own}
         self._emit = emit
@@ -78,7 +78,7 @@ class RunExecutor:
         self._cell: tuple[int | None, str] = (None, "")
         # Ends the run when its grace period is over, also while the main thread is busy.
         self._deadlines: list[threading.Timer] = []
-        self._over = False
+        self._ended = False
         # The newest cell ended after the run was to be ended: what it raised is the interrupt, or clean-up.
         self._cell_was_stopped = False
         self._cell_timer: asyncio.TimerHandle | None = None
@@ -99,22 +99,22 @@ class RunExecutor:
         )
 
     def _stop(self, failure: Failure, grace_period: float) -> None:
-        self._claim(failure)
+        self._set_failure(failure)
         if not grace_period:
             self.kill_now()
             return
         self._call_soon(self._interrupt)
-        end = threading.Timer(grace_period, self._end_grace)
+        end = threading.Timer(grace_period, self._grace_ended)
         end.daemon = True
         with self._lock:
             # The run may have several; the first that is over ends it.
-            if not self._over:
+            if not self._ended:
                 self._deadlines.append(end)
                 end.start()
 
-    def _end_grace(self) -> None:
+    def _grace_ended(self) -> None:
         with self._lock:
-            if not self._over:
+            if not self._ended:
                 self._stopped.set()
                 self._call_soon(self._wake.set)
                 # Under the lock, so that it cannot reach the next run.
@@ -130,8 +130,8 @@ class RunExecutor:
         if self._kernel is not None:
             # It cannot be asked any more when it is gone.
             self._peak_memory = max(self._peak_memory, peak(self._kernel.pid))
-        self._shared.look(tree.peek)
-        self._killed.update(tree.kill())
+        self._shared.look(run_processes.peek)
+        self._killed.update(run_processes.kill())
 
     def _call_soon(self, function: Callable[[], None]) -> None:
         # The loop is closed when the run has just ended.
@@ -163,27 +163,27 @@ class RunExecutor:
         self._end(outcome)
 
     def _exceeded(self, cause: Cause, message: str) -> None:
-        self._claim(Failure(cause, message, *self._cell))
+        self._set_failure(Failure(cause, message, *self._cell))
         self.kill_now()
 
     def _end(self, outcome: BaseException | None) -> None:
-        self._forget_deadlines()
+        self._cancel_deadlines()
         if outcome is not None:
-            self._claim(self._failure_of(outcome))
-        self._show_where_it_hung()
+            self._set_failure(self._failure_of(outcome))
+        self._add_interrupt_traceback()
         self._kill()
         self._shared.remove()
-        tree.paused = True
+        run_processes.paused = True
         if self._kernel is not None:
             self._kernel.remove()
         self._emit(Ended(self._failure, len(self._killed), self._peak_memory))
         if self._kernel is not None:
             self._kernel.close()
-        self._reserve.resume()
+        self._warm_pool.resume()
 
-    def _forget_deadlines(self) -> None:
+    def _cancel_deadlines(self) -> None:
         with self._lock:
-            self._over = True
+            self._ended = True
         for one in self._deadlines:
             one.cancel()
 
@@ -194,7 +194,7 @@ class RunExecutor:
         self._client = client = StreamingNotebookClient(
             notebook,
             emit=self._emit,
-            heard=self._heard,
+            on_output=self._on_output,
             before_cell=self._before_cell,
             after_cell=self._after_cell,
             explain=kernel.explain,
@@ -213,8 +213,8 @@ class RunExecutor:
 
     async def _get_kernel(self) -> tuple[Kernel, bool]:
         """Take a kernel that is there already (true), or start one; one that was kept may have died."""
-        for _ in range(MOST_SPARES):
-            warm = await self._reserve.take(self._job.kernel_name, self._variables)
+        for _ in range(MAX_WARM_TRIES):
+            warm = await self._warm_pool.take(self._job.kernel_name, self._variables)
             if warm is None:
                 break
             self._kernel = warm
@@ -224,13 +224,13 @@ class RunExecutor:
                 return warm, True
             if self._stopped.is_set():
                 raise _StoppedError
-            tree.kill()
+            run_processes.kill()
             self._kernel = None
             warm.close()
         self._kernel = kernel = Kernel(
-            self._job.kernel_name, self._options.folder, confinement=self._options.confinement
+            self._job.kernel_name, self._options.folder, policy=self._options.sandbox_policy
         )
-        tree.paused = True
+        run_processes.paused = True
         own = Path(self._job.working_folder), Path(self._job.run_folder)
         await kernel.launch(self._job.working_folder, self._variables, own)
         try:
@@ -241,9 +241,9 @@ class RunExecutor:
         return kernel, False
 
     async def _connect(self, kernel: Kernel) -> None:
-        tree.kernel = kernel.pid
-        tree.paused = False
-        tree.reap()
+        run_processes.kernel = kernel.pid
+        run_processes.paused = False
+        run_processes.reap()
         address_space = self._job.limits.memory_bytes if self._options.limit_address_space else 0
         died = await kernel.connect(address_space)
         died.add_done_callback(lambda _: self._kernel_died())
@@ -263,7 +263,7 @@ class RunExecutor:
         self._cell_was_stopped = self._failure is not None
         return self._cell_was_stopped
 
-    def _heard(self) -> None:
+    def _on_output(self) -> None:
         self._last_output = time.monotonic()
 
     def _watch_silence(self) -> None:
@@ -286,7 +286,7 @@ class RunExecutor:
     def _time_out(self, cause: Cause) -> None:
         message = failures.MESSAGES[cause].format(self._job.limits)
         # Before the interrupt, which ends it.
-        if name := reader_of_terminal(tree.peek()):
+        if name := reader_of_terminal(run_processes.peek()):
             message += failures.WAITS_FOR_INPUT.format(name)
         self._stop(Failure(cause, message, *self._cell), self._options.interrupt_grace)
 
@@ -300,16 +300,16 @@ class RunExecutor:
     def _kernel_died(self) -> None:
         assert self._kernel is not None  # noqa: S101 - it watches itself
         out_of_memory = self._oom_kills.happened()
-        self._claim(
+        self._set_failure(
             failures.kernel_failure(self._kernel, *self._cell, ready=self._ready, out_of_memory=out_of_memory)
         )
         self.kill_now()
 
-    def _claim(self, failure: Failure) -> None:
+    def _set_failure(self, failure: Failure) -> None:
         with self._lock:
             self._failure = self._failure or failure
 
-    def _show_where_it_hung(self) -> None:
+    def _add_interrupt_traceback(self) -> None:
         """Add the traceback of the interrupt to the failure of a run that was ended from outside."""
         error = self._client.error if self._client else None
         failure = self._failure
@@ -324,28 +324,3 @@ class RunExecutor:
             message = cut(plain(f"The kernel did not get ready: {error}"))
             return Failure(Cause.KERNEL_NOT_READY, message, traceback=log)
         return failures.worker_failure(error, *self._cell)
-
-
-def host(
-    job: Job,
-    options: WorkerOptions,
-    reserve: WarmPool,
-    emit: Callable[[ExecutionEvent], None],
-    made: Callable[[RunExecutor], None],
-) -> None:
-    """Execute one job in this process, and return when no process of it is left.
-
-    Args:
-        job: What to execute.
-        options: What holds for all runs of this worker.
-        reserve: Kernels that are there already.
-        emit: Takes the events.
-        made: Is given the host before anything is started, so that the run can be stopped.
-    """
-
-    async def main() -> None:
-        one = RunExecutor(job, options, reserve, emit)
-        made(one)
-        await one.run()
-
-    asyncio.run(main())

@@ -1,14 +1,23 @@
-"""What is said of a run that did not come to its end."""
+"""Describes how processes, cells and runs failed, in the words of a run's failure."""
 
 from __future__ import annotations
 
+import re
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from notebook_runner_server.execution.interface import Cause, Failure
-from notebook_runner_server.execution.kernel import Kernel
-from notebook_runner_server.execution.kernel_log import plain
-from notebook_runner_server.execution.recorder import MAX_EXCEPTION_MESSAGE, MAX_NAME, CellError, cut
-from notebook_runner_server.execution.signals import describe_exit
+
+if TYPE_CHECKING:
+    # The server, which has no use for it, imports this module.
+    from notebook_runner_server.execution.kernel import Kernel
 
 MAX_TRACEBACK = 128 * 1024
+MAX_NAME = 256
+MAX_EXCEPTION_MESSAGE = 4096  # bytes of UTF-8
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 MESSAGES = {
     Cause.RUN_TIMEOUT: "The run took longer than its limit of {0.run_timeout:g} s.",
@@ -25,6 +34,33 @@ WAITS_FOR_INPUT = (
     "Give it the input in another way, for example from a file."
 )
 """What is added for a run that was waiting for input when its time was over."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellError:
+    """The exception that a cell raised.
+
+    Attributes:
+        name: The exception's class.
+        message: Its text.
+        traceback: Its traceback, without terminal colours.
+        note: What the server has to say about it; empty: nothing.
+    """
+
+    name: str
+    message: str
+    traceback: str
+    note: str = ""
+
+
+def plain(text: str) -> str:
+    """Return text without terminal colours and without what no protocol can carry."""
+    return _ANSI.sub("", text).encode(errors="replace").decode()
+
+
+def cut(text: str, size: int = MAX_EXCEPTION_MESSAGE) -> str:
+    """Return as much of an exception's text as events and failures carry, in bytes of UTF-8."""
+    return text.encode(errors="replace")[:size].decode(errors="ignore")
 
 
 def bounded(traceback: str) -> str:
@@ -76,3 +112,25 @@ def worker_failure(error: BaseException, index: int | None, cell_id: str) -> Fai
     """Tell of an error of the worker's own."""
     message = plain(f"The worker could not go on: {type(error).__name__}: {error}")
     return Failure(Cause.WORKER_DIED, cut(message), index, cell_id)
+
+
+def name_of(number: int) -> str:
+    """Return the name of a signal; real-time signals count from SIGRTMIN."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+
+
+def describe_exit(code: int | None) -> tuple[str, str, int | None]:
+    """Return what an exit code says: in words, the name of the signal or "", the exit code or None.
+
+    Args:
+        code: As `subprocess` gives it: negative, the signal that ended the process; None: not known.
+    """
+    if code is None:
+        return "died", "", None
+    if code < 0:
+        name = name_of(-code)
+        return f"was ended by {name}", name, None
+    return f"exited with code {code}", "", code

@@ -1,16 +1,23 @@
-"""One kernel for one run: started over IPC sockets in a private folder, watched, never used again."""
+"""One kernel for one run: started over IPC sockets in a private folder, watched, never used again.
+
+The private folder also has what a kernel would otherwise share: its temporary files, and the directories of
+IPython and Jupyter. The environment names them, so that each process of the notebook has them too.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +26,11 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
 from notebook_runner_server import folder_tree
+from notebook_runner_server.confinement import denial
+from notebook_runner_server.confinement.environment import inherited
+from notebook_runner_server.confinement.policy import KernelRules, Ruleset, SandboxPolicy, narrowed, rules
 from notebook_runner_server.execution.client import KernelClient, UnfitKernelError
-from notebook_runner_server.execution.confinement import denial
-from notebook_runner_server.execution.confinement.environment import inherited
-from notebook_runner_server.execution.confinement.policy import KernelRules, SandboxPolicy, narrowed, rules
-from notebook_runner_server.execution.confinement.ruleset import Ruleset
-from notebook_runner_server.execution.confinement.staging_dir import StagingDir
-from notebook_runner_server.execution.ipykernel_args import ARGUMENTS, MESSAGES_ON_THE_WAY
-from notebook_runner_server.execution.kernel_folders import make_folders
-from notebook_runner_server.execution.kernel_log import KernelLog
+from notebook_runner_server.execution.failures import plain
 from notebook_runner_server.execution.runtime_dir import subfolder
 from notebook_runner_server.execution.warm import languages
 from notebook_runner_server.execution.warm.forking import ForkProvisioner, ForkServer, ForkServerError, split
@@ -45,6 +48,7 @@ LOST_SOCKETS = "its sockets have disappeared"
 """Why a kernel that runs cannot be reached."""
 
 _QUIET_MS = 10
+_LOG_TAIL_BYTES = 8192
 
 
 class KernelDiedError(UnfitKernelError):
@@ -55,7 +59,7 @@ class Kernel:
     """A kernel process and the client that talks to it.
 
     One that is started for a run is launched where the run is, and then connected. One that is started
-    before there is a run is launched anywhere, kept, told its place (`settle`), and then connected.
+    before there is a run is launched anywhere, kept, told its place (`assign`), and then connected.
 
     Attributes:
         name: Its kernelspec.
@@ -67,15 +71,15 @@ class Kernel:
         folder: Where the private folder for its sockets is made: short, for a socket's path may have 107
             bytes at the most.
         template: What forks it, if it is ipykernel.
-        confinement: What it may reach; None: whatever the user may.
+        policy: What it may reach; None: whatever the user may.
     """
 
     def __init__(
         self,
         name: str,
         folder: Path,
-        template: ForkServer | None = None,
-        confinement: SandboxPolicy | None = None,
+        fork_server: ForkServer | None = None,
+        policy: SandboxPolicy | None = None,
     ) -> None:
         self.name = name
         self._folder = subfolder(folder)
@@ -88,15 +92,15 @@ class Kernel:
             client_factory=KernelClient,
         )
         self.manager.context.setsockopt(zmq.RCVHWM, MESSAGES_ON_THE_WAY)
-        self._template = template
-        self._confinement = confinement
+        self._fork_server = fork_server
+        self._policy = policy
         self._rules: KernelRules | None = None
         # Below these it may write; a kernel that was kept learns of some when it gets its place.
         self._writable: Sequence[Path] = ()
-        self._place: StagingDir | None = None
+        self._staging_dir: StagingDir | None = None
         self.client: KernelClient | None = None
         self._pidfd: int | None = None
-        self._settling = ""
+        self._setup_code = ""
         self._launched = 0.0
 
     def prepare_ahead(self) -> None:
@@ -108,19 +112,19 @@ class Kernel:
         Raises:
             OSError: The folder cannot be made, or there can be no rule for something.
         """
-        if self._confinement is not None:
-            self._place = StagingDir(self._confinement.places)
+        if self._policy is not None:
+            self._staging_dir = StagingDir(self._policy.places)
             # Where in the root its notebook will be nobody knows.
-            root = self._confinement.root
-            own = [self._place.path, *([root] if root is not None and root.exists() else [])]
-            self._rules = rules(self._confinement, [self._folder, *own])
+            root = self._policy.root
+            own = [self._staging_dir.path, *([root] if root is not None and root.exists() else [])]
+            self._rules = rules(self._policy, [self._folder, *own])
 
     async def launch_ahead(self) -> None:
-        """Start the process before there is a run, which it is told later: `settle`.
+        """Start the process before there is a run, which it is told later: `assign`.
 
         Raises:
             NoSuchKernel: There is no such kernelspec.
-            OSError, TemplateError: The process could not be started.
+            OSError, ForkServerError: The process could not be started.
         """
         await self.launch(str(self._folder.parent), {}, ())
 
@@ -134,7 +138,7 @@ class Kernel:
 
         Raises:
             NoSuchKernel: There is no such kernelspec.
-            OSError, TemplateError: The process could not be started.
+            OSError, ForkServerError: The process could not be started.
         """
         spec = self.manager.kernel_spec
         options: dict[str, Any] = {}
@@ -145,10 +149,10 @@ class Kernel:
             self.manager.provisioner = provisioner = ForkProvisioner(
                 kernel_id=self._folder.name, kernel_spec=spec, parent=self.manager
             )
-            provisioner.template = self._template
-            if self._confinement is not None:
+            provisioner.fork_server = self._fork_server
+            if self._policy is not None:
                 if self._rules is None:
-                    self._rules = rules(self._confinement, [self._folder, *own])
+                    self._rules = rules(self._policy, [self._folder, *own])
                 provisioner.ruleset = self._rules.ruleset
                 self._writable = self._rules.ruleset.writable
         self._launched = time.monotonic()
@@ -217,7 +221,7 @@ class Kernel:
         """Whether the sockets that it has bound are where they were."""
         return all(os.path.exists(f"{self.manager.ip}-{port}") for port in self.manager.ports)
 
-    def unfit(self) -> str:
+    def why_unusable(self) -> str:
         """Return why a kernel that was ready must not be given to a run any more; empty: it may."""
         if not self.is_reachable:
             return LOST_SOCKETS
@@ -236,15 +240,15 @@ class Kernel:
         """Give a kernel that was launched before the place that it would have been launched at.
 
         Raises:
-            TemplateError: It has died, does not answer, or its run's folders are not as they were made.
+            ForkServerError: It has died, does not answer, or its run's folders are not as they were made.
         """
         provisioner, spec = self.manager.provisioner, self.manager.kernel_spec
         with contextlib.ExitStack() as stack:
             ruleset: Ruleset | None = None
-            if self._rules is not None and self._place is not None:
+            if self._rules is not None and self._staging_dir is not None:
                 own = self._folder, Path(working_folder), Path(run_folder)
                 try:
-                    self._place.move(run_folder)
+                    self._staging_dir.move(run_folder)
                     ruleset = stack.enter_context(narrowed(self._rules.shared, own))
                 except OSError as error:
                     raise ForkServerError(f"the run's folder is not as it was made: {error}") from error
@@ -252,7 +256,7 @@ class Kernel:
             if isinstance(provisioner, ForkProvisioner) and provisioner.forked:
                 await provisioner.assign(working_folder, variables, ruleset)
             elif spec is not None:
-                self._settling = languages.place(spec.language, working_folder, variables)
+                self._setup_code = languages.setup_code(spec.language, working_folder, variables)
 
     async def connect(self, address_space: int = 0) -> asyncio.Future[None]:
         """Wait until the kernel answers.
@@ -275,7 +279,7 @@ class Kernel:
         client.start_channels(hb=False)
         # From the start of the process on, which may have been long ago.
         seconds = max(LEAST_TIMEOUT, READY_TIMEOUT + self._launched - time.monotonic())
-        ready = asyncio.ensure_future(client.until_ready(seconds, self._settling))
+        ready = asyncio.ensure_future(client.until_ready(seconds, self._setup_code))
         try:
             await asyncio.wait({ready, died}, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
@@ -307,12 +311,12 @@ class Kernel:
 
     def explain(self, text: str) -> str:
         """Return a note where the sandbox is the reason of an error with this text; empty: it is not."""
-        if self._rules is None or self._confinement is None:
+        if self._rules is None or self._policy is None:
             return ""
         folder = "/"
         with contextlib.suppress(OSError):
             folder = os.readlink(f"/proc/{self.pid}/cwd")
-        hidden = [Path(os.path.realpath(one)) for one in self._confinement.hidden]
+        hidden = [Path(os.path.realpath(one)) for one in self._policy.hidden]
         return denial.explain(text, folder, self._rules.ruleset.readable, self._writable, hidden)
 
     def log_tail(self) -> str:
@@ -321,8 +325,8 @@ class Kernel:
 
     def remove(self) -> None:
         """Remove the private folder; the process must have ended."""
-        if self._place is not None:
-            self._place.remove()
+        if self._staging_dir is not None:
+            self._staging_dir.remove()
         folder_tree.remove_if_possible(self._folder)
 
     def close(self) -> None:
@@ -367,3 +371,185 @@ class Kernel:
 
         loop.add_reader(descriptor, ended)
         return died
+
+
+# What IPython writes into a profile: a database for %store, %bookmark, %cd and the like, the history, logs,
+# and files of running processes. Everything else in a profile is configuration.
+_PROFILE_DATA = ("db", "history.sqlite*", "log", "pid", "security")
+
+_MOST_ENTRIES = 1000
+
+# What Jupyter writes: connection files of kernels, and the signatures of notebooks that were saved.
+_JUPYTER_DATA = ("runtime", "nbsignatures.db*", "notebook_secret")
+
+
+def make_folders(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Make the folders, and return the variables that name them.
+
+    Args:
+        folder: The private folder of the kernel.
+        environment: The worker's variables, which name the user's own directories.
+    """
+    home = environment.get("HOME") or os.path.expanduser("~")
+    share = environment.get("XDG_DATA_HOME") or os.path.join(home, ".local", "share")
+    ipython, config, data = (_made(folder / name) for name in ("ipython", "jupyter", "jupyter-data"))
+    for entry in _entries(environment.get("IPYTHONDIR") or os.path.join(home, ".ipython")):
+        if entry.name.startswith("profile_") and os.path.isdir(entry):
+            _link(_entries(entry), _made(ipython / entry.name), _PROFILE_DATA)
+        else:
+            _link([entry], ipython)
+    _link(_entries(environment.get("JUPYTER_CONFIG_DIR") or os.path.join(home, ".jupyter")), config)
+    _link(
+        _entries(environment.get("JUPYTER_DATA_DIR") or os.path.join(share, "jupyter")), data, _JUPYTER_DATA
+    )
+    return {
+        "TMPDIR": str(_made(folder / "tmp")),
+        "IPYTHONDIR": str(ipython),
+        "JUPYTER_CONFIG_DIR": str(config),
+        "JUPYTER_DATA_DIR": str(data),
+        "JUPYTER_RUNTIME_DIR": str(data / "runtime"),
+    }
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _entries(folder: str | Path) -> Iterator[Path]:
+    # There is none, its user is none, or it is another user's: then IPython and Jupyter have their defaults.
+    with contextlib.suppress(OSError, RuntimeError):
+        yield from itertools.islice(Path(folder).expanduser().absolute().iterdir(), _MOST_ENTRIES)
+
+
+def _link(entries: Iterable[Path], folder: Path, data: tuple[str, ...] = ()) -> None:
+    """Show the user's configuration, start-up files, extensions and kernelspecs in a folder, but no data."""
+    for entry in entries:
+        if not any(fnmatchcase(entry.name, pattern) for pattern in data):
+            (folder / entry.name).symlink_to(entry)
+
+
+MESSAGES_ON_THE_WAY = 16
+"""How many messages each side of a kernel's output holds; ZeroMQ's own default is 1000."""
+
+FLUSH_SECONDS = 0.02
+"""When printed text that is not flushed is sent; ipykernel's own interval is 0.2 s."""
+
+FLUSH_CHARACTERS = 1024 * 1024
+"""How much printed text may wait to be sent before the one who prints has to wait."""
+
+# A kernel that prints faster than it is read drops what its socket cannot hold; with XPUB_NODROP it waits.
+# But what it has not sent yet it keeps without a bound, as one message of any size, for which everybody has
+# to wait when the run is ended. (Its write() cannot be replaced: IPython does that itself, for each cell, and
+# undoes it.) A message with text that is no Unicode (a lone surrogate) cannot be encoded: printed text is
+# lost, and an exception is told as another one; as an escape of JSON it can be.
+# A cell's file, which warnings name, would be in the run's folder for temporary files, which is the server's
+# and says nothing to a reader: it is named as Jupyter names it. No such file exists there either.
+#
+# `%run` of a script that raises shows the traceback and reports success; of a notebook it raises. A script
+# is as a notebook here, so that no cell goes on with what half a script has left. `exit()` makes the kernel
+# end by itself 0.1 s after the cell, in the middle of the next one: the server ends it.
+_SOURCE = f"""
+import json
+import os
+import sys
+import zmq
+import ipykernel.compiler
+from jupyter_client.jsonutil import json_default
+shell = get_ipython()
+kernel = shell.kernel
+kernel.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
+kernel.iopub_thread.socket.setsockopt(zmq.SNDHWM, {MESSAGES_ON_THE_WAY})
+pack = kernel.session.pack
+def pack_any(message):
+    try:
+        return pack(message)
+    except UnicodeEncodeError:
+        return json.dumps(message, default=json_default).encode()
+kernel.session.pack = pack_any
+def bound(stream):
+    schedule = stream._schedule_flush
+    def schedule_or_wait():
+        with stream._buffer_lock:
+            waiting = sum(one.tell() for one in stream._buffers.values())
+        if waiting > {FLUSH_CHARACTERS}:
+            stream.flush()
+        else:
+            schedule()
+    stream._schedule_flush = schedule_or_wait
+    stream.flush_interval = {FLUSH_SECONDS}
+bound(sys.stdout)
+bound(sys.stderr)
+ipykernel.compiler.get_tmp_directory = lambda: f"/tmp/ipykernel_{{os.getpid()}}"
+execute_file = shell.safe_execfile
+def execute_file_or_raise(name, *where, exit_ignore=False, **options):
+    __tracebackhide__ = True
+    try:
+        return execute_file(name, *where, **{{**options, "raise_exceptions": True}})
+    except SystemExit:
+        if not exit_ignore:
+            raise
+shell.safe_execfile = execute_file_or_raise
+shell.unobserve_all("exit_now")
+"""
+
+ARGUMENTS = [
+    # As nbclient does: no run finds the history of another.
+    "--HistoryManager.hist_file=:memory:",
+    # In a namespace of its own: the notebook's stays empty.
+    f"--IPKernelApp.exec_lines=exec({_SOURCE!r}, {{'get_ipython': get_ipython}})",
+]
+"""For ipykernel's command line."""
+
+
+class KernelLog:
+    """A file without a name, for standard output and standard error of a kernel.
+
+    Attributes:
+        file: What the process is given.
+
+    Args:
+        folder: Where there is room for it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        # Read by this descriptor alone: under a name the kernel may put something else.
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - close() closes it
+
+    def tail(self) -> str:
+        """Return the end of it."""
+        size = os.fstat(self.file.fileno()).st_size
+        tail = os.pread(self.file.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
+        return plain(tail.decode(errors="replace"))
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.file.close()
+
+
+class StagingDir:
+    """A folder that a kernel may write from its start on, and that is moved to where its run's folder is.
+
+    A rule of Landlock is for the folder and not for its name, and cannot be given to threads that run
+    already.
+
+    Args:
+        folder: Where it is made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.path = Path(tempfile.mkdtemp(prefix="", dir=folder))
+
+    def move(self, target: str) -> None:
+        """Put it in the place of an empty folder.
+
+        Raises:
+            OSError: That folder is not there, or not empty.
+        """
+        os.rename(self.path, target)
+
+    def remove(self) -> None:
+        """Remove it, if it was not moved."""
+        with contextlib.suppress(OSError):
+            self.path.rmdir()

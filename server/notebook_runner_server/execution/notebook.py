@@ -19,9 +19,9 @@ from notebook_runner_server.errors import (
     RunnerError,
     unknown_parameters,
 )
-from notebook_runner_server.execution import kernel_names, repairs, segments
-from notebook_runner_server.execution.clear import clear_execution
-from notebook_runner_server.execution.repairs import CannotRepairError, Repairs
+from notebook_runner_server.execution import repairs, segments
+from notebook_runner_server.execution.options import resolve_kernel_name
+from notebook_runner_server.execution.repairs import CannotRepairError, Repairs, clear_execution
 from notebook_runner_server.execution.segments import PreparedNotebook
 
 MAX_MESSAGE = 1000
@@ -59,7 +59,7 @@ def prepare(
         clear_execution(notebook)
         kernel_name = kernel_name or notebook.metadata.get("kernelspec", {}).get("name", "")
         if parameters:
-            kernelspec = kernel_names.resolve(kernel_name)
+            kernelspec = resolve_kernel_name(kernel_name)
             notebook = _parameterize(notebook, parameters, kernelspec, kernels, is_ordered=is_ordered)
         # Text that is not Unicode can be kept as an escape, but no kernel can be sent it.
         for text in (kernel_name, *(cell.source for cell in notebook.cells if cell.cell_type == "code")):

@@ -6,8 +6,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from notebook_runner_server.execution.confinement.policy import SandboxPolicy
-from notebook_runner_server.execution.kernel_names import resolve
+from notebook_runner_server.confinement.policy import SandboxPolicy
+
+
+def resolve_kernel_name(name: str) -> str:
+    """Return the kernelspec that jupyter_client starts for a name; empty for an empty one.
+
+    `python` is its native kernelspec, upper and lower case are the same. Whether there is such a kernelspec
+    is not asked here.
+    """
+    if not name or (name.islower() and name != "python"):
+        return name
+    # It takes 0.1 s to import, and few names need it.
+    from jupyter_client.manager import KernelManager  # noqa: PLC0415 - the reason above
+
+    return KernelManager(kernel_name=name).kernel_name.lower()
+
 
 MOST_WARM = 100
 """Warm kernels of one kernelspec in one worker; each takes some 20 MB."""
@@ -39,7 +53,7 @@ class WorkerOptions:
         warm: Kernels to keep ready.
         kernel_environment: Names of variables that kernels find beside those that they always may.
         hide: Let other processes not look into the worker.
-        confinement: What kernels may reach; None: whatever the user may.
+        sandbox_policy: What kernels may reach; None: whatever the user may.
         is_alone: The server has no other worker.
     """
 
@@ -49,7 +63,7 @@ class WorkerOptions:
     warm: WarmKernels = field(default_factory=WarmKernels)
     kernel_environment: tuple[str, ...] = ()
     hide: bool = True
-    confinement: SandboxPolicy | None = None
+    sandbox_policy: SandboxPolicy | None = None
     is_alone: bool = False
 
 
@@ -70,7 +84,7 @@ def warm_kernels(kernels: Iterable[str], modules: Iterable[str], *, required: bo
         if not (name and count.isascii() and count.isdigit() and int(count) <= MOST_WARM):
             message = f"--warm-kernels is KERNELSPEC=COUNT, with a count of at most {MOST_WARM}, not {one!r}"
             raise ValueError(message)
-        counts[resolve(name)] = int(count)
+        counts[resolve_kernel_name(name)] = int(count)
     preload = tuple(modules)
     for module in preload:
         if not all(part.isidentifier() for part in module.split(".")):

@@ -11,7 +11,7 @@ MAX_TRACEBACK = 1024 * 1024
 """How many bytes of a traceback are kept, whatever the limits are."""
 
 _LINE_BYTES = 8
-"""What a notebook has around each line of a traceback, at least: quotes, a comma, a line break, indentation."""
+"""Bytes around each line of a traceback in a notebook, at least: quotes, comma, line break, indentation."""
 
 FREE_MESSAGES = 10_000
 """Messages of a cell that count as what they show; each further one counts for being there as well."""

@@ -16,10 +16,11 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 
 from notebook_runner_server import folder_tree
+from notebook_runner_server.confinement import confine
+from notebook_runner_server.confinement.environment import scrubbed_environ
+from notebook_runner_server.confinement.policy import SandboxConfig, SandboxPolicy, missing, rules
 from notebook_runner_server.execution import worker_protocol
-from notebook_runner_server.execution.confinement.environment import scrubbed_environ
-from notebook_runner_server.execution.confinement.policy import SandboxPolicy, missing, rules
-from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
+from notebook_runner_server.execution.failures import describe_exit
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
@@ -29,9 +30,8 @@ from notebook_runner_server.execution.interface import (
     WarmCounts,
 )
 from notebook_runner_server.execution.options import WarmKernels, WorkerOptions
-from notebook_runner_server.execution.processes import KILL_DEADLINE, become_subreaper
+from notebook_runner_server.execution.processes import KILL_DEADLINE
 from notebook_runner_server.execution.runtime_dir import RuntimeDir
-from notebook_runner_server.execution.signals import describe_exit
 from notebook_runner_server.execution.warm.languages import LANGUAGES
 from notebook_runner_server.execution.worker_process import WorkerProcess, kill_orphans, safe_path
 
@@ -51,15 +51,15 @@ class PoolRun:
     """A run in a worker."""
 
     def __init__(self, backend: ProcessPoolBackend, worker: WorkerProcess, job: Job) -> None:
-        assert worker.link is not None  # noqa: S101 - it was started
+        assert worker.connection is not None  # noqa: S101 - it was started
         self._backend = backend
         self._worker = worker
-        self._link = worker.link
+        self._connection = worker.connection
         self._run_id = job.run_id
         self._done: Future[None] | None = None
         self._stuck: asyncio.TimerHandle | None = None
         self._stop_cause: Cause | None = None
-        self._over = False
+        self._ended = False
         with contextlib.suppress(BrokenProcessPool):
             self._done = worker.submit(job)
 
@@ -68,17 +68,17 @@ class PoolRun:
         ended = False
         try:
             while not ended:
-                batch = await self._link.receive() if self._done else []
-                self._over = ended = bool(batch) and isinstance(batch[-1], Ended)
+                batch = await self._connection.receive() if self._done else []
+                self._ended = ended = bool(batch) and isinstance(batch[-1], Ended)
                 if batch:
                     yield batch
-                if not ended and (self._done is None or self._link.closed):
-                    yield [await self._death()]
+                if not ended and (self._done is None or self._connection.closed):
+                    yield [await self._after_death()]
                     ended = True
-            await self._settled()
+            await self._wait_until_idle()
         finally:
-            self._over = True
-            self._forget_stuck()
+            self._ended = True
+            self._cancel_stuck()
             if not ended:
                 # Nobody follows the run any more, and nobody would learn how it ends.
                 self._worker.kill()
@@ -87,26 +87,26 @@ class PoolRun:
 
     def stop(self, cause: Cause, grace_period: float) -> None:
         """Send the order to the worker; one that cannot carry it out is ended."""
-        if self._over:
+        if self._ended:
             # The worker may have another run by the time that it would be ended.
             return
         self._stop_cause = self._stop_cause or cause
-        self._link.send(worker_protocol.Stop(self._run_id, cause, grace_period))
+        self._connection.send(worker_protocol.Stop(self._run_id, cause, grace_period))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_period + STUCK_SECONDS
         if self._stuck is None or deadline < self._stuck.when():
-            self._forget_stuck()
+            self._cancel_stuck()
             self._stuck = loop.call_at(deadline, self._worker.kill)
 
-    def keep_until(self, moment: float) -> None:
+    def set_deadline(self, moment: float) -> None:
         """Have the worker end the run then (by the monotonic clock), unless it is told of a later time."""
-        self._link.send(worker_protocol.Deadline(self._run_id, moment))
+        self._connection.send(worker_protocol.Deadline(self._run_id, moment))
 
-    def _forget_stuck(self) -> None:
+    def _cancel_stuck(self) -> None:
         if self._stuck is not None:
             self._stuck.cancel()
 
-    async def _settled(self) -> None:
+    async def _wait_until_idle(self) -> None:
         """Wait until the worker can take another job."""
         if self._done is not None:
             try:
@@ -114,7 +114,7 @@ class PoolRun:
             except BrokenProcessPool:
                 self._worker.broken = True
 
-    async def _death(self) -> Ended:
+    async def _after_death(self) -> Ended:
         """End what the dead worker left, and say what happened to it."""
         self._worker.broken = True
         self._worker.kill()
@@ -161,14 +161,14 @@ class ProcessPoolBackend:
         self._runtime_dir = RuntimeDir(link)
         self._state = link.parent
         self._sandbox = sandbox or SandboxConfig()
-        self._confinement: SandboxPolicy | None = None
+        self._policy: SandboxPolicy | None = None
         self._limit_address_space = limit_address_space
         self._interrupt_grace = interrupt_grace
         self._warm = warm or WarmKernels()
         self._idle: asyncio.Queue[WorkerProcess] = asyncio.Queue()
         self._next: WorkerProcess | None = None
         self._workers: set[WorkerProcess] = set()
-        self._repairs: set[asyncio.Task[None]] = set()
+        self._replacements: set[asyncio.Task[None]] = set()
         self._kernels: Mapping[str, str] = {}
         self._checking: asyncio.Task[None] | None = None
         # Why there is no folder for sockets, and why the last worker could not be started.
@@ -205,14 +205,14 @@ class ProcessPoolBackend:
             ValueError: There is no such kernel as shall be kept warm, or the sandbox cannot be had.
         """
         # The second net: what a dead worker leaves is handed to this process, which ends it.
-        become_subreaper()
+        confine.become_subreaper()
         self._runtime_dir.open()
-        self._confine()
+        self._set_up_sandbox()
         await asyncio.gather(*(self._add() for _ in range(self.capacity)))
         self._check_warm()
-        self._checking = asyncio.create_task(self._keep_runtime_dir())
+        self._checking = asyncio.create_task(self._watch_runtime_dir())
 
-    async def _keep_runtime_dir(self) -> None:
+    async def _watch_runtime_dir(self) -> None:
         """Make the folder for the kernels' sockets again when something has removed it."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
@@ -231,27 +231,27 @@ class ProcessPoolBackend:
             except Exception:  # noqa: BLE001 - whatever it is, the folder is looked at again
                 _log.exception("the folder for sockets could not be looked at")
 
-    def _confine(self) -> None:
-        self._confinement = self._sandbox.confinement(self._state, self._runtime_dir.folder)
-        told = self._sandbox.protections(self._confinement)
-        if self._confinement is not None:
+    def _set_up_sandbox(self) -> None:
+        self._policy = self._sandbox.confinement(self._state, self._runtime_dir.folder)
+        told = self._sandbox.protections(self._policy)
+        if self._policy is not None:
             # What there can be no rule for is an error now, and not of the first run.
-            rules(self._confinement, ()).ruleset.close()
-            for folder in missing(self._confinement):
+            rules(self._policy, ()).ruleset.close()
+            for folder in missing(self._policy):
                 _log.warning("a writable folder does not exist", extra={"folder": str(folder)})
         lacking = self._sandbox.is_on and (not told["signals"] or told["exposed"])
         _log.log(logging.WARNING if lacking else logging.INFO, "sandbox", extra=told)
         # What an earlier server has left is nobody's.
         folder_tree.remove_if_possible(self._state / "places")
-        if self._confinement is not None:
-            self._confinement.places.mkdir(mode=0o700)
+        if self._policy is not None:
+            self._policy.places.mkdir(mode=0o700)
         # Python starts it beside the workers, with all that this process has in its environment.
         with scrubbed_environ(self._sandbox.kernel_environment), safe_path():
             resource_tracker.ensure_running()
 
     async def wait_for_worker(self) -> None:
         """Wait until a worker is free, and keep it for the next `submit`."""
-        while self._next is None or self._next.link is None or self._next.link.closed:
+        while self._next is None or self._next.connection is None or self._next.connection.closed:
             if self._next is not None:
                 # It died while it had nothing to do. Whoever waits for the next one may give up.
                 dead, self._next = self._next, None
@@ -277,14 +277,14 @@ class ProcessPoolBackend:
         if worker.broken:
             self.worker_deaths += 1
             task = asyncio.ensure_future(self._replace(worker))
-            self._repairs.add(task)
-            task.add_done_callback(self._repairs.discard)
+            self._replacements.add(task)
+            task.add_done_callback(self._replacements.discard)
         else:
             self._idle.put_nowait(worker)
 
     async def close(self) -> None:
         """End every worker; nothing is left below this process."""
-        tasks = [*self._repairs, *([self._checking] if self._checking is not None else [])]
+        tasks = [*self._replacements, *([self._checking] if self._checking is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -300,7 +300,7 @@ class ProcessPoolBackend:
             warm=self._warm,
             kernel_environment=self._sandbox.kernel_environment,
             hide=self._sandbox.is_on,
-            confinement=self._confinement,
+            sandbox_policy=self._policy,
             is_alone=self._is_alone,
         )
         worker = WorkerProcess(options)
@@ -311,7 +311,7 @@ class ProcessPoolBackend:
             raise
         self._worker_problem = ""
         self._workers.add(worker)
-        self._kernels = worker.hello.kernels
+        self._kernels = worker.info.kernels
         self._idle.put_nowait(worker)
 
     def _check_warm(self) -> None:

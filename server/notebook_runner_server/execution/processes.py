@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
+import platform
 import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 KILL_DEADLINE = 15.0
 """Seconds that `kill_descendants` keeps trying: a fork storm was seen to take 9 s."""
@@ -25,17 +23,6 @@ _ONE_AT_A_TIME = threading.Lock()
 
 class ProcessesLeftError(RuntimeError):
     """Processes were still there at the deadline; the message names them."""
-
-
-def become_subreaper() -> None:
-    """Make this process the one that orphaned descendants are handed to.
-
-    Raises:
-        OSError: The kernel refused.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
 def children(pid: int) -> list[int]:
@@ -151,3 +138,119 @@ def _reap(pids: list[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
+
+
+# Linux numbers system calls differently for each architecture. The first argument of `read` is the
+# descriptor; that of `select` and `pselect6`, which readline calls first, is the highest descriptor plus one.
+_READ = {"x86_64": {"0"}}.get(platform.machine(), {"63"})
+_SELECT = {"x86_64": {"23", "270"}}.get(platform.machine(), {"72"})
+_TERMINALS = ("/dev/pts/", "/dev/tty", "/dev/console")
+
+
+def reader_of_terminal(pids: Iterable[int]) -> str:
+    """Return the name of a process that waits for a terminal's input; empty: none is found."""
+    for pid in pids:
+        # A process vanishes between any two looks at it, and some systems hide what it waits for.
+        with contextlib.suppress(OSError, ValueError):
+            number, argument, *_ = Path(f"/proc/{pid}/syscall").read_text(encoding="ascii").split()
+            if number not in _READ | _SELECT:
+                continue
+            descriptor = int(argument, 16) - (number in _SELECT)
+            if os.readlink(f"/proc/{pid}/fd/{descriptor}").startswith(_TERMINALS):
+                return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    return ""
+
+
+PATIENCE = 0.1
+"""Seconds that a look at the run's processes waits for one that is being started."""
+
+
+def _nothing() -> None: ...
+
+
+class RunProcesses:
+    """Knows which processes below this one are the run's.
+
+    Whoever starts a process that is to be kept does so in `starting`, and names it there: until it is named,
+    nobody looks for processes of the run, which it would be taken for.
+
+    Attributes:
+        kernel: The run's own kernel, whose end somebody else waits for; 0: there is none.
+        paused: Reap nothing: a child is being started, and is not yet known.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._kept: set[int] = set()
+        self._give_up: Callable[[], object] = _nothing
+        self.kernel = 0
+        self.paused = True
+
+    @contextlib.contextmanager
+    def starting(self, give_up: Callable[[], object] = _nothing) -> Iterator[set[int]]:
+        """Hold off every look at the run's processes; what is put into the set is kept.
+
+        Args:
+            give_up: Called, from another thread, when that takes so long that somebody does not want to wait.
+        """
+        with self._lock:
+            self._give_up = give_up
+            try:
+                yield self._kept
+            finally:
+                self._give_up = _nothing
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=PATIENCE):
+            self._give_up()
+            self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def release(self, pid: int) -> None:
+        """Keep a process no more: it is the run's, or dead."""
+        with self._lock:
+            self._kept.discard(pid)
+
+    def processes(self) -> list[int]:
+        """Return the run's processes."""
+        with self._looking():
+            return descendants(os.getpid(), self._kept.__contains__)
+
+    def peek(self) -> list[int]:
+        """Return the run's processes; none, where that would wait for one that is being started."""
+        if not self._lock.acquire(timeout=PATIENCE):
+            return []
+        try:
+            return descendants(os.getpid(), self._kept.__contains__)
+        finally:
+            self._lock.release()
+
+    def kill(self) -> set[int]:
+        """End the run's processes, and return which, when none is left.
+
+        Raises:
+            ProcessesLeftError: Some were still there after `KILL_DEADLINE`.
+        """
+        with self._looking():
+            return kill_descendants(os.getpid(), self._kept.__contains__)
+
+    def install(self) -> None:
+        """Reap orphans, which a subreaper is handed, whenever a child ends; for the main thread."""
+        signal.signal(signal.SIGCHLD, lambda *_: self.reap())
+
+    def reap(self) -> None:
+        """Reap the children that have ended."""
+        with contextlib.suppress(ChildProcessError):
+            while not self.paused:
+                # A look first: the exit codes of some are somebody else's.
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if found is None or found.si_pid == self.kernel or found.si_pid in self._kept:
+                    return
+                os.waitpid(found.si_pid, os.WNOHANG)
+
+
+run_processes = RunProcesses()

@@ -7,7 +7,6 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -17,6 +16,7 @@ from nbclient.exceptions import CellExecutionError
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution import output_limiter
 from notebook_runner_server.execution.client import KernelClient
+from notebook_runner_server.execution.failures import MAX_NAME, CellError, cut, plain
 from notebook_runner_server.execution.interface import (
     MAX_TYPES,
     CellFinished,
@@ -31,7 +31,6 @@ from notebook_runner_server.execution.interface import (
     SegmentChunk,
     StreamOutput,
 )
-from notebook_runner_server.execution.kernel_log import plain
 from notebook_runner_server.execution.output_limiter import OutputLimiter
 from notebook_runner_server.execution.segments import TAIL
 
@@ -42,29 +41,10 @@ _OUTPUTS = {"stream", "display_data", "execute_result", "update_display_data", "
 # What nbclient raises for a message that lacks something, or has it in another type than the protocol's.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, AssertionError)
 MAX_FIRST_LINE = 200
-MAX_NAME = 256
 MAX_COUNT = 2**31 - 1  # what the contract can carry
-MAX_EXCEPTION_MESSAGE = 4096  # bytes of UTF-8
 TEXT_BYTES = 64 * 1024  # the contract's, of UTF-8
 FOR_EVER = 2**31
 CHUNK_BYTES = 512 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class CellError:
-    """The exception that a cell raised.
-
-    Attributes:
-        name: The exception's class.
-        message: Its text.
-        traceback: Its traceback, without terminal colours.
-        note: What the server has to say about it; empty: nothing.
-    """
-
-    name: str
-    message: str
-    traceback: str
-    note: str = ""
 
 
 class StreamingNotebookClient(NotebookClient):
@@ -78,7 +58,7 @@ class StreamingNotebookClient(NotebookClient):
     Args:
         notebook: The notebook to execute; its cells are filled in place.
         emit: Takes the events.
-        heard: Called for each output of the kernel, kept or not.
+        on_output: Called for each output of the kernel, kept or not.
         before_cell: Called before each cell; what it raises ends the execution.
         after_cell: Called after each cell, however it ended; answers whether the run is being ended.
         explain: Takes an error's text, and answers what there is to say about it; empty: nothing.
@@ -90,7 +70,7 @@ class StreamingNotebookClient(NotebookClient):
         notebook: NotebookNode,
         *,
         emit: Callable[[ExecutionEvent], None],
-        heard: Callable[[], None],
+        on_output: Callable[[], None],
         before_cell: Callable[[int, str], None],
         after_cell: Callable[[], bool],
         explain: Callable[[str], str],
@@ -99,11 +79,11 @@ class StreamingNotebookClient(NotebookClient):
     ) -> None:
         super().__init__(notebook, **traits)
         self._emit = emit
-        self._heard = heard
+        self._on_output = on_output
         self._before_cell = before_cell
         self._after_cell = after_cell
         self._explain = explain
-        self._budget = OutputLimiter(limits)
+        self._limiter = OutputLimiter(limits)
         self._cut = self._raised = self._error_allowed = False
         self.error: CellError | None = None
         # What the kernel published of the newest error in the cell.
@@ -136,7 +116,7 @@ class StreamingNotebookClient(NotebookClient):
         self._before_cell(cell_index, cell.get("id", ""))
         self._cut = self._raised = self._error_allowed = False
         self.error = self._shown = None
-        self._budget.start_cell()
+        self._limiter.start_cell()
         self._emit(CellStarted(cell_index, cell.get("id", ""), _first_line(cell.source)))
         start = time.monotonic()
         outcome = CellOutcome.STOPPED
@@ -153,8 +133,8 @@ class StreamingNotebookClient(NotebookClient):
         return cell
 
     async def async_wait_for_reply(self, msg_id: str, cell: NotebookNode | None = None) -> Any:
-        """Wait for a reply as nbclient does, unless it is what the kernel said when it got ready."""
-        known = self.kc.said(msg_id) if isinstance(self.kc, KernelClient) else None
+        """Return the `kernel_info_reply` that made the kernel ready, or wait for a reply as nbclient does."""
+        known = self.kc.known_info_reply(msg_id) if isinstance(self.kc, KernelClient) else None
         return known or await super().async_wait_for_reply(msg_id, cell)
 
     async def _async_poll_for_reply(
@@ -191,7 +171,7 @@ class StreamingNotebookClient(NotebookClient):
             return None
         msg = {**msg, "content": content}
         if is_output:
-            self._heard()
+            self._on_output()
         elif not is_comm:
             return self._process(msg, cell, cell_index)
         if kind == "error":
@@ -203,9 +183,9 @@ class StreamingNotebookClient(NotebookClient):
         if self._cut:
             # Not even a clear_output: it would take the mark away.
             return None
-        room = self._budget.left()
-        wanted = self._budget.cost(msg["content"]) + sum(map(len, msg.get("buffers") or ()))
-        self._budget.take(wanted)
+        room = self._limiter.left()
+        wanted = self._limiter.cost(msg["content"]) + sum(map(len, msg.get("buffers") or ()))
+        self._limiter.take(wanted)
         if wanted <= room:
             return self._process(msg, cell, cell_index)
         return self._cut_off(msg, int(room), cell, cell_index)
@@ -215,7 +195,7 @@ class StreamingNotebookClient(NotebookClient):
         self._cut = True
         if content := output_limiter.shortened(msg["msg_type"], msg["content"], room):
             self._process({**msg, "content": content}, cell, cell_index)
-        limit, whole_run = self._budget.reached()
+        limit, whole_run = self._limiter.reached()
         whose = "run" if whole_run else "cell"
         text = f"\n[output cut: this {whose} may have {limit} bytes of it]\n"
         mark = {**msg, "msg_type": "stream", "content": {"name": "stderr", "text": text}}
@@ -377,11 +357,6 @@ def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
         case "clear_output":
             return [ClearOutput(cell_index, bool(content.get("wait")))]
     return []
-
-
-def cut(text: str, size: int = MAX_EXCEPTION_MESSAGE) -> str:
-    """Return as much of an exception's text as events and failures carry, in bytes of UTF-8."""
-    return text.encode(errors="replace")[:size].decode(errors="ignore")
 
 
 def _unicode(text: str) -> str:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from notebook_runner_server.execution.interface import Cause
-from notebook_runner_server.execution.processes import living_thread
-from notebook_runner_server.execution.run_processes import tree
+from notebook_runner_server.execution.processes import living_thread, run_processes
 from notebook_runner_server.execution.shared_memory import Key, SharedMemory, mapped
 
 INTERVAL = 0.05
@@ -80,9 +79,9 @@ class Watchdog:
         """Look at the run, and say so if it takes more than it may."""
         if not (self._memory_bytes or self._processes):
             # Nothing is so urgent that a kernel which is just being started would have to give way.
-            self._shared.look(tree.peek)
+            self._shared.look(run_processes.peek)
             return False
-        found = tree.processes()
+        found = run_processes.processes()
         self._shared.see(found)
         shared = self._shared.look(found.copy)
         if self._processes and len(found) > self._processes:

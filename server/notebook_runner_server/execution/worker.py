@@ -1,4 +1,4 @@
-"""What runs inside a worker process: jobs on the main thread, orders of the server on another.
+"""The program of a worker process: jobs on the main thread, commands of the server on another one.
 
 The connection to the server is the worker's lifeline: when it ends, because the server was closed or died,
 the worker ends every process below it, and itself.
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -22,17 +23,16 @@ from typing import NoReturn
 
 # Imported before the first job, so that no run waits for it.
 from notebook_runner_server import folder_tree
-from notebook_runner_server.execution import executor as hosts
-from notebook_runner_server.execution.confinement import confine
-from notebook_runner_server.execution.confinement.environment import scrub_environ
+from notebook_runner_server.confinement import confine
+from notebook_runner_server.confinement.environment import scrub_environ
+from notebook_runner_server.execution.executor import RunExecutor
 from notebook_runner_server.execution.interface import Cause, CellFinished, Job, SegmentChunk
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
-    become_subreaper,
     kill_descendants,
+    run_processes,
 )
-from notebook_runner_server.execution.run_processes import tree
 from notebook_runner_server.execution.warm.pool import WarmPool
 from notebook_runner_server.execution.worker_protocol import (
     Deadline,
@@ -49,9 +49,9 @@ SMALL_SEGMENT = 64 * 1024
 
 
 class _Worker:
-    """The jobs of this process, one at a time, and the orders for the one that is executed.
+    """The jobs of this process, one at a time, and the commands for the one that is executed.
 
-    An order is carried out under the lock, and a job ends under it, so that no order for one job can reach
+    A command is carried out under the lock, and a job ends under it, so that no command for one job can reach
     the next.
     """
 
@@ -60,26 +60,23 @@ class _Worker:
         self._options = options
         self._sending = threading.RLock()
         self._held: list[object] = []
-        self.reserve = WarmPool(
-            options.warm, options.folder, options.confinement, options.hide, self._notice, self._counted
+        self.warm_pool = WarmPool(
+            options.warm, options.folder, options.sandbox_policy, options.hide, self._log, self._counted
         )
         self._lock = threading.RLock()
-        self._run_id = ""
-        self._host: hosts.RunExecutor | None = None
-        # An order that overtook its job.
-        self._early: Stop | None = None
-        self._until: Deadline | None = None
+        self._jobs: queue.SimpleQueue[RunExecutor] = queue.SimpleQueue()
+        self._executor: RunExecutor | None = None
+        self._deadline: Deadline | None = None
 
-    def execute(self, job: Job) -> None:
-        with self._lock:
-            self._run_id = job.run_id
+    def execute(self) -> None:
+        executor = self._jobs.get()
         try:
-            hosts.host(job, self._options, self.reserve, self._send, self._made)
+            asyncio.run(executor.run())
         except BaseException:  # noqa: BLE001 - whatever it was, this process is not fit for another run
             traceback.print_exc()
             self.terminate()
         with self._lock:
-            self._host, self._run_id, self._early, self._until = None, "", None, None
+            self._executor = self._deadline = None
 
     def _send(self, message: object) -> None:
         # A small segment is sent with the event that announces it, and a cell's end with the next cell's
@@ -98,8 +95,8 @@ class _Worker:
             if held:
                 self._connection.send(held)
 
-    def _notice(self, level: int, event: str, **fields: str | int) -> None:
-        # Without a server there is nobody to be told.
+    def _log(self, level: int, event: str, **fields: str | int) -> None:
+        # Without a server nobody reads the log.
         with contextlib.suppress(OSError):
             self._send(WorkerLog(level, event, fields))
 
@@ -107,14 +104,8 @@ class _Worker:
         with contextlib.suppress(OSError):
             self._send(KernelsReady(counts))
 
-    def _made(self, host: hosts.RunExecutor) -> None:
-        with self._lock:
-            self._host = host
-            if self._early is not None:
-                self._stop(self._early)
-
     def serve_commands(self) -> NoReturn:
-        """Carry out the server's orders, until the connection ends; then end all, and this process."""
+        """Take jobs and carry out commands until the connection ends; then end all, and this process."""
         try:
             with contextlib.suppress(EOFError, OSError):
                 while True:
@@ -123,21 +114,25 @@ class _Worker:
             self.terminate()
 
     def _serve_command(self) -> None:
-        ordered = self._connection.poll(self._remaining())
-        order = self._connection.recv() if ordered else None
-        # What cannot be ended is tried again by the job itself, before it says that it has ended.
+        command = self._connection.recv() if self._connection.poll(self._remaining()) else None
+        # What cannot be ended is tried again by the job itself, before it reports its end.
         with self._lock, contextlib.suppress(ProcessesLeftError):
-            if isinstance(order, Deadline):
-                self._until = order
-            elif order is not None:
-                self._stop(order)
-            else:
-                self._end_overdue()
+            match command:
+                case Job():
+                    self._executor = RunExecutor(command, self._options, self.warm_pool, self._send)
+                    self._jobs.put(self._executor)
+                case Deadline():
+                    self._deadline = command
+                case Stop():
+                    self._stop(command)
+                case None if self._deadline is not None and time.monotonic() >= self._deadline.moment:
+                    self._stop(Stop(self._deadline.run_id, Cause.SERVER_DIED, 0.0))
+                    self._deadline = None
 
-    def _end_overdue(self) -> None:
-        if self._until is not None and time.monotonic() >= self._until.moment:
-            run_id, self._until = self._until.run_id, None
-            self._stop(Stop(run_id, Cause.SERVER_DIED, 0.0))
+    def _stop(self, command: Stop) -> None:
+        # The run of a command that comes late has ended.
+        if self._executor is not None and self._executor.run_id == command.run_id:
+            self._executor.stop(command.cause, command.grace_period)
 
     def terminate(self) -> NoReturn:
         """End every process below this one, then this one."""
@@ -148,28 +143,17 @@ class _Worker:
             os._exit(1)
 
     def _remaining(self) -> float:
-        """Return how long to wait for an order, in seconds; poll() takes no more than some weeks."""
+        """Return how long to wait for a command, in seconds; poll() takes no more than some weeks."""
         with self._lock:
-            rest = LONGEST_WAIT if self._until is None else self._until.moment - time.monotonic()
+            rest = LONGEST_WAIT if self._deadline is None else self._deadline.moment - time.monotonic()
         return max(0.0, min(rest, LONGEST_WAIT))
-
-    def _stop(self, order: Stop) -> None:
-        if order.run_id != self._run_id or self._host is None:
-            self._early = order
-            return
-        self._host.stop(order.cause, order.grace_period)
 
 
 _worker: _Worker | None = None
 
 
 def initialize(connection: Connection, options: WorkerOptions) -> None:
-    """Make this process a worker; the process pool's initializer.
-
-    Args:
-        connection: To the server.
-        options: What the server tells it once.
-    """
+    """Make this process a worker; the process pool's initializer."""
     if options.hide:
         confine.set_dumpable(False)
     scrub_environ(options.kernel_environment)
@@ -181,19 +165,19 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
     os.setpgid(0, 0)
     # Not SIG_IGN, which a kernel would inherit.
     signal.signal(signal.SIGINT, lambda *_: None)
-    become_subreaper()
-    tree.install()
+    confine.become_subreaper()
+    run_processes.install()
     # What goes wrong in a run is told by its events; nbclient's log would repeat it.
     logging.disable(logging.CRITICAL)
     _worker = _Worker(connection, options)
     # When the pool is shut down, the main thread must not end this process while the other one has stopped
     # the processes below it, and not yet killed them: they would stay, stopped.
     Finalize(None, _worker.terminate, exitpriority=0)
-    threading.Thread(target=_worker.serve_commands, name="orders", daemon=True).start()
+    threading.Thread(target=_worker.serve_commands, name="commands", daemon=True).start()
 
 
 def hello() -> WorkerInfo:
-    """Say what this worker is."""
+    """Return what this worker is."""
     from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - only once a worker
     from nbformat.v4 import new_output  # noqa: PLC0415 - only once a worker
 
@@ -203,11 +187,11 @@ def hello() -> WorkerInfo:
     specs = KernelSpecManager().get_all_specs()
     languages = {name: spec["spec"].get("language", "") for name, spec in specs.items()}
     assert _worker is not None  # noqa: S101 - the pool has initialized it
-    _worker.reserve.start(languages)
+    _worker.warm_pool.start(languages)
     return WorkerInfo(os.getpid(), languages)
 
 
-def execute(job: Job) -> None:
-    """Execute one job; its events go over the connection."""
+def execute() -> None:
+    """Execute the next job of the connection; its events go over the connection."""
     assert _worker is not None  # noqa: S101 - the pool has initialized it
-    _worker.execute(job)
+    _worker.execute()

@@ -10,22 +10,25 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import SemLock
+from typing import Any
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.execution import worker_protocol
 from notebook_runner_server.execution.interface import Job
-from notebook_runner_server.execution.link import WorkerConnection
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import KILL_DEADLINE, in_own_session, kill_descendants
 
 START_SECONDS = 60.0
 """How long a worker process may take to start."""
+
+MAX_WAITING_BYTES = 4 * 1024 * 1024
+"""Stop reading when so much is waiting to be taken: the worker then waits, and memory stays bounded."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +64,75 @@ def safe_path() -> Iterator[None]:
             os.environ[_SAFE_PATH] = before
 
 
+class WorkerConnection(asyncio.Protocol):
+    """The server's end of the connection to a worker; holds a bounded amount of messages."""
+
+    def __init__(self, on_message: Callable[[Any], bool]) -> None:
+        self._on_message = on_message
+        self._buffer = bytearray()
+        self._messages: list[Any] = []
+        self._waiting = 0
+        self._arrived = asyncio.Event()
+        self._transport: asyncio.Transport | None = None
+        self.closed = False
+
+    @classmethod
+    async def open(cls, end: socket.socket, on_message: Callable[[Any], bool]) -> WorkerConnection:
+        """Take over one end of a socket pair.
+
+        Args:
+            end: The socket.
+            on_message: Called with each message as it arrives; returns whether the message was handled.
+        """
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.connect_accepted_socket(lambda: cls(on_message), end)
+        return connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport (called by asyncio)."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a socket's is
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the worker (called by asyncio)."""
+        self._buffer += data
+        for encoded in worker_protocol.take_frames(self._buffer):
+            messages = worker_protocol.decode(encoded)
+            if kept := [message for message in messages if not self._on_message(message)]:
+                self._messages += kept
+                self._waiting += len(encoded)
+        if self._messages:
+            self._arrived.set()
+        if self._waiting > MAX_WAITING_BYTES and self._transport is not None:
+            self._transport.pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Note that the worker is gone (called by asyncio)."""
+        self.closed = True
+        self._arrived.set()
+
+    async def receive(self) -> list[Any]:
+        """Wait for messages and return them all; none: the worker is gone."""
+        await self._arrived.wait()
+        messages, self._messages, self._waiting = self._messages, [], 0
+        if not self.closed:
+            self._arrived.clear()
+            if self._transport is not None:
+                self._transport.resume_reading()
+        return messages
+
+    def send(self, message: object) -> None:
+        """Send a job or a command; nothing happens when the worker is gone."""
+        if self._transport is not None and not self.closed:
+            for part in worker_protocol.frame(message):
+                self._transport.write(part)
+
+    def close(self) -> None:
+        """Close the connection: the worker ends itself and all that is below it."""
+        if self._transport is not None:
+            self._transport.close()
+
+
 class WorkerProcess:
     """One worker process.
 
@@ -68,10 +140,10 @@ class WorkerProcess:
         options: What it is told once; its folder is removed with it.
 
     Attributes:
-        link: The connection, after `start`.
-        hello: What the process has said of itself.
-        broken: It is not to be given another job.
-        kernels_ready: How many kernels it has ready for its next runs, by kernelspec.
+        connection: The connection, after `start`.
+        info: What the process is, after `start`.
+        broken: Whether it must not be given another job.
+        kernels_ready: How many warm kernels it has ready, by kernelspec.
     """
 
     def __init__(self, options: WorkerOptions) -> None:
@@ -85,8 +157,8 @@ class WorkerProcess:
             initargs=(self._far, options),
         )
         self._process: BaseProcess | None = None
-        self.link: WorkerConnection | None = None
-        self.hello = worker_protocol.WorkerInfo(0, {})
+        self.connection: WorkerConnection | None = None
+        self.info = worker_protocol.WorkerInfo(0, {})
         self.broken = False
         self.kernels_ready: Mapping[str, int] = {}
 
@@ -97,20 +169,20 @@ class WorkerProcess:
             BrokenProcessPool: It died.
             TimeoutError: It did not get ready.
         """
-        self.link = await WorkerConnection.open(self._near, self._noticed)
+        self.connection = await WorkerConnection.open(self._near, self._handled)
         try:
             with safe_path():
                 started = self._pool.submit(worker_protocol.hello)
             async with asyncio.timeout(START_SECONDS):
-                self.hello = await asyncio.wrap_future(started)
+                self.info = await asyncio.wrap_future(started)
         except TimeoutError:
             for process in list((self._pool._processes or {}).values()):  # noqa: SLF001 - nowhere else
                 process.kill()
             raise
         finally:
-            # Only the worker holds the far end now, so that its death is seen as the end of the link.
+            # Only the worker holds the far end now, so that its death is seen as the end of the connection.
             self._far.close()
-        self._process = next(one for one in multiprocessing.active_children() if one.pid == self.hello.pid)
+        self._process = next(one for one in multiprocessing.active_children() if one.pid == self.info.pid)
         self._unlink_semaphores()
 
     def _unlink_semaphores(self) -> None:
@@ -125,7 +197,7 @@ class WorkerProcess:
             if finalizer._args in names:  # noqa: SLF001 - as above
                 finalizer()
 
-    def _noticed(self, message: object) -> bool:
+    def _handled(self, message: object) -> bool:
         match message:
             case worker_protocol.WorkerLog():
                 _log.log(message.level, message.event, extra=dict(message.fields))
@@ -136,23 +208,27 @@ class WorkerProcess:
         return True
 
     def submit(self, job: Job) -> Future[None]:
-        """Give it a job.
+        """Give it a job, and return what is done when it can take another one.
 
         Raises:
             BrokenProcessPool: It has died.
         """
-        return self._pool.submit(worker_protocol.execute, job)
+        assert self.connection is not None  # noqa: S101 - it was started
+        done = self._pool.submit(worker_protocol.execute)
+        # Over the connection, on which commands follow that must not overtake it.
+        self.connection.send(job)
+        return done
 
     def kill(self) -> None:
         """End the process with SIGKILL; what is below it is left to `kill_orphans`."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.hello.pid, signal.SIGKILL)
+            os.kill(self.info.pid, signal.SIGKILL)
 
     def kill_rest(self) -> set[int]:
         """End what the process has left, when it is gone; blocks."""
         # Its end of the connection closes before its children are handed on.
         with contextlib.suppress(ProcessLookupError):
-            descriptor = os.pidfd_open(self.hello.pid)
+            descriptor = os.pidfd_open(self.info.pid)
             try:
                 gone = select.poll()
                 gone.register(descriptor, select.POLLIN)
@@ -169,8 +245,8 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """End the process with all that is below it."""
-        if self.link is not None:
-            self.link.close()
+        if self.connection is not None:
+            self.connection.close()
         else:
             self._near.close()
         await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)

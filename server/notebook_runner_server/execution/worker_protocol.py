@@ -1,25 +1,35 @@
-"""What the server knows of a worker process: what it calls in it, and what they tell each other.
+"""The protocol between a server and its workers: messages, their encoding, and the functions of a worker.
+
+A worker process has one connection, a socket pair, on which each message is a frame: its length as a signed
+32-bit number, as `multiprocessing.connection.Connection` sends it, and its encoding. The server sends `Job`,
+`Stop` and `Deadline`, so that no command can overtake its job; the worker sends lists of events, `WorkerLog`
+and `KernelsReady`. On a cluster `Job` and `Stop`, encoded in the same way, go over connections of Dask's
+(`cluster.messages`).
 
 What a worker needs (nbclient, ZeroMQ) is imported in the worker only: the server has no use for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pickle
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from notebook_runner_server.execution.interface import Cause, Job
+from notebook_runner_server.execution.interface import Cause
 from notebook_runner_server.execution.options import WorkerOptions
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+_HEADER = struct.Struct("!i")
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """What a worker says of itself: its process id, and kernelspecs with their languages."""
+    """A worker's process id, and its kernelspecs with their languages."""
 
     pid: int
     kernels: dict[str, str]
@@ -27,7 +37,7 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLog:
-    """What a worker has to say beside its runs, for the log; `level` is logging's."""
+    """An event for the server's log; `level` is logging's."""
 
     level: int
     event: str
@@ -36,14 +46,14 @@ class WorkerLog:
 
 @dataclass(frozen=True, slots=True)
 class KernelsReady:
-    """How many kernels a worker has ready for its next runs, by kernelspec; sent whenever that changes."""
+    """How many warm kernels a worker has ready, by kernelspec; sent whenever that changes."""
 
     counts: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The order to end a run. `grace_period` in seconds; zero: now."""
+    """Ends a run. `grace_period` in seconds; zero: now."""
 
     run_id: str
     cause: Cause
@@ -52,31 +62,57 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """How long a run may go on without another one of these. `moment` by this machine's monotonic clock."""
+    """Ends a run at a moment of this machine's monotonic clock, unless another one comes before."""
 
     run_id: str
     moment: float
 
 
-def initialize(connection: Connection, options: WorkerOptions) -> None:
-    """Make this process a worker; the process pool's initializer.
+def encode(message: object) -> bytes:
+    """Return a message as it is sent."""
+    return pickle.dumps(message)
 
-    Args:
-        connection: To the server.
-        options: What the server tells it once.
-    """
+
+def decode(data: bytes | bytearray) -> Any:
+    """Return the message that `encode` was given."""
+    # Sent by this package: a notebook's processes have no descriptor of a worker's connection, and whoever
+    # may connect to a Dask cluster may execute code on it, which is what it is for.
+    return pickle.loads(data)  # noqa: S301 - see the comment
+
+
+def frame(message: object) -> tuple[bytes, bytes]:
+    """Return a message's header and encoding; apart, for a job may be large."""
+    encoded = encode(message)
+    return _HEADER.pack(len(encoded)), encoded
+
+
+def take_frames(buffer: bytearray) -> Iterator[bytearray]:
+    """Yield the encoded messages that a buffer has whole, then remove them from it."""
+    start = 0
+    while len(buffer) - start >= _HEADER.size:
+        (length,) = _HEADER.unpack_from(buffer, start)
+        end = start + _HEADER.size + length
+        if len(buffer) < end:
+            break
+        yield buffer[start + _HEADER.size : end]
+        start = end
+    del buffer[:start]
+
+
+def initialize(connection: Connection, options: WorkerOptions) -> None:
+    """Make this process a worker; the process pool's initializer."""
     _worker().initialize(connection, options)
 
 
 def hello() -> WorkerInfo:
-    """Say what this worker is."""
-    said: WorkerInfo = _worker().hello()
-    return said
+    """Return what this worker is."""
+    info: WorkerInfo = _worker().hello()
+    return info
 
 
-def execute(job: Job) -> None:
-    """Execute one job; its events go over the connection."""
-    _worker().execute(job)
+def execute() -> None:
+    """Execute the next job of the connection; its events go over the connection."""
+    _worker().execute()
 
 
 def _worker() -> ModuleType:

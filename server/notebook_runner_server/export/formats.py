@@ -1,27 +1,21 @@
-"""Converts one notebook with nbconvert, as a program of its own, so that no server waits for it.
-
-::
-
-    python -m notebook_runner_server.export.formats FORMAT NOTEBOOK TARGET [--no-input]
-
-It writes TARGET, and prints `{"media_type": …}` or `{"error": …}`.
-"""
+"""Converts one notebook with nbconvert, in a process of its own, so that no server waits for it."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from notebook_runner_server.export.service import NO_INPUT, ConversionError
+from notebook_runner_server.confinement import confine
+
+
+class ConversionError(RuntimeError):
+    """A notebook cannot be converted; the message says why."""
+
 
 DEEPEST = 12_000
 """How deep the JSON of a notebook may be; a worker reads what is nearly as deep (`execution.worker`)."""
-
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # linux/prctl.h
 
 
 def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) -> str:
@@ -67,15 +61,15 @@ def _exporter(to: str) -> Any:
     """Return nbconvert's exporter of a format, or ours in its place."""
     from nbconvert.exporters import get_exporter  # noqa: PLC0415 - as above
 
-    from notebook_runner_server.export import pages, pdf, scripts  # noqa: PLC0415 - as above
+    from notebook_runner_server.export import pages  # noqa: PLC0415 - as above
 
     own = {
         "html": pages.PageExporter,
         "slides": pages.SlidesPageExporter,
-        "pdf": pdf.PdfExporter,
+        "pdf": pages.PdfExporter,
         # nbconvert's opens the page in a browser that runs what is in it.
-        "webpdf": pdf.PdfExporter,
-        "script": scripts.CodeExporter,
+        "webpdf": pages.PdfExporter,
+        "script": pages.CodeExporter,
     }
     # nbconvert finds its own by names in any case.
     return own.get(to.lower()) or get_exporter(to)
@@ -90,26 +84,20 @@ def _with_attachments(node: Any, resources: Any) -> tuple[Any, Any]:
     return node, resources
 
 
-def main(arguments: list[str]) -> int:
-    """Convert as the command line says, and print what came of it."""
-    # Other processes of the server's user, notebooks too, may not look into it.
-    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    to, notebook, target, *options = arguments
-    # Whoever asked for the export is this process's parent; without it nobody wants the result.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # What it starts stays below it until it ends.
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def export(to: str, notebook: Path, target: Path, *, omit_input: bool = False) -> str:
+    """Convert in a process of its own (`run_in_subprocess`), with all that it starts below it.
+
+    Raises:
+        ConversionError: The notebook cannot be converted.
+    """
+    # Not the end of its input alone: a conversion may hold the interpreter for long.
+    confine.die_with_parent()
+    confine.become_subreaper()
     sys.setrecursionlimit(DEEPEST)
-    omit_input = options == [NO_INPUT]
     try:
-        answer = {"media_type": convert(to, Path(notebook), Path(target), omit_input=omit_input)}
+        return convert(to, notebook, target, omit_input=omit_input)
     except ConversionError as error:
-        answer = {"error": str(error)[:1000]}
-    except Exception as error:  # noqa: BLE001 - nbconvert's errors have no common root; all are said
-        answer = {"error": f"{type(error).__name__}: {error}"[:1000]}
-    print(json.dumps(answer))  # noqa: T201 - its answer
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        raise ConversionError(str(error)[:1000]) from error
+    # nbconvert's errors have no common base class.
+    except Exception as error:
+        raise ConversionError(f"{type(error).__name__}: {error}"[:1000]) from error

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import secrets
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import pass_context
-from nbconvert.exporters import HTMLExporter, SlidesExporter
+from nbconvert.exporters import HTMLExporter, PythonExporter, ScriptExporter, SlidesExporter
 from nbformat import NotebookNode
 from traitlets import default
 from traitlets.config import Config
 
+from notebook_runner_server.export.formats import ConversionError
 from notebook_runner_server.export.markup import sanitize_body, sanitize_html
 from notebook_runner_server.export.representation import SHOWN, chosen
-from notebook_runner_server.export.service import ConversionError
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -137,3 +142,129 @@ def _title(notebook: NotebookNode) -> str:
         if cell.cell_type == "markdown" and source.startswith("# "):
             return source[2:].splitlines()[0].strip()
     return "Notebook"
+
+
+PLAIN = "text/plain"
+
+_MEDIA_TYPES = {
+    "bash": "text/x-sh",
+    "c": "text/x-csrc",
+    "c#": "text/x-csharp",
+    "c++": "text/x-c++src",
+    "clojure": "text/x-clojure",
+    "f#": "text/x-fsharp",
+    "go": "text/x-go",
+    "haskell": "text/x-haskell",
+    "java": "text/x-java",
+    "julia": "text/x-julia",
+    "kotlin": "text/x-kotlin",
+    "lua": "text/x-lua",
+    "octave": "text/x-octave",
+    "ocaml": "text/x-ocaml",
+    "perl": "text/x-perl",
+    "python": PythonExporter.output_mimetype,
+    "r": "text/x-r-source",
+    "ruby": "text/x-ruby",
+    "rust": "text/x-rust",
+    "scala": "text/x-scala",
+    "sql": "text/x-sql",
+}
+
+
+class CodeExporter(ScriptExporter):
+    """Writes the code cells; what is written, and as what, the language's name alone decides.
+
+    nbconvert's has the notebook name any exporter, or a function to import, and the media type.
+    """
+
+    def from_notebook_node(
+        self, nb: NotebookNode, resources: dict[str, Any] | None = None, **options: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Convert a notebook."""
+        language = nb.metadata.get("language_info", {}).get("name", "").lower()
+        nb.metadata["language_info"] = NotebookNode(name=language)
+        content: tuple[Any, dict[str, Any]] = super().from_notebook_node(nb, resources, **options)  # type: ignore[no-untyped-call] # nbconvert's
+        self.output_mimetype = _MEDIA_TYPES.get(language, PLAIN)
+        return content
+
+    def _get_language_exporter(self, lang_name: str) -> PythonExporter | None:
+        # nbconvert's takes any that a package has installed for a language.
+        return PythonExporter(config=self.config, parent=self) if lang_name == "python" else None
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+
+# The page's own policy forbids whatever would run or load, and the browser finds no host.
+_FLAGS = (
+    "--headless=new",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--no-pdf-header-footer",
+    "--no-first-run",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-breakpad",
+    "--disable-dev-shm-usage",
+    # Its sandbox needs rights that root and most containers have not. What is printed runs nothing.
+    "--no-sandbox",
+)
+# In the plain dictionary that says what made it; with parentheses that no text can have unescaped.
+_DATE = re.compile(rb"/(?:Creation|Mod)Date \(D:[^()]*\)")
+
+
+class PdfExporter(PageExporter):
+    """Prints the page of a notebook."""
+
+    output_mimetype = "application/pdf"
+
+    def from_notebook_node(
+        self, nb: NotebookNode, resources: dict[str, Any] | None = None, **options: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Convert a notebook; the content is bytes.
+
+        Raises:
+            ConversionError: No browser is installed, or it failed.
+        """
+        browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+        if browser is None:
+            raise ConversionError(
+                "a PDF is printed by Chromium, which this server has not: its operator can install it "
+                "(the package chromium)"
+            )
+        html, resources = super().from_notebook_node(nb, resources, **options)
+        return _printed(browser, html), resources
+
+
+def _printed(browser: str, html: str) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="print-") as folder:
+        page, target = Path(folder, "page.html"), Path(folder, "page.pdf")
+        page.write_text(html, encoding="utf-8", errors="replace")
+        # Whoever asked for this process limits its time.
+        done = subprocess.run(  # noqa: S603 - a browser that the operator has installed
+            [
+                browser,
+                *_FLAGS,
+                f"--user-data-dir={folder}/profile",
+                f"--print-to-pdf={target}",
+                page.as_uri(),
+            ],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            # It makes a socket in its folder for temporary files, and a socket's path may have 107 bytes.
+            cwd=folder,
+            env={**os.environ, "HOME": folder, "TMPDIR": "."},
+        )
+        if not target.exists():
+            # A desktop's message bus is not there on a server, which it says whatever happens.
+            said = [line for line in done.stderr.decode(errors="replace").splitlines() if "dbus" not in line]
+            raise ConversionError(f"{browser} printed nothing: {' '.join(said[-3:]) or done.returncode}")
+        return _undated(target.read_bytes())
+
+
+def _undated(pdf: bytes) -> bytes:
+    """Blank when it was printed: one that is made again between two reads has the same bytes."""
+    return _DATE.sub(lambda found: b" " * len(found[0]), pdf, count=2)

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
-import signal
-import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from notebook_runner_server import folder_tree
-
-NO_INPUT = "--no-input"
-"""Tells the converter to leave out what the code cells say."""
-
-
-class ConversionError(RuntimeError):
-    """A notebook cannot be converted; the message says why."""
+from notebook_runner_server.export import formats
+from notebook_runner_server.export.formats import ConversionError
+from notebook_runner_server.run_in_subprocess import SubprocessError, SubprocessOptions, start_in_subprocess
 
 
 class ExportService:
@@ -62,47 +54,19 @@ class ExportService:
         """
         async with self._one_at_a_time:
             folder = await asyncio.to_thread(self._folder)
+            # A process that is killed has no time to remove its temporary files.
+            options = SubprocessOptions({**self._environment, "TMPDIR": str(folder)})
             try:
-                options = [NO_INPUT] if omit_input else []
-                answer = await self._convert(str(folder), to, str(notebook), str(target), *options)
+                async with asyncio.timeout(self._timeout):
+                    return await start_in_subprocess(
+                        options, formats.export, to, notebook, target, omit_input=omit_input
+                    )
+            except TimeoutError:
+                raise ConversionError(f"it took longer than {self._timeout:g} s (--export-timeout)") from None
+            except SubprocessError as error:
+                raise ConversionError(f"the converter ended with code {error.code}") from error
             finally:
+                # A browser's crash handler leads a session of its own.
+                await asyncio.to_thread(self._sweep)
                 # By now nothing writes into it any more.
                 await asyncio.to_thread(folder_tree.remove_if_possible, folder)
-        if "error" in answer:
-            raise ConversionError(answer["error"])
-        return answer["media_type"]
-
-    async def _convert(self, folder: str, *arguments: str) -> Mapping[str, str]:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-P", "-m", "notebook_runner_server.export.formats", *arguments),
-            # What is ended has no time to remove its files.
-            env={**self._environment, "TMPDIR": folder},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            process_group=0,
-        )
-        try:
-            printed, _ = await asyncio.wait_for(process.communicate(), self._timeout)
-        except TimeoutError:
-            raise ConversionError(f"it took longer than {self._timeout:g} s (--export-timeout)") from None
-        finally:
-            # With whatever it started: pandoc, a browser.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-            await asyncio.to_thread(_reap, process.pid)
-            # What collects a browser's crashes leads a session of its own.
-            await asyncio.to_thread(self._sweep)
-        if process.returncode:
-            raise ConversionError(f"the converter ended with code {process.returncode}")
-        answer: Mapping[str, str] = json.loads(printed.splitlines()[-1])
-        return answer
-
-
-def _reap(group: int) -> None:
-    """Wait for what a converter has left to this process, which is the nearest subreaper; it was killed."""
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.waitpid(-group, 0)

@@ -24,7 +24,7 @@ from typing import IO, TypeVar
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.errors import DamagedRunError, damaged
-from notebook_runner_server.execution.files import FileEvent, FilesLeft
+from notebook_runner_server.execution.interface import FileEvent, FilesLeft
 from notebook_runner_server.execution.segments import HEAD, SEPARATOR, TAIL
 from notebook_runner_server.runs.model import Segment
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from notebook_runner_server.execution.files import FileEvent
-from notebook_runner_server.execution.interface import CellEvent, Failure, Limits, WarmCounts
+from notebook_runner_server.execution.interface import CellEvent, Failure, FileEvent, Limits, WarmCounts
 
 
 class RunState(enum.Enum):

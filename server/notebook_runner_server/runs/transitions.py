@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from notebook_runner_server.execution.files import FileEvent, FilePiece, FilesLeft
 from notebook_runner_server.execution.interface import (
     Cause,
     CellFinished,
@@ -16,6 +15,9 @@ from notebook_runner_server.execution.interface import (
     Ended,
     ExecutionEvent,
     Failure,
+    FileEvent,
+    FilePiece,
+    FilesLeft,
     KernelReady,
     ReplayMark,
     SegmentChunk,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from notebook_runner_server.subprocess_program import clean_up
 from notebook_runner_server.transfer.interface import MissingError, RefusedError
 
 
@@ -33,14 +34,13 @@ def read(path: str, folders: Sequence[str], limit: int) -> bytes:
         os.close(descriptor)
 
 
-def write(path: str, folders: Sequence[str], notebook: BinaryIO, abandoned: contextlib.ExitStack) -> None:
+def write(path: str, folders: Sequence[str], notebook: BinaryIO) -> None:
     """Put a file in its place when it is whole.
 
     Args:
         path: Where.
         folders: Where it may be.
         notebook: What to write.
-        abandoned: What is to be done when the write is given up.
 
     Raises:
         TransferError: It is in none of these folders.
@@ -50,7 +50,7 @@ def write(path: str, folders: Sequence[str], notebook: BinaryIO, abandoned: cont
     folder = _open(parent, os.O_RDONLY | os.O_DIRECTORY)
     _check_inside(folder, folders)
     draft = f".notebook-runner-{secrets.token_hex(8)}"
-    abandoned.callback(_remove, draft, folder)
+    clean_up.callback(_remove, draft, folder)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
     with open(descriptor, "wb") as file:
         shutil.copyfileobj(notebook, file, 1024 * 1024)

@@ -1,127 +1,93 @@
-"""Reads or writes one notebook, as a program of its own, so that the server can abandon it at any moment.
+"""Reads or writes one notebook, in a process of its own (`run_in_subprocess`).
 
-::
-
-    python -m notebook_runner_server.transfer.program
-
-The request is one line of JSON on standard input, where nobody reads it who lists processes; when standard
-input ends, so does the program. It names a descriptor, the file of the notebook: what is to be written, or
-empty and to be filled with what was read. The answer is one line of JSON on standard output, `{}` or
-`{"error": …, "message": …}`.
+The process inherits a descriptor: the file of the notebook to write, or an empty file for what it reads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import json
-import os
-import sys
-import threading
-from collections.abc import Mapping
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from typing import BinaryIO
 
-from notebook_runner_server.transfer.interface import (
-    MissingError,
-    RefusedError,
-    TransferError,
-    TransferTooLargeError,
-    UnreachableError,
-)
-from notebook_runner_server.transfer.policy import WEB, ParsedUri, parse
-
-PR_SET_DUMPABLE = 4  # linux/prctl.h
-
-KINDS: Mapping[str, type[TransferError]] = {
-    "refused": RefusedError,
-    "missing": MissingError,
-    "too large": TransferTooLargeError,
-    "unreachable": UnreachableError,
-}
-"""How each error is told to the server."""
+from notebook_runner_server.transfer.interface import TransferError, TransferTooLargeError, UnreachableError
+from notebook_runner_server.transfer.policy import WEB, ParsedUri, UriPolicy, parse
 
 
-def _read(request: Mapping[str, Any], place: ParsedUri) -> bytes:
-    if place.scheme in WEB:
+def read(uri: str, notebook: int, policy: UriPolicy, limit: int) -> None:
+    """Read the notebook that a URI names.
+
+    Args:
+        uri: The URI.
+        notebook: The descriptor of the file to fill.
+        policy: What the operator allows.
+        limit: The most bytes.
+
+    Raises:
+        TransferError: It cannot be read.
+    """
+    parsed = parse(uri)
+    with _as_transfer_error(parsed):
+        content = _read(uri, parsed, policy, limit)
+        if len(content) > limit:
+            raise TransferTooLargeError("it is too large")
+        with open(notebook, "wb", closefd=False) as file:
+            file.write(content)
+
+
+def _read(uri: str, parsed: ParsedUri, policy: UriPolicy, limit: int) -> bytes:
+    if parsed.scheme in WEB:
         from notebook_runner_server.transfer import web  # noqa: PLC0415 - an extra
 
-        reading = web.read(request["uri"], request["limit"], any_address=request["any_address"])
-        return asyncio.run(reading)
-    if place.scheme == "file":
+        return asyncio.run(web.read(uri, limit, any_address=bool(policy.hosts)))
+    if parsed.scheme == "file":
         from notebook_runner_server.transfer import files  # noqa: PLC0415 - only what is needed
 
-        return files.read(place.path, request["folders"], request["limit"])
+        return files.read(parsed.path, policy.folders, limit)
     from notebook_runner_server.transfer import objects  # noqa: PLC0415 - an extra
 
-    return objects.read(place, request["limit"])
+    return objects.read(parsed, limit)
 
 
-def _write(request: Mapping[str, Any], place: ParsedUri, abandoned: contextlib.ExitStack) -> None:
-    descriptor = request["notebook"]
-    with open(descriptor, "rb", closefd=False) as notebook:
-        if place.scheme in WEB:
-            from notebook_runner_server.transfer import web  # noqa: PLC0415 - an extra
+def write(uri: str, notebook: int, policy: UriPolicy) -> None:
+    """Write a notebook to a URI.
 
-            asyncio.run(web.write(request["uri"], notebook, any_address=request["any_address"]))
-        elif place.scheme == "file":
-            from notebook_runner_server.transfer import files  # noqa: PLC0415 - only what is needed
+    Args:
+        uri: The URI.
+        notebook: The descriptor of the notebook's file.
+        policy: What the operator allows.
 
-            files.write(place.path, request["folders"], notebook, abandoned)
-        else:
-            from notebook_runner_server.transfer import objects  # noqa: PLC0415 - an extra
+    Raises:
+        TransferError: It cannot be written.
+    """
+    parsed = parse(uri)
+    with _as_transfer_error(parsed), open(notebook, "rb", closefd=False) as file:
+        _write(uri, parsed, policy, file)
 
-            objects.write(place, descriptor)
+
+def _write(uri: str, parsed: ParsedUri, policy: UriPolicy, notebook: BinaryIO) -> None:
+    if parsed.scheme in WEB:
+        from notebook_runner_server.transfer import web  # noqa: PLC0415 - an extra
+
+        asyncio.run(web.write(uri, notebook, any_address=bool(policy.hosts)))
+    elif parsed.scheme == "file":
+        from notebook_runner_server.transfer import files  # noqa: PLC0415 - only what is needed
+
+        files.write(parsed.path, policy.folders, notebook)
+    else:
+        from notebook_runner_server.transfer import objects  # noqa: PLC0415 - an extra
+
+        objects.write(parsed, notebook.fileno())
 
 
-def carry_out(request: Mapping[str, Any], abandoned: contextlib.ExitStack) -> Mapping[str, str]:
-    """Do what a request says, and return the answer."""
-    place = parse(request["uri"])
+@contextlib.contextmanager
+def _as_transfer_error(parsed: ParsedUri) -> Iterator[None]:
     try:
-        if request["action"] == "write":
-            _write(request, place, abandoned)
-        else:
-            _keep(_read(request, place), request)
-    except TransferError as error:
-        kind = next(name for name, kind in KINDS.items() if isinstance(error, kind))
-        return {"error": kind, "message": str(error)}
-    except Exception as error:  # noqa: BLE001 - the libraries' errors have no common root; all are said
+        yield
+    except TransferError:
+        raise
+    # The libraries' errors have no common base class.
+    except Exception as error:
         # A text about a URI of the web may show its signature.
-        text = "" if place.scheme in WEB else f": {error}"
-        return {"error": "unreachable", "message": f"{type(error).__name__}{text}"[:300]}
-    return {}
-
-
-def _keep(content: bytes, request: Mapping[str, Any]) -> None:
-    """Hand over what was read."""
-    if len(content) > request["limit"]:
-        raise TransferTooLargeError("it is too large")
-    with open(request["notebook"], "wb", closefd=False) as file:
-        file.write(content)
-
-
-def _end_with(lifeline: BinaryIO, abandoned: contextlib.ExitStack) -> None:
-    lifeline.read()
-    abandoned.close()
-    os._exit(1)
-
-
-def main() -> None:
-    """Answer the one request that comes on standard input."""
-    # It has the server's environment, with credentials of object stores; nobody else may look into it.
-    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    abandoned = contextlib.ExitStack()
-    # What a library prints is no answer.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    request = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with, args=(sys.stdin.buffer, abandoned), daemon=True).start()
-    answer = carry_out(request, abandoned)
-    abandoned.close()
-    answers.write(json.dumps(answer).encode() + b"\n")
-    answers.flush()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+        text = "" if parsed.scheme in WEB else f": {error}"
+        raise UnreachableError(f"{type(error).__name__}{text}"[:300]) from error

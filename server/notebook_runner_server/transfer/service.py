@@ -8,17 +8,14 @@ of the server.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
-import signal
-import sys
-from collections.abc import Collection, Coroutine, Mapping
-from typing import Any, BinaryIO, TypeVar
+from collections.abc import Callable, Collection, Coroutine
+from typing import BinaryIO, TypeVar
 
+from notebook_runner_server.run_in_subprocess import SubprocessError, SubprocessOptions, start_in_subprocess
+from notebook_runner_server.transfer import program
 from notebook_runner_server.transfer.interface import StoppedError, UnreachableError
 from notebook_runner_server.transfer.policy import UriPolicy
-from notebook_runner_server.transfer.program import KINDS
 
 _T = TypeVar("_T")
 
@@ -82,7 +79,7 @@ class TransferService:
         # In memory, where it is going to be anyway; a pipe would have the event loop put it together.
         with os.fdopen(os.memfd_create("notebook"), "r+b") as file:
             async with self._turns:
-                await _ask(self._request("read", uri, file.fileno()), file.fileno())
+                await self._call(program.read, uri, file.fileno(), self._max_bytes)
             return await asyncio.to_thread(_content, file)
 
     async def write(self, uri: str, notebook: int) -> None:
@@ -92,7 +89,7 @@ class TransferService:
             TransferError: It could not be written.
         """
         self.check(uri)
-        await self._limited(_ask(self._request("write", uri, notebook), notebook))
+        await self._limited(self._call(program.write, uri, notebook))
 
     def stop_reading(self) -> None:
         """Abandon what is being read, and read no more: the server is shutting down."""
@@ -107,62 +104,14 @@ class TransferService:
         except TimeoutError:
             raise UnreachableError(f"it took longer than {self._timeout:g} s (--uri-timeout)") from None
 
-    def _request(self, action: str, uri: str, notebook: int) -> Mapping[str, Any]:
-        return {
-            "action": action,
-            "uri": uri,
-            "limit": self._max_bytes,
-            "any_address": bool(self._policy.hosts),
-            "folders": self._policy.folders,
-            "notebook": notebook,
-        }
+    async def _call(self, function: Callable[..., None], uri: str, notebook: int, *args: object) -> None:
+        options = SubprocessOptions(descriptors=[notebook], grace=GRACE_SECONDS)
+        try:
+            await start_in_subprocess(options, function, uri, notebook, self._policy, *args)
+        except SubprocessError as error:
+            raise UnreachableError("a helper process ended without an answer") from error
 
 
 def _content(file: BinaryIO) -> bytes:
     file.seek(0)
     return file.read()
-
-
-async def _ask(request: Mapping[str, Any], notebook: int) -> None:
-    """Have a helper process carry out a request; it has the file of the notebook."""
-    line = await _converse(json.dumps(request).encode() + b"\n", notebook)
-    if not line:
-        raise UnreachableError("a helper process ended without an answer")
-    answer: Mapping[str, str] = json.loads(line)
-    if "error" in answer:
-        raise KINDS[answer["error"]](answer["message"])
-
-
-async def _converse(line: bytes, notebook: int) -> bytes:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-P", "-m", "notebook_runner_server.transfer.program"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        pass_fds=[notebook],
-        process_group=0,
-    )
-    assert process.stdin is not None  # noqa: S101 - it was asked for
-    assert process.stdout is not None  # noqa: S101 - the same
-    try:
-        process.stdin.write(line)
-        return await process.stdout.readline()
-    finally:
-        # Also when whoever waits for it is cancelled once more.
-        await asyncio.shield(_bury(process))
-
-
-async def _bury(process: asyncio.subprocess.Process) -> None:
-    """End a helper process, and wait until it is gone."""
-    assert process.stdin is not None  # noqa: S101 - it was asked for
-    assert process.stdout is not None  # noqa: S101 - the same
-    # The end of its input is the helper's, which removes what it has not finished; the end of its output
-    # tells that it has ended.
-    process.stdin.close()
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(process.stdout.read(), GRACE_SECONDS)
-    # With whatever it started: a command that gives credentials.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()

@@ -17,14 +17,13 @@ from typing import Any, BinaryIO
 import aiohttp
 from yarl import URL
 
-from notebook_runner_server.transfer.addresses import is_blocked
 from notebook_runner_server.transfer.interface import (
     MissingError,
     RefusedError,
     TransferTooLargeError,
     UnreachableError,
 )
-from notebook_runner_server.transfer.policy import FORBIDDEN
+from notebook_runner_server.transfer.policy import FORBIDDEN, is_blocked
 
 MEDIA_TYPE = "application/x-ipynb+json"
 

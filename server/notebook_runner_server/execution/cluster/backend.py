@@ -6,11 +6,11 @@ import asyncio
 import gc
 from collections.abc import Mapping
 
-from notebook_runner_server.execution.cluster.link import SchedulerConnection
+from notebook_runner_server.confinement import confine
 from notebook_runner_server.execution.cluster.messages import HostOptions
 from notebook_runner_server.execution.cluster.run import ClusterRun
+from notebook_runner_server.execution.cluster.scheduler import SchedulerConnection
 from notebook_runner_server.execution.interface import Job, WarmCounts
-from notebook_runner_server.execution.processes import become_subreaper
 
 SCHEMES = {"dask": "tcp", "dask+tls": "tls"}
 """How Dask has what an operator writes."""
@@ -35,7 +35,7 @@ class ClusterBackend:
         self._address = f"{SCHEMES[scheme]}://{where}"
         self._options = options
         self._most = most
-        self._link: SchedulerConnection | None = None
+        self._scheduler: SchedulerConnection | None = None
         self._runs: set[ClusterRun] = set()
         self.worker_deaths = 0
         self._waking: set[asyncio.Task[None]] = set()
@@ -43,9 +43,9 @@ class ClusterBackend:
     @property
     def _cluster(self) -> SchedulerConnection:
         # It belongs to the event loop, which a backend is made before.
-        if self._link is None:
-            self._link = SchedulerConnection(self._address, self._options)
-        return self._link
+        if self._scheduler is None:
+            self._scheduler = SchedulerConnection(self._address, self._options)
+        return self._scheduler
 
     @property
     def capacity(self) -> int:
@@ -71,7 +71,7 @@ class ClusterBackend:
     async def start(self) -> None:
         """Begin to connect; a cluster that is not there yet is waited for by the runs."""
         # What an export leaves is handed to this process, which ends it.
-        become_subreaper()
+        confine.become_subreaper()
         await self._cluster.start()
         # Dask's modules stay: each look for garbage among them would hold the event loop for some 50 ms.
         gc.collect()

@@ -10,34 +10,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import stat
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from notebook_runner_server import folder_tree
 from notebook_runner_server.execution.cluster import messages
-from notebook_runner_server.execution.cluster.folders import WorkerRunFolder
 from notebook_runner_server.execution.cluster.messages import Batch, Channel
-from notebook_runner_server.execution.files import FilePiece
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
     ExecutionEvent,
     Failure,
+    FileEvent,
+    FilePiece,
+    FilesLeft,
     Job,
     SegmentChunk,
     StreamOutput,
 )
 from notebook_runner_server.execution.pool import PoolRun, ProcessPoolBackend
+from notebook_runner_server.execution.worker_protocol import Stop
 
-MOST_KEPT_BYTES = 4 * 1024 * 1024
+MAX_KEPT_BYTES = 4 * 1024 * 1024
 """Events that the server has not taken yet; when there are more, the run waits."""
 
-MOST_EVENTS = 200
+MAX_EVENTS = 200
 """Events of one batch, which the server decodes without doing anything else."""
 
-MOST_AFTER_STOP_BYTES = 16 * 1024 * 1024
+MAX_AFTER_STOP_BYTES = 16 * 1024 * 1024
 """Files that come back of a run that was asked to end: whoever asked for that waits for them."""
 
-SIGNS_OF_LIFE = 4
+HEARTBEATS = 4
 """How many signs of life there are in the time after which one is given up."""
 
 _EVENT_BYTES = 200
@@ -79,7 +86,7 @@ class Lease:
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(timeout, self._expire)
         self._closing: asyncio.Task[None] | None = None
-        self._hosting: asyncio.Task[None] | None = None
+        self._executing: asyncio.Task[None] | None = None
         self._run: PoolRun | None = None
         self._stop: tuple[Cause, float] | None = None
         self._stopped = asyncio.Event()
@@ -87,13 +94,13 @@ class Lease:
         self._kept_bytes = 0
         self._number = 0
         # The last batch that was taken, and is not kept.
-        self._last_taken = 0
+        self._last_acknowledged = 0
         self._abandoned = False
         self._changed = asyncio.Condition()
         self._channel: Channel | None = None
 
     @property
-    def is_void(self) -> bool:
+    def is_expired(self) -> bool:
         """Whether it has run out, and no job came before."""
         return self._abandoned and not self.has_job
 
@@ -107,29 +114,32 @@ class Lease:
         if self._channel is not None:
             self._channel.close()
         self._channel = channel
-        if after < self._last_taken:
+        if after < self._last_acknowledged:
             # Only a server that could not write takes what it does not make durable.
-            await channel.send(messages.Gone())
-        await self._taken(after)
-        telling = [asyncio.create_task(self._tell(channel, after)), asyncio.create_task(self._live(channel))]
+            await channel.send(messages.BatchesLost())
+        await self._acknowledge(after)
+        telling = [
+            asyncio.create_task(self._send_batches(channel, after)),
+            asyncio.create_task(self._send_heartbeats(channel)),
+        ]
         try:
             while not self.over.is_set():
-                await self._obey(await channel.receive())
+                await self._handle(await channel.receive())
         finally:
             for task in telling:
                 task.cancel()
 
-    async def _obey(self, message: object) -> None:
+    async def _handle(self, message: object) -> None:
         match message:
-            # One that was on its way for too long is of a run that its server has given up.
-            case messages.Begin(job=job) if not self.has_job and not self._abandoned:
+            # A lease has one job, and none that was on its way for so long that its server has given it up.
+            case Job() as job if not self.has_job and not self._abandoned:
                 self.has_job = True
-                self._hosting = asyncio.create_task(self._host(job))
-            case messages.StopLease(cause=cause, grace_period=grace_period):
+                self._executing = asyncio.create_task(self._execute_reporting(job))
+            case Stop(cause=cause, grace_period=grace_period):
                 self.stop(cause, grace_period)
-            case messages.Taken(number=number):
-                await self._taken(number)
-            case messages.Alive(stamp=stamp):
+            case messages.Acknowledge(number=number):
+                await self._acknowledge(number)
+            case messages.Heartbeat(stamp=stamp):
                 self._extend(stamp + self._timeout)
             case messages.Release():
                 await self.close()
@@ -146,10 +156,10 @@ class Lease:
         self._abandoned = True
         async with self._changed:
             self._changed.notify_all()
-        if self._hosting is not None:
-            if not self._hosting.done():
+        if self._executing is not None:
+            if not self._executing.done():
                 self.stop(Cause.SERVER_DIED, 0.0)
-            await asyncio.wait([self._hosting])
+            await asyncio.wait([self._executing])
         self._timer.cancel()
         self.over.set()
 
@@ -158,14 +168,14 @@ class Lease:
         self._timer = self._loop.call_at(moment, self._expire)
         if self._run is not None:
             # This process may be stopped, or busy with something else.
-            self._run.keep_until(moment)
+            self._run.set_deadline(moment)
 
     def _expire(self) -> None:
         self._abandoned = True
         self.stop(Cause.SERVER_DIED, 0.0)
         self._closing = asyncio.create_task(self.close())
 
-    async def _host(self, job: Job) -> None:
+    async def _execute_reporting(self, job: Job) -> None:
         try:
             await self._execute(job)
         except Exception as error:  # noqa: BLE001 - without an end the run would go on for ever
@@ -196,8 +206,8 @@ class Lease:
         async with contextlib.aclosing(self._run.events()) as batches:
             async for events in batches:
                 end = len(events) - isinstance(events[-1], Ended)
-                for start in range(0, end, MOST_EVENTS):
-                    await self._keep(events[start : min(end, start + MOST_EVENTS)])
+                for start in range(0, end, MAX_EVENTS):
+                    await self._keep(events[start : min(end, start + MAX_EVENTS)])
                 if end < len(events):
                     await self._keep_files()
                     await self._keep(events[end:])
@@ -208,10 +218,10 @@ class Lease:
             await self._pool.wait_for_worker()
             if self._stop is None:
                 self._run = self._pool.submit(job)
-                self._run.keep_until(self._timer.when())
+                self._run.set_deadline(self._timer.when())
 
     async def _keep_files(self) -> None:
-        files = self._folder.files(None if self._stop is None else MOST_AFTER_STOP_BYTES)
+        files = self._folder.files(None if self._stop is None else MAX_AFTER_STOP_BYTES)
         while not self._abandoned and (told := await asyncio.to_thread(next, files, None)) is not None:
             await self._keep([told])
 
@@ -219,22 +229,22 @@ class Lease:
         if not events or self._abandoned:
             return
         async with self._changed:
-            await self._changed.wait_for(lambda: self._kept_bytes < MOST_KEPT_BYTES or self._abandoned)
+            await self._changed.wait_for(lambda: self._kept_bytes < MAX_KEPT_BYTES or self._abandoned)
             self._number += 1
             size = sum(map(_size, events))
             self._kept.append((Batch(self._number, events), size))
             self._kept_bytes += size
             self._changed.notify_all()
 
-    async def _taken(self, number: int) -> None:
+    async def _acknowledge(self, number: int) -> None:
         async with self._changed:
             while self._kept and self._kept[0][0].number <= number:
                 batch, size = self._kept.popleft()
                 self._kept_bytes -= size
-                self._last_taken = batch.number
+                self._last_acknowledged = batch.number
             self._changed.notify_all()
 
-    async def _tell(self, channel: Channel, after: int) -> None:
+    async def _send_batches(self, channel: Channel, after: int) -> None:
         with contextlib.suppress(OSError):
             while True:
                 for batch in await self._kept_after(after):
@@ -246,11 +256,11 @@ class Lease:
             await self._changed.wait_for(lambda: bool(self._kept) and self._kept[-1][0].number > number)
             return [batch for batch, _ in self._kept if batch.number > number]
 
-    async def _live(self, channel: Channel) -> None:
+    async def _send_heartbeats(self, channel: Channel) -> None:
         with contextlib.suppress(OSError):
             while True:
-                await channel.send(messages.Alive(self._loop.time()))
-                await asyncio.sleep(self._timeout / SIGNS_OF_LIFE)
+                await channel.send(messages.Heartbeat(self._loop.time()))
+                await asyncio.sleep(self._timeout / HEARTBEATS)
 
 
 def _size(event: ExecutionEvent) -> int:
@@ -260,3 +270,76 @@ def _size(event: ExecutionEvent) -> int:
         case StreamOutput(text=text):
             return _EVENT_BYTES + len(text)
     return _EVENT_BYTES
+
+
+PIECE_BYTES = 1024 * 1024
+"""How much of a file is in memory at once."""
+
+
+class WorkerRunFolder:
+    """The private folder of a run while it is executed; what the notebook leaves in it goes to the server.
+
+    Args:
+        place: Where it is made, in a folder of this name that is the run's alone.
+        max_bytes: How much it may hold to be brought to the server.
+        root: The server's notebook root, which may be here too, at the same path or by a link of this name.
+    """
+
+    def __init__(self, place: Path, max_bytes: int, root: Path | None) -> None:
+        self._place = self._path = place
+        self._max_bytes = max_bytes
+        self._root = root
+
+    def create(self, job: Job) -> Job:
+        """Make it, and return the job as it is executed here: in its notebook's folder, if that is here.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        self._path = self._place / job.run_id
+        self._path.mkdir(mode=0o700, parents=True)
+        own = str(self._path)
+        working = own
+        working_folder = Path(job.working_folder)
+        if self._root is not None and working_folder.is_relative_to(self._root):
+            # The operator may have a link here; below the root one would be a notebook's.
+            shared = self._root.resolve() / working_folder.relative_to(self._root)
+            working = str(shared) if shared.is_dir() else own
+        return replace(job, run_folder=own, working_folder=working)
+
+    def files(self, most: int | None = None) -> Iterator[FileEvent]:
+        """Yield what the notebook has left, when no process of it is there; links are not followed.
+
+        A file that cannot be read is left out.
+
+        Args:
+            most: How many bytes are brought at the most, if that is less than otherwise.
+        """
+        total = sum(entry.about.st_size for entry in self._regular_files())
+        if total > min(self._max_bytes, self._max_bytes if most is None else most):
+            yield FilesLeft(total)
+            return
+        for entry in self._regular_files():
+            # It may have gone.
+            with contextlib.suppress(OSError):
+                yield from self._pieces(entry)
+
+    def _regular_files(self) -> Iterator[folder_tree.Entry]:
+        for entry in folder_tree.walk(self._path):
+            readable = os.access(entry.name, os.R_OK, dir_fd=entry.folder)
+            if readable and stat.S_ISREG(entry.about.st_mode):
+                yield entry
+
+    def _pieces(self, entry: folder_tree.Entry) -> Iterator[FilePiece]:
+        with open(entry.open(), "rb") as file:
+            about = os.fstat(file.fileno())
+            start = 0
+            while (data := file.read(PIECE_BYTES)) or not start:
+                yield FilePiece(entry.path, start, data, stat.S_IMODE(about.st_mode), about.st_mtime_ns)
+                if not data:
+                    return
+                start += len(data)
+
+    def remove(self) -> None:
+        """Remove it with all that is in it."""
+        folder_tree.remove_if_possible(self._place)

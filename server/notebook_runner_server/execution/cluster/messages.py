@@ -9,20 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distributed.comm.core import Comm
 
-from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
-from notebook_runner_server.execution.interface import Cause, ExecutionEvent, Job
+from notebook_runner_server.confinement.policy import SandboxConfig
+from notebook_runner_server.execution.interface import ExecutionEvent
 from notebook_runner_server.execution.options import WarmKernels
+from notebook_runner_server.execution.worker_protocol import decode, encode
 
 ATTACH = "notebook_runner_attach"
 """The operation that a Dask worker learns."""
 
-SPARES = "notebook_runner_spares"
+WARM_KERNELS = "notebook_runner_warm_kernels"
 """A metric of a Dask worker: by kernelspec, how many kernels it keeps ready, and how many it is to keep."""
 
 
@@ -83,29 +83,14 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
-class Begin:
-    """Execute this, unless the lease has a job already."""
-
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class StopLease:
-    """End the run. `grace_period` in seconds; zero: now."""
-
-    cause: Cause
-    grace_period: float
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Acknowledge:
     """All batches up to this number are durable, and are asked for no more."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
-class Alive:
+class Heartbeat:
     """A sign of life. `stamp` is the worker's, by its own clock; the server sends it back as it is."""
 
     stamp: float
@@ -117,12 +102,12 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
-class Unknown:
+class UnknownLease:
     """There is no such lease here, or no longer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class BatchesLost:
     """Batches that the server asks for were taken by an earlier one, which did not make them durable."""
 
 
@@ -132,17 +117,6 @@ class Batch:
 
     number: int
     events: Sequence[ExecutionEvent]
-
-
-def encode(message: object) -> bytes:
-    """Return a message as it is sent."""
-    return pickle.dumps(message)
-
-
-def decode(data: bytes) -> object:
-    """Return the message that `encode` was given."""
-    # Whoever may connect to a Dask cluster may execute code on it: that is what it is for.
-    return pickle.loads(data)  # noqa: S301 - as said
 
 
 class Channel:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
-from notebook_runner_server.execution.cluster import leasing, messages
-from notebook_runner_server.execution.cluster.leasing import LostError
-from notebook_runner_server.execution.cluster.link import CONNECT_SECONDS, SchedulerConnection
+import distributed
+
+from notebook_runner_server.execution.cluster import messages, worker
 from notebook_runner_server.execution.cluster.messages import Batch, Channel, LeaseAddress
+from notebook_runner_server.execution.cluster.scheduler import CONNECT_SECONDS, SchedulerConnection
 from notebook_runner_server.execution.interface import (
     Cause,
     Ended,
@@ -19,6 +21,101 @@ from notebook_runner_server.execution.interface import (
     Job,
     ReplayMark,
 )
+from notebook_runner_server.execution.worker_protocol import Stop
+
+
+class LostError(Exception):
+    """Nothing goes on of a run any more, or nothing will; the message says why.
+
+    Args:
+        why: A sentence.
+        cause: What the run's failure names.
+    """
+
+    def __init__(self, why: str, cause: Cause = Cause.WORKER_DIED) -> None:
+        super().__init__(why)
+        self.cause = cause
+
+
+async def find_lease(scheduler: SchedulerConnection, run_id: str, deadline: float) -> LeaseAddress:
+    """Return where a run is that an earlier server has begun.
+
+    Args:
+        scheduler: The cluster.
+        run_id: The run.
+        deadline: When workers that do not answer are waited for no longer, by the event loop's clock.
+
+    Raises:
+        LostError: It is nowhere.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            await scheduler.until(lambda: run_id in scheduler.workers.leases or scheduler.all_known)
+    lease = scheduler.workers.leases.get(run_id)
+    if lease is None:
+        raise LostError("The server died while the run went on, and no worker has it.", Cause.SERVER_DIED)
+    return lease
+
+
+async def lease_slot(scheduler: SchedulerConnection, run_id: str) -> LeaseAddress:
+    """Have Dask lease a slot of a worker that takes runs; a lease without the job is nothing.
+
+    Raises:
+        LostError: Dask could not.
+    """
+    lease = None
+    while lease is None:
+        await scheduler.until(lambda: scheduler.workers.usable)
+        lease = await _try_lease(scheduler, await scheduler.client(), run_id)
+    return lease
+
+
+async def _try_lease(
+    scheduler: SchedulerConnection, client: distributed.Client, run_id: str
+) -> LeaseAddress | None:
+    """Return a lease; None: the scheduler was gone, or there are other workers now."""
+    usable, nonce = scheduler.workers.usable, secrets.token_hex(8)
+    expected = scheduler.expect(nonce)
+    future = client.submit(
+        worker.lease,
+        run_id,
+        nonce,
+        scheduler.topic,
+        key=f"notebook-run-{run_id}-{nonce}",
+        pure=False,
+        retries=0,
+        workers=list(usable),
+        resources={worker.RESOURCE: 1},
+    )
+    # It outlives this server, whose next one finds the run.
+    distributed.fire_and_forget(future)
+    over = asyncio.ensure_future(future)
+    others = asyncio.ensure_future(scheduler.until(lambda: scheduler.workers.usable != usable))
+    try:
+        await asyncio.wait([expected, over, others], return_when=asyncio.FIRST_COMPLETED)
+        if over.done() and not expected.done():
+            _check(over)
+        return expected.result() if expected.done() else None
+    except asyncio.CancelledError:
+        if expected.done():
+            scheduler.release(expected.result())
+        raise
+    finally:
+        scheduler.forget(nonce)
+        for one in (over, others):
+            one.cancel()
+        await asyncio.gather(over, others, return_exceptions=True)
+        if not expected.done():
+            with contextlib.suppress(OSError):
+                await client.cancel([future], force=True)
+
+
+def _check(over: asyncio.Future[Any]) -> None:
+    """Look why a lease has ended that nobody told of."""
+    error = None if over.cancelled() else over.exception()
+    if error is not None and not isinstance(error, distributed.client.FutureCancelledError):
+        raise LostError(f"No Dask worker could take the run: {error}")
+
 
 LOST_SECONDS = 5.0
 """How much longer than a worker waits for a server the server waits for the worker: the worker ends the run
@@ -35,7 +132,7 @@ class ClusterRun:
     """A run on the cluster.
 
     Args:
-        link: The cluster.
+        scheduler: The cluster.
         run_id: The run.
         job: What to execute; None: another server has begun it.
         mark: The number of the last batch that is durable.
@@ -48,33 +145,33 @@ class ClusterRun:
 
     def __init__(
         self,
-        link: SchedulerConnection,
+        scheduler: SchedulerConnection,
         run_id: str,
         job: Job | None,
         mark: int,
         timeout: float,
         released: Callable[[ClusterRun], None],
     ) -> None:
-        self._link = link
+        self._scheduler = scheduler
         self._run_id = run_id
         self._job = job
-        self._begun = job is None
+        self._has_begun = job is None
         self._number = mark
         self._timeout = timeout
         self._released = released
         self._loop = asyncio.get_running_loop()
         self._lost_at = self._loop.time() + timeout + LOST_SECONDS
         self._silent_at = 0.0
-        self._stop: tuple[Cause, float] | None = None
+        self._stop: Stop | None = None
         self._stopped = asyncio.Event()
-        self._at: LeaseAddress | None = None
+        self._lease: LeaseAddress | None = None
         self._channel: Channel | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
-        self._is_left = False
+        self._is_detached = False
         self.worker_died = False
-        self._is_unknown = False
-        self._is_gone = False
+        self._lease_unknown = False
+        self._batches_lost = False
 
     async def events(self) -> AsyncGenerator[Sequence[ExecutionEvent]]:
         """Yield what the worker tells; when it is gone, the end that it cannot tell itself."""
@@ -85,22 +182,22 @@ class ClusterRun:
                     ended = self._is_end(batch.events[-1])
                     # An end has no mark: it may be asked for again until it is durable.
                     yield batch.events if ended else [ReplayMark(batch.number), *batch.events]
-                    self._send(messages.Taken(batch.number))
+                    self._send(messages.Acknowledge(batch.number))
         except LostError as lost:
             end = Ended(self._failure(lost))
             ended = self._is_end(end)
             yield [end]
         finally:
-            if self._channel is None and self._at is not None:
-                self._link.release(self._at)
-            elif ended or not self._is_left:
+            if self._channel is None and self._lease is not None:
+                self._scheduler.release(self._lease)
+            elif ended or not self._is_detached:
                 self._send(messages.Release())
-                self._spawn(self._farewell())
+                self._spawn(self._close_channel())
             elif self._channel is not None:
                 self._channel.close()
             self._released(self)
 
-    async def _farewell(self) -> None:
+    async def _close_channel(self) -> None:
         """Give the worker a moment to take the last word, and end the connection."""
         if self._reading is not None:
             await asyncio.wait([self._reading], timeout=CONNECT_SECONDS)
@@ -109,13 +206,13 @@ class ClusterRun:
 
     def stop(self, cause: Cause, grace_period: float) -> None:
         """Send the order to the worker."""
-        self._stop = cause, grace_period
+        self._stop = Stop(self._run_id, cause, grace_period)
         self._stopped.set()
-        self._send(messages.StopLease(cause, grace_period))
+        self._send(self._stop)
 
     def leave(self) -> None:
         """Let the run go on without this server."""
-        self._is_left = True
+        self._is_detached = True
 
     def _is_end(self, event: ExecutionEvent) -> bool:
         if isinstance(event, Ended) and event.failure is not None:
@@ -124,24 +221,24 @@ class ClusterRun:
 
     def _failure(self, lost: LostError) -> Failure:
         if self._stop is not None:
-            return Failure(self._stop[0], f"The run was ended: {lost}")
+            return Failure(self._stop.cause, f"The run was ended: {lost}")
         return Failure(lost.cause, str(lost))
 
-    async def _place(self) -> LeaseAddress:
+    async def _locate(self) -> LeaseAddress:
         """Return where the run is, when it is anywhere."""
         getting = asyncio.ensure_future(
-            leasing.leased(self._link, self._run_id)
+            lease_slot(self._scheduler, self._run_id)
             if self._job is not None
-            else leasing.found(self._link, self._run_id, self._lost_at)
+            else find_lease(self._scheduler, self._run_id, self._lost_at)
         )
         stopped = asyncio.ensure_future(self._stopped.wait())
         try:
             waiting = [getting] if self._job is None else [getting, stopped]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if getting.done():
-                self._at = getting.result()
+                self._lease = getting.result()
                 self._lost_at = self._loop.time() + self._timeout + LOST_SECONDS
-                return self._at
+                return self._lease
             raise LostError("it had not started.")
         finally:
             stopped.cancel()
@@ -150,21 +247,21 @@ class ClusterRun:
 
     async def _batches(self) -> AsyncGenerator[Batch]:
         """Yield what the worker tells, over one connection after the other."""
-        ended, place = False, await self._place()
+        ended, lease = False, await self._locate()
         while not ended:
             try:
-                self._channel = await self._connected(place)
+                self._channel = await self._connected(lease)
             except LostError:
-                if self._begun or self._stop is not None:
+                if self._has_begun or self._stop is not None:
                     raise
                 # Nobody has the job yet.
-                place = await self._place()
+                lease = await self._locate()
                 continue
-            is_first, self._begun = not self._begun, True
+            is_first, self._has_begun = not self._has_begun, True
             if self._job is not None:
-                self._send(messages.Begin(self._job))
+                self._send(self._job)
             if self._stop is not None:
-                self._send(messages.StopLease(*self._stop))
+                self._send(self._stop)
             reading = self._received(self._channel)
             async with contextlib.aclosing(reading):
                 async for batch in reading:
@@ -175,23 +272,23 @@ class ClusterRun:
                         ended = isinstance(batch.events[-1], Ended)
                     if ended:
                         break
-            place = await self._next_place(place, is_first=is_first)
+            lease = await self._locate_next(lease, is_first=is_first)
 
-    async def _next_place(self, place: LeaseAddress, *, is_first: bool) -> LeaseAddress:
+    async def _locate_next(self, lease: LeaseAddress, *, is_first: bool) -> LeaseAddress:
         """Return where to connect after a connection has ended, of which the first had the job.
 
         Raises:
             LostError: What comes next is nowhere.
         """
-        if self._is_gone:
+        if self._batches_lost:
             raise LostError("An earlier server could not write what the run did.", Cause.STORAGE_FAILED)
-        if is_first and self._is_unknown and self._channel is not None:
+        if is_first and self._lease_unknown and self._channel is not None:
             # The lease had run out before the job came, so nobody has it.
-            self._begun = self._is_unknown = False
+            self._has_begun = self._lease_unknown = False
             self._channel.close()
             self._channel = None
-            return await self._place()
-        return place
+            return await self._locate()
+        return lease
 
     async def _received(self, channel: Channel) -> AsyncGenerator[Batch]:
         """Yield what comes over one connection until that ends, or nothing comes any more.
@@ -201,7 +298,7 @@ class ClusterRun:
         batches: asyncio.Queue[Batch | None] = asyncio.Queue()
         # Never cancelled: that would end the connection, on which there is something to be said yet.
         self._reading = asyncio.create_task(self._read(channel, batches))
-        self._heard()
+        self._note_message()
         while True:
             try:
                 # What has come while this process stood still is taken first.
@@ -220,18 +317,18 @@ class ClusterRun:
         try:
             while True:
                 message = await channel.receive()
-                self._heard()
+                self._note_message()
                 match message:
                     case Batch() as batch:
                         batches.put_nowait(batch)
-                    case messages.Alive() as sign:
+                    case messages.Heartbeat() as sign:
                         self._lost_at = self._loop.time() + self._timeout + LOST_SECONDS
                         await channel.send(sign)
-                    case messages.Gone():
-                        self._is_gone = True
+                    case messages.BatchesLost():
+                        self._batches_lost = True
                         batches.put_nowait(None)
-                    case messages.Unknown():
-                        self._is_unknown = True
+                    case messages.UnknownLease():
+                        self._lease_unknown = True
                         return
                 # What has come already is answered without a turn of the event loop.
                 await asyncio.sleep(0)
@@ -240,27 +337,27 @@ class ClusterRun:
         finally:
             batches.put_nowait(None)
 
-    def _heard(self) -> None:
+    def _note_message(self) -> None:
         self._silent_at = self._loop.time() + self._timeout / 2
 
-    async def _connected(self, place: LeaseAddress) -> Channel:
+    async def _connected(self, lease: LeaseAddress) -> Channel:
         """Connect to the worker, as long as it may have the run.
 
         Raises:
             LostError: It has it no longer.
         """
         while (left := self._lost_at - self._loop.time()) > 0:
-            if self._is_unknown:
-                raise LostError(f"The Dask worker at {place.address} has the run no longer.")
+            if self._lease_unknown:
+                raise LostError(f"The Dask worker at {lease.address} has the run no longer.")
             connecting = asyncio.ensure_future(
-                self._link.channel(place, self._number, min(left, TRY_SECONDS))
+                self._scheduler.channel(lease, self._number, min(left, TRY_SECONDS))
             )
             try:
                 while not (await asyncio.wait([connecting], timeout=RECONNECT_SECONDS))[0]:
-                    if self._stop is not None and not self._begun:
+                    if self._stop is not None and not self._has_begun:
                         raise LostError("it had not started.")
-                    if await self._link.is_refused(place):
-                        raise LostError(f"The Dask worker at {place.address} died.")
+                    if await self._scheduler.is_refused(lease):
+                        raise LostError(f"The Dask worker at {lease.address} died.")
                 return connecting.result()
             except OSError:
                 await asyncio.sleep(RECONNECT_SECONDS)
@@ -270,14 +367,14 @@ class ClusterRun:
         raise LostError(f"The Dask worker is lost: it was not heard of for {silence:g} s.")
 
     def _send(self, message: object) -> None:
-        self._spawn(self._try(message))
+        self._spawn(self._send_now(message))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def _try(self, message: object) -> None:
+    async def _send_now(self, message: object) -> None:
         # What cannot be sent is sent again over the next connection, or there is none any more.
         if self._channel is not None:
             with contextlib.suppress(OSError):

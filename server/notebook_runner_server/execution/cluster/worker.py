@@ -16,24 +16,24 @@ from typing import Any
 from distributed import Worker, WorkerPlugin, get_worker
 from distributed.comm.core import Comm
 
+from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.cluster import messages
-from notebook_runner_server.execution.cluster.folders import WorkerRunFolder
-from notebook_runner_server.execution.cluster.lease import Lease
+from notebook_runner_server.execution.cluster.lease import Lease, WorkerRunFolder
 from notebook_runner_server.execution.cluster.messages import Channel, Description, HostOptions
-from notebook_runner_server.execution.confinement.sandbox import SandboxConfig
 from notebook_runner_server.execution.interface import Cause
 from notebook_runner_server.execution.pool import ProcessPoolBackend
+from notebook_runner_server.execution.worker_protocol import decode, encode
 
 RESOURCE = "notebook"
 """The resource of a Dask worker that says how many runs it may have at once."""
 
 PLUGIN = "notebook-runner"
 
-FAREWELL_SECONDS = 5.0
+CLOSE_SECONDS = 5.0
 """How long a worker that is closed waits until the servers know how its runs have ended."""
 
 
-def _made(local_directory: Path) -> Path:
+def _private_folder(local_directory: Path) -> Path:
     """Make a folder of this program's own in a Dask worker's, and return it without links."""
     folder = local_directory.resolve() / PLUGIN
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -60,7 +60,7 @@ class NotebookHost(WorkerPlugin):
         self._slots = min(int(worker.state.total_resources.get(RESOURCE, 0)), worker.state.nthreads)
         self._leases: dict[str, Lease] = {}
         self._admitted = asyncio.Lock()
-        self._folder = folder = _made(Path(worker.local_directory))
+        self._folder = folder = _private_folder(Path(worker.local_directory))
         self._pool = ProcessPoolBackend(
             self._slots,
             folder / "scratch",
@@ -75,7 +75,7 @@ class NotebookHost(WorkerPlugin):
         except Exception as error:  # noqa: BLE001 - whatever it is, the server says it
             self._problem, self._slots = str(error) or type(error).__name__, 0
         worker.handlers[messages.ATTACH] = self.attach
-        worker.metrics[messages.SPARES] = self._spares
+        worker.metrics[messages.WARM_KERNELS] = self._warm_counts
 
     def _sandbox(self, worker: Worker) -> SandboxConfig:
         # Who has the cluster's key may do anything on the cluster.
@@ -87,11 +87,11 @@ class NotebookHost(WorkerPlugin):
     async def teardown(self, worker: Worker) -> None:
         """End all runs and the worker processes (called by Dask)."""
         worker.handlers.pop(messages.ATTACH, None)
-        worker.metrics.pop(messages.SPARES, None)
+        worker.metrics.pop(messages.WARM_KERNELS, None)
         for lease in self._leases.values():
             lease.stop(Cause.WORKER_DIED, 0.0)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL_SECONDS):
+            async with asyncio.timeout(CLOSE_SECONDS):
                 await asyncio.gather(*(lease.over.wait() for lease in self._leases.values()))
         await self._pool.close()
 
@@ -123,7 +123,7 @@ class NotebookHost(WorkerPlugin):
         """Say what this worker has."""
         return Description(self._options, self._slots, self._pool.kernels, self._runs, self._problem)
 
-    def _spares(self, _: Worker) -> dict[str, tuple[int, int]]:
+    def _warm_counts(self, _: Worker) -> dict[str, tuple[int, int]]:
         """Say which kernels are kept (called by Dask, which tells the scheduler twice a second)."""
         return {name: (one.ready, one.wanted) for name, one in self._pool.warm_counts.items()}
 
@@ -132,9 +132,9 @@ class NotebookHost(WorkerPlugin):
         channel = Channel(comm)
         found = self._leases.get(lease)
         try:
-            if found is None or found.is_void:
-                await channel.send(messages.Unknown())
-                await channel.until_closed(FAREWELL_SECONDS)
+            if found is None or found.is_expired:
+                await channel.send(messages.UnknownLease())
+                await channel.until_closed(CLOSE_SECONDS)
             else:
                 await found.serve(channel, after)
         except OSError:
@@ -178,11 +178,11 @@ async def install(version: str, options: bytes, dask_worker: Worker) -> bytes:
     """
     if version != messages.VERSION:
         raise RuntimeError(f"its version is {messages.VERSION}, and the server's {version}")
-    told = messages.decode(options)
+    told = decode(options)
     assert isinstance(told, HostOptions)  # noqa: S101 - what a server of this version sends
     async with _installing:
         host = dask_worker.plugins.get(PLUGIN)
         if not isinstance(host, NotebookHost) or host.is_outdated(told):
             host = NotebookHost(told)
             await dask_worker.plugin_add(host, PLUGIN, catch_errors=False)
-        return messages.encode(host.describe())
+        return encode(host.describe())

@@ -24,10 +24,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path[0] = str(Path(__file__).parents[1] / "confinement")
+sys.path[0] = str(Path(__file__).parents[2] / "confinement")
 
 if TYPE_CHECKING:
-    from notebook_runner_server.execution.confinement import confine
+    from notebook_runner_server.confinement import confine
 else:
     import confine
 
@@ -82,7 +82,7 @@ def main() -> None:
             link.sendall(b"0\n")
             is_kernel = False
         if is_kernel:
-            _be_kernel(request, socket.socket(fileno=control), rulesets)
+            _run_kernel(request, socket.socket(fileno=control), rulesets)
             return
         for descriptor in (control, output, *rulesets):
             os.close(descriptor)
@@ -146,7 +146,7 @@ def _forked(link: socket.socket, output: int) -> bool:
     return True
 
 
-def _be_kernel(request: dict[str, Any], control: socket.socket, rulesets: list[int]) -> None:
+def _run_kernel(request: dict[str, Any], control: socket.socket, rulesets: list[int]) -> None:
     """Start ipykernel's application, as `python -m ipykernel_launcher` does."""
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - not before the template's own import
     from tornado.ioloop import IOLoop  # noqa: PLC0415 - the same
@@ -155,7 +155,7 @@ def _be_kernel(request: dict[str, Any], control: socket.socket, rulesets: list[i
         # Before there is any other thread, which would keep what it may.
         confine.restrict(ruleset)
     confine.set_dumpable(True)
-    _take_place(request["place"])
+    _apply_context(request["context"])
     _reseed()
     launcher = importlib.util.find_spec(request["module"])
     sys.argv = [launcher.origin if launcher and launcher.origin else "", *request["arguments"]]
@@ -168,38 +168,38 @@ def _be_kernel(request: dict[str, Any], control: socket.socket, rulesets: list[i
     app.initialize(request["arguments"])
     loop = IOLoop.current()
 
-    def told(*_: object) -> None:
+    def assigned(*_: object) -> None:
         loop.remove_handler(control)
         with control:
             received = _received(control)
             if received is None:
                 # Whoever kept this kernel for later is gone, and nobody will ever use it.
                 os._exit(0)
-            place, more = received
+            context, more = received
             for ruleset in more:
                 confine.restrict(ruleset)
-            _take_place(place)
-            _tell_shell(app.shell)
+            _apply_context(context)
+            _update_shell(app.shell)
             start_up()
             control.sendall(b"done\n")
 
-    loop.add_handler(control, told, IOLoop.READ)
+    loop.add_handler(control, assigned, IOLoop.READ)
     control.sendall(b"ready\n")
     app.start()
 
 
-def _take_place(place: dict[str, Any]) -> None:
+def _apply_context(context: dict[str, Any]) -> None:
     """Make folder and environment what they would be, had the process been started with them."""
-    os.chdir(place["folder"])
-    for name in place["unset"]:
+    os.chdir(context["folder"])
+    for name in context["unset"]:
         os.environ.pop(name, None)
-    os.environ.update(place["set"])
+    os.environ.update(context["set"])
     time.tzset()
     if "tempfile" in sys.modules:
         vars(sys.modules["tempfile"])["tempdir"] = None
 
 
-def _tell_shell(shell: Any) -> None:
+def _update_shell(shell: Any) -> None:
     """Let IPython know of the folder what it noted when it started."""
     shell.starting_dir = os.getcwd()
     shell.user_ns["_dh"][:] = [type(one)(os.getcwd()) for one in shell.user_ns["_dh"][:1]]

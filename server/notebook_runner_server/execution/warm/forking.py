@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -22,10 +23,59 @@ from typing import IO, Any
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
-from notebook_runner_server.execution.confinement.environment import inherited
-from notebook_runner_server.execution.confinement.ruleset import Ruleset
-from notebook_runner_server.execution.processes import become_subreaper
-from notebook_runner_server.execution.warm.process import ForkedProcess
+from notebook_runner_server.confinement import confine
+from notebook_runner_server.confinement.environment import inherited
+from notebook_runner_server.confinement.policy import Ruleset
+
+
+class ForkedProcess:
+    """A child of this process that somebody else forked, with what jupyter_client uses of a Popen.
+
+    Attributes:
+        pid: Its process id.
+        returncode: Its exit code (negative: the signal that ended it), None while it runs.
+        is_lost: Its exit code is not known.
+    """
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.is_lost = False
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code (negative: the signal that ended it), None while it runs."""
+        return self._wait(os.WNOHANG)
+
+    def wait(self) -> int:
+        """Wait for the end, and return the exit code."""
+        return self._wait(0) or 0
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def _wait(self, options: int) -> int | None:
+        if self.returncode is None:
+            try:
+                found, status = os.waitpid(self.pid, options)
+            except ChildProcessError:
+                # Somebody else has reaped it, and knows how it ended. A Popen says 0 then, too.
+                self.returncode, self.is_lost = 0, True
+            else:
+                self.returncode = os.waitstatus_to_exitcode(status) if found else None
+        return self.returncode
+
 
 IMPORT_SECONDS = 60.0
 """How long a template may take to import what it is told to."""
@@ -33,12 +83,12 @@ IMPORT_SECONDS = 60.0
 FORK_SECONDS = 2.0
 """How long a template may take to fork; it takes some milliseconds."""
 
-SETTLE_SECONDS = 2.0
+ASSIGN_SECONDS = 2.0
 """How long a kernel that is ready may take to change its folder and environment."""
 
 _READY, _DONE = b"ready\n", b"done\n"
 _PROGRAM = Path(__file__).with_name("fork_server.py")
-_CONFINEMENT = Path(__file__).parents[1] / "confinement"
+_CONFINEMENT = Path(__file__).parents[2] / "confinement"
 # Without a look at variables, the working folder, or packages, some of which a caller can choose.
 _LAUNCHER = [sys.executable, "-I", "-S", str(_CONFINEMENT / "launch.py")]
 _KERNEL = _CONFINEMENT / "ipython_kernel.py"
@@ -83,7 +133,7 @@ class ForkServer:
         self, command: Sequence[str], preload: Sequence[str], environment: Mapping[str, str], *, hide: bool
     ) -> None:
         # The kernels become children of this process, which has to wait for them.
-        become_subreaper()
+        confine.become_subreaper()
         self._environment = {**environment, "JPY_PARENT_PID": str(os.getpid())}
         self._link, far = socket.socketpair()
         self._lines = self._link.makefile("rb", buffering=0)
@@ -103,7 +153,7 @@ class ForkServer:
         """Wait until all is imported; return the modules that could not be, and why.
 
         Raises:
-            TemplateError: It ended, or takes too long.
+            ForkServerError: It ended, or takes too long.
         """
         failed: dict[str, str] = json.loads(self._line(IMPORT_SECONDS))["failed"]
         return failed
@@ -131,14 +181,14 @@ class ForkServer:
             The process, and the socket on which it says that it is ready and is told its place.
 
         Raises:
-            TemplateError: The template ended, or takes too long.
+            ForkServerError: The template ended, or takes too long.
             BlockingIOError: There can be no more processes.
         """
         near, far = socket.socketpair()
         request = {
             "module": module,
             "arguments": list(arguments),
-            "place": self._place(folder, environment),
+            "context": self._context(folder, environment),
             "client": os.getpid(),
         }
         body = json.dumps(request).encode()
@@ -157,7 +207,7 @@ class ForkServer:
             raise BlockingIOError("there can be no more processes")
         return ForkedProcess(pid), near
 
-    def _place(self, folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    def _context(self, folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
         mine = self._environment
         changed = {name: value for name, value in environment.items() if mine.get(name) != value}
         missing = [name for name in mine if name not in environment and name != "JPY_PARENT_PID"]
@@ -189,7 +239,7 @@ class ForkProvisioner(LocalProvisioner):
         ruleset: What the kernel may reach; None: whatever the user may.
     """
 
-    template: ForkServer | None = None
+    fork_server: ForkServer | None = None
     ruleset: Ruleset | None = None
     # A Popen, or what is as good as one.
     process: Any
@@ -205,21 +255,21 @@ class ForkProvisioner(LocalProvisioner):
         """Start the kernel; `stdout` is the file for what the process itself writes.
 
         Raises:
-            TemplateError: The template does not fork.
+            ForkServerError: The template does not fork.
         """
         parts = split(cmd)
-        if parts is None or self.template is None:
+        if parts is None or self.fork_server is None:
             if self.ruleset is None:
                 return await super().launch_kernel(cmd, **kwargs)
-            with _in_memory(kwargs["env"]) as environment:
+            with _environment_file(kwargs["env"]) as environment:
                 descriptors = [self.ruleset.fileno(), environment.fileno()]
-                cmd = [*_LAUNCHER, *map(str, descriptors), *_becoming(cmd)]
+                cmd = [*_LAUNCHER, *map(str, descriptors), *_kernel_command(cmd)]
                 return await super().launch_kernel(
                     cmd, **{**kwargs, "env": inherited(), "pass_fds": descriptors}
                 )
         _, module, arguments = parts
         folder = str(kwargs.get("cwd") or os.getcwd())
-        process, self._control = self.template.fork(
+        process, self._control = self.fork_server.fork(
             module, arguments, folder, kwargs["env"], kwargs["stdout"].fileno(), self.ruleset
         )
         self._control.setblocking(False)
@@ -248,7 +298,7 @@ class ForkProvisioner(LocalProvisioner):
             ruleset: What its main thread may no longer reach; None: it keeps what it may.
 
         Raises:
-            TemplateError: It has ended, or does not do so.
+            ForkServerError: It has ended, or does not do so.
         """
         control, self._control = self._control, None
         if control is None:
@@ -258,7 +308,7 @@ class ForkProvisioner(LocalProvisioner):
         loop = asyncio.get_running_loop()
         try:
             with control:
-                async with asyncio.timeout(SETTLE_SECONDS):
+                async with asyncio.timeout(ASSIGN_SECONDS):
                     socket.send_fds(control, [struct.pack("!I", len(body))], descriptors)
                     await loop.sock_sendall(control, body)
                     while not self._heard.endswith(_DONE):
@@ -271,7 +321,7 @@ class ForkProvisioner(LocalProvisioner):
 
 
 @contextlib.contextmanager
-def _in_memory(environment: Mapping[str, str]) -> Iterator[IO[bytes]]:
+def _environment_file(environment: Mapping[str, str]) -> Iterator[IO[bytes]]:
     """Open a file without a name that holds the variables of a kernel, which may be secrets."""
     with open(os.memfd_create("environment"), "w+b") as file:
         file.write(json.dumps({**environment, "JPY_PARENT_PID": str(os.getpid())}).encode())
@@ -279,7 +329,7 @@ def _in_memory(environment: Mapping[str, str]) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _becoming(command: Sequence[str]) -> list[str]:
+def _kernel_command(command: Sequence[str]) -> list[str]:
     """Return the command of a kernel; ipykernel's is one that listens to this process alone."""
     parts = split(command)
     if parts is None:

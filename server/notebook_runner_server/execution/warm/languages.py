@@ -38,17 +38,17 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-_PLACES: dict[str, Callable[[str, Mapping[str, str]], str]] = {
+_SETUP_CODE: dict[str, Callable[[str, Mapping[str, str]], str]] = {
     "python": _python,
     "r": _r,
     "julia": _julia,
     "bash": _shell,
 }
-LANGUAGES = tuple(_PLACES)
+LANGUAGES = tuple(_SETUP_CODE)
 """The languages, in lower case, in which it can be said."""
 
 
-def place(language: str, folder: str, variables: Mapping[str, str]) -> str:
+def setup_code(language: str, folder: str, variables: Mapping[str, str]) -> str:
     """Return the code that changes folder and environment.
 
     Args:
@@ -56,4 +56,4 @@ def place(language: str, folder: str, variables: Mapping[str, str]) -> str:
         folder: The working folder.
         variables: To set in the environment.
     """
-    return _PLACES[language.lower()](folder, variables)
+    return _SETUP_CODE[language.lower()](folder, variables)

@@ -15,10 +15,106 @@ from distributed.comm.core import connect
 from distributed.protocol.pickle import dumps
 from distributed.security import Security
 
+from notebook_runner_server.execution import worker_protocol
 from notebook_runner_server.execution.cluster import messages
-from notebook_runner_server.execution.cluster.messages import Channel, HostOptions, LeaseAddress
+from notebook_runner_server.execution.cluster.messages import Channel, Description, HostOptions, LeaseAddress
 from notebook_runner_server.execution.cluster.worker import RESOURCE, install
-from notebook_runner_server.execution.cluster.workers import Workers
+from notebook_runner_server.execution.interface import WarmCounts
+
+_log = logging.getLogger(__name__)
+
+
+class Workers:
+    """The workers of a cluster, by their addresses.
+
+    Args:
+        options: What this server tells each.
+
+    Attributes:
+        kernels: The kernelspecs of the one that was last seen, by name, and the language of each.
+        leases: Where the runs are that workers had when they were first asked, by the run's id.
+    """
+
+    def __init__(self, options: HostOptions) -> None:
+        self._options = options
+        self.kernels: Mapping[str, str] = {}
+        self.leases: dict[str, LeaseAddress] = {}
+        self._descriptions: dict[str, Description] = {}
+        self._metrics: Mapping[str, Mapping[str, Any]] = {}
+        self._running: frozenset[str] = frozenset()
+        self._refused: set[str] = set()
+
+    @property
+    def usable(self) -> frozenset[str]:
+        """The addresses of those that take runs."""
+        # Whoever asks may be on another thread.
+        there = tuple(self._descriptions.items())
+        return frozenset(address for address, one in there if one.slots and address in self._running)
+
+    @property
+    def slots(self) -> int:
+        """How many runs they execute at once."""
+        return sum(
+            one.slots for address, one in tuple(self._descriptions.items()) if address in self._running
+        )
+
+    @property
+    def warm_counts(self) -> Mapping[str, WarmCounts]:
+        """The kernels that they keep, by kernelspec, as the scheduler was told last."""
+        counts: dict[str, WarmCounts] = {}
+        for address in self.usable:
+            for name, (ready, wanted) in (
+                self._metrics.get(address, {}).get(messages.WARM_KERNELS, {}).items()
+            ):
+                before = counts.get(name, WarmCounts(0, 0))
+                counts[name] = WarmCounts(before.ready + ready, before.wanted + wanted)
+        return counts
+
+    @property
+    def unknown(self) -> frozenset[str]:
+        """The addresses of those that have not said what they have."""
+        return frozenset(self._metrics.keys() - self._descriptions.keys() - self._refused)
+
+    def update(self, there: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take which workers are there, and what the scheduler says of each."""
+        for gone in self._descriptions.keys() - there.keys():
+            del self._descriptions[gone]
+        self.leases = {run_id: lease for run_id, lease in self.leases.items() if lease.address in there}
+        self._metrics = {address: one["metrics"] for address, one in there.items()}
+        # Another one may have the address later.
+        self._refused &= there.keys()
+        # One that is drained, or short of memory, finishes what it has and takes nothing more.
+        self._running = frozenset(address for address, one in there.items() if one["status"] == "running")
+
+    def installed(self, address: str, answer: object) -> None:
+        """Take what a worker has installed to `install`, if it is there still."""
+        if address not in self._metrics:
+            return
+        match answer:
+            case {"status": "OK", "result": bytes(data)}:
+                description = worker_protocol.decode(data)
+                assert isinstance(description, Description)  # noqa: S101 - what it answers
+                self._take(address, description)
+            case {"exception_text": why}:
+                self._refuse(address, str(why))
+
+    def _take(self, address: str, description: Description) -> None:
+        if description.problem:
+            self._refuse(address, description.problem)
+            return
+        self._descriptions[address] = description
+        if description.options.shared() != self._options.shared():
+            about = {"worker": address}
+            _log.warning("a Dask worker keeps an earlier server's settings: it has runs of it", extra=about)
+        self.kernels = description.kernels
+        self.leases.update(
+            {run_id: LeaseAddress(address, lease) for run_id, lease in description.leases.items()}
+        )
+
+    def _refuse(self, address: str, why: str) -> None:
+        _log.error("a Dask worker gets no runs", extra={"worker": address, "why": why})
+        self._refused.add(address)
+
 
 CONNECT_SECONDS = 5.0
 """How long one try to reach the scheduler or a worker may take."""
@@ -61,20 +157,20 @@ class SchedulerConnection:
         self._changed = asyncio.Condition()
         self._client: distributed.Client | None = None
         self._expected: dict[str, asyncio.Future[LeaseAddress]] = {}
-        self._news = asyncio.Event()
+        self._workers_changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._tried = False
         self._closing = False
         self._quiet_until = 0.0
         self._releasing: set[asyncio.Task[None]] = set()
-        self._told_to_workers = (messages.VERSION, messages.encode(options))
-        self._asking: dict[str, asyncio.Task[None]] = {}
-        self._looked = False
+        self._install_arguments = (messages.VERSION, worker_protocol.encode(options))
+        self._installing_on: dict[str, asyncio.Task[None]] = {}
+        self._updated = False
 
     @property
-    def all_asked(self) -> bool:
-        """Whether every worker that is there has been asked and has answered."""
-        return self._looked and not self.workers.unknown
+    def all_known(self) -> bool:
+        """Whether every worker that is there has been asked and has installed."""
+        return self._updated and not self.workers.unknown
 
     @property
     def connection_arguments(self) -> dict[str, Any]:
@@ -87,7 +183,7 @@ class SchedulerConnection:
         self._task = asyncio.create_task(self._keep())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_SECONDS):
-                await self.until(lambda: self._tried or self.all_asked)
+                await self.until(lambda: self._tried or self.all_known)
 
     async def close(self) -> None:
         """Let go of the cluster; what it executes goes on."""
@@ -96,7 +192,7 @@ class SchedulerConnection:
             # Dask may turn this into an error of its own.
             self._task.cancel()
             await asyncio.wait([self._task])
-        asking = tuple(self._asking.values())
+        asking = tuple(self._installing_on.values())
         for one in asking:
             one.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
@@ -118,36 +214,36 @@ class SchedulerConnection:
         return self._client
 
     def expect(self, nonce: str) -> asyncio.Future[LeaseAddress]:
-        """Return what will be the place of a lease."""
+        """Return what will be the lease of a lease."""
         return self._expected.setdefault(nonce, asyncio.get_running_loop().create_future())
 
     def forget(self, nonce: str) -> None:
         """Expect a lease no longer: if it comes, it is released."""
         self._expected.pop(nonce, None)
 
-    async def channel(self, place: LeaseAddress, after: int, seconds: float) -> Channel:
+    async def channel(self, lease: LeaseAddress, after: int, seconds: float) -> Channel:
         """Connect to a run.
 
         Args:
-            place: Where it is.
+            lease: Where it is.
             after: The number of the last batch that is known of it.
             seconds: How long that may take.
 
         Raises:
             OSError: The worker cannot be reached.
         """
-        comm = await connect(place.address, timeout=seconds, **self.connection_arguments)
+        comm = await connect(lease.address, timeout=seconds, **self.connection_arguments)
         try:
-            hello = {"op": messages.ATTACH, "reply": False, "lease": place.lease, "after": after}
+            hello = {"op": messages.ATTACH, "reply": False, "lease": lease.lease, "after": after}
             await comm.write(hello)
         except BaseException:
             comm.abort()
             raise
         return Channel(comm)
 
-    async def is_refused(self, place: LeaseAddress) -> bool:
+    async def is_refused(self, lease: LeaseAddress) -> bool:
         """Tell whether nothing listens there any more; Dask's own connect repeats what is refused."""
-        host, port = get_address_host_port(place.address)
+        host, port = get_address_host_port(lease.address)
         try:
             async with asyncio.timeout(RETRY_SECONDS):
                 _, writer = await asyncio.open_connection(host, port)
@@ -163,14 +259,14 @@ class SchedulerConnection:
             try:
                 await self._connected()
             except Exception as error:  # noqa: BLE001 - whatever Dask raises, it is tried again
-                self._complain(str(error))
+                self._log_unreachable(str(error))
             finally:
-                self.workers.keep({})
-                self._looked, self._tried = False, True
+                self.workers.update({})
+                self._updated, self._tried = False, True
             await self.changed()
             await asyncio.sleep(RETRY_SECONDS)
 
-    def _complain(self, why: str) -> None:
+    def _log_unreachable(self, why: str) -> None:
         """Say why there is no cluster, but not at each try."""
         now = asyncio.get_running_loop().time()
         if now < self._quiet_until:
@@ -193,14 +289,14 @@ class SchedulerConnection:
         )
         try:
             await client
-            client.subscribe_topic(self.topic, self._told)
-            client.subscribe_topic("all", self._told_of_worker)
-            await self._look(client)
+            client.subscribe_topic(self.topic, self._on_lease)
+            client.subscribe_topic("all", self._on_worker_event)
+            await self._update_workers(client)
             self._client = client
             await self.changed()
             _log.info("cluster", extra={"scheduler": self._address})
             gone = asyncio.ensure_future(lifeline.read())
-            looking = asyncio.ensure_future(self._look_after(client))
+            looking = asyncio.ensure_future(self._watch_workers(client))
             try:
                 await asyncio.wait([gone, looking], return_when=asyncio.FIRST_COMPLETED)
                 await (looking if looking.done() else gone)
@@ -217,22 +313,22 @@ class SchedulerConnection:
             with contextlib.suppress(TimeoutError, OSError):
                 await client.close(timeout=CONNECT_SECONDS)
 
-    def _told(self, event: tuple[float, Mapping[str, str]]) -> None:
+    def _on_lease(self, event: tuple[float, Mapping[str, str]]) -> None:
         """Take the news of a lease."""
         told = event[1]
-        place = LeaseAddress(told["address"], told["lease"])
+        lease = LeaseAddress(told["address"], told["lease"])
         expected = self._expected.pop(told["nonce"], None)
         if expected is not None and not expected.done():
-            expected.set_result(place)
+            expected.set_result(lease)
         else:
-            self.release(place)
+            self.release(lease)
 
-    def release(self, place: LeaseAddress) -> None:
+    def release(self, lease: LeaseAddress) -> None:
         """Give a slot back that nobody wants any more; one that cannot be reached ends by itself."""
 
         async def release() -> None:
             with contextlib.suppress(OSError):
-                channel = await self.channel(place, 0, CONNECT_SECONDS)
+                channel = await self.channel(lease, 0, CONNECT_SECONDS)
                 await channel.send(messages.Release())
                 await channel.until_closed(CONNECT_SECONDS)
 
@@ -240,43 +336,43 @@ class SchedulerConnection:
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
 
-    def _told_of_worker(self, event: tuple[float, Any]) -> None:
+    def _on_worker_event(self, event: tuple[float, Any]) -> None:
         told = event[1]
         if isinstance(told, Mapping) and told.get("action") in {"add-worker", "remove-worker"}:
-            self._news.set()
+            self._workers_changed.set()
 
-    async def _look_after(self, client: distributed.Client) -> None:
+    async def _watch_workers(self, client: distributed.Client) -> None:
         while True:
-            self._news.clear()
-            await self._look(client)
+            self._workers_changed.clear()
+            await self._update_workers(client)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
-                    await self._news.wait()
+                    await self._workers_changed.wait()
 
-    async def _look(self, client: distributed.Client) -> None:
+    async def _update_workers(self, client: distributed.Client) -> None:
         """See which workers there are, and ask those that are new what they have."""
         assert client.scheduler is not None  # noqa: S101 - it is connected
         all_there = (await client.scheduler.identity(n_workers=-1))["workers"]
         there = {where: one for where, one in all_there.items() if one["resources"].get(RESOURCE, 0) >= 1}
-        self.workers.keep(there)
-        for address in self.workers.unknown - self._asking.keys():
-            self._asking[address] = asyncio.create_task(self._ask(address))
-        self._looked = True
+        self.workers.update(there)
+        for address in self.workers.unknown - self._installing_on.keys():
+            self._installing_on[address] = asyncio.create_task(self._install(address))
+        self._updated = True
         await self.changed()
 
-    async def _ask(self, address: str) -> None:
+    async def _install(self, address: str) -> None:
         """Have a worker be one that executes notebooks, and take what it has."""
-        order = {"op": "run", "function": dumps(install), "args": dumps(self._told_to_workers)}
+        order = {"op": "run", "function": dumps(install), "args": dumps(self._install_arguments)}
         try:
             async with asyncio.timeout(INSTALL_SECONDS):
                 comm = await connect(address, timeout=CONNECT_SECONDS, **self.connection_arguments)
                 try:
                     await comm.write(order)
-                    self.workers.answered(address, await comm.read())
+                    self.workers.installed(address, await comm.read())
                 finally:
                     comm.abort()
         except (OSError, TimeoutError):
             pass  # It is asked again, if it is still there.
         finally:
-            del self._asking[address]
+            del self._installing_on[address]
             await self.changed()

@@ -1,4 +1,4 @@
-"""What a process does so that others cannot look into it, and, as a kernel, before any code of a notebook.
+"""What a process does to itself by prctl and Landlock, before it executes any code of a notebook.
 
 Loaded by programs that the interpreter of a kernelspec executes, which need not have this package: nothing
 but the standard library is imported here, and ipykernel's only in functions for its kernels.
@@ -12,7 +12,8 @@ import sys
 from typing import Any
 
 # From linux/prctl.h and linux/landlock.h; the system calls have these numbers on every architecture of today.
-PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
+_SIGKILL = 9  # `signal` takes some milliseconds to import, in each kernel
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446
 _CREATE_RULESET_VERSION = 1
 
@@ -27,6 +28,20 @@ def set_dumpable(dumpable: bool) -> None:
     _prctl(PR_SET_DUMPABLE, int(dumpable))
 
 
+def become_subreaper() -> None:
+    """Have orphaned descendants handed to this process.
+
+    Raises:
+        OSError: The system refused.
+    """
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """End this process with SIGKILL when the thread that started it ends."""
+    _prctl(PR_SET_PDEATHSIG, _SIGKILL)
+
+
 def landlock_version() -> int:
     """Return which version of Landlock the system has; zero: none, or it may not be used."""
     return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)))
@@ -36,7 +51,7 @@ def restrict(ruleset: int) -> None:
     """Take rights from this thread, and from all threads and processes that it starts, for ever.
 
     Args:
-        ruleset: The descriptor of a ruleset (`ruleset.py`), which is closed.
+        ruleset: The descriptor of a ruleset (`policy.py`), which is closed.
 
     Raises:
         OSError: The system refused.

@@ -9,7 +9,7 @@ import pytest
 
 from notebook_runner_server.errors import InvalidNotebookError, UnknownParameterError
 from notebook_runner_server.execution.notebook import prepare
-from notebook_runner_server.execution.run_in_subprocess import SubprocessError, run_in_subprocess
+from notebook_runner_server.run_in_subprocess import SubprocessError, run_in_subprocess
 from tests.support.notebooks import code, content
 
 pytestmark = pytest.mark.integration

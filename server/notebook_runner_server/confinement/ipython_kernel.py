@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, os.path.dirname(__file__))
 
 if TYPE_CHECKING:
-    from notebook_runner_server.execution.confinement import confine
+    from notebook_runner_server.confinement import confine
 else:
     import confine
 
