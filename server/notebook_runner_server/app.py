@@ -11,13 +11,14 @@ from typing import Any
 
 import structlog
 
-from notebook_runner_server import descriptors, executors, logs
+from notebook_runner_server import logs
 from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.server import ApiServer
 from notebook_runner_server.api.server import CallerLimits as CallerBounds
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import Settings
+from notebook_runner_server.config.resources import connection_limit, create_backend
 from notebook_runner_server.execution import kernel_names
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.confinement import confine
@@ -75,7 +76,7 @@ class App:
         admission = Admission(
             root, settings.max_notebook_bytes, defaults, prepare, transfer, kernel_names.resolve
         )
-        backend = executors.backend(settings)
+        backend = create_backend(settings)
         self._observation = Telemetry(settings)
         self._backend, self._store = backend, store
         self._runner = RunManager(
@@ -83,7 +84,7 @@ class App:
             backend,
             admission,
             settings.queue,
-            settings.bounds,
+            settings.history_limits,
             transfer,
             self._observation.observers,
         )
@@ -108,7 +109,7 @@ class App:
         tls_files = settings.tls_files
         self._api = ApiServer(
             servicer,
-            CallerBounds(settings.max_notebook_bytes, descriptors.connections(settings.max_connections)),
+            CallerBounds(settings.max_notebook_bytes, connection_limit(settings.max_connections)),
             self._tokens,
             None if tls_files is None else Certificates(tls_files),
             self._observation.call_observers,
