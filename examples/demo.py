@@ -25,7 +25,7 @@ def start_server(state: str) -> tuple[subprocess.Popen[str], str]:
     assert server.stderr is not None
     for line in server.stderr:
         said = json.loads(line) if line.startswith("{") else {}
-        if said.get("event") == "serving":
+        if said.get("event") == "server_started":
             return server, said["address"]
         print(line, end="", file=sys.stderr)
     raise SystemExit(f"the server ended with code {server.wait()}")

@@ -40,6 +40,8 @@ def main() -> None:
             settings = Settings(**values, unchecked=True)
             checks.check(settings, os.environ)
             if only_check:
+                for warning in checks.warnings(settings):
+                    click.echo(warning, err=True)
                 click.echo("The configuration is valid.")
                 return
             asyncio.run(app.serve(settings))

@@ -125,17 +125,17 @@ class App:
         await self._runner.open(self._export_dir.open)
         self._observation.watch(self._backend, self._store)
         await self._api.start()
-        await self._api.say_serving()
+        await self._api.report_serving()
         # What the first Start would load is loaded before it comes.
         self._loading = asyncio.ensure_future(asyncio.to_thread(prepare, _SMALLEST, {}, "", {}))
         host = self._settings.listen.rpartition(":")[0]
         self._tell_access()
         self._watching = asyncio.create_task(self._watch())
-        _log.info("serving", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
+        _log.info("server_started", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
 
     def _tell_access(self) -> None:
         _log.info(
-            "access",
+            "access_configured",
             tls=bool(self._settings.tls_cert),
             mtls=bool(self._settings.tls_client_ca),
             tokens=[] if self._tokens is None else self._tokens.names,
@@ -152,13 +152,13 @@ class App:
                 await self._store.look_for_room()
                 before, problem = problem, self._backend.problem or self._store.problem
                 if problem and not before:
-                    _log.error("no run can start", why=problem)
-                    await self._api.say_runs_start(False)
+                    _log.error("runs_cannot_start", why=problem)
+                    await self._api.report_runs_start(False)
                 elif before and not problem:
-                    _log.info("runs can start again")
-                    await self._api.say_runs_start(True)
+                    _log.info("runs_can_start")
+                    await self._api.report_runs_start(True)
             except Exception:  # noqa: BLE001 - whatever it is, health is told again
-                _log.exception("health could not be looked at")
+                _log.exception("health_check_failed")
 
     async def main_loop(self, stop: asyncio.Event) -> None:
         """Serve until it is asked to stop."""
@@ -170,14 +170,14 @@ class App:
             await self._loading
         if self._watching is not None:
             self._watching.cancel()
-        _log.info("stopping", drain_timeout=self._settings.drain_timeout)
-        await self._api.say_draining()
+        _log.info("server_stopping", drain_timeout=self._settings.drain_timeout)
+        await self._api.report_draining()
         await self._runner.drain(hurry, self._settings.drain_timeout)
         await self._api.stop(STREAM_GRACE)
         await asyncio.to_thread(self._export_dir.close)
         await self._runner.close()
         await self._observation.close()
-        _log.info("stopped")
+        _log.info("server_stopped")
 
 
 def prepare(

@@ -280,7 +280,7 @@ def test_one_damaged_row_is_one_damaged_run(known: Known, tmp_path: Path, column
         assert list(answer.damaged_run_ids) == [victim]
         request = pb.ProgressRequest(run_id=victim)
         assert refused(lambda: list(server.stub.Progress(request, timeout=SECONDS))).kind == DAMAGED
-        assert any(victim in line for line in server.said("a run is damaged"))
+        assert any(victim in line for line in server.said("run_damaged"))
 
 
 def test_damaged_events_are_damage_of_one_run(known: Known, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_damaged_events_are_damage_of_one_run(known: Known, tmp_path: Path) -> N
     with MortalServer(state, *COLD) as server:
         assert served(server, known) == set(known.runs) - {victim}
         assert served(server, known) == set(known.runs) - {victim}
-        assert [victim in line for line in server.said("a run is damaged")] == [True]
+        assert [victim in line for line in server.said("run_damaged")] == [True]
 
 
 @pytest.mark.parametrize("damage", [_half, _flipped])
@@ -311,7 +311,7 @@ def test_damaged_parts_are_damage_of_one_run(
     with MortalServer(state, *COLD) as server:
         whole = served(server, known)
         assert whole >= set(known.runs) - {victim}
-        said = [victim in line for line in server.said("a run is damaged")]
+        said = [victim in line for line in server.said("run_damaged")]
         assert said == [True] * (victim not in whole)
 
 

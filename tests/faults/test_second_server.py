@@ -233,5 +233,5 @@ def test_health_tells_while_no_run_can_start(first: Server) -> None:
         assert health.Check(request, timeout=SECONDS).status == SERVING
     folder.unlink()
     assert next(states).status == SERVING
-    assert first.said("no run can start")
+    assert first.said("runs_cannot_start")
     succeeds(first)

@@ -53,7 +53,7 @@ def test_a_flood(besieged: Guarded, name: str) -> None:
 
 def refusals(server: Server) -> int:
     """How many refused calls the log has told of."""
-    return sum(entry["count"] for entry in server.log if entry["event"] == "calls refused")
+    return sum(entry["count"] for entry in server.log if entry["event"] == "calls_refused")
 
 
 @pytest.mark.parametrize("name", AT_FULL_SPEED)

@@ -9,7 +9,7 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from notebook_runner_server.api.certificates import Certificates
+from notebook_runner_server.api import certificates
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config.settings import ENVIRONMENT_PREFIX, PROCESS, Settings, limit_names
 from notebook_runner_server.execution.kernel_names import resolve
@@ -59,6 +59,13 @@ def check(settings: Settings, environment: Mapping[str, str]) -> None:
     ]
     if found:
         raise ConfigurationError(found)
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """Yield what is valid but unsafe."""
+    if settings.tls_key and certificates.is_world_readable(Path(settings.tls_key)):
+        path = settings.tls_key
+        yield f"Warning: every user of this machine can read --tls-key {path}. Run: chmod o-r {path}"
 
 
 def _variables(environment: Mapping[str, str]) -> Iterator[str]:
@@ -115,7 +122,7 @@ def _secrets(settings: Settings) -> Iterator[str]:
             yield f"--tokens-file {settings.tokens_file} cannot be used: {_why(error)}"
     if settings.tls_cert and settings.tls_key and (files := settings.tls_files):
         try:
-            Certificates(files)
+            certificates.read_valid(files)
         except (OSError, ValueError) as error:
             flags = (
                 "--tls-cert, --tls-key or --tls-client-ca" if files.client_ca else "--tls-cert or --tls-key"

@@ -359,7 +359,7 @@ class Store:
         """Remember that a run cannot be gone on with or answered, and say so in the log."""
         if run_id not in self._damaged:
             self._damaged[run_id] = str(why)
-            _logger.error("a run is damaged", extra={"run_id": run_id, "why": str(why)})
+            _logger.error("run_damaged", extra={"run_id": run_id, "why": str(why)})
 
     async def events(self, position: int, after: int) -> list[Event]:
         """Return some events of a run after a sequence number, in order; none: there are no more."""
