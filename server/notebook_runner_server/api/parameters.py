@@ -25,7 +25,10 @@ _MAX_WHOLE = 2**53
 """The largest integer up to which a double represents all integers."""
 
 _TOO_LARGE = f"must have at most {MAX_BYTES} bytes, as JSON and as a Struct. Put large data into a file."
-_TOO_MANY = f"must have at most {MAX_VALUES} values, including those in lists and objects. Put large data into a file."
+_TOO_MANY = (
+    f"must have at most {MAX_VALUES} values, including those in lists and objects. "
+    "Put large data into a file."
+)
 _TOO_DEEP = f"must not be nested more than {MAX_DEPTH} levels deep. Send deeper values as a string."
 
 _Container: TypeAlias = struct_pb2.Struct | struct_pb2.ListValue | dict[str, Any] | list[Any]
