@@ -26,7 +26,7 @@ class Server:
         self._changed = threading.Condition()
         self._ended = False
         threading.Thread(target=self._read, daemon=True).start()
-        self.address = str(self.wait_for("serving")["address"])
+        self.address = str(self.wait_for("server_started")["address"])
 
     def wait_for(self, event: str) -> dict[str, Any]:
         """Wait for a log line, and return it."""

@@ -1,16 +1,15 @@
-"""Makes the page of the server's settings from `config`, where each has its meaning, unit and default."""
+"""Makes the page of the server's settings, grouped as `--help` groups them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from docsite.tables import table
-from notebook_runner_server import config
-from notebook_runner_server.flags import options as all_options
+from notebook_runner_server.config import ENVIRONMENT_PREFIX, flags
 
 _KIB, _UNITS = 1024, ("bytes", "KiB", "MiB", "GiB")
 _DAY_SECONDS = 86400.0
@@ -21,19 +20,25 @@ _OWN_DEFAULT = "[default: "
 
 def markdown() -> str:
     """Return the page's generated part."""
-    return table(["flag and variable", "default", "meaning"], _rows())
-
-
-def _rows() -> Iterator[tuple[str, str, str]]:
     options: dict[str, list[click.Option]] = {}
-    for option in all_options():
+    for option in flags.options():
         options.setdefault(str(option.name), []).append(option)
-    for setting in dataclasses.fields(config.Settings):
+    sections = (
+        f"## {title}\n\n{table(['flag and variable', 'default', 'meaning'], _rows(settings, options))}"
+        for title, settings in flags.groups().items()
+    )
+    return "\n\n".join(sections)
+
+
+def _rows(
+    settings: Iterable[dataclasses.Field[Any]], options: Mapping[str, Sequence[click.Option]]
+) -> Iterator[tuple[str, str, str]]:
+    for setting in settings:
         first, *others = options[setting.name]
-        flags = [*first.opts, *first.secondary_opts, *(flag for other in others for flag in other.opts)]
-        names = [f"`{flags[0]}`{{ #{flags[0].lstrip('-')} }}", *(f"`{flag}`" for flag in flags[1:])]
-        variable = f"`{config.ENVIRONMENT_PREFIX}_{setting.name.upper()}`"
-        yield "\n\n".join([", ".join(names), variable]), _default(setting), _meaning(setting)
+        names = [*first.opts, *first.secondary_opts, *(flag for other in others for flag in other.opts)]
+        shown = [f"`{names[0]}`{{ #{names[0].lstrip('-')} }}", *(f"`{name}`" for name in names[1:])]
+        variable = f"`{ENVIRONMENT_PREFIX}_{setting.name.upper()}`"
+        yield "\n\n".join([", ".join(shown), variable]), _default(setting), _meaning(setting)
 
 
 def _default(setting: dataclasses.Field[Any]) -> str:

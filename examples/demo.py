@@ -25,7 +25,7 @@ def start_server(state: str) -> tuple[subprocess.Popen[str], str]:
     assert server.stderr is not None
     for line in server.stderr:
         event = json.loads(line) if line.startswith("{") else {}
-        if event.get("event") == "serving":
+        if event.get("event") == "server_started":
             return server, event["address"]
         print(line, end="", file=sys.stderr)
     raise SystemExit(f"the server exited with code {server.wait()}")

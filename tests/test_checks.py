@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server import checks
-from notebook_runner_server.config import Settings
+from notebook_runner_server.config import Settings, checks
 from tests.support.notebooks import content
 from tests.support.settings import served
 
@@ -59,7 +58,7 @@ def faults(environment: dict[str, str] | None = None, **values: object) -> list[
     try:
         checks.check(settings, {**HOME, **(environment or {})})
     except checks.ConfigurationError as error:
-        return error.faults
+        return error.errors
     return []
 
 

@@ -141,7 +141,7 @@ def test_every_limit_reaches_the_run() -> None:
     settings = Settings(**values, **ceilings)
     assert dataclasses.astuple(settings.limits) == (1, 2, 3, 4, 5, 6, 7)
     assert dataclasses.astuple(settings.ceilings) == (10, 20, 30, 40, 50, 60, 70)
-    bounds = Settings(max_runs=3, max_state_bytes=4).bounds
+    bounds = Settings(max_runs=3, max_state_bytes=4).history_limits
     assert (bounds.runs, bounds.total_bytes) == (3, 4)
 
 

@@ -11,10 +11,12 @@
 The messages that calls answer are those of the contract, in `notebook_runner.v1.notebook_runner_pb2`.
 """
 
+from ._ipython import load_ipython_extension as load_ipython_extension
+from ._ipython import register
 from ._requests import StartOptions
 from ._version import __version__
-from .aio import AsyncClient
-from .client import Client
+from .aio import AsyncClient, AsyncRunResult
+from .client import Client, RunResult
 from .errors import (
     AccessDenied,
     FieldViolation,
@@ -26,7 +28,6 @@ from .errors import (
     RunNotFound,
     Unavailable,
 )
-from .results import AsyncRunResult, RunResult
 
 __all__ = [
     "AccessDenied",
@@ -45,3 +46,5 @@ __all__ = [
     "Unavailable",
     "__version__",
 ]
+
+register()

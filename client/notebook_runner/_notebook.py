@@ -1,41 +1,45 @@
-"""Clients in a notebook: where one is made inside IPython, runs show themselves there.
-
-Everywhere else this costs a look into `sys.modules`.
-"""
+"""Connects clients with the display of runs in an IPython shell, if there is one."""
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import threading
 
     from ._connection import Connection
-    from ._views import Views
 
-__all__ = ["SHOWN_TIMEOUT", "attach", "shown"]
+__all__ = ["SHOWN_TIMEOUT", "Display", "attach", "shown", "use_display"]
 
 SHOWN_TIMEOUT = 10.0
-"""How long to wait until a view has shown the end of a run, in seconds: it fetches the result."""
+"""Maximum time until a view has shown the end of a run, in seconds: it fetches the result."""
 
-_views: Views | None = None
+
+class Display(Protocol):
+    """Shows runs in a notebook."""
+
+    def add(self, connection: Connection) -> None:
+        """Use a connection to read runs."""
+
+    def shown(self, run_id: str) -> threading.Event | None:
+        """Return the event that is set once the live view of a run has shown its end; None: no live view."""
+
+
+_display: Display | None = None
+
+
+def use_display(display: Display | None) -> None:
+    """Show runs with this display from now on."""
+    global _display  # noqa: PLW0603 - IPython has one shell in a process, too
+    _display = display
 
 
 def attach(connection: Connection) -> None:
-    """Have IPython, if the caller is in it, show runs by this connection."""
-    global _views  # noqa: PLW0603 - IPython has one shell in a process, too
-    ipython = sys.modules.get("IPython")
-    shell = ipython and getattr(ipython, "get_ipython", lambda: None)()
-    if shell is None:
-        return
-    if _views is None or _views.shell is not shell:
-        from ._views import Views  # noqa: PLC0415 - only where there is something to show
-
-        _views = Views(shell)
-    _views.add(connection)
+    """Tell the display about a client's connection."""
+    if _display:
+        _display.add(connection)
 
 
 def shown(run_id: str) -> threading.Event | None:
-    """Give what is set when the live view of a run has shown its end; None: it has none, or has shown it."""
-    return _views.shown(run_id) if _views else None
+    """Return the event that is set once the live view of a run has shown its end; None: no live view."""
+    return _display.shown(run_id) if _display else None

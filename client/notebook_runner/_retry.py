@@ -1,8 +1,11 @@
-"""When a call that has one answer is made again, without I/O: which error, how often, after what time.
+"""Decides when to repeat a call or to reconnect a stream, without I/O.
 
-gRPC itself repeats a call that ended UNAVAILABLE (the channel's service config). It cannot repeat by anything
-else than the status code, and INTERNAL and UNKNOWN may be answers of the server's own: those carry a reason.
-One without a reason comes from the way to the server: a proxy that reset the stream, or answered with a page.
+gRPC repeats calls that end with UNAVAILABLE (the channel's service config). INTERNAL and UNKNOWN may come
+from the server, which then sends a reason; without a reason they come from the network, for example from a
+proxy that reset the stream or answered with a page, and are repeated here.
+
+A stream may break between any two events. Events have sequence numbers, so the reader reconnects after the
+last one that it passed on.
 """
 
 from __future__ import annotations
@@ -13,12 +16,23 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from ._states import is_terminal
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .errors import RpcFailed
+    from .v1 import notebook_runner_pb2 as pb
 
-__all__ = ["ATTEMPTS", "BACKOFF_FACTOR", "FIRST_BACKOFF", "LONGEST_BACKOFF", "Retries", "is_of_the_way"]
+__all__ = [
+    "ATTEMPTS",
+    "BACKOFF_FACTOR",
+    "FIRST_BACKOFF",
+    "LONGEST_BACKOFF",
+    "RECONNECT_TIMEOUT",
+    "ProgressReader",
+    "Retries",
+]
 
 ATTEMPTS = 5
 # In seconds.
@@ -26,22 +40,29 @@ FIRST_BACKOFF = 0.1
 LONGEST_BACKOFF = 2.0
 BACKOFF_FACTOR = 3.0
 
-_CODES_OF_THE_WAY = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED})
+RECONNECT_TIMEOUT = 60.0
+"""How long a reader tries to reconnect, in seconds."""
+
+# A server that this client has never reached is more likely a wrong address than one that restarts.
+FIRST_CONNECT_TIMEOUT = 3.0
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+
+_NETWORK_CODES = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED})
 
 
-def is_of_the_way(error: RpcFailed) -> bool:
-    """Tell whether a call failed on the way to the server or back, and not by an answer of the server's."""
-    return error.code in _CODES_OF_THE_WAY and not error.reason
+def _is_network_error(error: RpcFailed) -> bool:
+    """Return whether a call failed in the network, and not with an answer of the server."""
+    return error.code in _NETWORK_CODES and not error.reason
 
 
 class Retries:
     """The attempts of one call.
 
-    The call must be safe to repeat: Start carries a request_id, and the others change nothing when they are
-    repeated.
+    The call must be safe to repeat: Start has a request_id, and repeating the others changes nothing.
 
     Args:
-        timeout: How long all attempts may take together, in seconds.
+        timeout: Maximum duration of all attempts together, in seconds.
         clock: A monotonic clock, in seconds.
     """
 
@@ -51,7 +72,7 @@ class Retries:
         self._attempts = 0
 
     def begin(self) -> float:
-        """Begin an attempt, and return how long it may take, in seconds."""
+        """Begin an attempt, and return its deadline in seconds."""
         self._attempts += 1
         return max(self._end - self._clock(), 0.0)
 
@@ -59,11 +80,88 @@ class Retries:
         """Return the seconds to wait before the next attempt.
 
         Raises:
-            RpcFailed: The error itself, when another attempt would not help or there is no time for it.
+            RpcFailed: The error itself, if another attempt would not help or there is no time for it.
         """
         backoff = min(FIRST_BACKOFF * BACKOFF_FACTOR ** (self._attempts - 1), LONGEST_BACKOFF)
-        # Callers that one proxy cut off must not all come back at the same moment.
+        # Callers that one proxy disconnected must not all return at the same moment.
         pause = backoff * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, keeps no secret
-        if not is_of_the_way(error) or self._attempts >= ATTEMPTS or self._clock() + pause >= self._end:
+        if not _is_network_error(error) or self._attempts >= ATTEMPTS or self._clock() + pause >= self._end:
             raise error
         return pause
+
+
+class ProgressReader:
+    """Reads the events of one run, over as many connections as it takes.
+
+    Args:
+        request: The first request, with the id of the run.
+        reconnect_timeout: How long to try to reconnect, in seconds; starts again after each message.
+        reached: Whether this client has reached the server before.
+        clock: A monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        request: pb.ProgressRequest,
+        reconnect_timeout: float = RECONNECT_TIMEOUT,
+        *,
+        reached: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._request = request
+        self._reconnect_timeout = reconnect_timeout
+        self._reached = reached
+        self._had_stream = False
+        self._clock = clock
+        self._ended = False
+        self._give_up_at: float | None = None
+        self._attempts = 0
+
+    @property
+    def request(self) -> pb.ProgressRequest:
+        """The next request."""
+        return self._request
+
+    @property
+    def ended(self) -> bool:
+        """Whether the terminal event has arrived, so that nothing is left to read."""
+        return self._ended
+
+    def accept(self, event: pb.ProgressResponse) -> bool:
+        """Accept a message of the server, and return whether to pass it on."""
+        self._reached = self._had_stream = True
+        self._give_up_at = None
+        self._attempts = 0
+        if event.WhichOneof("event") == "heartbeat" or event.sequence <= self._request.after_sequence:
+            return False
+        self._request.after_sequence = event.sequence
+        self._ended = event.HasField("run_changed") and is_terminal(event.run_changed.state)
+        return True
+
+    def pause_after(self, error: RpcFailed) -> float:
+        """Return the seconds to wait before reconnecting; zero if the run has ended.
+
+        Raises:
+            RpcFailed: The error itself, if reconnecting would not help or the time is over.
+        """
+        if self._ended:
+            return 0.0
+        now = self._clock()
+        if self._give_up_at is None:
+            patience = self._reconnect_timeout if self._reached else FIRST_CONNECT_TIMEOUT
+            self._give_up_at = now + min(patience, self._reconnect_timeout)
+        if not self._is_broken_connection(error) or now >= self._give_up_at:
+            raise error
+        self._attempts += 1
+        pause = min(FIRST_PAUSE * 2.0 ** min(self._attempts - 1, 10), LONGEST_PAUSE)
+        # The readers of one server must not all return at the same moment.
+        pause *= random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
+        return min(max(pause, error.retry_after or 0.0), self._give_up_at - now)
+
+    def _is_broken_connection(self, error: RpcFailed) -> bool:
+        if error.code is grpc.StatusCode.UNAVAILABLE:
+            return True
+        if error.reason == "TOO_MANY_STREAMS":
+            # The server may still count the connection that broke.
+            return self._had_stream
+        return _is_network_error(error)

@@ -1,4 +1,4 @@
-"""Runs that show themselves in a notebook, live, beside what its cells do."""
+"""Shows runs in a notebook, live, while its cells go on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from ._callers import Transport
 from ._connection import DEFAULT_TIMEOUT
-from ._follow import RECONNECT_TIMEOUT, ProgressReader
-from ._pages import Pages
+from ._output import Pages
 from ._panel import Panel
+from ._retry import RECONNECT_TIMEOUT, ProgressReader
+from ._transport import Transport
+from .aio import AsyncRunResult
+from .client import RunResult
 from .errors import NotebookRunnerError
-from .results import AsyncRunResult, RunResult
 from .v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
@@ -24,28 +25,28 @@ if TYPE_CHECKING:
 
 __all__ = ["Views"]
 
-# What is shown changes at most so often, in seconds.
+# Minimum time between two updates, in seconds.
 SHORTEST_PAUSE = 0.25
-# The clock goes on without events, by a share of the time that it shows: each change is a message that the
-# notebook's own server may have to keep.
+# The elapsed time is updated without events as well, less often the longer the run takes: each update is a
+# message that the notebook server may have to keep.
 SHORTEST_TICK, LONGEST_TICK, TICK_SHARE = 1.0, 15.0, 0.05
-# A cell that shows a run must not hang where the server does, in seconds.
+# Maximum time that a cell waits for the server when it shows a run, in seconds.
 LOOK_TIMEOUT = 10.0
 MAX_RESULT_BYTES = 2 * 1024 * 1024
 
-# What a view says instead of ending with it: there is nobody who could catch it.
-_TOLD = (NotebookRunnerError, OSError, ValueError)
+# Errors that a view shows, because nobody could catch them.
+_SHOWN_ERRORS = (NotebookRunnerError, OSError, ValueError)
 
 
 class Views:
-    """Shows the runs of one IPython shell: in a kernel as views that live, elsewhere as lines of text.
+    """Shows the runs of one IPython shell: in a kernel as live views, elsewhere as lines of text.
 
     Args:
         shell: IPython's InteractiveShell.
 
     Attributes:
-        in_cell: Whether a cell is executed now, so that what is shown is heard also by those who execute
-            a notebook without a frontend.
+        in_cell: Whether a cell is being executed. A program that executes a notebook without a frontend
+            receives only what is shown meanwhile.
     """
 
     def __init__(self, shell: Any) -> None:
@@ -54,6 +55,10 @@ class Views:
         self._live: dict[str, _View] = {}
         self.in_cell = True
         self._unseen: list[_View] = []
+
+    def register(self) -> None:
+        """Register with the shell's events and formatters."""
+        shell = self.shell
         shell.events.register("pre_run_cell", self._cell_begins)
         shell.events.register("post_run_cell", self._cell_ends)
         formatter = shell.display_formatter
@@ -64,11 +69,11 @@ class Views:
                 formatter.ipython_display_formatter.for_type(kind, self._show)
 
     def add(self, connection: Connection) -> None:
-        """Look for runs by this connection first."""
+        """Try this connection first when looking for a run."""
         self._connections = [connection, *(other for other in self._connections if other != connection)]
 
     def shown(self, run_id: str) -> threading.Event | None:
-        """Give what is set when the live view of a run has shown its end; None: it has none."""
+        """Return the event that is set once the live view of a run has shown its end; None: no live view."""
         view = self._live.get(run_id)
         return view.over if view else None
 
@@ -76,7 +81,7 @@ class Views:
         run = _run(shown)
         view = self._live.get(run.run_id)
         if view is not None:
-            # The same in two places: they change together.
+            # Both outputs have the same display id, so they are updated together.
             view.publish(update=False)
             return
         view = _View(self.shell.display_pub, run)
@@ -87,7 +92,7 @@ class Views:
             view.start(self)
 
     def end(self, view: _View, *, heard: bool) -> None:
-        """Take a view out of those that live, for good if it was heard."""
+        """Remove a live view; show it again in the next cell unless its end was `heard`."""
         self._live.pop(view.run_id, None)
         if not heard:
             self._unseen.append(view)
@@ -102,14 +107,14 @@ class Views:
 
 
 class _View:
-    """One run on the screen."""
+    """The output that shows one run."""
 
     def __init__(self, publisher: Any, run: pb.Run) -> None:
         self.over = threading.Event()
         self._publisher = publisher
         self._display_id = uuid.uuid4().hex
         self._panel = Panel(run)
-        self._caller: Transport | None = None
+        self._transport: Transport | None = None
         self._changed = threading.Event()
         self._followed = threading.Event()
 
@@ -120,43 +125,43 @@ class _View:
 
     @property
     def lives(self) -> bool:
-        """Whether there is more to come."""
-        return self._caller is not None and not self._panel.ended
+        """Whether the run is followed."""
+        return self._transport is not None and not self._panel.ended
 
     def publish(self, *, update: bool) -> None:
-        """Show what is known now."""
+        """Show the current state."""
         self._publisher.publish(
             self._panel.bundle(), {}, transient={"display_id": self._display_id}, update=update
         )
 
     def look(self, connections: Iterable[Connection]) -> None:
-        """Find the server that knows the run, and take in what it knows; all of it when the run has ended."""
+        """Find the server of the run, and read its events so far; if it has ended, its result as well."""
         for connection in connections:
             caller = Transport(connection, DEFAULT_TIMEOUT)
             try:
                 self._read(caller, patience=0.0, snapshot_only=True)
-            except _TOLD as error:
+            except _SHOWN_ERRORS as error:
                 self._panel.note = str(error)
                 caller.close()
             else:
-                self._caller, self._panel.note = caller, ""
+                self._transport, self._panel.note = caller, ""
                 break
-        if self._caller and self._panel.ended:
-            self._finish(self._caller)
+        if self._transport and self._panel.ended:
+            self._finish(self._transport)
 
     def start(self, views: Views) -> None:
-        """Go on until the run has ended, in threads of the view's own; then tell `views`."""
+        """Follow the run on separate threads until it ends; then remove the view from `views`."""
         threading.Thread(target=self._follow, daemon=True, name="notebook-runner-follow").start()
         threading.Thread(target=self._refresh, args=[views], daemon=True, name="notebook-runner-show").start()
 
     def _follow(self) -> None:
-        assert self._caller  # noqa: S101 - for the type checker: it lives
+        assert self._transport  # noqa: S101 - for the type checker
         try:
             try:
-                self._read(self._caller, patience=RECONNECT_TIMEOUT)
-            except _TOLD as error:
+                self._read(self._transport, patience=RECONNECT_TIMEOUT)
+            except _SHOWN_ERRORS as error:
                 self._panel.note = str(error)
-            self._finish(self._caller)
+            self._finish(self._transport)
         finally:
             self._followed.set()
             self._changed.set()
@@ -192,7 +197,7 @@ class _View:
         try:
             if self._panel.ended:
                 self._take_result(caller)
-        except _TOLD as error:
+        except _SHOWN_ERRORS as error:
             self._panel.note = f"Cannot show the result: {error}"
         finally:
             caller.close()

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
 
-from ._callers import AsyncCaller
 from ._connection import DEFAULT_TIMEOUT, KILL_TIMEOUT, Connection
-from ._follow import RECONNECT_TIMEOUT, ProgressReader
-from ._node import node_reader
 from ._notebook import SHOWN_TIMEOUT, attach, shown
-from ._pages import OutputFile, Pages, open_output
+from ._output import OutputFile, Pages, node_reader, open_output
 from ._requests import Notebook, Seconds, StartOptions, kill_request, list_request, seconds, start_request
+from ._retry import RECONNECT_TIMEOUT, ProgressReader
 from ._states import ACTIVE, newest, to_kill
+from ._transport import AsyncTransport
 from .errors import NotebookRunnerError, RunFailed
-from .results import AsyncRunResult
 from .v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from nbformat import NotebookNode
 
-__all__ = ["AsyncClient"]
+__all__ = ["AsyncClient", "AsyncRunResult"]
 
 
 class AsyncClient:
@@ -67,7 +66,7 @@ class AsyncClient:
             target, token=token, token_file=token_file, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key
         )
         connection.metadata()  # so that a token that cannot be sent is told here
-        self._caller = AsyncCaller(connection, seconds(timeout))
+        self._transport = AsyncTransport(connection, seconds(timeout))
         attach(connection)
 
     def __repr__(self) -> str:
@@ -76,11 +75,11 @@ class AsyncClient:
     @property
     def target(self) -> str:
         """The server's address."""
-        return self._caller.connection.target
+        return self._transport.connection.target
 
     async def close(self) -> None:
         """Close the connection. Active calls raise `RpcFailed`; runs continue."""
-        await self._caller.close()
+        await self._transport.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,7 +92,7 @@ class AsyncClient:
     async def start(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> pb.Run:
         """Start a run and return it; arguments and errors are those of `Client.start`."""
         request = await asyncio.to_thread(start_request, notebook, options)
-        return (await self._caller.call(self._caller.stub.Start, request)).run
+        return (await self._transport.call(self._transport.stub.Start, request)).run
 
     async def run(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> AsyncRunResult:
         """Start a run, wait until it ends, and return the result.
@@ -146,8 +145,8 @@ class AsyncClient:
             omit_cell_output=omit_cell_output,
             snapshot_only=snapshot_only,
         )
-        follower = ProgressReader(request, seconds(reconnect_timeout), reached=self._caller.reached)
-        async with contextlib.aclosing(self._caller.follow(follower)) as events:
+        follower = ProgressReader(request, seconds(reconnect_timeout), reached=self._transport.reached)
+        async with contextlib.aclosing(self._transport.follow(follower)) as events:
             async for event in events:
                 yield event
         if follower.ended and (end := shown(request.run_id)):
@@ -195,8 +194,8 @@ class AsyncClient:
             RunNotFound: There is no such run.
         """
         request = kill_request(run_id or await self._to_kill(), grace_period)
-        timeout = max(self._caller.timeout, KILL_TIMEOUT) + seconds(grace_period)
-        return await self._caller.call(self._caller.stub.Kill, request, timeout)
+        timeout = max(self._transport.timeout, KILL_TIMEOUT) + seconds(grace_period)
+        return await self._transport.call(self._transport.stub.Kill, request, timeout)
 
     async def list(
         self,
@@ -209,7 +208,7 @@ class AsyncClient:
         """Iterate over runs, newest first; arguments and errors are those of `Client.list`."""
         request = list_request(states, labels, page_size)
         while True:
-            response = await self._caller.call(self._caller.stub.List, request)
+            response = await self._transport.call(self._transport.stub.List, request)
             if on_damaged is not None:
                 for run_id in response.damaged_run_ids:
                     on_damaged(run_id)
@@ -221,11 +220,11 @@ class AsyncClient:
 
     async def info(self) -> pb.InfoResponse:
         """Return the server's version, kernels, formats and URI schemes, and how busy it is."""
-        return await self._caller.call(self._caller.stub.Info, pb.InfoRequest())
+        return await self._transport.call(self._transport.stub.Info, pb.InfoRequest())
 
     async def _newest(self) -> str:
         # A later connection, page or attempt must not meet another run that has become the newest one.
-        response = await self._caller.call(self._caller.stub.List, pb.ListRequest(page_size=1))
+        response = await self._transport.call(self._transport.stub.List, pb.ListRequest(page_size=1))
         return newest(response)
 
     async def _to_kill(self) -> str:
@@ -238,4 +237,34 @@ class AsyncClient:
     ) -> AsyncGenerator[bytes, None]:
         pages = Pages(run_id, artefact_format, omit_input=omit_input)
         while not pages.complete:
-            yield pages.accept(await self._caller.call(self._caller.stub.Output, pages.request))
+            yield pages.accept(await self._transport.call(self._transport.stub.Output, pages.request))
+
+
+@dataclass(frozen=True)
+class AsyncRunResult:
+    """A run that succeeded. Its methods need the client to be open.
+
+    Attributes:
+        run: The run as it ended.
+    """
+
+    run: pb.Run
+    _client: AsyncClient
+
+    async def output(self, *, format: str = "notebook", omit_input: bool = False) -> bytes:  # noqa: A002 - the contract's name
+        """Read an artefact of the run, as `AsyncClient.output` does."""
+        return await self._client.output(self.run.run_id, format=format, omit_input=omit_input)
+
+    async def save_output(
+        self,
+        file: OutputFile,
+        *,
+        format: str = "notebook",  # noqa: A002 - as above
+        omit_input: bool = False,
+    ) -> None:
+        """Write an artefact of the run to a file, as `AsyncClient.save_output` does."""
+        await self._client.save_output(file, self.run.run_id, format=format, omit_input=omit_input)
+
+    async def notebook(self) -> NotebookNode:
+        """Read the executed notebook, as `AsyncClient.notebook` does."""
+        return await self._client.notebook(self.run.run_id)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
 
-from ._callers import Transport
 from ._connection import DEFAULT_TIMEOUT, KILL_TIMEOUT, Connection
-from ._follow import RECONNECT_TIMEOUT, ProgressReader
-from ._node import node_reader
 from ._notebook import SHOWN_TIMEOUT, attach, shown
-from ._pages import OutputFile, Pages, open_output
+from ._output import OutputFile, Pages, node_reader, open_output
 from ._requests import Notebook, Seconds, StartOptions, kill_request, list_request, seconds, start_request
+from ._retry import RECONNECT_TIMEOUT, ProgressReader
 from ._states import ACTIVE, newest, to_kill
+from ._transport import Transport
 from .errors import NotebookRunnerError, RunFailed
-from .results import RunResult
 from .v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from nbformat import NotebookNode
 
-__all__ = ["Client"]
+__all__ = ["Client", "RunResult"]
 
 
 class Client:
@@ -67,7 +66,7 @@ class Client:
             target, token=token, token_file=token_file, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key
         )
         connection.metadata()  # so that a token that cannot be sent is told here
-        self._caller = Transport(connection, seconds(timeout))
+        self._transport = Transport(connection, seconds(timeout))
         attach(connection)
 
     def __repr__(self) -> str:
@@ -76,11 +75,11 @@ class Client:
     @property
     def target(self) -> str:
         """The server's address."""
-        return self._caller.connection.target
+        return self._transport.connection.target
 
     def close(self) -> None:
         """Close the connection. Active calls raise `RpcFailed`; runs continue."""
-        self._caller.close()
+        self._transport.close()
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +105,7 @@ class Client:
             ValueError: A value is out of range.
             OSError: The notebook's file cannot be read.
         """
-        return self._caller.call(self._caller.stub.Start, start_request(notebook, options)).run
+        return self._transport.call(self._transport.stub.Start, start_request(notebook, options)).run
 
     def run(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> RunResult:
         """Start a run, wait until it ends, and return the result.
@@ -169,8 +168,8 @@ class Client:
             omit_cell_output=omit_cell_output,
             snapshot_only=snapshot_only,
         )
-        follower = ProgressReader(request, seconds(reconnect_timeout), reached=self._caller.reached)
-        yield from self._caller.follow(follower)
+        follower = ProgressReader(request, seconds(reconnect_timeout), reached=self._transport.reached)
+        yield from self._transport.follow(follower)
         if follower.ended and (event := shown(request.run_id)):
             # What a notebook shows of the run is complete before the cell that waits for it goes on.
             event.wait(SHOWN_TIMEOUT)
@@ -244,8 +243,8 @@ class Client:
             RunNotFound: There is no such run.
         """
         request = kill_request(run_id or self._to_kill(), grace_period)
-        timeout = max(self._caller.timeout, KILL_TIMEOUT) + seconds(grace_period)
-        return self._caller.call(self._caller.stub.Kill, request, timeout)
+        timeout = max(self._transport.timeout, KILL_TIMEOUT) + seconds(grace_period)
+        return self._transport.call(self._transport.stub.Kill, request, timeout)
 
     def list(
         self,
@@ -269,7 +268,7 @@ class Client:
         """
         request = list_request(states, labels, page_size)
         while True:
-            response = self._caller.call(self._caller.stub.List, request)
+            response = self._transport.call(self._transport.stub.List, request)
             if on_damaged is not None:
                 for run_id in response.damaged_run_ids:
                     on_damaged(run_id)
@@ -280,11 +279,11 @@ class Client:
 
     def info(self) -> pb.InfoResponse:
         """Return the server's version, kernels, formats and URI schemes, and how busy it is."""
-        return self._caller.call(self._caller.stub.Info, pb.InfoRequest())
+        return self._transport.call(self._transport.stub.Info, pb.InfoRequest())
 
     def _newest(self) -> str:
         # A later connection, page or attempt must not meet another run that has become the newest one.
-        response = self._caller.call(self._caller.stub.List, pb.ListRequest(page_size=1))
+        response = self._transport.call(self._transport.stub.List, pb.ListRequest(page_size=1))
         return newest(response)
 
     def _to_kill(self) -> str:
@@ -295,4 +294,34 @@ class Client:
     def _pages(self, run_id: str, artefact_format: str, *, omit_input: bool) -> Iterator[bytes]:
         pages = Pages(run_id, artefact_format, omit_input=omit_input)
         while not pages.complete:
-            yield pages.accept(self._caller.call(self._caller.stub.Output, pages.request))
+            yield pages.accept(self._transport.call(self._transport.stub.Output, pages.request))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run that succeeded. Its methods need the client to be open.
+
+    Attributes:
+        run: The run as it ended.
+    """
+
+    run: pb.Run
+    _client: Client
+
+    def output(self, *, format: str = "notebook", omit_input: bool = False) -> bytes:  # noqa: A002 - the contract's name
+        """Read an artefact of the run, as `Client.output` does."""
+        return self._client.output(self.run.run_id, format=format, omit_input=omit_input)
+
+    def save_output(
+        self,
+        file: OutputFile,
+        *,
+        format: str = "notebook",  # noqa: A002 - as above
+        omit_input: bool = False,
+    ) -> None:
+        """Write an artefact of the run to a file, as `Client.save_output` does."""
+        self._client.save_output(file, self.run.run_id, format=format, omit_input=omit_input)
+
+    def notebook(self) -> NotebookNode:
+        """Read the executed notebook, as `Client.notebook` does."""
+        return self._client.notebook(self.run.run_id)

@@ -13,38 +13,49 @@ def main() -> None:
     """Read the settings from flags and environment, and serve."""
     import asyncio  # noqa: PLC0415 - see the module's docstring
     import os  # noqa: PLC0415 - see the module's docstring
+    from pathlib import Path  # noqa: PLC0415 - see the module's docstring
     from typing import Any  # noqa: PLC0415 - see the module's docstring
 
     import click  # noqa: PLC0415 - see the module's docstring
 
     from notebook_runner._version import __version__  # noqa: PLC0415 - see the module's docstring
-    from notebook_runner_server import app, checks, config, flags, new_token  # noqa: PLC0415 - as above
+    from notebook_runner_server import app  # noqa: PLC0415 - see the module's docstring
+    from notebook_runner_server.api import tokens  # noqa: PLC0415 - see the module's docstring
+    from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings, checks, flags  # noqa: PLC0415 - as above
     from notebook_runner_server.runs.store import StateFolderInUseError  # noqa: PLC0415 - as above
+
+    def create_token(tokens_file: str, name_and_scope: str) -> None:
+        if not tokens_file:
+            raise ValueError("--new-token needs --tokens-file, the file to add the token's hash to.")
+        name, _, scope = name_and_scope.rpartition(":")
+        click.echo(tokens.add_new(Path(tokens_file), name, scope))
 
     def run(**values: Any) -> None:
         """Execute Jupyter notebooks on demand over gRPC."""
-        asked, only_check = values.pop(new_token.NAME), values.pop("check")
+        name_and_scope, only_check = values.pop(flags.NEW_TOKEN), values.pop(flags.CHECK)
         try:
-            if asked:
-                new_token.write(values["tokens_file"], asked)
+            if name_and_scope:
+                create_token(values["tokens_file"], name_and_scope)
                 return
-            settings = config.Settings(**values, unchecked=True)
+            settings = Settings(**values, unchecked=True)
             checks.check(settings, os.environ)
             if only_check:
+                for warning in checks.warnings(settings):
+                    click.echo(warning, err=True)
                 click.echo("The configuration is valid.")
                 return
             asyncio.run(app.serve(settings))
         except (ValueError, RuntimeError, OSError, StateFolderInUseError) as error:
             raise click.ClickException(str(error)) from error
 
-    command = click.Command(
+    command = flags.ServerCommand(
         "notebook-runner-server",
         callback=run,
-        params=[*flags.options(), new_token.option(), flags.check()],
+        params=[*flags.options(), *flags.actions()],
         help="Execute Jupyter notebooks on demand over gRPC.",
-        context_settings={"auto_envvar_prefix": config.ENVIRONMENT_PREFIX, "max_content_width": 110},
+        context_settings={"auto_envvar_prefix": ENVIRONMENT_PREFIX, "max_content_width": 110},
     )
-    command = click.version_option(__version__)(command)
+    click.version_option(__version__)(command)
     sys.exit(command())
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import structlog
 
-from notebook_runner_server import descriptors, executors, logs
+from notebook_runner_server import logs
 from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.server import ApiServer
 from notebook_runner_server.api.server import CallerLimits as CallerBounds
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import Settings
+from notebook_runner_server.config.resources import connection_limit, create_backend
 from notebook_runner_server.confinement import confine
 from notebook_runner_server.confinement.environment import allowed
 from notebook_runner_server.execution import notebook as notebooks
@@ -71,7 +72,7 @@ class App:
         admission = Admission(
             root, settings.max_notebook_bytes, defaults, prepare, transfer, options.resolve_kernel_name
         )
-        backend = executors.backend(settings)
+        backend = create_backend(settings)
         self._telemetry = Telemetry(settings)
         self._backend, self._store = backend, store
         self._manager = RunManager(
@@ -79,7 +80,7 @@ class App:
             backend,
             admission,
             settings.queue,
-            settings.bounds,
+            settings.history_limits,
             transfer,
             self._telemetry.observers,
         )
@@ -104,7 +105,7 @@ class App:
         tls_files = settings.tls_files
         self._api = ApiServer(
             servicer,
-            CallerBounds(settings.max_notebook_bytes, descriptors.connections(settings.max_connections)),
+            CallerBounds(settings.max_notebook_bytes, connection_limit(settings.max_connections)),
             self._tokens,
             None if tls_files is None else Certificates(tls_files),
             self._telemetry.call_observers,
@@ -120,17 +121,17 @@ class App:
         await self._manager.open(self._export_dir.open)
         self._telemetry.watch(self._backend, self._store)
         await self._api.start()
-        await self._api.say_serving()
+        await self._api.report_serving()
         # Warm up imports that the first Start needs.
         self._warm_up = asyncio.ensure_future(asyncio.to_thread(prepare, _SMALLEST, {}, "", {}))
         host = self._settings.listen.rpartition(":")[0]
         self._log_access()
         self._health_task = asyncio.create_task(self._watch_health())
-        _log.info("serving", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
+        _log.info("server_started", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
 
     def _log_access(self) -> None:
         _log.info(
-            "access",
+            "access_configured",
             tls=bool(self._settings.tls_cert),
             mtls=bool(self._settings.tls_client_ca),
             tokens=[] if self._tokens is None else self._tokens.names,
@@ -148,10 +149,10 @@ class App:
                 before, problem = problem, self._backend.problem or self._store.problem
                 if problem and not before:
                     _log.error("runs_blocked", why=problem)
-                    await self._api.say_runs_start(False)
+                    await self._api.report_runs_start(False)
                 elif before and not problem:
                     _log.info("runs_unblocked")
-                    await self._api.say_runs_start(True)
+                    await self._api.report_runs_start(True)
             except Exception:  # noqa: BLE001 - a failure must not end the health checks
                 _log.exception("health_check_failed")
 
@@ -165,14 +166,14 @@ class App:
             await self._warm_up
         if self._health_task is not None:
             self._health_task.cancel()
-        _log.info("stopping", drain_timeout=self._settings.drain_timeout)
-        await self._api.say_draining()
+        _log.info("server_stopping", drain_timeout=self._settings.drain_timeout)
+        await self._api.report_draining()
         await self._manager.drain(hurry, self._settings.drain_timeout)
         await self._api.stop(STREAM_GRACE)
         await asyncio.to_thread(self._export_dir.close)
         await self._manager.close()
         await self._telemetry.close()
-        _log.info("stopped")
+        _log.info("server_stopped")
 
 
 def prepare(

@@ -123,7 +123,7 @@ class PatientHandler(logging.Handler):
             self._write(line)
             if lost := self._lost - told:
                 told += lost
-                about = {"msg": "log lines lost", "levelname": "WARNING", "levelno": logging.WARNING}
+                about = {"msg": "log_lines_dropped", "levelname": "WARNING", "levelno": logging.WARNING}
                 record = logging.makeLogRecord({**about, "name": __name__, "count": lost})
                 self._write(self.format(record))
 

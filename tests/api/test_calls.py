@@ -44,7 +44,7 @@ def test_a_stream_that_another_call_clears_away() -> None:
     witness = Witness()
 
     async def scenario() -> None:
-        messages = TelemetryInterceptor([witness])._stream("Some/Stream", endless)(None, Caller())
+        messages = TelemetryInterceptor([witness]).wrap_stream("Some/Stream", endless)(None, Caller())
         await asyncio.create_task(anext(messages), context=Context())
         elsewhere = Context()
         elsewhere.run(bind_contextvars, run_id="another")

@@ -140,7 +140,7 @@ def test_two_forms_that_differ_are_refused(exact: str, struct_: dict[str, Any]) 
     error = refusal(parameters_json=exact, parameters=struct(struct_))
     assert error.field == "parameters_json"
     assert error.message == (
-        "parameters_json and parameters have different values: give the same in both, or one of them."
+        "parameters_json and parameters differ. Set one of them, or both to the same values."
     )
 
 
@@ -229,18 +229,21 @@ def test_json_says_which_numbers_are_floats(text_: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("text_", "why"),
     [
-        (" ", "is not JSON: Expecting value at line 1, column 2."),
+        (" ", "must be valid JSON (Expecting value at line 1, column 2)."),
         (
             '{"a": 1,\n b}',
-            "is not JSON: Expecting property name enclosed in double quotes at line 2, column 2.",
+            "must be valid JSON (Expecting property name enclosed in double quotes at line 2, column 2).",
         ),
-        ("[1]", "must be one JSON object, of values by name."),
-        ("null", "must be one JSON object, of values by name."),
-        ('"a"', "must be one JSON object, of values by name."),
-        (f'{{"a": {"9" * 4301}}}', "has an integer of more than 4,300 digits: send it as a string."),
-        ('{"a": ["\\ud800"]}', "has text that is not valid Unicode (a lone surrogate)."),
-        ('{"\\udfff": 1}', "has text that is not valid Unicode (a lone surrogate)."),
-        ('{"a":' * 100_000, "may have values nested at most 30 deep: send deeper ones as a string."),
+        ("[1]", "must be a JSON object with the values by name."),
+        ("null", "must be a JSON object with the values by name."),
+        ('"a"', "must be a JSON object with the values by name."),
+        (
+            f'{{"a": {"9" * 4301}}}',
+            "must not have an integer of more than 4,300 digits. Send it as a string.",
+        ),
+        ('{"a": ["\\ud800"]}', "must be valid Unicode (found a lone surrogate)."),
+        ('{"\\udfff": 1}', "must be valid Unicode (found a lone surrogate)."),
+        ('{"a":' * 100_000, "must not be nested more than 30 levels deep. Send deeper values as a string."),
     ],
 )
 def test_json_that_has_no_parameters_is_refused(text_: str, why: str) -> None:
@@ -266,7 +269,7 @@ def test_what_is_nested_deeper_than_a_reader_allows_is_refused(
     assert pb.ListResponse.FromString(message).runs[0] == run
     error = refusal(**sent({"a": around(value), "b": 1}, form))
     assert error.field == form
-    assert "nested at most 30 deep" in error.message
+    assert "more than 30 levels deep" in error.message
 
 
 @pytest.mark.parametrize("form", ["parameters", "parameters_json"])

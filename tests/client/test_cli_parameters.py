@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from papermill import cli as papermill_cli
 
 from notebook_runner._parameters_cell import python_parameters
-from notebook_runner.cli import _inspect, _parameters, main
+from notebook_runner.cli import _help_notebook, _parameters, main
 from tests.support.notebooks import code, notebook, written
 
 YAML = "{a: 1, b: [1, x, null], when: 2020-01-02, deep: {on: true, f: .5}}"
@@ -136,7 +136,7 @@ def test_parameters_of_a_notebook_are_those_that_papermill_finds(tmp_path: Path)
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
     nbformat.write(notebook(code(SOURCE, "parameters"), "1", **kernel), file)
     theirs = papermill.inspect_notebook(str(file))
-    cell = _inspect.inspect(file)
+    cell = _help_notebook.inspect(file)
     assert cell
     found = {one.name: one for one in cell.parameters}
     assert list(found) == list(theirs)

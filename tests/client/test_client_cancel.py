@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from notebook_runner import AsyncClient, Client, RpcFailed, Unavailable, _callers
+from notebook_runner import AsyncClient, Client, RpcFailed, Unavailable, _transport
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.scripted import ENDED, RUNNING, WAIT_SECONDS, Double, changed
 
@@ -155,7 +155,7 @@ def test_interrupt_when_a_stream_begins(double: Double, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     double.answers("Progress", changed(1, RUNNING), changed(2, ENDED))
-    monkeypatch.setattr(_callers, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(_transport, "CLOSE_SECONDS", 0.2)
     client = Client(double.target)
     with monkeypatch.context() as patch:
         patch.setattr("grpc._channel._run_channel_spin_thread", interrupted)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
-from notebook_runner import AsyncClient, Client, _follow
+from notebook_runner import AsyncClient, Client, _retry
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.gate import Gate
 from tests.support.mortal import MortalServer
@@ -100,7 +100,7 @@ class Reader(threading.Thread):
 def test_hundred_disconnects(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both clients see every event once and in order while a hundred connections of each are cut."""
     # What is tested is not the patience of a reader, but it would take most of the time.
-    monkeypatch.setattr(_follow, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(_retry, "FIRST_PAUSE", 0.01)
     stop = tmp_path / "stop"
     with (
         Client(server.target) as client,

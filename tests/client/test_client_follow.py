@@ -8,8 +8,8 @@ import grpc
 import pytest
 
 from notebook_runner import NotebookRunnerError, RpcFailed, Unavailable
-from notebook_runner._follow import FIRST_CONNECT_TIMEOUT, LONGEST_PAUSE, ProgressReader
-from notebook_runner._pages import Pages, open_output
+from notebook_runner._output import Pages, open_output
+from notebook_runner._retry import FIRST_CONNECT_TIMEOUT, LONGEST_PAUSE, ProgressReader
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 LOST = Unavailable("gone", grpc.StatusCode.UNAVAILABLE)

@@ -62,7 +62,7 @@ def test_stop_drains(deploy: Callable[..., Deployed]) -> None:
         assert last.run_changed.state == pb.RUN_STATE_SUCCEEDED, last
         stopped.result(SECONDS)
     assert deployed.pod.state["ExitCode"] == 0
-    assert [line["event"] for line in deployed.pod.log][-1] == "stopped"
+    assert [line["event"] for line in deployed.pod.log][-1] == "server_stopped"
 
 
 def test_a_killed_pod_finds_its_history(deploy: Callable[..., Deployed]) -> None:

@@ -15,9 +15,8 @@ from google.protobuf.json_format import ParseDict
 
 from notebook_runner.cli import main
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from notebook_runner_server import new_token
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
-from notebook_runner_server.flags import options
+from notebook_runner_server.config.flags import NEW_TOKEN, actions, options
 from tests.support.pages import REPOSITORY, Block, blocks
 
 PAGES = sorted(
@@ -119,10 +118,10 @@ def test_calls_of_the_client_parse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_calls_of_the_server_parse() -> None:
     """Every line has options that `notebook-runner-server` has, with values that they can have."""
-    params: list[click.Parameter] = [*options(), new_token.option()]
+    params: list[click.Parameter] = [*options(), *(one for one in actions() if one.name == NEW_TOKEN)]
 
     def settings(**told: Any) -> None:
-        del told[new_token.NAME]  # no setting
+        del told[NEW_TOKEN]  # no setting
         Settings(**told)
 
     command = click.Command("notebook-runner-server", callback=settings, params=params)

@@ -227,6 +227,6 @@ except ValueError:
 
 def _kept(server: Server, line: str) -> None:
     server.noise.append(line)
-    if "serving" in line:
+    if "server_started" in line:
         server.target = line.partition("address=")[2].split()[0]
         server._told.set()

@@ -32,7 +32,7 @@ def unread(state: Path) -> Iterator[tuple[subprocess.Popen[bytes], rpc.NotebookR
         try:
             assert process.stderr is not None
             lines = (json.loads(line) for line in process.stderr if line.startswith(b"{"))
-            address = next(line["address"] for line in lines if line["event"] == "serving")
+            address = next(line["address"] for line in lines if line["event"] == "server_started")
             with grpc.insecure_channel(address) as channel:
                 yield process, rpc.NotebookRunnerStub(channel)
         finally:
@@ -75,7 +75,7 @@ def test_lines_that_are_lost_are_counted(pipe: tuple[int, int], monkeypatch: pyt
             handler.handle(logging.makeLogRecord({"msg": long}))
         text = ""
         end = time.monotonic() + SECONDS
-        while "log lines lost" not in text:
+        while "log_lines_dropped" not in text:
             assert time.monotonic() < end
             if select.select([reader], [], [], SECONDS)[0]:
                 text += os.read(reader, PIPE_BYTES).decode()
@@ -83,7 +83,7 @@ def test_lines_that_are_lost_are_counted(pipe: tuple[int, int], monkeypatch: pyt
         while "the last" not in text:
             text += os.read(reader, PIPE_BYTES).decode()
     lines = text.splitlines()
-    lost = sum(int(line.rpartition(" ")[2]) for line in lines if line.startswith("log lines lost"))
+    lost = sum(int(line.rpartition(" ")[2]) for line in lines if line.startswith("log_lines_dropped"))
     assert lost + sum(line.startswith(long) for line in lines) == 100
 
 

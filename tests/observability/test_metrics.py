@@ -240,8 +240,8 @@ def test_a_port_that_is_taken(scraped: Scraped, tmp_path: Path) -> None:
 
 def test_without_a_port(server: Server) -> None:
     """By default there is no port."""
-    assert server.said("serving")
-    assert not server.said("metrics")
+    assert server.said("server_started")
+    assert not server.said("metrics_started")
 
 
 def test_what_is_off_costs_nothing() -> None:

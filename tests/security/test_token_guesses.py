@@ -92,7 +92,7 @@ def test_ten_thousand_attempts(guarded: Guarded) -> None:
 
 def told(server: Server) -> list[int]:
     """How many refused calls each line of the log tells of."""
-    return [entry["count"] for entry in server.log if entry["event"] == "calls refused"]
+    return [entry["count"] for entry in server.log if entry["event"] == "calls_refused"]
 
 
 def test_a_burst_of_refused_calls(make_server: Callable[..., Server], tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_burst_of_refused_calls(make_server: Callable[..., Server], tmp_path: 
         pause.wait(0.05)
     assert sum(told(server)) == 1000
     assert 2 <= len(told(server)) <= seconds + 2
-    (lines,) = {entry["level"] for entry in server.log if entry["event"] == "calls refused"}
+    (lines,) = {entry["level"] for entry in server.log if entry["event"] == "calls_refused"}
     assert lines == "warning"
 
 

@@ -52,7 +52,7 @@ class Page:
 
 def address(server: Logged) -> str:
     """Where the server has its metrics, as its log tells."""
-    (line,) = [entry for entry in server.log if entry["event"] == "metrics"]
+    (line,) = [entry for entry in server.log if entry["event"] == "metrics_started"]
     return f"http://{line['address']}{line['path']}"
 
 

@@ -123,7 +123,7 @@ class Server:
             self.noise.append(line)
             return
         self.log.append(entry)
-        if entry.get("event") == "serving":
+        if entry.get("event") == "server_started":
             self.target = entry["address"]
             self._told.set()
 

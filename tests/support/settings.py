@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
-from notebook_runner_server.flags import options
+from notebook_runner_server.config.flags import options
 from tests.support.server import PROGRAM
 
 

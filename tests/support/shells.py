@@ -9,7 +9,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets import Any
 from traitlets.config import Config
 
-from notebook_runner import _notebook
+from notebook_runner import _notebook, load_ipython_extension
 
 SECONDS = 60.0
 
@@ -55,7 +55,9 @@ def inside(kind: type[InteractiveShell], folder: Path) -> Iterator[InteractiveSh
     """Code in here believes itself to be in a shell of IPython's, which keeps nothing."""
     config = Config(HistoryManager={"enabled": False})
     try:
-        yield kind.instance(config=config, ipython_dir=str(folder))
+        shell = kind.instance(config=config, ipython_dir=str(folder))
+        load_ipython_extension(shell)
+        yield shell
     finally:
         kind.clear_instance()
-        _notebook._views = None
+        _notebook.use_display(None)

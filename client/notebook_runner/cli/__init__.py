@@ -6,8 +6,7 @@ from ._complete import completion
 from ._doctor import doctor
 from ._group import main
 from ._health import health
-from ._logs import logs
-from ._runs import kill, list_runs, output, watch
+from ._runs import kill, list_runs, logs, output, watch
 from ._start import run, start
 
 __all__ = ["main"]

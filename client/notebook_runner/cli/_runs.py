@@ -7,17 +7,17 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from notebook_runner._states import ACTIVE, is_terminal, state_name, to_kill
 
-from ._exit import HELP, code_of_run
+from ._exit import HELP, ExitCode, code_of_run
 from ._follow import follow
 from ._options import complete_format, complete_state, json_option, quiet_option, run_argument
 from ._results import STANDARD_STREAM
-from ._terminal import bytes_to
+from ._terminal import bytes_to, write_printed
 from ._text import age, dump, elapsed, one_line, to_json
 from ._types import duration, pair, rows_of, state
 from ._views import make_view
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ._group import Server
 
-__all__ = ["kill", "list_runs", "output", "watch"]
+__all__ = ["kill", "list_runs", "logs", "output", "watch"]
 
 # How many runs the server answers at a time, at the most.
 LARGEST_PAGE = 1000
@@ -78,6 +78,27 @@ def watch(
             snapshot_only=snapshot,
         )
     ctx.exit(code_of_run(run))
+
+
+@click.command()
+@run_argument
+@click.option("-f", "--follow", is_flag=True, help="Keep printing until the run ends.")
+@json_option("each piece of text, with its cell and time")
+@click.pass_context
+def logs(ctx: click.Context, /, *, run_id: str, follow: bool, as_json: bool) -> None:
+    """Print what a notebook printed.
+
+    Standard output and standard error each go to the same stream. Without RUN_ID, uses the newest run.
+    Ctrl-C leaves the run running. The exit code does not depend on how the run ended.
+    """
+    server: Server = ctx.obj
+    with server.connect() as client:
+        try:
+            for event in client.progress(run_id, snapshot_only=not follow):
+                if event.cell_output.HasField("stream"):
+                    _print_text(event, as_json=as_json)
+        except KeyboardInterrupt:
+            ctx.exit(ExitCode.CTRL_C)
 
 
 @click.command()
@@ -267,3 +288,18 @@ def _row(run: Run) -> tuple[str, str, str, str, str, str]:
 
 def _notebook(run: Run) -> str:
     return one_line(run.notebook_path or run.notebook_uri) or "(inline)"
+
+
+def _print_text(event: Any, *, as_json: bool) -> None:
+    stream = event.cell_output.stream
+    if as_json:
+        told = {
+            "time": event.time.ToJsonString(),
+            "cell_index": event.cell_output.cell_index,
+            "name": stream.name,
+            "text": stream.text,
+        }
+        click.echo(dump(told))
+        return
+    target = sys.stderr if stream.name == "stderr" else sys.stdout
+    write_printed(target, stream.text)

@@ -24,6 +24,8 @@ __all__ = [
     "age",
     "clean",
     "clock",
+    "describe_cut",
+    "describe_display",
     "dump",
     "elapsed",
     "how_it_ended",
@@ -159,6 +161,18 @@ def size(count: int) -> str:
             return f"{value:.3g} {unit}"
         value /= _DECIMAL
     return f"{value:.3g} GB"
+
+
+def describe_display(display: pb.DisplayOutput) -> str:
+    """Name rich data that a text view cannot show."""
+    named = [f"{item.mime_type} {size(item.size_bytes)}" for item in display.data]
+    return one_line(f"[{', '.join([*named, f'{display.omitted} more'] if display.omitted else named)}]")
+
+
+def describe_cut(cut: pb.OutputCut) -> str:
+    """Say that the rest of a cell's output is left out."""
+    scope = "run" if cut.whole_run else "cell"
+    return f"[output cut: this {scope} reached its limit of {size(cut.limit_bytes)}]"
 
 
 def to_json(message: Message) -> str:

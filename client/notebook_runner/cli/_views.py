@@ -12,7 +12,7 @@ from notebook_runner._states import state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 from ._terminal import terminal_of, write_printed
-from ._text import how_it_ended, one_line, repaired, size, to_json
+from ._text import describe_cut, describe_display, how_it_ended, one_line, repaired, to_json
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,8 +24,6 @@ __all__ = [
     "PlainView",
     "QuietView",
     "View",
-    "describe_cut",
-    "describe_display",
     "make_view",
 ]
 
@@ -70,18 +68,6 @@ def make_view(*, as_json: bool = False, quiet: bool = False, on_stderr: bool = F
 
     console = Console(file=terminal_of(stream), highlight=False)
     return PlainView(stream) if console.is_dumb_terminal else LiveView(console)
-
-
-def describe_display(display: pb.DisplayOutput) -> str:
-    """Name rich data that a text view cannot show."""
-    named = [f"{item.mime_type} {size(item.size_bytes)}" for item in display.data]
-    return one_line(f"[{', '.join([*named, f'{display.omitted} more'] if display.omitted else named)}]")
-
-
-def describe_cut(cut: pb.OutputCut) -> str:
-    """Say that the rest of a cell's output is left out."""
-    scope = "run" if cut.whole_run else "cell"
-    return f"[output cut: this {scope} reached its limit of {size(cut.limit_bytes)}]"
 
 
 class _Silent:

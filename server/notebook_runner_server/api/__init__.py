@@ -1,1 +1,1 @@
-"""The gRPC face: translates between the contract and the runs, and decides nothing."""
+"""The gRPC API: translates between the contract and the runs, and decides nothing."""

@@ -1,20 +1,22 @@
-"""Who may call what: every call passes here before anything of it is read."""
+"""Authenticates and authorizes each call before the server reads any of it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from contextvars import Context
 from dataclasses import dataclass
+from inspect import isasyncgenfunction
 from typing import Any, NoReturn
 
 import grpc
 from structlog.contextvars import bind_contextvars
 
 from notebook_runner_server.api.errors import BAD_TOKEN, MISSING_TOKEN, abort_with
+from notebook_runner_server.api.interceptor import Continuation, Handler, Interceptor, function_of, rebuild
 from notebook_runner_server.api.tokens import Scope, TokenEntry, Tokens
 
 _logger = logging.getLogger(__name__)
@@ -22,20 +24,20 @@ _logger = logging.getLogger(__name__)
 _HEALTH = "/grpc.health.v1.Health/"
 _RUNNER = "/notebook_runner.v1.NotebookRunner/"
 
-OPEN = frozenset(_HEALTH + name for name in ("Check", "List", "Watch"))
-"""What anybody may call: a probe has no token."""
+PUBLIC_METHODS = frozenset(_HEALTH + name for name in ("Check", "List", "Watch"))
+"""Methods that need no token: probes have none."""
 
-READ = frozenset(
+READ_METHODS = frozenset(
     [
         *(_RUNNER + name for name in ("Progress", "Output", "List", "Info")),
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     ]
 )
-"""What the scope `read` is enough for. Whatever is neither here nor in `OPEN` needs `run`, known or not."""
+"""Methods that need the scope `read`. All others, unknown ones included, need `run`."""
 
 REPORT_SECONDS = 1.0
-"""Refused calls are told in the log once in so many seconds, with their number: a flood fills no disk."""
+"""Interval of the log lines that summarize refused calls, so that a flood cannot fill the disk."""
 
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]{1,1024}=*)")
 
@@ -50,101 +52,89 @@ class _Refusal:
 _MISSING = _Refusal(
     grpc.StatusCode.UNAUTHENTICATED,
     MISSING_TOKEN,
-    "This call needs the header authorization: Bearer TOKEN.",
+    "Missing token. Send the header `authorization: Bearer TOKEN`.",
 )
 _MALFORMED = _Refusal(
     grpc.StatusCode.UNAUTHENTICATED,
     BAD_TOKEN,
-    "The header authorization has to be there once, as Bearer TOKEN.",
+    "Malformed authorization header. Send it once, as `authorization: Bearer TOKEN`.",
 )
-_UNKNOWN = _Refusal(grpc.StatusCode.UNAUTHENTICATED, BAD_TOKEN, "The token is not valid, or no longer.")
-_TOO_LITTLE = _Refusal(
-    grpc.StatusCode.PERMISSION_DENIED, BAD_TOKEN, "The token's scope is read, and this call needs run."
+_INVALID = _Refusal(grpc.StatusCode.UNAUTHENTICATED, BAD_TOKEN, "Invalid or revoked token.")
+_FORBIDDEN = _Refusal(
+    grpc.StatusCode.PERMISSION_DENIED,
+    BAD_TOKEN,
+    "This call needs a token with the scope run (the token's scope is read).",
 )
 
 
-class AuthInterceptor(grpc.aio.ServerInterceptor):
-    """Lets a call through, or answers why not.
+class AuthInterceptor(Interceptor):
+    """Refuses calls without a valid token of the required scope.
 
-    A token is looked up when a call begins, and again with each message of a stream: a stream whose token
-    was removed from the file ends instead of its next message, which is a heartbeat at the latest.
+    A token is checked when a call begins, and again with each message of a stream: if the token is removed
+    from the file, the stream ends with its next message, which is a heartbeat at the latest.
 
     Args:
-        tokens: The valid ones; None: callers need none.
+        tokens: The valid tokens; None: no authentication.
     """
 
     def __init__(self, tokens: Tokens | None) -> None:
         self._tokens = tokens
-        # Since the last line of the log that told of some, which was a moment ago or not.
+        # Since the last log line.
         self._refused = 0
-        self._told = False
         self._latest: dict[str, str] = {}
+        self._report_is_scheduled = False
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Judge a call (called by grpc)."""
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler | None:
+        """Check a call (called by grpc)."""
         method = handler_call_details.method
-        if self._tokens is None or method in OPEN:
+        if self._tokens is None or method in PUBLIC_METHODS:
             return await continuation(handler_call_details)
-        verdict = _judge(self._tokens, method, handler_call_details.invocation_metadata)
-        if isinstance(verdict, _Refusal):
-            return self._refusing(method, verdict)
-        bind_contextvars(caller=verdict.name)
+        checked = _authorize(self._tokens, method, handler_call_details.invocation_metadata)
+        if isinstance(checked, _Refusal):
+            return self._refusing(method, checked)
+        bind_contextvars(caller=checked.name)
         handler = await continuation(handler_call_details)
-        if handler is None or not handler.response_streaming:
+        if handler is None or not isasyncgenfunction(call := function_of(handler)):
             return handler
-        return self._while_valid(self._tokens, verdict, method, handler)
+        return rebuild(handler, self._while_valid(self._tokens, checked, method, call))
 
-    def _refusing(self, method: str, refusal: _Refusal) -> grpc.RpcMethodHandler[Any, Any]:
+    def _refusing(self, method: str, refusal: _Refusal) -> Handler:
         async def refuse(_requests: Any, context: Any) -> None:
             await self._refuse(context, method, refusal)
 
-        # Of this kind whatever the method is: it answers without waiting for a request.
+        # A stream for every method, because it is answered without waiting for a request.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _while_valid(
-        self, tokens: Tokens, entry: TokenEntry, method: str, handler: grpc.RpcMethodHandler[Any, Any]
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        call: Any = handler.stream_stream or handler.unary_stream
-
+    def _while_valid(self, tokens: Tokens, entry: TokenEntry, method: str, call: Any) -> Any:
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             async with aclosing(call(request, context)) as messages:
                 async for message in messages:
                     if not tokens.holds(entry):
-                        await self._refuse(context, method, _UNKNOWN)
+                        await self._refuse(context, method, _INVALID)
                     yield message
 
-        kind = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_stream_rpc_method_handler
-        )
-        return kind(stream, handler.request_deserializer, handler.response_serializer)
+        return stream
 
     async def _refuse(self, context: Any, method: str, refusal: _Refusal) -> NoReturn:
-        self._report(context.peer(), method, refusal)
+        self._refused += 1
+        self._latest = {"rpc": method[:100], "peer": context.peer(), "reason": refusal.reason}
+        if not self._report_is_scheduled:
+            self._report()
         await abort_with(context, refusal.code, refusal.message, refusal.reason, {})
 
-    def _report(self, peer: str, method: str, refusal: _Refusal) -> None:
-        self._refused += 1
-        self._latest = {"rpc": method[:100], "peer": peer, "reason": refusal.reason}
-        if not self._told:
-            self._tell()
-
-    def _tell(self) -> None:
-        """Tell of calls that nobody has been told of, and again after a while, until there are none."""
-        self._told = self._refused > 0
-        if self._told:
-            _logger.warning("calls refused", extra={"count": self._refused, **self._latest})
+    def _report(self) -> None:
+        """Log refused calls, and again after each interval until there are no new ones."""
+        self._report_is_scheduled = self._refused > 0
+        if self._report_is_scheduled:
+            _logger.warning("calls_refused", extra={"count": self._refused, **self._latest})
             self._refused = 0
-            # Without what is bound for the call that is answered just now.
-            asyncio.get_running_loop().call_later(REPORT_SECONDS, self._tell, context=Context())
+            # In an empty context, without the ids of this call.
+            asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report, context=Context())
 
 
-def _judge(tokens: Tokens, method: str, metadata: Any) -> TokenEntry | _Refusal:
+def _authorize(tokens: Tokens, method: str, metadata: Any) -> TokenEntry | _Refusal:
     values = [value for key, value in metadata or () if key == "authorization"]
     if not values:
         return _MISSING
@@ -153,7 +143,7 @@ def _judge(tokens: Tokens, method: str, metadata: Any) -> TokenEntry | _Refusal:
         return _MALFORMED
     entry = tokens.find(match[1])
     if entry is None:
-        return _UNKNOWN
-    if entry.scope < (Scope.READ if method in READ else Scope.RUN):
-        return _TOO_LITTLE
+        return _INVALID
+    if entry.scope < (Scope.READ if method in READ_METHODS else Scope.RUN):
+        return _FORBIDDEN
     return entry

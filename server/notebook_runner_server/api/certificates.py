@@ -1,4 +1,4 @@
-"""TLS from files, which are looked at with every new connection."""
+"""TLS from files, reloaded when they change."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ _logger = logging.getLogger(__name__)
 
 
 class CertificatesError(ValueError):
-    """The files of TLS cannot be used; the message says which, and why."""
+    """The TLS files are invalid; the message names the file and the error."""
 
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """Where the files of TLS are, each in PEM.
+    """The paths of the TLS files, each in PEM.
 
     Attributes:
-        cert: The server's certificate, and after it the intermediate ones.
-        key: Its private key, not encrypted.
-        client_ca: The authorities of which a caller must have a certificate; None: it needs none.
+        cert: The server's certificate, followed by intermediate certificates.
+        key: The certificate's private key, unencrypted.
+        client_ca: CA certificates, one of which must have signed a caller's certificate; None: callers need
+            no certificate.
     """
 
     cert: Path
@@ -42,36 +43,34 @@ class _Contents:
 
 
 class Certificates:
-    """The server's side of TLS, always with the newest files that fit together.
+    """The server's TLS credentials, always from the newest valid files.
 
-    Their content is compared, not their times: a mounted secret changes by a link that is replaced. Files
-    that cannot be used, because they are half written for example, change nothing: the last good ones stay,
-    and the log says why.
+    Compares contents and not times, because a mounted secret changes by a replaced link. If the files are
+    invalid, for example half written, the last valid ones stay in use, and the log says why.
 
     Args:
-        files: Where they are.
+        files: The files.
 
     Raises:
         OSError: A file cannot be read.
-        CertificatesError: They cannot be used.
+        CertificatesError: The files are invalid.
     """
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
-        self._seen = self._good = _read(files)
+        self._seen = self._good = read_valid(files)
         self._complaint = ""
-        _check(self._seen, files)
-        if files.key.stat().st_mode & stat.S_IROTH:
-            _logger.warning("everybody on this machine can read the private key: %s", files.key)
+        if is_world_readable(files.key):
+            _logger.warning("private_key_world_readable", extra={"path": str(files.key)})
         # gRPC keeps no reference of its own to the credentials whose function it calls.
         self.credentials = grpc.dynamic_ssl_server_credentials(
             _configuration(self._good),
-            self._fetch,  # type: ignore[arg-type] # its stub knows nothing of None, which says "unchanged"
+            self._fetch,  # type: ignore[arg-type] # its stub lacks None, which means "unchanged"
             require_client_authentication=files.client_ca is not None,
         )
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return what new connections get; None: what the last got (gRPC calls this, on its threads)."""
+        """Return the configuration for new connections; None: unchanged (called by gRPC on its threads)."""
         try:
             contents = _read(self._files)
             if contents == self._seen:
@@ -85,13 +84,30 @@ class Certificates:
         if contents == self._good:
             return None
         self._good = contents
-        _logger.info("certificates reloaded")
+        _logger.info("certificates_reloaded")
         return _configuration(contents)
 
     def _complain(self, complaint: str) -> None:
         if complaint != self._complaint:
             self._complaint = complaint
-            _logger.error("certificates not reloaded, the last good ones hold: %s", complaint)
+            _logger.error("certificates_not_reloaded", extra={"why": complaint})
+
+
+def is_world_readable(path: Path) -> bool:
+    """Return whether every user of the machine can read a file."""
+    return bool(path.stat().st_mode & stat.S_IROTH)
+
+
+def read_valid(files: TlsFiles) -> _Contents:
+    """Read the files and check that they can be used.
+
+    Raises:
+        OSError: A file cannot be read.
+        CertificatesError: The files are invalid.
+    """
+    contents = _read(files)
+    _check(contents, files)
+    return contents
 
 
 def _read(files: TlsFiles) -> _Contents:
@@ -105,10 +121,10 @@ def _configuration(contents: _Contents) -> grpc.ServerCertificateConfiguration:
 
 
 def _check(contents: _Contents, files: TlsFiles) -> None:
-    """Load them as OpenSSL does, which tells what is wrong; gRPC would only end connections."""
+    """Load the files with OpenSSL, which reports errors; gRPC would only close connections."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # Of what was read: the files may be others by now.
+        # From memory, because the files may have changed since they were read.
         with _InMemory(contents.cert) as cert, _InMemory(contents.key) as key:
             context.load_cert_chain(cert.path, key.path, password=_no_password)
     except (ssl.SSLError, CertificatesError) as error:
@@ -122,18 +138,18 @@ def _check(contents: _Contents, files: TlsFiles) -> None:
 
 
 def _no_password() -> str:
-    raise CertificatesError("the key is encrypted, and there is nobody to ask for its password")
+    raise CertificatesError("the private key is encrypted. Decrypt it.")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         reason = (error.reason or str(error)).replace("_", " ").lower()
-        return f"no pair of certificate and key, or no PEM ({reason})"
+        return f"must contain a matching certificate and private key in PEM ({reason})."
     return str(error)
 
 
 class _InMemory:
-    """A file with this content that is in no folder."""
+    """A file in memory, with a path for OpenSSL."""
 
     def __init__(self, content: bytes) -> None:
         self._file = os.fdopen(os.memfd_create("pem"), "wb")

@@ -1,4 +1,4 @@
-"""The contract's messages from the runs' data, and back."""
+"""Converts the runs' data to messages of the contract, and back."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _MAX_SECONDS = 315_576_000_000  # google.protobuf.Duration's own bound
 
 
 def start_spec(request: pb.StartRequest) -> StartSpec:
-    """Return what a Start asks for.
+    """Convert a StartRequest.
 
     Raises:
-        InvalidFieldError: A field has a value that this server cannot honour.
+        InvalidFieldError: A field is invalid.
     """
     values, is_ordered = parameters.parameters_of(request)
     kind = request.WhichOneof("notebook")
@@ -61,22 +61,23 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
 
 
 def seconds(request: pb.StartRequest | pb.KillRequest, field: str) -> float | None:
-    """Return a duration in seconds; None: it is absent.
+    """Return a duration in seconds; None: the field is absent.
 
     Raises:
-        InvalidFieldError: It is not a duration that the contract knows.
+        InvalidFieldError: The duration is negative or malformed.
     """
     if not request.HasField(field):  # type: ignore[arg-type] # its stub wants a literal
         return None
     value: duration_pb2.Duration = getattr(request, field)
     whole = value.seconds + value.nanos / 1e9
     if abs(value.nanos) > _MAX_NANOS or value.seconds * value.nanos < 0 or not 0 <= whole <= _MAX_SECONDS:
-        raise InvalidFieldError(f"{field} is not a duration of zero or more.", field=field)
+        given = f"{value.seconds} seconds and {value.nanos} nanos"
+        raise InvalidFieldError(f"{field} must be a duration of zero or more (got {given}).", field=field)
     return whole
 
 
 def run_message(run: Run) -> pb.Run:
-    """Return a run as the contract has it."""
+    """Convert a run."""
     message = pb.Run(
         run_id=run.run_id,
         request_id=run.request_id,
@@ -103,7 +104,7 @@ def run_message(run: Run) -> pb.Run:
 
 
 def info_message(info: RunnerInfo) -> pb.InfoResponse:
-    """Return what a server is and has as the contract has it, as far as the runner knows."""
+    """Convert what the runner knows of the server."""
     return pb.InfoResponse(
         kernels=[
             pb.KernelInfo(
@@ -127,24 +128,24 @@ def info_message(info: RunnerInfo) -> pb.InfoResponse:
 
 
 def run_state(state: RunState) -> pb.RunState.ValueType:
-    """Return a state as the contract has it."""
+    """Convert a state."""
     return pb.RunState.Value(f"RUN_STATE_{state.name}")
 
 
 def domain_state(state: int) -> RunState:
-    """Return the state that a number of the contract stands for.
+    """Convert a state of the contract.
 
     Raises:
-        InvalidFieldError: None.
+        InvalidFieldError: The number is not a state.
     """
     try:
         return RunState[pb.RunState.Name(state).removeprefix("RUN_STATE_")]  # type: ignore[arg-type] # it checks
     except (KeyError, ValueError) as error:
-        raise InvalidFieldError(f"{state} is not a state of a run.", field="states") from error
+        raise InvalidFieldError(f"states: unknown state {state}.", field="states") from error
 
 
 def timestamp(nanoseconds: int) -> timestamp_pb2.Timestamp | None:
-    """Return a time; None for none."""
+    """Convert a time in nanoseconds since the epoch; zero: absent."""
     if not nanoseconds:
         return None
     message = timestamp_pb2.Timestamp()
@@ -167,12 +168,12 @@ def _failure(failure: Failure) -> pb.Failure:
 
 
 def is_output(event: Event) -> bool:
-    """Tell whether an event is output of a cell."""
+    """Return whether an event is output of a cell."""
     return isinstance(event.body, CellOutput)
 
 
 def event_message(event: Event) -> pb.ProgressResponse:
-    """Return an event as the contract has it."""
+    """Convert an event."""
     message = pb.ProgressResponse(
         sequence=event.sequence,
         time=timestamp(event.time),
@@ -194,7 +195,7 @@ def event_message(event: Event) -> pb.ProgressResponse:
 
 
 def heartbeat_message(last: Event, now: int) -> pb.ProgressResponse:
-    """Return a sign of life after an event; `now` in nanoseconds since the epoch."""
+    """Return a heartbeat after an event; `now` in nanoseconds since the epoch."""
     return pb.ProgressResponse(
         sequence=last.sequence,
         time=timestamp(now),

@@ -1,4 +1,4 @@
-"""Maps each reason why a call cannot be served to a gRPC status, once, with the details of the contract."""
+"""Maps the errors of the runs to gRPC statuses with the details that the contract promises."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ OWN_REASONS = MISSING_TOKEN, BAD_TOKEN, CANCELLED, INTERNAL_ERROR, UNKNOWN_METHO
     "UNKNOWN_METHOD",
     "UNKNOWN_SERVICE",
 )
-"""Reasons that only this package raises, beside those of `notebook_runner_server.errors`."""
+"""Reasons in addition to those of `notebook_runner_server.errors`, which are not about calls."""
 
-# In bytes of UTF-8. Trailers have a hard limit, and the message is in them three times, once percent-encoded.
+# In bytes of UTF-8. Trailers have a hard limit, and contain the message three times, once percent-encoded.
 _MAX_MESSAGE = 512
 _MAX_VALUE = 128
 _MAX_VALUES = 8
@@ -53,7 +53,7 @@ _CODES: dict[type[RunnerError], grpc.StatusCode] = {
 
 
 async def abort(context: grpc.aio.ServicerContext, error: RunnerError) -> NoReturn:  # type: ignore[type-arg] # its parameters are the messages'
-    """End the call with the status of a reason."""
+    """End the call with the status of an error."""
     code = next(code for kind, code in _CODES.items() if isinstance(error, kind))
     details: list[any_pb2.Any] = []
     if error.field:
@@ -76,7 +76,7 @@ async def abort_with(
     metadata: Mapping[str, str],
     details: list[any_pb2.Any] | None = None,
 ) -> NoReturn:
-    """End the call with a status that carries an ErrorInfo."""
+    """End the call with a status that has an ErrorInfo."""
     bind_contextvars(reason=reason)
     text = _text(message, _MAX_MESSAGE)
     values = {name: _text(value, _MAX_VALUE) for name, value in list(metadata.items())[:_MAX_VALUES]}

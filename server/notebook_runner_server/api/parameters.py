@@ -1,4 +1,4 @@
-"""Parameters between the contract's two forms and Python's values: a Struct, and exact JSON beside it."""
+"""Converts parameters between Python's values and the contract's two forms: a Struct and exact JSON."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.errors import InvalidFieldError
 
 MAX_BYTES = 1024 * 1024
-"""The most that a run's parameters may have, in bytes: every answer about the run carries them."""
+"""Maximum size of a run's parameters, in bytes: every message about the run contains them."""
 
 MAX_VALUES = 10_000
-"""How many values there may be, those in lists and objects included: each answer about the run has them."""
+"""Maximum number of values, including those in lists and objects: every message about the run has them."""
 
 MAX_DEPTH = 30
-"""How deep values may be nested: readers of protobuf refuse more than 100 messages in each other."""
+"""Maximum nesting of values: parsers of protobuf refuse more than 100 nested messages."""
 
 _MAX_WHOLE = 2**53
-"""Beyond it a double no longer tells whole numbers apart."""
+"""The largest integer up to which a double represents all integers."""
 
-_TOO_LARGE = f"may have at most {MAX_BYTES} bytes, as JSON and as a Struct: put data into a file."
+_TOO_LARGE = f"must have at most {MAX_BYTES} bytes, as JSON and as a Struct. Put large data into a file."
 _TOO_MANY = (
-    f"may have at most {MAX_VALUES} values, those in lists and objects included: put data into a file."
+    f"must have at most {MAX_VALUES} values, including those in lists and objects. "
+    "Put large data into a file."
 )
-_TOO_DEEP = f"may have values nested at most {MAX_DEPTH} deep: send deeper ones as a string."
+_TOO_DEEP = f"must not be nested more than {MAX_DEPTH} levels deep. Send deeper values as a string."
 
 _Container: TypeAlias = struct_pb2.Struct | struct_pb2.ListValue | dict[str, Any] | list[Any]
 
 
 def parameters_of(request: pb.StartRequest) -> tuple[dict[str, Any], bool]:
-    """Return the parameters of a request, and whether their order is the caller's.
+    """Return the parameters of a request, and whether they keep the caller's order.
 
     Raises:
-        InvalidFieldError: They are too large, not in the form of the contract, or say two different things.
+        InvalidFieldError: They are too large, malformed, or differ between the two fields.
     """
     given = request.parameters
     _check_size(given.ByteSize(), "parameters")
@@ -50,18 +51,18 @@ def parameters_of(request: pb.StartRequest) -> tuple[dict[str, Any], bool]:
     values = _decode(request.parameters_json)
     if given.fields and not _struct_agrees(given.fields, values):
         raise _refusal(
-            "parameters_json", "and parameters have different values: give the same in both, or one of them."
+            "parameters_json", "and parameters differ. Set one of them, or both to the same values."
         )
     return values, True
 
 
 def encode(parameters: Mapping[str, Any]) -> str:
-    """Return parameters as the contract's JSON; empty for none."""
+    """Return parameters as JSON; empty if there are none."""
     return json.dumps(dict(parameters), ensure_ascii=False) if parameters else ""
 
 
 def fill_struct(struct: struct_pb2.Struct, values: Mapping[str, Any]) -> None:
-    """Write parameters into a Struct that every JSON library can write; what it cannot hold is a string."""
+    """Write parameters into a Struct; a number that it cannot represent becomes a string."""
     for name, value in values.items():
         _fill_value(struct.fields[name], value)
 
@@ -72,14 +73,16 @@ def _decode(text: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        found = f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        found = f"must be valid JSON ({error.msg} at line {error.lineno}, column {error.colno})."
         raise _refusal(field, found) from error
     except RecursionError as error:
         raise _refusal(field, _TOO_DEEP) from error
     except ValueError as error:
-        raise _refusal(field, "has an integer of more than 4,300 digits: send it as a string.") from error
+        raise _refusal(
+            field, "must not have an integer of more than 4,300 digits. Send it as a string."
+        ) from error
     if not isinstance(values, dict):
-        raise _refusal(field, "must be one JSON object, of values by name.")
+        raise _refusal(field, "must be a JSON object with the values by name.")
     _check_shape(values, field)
     _check_answer(values, field)
     return values
@@ -91,7 +94,7 @@ def _check_size(size: int, field: str) -> None:
 
 
 def _check_shape(top: _Container, field: str) -> None:
-    """Refuse too many values, and values that are nested too deep, level by level from the top."""
+    """Refuse too many or too deeply nested values, level by level from the top."""
     number = 0
     level = [top]
     for _ in range(MAX_DEPTH + 1):
@@ -132,11 +135,11 @@ def _content(value: Any) -> Any:
 
 
 def _check_answer(values: dict[str, Any], field: str) -> None:
-    """Refuse what a Run cannot have in both forms, or what is small as it was sent and large there."""
+    """Refuse parameters that have no valid form in a Run, or that are too large there."""
     try:
         encoded = encode(values).encode()
     except UnicodeEncodeError as error:
-        raise _refusal(field, "has text that is not valid Unicode (a lone surrogate).") from error
+        raise _refusal(field, "must be valid Unicode (found a lone surrogate).") from error
     struct = struct_pb2.Struct()
     fill_struct(struct, values)
     _check_size(max(len(encoded), struct.ByteSize()), field)
@@ -167,7 +170,7 @@ def _plain(value: struct_pb2.Value) -> Any:
 
 def _number(number: float) -> int | float:
     is_whole = number.is_integer() and abs(number) <= _MAX_WHOLE
-    # An int has no sign of a zero.
+    # An int has no negative zero.
     return int(number) if is_whole and str(number) != "-0.0" else number
 
 
@@ -194,10 +197,10 @@ def _fill_value(target: struct_pb2.Value, value: Any) -> None:
 
 
 def _as_string(number: float) -> str | None:
-    """Return what stands for a number that a Struct in JSON cannot have; None: it can have it."""
+    """Return the string for a number that a Struct cannot represent in JSON; None: it can."""
     if isinstance(number, int):
         return str(number) if abs(number) > _MAX_WHOLE else None
-    # Python's json module writes NaN and the infinities by the names that protobuf's JSON has for them.
+    # Python's json module and protobuf's JSON use the same names for NaN and the infinities.
     return None if math.isfinite(number) else json.dumps(number)
 
 
@@ -206,7 +209,7 @@ def _struct_agrees(fields: Mapping[str, struct_pb2.Value], values: Mapping[str, 
 
 
 def _agrees(given: struct_pb2.Value, value: Any) -> bool:
-    """Tell whether a value of a Struct is what is left there of an exact one."""
+    """Return whether a value of a Struct is what a Struct makes of an exact value."""
     match given.WhichOneof("kind"):
         case "number_value":
             return _is_nearest(given.number_value, value)
@@ -226,6 +229,6 @@ def _agrees(given: struct_pb2.Value, value: Any) -> bool:
 def _is_nearest(given: float, value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    # By its digits: beyond the largest double it is infinite then, and not an error.
+    # From its digits, because beyond the largest double float(int) raises and float(str) is infinite.
     nearest = float(str(value))
     return given == nearest or (math.isnan(given) and math.isnan(nearest))

@@ -1,36 +1,38 @@
-"""Bounds the memory of answers that are made and not taken: a caller may ask for pages and read none."""
+"""Limits the memory of responses that callers request but do not read."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
-import grpc
 from structlog.contextvars import get_contextvars
+
+from notebook_runner_server.api.interceptor import Interceptor
 
 _SERVICE = "/notebook_runner.v1.NotebookRunner/"
 
-PLACES = {_SERVICE + "Output": 16, _SERVICE + "List": 16}
-"""Answers of each kind that may be on their way at once; each takes up to four times its page. Half of them
-may be one caller's: who reads nothing, or has large notebooks exported, leaves others the rest."""
+MAX_RESPONSES = {_SERVICE + "Output": 16, _SERVICE + "List": 16}
+"""Maximum number of responses of a method in memory at once; each takes up to four times its page. One
+caller gets at most half of them, so that a caller that reads nothing, or exports large notebooks, leaves the
+rest to others."""
 
 
-class _Places:
-    """The places of one kind of answer, given to those who came first."""
+class _Slots:
+    """The slots for responses of one method, first come, first served."""
 
     def __init__(self, number: int) -> None:
-        self._a_callers = number // 2
+        self._per_caller = number // 2
         self._all = asyncio.Semaphore(number)
-        # One lives as long as a call of its caller does.
+        # An entry lives as long as a call of its caller does.
         self._callers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
-    async def take(self, caller: str) -> Callable[[Any], None]:
-        """Wait for a place, and return what gives it back."""
+    async def acquire(self, caller: str) -> Callable[[Any], None]:
+        """Wait for a slot, and return the function that releases it."""
         own = self._callers.get(caller)
         if own is None:
-            own = self._callers[caller] = asyncio.Semaphore(self._a_callers)
+            own = self._callers[caller] = asyncio.Semaphore(self._per_caller)
         await own.acquire()
         try:
             await self._all.acquire()
@@ -38,42 +40,34 @@ class _Places:
             own.release()
             raise
 
-        def give_back(_: Any) -> None:
+        def release(_: Any) -> None:
             self._all.release()
             own.release()
 
-        return give_back
+        return release
 
 
-class ResponseLimiter(grpc.aio.ServerInterceptor):
-    """Lets a call with a large answer wait until fewer are on their way; Start and Kill never wait."""
+class ResponseLimiter(Interceptor):
+    """Lets calls with large responses wait until fewer are in memory; Start and Kill never wait."""
 
     def __init__(self) -> None:
-        self._places = {method: _Places(number) for method, number in PLACES.items()}
+        self._slots = {method: _Slots(number) for method, number in MAX_RESPONSES.items()}
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the handler of a call (called by grpc)."""
-        handler = await continuation(handler_call_details)
-        places = self._places.get(handler_call_details.method)
-        if handler is None or places is None:
-            return handler
-        call: Any = handler.unary_unary
+    def wrap_unary(self, method: str, call: Any) -> Any:
+        """Let a call wait for its slot."""
+        slots = self._slots.get(method)
+        if slots is None:
+            return call
 
-        async def waiting(request: Any, context: Any) -> Any:
-            # When the answer is sent, or nobody waits for it any more.
-            context.add_done_callback(await places.take(_caller(context)))
+        async def limited(request: Any, context: Any) -> Any:
+            # Released when the response has been sent, or nobody waits for it any more.
+            context.add_done_callback(await slots.acquire(_caller(context)))
             return await call(request, context)
 
-        return grpc.unary_unary_rpc_method_handler(
-            waiting, handler.request_deserializer, handler.response_serializer
-        )
+        return limited
 
 
 def _caller(context: Any) -> str:
-    """Return the name of the caller's token, or the address where no token is needed."""
+    """Return the name of the caller's token, or its address if no token is required."""
     name: str | None = get_contextvars().get("caller")
     return name or context.peer().rpartition(":")[0]

@@ -26,48 +26,48 @@ from notebook_runner_server.api.tokens import Tokens
 SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"].full_name
 
 LIVENESS = "liveness"
-"""What health calls the process itself: it serves until the end, also while runs finish before a stop. The
-empty name and SERVICE tell whether runs can start."""
+"""The health service for liveness: SERVING until the process ends, also while runs finish before a stop. The
+empty name and SERVICE report whether runs can start."""
 
 READINESS = "readiness"
-"""What health calls the calls themselves: they are answered until the server drains, also while no run can
-start, so that a probe that asks for it does not cut off those who read a run or end one."""
+"""The health service for readiness: SERVING until the server drains, also while no run can start, so that a
+probe does not cut off callers that read or kill runs."""
 
 MESSAGE_OVERHEAD = 1024 * 1024
-"""What a Start may have beside the notebook, in bytes."""
+"""Maximum size of a Start without its notebook, in bytes."""
 
-LEAST_READ_BYTES = 64 * 1024 * 1024
-"""gRPC reads messages up to twice what is accepted, and up to this size at least: it refuses larger ones by
-a status without details. One that is refused takes no more memory than one that is accepted, for that is
-there twice: as bytes and parsed."""
+MIN_READ_BYTES = 64 * 1024 * 1024
+"""Minimum of gRPC's limit of a message, which is otherwise twice the size that is accepted: gRPC refuses
+larger messages with a status without details. A refused message takes no more memory than an accepted one,
+which exists twice, as bytes and parsed."""
 
-LARGEST_READ_BYTES = 2**31 - 1
-"""No setting of gRPC can be larger."""
+MAX_READ_BYTES = 2**31 - 1
+"""Maximum of gRPC's settings."""
 
 MIN_PING_SECONDS = 10
-"""How often a client may ping: grpc's own default of 5 min cuts off clients that watch their connection."""
+"""Minimum interval of a client's pings; gRPC's default, 5 min, disconnects clients that use keepalive."""
 
 KEEPALIVE_SECONDS = 60
-"""How long a connection may be silent before it has to answer a ping: a peer that is gone frees its place."""
+"""Time without data after which the server pings a connection, to detect peers that are gone."""
 
 KEEPALIVE_ANSWER_SECONDS = 20
-"""How long it may take to answer."""
+"""Time that a peer has to answer a ping."""
 
 IDLE_SECONDS = 600
-"""How long a connection without a call stays open; clients open it again with their next call."""
+"""Time after which a connection without calls is closed; clients reconnect with their next call."""
 
 HANDSHAKE_SECONDS = 10
-"""How long a new connection may take until it speaks HTTP/2; gRPC's own default is two minutes."""
+"""Time that a new connection has for the handshake; gRPC's default is two minutes."""
 
 METADATA_BYTES = 8 * 1024
-"""The headers that a call may carry; from here on gRPC refuses some, and all over twice as many."""
+"""Maximum size of the headers of a call: gRPC refuses some larger calls, and all over twice the size."""
 
 CALLS_PER_CONNECTION = 200
-"""Calls that one connection may have open at once; a client holds more back until one ends. A flood on one
-connection gets no more than so many places before everybody else's calls."""
+"""Maximum number of open calls per connection; clients queue further ones. It limits how many calls of a
+flood on one connection are handled before those of others."""
 
-MOST_WATCHES = 1000
-"""Streams of health that may be open at once: anybody may open them."""
+MAX_WATCHES = 1000
+"""Maximum number of open health streams, which need no token."""
 
 _RUNS = ("", SERVICE)
 _HEALTH_NAMES = (*_RUNS, READINESS, LIVENESS)
@@ -77,11 +77,11 @@ _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 @dataclass(frozen=True)
 class CallerLimits:
-    """What callers may take of the server.
+    """The limits of callers.
 
     Attributes:
-        max_notebook_bytes: The largest notebook that a Start may carry.
-        max_connections: Connections that may be open at once; more are closed as they come.
+        max_notebook_bytes: Maximum size of a notebook in a Start.
+        max_connections: Maximum number of open connections; further ones are closed.
     """
 
     max_notebook_bytes: int
@@ -89,27 +89,27 @@ class CallerLimits:
 
     @property
     def max_message_bytes(self) -> int:
-        """The largest message that is accepted."""
+        """Maximum size of a message."""
         return self.max_notebook_bytes + MESSAGE_OVERHEAD
 
 
 class ApiServer:
-    """Listens, and answers with the services of the contract.
+    """The gRPC server with the services of the contract.
 
     Args:
         servicer: The service NotebookRunner.
-        bounds: What callers may take.
-        tokens: The tokens that are valid; None: callers need none.
-        certificates: TLS; None: without.
-        observers: Who watches the calls.
-        with_reflection: Serve reflection as well.
-        with_channelz: Serve channelz as well.
+        limits: The limits of callers.
+        tokens: The valid tokens; None: no authentication.
+        certificates: The TLS certificates; None: no TLS.
+        observers: The observers of calls.
+        with_reflection: Serve reflection.
+        with_channelz: Serve channelz.
     """
 
     def __init__(
         self,
         servicer: Servicer,
-        bounds: CallerLimits,
+        limits: CallerLimits,
         tokens: Tokens | None,
         certificates: Certificates | None,
         observers: Iterable[CallObserver],
@@ -122,10 +122,10 @@ class ApiServer:
             interceptors=[
                 TelemetryInterceptor(observers),
                 AuthInterceptor(tokens),
-                ErrorInterceptor(bounds.max_message_bytes),
+                ErrorInterceptor(limits.max_message_bytes),
                 ResponseLimiter(),
             ],
-            options=_options(bounds),
+            options=_options(limits),
         )
         self._health = _Health()
         pb_grpc.add_NotebookRunnerServicer_to_server(servicer, self._server)
@@ -136,53 +136,53 @@ class ApiServer:
             _add_reflection(self._server)
 
     def bind(self, address: str) -> int:
-        """Take an address, and return its port; calls wait until `start`.
+        """Bind an address, and return its port; calls wait until `start`.
 
         Raises:
-            RuntimeError: The address cannot be had.
+            RuntimeError: The address cannot be bound.
         """
         if self._certificates is None:
             return self._server.add_insecure_port(address)
         return self._server.add_secure_port(address, self._certificates.credentials)
 
     async def start(self) -> None:
-        """Begin to answer calls."""
+        """Start to handle calls."""
         await self._server.start()
 
-    async def say_serving(self) -> None:
-        """Tell health checks that calls are served."""
+    async def report_serving(self) -> None:
+        """Report to health checks that the server is ready."""
         for service in _HEALTH_NAMES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
-    async def say_draining(self) -> None:
-        """Tell health checks that no more runs are taken; the process itself is still well."""
-        await self.say_runs_start(False)
+    async def report_draining(self) -> None:
+        """Report to health checks that the server takes no more runs; it stays live."""
+        await self.report_runs_start(False)
         await self._health.set(READINESS, health_pb2.HealthCheckResponse.NOT_SERVING)
 
-    async def say_runs_start(self, can: bool) -> None:
-        """Tell health checks whether runs can start; other calls are answered in any case."""
+    async def report_runs_start(self, can: bool) -> None:
+        """Report to health checks whether runs can start; other calls work in any case."""
         status = health_pb2.HealthCheckResponse.SERVING if can else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in _RUNS:
             await self._health.set(service, status)
 
     async def stop(self, grace: float) -> None:
-        """Stop listening; calls that have not ended after `grace` seconds are cut off."""
+        """Stop listening, and cancel calls that have not ended after `grace` seconds."""
         await self._server.stop(grace)
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no types
-    """The standard service, with the method that grpc's own leaves out and a bound on its streams."""
+    """The standard health service, with `List` and a limit of streams."""
 
     def __init__(self) -> None:
         super().__init__()
         self._watches = 0
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802 - grpc's
-        """Tell the health of a service, and each change of it."""
-        if self._watches >= MOST_WATCHES:
-            message = f"{MOST_WATCHES} streams of health are open, as many as this server allows."
+        """Stream the health of a service."""
+        if self._watches >= MAX_WATCHES:
+            message = f"Too many open health streams ({MAX_WATCHES}). Try again later, or call Check."
             code = grpc.StatusCode.RESOURCE_EXHAUSTED
-            await abort_with(context, code, message, "TOO_MANY_STREAMS", {"limit": str(MOST_WATCHES)})
+            await abort_with(context, code, message, "TOO_MANY_STREAMS", {"limit": str(MAX_WATCHES)})
         self._watches += 1
         try:
             await super().Watch(request, context)
@@ -190,9 +190,10 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no type
             self._watches -= 1
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:  # noqa: N802 - grpc's
-        """Answer the health of a service."""
+        """Return the health of a service."""
         if request.service not in self._server_status:
-            message = f"Health has no service of this name. It has: {', '.join(_HEALTH_NAMES[1:])}, and ''."
+            names = ", ".join(repr(name) for name in _HEALTH_NAMES)
+            message = f"Unknown service {request.service[:100]!r}. Available: {names}."
             code = grpc.StatusCode.NOT_FOUND
             await abort_with(context, code, message, UNKNOWN_SERVICE, {"service": request.service})
         return await super().Check(request, context)
@@ -202,16 +203,16 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no type
         request: health_pb2.HealthListRequest,  # noqa: ARG002 - grpc's signature
         context: Any,
     ) -> health_pb2.HealthListResponse:
-        """Tell the health of all services."""
+        """Return the health of all services."""
         asked = {name: health_pb2.HealthCheckRequest(service=name) for name in _HEALTH_NAMES}
         statuses = {name: await self.Check(one, context) for name, one in asked.items()}
         return health_pb2.HealthListResponse(statuses=statuses)
 
 
-def _options(bounds: CallerLimits) -> list[tuple[str, int]]:
-    read = max(2 * bounds.max_message_bytes, LEAST_READ_BYTES)
+def _options(limits: CallerLimits) -> list[tuple[str, int]]:
+    read = max(2 * limits.max_message_bytes, MIN_READ_BYTES)
     return [
-        ("grpc.max_receive_message_length", min(read, LARGEST_READ_BYTES)),
+        ("grpc.max_receive_message_length", min(read, MAX_READ_BYTES)),
         ("grpc.so_reuseport", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -222,12 +223,12 @@ def _options(bounds: CallerLimits) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", CALLS_PER_CONNECTION),
         ("grpc.max_metadata_size", METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES),
-        ("grpc.max_allowed_incoming_connections", bounds.max_connections),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
     ]
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:
-    """Serve reflection as v1alpha and as v1, which differ in nothing but the name."""
+    """Serve reflection as v1alpha and as v1, which differ only in their names."""
     names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1]
     servicer = reflection.aio.ReflectionServicer(names)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
@@ -242,7 +243,7 @@ def _add_reflection(server: grpc.aio.Server) -> None:
 
 
 def _describe_reflection_v1() -> None:
-    """Make v1 known to reflection itself: grpcio ships v1alpha alone."""
+    """Register the descriptor of v1, because grpcio ships v1alpha only."""
     file = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     file.name = file.name.replace("v1alpha", "v1")

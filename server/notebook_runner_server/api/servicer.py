@@ -1,4 +1,4 @@
-"""The service NotebookRunner: each RPC is a translation of one call on the runs."""
+"""The service NotebookRunner: translates each RPC into one call on the runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from notebook_runner import __version__
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
 from notebook_runner_server.api import convert
-from notebook_runner_server.api.telemetry_interceptor import origin
+from notebook_runner_server.api.telemetry_interceptor import trace_context
 from notebook_runner_server.errors import InvalidFieldError, TooManyStreamsError
 from notebook_runner_server.runs.admission import MAX_DURATION
 from notebook_runner_server.runs.outputs import MESSAGE_BYTES, NOTEBOOK, Outputs
@@ -28,16 +28,17 @@ _PAGE_SIZE = 50
 _MAX_PAGE_SIZE = 1000
 _NO_POSITION = 2**63 - 1
 _MAX_FILTERS = 64
+_INVALID_TOKEN = "page_token must be the next_page_token of a List with the same states and labels."  # noqa: S105 - no secret
 
 
 class Servicer(pb_grpc.NotebookRunnerServicer):
-    """Answers the calls of the contract.
+    """Implements the calls of the contract.
 
     Args:
         runner: The runs.
         outputs: Their artefacts.
-        max_streams: How many Progress streams may be open at once.
-        heartbeat: Seconds without an event after which a stream carries a heartbeat.
+        max_streams: Maximum number of open Progress streams.
+        heartbeat: Seconds without an event after which a stream sends a heartbeat.
     """
 
     def __init__(self, runner: RunManager, outputs: Outputs, max_streams: int, heartbeat: float) -> None:
@@ -48,8 +49,10 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         self._streams = 0
 
     async def Start(self, request: pb.StartRequest, context: Any) -> pb.StartResponse:  # noqa: N802 - grpc's
-        """Admit one run."""
-        run = await self._runner.start(convert.start_spec(request), origin(context.invocation_metadata()))
+        """Admit a run."""
+        run = await self._runner.start(
+            convert.start_spec(request), trace_context(context.invocation_metadata())
+        )
         bind_contextvars(run_id=run.run_id)
         return pb.StartResponse(run=convert.run_message(run))
 
@@ -58,10 +61,11 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         request: pb.ProgressRequest,
         context: Any,  # noqa: ARG002 - grpc's signature
     ) -> AsyncIterator[pb.ProgressResponse]:
-        """Tell the events of a run."""
+        """Stream the events of a run."""
         if self._streams >= self._max_streams:
             raise TooManyStreamsError(
-                f"{self._max_streams} Progress streams are open, as many as this server allows.",
+                f"Too many open Progress streams ({self._max_streams}). "
+                "Try again later, or start the server with a larger --max-streams.",
                 limit=str(self._max_streams),
             )
         self._streams += 1
@@ -81,27 +85,29 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
     async def _follow(self, request: pb.ProgressRequest, log: RunLog) -> AsyncIterator[pb.ProgressResponse]:
         after, known = request.after_sequence, log.last_sequence
         if not 0 <= after <= known:
-            message = f"after_sequence is between 0 and {known}, the last event of the run so far."
+            message = (
+                f"after_sequence must be between 0 and {known}, the last event of the run (got {after})."
+            )
             raise InvalidFieldError(message, field="after_sequence")
         if request.snapshot_only and after == known:
             return
         last = next(iter(await log.read(after - 1)), None) if after else None
-        told = time.monotonic()
+        sent = time.monotonic()
         async for events in log.follow(after, self._heartbeat):
             for event in events:
                 last = event
                 if not (request.omit_cell_output and convert.is_output(event)):
                     yield convert.event_message(event)
-                    told = time.monotonic()
+                    sent = time.monotonic()
                 if request.snapshot_only and event.sequence >= known:
                     return
-            # Also when all that happens is what the caller does not want to be told.
-            if last is not None and (not events or time.monotonic() - told >= self._heartbeat):
+            # Also if all events are output that the caller omits.
+            if last is not None and (not events or time.monotonic() - sent >= self._heartbeat):
                 yield convert.heartbeat_message(last, log.clock.now())
-                told = time.monotonic()
+                sent = time.monotonic()
 
     async def Output(self, request: pb.OutputRequest, context: Any) -> pb.OutputResponse:  # noqa: ARG002, N802 - grpc's
-        """Answer one page of an artefact."""
+        """Return one page of an artefact."""
         run = await self._runner.find(request.run_id)
         bind_contextvars(run_id=run.run_id)
         self._runner.readers.page(run.run_id)
@@ -126,10 +132,13 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         )
 
     async def Kill(self, request: pb.KillRequest, context: Any) -> pb.KillResponse:  # noqa: ARG002, N802 - grpc's
-        """End a run."""
+        """Kill a run."""
         grace_period = convert.seconds(request, "grace_period") or 0.0
         if grace_period > MAX_DURATION:
-            raise InvalidFieldError(f"grace_period is at most {MAX_DURATION:.0f} s.", field="grace_period")
+            raise InvalidFieldError(
+                f"grace_period must not exceed {MAX_DURATION:.0f} s (got {grace_period:g} s).",
+                field="grace_period",
+            )
         before = await self._runner.run_to_kill(request.run_id)
         bind_contextvars(run_id=before.run_id)
         run, ended = await self._runner.kill(before.run_id, grace_period)
@@ -138,11 +147,14 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         )
 
     async def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:  # noqa: ARG002, N802 - grpc's
-        """Answer runs, newest first."""
+        """Return runs, newest first."""
         if request.page_size < 0:
-            raise InvalidFieldError("page_size is not negative.", field="page_size")
+            given = request.page_size
+            raise InvalidFieldError(f"page_size must not be negative (got {given}).", field="page_size")
         if len(request.states) > _MAX_FILTERS or len(request.labels) > _MAX_FILTERS:
-            raise InvalidFieldError(f"A List has at most {_MAX_FILTERS} states and labels.", field="labels")
+            raise InvalidFieldError(
+                f"states and labels must have at most {_MAX_FILTERS} entries each.", field="labels"
+            )
         states = [convert.domain_state(state) for state in request.states]
         size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
         runs, more = await self._runner.list(_position(request), size, states, dict(request.labels))
@@ -156,7 +168,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             message = convert.run_message(run)
             room -= message.ByteSize()
             if room < 0 and answer.runs:
-                # A page ends by its size as well: tracebacks are long, and callers take 4 MiB.
+                # The page is full by its size: tracebacks are long, and most clients accept 4 MiB.
                 more = last_before
                 break
             answer.runs.append(message)
@@ -164,7 +176,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         return answer
 
     async def Info(self, request: pb.InfoRequest, context: Any) -> pb.InfoResponse:  # noqa: ARG002, N802 - grpc's
-        """Tell what this server is and has."""
+        """Describe this server."""
         answer = convert.info_message(self._runner.info())
         answer.version = __version__
         answer.formats[:] = self._outputs.formats
@@ -176,22 +188,19 @@ def _token(request: pb.ListRequest, position: int) -> str:
 
 
 def _position(request: pb.ListRequest) -> int:
-    """Return the position that a page token stands for."""
+    """Return the position that a page token encodes."""
     if not request.page_token:
         return _NO_POSITION
     try:
         number = int(base64.urlsafe_b64decode(request.page_token).decode().partition(":")[0])
     except ValueError as error:
-        raise InvalidFieldError(
-            "page_token is not one that List has answered.", field="page_token"
-        ) from error
+        raise InvalidFieldError(_INVALID_TOKEN, field="page_token") from error
     if not 0 < number <= _NO_POSITION or request.page_token != _token(request, number):
-        message = "page_token is not one that List has answered for these states and labels."
-        raise InvalidFieldError(message, field="page_token")
+        raise InvalidFieldError(_INVALID_TOKEN, field="page_token")
     return number
 
 
 def _filter(request: pb.ListRequest) -> str:
-    """Return a digest of what a List asks for: a page token goes with it."""
+    """Return a digest of the filters of a List, to which its page tokens belong."""
     wanted = json.dumps([sorted(set(request.states)), sorted(request.labels.items())])
     return hashlib.sha256(wanted.encode()).hexdigest()[:16]

@@ -1,15 +1,14 @@
-"""Stands around every call, outermost: gives it an id, and tells observers how it went."""
+"""Gives each call an id, and reports it to observers; the outermost interceptor."""
 
 from __future__ import annotations
 
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any, Protocol
 
 import grpc
@@ -18,13 +17,14 @@ from grpc_reflection.v1alpha import reflection_pb2
 from structlog.contextvars import bind_contextvars, get_contextvars
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner_server.api.interceptor import Continuation, Handler, Interceptor
 from notebook_runner_server.runs.model import TraceContext
 
 REQUEST_ID = "x-request-id"
-"""The header in which a caller may say what the log is to call its call."""
+"""The header with which a caller sets the id of its call in the log."""
 
 OTHER = "other"
-"""The name of every method beside those of the contract, health and reflection: callers choose such names."""
+"""Stands for all methods except those of the contract, health and reflection: callers choose their names."""
 
 _FILES = (pb.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
 _NAMES = {
@@ -33,11 +33,11 @@ _NAMES = {
     for service in file.services_by_name.values()
     for method in service.methods
 }
-# The two versions of reflection are one.
+# Observers see the two versions of reflection as one.
 _NAMES["/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"] = "ServerReflection/ServerReflectionInfo"
 
 METHODS = (*dict.fromkeys(_NAMES.values()), OTHER)
-"""The names of methods, as observers are told them."""
+"""The names of methods that observers get."""
 
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 """The name of each status."""
@@ -55,10 +55,10 @@ class Call:
     Attributes:
         method: One of `METHODS`.
         code: The name of its status.
-        reason: Of the contract's reasons; empty: none.
-        seconds: How long it took from when its request was there, by a monotonic clock.
-        messages: How many it answered, where it is a stream.
-        peer: Where it came from, as gRPC writes it; empty: not known.
+        reason: One of the contract's reasons; empty: none.
+        seconds: The time since its request was complete, by a monotonic clock.
+        messages: The number of messages of a stream.
+        peer: The address of the caller, as gRPC writes it; empty: unknown.
     """
 
     method: str
@@ -70,117 +70,94 @@ class Call:
 
 
 class CallObserver(Protocol):
-    """Watches calls."""
+    """Watches calls. Its methods run on the event loop and must return at once."""
 
     def call_started(self, method: str) -> None:
-        """Take note of a call; answer at once."""
+        """Handle the start of a call."""
 
     def call_ended(self, call: Call) -> None:
-        """Take note of the end of a call, within what is bound for the log; answer at once."""
+        """Handle the end of a call, in its logging context."""
 
 
-class TelemetryInterceptor(grpc.aio.ServerInterceptor):
-    """Binds each call's id for the log, and tells observers of it.
+class TelemetryInterceptor(Interceptor):
+    """Binds each call's id for the log, and reports the call to observers.
 
     Args:
-        observers: Who watches.
+        observers: The observers.
     """
 
     def __init__(self, observers: Iterable[CallObserver]) -> None:
         self._observers = tuple(observers)
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the handler of a call (called by grpc)."""
-        asked = _header(handler_call_details.invocation_metadata, REQUEST_ID, _SANE_ID)
-        bind_contextvars(request_id=asked or secrets.token_hex(8))
-        method = _NAMES.get(handler_call_details.method, OTHER)
-        handler = await continuation(handler_call_details)
-        # An inner interceptor answers for a method that does not exist.
-        return handler and self._watched(method, handler)
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler | None:
+        """Bind the call's id, and wrap its handler (called by grpc)."""
+        sent = _header(handler_call_details.invocation_metadata, REQUEST_ID, _SANE_ID)
+        bind_contextvars(request_id=sent or secrets.token_hex(8))
+        return await super().intercept_service(continuation, handler_call_details)
 
-    def _watched(
-        self, method: str, handler: grpc.RpcMethodHandler[Any, Any]
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        kinds: dict[tuple[bool, bool], tuple[Any, Any]] = {
-            (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
-            (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
-            (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
-            (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
-        }
-        call, make = kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
-        if isasyncgenfunction(call):
-            watched: Any = self._stream(method, call)
-        elif iscoroutinefunction(call):
-            watched = self._coroutine(method, call)
-        else:
-            # Channelz answers by plain functions, which gRPC runs on threads.
-            return handler
-        made: grpc.RpcMethodHandler[Any, Any] = make(
-            watched, handler.request_deserializer, handler.response_serializer
-        )
-        return made
+    def wrap_unary(self, method: str, call: Any) -> Any:
+        """Report a call with one response."""
 
-    def _coroutine(self, method: str, call: Any) -> Any:
         async def watched(request: Any, context: Any) -> Any:
-            watch = _Watch(self._observers, method, context.peer())
+            open_call = _OpenCall(self._observers, method, context.peer())
             try:
                 return await call(request, context)
             finally:
-                watch.ended(_code(context))
+                open_call.ended(_code(context))
 
         return watched
 
-    def _stream(self, method: str, call: Any) -> Any:
+    def wrap_stream(self, method: str, call: Any) -> Any:
+        """Report a call with a stream of responses."""
+
         async def watched(request: Any, context: Any) -> AsyncIterator[Any]:
-            watch = _Watch(self._observers, method, context.peer())
+            open_call = _OpenCall(self._observers, method, context.peer())
             try:
                 async with aclosing(call(request, context)) as messages:
                     async for message in messages:
-                        watch.sent()
+                        open_call.sent()
                         yield message
             except GeneratorExit:
-                watch.abandoned()
+                open_call.abandoned()
                 raise
             except BaseException:
-                watch.ended(_code(context))
+                open_call.ended(_code(context))
                 raise
-            watch.ended(_code(context))
+            open_call.ended(_code(context))
 
         return watched
 
 
-class _Watch:
-    """A call that goes on."""
+class _OpenCall:
+    """A call that has not ended."""
 
     def __init__(self, observers: Iterable[CallObserver], method: str, peer: str) -> None:
         self._observers = observers
-        self._method = method
+        self._method = _NAMES.get(method, OTHER)
         self._peer = peer
         self._begin = time.monotonic()
         self._messages = 0
         self._context: Context | None = None
         for one in observers:
-            one.call_started(method)
+            one.call_started(self._method)
 
     def sent(self) -> None:
-        """Take note of a message of a stream."""
+        """Count a message of a stream."""
         self._messages += 1
         self._context = copy_context()
 
     def abandoned(self) -> None:
-        """Tell that its peer went away while a message was on its way to it.
+        """Report that the peer went away while a message was being sent.
 
-        That is found out wherever the stream is cleared away, so with what was bound before.
+        Python may finalize the stream in the context of another call, so this uses the last known context.
         """
-        assert self._context is not None  # noqa: S101 - a message was sent
+        assert self._context is not None  # noqa: S101 - streams end here only after a message
         self._context.run(self.ended, grpc.StatusCode.CANCELLED.name)
 
     def ended(self, code: str) -> None:
-        """Tell that it has ended."""
+        """Report the end of the call."""
         seconds = time.monotonic() - self._begin
         reason = get_contextvars().get("reason", "")
         call = Call(self._method, code, reason, seconds, self._messages, self._peer)
@@ -195,11 +172,11 @@ def _code(context: Any) -> str:
     return CODES.get(code or 0, grpc.StatusCode.UNKNOWN.name)
 
 
-def origin(metadata: Any) -> TraceContext:
-    """Return where the call comes from that is answered just now.
+def trace_context(metadata: Any) -> TraceContext:
+    """Return the trace context of the current call.
 
     Args:
-        metadata: The headers of the call. A place in a trace that is none is left out.
+        metadata: The headers of the call. A malformed trace context is ignored.
     """
     traceparent = _header(metadata, "traceparent", _TRACEPARENT)
     return TraceContext(
@@ -210,7 +187,7 @@ def origin(metadata: Any) -> TraceContext:
 
 
 def _header(metadata: Any, name: str, form: re.Pattern[str]) -> str:
-    """Return the value of a header that is there once and has this form; empty: it is not, or has not."""
+    """Return the value of a header; empty if it is missing, repeated or malformed."""
     values = [value for key, value in metadata or () if key == name]
     sane = len(values) == 1 and isinstance(values[0], str) and form.fullmatch(values[0])
     return values[0] if sane else ""

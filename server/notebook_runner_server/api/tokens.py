@@ -1,7 +1,7 @@
-"""The tokens file: who may call, and how much. It holds no token, only their SHA-256 sums.
+"""The tokens file: the SHA-256 hash of each valid token, with its name and scope.
 
-One line for each token, `NAME SCOPE sha256:HEX`; empty lines and lines that begin with `#` are none. A
-name may stand there twice, as it does while a token is rotated.
+It has one line per token, `NAME SCOPE sha256:HEX`; empty lines and lines that begin with `#` are ignored. A
+name may occur twice, so that tokens can be rotated.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pathlib import Path
 
 _logger = logging.getLogger(__name__)
 
-LEAST_CHARACTERS = 32
-"""A shorter token is never accepted: 32 characters of hexadecimal digits are 128 bits."""
+MIN_CHARACTERS = 32
+"""Minimum length of a token: 32 hexadecimal digits are 128 bits."""
 
 RECHECK_SECONDS = 1.0
-"""How old the answer of `holds` may be."""
+"""Maximum age of what `holds` returns."""
 
-_LARGEST_FILE = 1024 * 1024
+_MAX_FILE_BYTES = 1024 * 1024
 _PREFIX = "nbr_"
 _RANDOM_BYTES = 32
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64})\s+(?P<scope>run|read)\s+sha256:(?P<sum>[0-9a-fA-F]{64})")
-_SUM_OF_NOTHING = hashlib.sha256(b"").digest()
+_EMPTY_DIGEST = hashlib.sha256(b"").digest()
 
 
 class Scope(IntEnum):
@@ -45,9 +45,9 @@ class TokenEntry:
     """One token of the file.
 
     Attributes:
-        name: Whose it is, for the log.
+        name: The name of its owner, for the log.
         scope: What it allows.
-        digest: SHA-256 of the token.
+        digest: The SHA-256 hash of the token.
     """
 
     name: str
@@ -56,20 +56,20 @@ class TokenEntry:
 
 
 class TokensFileError(ValueError):
-    """The tokens file cannot be used; the message says which line of it, and why."""
+    """The tokens file is invalid; the message names the line and the error."""
 
 
 class Tokens:
-    """The tokens that are valid now: the file is looked at with every call.
+    """The valid tokens. Reads the file again with each call.
 
-    A file that cannot be used any more changes nothing: what was valid before stays so, and the log says why.
+    If the file becomes unreadable or invalid, the previous tokens stay valid, and the log says why.
 
     Args:
         path: The tokens file.
 
     Raises:
-        OSError: It cannot be read.
-        TokensFileError: It cannot be used.
+        OSError: The file cannot be read.
+        TokensFileError: The file is invalid.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,21 +85,21 @@ class Tokens:
         return sorted({entry.name for entry in self._entries})
 
     def find(self, token: str) -> TokenEntry | None:
-        """Return the entry of a token; None: it is none of the valid ones."""
+        """Return the entry of a token; None: it is not valid."""
         self._reload()
         digest = hashlib.sha256(token.encode()).digest()
         found = None
         for entry in self._entries:
-            # All of them, so that the time tells nothing.
+            # Compare with all entries, so that the duration reveals nothing.
             if hmac.compare_digest(entry.digest, digest):
                 found = entry
-        if found is not None and len(token) < LEAST_CHARACTERS:
-            _logger.error("token is too short to be accepted; make one with --new-token: %s", found.name)
+        if found is not None and len(token) < MIN_CHARACTERS:
+            _logger.error("token_too_short", extra={"token_name": found.name, "minimum": MIN_CHARACTERS})
             return None
         return found
 
     def holds(self, entry: TokenEntry) -> bool:
-        """Tell whether an entry was in the file a second ago at the most."""
+        """Return whether an entry was in the file within the last `RECHECK_SECONDS`."""
         if time.monotonic() - self._checked > RECHECK_SECONDS:
             self._reload()
         return entry in self._entries
@@ -115,23 +115,23 @@ class Tokens:
             self._complain(str(error))
             return
         self._seen, self._complaint = content, ""
-        _logger.info("tokens reloaded", extra={"tokens": self.names})
+        _logger.info("tokens_reloaded", extra={"tokens": self.names})
 
     def _complain(self, complaint: str) -> None:
         if complaint != self._complaint:
             self._complaint = complaint
-            _logger.error("tokens file not reloaded, the last good one holds: %s", complaint)
+            _logger.error("tokens_not_reloaded", extra={"why": complaint})
 
 
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise TokensFileError(
-                f"{path}: others can write to it, and so let themselves in; chmod go-w {path}"
+                f"{path}: other users can write to it and add tokens. Run: chmod go-w {path}"
             )
-        content = file.read(_LARGEST_FILE + 1)
-    if len(content) > _LARGEST_FILE:
-        raise TokensFileError(f"{path}: more than {_LARGEST_FILE} bytes")
+        content = file.read(_MAX_FILE_BYTES + 1)
+    if len(content) > _MAX_FILE_BYTES:
+        raise TokensFileError(f"{path}: larger than {_MAX_FILE_BYTES} bytes.")
     return content
 
 
@@ -139,11 +139,11 @@ def parse(content: bytes, name: str) -> tuple[TokenEntry, ...]:
     """Read a tokens file.
 
     Args:
-        content: What is in it.
-        name: What messages call it.
+        content: The content of the file.
+        name: The file's name in messages.
 
     Raises:
-        TokensFileError: A line is wrong, or there is no token at all. No message repeats what a line holds.
+        TokensFileError: A line is invalid, or the file has no token. Messages never quote a line.
     """
     entries: dict[bytes, TokenEntry] = {}
     for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
@@ -152,33 +152,35 @@ def parse(content: bytes, name: str) -> tuple[TokenEntry, ...]:
             continue
         match = _LINE.fullmatch(text)
         if match is None:
-            form = "NAME SCOPE sha256:HEX, with run or read as SCOPE; --new-token writes such a line"
-            raise TokensFileError(f"{name}, line {number}: not of the form {form}")
+            form = "NAME SCOPE sha256:HEX with scope run or read (create one with --new-token)"
+            raise TokensFileError(f"{name}, line {number}: must be {form}.")
         entry = TokenEntry(match["name"], Scope[match["scope"].upper()], bytes.fromhex(match["sum"]))
-        if entry.digest == _SUM_OF_NOTHING:
-            raise TokensFileError(f"{name}, line {number}: this is the sum of an empty token")
+        if entry.digest == _EMPTY_DIGEST:
+            raise TokensFileError(f"{name}, line {number}: this is the hash of an empty token.")
         if entry.digest in entries:
-            raise TokensFileError(f"{name}, line {number}: the same token is in an earlier line")
+            raise TokensFileError(f"{name}, line {number}: duplicates the token of an earlier line.")
         entries[entry.digest] = entry
     if not entries:
-        raise TokensFileError(f"{name}: there is no token in it; --new-token NAME:SCOPE writes one")
+        raise TokensFileError(f"{name}: has no token. Add one with --new-token NAME:SCOPE.")
     return tuple(entries.values())
 
 
 def add_new(path: Path, name: str, scope: str) -> str:
-    """Make a token of 256 random bits, add its line to a tokens file, and return it.
+    """Create a token of 256 random bits, add its line to a tokens file, and return it.
 
     Raises:
         OSError: The file cannot be written.
-        TokensFileError: The name or the scope cannot be one, or the file cannot be used.
+        TokensFileError: The name, the scope or the file is invalid.
     """
     token = _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
     line = f"{name} {scope} sha256:{hashlib.sha256(token.encode()).hexdigest()}\n".encode()
     try:
         parse(line, "")
     except TokensFileError:
-        message = f"{name}:{scope} is not NAME:SCOPE: letters, digits, . _ - and then run or read"
-        raise TokensFileError(message) from None
+        message = (
+            "--new-token must be NAME:SCOPE, with letters, digits, . _ - as NAME and run or read as SCOPE"
+        )
+        raise TokensFileError(f"{message} (got {name}:{scope}).") from None
     before = _read(path) if path.exists() else b""
     parse(before + b"\n" + line, str(path))
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

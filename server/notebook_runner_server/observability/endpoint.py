@@ -88,7 +88,7 @@ class _Bounded(ThreadingHTTPServer):
         """Say what went wrong, but not of a peer that went away (called by socketserver)."""
         error = sys.exception()
         if not isinstance(error, OSError):
-            _logger.error("a scrape failed", exc_info=error)
+            _logger.error("scrape_failed", exc_info=error)
 
 
 def _cut_off(request: socket.socket) -> None:

@@ -72,7 +72,7 @@ class Telemetry:
         except OSError as error:
             raise OSError(f"--metrics-listen {self._settings.metrics_listen}: {error.strerror}") from error
         shown = self._settings.metrics_listen.rpartition(":")[0]
-        _log.info("metrics", address=f"{shown}:{self._endpoint.port}", path="/metrics")
+        _log.info("metrics_started", address=f"{shown}:{self._endpoint.port}", path="/metrics")
 
     def watch(self, backend: Backend, store: Store) -> None:
         """Tell of these as well, when they are open."""

@@ -9,21 +9,18 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from notebook_runner_server import executors
-from notebook_runner_server.api.certificates import Certificates
+from notebook_runner_server.api import certificates
 from notebook_runner_server.api.tokens import Tokens
-from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings, limit_names
+from notebook_runner_server.config.settings import ENVIRONMENT_PREFIX, PROCESS, Settings, limit_names
 from notebook_runner_server.execution.options import resolve_kernel_name
 
-OTHERS = (
-    *("TARGET", "TOKEN", "TOKEN_FILE", "TLS_CA"),
-    *("RUN_ID", "RUN_DIR"),
-    *("NEW_TOKEN", "CHECK"),
+_OTHER_VARIABLES = (
+    *("TARGET", "TOKEN", "TOKEN_FILE", "TLS_CA"),  # of the client
+    *("RUN_ID", "RUN_DIR"),  # of notebooks, which may start a server
+    *("NEW_TOKEN", "CHECK"),  # of options that are not settings
 )
-"""Variables with the server's prefix that are not settings: those of the client, those set for notebooks,
-which may start a server as well, and those of options that are not settings."""
 
-_OF_A_SERVICE = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+_SERVICE_VARIABLE = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 """Variables that Kubernetes adds for each Service of the namespace whose name begins with notebook-runner."""
 
 
@@ -31,13 +28,13 @@ class ConfigurationError(ValueError):
     """The configuration is invalid.
 
     Attributes:
-        faults: A sentence for each error.
+        errors: A sentence for each error.
     """
 
-    def __init__(self, faults: list[str]) -> None:
-        lines = faults if len(faults) == 1 else [f"The configuration has {len(faults)} errors:", *faults]
+    def __init__(self, errors: list[str]) -> None:
+        lines = errors if len(errors) == 1 else [f"The configuration has {len(errors)} errors:", *errors]
         super().__init__("\n  ".join(lines))
-        self.faults = faults
+        self.errors = errors
 
 
 def check(settings: Settings, environment: Mapping[str, str]) -> None:
@@ -51,7 +48,7 @@ def check(settings: Settings, environment: Mapping[str, str]) -> None:
         ConfigurationError: The configuration is invalid; lists all errors.
     """
     found = [
-        *settings.faults(),
+        *settings.errors(),
         *_variables(environment),
         *_home(environment),
         *_notebooks(settings),
@@ -64,12 +61,19 @@ def check(settings: Settings, environment: Mapping[str, str]) -> None:
         raise ConfigurationError(found)
 
 
+def warnings(settings: Settings) -> Iterator[str]:
+    """Yield what is valid but unsafe."""
+    if settings.tls_key and certificates.is_world_readable(Path(settings.tls_key)):
+        path = settings.tls_key
+        yield f"Warning: every user of this machine can read --tls-key {path}. Run: chmod o-r {path}"
+
+
 def _variables(environment: Mapping[str, str]) -> Iterator[str]:
     known = [one.name.upper() for one in fields(Settings)]
     prefix = f"{ENVIRONMENT_PREFIX}_"
     for variable in sorted(environment):
         name = variable.removeprefix(prefix)
-        if name == variable or name in known or name in OTHERS or _OF_A_SERVICE.fullmatch(name):
+        if name == variable or name in known or name in _OTHER_VARIABLES or _SERVICE_VARIABLE.fullmatch(name):
             continue
         near = difflib.get_close_matches(name, known, 1)
         hint = f" Did you mean {prefix}{near[0]}?" if near else ""
@@ -118,7 +122,7 @@ def _secrets(settings: Settings) -> Iterator[str]:
             yield f"--tokens-file {settings.tokens_file} cannot be used: {_why(error)}"
     if settings.tls_cert and settings.tls_key and (files := settings.tls_files):
         try:
-            Certificates(files)
+            certificates.read_valid(files)
         except (OSError, ValueError) as error:
             flags = (
                 "--tls-cert, --tls-key or --tls-client-ca" if files.client_ca else "--tls-cert or --tls-key"
@@ -133,7 +137,7 @@ def _why(error: Exception) -> str:
 
 
 def _kernels(settings: Settings) -> Iterator[str]:
-    if settings.executor != executors.PROCESS:
+    if settings.executor != PROCESS:
         # The kernels are on other machines.
         return
     from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - not for a cluster
@@ -145,7 +149,7 @@ def _kernels(settings: Settings) -> Iterator[str]:
     try:
         warm = settings.warm
     except ValueError:
-        return  # said already
+        return  # `Settings.errors` has reported it
     for name in warm.counts if warm.required else ():
         if resolve_kernel_name(name) not in found:
             yield f"--warm-kernels: unknown kernelspec {name!r}. Available: {available}."

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
     from ._connection import Connection
-    from ._follow import ProgressReader
+    from ._retry import ProgressReader
     from .v1 import notebook_runner_pb2 as pb
     from .v1.notebook_runner_pb2_grpc import NotebookRunnerAsyncStub
 
-__all__ = ["AsyncCaller", "Transport"]
+__all__ = ["AsyncTransport", "Transport"]
 
 CLOSE_SECONDS = 5.0
 """How long a channel may take to end its calls."""
@@ -129,7 +129,7 @@ class Transport:
             raise _closed() from None
 
 
-class AsyncCaller:
+class AsyncTransport:
     """Makes calls that are awaited, over one channel of the event loop that the first call runs in.
 
     Args:

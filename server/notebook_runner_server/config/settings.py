@@ -6,19 +6,20 @@ wins. A size, a time-out or a limit that is not here is a named constant beside 
 
 from __future__ import annotations
 
+import ipaddress
 import os
-from collections.abc import Callable
-from dataclasses import InitVar, dataclass, fields
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from notebook_runner_server import executors, exposure
 from notebook_runner_server.api.certificates import TlsFiles
 from notebook_runner_server.api.server import MESSAGE_OVERHEAD
 from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.options import WarmKernels, warm_kernels
 from notebook_runner_server.runs.retention import HistoryLimits
-from notebook_runner_server.setting import ceiling, limit, setting
 from notebook_runner_server.transfer.policy import SCHEMES, UriPolicy, policy
 
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
@@ -26,10 +27,44 @@ ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
 # gRPC counts the bytes of a message in an int32.
 _LARGEST_MESSAGE = 2**31 - 1
 
+PROCESS = "process"
+_DASK = re.compile(r"dask(\+tls)?://[^\s/]+:\d+")
 
-def _state_dir() -> str:
-    base = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
-    return str(Path(base) / "notebook-runner")
+
+def setting(
+    default: Any,
+    help_text: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    off: str = "",
+    group: str = "",
+) -> Any:
+    """Declare a setting.
+
+    Args:
+        default: The value if the operator sets none.
+        help_text: What the setting does, with its unit.
+        minimum: The smallest allowed value.
+        maximum: The largest allowed value.
+        choices: The allowed values; empty: any.
+        off: The value that turns the setting off, which gets a `--no-…` flag of its own.
+        group: Begins a group of settings with this title in `--help` and on the settings page.
+    """
+    metadata = {"help": help_text, "minimum": minimum, "maximum": maximum, "choices": choices, "off": off}
+    return field(default=default, metadata={**metadata, "group": group})
+
+
+def limit(what: str, default: float, more: str = "", *, group: str = "") -> Any:
+    """Declare a limit that applies to a run if Start sets none."""
+    help_text = f"Maximum {what} when Start sets none (0: unlimited). {more}"
+    return setting(default, help_text.rstrip(), minimum=0, group=group)
+
+
+def ceiling(name: str, default: float) -> Any:
+    """Declare the maximum that a request may set a limit to."""
+    return setting(default, f"Maximum {name} that a request may set (0: unlimited).", minimum=0)
 
 
 @dataclass(frozen=True)
@@ -37,7 +72,9 @@ class Settings:
     """The settings of the server."""
 
     listen: str = setting(
-        "127.0.0.1:50051", "Address to serve on, as HOST:PORT; port 0 picks a free port, which is logged."
+        "127.0.0.1:50051",
+        "Address to serve on, as HOST:PORT; port 0 picks a free port, which is logged.",
+        group="Network and access",
     )
     insecure: bool = setting(
         False, "Allow an address that other machines can reach without TLS or without authentication."
@@ -52,29 +89,38 @@ class Settings:
     tokens_file: str = setting(
         "", "File of SHA-256 token hashes. Enables authentication; reloaded on change."
     )
+    max_connections: int = setting(4000, "Maximum number of open connections.", minimum=1)
     reflection: str = setting(
         "on",
         "Serve gRPC reflection, for tools such as grpcurl; it requires a token if a tokens file is set.",
         choices=("on", "off"),
     )
-    max_connections: int = setting(4000, "Maximum number of open connections.", minimum=1)
-    state_dir: str = setting(
-        "",
-        "Folder for run history and results. [default: notebook-runner in $XDG_STATE_HOME or ~/.local/state]",
-    )
+    channelz: bool = setting(False, "Serve channelz, gRPC's built-in diagnostics.")
+
     notebook_root: str = setting(
-        "", "Folder that notebook paths are relative to. If unset, runs cannot name a notebook by path."
+        "",
+        "Folder that notebook paths are relative to. If unset, runs cannot name a notebook by path.",
+        group="Notebooks",
     )
     default_notebook: str = setting(
         "", "Notebook to run when Start names none, as a path under the notebook root."
     )
     default_kernel: str = setting("python3", "Kernelspec to use for notebooks that name none.")
-    workers: int = setting(1, "Number of worker processes, and so of runs at once.", minimum=1)
+    max_notebook_bytes: int = setting(
+        67108864,
+        "Maximum size of a notebook that Start names or carries, in bytes.",
+        minimum=1,
+        maximum=_LARGEST_MESSAGE - MESSAGE_OVERHEAD,
+    )
+
+    workers: int = setting(
+        1, "Number of worker processes, and so of runs at once.", minimum=1, group="Workers and kernels"
+    )
     queue: int = setting(
         0, "Maximum number of runs that wait while all workers are busy (0: none).", minimum=0
     )
     executor: str = setting(
-        executors.PROCESS,
+        PROCESS,
         "Where runs execute: process for worker processes on this machine, or the address of a Dask "
         "scheduler: dask://HOST:PORT, with TLS dask+tls://HOST:PORT.",
     )
@@ -96,11 +142,18 @@ class Settings:
     preload: str = setting(
         "", "Modules to import into warm Python kernels before a run needs them, separated by commas."
     )
+    drain_timeout: float = setting(
+        20.0,
+        "Seconds that active runs may take to finish when the server shuts down, before they are ended.",
+        minimum=0,
+    )
+
     sandbox: str = setting(
         "auto",
         "Isolate notebooks from the memory and files of the server and of other runs: auto uses what the "
         "system supports, require refuses to start without full support.",
         choices=("auto", "require", "off"),
+        group="Sandbox",
     )
     kernel_environment: str = setting(
         "",
@@ -112,7 +165,8 @@ class Settings:
         "Folders that every notebook may read and write, including subfolders, in addition to its own, "
         "separated by commas.",
     )
-    run_timeout: float = limit("duration of a run, in seconds,", 0.0)
+
+    run_timeout: float = limit("duration of a run, in seconds,", 0.0, group="Limits of a run")
     max_run_timeout: float = ceiling("run_timeout", 0.0)
     cell_timeout: float = limit("duration of a cell, in seconds,", 0.0)
     max_cell_timeout: float = ceiling("cell_timeout", 0.0)
@@ -137,6 +191,12 @@ class Settings:
     max_run_output_limit: int = ceiling("run_output_limit_bytes", 0)
     process_limit: int = limit("number of processes of a run at once", 0)
     max_process_limit: int = ceiling("process_limit", 0)
+
+    state_dir: str = setting(
+        "",
+        "Folder for run history and results. [default: notebook-runner in $XDG_STATE_HOME or ~/.local/state]",
+        group="History",
+    )
     retention: float = setting(
         604800.0, "Seconds to keep a run after it ends when Start sets no retention.", minimum=0
     )
@@ -150,21 +210,34 @@ class Settings:
         "The least recently read are removed first, and created again on request.",
         minimum=0,
     )
-    drain_timeout: float = setting(
-        20.0,
-        "Seconds that active runs may take to finish when the server shuts down, before they are ended.",
-        minimum=0,
+
+    max_streams: int = setting(
+        1000, "Maximum number of open Progress streams.", minimum=1, group="Progress and results"
     )
-    max_notebook_bytes: int = setting(
-        67108864,
-        "Maximum size of a notebook that Start names or carries, in bytes.",
+    heartbeat_interval: float = setting(
+        15.0, "Seconds without an event after which a Progress stream sends a heartbeat.", minimum=0.01
+    )
+    page_bytes: int = setting(1048576, "Page size of Output when the request sets none, in bytes.", minimum=1)
+    max_page_bytes: int = setting(
+        3145728,
+        "Maximum page size of Output, in bytes. Keep it below 4 MiB, the message limit of most clients.",
         minimum=1,
-        maximum=_LARGEST_MESSAGE - MESSAGE_OVERHEAD,
     )
+    max_files_bytes: int = setting(
+        268435456, "Maximum size of a run folder that Output returns as a zip, in bytes.", minimum=0
+    )
+    export_formats: str = setting(
+        "html,markdown,script,python,slides,pdf",
+        "nbconvert exporters that Output may use, separated by commas; pdf needs Chromium, "
+        "some others need pandoc.",
+    )
+    export_timeout: float = setting(120.0, "Maximum duration of an export, in seconds.", minimum=1)
+
     uri_schemes: str = setting(
         "",
         f"URI schemes to allow for notebooks and results, separated by commas, from {', '.join(SCHEMES)}. "
         "If unset, URIs are refused.",
+        group="URIs",
     )
     uri_hosts: str = setting(
         "",
@@ -173,30 +246,12 @@ class Settings:
     )
     uri_folders: str = setting("", "Folders that file URIs may point into, separated by commas.")
     uri_timeout: float = setting(60.0, "Maximum time to read or write a URI, in seconds.", minimum=0.1)
-    max_files_bytes: int = setting(
-        268435456, "Maximum size of a run folder that Output returns as a zip, in bytes.", minimum=0
-    )
-    page_bytes: int = setting(1048576, "Page size of Output when the request sets none, in bytes.", minimum=1)
-    max_page_bytes: int = setting(
-        3145728,
-        "Maximum page size of Output, in bytes. Keep it below 4 MiB, the message limit of most clients.",
-        minimum=1,
-    )
-    max_streams: int = setting(1000, "Maximum number of open Progress streams.", minimum=1)
-    heartbeat_interval: float = setting(
-        15.0, "Seconds without an event after which a Progress stream sends a heartbeat.", minimum=0.01
-    )
-    export_formats: str = setting(
-        "html,markdown,script,python,slides,pdf",
-        "nbconvert exporters that Output may use, separated by commas; pdf needs Chromium, "
-        "some others need pandoc.",
-    )
-    export_timeout: float = setting(120.0, "Maximum duration of an export, in seconds.", minimum=1)
-    channelz: bool = setting(False, "Serve channelz, gRPC's built-in diagnostics.")
+
     metrics_listen: str = setting(
         "",
         "Address to serve Prometheus metrics on, as HOST:PORT, without TLS; port 0 picks a free port. "
         "If unset, metrics are not served.",
+        group="Observability",
     )
     trace_endpoint: str = setting(
         "",
@@ -215,36 +270,68 @@ class Settings:
         Raises:
             ValueError: A setting is invalid; the message names it.
         """
-        if not unchecked and (found := self.faults()):
-            raise ValueError("\n".join(found))
+        if not unchecked and (errors := self.errors()):
+            raise ValueError("\n".join(errors))
 
-    def faults(self) -> list[str]:
-        """Return the errors that do not depend on this machine."""
-        found = [*exposure.faults(self)]
+    def errors(self) -> list[str]:
+        """Return the errors that can be found without looking at this machine, a sentence each."""
+        found = [*self._tls_errors(), *self._listen_errors()]
         if self.trace_endpoint and not self.trace_endpoint.startswith(("http://", "https://")):
             found.append(
                 f"--trace-endpoint must be an http:// or https:// URL (got {self.trace_endpoint!r})."
             )
+        if self.executor != PROCESS and not _DASK.fullmatch(self.executor):
+            found.append(
+                "--executor must be process, dask://HOST:PORT or dask+tls://HOST:PORT "
+                f"(got {self.executor!r})."
+            )
         if self.default_notebook and not self.notebook_root:
             found.append("--default-notebook needs --notebook-root.")
-        looks: list[Callable[[], object]] = [
+        parsers: list[Callable[[], object]] = [
             lambda: self.metrics_address,
-            lambda: executors.check(self.executor),
             lambda: self.warm,
             lambda: self.uris,
         ]
-        for look in looks:
+        for parse in parsers:
             try:
-                look()
+                parse()
             except ValueError as error:
                 found.append(str(error))
         return found
 
+    def _tls_errors(self) -> Iterator[str]:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            missing_flag = "--tls-key" if self.tls_cert else "--tls-cert"
+            yield f"--tls-cert and --tls-key must be set together ({missing_flag} is missing)."
+        if self.tls_client_ca and not self.tls_cert:
+            yield "--tls-client-ca needs --tls-cert and --tls-key."
+
+    def _listen_errors(self) -> Iterator[str]:
+        """Refuse an address that other machines can reach without TLS and authentication."""
+        try:
+            host, _ = _address("--listen", self.listen)
+        except ValueError as error:
+            yield str(error)
+            return
+        missing = []
+        if not self.tls_cert:
+            missing.append("TLS (--tls-cert and --tls-key)")
+        if not (self.tokens_file or self.tls_client_ca):
+            missing.append("authentication (--tokens-file or --tls-client-ca)")
+        if missing and not self.insecure and not _is_loopback(host):
+            yield (
+                f"--listen {self.listen}: anyone who can reach this address could run code. "
+                f"Add {' and '.join(missing)}, listen on 127.0.0.1, or allow it with --insecure."
+            )
+
     @property
     def state_folder(self) -> Path:
         """The folder for history and results."""
-        # Workers and kernels work elsewhere.
-        return Path(self.state_dir or _state_dir()).resolve()
+        # Absolute, because workers and kernels have other working folders.
+        if self.state_dir:
+            return Path(self.state_dir).resolve()
+        base = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+        return (Path(base) / "notebook-runner").resolve()
 
     @property
     def metrics_address(self) -> tuple[str, int]:
@@ -253,7 +340,7 @@ class Settings:
         Raises:
             ValueError: The address is invalid.
         """
-        return exposure.address("--metrics-listen", self.metrics_listen) if self.metrics_listen else ("", 0)
+        return _address("--metrics-listen", self.metrics_listen) if self.metrics_listen else ("", 0)
 
     @property
     def tls_files(self) -> TlsFiles | None:
@@ -304,7 +391,7 @@ class Settings:
         return self.state_folder / "exports"
 
     @property
-    def bounds(self) -> HistoryLimits:
+    def history_limits(self) -> HistoryLimits:
         """The limits of the history."""
         return HistoryLimits(runs=self.max_runs, total_bytes=self.max_state_bytes)
 
@@ -339,6 +426,23 @@ def limit_names() -> list[str]:
     """Return the names of the settings that have a ceiling, named `max_` and the setting."""
     names = [one.name for one in fields(Settings)]
     return [name for name in names if f"max_{name}" in names]
+
+
+def _address(flag: str, value: str) -> tuple[str, int]:
+    host, _, port = value.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:  # noqa: PLR2004 - the largest port
+        raise ValueError(f"{flag} must be HOST:PORT (got {value!r}).")
+    return host.strip("[]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _names(listed: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The reader's side of Output, without I/O: pages of one artefact, put together and checked."""
+"""Reads artefacts: joins and checks pages, writes files, and parses notebooks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from .errors import NotebookRunnerError
 from .v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["OutputFile", "Pages", "open_output"]
+    from nbformat import NotebookNode
+
+__all__ = ["OutputFile", "Pages", "node_reader", "open_output"]
 
 OutputFile = str | os.PathLike[str] | IO[bytes]
 """Where an artefact is written: the path of a file, or a binary file that is open for writing."""
@@ -83,3 +85,24 @@ def open_output(file: OutputFile) -> Iterator[IO[bytes]]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def node_reader() -> Callable[[bytes], NotebookNode]:
+    """Give the function that reads a notebook's bytes.
+
+    Raises:
+        ModuleNotFoundError: nbformat is not installed.
+    """
+    try:
+        import nbformat  # noqa: PLC0415 - only where it is asked for
+    except ModuleNotFoundError as error:
+        hint = (
+            "notebook() needs nbformat (pip install nbformat). Without it, use output(), which returns bytes."
+        )
+        raise ModuleNotFoundError(hint, name=error.name) from error
+
+    def read(content: bytes) -> NotebookNode:
+        node: NotebookNode = nbformat.reads(content.decode(), nbformat.NO_CONVERT)
+        return node
+
+    return read
