@@ -3,26 +3,24 @@
 isort:skip_file
 The contract of notebook-runner: a service that executes Jupyter notebooks on demand.
 
-Errors. A failed run is data: it has a state and a Failure. A call that cannot be served returns a gRPC
-status, which always has one google.rpc.ErrorInfo with the domain "notebook-runner" and a reason that the
-comments below name; variable parts are in its metadata. Every RPC may also return UNAUTHENTICATED
-(MISSING_TOKEN, BAD_TOKEN), PERMISSION_DENIED (BAD_TOKEN), UNAVAILABLE (NOT_READY with a RetryInfo), DATA_LOSS
-(RUN_DAMAGED) for a run that is damaged in the server's state folder, INVALID_ARGUMENT (INVALID_FIELD) for
-bytes that are not a message of the call's type, RESOURCE_EXHAUSTED (REQUEST_TOO_LARGE) for a message that is
-larger than the server accepts, CANCELLED (CANCELLED) if the server stops during the call, and INTERNAL
-(INTERNAL_ERROR), with an id that the server's log repeats, for a fault of the server. An unknown method
-returns UNIMPLEMENTED (UNKNOWN_METHOD).
+Errors. A failed run is data: it has a state and a Failure. A failed call has a gRPC status with one
+google.rpc.ErrorInfo, whose domain is "notebook-runner", whose reason is one of those below, and whose
+metadata has the variable parts of the message. Every RPC may also return UNAUTHENTICATED (MISSING_TOKEN,
+BAD_TOKEN), PERMISSION_DENIED (BAD_TOKEN), UNAVAILABLE (NOT_READY with a RetryInfo), DATA_LOSS
+(RUN_DAMAGED) if the run's record in the state folder is damaged, INVALID_ARGUMENT (INVALID_FIELD) if the
+request is malformed, RESOURCE_EXHAUSTED (REQUEST_TOO_LARGE) if the request exceeds the server's limit,
+CANCELLED (CANCELLED) if the server stops during the call, and INTERNAL (INTERNAL_ERROR) with an id that
+the server's log repeats. An unknown method returns UNIMPLEMENTED (UNKNOWN_METHOD).
 
-A status without an ErrorInfo comes from gRPC itself or from a proxy, not from this server, which has not seen
-the call or could not answer it any more:
-  - UNAVAILABLE: the connection could not be made, or it broke;
+A status without an ErrorInfo comes from gRPC itself or from a proxy: the server has not received the call, or
+could no longer respond:
+  - UNAVAILABLE: no connection, or it was lost;
   - DEADLINE_EXCEEDED, CANCELLED: the caller's own deadline passed, or the caller cancelled the call;
-  - RESOURCE_EXHAUSTED: the headers are larger than 16 KiB, or the message is larger than twice what the
-    server accepts and larger than 64 MiB. gRPC refuses these before the server can answer;
-  - UNIMPLEMENTED, INTERNAL: the message is compressed in a way that gRPC does not know, or its framing is
-    damaged;
-  - UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED: a proxy returned its own page or cut the stream.
-Such calls may be repeated: Start with the same request_id, Kill with a run_id, all others unchanged.
+  - RESOURCE_EXHAUSTED: the headers are larger than 16 KiB, or the message is larger than twice the
+    server's limit and larger than 64 MiB;
+  - UNIMPLEMENTED, INTERNAL: the message has an unknown compression or a damaged framing;
+  - UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED: a proxy responded itself or cut the stream.
+Such calls may be repeated: Start with the same request_id, Kill with a run_id, all others as they are.
 """
 
 import builtins
@@ -51,32 +49,32 @@ class _CellOutcome:
 class _CellOutcomeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_CellOutcome.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     CELL_OUTCOME_UNSPECIFIED: _CellOutcome.ValueType  # 0
-    """Not a value that is sent."""
+    """Never sent."""
     CELL_OUTCOME_SUCCEEDED: _CellOutcome.ValueType  # 1
-    """The cell ran to its end, or ended the notebook with exit code 0."""
+    """The cell completed, or ended the notebook with exit code 0."""
     CELL_OUTCOME_FAILED: _CellOutcome.ValueType  # 2
     """The cell raised, which ended the run."""
     CELL_OUTCOME_ERROR_ALLOWED: _CellOutcome.ValueType  # 3
-    """The cell raised, and the run continued: `allow_errors`, or the cell's tag `raises-exception`."""
+    """The cell raised, and the run continued because of `allow_errors` or the cell's tag `raises-exception`."""
     CELL_OUTCOME_STOPPED: _CellOutcome.ValueType  # 4
-    """The run was ended during the cell. The outputs are those until then, including what the cell printed and
-    raised after an interrupt.
+    """The run ended while the cell was running; its outputs so far are kept, including those after an
+    interrupt.
     """
 
 class CellOutcome(_CellOutcome, metaclass=_CellOutcomeEnumTypeWrapper):
     """How a cell ended."""
 
 CELL_OUTCOME_UNSPECIFIED: CellOutcome.ValueType  # 0
-"""Not a value that is sent."""
+"""Never sent."""
 CELL_OUTCOME_SUCCEEDED: CellOutcome.ValueType  # 1
-"""The cell ran to its end, or ended the notebook with exit code 0."""
+"""The cell completed, or ended the notebook with exit code 0."""
 CELL_OUTCOME_FAILED: CellOutcome.ValueType  # 2
 """The cell raised, which ended the run."""
 CELL_OUTCOME_ERROR_ALLOWED: CellOutcome.ValueType  # 3
-"""The cell raised, and the run continued: `allow_errors`, or the cell's tag `raises-exception`."""
+"""The cell raised, and the run continued because of `allow_errors` or the cell's tag `raises-exception`."""
 CELL_OUTCOME_STOPPED: CellOutcome.ValueType  # 4
-"""The run was ended during the cell. The outputs are those until then, including what the cell printed and
-raised after an interrupt.
+"""The run ended while the cell was running; its outputs so far are kept, including those after an
+interrupt.
 """
 global___CellOutcome = CellOutcome
 
@@ -87,15 +85,15 @@ class _RunState:
 class _RunStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_RunState.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
-    """Not a value that is sent."""
+    """Never sent."""
     RUN_STATE_QUEUED: _RunState.ValueType  # 1
     """The run waits for a worker."""
     RUN_STATE_STARTING: _RunState.ValueType  # 2
-    """The run has a worker, which prepares a kernel."""
+    """A worker prepares the kernel."""
     RUN_STATE_RUNNING: _RunState.ValueType  # 3
-    """The worker executes cells."""
+    """The kernel executes cells."""
     RUN_STATE_KILLING: _RunState.ValueType  # 4
-    """A Kill is in progress."""
+    """The run is being killed."""
     RUN_STATE_SUCCEEDED: _RunState.ValueType  # 5
     """Terminal: every cell was executed, or the notebook ended itself with exit code 0 (`sys.exit(0)`)."""
     RUN_STATE_FAILED: _RunState.ValueType  # 6
@@ -110,18 +108,18 @@ class _RunStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     """Terminal: the server stopped or died during the run."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
-    """The state of a run: QUEUED, STARTING, RUNNING, possibly KILLING, then one terminal state."""
+    """The state of a run: QUEUED, STARTING, RUNNING, possibly KILLING, then one of the terminal states."""
 
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
-"""Not a value that is sent."""
+"""Never sent."""
 RUN_STATE_QUEUED: RunState.ValueType  # 1
 """The run waits for a worker."""
 RUN_STATE_STARTING: RunState.ValueType  # 2
-"""The run has a worker, which prepares a kernel."""
+"""A worker prepares the kernel."""
 RUN_STATE_RUNNING: RunState.ValueType  # 3
-"""The worker executes cells."""
+"""The kernel executes cells."""
 RUN_STATE_KILLING: RunState.ValueType  # 4
-"""A Kill is in progress."""
+"""The run is being killed."""
 RUN_STATE_SUCCEEDED: RunState.ValueType  # 5
 """Terminal: every cell was executed, or the notebook ended itself with exit code 0 (`sys.exit(0)`)."""
 RUN_STATE_FAILED: RunState.ValueType  # 6
@@ -143,21 +141,21 @@ class _FailureCause:
 class _FailureCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_FailureCause.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     FAILURE_CAUSE_UNSPECIFIED: _FailureCause.ValueType  # 0
-    """Not a value that is sent."""
+    """Never sent."""
     FAILURE_CAUSE_CELL_ERROR: _FailureCause.ValueType  # 1
     """FAILED: a cell raised."""
     FAILURE_CAUSE_RUN_TIMEOUT: _FailureCause.ValueType  # 2
-    """TIMED_OUT: the run took longer than `run_timeout`."""
+    """TIMED_OUT: the run exceeded `run_timeout`."""
     FAILURE_CAUSE_CELL_TIMEOUT: _FailureCause.ValueType  # 3
-    """TIMED_OUT: a cell took longer than `cell_timeout`."""
+    """TIMED_OUT: a cell exceeded `cell_timeout`."""
     FAILURE_CAUSE_OUTPUT_TIMEOUT: _FailureCause.ValueType  # 4
     """TIMED_OUT: a cell had no output for longer than `output_timeout`."""
     FAILURE_CAUSE_KILL_REQUESTED: _FailureCause.ValueType  # 5
-    """KILLED: Kill ended the run."""
+    """KILLED: Kill was called."""
     FAILURE_CAUSE_KERNEL_SIGNALED: _FailureCause.ValueType  # 6
     """CRASHED: a signal ended the kernel."""
     FAILURE_CAUSE_KERNEL_EXITED: _FailureCause.ValueType  # 7
-    """CRASHED: the kernel exited by itself."""
+    """CRASHED: the kernel exited."""
     FAILURE_CAUSE_OUT_OF_MEMORY: _FailureCause.ValueType  # 8
     """CRASHED: the run exceeded its memory limit."""
     FAILURE_CAUSE_KERNEL_NOT_READY: _FailureCause.ValueType  # 9
@@ -167,31 +165,31 @@ class _FailureCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     FAILURE_CAUSE_STORAGE_FAILED: _FailureCause.ValueType  # 11
     """CRASHED: the state folder could not be written."""
     FAILURE_CAUSE_SERVER_STOPPED: _FailureCause.ValueType  # 12
-    """INTERRUPTED: the server was asked to stop and the run did not end in time."""
+    """INTERRUPTED: the server was stopped, and the run did not end in time."""
     FAILURE_CAUSE_SERVER_DIED: _FailureCause.ValueType  # 13
     """INTERRUPTED: the server died during the run."""
     FAILURE_CAUSE_PROCESS_LIMIT: _FailureCause.ValueType  # 14
-    """CRASHED: the run exceeded its process limit."""
+    """CRASHED: the run exceeded its limit of processes."""
 
 class FailureCause(_FailureCause, metaclass=_FailureCauseEnumTypeWrapper):
-    """The cause of a run's end."""
+    """Why a run did not succeed."""
 
 FAILURE_CAUSE_UNSPECIFIED: FailureCause.ValueType  # 0
-"""Not a value that is sent."""
+"""Never sent."""
 FAILURE_CAUSE_CELL_ERROR: FailureCause.ValueType  # 1
 """FAILED: a cell raised."""
 FAILURE_CAUSE_RUN_TIMEOUT: FailureCause.ValueType  # 2
-"""TIMED_OUT: the run took longer than `run_timeout`."""
+"""TIMED_OUT: the run exceeded `run_timeout`."""
 FAILURE_CAUSE_CELL_TIMEOUT: FailureCause.ValueType  # 3
-"""TIMED_OUT: a cell took longer than `cell_timeout`."""
+"""TIMED_OUT: a cell exceeded `cell_timeout`."""
 FAILURE_CAUSE_OUTPUT_TIMEOUT: FailureCause.ValueType  # 4
 """TIMED_OUT: a cell had no output for longer than `output_timeout`."""
 FAILURE_CAUSE_KILL_REQUESTED: FailureCause.ValueType  # 5
-"""KILLED: Kill ended the run."""
+"""KILLED: Kill was called."""
 FAILURE_CAUSE_KERNEL_SIGNALED: FailureCause.ValueType  # 6
 """CRASHED: a signal ended the kernel."""
 FAILURE_CAUSE_KERNEL_EXITED: FailureCause.ValueType  # 7
-"""CRASHED: the kernel exited by itself."""
+"""CRASHED: the kernel exited."""
 FAILURE_CAUSE_OUT_OF_MEMORY: FailureCause.ValueType  # 8
 """CRASHED: the run exceeded its memory limit."""
 FAILURE_CAUSE_KERNEL_NOT_READY: FailureCause.ValueType  # 9
@@ -201,16 +199,16 @@ FAILURE_CAUSE_WORKER_DIED: FailureCause.ValueType  # 10
 FAILURE_CAUSE_STORAGE_FAILED: FailureCause.ValueType  # 11
 """CRASHED: the state folder could not be written."""
 FAILURE_CAUSE_SERVER_STOPPED: FailureCause.ValueType  # 12
-"""INTERRUPTED: the server was asked to stop and the run did not end in time."""
+"""INTERRUPTED: the server was stopped, and the run did not end in time."""
 FAILURE_CAUSE_SERVER_DIED: FailureCause.ValueType  # 13
 """INTERRUPTED: the server died during the run."""
 FAILURE_CAUSE_PROCESS_LIMIT: FailureCause.ValueType  # 14
-"""CRASHED: the run exceeded its process limit."""
+"""CRASHED: the run exceeded its limit of processes."""
 global___FailureCause = FailureCause
 
 @typing.final
 class StartRequest(google.protobuf.message.Message):
-    """The notebook to run, and how. An empty message runs the server's default notebook."""
+    """The run to start. An empty message runs the server's default notebook."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -266,98 +264,96 @@ class StartRequest(google.protobuf.message.Message):
     PROCESS_LIMIT_FIELD_NUMBER: builtins.int
     PARAMETERS_JSON_FIELD_NUMBER: builtins.int
     request_id: builtins.str
-    """Makes the call idempotent: the same id with the same payload returns the same run, even after a restart of
-    the server; with another payload it returns REQUEST_ID_REUSED. At most 128 characters. Empty: every call
-    starts a new run.
+    """Makes the call idempotent: the same id with the same request returns the same run, even after a restart
+    of the server; with a different request it fails with REQUEST_ID_REUSED. At most 128 characters. Empty:
+    each call starts a run.
     """
     notebook_content: builtins.bytes
-    """The notebook itself, as JSON in nbformat 3 or 4, UTF-8. Runs in its own private folder. Violations of the
-    notebook format's schema that do not prevent the execution are repaired, and listed in the run's
-    `notebook_repairs`.
+    """The notebook itself, as JSON in nbformat 3 or 4, UTF-8. The run has a private working folder. If the
+    notebook violates the format's schema but can be executed, the server repairs it;
+    `Run.notebook_repairs` lists the repairs.
     """
     notebook_path: builtins.str
-    """A path relative to the server's notebook root. Runs in the notebook's folder."""
+    """A path relative to the server's notebook root. The run's working folder is the notebook's folder."""
     notebook_uri: builtins.str
-    """A URI of a scheme that the operator allows (else URI_NOT_ALLOWED). The server reads it with its own
-    credentials; the URI must contain none. Runs in its own private folder.
+    """A URI with a scheme that the operator allows (otherwise URI_NOT_ALLOWED). The server reads it with its
+    own credentials; the URI must not contain any. The run has a private working folder.
     """
     kernel_name: builtins.str
-    """The kernelspec to run with. Names resolve as in jupyter_client: `python` means the native kernelspec
-    (`python3`), and case does not matter. Empty: the kernelspec that the notebook names, else the server's
-    default.
+    """The kernelspec, resolved like jupyter_client does: `python` is its native kernelspec (`python3`), and
+    case is ignored. Empty: the kernelspec that the notebook names, or else the server's default.
     """
     allow_errors: builtins.bool
-    """Continue after a cell that raises, as `jupyter nbconvert --allow-errors` does."""
+    """Continue after a cell that raises, like `jupyter nbconvert --allow-errors`."""
     memory_limit_bytes: builtins.int
-    """Maximum memory of all processes of the run together, in bytes; the run ends when they use more. Zero: the
-    server's default.
+    """Maximum memory of all processes of the run, in bytes; a run that exceeds it is ended. Zero: the server's
+    default.
     """
     output_uri: builtins.str
-    """A URI of a scheme that the operator allows (else URI_NOT_ALLOWED). The server writes the executed notebook
-    there, with its own credentials, before it reports the end of the run, unless the run was killed or
-    interrupted. If the write fails, the run's `output_error` says why, and Output has the notebook
-    nevertheless.
+    """A URI with a scheme that the operator allows (otherwise URI_NOT_ALLOWED). The server writes the executed
+    notebook there with its own credentials, before the terminal event, unless the run was killed or
+    interrupted. If the write fails, `Run.output_error` says why; Output returns the notebook in any case.
     """
     cell_output_limit_bytes: builtins.int
-    """Maximum output of one cell, in bytes. The excess is cut, with a mark in the notebook and an event, and the
-    run continues. Zero: the server's default.
+    """Maximum output of a cell, in bytes. Further output is cut, which a mark in the notebook and an event
+    report, and the run continues. Zero: the server's default.
     """
     run_output_limit_bytes: builtins.int
     """Maximum output of all cells together, in bytes. Zero: the server's default."""
     process_limit: builtins.int
-    """Maximum number of concurrent processes of the run, including its kernel; the run ends when it has more.
+    """Maximum number of processes of the run at once, including its kernel; a run that exceeds it is ended.
     Zero: the server's default.
     """
     parameters_json: builtins.str
-    """The exact values of `parameters`: one JSON object in UTF-8 with the same names and values. A number with a
-    fraction or an exponent arrives as float (`1.0`, `-0.0`, `1e3`), any other as int of any size. The names are
-    assigned in the order of this object. The tokens `NaN`, `Infinity` and `-Infinity`, which Python's json
-    module writes, are accepted as numbers. If a key is repeated, its last value counts. Empty: only
-    `parameters` counts.
+    """The exact parameters, as a JSON object in UTF-8 with the values by name. A number with a fraction or an
+    exponent becomes float (`1.0`, `-0.0`, `1e3`), any other number int of any size, and the names are
+    assigned in the order of the object. The tokens `NaN`, `Infinity` and `-Infinity`, which Python's json
+    module writes, are accepted as numbers; of a duplicate key the last value applies. Empty: only
+    `parameters` applies.
 
-    If both fields are set, this one counts, and both must have the same values as far as a Struct can hold
-    them (else INVALID_FIELD): in the Struct, a number may be the nearest double, NaN and the infinities may be
-    the strings "NaN", "Infinity" and "-Infinity", and an integer beyond ±2^53 may be the string of its digits.
-    A client that sends both also works with a server that does not know this field.
+    If both fields are set, this one applies, and `parameters` must have the same values as far as a Struct
+    can represent them (otherwise INVALID_FIELD): there, a number may be the nearest double, NaN and the
+    infinities may be the strings "NaN", "Infinity" and "-Infinity", and an integer beyond ±2^53 may be the
+    string of its digits. A client that sends both fields also works with servers that do not know this one.
 
-    At most 1 MiB, nested at most 30 deep, with at most 10,000 values (including list items) and integers of
-    at most 4,300 digits; everything else is INVALID_FIELD.
+    At most 1 MiB, 30 levels of nesting, 10,000 values including list items, and 4,300 digits per integer;
+    more, or anything that is not such an object, is an error (INVALID_FIELD).
     """
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
-        """Values for the notebook's parameters, by name, injected as papermill does it: a cell after the one
-        tagged `parameters`, or at the top if no cell has the tag. Numbers without a fraction arrive as int.
-        A name that the `parameters` cell does not assign is an error (UNKNOWN_PARAMETER). A Struct has neither
-        integers nor an order: `parameters_json` has both.
+        """Values for the notebook's parameters, by name, injected like papermill does: in a cell after the one
+        tagged `parameters`, or at the top if there is none. Numbers without a fraction become int. A name that
+        the `parameters` cell does not assign is an error (UNKNOWN_PARAMETER). A Struct has no integers and no
+        order; `parameters_json` has both.
         """
 
     @property
     def run_timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """Maximum duration of the run, from its start on a worker. For this and the limits below, absent or zero means
-        the server's default, and more than the operator allows is an error (INVALID_FIELD). At a time limit, the
-        cell is interrupted, and may clean up for the time of the server's setting `--interrupt-grace` before every
-        process of the run is killed.
+        """Maximum duration of the run, from its start on a worker. For this and all other limits, absent or zero
+        means the server's default, and more than the operator allows is an error (INVALID_FIELD). At a time
+        limit the cell is interrupted; it can clean up for the time of the server's `--interrupt-grace`, then all
+        processes of the run are killed.
         """
 
     @property
     def cell_timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """Maximum duration of one cell."""
+        """Maximum duration of a cell."""
 
     @property
     def output_timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """Maximum time that a cell may run without any output."""
+        """Maximum time that a cell may run without output."""
 
     @property
     def environment(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Environment variables for the kernel, by name. Values are neither logged nor returned."""
+        """Environment variables for the kernel, by name. Values are never logged or returned."""
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Labels to find the run by: at most 64, keys and values of at most 128 characters each."""
+        """Labels to find the run by: at most 64, with keys and values of at most 128 characters."""
 
     @property
     def retention(self) -> google.protobuf.duration_pb2.Duration:
-        """How long the run's history and results are kept after its end. Absent: the server's default."""
+        """How long to keep the run's history and results after its end. Absent: the server's default."""
 
     def __init__(
         self,
@@ -397,7 +393,7 @@ class StartResponse(google.protobuf.message.Message):
     RUN_FIELD_NUMBER: builtins.int
     @property
     def run(self) -> global___Run:
-        """The run as it was made durable."""
+        """The run as it was stored."""
 
     def __init__(
         self,
@@ -411,7 +407,7 @@ global___StartResponse = StartResponse
 
 @typing.final
 class ProgressRequest(google.protobuf.message.Message):
-    """Selects the events to send."""
+    """The events to stream."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -422,11 +418,11 @@ class ProgressRequest(google.protobuf.message.Message):
     run_id: builtins.str
     """The run to follow. Empty: the newest run."""
     after_sequence: builtins.int
-    """Send only events after this sequence number. Zero: all events."""
+    """Stream only events after this sequence number. Zero: all events."""
     omit_cell_output: builtins.bool
-    """Leave out the output of cells, which leaves gaps in the sequence numbers."""
+    """Omit the output of cells. Sequence numbers then have gaps."""
     snapshot_only: builtins.bool
-    """Send the events up to now, then end the stream, even if the run has not ended."""
+    """Stream the events recorded so far, then end the stream, even if the run has not ended."""
     def __init__(
         self,
         *,
@@ -455,11 +451,11 @@ class ProgressResponse(google.protobuf.message.Message):
     CELL_FINISHED_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
     sequence: builtins.int
-    """The number of the event in its run: 1, 2, 3 … without a gap. A heartbeat repeats the last number."""
+    """The number of the event in its run: 1, 2, 3 … without a gap. A heartbeat repeats the last one."""
     cells_completed: builtins.int
-    """Number of finished cells from the top of the notebook: executed, skipped or not code."""
+    """Number of cells, from the top of the notebook, that are done: executed, skipped or not code."""
     cells_total: builtins.int
-    """Number of cells of the notebook, including the injected one."""
+    """How many cells the notebook has, with the injected one."""
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the server recorded the event (UTC)."""
@@ -482,7 +478,7 @@ class ProgressResponse(google.protobuf.message.Message):
 
     @property
     def heartbeat(self) -> global___Heartbeat:
-        """Nothing happened for a while; connection and server work. Never stored."""
+        """No event for a while; the connection and the server work. Never stored."""
 
     def __init__(
         self,
@@ -513,11 +509,11 @@ class CellStarted(google.protobuf.message.Message):
     CELL_ID_FIELD_NUMBER: builtins.int
     FIRST_LINE_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's position in the executed notebook, from 0."""
+    """The cell's place in the executed notebook, from 0."""
     cell_id: builtins.str
-    """The cell's id in the notebook; empty if the notebook's format has no ids."""
+    """The cell's id in the notebook; empty where the notebook's format has none."""
     first_line: builtins.str
-    """The first line of the cell's source that is not blank, at most 200 characters of it."""
+    """The first non-blank line of the cell's source, cut at 200 characters."""
     def __init__(
         self,
         *,
@@ -542,14 +538,14 @@ class CellOutput(google.protobuf.message.Message):
     CLEAR_FIELD_NUMBER: builtins.int
     CUT_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's position in the executed notebook, from 0."""
+    """The cell's place in the executed notebook, from 0."""
     @property
     def stream(self) -> global___StreamOutput:
         """Printed text."""
 
     @property
     def display(self) -> global___DisplayOutput:
-        """Rich data, named but not included: Output has it when the cell has finished."""
+        """Rich data, described but not included: Output returns it once the cell has finished."""
 
     @property
     def error(self) -> global___ErrorOutput:
@@ -557,11 +553,11 @@ class CellOutput(google.protobuf.message.Message):
 
     @property
     def clear(self) -> global___ClearOutput:
-        """The cell asked to clear its output so far."""
+        """The cell cleared its output."""
 
     @property
     def cut(self) -> global___OutputCut:
-        """The cell's further output is left out."""
+        """The cell's further output is cut."""
 
     def __init__(
         self,
@@ -590,7 +586,7 @@ class StreamOutput(google.protobuf.message.Message):
     name: builtins.str
     """"stdout" or "stderr"."""
     text: builtins.str
-    """At most 64 KiB of UTF-8; longer text is split into several messages."""
+    """At most 64 KiB of UTF-8; longer text comes in several messages."""
     def __init__(
         self,
         *,
@@ -603,7 +599,7 @@ global___StreamOutput = StreamOutput
 
 @typing.final
 class DisplayOutput(google.protobuf.message.Message):
-    """Rich data, named but not included."""
+    """Rich data, described but not included."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -611,11 +607,11 @@ class DisplayOutput(google.protobuf.message.Message):
     DATA_FIELD_NUMBER: builtins.int
     OMITTED_FIELD_NUMBER: builtins.int
     output_type: builtins.str
-    """nbformat's type: "display_data", "execute_result", or "update_display_data" for a change to an
-    output that was displayed earlier.
+    """The name in nbformat: "display_data", "execute_result", or "update_display_data" for a change of an
+    earlier output.
     """
     omitted: builtins.int
-    """How many more representations the kernel sent; the notebook has them."""
+    """Number of further representations; the notebook has them."""
     @property
     def data(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MimeData]:
         """The representations that the kernel sent, the first 64 of them."""
@@ -640,9 +636,9 @@ class MimeData(google.protobuf.message.Message):
     MIME_TYPE_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     mime_type: builtins.str
-    """The MIME type, for example "image/png", cut at 256 characters."""
+    """The MIME type, such as "image/png", cut at 256 characters."""
     size_bytes: builtins.int
-    """Its size in the notebook, in bytes."""
+    """The size in the notebook, in bytes."""
     def __init__(
         self,
         *,
@@ -662,9 +658,9 @@ class ErrorOutput(google.protobuf.message.Message):
     EXCEPTION_NAME_FIELD_NUMBER: builtins.int
     EXCEPTION_MESSAGE_FIELD_NUMBER: builtins.int
     exception_name: builtins.str
-    """The exception's class, for example "ValueError"."""
+    """The class of the exception, such as "ValueError"."""
     exception_message: builtins.str
-    """The exception's text, cut at 4 KiB."""
+    """The message of the exception, cut at 4 KiB."""
     def __init__(
         self,
         *,
@@ -677,7 +673,7 @@ global___ErrorOutput = ErrorOutput
 
 @typing.final
 class ClearOutput(google.protobuf.message.Message):
-    """The cell asked to clear its output."""
+    """The cell cleared its output."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -695,7 +691,7 @@ global___ClearOutput = ClearOutput
 
 @typing.final
 class OutputCut(google.protobuf.message.Message):
-    """The cell's further output is left out of the notebook and of Progress."""
+    """The cell's further output is cut from the notebook and from Progress."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -704,7 +700,7 @@ class OutputCut(google.protobuf.message.Message):
     limit_bytes: builtins.int
     """The limit that was reached, in bytes."""
     whole_run: builtins.bool
-    """Whether the limit is that of all cells together."""
+    """Whether this is the limit of all cells together."""
     def __init__(
         self,
         *,
@@ -727,16 +723,16 @@ class CellFinished(google.protobuf.message.Message):
     DURATION_FIELD_NUMBER: builtins.int
     OUTCOME_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's position in the executed notebook, from 0."""
+    """The cell's place in the executed notebook, from 0."""
     cell_id: builtins.str
-    """The cell's id in the notebook; empty if the notebook's format has no ids."""
+    """The cell's id in the notebook; empty where the notebook's format has none."""
     execution_count: builtins.int
-    """The number that the notebook shows as In [n]. Zero: the kernel sent none."""
+    """The n of In [n] in the notebook. Zero: the kernel sent none."""
     outcome: global___CellOutcome.ValueType
     """How it ended."""
     @property
     def duration(self) -> google.protobuf.duration_pb2.Duration:
-        """The duration from the request to the kernel until all output had arrived, by a monotonic clock."""
+        """The time from the request to the kernel until all output has arrived, by a monotonic clock."""
 
     def __init__(
         self,
@@ -754,7 +750,7 @@ global___CellFinished = CellFinished
 
 @typing.final
 class Heartbeat(google.protobuf.message.Message):
-    """Nothing happened for a while."""
+    """No event for a while."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -766,7 +762,7 @@ global___Heartbeat = Heartbeat
 
 @typing.final
 class OutputRequest(google.protobuf.message.Message):
-    """Selects the bytes to return."""
+    """The bytes to return."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -779,23 +775,23 @@ class OutputRequest(google.protobuf.message.Message):
     run_id: builtins.str
     """The run. Empty: the newest run."""
     format: builtins.str
-    """"notebook" (the default), "html", "markdown", "script" and every other nbconvert exporter that the
-    operator allows, "files" (a zip of the run folder), "error" (a plain-text report of how the run
-    ended, with the traceback).
+    """"notebook" (the default), "html", "markdown", "script" or another nbconvert exporter that the operator
+    allows, "files" (a zip of the run folder), or "error" (a plain-text report of how the run ended, with the
+    traceback).
     """
     offset: builtins.int
     """The first byte to return, from 0."""
     max_bytes: builtins.int
-    """Maximum number of bytes to return. Zero: the server's page size. More than the server's largest page means
-    that size.
+    """Maximum number of bytes to return. Zero: the server's page size. Values above the server's maximum page
+    size return a page of that size.
     """
     as_of_sequence: builtins.int
-    """Return the artefact as of this sequence number, from an earlier answer. Zero: as of now. Only pages of a run
-    that has not ended need it.
+    """Return the artefact as of this sequence number, taken from an earlier response. Zero: as of now. Needed
+    only for further pages while the run is active.
     """
     omit_input: builtins.bool
-    """Leave out code and prompts, for readers of the results. Only for formats that nbconvert creates; with
-    "notebook", "files" and "error" it is an error (INVALID_FIELD).
+    """Omit the source and the prompts of code cells. Only for formats that nbconvert exports; with "notebook",
+    "files" and "error" it is an error (INVALID_FIELD).
     """
     def __init__(
         self,
@@ -825,20 +821,20 @@ class OutputResponse(google.protobuf.message.Message):
     RUN_FIELD_NUMBER: builtins.int
     AS_OF_SEQUENCE_FIELD_NUMBER: builtins.int
     content: builtins.bytes
-    """The bytes, beginning at the requested offset."""
+    """The bytes from the requested offset on."""
     total_bytes: builtins.int
-    """The size of the complete artefact, in bytes."""
+    """The total size of the artefact, in bytes."""
     next_offset: builtins.int
-    """The offset of the next page; equal to `total_bytes` if this is the last one."""
+    """The offset of the next page; equal to `total_bytes` on the last page."""
     media_type: builtins.str
-    """The artefact's MIME type, for example "application/x-ipynb+json"."""
+    """The MIME type of the artefact, such as "application/x-ipynb+json"."""
     sha256: builtins.str
-    """SHA-256 of the complete artefact, in hexadecimal, once the run has ended; empty before."""
+    """The SHA-256 hash of the whole artefact, in hexadecimal, once the run has ended; empty before."""
     as_of_sequence: builtins.int
-    """The sequence number of the last event whose effect is in this artefact."""
+    """The sequence number of the last event that the artefact contains."""
     @property
     def run(self) -> global___Run:
-        """The run, so that its failure can be read as text."""
+        """The run, with its failure."""
 
     def __init__(
         self,
@@ -858,21 +854,21 @@ global___OutputResponse = OutputResponse
 
 @typing.final
 class KillRequest(google.protobuf.message.Message):
-    """Selects the run to end, and how."""
+    """The run to kill, and how."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     RUN_ID_FIELD_NUMBER: builtins.int
     GRACE_PERIOD_FIELD_NUMBER: builtins.int
     run_id: builtins.str
-    """The run. Empty: the newest run that has a worker (STARTING, RUNNING or KILLING); if none has one, the newest
-    that is QUEUED; if none is queued either, the newest run, which has ended and does not change. Name the run
-    in a call that may be repeated: otherwise the repeated call may end another run.
+    """The run. Empty: the newest run with a worker (STARTING, RUNNING or KILLING), else the newest QUEUED run,
+    else the newest run, which has ended and stays as it is. Set it in calls that may be repeated; otherwise
+    a repeated call may kill another run.
     """
     @property
     def grace_period(self) -> google.protobuf.duration_pb2.Duration:
-        """Zero or absent: end the run immediately. Otherwise interrupt the kernel first, so that `finally` blocks run,
-        and end the run after this time.
+        """Interrupt the kernel first, so that `finally` blocks run, and kill the run after this time. Zero or
+        absent: kill it immediately.
         """
 
     def __init__(
@@ -888,7 +884,7 @@ global___KillRequest = KillRequest
 
 @typing.final
 class KillResponse(google.protobuf.message.Message):
-    """The run after its end."""
+    """The ended run."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -896,9 +892,9 @@ class KillResponse(google.protobuf.message.Message):
     PROCESSES_ENDED_FIELD_NUMBER: builtins.int
     ALREADY_ENDED_FIELD_NUMBER: builtins.int
     processes_ended: builtins.int
-    """Number of processes that were ended by force. Zero for a run that had ended, or had not started."""
+    """Number of killed processes. Zero if the run had already ended, or had not started."""
     already_ended: builtins.bool
-    """Whether the run had ended before this call, which then changed nothing; true for a repeated Kill, too."""
+    """Whether the run had ended before this call, which then changed nothing; also true for a repeated Kill."""
     @property
     def run(self) -> global___Run:
         """The run in its terminal state."""
@@ -917,7 +913,7 @@ global___KillResponse = KillResponse
 
 @typing.final
 class ListRequest(google.protobuf.message.Message):
-    """Selects the runs to return."""
+    """The runs to return."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -942,16 +938,16 @@ class ListRequest(google.protobuf.message.Message):
     STATES_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     page_size: builtins.int
-    """Maximum number of runs to return. Zero: 50; at most 1000."""
+    """Maximum number of runs. Zero: 50. At most 1000."""
     page_token: builtins.str
-    """The `next_page_token` of the last answer, with the same states and labels. Empty: the first page."""
+    """The `next_page_token` of the last response, with the same states and labels. Empty: the first page."""
     @property
     def states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___RunState.ValueType]:
-        """Only runs in one of these states. Empty: all."""
+        """Return only runs in one of these states. Empty: all."""
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Only runs with all of these labels."""
+        """Return only runs with all of these labels."""
 
     def __init__(
         self,
@@ -975,15 +971,15 @@ class ListResponse(google.protobuf.message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     DAMAGED_RUN_IDS_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """The token for the next page; empty if this is the last one."""
+    """The token for the next page; empty on the last page."""
     @property
     def runs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Run]:
         """The runs, newest first."""
 
     @property
     def damaged_run_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The ids of the runs of this page whose record is damaged, newest first; nothing else of them is known. Every
-        call about such a run returns DATA_LOSS (RUN_DAMAGED).
+        """The ids of runs of this page whose record is damaged, newest first. Every call about such a run fails
+        with DATA_LOSS (RUN_DAMAGED).
         """
 
     def __init__(
@@ -1042,53 +1038,53 @@ class Run(google.protobuf.message.Message):
     run_id: builtins.str
     """The server's id for the run."""
     request_id: builtins.str
-    """The caller's id, if one was given."""
+    """The `request_id` of the Start; empty if it had none."""
     state: global___RunState.ValueType
     """The state of the run."""
     cells_total: builtins.int
-    """Number of cells of the notebook, including the injected one."""
+    """How many cells the notebook has, with the injected one."""
     cells_completed: builtins.int
-    """Number of finished cells from the top of the notebook."""
+    """Number of cells, from the top of the notebook, that are done."""
     current_cell: builtins.int
-    """The cell that is being executed, from 0. Absent if none is."""
+    """The cell that is being executed, from 0. Absent if there is none."""
     queue_position: builtins.int
-    """Number of runs that will start before this one. Absent if the run is not queued."""
+    """Number of queued runs ahead of this one. Absent if the run is not queued."""
     kernel_name: builtins.str
-    """The resolved name of the kernelspec: `python3` if `python` was requested."""
+    """The resolved kernelspec: `python3` if `python` was requested."""
     notebook_path: builtins.str
-    """The notebook's path under the notebook root; empty for one that was sent inline or read from a URI."""
+    """The notebook's path under the notebook root; empty if it was not named by a path."""
     notebook_uri: builtins.str
-    """The URI that the notebook was read from, if any."""
+    """The URI that the notebook was read from; empty if it was not named by a URI."""
     output_uri: builtins.str
-    """The URI that the executed notebook is written to, if any."""
+    """The URI that the executed notebook is written to; empty if none was requested."""
     output_error: builtins.str
-    """Why the executed notebook is not at `output_uri`, in a sentence. Empty: the run has not ended, or the
-    notebook is there.
+    """Why the executed notebook could not be written to `output_uri`, as a sentence. Empty: the run has not
+    ended, or the notebook was written.
     """
     parameters_json: builtins.str
-    """The exact parameters of the request, in the form of `StartRequest.parameters_json`; empty if it had none."""
+    """The exact parameters, in the form of `StartRequest.parameters_json`; empty if there are none."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the run was admitted (UTC)."""
 
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When a worker took it (UTC). Absent before."""
+        """When a worker took the run (UTC). Absent before."""
 
     @property
     def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When it ended (UTC). Absent before."""
+        """When the run ended (UTC). Absent before."""
 
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
-        """The parameters of the request, as far as a Struct can hold and JSON can express them: NaN and the infinities
-        are the strings "NaN", "Infinity" and "-Infinity" here, and an integer beyond ±2^53 is the string of its
-        digits. `parameters_json` has the exact values.
+        """The parameters, as far as a Struct in JSON can represent them: NaN and the infinities are the strings
+        "NaN", "Infinity" and "-Infinity", and an integer beyond ±2^53 is the string of its digits.
+        `parameters_json` has the exact values.
         """
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """The labels of the request."""
+        """The labels."""
 
     @property
     def failure(self) -> global___Failure:
@@ -1096,9 +1092,9 @@ class Run(google.protobuf.message.Message):
 
     @property
     def notebook_repairs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Violations of the notebook format's schema that were repaired before the run: one sentence for each kind,
-        with the cells by their position in the given notebook, from 0. At most 20 sentences of at most 200
-        characters; the last one gives the number of further kinds. Empty: nothing was repaired.
+        """Violations of the notebook format's schema that were repaired before the run, one sentence per kind, with
+        the indexes of the cells in the given notebook, from 0. At most 20 sentences of at most 200 characters;
+        the last one says how many kinds are omitted. Empty: nothing was repaired.
         """
 
     def __init__(
@@ -1150,25 +1146,25 @@ class Failure(google.protobuf.message.Message):
     SIGNAL_FIELD_NUMBER: builtins.int
     EXIT_CODE_FIELD_NUMBER: builtins.int
     cause: global___FailureCause.ValueType
-    """The limit, signal or event that ended the run."""
+    """The cause."""
     message: builtins.str
     """A sentence for people."""
     cell_index: builtins.int
-    """The cell that was being executed, from 0. Absent if none was."""
+    """The cell that was being executed, from 0. Absent if there was none."""
     cell_id: builtins.str
     """That cell's id in the notebook; empty if it has none."""
     exception_name: builtins.str
-    """The exception's class, if the cell raised."""
+    """The class of the exception, if the cell raised."""
     exception_message: builtins.str
-    """The exception's text, if the cell raised."""
+    """The message of the exception, if the cell raised."""
     traceback: builtins.str
-    """The traceback as plain text, if the cell raised or was interrupted (at a time limit, or by a Kill with a
-    grace period).
+    """The traceback as plain text, if the cell raised or was interrupted: at a time limit, or by Kill with a
+    grace period.
     """
     signal: builtins.str
-    """The signal that ended the kernel or worker, for example "SIGSEGV"; empty if none did."""
+    """The signal that ended the kernel or worker, such as "SIGSEGV"; empty if none did."""
     exit_code: builtins.int
-    """The exit code of the kernel or worker. Absent if a signal ended it, or if it did not end."""
+    """The exit code of the kernel or worker. Absent if a signal ended it, or it did not end."""
     def __init__(
         self,
         *,
@@ -1193,7 +1189,7 @@ global___Failure = Failure
 
 @typing.final
 class InfoRequest(google.protobuf.message.Message):
-    """Asks for the server's version, kernels, formats and load."""
+    """Asks for a description of the server."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1205,7 +1201,7 @@ global___InfoRequest = InfoRequest
 
 @typing.final
 class InfoResponse(google.protobuf.message.Message):
-    """The server's version, kernels, formats and load."""
+    """The server, its capabilities and its load."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1221,9 +1217,9 @@ class InfoResponse(google.protobuf.message.Message):
     HAS_NOTEBOOK_ROOT_FIELD_NUMBER: builtins.int
     PROBLEM_FIELD_NUMBER: builtins.int
     version: builtins.str
-    """The server's version, for example "1.2.0"."""
+    """The version of the server, such as "1.2.0"."""
     workers: builtins.int
-    """Maximum number of runs that execute at once."""
+    """Maximum number of runs at once."""
     runs_active: builtins.int
     """Number of runs that are being executed."""
     runs_queued: builtins.int
@@ -1231,22 +1227,24 @@ class InfoResponse(google.protobuf.message.Message):
     queue_size: builtins.int
     """Maximum number of queued runs."""
     default_notebook: builtins.str
-    """The notebook that an empty Start runs, as a path under the notebook root; empty if none is set."""
+    """The notebook that an empty Start runs, as a path under the notebook root; empty if there is none."""
     has_notebook_root: builtins.bool
-    """Whether a Start can name a notebook by its path."""
+    """Whether runs can name a notebook by path."""
     problem: builtins.str
-    """Why no run can start, as a sentence; Start then returns UNAVAILABLE (NOT_READY). Empty: runs can start."""
+    """Why no run can start now, as a sentence; Start then fails with UNAVAILABLE (NOT_READY). Empty if runs can
+    start.
+    """
     @property
     def kernels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KernelInfo]:
-        """The available kernelspecs, by name."""
+        """The available kernelspecs, sorted by name."""
 
     @property
     def formats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The values that `OutputRequest.format` may have, for example "notebook" and "html"."""
+        """The values for `OutputRequest.format`, such as "notebook" and "html"."""
 
     @property
     def uri_schemes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The schemes that URIs of notebooks and results may have. Empty: URIs are not allowed."""
+        """The allowed URI schemes. Empty: URIs are not allowed."""
 
     def __init__(
         self,
@@ -1279,15 +1277,15 @@ class KernelInfo(google.protobuf.message.Message):
     WARM_READY_FIELD_NUMBER: builtins.int
     WARM_WANTED_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """The name for `StartRequest.kernel_name`."""
+    """The name that `StartRequest.kernel_name` takes."""
     language: builtins.str
-    """The language, for example "python"."""
+    """The language, "python" for example."""
     is_default: builtins.bool
-    """Whether notebooks that name no kernelspec run with this one."""
+    """Whether it is used for notebooks that name no kernel."""
     warm_ready: builtins.int
-    """Number of its warm kernels that are ready, over all workers."""
+    """Number of warm kernels that are ready, over all workers."""
     warm_wanted: builtins.int
-    """Number of its warm kernels to keep ready, over all workers."""
+    """Number of warm kernels to keep ready, over all workers."""
     def __init__(
         self,
         *,

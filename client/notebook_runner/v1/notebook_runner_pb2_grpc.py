@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class NotebookRunnerStub(object):
-    """Executes Jupyter notebooks: starts runs, streams their events, returns their results, and ends them.
+    """Executes Jupyter notebooks: starts runs, streams their progress, returns their results, and kills them.
     """
 
     def __init__(self, channel):
@@ -68,29 +68,30 @@ class NotebookRunnerStub(object):
 
 
 class NotebookRunnerServicer(object):
-    """Executes Jupyter notebooks: starts runs, streams their events, returns their results, and ends them.
+    """Executes Jupyter notebooks: starts runs, streams their progress, returns their results, and kills them.
     """
 
     def Start(self, request, context):
-        """Admits one run, makes it durable, and returns it. An empty request runs the server's default notebook.
-        When this call has returned OK, the run is in the history, whatever happens to the server.
+        """Admits a run and returns it. An empty request runs the server's default notebook. Once this call has
+        returned OK, the run is durable: it stays in the history even if the server dies.
 
         Errors: INVALID_ARGUMENT (INVALID_NOTEBOOK, UNKNOWN_PARAMETER, INVALID_FIELD, UNKNOWN_KERNEL,
-        PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS
-        (REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo,
-        NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service of
-        `notebook_uri` does not answer).
+        PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS (REQUEST_ID_REUSED);
+        RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo, NOTEBOOK_TOO_LARGE,
+        STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service behind `notebook_uri` does
+        not respond).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Progress(self, request, context):
-        """Replays the run's events after a sequence number, then follows live until the run has ended.
+        """Streams the run's events after a sequence number: first those recorded so far, then new ones until the
+        run ends.
 
-        Messages are ordered, unique and without a gap. The stream ends with OK after the terminal event, and only
-        then. A client that lost its connection calls again with the last sequence number that it has seen.
-        A reader that stops reading costs the server nothing.
+        Each event arrives once and in order. The stream ends with OK after the terminal event, and only then. A
+        client that lost its connection calls again with the last sequence number that it received. Slow readers
+        do not slow down the server.
 
         Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD);
         RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
@@ -100,11 +101,11 @@ class NotebookRunnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Output(self, request, context):
-        """Returns one page of bytes of an artefact of the run. Works in every state: during the run and however it
-        ended, the artefact contains all cells that have finished so far.
+        """Returns one page of an artefact of the run. Works in every state: the artefact contains all cells
+        finished so far.
 
-        To read a complete artefact, call with the `next_offset` and the `as_of_sequence` of the last answer until
-        `next_offset` equals `total_bytes`. A repeated request returns the same bytes.
+        To read the whole artefact, repeat the call with `next_offset` and `as_of_sequence` of the last response
+        until `next_offset` equals `total_bytes`. The same request returns the same bytes.
 
         Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (UNKNOWN_FORMAT, INVALID_FIELD);
         OUT_OF_RANGE (OFFSET_PAST_END); FAILED_PRECONDITION (EXPORT_FAILED); RESOURCE_EXHAUSTED
@@ -115,11 +116,11 @@ class NotebookRunnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Kill(self, request, context):
-        """Ends the run, and returns only when all of its processes are gone. Idempotent: for a run that has ended, it
-        returns OK with the run's state, and `already_ended`.
+        """Kills the run, and returns when all of its processes are gone. Idempotent: for a run that has ended, it
+        returns OK with the state of the run and `already_ended`.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL)
-        if no process is left but the run's end could not be written yet.
+        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL) if
+        all processes are gone but the end of the run could not be stored yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,10 +136,10 @@ class NotebookRunnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Info(self, request, context):
-        """Returns the server's version, kernels, formats and load: for people who look for a mistake, and for programs
-        that choose a server. The answer names no run and contains nothing from a notebook.
+        """Describes this server, its capabilities and its load, for diagnosis and for programs that adapt to it.
+        The response contains nothing about runs and notebooks.
 
-        Errors: only those of every RPC.
+        Errors: none of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,7 +187,7 @@ def add_NotebookRunnerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class NotebookRunner(object):
-    """Executes Jupyter notebooks: starts runs, streams their events, returns their results, and ends them.
+    """Executes Jupyter notebooks: starts runs, streams their progress, returns their results, and kills them.
     """
 
     @staticmethod

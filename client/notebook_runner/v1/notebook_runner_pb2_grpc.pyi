@@ -3,26 +3,24 @@
 isort:skip_file
 The contract of notebook-runner: a service that executes Jupyter notebooks on demand.
 
-Errors. A failed run is data: it has a state and a Failure. A call that cannot be served returns a gRPC
-status, which always has one google.rpc.ErrorInfo with the domain "notebook-runner" and a reason that the
-comments below name; variable parts are in its metadata. Every RPC may also return UNAUTHENTICATED
-(MISSING_TOKEN, BAD_TOKEN), PERMISSION_DENIED (BAD_TOKEN), UNAVAILABLE (NOT_READY with a RetryInfo), DATA_LOSS
-(RUN_DAMAGED) for a run that is damaged in the server's state folder, INVALID_ARGUMENT (INVALID_FIELD) for
-bytes that are not a message of the call's type, RESOURCE_EXHAUSTED (REQUEST_TOO_LARGE) for a message that is
-larger than the server accepts, CANCELLED (CANCELLED) if the server stops during the call, and INTERNAL
-(INTERNAL_ERROR), with an id that the server's log repeats, for a fault of the server. An unknown method
-returns UNIMPLEMENTED (UNKNOWN_METHOD).
+Errors. A failed run is data: it has a state and a Failure. A failed call has a gRPC status with one
+google.rpc.ErrorInfo, whose domain is "notebook-runner", whose reason is one of those below, and whose
+metadata has the variable parts of the message. Every RPC may also return UNAUTHENTICATED (MISSING_TOKEN,
+BAD_TOKEN), PERMISSION_DENIED (BAD_TOKEN), UNAVAILABLE (NOT_READY with a RetryInfo), DATA_LOSS
+(RUN_DAMAGED) if the run's record in the state folder is damaged, INVALID_ARGUMENT (INVALID_FIELD) if the
+request is malformed, RESOURCE_EXHAUSTED (REQUEST_TOO_LARGE) if the request exceeds the server's limit,
+CANCELLED (CANCELLED) if the server stops during the call, and INTERNAL (INTERNAL_ERROR) with an id that
+the server's log repeats. An unknown method returns UNIMPLEMENTED (UNKNOWN_METHOD).
 
-A status without an ErrorInfo comes from gRPC itself or from a proxy, not from this server, which has not seen
-the call or could not answer it any more:
-  - UNAVAILABLE: the connection could not be made, or it broke;
+A status without an ErrorInfo comes from gRPC itself or from a proxy: the server has not received the call, or
+could no longer respond:
+  - UNAVAILABLE: no connection, or it was lost;
   - DEADLINE_EXCEEDED, CANCELLED: the caller's own deadline passed, or the caller cancelled the call;
-  - RESOURCE_EXHAUSTED: the headers are larger than 16 KiB, or the message is larger than twice what the
-    server accepts and larger than 64 MiB. gRPC refuses these before the server can answer;
-  - UNIMPLEMENTED, INTERNAL: the message is compressed in a way that gRPC does not know, or its framing is
-    damaged;
-  - UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED: a proxy returned its own page or cut the stream.
-Such calls may be repeated: Start with the same request_id, Kill with a run_id, all others unchanged.
+  - RESOURCE_EXHAUSTED: the headers are larger than 16 KiB, or the message is larger than twice the
+    server's limit and larger than 64 MiB;
+  - UNIMPLEMENTED, INTERNAL: the message has an unknown compression or a damaged framing;
+  - UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED: a proxy responded itself or cut the stream.
+Such calls may be repeated: Start with the same request_id, Kill with a run_id, all others as they are.
 """
 
 import abc
@@ -40,32 +38,33 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class NotebookRunnerStub:
-    """Executes Jupyter notebooks: starts runs, streams their events, returns their results, and ends them."""
+    """Executes Jupyter notebooks: starts runs, streams their progress, returns their results, and kills them."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     Start: grpc.UnaryUnaryMultiCallable[
         notebook_runner.v1.notebook_runner_pb2.StartRequest,
         notebook_runner.v1.notebook_runner_pb2.StartResponse,
     ]
-    """Admits one run, makes it durable, and returns it. An empty request runs the server's default notebook.
-    When this call has returned OK, the run is in the history, whatever happens to the server.
+    """Admits a run and returns it. An empty request runs the server's default notebook. Once this call has
+    returned OK, the run is durable: it stays in the history even if the server dies.
 
     Errors: INVALID_ARGUMENT (INVALID_NOTEBOOK, UNKNOWN_PARAMETER, INVALID_FIELD, UNKNOWN_KERNEL,
-    PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS
-    (REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo,
-    NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service of
-    `notebook_uri` does not answer).
+    PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS (REQUEST_ID_REUSED);
+    RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo, NOTEBOOK_TOO_LARGE,
+    STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service behind `notebook_uri` does
+    not respond).
     """
 
     Progress: grpc.UnaryStreamMultiCallable[
         notebook_runner.v1.notebook_runner_pb2.ProgressRequest,
         notebook_runner.v1.notebook_runner_pb2.ProgressResponse,
     ]
-    """Replays the run's events after a sequence number, then follows live until the run has ended.
+    """Streams the run's events after a sequence number: first those recorded so far, then new ones until the
+    run ends.
 
-    Messages are ordered, unique and without a gap. The stream ends with OK after the terminal event, and only
-    then. A client that lost its connection calls again with the last sequence number that it has seen.
-    A reader that stops reading costs the server nothing.
+    Each event arrives once and in order. The stream ends with OK after the terminal event, and only then. A
+    client that lost its connection calls again with the last sequence number that it received. Slow readers
+    do not slow down the server.
 
     Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD);
     RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
@@ -75,11 +74,11 @@ class NotebookRunnerStub:
         notebook_runner.v1.notebook_runner_pb2.OutputRequest,
         notebook_runner.v1.notebook_runner_pb2.OutputResponse,
     ]
-    """Returns one page of bytes of an artefact of the run. Works in every state: during the run and however it
-    ended, the artefact contains all cells that have finished so far.
+    """Returns one page of an artefact of the run. Works in every state: the artefact contains all cells
+    finished so far.
 
-    To read a complete artefact, call with the `next_offset` and the `as_of_sequence` of the last answer until
-    `next_offset` equals `total_bytes`. A repeated request returns the same bytes.
+    To read the whole artefact, repeat the call with `next_offset` and `as_of_sequence` of the last response
+    until `next_offset` equals `total_bytes`. The same request returns the same bytes.
 
     Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (UNKNOWN_FORMAT, INVALID_FIELD);
     OUT_OF_RANGE (OFFSET_PAST_END); FAILED_PRECONDITION (EXPORT_FAILED); RESOURCE_EXHAUSTED
@@ -90,11 +89,11 @@ class NotebookRunnerStub:
         notebook_runner.v1.notebook_runner_pb2.KillRequest,
         notebook_runner.v1.notebook_runner_pb2.KillResponse,
     ]
-    """Ends the run, and returns only when all of its processes are gone. Idempotent: for a run that has ended, it
-    returns OK with the run's state, and `already_ended`.
+    """Kills the run, and returns when all of its processes are gone. Idempotent: for a run that has ended, it
+    returns OK with the state of the run and `already_ended`.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL)
-    if no process is left but the run's end could not be written yet.
+    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL) if
+    all processes are gone but the end of the run could not be stored yet.
     """
 
     List: grpc.UnaryUnaryMultiCallable[
@@ -110,38 +109,39 @@ class NotebookRunnerStub:
         notebook_runner.v1.notebook_runner_pb2.InfoRequest,
         notebook_runner.v1.notebook_runner_pb2.InfoResponse,
     ]
-    """Returns the server's version, kernels, formats and load: for people who look for a mistake, and for programs
-    that choose a server. The answer names no run and contains nothing from a notebook.
+    """Describes this server, its capabilities and its load, for diagnosis and for programs that adapt to it.
+    The response contains nothing about runs and notebooks.
 
-    Errors: only those of every RPC.
+    Errors: none of its own.
     """
 
 class NotebookRunnerAsyncStub:
-    """Executes Jupyter notebooks: starts runs, streams their events, returns their results, and ends them."""
+    """Executes Jupyter notebooks: starts runs, streams their progress, returns their results, and kills them."""
 
     Start: grpc.aio.UnaryUnaryMultiCallable[
         notebook_runner.v1.notebook_runner_pb2.StartRequest,
         notebook_runner.v1.notebook_runner_pb2.StartResponse,
     ]
-    """Admits one run, makes it durable, and returns it. An empty request runs the server's default notebook.
-    When this call has returned OK, the run is in the history, whatever happens to the server.
+    """Admits a run and returns it. An empty request runs the server's default notebook. Once this call has
+    returned OK, the run is durable: it stays in the history even if the server dies.
 
     Errors: INVALID_ARGUMENT (INVALID_NOTEBOOK, UNKNOWN_PARAMETER, INVALID_FIELD, UNKNOWN_KERNEL,
-    PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS
-    (REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo,
-    NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service of
-    `notebook_uri` does not answer).
+    PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS (REQUEST_ID_REUSED);
+    RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo, NOTEBOOK_TOO_LARGE,
+    STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service behind `notebook_uri` does
+    not respond).
     """
 
     Progress: grpc.aio.UnaryStreamMultiCallable[
         notebook_runner.v1.notebook_runner_pb2.ProgressRequest,
         notebook_runner.v1.notebook_runner_pb2.ProgressResponse,
     ]
-    """Replays the run's events after a sequence number, then follows live until the run has ended.
+    """Streams the run's events after a sequence number: first those recorded so far, then new ones until the
+    run ends.
 
-    Messages are ordered, unique and without a gap. The stream ends with OK after the terminal event, and only
-    then. A client that lost its connection calls again with the last sequence number that it has seen.
-    A reader that stops reading costs the server nothing.
+    Each event arrives once and in order. The stream ends with OK after the terminal event, and only then. A
+    client that lost its connection calls again with the last sequence number that it received. Slow readers
+    do not slow down the server.
 
     Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD);
     RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
@@ -151,11 +151,11 @@ class NotebookRunnerAsyncStub:
         notebook_runner.v1.notebook_runner_pb2.OutputRequest,
         notebook_runner.v1.notebook_runner_pb2.OutputResponse,
     ]
-    """Returns one page of bytes of an artefact of the run. Works in every state: during the run and however it
-    ended, the artefact contains all cells that have finished so far.
+    """Returns one page of an artefact of the run. Works in every state: the artefact contains all cells
+    finished so far.
 
-    To read a complete artefact, call with the `next_offset` and the `as_of_sequence` of the last answer until
-    `next_offset` equals `total_bytes`. A repeated request returns the same bytes.
+    To read the whole artefact, repeat the call with `next_offset` and `as_of_sequence` of the last response
+    until `next_offset` equals `total_bytes`. The same request returns the same bytes.
 
     Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (UNKNOWN_FORMAT, INVALID_FIELD);
     OUT_OF_RANGE (OFFSET_PAST_END); FAILED_PRECONDITION (EXPORT_FAILED); RESOURCE_EXHAUSTED
@@ -166,11 +166,11 @@ class NotebookRunnerAsyncStub:
         notebook_runner.v1.notebook_runner_pb2.KillRequest,
         notebook_runner.v1.notebook_runner_pb2.KillResponse,
     ]
-    """Ends the run, and returns only when all of its processes are gone. Idempotent: for a run that has ended, it
-    returns OK with the run's state, and `already_ended`.
+    """Kills the run, and returns when all of its processes are gone. Idempotent: for a run that has ended, it
+    returns OK with the state of the run and `already_ended`.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL)
-    if no process is left but the run's end could not be written yet.
+    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL) if
+    all processes are gone but the end of the run could not be stored yet.
     """
 
     List: grpc.aio.UnaryUnaryMultiCallable[
@@ -186,14 +186,14 @@ class NotebookRunnerAsyncStub:
         notebook_runner.v1.notebook_runner_pb2.InfoRequest,
         notebook_runner.v1.notebook_runner_pb2.InfoResponse,
     ]
-    """Returns the server's version, kernels, formats and load: for people who look for a mistake, and for programs
-    that choose a server. The answer names no run and contains nothing from a notebook.
+    """Describes this server, its capabilities and its load, for diagnosis and for programs that adapt to it.
+    The response contains nothing about runs and notebooks.
 
-    Errors: only those of every RPC.
+    Errors: none of its own.
     """
 
 class NotebookRunnerServicer(metaclass=abc.ABCMeta):
-    """Executes Jupyter notebooks: starts runs, streams their events, returns their results, and ends them."""
+    """Executes Jupyter notebooks: starts runs, streams their progress, returns their results, and kills them."""
 
     @abc.abstractmethod
     def Start(
@@ -201,14 +201,14 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         request: notebook_runner.v1.notebook_runner_pb2.StartRequest,
         context: _ServicerContext,
     ) -> typing.Union[notebook_runner.v1.notebook_runner_pb2.StartResponse, collections.abc.Awaitable[notebook_runner.v1.notebook_runner_pb2.StartResponse]]:
-        """Admits one run, makes it durable, and returns it. An empty request runs the server's default notebook.
-        When this call has returned OK, the run is in the history, whatever happens to the server.
+        """Admits a run and returns it. An empty request runs the server's default notebook. Once this call has
+        returned OK, the run is durable: it stays in the history even if the server dies.
 
         Errors: INVALID_ARGUMENT (INVALID_NOTEBOOK, UNKNOWN_PARAMETER, INVALID_FIELD, UNKNOWN_KERNEL,
-        PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS
-        (REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo,
-        NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service of
-        `notebook_uri` does not answer).
+        PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS (REQUEST_ID_REUSED);
+        RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo, NOTEBOOK_TOO_LARGE,
+        STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service behind `notebook_uri` does
+        not respond).
         """
 
     @abc.abstractmethod
@@ -217,11 +217,12 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         request: notebook_runner.v1.notebook_runner_pb2.ProgressRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[notebook_runner.v1.notebook_runner_pb2.ProgressResponse], collections.abc.AsyncIterator[notebook_runner.v1.notebook_runner_pb2.ProgressResponse]]:
-        """Replays the run's events after a sequence number, then follows live until the run has ended.
+        """Streams the run's events after a sequence number: first those recorded so far, then new ones until the
+        run ends.
 
-        Messages are ordered, unique and without a gap. The stream ends with OK after the terminal event, and only
-        then. A client that lost its connection calls again with the last sequence number that it has seen.
-        A reader that stops reading costs the server nothing.
+        Each event arrives once and in order. The stream ends with OK after the terminal event, and only then. A
+        client that lost its connection calls again with the last sequence number that it received. Slow readers
+        do not slow down the server.
 
         Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD);
         RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
@@ -233,11 +234,11 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         request: notebook_runner.v1.notebook_runner_pb2.OutputRequest,
         context: _ServicerContext,
     ) -> typing.Union[notebook_runner.v1.notebook_runner_pb2.OutputResponse, collections.abc.Awaitable[notebook_runner.v1.notebook_runner_pb2.OutputResponse]]:
-        """Returns one page of bytes of an artefact of the run. Works in every state: during the run and however it
-        ended, the artefact contains all cells that have finished so far.
+        """Returns one page of an artefact of the run. Works in every state: the artefact contains all cells
+        finished so far.
 
-        To read a complete artefact, call with the `next_offset` and the `as_of_sequence` of the last answer until
-        `next_offset` equals `total_bytes`. A repeated request returns the same bytes.
+        To read the whole artefact, repeat the call with `next_offset` and `as_of_sequence` of the last response
+        until `next_offset` equals `total_bytes`. The same request returns the same bytes.
 
         Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (UNKNOWN_FORMAT, INVALID_FIELD);
         OUT_OF_RANGE (OFFSET_PAST_END); FAILED_PRECONDITION (EXPORT_FAILED); RESOURCE_EXHAUSTED
@@ -250,11 +251,11 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         request: notebook_runner.v1.notebook_runner_pb2.KillRequest,
         context: _ServicerContext,
     ) -> typing.Union[notebook_runner.v1.notebook_runner_pb2.KillResponse, collections.abc.Awaitable[notebook_runner.v1.notebook_runner_pb2.KillResponse]]:
-        """Ends the run, and returns only when all of its processes are gone. Idempotent: for a run that has ended, it
-        returns OK with the run's state, and `already_ended`.
+        """Kills the run, and returns when all of its processes are gone. Idempotent: for a run that has ended, it
+        returns OK with the state of the run and `already_ended`.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL)
-        if no process is left but the run's end could not be written yet.
+        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL) if
+        all processes are gone but the end of the run could not be stored yet.
         """
 
     @abc.abstractmethod
@@ -274,10 +275,10 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         request: notebook_runner.v1.notebook_runner_pb2.InfoRequest,
         context: _ServicerContext,
     ) -> typing.Union[notebook_runner.v1.notebook_runner_pb2.InfoResponse, collections.abc.Awaitable[notebook_runner.v1.notebook_runner_pb2.InfoResponse]]:
-        """Returns the server's version, kernels, formats and load: for people who look for a mistake, and for programs
-        that choose a server. The answer names no run and contains nothing from a notebook.
+        """Describes this server, its capabilities and its load, for diagnosis and for programs that adapt to it.
+        The response contains nothing about runs and notebooks.
 
-        Errors: only those of every RPC.
+        Errors: none of its own.
         """
 
 def add_NotebookRunnerServicer_to_server(servicer: NotebookRunnerServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
