@@ -24,9 +24,9 @@ def start_server(state: str) -> tuple[subprocess.Popen[str], str]:
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     for line in server.stderr:
-        event = json.loads(line) if line.startswith("{") else {}
-        if event.get("event") == "serving":
-            return server, event["address"]
+        said = json.loads(line) if line.startswith("{") else {}
+        if said.get("event") == "serving":
+            return server, said["address"]
         print(line, end="", file=sys.stderr)
     raise SystemExit(f"the server exited with code {server.wait()}")
 
