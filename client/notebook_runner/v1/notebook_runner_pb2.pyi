@@ -151,7 +151,7 @@ class _FailureCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     FAILURE_CAUSE_OUTPUT_TIMEOUT: _FailureCause.ValueType  # 4
     """TIMED_OUT: a cell had no output for longer than `output_timeout`."""
     FAILURE_CAUSE_KILL_REQUESTED: _FailureCause.ValueType  # 5
-    """KILLED: Kill ended the run."""
+    """KILLED: Kill was called."""
     FAILURE_CAUSE_KERNEL_SIGNALED: _FailureCause.ValueType  # 6
     """CRASHED: a signal ended the kernel."""
     FAILURE_CAUSE_KERNEL_EXITED: _FailureCause.ValueType  # 7
@@ -185,7 +185,7 @@ FAILURE_CAUSE_CELL_TIMEOUT: FailureCause.ValueType  # 3
 FAILURE_CAUSE_OUTPUT_TIMEOUT: FailureCause.ValueType  # 4
 """TIMED_OUT: a cell had no output for longer than `output_timeout`."""
 FAILURE_CAUSE_KILL_REQUESTED: FailureCause.ValueType  # 5
-"""KILLED: Kill ended the run."""
+"""KILLED: Kill was called."""
 FAILURE_CAUSE_KERNEL_SIGNALED: FailureCause.ValueType  # 6
 """CRASHED: a signal ended the kernel."""
 FAILURE_CAUSE_KERNEL_EXITED: FailureCause.ValueType  # 7
@@ -455,7 +455,7 @@ class ProgressResponse(google.protobuf.message.Message):
     cells_completed: builtins.int
     """Number of cells, from the top of the notebook, that are done: executed, skipped or not code."""
     cells_total: builtins.int
-    """Number of cells of the notebook, including the injected one."""
+    """How many cells the notebook has, with the injected one."""
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the server recorded the event (UTC)."""
@@ -509,9 +509,9 @@ class CellStarted(google.protobuf.message.Message):
     CELL_ID_FIELD_NUMBER: builtins.int
     FIRST_LINE_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's position in the executed notebook, from 0."""
+    """The cell's place in the executed notebook, from 0."""
     cell_id: builtins.str
-    """The cell's id in the notebook; empty if the notebook's format has no ids."""
+    """The cell's id in the notebook; empty where the notebook's format has none."""
     first_line: builtins.str
     """The first non-blank line of the cell's source, cut at 200 characters."""
     def __init__(
@@ -538,7 +538,7 @@ class CellOutput(google.protobuf.message.Message):
     CLEAR_FIELD_NUMBER: builtins.int
     CUT_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's position in the executed notebook, from 0."""
+    """The cell's place in the executed notebook, from 0."""
     @property
     def stream(self) -> global___StreamOutput:
         """Printed text."""
@@ -586,7 +586,7 @@ class StreamOutput(google.protobuf.message.Message):
     name: builtins.str
     """"stdout" or "stderr"."""
     text: builtins.str
-    """At most 64 KiB of UTF-8; longer text is split into several messages."""
+    """At most 64 KiB of UTF-8; longer text comes in several messages."""
     def __init__(
         self,
         *,
@@ -723,9 +723,9 @@ class CellFinished(google.protobuf.message.Message):
     DURATION_FIELD_NUMBER: builtins.int
     OUTCOME_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's position in the executed notebook, from 0."""
+    """The cell's place in the executed notebook, from 0."""
     cell_id: builtins.str
-    """The cell's id in the notebook; empty if the notebook's format has no ids."""
+    """The cell's id in the notebook; empty where the notebook's format has none."""
     execution_count: builtins.int
     """The n of In [n] in the notebook. Zero: the kernel sent none."""
     outcome: global___CellOutcome.ValueType
@@ -821,7 +821,7 @@ class OutputResponse(google.protobuf.message.Message):
     RUN_FIELD_NUMBER: builtins.int
     AS_OF_SEQUENCE_FIELD_NUMBER: builtins.int
     content: builtins.bytes
-    """The bytes, beginning at the requested offset."""
+    """The bytes from the requested offset on."""
     total_bytes: builtins.int
     """The total size of the artefact, in bytes."""
     next_offset: builtins.int
@@ -1042,7 +1042,7 @@ class Run(google.protobuf.message.Message):
     state: global___RunState.ValueType
     """The state of the run."""
     cells_total: builtins.int
-    """Number of cells of the notebook, including the injected one."""
+    """How many cells the notebook has, with the injected one."""
     cells_completed: builtins.int
     """Number of cells, from the top of the notebook, that are done."""
     current_cell: builtins.int
@@ -1277,9 +1277,9 @@ class KernelInfo(google.protobuf.message.Message):
     WARM_READY_FIELD_NUMBER: builtins.int
     WARM_WANTED_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """The name for `StartRequest.kernel_name`."""
+    """The name that `StartRequest.kernel_name` takes."""
     language: builtins.str
-    """The language, for example "python"."""
+    """The language, "python" for example."""
     is_default: builtins.bool
     """Whether it is used for notebooks that name no kernel."""
     warm_ready: builtins.int

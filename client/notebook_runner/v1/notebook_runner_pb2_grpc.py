@@ -139,7 +139,7 @@ class NotebookRunnerServicer(object):
         """Describes this server, its capabilities and its load, for diagnosis and for programs that adapt to it.
         The response contains nothing about runs and notebooks.
 
-        Errors: only those of every RPC.
+        Errors: none of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -112,7 +112,7 @@ class NotebookRunnerStub:
     """Describes this server, its capabilities and its load, for diagnosis and for programs that adapt to it.
     The response contains nothing about runs and notebooks.
 
-    Errors: only those of every RPC.
+    Errors: none of its own.
     """
 
 class NotebookRunnerAsyncStub:
@@ -189,7 +189,7 @@ class NotebookRunnerAsyncStub:
     """Describes this server, its capabilities and its load, for diagnosis and for programs that adapt to it.
     The response contains nothing about runs and notebooks.
 
-    Errors: only those of every RPC.
+    Errors: none of its own.
     """
 
 class NotebookRunnerServicer(metaclass=abc.ABCMeta):
@@ -278,7 +278,7 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         """Describes this server, its capabilities and its load, for diagnosis and for programs that adapt to it.
         The response contains nothing about runs and notebooks.
 
-        Errors: only those of every RPC.
+        Errors: none of its own.
         """
 
 def add_NotebookRunnerServicer_to_server(servicer: NotebookRunnerServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
