@@ -358,8 +358,14 @@ class SandboxConfig:
         version = confine.landlock_version() if confinement else 0
         seen = [str(one) for one in exposed(confinement)] if confinement else []
         if self.mode == "require" and (version < WHOLE or seen):
-            why = f"these would not be hidden: {', '.join(seen)}" if seen else f"version {version} is there"
-            raise SandboxError(f"--sandbox require needs Landlock in version {WHOLE} (Linux 6.12): {why}")
+            if seen:
+                raise SandboxError(
+                    f"--sandbox require cannot hide paths in readable folders: {', '.join(seen)}."
+                )
+            raise SandboxError(
+                f"--sandbox require needs Landlock version {WHOLE} (Linux 6.12); "
+                f"this system has version {version}."
+            )
         return {
             "mode": self.mode,
             "processes_hidden": self.is_on,

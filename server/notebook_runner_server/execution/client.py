@@ -65,7 +65,7 @@ class KernelClient(AsyncKernelClient):
         self._info: dict[str, Any] = {}
 
     def kernel_info(self, *args: Any, **options: Any) -> Any:
-        """Ask the kernel what it is, unless it has known_info_reply so: then answer the id of that question."""
+        """Request the kernel's info; return the id of the earlier request if it is known."""
         return self._info["parent_header"]["msg_id"] if self._info else super().kernel_info(*args, **options)
 
     def known_info_reply(self, request: str) -> dict[str, Any] | None:
@@ -93,9 +93,11 @@ class KernelClient(AsyncKernelClient):
                     request = self.execute(first, silent=True, store_history=False)
                     reply = await self._reply(request, "execute_reply")
                     if reply["content"].get("status") != "ok":
-                        raise UnfitKernelError(f"it refused its place: {reply['content']}")
+                        raise UnfitKernelError(
+                            f"it rejected its working folder and variables: {reply['content']}"
+                        )
         except TimeoutError as error:
-            raise TimeoutError(f"it did not answer within {seconds:g} s") from error
+            raise TimeoutError(f"no answer within {seconds:g} s") from error
 
     async def _answered(self) -> None:
         """Send a request, and wait for its reply."""

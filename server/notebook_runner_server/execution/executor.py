@@ -321,6 +321,6 @@ class RunExecutor:
             return failures.cell_failure(self._client.error, *self._cell)
         if not self._ready:
             log = self._kernel.log_tail() if self._kernel else ""
-            message = cut(plain(f"The kernel did not get ready: {error}"))
+            message = cut(plain(f"The kernel did not start: {error}"))
             return Failure(Cause.KERNEL_NOT_READY, message, traceback=log)
         return failures.worker_failure(error, *self._cell)

@@ -20,18 +20,18 @@ MAX_EXCEPTION_MESSAGE = 4096  # bytes of UTF-8
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 MESSAGES = {
-    Cause.RUN_TIMEOUT: "The run took longer than its limit of {0.run_timeout:g} s.",
-    Cause.CELL_TIMEOUT: "The cell took longer than its limit of {0.cell_timeout:g} s.",
-    Cause.OUTPUT_TIMEOUT: "The cell had no output for longer than its limit of {0.output_timeout:g} s.",
+    Cause.RUN_TIMEOUT: "The run exceeded its time limit of {0.run_timeout:g} s.",
+    Cause.CELL_TIMEOUT: "The cell exceeded its time limit of {0.cell_timeout:g} s.",
+    Cause.OUTPUT_TIMEOUT: "The cell exceeded its limit of {0.output_timeout:g} s without output.",
     Cause.KILL_REQUESTED: "The run was killed on request.",
-    Cause.SERVER_STOPPED: "The server was asked to stop, and the run did not end in time.",
-    Cause.STORAGE_FAILED: "The server could not write what the run did.",
+    Cause.SERVER_STOPPED: "The server was stopped before the run ended.",
+    Cause.STORAGE_FAILED: "The server could not store the events of the run.",
 }
 """A sentence for each cause that ends a run from outside, to be filled with the run's limits."""
 
 WAITS_FOR_INPUT = (
-    " It was waiting for input: {!r} reads from its terminal, and nobody can type there. "
-    "Give it the input in another way, for example from a file."
+    " The process {!r} was waiting for input from a terminal, which a run does not have. "
+    "Provide the input in another way, for example from a file."
 )
 """What is added for a run that was waiting for input when its time was over."""
 
@@ -101,7 +101,7 @@ def kernel_failure(
     how, name, code = describe_exit(kernel.exit_code())
     cause = Cause.KERNEL_SIGNALED if name else Cause.KERNEL_EXITED
     if name == "SIGKILL" and out_of_memory:
-        cause, how = Cause.OUT_OF_MEMORY, "was ended by the system, which had no memory left"
+        cause, how = Cause.OUT_OF_MEMORY, "was killed by the system, which was out of memory"
     elif not ready:
         cause, how = Cause.KERNEL_NOT_READY, f"{how} before it was ready"
     log = kernel.log_tail()
@@ -110,7 +110,7 @@ def kernel_failure(
 
 def worker_failure(error: BaseException, index: int | None, cell_id: str) -> Failure:
     """Tell of an error of the worker's own."""
-    message = plain(f"The worker could not go on: {type(error).__name__}: {error}")
+    message = plain(f"The worker failed: {type(error).__name__}: {error}")
     return Failure(Cause.WORKER_DIED, cut(message), index, cell_id)
 
 
@@ -132,5 +132,5 @@ def describe_exit(code: int | None) -> tuple[str, str, int | None]:
         return "died", "", None
     if code < 0:
         name = name_of(-code)
-        return f"was ended by {name}", name, None
+        return f"was killed by {name}", name, None
     return f"exited with code {code}", "", code

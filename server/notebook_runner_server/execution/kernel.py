@@ -226,7 +226,7 @@ class Kernel:
         if not self.is_reachable:
             return LOST_SOCKETS
         if self._rules is not None and not self._rules.is_current():
-            return "there is something that it may not read, because it is newer"
+            return "a file or folder newer than the kernel is not readable for it"
         return ""
 
     def kill(self) -> None:
@@ -251,7 +251,7 @@ class Kernel:
                     self._staging_dir.move(run_folder)
                     ruleset = stack.enter_context(narrowed(self._rules.shared, own))
                 except OSError as error:
-                    raise ForkServerError(f"the run's folder is not as it was made: {error}") from error
+                    raise ForkServerError(f"the run's folder was changed: {error}") from error
                 self._writable = ruleset.writable
             if isinstance(provisioner, ForkProvisioner) and provisioner.forked:
                 await provisioner.assign(working_folder, variables, ruleset)

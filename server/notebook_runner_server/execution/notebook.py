@@ -102,7 +102,7 @@ def prepare(
     except UnicodeEncodeError as error:
         raise NotebookError("The notebook has text that is not valid Unicode (a lone surrogate).") from error
     except RecursionError as error:
-        raise NotebookError("The notebook is nested too deep.") from error
+        raise NotebookError("The notebook is nested too deeply.") from error
 
 
 def _read(content: bytes) -> tuple[nbformat.NotebookNode, tuple[str, ...]]:
@@ -160,7 +160,7 @@ def _document(content: bytes) -> dict[str, Any]:
     if not isinstance(document, dict) or "nbformat" not in document:
         raise NotebookError('The JSON is not a notebook: it has no "nbformat".')
     if document["nbformat"] not in (OLD_FORMAT, 4) or isinstance(document["nbformat"], (bool, float)):
-        raise NotebookError(f"nbformat 3 and 4 are supported, not {_short(document['nbformat'])}.")
+        raise NotebookError(f"Unsupported nbformat {_short(document['nbformat'])}. Supported: 3, 4.")
     return document
 
 
@@ -203,7 +203,7 @@ def _injected(
 
     for name in parameters if language == "python" else ():
         if not name.isidentifier() or keyword.iskeyword(name):
-            raise ParameterNameError(f"{name[:100]!r} cannot be a name in Python.")
+            raise ParameterNameError(f"{name[:100]!r} is not a valid Python name.")
     # Papermill expects what its own loader puts there.
     for cell in notebook.cells:
         cell.metadata.setdefault("tags", [])

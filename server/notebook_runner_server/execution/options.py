@@ -82,11 +82,13 @@ def warm_kernels(kernels: Iterable[str], modules: Iterable[str], *, required: bo
     for one in kernels:
         name, _, count = one.partition("=")
         if not (name and count.isascii() and count.isdigit() and int(count) <= MOST_WARM):
-            message = f"--warm-kernels is KERNELSPEC=COUNT, with a count of at most {MOST_WARM}, not {one!r}"
+            message = (
+                f"--warm-kernels: expected KERNELSPEC=COUNT with a count of at most {MOST_WARM}, got {one!r}."
+            )
             raise ValueError(message)
         counts[resolve_kernel_name(name)] = int(count)
     preload = tuple(modules)
     for module in preload:
         if not all(part.isidentifier() for part in module.split(".")):
-            raise ValueError(f"--preload names modules, and {module!r} is no name of one")
+            raise ValueError(f"--preload: {module!r} is not a module name.")
     return WarmKernels(counts, preload, required=required)

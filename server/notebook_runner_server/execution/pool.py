@@ -121,7 +121,9 @@ class PoolRun:
         killed = await asyncio.to_thread(self._worker.kill_rest)
         if self._stop_cause is not None:
             # It was to end the run, and whoever asked for that has what it asked for.
-            return Ended(Failure(self._stop_cause, "The run was ended, and its worker with it."), len(killed))
+            return Ended(
+                Failure(self._stop_cause, "The run was ended together with its worker process."), len(killed)
+            )
         how, name, code = describe_exit(await asyncio.to_thread(self._worker.exit_code))
         failure = Failure(Cause.WORKER_DIED, f"The worker process {how}.", signal=name, exit_code=code)
         return Ended(failure, len(killed))
@@ -219,17 +221,17 @@ class ProcessPoolBackend:
             about = {"folder": str(self._runtime_dir.folder)}
             try:
                 if self._runtime_dir.restore():
-                    _log.error("the folder for sockets disappeared and was made again", extra=about)
+                    _log.error("runtime_dir_recreated", extra=about)
                 self._folder_problem = ""
             except OSError as error:
                 if not self._folder_problem:
                     _log.error(
-                        "the folder for sockets disappeared and cannot be made again",
+                        "runtime_dir_lost",
                         extra={**about, "why": str(error)},
                     )
-                self._folder_problem = f"The folder for the kernels' sockets cannot be made: {error}"
+                self._folder_problem = f"Cannot create the folder for kernel sockets: {error}"
             except Exception:  # noqa: BLE001 - whatever it is, the folder is looked at again
-                _log.exception("the folder for sockets could not be looked at")
+                _log.exception("runtime_dir_check_failed")
 
     def _set_up_sandbox(self) -> None:
         self._policy = self._sandbox.confinement(self._state, self._runtime_dir.folder)
@@ -238,9 +240,10 @@ class ProcessPoolBackend:
             # What there can be no rule for is an error now, and not of the first run.
             rules(self._policy, ()).ruleset.close()
             for folder in missing(self._policy):
-                _log.warning("a writable folder does not exist", extra={"folder": str(folder)})
+                _log.warning("writable_folder_missing", extra={"folder": str(folder)})
+        event = "sandbox_active" if self._sandbox.is_on else "sandbox_off"
         lacking = self._sandbox.is_on and (not told["signals"] or told["exposed"])
-        _log.log(logging.WARNING if lacking else logging.INFO, "sandbox", extra=told)
+        _log.log(logging.WARNING if lacking else logging.INFO, event, extra=told)
         # What an earlier server has left is nobody's.
         folder_tree.remove_if_possible(self._state / "places")
         if self._policy is not None:
@@ -263,7 +266,7 @@ class ProcessPoolBackend:
         """Execute a job on the worker that `wait_free` found."""
         worker, self._next = self._next, None
         if worker is None:
-            raise RuntimeError("submit was called without wait_free")
+            raise RuntimeError("submit was called without wait_for_worker")
         return PoolRun(self, worker, job)
 
     def find(self, run_id: str, mark: int) -> None:
@@ -318,9 +321,12 @@ class ProcessPoolBackend:
         for name in self._warm.counts if self._warm.required else ():
             if name not in self._kernels:
                 known = ", ".join(sorted(self._kernels))
-                raise ValueError(f"there is no kernelspec {name} to keep warm; there are: {known}")
+                raise ValueError(f"--warm-kernels: unknown kernelspec {name!r}. Available: {known}.")
             if self._kernels[name].lower() not in LANGUAGES:
-                raise ValueError(f"a kernel of {self._kernels[name]} ({name}) cannot be kept warm")
+                raise ValueError(
+                    f"--warm-kernels: the kernelspec {name!r} has the language {self._kernels[name]!r}; "
+                    f"kernels of these can be kept warm: {', '.join(LANGUAGES)}."
+                )
 
     async def _replace(self, worker: WorkerProcess) -> None:
         self._workers.discard(worker)
@@ -332,6 +338,6 @@ class ProcessPoolBackend:
             except (BrokenProcessPool, OSError) as error:
                 # No memory, no process to be had: runs wait until there is.
                 if not self._worker_problem:
-                    _log.error("a worker could not be started", extra={"why": str(error)})
-                self._worker_problem = f"No worker could be started: {error}"
+                    _log.error("worker_start_failed", extra={"why": str(error)})
+                self._worker_problem = f"Cannot start a worker: {error}"
                 await asyncio.sleep(RETRY_SECONDS)

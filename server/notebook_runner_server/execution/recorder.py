@@ -133,7 +133,7 @@ class StreamingNotebookClient(NotebookClient):
         return cell
 
     async def async_wait_for_reply(self, msg_id: str, cell: NotebookNode | None = None) -> Any:
-        """Wait for a reply as nbclient does, unless it is what the kernel known_info_reply when it got ready."""
+        """Wait for a reply as nbclient does, unless it is known since the kernel became ready."""
         known = self.kc.known_info_reply(msg_id) if isinstance(self.kc, KernelClient) else None
         return known or await super().async_wait_for_reply(msg_id, cell)
 
@@ -197,7 +197,7 @@ class StreamingNotebookClient(NotebookClient):
             self._process({**msg, "content": content}, cell, cell_index)
         limit, whole_run = self._limiter.reached()
         whose = "run" if whole_run else "cell"
-        text = f"\n[output cut: this {whose} may have {limit} bytes of it]\n"
+        text = f"\n[output cut: this {whose} reached its limit of {limit} bytes]\n"
         mark = {**msg, "msg_type": "stream", "content": {"name": "stderr", "text": text}}
         mark["header"] = {**msg["header"], "msg_type": "stream"}
         output = super().process_message(mark, cell, cell_index)
@@ -209,7 +209,7 @@ class StreamingNotebookClient(NotebookClient):
             output = super().process_message(msg, cell, cell_index)
             events = _events(msg, cell_index)
         except _MALFORMED:
-            self.log.warning("a message of the kernel is left out: it is malformed", exc_info=True)
+            self.log.warning("malformed message of the kernel ignored", exc_info=True)
             return None
         if msg["msg_type"].startswith("comm") and self.kc is not None:
             # An output widget makes nbclient send on the shell socket while the reply is awaited there,

@@ -85,11 +85,11 @@ class Watchdog:
         self._shared.see(found)
         shared = self._shared.look(found.copy)
         if self._processes and len(found) > self._processes:
-            message = f"The run has more than {self._processes} processes, its limit."
+            message = f"The run has more processes than its limit of {self._processes}."
             self._judge(Cause.PROCESS_LIMIT, message)
             return True
         if self._memory_bytes and (used := self._used(found, shared)) > self._memory_bytes:
-            message = f"The run took {used} bytes of memory; its limit is {self._memory_bytes}."
+            message = f"The run used {used} bytes of memory; its limit is {self._memory_bytes} bytes."
             self._judge(Cause.OUT_OF_MEMORY, message)
             return True
         return False

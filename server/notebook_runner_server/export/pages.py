@@ -83,7 +83,7 @@ class PageExporter(HTMLExporter):
         try:
             before, body, after = page.split(f"<!--{self._mark}-->")
         except ValueError as error:
-            raise ConversionError("the page of this notebook cannot be cleaned") from error
+            raise ConversionError("the HTML of this notebook cannot be sanitized") from error
         return f"{before}{sanitize_body(body)}{after}", resources
 
     def _init_resources(self, resources: dict[str, Any] | None) -> dict[str, Any]:
@@ -231,8 +231,7 @@ class PdfExporter(PageExporter):
         browser = next(filter(None, map(shutil.which, BROWSERS)), None)
         if browser is None:
             raise ConversionError(
-                "a PDF is printed by Chromium, which this server has not: its operator can install it "
-                "(the package chromium)"
+                "PDF export needs Chromium, which is not installed on the server (the package chromium)"
             )
         html, resources = super().from_notebook_node(nb, resources, **options)
         return _printed(browser, html), resources
@@ -261,7 +260,7 @@ def _printed(browser: str, html: str) -> bytes:
         if not target.exists():
             # A desktop's message bus is not there on a server, which it says whatever happens.
             said = [line for line in done.stderr.decode(errors="replace").splitlines() if "dbus" not in line]
-            raise ConversionError(f"{browser} printed nothing: {' '.join(said[-3:]) or done.returncode}")
+            raise ConversionError(f"{browser} created no PDF: {' '.join(said[-3:]) or done.returncode}")
         return _undated(target.read_bytes())
 
 

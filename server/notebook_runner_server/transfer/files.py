@@ -27,7 +27,7 @@ def read(path: str, folders: Sequence[str], limit: int) -> bytes:
     try:
         _check_inside(descriptor, folders)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise MissingError("it is not a regular file")
+            raise MissingError("the path is not a regular file")
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(limit + 1)
     finally:
@@ -64,7 +64,7 @@ def _open(path: str, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_CLOEXEC)
     except OSError as error:
-        raise MissingError(f"it cannot be opened: {error.strerror}") from error
+        raise MissingError(f"cannot open the file: {error.strerror}") from error
 
 
 def _remove(name: str, folder: int) -> None:
@@ -76,4 +76,4 @@ def _check_inside(descriptor: int, folders: Sequence[str]) -> None:
     """Refuse what is in none of the folders when all symbolic links are followed."""
     real = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
     if not any(real.is_relative_to(Path(folder).resolve()) for folder in folders):
-        raise RefusedError("it leads out of the folders that this server allows (--uri-folders)")
+        raise RefusedError("the path leads out of the allowed folders (--uri-folders)")

@@ -23,11 +23,11 @@ _MORE: dict[str, dict[str, Any]] = {
 }
 
 
-def read(place: ParsedUri, limit: int) -> bytes:
+def read(parsed: ParsedUri, limit: int) -> bytes:
     """Return an object.
 
     Args:
-        place: Which.
+        parsed: Which.
         limit: The most bytes.
 
     Raises:
@@ -35,18 +35,18 @@ def read(place: ParsedUri, limit: int) -> bytes:
         Exception: Whatever the cloud's library raises.
     """
     with _told():
-        store = _store(place.scheme)
-        about = store.info(place.path)
+        store = _store(parsed.scheme)
+        about = store.info(parsed.path)
         if about["type"] != "file":
             raise FileNotFoundError
         if about["size"] > limit:
-            raise TransferTooLargeError("it is too large")
-        with store.open(place.path, "rb", cache_type="none") as file:
+            raise TransferTooLargeError("the notebook is too large")
+        with store.open(parsed.path, "rb", cache_type="none") as file:
             content: bytes = file.read(limit + 1)
     return content
 
 
-def write(place: ParsedUri, notebook: int) -> None:
+def write(parsed: ParsedUri, notebook: int) -> None:
     """Put an object there; it is whole or not there.
 
     Raises:
@@ -54,7 +54,9 @@ def write(place: ParsedUri, notebook: int) -> None:
         Exception: Whatever the cloud's library raises.
     """
     with _told():
-        _store(place.scheme).put_file(f"/proc/self/fd/{notebook}", place.path, **_MORE.get(place.scheme, {}))
+        _store(parsed.scheme).put_file(
+            f"/proc/self/fd/{notebook}", parsed.path, **_MORE.get(parsed.scheme, {})
+        )
 
 
 def _store(scheme: str) -> Any:
@@ -66,13 +68,11 @@ def _told() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise MissingError(f"there is no such bucket or object: {error}"[:300]) from error
+        raise MissingError(f"no such bucket or object: {error}"[:300]) from error
     except Exception as error:
         # Each library has its own names for that.
         status = getattr(error, "code", None) or getattr(error, "status_code", None)
         denied = isinstance(error, PermissionError) or status in _DENIED
         if denied or "Credentials" in type(error).__name__:
-            raise MissingError(
-                f"the service has nothing there, or refuses this server: {error}"[:300]
-            ) from error
+            raise MissingError(f"no such object, or access denied: {error}"[:300]) from error
         raise

@@ -60,19 +60,20 @@ def parse(uri: str) -> ParsedUri:
     found = _SCHEME.match(uri)
     scheme = found[1].lower() if found else ""
     if found is None or scheme not in SCHEMES:
-        raise RefusedError(f"it does not begin with one of: {', '.join(f'{one}://' for one in SCHEMES)}")
-    if len(uri) > MAX_URI or _UNFIT.search(uri):
-        raise RefusedError(
-            f"it has more than {MAX_URI} characters, a fragment, or characters that no URI has"
-        )
+        known = ", ".join(f"{one}://" for one in SCHEMES)
+        raise RefusedError(f"unknown scheme {scheme[:20]!r}; the URI must begin with one of: {known}")
+    if len(uri) > MAX_URI:
+        raise RefusedError(f"the URI has {len(uri)} characters; the maximum is {MAX_URI}")
+    if _UNFIT.search(uri):
+        raise RefusedError("the URI has a fragment, a backslash or a control character")
     rest = uri[found.end() :]
     authority = re.split(r"[/?]", rest, maxsplit=1)[0]
     if "@" in authority:
-        raise RefusedError("it carries a user or a password; credentials are the server's own")
+        raise RefusedError("the URI contains a user or a password; credentials are the server's own")
     if scheme in WEB:
         return ParsedUri(scheme, _host(authority, rest), "")
     if "?" in rest:
-        raise RefusedError(f"a URI of {scheme} has no query here")
+        raise RefusedError(f"a URI with the scheme {scheme} must not have a query")
     if scheme == "file":
         return ParsedUri(scheme, "", _file(authority, rest))
     return ParsedUri(scheme, authority, _object(authority, rest))
@@ -81,28 +82,28 @@ def parse(uri: str) -> ParsedUri:
 def _host(authority: str, rest: str) -> str:
     found = _HOST.fullmatch(authority)
     if found is None or not _WEB_TEXT.fullmatch(rest):
-        raise RefusedError("it has no host, or characters that are to be percent-encoded")
+        raise RefusedError("the URI has no host, or characters that must be percent-encoded")
     host = found["host"].strip("[]").lower().rstrip(".")
     if _NUMBER.fullmatch(host.rpartition(".")[2]) or ":" in host:
         # Resolvers take many forms of an address for one: only the plain ones are.
         try:
             ipaddress.ip_address(host)
         except ValueError:
-            raise RefusedError("its host is a number that is no plain address") from None
+            raise RefusedError("the host is a number, but not an IP address in its usual form") from None
     return host
 
 
 def _object(bucket: str, rest: str) -> str:
     parts = rest.split("/")
     if not _BUCKET.fullmatch(bucket) or len(parts) == 1 or any(part in ("", ".", "..") for part in parts):
-        raise RefusedError("it does not name an object in a bucket, or has empty or dotted parts")
+        raise RefusedError("the URI names no object in a bucket, or its path has an empty, '.' or '..' part")
     return rest
 
 
 def _file(authority: str, rest: str) -> str:
     path = unquote(rest[len(authority) :], errors="surrogateescape")
     if authority not in ("", "localhost") or "\0" in path or ".." in path.split("/") or path.endswith("/"):
-        raise RefusedError("it does not name a file of the server by its absolute path, as file:///…")
+        raise RefusedError("the URI does not name a file by its absolute path, as in file:///a/b.ipynb")
     return path
 
 
@@ -127,28 +128,28 @@ class UriPolicy:
             RefusedError: It is not allowed.
         """
         if not self.schemes:
-            raise RefusedError("this server allows no URIs (--uri-schemes)")
-        place = parse(uri)
-        if place.scheme not in self.schemes:
-            raise RefusedError(f"this server allows: {', '.join(sorted(self.schemes))} (--uri-schemes)")
-        if place.scheme == "file":
-            self._check_file(place.path)
+            raise RefusedError("URIs are not enabled on this server (--uri-schemes)")
+        parsed = parse(uri)
+        if parsed.scheme not in self.schemes:
+            raise RefusedError(f"enabled schemes are: {', '.join(sorted(self.schemes))} (--uri-schemes)")
+        if parsed.scheme == "file":
+            self._check_file(parsed.path)
         elif self.hosts:
-            self._check_host(place)
-        elif place.scheme in WEB and _is_inside(place.host):
-            raise RefusedError(FORBIDDEN)
+            self._check_host(parsed)
+        elif parsed.scheme in WEB and _is_inside(parsed.host):
+            raise RefusedError(BLOCKED)
 
     def _check_file(self, path: str) -> None:
         if not any(Path(folder) in Path(path).parents for folder in self.folders):
-            raise RefusedError("the file is in none of the folders that this server allows (--uri-folders)")
+            raise RefusedError("the file is outside the allowed folders (--uri-folders)")
 
-    def _check_host(self, place: ParsedUri) -> None:
-        hosts = {one.lower().strip("[]") for one in self.hosts} if place.scheme in WEB else self.hosts
-        if place.host not in hosts:
-            raise RefusedError(f"{place.host[:100]} is not allowed by this server (--uri-hosts)")
+    def _check_host(self, parsed: ParsedUri) -> None:
+        hosts = {one.lower().strip("[]") for one in self.hosts} if parsed.scheme in WEB else self.hosts
+        if parsed.host not in hosts:
+            raise RefusedError(f"the host {parsed.host[:100]!r} is not in --uri-hosts")
 
 
-FORBIDDEN = "its host is the server's machine or link, or its cloud's metadata, which only --uri-hosts allows"
+BLOCKED = "the host has a loopback, link-local or cloud-metadata address (allow it with --uri-hosts)"
 
 
 def _is_inside(host: str) -> bool:
@@ -170,15 +171,15 @@ def policy(schemes: Iterable[str], hosts: Iterable[str], folders: Iterable[str])
     chosen = frozenset(schemes)
     for scheme in sorted(chosen):
         if scheme not in SCHEMES:
-            raise ValueError(f"--uri-schemes names {scheme!r}; there are: {', '.join(SCHEMES)}")
+            raise ValueError(f"--uri-schemes: unknown scheme {scheme!r}. Available: {', '.join(SCHEMES)}.")
         package, extra = SCHEMES[scheme]
         if package and importlib.util.find_spec(package) is None:
             raise ValueError(
-                f"--uri-schemes {scheme} needs the package {package}: pip install 'notebook-runner[{extra}]'"
+                f"--uri-schemes {scheme} needs the package {package}: pip install 'notebook-runner[{extra}]'."
             )
     absolute = tuple(os.path.abspath(folder) for folder in folders)
     if "file" in chosen and not absolute:
-        raise ValueError("--uri-schemes file needs --uri-folders, the folders that such URIs may lead into")
+        raise ValueError("--uri-schemes file needs --uri-folders.")
     return UriPolicy(chosen, frozenset(hosts), absolute)
 
 

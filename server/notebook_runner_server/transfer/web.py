@@ -23,7 +23,7 @@ from notebook_runner_server.transfer.interface import (
     TransferTooLargeError,
     UnreachableError,
 )
-from notebook_runner_server.transfer.policy import FORBIDDEN, is_blocked
+from notebook_runner_server.transfer.policy import BLOCKED, is_blocked
 
 MEDIA_TYPE = "application/x-ipynb+json"
 
@@ -46,7 +46,7 @@ async def read(uri: str, limit: int, *, any_address: bool) -> bytes:
         async for piece in response.content.iter_chunked(1024 * 1024):
             content += piece
             if len(content) > limit:
-                raise TransferTooLargeError("it is too large")
+                raise TransferTooLargeError("the notebook is too large")
     return bytes(content)
 
 
@@ -65,13 +65,13 @@ async def write(uri: str, notebook: BinaryIO, *, any_address: bool) -> None:
 async def _answer(
     method: str, uri: str, *, any_address: bool, **more: Any
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    forbidden: list[str] = []
+    blocked: list[str] = []
 
     def connect(about: Any) -> socket.socket:
         family, kind, protocol, _, address = about
         if not any_address and is_blocked(address[0]):
-            forbidden.append(address[0])
-            raise OSError("a forbidden address")
+            blocked.append(address[0])
+            raise OSError("blocked address")
         return socket.socket(family, kind, protocol)
 
     # The whole time is limited from outside.
@@ -88,8 +88,8 @@ async def _answer(
                 _check(response.status)
                 yield response
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            if forbidden:
-                raise RefusedError(FORBIDDEN) from error
+            if blocked:
+                raise RefusedError(BLOCKED) from error
             raise UnreachableError(_why(error)) from error
 
 
@@ -97,20 +97,20 @@ def _check(status: int) -> None:
     if status < HTTPStatus.MULTIPLE_CHOICES:
         return
     if status < HTTPStatus.BAD_REQUEST:
-        raise RefusedError("it leads to another URI, which is not followed: name that one")
+        raise RefusedError("the service redirects to another URI, which is not followed; use that URI")
     if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _NOT_NOW:
-        raise MissingError(f"the service has nothing there, or refuses this server: it answered {status}")
+        raise MissingError(f"the service answered {status}: no such notebook, or access denied")
     raise UnreachableError(f"the service answered {status}")
 
 
 def _why(error: Exception) -> str:
     """Say what went wrong, without any of the URI: aiohttp's own texts may carry all of it."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return "the service's certificate is not valid for it"
+        return "the service's TLS certificate is not trusted"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "its host's name cannot be resolved"
+        return "the host name cannot be resolved"
     if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
-        return f"the service cannot be reached: {os.strerror(error.os_error.errno)}"
+        return f"cannot connect to the service: {os.strerror(error.os_error.errno)}"
     if isinstance(error, aiohttp.ClientPayloadError):
-        return "the service's answer ended too early"
-    return f"the service cannot be reached ({type(error).__name__})"
+        return "the service's response ended early"
+    return f"cannot connect to the service ({type(error).__name__})"

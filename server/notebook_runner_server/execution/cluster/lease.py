@@ -179,15 +179,15 @@ class Lease:
         try:
             await self._execute(job)
         except Exception as error:  # noqa: BLE001 - without an end the run would go on for ever
-            _log.exception("a run could not be followed", extra={"run_id": self.run_id})
-            failure = Failure(Cause.WORKER_DIED, f"The Dask worker could not follow the run: {error}")
+            _log.exception("run_failed_in_dask_worker", extra={"run_id": self.run_id})
+            failure = Failure(Cause.WORKER_DIED, f"The Dask worker failed: {error}")
             await self._keep([Ended(failure)])
 
     async def _execute(self, job: Job) -> None:
         try:
             job = await asyncio.to_thread(self._folder.create, job)
         except OSError as error:
-            failure = Failure(Cause.KERNEL_NOT_READY, f"The run's folder could not be made: {error}")
+            failure = Failure(Cause.KERNEL_NOT_READY, f"Cannot create the run's folder: {error}")
             await self._keep([Ended(failure)])
             return
         admitting = asyncio.ensure_future(self._admit(job))
@@ -201,7 +201,7 @@ class Lease:
             await admitting
         if self._run is None:
             assert self._stop is not None  # noqa: S101 - nothing else keeps it from being submitted
-            await self._keep([Ended(Failure(self._stop[0], "The run was ended before it started."))])
+            await self._keep([Ended(Failure(self._stop[0], "The run was stopped before it started."))])
             return
         async with contextlib.aclosing(self._run.events()) as batches:
             async for events in batches:

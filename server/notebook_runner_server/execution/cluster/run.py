@@ -53,7 +53,7 @@ async def find_lease(scheduler: SchedulerConnection, run_id: str, deadline: floa
             await scheduler.until(lambda: run_id in scheduler.workers.leases or scheduler.all_known)
     lease = scheduler.workers.leases.get(run_id)
     if lease is None:
-        raise LostError("The server died while the run went on, and no worker has it.", Cause.SERVER_DIED)
+        raise LostError("The server died during the run, and no Dask worker has the run.", Cause.SERVER_DIED)
     return lease
 
 
@@ -221,7 +221,7 @@ class ClusterRun:
 
     def _failure(self, lost: LostError) -> Failure:
         if self._stop is not None:
-            return Failure(self._stop.cause, f"The run was ended: {lost}")
+            return Failure(self._stop.cause, f"The run was stopped. {lost}")
         return Failure(lost.cause, str(lost))
 
     async def _locate(self) -> LeaseAddress:
@@ -239,7 +239,7 @@ class ClusterRun:
                 self._lease = getting.result()
                 self._lost_at = self._loop.time() + self._timeout + LOST_SECONDS
                 return self._lease
-            raise LostError("it had not started.")
+            raise LostError("It had not started.")
         finally:
             stopped.cancel()
             getting.cancel()
@@ -281,7 +281,7 @@ class ClusterRun:
             LostError: What comes next is nowhere.
         """
         if self._batches_lost:
-            raise LostError("An earlier server could not write what the run did.", Cause.STORAGE_FAILED)
+            raise LostError("An earlier server could not store the events of the run.", Cause.STORAGE_FAILED)
         if is_first and self._lease_unknown and self._channel is not None:
             # The lease had run out before the job came, so nobody has it.
             self._has_begun = self._lease_unknown = False
@@ -348,14 +348,14 @@ class ClusterRun:
         """
         while (left := self._lost_at - self._loop.time()) > 0:
             if self._lease_unknown:
-                raise LostError(f"The Dask worker at {lease.address} has the run no longer.")
+                raise LostError(f"The Dask worker at {lease.address} no longer has the run.")
             connecting = asyncio.ensure_future(
                 self._scheduler.channel(lease, self._number, min(left, TRY_SECONDS))
             )
             try:
                 while not (await asyncio.wait([connecting], timeout=RECONNECT_SECONDS))[0]:
                     if self._stop is not None and not self._has_begun:
-                        raise LostError("it had not started.")
+                        raise LostError("It had not started.")
                     if await self._scheduler.is_refused(lease):
                         raise LostError(f"The Dask worker at {lease.address} died.")
                 return connecting.result()
@@ -364,7 +364,7 @@ class ClusterRun:
             finally:
                 connecting.cancel()
         silence = self._timeout + LOST_SECONDS
-        raise LostError(f"The Dask worker is lost: it was not heard of for {silence:g} s.")
+        raise LostError(f"The Dask worker is lost: no message within {silence:g} s.")
 
     def _send(self, message: object) -> None:
         self._spawn(self._send_now(message))

@@ -105,14 +105,14 @@ class Workers:
         self._descriptions[address] = description
         if description.options.shared() != self._options.shared():
             about = {"worker": address}
-            _log.warning("a Dask worker keeps an earlier server's settings: it has runs of it", extra=about)
+            _log.warning("dask_worker_keeps_earlier_settings", extra=about)
         self.kernels = description.kernels
         self.leases.update(
             {run_id: LeaseAddress(address, lease) for run_id, lease in description.leases.items()}
         )
 
     def _refuse(self, address: str, why: str) -> None:
-        _log.error("a Dask worker gets no runs", extra={"worker": address, "why": why})
+        _log.error("dask_worker_refused", extra={"worker": address, "why": why})
         self._refused.add(address)
 
 
@@ -272,8 +272,8 @@ class SchedulerConnection:
         if now < self._quiet_until:
             return
         self._quiet_until = now + QUIET_SECONDS
-        hint = " (do server and cluster have certificates of one authority?)" if "SSL" in why else ""
-        _log.warning("no cluster", extra={"scheduler": self._address, "why": why + hint})
+        hint = " (do server and cluster have certificates of the same CA?)" if "SSL" in why else ""
+        _log.warning("dask_scheduler_unreachable", extra={"scheduler": self._address, "why": why + hint})
 
     async def _connected(self) -> None:
         """Be a client of the scheduler until it is gone."""
@@ -294,7 +294,7 @@ class SchedulerConnection:
             await self._update_workers(client)
             self._client = client
             await self.changed()
-            _log.info("cluster", extra={"scheduler": self._address})
+            _log.info("dask_scheduler_connected", extra={"scheduler": self._address})
             gone = asyncio.ensure_future(lifeline.read())
             looking = asyncio.ensure_future(self._watch_workers(client))
             try:

@@ -177,12 +177,14 @@ async def install(version: str, options: bytes, dask_worker: Worker) -> bytes:
         RuntimeError: It has another version.
     """
     if version != messages.VERSION:
-        raise RuntimeError(f"its version is {messages.VERSION}, and the server's {version}")
-    told = decode(options)
-    assert isinstance(told, HostOptions)  # noqa: S101 - what a server of this version sends
+        raise RuntimeError(
+            f"version {messages.VERSION} differs from the server's {version}; install the same version"
+        )
+    decoded = decode(options)
+    assert isinstance(decoded, HostOptions)  # noqa: S101 - what a server of this version sends
     async with _installing:
         host = dask_worker.plugins.get(PLUGIN)
-        if not isinstance(host, NotebookHost) or host.is_outdated(told):
-            host = NotebookHost(told)
+        if not isinstance(host, NotebookHost) or host.is_outdated(decoded):
+            host = NotebookHost(decoded)
             await dask_worker.plugin_add(host, PLUGIN, catch_errors=False)
         return encode(host.describe())

@@ -101,12 +101,12 @@ def _imported(modules: list[str]) -> dict[str, str]:
         except Exception as error:  # noqa: BLE001 - a module may raise whatever it likes
             failed[name] = f"{type(error).__name__}: {error}"
     if kept_open := set(os.listdir("/proc/self/fd")) - before:
-        failed["*"] = f"they keep {len(kept_open)} files open, which all kernels would share"
+        failed["*"] = f"the modules keep {len(kept_open)} files open, which all kernels would share"
     if threading.active_count() > 1:
         names = ", ".join(
             sorted(one.name for one in threading.enumerate() if one is not threading.main_thread())
         )
-        failed["*"] = f"they started threads, which a fork does not have: {names}"
+        failed["*"] = f"the modules started threads, which a fork would not have: {names}"
     return failed
 
 

@@ -201,10 +201,10 @@ class ForkServer:
             pid = int(self._line(FORK_SECONDS))
         except (OSError, ForkServerError) as error:
             near.close()
-            raise ForkServerError(f"the template does not fork: {error}") from error
+            raise ForkServerError(f"the fork server does not fork: {error}") from error
         if not pid:
             near.close()
-            raise BlockingIOError("there can be no more processes")
+            raise BlockingIOError("no more processes can be created")
         return ForkedProcess(pid), near
 
     def _context(self, folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -217,10 +217,10 @@ class ForkServer:
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
         if not poll.poll(round(seconds * 1000)):
-            raise ForkServerError(f"nothing was heard from it for {seconds:g} s")
+            raise ForkServerError(f"no answer of the fork server within {seconds:g} s")
         line = self._lines.readline()
         if not line:
-            raise ForkServerError(f"it ended with code {self.process.wait()}")
+            raise ForkServerError(f"the fork server exited with code {self.process.wait()}")
         return line
 
     def close(self) -> None:
@@ -302,7 +302,7 @@ class ForkProvisioner(LocalProvisioner):
         """
         control, self._control = self._control, None
         if control is None:
-            raise ForkServerError("the kernel has its place")
+            raise ForkServerError("the kernel is assigned already")
         body = json.dumps({"folder": folder, "set": dict(environment), "unset": []}).encode()
         descriptors = [ruleset.fileno()] if ruleset is not None else []
         loop = asyncio.get_running_loop()
@@ -317,7 +317,7 @@ class ForkProvisioner(LocalProvisioner):
                             raise ForkServerError("the kernel has ended")
                         self._heard += piece
         except (OSError, TimeoutError) as error:
-            raise ForkServerError(f"the kernel does not take its place: {error!r}") from error
+            raise ForkServerError(f"the kernel cannot be assigned: {error!r}") from error
 
 
 @contextlib.contextmanager

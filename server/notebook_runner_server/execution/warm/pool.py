@@ -253,7 +253,7 @@ class WarmPool:
         """Tell whether a kernel that is ready must not be used any more; it is then ended, and replaced."""
         if why := warm.kernel.why_unusable():
             level = logging.WARNING if why == LOST_SOCKETS else logging.DEBUG
-            self._log(level, "warm kernel discarded", why=why, pid=warm.kernel.pid)
+            self._log(level, "warm_kernel_discarded", why=why, pid=warm.kernel.pid)
             self._end(warm, why, State.DISCARDED)
         return bool(why)
 
@@ -317,7 +317,7 @@ class WarmPool:
         self._failures = self._failures + 1 if now - self._last_failure < 2 * LONGEST_PAUSE else 1
         self._last_failure = now
         self._not_before = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
-        self._log(logging.WARNING, "warm kernel lost", why=why)
+        self._log(logging.WARNING, "warm_kernel_lost", why=why)
         with self._lock:
             self._failing = True
             self._coming.clear()
@@ -368,7 +368,7 @@ class WarmPool:
             spec = KernelSpecManager().get_kernel_spec(name)
             source = KernelSource(name, spec, self._wanted.preload, hide=self._hide)
             for module, why in source.failed.items():
-                self._log(logging.ERROR, "preload failed", modules=module, why=why)
+                self._log(logging.ERROR, "preload_failed", modules=module, why=why)
             if TOGETHER in source.failed:
                 source.close()
                 source = KernelSource(name, spec, (), hide=self._hide)
@@ -403,7 +403,7 @@ class WarmPool:
 
     def _fork_server_ended(self, source: KernelSource) -> None:
         source.close()
-        self._note_failure("the template ended")
+        self._note_failure("the fork server ended")
 
     def _control_readable(self, warm: WarmKernel) -> None:
         """See whether a kernel that was forked says that it has restricted itself and bound its sockets."""
@@ -430,7 +430,7 @@ class WarmPool:
             )
             if answered:
                 warm.state, self._failing = State.READY, False
-                self._log(level, "warm kernel ready", kernel=source.name, pid=warm.kernel.pid)
+                self._log(level, "warm_kernel_ready", kernel=source.name, pid=warm.kernel.pid)
             else:
                 self._end(warm, "it did not answer", State.LOST)
         self._wake_run_up()
@@ -456,4 +456,4 @@ class WarmPool:
             warm.forget()
         warm.kernel.close()
         if warm.state is not State.DISCARDED:
-            self._note_failure(warm.why or f"it ended with code {code}")
+            self._note_failure(warm.why or f"it exited with code {code}")
