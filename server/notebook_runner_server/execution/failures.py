@@ -27,24 +27,24 @@ MESSAGES = {
     Cause.SERVER_STOPPED: "The server was stopped before the run ended.",
     Cause.STORAGE_FAILED: "The server could not store the events of the run.",
 }
-"""A sentence for each cause that ends a run from outside, to be filled with the run's limits."""
+"""The message for each cause that stops a run, to be formatted with the run's limits."""
 
 WAITS_FOR_INPUT = (
     " The process {!r} was waiting for input from a terminal, which a run does not have. "
     "Provide the input in another way, for example from a file."
 )
-"""What is added for a run that was waiting for input when its time was over."""
+"""Added to the message of a time-out if a process was waiting for input."""
 
 
 @dataclass(frozen=True, slots=True)
 class CellError:
-    """The exception that a cell raised.
+    """The exception of a cell.
 
     Attributes:
         name: The exception's class.
         message: Its text.
         traceback: Its traceback, without terminal colours.
-        note: What the server has to say about it; empty: nothing.
+        note: An explanation of the server; empty: none.
     """
 
     name: str
@@ -54,30 +54,30 @@ class CellError:
 
 
 def plain(text: str) -> str:
-    """Return text without terminal colours and without what no protocol can carry."""
+    """Return text without terminal colours and lone surrogates."""
     return _ANSI.sub("", text).encode(errors="replace").decode()
 
 
 def cut(text: str, size: int = MAX_EXCEPTION_MESSAGE) -> str:
-    """Return as much of an exception's text as events and failures carry, in bytes of UTF-8."""
+    """Return the beginning of a text, at most `size` bytes of UTF-8."""
     return text.encode(errors="replace")[:size].decode(errors="ignore")
 
 
 def bounded(traceback: str) -> str:
-    """Return a traceback as plain text, its beginning cut where it is too long."""
+    """Return the end of a traceback as plain text, as much as a failure may have."""
     return plain(traceback)[-MAX_TRACEBACK:]
 
 
 def cell_failure(error: CellError, index: int | None, cell_id: str) -> Failure:
-    """Tell of a cell that raised."""
+    """Return the failure of a run whose cell raised an exception."""
     message = cut(plain(error.message))
-    said = f"Cell {index} raised {error.name}: {message}"
+    summary = f"Cell {index} raised {error.name}: {message}"
     return Failure(
         Cause.CELL_ERROR,
-        # The note is short, and is to be there whatever the exception's text is.
-        f"{cut(said, MAX_EXCEPTION_MESSAGE - len(error.note.encode()) - 2)}. {error.note}"
+        # The note is short, and must remain however long the exception's text is.
+        f"{cut(summary, MAX_EXCEPTION_MESSAGE - len(error.note.encode()) - 2)}. {error.note}"
         if error.note
-        else cut(said),
+        else cut(summary),
         index,
         cell_id,
         exception_name=plain(error.name)[:MAX_NAME],
@@ -89,14 +89,14 @@ def cell_failure(error: CellError, index: int | None, cell_id: str) -> Failure:
 def kernel_failure(
     kernel: Kernel, index: int | None, cell_id: str, *, ready: bool, out_of_memory: bool
 ) -> Failure:
-    """Tell of a kernel that has died.
+    """Return the failure of a run whose kernel died.
 
     Args:
         kernel: The kernel.
         index: The cell that it executed.
         cell_id: The cell's id.
-        ready: Whether it had been ready.
-        out_of_memory: Whether the system has killed a process for want of memory.
+        ready: Whether the kernel had become ready.
+        out_of_memory: Whether the system killed a process because memory ran out.
     """
     how, name, code = describe_exit(kernel.exit_code())
     cause = Cause.KERNEL_SIGNALED if name else Cause.KERNEL_EXITED
@@ -109,7 +109,7 @@ def kernel_failure(
 
 
 def worker_failure(error: BaseException, index: int | None, cell_id: str) -> Failure:
-    """Tell of an error of the worker's own."""
+    """Return the failure of a run whose worker failed."""
     message = plain(f"The worker failed: {type(error).__name__}: {error}")
     return Failure(Cause.WORKER_DIED, cut(message), index, cell_id)
 
@@ -123,10 +123,10 @@ def name_of(number: int) -> str:
 
 
 def describe_exit(code: int | None) -> tuple[str, str, int | None]:
-    """Return what an exit code says: in words, the name of the signal or "", the exit code or None.
+    """Describe an exit code: a sentence's end, the signal's name or "", the exit code or None.
 
     Args:
-        code: As `subprocess` gives it: negative, the signal that ended the process; None: not known.
+        code: As of `subprocess`: negative for the signal that killed the process; None: unknown.
     """
     if code is None:
         return "died", "", None

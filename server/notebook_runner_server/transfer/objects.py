@@ -1,7 +1,7 @@
-"""Notebooks in the object stores of clouds, through fsspec; runs in the helper process alone.
+"""Reads and writes objects in cloud storage with fsspec; runs in the helper process only.
 
-Credentials, endpoint and region are the server's: what the cloud's own library finds in the environment, in
-its files and in the roles of the machine, and what fsspec's configuration says.
+Credentials, endpoint and region are the server's: those that the cloud's library finds in the environment,
+its files and the machine's roles, and those in fsspec's configuration.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from notebook_runner_server.transfer.interface import MissingError, TransferTooL
 from notebook_runner_server.transfer.policy import ParsedUri
 
 _DENIED = (401, 403)
-# What each is to be told: s3fs holds ten pieces of 50 MiB at once, and some adlfs replace nothing.
-_MORE: dict[str, dict[str, Any]] = {
+# By default s3fs holds ten pieces of 50 MiB in memory, and some versions of adlfs do not overwrite.
+_PUT_OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"chunksize": 8 * 1024 * 1024, "max_concurrency": 2},
     "abfs": {"overwrite": True},
 }
@@ -34,7 +34,7 @@ def read(parsed: ParsedUri, limit: int) -> bytes:
         TransferError: It cannot be read.
         Exception: Whatever the cloud's library raises.
     """
-    with _told():
+    with _translated_errors():
         store = _store(parsed.scheme)
         about = store.info(parsed.path)
         if about["type"] != "file":
@@ -47,15 +47,15 @@ def read(parsed: ParsedUri, limit: int) -> bytes:
 
 
 def write(parsed: ParsedUri, notebook: int) -> None:
-    """Put an object there; it is whole or not there.
+    """Write an object atomically.
 
     Raises:
         TransferError: It cannot be written.
         Exception: Whatever the cloud's library raises.
     """
-    with _told():
+    with _translated_errors():
         _store(parsed.scheme).put_file(
-            f"/proc/self/fd/{notebook}", parsed.path, **_MORE.get(parsed.scheme, {})
+            f"/proc/self/fd/{notebook}", parsed.path, **_PUT_OPTIONS.get(parsed.scheme, {})
         )
 
 
@@ -64,13 +64,13 @@ def _store(scheme: str) -> Any:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
         raise MissingError(f"no such bucket or object: {error}"[:300]) from error
     except Exception as error:
-        # Each library has its own names for that.
+        # Each library has its own name for it.
         status = getattr(error, "code", None) or getattr(error, "status_code", None)
         denied = isinstance(error, PermissionError) or status in _DENIED
         if denied or "Credentials" in type(error).__name__:

@@ -1,4 +1,7 @@
-"""Which URIs the operator allows. Pure: it looks at the URI alone, and resolves and opens nothing."""
+"""Parses URIs, and checks them against the operator's policy without resolving or opening anything.
+
+The SSRF guard blocks loopback, link-local and cloud-metadata addresses unless `--uri-hosts` names them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from urllib.parse import unquote
 from notebook_runner_server.transfer.interface import RefusedError
 
 MAX_URI = 8192
-"""Characters of a URI; signed ones have some 2,000."""
+"""Maximum length of a URI; signed ones have some 2,000 characters."""
 
 SCHEMES = {
     "https": ("aiohttp", "http"),
@@ -24,7 +27,7 @@ SCHEMES = {
     "abfs": ("adlfs", "azure"),
     "file": ("", ""),
 }
-"""The schemes there are, the package that each needs, and the extra that brings it."""
+"""The supported schemes, with the package that each needs and the extra that installs it."""
 
 WEB = ("https", "http")
 
@@ -38,12 +41,12 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 @dataclass(frozen=True, slots=True)
 class ParsedUri:
-    """What a URI names.
+    """The parts of a URI.
 
     Attributes:
-        scheme: In small letters.
-        host: The host without its port, in small letters; the bucket or container; empty for a file.
-        path: Of a file, absolute; of an object, with its bucket in front; empty on the web.
+        scheme: The scheme in lower case.
+        host: The host in lower case without its port, the bucket or the container; empty for a file.
+        path: The absolute path of a file, or the path of an object with its bucket; empty for http(s).
     """
 
     scheme: str
@@ -52,10 +55,10 @@ class ParsedUri:
 
 
 def parse(uri: str) -> ParsedUri:
-    """Return what a URI names.
+    """Parse a URI.
 
     Raises:
-        RefusedError: It is no URI that this server knows.
+        RefusedError: It is malformed or unsupported.
     """
     found = _SCHEME.match(uri)
     scheme = found[1].lower() if found else ""
@@ -85,7 +88,7 @@ def _host(authority: str, rest: str) -> str:
         raise RefusedError("the URI has no host, or characters that must be percent-encoded")
     host = found["host"].strip("[]").lower().rstrip(".")
     if _NUMBER.fullmatch(host.rpartition(".")[2]) or ":" in host:
-        # Resolvers take many forms of an address for one: only the plain ones are.
+        # Resolvers accept many forms of an address; only the usual one is allowed.
         try:
             ipaddress.ip_address(host)
         except ValueError:
@@ -109,12 +112,12 @@ def _file(authority: str, rest: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class UriPolicy:
-    """What the operator allows.
+    """The URIs that the operator allows.
 
     Attributes:
-        schemes: Of `SCHEMES`; none: no URI is allowed.
-        hosts: Hosts, buckets and containers; none: any, but on the web no address that `addresses` forbids.
-        folders: Folders of this machine for `file`.
+        schemes: Allowed schemes; none: no URI is allowed.
+        hosts: Allowed hosts, buckets and containers; none: any that the SSRF guard does not block.
+        folders: Allowed folders of this machine for `file`.
     """
 
     schemes: frozenset[str] = frozenset()
@@ -122,10 +125,10 @@ class UriPolicy:
     folders: tuple[str, ...] = ()
 
     def check(self, uri: str) -> None:
-        """Refuse what is not allowed, as far as the URI alone tells.
+        """Check a URI without resolving or opening anything.
 
         Raises:
-            RefusedError: It is not allowed.
+            RefusedError: The URI is not allowed.
         """
         if not self.schemes:
             raise RefusedError("URIs are not enabled on this server (--uri-schemes)")
@@ -158,15 +161,15 @@ def _is_inside(host: str) -> bool:
     try:
         return is_blocked(host)
     except ValueError:
-        # A name: what it stands for is seen when it is connected to.
+        # A name, whose addresses are checked when connecting.
         return False
 
 
 def policy(schemes: Iterable[str], hosts: Iterable[str], folders: Iterable[str]) -> UriPolicy:
-    """Return the policy that an operator asks for.
+    """Return the policy for the settings.
 
     Raises:
-        ValueError: It cannot be had; the message says why.
+        ValueError: A setting is invalid.
     """
     chosen = frozenset(schemes)
     for scheme in sorted(chosen):
@@ -183,7 +186,7 @@ def policy(schemes: Iterable[str], hosts: Iterable[str], folders: Iterable[str])
     return UriPolicy(chosen, frozenset(hosts), absolute)
 
 
-# A cloud tells a machine's own credentials under an address of its own; most are link-local, these are not.
+# Metadata services of clouds, which hand out credentials; most others have link-local addresses.
 _METADATA = frozenset(
     ipaddress.ip_address(one)
     for one in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
@@ -193,15 +196,15 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def is_blocked(address: str) -> bool:
-    """Tell whether an IP address is loopback, link-local, unspecified, multicast or a cloud's metadata.
+    """Return whether the SSRF guard blocks an IP address.
 
     Raises:
-        ValueError: It is no IP address.
+        ValueError: It is not an IP address.
     """
-    return any(_is_forbidden(one) for one in _meant(ipaddress.ip_address(address)))
+    return any(_is_internal(one) for one in _with_embedded(ipaddress.ip_address(address)))
 
 
-def _is_forbidden(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+def _is_internal(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return (
         address.is_loopback
         or address.is_link_local
@@ -212,10 +215,10 @@ def _is_forbidden(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> boo
     )
 
 
-def _meant(
+def _with_embedded(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Return an address, and the IPv4 address that it carries."""
+    """Return an address, and the IPv4 addresses embedded in it."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     carried = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]

@@ -1,8 +1,7 @@
-"""Notebooks by http and https; runs in the helper process alone.
+"""Reads and writes notebooks over http and https; runs in the helper process only.
 
-Redirects are not followed: where one leads would have to be allowed as well, and whoever named the notebook
-can name that. Addresses are looked at when a connection is made, so it does not matter what a name stood for
-before.
+Redirects are not followed: their targets would have to be allowed as well, and callers can use them directly.
+Addresses are checked when connecting, so that DNS rebinding has no effect.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ _NOT_NOW = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MAN
 
 
 async def read(uri: str, limit: int, *, any_address: bool) -> bytes:
-    """Return what a GET answers.
+    """GET a notebook.
 
     Args:
-        uri: What to get.
-        limit: The most bytes.
-        any_address: Connect also to addresses that nobody means who names a notebook.
+        uri: The URI.
+        limit: Maximum size in bytes.
+        any_address: Disable the SSRF guard.
 
     Raises:
-        TransferError: There is no answer that is a notebook.
+        TransferError: It cannot be read.
     """
     content = bytearray()
     async with _answer("GET", uri, any_address=any_address) as response:
@@ -54,7 +53,7 @@ async def write(uri: str, notebook: BinaryIO, *, any_address: bool) -> None:
     """PUT a notebook.
 
     Raises:
-        TransferError: It was not taken.
+        TransferError: It cannot be written.
     """
     headers = {"Content-Type": MEDIA_TYPE}
     async with _answer("PUT", uri, any_address=any_address, data=notebook, headers=headers) as response:
@@ -74,7 +73,7 @@ async def _answer(
             raise OSError("blocked address")
         return socket.socket(family, kind, protocol)
 
-    # The whole time is limited from outside.
+    # The caller limits the total time.
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(socket_factory=connect),
         timeout=aiohttp.ClientTimeout(total=None),
@@ -82,7 +81,7 @@ async def _answer(
     )
     async with session:
         try:
-            # As it stands: a signature holds for these very characters.
+            # Unchanged: a signature covers exactly these characters.
             target = URL(uri, encoded=True)
             async with session.request(method, target, allow_redirects=False, **more) as response:
                 _check(response.status)
@@ -104,7 +103,7 @@ def _check(status: int) -> None:
 
 
 def _why(error: Exception) -> str:
-    """Say what went wrong, without any of the URI: aiohttp's own texts may carry all of it."""
+    """Describe an error without the URI, which aiohttp's own texts may contain."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return "the service's TLS certificate is not trusted"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
