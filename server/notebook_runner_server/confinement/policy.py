@@ -142,15 +142,16 @@ class SandboxPolicy:
     """The rules for the kernels of all runs; all paths except the hidden ones are without links.
 
     Attributes:
-        places: The folder of the staging folders of warm kernels, on the file system of the run folders.
-        hidden: Files and folders that no kernel may read. Links are followed when a kernel is started:
+        staging_folder: The folder of the staging folders of warm kernels, on the file system of the run
+        folders. hidden: Files and folders that no kernel may read. Links are followed when a kernel is
+        started:
             Kubernetes renews a secret by changing one.
         writable: Folders that each kernel may read and write, whatever they contain.
         root: The notebook root; a notebook works in its own folder below it. None: none.
         caches: Folders that libraries share between processes, which kernels may write as well.
     """
 
-    places: Path
+    staging_folder: Path
     hidden: tuple[Path, ...]
     writable: tuple[Path, ...] = ()
     root: Path | None = None
@@ -176,27 +177,27 @@ class KernelRules:
 
         The folder for temporary files is ignored, because it changes all the time.
         """
-        return all(_changed(folder) == at for folder, at in self.seen.items())
+        return all(_modified(folder) == at for folder, at in self.seen.items())
 
 
-def rules(confinement: SandboxPolicy, own: Iterable[Path]) -> KernelRules:
+def rules(policy: SandboxPolicy, own: Iterable[Path]) -> KernelRules:
     """Return the rules for a kernel that is started now.
 
     Args:
-        confinement: The policy for all kernels.
+        policy: The policy for all kernels.
         own: Folders of this kernel, without links.
 
     Raises:
         OSError: There can be no rule for a path, which the error names.
     """
-    opened = _opened(confinement)
+    opened = _opened(policy)
     # The folders that the operator opens are open as a whole.
-    hidden = [one.resolve() for one in confinement.hidden]
+    hidden = [one.resolve() for one in policy.hidden]
     closed = [one for one in hidden if not any(one.is_relative_to(folder) for folder in opened)]
     above = {folder for one in closed for folder in one.parents}
     # First, so that a change while the folders are read is noticed later.
-    seen = {folder: _changed(folder) for folder in above if folder not in _temporary()}
-    shared = (Path(DEVICES), *_there(confinement.writable), *filter(_is_made, confinement.caches))
+    seen = {folder: _modified(folder) for folder in above if folder not in _temporary()}
+    shared = (Path(DEVICES), *_existing(policy.writable), *filter(_create, policy.caches))
     ruleset = Ruleset(reading=True, alone=True)
     try:
         for folder in sorted(above):
@@ -231,25 +232,25 @@ def narrowed(shared: Iterable[Path], own: Iterable[Path]) -> Ruleset:
     return ruleset
 
 
-def exposed(confinement: SandboxPolicy) -> list[Path]:
+def exposed(policy: SandboxPolicy) -> list[Path]:
     """Return the hidden paths that kernels can read, because the operator opened a folder above."""
-    opened = _opened(confinement)
-    hidden = [one.resolve() for one in confinement.hidden]
+    opened = _opened(policy)
+    hidden = [one.resolve() for one in policy.hidden]
     found = [one for one in hidden if any(one.is_relative_to(folder) for folder in opened)]
     return [one for one in found if not any(folder in one.parents for folder in found)]
 
 
-def missing(confinement: SandboxPolicy) -> list[Path]:
+def missing(policy: SandboxPolicy) -> list[Path]:
     """Return the writable folders that do not exist, for which there is no rule."""
-    return [one for one in confinement.writable if one not in _there(confinement.writable)]
+    return [one for one in policy.writable if one not in _existing(policy.writable)]
 
 
-def _opened(confinement: SandboxPolicy) -> list[Path]:
+def _opened(policy: SandboxPolicy) -> list[Path]:
     """Return the existing folders that the operator opened."""
-    return _there(one for one in (*confinement.writable, confinement.root) if one)
+    return _existing(one for one in (*policy.writable, policy.root) if one)
 
 
-def _there(folders: Iterable[Path]) -> list[Path]:
+def _existing(folders: Iterable[Path]) -> list[Path]:
     """Return the folders that exist and are no links, which a notebook may have put there."""
     return [one for one in folders if one.exists() and one.resolve() == one]
 
@@ -261,18 +262,18 @@ def caches() -> tuple[Path, ...]:
     )
 
 
-def _is_made(folder: Path) -> bool:
+def _create(folder: Path) -> bool:
     """Create a folder, which a confined kernel may not; return whether it exists and is no link."""
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return bool(_there([folder]))
+    return bool(_existing([folder]))
 
 
 def _temporary() -> Sequence[Path]:
     return Path("/tmp"), Path(tempfile.gettempdir()).resolve()  # noqa: S108 - only compared
 
 
-def _changed(folder: Path) -> int:
+def _modified(folder: Path) -> int:
     try:
         return folder.stat().st_mtime_ns
     except OSError:
@@ -336,7 +337,7 @@ class SandboxConfig:
         """Whether the sandbox is on."""
         return self.mode != "off"
 
-    def confinement(self, state: Path, sockets: Path) -> SandboxPolicy | None:
+    def policy(self, state: Path, sockets: Path) -> SandboxPolicy | None:
         """Return the policy for kernels; None: the sandbox is off, or not supported.
 
         Args:
@@ -348,17 +349,17 @@ class SandboxConfig:
         # Resolved once, before any notebook runs, which may replace a folder by a link.
         writable = tuple(one.resolve() for one in self.writable)
         root = self.root and self.root.resolve()
-        places = state.resolve() / "places"
-        return SandboxPolicy(places, (state, sockets, *self.hidden), writable, root, caches())
+        staging_folder = state.resolve() / "places"
+        return SandboxPolicy(staging_folder, (state, sockets, *self.hidden), writable, root, caches())
 
-    def protections(self, confinement: SandboxPolicy | None) -> dict[str, object]:
+    def protections(self, policy: SandboxPolicy | None) -> dict[str, object]:
         """Return the active protections, for the log.
 
         Raises:
             SandboxError: A required protection is not available.
         """
-        version = confine.landlock_version() if confinement else 0
-        seen = [str(one) for one in exposed(confinement)] if confinement else []
+        version = confine.landlock_version() if policy else 0
+        seen = [str(one) for one in exposed(policy)] if policy else []
         if self.mode == "require" and (version < WHOLE or seen):
             if seen:
                 raise SandboxError(

@@ -113,7 +113,7 @@ class Kernel:
             OSError: The folder cannot be created, or there can be no rule for a path.
         """
         if self._policy is not None:
-            self._staging_dir = StagingDir(self._policy.places)
+            self._staging_dir = StagingDir(self._policy.staging_folder)
             # Its notebook may be anywhere in the root.
             root = self._policy.root
             own = [self._staging_dir.path, *([root] if root is not None and root.exists() else [])]
@@ -273,7 +273,7 @@ class Kernel:
         """
         died = self._watch(address_space)
         client = self.manager.client()
-        assert isinstance(client, KernelClient)  # noqa: S101 - the manager was told so
+        assert isinstance(client, KernelClient)  # noqa: S101 - the manager's client_factory
         self.client = client
         # No heartbeat: a pidfd watches the process.
         client.start_channels(hb=False)
@@ -439,16 +439,15 @@ FLUSH_CHARACTERS = 1024 * 1024
 """Characters of printed text that may wait to be sent before printing blocks."""
 
 # A kernel that prints faster than it is read drops what its socket cannot hold; with XPUB_NODROP it waits.
-# But what it has not sent yet it keeps without a bound, as one message of any size, for which everybody has
-# to wait when the run is ended. (Its write() cannot be replaced: IPython does that itself, for each cell, and
-# undoes it.) A message with text that is no Unicode (a lone surrogate) cannot be encoded: printed text is
-# lost, and an exception is told as another one; as an escape of JSON it can be.
-# A cell's file, which warnings name, would be in the run's folder for temporary files, which is the server's
-# and says nothing to a reader: it is named as Jupyter names it. No such file exists there either.
+# But it buffers unsent text without a bound, as one message of any size, which delays the end of the run.
+# (Its write() cannot be replaced, because IPython does that for each cell, and undoes it.) A message with a
+# lone surrogate cannot be encoded: printed text is lost, and an exception becomes a UnicodeEncodeError; as an
+# escape of JSON it can be sent. Warnings name a cell's file, which would be in the run's TMPDIR: it gets the
+# name that Jupyter uses. The file does not exist in Jupyter either.
 #
-# `%run` of a script that raises shows the traceback and reports success; of a notebook it raises. A script
-# is as a notebook here, so that no cell goes on with what half a script has left. `exit()` makes the kernel
-# end by itself 0.1 s after the cell, in the middle of the next one: the server ends it.
+# `%run` of a script that raises shows the traceback and reports success; `%run` of a notebook raises. Here
+# both raise, so that no cell continues after half a script. `exit()` would end the kernel 0.1 s after the
+# cell, in the middle of the next one: the server ends it.
 _SOURCE = f"""
 import json
 import os

@@ -234,20 +234,20 @@ class ProcessPoolBackend:
                 _log.exception("runtime_dir_check_failed")
 
     def _set_up_sandbox(self) -> None:
-        self._policy = self._sandbox.confinement(self._state, self._runtime_dir.folder)
-        told = self._sandbox.protections(self._policy)
+        self._policy = self._sandbox.policy(self._state, self._runtime_dir.folder)
+        protections = self._sandbox.protections(self._policy)
         if self._policy is not None:
             # A path without a possible rule is an error now rather than in the first run.
             rules(self._policy, ()).ruleset.close()
             for folder in missing(self._policy):
                 _log.warning("writable_folder_missing", extra={"folder": str(folder)})
         event = "sandbox_active" if self._sandbox.is_on else "sandbox_off"
-        lacking = self._sandbox.is_on and (not told["signals"] or told["exposed"])
-        _log.log(logging.WARNING if lacking else logging.INFO, event, extra=told)
+        lacking = self._sandbox.is_on and (not protections["signals"] or protections["exposed"])
+        _log.log(logging.WARNING if lacking else logging.INFO, event, extra=protections)
         # An earlier server may have left it.
         folder_tree.remove_if_possible(self._state / "places")
         if self._policy is not None:
-            self._policy.places.mkdir(mode=0o700)
+            self._policy.staging_folder.mkdir(mode=0o700)
         # Python starts it beside the workers, with the whole environment of this process.
         with scrubbed_environ(self._sandbox.kernel_environment), safe_path():
             resource_tracker.ensure_running()

@@ -36,7 +36,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def nobody(_: int) -> bool:
+def spare_none(_: int) -> bool:
     """Return False: spare no process."""
     return False
 
@@ -48,7 +48,7 @@ def in_own_session(pid: int) -> bool:
     return False
 
 
-def descendants(pid: int, spare: Callable[[int], bool] = nobody) -> list[int]:
+def descendants(pid: int, spare: Callable[[int], bool] = spare_none) -> list[int]:
     """Return all descendants of a process, except those to spare and their descendants."""
     found: list[int] = []
     below = [child for child in children(pid) if not spare(child)]
@@ -59,7 +59,7 @@ def descendants(pid: int, spare: Callable[[int], bool] = nobody) -> list[int]:
 
 
 def kill_descendants(
-    pid: int, spare: Callable[[int], bool] = nobody, *, deadline: float = KILL_DEADLINE
+    pid: int, spare: Callable[[int], bool] = spare_none, *, deadline: float = KILL_DEADLINE
 ) -> set[int]:
     """Kill every descendant of a process, and return when none is left.
 

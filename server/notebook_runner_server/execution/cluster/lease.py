@@ -222,8 +222,8 @@ class Lease:
 
     async def _keep_files(self) -> None:
         files = self._folder.files(None if self._stop is None else MAX_AFTER_STOP_BYTES)
-        while not self._abandoned and (told := await asyncio.to_thread(next, files, None)) is not None:
-            await self._keep([told])
+        while not self._abandoned and (piece := await asyncio.to_thread(next, files, None)) is not None:
+            await self._keep([piece])
 
     async def _keep(self, events: Sequence[ExecutionEvent]) -> None:
         if not events or self._abandoned:
@@ -282,13 +282,13 @@ class WorkerRunFolder:
     Server and Dask worker need no folder in common.
 
     Args:
-        place: The parent folder, which only this run uses.
+        parent: The parent folder, which only this run uses.
         max_bytes: Size of the files above which they are not sent.
         root: The server's notebook root, which may exist here at the same path, also as a link.
     """
 
-    def __init__(self, place: Path, max_bytes: int, root: Path | None) -> None:
-        self._place = self._path = place
+    def __init__(self, parent: Path, max_bytes: int, root: Path | None) -> None:
+        self._parent = self._path = parent
         self._max_bytes = max_bytes
         self._root = root
 
@@ -298,7 +298,7 @@ class WorkerRunFolder:
         Raises:
             OSError: It cannot be created.
         """
-        self._path = self._place / job.run_id
+        self._path = self._parent / job.run_id
         self._path.mkdir(mode=0o700, parents=True)
         own = str(self._path)
         working = own
@@ -344,4 +344,4 @@ class WorkerRunFolder:
 
     def remove(self) -> None:
         """Remove it with its contents."""
-        folder_tree.remove_if_possible(self._place)
+        folder_tree.remove_if_possible(self._parent)

@@ -315,9 +315,9 @@ class SchedulerConnection:
 
     def _on_lease(self, event: tuple[float, Mapping[str, str]]) -> None:
         """Take a lease that a worker published."""
-        told = event[1]
-        lease = LeaseAddress(told["address"], told["lease"])
-        expected = self._expected.pop(told["nonce"], None)
+        published = event[1]
+        lease = LeaseAddress(published["address"], published["lease"])
+        expected = self._expected.pop(published["nonce"], None)
         if expected is not None and not expected.done():
             expected.set_result(lease)
         else:
@@ -337,8 +337,8 @@ class SchedulerConnection:
         task.add_done_callback(self._releasing.discard)
 
     def _on_worker_event(self, event: tuple[float, Any]) -> None:
-        told = event[1]
-        if isinstance(told, Mapping) and told.get("action") in {"add-worker", "remove-worker"}:
+        change = event[1]
+        if isinstance(change, Mapping) and change.get("action") in {"add-worker", "remove-worker"}:
             self._workers_changed.set()
 
     async def _watch_workers(self, client: distributed.Client) -> None:
@@ -362,12 +362,12 @@ class SchedulerConnection:
 
     async def _install(self, address: str) -> None:
         """Make a worker execute notebooks, and take its description."""
-        order = {"op": "run", "function": dumps(install), "args": dumps(self._install_arguments)}
+        request = {"op": "run", "function": dumps(install), "args": dumps(self._install_arguments)}
         try:
             async with asyncio.timeout(INSTALL_SECONDS):
                 comm = await connect(address, timeout=CONNECT_SECONDS, **self.connection_arguments)
                 try:
-                    await comm.write(order)
+                    await comm.write(request)
                     self.workers.installed(address, await comm.read())
                 finally:
                     comm.abort()

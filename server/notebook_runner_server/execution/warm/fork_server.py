@@ -31,7 +31,7 @@ else:
 
 confine.remove_from_sys_path()
 
-import contextlib  # noqa: E402 - as said
+import contextlib  # noqa: E402 - after the path is restored
 import gc  # noqa: E402
 import importlib.util  # noqa: E402
 import json  # noqa: E402
@@ -96,7 +96,7 @@ def _imported(modules: list[str]) -> dict[str, str]:
     for name in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001 - a module may raise whatever it likes
+        except Exception as error:  # noqa: BLE001 - a module may raise anything
             failed[name] = f"{type(error).__name__}: {error}"
     if kept_open := set(os.listdir("/proc/self/fd")) - before:
         failed["*"] = f"the modules keep {len(kept_open)} files open, which all kernels would share"

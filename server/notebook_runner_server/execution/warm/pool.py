@@ -117,7 +117,7 @@ class KernelSource:
         return can_set(variables, imported=True) and all(map(str.isidentifier, variables))
 
     def kill_fork_server(self) -> None:
-        """Kill the fork server, whatever it does."""
+        """Kill the fork server."""
         if self.fork_server is not None:
             self.fork_server.process.kill()
 
