@@ -29,7 +29,7 @@ def measure(rounds: int) -> list[Figure]:
                 one = server.start(Path(folder, "state"), *options)
                 serving.add(name, time.perf_counter() - begin)
                 if not options:
-                    one.wait_for("warm kernel ready")
+                    one.wait_for("warm_kernel_ready")
                     warm.add(name, time.perf_counter() - begin)
                 time.sleep(IDLE_SECONDS)
                 memory.add(name, sum(map(proportional, tree(one.pid))))

@@ -36,14 +36,14 @@ def test_warm_kernels_are_counted_by_kernelspec() -> None:
 )
 def test_wrong_counts_are_refused(said: str) -> None:
     """With a sentence that says how it is said."""
-    with pytest.raises(ValueError, match="--warm-kernels is KERNELSPEC=COUNT"):
+    with pytest.raises(ValueError, match="--warm-kernels: expected KERNELSPEC=COUNT"):
         Settings(warm_kernels=said)
 
 
 @pytest.mark.parametrize("said", ["a-b", "a b", "1a", "a..b", "--flag"])
 def test_what_is_no_module_is_not_preloaded(said: str) -> None:
     """A name reaches another program's command line."""
-    with pytest.raises(ValueError, match="--preload names modules"):
+    with pytest.raises(ValueError, match="is not a module name"):
         Settings(preload=said)
 
 

@@ -32,7 +32,7 @@ class SubprocessError(RuntimeError):
     """The process ended without an answer: it had no memory, or was killed."""
 
     def __init__(self, code: int | None) -> None:
-        super().__init__(f"a helper process ended with code {code}")
+        super().__init__(f"a helper process exited with code {code}")
         self.code = code
 
 

@@ -28,7 +28,7 @@ Serve = Callable[..., MortalServer]
 def drains(program: subprocess.Popen[str]) -> str:
     """The addresses of the workers that take no further run, when it has come to that."""
     assert program.stdout is not None
-    return program.stdout.readline().removeprefix("drains: ").strip()
+    return program.stdout.readline().removeprefix("draining: ").strip()
 
 
 @contextmanager

@@ -85,7 +85,11 @@ def test_a_server_is_there_before_its_cluster(cluster: Cluster, serve: Callable[
         refusal = refused(start_of(server, kernel_name=name))
         assert refusal.kind == NOT_READY
         assert 0 < refusal.retry_seconds < 10
-    until_said(server, "no cluster", cluster.environment["NOTEBOOK_RUNNER_EXECUTOR"].rpartition("/")[2])
+    until_said(
+        server,
+        "dask_scheduler_unreachable",
+        cluster.environment["NOTEBOOK_RUNNER_EXECUTOR"].rpartition("/")[2],
+    )
 
     cluster.restart()
     info = until(server, lambda info: info.workers == 1)
@@ -108,7 +112,7 @@ def test_kept_kernels_are_told_as_they_are_now(serve: Callable[..., Server]) -> 
     ("start", "options", "why"),
     [
         ("", (), ""),
-        (OLD, SLOT, "its version is 0.0.1"),
+        (OLD, SLOT, "version 0.0.1 differs"),
         (BARE, SLOT, "notebook_runner_server"),
     ],
     ids=["without the resource", "of another version", "without the package"],
@@ -131,7 +135,7 @@ def test_a_worker_that_is_not_fit_gets_no_runs(
     try:
         until(server, lambda info: info.workers == 1)
         if why:
-            until_said(server, "a Dask worker gets no runs", why)
+            until_said(server, "dask_worker_refused", why)
         source = f"import os; print(os.getpid(), flush=True)\n{gate.source}"
         with ExitStack() as stack:
             runs = [stack.enter_context(started(server.stub, inline(source))) for _ in range(3)]
@@ -148,7 +152,7 @@ def test_a_worker_that_is_not_fit_gets_no_runs(
 def test_settings_that_no_worker_can_meet(serve: Callable[..., Server]) -> None:
     """The log says which, nothing starts, and the next server's settings are taken."""
     server = serve("--warm-kernels", "missing=1")
-    until_said(server, "a Dask worker gets no runs", "there is no kernelspec missing to keep warm")
+    until_said(server, "dask_worker_refused", "unknown kernelspec 'missing'")
     assert refused(start_of(server)).kind == NOT_READY
     server.stop()
     server = serve()
@@ -164,7 +168,7 @@ def test_a_cluster_that_does_not_trust_the_server(
     trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pair)
     names = [f"DASK_DISTRIBUTED__COMM__TLS__CLIENT__{kind}" for kind in ("CERT", "KEY")]
     server = serve(**dict.fromkeys(names, str(pair)))
-    until_said(server, "no cluster", "certificates of one authority")
+    until_said(server, "dask_scheduler_unreachable", "certificates of the same CA")
     assert refused(start_of(server)).kind == NOT_READY
     shutil.copyfile(cluster.environment[names[0]], pair)
     until(server, lambda info: info.workers == 1)

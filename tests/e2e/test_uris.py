@@ -157,8 +157,8 @@ def test_a_run_that_was_killed_is_written_nowhere(
 FAILED_WRITES = {
     "s3://nowhere/a.ipynb": "bucket does not exist",
     "{web}/status/507": "the service answered 507",
-    "{web}/status/403": "refuses this server",
-    "{web}/redirect?http://127.0.0.1/": "leads to another URI",
+    "{web}/status/403": "access denied",
+    "{web}/redirect?http://127.0.0.1/": "redirects to another URI",
     "http://127.0.0.1:1/a": "Connection refused",
     "file://{shared}/no-folder/a.ipynb": "No such file or directory",
 }

@@ -126,7 +126,7 @@ def test_a_link_out_of_the_folder_is_not_followed(open_server: Server, shared: P
         assert (refusal.kind, refusal.fields) == (NOT_ALLOWED, ["notebook_uri"])
     run = start(open_server.stub, inline("1", output_uri=f"file://{shared}/elsewhere/written.ipynb"))
     events = open_server.stub.Progress(pb.ProgressRequest(run_id=run.run_id), timeout=SECONDS)
-    assert "leads out of the folders" in list(events)[-1].run_changed.output_error
+    assert "leads out of the allowed folders" in list(events)[-1].run_changed.output_error
     assert os.listdir(tmp_path) == ["secret.ipynb"]
     (shared / "inside.ipynb").write_text("no notebook")
     (shared / "inner.ipynb").symlink_to(shared / "inside.ipynb")

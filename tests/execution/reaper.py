@@ -18,7 +18,7 @@ from notebook_runner_server.execution.processes import (
     descendants,
     in_own_session,
     kill_descendants,
-    nobody,
+    spare_none,
 )
 
 WAITING = "sleep 100000 & echo ready; wait; :"
@@ -78,7 +78,7 @@ KINDS: dict[str, Callable[[], object]] = {
 def main(*kinds: str) -> None:
     """Starts trees, ends them and prints what came of it; `orphans` spares this process's session."""
     confine.become_subreaper()
-    spare = in_own_session if "orphans" in kinds else nobody
+    spare = in_own_session if "orphans" in kinds else spare_none
     try:
         for kind in kinds:
             KINDS.get(kind, lambda: None)()

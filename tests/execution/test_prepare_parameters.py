@@ -201,7 +201,7 @@ def test_a_parameters_cell_that_papermill_cannot_read_takes_any() -> None:
 def test_names_that_python_does_not_have_are_refused(name: str) -> None:
     """A keyword, or no identifier: it would be a syntax error, or code."""
     for node in (notebook("1"), notebook(code("a = 1", "parameters"), **PYTHON)):
-        with pytest.raises(InvalidFieldError, match=re.escape(f"{name!r} is not a valid name in Python.")):
+        with pytest.raises(InvalidFieldError, match=re.escape(f"{name!r} is not a valid Python name.")):
             parameterized(node, {name: 1})
 
 
@@ -209,7 +209,7 @@ def test_a_refusal_repeats_the_beginning_of_a_name() -> None:
     """A name may have a megabyte."""
     with pytest.raises(InvalidFieldError) as caught:
         parameterized(notebook("1"), {"1" * 1_000_000: 1})
-    assert str(caught.value) == f"parameters: '{'1' * 100}' is not a valid name in Python."
+    assert str(caught.value) == f"parameters: '{'1' * 100}' is not a valid Python name."
 
 
 def test_names_with_dots_are_names_in_r() -> None:

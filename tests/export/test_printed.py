@@ -24,7 +24,7 @@ pytestmark = pytest.mark.long
 needs_browser = pytest.mark.skipif(
     shutil.which("chromium") is None and os.environ.get("CI") != "true", reason="there is no chromium"
 )
-MISSING = "a PDF is printed by Chromium, which this server has not"
+MISSING = "PDF export needs Chromium"
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_browser_that_prints_nothing_is_an_error_with_its_words(
     with pytest.raises(ConversionError) as caught:
         run_in_subprocess(export, "pdf", source, tmp_path / "target")
     error = str(caught.value)
-    assert error == f"{browser} printed nothing: no room on the disk"
+    assert error == f"{browser} created no PDF: no room on the disk"
 
 
 def test_the_browser_is_given_a_page_that_loads_nothing(

@@ -175,7 +175,7 @@ def cleaned(request: pytest.FixtureRequest, first: Server) -> Iterator[Server]:
             shutil.rmtree(one, ignore_errors=True)
     yield first
     if request.param == "all of it":
-        until_said(first, "the folder for sockets disappeared and was made again")
+        until_said(first, "runtime_dir_recreated")
 
 
 def test_runs_go_on_when_sockets_have_disappeared(cleaned: Server) -> None:
@@ -184,7 +184,7 @@ def test_runs_go_on_when_sockets_have_disappeared(cleaned: Server) -> None:
     kept(cleaned)
     succeeds(cleaned)
     assert [entry["start"] for entry in cleaned.log if entry["event"] == "run"][1:] == ["warm"]
-    until_said(cleaned, "warm kernel discarded")
+    until_said(cleaned, "warm_kernel_discarded")
     assert sockets(cleaned).is_dir()
 
 

@@ -65,7 +65,7 @@ def ready(server: Server) -> int:
     pids = set(kept(server))
     end = time.monotonic() + SECONDS
     while not (
-        found := pids & {entry["pid"] for entry in server.log if entry["event"] == "warm kernel ready"}
+        found := pids & {entry["pid"] for entry in server.log if entry["event"] == "warm_kernel_ready"}
     ):
         assert time.monotonic() < end, server.tail()
         pause()

@@ -77,7 +77,7 @@ def test_https_needs_a_certificate_that_the_server_trusts(secure: Web, tmp_path:
     assert read(uri, SSL_CERT_FILE=trusted) == b"content"
     write(f"{secure.url}/objects/b?signature", b"result", SSL_CERT_FILE=trusted)
     assert secure.objects["/objects/b"] == b"result"
-    with pytest.raises(UnreachableError, match=r"^the service's certificate is not valid for it$"):
+    with pytest.raises(UnreachableError, match=r"^the service's TLS certificate is not trusted$"):
         read(f"{uri}?signature")
 
 

@@ -1,1 +1,1 @@
-"""What a notebook can reach: environment, files, other processes."""
+"""The sandbox: which environment, files and processes a notebook can access."""

@@ -1,7 +1,7 @@
 """What a process does to itself by prctl and Landlock, before it executes any code of a notebook.
 
-Loaded by programs that the interpreter of a kernelspec executes, which need not have this package: nothing
-but the standard library is imported here, and ipykernel's only in functions for its kernels.
+Programs load it that the interpreter of a kernelspec executes, which need not have this package: only the
+standard library is imported here, and ipykernel's dependencies in functions for its kernels.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def set_dumpable(dumpable: bool) -> None:
-    """Let other processes of this user read this one's environment, memory and descriptors, or not.
+    """Set whether other processes of this user may read this one's environment, memory and descriptors.
 
-    A fork inherits it; a program that is executed is dumpable again.
+    Forks inherit it; an executed program is dumpable again.
     """
     _prctl(PR_SET_DUMPABLE, int(dumpable))
 
@@ -43,12 +43,12 @@ def die_with_parent() -> None:
 
 
 def landlock_version() -> int:
-    """Return which version of Landlock the system has; zero: none, or it may not be used."""
+    """Return the system's version of Landlock; zero: not available."""
     return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)))
 
 
 def restrict(ruleset: int) -> None:
-    """Take rights from this thread, and from all threads and processes that it starts, for ever.
+    """Restrict this thread, and all threads and processes that it starts, irrevocably.
 
     Args:
         ruleset: The descriptor of a ruleset (`policy.py`), which is closed.
@@ -80,7 +80,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def restrict_peer_pid(app: Any, pid: int) -> None:
-    """Have ipykernel's sockets accept no connection but a process's; others could listen to its output."""
+    """Have ipykernel's sockets accept connections only from one process; others could read its output."""
     import zmq  # noqa: PLC0415 - see the module's docstring
 
     bind = app._bind_socket  # noqa: SLF001 - there is no other way
@@ -93,6 +93,6 @@ def restrict_peer_pid(app: Any, pid: int) -> None:
 
 
 def remove_from_sys_path() -> None:
-    """Remove this folder from where modules are found: they are not the kernel's."""
+    """Remove this folder from the module search path, so that kernels do not import from it."""
     sys.path[:] = [one for one in sys.path if one != os.path.dirname(__file__)]
     del sys.modules[__name__]

@@ -1,4 +1,4 @@
-"""Explains errors that the sandbox causes, which file permissions do not explain."""
+"""Explains errors that the sandbox causes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIGNAL_NOTE = (
     "new privileges (sudo)."
 )
 
-# A notebook makes the text, and the worker looks at it between other things.
+# The text is from a notebook, and the worker must not spend much time on it.
 _MOST_LINES, _MOST_CHARACTERS, _MOST_PATHS = 1000, 4096, 20
 _DENIED = re.compile(r"Permission denied|\[Errno 13\]|\bEACCES\b")
 _NOT_PERMITTED = re.compile(r"PermissionError: \[Errno 1\] Operation not permitted\s*$")
@@ -30,14 +30,14 @@ _PATH = re.compile(r"""'([^']+)'|"([^"]+)"|(/[^\s'":(),]+)""")
 def explain(
     text: str, folder: str, read: Sequence[Path], write: Sequence[Path], hidden: Sequence[Path] = ()
 ) -> str:
-    """Return a note on an error's text; empty: the sandbox is not its reason.
+    """Return an explanation of an error; empty: the sandbox did not cause it.
 
     Args:
         text: The error with its traceback, without terminal colours.
-        folder: Where relative paths begin.
-        read: Paths below which the sandbox allows to read.
-        write: Paths below which it allows to write as well.
-        hidden: Paths below which nothing is looked at: the note must not depend on what is there.
+        folder: The folder of relative paths.
+        read: Folders that the sandbox allows to read.
+        write: Folders that the sandbox allows to write as well.
+        hidden: Paths that are not inspected: the explanation must not depend on what is there.
     """
     lines = [line[:_MOST_CHARACTERS] for line in text.splitlines()[-_MOST_LINES:]]
     for path in itertools.islice(_paths(lines), _MOST_PATHS):
@@ -55,7 +55,7 @@ def _paths(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _is_denied(path: str, read: Sequence[Path], write: Sequence[Path], hidden: Sequence[Path]) -> bool:
-    """Tell whether the sandbox is the reason: without it, this process with the same user has access."""
+    """Return whether the sandbox denied access: this process, with the same user, has it."""
     real = Path(os.path.realpath(path))
     if _is_below(real, write):
         return False

@@ -1,4 +1,4 @@
-"""Which of the server's variables a kernel finds in its environment: a list of those it may, and no other."""
+"""The environment of kernels: an allowlist of the server's variables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 OWN_PREFIX = "NOTEBOOK_RUNNER_"
-"""What the server's own variables begin with."""
+"""Prefix of the server's own variables."""
 
 PASSED = """
 PATH HOME USER LOGNAME SHELL LANG LANGUAGE LC_* TZ TZDIR TMPDIR TERM COLUMNS LINES
@@ -22,16 +22,17 @@ NUMEXPR_MAX_THREADS NUMEXPR_NUM_THREADS MALLOC_ARENA_MAX CUDA_VISIBLE_DEVICES NV
 NVIDIA_DRIVER_CAPABILITIES SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE
 JAVA_HOME R_HOME R_LIBS R_LIBS_USER R_LIBS_SITE JULIA_DEPOT_PATH JULIA_PROJECT JULIA_NUM_THREADS
 """
-"""The names that are passed on, `*` standing for any characters: where programs, modules and languages are,
-and how many processors may be used. None of them is made to carry a secret."""
+"""Names of variables to pass, as patterns with `*`: locations of programs, modules and languages, and numbers
+of
+processors to use. None of them is meant for secrets."""
 
 
 def allowed(environment: Mapping[str, str], more: Iterable[str]) -> dict[str, str]:
-    """Return the variables that a kernel may find.
+    """Return the variables that a kernel may have.
 
     Args:
-        environment: All that there are.
-        more: Names that the operator adds, `*` standing for any characters.
+        environment: All variables.
+        more: Further names, as patterns with `*`.
     """
     patterns = (*PASSED.split(), *more)
     return {
@@ -42,7 +43,7 @@ def allowed(environment: Mapping[str, str], more: Iterable[str]) -> dict[str, st
 
 
 def scrub_environ(more: Iterable[str]) -> None:
-    """Leave in this process's environment only what its kernels may find, and so all that it starts."""
+    """Remove all variables from this process's environment that its kernels may not have."""
     kept = allowed(os.environ, more)
     for name in [name for name in os.environ if name not in kept]:
         del os.environ[name]
@@ -50,7 +51,7 @@ def scrub_environ(more: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def scrubbed_environ(more: Iterable[str]) -> Iterator[None]:
-    """Do the same for a while: for what is started then. No other thread may look at the environment."""
+    """Do the same temporarily; no other thread may read the environment meanwhile."""
     before = dict(os.environ)
     scrub_environ(more)
     try:
@@ -60,5 +61,5 @@ def scrubbed_environ(more: Iterable[str]) -> Iterator[None]:
 
 
 def inherited() -> dict[str, str]:
-    """Return what every kernel finds in its environment: all that this process has but the server's own."""
+    """Return the environment of every kernel: this process's without the server's own variables."""
     return {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIX)}

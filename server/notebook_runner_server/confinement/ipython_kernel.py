@@ -1,9 +1,9 @@
-"""The program that a cold ipykernel is: `python -m MODULE`, but its sockets accept one process alone.
+"""The program of a cold ipykernel: `python -m MODULE` with sockets that accept only one process.
 
     python ipython_kernel.py PID MODULE [ARGUMENT …]
 
-It is executed by the interpreter that the kernelspec names, when that has been restricted (`launch.py`).
-PID is the one process that the kernel listens to.
+The interpreter of the kernelspec executes it after `launch.py` has restricted the process. PID is the process
+whose connections the kernel accepts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The program that starts a kernel confined: it takes rights from itself, and then becomes the kernel.
+"""The program that starts a confined kernel: it restricts itself, and then executes the kernel.
 
     python -I -S launch.py RULESET ENVIRONMENT COMMAND [ARGUMENT …]
 
@@ -25,7 +25,7 @@ else:
 
 
 def main() -> None:
-    """Apply the ruleset, and become the kernel."""
+    """Apply the ruleset, and execute the kernel."""
     ruleset, environment, *command = sys.argv[1:]
     with open(int(environment), encoding="utf-8") as file:
         variables = json.load(file)

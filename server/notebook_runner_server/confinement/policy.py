@@ -1,4 +1,4 @@
-"""Which files and folders a kernel may read and write, as a ruleset of Landlock.
+"""Which files and folders a kernel may read and write: settings, policy, and rulesets of Landlock.
 
 Landlock allows and cannot deny: what is below an allowed folder is allowed. To hide a folder, every entry of
 every folder above it is allowed, but the one that leads to it. So what is made later in one of the folders
@@ -32,7 +32,7 @@ _READ = _EXECUTE | _READ_FILE | _READ_DIR
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 _SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS = 1 << 0, 1 << 1
 
-# How many rights of files each version knows; what is not handled, is allowed.
+# Number of file rights of each version; rights that are not handled are allowed.
 _RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
 _MOST_RIGHTS = 16
 _SCOPES_SINCE = 6
@@ -40,16 +40,19 @@ _NETWORK_SINCE = 4
 
 
 class Ruleset:
-    """What a process may reach from the moment on at which it applies this.
+    """A ruleset of Landlock: created here, and applied by the kernel's process, which gets its descriptor.
+
+    A rule is for a file or folder rather than its name. So each is opened here, where a missing one is an
+    error, and keeps its rule when it is renamed. Links are not followed: a notebook may have created them.
 
     Args:
-        reading: Deny to read what is not allowed, too; otherwise to write alone.
+        reading: Restrict reading as well as writing.
         alone: Deny signals, and connections to abstract sockets, except to processes that are restricted by
             the same call.
 
     Attributes:
-        readable: The paths that reading was allowed below, without links.
-        writable: The paths that writing was allowed below, without links.
+        readable: The paths that may be read, without links.
+        writable: The paths that may be written, without links.
 
     Raises:
         OSError: The system refused.
@@ -62,7 +65,7 @@ class Ruleset:
         every = (1 << _RIGHTS.get(version, _MOST_RIGHTS)) - 1
         self._handled = every if reading else every & ~_READ
         scoped = _SCOPE_SIGNALS | _SCOPE_ABSTRACT_SOCKETS if alone else 0
-        # Older versions know a shorter structure.
+        # Older versions have a shorter structure.
         attributes = struct.pack("QQQ", self._handled, 0, scoped)
         size = 8 if version < _NETWORK_SINCE else 16 if version < _SCOPES_SINCE else 24
         self._descriptor = confine.system_call(_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
@@ -117,17 +120,17 @@ class Ruleset:
         self.close()
 
     def close(self) -> None:
-        """Close the descriptor; who has applied it stays restricted."""
+        """Close the descriptor; processes that have applied it stay restricted."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 CACHES = ("XDG_CACHE_HOME", "~/.cache"), ("MPLCONFIGDIR", "~/.config/matplotlib")
-"""Folders that libraries share between processes: the variable that names one, and its place otherwise."""
+"""Folders that libraries share between processes: the variable that names one, and its default."""
 
 DEVICES = "/dev"
-"""What is in it has its own permissions, and /dev/shm is needed for shared memory."""
+"""Devices have their own permissions, and /dev/shm is needed for shared memory."""
 
 _EXHAUSTED = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINVAL}
 """Why a rule fails although what it is for is there. Every other error is of an entry that has vanished, may
@@ -136,19 +139,19 @@ not be entered, or is a mount whose server is gone: without a rule it is denied,
 
 @dataclass(frozen=True, slots=True)
 class SandboxPolicy:
-    """What holds for the kernels of all runs; all paths but those that are hidden are without links.
+    """The rules for the kernels of all runs; all paths except the hidden ones are without links.
 
     Attributes:
-        places: Where a kernel that is started before a run has its private working folder, until the run
-            moves it to its place; on the file system of the runs' folders.
-        hidden: Files and folders that no kernel may read. Of a link it is what the link leads to when a
-            kernel is started: Kubernetes renews a secret by changing one.
-        writable: Folders that each kernel may read and write, whatever is in them.
-        root: The folder that notebooks are in; a notebook works in its own folder below it. None: none.
+        staging_folder: The folder of the staging folders of warm kernels, on the file system of the run
+        folders. hidden: Files and folders that no kernel may read. Links are followed when a kernel is
+        started:
+            Kubernetes renews a secret by changing one.
+        writable: Folders that each kernel may read and write, whatever they contain.
+        root: The notebook root; a notebook works in its own folder below it. None: none.
         caches: Folders that libraries share between processes, which kernels may write as well.
     """
 
-    places: Path
+    staging_folder: Path
     hidden: tuple[Path, ...]
     writable: tuple[Path, ...] = ()
     root: Path | None = None
@@ -157,12 +160,12 @@ class SandboxPolicy:
 
 @dataclass(frozen=True, slots=True)
 class KernelRules:
-    """What one kernel may reach.
+    """The rules of one kernel.
 
     Attributes:
-        ruleset: All of it, for the kernel's process to apply; closed when that has it.
-        shared: Paths below which it may write, as all kernels may.
-        seen: The folders above what is hidden, and when an entry of each was last added or removed.
+        ruleset: The ruleset for the kernel's process to apply; closed when the process has it.
+        shared: Folders that all kernels may write.
+        seen: The folders above hidden paths, with the time of their last change.
     """
 
     ruleset: Ruleset
@@ -170,31 +173,31 @@ class KernelRules:
     seen: dict[Path, int] = field(default_factory=dict)
 
     def is_current(self) -> bool:
-        """Tell whether a kernel that was started now would see no more than this one.
+        """Return whether a kernel that was started now could read no more than this one.
 
-        The system's folder for temporary files is not asked: it changes all the time.
+        The folder for temporary files is ignored, because it changes all the time.
         """
-        return all(_changed(folder) == at for folder, at in self.seen.items())
+        return all(_modified(folder) == at for folder, at in self.seen.items())
 
 
-def rules(confinement: SandboxPolicy, own: Iterable[Path]) -> KernelRules:
+def rules(policy: SandboxPolicy, own: Iterable[Path]) -> KernelRules:
     """Return the rules for a kernel that is started now.
 
     Args:
-        confinement: What holds for all.
+        policy: The policy for all kernels.
         own: Folders of this kernel, without links.
 
     Raises:
-        OSError: There can be no rule for something, which the error names.
+        OSError: There can be no rule for a path, which the error names.
     """
-    opened = _opened(confinement)
-    # What the operator opens is open as a whole.
-    hidden = [one.resolve() for one in confinement.hidden]
+    opened = _opened(policy)
+    # The folders that the operator opens are open as a whole.
+    hidden = [one.resolve() for one in policy.hidden]
     closed = [one for one in hidden if not any(one.is_relative_to(folder) for folder in opened)]
     above = {folder for one in closed for folder in one.parents}
-    # First, so that what is added while they are read is missed there.
-    seen = {folder: _changed(folder) for folder in above if folder not in _temporary()}
-    shared = (Path(DEVICES), *_there(confinement.writable), *filter(_is_made, confinement.caches))
+    # First, so that a change while the folders are read is noticed later.
+    seen = {folder: _modified(folder) for folder in above if folder not in _temporary()}
+    shared = (Path(DEVICES), *_existing(policy.writable), *filter(_create, policy.caches))
     ruleset = Ruleset(reading=True, alone=True)
     try:
         for folder in sorted(above):
@@ -210,14 +213,14 @@ def rules(confinement: SandboxPolicy, own: Iterable[Path]) -> KernelRules:
 
 
 def narrowed(shared: Iterable[Path], own: Iterable[Path]) -> Ruleset:
-    """Return a ruleset for the main thread of a kernel that was started before its run was known.
+    """Return a ruleset for the main thread of a warm kernel that is assigned to a run.
 
     Args:
-        shared: What all kernels may write, of the kernel's `KernelRules`.
+        shared: Folders that all kernels may write (`KernelRules.shared`).
         own: Folders of this kernel and its run, without links.
 
     Raises:
-        OSError: There can be no rule for something, which the error names.
+        OSError: There can be no rule for a path, which the error names.
     """
     ruleset = Ruleset(reading=False, alone=False)
     try:
@@ -229,26 +232,26 @@ def narrowed(shared: Iterable[Path], own: Iterable[Path]) -> Ruleset:
     return ruleset
 
 
-def exposed(confinement: SandboxPolicy) -> list[Path]:
-    """Return what should be hidden and is not, for it is in a folder that the operator has opened."""
-    opened = _opened(confinement)
-    hidden = [one.resolve() for one in confinement.hidden]
+def exposed(policy: SandboxPolicy) -> list[Path]:
+    """Return the hidden paths that kernels can read, because the operator opened a folder above."""
+    opened = _opened(policy)
+    hidden = [one.resolve() for one in policy.hidden]
     found = [one for one in hidden if any(one.is_relative_to(folder) for folder in opened)]
     return [one for one in found if not any(folder in one.parents for folder in found)]
 
 
-def missing(confinement: SandboxPolicy) -> list[Path]:
-    """Return the writable folders that are not there, and of which no rule is made."""
-    return [one for one in confinement.writable if one not in _there(confinement.writable)]
+def missing(policy: SandboxPolicy) -> list[Path]:
+    """Return the writable folders that do not exist, for which there is no rule."""
+    return [one for one in policy.writable if one not in _existing(policy.writable)]
 
 
-def _opened(confinement: SandboxPolicy) -> list[Path]:
-    """Return what the operator has opened, as far as it is there."""
-    return _there(one for one in (*confinement.writable, confinement.root) if one)
+def _opened(policy: SandboxPolicy) -> list[Path]:
+    """Return the existing folders that the operator opened."""
+    return _existing(one for one in (*policy.writable, policy.root) if one)
 
 
-def _there(folders: Iterable[Path]) -> list[Path]:
-    """Return the folders that are there and have not become links: notebooks may write some of them."""
+def _existing(folders: Iterable[Path]) -> list[Path]:
+    """Return the folders that exist and are no links, which a notebook may have put there."""
     return [one for one in folders if one.exists() and one.resolve() == one]
 
 
@@ -259,18 +262,18 @@ def caches() -> tuple[Path, ...]:
     )
 
 
-def _is_made(folder: Path) -> bool:
-    """Make a folder, for a confined kernel may not; tell whether it is there, and is no link."""
+def _create(folder: Path) -> bool:
+    """Create a folder, which a confined kernel may not; return whether it exists and is no link."""
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return bool(_there([folder]))
+    return bool(_existing([folder]))
 
 
 def _temporary() -> Sequence[Path]:
-    return Path("/tmp"), Path(tempfile.gettempdir()).resolve()  # noqa: S108 - it is asked about, not used
+    return Path("/tmp"), Path(tempfile.gettempdir()).resolve()  # noqa: S108 - only compared
 
 
-def _changed(folder: Path) -> int:
+def _modified(folder: Path) -> int:
     try:
         return folder.stat().st_mtime_ns
     except OSError:
@@ -278,7 +281,7 @@ def _changed(folder: Path) -> int:
 
 
 def _allow_entries(ruleset: Ruleset, folder: Path, but: AbstractSet[Path]) -> None:
-    """Allow to read the entries of a folder, but some; a link leads where its target is."""
+    """Allow to read the entries of a folder, except some; links need no rule."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -290,7 +293,7 @@ def _allow_entries(ruleset: Ruleset, folder: Path, but: AbstractSet[Path]) -> No
         finally:
             os.close(descriptor)
     except OSError as error:
-        # Not there on this machine, or not the kernel's to list either, which has the same user.
+        # Missing on this machine, or not readable for the kernel either, which has the same user.
         if error.errno in _EXHAUSTED:
             raise
 
@@ -304,23 +307,23 @@ def _allow_entry(ruleset: Ruleset, entry: Path, folder: int) -> None:
 
 
 WHOLE = 6
-"""The version of Landlock since which signals and abstract sockets can be denied (Linux 6.12)."""
+"""The first version of Landlock that can deny signals and abstract sockets (Linux 6.12)."""
 
 
 class SandboxError(ValueError):
-    """The operator requires what this system cannot do."""
+    """The required sandbox is not available."""
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxConfig:
-    """How kernels are kept apart from the server and from each other.
+    """The settings of the sandbox.
 
     Attributes:
-        mode: "auto": as far as the system can; "require": not without all of it; "off": not at all.
-        kernel_environment: Names of variables that kernels find beside those that they always may.
-        hidden: Files and folders that no kernel may read, beside the state folder and the kernels' sockets.
+        mode: "auto": what the system supports; "require": all of it or an error; "off": nothing.
+        kernel_environment: Names of variables to pass to kernels in addition to the usual ones.
+        hidden: Files and folders that no kernel may read, besides the state folder and kernel sockets.
         writable: Folders that each kernel may write.
-        root: The folder that notebooks are in; None: none.
+        root: The notebook root; None: none.
     """
 
     mode: str = "auto"
@@ -331,35 +334,41 @@ class SandboxConfig:
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is done."""
+        """Whether the sandbox is on."""
         return self.mode != "off"
 
-    def confinement(self, state: Path, sockets: Path) -> SandboxPolicy | None:
-        """Return what holds for kernels; None: they cannot be, or shall not be, confined.
+    def policy(self, state: Path, sockets: Path) -> SandboxPolicy | None:
+        """Return the policy for kernels; None: the sandbox is off, or not supported.
 
         Args:
-            state: The folder for history and results.
-            sockets: The folder for the kernels' sockets.
+            state: The state folder.
+            sockets: The folder for kernel sockets.
         """
         if not self.is_on or not confine.landlock_version():
             return None
-        # Resolved once, before any notebook runs: later one may have put a link where it may write.
+        # Resolved once, before any notebook runs, which may replace a folder by a link.
         writable = tuple(one.resolve() for one in self.writable)
         root = self.root and self.root.resolve()
-        places = state.resolve() / "places"
-        return SandboxPolicy(places, (state, sockets, *self.hidden), writable, root, caches())
+        staging_folder = state.resolve() / "places"
+        return SandboxPolicy(staging_folder, (state, sockets, *self.hidden), writable, root, caches())
 
-    def protections(self, confinement: SandboxPolicy | None) -> dict[str, object]:
-        """Return what is active, for the log.
+    def protections(self, policy: SandboxPolicy | None) -> dict[str, object]:
+        """Return the active protections, for the log.
 
         Raises:
-            SandboxError: All of it is required, and something is missing.
+            SandboxError: A required protection is not available.
         """
-        version = confine.landlock_version() if confinement else 0
-        seen = [str(one) for one in exposed(confinement)] if confinement else []
+        version = confine.landlock_version() if policy else 0
+        seen = [str(one) for one in exposed(policy)] if policy else []
         if self.mode == "require" and (version < WHOLE or seen):
-            why = f"these would not be hidden: {', '.join(seen)}" if seen else f"version {version} is there"
-            raise SandboxError(f"--sandbox require needs Landlock in version {WHOLE} (Linux 6.12): {why}")
+            if seen:
+                raise SandboxError(
+                    f"--sandbox require cannot hide paths in readable folders: {', '.join(seen)}."
+                )
+            raise SandboxError(
+                f"--sandbox require needs Landlock version {WHOLE} (Linux 6.12); "
+                f"this system has version {version}."
+            )
         return {
             "mode": self.mode,
             "processes_hidden": self.is_on,

@@ -1,4 +1,4 @@
-"""jupyter_client's client of a kernel, without the wait that it has at each start."""
+"""A client of kernels that knows when a kernel is ready, without jupyter_client's wait at each start."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from traitlets import Type
 from notebook_runner_server.execution.output_limiter import data_size
 
 MAX_LANGUAGE_INFO = 64 * 1024
-"""Bytes of what a kernel may say of its language."""
+"""Maximum size of a kernel's language_info in bytes."""
 
 _LISTEN_SECONDS = 0.02
-"""How long to listen for what a request makes a kernel publish, before another one is sent."""
+"""Seconds to listen for messages that a request makes a kernel publish, before the next request."""
 
 _TURN_SECONDS = 0.01
-"""How long messages may be read before others have their turn."""
+"""Seconds that messages may be read before the event loop has its turn."""
 
 _SILENT_SECONDS = 1.0
-"""How long to listen in all: a kernel that publishes nothing then is one that does not."""
+"""Seconds to listen in all: a kernel may publish nothing at all."""
 
 
 def _is_small(language: object) -> bool:
@@ -31,17 +31,17 @@ def _is_small(language: object) -> bool:
 
 
 class UnfitKernelError(RuntimeError):
-    """This kernel is not to be used; another one may be."""
+    """This kernel cannot be used; another one may be."""
 
 
 class _FairChannel(AsyncZMQSocketChannel):
-    """A channel that lets others have their turn, also when there is always a message."""
+    """A channel that yields to the event loop even while messages are always available."""
 
     _turn = 0.0
 
     async def get_msg(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override] # it is async there, too
-        # What is there is given without a turn of the event loop: while a kernel prints faster than it is
-        # read, no timer would be called and no reply seen.
+        # Available messages are returned without a turn of the event loop: while a kernel prints faster than
+        # it is read, no timer would be called and no reply seen.
         if time.monotonic() >= self._turn:
             await asyncio.sleep(0)
             self._turn = time.monotonic() + _TURN_SECONDS
@@ -49,7 +49,7 @@ class _FairChannel(AsyncZMQSocketChannel):
 
 
 class KernelClient(AsyncKernelClient):
-    """A client that knows that a kernel is ready from what the kernel says.
+    """A client that learns from messages that a kernel is ready.
 
     jupyter_client's own `wait_for_ready` listens until the kernel has been quiet for 0.2 s
     (`jupyter_client/client.py`), so that each start takes that long. What it is for: a subscription takes
@@ -69,18 +69,18 @@ class KernelClient(AsyncKernelClient):
         return self._info["parent_header"]["msg_id"] if self._info else super().kernel_info(*args, **options)
 
     def known_info_reply(self, request: str) -> dict[str, Any] | None:
-        """Return the reply to `kernel_info` that is there already."""
+        """Return the reply to a `kernel_info` request if it is known already."""
         return self._info if self._info and self._info["parent_header"]["msg_id"] == request else None
 
     async def until_ready(self, seconds: float, first: str = "") -> None:
-        """Wait until the kernel answers requests and is heard.
+        """Wait until the kernel answers requests and its published messages arrive.
 
         Args:
-            seconds: How long this may take.
-            first: Code to execute then, of which nobody else learns.
+            seconds: The time limit.
+            first: Code to execute silently then.
 
         Raises:
-            TimeoutError: It did not answer.
+            TimeoutError: The kernel did not answer.
             UnfitKernelError: The code failed.
         """
         try:
@@ -93,15 +93,17 @@ class KernelClient(AsyncKernelClient):
                     request = self.execute(first, silent=True, store_history=False)
                     reply = await self._reply(request, "execute_reply")
                     if reply["content"].get("status") != "ok":
-                        raise UnfitKernelError(f"it refused its place: {reply['content']}")
+                        raise UnfitKernelError(
+                            f"it rejected its working folder and variables: {reply['content']}"
+                        )
         except TimeoutError as error:
-            raise TimeoutError(f"it did not answer within {seconds:g} s") from error
+            raise TimeoutError(f"no answer within {seconds:g} s") from error
 
     async def _answered(self) -> None:
-        """Send a request, and wait for its reply."""
+        """Send a `kernel_info` request, and wait for its reply."""
         info = await self._reply(super().kernel_info(), "kernel_info_reply")
         language = info["content"].get("language_info")
-        # The notebook has it, and no limit of output is about it.
+        # It becomes part of the notebook, and is not covered by the limits of output.
         if language is not None and not _is_small(language):
             info["content"]["language_info"] = {"name": ""}
         # Older kernels speak older versions of the protocol.
@@ -115,7 +117,7 @@ class KernelClient(AsyncKernelClient):
                 return reply
 
     async def _publishes(self) -> bool:
-        """Tell whether the kernel published anything; nothing of it is the notebook's."""
+        """Return whether the kernel published anything, which does not belong to the notebook."""
         try:
             await self.get_iopub_msg(timeout=_LISTEN_SECONDS)
         except Empty:

@@ -1,4 +1,4 @@
-"""Hosts one run in a worker: kernel, cells, limits, and an end that leaves no process behind."""
+"""Executes one run in a worker: kernel, cells, limits, and an end that leaves no process behind."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from notebook_runner_server.execution.warm.pool import WarmPool
 from notebook_runner_server.execution.watchdog import OomKills, Watchdog, peak
 
 MAX_WARM_TRIES = 2
-"""How many kept kernels a run tries: what these refuse, for its folder is gone, others would, too."""
+"""Warm kernels that a run tries: more would fail too, for example because its folder is gone."""
 
 
 class _StoppedError(Exception):
-    """The run was asked to end, and the next cell is not to start."""
+    """The run is being stopped, and the next cell must not start."""
 
 
 class RunExecutor:
-    """Executes one job. `run` belongs to the main thread, `stop` and `kill_now` to any.
+    """Executes one job: `run` on the main thread, `stop` and `kill_now` from any thread.
 
     Args:
         job: What to execute.
-        options: What holds for all runs of this worker.
+        options: The options of the worker.
         warm_pool: The kernels that are ready.
-        emit: Takes the events, in order, from the main thread; may block while nobody reads them.
+        emit: Called with each event, in order, from the main thread; may block while nobody reads.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class RunExecutor:
         self._oom_kills = OomKills()
         self._shared = SharedMemory(is_alone=options.is_alone, folders=(options.folder, Path(job.run_folder)))
         self._lock = threading.Lock()
-        # What ends the run; the first cause stays.
+        # The first cause wins.
         self._failure: Failure | None = None
         self._killed: set[int] = set()
         self._peak_memory = 0
@@ -76,23 +76,23 @@ class RunExecutor:
         self._ready = False
         self._client: StreamingNotebookClient | None = None
         self._cell: tuple[int | None, str] = (None, "")
-        # Ends the run when its grace period is over, also while the main thread is busy.
+        # Timers, which end the run after its grace period even while the main thread is busy.
         self._deadlines: list[threading.Timer] = []
         self._ended = False
-        # The newest cell ended after the run was to be ended: what it raised is the interrupt, or clean-up.
+        # The last cell ended after a stop: its error is the interrupt, or comes from clean-up.
         self._cell_was_stopped = False
         self._cell_timer: asyncio.TimerHandle | None = None
         self._silence_timer: asyncio.TimerHandle | None = None
         self._last_output = 0.0
 
     def stop(self, cause: Cause, grace_period: float) -> None:
-        """End the run for a cause: now, or after the cell has seen an interrupt and had time to clean up.
+        """End the run for a cause: now, or after an interrupt and time for the cell to clean up.
 
         Returns at once.
 
         Args:
-            cause: What the run's failure shall name.
-            grace_period: Seconds that the cell may take after the interrupt; zero: end it now.
+            cause: The cause in the run's failure.
+            grace_period: Seconds that the cell may take after the interrupt; zero: no interrupt.
         """
         self._stop(
             Failure(cause, failures.MESSAGES[cause].format(self._job.limits), *self._cell), grace_period
@@ -107,7 +107,7 @@ class RunExecutor:
         end = threading.Timer(grace_period, self._grace_ended)
         end.daemon = True
         with self._lock:
-            # The run may have several; the first that is over ends it.
+            # A run may have several; the first one ends it.
             if not self._ended:
                 self._deadlines.append(end)
                 end.start()
@@ -121,26 +121,26 @@ class RunExecutor:
                 self._kill()
 
     def kill_now(self) -> None:
-        """End every process of the run, whatever the main thread is doing."""
+        """Kill every process of the run, whatever the main thread is doing."""
         self._stopped.set()
         self._call_soon(self._wake.set)
         self._kill()
 
     def _kill(self) -> None:
         if self._kernel is not None:
-            # It cannot be asked any more when it is gone.
+            # Linux forgets it with the process.
             self._peak_memory = max(self._peak_memory, peak(self._kernel.pid))
         self._shared.look(run_processes.peek)
         self._killed.update(run_processes.kill())
 
     def _call_soon(self, function: Callable[[], None]) -> None:
-        # The loop is closed when the run has just ended.
+        # The loop of a run that has ended is closed.
         with contextlib.suppress(RuntimeError):
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(function)
 
     async def run(self) -> None:
-        """Execute the job; the last event is `Ended`, when no process of the run is left."""
+        """Execute the job; the last event is `Ended`, sent when no process of the run is left."""
         self._loop = asyncio.get_running_loop()
         limits = self._job.limits
         watchdog = Watchdog(limits.memory_bytes, limits.processes, self._shared, self._exceeded)
@@ -208,11 +208,11 @@ class RunExecutor:
         try:
             await client.async_execute()
         finally:
-            # Widget state is complete only after the last cell, and wanted after a failure as well.
+            # Widget state is complete only after the last cell, and needed after a failure as well.
             client.emit_tail()
 
     async def _get_kernel(self) -> tuple[Kernel, bool]:
-        """Take a kernel that is there already (true), or start one; one that was kept may have died."""
+        """Take a warm kernel (true), or start one; a warm kernel may have died."""
         for _ in range(MAX_WARM_TRIES):
             warm = await self._warm_pool.take(self._job.kernel_name, self._variables)
             if warm is None:
@@ -267,7 +267,7 @@ class RunExecutor:
         self._last_output = time.monotonic()
 
     def _watch_silence(self) -> None:
-        """Look again when the limit would be reached if nothing came until then: no timer per output."""
+        """Check again when the limit is reached unless output comes, without a timer per output."""
         limit = self._job.limits.output_timeout
         if not limit:
             return
@@ -285,7 +285,7 @@ class RunExecutor:
 
     def _time_out(self, cause: Cause) -> None:
         message = failures.MESSAGES[cause].format(self._job.limits)
-        # Before the interrupt, which ends it.
+        # Before the interrupt, which ends the reading process.
         if name := reader_of_terminal(run_processes.peek()):
             message += failures.WAITS_FOR_INPUT.format(name)
         self._stop(Failure(cause, message, *self._cell), self._options.interrupt_grace)
@@ -310,7 +310,7 @@ class RunExecutor:
             self._failure = self._failure or failure
 
     def _add_interrupt_traceback(self) -> None:
-        """Add the traceback of the interrupt to the failure of a run that was ended from outside."""
+        """Add the traceback of the interrupt to the failure of a run that was stopped."""
         error = self._client.error if self._client else None
         failure = self._failure
         if failure is not None and error is not None and self._cell_was_stopped:
@@ -321,6 +321,6 @@ class RunExecutor:
             return failures.cell_failure(self._client.error, *self._cell)
         if not self._ready:
             log = self._kernel.log_tail() if self._kernel else ""
-            message = cut(plain(f"The kernel did not get ready: {error}"))
+            message = cut(plain(f"The kernel did not start: {error}"))
             return Failure(Cause.KERNEL_NOT_READY, message, traceback=log)
         return failures.worker_failure(error, *self._cell)

@@ -20,31 +20,31 @@ MAX_EXCEPTION_MESSAGE = 4096  # bytes of UTF-8
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 MESSAGES = {
-    Cause.RUN_TIMEOUT: "The run took longer than its limit of {0.run_timeout:g} s.",
-    Cause.CELL_TIMEOUT: "The cell took longer than its limit of {0.cell_timeout:g} s.",
-    Cause.OUTPUT_TIMEOUT: "The cell had no output for longer than its limit of {0.output_timeout:g} s.",
+    Cause.RUN_TIMEOUT: "The run exceeded its time limit of {0.run_timeout:g} s.",
+    Cause.CELL_TIMEOUT: "The cell exceeded its time limit of {0.cell_timeout:g} s.",
+    Cause.OUTPUT_TIMEOUT: "The cell exceeded its limit of {0.output_timeout:g} s without output.",
     Cause.KILL_REQUESTED: "The run was killed on request.",
-    Cause.SERVER_STOPPED: "The server was asked to stop, and the run did not end in time.",
-    Cause.STORAGE_FAILED: "The server could not write what the run did.",
+    Cause.SERVER_STOPPED: "The server was stopped before the run ended.",
+    Cause.STORAGE_FAILED: "The server could not store the events of the run.",
 }
-"""A sentence for each cause that ends a run from outside, to be filled with the run's limits."""
+"""The message for each cause that stops a run, to be formatted with the run's limits."""
 
 WAITS_FOR_INPUT = (
-    " It was waiting for input: {!r} reads from its terminal, and nobody can type there. "
-    "Give it the input in another way, for example from a file."
+    " The process {!r} was waiting for input from a terminal, which a run does not have. "
+    "Provide the input in another way, for example from a file."
 )
-"""What is added for a run that was waiting for input when its time was over."""
+"""Added to the message of a time-out if a process was waiting for input."""
 
 
 @dataclass(frozen=True, slots=True)
 class CellError:
-    """The exception that a cell raised.
+    """The exception of a cell.
 
     Attributes:
         name: The exception's class.
         message: Its text.
         traceback: Its traceback, without terminal colours.
-        note: What the server has to say about it; empty: nothing.
+        note: An explanation of the server; empty: none.
     """
 
     name: str
@@ -54,30 +54,30 @@ class CellError:
 
 
 def plain(text: str) -> str:
-    """Return text without terminal colours and without what no protocol can carry."""
+    """Return text without terminal colours and lone surrogates."""
     return _ANSI.sub("", text).encode(errors="replace").decode()
 
 
 def cut(text: str, size: int = MAX_EXCEPTION_MESSAGE) -> str:
-    """Return as much of an exception's text as events and failures carry, in bytes of UTF-8."""
+    """Return the beginning of a text, at most `size` bytes of UTF-8."""
     return text.encode(errors="replace")[:size].decode(errors="ignore")
 
 
 def bounded(traceback: str) -> str:
-    """Return a traceback as plain text, its beginning cut where it is too long."""
+    """Return the end of a traceback as plain text, as much as a failure may have."""
     return plain(traceback)[-MAX_TRACEBACK:]
 
 
 def cell_failure(error: CellError, index: int | None, cell_id: str) -> Failure:
-    """Tell of a cell that raised."""
+    """Return the failure of a run whose cell raised an exception."""
     message = cut(plain(error.message))
-    said = f"Cell {index} raised {error.name}: {message}"
+    summary = f"Cell {index} raised {error.name}: {message}"
     return Failure(
         Cause.CELL_ERROR,
-        # The note is short, and is to be there whatever the exception's text is.
-        f"{cut(said, MAX_EXCEPTION_MESSAGE - len(error.note.encode()) - 2)}. {error.note}"
+        # The note is short, and must remain however long the exception's text is.
+        f"{cut(summary, MAX_EXCEPTION_MESSAGE - len(error.note.encode()) - 2)}. {error.note}"
         if error.note
-        else cut(said),
+        else cut(summary),
         index,
         cell_id,
         exception_name=plain(error.name)[:MAX_NAME],
@@ -89,19 +89,19 @@ def cell_failure(error: CellError, index: int | None, cell_id: str) -> Failure:
 def kernel_failure(
     kernel: Kernel, index: int | None, cell_id: str, *, ready: bool, out_of_memory: bool
 ) -> Failure:
-    """Tell of a kernel that has died.
+    """Return the failure of a run whose kernel died.
 
     Args:
         kernel: The kernel.
         index: The cell that it executed.
         cell_id: The cell's id.
-        ready: Whether it had been ready.
-        out_of_memory: Whether the system has killed a process for want of memory.
+        ready: Whether the kernel had become ready.
+        out_of_memory: Whether the system killed a process because memory ran out.
     """
     how, name, code = describe_exit(kernel.exit_code())
     cause = Cause.KERNEL_SIGNALED if name else Cause.KERNEL_EXITED
     if name == "SIGKILL" and out_of_memory:
-        cause, how = Cause.OUT_OF_MEMORY, "was ended by the system, which had no memory left"
+        cause, how = Cause.OUT_OF_MEMORY, "was killed by the system, which was out of memory"
     elif not ready:
         cause, how = Cause.KERNEL_NOT_READY, f"{how} before it was ready"
     log = kernel.log_tail()
@@ -109,8 +109,8 @@ def kernel_failure(
 
 
 def worker_failure(error: BaseException, index: int | None, cell_id: str) -> Failure:
-    """Tell of an error of the worker's own."""
-    message = plain(f"The worker could not go on: {type(error).__name__}: {error}")
+    """Return the failure of a run whose worker failed."""
+    message = plain(f"The worker failed: {type(error).__name__}: {error}")
     return Failure(Cause.WORKER_DIED, cut(message), index, cell_id)
 
 
@@ -123,14 +123,14 @@ def name_of(number: int) -> str:
 
 
 def describe_exit(code: int | None) -> tuple[str, str, int | None]:
-    """Return what an exit code says: in words, the name of the signal or "", the exit code or None.
+    """Describe an exit code: a sentence's end, the signal's name or "", the exit code or None.
 
     Args:
-        code: As `subprocess` gives it: negative, the signal that ended the process; None: not known.
+        code: As of `subprocess`: negative for the signal that killed the process; None: unknown.
     """
     if code is None:
         return "died", "", None
     if code < 0:
         name = name_of(-code)
-        return f"was ended by {name}", name, None
+        return f"was killed by {name}", name, None
     return f"exited with code {code}", "", code

@@ -1,8 +1,8 @@
-"""The backend interface: what executes runs, as the rest of the server sees it.
+"""The interface of backends, which execute runs.
 
-`Backend.submit(job)` answers a `RunHandle`, whose events end with exactly one `Ended`. Nothing crosses
-this line but the frozen dataclasses below, so that a backend may be a process on this machine or a
-cluster; nothing above it knows about processes.
+`Backend.submit(job)` returns a `RunHandle`, whose events end with exactly one `Ended`. Only the frozen
+dataclasses below cross this interface, so that a backend may be a process on this machine or a cluster;
+nothing above it knows about processes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class FilePiece:
-    """A piece of a file that the notebook left in its run folder, which was on another machine.
+    """A piece of a file of a run folder on another machine.
 
     Attributes:
-        path: Where the file is in the folder.
-        start: Where the piece goes, in bytes.
-        data: The piece.
+        path: The file's path in the folder.
+        start: The piece's offset in bytes.
+        data: The bytes of the piece.
         mode: The file's permissions.
-        modified: When it was changed last, in nanoseconds since the epoch.
+        modified: Time of the last change, in nanoseconds since the epoch.
     """
 
     path: str
@@ -34,7 +34,7 @@ class FilePiece:
 
 @dataclass(frozen=True, slots=True)
 class FilesLeft:
-    """The run folder was on another machine, and holds too much to be brought from there: `size` in bytes."""
+    """A run folder on another machine is too large to be transferred: `size` in bytes."""
 
     size: int
 
@@ -43,11 +43,11 @@ FileEvent = FilePiece | FilesLeft
 
 
 MAX_TYPES = 64
-"""Of how many MIME types the event of a display tells; the contract's."""
+"""MIME types in the event of a display; the contract's limit."""
 
 
 class Cause(enum.Enum):
-    """What ended a run before its end; the contract's FailureCause."""
+    """Why a run did not succeed; the contract's FailureCause."""
 
     CELL_ERROR = "cell_error"
     RUN_TIMEOUT = "run_timeout"
@@ -76,7 +76,7 @@ class CellOutcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What ended a run before its end, and where. Empty strings and None: not known, or none."""
+    """Why and where a run failed. Empty strings and None: unknown, or none."""
 
     cause: Cause
     message: str
@@ -91,16 +91,16 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a run may take; zero: as much as it likes.
+    """The limits of a run; zero: unlimited.
 
     Attributes:
         run_timeout: Seconds from the start on a worker.
         cell_timeout: Seconds for one cell.
-        output_timeout: Seconds that a cell may go without any output.
-        memory_bytes: Resident memory of all processes together.
-        cell_output_bytes: Output of one cell; what is over is cut.
-        run_output_bytes: Output of all cells together; what is over is cut.
-        processes: Processes at once.
+        output_timeout: Seconds that a cell may run without output.
+        memory_bytes: Memory of all processes together.
+        cell_output_bytes: Output of one cell; the rest is cut.
+        run_output_bytes: Output of all cells together; the rest is cut.
+        processes: Concurrent processes.
     """
 
     run_timeout: float = 0.0
@@ -114,15 +114,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run, as a backend needs it.
+    """The input of one run.
 
     Attributes:
         run_id: The run's id.
-        notebook: The notebook to execute as it stands, JSON in nbformat 4.
+        notebook: The notebook to execute, JSON in nbformat 4.
         kernel_name: The kernelspec to execute it with.
-        working_folder: Where the kernel is started.
-        run_folder: The run's private folder, told to the kernel as NOTEBOOK_RUNNER_RUN_DIR.
-        limits: What it may take.
+        working_folder: The working folder of the kernel.
+        run_folder: The run's private folder, NOTEBOOK_RUNNER_RUN_DIR of the kernel.
+        limits: The run's limits.
         allow_errors: Go on after a cell that raises.
         environment: Variables for the kernel.
     """
@@ -139,7 +139,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class KernelReady:
-    """The kernel answers; cells are executed from now on. `is_warm`: it was there before the run."""
+    """The kernel is ready, and cells are executed from now on. `is_warm`: it was a warm kernel."""
 
     is_warm: bool = False
 
@@ -166,7 +166,7 @@ class StreamOutput:
 class DisplayOutput:
     """Rich data: pairs of MIME type and size in bytes. `output_type` is nbformat's.
 
-    There are at most `MAX_TYPES` of them; `omitted` is how many more the kernel sent.
+    There are at most `MAX_TYPES` pairs; `omitted` is the number of further ones.
     """
 
     cell_index: int
@@ -194,7 +194,7 @@ class ClearOutput:
 
 @dataclass(frozen=True, slots=True)
 class OutputCut:
-    """The cell's further output is left out: a limit in bytes is reached, its own or the whole run's."""
+    """Further output of the cell is dropped: its own limit in bytes, or the whole run's, is reached."""
 
     cell_index: int
     limit_bytes: int
@@ -203,7 +203,7 @@ class OutputCut:
 
 @dataclass(frozen=True, slots=True)
 class CellFinished:
-    """A cell has ended. `duration` in seconds, by a monotonic clock; `execution_count` 0: none."""
+    """A cell ended. `duration` in seconds of a monotonic clock; `execution_count` 0: none."""
 
     cell_index: int
     cell_id: str
@@ -228,16 +228,16 @@ class SegmentChunk:
 
 @dataclass(frozen=True, slots=True)
 class ReplayMark:
-    """The number of the batch that this comes with: a later server goes on after it (`Backend.find`)."""
+    """The number of this batch, after which a later server continues (`Backend.find`)."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The run has ended and every process of it is gone. `failure` None: every cell was executed.
+    """The run has ended, and none of its processes is left. `failure` None: every cell was executed.
 
-    `peak_memory_bytes` is the most that the kernel's own process had in memory; zero: not known.
+    `peak_memory_bytes` is the peak memory of the kernel's own process; zero: unknown.
     """
 
     failure: Failure | None
@@ -253,11 +253,11 @@ ExecutionEvent = KernelReady | CellEvent | SegmentChunk | FileEvent | ReplayMark
 
 @dataclass(frozen=True, slots=True)
 class WarmCounts:
-    """Kernels of one kernelspec that are kept for the next runs, over all workers.
+    """Numbers of warm kernels of one kernelspec, over all workers.
 
     Attributes:
-        ready: How many a run could have at once.
-        wanted: How many there are to be.
+        ready: Kernels that runs can use now.
+        wanted: Kernels to keep.
     """
 
     ready: int
@@ -268,35 +268,35 @@ class RunHandle(Protocol):
     """A run on a backend."""
 
     def events(self) -> AsyncGenerator[Sequence[ExecutionEvent]]:
-        """Yield what happens, in order, as many events at a time as are there; the last is `Ended`."""
+        """Yield events in order, all that are available at a time; the last is `Ended`."""
 
     def stop(self, cause: Cause, grace_period: float) -> None:
-        """Ask that the run be ended, and answer at once: `Ended` tells when it is.
+        """Request the end of the run, and return at once; `Ended` follows.
 
         Args:
-            cause: What the run's failure shall name.
+            cause: The cause in the run's failure.
             grace_period: Seconds that the cell may take after an interrupt; zero: end it now.
         """
 
 
 class Backend(Protocol):
-    """Executes runs. What it tells of itself may be asked from any thread."""
+    """Executes runs. Its properties may be read from any thread."""
 
     @property
     def survives_restart(self) -> bool:
-        """Whether runs go on without the server, until the next one finds them."""
+        """Whether runs continue without the server until the next server finds them."""
 
     @property
     def capacity(self) -> int:
-        """How many runs it executes at once, now."""
+        """Number of runs that it can execute concurrently now."""
 
     @property
     def kernels(self) -> Mapping[str, str]:
-        """The kernelspecs it has, by name, and the language of each."""
+        """The kernelspecs with their languages."""
 
     @property
     def warm_counts(self) -> Mapping[str, WarmCounts]:
-        """The kernels that are kept for the next runs, by kernelspec; one that is not here has none."""
+        """The warm kernels by kernelspec; a missing kernelspec has none."""
 
     @property
     def problem(self) -> str:
@@ -304,27 +304,27 @@ class Backend(Protocol):
 
     @property
     def worker_deaths(self) -> int:
-        """How many workers have died, or had to be ended, and were replaced."""
+        """Number of workers that died or had to be killed, and were replaced."""
 
     async def start(self) -> None:
-        """Make it ready to execute runs."""
+        """Get ready to execute runs."""
 
     async def wait_for_worker(self) -> None:
         """Wait until `submit` may be called."""
 
     def submit(self, job: Job) -> RunHandle:
-        """Execute a job. Call it only when a worker is free."""
+        """Execute a job; call it only after `wait_for_worker`."""
 
     def find(self, run_id: str, mark: int) -> RunHandle | None:
-        """Return a run that an earlier server has begun; None: it has ended with that server.
+        """Return a run that an earlier server started; None: it has ended with that server.
 
         Args:
             run_id: The run.
-            mark: The number of the last `ReplayMark` that is durable; zero: there is none.
+            mark: The number of the last durable `ReplayMark`; zero: none.
         """
 
     def leave(self) -> None:
-        """Let the runs go on without the server; called when it stops, if they outlive it."""
+        """Let the runs continue without the server, which stops; called if `survives_restart`."""
 
     async def close(self) -> None:
-        """End all that it started, but what outlives the server; no process of it is left."""
+        """End all workers and runs, except runs that survive a restart."""

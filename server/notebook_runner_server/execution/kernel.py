@@ -36,16 +36,16 @@ from notebook_runner_server.execution.warm import languages
 from notebook_runner_server.execution.warm.forking import ForkProvisioner, ForkServer, ForkServerError, split
 
 READY_TIMEOUT = 60.0
-"""Seconds that a kernel may take until it answers; nbclient's `startup_timeout`."""
+"""Seconds until a kernel must answer; nbclient's `startup_timeout`."""
 
 LEAST_TIMEOUT = 5.0
-"""The same for a kernel that was started long ago."""
+"""The same for a kernel that was started before the run."""
 
 DRAIN_SECONDS = 1.0
-"""How long what an ended kernel has sent may take to be received."""
+"""Seconds to receive the last messages of a dead kernel."""
 
 LOST_SOCKETS = "its sockets have disappeared"
-"""Why a kernel that runs cannot be reached."""
+"""Why a running kernel cannot be reached."""
 
 _QUIET_MS = 10
 _LOG_TAIL_BYTES = 8192
@@ -56,10 +56,10 @@ class KernelDiedError(UnfitKernelError):
 
 
 class Kernel:
-    """A kernel process and the client that talks to it.
+    """A kernel process and its client.
 
-    One that is started for a run is launched where the run is, and then connected. One that is started
-    before there is a run is launched anywhere, kept, told its place (`assign`), and then connected.
+    A cold kernel is launched in the working folder of its run, and then connected. A warm kernel is launched
+    without a run, assigned to one later, and then connected.
 
     Attributes:
         name: Its kernelspec.
@@ -68,10 +68,10 @@ class Kernel:
 
     Args:
         name: The kernelspec.
-        folder: Where the private folder for its sockets is made: short, for a socket's path may have 107
-            bytes at the most.
+        folder: The folder to create its private folder in; short, for the path of a socket has at most 107
+            bytes.
         template: What forks it, if it is ipykernel.
-        policy: What it may reach; None: whatever the user may.
+        policy: What it may access; None: whatever the user may.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Kernel:
         self._fork_server = fork_server
         self._policy = policy
         self._rules: KernelRules | None = None
-        # Below these it may write; a kernel that was kept learns of some when it gets its place.
+        # The folders that it may write; those of the run are added when a warm kernel is assigned.
         self._writable: Sequence[Path] = ()
         self._staging_dir: StagingDir | None = None
         self.client: KernelClient | None = None
@@ -104,26 +104,26 @@ class Kernel:
         self._launched = 0.0
 
     def prepare_ahead(self) -> None:
-        """Make the private folder and the rules of a kernel that is started before there is a run; blocks.
+        """Create the staging folder and the rules of a warm kernel; blocks.
 
-        Apart from `launch_ahead`, during which a Kill has to wait: hundreds of entries above what is hidden
-        make it tens of milliseconds.
+        Separate from `launch_ahead`, during which a Kill has to wait: with hundreds of entries above hidden
+        paths this takes tens of milliseconds.
 
         Raises:
-            OSError: The folder cannot be made, or there can be no rule for something.
+            OSError: The folder cannot be created, or there can be no rule for a path.
         """
         if self._policy is not None:
-            self._staging_dir = StagingDir(self._policy.places)
-            # Where in the root its notebook will be nobody knows.
+            self._staging_dir = StagingDir(self._policy.staging_folder)
+            # Its notebook may be anywhere in the root.
             root = self._policy.root
             own = [self._staging_dir.path, *([root] if root is not None and root.exists() else [])]
             self._rules = rules(self._policy, [self._folder, *own])
 
     async def launch_ahead(self) -> None:
-        """Start the process before there is a run, which it is told later: `assign`.
+        """Start the process of a warm kernel; `assign` follows.
 
         Raises:
-            NoSuchKernel: There is no such kernelspec.
+            NoSuchKernel: The kernelspec does not exist.
             OSError, ForkServerError: The process could not be started.
         """
         await self.launch(str(self._folder.parent), {}, ())
@@ -132,19 +132,19 @@ class Kernel:
         """Start the process.
 
         Args:
-            working_folder: Where it works.
-            variables: What it has in its environment beside what this process has.
+            working_folder: Its working folder.
+            variables: Environment variables in addition to those of this process.
             own: Folders that it may write, if it is confined.
 
         Raises:
-            NoSuchKernel: There is no such kernelspec.
+            NoSuchKernel: The kernelspec does not exist.
             OSError, ForkServerError: The process could not be started.
         """
         spec = self.manager.kernel_spec
         options: dict[str, Any] = {}
         if spec is not None and split(spec.argv):
             options["extra_arguments"] = ARGUMENTS
-        # A kernelspec may name a provisioner of its own, for a kernel on another machine.
+        # A kernelspec may name its own provisioner, for a kernel on another machine.
         if spec is not None and "kernel_provisioner" not in spec.metadata:
             self.manager.provisioner = provisioner = ForkProvisioner(
                 kernel_id=self._folder.name, kernel_spec=spec, parent=self.manager
@@ -171,30 +171,30 @@ class Kernel:
 
     @property
     def pid(self) -> int:
-        """The process, once it is launched; 0: it is not on this machine."""
+        """The process id of the launched kernel; 0: it is not on this machine."""
         process = getattr(self.manager.provisioner, "process", None)
         return process.pid if process else 0
 
     @property
     def control(self) -> socket.socket | None:
-        """What can be read when a kernel that was forked has become ready; of others nobody knows."""
+        """The control socket of a forked kernel, readable when the kernel is ready; None for others."""
         provisioner = self.manager.provisioner
         return provisioner.control if isinstance(provisioner, ForkProvisioner) else None
 
     @property
     def is_bound(self) -> bool:
-        """Whether a kernel that was forked has restricted itself and bound its sockets."""
+        """Whether a forked kernel has restricted itself and bound its sockets."""
         provisioner = self.manager.provisioner
         return isinstance(provisioner, ForkProvisioner) and provisioner.is_ready()
 
     def warm_up(self, seconds: float) -> bool:
-        """Have the kernel answer once, of which nothing is left: its first answer takes longest; blocks.
+        """Have the kernel answer once without a trace, for its first answer takes longest; blocks.
 
         Args:
-            seconds: How long that may take.
+            seconds: The time limit.
 
         Returns:
-            Whether it has answered.
+            Whether it answered.
         """
         try:
             asyncio.run(self._first_answer(seconds))
@@ -218,29 +218,29 @@ class Kernel:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether the sockets that it has bound are where they were."""
+        """Whether its sockets still exist."""
         return all(os.path.exists(f"{self.manager.ip}-{port}") for port in self.manager.ports)
 
     def why_unusable(self) -> str:
-        """Return why a kernel that was ready must not be given to a run any more; empty: it may."""
+        """Return why a warm kernel must not be used any more; empty: it may."""
         if not self.is_reachable:
             return LOST_SOCKETS
         if self._rules is not None and not self._rules.is_current():
-            return "there is something that it may not read, because it is newer"
+            return "a file or folder newer than the kernel is not readable for it"
         return ""
 
     def kill(self) -> None:
-        """End the process, which must not have been reaped."""
-        # Zero would be this process's own group.
+        """Kill the process, which must not have been reaped."""
+        # Zero means this process's own group.
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
     async def assign(self, working_folder: str, variables: Mapping[str, str], run_folder: str) -> None:
-        """Give a kernel that was launched before the place that it would have been launched at.
+        """Move a warm kernel to a run: working folder, variables and rules.
 
         Raises:
-            ForkServerError: It has died, does not answer, or its run's folders are not as they were made.
+            ForkServerError: It died, does not answer, or the run's folders were changed.
         """
         provisioner, spec = self.manager.provisioner, self.manager.kernel_spec
         with contextlib.ExitStack() as stack:
@@ -251,7 +251,7 @@ class Kernel:
                     self._staging_dir.move(run_folder)
                     ruleset = stack.enter_context(narrowed(self._rules.shared, own))
                 except OSError as error:
-                    raise ForkServerError(f"the run's folder is not as it was made: {error}") from error
+                    raise ForkServerError(f"the run's folder was changed: {error}") from error
                 self._writable = ruleset.writable
             if isinstance(provisioner, ForkProvisioner) and provisioner.forked:
                 await provisioner.assign(working_folder, variables, ruleset)
@@ -269,15 +269,15 @@ class Kernel:
 
         Raises:
             UnfitKernelError: It has ended, or cannot be where it shall be.
-            TimeoutError: It did not get ready.
+            TimeoutError: The process did not become ready.
         """
         died = self._watch(address_space)
         client = self.manager.client()
-        assert isinstance(client, KernelClient)  # noqa: S101 - the manager was told so
+        assert isinstance(client, KernelClient)  # noqa: S101 - the manager's client_factory
         self.client = client
-        # No heartbeat: the process itself is watched.
+        # No heartbeat: a pidfd watches the process.
         client.start_channels(hb=False)
-        # From the start of the process on, which may have been long ago.
+        # Counted from the start of the process.
         seconds = max(LEAST_TIMEOUT, READY_TIMEOUT + self._launched - time.monotonic())
         ready = asyncio.ensure_future(client.until_ready(seconds, self._setup_code))
         try:
@@ -291,11 +291,11 @@ class Kernel:
         return died
 
     async def interrupt(self) -> None:
-        """Interrupt the cell that is executed, in the way the kernelspec names."""
+        """Interrupt the running cell in the way that the kernelspec names."""
         await self.manager.interrupt_kernel()
 
     async def drain(self, reader: asyncio.Future[Any]) -> None:
-        """Let the task that reads the kernel's messages take what the kernel sent before its end."""
+        """Let the task that reads the kernel's messages receive what the kernel sent before its end."""
         channel = getattr(self.client, "_iopub_channel", None)
         end = time.monotonic() + DRAIN_SECONDS
         while channel is not None and not reader.done() and time.monotonic() < end:
@@ -304,13 +304,13 @@ class Kernel:
             await asyncio.sleep(0)
 
     def exit_code(self) -> int | None:
-        """Return the exit code of the dead process, negative: the signal that ended it; None: not known."""
+        """Return the exit code of the dead process (negative: the signal that killed it); None: unknown."""
         process = getattr(self.manager.provisioner, "process", None)
         code: int | None = process.poll() if process else None
         return None if getattr(process, "is_lost", False) else code
 
     def explain(self, text: str) -> str:
-        """Return a note where the sandbox is the reason of an error with this text; empty: it is not."""
+        """Return an explanation if the sandbox caused the error with this text; empty: it did not."""
         if self._rules is None or self._policy is None:
             return ""
         folder = "/"
@@ -320,7 +320,7 @@ class Kernel:
         return denial.explain(text, folder, self._rules.ruleset.readable, self._writable, hidden)
 
     def log_tail(self) -> str:
-        """Return the end of what the process itself wrote: a fatal error, a failed import."""
+        """Return the end of the output of the process itself, such as a fatal error or a failed import."""
         return self._log.tail()
 
     def remove(self) -> None:
@@ -336,7 +336,7 @@ class Kernel:
             os.close(self._pidfd)
             self._pidfd = None
         if self.control is not None:
-            # Nobody has taken it.
+            # The kernel was never assigned.
             self.control.close()
         if self.client is not None:
             self.client.stop_channels()
@@ -348,13 +348,13 @@ class Kernel:
         self.remove()
 
     def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
-        """Return what is inherited, with folders that end with the kernel, and the run's own variables."""
+        """Return the inherited variables, those that name the kernel's own folders, and the run's."""
         base = inherited()
-        # The caller's variables must not choose what the worker, which is not confined, looks at.
+        # The caller's variables must not choose what the worker reads, which is not confined.
         return {**base, **make_folders(self._folder, base), **variables}
 
     def _watch(self, address_space: int) -> asyncio.Future[None]:
-        """Learn of the end of the process at once; jupyter_client would poll each second."""
+        """Watch for the end of the process; jupyter_client would poll once a second."""
         loop = asyncio.get_running_loop()
         died = loop.create_future()
         if not self.pid:
@@ -384,11 +384,11 @@ _JUPYTER_DATA = ("runtime", "nbsignatures.db*", "notebook_secret")
 
 
 def make_folders(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Make the folders, and return the variables that name them.
+    """Create the folders, and return the variables that name them.
 
     Args:
-        folder: The private folder of the kernel.
-        environment: The worker's variables, which name the user's own directories.
+        folder: The kernel's private folder.
+        environment: The worker's variables, which name the user's directories.
     """
     home = environment.get("HOME") or os.path.expanduser("~")
     share = environment.get("XDG_DATA_HOME") or os.path.join(home, ".local", "share")
@@ -417,38 +417,37 @@ def _made(folder: Path) -> Path:
 
 
 def _entries(folder: str | Path) -> Iterator[Path]:
-    # There is none, its user is none, or it is another user's: then IPython and Jupyter have their defaults.
+    # Without a readable folder IPython and Jupyter use their defaults.
     with contextlib.suppress(OSError, RuntimeError):
         yield from itertools.islice(Path(folder).expanduser().absolute().iterdir(), _MOST_ENTRIES)
 
 
 def _link(entries: Iterable[Path], folder: Path, data: tuple[str, ...] = ()) -> None:
-    """Show the user's configuration, start-up files, extensions and kernelspecs in a folder, but no data."""
+    """Link the user's configuration, start-up files, extensions and kernelspecs, but no data."""
     for entry in entries:
         if not any(fnmatchcase(entry.name, pattern) for pattern in data):
             (folder / entry.name).symlink_to(entry)
 
 
 MESSAGES_ON_THE_WAY = 16
-"""How many messages each side of a kernel's output holds; ZeroMQ's own default is 1000."""
+"""Messages of output that each side queues; ZeroMQ's default is 1000."""
 
 FLUSH_SECONDS = 0.02
-"""When printed text that is not flushed is sent; ipykernel's own interval is 0.2 s."""
+"""Seconds until printed text is sent that is not flushed; ipykernel's default is 0.2 s."""
 
 FLUSH_CHARACTERS = 1024 * 1024
-"""How much printed text may wait to be sent before the one who prints has to wait."""
+"""Characters of printed text that may wait to be sent before printing blocks."""
 
 # A kernel that prints faster than it is read drops what its socket cannot hold; with XPUB_NODROP it waits.
-# But what it has not sent yet it keeps without a bound, as one message of any size, for which everybody has
-# to wait when the run is ended. (Its write() cannot be replaced: IPython does that itself, for each cell, and
-# undoes it.) A message with text that is no Unicode (a lone surrogate) cannot be encoded: printed text is
-# lost, and an exception is told as another one; as an escape of JSON it can be.
-# A cell's file, which warnings name, would be in the run's folder for temporary files, which is the server's
-# and says nothing to a reader: it is named as Jupyter names it. No such file exists there either.
+# But it buffers unsent text without a bound, as one message of any size, which delays the end of the run.
+# (Its write() cannot be replaced, because IPython does that for each cell, and undoes it.) A message with a
+# lone surrogate cannot be encoded: printed text is lost, and an exception becomes a UnicodeEncodeError; as an
+# escape of JSON it can be sent. Warnings name a cell's file, which would be in the run's TMPDIR: it gets the
+# name that Jupyter uses. The file does not exist in Jupyter either.
 #
-# `%run` of a script that raises shows the traceback and reports success; of a notebook it raises. A script
-# is as a notebook here, so that no cell goes on with what half a script has left. `exit()` makes the kernel
-# end by itself 0.1 s after the cell, in the middle of the next one: the server ends it.
+# `%run` of a script that raises shows the traceback and reports success; `%run` of a notebook raises. Here
+# both raise, so that no cell continues after half a script. `exit()` would end the kernel 0.1 s after the
+# cell, in the middle of the next one: the server ends it.
 _SOURCE = f"""
 import json
 import os
@@ -503,13 +502,13 @@ ARGUMENTS = [
 
 
 class KernelLog:
-    """A file without a name, for standard output and standard error of a kernel.
+    """An unnamed file for standard output and standard error of a kernel.
 
     Attributes:
-        file: What the process is given.
+        file: The file, for the process.
 
     Args:
-        folder: Where there is room for it.
+        folder: A folder on the file system to use.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -517,24 +516,23 @@ class KernelLog:
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - close() closes it
 
     def tail(self) -> str:
-        """Return the end of it."""
+        """Return the end of the log."""
         size = os.fstat(self.file.fileno()).st_size
         tail = os.pread(self.file.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
         return plain(tail.decode(errors="replace"))
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file, which removes it."""
         self.file.close()
 
 
 class StagingDir:
-    """A folder that a kernel may write from its start on, and that is moved to where its run's folder is.
+    """A folder that a warm kernel may write, moved to the run's folder when the kernel is assigned.
 
-    A rule of Landlock is for the folder and not for its name, and cannot be given to threads that run
-    already.
+    A rule of Landlock is for a folder rather than its name, and cannot be added for running threads.
 
     Args:
-        folder: Where it is made.
+        folder: The folder to create it in.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -542,14 +540,14 @@ class StagingDir:
         self.path = Path(tempfile.mkdtemp(prefix="", dir=folder))
 
     def move(self, target: str) -> None:
-        """Put it in the place of an empty folder.
+        """Replace an empty folder.
 
         Raises:
-            OSError: That folder is not there, or not empty.
+            OSError: That folder is missing or not empty.
         """
         os.rename(self.path, target)
 
     def remove(self) -> None:
-        """Remove it, if it was not moved."""
+        """Remove it, unless it was moved."""
         with contextlib.suppress(OSError):
             self.path.rmdir()

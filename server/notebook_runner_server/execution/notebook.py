@@ -45,9 +45,9 @@ def prepare(
     Args:
         content: JSON in nbformat 3 or 4, UTF-8.
         parameters: Values by name; empty: the notebook is taken as it is.
-        kernel_name: The kernelspec that was asked for; empty: the notebook's own.
-        kernels: The known kernelspecs, by name, and the language of each.
-        is_ordered: The parameters and what is in them have an order, which is kept.
+        kernel_name: The requested kernelspec; empty: the notebook's own.
+        kernels: The known kernelspecs with their languages.
+        is_ordered: Whether the parameters and their contents have an order, which is kept.
 
     Raises:
         InvalidNotebookError: It is not a notebook, or has no language that parameters can be translated to.
@@ -72,15 +72,15 @@ def prepare(
             "The notebook has text that is not valid Unicode (a lone surrogate)."
         ) from error
     except RecursionError as error:
-        raise InvalidNotebookError("The notebook is nested too deep.") from error
+        raise InvalidNotebookError("The notebook is nested too deeply.") from error
 
 
 def _read(content: bytes) -> tuple[nbformat.NotebookNode, tuple[str, ...]]:
-    """Return a notebook in nbformat 4 that can be executed, and what was repaired in it.
+    """Return a notebook in nbformat 4 that can be executed, and its repairs.
 
     Raises:
         InvalidNotebookError: It cannot be executed.
-        RecursionError: It is nested too deep.
+        RecursionError: It is nested too deeply.
     """
     document = _document(content)
     found = Repairs()
@@ -94,7 +94,7 @@ def _read(content: bytes) -> tuple[nbformat.NotebookNode, tuple[str, ...]]:
         raise InvalidNotebookError(f"The notebook cannot be executed: {error}") from error
     except RecursionError:
         raise
-    # Documents that claim a format they do not have fail in a hundred ways inside the conversion.
+    # Documents in a wrong format fail in many ways inside the conversion.
     except Exception as error:
         reason = f"{type(error).__name__}: {_short(error)}"
         raise InvalidNotebookError(f"The notebook cannot be read: {reason}") from error
@@ -102,7 +102,7 @@ def _read(content: bytes) -> tuple[nbformat.NotebookNode, tuple[str, ...]]:
 
 
 def _converted(document: dict[str, Any], found: Repairs) -> dict[str, Any]:
-    """Convert a notebook of nbformat 3, whose outputs are not needed and may be of any kind."""
+    """Convert a notebook of nbformat 3, without its outputs, which may be malformed."""
     index = 0
     for sheet in document["worksheets"]:
         for cell in sheet["cells"]:
@@ -132,12 +132,12 @@ def _document(content: bytes) -> dict[str, Any]:
     if not isinstance(document, dict) or "nbformat" not in document:
         raise InvalidNotebookError('The JSON is not a notebook: it has no "nbformat".')
     if document["nbformat"] not in (OLD_FORMAT, 4) or isinstance(document["nbformat"], (bool, float)):
-        raise InvalidNotebookError(f"nbformat 3 and 4 are supported, not {_short(document['nbformat'])}.")
+        raise InvalidNotebookError(f"Unsupported nbformat {_short(document['nbformat'])}. Supported: 3, 4.")
     return document
 
 
 def _short(value: object) -> str:
-    # What comes from a document may be no Unicode.
+    # Text of a document may have lone surrogates.
     return str(value)[:MAX_MESSAGE].encode(errors="replace").decode()
 
 
@@ -149,10 +149,10 @@ def _parameterize(
     *,
     is_ordered: bool,
 ) -> nbformat.NotebookNode:
-    """Inject parameters by papermill's own translators, and name the ones that the notebook lacks."""
+    """Inject parameters with papermill's translators, and report unknown ones."""
     language = notebook.metadata.get("language_info", {}).get("name") or kernels.get(kernel_name, "python")
     try:
-        # Papermill asks for a name, and looks for a translator by it before it does by the language.
+        # Papermill looks for a translator by the kernel's name first, then by the language.
         return _injected(notebook, parameters, kernel_name or language, language, is_ordered=is_ordered)
     except (RunnerError, RecursionError):
         raise
@@ -175,7 +175,7 @@ def _injected(
 
     for name in parameters if language == "python" else ():
         if not name.isidentifier() or keyword.iskeyword(name):
-            message = f"parameters: {name[:100]!r} is not a valid name in Python."
+            message = f"parameters: {name[:100]!r} is not a valid Python name."
             raise InvalidFieldError(message, field="parameters")
     # Papermill expects what its own loader puts there.
     for cell in notebook.cells:
@@ -197,33 +197,33 @@ def _injected(
 def _known_parameters(
     notebook: nbformat.NotebookNode, kernel_name: str, language: str
 ) -> tuple[list[str], bool]:
-    """Return the names that the `parameters` cell assigns, and whether there can be no others.
+    """Return the names that the `parameters` cell assigns, and whether the list is complete.
 
-    What `--help-notebook` of the command shows is what is accepted here.
+    It is the list that `--help-notebook` of the command shows.
     """
     from papermill.inspection import _infer_parameters  # noqa: PLC0415 - as papermill.parameterize
     from papermill.utils import find_first_tagged_cell_index  # noqa: PLC0415 - the same
 
     from notebook_runner._parameters_cell import python_parameters  # noqa: PLC0415 - it imports all of the client
 
-    place = find_first_tagged_cell_index(notebook, "parameters")
-    if place < 0:
+    index = find_first_tagged_cell_index(notebook, "parameters")
+    if index < 0:
         return [], False
     if language == "python":
         try:
-            return [one.name for one in python_parameters(notebook.cells[place].source)], True
+            return [one.name for one in python_parameters(notebook.cells[index].source)], True
         except SyntaxError:
-            # The run shows it, in the cell that has it.
+            # The run reports the error in its cell.
             return [], False
-    # Papermill reads the cells of no other language whole.
+    # Papermill reads the cells of other languages incompletely.
     found = [one.name for one in _infer_parameters(notebook, kernel_name, language)]
     return found, bool(found)
 
 
 def _ordered(parameters: Mapping[str, Any], known: list[str]) -> dict[str, Any]:
-    """Put parameters in the order of the notebook's own, and the rest by name.
+    """Sort parameters by the order in the notebook, and the rest by name.
 
-    A Struct has no order: without this the same request gave another notebook each time.
+    A Struct has no order: otherwise the same request would give a different notebook each time.
     """
     names = [name for name in known if name in parameters]
     names += sorted(set(parameters) - set(names))
@@ -244,7 +244,7 @@ def encode_cell(cell: nbformat.NotebookNode) -> bytes:
 
 
 def encode_tail(notebook: nbformat.NotebookNode) -> bytes:
-    """Encode all of a notebook that is not a cell, from the end of the list of cells to the end."""
+    """Encode the part of a notebook that follows its cells."""
     holder = strip_transient(copy.deepcopy(nbformat.NotebookNode({**notebook, "cells": []})))
     del holder["cells"]
     end = b"\n ]," if notebook.cells else b"],"

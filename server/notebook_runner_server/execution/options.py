@@ -1,4 +1,4 @@
-"""What a worker is told once, when it is started."""
+"""The options of a worker and its warm kernels, and the names of kernelspecs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from notebook_runner_server.confinement.policy import SandboxPolicy
 
 
 def resolve_kernel_name(name: str) -> str:
-    """Return the kernelspec that jupyter_client starts for a name; empty for an empty one.
+    """Return the kernelspec that jupyter_client starts for a name; empty for an empty name.
 
-    `python` is its native kernelspec, upper and lower case are the same. Whether there is such a kernelspec
-    is not asked here.
+    `python` is its native kernelspec, and case does not matter. The kernelspec need not exist.
     """
     if not name or (name.islower() and name != "python"):
         return name
@@ -29,12 +28,12 @@ MOST_WARM = 100
 
 @dataclass(frozen=True, slots=True)
 class WarmKernels:
-    """What is started before a run asks for it.
+    """The kernels to start before runs ask for them.
 
     Attributes:
-        counts: How many kernels to keep ready, by kernelspec.
-        preload: Modules that forked kernels have imported already.
-        required: Somebody asked for these kernelspecs, so they have to be there.
+        counts: Number of warm kernels, by kernelspec.
+        preload: Modules that forked kernels have imported.
+        required: Whether a missing kernelspec is an error: the operator named it.
     """
 
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -44,17 +43,17 @@ class WarmKernels:
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """What holds for all runs of a worker.
+    """The options of a worker, for all of its runs.
 
     Attributes:
         folder: A short private folder for its kernels' sockets.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
-        interrupt_grace: Seconds that a cell may take after the interrupt at a time limit; zero: none.
-        warm: Kernels to keep ready.
-        kernel_environment: Names of variables that kernels find beside those that they always may.
-        hide: Let other processes not look into the worker.
-        sandbox_policy: What kernels may reach; None: whatever the user may.
-        is_alone: The server has no other worker.
+        interrupt_grace: Seconds that a cell may take after the interrupt at a time limit; zero: no interrupt.
+        warm: The warm kernels to keep.
+        kernel_environment: Names of variables to pass to kernels in addition to the usual ones.
+        hide: Make the worker non-dumpable, so that other processes cannot inspect it.
+        sandbox_policy: What kernels may access; None: whatever the user may.
+        is_alone: Whether the server has no other worker.
     """
 
     folder: Path
@@ -68,25 +67,27 @@ class WorkerOptions:
 
 
 def warm_kernels(kernels: Iterable[str], modules: Iterable[str], *, required: bool) -> WarmKernels:
-    """Return what an operator asks for.
+    """Parse the settings for warm kernels.
 
     Args:
         kernels: Each as KERNELSPEC=COUNT.
-        modules: Names of modules to import beforehand.
-        required: The kernelspecs have to be there.
+        modules: Names of modules to preload.
+        required: Whether a missing kernelspec is an error.
 
     Raises:
-        ValueError: That is not how it is said.
+        ValueError: A value is malformed.
     """
     counts: dict[str, int] = {}
     for one in kernels:
         name, _, count = one.partition("=")
         if not (name and count.isascii() and count.isdigit() and int(count) <= MOST_WARM):
-            message = f"--warm-kernels is KERNELSPEC=COUNT, with a count of at most {MOST_WARM}, not {one!r}"
+            message = (
+                f"--warm-kernels: expected KERNELSPEC=COUNT with a count of at most {MOST_WARM}, got {one!r}."
+            )
             raise ValueError(message)
         counts[resolve_kernel_name(name)] = int(count)
     preload = tuple(modules)
     for module in preload:
         if not all(part.isidentifier() for part in module.split(".")):
-            raise ValueError(f"--preload names modules, and {module!r} is no name of one")
+            raise ValueError(f"--preload: {module!r} is not a module name.")
     return WarmKernels(counts, preload, required=required)

@@ -1,4 +1,4 @@
-"""How much output a cell and a run may still have."""
+"""Limits the output of cells and runs, and bounds the messages of kernels."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 from notebook_runner_server.execution.interface import Limits
 
 MAX_TRACEBACK = 1024 * 1024
-"""How many bytes of a traceback are kept, whatever the limits are."""
+"""Bytes of a traceback that are kept, whatever the limits are."""
 
 _LINE_BYTES = 8
 """Bytes around each line of a traceback in a notebook, at least: quotes, comma, line break, indentation."""
 
 FREE_MESSAGES = 10_000
-"""Messages of a cell that count as what they show; each further one counts for being there as well."""
+"""Messages of a cell of which only the output counts; further ones also count for their overhead."""
 
 FREE_BYTES = 1024
-"""Bytes of names and metadata of a message that do not count while there are few messages."""
+"""Bytes of names and metadata of a message that do not count while messages are few."""
 
 MESSAGE_BYTES = 128
-"""What a message takes that shows nothing, in the history and in memory."""
+"""Size of an empty message in history and memory."""
 
 _MAX_NAME = 256
 
 
 class OutputLimiter:
-    """Counts the bytes of output that a kernel sends, whether it clears them later or not.
+    """Counts the bytes of output that a kernel sends, including output that it clears later.
 
     Args:
-        limits: What the run may take.
+        limits: The run's limits.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -39,37 +39,37 @@ class OutputLimiter:
         self._messages = 0
 
     def start_cell(self) -> None:
-        """Begin to count for another cell."""
+        """Start counting for another cell."""
         self._cell = self._messages = 0
 
     def cost(self, content: dict[str, Any]) -> int:
-        """Return how many bytes the next message counts."""
+        """Return the bytes that the next message counts."""
         self._messages += 1
         around = overhead(content)
         is_free = around <= FREE_BYTES and self._messages <= FREE_MESSAGES
         return size(content) + (0 if is_free else around + MESSAGE_BYTES)
 
     def left(self) -> float:
-        """Return how many bytes may still come; infinite: as many as there are."""
+        """Return the remaining bytes; infinite: no limit."""
         cell, run = self._limits.cell_output_bytes, self._limits.run_output_bytes
         return min(cell - self._cell if cell else float("inf"), run - self._run if run else float("inf"))
 
     def take(self, size: int) -> None:
-        """Count bytes that came."""
+        """Count bytes."""
         self._cell += size
         self._run += size
 
     def reached(self) -> tuple[int, bool]:
-        """Return the limit in bytes that is nearest, and whether it is the whole run's."""
+        """Return the nearest limit in bytes, and whether it is the whole run's."""
         cell, run = self._limits.cell_output_bytes, self._limits.run_output_bytes
         whole_run = bool(run) and (not cell or run - self._run <= cell - self._cell)
         return (run, True) if whole_run else (cell, False)
 
 
 def sound(kind: str, content: object) -> dict[str, Any] | None:
-    """Return the content of a kernel's message in the types that the protocol has for it.
+    """Return the content of a kernel's message with the types of the protocol; None: it is malformed.
 
-    Names are cut that are longer than any real one. None: it is no such message, and nobody can use it.
+    Overlong names are cut.
     """
     if not isinstance(content, dict):
         return None
@@ -85,7 +85,7 @@ def sound(kind: str, content: object) -> dict[str, Any] | None:
 
 
 def _has_types(kind: str, content: dict[str, Any]) -> bool:
-    """Tell whether a message has what its kind needs, in the types of the protocol."""
+    """Return whether a message has the fields of its kind, with the types of the protocol."""
     if kind == "stream":
         return isinstance(content.get("name"), str) and isinstance(content.get("text"), str)
     if kind.startswith("comm_"):
@@ -97,7 +97,7 @@ def _has_types(kind: str, content: dict[str, Any]) -> bool:
 
 
 def size(content: dict[str, Any]) -> int:
-    """Return how many bytes of output the content of a kernel's message brings."""
+    """Return the bytes of output in the content of a kernel's message."""
     data, lines = content.get("data", {}), content.get("traceback", [])
     pieces = [content.get("text", ""), content.get("evalue", "")]
     pieces += data.values() if isinstance(data, dict) and "comm_id" not in content else [data]
@@ -106,7 +106,7 @@ def size(content: dict[str, Any]) -> int:
 
 
 def overhead(content: dict[str, Any]) -> int:
-    """Return how many bytes a message has around its output: names of types, metadata, ids."""
+    """Return the bytes of a message besides its output: names of types, metadata, ids."""
     names = sum(map(data_size, content["data"])) if isinstance(content.get("data"), dict) else 0
     rest = [
         content[key] for key in ("metadata", "transient", "comm_id", "ename", "target_name") if key in content
@@ -115,13 +115,13 @@ def overhead(content: dict[str, Any]) -> int:
 
 
 def data_size(data: object) -> int:
-    """Return how many bytes a piece of output has in a notebook: text as UTF-8, anything else as JSON."""
+    """Return the size of a piece of output in a notebook: text as UTF-8, anything else as JSON."""
     text = data if isinstance(data, str) else json.dumps(data)
     return len(text.encode(errors="replace"))
 
 
 def bounded_error(content: dict[str, Any]) -> dict[str, Any]:
-    """Return an error's content with as many of its traceback's last lines as may always be kept."""
+    """Return an error's content with the last lines of its traceback, up to `MAX_TRACEBACK`."""
     kept: list[str] = []
     left = MAX_TRACEBACK
     lines = content.get("traceback", [])
@@ -136,7 +136,7 @@ def bounded_error(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def shortened(kind: str, content: dict[str, Any], room: int) -> dict[str, Any] | None:
-    """Return as much of a message's content as there is room for; None: only a stream can be shortened."""
+    """Return a message's content cut to a size; None: only streams can be cut."""
     if kind != "stream" or room <= 0:
         return None
     return {**content, "text": content["text"].encode(errors="replace")[:room].decode(errors="ignore")}

@@ -38,13 +38,13 @@ from notebook_runner_server.execution.worker_process import WorkerProcess, kill_
 _log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-"""How long to wait before a worker that did not start is tried again."""
+"""Seconds until the start of a worker that failed is tried again."""
 
 CHECK_SECONDS = 1.0
-"""How often it is checked whether the folder for the kernels' sockets is there."""
+"""Seconds between two checks of the folder for kernel sockets."""
 
 STUCK_SECONDS = KILL_DEADLINE + 5.0
-"""How long a worker may take to end a run before it is ended itself."""
+"""Seconds that a worker may take to end a run before the server kills the worker."""
 
 
 class PoolRun:
@@ -64,7 +64,7 @@ class PoolRun:
             self._done = worker.submit(job)
 
     async def events(self) -> AsyncGenerator[Sequence[ExecutionEvent]]:
-        """Yield what the worker tells; when it dies, the end that it cannot tell itself."""
+        """Yield the worker's events; if the worker dies, the `Ended` that it cannot send."""
         ended = False
         try:
             while not ended:
@@ -80,15 +80,15 @@ class PoolRun:
             self._ended = True
             self._cancel_stuck()
             if not ended:
-                # Nobody follows the run any more, and nobody would learn how it ends.
+                # Without a reader nobody would learn how the run ends.
                 self._worker.kill()
                 self._worker.broken = True
             self._backend.release(self._worker)
 
     def stop(self, cause: Cause, grace_period: float) -> None:
-        """Send the order to the worker; one that cannot carry it out is ended."""
+        """Send the command to the worker, and kill the worker if it does not carry it out in time."""
         if self._ended:
-            # The worker may have another run by the time that it would be ended.
+            # By the time of the kill the worker may have another run.
             return
         self._stop_cause = self._stop_cause or cause
         self._connection.send(worker_protocol.Stop(self._run_id, cause, grace_period))
@@ -99,7 +99,7 @@ class PoolRun:
             self._stuck = loop.call_at(deadline, self._worker.kill)
 
     def set_deadline(self, moment: float) -> None:
-        """Have the worker end the run then (by the monotonic clock), unless it is told of a later time."""
+        """Have the worker end the run at a moment of the monotonic clock, unless another deadline follows."""
         self._connection.send(worker_protocol.Deadline(self._run_id, moment))
 
     def _cancel_stuck(self) -> None:
@@ -115,13 +115,15 @@ class PoolRun:
                 self._worker.broken = True
 
     async def _after_death(self) -> Ended:
-        """End what the dead worker left, and say what happened to it."""
+        """Kill the processes that the dead worker left, and return how the run ended."""
         self._worker.broken = True
         self._worker.kill()
         killed = await asyncio.to_thread(self._worker.kill_rest)
         if self._stop_cause is not None:
-            # It was to end the run, and whoever asked for that has what it asked for.
-            return Ended(Failure(self._stop_cause, "The run was ended, and its worker with it."), len(killed))
+            # The worker had to end the run, which has ended with it.
+            return Ended(
+                Failure(self._stop_cause, "The run was ended together with its worker process."), len(killed)
+            )
         how, name, code = describe_exit(await asyncio.to_thread(self._worker.exit_code))
         failure = Failure(Cause.WORKER_DIED, f"The worker process {how}.", signal=name, exit_code=code)
         return Ended(failure, len(killed))
@@ -131,15 +133,15 @@ class ProcessPoolBackend:
     """Executes runs in worker processes of this machine.
 
     Args:
-        workers: How many, and so how many runs at once.
-        link: A symbolic link in a folder that this backend has alone; it remembers what there is to remove
-            after a server that was killed.
+        workers: Number of workers, and so of concurrent runs.
+        link: A symbolic link in a folder that only this backend uses; it shows what to remove after a
+            server that was killed.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
-        interrupt_grace: Seconds that a cell may take after the interrupt at a time limit; zero: none.
-        warm: Kernels that each worker keeps ready.
-        sandbox: How kernels are kept apart; the folder of the link is what they may not read.
-        has_user: Nothing else of this user is below the process that this is in, other programs of a Dask
-            worker for example: what is new in shared memory while a run goes on is the run's.
+        interrupt_grace: Seconds that a cell may take after the interrupt at a time limit; zero: no interrupt.
+        warm: The warm kernels of each worker.
+        sandbox: The sandbox of kernels, which may not read the folder of the link.
+        has_user: Whether no other program of this user runs below this process (a Dask worker may have
+            some), so that new shared memory belongs to the run.
     """
 
     survives_restart = False
@@ -171,23 +173,23 @@ class ProcessPoolBackend:
         self._replacements: set[asyncio.Task[None]] = set()
         self._kernels: Mapping[str, str] = {}
         self._checking: asyncio.Task[None] | None = None
-        # Why there is no folder for sockets, and why the last worker could not be started.
+        # Why the folder for sockets is missing, and why the last worker could not be started.
         self._folder_problem = self._worker_problem = ""
 
     @property
     def problem(self) -> str:
-        """Why no run can start now; empty: runs can start."""
+        """Why no run can start now, as a sentence; empty: runs can start."""
         return self._folder_problem or ("" if self._workers else self._worker_problem)
 
     @property
     def kernels(self) -> Mapping[str, str]:
-        """The kernelspecs that the newest worker found, by name, and the language of each."""
+        """The kernelspecs of the newest worker with their languages."""
         return self._kernels
 
     @property
     def warm_counts(self) -> Mapping[str, WarmCounts]:
-        """The kernels that the workers keep for their next runs, by kernelspec."""
-        # Whoever asks may be on another thread.
+        """The warm kernels of all workers, by kernelspec."""
+        # Called from other threads, too.
         workers = tuple(self._workers)
         return {
             name: WarmCounts(
@@ -202,9 +204,9 @@ class ProcessPoolBackend:
 
         Raises:
             BrokenProcessPool: One did not start.
-            ValueError: There is no such kernel as shall be kept warm, or the sandbox cannot be had.
+            ValueError: A kernel cannot be kept warm, or the sandbox is not available.
         """
-        # The second net: what a dead worker leaves is handed to this process, which ends it.
+        # Processes that a dead worker leaves are handed to this process, which kills them.
         confine.become_subreaper()
         self._runtime_dir.open()
         self._set_up_sandbox()
@@ -213,67 +215,68 @@ class ProcessPoolBackend:
         self._checking = asyncio.create_task(self._watch_runtime_dir())
 
     async def _watch_runtime_dir(self) -> None:
-        """Make the folder for the kernels' sockets again when something has removed it."""
+        """Recreate the folder for kernel sockets whenever it disappears."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             about = {"folder": str(self._runtime_dir.folder)}
             try:
                 if self._runtime_dir.restore():
-                    _log.error("the folder for sockets disappeared and was made again", extra=about)
+                    _log.error("runtime_dir_recreated", extra=about)
                 self._folder_problem = ""
             except OSError as error:
                 if not self._folder_problem:
                     _log.error(
-                        "the folder for sockets disappeared and cannot be made again",
+                        "runtime_dir_lost",
                         extra={**about, "why": str(error)},
                     )
-                self._folder_problem = f"The folder for the kernels' sockets cannot be made: {error}"
-            except Exception:  # noqa: BLE001 - whatever it is, the folder is looked at again
-                _log.exception("the folder for sockets could not be looked at")
+                self._folder_problem = f"Cannot create the folder for kernel sockets: {error}"
+            except Exception:  # noqa: BLE001 - the next check may succeed
+                _log.exception("runtime_dir_check_failed")
 
     def _set_up_sandbox(self) -> None:
-        self._policy = self._sandbox.confinement(self._state, self._runtime_dir.folder)
-        told = self._sandbox.protections(self._policy)
+        self._policy = self._sandbox.policy(self._state, self._runtime_dir.folder)
+        protections = self._sandbox.protections(self._policy)
         if self._policy is not None:
-            # What there can be no rule for is an error now, and not of the first run.
+            # A path without a possible rule is an error now rather than in the first run.
             rules(self._policy, ()).ruleset.close()
             for folder in missing(self._policy):
-                _log.warning("a writable folder does not exist", extra={"folder": str(folder)})
-        lacking = self._sandbox.is_on and (not told["signals"] or told["exposed"])
-        _log.log(logging.WARNING if lacking else logging.INFO, "sandbox", extra=told)
-        # What an earlier server has left is nobody's.
+                _log.warning("writable_folder_missing", extra={"folder": str(folder)})
+        event = "sandbox_active" if self._sandbox.is_on else "sandbox_off"
+        lacking = self._sandbox.is_on and (not protections["signals"] or protections["exposed"])
+        _log.log(logging.WARNING if lacking else logging.INFO, event, extra=protections)
+        # An earlier server may have left it.
         folder_tree.remove_if_possible(self._state / "places")
         if self._policy is not None:
-            self._policy.places.mkdir(mode=0o700)
-        # Python starts it beside the workers, with all that this process has in its environment.
+            self._policy.staging_folder.mkdir(mode=0o700)
+        # Python starts it beside the workers, with the whole environment of this process.
         with scrubbed_environ(self._sandbox.kernel_environment), safe_path():
             resource_tracker.ensure_running()
 
     async def wait_for_worker(self) -> None:
-        """Wait until a worker is free, and keep it for the next `submit`."""
+        """Wait until a worker is free, and reserve it for the next `submit`."""
         while self._next is None or self._next.connection is None or self._next.connection.closed:
             if self._next is not None:
-                # It died while it had nothing to do. Whoever waits for the next one may give up.
+                # It died while idle. The caller may stop waiting for the next one.
                 dead, self._next = self._next, None
                 dead.broken = True
                 self.release(dead)
             self._next = await self._idle.get()
 
     def submit(self, job: Job) -> PoolRun:
-        """Execute a job on the worker that `wait_free` found."""
+        """Execute a job on the worker that `wait_for_worker` reserved."""
         worker, self._next = self._next, None
         if worker is None:
-            raise RuntimeError("submit was called without wait_free")
+            raise RuntimeError("submit was called without wait_for_worker")
         return PoolRun(self, worker, job)
 
     def find(self, run_id: str, mark: int) -> None:
-        """Return nothing: what an earlier server has begun has ended with it."""
+        """Return None: runs of an earlier server have ended with it."""
 
     def leave(self) -> None:
-        """Do nothing: no run outlives the server."""
+        """Do nothing: no run survives the server."""
 
     def release(self, worker: WorkerProcess) -> None:
-        """Take a worker back after its run; a broken one is replaced."""
+        """Take a worker back after its run, and replace a broken one."""
         if worker.broken:
             self.worker_deaths += 1
             task = asyncio.ensure_future(self._replace(worker))
@@ -283,7 +286,7 @@ class ProcessPoolBackend:
             self._idle.put_nowait(worker)
 
     async def close(self) -> None:
-        """End every worker; nothing is left below this process."""
+        """End every worker with all processes below this one."""
         tasks = [*self._replacements, *([self._checking] if self._checking is not None else [])]
         for task in tasks:
             task.cancel()
@@ -318,9 +321,12 @@ class ProcessPoolBackend:
         for name in self._warm.counts if self._warm.required else ():
             if name not in self._kernels:
                 known = ", ".join(sorted(self._kernels))
-                raise ValueError(f"there is no kernelspec {name} to keep warm; there are: {known}")
+                raise ValueError(f"--warm-kernels: unknown kernelspec {name!r}. Available: {known}.")
             if self._kernels[name].lower() not in LANGUAGES:
-                raise ValueError(f"a kernel of {self._kernels[name]} ({name}) cannot be kept warm")
+                raise ValueError(
+                    f"--warm-kernels: the kernelspec {name!r} has the language {self._kernels[name]!r}; "
+                    f"kernels of these can be kept warm: {', '.join(LANGUAGES)}."
+                )
 
     async def _replace(self, worker: WorkerProcess) -> None:
         self._workers.discard(worker)
@@ -330,8 +336,8 @@ class ProcessPoolBackend:
             try:
                 return await self._add()
             except (BrokenProcessPool, OSError) as error:
-                # No memory, no process to be had: runs wait until there is.
+                # Memory or processes are exhausted: runs wait.
                 if not self._worker_problem:
-                    _log.error("a worker could not be started", extra={"why": str(error)})
-                self._worker_problem = f"No worker could be started: {error}"
+                    _log.error("worker_start_failed", extra={"why": str(error)})
+                self._worker_problem = f"Cannot start a worker: {error}"
                 await asyncio.sleep(RETRY_SECONDS)

@@ -1,4 +1,4 @@
-"""Process trees on Linux: find every descendant, end all of them, prove that none is left."""
+"""Finds and kills process trees on Linux, and proves that none is left; knows which processes are a run's."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ KILL_DEADLINE = 15.0
 
 _WAIT_ROUND_MS = 20
 
-# Two threads that walk the same tree only make each other slow.
+# Two threads that walk the same tree slow each other down.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 class ProcessesLeftError(RuntimeError):
-    """Processes were still there at the deadline; the message names them."""
+    """Processes were still alive at the deadline; the message lists them."""
 
 
 def children(pid: int) -> list[int]:
-    """Return the direct children of a process, zombies included; none when it is gone."""
+    """Return the direct children of a process, zombies included; none if the process is gone."""
     found: list[int] = []
-    # A process vanishes between any two looks at it.
+    # A process may vanish at any moment.
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):
@@ -36,20 +36,20 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def nobody(_: int) -> bool:
-    """Spare no process."""
+def spare_none(_: int) -> bool:
+    """Return False: spare no process."""
     return False
 
 
 def in_own_session(pid: int) -> bool:
-    """Tell whether a process is in the caller's session; nothing can join a session from outside."""
+    """Return whether a process is in the caller's session, which no process can join from outside."""
     with contextlib.suppress(OSError):
         return os.getsid(pid) == os.getsid(0)
     return False
 
 
-def descendants(pid: int, spare: Callable[[int], bool] = nobody) -> list[int]:
-    """Return all descendants of a process, without those to spare and what is below them."""
+def descendants(pid: int, spare: Callable[[int], bool] = spare_none) -> list[int]:
+    """Return all descendants of a process, except those to spare and their descendants."""
     found: list[int] = []
     below = [child for child in children(pid) if not spare(child)]
     while below:
@@ -59,23 +59,23 @@ def descendants(pid: int, spare: Callable[[int], bool] = nobody) -> list[int]:
 
 
 def kill_descendants(
-    pid: int, spare: Callable[[int], bool] = nobody, *, deadline: float = KILL_DEADLINE
+    pid: int, spare: Callable[[int], bool] = spare_none, *, deadline: float = KILL_DEADLINE
 ) -> set[int]:
-    """End every descendant of a process with SIGKILL, and return when none is left.
+    """Kill every descendant of a process, and return when none is left.
 
-    What is found is stopped before it is killed, so that it cannot fork meanwhile, and the search is
-    repeated until it finds nothing: the process must be a subreaper, else orphans escape it.
+    Descendants are stopped before they are killed, so that they cannot fork meanwhile, and the search is
+    repeated until it finds none. The process must be a subreaper, or orphans escape.
 
     Args:
-        pid: Whose descendants; when it is the caller, dead children are reaped as well.
-        spare: Tells which to leave alone, with all that is below them.
+        pid: The process; if it is the caller, dead children are reaped as well.
+        spare: Returns whether to spare a process and its descendants.
         deadline: Seconds to keep trying.
 
     Returns:
-        The ids of the processes that were alive and were killed.
+        The ids of the killed processes.
 
     Raises:
-        ProcessesLeftError: Some were still there at the deadline.
+        ProcessesLeftError: Some were still alive at the deadline.
     """
     with _ONE_AT_A_TIME:
         return _kill_descendants(pid, spare, deadline)
@@ -86,7 +86,7 @@ def _kill_descendants(pid: int, spare: Callable[[int], bool], deadline: float) -
     end = time.monotonic() + deadline
     while found := descendants(pid, spare):
         alive = [one for one in found if living_thread(one)]
-        # Nobody is there who could start again what is killed: one alone need not be stopped.
+        # A single process cannot be restarted by another one: it need not be stopped.
         for number in (signal.SIGSTOP, signal.SIGKILL) if len(alive) > 1 else (signal.SIGKILL,):
             for one in alive:
                 with contextlib.suppress(ProcessLookupError):
@@ -101,10 +101,10 @@ def _kill_descendants(pid: int, spare: Callable[[int], bool], deadline: float) -
 
 
 def living_thread(pid: int) -> int:
-    """Return a thread of a process that has not ended, the main one if it is; zero: there is none.
+    """Return a living thread of a process, preferably the main one; zero: none.
 
-    A process whose main thread alone has ended is a zombie to all that looks at its own id, and goes on.
-    What `/proc` tells of memory, it tells by the id of a thread that lives.
+    A process whose main thread has ended looks like a zombie, and goes on. `/proc` has its memory under the
+    id of a living thread.
     """
     if _runs(pid):
         return pid
@@ -114,7 +114,7 @@ def living_thread(pid: int) -> int:
 
 
 def _runs(thread: int) -> bool:
-    """Tell a thread that runs from one that is gone or waits to be reaped."""
+    """Return whether a thread is alive, and not a zombie."""
     with contextlib.suppress(OSError):
         stat = Path(f"/proc/{thread}/stat").read_bytes()
         return stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] not in b"ZX"
@@ -122,7 +122,7 @@ def _runs(thread: int) -> bool:
 
 
 def _wait_for_end(pids: list[int]) -> None:
-    """Wait until all have ended, or a short while: a new look is better than a long wait."""
+    """Wait until all have ended, but not for long: a new search is better than a long wait."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)
@@ -148,7 +148,7 @@ _TERMINALS = ("/dev/pts/", "/dev/tty", "/dev/console")
 
 
 def reader_of_terminal(pids: Iterable[int]) -> str:
-    """Return the name of a process that waits for a terminal's input; empty: none is found."""
+    """Return the name of a process that waits for input from a terminal; empty: none."""
     for pid in pids:
         # A process vanishes between any two looks at it, and some systems hide what it waits for.
         with contextlib.suppress(OSError, ValueError):
@@ -162,21 +162,21 @@ def reader_of_terminal(pids: Iterable[int]) -> str:
 
 
 PATIENCE = 0.1
-"""Seconds that a look at the run's processes waits for one that is being started."""
+"""Seconds that a search for the run's processes waits for a process that is being started."""
 
 
 def _nothing() -> None: ...
 
 
 class RunProcesses:
-    """Knows which processes below this one are the run's.
+    """Finds the processes of the run: all below this one, except those that are kept for later runs.
 
-    Whoever starts a process that is to be kept does so in `starting`, and names it there: until it is named,
-    nobody looks for processes of the run, which it would be taken for.
+    A process to keep is started within `starting`, and registered there: until then no search runs, which
+    would take it for a process of the run.
 
     Attributes:
-        kernel: The run's own kernel, whose end somebody else waits for; 0: there is none.
-        paused: Reap nothing: a child is being started, and is not yet known.
+        kernel: The run's kernel, which other code waits for; 0: none.
+        paused: Reap nothing, because a child is being started and not yet known.
     """
 
     def __init__(self) -> None:
@@ -188,10 +188,10 @@ class RunProcesses:
 
     @contextlib.contextmanager
     def starting(self, give_up: Callable[[], object] = _nothing) -> Iterator[set[int]]:
-        """Hold off every look at the run's processes; what is put into the set is kept.
+        """Hold off every search for the run's processes; processes in the yielded set are kept.
 
         Args:
-            give_up: Called, from another thread, when that takes so long that somebody does not want to wait.
+            give_up: Called from another thread if a search would have to wait for too long.
         """
         with self._lock:
             self._give_up = give_up
@@ -211,7 +211,7 @@ class RunProcesses:
             self._lock.release()
 
     def release(self, pid: int) -> None:
-        """Keep a process no more: it is the run's, or dead."""
+        """Keep a process no longer: it is the run's, or dead."""
         with self._lock:
             self._kept.discard(pid)
 
@@ -221,7 +221,7 @@ class RunProcesses:
             return descendants(os.getpid(), self._kept.__contains__)
 
     def peek(self) -> list[int]:
-        """Return the run's processes; none, where that would wait for one that is being started."""
+        """Return the run's processes; none if a process is being started."""
         if not self._lock.acquire(timeout=PATIENCE):
             return []
         try:
@@ -230,23 +230,23 @@ class RunProcesses:
             self._lock.release()
 
     def kill(self) -> set[int]:
-        """End the run's processes, and return which, when none is left.
+        """Kill the run's processes, and return them when none is left.
 
         Raises:
-            ProcessesLeftError: Some were still there after `KILL_DEADLINE`.
+            ProcessesLeftError: Some were still alive after `KILL_DEADLINE`.
         """
         with self._looking():
             return kill_descendants(os.getpid(), self._kept.__contains__)
 
     def install(self) -> None:
-        """Reap orphans, which a subreaper is handed, whenever a child ends; for the main thread."""
+        """Reap orphans of the run whenever a child ends; call it on the main thread."""
         signal.signal(signal.SIGCHLD, lambda *_: self.reap())
 
     def reap(self) -> None:
         """Reap the children that have ended."""
         with contextlib.suppress(ChildProcessError):
             while not self.paused:
-                # A look first: the exit codes of some are somebody else's.
+                # Only looked at first: other code needs the exit codes of some.
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if found is None or found.si_pid == self.kernel or found.si_pid in self._kept:
                     return

@@ -1,4 +1,4 @@
-"""Executes the cells of a notebook with nbclient, and tells what happens as it happens."""
+"""Executes the cells of a notebook with nbclient, and emits events as they happen."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 _OUTPUTS = {"stream", "display_data", "execute_result", "update_display_data", "error", "clear_output"}
-# What nbclient raises for a message that lacks something, or has it in another type than the protocol's.
+# nbclient's errors for messages with missing fields, or fields of wrong types.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, AssertionError)
 MAX_FIRST_LINE = 200
 MAX_COUNT = 2**31 - 1  # what the contract can carry
@@ -48,21 +48,21 @@ CHUNK_BYTES = 512 * 1024
 
 
 class StreamingNotebookClient(NotebookClient):
-    """An nbclient that emits an event for whatever happens, and each cell's outputs once it has ended.
+    """An nbclient that emits events, and the bytes of each cell when it has ended.
+
+    The caller owns kernel and signals: pass `km` and set `kc` before `async_execute`.
 
     Attributes:
-        error: What the newest cell raised; None: nothing.
-
-    Kernel and signals belong to whoever made it: pass `km` and set `kc` before `async_execute`.
+        error: The error of the last cell; None: none.
 
     Args:
-        notebook: The notebook to execute; its cells are filled in place.
-        emit: Takes the events.
+        notebook: The notebook to execute in place.
+        emit: Called with each event.
         on_output: Called for each output of the kernel, kept or not.
-        before_cell: Called before each cell; what it raises ends the execution.
-        after_cell: Called after each cell, however it ended; answers whether the run is being ended.
-        explain: Takes an error's text, and answers what there is to say about it; empty: nothing.
-        limits: What the run may take; output that is over is cut.
+        before_cell: Called before each cell; its exceptions end the execution.
+        after_cell: Called after each cell, however it ended; returns whether the run is being stopped.
+        explain: Called with an error's text; returns an explanation or an empty text.
+        limits: The run's limits; output beyond them is cut.
     """
 
     def __init__(
@@ -86,29 +86,28 @@ class StreamingNotebookClient(NotebookClient):
         self._limiter = OutputLimiter(limits)
         self._cut = self._raised = self._error_allowed = False
         self.error: CellError | None = None
-        # What the kernel published of the newest error in the cell.
+        # The last error that the kernel published in the cell.
         self._shown: CellError | None = None
-        # The text output that further text of its stream is added to, and its pieces: joined once, when it
-        # is over.
+        # The text output that further text of its stream is added to, and its pieces, joined once at the end.
         self._text: NotebookNode | None = None
         self._pieces: list[str] = []
-        # The notebook has asked to end here.
+        # The notebook has called exit().
         self._exited = False
         self._messages = 0
         self.quiet_seconds, self.iopub_timeout = self.iopub_timeout, FOR_EVER
-        # Cells that ended earlier and were changed since, by an update to what they display.
+        # Cells that ended earlier and were changed since, by an update of their display.
         self._changed: set[int] = set()
         self.on_cell_error = self._note_error
 
     @asynccontextmanager
     async def async_setup_kernel(self, **_: Any) -> AsyncGenerator[None, None]:
-        """Leave kernel and signal handlers alone: nbclient would take both over."""
+        """Leave kernel and signal handlers alone, which nbclient would take over."""
         yield
 
     async def async_execute_cell(
         self, cell: NotebookNode, cell_index: int, *arguments: Any, **options: Any
     ) -> NotebookNode:
-        """Execute a cell as nbclient does, and tell of its start and end."""
+        """Execute a cell as nbclient does, and emit its start and end."""
         if self._exited:
             return cell
         if not self._is_executed(cell):
@@ -140,16 +139,16 @@ class StreamingNotebookClient(NotebookClient):
     async def _async_poll_for_reply(
         self, msg_id: str, cell: NotebookNode, limit: int | None, output: Any, alive: Any
     ) -> Any:
-        """Wait for the end of a cell as nbclient does, and for its output as long as there is any.
+        """Wait for the end of a cell as nbclient does, and for its output as long as some comes.
 
-        nbclient waits `iopub_timeout` for it, 4 s from the kernel's reply on, and leaves out what comes
-        later: of 300 MB, 32 were missing.
+        nbclient waits for it only 4 s (`iopub_timeout`) after the kernel's reply, and drops the rest: 32 of
+        300 MB were missing.
         """
         rest: Any = self._rest_of(output)
         try:
             return await super()._async_poll_for_reply(msg_id, cell, limit, rest, alive)
         finally:
-            # It has not begun when the kernel did not reply.
+            # It was never awaited if the kernel did not reply.
             rest.close()
 
     async def _rest_of(self, output: asyncio.Future[Any]) -> None:
@@ -162,7 +161,7 @@ class StreamingNotebookClient(NotebookClient):
         output.result()
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
-        """Take a message of the kernel as nbclient does, as far as the limits allow, and tell of it."""
+        """Process a message of the kernel as nbclient does, within the limits, and emit its events."""
         self._messages += 1
         kind = msg["msg_type"]
         is_output, is_comm = kind in _OUTPUTS, kind.startswith("comm_")
@@ -177,11 +176,11 @@ class StreamingNotebookClient(NotebookClient):
         if kind == "error":
             msg["content"] = self._annotated(content)
         if kind == "error" and not self._raised:
-            # Why the cell ended is never left out.
+            # The error that ended the cell is never cut.
             self._raised = True
             return self._process(msg, cell, cell_index)
         if self._cut:
-            # Not even a clear_output: it would take the mark away.
+            # Not even a clear_output, which would remove the mark.
             return None
         room = self._limiter.left()
         wanted = self._limiter.cost(msg["content"]) + sum(map(len, msg.get("buffers") or ()))
@@ -191,13 +190,13 @@ class StreamingNotebookClient(NotebookClient):
         return self._cut_off(msg, int(room), cell, cell_index)
 
     def _cut_off(self, msg: dict[str, Any], room: int, cell: NotebookNode, cell_index: int) -> Any:
-        """Take what there is room for, and put a mark where the rest would be."""
+        """Keep what the limit allows of a message, and mark the cut."""
         self._cut = True
         if content := output_limiter.shortened(msg["msg_type"], msg["content"], room):
             self._process({**msg, "content": content}, cell, cell_index)
         limit, whole_run = self._limiter.reached()
         whose = "run" if whole_run else "cell"
-        text = f"\n[output cut: this {whose} may have {limit} bytes of it]\n"
+        text = f"\n[output cut: this {whose} reached its limit of {limit} bytes]\n"
         mark = {**msg, "msg_type": "stream", "content": {"name": "stderr", "text": text}}
         mark["header"] = {**msg["header"], "msg_type": "stream"}
         output = super().process_message(mark, cell, cell_index)
@@ -209,19 +208,19 @@ class StreamingNotebookClient(NotebookClient):
             output = super().process_message(msg, cell, cell_index)
             events = _events(msg, cell_index)
         except _MALFORMED:
-            self.log.warning("a message of the kernel is left out: it is malformed", exc_info=True)
+            self.log.warning("malformed message of the kernel ignored", exc_info=True)
             return None
         if msg["msg_type"].startswith("comm") and self.kc is not None:
-            # An output widget makes nbclient send on the shell socket while the reply is awaited there,
-            # past pyzmq's asyncio layer: the send can swallow the socket's one signal that the reply has
-            # come. Asking for the socket's events makes pyzmq look again.
+            # An output widget makes nbclient send on the shell socket while the reply is awaited there, past
+            # pyzmq's asyncio layer, which can lose the signal that the reply has come. Reading the socket's
+            # events makes pyzmq check again.
             self.kc.shell_channel.socket.get(zmq.EVENTS)
         for event in events:
             self._emit(event)
         return output
 
     def emit_tail(self) -> None:
-        """Emit all of the notebook that is not a cell: its metadata and widgets as they are now."""
+        """Emit the part of the notebook that is not a cell: its metadata and widgets as they are now."""
         self.set_widgets_metadata()
         self._emit_segment(TAIL, notebooks.encode_tail(self.nb))
 
@@ -249,7 +248,7 @@ class StreamingNotebookClient(NotebookClient):
     def output(
         self, outs: list[NotebookNode], msg: dict[str, Any], display_id: str | None, cell_index: int
     ) -> NotebookNode | None:
-        """Add an output as nbclient does, and text to the text of the same stream that it follows."""
+        """Add an output as nbclient does, and join text to preceding text of the same stream."""
         content = msg["content"]
         continues = (
             msg["msg_type"] == "stream"
@@ -277,7 +276,7 @@ class StreamingNotebookClient(NotebookClient):
     async def _check_raise_for_error(
         self, cell: NotebookNode, cell_index: int, exec_reply: dict[str, Any] | None
     ) -> None:
-        """Raise for a reply as nbclient does, unless the notebook has asked to end here, and all is well."""
+        """Raise for a reply as nbclient does, unless the notebook has called exit()."""
         content = exec_reply["content"] if exec_reply else {}
         if _is_exit(content) and "raises-exception" not in cell.metadata.get("tags", []):
             self._exited = True
@@ -289,17 +288,17 @@ class StreamingNotebookClient(NotebookClient):
         self._changed.update(self._display_id_map.get(display_id, {}))
 
     def _note_error(self, *, cell: NotebookNode, execute_reply: dict[str, Any], **_: Any) -> None:
-        # Called for errors that end the run as well; those raise next.
+        # Also called for errors that end the run, which raise next.
         self._error_allowed = True
         self._join_text()
         content = execute_reply["content"]
         name, message = str(content.get("ename", "")), str(content.get("evalue", ""))
         shown = self._shown
-        # An error while a result was displayed is not in the reply, which says "NoneType: None".
+        # The reply to an error in the display of a result has only "NoneType: None".
         if shown is not None and (name in ("", "NoneType") or (name, message) == (shown.name, shown.message)):
             self.error = shown
             return
-        # What IPython cannot format (groups of exceptions, its own UsageError) it prints, and its reply has
+        # IPython prints errors that it cannot format (exception groups, its own UsageError); its reply has
         # the traceback of an earlier exception, or none.
         printed = [out.text for out in cell.outputs if out.output_type == "stream" and out.name == "stderr"]
         traceback = plain(printed[-1]) if printed else ""
@@ -308,7 +307,7 @@ class StreamingNotebookClient(NotebookClient):
         self.error = CellError(name, message, traceback, self._explain(f"{traceback}\n{message}"))
 
     def _annotated(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Note an error that the kernel publishes, and add to its traceback what there is to say about it."""
+        """Note an error that the kernel publishes, and add the explanation to its traceback."""
         name, message = str(content.get("ename", "")), str(content.get("evalue", ""))
         lines = list(content.get("traceback", []))
         traceback = plain("\n".join(lines))
@@ -319,7 +318,7 @@ class StreamingNotebookClient(NotebookClient):
 
 
 def _is_exit(reply: dict[str, Any]) -> bool:
-    """Tell whether a cell has called `sys.exit(0)`, `sys.exit()`, `exit()` or `quit()`."""
+    """Return whether a cell has called `sys.exit(0)`, `sys.exit()`, `exit()` or `quit()`."""
     if reply.get("status") == "error":
         return reply.get("ename") == "SystemExit" and reply.get("evalue") in ("", "0", "None")
     payload = [one for one in reply.get("payload", []) if isinstance(one, dict)]
@@ -335,7 +334,7 @@ def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
     match msg["msg_type"]:
         case "stream":
             text = _unicode(content["text"])
-            # A character has at most four bytes.
+            # A character has up to four bytes.
             step = TEXT_BYTES if text.isascii() else TEXT_BYTES // 4
             return [
                 StreamOutput(cell_index, content["name"], text[start : start + step])
@@ -360,5 +359,5 @@ def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
 
 
 def _unicode(text: str) -> str:
-    """Replace lone surrogates, which no protocol can carry; the notebook keeps them."""
+    """Replace lone surrogates, which protobuf cannot carry; the notebook keeps them."""
     return text.encode(errors="replace").decode()

@@ -1,7 +1,7 @@
-"""Repairs what a notebook has against nbformat's schema, wherever it can be executed all the same.
+"""Repairs notebooks that violate nbformat's schema, and clears the results of earlier executions.
 
-nbclient and papermill log such a violation and go on. Here the executed notebook is valid afterwards, as far
-as its format's version allows, and each repair is named. Only what cannot be executed is an error.
+nbclient and papermill log a violation and continue. Here the executed notebook is valid afterwards, as far as
+its format's version allows, and each repair is reported. Only a notebook that cannot be executed is an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_CELLS = 10
 _MAX_KEY = 40
 
 IDS_SINCE = 5
-"""The minor version of nbformat 4 in which cells got ids."""
+"""The first minor version of nbformat 4 with cell ids."""
 
 _LAST_WITHOUT_IDS = IDS_SINCE - 1
 _ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -35,23 +35,23 @@ _JSON_MIME_TYPE = re.compile(r"application/(.*\+)?json")
 
 
 class CannotRepairError(ValueError):
-    """The notebook cannot be executed; the message names the place and what is wrong there."""
+    """The notebook cannot be executed; the message says why, and where."""
 
 
 class Repairs:
-    """What was repaired: one sentence for each kind, with the cells that it was found in."""
+    """The repairs of a notebook: one sentence for each kind, with its cells."""
 
     def __init__(self) -> None:
         self._found: dict[str, list[int]] = {}
 
     def note(self, what: str, cell_index: int | None = None) -> None:
-        """Note a repair: a sentence without its full stop, and the cell where it is one of a cell."""
+        """Add a repair: a sentence without its full stop, and the index of its cell, if any."""
         cells = self._found.setdefault(what, [])
         if cell_index is not None:
             cells.append(cell_index)
 
     def sentences(self) -> tuple[str, ...]:
-        """Return the repairs in the order in which they were made, and no more than a run may carry."""
+        """Return the repairs in order, up to `MAX_REPAIRS`."""
         found = [_sentence(what, cells) for what, cells in self._found.items()]
         if len(found) > MAX_REPAIRS:
             left_out = len(found) - MAX_REPAIRS + 1
@@ -68,14 +68,14 @@ def _sentence(what: str, cells: list[int]) -> str:
 
 
 def repair(document: dict[str, Any], repairs: Repairs) -> None:
-    """Repair a notebook of nbformat 4 in place, all but the values of its metadata (`strip_metadata`).
+    """Repair a notebook of nbformat 4 in place, except values of metadata (`strip_metadata`).
 
     Args:
-        document: What the notebook's JSON says.
-        repairs: Takes what is repaired.
+        document: The notebook's JSON.
+        repairs: Collects the repairs.
 
     Raises:
-        CannotRepairError: It cannot be executed.
+        CannotRepairError: The notebook cannot be executed.
     """
     cells = document.get("cells")
     if not isinstance(cells, list):
@@ -83,7 +83,7 @@ def repair(document: dict[str, Any], repairs: Repairs) -> None:
     for index, cell in enumerate(cells):
         _check_cell(f"cells/{index}", cell)
     minor = _repair_minor(document, repairs)
-    # What later versions add is not known here, and nothing of it is removed.
+    # Later versions may have other keys, which are kept.
     if minor <= NEWEST_MINOR:
         _remove_keys(document, _NOTEBOOK_KEYS, repairs)
     _repair_metadata(document, "metadata", repairs)
@@ -95,13 +95,13 @@ def repair(document: dict[str, Any], repairs: Repairs) -> None:
 
 
 def strip_metadata(notebook: NotebookNode, repairs: Repairs) -> None:
-    """Remove metadata with values that the schema does not allow, by nbformat's own means.
+    """Remove metadata that violates the schema, with nbformat's own code.
 
     Raises:
-        NotebookValidationError: Something else is against the schema.
+        NotebookValidationError: Something else violates the schema.
     """
     checked = _checked_by_schema(notebook)
-    # nbformat keeps a compiled schema for each version that it was asked for, and all later ones are one.
+    # nbformat caches a compiled schema for each version; all later versions share one.
     minor = min(notebook.nbformat_minor, NEWEST_MINOR + 1)
     if next(iter(iter_validate(checked, version=4, version_minor=minor)), None) is None:
         return
@@ -118,20 +118,20 @@ def strip_metadata(notebook: NotebookNode, repairs: Repairs) -> None:
 
 
 def _checked_by_schema(notebook: NotebookNode) -> NotebookNode:
-    """Return what nbformat's schema is to check: without cells of types that it does not know."""
+    """Return the notebook for the check against the schema, without cells of unknown types."""
     cells = [cell for cell in notebook.cells if cell.cell_type in _CELL_KEYS]
     metadata = NotebookNode(notebook.metadata)
-    # Notebooks with a kernelspec that has no name are about: they mean the default kernel.
+    # Some notebooks have a kernelspec without a name, which means the default kernel.
     if "name" not in metadata.get("kernelspec", {"name": ""}):
         del metadata["kernelspec"]
     return NotebookNode({**notebook, "metadata": metadata, "cells": cells})
 
 
 def _check_cell(place: str, cell: object) -> None:
-    """Refuse what nobody could execute or show.
+    """Check that a cell can be executed or shown.
 
     Raises:
-        CannotRepairError: It is no cell, or a code cell without code.
+        CannotRepairError: It is not a cell, or a code cell without source.
     """
     if not isinstance(cell, dict):
         raise CannotRepairError(f"{place} must be an object, not {_type_name(cell)}.")
@@ -203,7 +203,7 @@ def _repair_cell(cell: dict[str, Any], minor: int, repairs: Repairs, index: int)
 
 
 def _repair_outputs(cell: dict[str, Any], repairs: Repairs, index: int) -> None:
-    """Make outputs and execution count what they may be; no earlier ones are kept (`clear`)."""
+    """Reset outputs and execution count, as `clear_execution` does, and report invalid ones."""
     if not isinstance(cell.get("outputs"), list):
         repairs.note("Set the missing or invalid outputs", index)
     count = cell.get("execution_count", "")
@@ -287,7 +287,7 @@ def _is_bundle(data: object) -> bool:
 
 
 def _quoted(key: str) -> str:
-    # A document's keys can have any length, and need not be Unicode.
+    # Keys of a document can have any length, and lone surrogates.
     return repr(key if len(key) <= _MAX_KEY else f"{key[:_MAX_KEY]}…").encode(errors="replace").decode()
 
 

@@ -1,11 +1,10 @@
-"""A folder for what lives as long as a server: the kernels' sockets and connection files; files of exports.
+"""A temporary folder that lives as long as the server, for kernel sockets, connection files and exports.
 
-A socket's path may have 107 bytes at the most (kernels have some, and a browser that prints), so the folder
-cannot be below the state folder. A link there says where it is, so that what a killed server has left is
-removed at the next start.
+The path of a socket has at most 107 bytes (kernels and Chromium have sockets), so the folder cannot be below
+the state folder. A link there leads to it, so that the next start can remove what a killed server left.
 
-The server holds the folder open, with a lock on it: no other server removes it, and cleaners that respect
-such locks (systemd-tmpfiles) pass it over. When something else has removed it, it is made again.
+The server holds the folder open and locked: no other server removes it, and cleaners that respect such locks
+(systemd-tmpfiles) leave it alone. If something else removes it, it is created again.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class RuntimeDir:
-    """A short private folder under the system's temporary folder.
+    """A private folder with a short path under the system's temporary folder.
 
     Args:
         link: The symbolic link that leads to it.
@@ -36,7 +35,7 @@ class RuntimeDir:
         self._descriptor = -1
 
     def open(self) -> None:
-        """Make the folder, after what a killed server has left is removed."""
+        """Remove what a killed server left, and create the folder."""
         self._remove_left()
         self._path = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()
         self._hold()
@@ -44,24 +43,24 @@ class RuntimeDir:
 
     @property
     def folder(self) -> Path:
-        """The folder, when it is there."""
+        """The folder, after `open`."""
         assert self._path is not None  # noqa: S101 - open() was called
         return self._path
 
     def subfolder(self) -> Path:
-        """Return a new folder in it.
+        """Create a folder in it, and return that.
 
         Raises:
-            OSError: There is no place for it.
+            OSError: It cannot be created.
         """
         self.restore()
         return Path(tempfile.mkdtemp(prefix="", dir=self.folder))
 
     def restore(self) -> bool:
-        """Make the folder again if it has disappeared; tell whether it had.
+        """Create the folder again if it has disappeared; return whether it had.
 
         Raises:
-            OSError: It cannot be made, or its name is taken.
+            OSError: It cannot be created, or its name is taken.
         """
         if self._is_there():
             return False
@@ -70,10 +69,10 @@ class RuntimeDir:
         return True
 
     def close(self) -> None:
-        """Remove the folder, if this made it."""
+        """Remove the folder, if this object created it."""
         if self._path is None:
             return
-        # A worker may have made it again.
+        # A worker may have recreated it.
         with contextlib.suppress(OSError):
             self.restore()
         if self._is_there():
@@ -103,7 +102,7 @@ class RuntimeDir:
         return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
 
     def _remove_left(self) -> None:
-        """Remove what a killed server has left; a server that lives keeps its folder locked."""
+        """Remove what a killed server left; a running server keeps its folder locked."""
         if not self._link.is_symlink():
             return
         left = self._link.readlink()
@@ -119,24 +118,24 @@ class RuntimeDir:
 
 
 def subfolder(folder: Path) -> Path:
-    """Return a new folder in a worker's; the worker's is made again if it has disappeared.
+    """Create a folder in a worker's folder, which is recreated if it has disappeared, and return that.
 
     Raises:
-        OSError: There is no place for it.
+        OSError: It cannot be created.
     """
     with contextlib.suppress(FileNotFoundError):
         return Path(tempfile.mkdtemp(prefix="", dir=folder))
-    # A run does not wait until the server has noticed.
+    # A run does not wait until the server notices.
     make_private(folder.parent)
     make_private(folder)
     return Path(tempfile.mkdtemp(prefix="", dir=folder))
 
 
 def make_private(path: Path) -> None:
-    """Make a folder that is this user's alone, unless it is there.
+    """Create a folder that only this user can access, unless it exists.
 
     Raises:
-        OSError: It cannot be made, or its name is taken by what is not a private folder of this user.
+        OSError: It cannot be created, or its name is taken by anything but a private folder of this user.
     """
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)

@@ -1,10 +1,10 @@
-"""Memory of a run that is no process's: files in `/dev/shm`, memfds, and what System V has.
+"""The shared memory of a run: files in `/dev/shm`, memfds, and System V objects.
 
-What has a name or a number stays when its processes have ended, and what no process has touched counts
-for none. Linux says who has made a segment, and not who has made a file, and other programs of the same
-user make both. So an object is the run's if it is newer than the run and a process of the run made it, or
-had it open or mapped when that was looked at. Where this worker's runs are all that the user has (in a
-container), whatever is newer is.
+Objects with a name or a number remain when their processes end, and pages that no process has touched count
+for none. Linux knows the creator of a segment but not of a file, and other programs of the same user create
+both. So an object belongs to the run if it is newer than the run, and a process of the run created it, or had
+it open or mapped at a check. Where the user has only this worker's runs (in a container), all newer objects
+do.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class _Object:
 
     Attributes:
         size: Bytes.
-        name: The file's.
-        maker: The process that made it, or used it last; 0: nobody knows.
+        name: The file's name.
+        maker: The process that created it or used it last; 0: unknown.
     """
 
     size: int
@@ -56,11 +56,11 @@ class _Object:
 
 
 class SharedMemory:
-    """What one run has of it.
+    """Tracks the shared memory of one run.
 
     Args:
-        is_alone: No other worker of this server has runs, and nobody else uses its user's shared memory.
-        folders: Folders of the run, which are memory where they are on a tmpfs.
+        is_alone: Whether nothing else of this user creates shared memory.
+        folders: Folders of the run, which are memory if they are on a tmpfs.
     """
 
     def __init__(self, *, is_alone: bool, folders: Iterable[Path]) -> None:
@@ -71,13 +71,13 @@ class SharedMemory:
         self._seen: set[int] = set()
 
     def look(self, processes: Callable[[], Iterable[int]]) -> dict[Key, int]:
-        """Notice which objects the run's processes have made, or have open or mapped.
+        """Find the objects that the run's processes have created, or have open or mapped.
 
         Args:
-            processes: Returns the run's processes; only called where there is something to notice.
+            processes: Returns the run's processes; only called if new objects exist.
 
         Returns:
-            The bytes of each object that the run has and that has a name or a number.
+            The bytes of each object of the run with a name or a number.
         """
         new = _objects(self._before)
         if unknown := new.keys() - self._own:
@@ -88,14 +88,14 @@ class SharedMemory:
         return {key: found.size for key, found in new.items() if key in self._own}
 
     def see(self, pids: Iterable[int]) -> None:
-        """Remember the run's processes: what they have made is the run's, also when they have ended."""
+        """Remember the run's processes, whose objects are the run's even after their end."""
         self._seen.update(pids)
 
     def sizes(self, pids: Iterable[int]) -> dict[Key, int]:
-        """Return the bytes of each object that the run has and nothing names, and of its folders on a tmpfs.
+        """Return the bytes of each unnamed object of the run, and of its folders on a tmpfs.
 
         Args:
-            pids: Its processes.
+            pids: The run's processes.
         """
         found: dict[Key, int] = {}
         for pid in pids:
@@ -105,7 +105,7 @@ class SharedMemory:
         return found
 
     def remove(self) -> None:
-        """Remove the run's objects, when no process of it is left."""
+        """Remove the run's objects, after the end of its processes."""
         new = _objects(self._before)
         if new.keys() - self._own and self._is_alone and _has_user_to_itself():
             self._own |= {key for key, found in new.items() if not found.name.startswith(_SEMAPHORE)}
@@ -115,7 +115,7 @@ class SharedMemory:
 
 
 def mapped(pids: Iterable[int]) -> dict[Key, int]:
-    """Return how many bytes of each object processes have in memory together: their share of its pages."""
+    """Return the bytes of each object that processes have mapped together, as their share of its pages."""
     found: dict[Key, int] = {}
     for pid in pids:
         for key, size in _mapped(pid).items():
@@ -124,7 +124,7 @@ def mapped(pids: Iterable[int]) -> dict[Key, int]:
 
 
 def _objects(but: Container[Key] = ()) -> dict[Key, _Object]:
-    """Return the objects of this user, but some."""
+    """Return the objects of this user, except some."""
     user = os.geteuid()
     found: dict[Key, _Object] = {}
     with contextlib.suppress(OSError), os.scandir(_FOLDER) as entries:
@@ -168,11 +168,11 @@ def _remove(key: Key, found: _Object) -> None:
 
 
 def _unnamed(pid: int) -> dict[Key, int]:
-    """Return the objects that a process has open and nothing names, and how many bytes each has."""
+    """Return the unnamed objects that a process has open, with their sizes in bytes."""
     found: dict[Key, int] = {}
     for path, link in _links(pid):
         if link.startswith((f"{_FOLDER}/", _UNNAMED)):
-            # A process vanishes between any two looks at it.
+            # A process may vanish at any moment.
             with contextlib.suppress(OSError):
                 about = os.stat(path)
                 if not about.st_nlink:
@@ -184,7 +184,7 @@ def _names(pid: int) -> set[str]:
     """Return the names of the files and folders of the shared folder that a process has open or mapped."""
     paths = [link for _, link in _links(pid)]
     for line in _lines(f"/proc/{living_thread(pid)}/maps"):
-        # What a notebook has mapped it may have named with any character but a null byte.
+        # A name may have any character but a null byte.
         _, slash, path = line.partition("/")
         paths.append(slash + path)
     begin = f"{_FOLDER}/"
@@ -192,7 +192,7 @@ def _names(pid: int) -> set[str]:
 
 
 def _lines(path: str) -> list[str]:
-    """Return the lines of a file of a process; none: it is gone."""
+    """Return the lines of a file in /proc; none: the process is gone."""
     with contextlib.suppress(OSError):
         # Of all that can end a line, Linux escapes the line feed alone.
         return os.fsdecode(Path(path).read_bytes()).split("\n")
@@ -200,7 +200,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _links(pid: int) -> Iterator[tuple[str, str]]:
-    """Yield what a process has open: where that can be looked at, and what it is."""
+    """Yield the open files of a process: the path in /proc, and its target."""
     folder = f"/proc/{living_thread(pid)}/fd"
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
@@ -209,7 +209,7 @@ def _links(pid: int) -> Iterator[tuple[str, str]]:
 
 
 def _mapped(pid: int) -> dict[Key, int]:
-    """Return the objects that a process has mapped, and its share of the pages of each, in bytes."""
+    """Return the objects that a process has mapped, with its share of their pages in bytes."""
     found: dict[Key, int] = {}
     key: Key | None = None
     for line in _lines(f"/proc/{living_thread(pid)}/smaps"):
@@ -242,7 +242,7 @@ def _bytes(about: os.stat_result) -> int:
 
 
 def _room(folder: Path) -> int:
-    """Return how many bytes the files below a folder take."""
+    """Return the size of the files below a folder."""
     return sum(_bytes(entry.about) for entry in folder_tree.walk(folder))
 
 
@@ -256,7 +256,7 @@ def _is_on_tmpfs(folder: Path) -> bool:
 
 
 def _has_user_to_itself() -> bool:
-    """Tell whether all processes of this user are the server's, which is above this one."""
+    """Return whether all processes of this user belong to the server, which is above this one."""
     server = os.getppid()
     own = {server, *descendants(server)}
     for name in os.listdir("/proc"):

@@ -1,4 +1,4 @@
-"""Watches what a run takes: memory, and how many processes.
+"""Watches the memory and the number of processes of a run.
 
 Under cgroups the whole container is killed when a notebook runs out of memory, so the run's own limit has to
 come first.
@@ -18,26 +18,26 @@ from notebook_runner_server.execution.processes import living_thread, run_proces
 from notebook_runner_server.execution.shared_memory import Key, SharedMemory, mapped
 
 INTERVAL = 0.05
-"""Seconds between two looks. Memory is filled at 1 to 2 GB/s, so a limit is passed by 100 MB at the most."""
+"""Seconds between two checks. Memory fills at 1 to 2 GB/s, so a run exceeds its limit by at most 100 MB."""
 
 LONG_INTERVAL = 0.25
-"""The same for a run without limits, of which only the shared memory is looked at."""
+"""The same for a run without limits, of which only the shared memory is checked."""
 
 WORKER_BYTES = 64 * 1024 * 1024
-"""How much memory the worker itself may take during a run before that counts as the run's."""
+"""Memory that the worker itself may use during a run before it counts as the run's."""
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class Watchdog:
-    """Looks at the processes of the run, on a thread of its own, until it is closed.
+    """Checks the processes of the run on its own thread until it is closed.
 
     Args:
-        memory_bytes: How much memory they may have together, with the run's shared memory and what the
-            worker itself has taken meanwhile; zero: any.
-        processes: How many they may be; zero: any.
-        shared: The run's shared memory, which is noticed whatever the limits are.
-        exceeded: Called once, from the thread, with what was exceeded and a sentence that says so.
+        memory_bytes: Limit of their memory together, with the run's shared memory and the growth of the
+            worker; zero: unlimited.
+        processes: Limit of their number; zero: unlimited.
+        shared: The run's shared memory, which is tracked whatever the limits are.
+        exceeded: Called once, from the thread, with the cause and a message.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Watchdog:
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more; what it has not said by now, it never will: the next run is not to pay for it."""
+        """Stop watching; nothing is reported from now on, for the next run must not be affected."""
         with self._judging:
             self._closed.set()
 
@@ -72,24 +72,24 @@ class Watchdog:
             try:
                 if self._is_exceeded():
                     return
-            except Exception:  # noqa: BLE001 - a notebook must not end what watches it, whatever it found
+            except Exception:  # noqa: BLE001 - a notebook must not be able to end its watchdog
                 traceback.print_exc()
 
     def _is_exceeded(self) -> bool:
-        """Look at the run, and say so if it takes more than it may."""
+        """Check the run, and report if it exceeds a limit."""
         if not (self._memory_bytes or self._processes):
-            # Nothing is so urgent that a kernel which is just being started would have to give way.
+            # Not urgent: a kernel that is just being started is not disturbed.
             self._shared.look(run_processes.peek)
             return False
         found = run_processes.processes()
         self._shared.see(found)
         shared = self._shared.look(found.copy)
         if self._processes and len(found) > self._processes:
-            message = f"The run has more than {self._processes} processes, its limit."
+            message = f"The run has more processes than its limit of {self._processes}."
             self._judge(Cause.PROCESS_LIMIT, message)
             return True
         if self._memory_bytes and (used := self._used(found, shared)) > self._memory_bytes:
-            message = f"The run took {used} bytes of memory; its limit is {self._memory_bytes}."
+            message = f"The run used {used} bytes of memory; its limit is {self._memory_bytes} bytes."
             self._judge(Cause.OUT_OF_MEMORY, message)
             return True
         return False
@@ -101,12 +101,12 @@ class Watchdog:
 
 
 def memory(pids: Iterable[int], enough: int = 0, shared: Mapping[Key, int] | None = None) -> int:
-    """Return how many bytes of memory processes have together, pages that they share counted once.
+    """Return the memory of processes in bytes, shared pages counted once.
 
     Args:
         pids: The processes.
-        enough: Take the cheaper sum, which counts shared pages for each, as long as it is not above this.
-        shared: The sizes of their objects of shared memory, of which they may have mapped a part.
+        enough: Return the cheaper sum, which counts shared pages for each process, up to this value.
+        shared: The sizes of their shared memory objects, which they may have mapped in part.
     """
     pids, shared = list(pids), shared or {}
     cheap = sum(map(resident, pids)) + sum(shared.values())
@@ -120,10 +120,10 @@ def memory(pids: Iterable[int], enough: int = 0, shared: Mapping[Key, int] | Non
 
 
 def resident(pid: int) -> int:
-    """Return how many bytes a process has in memory, with what it shares; zero: it is gone."""
+    """Return the resident memory of a process in bytes, with shared pages; zero: it is gone."""
     pages = _resident_pages(pid)
     if not pages and (thread := living_thread(pid)) != pid:
-        # Its main thread has ended, and has no memory any more; the others have.
+        # The main thread has ended, and only the others show memory.
         pages = _resident_pages(thread)
     return pages * _PAGE
 
@@ -135,16 +135,16 @@ def _resident_pages(pid: int) -> int:
 
 
 def _proportional(pid: int) -> int:
-    return _told(living_thread(pid), "smaps_rollup", b"Pss:")
+    return _kilobytes(living_thread(pid), "smaps_rollup", b"Pss:")
 
 
 def peak(pid: int) -> int:
-    """Return the most that a process has had in memory, in bytes; zero: it is gone."""
-    return _told(living_thread(pid), "status", b"VmHWM:")
+    """Return the peak resident memory of a process in bytes; zero: it is gone."""
+    return _kilobytes(living_thread(pid), "status", b"VmHWM:")
 
 
-def _told(pid: int, file: str, name: bytes) -> int:
-    """Return what Linux tells of a process in kB, in bytes; zero: it is gone."""
+def _kilobytes(pid: int, file: str, name: bytes) -> int:
+    """Return a field of a file of a process, which has kB, in bytes; zero: it is gone."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/{file}").read_bytes().splitlines():
             if line.startswith(name):
@@ -153,13 +153,13 @@ def _told(pid: int, file: str, name: bytes) -> int:
 
 
 class OomKills:
-    """Counts the processes that the kernel killed for want of memory in this process's control group."""
+    """Counts the processes of this control group that the system killed because memory ran out."""
 
     def __init__(self) -> None:
         self._before = _oom_kills()
 
     def happened(self) -> bool:
-        """Tell whether there was one since this was made."""
+        """Return whether one was killed since this was created."""
         return _oom_kills() > self._before
 
 
@@ -174,7 +174,7 @@ def _oom_kills() -> int:
 
 
 def _counters() -> list[Path]:
-    """Return where the control group may count: version 2, then version 1."""
+    """Return the files with the counter of the control group: version 2, then version 1."""
     found = []
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import NoReturn
 
-# Imported before the first job, so that no run waits for it.
+# Imported before the first job, so that no run waits for imports.
 from notebook_runner_server import folder_tree
 from notebook_runner_server.confinement import confine
 from notebook_runner_server.confinement.environment import scrub_environ
@@ -49,7 +49,7 @@ SMALL_SEGMENT = 64 * 1024
 
 
 class _Worker:
-    """The jobs of this process, one at a time, and the commands for the one that is executed.
+    """Executes the jobs of this process one at a time, and the commands for the current one.
 
     A command is carried out under the lock, and a job ends under it, so that no command for one job can reach
     the next.
@@ -72,7 +72,7 @@ class _Worker:
         executor = self._jobs.get()
         try:
             asyncio.run(executor.run())
-        except BaseException:  # noqa: BLE001 - whatever it was, this process is not fit for another run
+        except BaseException:  # noqa: BLE001 - this process must not execute another run
             traceback.print_exc()
             self.terminate()
         with self._lock:
@@ -115,7 +115,7 @@ class _Worker:
 
     def _serve_command(self) -> None:
         command = self._connection.recv() if self._connection.poll(self._remaining()) else None
-        # What cannot be ended is tried again by the job itself, before it reports its end.
+        # The job itself tries again to kill what is left, before it reports its end.
         with self._lock, contextlib.suppress(ProcessesLeftError):
             match command:
                 case Job():
@@ -130,12 +130,12 @@ class _Worker:
                     self._deadline = None
 
     def _stop(self, command: Stop) -> None:
-        # The run of a command that comes late has ended.
+        # A command may come after its run has ended.
         if self._executor is not None and self._executor.run_id == command.run_id:
             self._executor.stop(command.cause, command.grace_period)
 
     def terminate(self) -> NoReturn:
-        """End every process below this one, then this one."""
+        """Kill every process below this one, then exit."""
         try:
             kill_descendants(os.getpid())
             folder_tree.remove_if_possible(self._options.folder)
@@ -157,17 +157,17 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
     if options.hide:
         confine.set_dumpable(False)
     scrub_environ(options.kernel_environment)
-    # What the server could read at Start, with its limit, must not be nested too deep here.
+    # A notebook that the server could read within its recursion limit must be readable here.
     sys.setrecursionlimit(10 * sys.getrecursionlimit())
     global _worker  # noqa: PLW0603 - a worker process is one worker
-    # A terminal's Ctrl-C is for the server, which then says what is to end. The session stays the
-    # server's: that tells a worker from what a dead worker has left.
+    # Ctrl-C in a terminal is for the server, which then ends the runs. The session stays the server's, which
+    # tells a worker from the processes of a dead one.
     os.setpgid(0, 0)
     # Not SIG_IGN, which a kernel would inherit.
     signal.signal(signal.SIGINT, lambda *_: None)
     confine.become_subreaper()
     run_processes.install()
-    # What goes wrong in a run is told by its events; nbclient's log would repeat it.
+    # The events of a run report its errors; nbclient's log would repeat them.
     logging.disable(logging.CRITICAL)
     _worker = _Worker(connection, options)
     # When the pool is shut down, the main thread must not end this process while the other one has stopped
@@ -181,7 +181,7 @@ def hello() -> WorkerInfo:
     from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - only once a worker
     from nbformat.v4 import new_output  # noqa: PLC0415 - only once a worker
 
-    # ZeroMQ's, asyncio's and nbformat's first use take time that no run shall wait for.
+    # The first use of ZeroMQ, asyncio and nbformat takes time, which no run should wait for.
     asyncio.run(asyncio.sleep(0))
     new_output("stream")
     specs = KernelSpecManager().get_all_specs()

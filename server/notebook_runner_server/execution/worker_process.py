@@ -1,4 +1,4 @@
-"""One worker process, as the server sees it: a pool of one process, and the connection to it."""
+"""The server's side of a worker process: a pool of one process, and the connection to it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import KILL_DEADLINE, in_own_session, kill_descendants
 
 START_SECONDS = 60.0
-"""How long a worker process may take to start."""
+"""Seconds that a worker process may take to start."""
 
 MAX_WAITING_BYTES = 4 * 1024 * 1024
-"""Stop reading when so much is waiting to be taken: the worker then waits, and memory stays bounded."""
+"""Messages in memory above which reading stops: the worker then waits, and memory stays bounded."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,19 +39,19 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 
 def kill_orphans() -> set[int]:
-    """End whatever is below this process in another session: what a dead worker has left.
+    """Kill the processes below this one in other sessions, which a dead worker has left.
 
-    What this process starts itself stays in its session; a kernel never is in it.
+    Helper processes stay in the session of this process; a kernel is never in it.
     """
     return kill_descendants(os.getpid(), spare=in_own_session)
 
 
 @contextlib.contextmanager
 def safe_path() -> Iterator[None]:
-    """Have interpreters that are started meanwhile look for no module in the working folder.
+    """Keep interpreters that are started meanwhile from importing modules of the working folder.
 
-    A notebook may write there, and what `multiprocessing` starts is executed outside of the sandbox. No other
-    thread may look at the environment.
+    A notebook may write there, and `multiprocessing` starts its processes outside the sandbox. No other
+    thread may read the environment meanwhile.
     """
     before = os.environ.get(_SAFE_PATH)
     os.environ[_SAFE_PATH] = "1"
@@ -107,7 +107,7 @@ class WorkerConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Note that the worker is gone (called by asyncio)."""
+        """Wake the reader, for the worker is gone (called by asyncio)."""
         self.closed = True
         self._arrived.set()
 
@@ -128,7 +128,7 @@ class WorkerConnection(asyncio.Protocol):
                 self._transport.write(part)
 
     def close(self) -> None:
-        """Close the connection: the worker ends itself and all that is below it."""
+        """Close the connection, at which the worker exits with all processes below it."""
         if self._transport is not None:
             self._transport.close()
 
@@ -137,7 +137,7 @@ class WorkerProcess:
     """One worker process.
 
     Args:
-        options: What it is told once; its folder is removed with it.
+        options: The options of the worker; its folder is removed with it.
 
     Attributes:
         connection: The connection, after `start`.
@@ -163,11 +163,11 @@ class WorkerProcess:
         self.kernels_ready: Mapping[str, int] = {}
 
     async def start(self) -> None:
-        """Start the process and wait until it can take a job.
+        """Start the process, and wait until it can take a job.
 
         Raises:
-            BrokenProcessPool: It died.
-            TimeoutError: It did not get ready.
+            BrokenProcessPool: The process died.
+            TimeoutError: The process did not become ready.
         """
         self.connection = await WorkerConnection.open(self._near, self._handled)
         try:
@@ -220,13 +220,13 @@ class WorkerProcess:
         return done
 
     def kill(self) -> None:
-        """End the process with SIGKILL; what is below it is left to `kill_orphans`."""
+        """Kill the process; `kill_orphans` kills the processes below it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.info.pid, signal.SIGKILL)
 
     def kill_rest(self) -> set[int]:
-        """End what the process has left, when it is gone; blocks."""
-        # Its end of the connection closes before its children are handed on.
+        """Wait for the end of the process, and kill what it has left; blocks."""
+        # Its connection closes before its children are handed to this process.
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(self.info.pid)
             try:
@@ -238,13 +238,13 @@ class WorkerProcess:
         return kill_orphans()
 
     def exit_code(self) -> int | None:
-        """Return the exit code of the dead process, negative: the signal that ended it; blocks shortly."""
-        # The pool waits for the process as well, and only one of two can be told.
+        """Return the exit code of the dead process (negative: the signal that killed it); blocks shortly."""
+        # The pool waits for the process as well, and only one of them gets the exit code.
         self._pool.shutdown(wait=True)
         return self._process.exitcode if self._process else None
 
     async def close(self) -> None:
-        """End the process with all that is below it."""
+        """End the process with all processes below it."""
         if self.connection is not None:
             self.connection.close()
         else:

@@ -1,1 +1,1 @@
-"""Artefacts of a notebook in the formats of nbconvert."""
+"""Converts notebooks to other formats with nbconvert."""

@@ -1,7 +1,7 @@
-"""What of a notebook an exporter gets: what the formats show, in the types that nbformat gives it.
+"""Reduces a notebook to what the formats show, with the types of nbformat.
 
-nbconvert lets metadata choose exporters, media types, file names, attributes and more. None of it gets there:
-metadata that no format shows is left out, and the rest has to look like what it is.
+nbconvert lets metadata choose exporters, media types, file names, attributes and more. Metadata that no
+format shows is therefore dropped, and the rest is validated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BACKGROUNDS = {"light", "dark"}
 
 
 def exportable(document: Mapping[str, Any]) -> NotebookNode:
-    """Return what an exporter gets of a notebook.
+    """Return a notebook for an exporter.
 
     Args:
         document: The notebook's JSON, nbformat 4.
@@ -38,7 +38,7 @@ def exportable(document: Mapping[str, Any]) -> NotebookNode:
 
 
 def _id(cell: Mapping[str, Any], index: int) -> str:
-    """Return what a page calls a cell, to link to it."""
+    """Return a cell's id for links in a page."""
     given = cell.get("id")
     return given if isinstance(given, str) and _ID.fullmatch(given) else f"cell-{index}"
 
@@ -92,14 +92,14 @@ def _cell_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _placeholder(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a text cell in place of one of a type that nbconvert does not know."""
+    """Return a text cell instead of a cell of unknown type."""
     name = re.sub(r"[^\w.-]", "", str(cell["cell_type"]))[:_MAX_NAME]
     source = f"*A cell of the type `{name}` cannot be shown in this format.*"
     return {"cell_type": "markdown", "source": source, "metadata": {}}
 
 
 def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what is shown of an output; None: nothing."""
+    """Return the part of an output that is shown; None: nothing."""
     kind = output.get("output_type")
     if kind == "stream":
         return {name: output[name] for name in ("output_type", "name", "text")}
@@ -118,7 +118,7 @@ def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _data(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return representations, of JSON the types alone: no format shows more of it, however deep it is."""
+    """Return representations; of JSON only the type, for no format shows more."""
     found: dict[str, Any] = {}
     for kind, value in data.items():
         if not _MIME_TYPE.fullmatch(kind):
@@ -131,7 +131,7 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _output_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how large pictures are, and on what ground they stand: for all types, and for each."""
+    """Return sizes and backgrounds of pictures: for all types, and for each."""
     each = {
         kind: _presentation(_mapping(one)) for kind, one in metadata.items() if _MIME_TYPE.fullmatch(kind)
     }

@@ -15,7 +15,7 @@ class ConversionError(RuntimeError):
 
 
 DEEPEST = 12_000
-"""How deep the JSON of a notebook may be; a worker reads what is nearly as deep (`execution.worker`)."""
+"""Maximum depth of a notebook's JSON; a worker reads nearly as much (`execution.worker`)."""
 
 
 def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) -> str:
@@ -25,7 +25,7 @@ def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) 
         to: The name of an exporter.
         notebook: The notebook's file.
         target: The file to write.
-        omit_input: Leave out what the code cells say, and all prompts.
+        omit_input: Leave out the source of code cells, and all prompts.
 
     Raises:
         Exception: Whatever nbconvert raises.
@@ -35,14 +35,14 @@ def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) 
     from notebook_runner_server.export.exportable import exportable  # noqa: PLC0415 - as above
 
     config = Config()
-    # Who looks at a result runs none of the notebook's scripts.
+    # Readers of a result must not execute scripts of the notebook.
     config.HTMLExporter.sanitize_html = True
     # One artefact is one file: images stay in it.
     config.ExtractOutputPreprocessor.enabled = False
     config.ExtractAttachmentsPreprocessor.enabled = False
-    # What was printed in pieces is one text, as a terminal would show it.
+    # Text that was printed in pieces is joined, as in a terminal.
     config.CoalesceStreamsPreprocessor.enabled = True
-    # Markdown alone has no way of its own to carry what was pasted.
+    # Markdown alone has no attachments.
     config.MarkdownExporter.preprocessors = [_with_attachments]
     config.TemplateExporter.exclude_input = omit_input
     config.TemplateExporter.exclude_input_prompt = omit_input
@@ -58,7 +58,7 @@ def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) 
 
 
 def _exporter(to: str) -> Any:
-    """Return nbconvert's exporter of a format, or ours in its place."""
+    """Return our exporter of a format, or nbconvert's."""
     from nbconvert.exporters import get_exporter  # noqa: PLC0415 - as above
 
     from notebook_runner_server.export import pages  # noqa: PLC0415 - as above
@@ -67,7 +67,7 @@ def _exporter(to: str) -> Any:
         "html": pages.PageExporter,
         "slides": pages.SlidesPageExporter,
         "pdf": pages.PdfExporter,
-        # nbconvert's opens the page in a browser that runs what is in it.
+        # nbconvert's exporter executes the page in a browser.
         "webpdf": pages.PdfExporter,
         "script": pages.CodeExporter,
     }
@@ -76,7 +76,7 @@ def _exporter(to: str) -> Any:
 
 
 def _with_attachments(node: Any, resources: Any) -> tuple[Any, Any]:
-    """Put pictures that were pasted into text cells where the text names them."""
+    """Replace references to attachments by their data."""
     for cell in node.cells:
         for name, bundle in cell.get("attachments", {}).items():
             for kind, data in list(bundle.items())[:1]:
@@ -90,7 +90,7 @@ def export(to: str, notebook: Path, target: Path, *, omit_input: bool = False) -
     Raises:
         ConversionError: The notebook cannot be converted.
     """
-    # Not the end of its input alone: a conversion may hold the interpreter for long.
+    # The end of standard input is not enough: a conversion may hold the interpreter for long.
     confine.die_with_parent()
     confine.become_subreaper()
     sys.setrecursionlimit(DEEPEST)

@@ -1,4 +1,4 @@
-"""HTML that a notebook brings, made harmless, and formulas as browsers show them by themselves."""
+"""Sanitizes HTML of notebooks, and converts formulas to MathML."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from latex2mathml.converter import convert_to_element
 from soupsieve import SelectorSyntaxError
 
 LONGEST_FORMULA = 2000
-"""Characters of a formula; what is longer stays as it was written."""
+"""Maximum length of a formula; longer ones stay as TeX."""
 
 
 DEEPEST = 4000
-"""How deep elements may be nested: the time to clean them grows with the square of it. Deeper HTML is shown
-as text. Browsers end at some 500."""
+"""Maximum nesting of elements, for the time to sanitize grows with its square. Deeper HTML is shown as text;
+browsers stop at some 500."""
 
 DEEPEST_CHANGED = 250
-"""How deep elements may be nested where formulas and style sheets are looked for."""
+"""Maximum nesting of elements for converting formulas and style sheets."""
 
 # What html.parser raises an AssertionError for: a section that is none of these.
 _UNKNOWN_SECTION = re.compile(
@@ -145,17 +145,17 @@ def _attributes() -> dict[str, set[str]]:
 
 
 def _filtered(tag: str, name: str, value: str) -> str | None:
-    """Let an attribute be what shows something, and nothing that could be a page or load something."""
+    """Return an attribute's safe value, which loads nothing; None: remove it."""
     if tag in _SVG_TAGS:
         return _filtered_of_svg(tag, name, value)
     if name == "style":
         if _LOADING.search(value):
             return None
-        # Who gives an element a light ground thinks of dark letters, which a dark page has not.
+        # A light background needs dark text, also on a dark page.
         return f"{value};color:#111" if _COLOURED.search(value) and not _COLOUR.search(value) else value
     address = value.lstrip().lower()
     if name == "src":
-        # What is only referred to would be asked for by whoever opens the page.
+        # External media would be requested by the reader's browser.
         return value if _MEDIA.match(address) else None
     return None if address.startswith("data:") else value
 
@@ -193,23 +193,23 @@ _BODY_CLEANER = _cleaner(any={"data-mime-type"}, div={"tabindex"})
 
 
 def sanitize_html(html: str | bytes) -> str:
-    """Return HTML without anything that runs or loads by itself, and with its formulas shown.
+    """Return HTML without anything that executes or loads, and with formulas as MathML.
 
-    What stays: text, headings, tables, lists, links, colours, and pictures and sounds that are in it as data.
+    Text, headings, tables, lists, links, colours, and embedded pictures and sounds stay.
     """
     text = html.decode(errors="replace") if isinstance(html, bytes) else str(html)
     if _depth(text) > DEEPEST:
         return f"<pre>{entities.escape(text)}</pre>"
     if _CHANGED.search(text):
         text = _transformed(text)
-    # Last, so that nothing which was made of the notebook's text goes by it.
+    # Last, so that everything is sanitized that was made of the notebook's text.
     return _cleaned(_CLEANER, text)
 
 
 def sanitize_body(html: str) -> str:
-    """Return what templates have made of all cells, with nothing in it that runs or loads by itself.
+    """Return the templates' HTML of all cells without anything that executes or loads.
 
-    Templates put what a notebook says into attributes: to clean what goes into them is not enough.
+    Templates put text of the notebook into attributes, so that sanitizing their input is not enough.
     """
     return _cleaned(_BODY_CLEANER, html)
 
@@ -221,13 +221,13 @@ def _cleaned(cleaner: nh3.Cleaner, text: str) -> str:
 
 
 def is_blank(html: str) -> bool:
-    """Tell whether HTML that is harmless shows nothing, as what scripts would have filled."""
+    """Return whether sanitized HTML shows nothing, such as an element that a script would fill."""
     return not _VISIBLE.search(html)
 
 
 _OPENING = re.compile(r"<[a-z]", re.IGNORECASE)
 _VOID = _words("area base br col embed hr img input link meta param source track wbr")
-# What makes it worth while to parse HTML here.
+# HTML without these is not parsed here.
 _CHANGED = re.compile(r"[$\\]|<style|<input", re.IGNORECASE)
 _VISIBLE = re.compile(
     r"<(?:img|audio|video|source|image)\b[^>]*\s(?:xlink:)?(?:src|href)=|<(?:math|hr|meter|progress)\b"
@@ -236,7 +236,7 @@ _VISIBLE = re.compile(
 
 
 def _depth(text: str) -> int:
-    """Return how deep the elements of HTML are nested at the most, or more where some are not closed."""
+    """Return an upper bound for the nesting of elements."""
     most = len(_OPENING.findall(text))
     if most <= DEEPEST:
         return most
@@ -246,12 +246,12 @@ def _depth(text: str) -> int:
 
 
 def _without_unknown_sections(text: str) -> str:
-    """Return HTML without the beginnings of sections that Python's parser refuses; they are shown as text."""
+    """Return HTML with sections as text that Python's parser refuses."""
     return _UNKNOWN_SECTION.sub("&lt;![", text)
 
 
 class _Nesting(HTMLParser):
-    """Counts how deep elements are nested, without building a tree of them."""
+    """Measures the nesting of elements without building a tree."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,19 +259,19 @@ class _Nesting(HTMLParser):
         self._depth = self.deepest = 0
 
     def handle_starttag(self, tag: str, attrs: object) -> None:  # noqa: ARG002 - its signature
-        """Go into an element."""
+        """Count an element."""
         if tag not in _VOID:
             self._open[tag] += 1
             self._depth += 1
             self.deepest = max(self.deepest, self._depth)
 
     def handle_startendtag(self, tag: str, attrs: object) -> None:
-        """Pass by an element of SVG without content; others cannot say so."""
+        """Ignore an empty element of SVG or MathML; other elements have no such form."""
         if not (self._open["svg"] or self._open["math"]):
             self.handle_starttag(tag, attrs)
 
     def handle_endtag(self, tag: str) -> None:
-        """Leave an element."""
+        """Count the end of an element."""
         if self._open[tag]:
             self._open[tag] -= 1
             self._depth -= 1
@@ -289,7 +289,7 @@ def _transformed(text: str) -> str:
 
 
 def _depths(soup: BeautifulSoup) -> list[int]:
-    """Return how deep each element is."""
+    """Return the depth of each element."""
     found: list[int] = []
     level: list[Tag] = [soup]
     while level := [child for element in level for child in element.children if isinstance(child, Tag)]:
@@ -298,7 +298,7 @@ def _depths(soup: BeautifulSoup) -> list[int]:
 
 
 def _show_checkboxes(soup: BeautifulSoup) -> None:
-    """Show the boxes of task lists as signs: no control of a form is left."""
+    """Replace the checkboxes of task lists by characters, for form controls are removed."""
     for box in soup.find_all("input", type="checkbox"):
         is_checked = box.has_attr("checked")
         sign = soup.new_tag("span", title="done" if is_checked else "to do")
@@ -328,7 +328,7 @@ def _replace(text: NavigableString) -> None:
 
 
 def _readable(source: str) -> str:
-    """Return TeX in the commands that the converter knows: no equation has a number, as in Jupyter."""
+    """Return TeX in the converter's commands, without equation numbers, as in Jupyter."""
     source = _UNNUMBERED.sub("", _LABEL.sub("", source))
     source = _REFERENCE.sub(lambda found: rf"\text{{{found[1]}}}", source)
     source = _COLUMNS.sub(r"\1", source)
@@ -345,7 +345,7 @@ def _reference(label: str, *, in_parentheses: bool) -> BeautifulSoup:
 
 
 def _math(match: re.Match[str]) -> NavigableString | BeautifulSoup:
-    """Return a formula as MathML, a reference as a link; what cannot be read stays as it was written."""
+    """Return a formula as MathML, a reference as a link, and malformed TeX unchanged."""
     if match["ref"]:
         return _reference(match["ref"], in_parentheses=bool(match["kind"]))
     source = match["display"] or match["bracket"] or match["paren"] or match["inline"]
@@ -371,41 +371,41 @@ def _math(match: re.Match[str]) -> NavigableString | BeautifulSoup:
 
 
 MOST_SEARCHES = 200
-"""Selectors of one output that the whole output is searched for; those that name one id cost nothing."""
+"""Selectors of one output that are searched for; selectors of a single id cost nothing."""
 
 MOST_STEPS = 2_000_000
-"""Steps that all searches in one output may take: each may go up from each element."""
+"""Steps of all searches in one output; a search may go up from each element."""
 
 
 def _inline_styles(soup: BeautifulSoup, steps: int) -> None:
-    """Take the style sheets out, and give each element what they say of it.
+    """Move style sheets into the elements that they select, for a sheet would affect the whole page.
 
-    A sheet would speak of the whole page. Tables that pandas has coloured (`DataFrame.style`) have one each.
+    Tables with colours of pandas (`DataFrame.style`) have one each.
 
     Args:
         soup: An output.
-        steps: How many steps one search may take: how deep all elements are together.
+        steps: Steps of one search: the sum of the depths of all elements.
     """
     most = min(MOST_SEARCHES, MOST_STEPS // max(1, steps))
-    # All of them before any is applied: a selector may speak of them as well.
+    # All of them first: a selector may select a style sheet as well.
     sheets = [sheet.extract() for sheet in soup.find_all("style")]
     known = {str(element["id"]): element for element in soup.find_all(id=True)}
-    said: dict[Tag, list[str]] = defaultdict(list)
+    found: dict[Tag, list[str]] = defaultdict(list)
     searches = 0
     for sheet in sheets:
-        # pandas brings one for each plain table as well, that says what the page says itself.
+        # pandas adds one to each plain table as well, which repeats the page's own style.
         rules = () if sheet.has_attr("scoped") else _rules(sheet.get_text())
         for selector, declarations in rules:
             searches += not _is_id(selector)
             if _is_id(selector) or searches <= most:
-                for element in _spoken_of(soup, known, selector):
-                    said[element].append(declarations)
-    for element, declarations_of_it in said.items():
-        element["style"] = ";".join([*declarations_of_it, str(element.get("style", ""))])
+                for element in _selected(soup, known, selector):
+                    found[element].append(declarations)
+    for element, declared in found.items():
+        element["style"] = ";".join([*declared, str(element.get("style", ""))])
 
 
 def _rules(sheet: str) -> Iterator[tuple[str, str]]:
-    """Yield each selector with its declarations; what is under a condition is left out."""
+    """Yield each selector with its declarations, except those under a condition."""
     for rule in tinycss2.parse_stylesheet(sheet, skip_comments=True, skip_whitespace=True):
         if rule.type == "qualified-rule":
             declarations = tinycss2.serialize(rule.content).strip()
@@ -417,11 +417,11 @@ def _is_id(selector: str) -> bool:
     return selector.startswith("#") and selector[1:].replace("-", "_").isidentifier()
 
 
-def _spoken_of(soup: BeautifulSoup, known: Mapping[str, Tag], selector: str) -> list[Tag]:
+def _selected(soup: BeautifulSoup, known: Mapping[str, Tag], selector: str) -> list[Tag]:
     if _is_id(selector):
         return [known[selector[1:]]] if selector[1:] in known else []
     try:
         return list(soup.select(selector))
     except (SelectorSyntaxError, NotImplementedError):
-        # What only a browser knows: ::before, a state of the pointer.
+        # Only browsers support it: ::before, :hover.
         return []

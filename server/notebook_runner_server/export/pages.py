@@ -1,4 +1,4 @@
-"""nbconvert's exporters of pages, made safe to open: nothing of the notebook runs in them."""
+"""Exporters to HTML, slides, PDF and scripts; nothing of the notebook is executed in their results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TEMPLATES = Path(__file__).with_name("templates")
 
 
 class PageExporter(HTMLExporter):
-    """A page that is one file: it loads nothing, runs nothing, and is light or dark as its reader is."""
+    """Exports a page as one file that loads and executes nothing, and follows the reader's dark mode."""
 
     @default("template_name")
     def _template_name_default(self) -> str:
@@ -40,27 +40,24 @@ class PageExporter(HTMLExporter):
 
     @default("extra_template_paths")
     def _paths_default(self) -> list[str]:
-        # So that one template can name a file of another one.
+        # For templates that use files of another one.
         return [str(_TEMPLATES)]
 
     @property
     def default_config(self) -> Config:
-        """What of an output is shown."""
+        """The configuration of nbconvert, with the representations that are shown."""
         config: Config = super().default_config
         config.NbConvertBase.display_data_priority = list(SHOWN)
         return config
 
     def default_filters(self) -> Iterator[tuple[str, Callable[..., Any]]]:
-        """Yield nbconvert's filters, with our idea of harmless HTML in the place of its own.
-
-        nbconvert's shows most tags as text.
-        """
+        """Yield nbconvert's filters, with our sanitizer instead of its own, which shows most tags as text."""
         yield from super().default_filters()  # type: ignore[no-untyped-call] # nbconvert's
         yield "clean_html", sanitize_html
 
     @pass_context
     def markdown2html(self, context: Mapping[str, Any], source: str) -> str:
-        """Return Markdown as HTML; pictures that were not pasted into the cell are empty, and no error."""
+        """Return Markdown as HTML; missing attachments are empty instead of an error."""
         attachments = _Attachments(context.get("cell", {}).get("attachments", {}))
         own = {"cell": {"attachments": attachments}, "resources": context.get("resources", {})}
         html: str = super().markdown2html(own, source)
@@ -72,18 +69,18 @@ class PageExporter(HTMLExporter):
         """Convert a notebook.
 
         Raises:
-            ConversionError: It is not known which part of the page the notebook has made.
+            ConversionError: The part of the page that is made of the notebook is unknown.
         """
         nb.metadata.setdefault("title", _title(nb))
         for cell in nb.cells:
             _prepare(cell)
-        # A notebook that knew it could say where it ends.
+        # Random, for a notebook that knew it could close the part early.
         self._mark = secrets.token_hex(16)
         page, resources = super().from_notebook_node(nb, resources, **options)
         try:
             before, body, after = page.split(f"<!--{self._mark}-->")
         except ValueError as error:
-            raise ConversionError("the page of this notebook cannot be cleaned") from error
+            raise ConversionError("the HTML of this notebook cannot be sanitized") from error
         return f"{before}{sanitize_body(body)}{after}", resources
 
     def _init_resources(self, resources: dict[str, Any] | None) -> dict[str, Any]:
@@ -96,7 +93,7 @@ class PageExporter(HTMLExporter):
 
 
 class SlidesPageExporter(PageExporter, SlidesExporter):
-    """Slides. What shows them (reveal.js) is loaded by whoever opens them, and nothing else is."""
+    """Exports slides, which load only reveal.js."""
 
     @default("template_name")
     def _template_name_default(self) -> str:
@@ -105,18 +102,18 @@ class SlidesPageExporter(PageExporter, SlidesExporter):
     def from_notebook_node(
         self, nb: NotebookNode, resources: dict[str, Any] | None = None, **options: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Convert a notebook, to the same bytes each time.
+        """Convert a notebook reproducibly.
 
         Raises:
             ConversionError: As for a page.
         """
-        # No notebook can have the digest of all that is in it.
+        # A notebook cannot contain its own digest.
         digest = hashlib.sha256(json.dumps(nb, sort_keys=True).encode()).hexdigest()
         return super().from_notebook_node(nb, {**(resources or {}), "script_nonce": digest}, **options)
 
 
 class _Attachments(dict[str, Mapping[str, str]]):
-    """What was pasted into a cell; under each other name there is an empty picture."""
+    """The attachments of a cell; missing ones are an empty picture."""
 
     def __contains__(self, name: object) -> bool:
         return True
@@ -126,17 +123,17 @@ class _Attachments(dict[str, Mapping[str, str]]):
 
 
 def _prepare(cell: NotebookNode) -> None:
-    """Leave of a cell what the page shows."""
+    """Reduce the outputs of a cell to what the page shows."""
     for output in cell.get("outputs", ()):
         if isinstance(output.get("data"), dict):
             output.data = NotebookNode(chosen(output.data))
     if "outputs" in cell:
-        # One without a representation shows nothing, and nbconvert would warn of it.
+        # nbconvert would warn of an output without a representation.
         cell.outputs = [output for output in cell.outputs if output.get("data", True)]
 
 
 def _title(notebook: NotebookNode) -> str:
-    """Return the heading that the first text cell with one begins with."""
+    """Return the first heading that a text cell begins with."""
     for cell in notebook.cells:
         source = str(cell.source).lstrip()
         if cell.cell_type == "markdown" and source.startswith("# "):
@@ -172,9 +169,9 @@ _MEDIA_TYPES = {
 
 
 class CodeExporter(ScriptExporter):
-    """Writes the code cells; what is written, and as what, the language's name alone decides.
+    """Exports the code cells as a script; only the language's name determines exporter and media type.
 
-    nbconvert's has the notebook name any exporter, or a function to import, and the media type.
+    With nbconvert's own exporter a notebook chooses any exporter, or a function to import.
     """
 
     def from_notebook_node(
@@ -188,13 +185,13 @@ class CodeExporter(ScriptExporter):
         return content
 
     def _get_language_exporter(self, lang_name: str) -> PythonExporter | None:
-        # nbconvert's takes any that a package has installed for a language.
+        # nbconvert's method accepts any exporter that a package has installed for a language.
         return PythonExporter(config=self.config, parent=self) if lang_name == "python" else None
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 
-# The page's own policy forbids whatever would run or load, and the browser finds no host.
+# The page's policy forbids executing and loading, and the browser resolves no host.
 _FLAGS = (
     "--headless=new",
     "--host-resolver-rules=MAP * ~NOTFOUND",
@@ -208,15 +205,15 @@ _FLAGS = (
     "--disable-sync",
     "--disable-breakpad",
     "--disable-dev-shm-usage",
-    # Its sandbox needs rights that root and most containers have not. What is printed runs nothing.
+    # Its sandbox needs rights that root and most containers lack. The page executes nothing.
     "--no-sandbox",
 )
-# In the plain dictionary that says what made it; with parentheses that no text can have unescaped.
+# In the plain dictionary of metadata; text has no unescaped parentheses.
 _DATE = re.compile(rb"/(?:Creation|Mod)Date \(D:[^()]*\)")
 
 
 class PdfExporter(PageExporter):
-    """Prints the page of a notebook."""
+    """Exports a PDF: our page, printed by Chromium, which must be installed on the server."""
 
     output_mimetype = "application/pdf"
 
@@ -231,8 +228,7 @@ class PdfExporter(PageExporter):
         browser = next(filter(None, map(shutil.which, BROWSERS)), None)
         if browser is None:
             raise ConversionError(
-                "a PDF is printed by Chromium, which this server has not: its operator can install it "
-                "(the package chromium)"
+                "PDF export needs Chromium, which is not installed on the server (the package chromium)"
             )
         html, resources = super().from_notebook_node(nb, resources, **options)
         return _printed(browser, html), resources
@@ -242,7 +238,7 @@ def _printed(browser: str, html: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="print-") as folder:
         page, target = Path(folder, "page.html"), Path(folder, "page.pdf")
         page.write_text(html, encoding="utf-8", errors="replace")
-        # Whoever asked for this process limits its time.
+        # The caller of this process limits its time.
         done = subprocess.run(  # noqa: S603 - a browser that the operator has installed
             [
                 browser,
@@ -254,17 +250,19 @@ def _printed(browser: str, html: str) -> bytes:
             check=False,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            # It makes a socket in its folder for temporary files, and a socket's path may have 107 bytes.
+            # It creates a socket in its TMPDIR, and the path of a socket has at most 107 bytes.
             cwd=folder,
             env={**os.environ, "HOME": folder, "TMPDIR": "."},
         )
         if not target.exists():
-            # A desktop's message bus is not there on a server, which it says whatever happens.
-            said = [line for line in done.stderr.decode(errors="replace").splitlines() if "dbus" not in line]
-            raise ConversionError(f"{browser} printed nothing: {' '.join(said[-3:]) or done.returncode}")
+            # It always complains about a missing message bus.
+            errors = [
+                line for line in done.stderr.decode(errors="replace").splitlines() if "dbus" not in line
+            ]
+            raise ConversionError(f"{browser} created no PDF: {' '.join(errors[-3:]) or done.returncode}")
         return _undated(target.read_bytes())
 
 
 def _undated(pdf: bytes) -> bytes:
-    """Blank when it was printed: one that is made again between two reads has the same bytes."""
+    """Blank the dates, so that a PDF that is created again has the same bytes."""
     return _DATE.sub(lambda found: b" " * len(found[0]), pdf, count=2)

@@ -1,8 +1,7 @@
-"""Which representation of an output a page shows: the best that needs no scripts, or a box that says so.
+"""Chooses the representation of an output for a page: the best one without scripts, or a placeholder.
 
-A kernel sends an output in several MIME types, and a notebook chooses the richest. A page that runs nothing
-cannot show widgets, interactive plots and HTML that scripts would have filled; what stands beside them for
-such a case is shown.
+A kernel sends an output in several MIME types, and a notebook chooses the richest. A page that executes
+nothing cannot show widgets, interactive plots and HTML that scripts would fill; it shows their fallbacks.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ SHOWN = (
     "image/jpeg",
     TEXT,
 )
-"""What nbconvert's templates show, best first."""
+"""The MIME types of nbconvert's templates, best first."""
 
 # Pictures that nbconvert has no template for.
 _OTHER_PICTURE = re.compile(r"image/(?:gif|webp|avif|bmp|apng)")
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]+")
-# What only prepares a page for later outputs shows nothing in a notebook either.
+# Loaders for later outputs show nothing in a notebook either.
 _LOADER = re.compile(r"application/vnd\.\w+_load\.v\d+\+json")
 # By the beginning of the MIME type.
 _NAMES = {
@@ -46,7 +45,7 @@ _NAMES = {
     "application/pdf": "a PDF",
     "text/vnd.mermaid": "a Mermaid diagram",
 }
-# By what the HTML has that the sanitizer takes out, the most telling first.
+# By content of the HTML that the sanitizer removes, the most specific first.
 _PARTS = (
     (re.compile(r"plotly", re.IGNORECASE), "a Plotly figure"),
     (re.compile(r"bokeh", re.IGNORECASE), "a Bokeh plot"),
@@ -64,10 +63,7 @@ _MARKUP = re.compile(r"<[a-z]", re.IGNORECASE)
 
 
 def chosen(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the representation of an output that a page shows, as data of one MIME type; empty: nothing.
-
-    HTML in the answer is sanitized.
-    """
+    """Return the representation to show, as data of one MIME type with sanitized HTML; empty: nothing."""
     missing = [name for kind in data if (name := _name(kind))]
     html_is_blank = False
     for kind in SHOWN:
@@ -88,7 +84,7 @@ def chosen(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(kind: str) -> str:
-    """Return the name of what a page cannot show; empty: it can, or there is nothing to see."""
+    """Return a name for a MIME type that a page cannot show; empty: it can, or shows nothing."""
     if kind in SHOWN or _OTHER_PICTURE.fullmatch(kind) or _LOADER.fullmatch(kind):
         return ""
     found = next((name for beginning, name in _NAMES.items() if kind.startswith(beginning)), "")

@@ -1,4 +1,4 @@
-"""Exports notebooks one at a time, each in a process of its own that ends with it."""
+"""Exports notebooks one at a time, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class ExportService:
     """Converts notebooks with nbconvert, off the event loop.
 
     Args:
-        formats: The names of the exporters that are allowed.
+        formats: The names of the allowed exporters.
         timeout: Seconds that one export may take.
-        sweep: Ends, after an export, what has left the converter's process group; blocks.
-        folder: Makes the folder for the temporary files of an export.
-        environment: The variables of a converter, and of what it starts.
+        sweep: Kills processes that have left the converter's process group, after each export; blocks.
+        folder: Creates the folder for the temporary files of an export.
+        environment: The environment variables of converters.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ExportService:
             notebook: The notebook's file.
             to: The format.
             target: The file to write.
-            omit_input: Leave out what the code cells say, and all prompts.
+            omit_input: Leave out the source of code cells, and all prompts.
 
         Raises:
             ConversionError: nbconvert could not, or took too long.
@@ -64,9 +64,9 @@ class ExportService:
             except TimeoutError:
                 raise ConversionError(f"it took longer than {self._timeout:g} s (--export-timeout)") from None
             except SubprocessError as error:
-                raise ConversionError(f"the converter ended with code {error.code}") from error
+                raise ConversionError(f"the converter exited with code {error.code}") from error
             finally:
                 # A browser's crash handler leads a session of its own.
                 await asyncio.to_thread(self._sweep)
-                # By now nothing writes into it any more.
+                # By now no process writes into it.
                 await asyncio.to_thread(folder_tree.remove_if_possible, folder)

@@ -1,1 +1,1 @@
-"""Notebooks that are read from, and written to, places that a URI names."""
+"""Reads and writes notebooks by URI."""

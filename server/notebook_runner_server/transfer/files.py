@@ -1,4 +1,4 @@
-"""Notebooks in folders of the server's machine that the operator named; runs in the helper process alone."""
+"""Reads and writes files in the allowed folders; runs in the helper process only."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from notebook_runner_server.transfer.interface import MissingError, RefusedError
 
 
 def read(path: str, folders: Sequence[str], limit: int) -> bytes:
-    """Return up to `limit` bytes of a file, and one more when it has more.
+    """Return up to `limit` bytes of a file, and one more if it has more.
 
     Raises:
-        TransferError: It is none of these folders' files.
+        TransferError: It is not a file in these folders.
         OSError: It cannot be read.
     """
-    # Without waiting, for it may be a pipe; looked at when it is open, so that nothing can be exchanged.
+    # Non-blocking, for it may be a pipe; checked after it is opened, so that it cannot be exchanged.
     descriptor = _open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         _check_inside(descriptor, folders)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise MissingError("it is not a regular file")
+            raise MissingError("the path is not a regular file")
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(limit + 1)
     finally:
@@ -35,15 +35,15 @@ def read(path: str, folders: Sequence[str], limit: int) -> bytes:
 
 
 def write(path: str, folders: Sequence[str], notebook: BinaryIO) -> None:
-    """Put a file in its place when it is whole.
+    """Replace a file atomically.
 
     Args:
-        path: Where.
-        folders: Where it may be.
-        notebook: What to write.
+        path: The file.
+        folders: The allowed folders.
+        notebook: The new content.
 
     Raises:
-        TransferError: It is in none of these folders.
+        TransferError: The file is not in these folders.
         OSError: It cannot be written.
     """
     parent, name = os.path.split(path)
@@ -64,7 +64,7 @@ def _open(path: str, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_CLOEXEC)
     except OSError as error:
-        raise MissingError(f"it cannot be opened: {error.strerror}") from error
+        raise MissingError(f"cannot open the file: {error.strerror}") from error
 
 
 def _remove(name: str, folder: int) -> None:
@@ -73,7 +73,7 @@ def _remove(name: str, folder: int) -> None:
 
 
 def _check_inside(descriptor: int, folders: Sequence[str]) -> None:
-    """Refuse what is in none of the folders when all symbolic links are followed."""
+    """Check that a file is in one of the folders after following all links."""
     real = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
     if not any(real.is_relative_to(Path(folder).resolve()) for folder in folders):
-        raise RefusedError("it leads out of the folders that this server allows (--uri-folders)")
+        raise RefusedError("the path leads out of the allowed folders (--uri-folders)")

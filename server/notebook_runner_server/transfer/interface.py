@@ -1,15 +1,15 @@
-"""What brings notebooks from and to URIs, as the rest of the server sees it, and what can go wrong with it.
+"""The interface for reading and writing notebooks by URI, and its errors.
 
 ::
 
     TransferError
     ├── RefusedError      the operator does not allow the URI, or the URI is none
     ├── MissingError      nothing is there, or the server may not have it
-    ├── TooLargeError     it has more bytes than the server allows
+    ├── TransferTooLargeError  the notebook has more bytes than the server allows
     ├── UnreachableError  who holds it does not answer, or answers that it cannot now
     └── StoppedError      the server is shutting down
 
-Each message is a sentence without its subject and without a full stop, that shows nothing secret.
+Each message is a clause without a full stop, and contains no secrets.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Transfer(Protocol):
 
     @property
     def schemes(self) -> Collection[str]:
-        """The schemes that URIs may have; none: no URI can be used."""
+        """The allowed schemes; none: URIs are disabled."""
 
     def check(self, uri: str) -> None:
-        """Refuse a URI that is not allowed, as far as the URI alone tells.
+        """Check a URI without resolving or opening anything.
 
         Raises:
-            RefusedError: It is not allowed.
+            RefusedError: The URI is not allowed.
         """
 
     async def read(self, uri: str) -> bytes:
@@ -75,7 +75,7 @@ class Transfer(Protocol):
         """
 
     def stop_reading(self) -> None:
-        """Abandon what is being read, and read no more: the server is shutting down."""
+        """Cancel all reads, and refuse further ones: the server is shutting down."""
 
 
 def shown(uri: str) -> str:

@@ -1,7 +1,7 @@
-"""Notebooks in the object stores of clouds, through fsspec; runs in the helper process alone.
+"""Reads and writes objects in cloud storage with fsspec; runs in the helper process only.
 
-Credentials, endpoint and region are the server's: what the cloud's own library finds in the environment, in
-its files and in the roles of the machine, and what fsspec's configuration says.
+Credentials, endpoint and region are the server's: those that the cloud's library finds in the environment,
+its files and the machine's roles, and those in fsspec's configuration.
 """
 
 from __future__ import annotations
@@ -16,45 +16,47 @@ from notebook_runner_server.transfer.interface import MissingError, TransferTooL
 from notebook_runner_server.transfer.policy import ParsedUri
 
 _DENIED = (401, 403)
-# What each is to be told: s3fs holds ten pieces of 50 MiB at once, and some adlfs replace nothing.
-_MORE: dict[str, dict[str, Any]] = {
+# By default s3fs holds ten pieces of 50 MiB in memory, and some versions of adlfs do not overwrite.
+_PUT_OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"chunksize": 8 * 1024 * 1024, "max_concurrency": 2},
     "abfs": {"overwrite": True},
 }
 
 
-def read(place: ParsedUri, limit: int) -> bytes:
+def read(parsed: ParsedUri, limit: int) -> bytes:
     """Return an object.
 
     Args:
-        place: Which.
+        parsed: Which.
         limit: The most bytes.
 
     Raises:
         TransferError: It cannot be read.
         Exception: Whatever the cloud's library raises.
     """
-    with _told():
-        store = _store(place.scheme)
-        about = store.info(place.path)
+    with _translated_errors():
+        store = _store(parsed.scheme)
+        about = store.info(parsed.path)
         if about["type"] != "file":
             raise FileNotFoundError
         if about["size"] > limit:
-            raise TransferTooLargeError("it is too large")
-        with store.open(place.path, "rb", cache_type="none") as file:
+            raise TransferTooLargeError("the notebook is too large")
+        with store.open(parsed.path, "rb", cache_type="none") as file:
             content: bytes = file.read(limit + 1)
     return content
 
 
-def write(place: ParsedUri, notebook: int) -> None:
-    """Put an object there; it is whole or not there.
+def write(parsed: ParsedUri, notebook: int) -> None:
+    """Write an object atomically.
 
     Raises:
         TransferError: It cannot be written.
         Exception: Whatever the cloud's library raises.
     """
-    with _told():
-        _store(place.scheme).put_file(f"/proc/self/fd/{notebook}", place.path, **_MORE.get(place.scheme, {}))
+    with _translated_errors():
+        _store(parsed.scheme).put_file(
+            f"/proc/self/fd/{notebook}", parsed.path, **_PUT_OPTIONS.get(parsed.scheme, {})
+        )
 
 
 def _store(scheme: str) -> Any:
@@ -62,17 +64,15 @@ def _store(scheme: str) -> Any:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise MissingError(f"there is no such bucket or object: {error}"[:300]) from error
+        raise MissingError(f"no such bucket or object: {error}"[:300]) from error
     except Exception as error:
-        # Each library has its own names for that.
+        # Each library has its own name for it.
         status = getattr(error, "code", None) or getattr(error, "status_code", None)
         denied = isinstance(error, PermissionError) or status in _DENIED
         if denied or "Credentials" in type(error).__name__:
-            raise MissingError(
-                f"the service has nothing there, or refuses this server: {error}"[:300]
-            ) from error
+            raise MissingError(f"no such object, or access denied: {error}"[:300]) from error
         raise

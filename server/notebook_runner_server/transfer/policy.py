@@ -1,4 +1,7 @@
-"""Which URIs the operator allows. Pure: it looks at the URI alone, and resolves and opens nothing."""
+"""Parses URIs, and checks them against the operator's policy without resolving or opening anything.
+
+The SSRF guard blocks loopback, link-local and cloud-metadata addresses unless `--uri-hosts` names them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from urllib.parse import unquote
 from notebook_runner_server.transfer.interface import RefusedError
 
 MAX_URI = 8192
-"""Characters of a URI; signed ones have some 2,000."""
+"""Maximum length of a URI; signed ones have some 2,000 characters."""
 
 SCHEMES = {
     "https": ("aiohttp", "http"),
@@ -24,7 +27,7 @@ SCHEMES = {
     "abfs": ("adlfs", "azure"),
     "file": ("", ""),
 }
-"""The schemes there are, the package that each needs, and the extra that brings it."""
+"""The supported schemes, with the package that each needs and the extra that installs it."""
 
 WEB = ("https", "http")
 
@@ -38,12 +41,12 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 @dataclass(frozen=True, slots=True)
 class ParsedUri:
-    """What a URI names.
+    """The parts of a URI.
 
     Attributes:
-        scheme: In small letters.
-        host: The host without its port, in small letters; the bucket or container; empty for a file.
-        path: Of a file, absolute; of an object, with its bucket in front; empty on the web.
+        scheme: The scheme in lower case.
+        host: The host in lower case without its port, the bucket or the container; empty for a file.
+        path: The absolute path of a file, or the path of an object with its bucket; empty for http(s).
     """
 
     scheme: str
@@ -52,27 +55,28 @@ class ParsedUri:
 
 
 def parse(uri: str) -> ParsedUri:
-    """Return what a URI names.
+    """Parse a URI.
 
     Raises:
-        RefusedError: It is no URI that this server knows.
+        RefusedError: It is malformed or unsupported.
     """
     found = _SCHEME.match(uri)
     scheme = found[1].lower() if found else ""
     if found is None or scheme not in SCHEMES:
-        raise RefusedError(f"it does not begin with one of: {', '.join(f'{one}://' for one in SCHEMES)}")
-    if len(uri) > MAX_URI or _UNFIT.search(uri):
-        raise RefusedError(
-            f"it has more than {MAX_URI} characters, a fragment, or characters that no URI has"
-        )
+        known = ", ".join(f"{one}://" for one in SCHEMES)
+        raise RefusedError(f"unknown scheme {scheme[:20]!r}; the URI must begin with one of: {known}")
+    if len(uri) > MAX_URI:
+        raise RefusedError(f"the URI has {len(uri)} characters; the maximum is {MAX_URI}")
+    if _UNFIT.search(uri):
+        raise RefusedError("the URI has a fragment, a backslash or a control character")
     rest = uri[found.end() :]
     authority = re.split(r"[/?]", rest, maxsplit=1)[0]
     if "@" in authority:
-        raise RefusedError("it carries a user or a password; credentials are the server's own")
+        raise RefusedError("the URI contains a user or a password; credentials are the server's own")
     if scheme in WEB:
         return ParsedUri(scheme, _host(authority, rest), "")
     if "?" in rest:
-        raise RefusedError(f"a URI of {scheme} has no query here")
+        raise RefusedError(f"a URI with the scheme {scheme} must not have a query")
     if scheme == "file":
         return ParsedUri(scheme, "", _file(authority, rest))
     return ParsedUri(scheme, authority, _object(authority, rest))
@@ -81,39 +85,39 @@ def parse(uri: str) -> ParsedUri:
 def _host(authority: str, rest: str) -> str:
     found = _HOST.fullmatch(authority)
     if found is None or not _WEB_TEXT.fullmatch(rest):
-        raise RefusedError("it has no host, or characters that are to be percent-encoded")
+        raise RefusedError("the URI has no host, or characters that must be percent-encoded")
     host = found["host"].strip("[]").lower().rstrip(".")
     if _NUMBER.fullmatch(host.rpartition(".")[2]) or ":" in host:
-        # Resolvers take many forms of an address for one: only the plain ones are.
+        # Resolvers accept many forms of an address; only the usual one is allowed.
         try:
             ipaddress.ip_address(host)
         except ValueError:
-            raise RefusedError("its host is a number that is no plain address") from None
+            raise RefusedError("the host is a number, but not an IP address in its usual form") from None
     return host
 
 
 def _object(bucket: str, rest: str) -> str:
     parts = rest.split("/")
     if not _BUCKET.fullmatch(bucket) or len(parts) == 1 or any(part in ("", ".", "..") for part in parts):
-        raise RefusedError("it does not name an object in a bucket, or has empty or dotted parts")
+        raise RefusedError("the URI names no object in a bucket, or its path has an empty, '.' or '..' part")
     return rest
 
 
 def _file(authority: str, rest: str) -> str:
     path = unquote(rest[len(authority) :], errors="surrogateescape")
     if authority not in ("", "localhost") or "\0" in path or ".." in path.split("/") or path.endswith("/"):
-        raise RefusedError("it does not name a file of the server by its absolute path, as file:///…")
+        raise RefusedError("the URI does not name a file by its absolute path, as in file:///a/b.ipynb")
     return path
 
 
 @dataclass(frozen=True, slots=True)
 class UriPolicy:
-    """What the operator allows.
+    """The URIs that the operator allows.
 
     Attributes:
-        schemes: Of `SCHEMES`; none: no URI is allowed.
-        hosts: Hosts, buckets and containers; none: any, but on the web no address that `addresses` forbids.
-        folders: Folders of this machine for `file`.
+        schemes: Allowed schemes; none: no URI is allowed.
+        hosts: Allowed hosts, buckets and containers; none: any that the SSRF guard does not block.
+        folders: Allowed folders of this machine for `file`.
     """
 
     schemes: frozenset[str] = frozenset()
@@ -121,34 +125,34 @@ class UriPolicy:
     folders: tuple[str, ...] = ()
 
     def check(self, uri: str) -> None:
-        """Refuse what is not allowed, as far as the URI alone tells.
+        """Check a URI without resolving or opening anything.
 
         Raises:
-            RefusedError: It is not allowed.
+            RefusedError: The URI is not allowed.
         """
         if not self.schemes:
-            raise RefusedError("this server allows no URIs (--uri-schemes)")
-        place = parse(uri)
-        if place.scheme not in self.schemes:
-            raise RefusedError(f"this server allows: {', '.join(sorted(self.schemes))} (--uri-schemes)")
-        if place.scheme == "file":
-            self._check_file(place.path)
+            raise RefusedError("URIs are not enabled on this server (--uri-schemes)")
+        parsed = parse(uri)
+        if parsed.scheme not in self.schemes:
+            raise RefusedError(f"enabled schemes are: {', '.join(sorted(self.schemes))} (--uri-schemes)")
+        if parsed.scheme == "file":
+            self._check_file(parsed.path)
         elif self.hosts:
-            self._check_host(place)
-        elif place.scheme in WEB and _is_inside(place.host):
-            raise RefusedError(FORBIDDEN)
+            self._check_host(parsed)
+        elif parsed.scheme in WEB and _is_inside(parsed.host):
+            raise RefusedError(BLOCKED)
 
     def _check_file(self, path: str) -> None:
         if not any(Path(folder) in Path(path).parents for folder in self.folders):
-            raise RefusedError("the file is in none of the folders that this server allows (--uri-folders)")
+            raise RefusedError("the file is outside the allowed folders (--uri-folders)")
 
-    def _check_host(self, place: ParsedUri) -> None:
-        hosts = {one.lower().strip("[]") for one in self.hosts} if place.scheme in WEB else self.hosts
-        if place.host not in hosts:
-            raise RefusedError(f"{place.host[:100]} is not allowed by this server (--uri-hosts)")
+    def _check_host(self, parsed: ParsedUri) -> None:
+        hosts = {one.lower().strip("[]") for one in self.hosts} if parsed.scheme in WEB else self.hosts
+        if parsed.host not in hosts:
+            raise RefusedError(f"the host {parsed.host[:100]!r} is not in --uri-hosts")
 
 
-FORBIDDEN = "its host is the server's machine or link, or its cloud's metadata, which only --uri-hosts allows"
+BLOCKED = "the host has a loopback, link-local or cloud-metadata address (allow it with --uri-hosts)"
 
 
 def _is_inside(host: str) -> bool:
@@ -157,32 +161,32 @@ def _is_inside(host: str) -> bool:
     try:
         return is_blocked(host)
     except ValueError:
-        # A name: what it stands for is seen when it is connected to.
+        # A name, whose addresses are checked when connecting.
         return False
 
 
 def policy(schemes: Iterable[str], hosts: Iterable[str], folders: Iterable[str]) -> UriPolicy:
-    """Return the policy that an operator asks for.
+    """Return the policy for the settings.
 
     Raises:
-        ValueError: It cannot be had; the message says why.
+        ValueError: A setting is invalid.
     """
     chosen = frozenset(schemes)
     for scheme in sorted(chosen):
         if scheme not in SCHEMES:
-            raise ValueError(f"--uri-schemes names {scheme!r}; there are: {', '.join(SCHEMES)}")
+            raise ValueError(f"--uri-schemes: unknown scheme {scheme!r}. Available: {', '.join(SCHEMES)}.")
         package, extra = SCHEMES[scheme]
         if package and importlib.util.find_spec(package) is None:
             raise ValueError(
-                f"--uri-schemes {scheme} needs the package {package}: pip install 'notebook-runner[{extra}]'"
+                f"--uri-schemes {scheme} needs the package {package}: pip install 'notebook-runner[{extra}]'."
             )
     absolute = tuple(os.path.abspath(folder) for folder in folders)
     if "file" in chosen and not absolute:
-        raise ValueError("--uri-schemes file needs --uri-folders, the folders that such URIs may lead into")
+        raise ValueError("--uri-schemes file needs --uri-folders.")
     return UriPolicy(chosen, frozenset(hosts), absolute)
 
 
-# A cloud tells a machine's own credentials under an address of its own; most are link-local, these are not.
+# Metadata services of clouds, which hand out credentials; most others have link-local addresses.
 _METADATA = frozenset(
     ipaddress.ip_address(one)
     for one in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
@@ -192,15 +196,15 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def is_blocked(address: str) -> bool:
-    """Tell whether an IP address is loopback, link-local, unspecified, multicast or a cloud's metadata.
+    """Return whether the SSRF guard blocks an IP address.
 
     Raises:
-        ValueError: It is no IP address.
+        ValueError: It is not an IP address.
     """
-    return any(_is_forbidden(one) for one in _meant(ipaddress.ip_address(address)))
+    return any(_is_internal(one) for one in _with_embedded(ipaddress.ip_address(address)))
 
 
-def _is_forbidden(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+def _is_internal(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return (
         address.is_loopback
         or address.is_link_local
@@ -211,10 +215,10 @@ def _is_forbidden(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> boo
     )
 
 
-def _meant(
+def _with_embedded(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Return an address, and the IPv4 address that it carries."""
+    """Return an address, and the IPv4 addresses embedded in it."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     carried = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]

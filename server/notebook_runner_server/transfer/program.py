@@ -30,7 +30,7 @@ def read(uri: str, notebook: int, policy: UriPolicy, limit: int) -> None:
     with _as_transfer_error(parsed):
         content = _read(uri, parsed, policy, limit)
         if len(content) > limit:
-            raise TransferTooLargeError("it is too large")
+            raise TransferTooLargeError("the notebook is too large")
         with open(notebook, "wb", closefd=False) as file:
             file.write(content)
 

@@ -1,8 +1,8 @@
-"""Reads and writes notebooks by URI, each in a process of its own that ends with it.
+"""Reads and writes notebooks by URI, each in a process of its own.
 
-A thread that waits for a service cannot be ended, a process can: so a service that trickles costs its caller
-the time that the operator allows, and the server nothing. It also keeps what the clouds' libraries import out
-of the server.
+A thread that waits for a service cannot be ended, but a process can: a service that trickles costs its caller
+the time that the operator allows, and the server nothing. It also keeps the clouds' libraries out of the
+server.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from notebook_runner_server.transfer.policy import UriPolicy
 _T = TypeVar("_T")
 
 READS_AT_ONCE = 8
-"""How many notebooks are read at once; each takes a process, and memory for the notebook."""
+"""Notebooks that are read concurrently, each with a process and memory for the notebook."""
 
 GRACE_SECONDS = 1.0
-"""How long a helper process that is given up may take to remove what it began to write."""
+"""Seconds that a process may take to clean up when its transfer is cancelled."""
 
 
 class TransferService:
-    """Brings notebooks from and to URIs.
+    """Reads and writes notebooks by URI.
 
     Args:
-        policy: What the operator allows.
-        max_bytes: The largest notebook that is read.
-        timeout: Seconds that one read or write may take; the wait for its turn is part of it.
+        policy: The URIs that the operator allows.
+        max_bytes: Maximum size of a notebook that is read.
+        timeout: Seconds that one read or write may take, including the wait for its turn.
     """
 
     def __init__(self, policy: UriPolicy, max_bytes: int, timeout: float) -> None:
@@ -45,14 +45,14 @@ class TransferService:
 
     @property
     def schemes(self) -> Collection[str]:
-        """The schemes that URIs may have; none: no URI can be used."""
+        """The allowed schemes; none: URIs are disabled."""
         return self._policy.schemes
 
     def check(self, uri: str) -> None:
-        """Refuse a URI that is not allowed, as far as the URI alone tells.
+        """Check a URI without resolving or opening anything.
 
         Raises:
-            RefusedError: It is not allowed.
+            RefusedError: The URI is not allowed.
         """
         self._policy.check(uri)
 
@@ -76,7 +76,7 @@ class TransferService:
             raise
 
     async def _read(self, uri: str) -> bytes:
-        # In memory, where it is going to be anyway; a pipe would have the event loop put it together.
+        # In memory, where it is needed anyway; a pipe would have the event loop assemble it.
         with os.fdopen(os.memfd_create("notebook"), "r+b") as file:
             async with self._turns:
                 await self._call(program.read, uri, file.fileno(), self._max_bytes)
@@ -92,7 +92,7 @@ class TransferService:
         await self._limited(self._call(program.write, uri, notebook))
 
     def stop_reading(self) -> None:
-        """Abandon what is being read, and read no more: the server is shutting down."""
+        """Cancel all reads, and refuse further ones: the server is shutting down."""
         self._stopped = True
         for task in self._reading:
             task.cancel()
@@ -109,7 +109,7 @@ class TransferService:
         try:
             await start_in_subprocess(options, function, uri, notebook, self._policy, *args)
         except SubprocessError as error:
-            raise UnreachableError("a helper process ended without an answer") from error
+            raise UnreachableError("the transfer process died") from error
 
 
 def _content(file: BinaryIO) -> bytes:

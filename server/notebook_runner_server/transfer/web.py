@@ -1,8 +1,7 @@
-"""Notebooks by http and https; runs in the helper process alone.
+"""Reads and writes notebooks over http and https; runs in the helper process only.
 
-Redirects are not followed: where one leads would have to be allowed as well, and whoever named the notebook
-can name that. Addresses are looked at when a connection is made, so it does not matter what a name stood for
-before.
+Redirects are not followed: their targets would have to be allowed as well, and callers can use them directly.
+Addresses are checked when connecting, so that DNS rebinding has no effect.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from notebook_runner_server.transfer.interface import (
     TransferTooLargeError,
     UnreachableError,
 )
-from notebook_runner_server.transfer.policy import FORBIDDEN, is_blocked
+from notebook_runner_server.transfer.policy import BLOCKED, is_blocked
 
 MEDIA_TYPE = "application/x-ipynb+json"
 
@@ -31,22 +30,22 @@ _NOT_NOW = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MAN
 
 
 async def read(uri: str, limit: int, *, any_address: bool) -> bytes:
-    """Return what a GET answers.
+    """GET a notebook.
 
     Args:
-        uri: What to get.
-        limit: The most bytes.
-        any_address: Connect also to addresses that nobody means who names a notebook.
+        uri: The URI.
+        limit: Maximum size in bytes.
+        any_address: Disable the SSRF guard.
 
     Raises:
-        TransferError: There is no answer that is a notebook.
+        TransferError: It cannot be read.
     """
     content = bytearray()
     async with _answer("GET", uri, any_address=any_address) as response:
         async for piece in response.content.iter_chunked(1024 * 1024):
             content += piece
             if len(content) > limit:
-                raise TransferTooLargeError("it is too large")
+                raise TransferTooLargeError("the notebook is too large")
     return bytes(content)
 
 
@@ -54,7 +53,7 @@ async def write(uri: str, notebook: BinaryIO, *, any_address: bool) -> None:
     """PUT a notebook.
 
     Raises:
-        TransferError: It was not taken.
+        TransferError: It cannot be written.
     """
     headers = {"Content-Type": MEDIA_TYPE}
     async with _answer("PUT", uri, any_address=any_address, data=notebook, headers=headers) as response:
@@ -65,16 +64,16 @@ async def write(uri: str, notebook: BinaryIO, *, any_address: bool) -> None:
 async def _answer(
     method: str, uri: str, *, any_address: bool, **more: Any
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    forbidden: list[str] = []
+    blocked: list[str] = []
 
     def connect(about: Any) -> socket.socket:
         family, kind, protocol, _, address = about
         if not any_address and is_blocked(address[0]):
-            forbidden.append(address[0])
-            raise OSError("a forbidden address")
+            blocked.append(address[0])
+            raise OSError("blocked address")
         return socket.socket(family, kind, protocol)
 
-    # The whole time is limited from outside.
+    # The caller limits the total time.
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(socket_factory=connect),
         timeout=aiohttp.ClientTimeout(total=None),
@@ -82,14 +81,14 @@ async def _answer(
     )
     async with session:
         try:
-            # As it stands: a signature holds for these very characters.
+            # Unchanged: a signature covers exactly these characters.
             target = URL(uri, encoded=True)
             async with session.request(method, target, allow_redirects=False, **more) as response:
                 _check(response.status)
                 yield response
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            if forbidden:
-                raise RefusedError(FORBIDDEN) from error
+            if blocked:
+                raise RefusedError(BLOCKED) from error
             raise UnreachableError(_why(error)) from error
 
 
@@ -97,20 +96,20 @@ def _check(status: int) -> None:
     if status < HTTPStatus.MULTIPLE_CHOICES:
         return
     if status < HTTPStatus.BAD_REQUEST:
-        raise RefusedError("it leads to another URI, which is not followed: name that one")
+        raise RefusedError("the service redirects to another URI, which is not followed; use that URI")
     if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _NOT_NOW:
-        raise MissingError(f"the service has nothing there, or refuses this server: it answered {status}")
+        raise MissingError(f"the service answered {status}: no such notebook, or access denied")
     raise UnreachableError(f"the service answered {status}")
 
 
 def _why(error: Exception) -> str:
-    """Say what went wrong, without any of the URI: aiohttp's own texts may carry all of it."""
+    """Describe an error without the URI, which aiohttp's own texts may contain."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return "the service's certificate is not valid for it"
+        return "the service's TLS certificate is not trusted"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "its host's name cannot be resolved"
+        return "the host name cannot be resolved"
     if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
-        return f"the service cannot be reached: {os.strerror(error.os_error.errno)}"
+        return f"cannot connect to the service: {os.strerror(error.os_error.errno)}"
     if isinstance(error, aiohttp.ClientPayloadError):
-        return "the service's answer ended too early"
-    return f"the service cannot be reached ({type(error).__name__})"
+        return "the service's response ended early"
+    return f"cannot connect to the service ({type(error).__name__})"

@@ -1,4 +1,4 @@
-"""The backend on a Dask cluster: Dask says where a run may go, and the run host there executes it."""
+"""The backend on a Dask cluster: Dask leases a slot, and the worker process there executes the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from notebook_runner_server.execution.cluster.scheduler import SchedulerConnecti
 from notebook_runner_server.execution.interface import Job, WarmCounts
 
 SCHEMES = {"dask": "tcp", "dask+tls": "tls"}
-"""How Dask has what an operator writes."""
+"""Dask's schemes for those of `--executor`."""
 
 
 class ClusterBackend:
@@ -21,11 +21,11 @@ class ClusterBackend:
 
     Args:
         executor: The scheduler, as dask://HOST:PORT or dask+tls://HOST:PORT.
-        options: What each worker is told.
-        most: Runs at once; zero: as many as the workers take.
+        options: The options of each worker.
+        most: Maximum of concurrent runs; zero: as many as the workers take.
 
     Attributes:
-        worker_deaths: How many workers have died that had a run; an idle one is Dask's own matter.
+        worker_deaths: Number of workers that died with a run; Dask replaces idle ones.
     """
 
     survives_restart = True
@@ -42,38 +42,38 @@ class ClusterBackend:
 
     @property
     def _cluster(self) -> SchedulerConnection:
-        # It belongs to the event loop, which a backend is made before.
+        # Created on the event loop, which a backend is older than.
         if self._scheduler is None:
             self._scheduler = SchedulerConnection(self._address, self._options)
         return self._scheduler
 
     @property
     def capacity(self) -> int:
-        """How many runs the workers that are there now execute at once, for this server."""
+        """Number of runs that the connected workers can execute concurrently for this server."""
         slots = self._cluster.workers.slots
         return min(slots, self._most) if self._most else slots
 
     @property
     def problem(self) -> str:
-        """Nothing: a cluster without workers is waited for."""
+        """Empty: runs wait for a cluster without workers."""
         return ""
 
     @property
     def kernels(self) -> Mapping[str, str]:
-        """The kernelspecs that the newest worker has, by name, and the language of each."""
+        """The kernelspecs of the newest worker with their languages."""
         return self._cluster.workers.kernels
 
     @property
     def warm_counts(self) -> Mapping[str, WarmCounts]:
-        """The kernels that the workers keep, by kernelspec, as their last heartbeats told."""
+        """The warm kernels of the workers, by kernelspec, as of their last heartbeats."""
         return self._cluster.workers.warm_counts
 
     async def start(self) -> None:
-        """Begin to connect; a cluster that is not there yet is waited for by the runs."""
-        # What an export leaves is handed to this process, which ends it.
+        """Begin to connect; runs wait for a cluster that is not reachable yet."""
+        # Processes that an export leaves are handed to this process, which kills them.
         confine.become_subreaper()
         await self._cluster.start()
-        # Dask's modules stay: each look for garbage among them would hold the event loop for some 50 ms.
+        # Dask's modules stay: each garbage collection of them would block the event loop for some 50 ms.
         gc.collect()
         gc.freeze()
 
@@ -86,7 +86,7 @@ class ClusterBackend:
         return self._follow(job.run_id, job, 0)
 
     def find(self, run_id: str, mark: int) -> ClusterRun:
-        """Follow a run that an earlier server has begun; one that is nowhere ends as INTERRUPTED."""
+        """Follow a run of an earlier server; a run that no worker has ends as INTERRUPTED."""
         return self._follow(run_id, None, mark)
 
     def _follow(self, run_id: str, job: Job | None, mark: int) -> ClusterRun:
@@ -102,10 +102,10 @@ class ClusterBackend:
         task.add_done_callback(self._waking.discard)
 
     def leave(self) -> None:
-        """Let the runs go on without this server."""
+        """Let the runs continue without this server."""
         for run in self._runs:
             run.leave()
 
     async def close(self) -> None:
-        """Let go of the cluster; runs that go on are found again by the next server."""
+        """Disconnect; the next server finds the runs that continue."""
         await self._cluster.close()

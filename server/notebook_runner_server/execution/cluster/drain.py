@@ -1,11 +1,10 @@
-"""Drains a Dask worker: no further run comes to it, and those that it has may finish.
+"""Drains a Dask worker: it gets no further runs, and its runs may finish.
 
-Kubernetes calls it before it stops a worker's pod, as a program of its own in the worker's container:
+Kubernetes executes it in the worker's container before it stops the pod:
 
     python -m notebook_runner_server.execution.cluster.drain SECONDS
 
-Dask's variables say where the scheduler is (DASK_SCHEDULER_ADDRESS), and which worker is meant
-(DASK_WORKER_NAME).
+Dask's variables name the scheduler (DASK_SCHEDULER_ADDRESS) and the worker (DASK_WORKER_NAME).
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ from distributed.core import rpc
 from distributed.security import Security
 
 LOOK_SECONDS = 1.0
-"""Between two looks at what the worker does."""
+"""Seconds between two checks of the worker."""
 
 
 async def drain(scheduler: str, name: str, seconds: float) -> None:
     """Drain a worker, and return when it has no run any more.
 
     Args:
-        scheduler: The address of the scheduler, as Dask has it.
+        scheduler: Dask's address of the scheduler.
         name: The worker's name.
-        seconds: How long that may take.
+        seconds: The time limit.
 
     Raises:
         OSError: The scheduler cannot be reached.
-        TimeoutError: A run goes on after that time.
+        TimeoutError: A run continues after that time.
     """
     arguments = Security().get_connection_args("client")
     async with asyncio.timeout(seconds), rpc(scheduler, connection_args=arguments) as remote:
         # It stays connected, and its runs with it.
         drained = await remote.retire_workers(names=[name], close_workers=False, remove=False)
-        sys.stdout.write(f"drains: {', '.join(drained)}\n")
+        sys.stdout.write(f"draining: {', '.join(drained)}\n")
         sys.stdout.flush()
         while await _have_runs(remote, drained):  # noqa: ASYNC110 - Dask has no event for it
             await asyncio.sleep(LOOK_SECONDS)

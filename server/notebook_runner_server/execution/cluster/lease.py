@@ -1,8 +1,8 @@
-"""A slot on a Dask worker that was leased for one run, and the run in it.
+"""A slot on a Dask worker that is leased for one run, the run in it, and the run's folder.
 
-What the run tells is kept until the server has made it durable. A server that is gone can be replaced by
-another one, which goes on where the first has stopped. When no server has been heard of for too long, the run
-is ended: by then, the server has given it up as lost, or is about to.
+Events are kept until the server has stored them. Another server can replace one that is gone, and continues
+after its last batch. When no server has sent a message for too long, the run is ended: by then the server has
+declared it lost, or is about to.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from notebook_runner_server.execution.pool import PoolRun, ProcessPoolBackend
 from notebook_runner_server.execution.worker_protocol import Stop
 
 MAX_KEPT_BYTES = 4 * 1024 * 1024
-"""Events that the server has not taken yet; when there are more, the run waits."""
+"""Bytes of events without acknowledgement above which the run waits."""
 
 MAX_EVENTS = 200
-"""Events of one batch, which the server decodes without doing anything else."""
+"""Events of one batch, which the server decodes at once."""
 
 MAX_AFTER_STOP_BYTES = 16 * 1024 * 1024
-"""Files that come back of a run that was asked to end: whoever asked for that waits for them."""
+"""Bytes of files that a stopped run sends back, for which Kill waits."""
 
 HEARTBEATS = 4
-"""How many signs of life there are in the time after which one is given up."""
+"""Heartbeats within `timeout`."""
 
 _EVENT_BYTES = 200
 
@@ -53,18 +53,18 @@ _log = logging.getLogger(__name__)
 
 
 class Lease:
-    """A slot, from the time that Dask gave it until the server lets go of it.
+    """A leased slot, until the server releases it.
 
     Args:
-        run_id: The run that it is for.
-        pool: What executes it.
-        admitted: Held while the pool is asked for a worker.
-        timeout: Seconds without a server after which the run is ended.
-        folder: Its private folder.
+        run_id: The run.
+        pool: The process pool that executes the run.
+        admitted: Held while waiting for a worker of the pool.
+        timeout: Seconds without a message of a server after which the run is ended.
+        folder: The run's private folder.
 
     Attributes:
-        run_id: The run that it is for.
-        has_job: Whether a server has given the job.
+        run_id: The run.
+        has_job: Whether a server has sent the job.
         over: Set when the slot is free again.
     """
 
@@ -93,7 +93,7 @@ class Lease:
         self._kept: deque[tuple[Batch, int]] = deque()
         self._kept_bytes = 0
         self._number = 0
-        # The last batch that was taken, and is not kept.
+        # The last batch that was acknowledged and removed.
         self._last_acknowledged = 0
         self._abandoned = False
         self._changed = asyncio.Condition()
@@ -101,21 +101,21 @@ class Lease:
 
     @property
     def is_expired(self) -> bool:
-        """Whether it has run out, and no job came before."""
+        """Whether it expired before a job came."""
         return self._abandoned and not self.has_job
 
     async def serve(self, channel: Channel, after: int) -> None:
-        """Serve a server until it goes away, or another one comes.
+        """Serve a server until it disconnects, or another one connects.
 
         Args:
-            channel: The connection to it.
-            after: The number of the last batch that it has.
+            channel: The connection to the server.
+            after: The number of the last batch that the server has.
         """
         if self._channel is not None:
             self._channel.close()
         self._channel = channel
         if after < self._last_acknowledged:
-            # Only a server that could not write takes what it does not make durable.
+            # The earlier server acknowledged batches that it could not store.
             await channel.send(messages.BatchesLost())
         await self._acknowledge(after)
         telling = [
@@ -145,14 +145,14 @@ class Lease:
                 await self.close()
 
     def stop(self, cause: Cause, grace_period: float) -> None:
-        """Ask that the run be ended."""
+        """Request the end of the run."""
         self._stop = cause, grace_period
         self._stopped.set()
         if self._run is not None:
             self._run.stop(cause, grace_period)
 
     async def close(self) -> None:
-        """End the run, if it goes on, and free the slot."""
+        """End the run if it continues, and free the slot."""
         self._abandoned = True
         async with self._changed:
             self._changed.notify_all()
@@ -167,7 +167,7 @@ class Lease:
         self._timer.cancel()
         self._timer = self._loop.call_at(moment, self._expire)
         if self._run is not None:
-            # This process may be stopped, or busy with something else.
+            # The worker enforces the deadline even while this process is stopped or busy.
             self._run.set_deadline(moment)
 
     def _expire(self) -> None:
@@ -178,16 +178,16 @@ class Lease:
     async def _execute_reporting(self, job: Job) -> None:
         try:
             await self._execute(job)
-        except Exception as error:  # noqa: BLE001 - without an end the run would go on for ever
-            _log.exception("a run could not be followed", extra={"run_id": self.run_id})
-            failure = Failure(Cause.WORKER_DIED, f"The Dask worker could not follow the run: {error}")
+        except Exception as error:  # noqa: BLE001 - without an end the run would never end
+            _log.exception("run_failed_in_dask_worker", extra={"run_id": self.run_id})
+            failure = Failure(Cause.WORKER_DIED, f"The Dask worker failed: {error}")
             await self._keep([Ended(failure)])
 
     async def _execute(self, job: Job) -> None:
         try:
             job = await asyncio.to_thread(self._folder.create, job)
         except OSError as error:
-            failure = Failure(Cause.KERNEL_NOT_READY, f"The run's folder could not be made: {error}")
+            failure = Failure(Cause.KERNEL_NOT_READY, f"Cannot create the run's folder: {error}")
             await self._keep([Ended(failure)])
             return
         admitting = asyncio.ensure_future(self._admit(job))
@@ -201,7 +201,7 @@ class Lease:
             await admitting
         if self._run is None:
             assert self._stop is not None  # noqa: S101 - nothing else keeps it from being submitted
-            await self._keep([Ended(Failure(self._stop[0], "The run was ended before it started."))])
+            await self._keep([Ended(Failure(self._stop[0], "The run was stopped before it started."))])
             return
         async with contextlib.aclosing(self._run.events()) as batches:
             async for events in batches:
@@ -213,7 +213,7 @@ class Lease:
                     await self._keep(events[end:])
 
     async def _admit(self, job: Job) -> None:
-        """Execute the job when the pool has a worker, which may have to be replaced first."""
+        """Execute the job as soon as the pool has a worker, which may have to be replaced first."""
         async with self._admitted:
             await self._pool.wait_for_worker()
             if self._stop is None:
@@ -222,8 +222,8 @@ class Lease:
 
     async def _keep_files(self) -> None:
         files = self._folder.files(None if self._stop is None else MAX_AFTER_STOP_BYTES)
-        while not self._abandoned and (told := await asyncio.to_thread(next, files, None)) is not None:
-            await self._keep([told])
+        while not self._abandoned and (piece := await asyncio.to_thread(next, files, None)) is not None:
+            await self._keep([piece])
 
     async def _keep(self, events: Sequence[ExecutionEvent]) -> None:
         if not events or self._abandoned:
@@ -273,54 +273,56 @@ def _size(event: ExecutionEvent) -> int:
 
 
 PIECE_BYTES = 1024 * 1024
-"""How much of a file is in memory at once."""
+"""Bytes of a file in memory at a time."""
 
 
 class WorkerRunFolder:
-    """The private folder of a run while it is executed; what the notebook leaves in it goes to the server.
+    """The private folder of a run on a Dask worker, whose files are sent to the server at the end.
+
+    Server and Dask worker need no folder in common.
 
     Args:
-        place: Where it is made, in a folder of this name that is the run's alone.
-        max_bytes: How much it may hold to be brought to the server.
-        root: The server's notebook root, which may be here too, at the same path or by a link of this name.
+        parent: The parent folder, which only this run uses.
+        max_bytes: Size of the files above which they are not sent.
+        root: The server's notebook root, which may exist here at the same path, also as a link.
     """
 
-    def __init__(self, place: Path, max_bytes: int, root: Path | None) -> None:
-        self._place = self._path = place
+    def __init__(self, parent: Path, max_bytes: int, root: Path | None) -> None:
+        self._parent = self._path = parent
         self._max_bytes = max_bytes
         self._root = root
 
     def create(self, job: Job) -> Job:
-        """Make it, and return the job as it is executed here: in its notebook's folder, if that is here.
+        """Create it, and return the job with its local folders: the notebook's folder, if that exists here.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: It cannot be created.
         """
-        self._path = self._place / job.run_id
+        self._path = self._parent / job.run_id
         self._path.mkdir(mode=0o700, parents=True)
         own = str(self._path)
         working = own
         working_folder = Path(job.working_folder)
         if self._root is not None and working_folder.is_relative_to(self._root):
-            # The operator may have a link here; below the root one would be a notebook's.
+            # Only the root may be a link, of the operator: below it a notebook may have created one.
             shared = self._root.resolve() / working_folder.relative_to(self._root)
             working = str(shared) if shared.is_dir() else own
         return replace(job, run_folder=own, working_folder=working)
 
     def files(self, most: int | None = None) -> Iterator[FileEvent]:
-        """Yield what the notebook has left, when no process of it is there; links are not followed.
+        """Yield the files of a run that has ended, without following links.
 
-        A file that cannot be read is left out.
+        Unreadable files are left out.
 
         Args:
-            most: How many bytes are brought at the most, if that is less than otherwise.
+            most: A lower limit in bytes; None: none.
         """
         total = sum(entry.about.st_size for entry in self._regular_files())
         if total > min(self._max_bytes, self._max_bytes if most is None else most):
             yield FilesLeft(total)
             return
         for entry in self._regular_files():
-            # It may have gone.
+            # It may have disappeared.
             with contextlib.suppress(OSError):
                 yield from self._pieces(entry)
 
@@ -341,5 +343,5 @@ class WorkerRunFolder:
                 start += len(data)
 
     def remove(self) -> None:
-        """Remove it with all that is in it."""
-        folder_tree.remove_if_possible(self._place)
+        """Remove it with its contents."""
+        folder_tree.remove_if_possible(self._parent)

@@ -1,7 +1,7 @@
-"""What server and Dask workers tell each other about a run, on a connection of the run's own.
+"""Messages between server and Dask workers, over one connection for each run.
 
-Dask carries the connection, and with it TLS. It carries no job otherwise: what the scheduler and its log see
-of a run is its id.
+A connection is one of Dask's, with its TLS, past the scheduler: scheduler and its log see only the ids of
+runs. `Job` and `Stop` are those of `worker_protocol`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.execution.worker_protocol import decode, encode
 
 ATTACH = "notebook_runner_attach"
-"""The operation that a Dask worker learns."""
+"""The operation that connects a server to a lease."""
 
 WARM_KERNELS = "notebook_runner_warm_kernels"
-"""A metric of a Dask worker: by kernelspec, how many kernels it keeps ready, and how many it is to keep."""
+"""A Dask worker's metric: by kernelspec, the numbers of ready and of wanted warm kernels."""
 
 
 VERSION = importlib.metadata.version("notebook-runner")
-"""Server and worker understand each other only if they have the same."""
+"""The version, which must be the same in server and workers."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseAddress:
-    """Where a run is: a worker's address, and the lease of a slot there, of which there is never another."""
+    """The location of a run: a worker's address, and the unique name of a lease there."""
 
     address: str
     lease: str
@@ -40,15 +40,15 @@ class LeaseAddress:
 
 @dataclass(frozen=True, slots=True)
 class HostOptions:
-    """What the server tells each Dask worker.
+    """The options of Dask workers.
 
     Attributes:
         timeout: Seconds without a server after which a run is ended.
-        warm: Kernels that each slot keeps ready.
-        sandbox: How kernels are kept apart.
+        warm: The warm kernels of each slot.
+        sandbox: The sandbox of kernels.
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
-        interrupt_grace: Seconds that a cell may take after the interrupt at a time limit; zero: none.
-        max_files_bytes: How much a run folder may hold to be brought to the server.
+        interrupt_grace: Seconds that a cell may take after the interrupt at a time limit; zero: no interrupt.
+        max_files_bytes: Size of a run's files above which they are not sent to the server.
     """
 
     timeout: float
@@ -59,20 +59,20 @@ class HostOptions:
     max_files_bytes: int
 
     def shared(self) -> HostOptions:
-        """Return what of it is the same for all servers of a cluster: each has a state folder of its own."""
+        """Return the options without those of one server, which has its own state folder."""
         return replace(self, sandbox=replace(self.sandbox, hidden=()))
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a Dask worker has.
+    """The state of a Dask worker.
 
     Attributes:
-        options: What a server has told it.
-        slots: How many runs it takes.
-        kernels: The kernelspecs it has, by name, and the language of each.
-        leases: By the id of the run that each is for.
-        problem: Why it takes none; empty: it does.
+        options: Its options.
+        slots: Number of runs that it can execute concurrently.
+        kernels: The kernelspecs with their languages.
+        leases: The names of leases with a job, by run id.
+        problem: Why it cannot execute runs; empty: it can.
     """
 
     options: HostOptions
@@ -84,43 +84,43 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledge:
-    """All batches up to this number are durable, and are asked for no more."""
+    """All batches up to this number are durable."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A sign of life. `stamp` is the worker's, by its own clock; the server sends it back as it is."""
+    """A sign of life. `stamp` is of the worker's clock; the server sends it back unchanged."""
 
     stamp: float
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Nobody wants the lease any more."""
+    """The server needs the lease no longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnknownLease:
-    """There is no such lease here, or no longer."""
+    """The worker does not have the lease, or no longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchesLost:
-    """Batches that the server asks for were taken by an earlier one, which did not make them durable."""
+    """Batches that the server needs were acknowledged by an earlier server, which could not store them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some events, numbered from 1 on; `Ended` comes in a batch of its own."""
+    """A numbered list of events; numbers start at 1, and `Ended` has its own batch."""
 
     number: int
     events: Sequence[ExecutionEvent]
 
 
 class Channel:
-    """Sends and receives messages over a connection of Dask's.
+    """Sends and receives messages over one of Dask's connections.
 
     Args:
         comm: The connection.
@@ -128,7 +128,7 @@ class Channel:
 
     def __init__(self, comm: Comm) -> None:
         self._comm = comm
-        # Dask encodes a large message in a thread, and a small one could overtake it.
+        # Dask encodes large messages in a thread, where a small one could overtake them.
         self._order = asyncio.Lock()
 
     async def send(self, message: object) -> None:
@@ -141,7 +141,7 @@ class Channel:
             await self._comm.write(encode(message))
 
     async def receive(self) -> object:
-        """Return the next message, when it is there.
+        """Wait for the next message, and return it.
 
         Raises:
             OSError: The connection has ended.
@@ -149,7 +149,7 @@ class Channel:
         return decode(await self._comm.read())
 
     async def until_closed(self, seconds: float) -> None:
-        """Wait until the other side has ended the connection, but not longer than this; then end it."""
+        """Wait for the other side to close the connection, up to a time limit; then close it."""
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
@@ -157,5 +157,5 @@ class Channel:
         self.close()
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._comm.abort()

@@ -1,4 +1,4 @@
-"""A run on a Dask cluster, as the server follows it."""
+"""The server's side of a run on a Dask cluster: how it gets a lease, and how its events arrive."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from notebook_runner_server.execution.worker_protocol import Stop
 
 
 class LostError(Exception):
-    """Nothing goes on of a run any more, or nothing will; the message says why.
+    """No worker executes the run, or will; the message says why.
 
     Args:
         why: A sentence.
-        cause: What the run's failure names.
+        cause: The cause in the run's failure.
     """
 
     def __init__(self, why: str, cause: Cause = Cause.WORKER_DIED) -> None:
@@ -38,30 +38,30 @@ class LostError(Exception):
 
 
 async def find_lease(scheduler: SchedulerConnection, run_id: str, deadline: float) -> LeaseAddress:
-    """Return where a run is that an earlier server has begun.
+    """Find the lease of a run that an earlier server started.
 
     Args:
-        scheduler: The cluster.
+        scheduler: The scheduler's connection.
         run_id: The run.
-        deadline: When workers that do not answer are waited for no longer, by the event loop's clock.
+        deadline: When to stop waiting for workers that do not answer, by the event loop's clock.
 
     Raises:
-        LostError: It is nowhere.
+        LostError: No worker has the run.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout_at(deadline):
             await scheduler.until(lambda: run_id in scheduler.workers.leases or scheduler.all_known)
     lease = scheduler.workers.leases.get(run_id)
     if lease is None:
-        raise LostError("The server died while the run went on, and no worker has it.", Cause.SERVER_DIED)
+        raise LostError("The server died during the run, and no Dask worker has the run.", Cause.SERVER_DIED)
     return lease
 
 
 async def lease_slot(scheduler: SchedulerConnection, run_id: str) -> LeaseAddress:
-    """Have Dask lease a slot of a worker that takes runs; a lease without the job is nothing.
+    """Have Dask lease a slot; a lease without a job has no effect.
 
     Raises:
-        LostError: Dask could not.
+        LostError: Dask failed.
     """
     lease = None
     while lease is None:
@@ -73,7 +73,7 @@ async def lease_slot(scheduler: SchedulerConnection, run_id: str) -> LeaseAddres
 async def _try_lease(
     scheduler: SchedulerConnection, client: distributed.Client, run_id: str
 ) -> LeaseAddress | None:
-    """Return a lease; None: the scheduler was gone, or there are other workers now."""
+    """Return a lease; None: the scheduler was lost, or the workers changed."""
     usable, nonce = scheduler.workers.usable, secrets.token_hex(8)
     expected = scheduler.expect(nonce)
     future = client.submit(
@@ -87,7 +87,7 @@ async def _try_lease(
         workers=list(usable),
         resources={worker.RESOURCE: 1},
     )
-    # It outlives this server, whose next one finds the run.
+    # The lease survives this server, and the next one finds the run.
     distributed.fire_and_forget(future)
     over = asyncio.ensure_future(future)
     others = asyncio.ensure_future(scheduler.until(lambda: scheduler.workers.usable != usable))
@@ -111,36 +111,35 @@ async def _try_lease(
 
 
 def _check(over: asyncio.Future[Any]) -> None:
-    """Look why a lease has ended that nobody told of."""
+    """Raise the error of a lease that ended before its address came."""
     error = None if over.cancelled() else over.exception()
     if error is not None and not isinstance(error, distributed.client.FutureCancelledError):
         raise LostError(f"No Dask worker could take the run: {error}")
 
 
 LOST_SECONDS = 5.0
-"""How much longer than a worker waits for a server the server waits for the worker: the worker ends the run
-first."""
+"""Seconds that the server waits longer than the worker, so that the worker ends the run first."""
 
 TRY_SECONDS = 2.0
-"""How long one try to reach a worker may take."""
+"""Seconds that one attempt to reach a worker may take."""
 
 RECONNECT_SECONDS = 0.1
-"""Between two tries to reach a worker, and two looks whether it is there at all."""
+"""Seconds between two attempts to reach a worker."""
 
 
 class ClusterRun:
     """A run on the cluster.
 
     Args:
-        scheduler: The cluster.
+        scheduler: The scheduler's connection.
         run_id: The run.
-        job: What to execute; None: another server has begun it.
-        mark: The number of the last batch that is durable.
+        job: The job; None: an earlier server has sent it.
+        mark: The number of the last durable batch.
         timeout: Seconds without a server after which a worker ends the run.
-        released: Called when its slot is free again.
+        released: Called when the slot is free again.
 
     Attributes:
-        worker_died: Whether that is how it has ended.
+        worker_died: Whether the run ended because its worker died.
     """
 
     def __init__(
@@ -174,13 +173,13 @@ class ClusterRun:
         self._batches_lost = False
 
     async def events(self) -> AsyncGenerator[Sequence[ExecutionEvent]]:
-        """Yield what the worker tells; when it is gone, the end that it cannot tell itself."""
+        """Yield the worker's events; if the worker is lost, the `Ended` that it cannot send."""
         ended = False
         try:
             async with contextlib.aclosing(self._batches()) as batches:
                 async for batch in batches:
                     ended = self._is_end(batch.events[-1])
-                    # An end has no mark: it may be asked for again until it is durable.
+                    # The end has no mark: it can be requested again until it is durable.
                     yield batch.events if ended else [ReplayMark(batch.number), *batch.events]
                     self._send(messages.Acknowledge(batch.number))
         except LostError as lost:
@@ -198,20 +197,20 @@ class ClusterRun:
             self._released(self)
 
     async def _close_channel(self) -> None:
-        """Give the worker a moment to take the last word, and end the connection."""
+        """Give the worker time to receive the last message, and close the connection."""
         if self._reading is not None:
             await asyncio.wait([self._reading], timeout=CONNECT_SECONDS)
         if self._channel is not None:
             self._channel.close()
 
     def stop(self, cause: Cause, grace_period: float) -> None:
-        """Send the order to the worker."""
+        """Send the command to the worker."""
         self._stop = Stop(self._run_id, cause, grace_period)
         self._stopped.set()
         self._send(self._stop)
 
     def leave(self) -> None:
-        """Let the run go on without this server."""
+        """Let the run continue without this server."""
         self._is_detached = True
 
     def _is_end(self, event: ExecutionEvent) -> bool:
@@ -221,11 +220,11 @@ class ClusterRun:
 
     def _failure(self, lost: LostError) -> Failure:
         if self._stop is not None:
-            return Failure(self._stop.cause, f"The run was ended: {lost}")
+            return Failure(self._stop.cause, f"The run was stopped. {lost}")
         return Failure(lost.cause, str(lost))
 
     async def _locate(self) -> LeaseAddress:
-        """Return where the run is, when it is anywhere."""
+        """Wait for a lease, or find it, and return it."""
         getting = asyncio.ensure_future(
             lease_slot(self._scheduler, self._run_id)
             if self._job is not None
@@ -239,14 +238,14 @@ class ClusterRun:
                 self._lease = getting.result()
                 self._lost_at = self._loop.time() + self._timeout + LOST_SECONDS
                 return self._lease
-            raise LostError("it had not started.")
+            raise LostError("It had not started.")
         finally:
             stopped.cancel()
             getting.cancel()
             await asyncio.gather(getting, return_exceptions=True)
 
     async def _batches(self) -> AsyncGenerator[Batch]:
-        """Yield what the worker tells, over one connection after the other."""
+        """Yield the worker's batches, over one connection after the other."""
         ended, lease = False, await self._locate()
         while not ended:
             try:
@@ -254,7 +253,7 @@ class ClusterRun:
             except LostError:
                 if self._has_begun or self._stop is not None:
                     raise
-                # Nobody has the job yet.
+                # No worker has the job yet.
                 lease = await self._locate()
                 continue
             is_first, self._has_begun = not self._has_begun, True
@@ -275,15 +274,15 @@ class ClusterRun:
             lease = await self._locate_next(lease, is_first=is_first)
 
     async def _locate_next(self, lease: LeaseAddress, *, is_first: bool) -> LeaseAddress:
-        """Return where to connect after a connection has ended, of which the first had the job.
+        """Return the lease to connect to after a connection ended; the first connection had the job.
 
         Raises:
-            LostError: What comes next is nowhere.
+            LostError: Further batches are lost.
         """
         if self._batches_lost:
-            raise LostError("An earlier server could not write what the run did.", Cause.STORAGE_FAILED)
+            raise LostError("An earlier server could not store the events of the run.", Cause.STORAGE_FAILED)
         if is_first and self._lease_unknown and self._channel is not None:
-            # The lease had run out before the job came, so nobody has it.
+            # The lease had expired before the job came, so that no worker has it.
             self._has_begun = self._lease_unknown = False
             self._channel.close()
             self._channel = None
@@ -291,17 +290,17 @@ class ClusterRun:
         return lease
 
     async def _received(self, channel: Channel) -> AsyncGenerator[Batch]:
-        """Yield what comes over one connection until that ends, or nothing comes any more.
+        """Yield the batches of one connection until it ends or falls silent.
 
-        A new one may be through long before what is lost on an old one is sent again.
+        A new connection may work long before TCP sends again what was lost on an old one.
         """
         batches: asyncio.Queue[Batch | None] = asyncio.Queue()
-        # Never cancelled: that would end the connection, on which there is something to be said yet.
+        # Never cancelled: that would close the connection, over which a last message is sent.
         self._reading = asyncio.create_task(self._read(channel, batches))
         self._note_message()
         while True:
             try:
-                # What has come while this process stood still is taken first.
+                # Messages that came while this process was stopped are taken first.
                 async with asyncio.timeout_at(max(self._silent_at, self._loop.time() + RECONNECT_SECONDS)):
                     batch = await batches.get()
             except TimeoutError:
@@ -330,7 +329,7 @@ class ClusterRun:
                     case messages.UnknownLease():
                         self._lease_unknown = True
                         return
-                # What has come already is answered without a turn of the event loop.
+                # Available messages are returned without a turn of the event loop.
                 await asyncio.sleep(0)
         except OSError:
             pass
@@ -344,18 +343,18 @@ class ClusterRun:
         """Connect to the worker, as long as it may have the run.
 
         Raises:
-            LostError: It has it no longer.
+            LostError: It no longer has the run.
         """
         while (left := self._lost_at - self._loop.time()) > 0:
             if self._lease_unknown:
-                raise LostError(f"The Dask worker at {lease.address} has the run no longer.")
+                raise LostError(f"The Dask worker at {lease.address} no longer has the run.")
             connecting = asyncio.ensure_future(
                 self._scheduler.channel(lease, self._number, min(left, TRY_SECONDS))
             )
             try:
                 while not (await asyncio.wait([connecting], timeout=RECONNECT_SECONDS))[0]:
                     if self._stop is not None and not self._has_begun:
-                        raise LostError("it had not started.")
+                        raise LostError("It had not started.")
                     if await self._scheduler.is_refused(lease):
                         raise LostError(f"The Dask worker at {lease.address} died.")
                 return connecting.result()
@@ -364,7 +363,7 @@ class ClusterRun:
             finally:
                 connecting.cancel()
         silence = self._timeout + LOST_SECONDS
-        raise LostError(f"The Dask worker is lost: it was not heard of for {silence:g} s.")
+        raise LostError(f"The Dask worker is lost: no message within {silence:g} s.")
 
     def _send(self, message: object) -> None:
         self._spawn(self._send_now(message))
@@ -375,7 +374,7 @@ class ClusterRun:
         task.add_done_callback(self._sending.discard)
 
     async def _send_now(self, message: object) -> None:
-        # What cannot be sent is sent again over the next connection, or there is none any more.
+        # A message that cannot be sent is sent again over the next connection, if one follows.
         if self._channel is not None:
             with contextlib.suppress(OSError):
                 await self._channel.send(message)

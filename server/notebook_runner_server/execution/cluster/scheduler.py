@@ -1,4 +1,4 @@
-"""The server's link to a Dask cluster: kept up for ever, with what is known of the workers there."""
+"""The server's connection to a Dask scheduler, which is restored whenever it ends, and its workers."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Workers:
     """The workers of a cluster, by their addresses.
 
     Args:
-        options: What this server tells each.
+        options: The options of each worker.
 
     Attributes:
-        kernels: The kernelspecs of the one that was last seen, by name, and the language of each.
+        kernels: The kernelspecs of the newest worker with their languages.
         leases: Where the runs are that workers had when they were first asked, by the run's id.
     """
 
@@ -46,21 +46,21 @@ class Workers:
 
     @property
     def usable(self) -> frozenset[str]:
-        """The addresses of those that take runs."""
-        # Whoever asks may be on another thread.
+        """The addresses of the workers that accept runs."""
+        # Called from other threads, too.
         there = tuple(self._descriptions.items())
         return frozenset(address for address, one in there if one.slots and address in self._running)
 
     @property
     def slots(self) -> int:
-        """How many runs they execute at once."""
+        """Number of runs that they can execute concurrently."""
         return sum(
             one.slots for address, one in tuple(self._descriptions.items()) if address in self._running
         )
 
     @property
     def warm_counts(self) -> Mapping[str, WarmCounts]:
-        """The kernels that they keep, by kernelspec, as the scheduler was told last."""
+        """The warm kernels by kernelspec, as of the last heartbeats."""
         counts: dict[str, WarmCounts] = {}
         for address in self.usable:
             for name, (ready, wanted) in (
@@ -72,22 +72,22 @@ class Workers:
 
     @property
     def unknown(self) -> frozenset[str]:
-        """The addresses of those that have not said what they have."""
+        """The addresses of the workers that have not answered."""
         return frozenset(self._metrics.keys() - self._descriptions.keys() - self._refused)
 
     def update(self, there: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take which workers are there, and what the scheduler says of each."""
+        """Take the scheduler's list of workers."""
         for gone in self._descriptions.keys() - there.keys():
             del self._descriptions[gone]
         self.leases = {run_id: lease for run_id, lease in self.leases.items() if lease.address in there}
         self._metrics = {address: one["metrics"] for address, one in there.items()}
-        # Another one may have the address later.
+        # Another worker may get the address later.
         self._refused &= there.keys()
-        # One that is drained, or short of memory, finishes what it has and takes nothing more.
+        # A worker that is drained or short of memory finishes its runs, and accepts no more.
         self._running = frozenset(address for address, one in there.items() if one["status"] == "running")
 
     def installed(self, address: str, answer: object) -> None:
-        """Take what a worker has installed to `install`, if it is there still."""
+        """Take a worker's answer to `install`, if the worker is still connected."""
         if address not in self._metrics:
             return
         match answer:
@@ -105,48 +105,48 @@ class Workers:
         self._descriptions[address] = description
         if description.options.shared() != self._options.shared():
             about = {"worker": address}
-            _log.warning("a Dask worker keeps an earlier server's settings: it has runs of it", extra=about)
+            _log.warning("dask_worker_keeps_earlier_settings", extra=about)
         self.kernels = description.kernels
         self.leases.update(
             {run_id: LeaseAddress(address, lease) for run_id, lease in description.leases.items()}
         )
 
     def _refuse(self, address: str, why: str) -> None:
-        _log.error("a Dask worker gets no runs", extra={"worker": address, "why": why})
+        _log.error("dask_worker_refused", extra={"worker": address, "why": why})
         self._refused.add(address)
 
 
 CONNECT_SECONDS = 5.0
-"""How long one try to reach the scheduler or a worker may take."""
+"""Seconds that one attempt to reach the scheduler or a worker may take."""
 
 START_SECONDS = 10.0
-"""How long the start of a server waits for the workers that are there; those that hang are asked on."""
+"""Seconds that the start of a server waits for the workers to answer."""
 
 INSTALL_SECONDS = 60.0
-"""How long a worker may take until it can execute notebooks."""
+"""Seconds that the installation on a worker may take."""
 
 RETRY_SECONDS = 0.5
-"""Between two tries to reach a scheduler."""
+"""Seconds between two attempts to reach the scheduler."""
 
 QUIET_SECONDS = 10.0
-"""Between two lines of the log that say why there is no cluster."""
+"""Seconds between two log lines about an unreachable scheduler."""
 
 LOOK_SECONDS = 1.0
-"""Between two looks at the workers that there are; a worker that comes or goes is looked at at once."""
+"""Seconds between two updates of the workers; changes that Dask reports are seen at once."""
 
 _log = logging.getLogger(__name__)
 
 
 class SchedulerConnection:
-    """A client of a scheduler, and a new one whenever the scheduler was gone.
+    """A client of a scheduler, replaced whenever the scheduler was lost.
 
     Args:
-        address: The scheduler's, as Dask has it.
-        options: What each worker is told.
+        address: Dask's address of the scheduler.
+        options: The options of each worker.
 
     Attributes:
-        topic: Where leases are told of: this server's alone.
-        workers: What is known of the workers.
+        topic: The topic of this server, to which workers publish leases.
+        workers: The workers.
     """
 
     def __init__(self, address: str, options: HostOptions) -> None:
@@ -169,24 +169,24 @@ class SchedulerConnection:
 
     @property
     def all_known(self) -> bool:
-        """Whether every worker that is there has been asked and has installed."""
+        """Whether every connected worker has answered."""
         return self._updated and not self.workers.unknown
 
     @property
     def connection_arguments(self) -> dict[str, Any]:
-        """What a connection to a worker takes."""
+        """The arguments for a connection to a worker."""
         arguments: dict[str, Any] = self._security.get_connection_args("client")
         return arguments
 
     async def start(self) -> None:
-        """Connect, and get to know the workers; what cannot be done soon is tried for ever."""
+        """Connect, and wait a while for the workers; attempts continue in the background."""
         self._task = asyncio.create_task(self._keep())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_SECONDS):
                 await self.until(lambda: self._tried or self.all_known)
 
     async def close(self) -> None:
-        """Let go of the cluster; what it executes goes on."""
+        """Disconnect; runs continue."""
         self._closing = True
         if self._task is not None:
             # Dask may turn this into an error of its own.
@@ -198,36 +198,36 @@ class SchedulerConnection:
         await asyncio.gather(*asking, return_exceptions=True)
 
     async def until(self, condition: Any) -> None:
-        """Wait until something holds, which is looked at whenever the workers have changed."""
+        """Wait until a condition holds, which is checked whenever the workers change."""
         async with self._changed:
             await self._changed.wait_for(condition)
 
     async def changed(self) -> None:
-        """Have everyone who waits look again."""
+        """Check the conditions of all waiting tasks."""
         async with self._changed:
             self._changed.notify_all()
 
     async def client(self) -> distributed.Client:
-        """Return the client, when there is one."""
+        """Wait for a connected client, and return it."""
         await self.until(lambda: self._client is not None)
         assert self._client is not None  # noqa: S101 - as waited for
         return self._client
 
     def expect(self, nonce: str) -> asyncio.Future[LeaseAddress]:
-        """Return what will be the lease of a lease."""
+        """Return a future for the lease with this nonce."""
         return self._expected.setdefault(nonce, asyncio.get_running_loop().create_future())
 
     def forget(self, nonce: str) -> None:
-        """Expect a lease no longer: if it comes, it is released."""
+        """Stop expecting a lease, which is released if it comes."""
         self._expected.pop(nonce, None)
 
     async def channel(self, lease: LeaseAddress, after: int, seconds: float) -> Channel:
         """Connect to a run.
 
         Args:
-            lease: Where it is.
-            after: The number of the last batch that is known of it.
-            seconds: How long that may take.
+            lease: The run's lease.
+            after: The number of the last known batch.
+            seconds: The time limit.
 
         Raises:
             OSError: The worker cannot be reached.
@@ -242,7 +242,7 @@ class SchedulerConnection:
         return Channel(comm)
 
     async def is_refused(self, lease: LeaseAddress) -> bool:
-        """Tell whether nothing listens there any more; Dask's own connect repeats what is refused."""
+        """Return whether the worker's port refuses connections, for which Dask's connect would try again."""
         host, port = get_address_host_port(lease.address)
         try:
             async with asyncio.timeout(RETRY_SECONDS):
@@ -258,7 +258,7 @@ class SchedulerConnection:
         while not self._closing:
             try:
                 await self._connected()
-            except Exception as error:  # noqa: BLE001 - whatever Dask raises, it is tried again
+            except Exception as error:  # noqa: BLE001 - Dask's errors have no common base class
                 self._log_unreachable(str(error))
             finally:
                 self.workers.update({})
@@ -267,18 +267,18 @@ class SchedulerConnection:
             await asyncio.sleep(RETRY_SECONDS)
 
     def _log_unreachable(self, why: str) -> None:
-        """Say why there is no cluster, but not at each try."""
+        """Log why the scheduler is unreachable, but not at each attempt."""
         now = asyncio.get_running_loop().time()
         if now < self._quiet_until:
             return
         self._quiet_until = now + QUIET_SECONDS
-        hint = " (do server and cluster have certificates of one authority?)" if "SSL" in why else ""
-        _log.warning("no cluster", extra={"scheduler": self._address, "why": why + hint})
+        hint = " (do server and cluster have certificates of the same CA?)" if "SSL" in why else ""
+        _log.warning("dask_scheduler_unreachable", extra={"scheduler": self._address, "why": why + hint})
 
     async def _connected(self) -> None:
-        """Be a client of the scheduler until it is gone."""
+        """Connect to the scheduler, and return when it is lost."""
         arguments = self.connection_arguments
-        # A connection on which nothing is said: its end tells that the scheduler is gone.
+        # An unused connection, whose end shows that the scheduler is gone.
         lifeline = await connect(self._address, timeout=CONNECT_SECONDS, **arguments)
         client = distributed.Client(
             self._address,
@@ -294,7 +294,7 @@ class SchedulerConnection:
             await self._update_workers(client)
             self._client = client
             await self.changed()
-            _log.info("cluster", extra={"scheduler": self._address})
+            _log.info("dask_scheduler_connected", extra={"scheduler": self._address})
             gone = asyncio.ensure_future(lifeline.read())
             looking = asyncio.ensure_future(self._watch_workers(client))
             try:
@@ -305,7 +305,7 @@ class SchedulerConnection:
                 looking.cancel()
                 await asyncio.gather(gone, looking, return_exceptions=True)
         finally:
-            # One that is being closed takes no more leases.
+            # A client that is being closed must not be used.
             self._client = None
             lifeline.abort()
             if client.status == "running":
@@ -314,17 +314,17 @@ class SchedulerConnection:
                 await client.close(timeout=CONNECT_SECONDS)
 
     def _on_lease(self, event: tuple[float, Mapping[str, str]]) -> None:
-        """Take the news of a lease."""
-        told = event[1]
-        lease = LeaseAddress(told["address"], told["lease"])
-        expected = self._expected.pop(told["nonce"], None)
+        """Take a lease that a worker published."""
+        published = event[1]
+        lease = LeaseAddress(published["address"], published["lease"])
+        expected = self._expected.pop(published["nonce"], None)
         if expected is not None and not expected.done():
             expected.set_result(lease)
         else:
             self.release(lease)
 
     def release(self, lease: LeaseAddress) -> None:
-        """Give a slot back that nobody wants any more; one that cannot be reached ends by itself."""
+        """Release a lease; one that cannot be reached expires."""
 
         async def release() -> None:
             with contextlib.suppress(OSError):
@@ -337,8 +337,8 @@ class SchedulerConnection:
         task.add_done_callback(self._releasing.discard)
 
     def _on_worker_event(self, event: tuple[float, Any]) -> None:
-        told = event[1]
-        if isinstance(told, Mapping) and told.get("action") in {"add-worker", "remove-worker"}:
+        change = event[1]
+        if isinstance(change, Mapping) and change.get("action") in {"add-worker", "remove-worker"}:
             self._workers_changed.set()
 
     async def _watch_workers(self, client: distributed.Client) -> None:
@@ -350,7 +350,7 @@ class SchedulerConnection:
                     await self._workers_changed.wait()
 
     async def _update_workers(self, client: distributed.Client) -> None:
-        """See which workers there are, and ask those that are new what they have."""
+        """Update the list of workers, and install on the new ones."""
         assert client.scheduler is not None  # noqa: S101 - it is connected
         all_there = (await client.scheduler.identity(n_workers=-1))["workers"]
         there = {where: one for where, one in all_there.items() if one["resources"].get(RESOURCE, 0) >= 1}
@@ -361,18 +361,18 @@ class SchedulerConnection:
         await self.changed()
 
     async def _install(self, address: str) -> None:
-        """Have a worker be one that executes notebooks, and take what it has."""
-        order = {"op": "run", "function": dumps(install), "args": dumps(self._install_arguments)}
+        """Make a worker execute notebooks, and take its description."""
+        request = {"op": "run", "function": dumps(install), "args": dumps(self._install_arguments)}
         try:
             async with asyncio.timeout(INSTALL_SECONDS):
                 comm = await connect(address, timeout=CONNECT_SECONDS, **self.connection_arguments)
                 try:
-                    await comm.write(order)
+                    await comm.write(request)
                     self.workers.installed(address, await comm.read())
                 finally:
                     comm.abort()
         except (OSError, TimeoutError):
-            pass  # It is asked again, if it is still there.
+            pass  # The next update tries again, if the worker is still connected.
         finally:
             del self._installing_on[address]
             await self.changed()

@@ -1,6 +1,6 @@
-"""What is installed in each Dask worker: the worker processes with warm kernels that a server has itself.
+"""The plugin of Dask workers: a process pool with warm kernels, as a server has itself.
 
-A server has each worker install it; this package has to be there, in the same version.
+A server installs it on each worker, which must have this package in the same version.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from notebook_runner_server.execution.pool import ProcessPoolBackend
 from notebook_runner_server.execution.worker_protocol import decode, encode
 
 RESOURCE = "notebook"
-"""The resource of a Dask worker that says how many runs it may have at once."""
+"""The resource of a Dask worker: number of concurrent runs."""
 
 PLUGIN = "notebook-runner"
 
 CLOSE_SECONDS = 5.0
-"""How long a worker that is closed waits until the servers know how its runs have ended."""
+"""Seconds that a worker that is closed waits until the servers have the ends of its runs."""
 
 
 def _private_folder(local_directory: Path) -> Path:
-    """Make a folder of this program's own in a Dask worker's, and return it without links."""
+    """Create a folder of this plugin in a Dask worker's folder, and return its path without links."""
     folder = local_directory.resolve() / PLUGIN
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
 class NotebookHost(WorkerPlugin):
-    """Makes a Dask worker one that executes notebooks.
+    """Makes a Dask worker execute notebooks.
 
     Args:
-        options: What the server tells each.
+        options: The options of the worker.
     """
 
     name = PLUGIN
@@ -54,7 +54,7 @@ class NotebookHost(WorkerPlugin):
 
     async def setup(self, worker: Worker) -> None:
         """Start the worker processes (called by Dask)."""
-        # A nanny's worker is a daemon, which may not start processes; the nanny does not need it to be one.
+        # A nanny's worker is a daemon, which may not start processes.
         multiprocessing.current_process().daemon = False
         self._worker = worker
         self._slots = min(int(worker.state.total_resources.get(RESOURCE, 0)), worker.state.nthreads)
@@ -72,20 +72,20 @@ class NotebookHost(WorkerPlugin):
         self._problem = ""
         try:
             await self._pool.start()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the server says it
+        except Exception as error:  # noqa: BLE001 - the server logs it
             self._problem, self._slots = str(error) or type(error).__name__, 0
         worker.handlers[messages.ATTACH] = self.attach
         worker.metrics[messages.WARM_KERNELS] = self._warm_counts
 
     def _sandbox(self, worker: Worker) -> SandboxConfig:
-        # Who has the cluster's key may do anything on the cluster.
+        # The cluster's key allows everything on the cluster.
         names = ("tls_client_key", "tls_scheduler_key", "tls_worker_key")
         keys: list[str | None] = [getattr(worker.security, name, None) for name in names]
         hidden = (Path(key).absolute() for key in keys if key)
         return replace(self._options.sandbox, hidden=(*self._options.sandbox.hidden, *hidden))
 
     async def teardown(self, worker: Worker) -> None:
-        """End all runs and the worker processes (called by Dask)."""
+        """End all runs and worker processes (called by Dask)."""
         worker.handlers.pop(messages.ATTACH, None)
         worker.metrics.pop(messages.WARM_KERNELS, None)
         for lease in self._leases.values():
@@ -96,9 +96,9 @@ class NotebookHost(WorkerPlugin):
         await self._pool.close()
 
     async def lease(self, run_id: str, nonce: str, topic: str) -> None:
-        """Lease a slot: tell the server where it is, and keep it until it is not needed any more."""
+        """Lease a slot: publish its address to the server, and keep it until it is released."""
         name = secrets.token_hex(8)
-        # Of another lease nothing may be found.
+        # A folder that no other lease has used.
         folder = WorkerRunFolder(
             self._folder / "runs" / name, self._options.max_files_bytes, self._options.sandbox.root
         )
@@ -112,7 +112,7 @@ class NotebookHost(WorkerPlugin):
             await asyncio.to_thread(folder.remove)
 
     def is_outdated(self, options: HostOptions) -> bool:
-        """Tell whether a server has other settings, and no slot is leased to an earlier one."""
+        """Return whether a server has other options, and no slot is leased to an earlier one."""
         return options.shared() != self._options.shared() and not self._leases
 
     @property
@@ -120,15 +120,15 @@ class NotebookHost(WorkerPlugin):
         return {lease.run_id: name for name, lease in self._leases.items() if lease.has_job}
 
     def describe(self) -> Description:
-        """Say what this worker has."""
+        """Return the state of this worker."""
         return Description(self._options, self._slots, self._pool.kernels, self._runs, self._problem)
 
     def _warm_counts(self, _: Worker) -> dict[str, tuple[int, int]]:
-        """Say which kernels are kept (called by Dask, which tells the scheduler twice a second)."""
+        """Return the metric of warm kernels (called by Dask twice a second)."""
         return {name: (one.ready, one.wanted) for name, one in self._pool.warm_counts.items()}
 
     async def attach(self, comm: Comm, lease: str, after: int) -> None:
-        """Give a server its run (called by Dask); the connection is the run's alone from here on."""
+        """Connect a server to its run (called by Dask); only the run uses the connection from here on."""
         channel = Channel(comm)
         found = self._leases.get(lease)
         try:
@@ -138,51 +138,53 @@ class NotebookHost(WorkerPlugin):
             else:
                 await found.serve(channel, after)
         except OSError:
-            pass  # The server is gone, or has another connection.
+            pass  # The server is gone, or has reconnected.
         finally:
             channel.close()
 
 
 async def lease(run_id: str, nonce: str, topic: str) -> None:
-    """Lease a slot for a run; a task of Dask's.
+    """Lease a slot for a run; the function of a Dask task.
 
     Args:
         run_id: The run.
-        nonce: Names this try to get a slot.
-        topic: Where to tell the server.
+        nonce: Identifies this attempt to get a slot.
+        topic: The server's topic.
     """
     worker: Any = get_worker()
     await worker.plugins[PLUGIN].lease(run_id, nonce, topic)
 
 
-# Servers that come at once do not replace what the other is about to start.
+# Concurrent servers must not replace what the other one is about to start.
 _installing = asyncio.Lock()
 
 
 async def install(version: str, options: bytes, dask_worker: Worker) -> bytes:
-    """Make a Dask worker one that executes notebooks, if it is none, and say what it has.
+    """Install the plugin on a Dask worker, unless it is installed, and return the worker's state.
 
-    Dask executes it there; it is not a plugin of the scheduler's, for a worker that lacks this package would
-    neither start nor end with one.
+    Executed by Dask on the worker. A plugin of the scheduler would keep workers without this package from
+    starting and stopping.
 
     Args:
-        version: The server's.
-        options: What it tells each worker, encoded.
-        dask_worker: The worker (given by Dask).
+        version: The server's version.
+        options: The worker's options, encoded.
+        dask_worker: The worker (passed by Dask).
 
     Returns:
-        Its `Description`, encoded.
+        The worker's `Description`, encoded.
 
     Raises:
-        RuntimeError: It has another version.
+        RuntimeError: The worker has another version.
     """
     if version != messages.VERSION:
-        raise RuntimeError(f"its version is {messages.VERSION}, and the server's {version}")
-    told = decode(options)
-    assert isinstance(told, HostOptions)  # noqa: S101 - what a server of this version sends
+        raise RuntimeError(
+            f"version {messages.VERSION} differs from the server's {version}; install the same version"
+        )
+    decoded = decode(options)
+    assert isinstance(decoded, HostOptions)  # noqa: S101 - what a server of this version sends
     async with _installing:
         host = dask_worker.plugins.get(PLUGIN)
-        if not isinstance(host, NotebookHost) or host.is_outdated(told):
-            host = NotebookHost(told)
+        if not isinstance(host, NotebookHost) or host.is_outdated(decoded):
+            host = NotebookHost(decoded)
             await dask_worker.plugin_add(host, PLUGIN, catch_errors=False)
         return encode(host.describe())

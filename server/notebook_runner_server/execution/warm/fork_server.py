@@ -1,21 +1,19 @@
-"""The program of a template: an interpreter that has imported ipykernel, and forks a kernel when asked to.
+"""The program of a fork server: it imports ipykernel, and forks a kernel for each request.
 
-It is executed by the interpreter that the kernelspec names, which need not have this package: nothing but
-the standard library and ipykernel is imported here. It has one thread, no ZeroMQ socket and no event loop,
-so a fork of it is safe.
+The interpreter of the kernelspec executes it, which need not have this package: only the standard library and
+ipykernel are imported here. It has one thread, no ZeroMQ socket and no event loop, so forks are safe.
 
     python fork_server.py DESCRIPTOR HIDE [MODULE …]
 
-DESCRIPTOR is a connected stream socket. With HIDE 1 no other process can look into the template; a kernel
-that it forks is an ordinary process again. The template first sends a line of JSON,
-`{"failed": {module: why}}`, when it has imported ipykernel and the modules.
+DESCRIPTOR is a connected stream socket. With HIDE 1 no other process can inspect the fork server; its kernels
+are ordinary processes again. After the imports it sends a line of JSON, `{"failed": {module: why}}`.
 
-Each request is a length (`!I`) and so many bytes of JSON, with descriptors beside the length: a stream socket
-to the new kernel, what becomes its standard output and error, and, for a kernel that is to be restricted, a
-ruleset of Landlock. It is answered with a line that holds the kernel's process id (0: there can be none). The
-kernel is handed to the nearest subreaper above. It writes `ready` on its socket when it has restricted itself
-and bound its own, waits there, beside its ordinary work, for one more request of this form that says where it
-shall be, with another ruleset or none, answers `done`, and closes it.
+Each request is a length (`!I`) and that many bytes of JSON, with descriptors beside the length: the control
+socket of the new kernel, its standard output and error, and a ruleset of Landlock if it is confined. The
+answer is a line with the kernel's process id (0: no process could be created). The kernel is handed to the
+nearest subreaper. It writes `ready` on its control socket when it has restricted itself and bound its
+sockets, waits there for one more request of this form, which assigns it to a run, answers `done`, and closes
+the socket.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ else:
 
 confine.remove_from_sys_path()
 
-import contextlib  # noqa: E402 - as said
+import contextlib  # noqa: E402 - after the path is restored
 import gc  # noqa: E402
 import importlib.util  # noqa: E402
 import json  # noqa: E402
@@ -61,14 +59,14 @@ _KERNEL_MODULES = (
 
 
 def main() -> None:
-    """Import, say so, and fork until the other side is gone; in a kernel, be that kernel."""
+    """Import, report that, and fork until the other side is gone; in a fork, run the kernel."""
     link = socket.socket(fileno=int(sys.argv[1]))
     if int(sys.argv[2]):
         confine.set_dumpable(False)
     modules = sys.argv[3:]
     failed = _imported(modules)
     link.sendall(json.dumps({"failed": failed}).encode() + b"\n")
-    # What is there now is the same for all: a collection shall not touch, and so copy, its pages.
+    # All forks share the objects of now: a garbage collection must not touch, and so copy, their pages.
     gc.collect()
     gc.freeze()
     while True:
@@ -89,7 +87,7 @@ def main() -> None:
 
 
 def _imported(modules: list[str]) -> dict[str, str]:
-    """Import all modules; return what could not be."""
+    """Import all modules; return those that failed, and why."""
     for name in _KERNEL_MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -98,20 +96,20 @@ def _imported(modules: list[str]) -> dict[str, str]:
     for name in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001 - a module may raise whatever it likes
+        except Exception as error:  # noqa: BLE001 - a module may raise anything
             failed[name] = f"{type(error).__name__}: {error}"
     if kept_open := set(os.listdir("/proc/self/fd")) - before:
-        failed["*"] = f"they keep {len(kept_open)} files open, which all kernels would share"
+        failed["*"] = f"the modules keep {len(kept_open)} files open, which all kernels would share"
     if threading.active_count() > 1:
         names = ", ".join(
             sorted(one.name for one in threading.enumerate() if one is not threading.main_thread())
         )
-        failed["*"] = f"they started threads, which a fork does not have: {names}"
+        failed["*"] = f"the modules started threads, which a fork would not have: {names}"
     return failed
 
 
 def _received(link: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """Return a request, and the descriptors that came with it; None: the other side is gone."""
+    """Return a request and its descriptors; None: the other side is gone."""
     head, descriptors, *_ = socket.recv_fds(link, 4, 3)
     if not head:
         return None
@@ -126,7 +124,7 @@ def _exactly(link: socket.socket, size: int) -> bytes:
 
 
 def _forked(link: socket.socket, output: int) -> bool:
-    """Fork twice, so that the kernel becomes the subreaper's child; tell whether this is the kernel."""
+    """Fork twice, so that the kernel becomes the subreaper's child; return whether this is the kernel."""
     between = os.fork()
     if between:
         os.waitpid(between, 0)
@@ -148,11 +146,11 @@ def _forked(link: socket.socket, output: int) -> bool:
 
 def _run_kernel(request: dict[str, Any], control: socket.socket, rulesets: list[int]) -> None:
     """Start ipykernel's application, as `python -m ipykernel_launcher` does."""
-    from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - not before the template's own import
+    from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - after the fork server's own imports
     from tornado.ioloop import IOLoop  # noqa: PLC0415 - the same
 
     for ruleset in rulesets:
-        # Before there is any other thread, which would keep what it may.
+        # Before any other thread exists, which would keep its rights.
         confine.restrict(ruleset)
     confine.set_dumpable(True)
     _apply_context(request["context"])
@@ -160,7 +158,7 @@ def _run_kernel(request: dict[str, Any], control: socket.socket, rulesets: list[
     launcher = importlib.util.find_spec(request["module"])
     sys.argv = [launcher.origin if launcher and launcher.origin else "", *request["arguments"]]
     app: Any = IPKernelApp.instance()
-    # The user's own start-up files may look at folder and variables.
+    # The user's start-up files may use folder and variables.
     start_up = app._run_startup_files  # noqa: SLF001 - there is no other way
     app._run_startup_files = lambda: None  # noqa: SLF001 - as above
     if rulesets:
@@ -173,7 +171,7 @@ def _run_kernel(request: dict[str, Any], control: socket.socket, rulesets: list[
         with control:
             received = _received(control)
             if received is None:
-                # Whoever kept this kernel for later is gone, and nobody will ever use it.
+                # The worker is gone, and no run will use this kernel.
                 os._exit(0)
             context, more = received
             for ruleset in more:
@@ -189,7 +187,7 @@ def _run_kernel(request: dict[str, Any], control: socket.socket, rulesets: list[
 
 
 def _apply_context(context: dict[str, Any]) -> None:
-    """Make folder and environment what they would be, had the process been started with them."""
+    """Set folder and environment as if the process had been started with them."""
     os.chdir(context["folder"])
     for name in context["unset"]:
         os.environ.pop(name, None)
@@ -200,13 +198,13 @@ def _apply_context(context: dict[str, Any]) -> None:
 
 
 def _update_shell(shell: Any) -> None:
-    """Let IPython know of the folder what it noted when it started."""
+    """Update what IPython noted of the folder when it started."""
     shell.starting_dir = os.getcwd()
     shell.user_ns["_dh"][:] = [type(one)(os.getcwd()) for one in shell.user_ns["_dh"][:1]]
 
 
 def _reseed() -> None:
-    """Give this process randomness of its own; the standard library's `random` sees to itself."""
+    """Reseed random generators that would otherwise repeat in each fork; `random` reseeds itself."""
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
     if "multiprocessing.process" in sys.modules:

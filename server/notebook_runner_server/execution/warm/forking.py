@@ -1,7 +1,7 @@
 """A jupyter_client provisioner that forks ipykernel from a fork server, in a fifth of the time of a start.
 
-The fork server (`fork_server.py`) is a process that has imported ipykernel, and the modules that the operator
-names. The interpreter of the kernelspec executes it.
+The fork server (`fork_server.py`) is a process that has imported ipykernel and the preloaded modules. The
+interpreter of the kernelspec executes it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from notebook_runner_server.confinement.policy import Ruleset
 
 
 class ForkedProcess:
-    """A child of this process that somebody else forked, with what jupyter_client uses of a Popen.
+    """A child of this process that the fork server forked, with the part of Popen that jupyter_client uses.
 
     Attributes:
-        pid: Its process id.
-        returncode: Its exit code (negative: the signal that ended it), None while it runs.
-        is_lost: Its exit code is not known.
+        pid: The process id.
+        returncode: The exit code (negative: the signal that killed it), None while it runs.
+        is_lost: Whether the exit code is unknown.
     """
 
     stdin = stdout = stderr = None
@@ -45,11 +45,11 @@ class ForkedProcess:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Return the exit code (negative: the signal that ended it), None while it runs."""
+        """Return the exit code (negative: the signal that killed it), None while it runs."""
         return self._wait(os.WNOHANG)
 
     def wait(self) -> int:
-        """Wait for the end, and return the exit code."""
+        """Wait for the process to end, and return its exit code."""
         return self._wait(0) or 0
 
     def send_signal(self, number: int) -> None:
@@ -58,11 +58,11 @@ class ForkedProcess:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it."""
+        """Kill the process."""
         self.send_signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def _wait(self, options: int) -> int | None:
@@ -70,7 +70,7 @@ class ForkedProcess:
             try:
                 found, status = os.waitpid(self.pid, options)
             except ChildProcessError:
-                # Somebody else has reaped it, and knows how it ended. A Popen says 0 then, too.
+                # Other code has reaped it. A Popen returns 0 then, too.
                 self.returncode, self.is_lost = 0, True
             else:
                 self.returncode = os.waitstatus_to_exitcode(status) if found else None
@@ -78,24 +78,24 @@ class ForkedProcess:
 
 
 IMPORT_SECONDS = 60.0
-"""How long a template may take to import what it is told to."""
+"""Seconds that a fork server may take to import its modules."""
 
 FORK_SECONDS = 2.0
-"""How long a template may take to fork; it takes some milliseconds."""
+"""Seconds that a fork may take; it takes some milliseconds."""
 
 ASSIGN_SECONDS = 2.0
-"""How long a kernel that is ready may take to change its folder and environment."""
+"""Seconds that a kernel may take to change its folder and environment."""
 
 _READY, _DONE = b"ready\n", b"done\n"
 _PROGRAM = Path(__file__).with_name("fork_server.py")
 _CONFINEMENT = Path(__file__).parents[2] / "confinement"
-# Without a look at variables, the working folder, or packages, some of which a caller can choose.
+# Isolated from variables, the working folder and packages, some of which a caller can choose.
 _LAUNCHER = [sys.executable, "-I", "-S", str(_CONFINEMENT / "launch.py")]
 _KERNEL = _CONFINEMENT / "ipython_kernel.py"
 _MODULES = ("ipykernel_launcher", "ipykernel")
 
-# Read once, when an interpreter is started, or when a library is imported: a process that runs cannot be
-# given them. Of libraries, those that are often preloaded.
+# Read only when an interpreter starts or a library is imported, so that they cannot be set in a running
+# process. The libraries are those that are often preloaded.
 _READ_AT_START = "PYTHON LD_ LC_ LANG MALLOC_ GLIBC_ HOME XDG_ IPYTHON JUPYTER JPY_ R_ JULIA_ BASH_"
 _READ_AT_IMPORT = """
 OMP_ KMP_ GOMP_ OPENBLAS_ GOTO_ MKL_ BLIS_ VECLIB_ NUMEXPR_ NUMBA_ NPY_ MPL PANDAS_ ARROW_ POLARS_ RAYON_
@@ -105,15 +105,15 @@ REQUESTS_ CURL_ AWS_ GOOGLE_ AZURE_ DASK_ RAY_ SPARK_ PYSPARK_ GDAL_ PROJ_ SKLEA
 
 
 class ForkServerError(RuntimeError):
-    """A template did not do what it was asked to."""
+    """A fork server, or a kernel that it forked, failed."""
 
 
 def can_set(names: Iterable[str], *, imported: bool) -> bool:
-    """Tell whether variables can be given to a process that runs.
+    """Return whether variables take effect in a running process.
 
     Args:
         names: The variables.
-        imported: It has imported more than its interpreter needs, and nobody knows what.
+        imported: Whether the process has imported unknown modules.
     """
     read = tuple((_READ_AT_START + (_READ_AT_IMPORT if imported else "")).split())
     return not any(name.startswith(read) for name in names)
@@ -125,14 +125,14 @@ class ForkServer:
     Args:
         command: The interpreter and its options.
         preload: Modules to import.
-        environment: What the process is started with.
-        hide: Let other processes not look into it.
+        environment: The environment variables of the process.
+        hide: Make the process non-dumpable, so that other processes cannot inspect it.
     """
 
     def __init__(
         self, command: Sequence[str], preload: Sequence[str], environment: Mapping[str, str], *, hide: bool
     ) -> None:
-        # The kernels become children of this process, which has to wait for them.
+        # The kernels become children of this process, which can then wait for them.
         confine.become_subreaper()
         self._environment = {**environment, "JPY_PARENT_PID": str(os.getpid())}
         self._link, far = socket.socketpair()
@@ -150,10 +150,10 @@ class ForkServer:
             )
 
     def wait_ready(self) -> dict[str, str]:
-        """Wait until all is imported; return the modules that could not be, and why.
+        """Wait until the imports are done; return the modules that failed, and why.
 
         Raises:
-            ForkServerError: It ended, or takes too long.
+            ForkServerError: The process died, or took too long.
         """
         failed: dict[str, str] = json.loads(self._line(IMPORT_SECONDS))["failed"]
         return failed
@@ -170,19 +170,19 @@ class ForkServer:
         """Fork a kernel.
 
         Args:
-            module: What an interpreter would be told to execute.
-            arguments: For that module.
-            folder: Its working folder.
-            environment: All its variables.
-            output: The descriptor of its standard output and error.
-            ruleset: What it may reach; None: whatever the user may.
+            module: The module of the kernel.
+            arguments: The module's arguments.
+            folder: The working folder.
+            environment: All environment variables.
+            output: The descriptor of standard output and error.
+            ruleset: What the kernel may access; None: whatever the user may.
 
         Returns:
-            The process, and the socket on which it says that it is ready and is told its place.
+            The process, and its control socket.
 
         Raises:
-            ForkServerError: The template ended, or takes too long.
-            BlockingIOError: There can be no more processes.
+            ForkServerError: The fork server died, or took too long.
+            BlockingIOError: No more processes can be created.
         """
         near, far = socket.socketpair()
         request = {
@@ -201,10 +201,10 @@ class ForkServer:
             pid = int(self._line(FORK_SECONDS))
         except (OSError, ForkServerError) as error:
             near.close()
-            raise ForkServerError(f"the template does not fork: {error}") from error
+            raise ForkServerError(f"the fork server does not fork: {error}") from error
         if not pid:
             near.close()
-            raise BlockingIOError("there can be no more processes")
+            raise BlockingIOError("no more processes can be created")
         return ForkedProcess(pid), near
 
     def _context(self, folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -217,10 +217,10 @@ class ForkServer:
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
         if not poll.poll(round(seconds * 1000)):
-            raise ForkServerError(f"nothing was heard from it for {seconds:g} s")
+            raise ForkServerError(f"no answer of the fork server within {seconds:g} s")
         line = self._lines.readline()
         if not line:
-            raise ForkServerError(f"it ended with code {self.process.wait()}")
+            raise ForkServerError(f"the fork server exited with code {self.process.wait()}")
         return line
 
     def close(self) -> None:
@@ -232,30 +232,30 @@ class ForkServer:
 
 
 class ForkProvisioner(LocalProvisioner):
-    """Starts ipykernel from a template; anything else as LocalProvisioner does.
+    """Forks ipykernel from a fork server; starts other kernels as LocalProvisioner does.
 
     Attributes:
-        template: What forks; None: nothing does.
-        ruleset: What the kernel may reach; None: whatever the user may.
+        fork_server: The fork server; None: none.
+        ruleset: What the kernel may access; None: whatever the user may.
     """
 
     fork_server: ForkServer | None = None
     ruleset: Ruleset | None = None
-    # A Popen, or what is as good as one.
+    # A Popen or a ForkedProcess.
     process: Any
     _control: socket.socket | None = None
     _heard = b""
 
     @property
     def forked(self) -> bool:
-        """Whether the process is a fork of the template."""
+        """Whether the process was forked by the fork server."""
         return isinstance(self.process, ForkedProcess)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Start the kernel; `stdout` is the file for what the process itself writes.
+        """Start the kernel; `stdout` is the file for output of the process itself.
 
         Raises:
-            ForkServerError: The template does not fork.
+            ForkServerError: The fork server failed.
         """
         parts = split(cmd)
         if parts is None or self.fork_server is None:
@@ -279,30 +279,30 @@ class ForkProvisioner(LocalProvisioner):
 
     @property
     def control(self) -> socket.socket | None:
-        """What can be read when a forked kernel has become ready, or has ended; None: it has its place."""
+        """The socket of a forked kernel, readable when it is ready or has ended; None: it is assigned."""
         return self._control
 
     def is_ready(self) -> bool:
-        """Tell whether a forked kernel has bound its sockets."""
+        """Return whether a forked kernel has bound its sockets."""
         with contextlib.suppress(BlockingIOError):
             if self._control is not None:
                 self._heard += self._control.recv(64)
         return self._heard.startswith(_READY)
 
     async def assign(self, folder: str, environment: Mapping[str, str], ruleset: Ruleset | None) -> None:
-        """Give a forked kernel the place that it would have, had it been started there.
+        """Assign a forked kernel to a run.
 
         Args:
-            folder: Its working folder.
-            environment: Variables to set.
-            ruleset: What its main thread may no longer reach; None: it keeps what it may.
+            folder: The working folder.
+            environment: The variables to set.
+            ruleset: What its main thread may access from now on; None: no change.
 
         Raises:
-            ForkServerError: It has ended, or does not do so.
+            ForkServerError: The kernel died, or does not answer.
         """
         control, self._control = self._control, None
         if control is None:
-            raise ForkServerError("the kernel has its place")
+            raise ForkServerError("the kernel is assigned already")
         body = json.dumps({"folder": folder, "set": dict(environment), "unset": []}).encode()
         descriptors = [ruleset.fileno()] if ruleset is not None else []
         loop = asyncio.get_running_loop()
@@ -317,12 +317,12 @@ class ForkProvisioner(LocalProvisioner):
                             raise ForkServerError("the kernel has ended")
                         self._heard += piece
         except (OSError, TimeoutError) as error:
-            raise ForkServerError(f"the kernel does not take its place: {error!r}") from error
+            raise ForkServerError(f"the kernel cannot be assigned: {error!r}") from error
 
 
 @contextlib.contextmanager
 def _environment_file(environment: Mapping[str, str]) -> Iterator[IO[bytes]]:
-    """Open a file without a name that holds the variables of a kernel, which may be secrets."""
+    """Open an unnamed file with the variables of a kernel, which may be secrets."""
     with open(os.memfd_create("environment"), "w+b") as file:
         file.write(json.dumps({**environment, "JPY_PARENT_PID": str(os.getpid())}).encode())
         file.seek(0)
@@ -330,7 +330,7 @@ def _environment_file(environment: Mapping[str, str]) -> Iterator[IO[bytes]]:
 
 
 def _kernel_command(command: Sequence[str]) -> list[str]:
-    """Return the command of a kernel; ipykernel's is one that listens to this process alone."""
+    """Return the command of a kernel; ipykernel then accepts connections only from this process."""
     parts = split(command)
     if parts is None:
         return list(command)
@@ -339,14 +339,14 @@ def _kernel_command(command: Sequence[str]) -> list[str]:
 
 
 def interpreter(command: Sequence[str]) -> list[str]:
-    """Return an interpreter and its options as jupyter_client starts it: `python` is this process's own."""
+    """Return the command of an interpreter as jupyter_client starts it: `python` is this process's own."""
     version = sys.version_info
     own = {"python", f"python{version[0]}", f"python{version[0]}.{version[1]}"}
     return [sys.executable if command[0] in own else command[0], *command[1:]]
 
 
 def split(command: Sequence[str]) -> tuple[list[str], str, list[str]] | None:
-    """Return the interpreter with its options, the module, and the module's arguments; None: no ipykernel."""
+    """Split a kernel's command into interpreter, module and arguments; None: it is not ipykernel."""
     parts = list(command)
     with contextlib.suppress(ValueError, IndexError):
         at = parts.index("-m")

@@ -1,4 +1,4 @@
-"""How a kernel that runs already is given its folder and variables, in the language that it speaks."""
+"""Code that sets working folder and environment variables in a running kernel, by language."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _quoted_for_bash(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a literal of R and Julia, which know JSON's escapes but not its pairs of surrogates."""
+    """Return a literal of R and Julia, which have JSON's escapes but not its surrogate pairs."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -45,15 +45,15 @@ _SETUP_CODE: dict[str, Callable[[str, Mapping[str, str]], str]] = {
     "bash": _shell,
 }
 LANGUAGES = tuple(_SETUP_CODE)
-"""The languages, in lower case, in which it can be said."""
+"""The supported languages, in lower case."""
 
 
 def setup_code(language: str, folder: str, variables: Mapping[str, str]) -> str:
-    """Return the code that changes folder and environment.
+    """Return the code for a kernel.
 
     Args:
-        language: What the kernelspec names.
+        language: The kernelspec's language.
         folder: The working folder.
-        variables: To set in the environment.
+        variables: The variables to set.
     """
     return _SETUP_CODE[language.lower()](folder, variables)

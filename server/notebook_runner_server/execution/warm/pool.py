@@ -1,4 +1,4 @@
-"""Keeps kernels ready, each for one run: a thread that starts them, watches them and replaces them."""
+"""Keeps warm kernels, each for one run: a thread starts, watches and replaces them."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ from notebook_runner_server.execution.warm.forking import (
 from notebook_runner_server.execution.warm.languages import LANGUAGES
 
 FORKED_SECONDS = 10.0
-"""How long a kernel may take from its fork to its first answer; it takes some 0.1 s."""
+"""Seconds from the fork of a kernel to its first answer, which takes some 0.1 s."""
 
 
 class State(Enum):
-    """How far a kernel in the reserve has come."""
+    """The state of a warm kernel."""
 
     STARTING = auto()
-    """It restricts itself, and binds its sockets."""
+    """The kernel restricts itself and binds its sockets."""
     ASKED = auto()
-    """It is to answer for the first time."""
+    """The kernel was asked for its first answer."""
     READY = auto()
-    """It has answered: a run possible have it at once."""
+    """The kernel has answered, and a run can use it."""
     LOST = auto()
-    """It did not get ready, and is being ended."""
+    """The kernel did not become ready, and is being killed."""
     DISCARDED = auto()
-    """It was ready, must not be used any more, and is being ended."""
+    """The kernel was ready, must not be used any more, and is being killed."""
 
 
 class WarmKernel:
-    """A kernel in the reserve.
+    """A kernel that no run has used.
 
     Attributes:
-        state: How far it has come.
-        deadline: When it has to be ready at the latest, by the monotonic clock.
-        why: Why it is being ended; empty: it is not.
+        state: Its state.
+        deadline: When it must be ready, by the monotonic clock.
+        why: Why it is being killed; empty: it is not.
     """
 
     def __init__(self, kernel: Kernel, patience: float) -> None:
@@ -70,17 +70,17 @@ class WarmKernel:
 
     @property
     def is_starting(self) -> bool:
-        """Whether it is not ready, and may become so."""
+        """Whether it may still become ready."""
         return self.state in {State.STARTING, State.ASKED}
 
     def forget(self) -> None:
-        """Keep it no more."""
+        """Stop keeping it."""
         os.close(self.pidfd)
         run_processes.release(self.kernel.pid)
 
 
 class KernelSource:
-    """A kernelspec of which kernels are kept, and the template that forks them, if it is ipykernel's."""
+    """A kernelspec with warm kernels, and the fork server for them if it is ipykernel's."""
 
     def __init__(self, name: str, spec: KernelSpec, preload: tuple[str, ...], *, hide: bool) -> None:
         self.name = name
@@ -104,27 +104,27 @@ class KernelSource:
 
     @property
     def patience(self) -> float:
-        """How many seconds a kernel may take until it has answered."""
+        """Seconds that a kernel may take until its first answer."""
         return READY_TIMEOUT if self.fork_server is None else FORKED_SECONDS
 
     def can_host(self, variables: Mapping[str, str], preload: tuple[str, ...]) -> bool:
-        """Tell whether variables possible be given to a kernel that runs."""
+        """Return whether variables can be set in a running kernel."""
         if any(name in key + value for name in variables for key, value in self._spec.env.items()):
-            # The kernelspec's own come last, and may be made of others.
+            # The kernelspec's variables come last, and may refer to others.
             return False
         if self.fork_server is not None:
             return can_set(variables, imported=bool(preload))
         return can_set(variables, imported=True) and all(map(str.isidentifier, variables))
 
     def kill_fork_server(self) -> None:
-        """End the template at once, whatever it does."""
+        """Kill the fork server."""
         if self.fork_server is not None:
             self.fork_server.process.kill()
 
     def close(self) -> None:
-        """Forget the template."""
+        """End the fork server."""
         if self.fork_server is not None and self.pidfd is not None:
-            # Its number may be another's as soon as it is reaped.
+            # Its process id may be reused as soon as it is reaped.
             with run_processes.starting() as kept:
                 self.fork_server.close()
                 kept.discard(self.fork_server.process.pid)
@@ -133,31 +133,31 @@ class KernelSource:
 
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
-"""Seconds until a kernel that could not be started, or died, is replaced: doubled with each failure."""
+"""Seconds until a kernel that died or could not be started is replaced: doubled with each failure."""
 
 TOGETHER = "*"
-"""Stands for all modules together: they started a thread, or keep a file open, which no fork may have."""
+"""Stands for all preloaded modules together, which started a thread or keep a file open."""
 
 HOLD_SECONDS = 0.1
-"""How long a run has the worker for itself before its kernel is replaced, unless it ends before."""
+"""Seconds that a run has the processors for itself before its kernel is replaced."""
 
 IMPATIENCE = 2.0
-"""Seconds that a run waits for a kernel when the one before it was lost."""
+"""Seconds that a run waits for a warm kernel after one was lost."""
 
 CHECK_SECONDS = 2.0
-"""How often it is checked whether the kernels that are kept possible still be reached."""
+"""Seconds between two checks whether the warm kernels can still be reached."""
 
 
 class WarmPool:
-    """Kernels that no run has used, and none but one will use.
+    """The warm kernels of a worker.
 
     Args:
-        wanted: How many of which.
-        folder: Where their folders are made.
-        policy: What they may reach; None: whatever the user may.
-        hide: Let other processes not look into what forks them.
-        log: Takes what the operator may want to know: logging's level, an event, and its fields.
-        on_counts: Takes how many are ready, by kernelspec, whenever that changes.
+        wanted: The kernels to keep.
+        folder: The folder to create their folders in.
+        policy: What they may access; None: whatever the user may.
+        hide: Make fork servers non-dumpable, so that other processes cannot inspect them.
+        log: Called with logging's level, an event, and its fields.
+        on_counts: Called with the number of ready kernels, by kernelspec, whenever that changes.
     """
 
     def __init__(
@@ -177,37 +177,37 @@ class WarmPool:
         self._log = log
         self._on_counts = on_counts
         self._reported: Mapping[str, int] = {}
-        # Held while the kernels that are kept change, and while one is signalled: it must not be reaped then.
+        # Held while the kernels change, and while one is signalled, which must not be reaped then.
         self._lock = threading.RLock()
         self._kernels: list[WarmKernel] = []
         self._sources: dict[str, KernelSource] = {}
-        # The kernelspecs of which one is about to be started.
+        # The kernelspecs of kernels that are about to be started.
         self._coming: set[str] = set()
         # Wakes the run that waits for a kernel; a worker has one run at a time.
         self._wake_run: Callable[[], object] | None = None
         self._failures, self._not_before = 0, 0.0
-        # None has become ready since one was lost: no run waits long for the next.
+        # No kernel has become ready since one was lost: runs do not wait long.
         self._failing = False
         self._last_failure = self._hold = 0.0
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def start(self, languages: Mapping[str, str]) -> None:
-        """Start the thread, if there is anything for it to do.
+        """Start the thread, if kernels are to be kept.
 
         Args:
-            languages: The kernelspecs that there are, and the language of each.
+            languages: The kernelspecs with their languages.
         """
         possible = {name for name, language in languages.items() if language.lower() in LANGUAGES}
         self._counts = {name: count for name, count in self._wanted.counts.items() if name in possible}
         if any(self._counts.values()):
-            threading.Thread(target=self._run, name="reserve", daemon=True).start()
+            threading.Thread(target=self._run, name="warm-pool", daemon=True).start()
 
     async def take(self, name: str, variables: Mapping[str, str]) -> Kernel | None:
-        """Return a kernel, which is the caller's from now on; None: it is to start one.
+        """Take a kernel out of the pool, and return it; None: the caller starts one.
 
         Args:
             name: The kernelspec.
-            variables: What it shall have in its environment.
+            variables: The variables that the run sets.
         """
         source = self._sources.get(name)
         if source is None or not source.can_host(variables, self._wanted.preload):
@@ -226,7 +226,7 @@ class WarmPool:
         return kernel
 
     def _take(self, source: KernelSource) -> Kernel | None:
-        """Return a kernel that has answered and possible still be used; None: there is none now."""
+        """Return a ready kernel that can still be used; None: none now."""
         with self._lock:
             ready = [
                 warm
@@ -239,7 +239,7 @@ class WarmPool:
                 self._kernels.remove(taken)
                 self._hold = now + HOLD_SECONDS
             else:
-                # Somebody waits for the next one.
+                # A run waits for the next one.
                 self._hold = 0.0
             if ready and not source.fork_server_died and now + HOLD_SECONDS > self._not_before:
                 self._coming.add(source.name)
@@ -250,15 +250,15 @@ class WarmPool:
         return taken.kernel
 
     def _discard_if_unusable(self, warm: WarmKernel) -> bool:
-        """Tell whether a kernel that is ready must not be used any more; it is then ended, and replaced."""
+        """Kill a ready kernel that must not be used any more, and return whether it was killed."""
         if why := warm.kernel.why_unusable():
             level = logging.WARNING if why == LOST_SOCKETS else logging.DEBUG
-            self._log(level, "warm kernel discarded", why=why, pid=warm.kernel.pid)
+            self._log(level, "warm_kernel_discarded", why=why, pid=warm.kernel.pid)
             self._end(warm, why, State.DISCARDED)
         return bool(why)
 
     def _end(self, warm: WarmKernel, why: str, state: State) -> None:
-        """End a kernel that is kept; it is taken out when it has ended."""
+        """Kill a kernel; `_reap` takes it out when it has ended."""
         warm.why, warm.state = why, state
         warm.kernel.kill()
 
@@ -268,7 +268,7 @@ class WarmPool:
             return source.name in starting | self._coming
 
     def resume(self) -> None:
-        """Replace what was taken: the run has ended."""
+        """Replace the kernel that was taken, for the run has ended."""
         self._hold = 0.0
         self._wake_up()
 
@@ -278,7 +278,7 @@ class WarmPool:
             os.write(self._waker, b".")
 
     def _wake_run_up(self) -> None:
-        """Have the run that waits look again, if there is one."""
+        """Wake the run that waits for a kernel."""
         wake = self._wake_run
         # Its event loop may have been closed meanwhile.
         with contextlib.suppress(RuntimeError):
@@ -286,11 +286,11 @@ class WarmPool:
                 wake()
 
     def _pause(self) -> float:
-        """Return how long nothing is to be started, in seconds."""
+        """Return the seconds until the next kernel may be started."""
         return max(self._hold, self._not_before) - time.monotonic()
 
     def _report_counts(self) -> None:
-        """Tell how many are ready, if that is not what was told last."""
+        """Report the number of ready kernels if it has changed."""
         with self._lock:
             counts = Counter(warm.kernel.name for warm in self._kernels if warm.state is State.READY)
         if counts != self._reported:
@@ -307,9 +307,9 @@ class WarmPool:
                     self._refill()
                     self._report_counts()
                 self._watch(rest)
-            except Exception as error:  # noqa: BLE001 - whatever it is, runs start kernels of their own
+            except Exception as error:  # noqa: BLE001 - runs start their own kernels instead
                 self._note_failure(f"{type(error).__name__}: {error}")
-                # Nor is it to happen again and again without a pause.
+                # An error that repeats must not keep the processor busy.
                 time.sleep(FIRST_PAUSE)
 
     def _note_failure(self, why: str) -> None:
@@ -317,16 +317,16 @@ class WarmPool:
         self._failures = self._failures + 1 if now - self._last_failure < 2 * LONGEST_PAUSE else 1
         self._last_failure = now
         self._not_before = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
-        self._log(logging.WARNING, "warm kernel lost", why=why)
+        self._log(logging.WARNING, "warm_kernel_lost", why=why)
         with self._lock:
             self._failing = True
             self._coming.clear()
         self._wake_run_up()
 
     def _refill(self) -> None:
-        """Start what is missing."""
+        """Start the missing kernels."""
         for name, count in self._counts.items():
-            # A template that has ended is replaced although nothing is missing: the next kernel comes soon.
+            # A dead fork server is replaced even if no kernel is missing, for one will be soon.
             self._source(name)
             while self._number_kept(name) < count:
                 source = self._source(name)
@@ -346,7 +346,7 @@ class WarmPool:
     def _launch(self, source: KernelSource) -> WarmKernel:
         kernel = Kernel(source.name, self._folder, source.fork_server, self._policy)
         try:
-            # Read here, where it delays nobody.
+            # Read here, where no run waits for it.
             assert kernel.manager.kernel_spec  # noqa: S101 - it is there, or raises
             kernel.prepare_ahead()
             with run_processes.starting(source.kill_fork_server) as kept:
@@ -357,18 +357,18 @@ class WarmPool:
             run_processes.release(kernel.pid)
             kernel.close()
             if isinstance(error, ForkServerError):
-                # It is gone, or not to be relied on.
+                # It died or is stuck.
                 source.close()
             raise
 
     def _source(self, name: str) -> KernelSource:
-        """Return what there is of a kernelspec; its template is started if it has none."""
+        """Return the source of a kernelspec, and start its fork server if necessary."""
         source = self._sources.get(name)
         if source is None or source.fork_server_died:
             spec = KernelSpecManager().get_kernel_spec(name)
             source = KernelSource(name, spec, self._wanted.preload, hide=self._hide)
             for module, why in source.failed.items():
-                self._log(logging.ERROR, "preload failed", modules=module, why=why)
+                self._log(logging.ERROR, "preload_failed", modules=module, why=why)
             if TOGETHER in source.failed:
                 source.close()
                 source = KernelSource(name, spec, (), hide=self._hide)
@@ -376,7 +376,7 @@ class WarmPool:
         return source
 
     def _watch(self, rest: float) -> None:
-        """Wait until a kernel was taken, is ready or has died, or a pause of so many seconds is over."""
+        """Wait until a kernel is taken, becomes ready or dies, or the pause is over."""
         with self._lock:
             events = dict(self._events())
             deadlines = [warm.deadline - time.monotonic() for warm in self._kernels if warm.is_starting]
@@ -384,14 +384,14 @@ class WarmPool:
         poll = select.poll()
         for descriptor in events:
             poll.register(descriptor, select.POLLIN)
-        # Not a moment too early, or it would be asked again and again.
+        # Rounded up: a deadline must have passed when poll() returns.
         for descriptor, _ in poll.poll(math.ceil(1000 * seconds)):
             events[descriptor]()
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
 
     def _events(self) -> Iterator[tuple[int, Callable[[], None]]]:
-        """Yield descriptors that possible be read when something has happened, and what to do then."""
+        """Yield descriptors to poll, each with what to call when it is readable."""
         yield self._wake, lambda: None
         for source in self._sources.values():
             if source.pidfd is not None:
@@ -403,10 +403,10 @@ class WarmPool:
 
     def _fork_server_ended(self, source: KernelSource) -> None:
         source.close()
-        self._note_failure("the template ended")
+        self._note_failure("the fork server ended")
 
     def _control_readable(self, warm: WarmKernel) -> None:
-        """See whether a kernel that was forked says that it has restricted itself and bound its sockets."""
+        """Start the warm-up of a forked kernel that has restricted itself and bound its sockets."""
         with self._lock:
             is_bound = warm in self._kernels and warm.kernel.is_bound
         if is_bound:
@@ -417,27 +417,27 @@ class WarmPool:
         threading.Thread(target=self._warm_up, args=[warm], name="warm-up", daemon=True).start()
 
     def _warm_up(self, warm: WarmKernel) -> None:
-        """Have a kernel answer for the first time; from then on a run possible have it."""
+        """Have a kernel answer for the first time, after which it is ready."""
         answered = warm.kernel.warm_up(warm.deadline - time.monotonic())
         with self._lock:
             if warm not in self._kernels or warm.why:
                 return
             source = self._sources[warm.kernel.name]
-            # How soon there is one is worth a line; the later ones are not.
+            # Only the first ready kernel is worth a line at level info.
             level, source.announced = (
                 logging.DEBUG if source.announced else logging.INFO,
                 source.announced or answered,
             )
             if answered:
                 warm.state, self._failing = State.READY, False
-                self._log(level, "warm kernel ready", kernel=source.name, pid=warm.kernel.pid)
+                self._log(level, "warm_kernel_ready", kernel=source.name, pid=warm.kernel.pid)
             else:
                 self._end(warm, "it did not answer", State.LOST)
         self._wake_run_up()
         self._wake_up()
 
     def _check_kernels(self) -> None:
-        """End the kernels that do not get ready in time, and those that cannot be reached any more."""
+        """Kill kernels that are not ready in time, or cannot be reached any more."""
         with self._lock:
             for warm in self._kernels:
                 if warm.is_starting and time.monotonic() >= warm.deadline:
@@ -450,10 +450,10 @@ class WarmPool:
             if warm not in self._kernels:
                 return
             self._kernels.remove(warm)
-        # Its number may be another's as soon as it is reaped.
+        # Its process id may be reused as soon as it is reaped.
         with run_processes.starting():
             code = warm.kernel.exit_code()
             warm.forget()
         warm.kernel.close()
         if warm.state is not State.DISCARDED:
-            self._note_failure(warm.why or f"it ended with code {code}")
+            self._note_failure(warm.why or f"it exited with code {code}")
