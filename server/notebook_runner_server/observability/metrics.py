@@ -1,7 +1,7 @@
-"""The metrics, as Prometheus reads them: counted as things happen, so that a scrape asks nobody.
+"""The Prometheus metrics, counted as events happen, so that a scrape only reads numbers.
 
-Each series is there before its first event, and no label has more values than this program has names for;
-kernelspecs are those of the server's machine.
+Each series exists before its first event. Callers cannot choose values of labels; kernelspecs are those of
+the server's machine.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ PREFIX = "notebook_runner"
 NO_CAUSE = "none"
 
 SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
-"""Upper bounds in seconds for what takes milliseconds and should go on doing so."""
+"""Upper bounds in seconds for what should take milliseconds."""
 
 LONG = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
-"""Upper bounds in seconds for what a notebook decides."""
+"""Upper bounds in seconds for what depends on the notebook."""
 
 
 class Metrics:
-    """Counts what happens.
+    """Counts events.
 
     Attributes:
-        registry: What a scrape reads.
+        registry: The metrics.
     """
 
     def __init__(self) -> None:
-        # Each series would have a second one, with the time when it was made.
+        # Otherwise each series would have a second one with its creation time.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # it has no types
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        build = Info(f"{PREFIX}_build", "What runs here.", registry=self.registry)
+        build = Info(f"{PREFIX}_build", "The version of the server.", registry=self.registry)
         build.info({"version": __version__, "python_version": platform.python_version()})
         self._rpcs = _Rpcs(self.registry)
         self._runs = _Runs(self.registry)
 
-    def watch(self, stock: StateCollector) -> None:
-        """Tell what is there as well, when it is known which kernelspecs there are."""
-        self.registry.register(stock)
-        self._runs.know(stock.kernels)
+    def watch(self, collector: StateCollector) -> None:
+        """Add the metrics of a collector, and create the series of its kernelspecs."""
+        self.registry.register(collector)
+        self._runs.add_kernels(collector.kernels)
 
     def call_started(self, method: str) -> None:
         """Count a call."""
@@ -63,7 +63,7 @@ class Metrics:
         self._rpcs.open.labels(method).inc()
 
     def call_ended(self, call: Call) -> None:
-        """Count how a call ended."""
+        """Count the end of a call."""
         self._rpcs.open.labels(call.method).dec()
         self._rpcs.handled.labels(call.method, call.code).inc()
         self._rpcs.seconds.labels(call.method).observe(call.seconds)
@@ -71,7 +71,7 @@ class Metrics:
             self._rpcs.errors.labels(call.reason).inc()
 
     def on_event(self, run_context: RunContext, event: Event) -> None:
-        """Count what happened to a run."""
+        """Count an event of a run."""
         match event.body:
             case RunChanged(run=run):
                 self._runs.changed(run_context, run, event.time)
@@ -82,23 +82,21 @@ class Metrics:
 class _Rpcs:
     def __init__(self, registry: CollectorRegistry) -> None:
         name = f"{PREFIX}_rpc"
-        self.started = Counter(f"{name}s_started", "Calls that began.", ["method"], registry=registry)
+        self.started = Counter(f"{name}s_started", "Started calls.", ["method"], registry=registry)
         self.handled = Counter(
-            f"{name}s_handled", "Calls that ended, by status.", ["method", "code"], registry=registry
+            f"{name}s_handled", "Ended calls, by status.", ["method", "code"], registry=registry
         )
         self.errors = Counter(
-            f"{name}_errors", "Calls that ended with a reason of the contract.", ["reason"], registry=registry
+            f"{name}_errors", "Failed calls, by the contract's reason.", ["reason"], registry=registry
         )
         self.seconds = Histogram(
             f"{name}_duration_seconds",
-            "How long calls took; a stream's is how long it was open.",
+            "Duration of calls; of a stream, the time that it was open.",
             ["method"],
             buckets=SHORT,
             registry=registry,
         )
-        self.open = Gauge(
-            f"{name}s_open", "Calls that go on; readers of streams among them.", ["method"], registry=registry
-        )
+        self.open = Gauge(f"{name}s_open", "Open calls, including streams.", ["method"], registry=registry)
         for method in METHODS:
             self.started.labels(method)
             self.open.labels(method)
@@ -118,31 +116,29 @@ class _Runs:
             return Counter(f"{PREFIX}_{name}", text, labels, registry=registry)
 
         self._states: dict[str, RunState] = {}
-        self._now = Gauge(f"{PREFIX}_runs", "Runs that have not ended.", ["state"], registry=registry)
+        self._now = Gauge(f"{PREFIX}_runs", "Active runs.", ["state"], registry=registry)
         self._admitted = counter(
             "runs_admitted",
-            "Runs that got into the queue; those found there at the start too.",
+            "Admitted runs, including queued runs found at the start.",
             ["kernelspec"],
         )
-        self._ended = counter("runs_ended", "Runs that ended, by how and why.", ["state", "cause"])
-        self._queued = histogram("run_queued", "From Start until a worker took the run.", (), LONG)
+        self._ended = counter("runs_ended", "Ended runs, by state and cause.", ["state", "cause"])
+        self._queued = histogram("run_queued", "Time from Start until a worker took the run.", (), LONG)
         self._starting = histogram(
             "run_starting",
-            "From when a worker took the run until its kernel was ready.",
+            "Time from when a worker took the run until its kernel was ready.",
             ["kernelspec", "start"],
             SHORT,
         )
         self._running = histogram(
-            "run_duration", "From when a worker took the run until its end.", ["state"], LONG
+            "run_duration", "Time from when a worker took the run until its end.", ["state"], LONG
         )
-        self.cells = histogram("cell_duration", "How long cells took.", ["outcome"], LONG)
+        self.cells = histogram("cell_duration", "Duration of cells.", ["outcome"], LONG)
         self._kills = histogram(
-            "kill_duration", "From the order to end a run until no process of it was left.", (), SHORT
+            "kill_duration", "Time from the request to end a run until its processes were gone.", (), SHORT
         )
-        self._processes = counter(
-            "processes_ended", "Processes of runs that were ended by force; their kernels among them."
-        )
-        self._output = counter("output_bytes", "Output of runs, counted at their end.")
+        self._processes = counter("processes_ended", "Killed processes of runs, including kernels.")
+        self._output = counter("output_bytes", "Size of the output of runs, counted at their end.")
         self._initialize()
 
     def _initialize(self) -> None:
@@ -157,15 +153,15 @@ class _Runs:
         for outcome in CellOutcome:
             self.cells.labels(outcome.value)
 
-    def know(self, kernels: Iterable[str]) -> None:
-        """Make the series of these kernelspecs."""
+    def add_kernels(self, kernels: Iterable[str]) -> None:
+        """Create the series of these kernelspecs."""
         for name in kernels:
             self._admitted.labels(name)
             for start in ("warm", "cold"):
                 self._starting.labels(name, start)
 
     def changed(self, run_context: RunContext, run: Run, now: int) -> None:
-        """Count a run that is in a new state."""
+        """Count a change of a run's state."""
         before = self._states.pop(run.run_id, None)
         if before is not None:
             self._now.labels(before.value).dec()
@@ -178,7 +174,7 @@ class _Runs:
             case RunState.STARTING:
                 self._queued.observe((now - run.create_time) / 1e9)
             case RunState.RUNNING if run_context.starting:
-                # Of a run that an earlier server began, that one alone knew when.
+                # If an earlier server started the run, only that server knew when.
                 self._starting.labels(run.kernel_name, run_context.start).observe(
                     (now - run_context.starting) / 1e9
                 )
