@@ -1,4 +1,4 @@
-"""How to reach the server: target, credentials and the channel's settings."""
+"""The connection to a server: target, credentials and channel settings."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ __all__ = ["DEFAULT_TARGET", "DEFAULT_TIMEOUT", "KILL_TIMEOUT", "Connection"]
 DEFAULT_TARGET = "127.0.0.1:50051"
 # The deadlines of single calls, in seconds.
 DEFAULT_TIMEOUT = 30.0
-# Kill answers only when every process is gone, and a fork storm takes its time to end.
+# Kill returns when every process is gone, and a fork bomb takes time to end.
 KILL_TIMEOUT = 60.0
 MAX_RECEIVE_BYTES = 16 * 1024 * 1024
-# A Start that carries its notebook can only be sent again while it fits in here.
+# A Start with its notebook can only be sent again if it fits in here.
 RETRY_BUFFER_BYTES = 64 * 1024 * 1024
 # The server permits a ping every 10 s.
 KEEPALIVE_INTERVAL_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 10_000
-# gRPC's own are 2 min and 30 s: too long for a stream that waits for a restarted server or a new pod.
+# gRPC's defaults, 2 min and 30 s, are too long for a stream that waits for a restarted server.
 MAX_CONNECT_BACKOFF_MS = 2_000
 MIN_DNS_INTERVAL_MS = 2_000
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"].full_name
-# Safe because Start always carries a request_id and the others change nothing when they are repeated.
-# Progress is not here: it goes on after the last event that was seen, which gRPC cannot know.
+# Safe because Start always has a request_id, and repeating the others changes nothing. Progress is missing,
+# because it resumes after the last event that was received (`_retry`).
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -59,7 +59,7 @@ _SERVICE_CONFIG = {
 
 @dataclass(frozen=True)
 class Connection:
-    """Where the server is and how to be let in. `resolve` fills what is not given from the environment."""
+    """The target and the credentials. `resolve` reads missing ones from the environment."""
 
     target: str
     token: str | None = field(default=None, repr=False)
@@ -80,7 +80,7 @@ class Connection:
         tls_key: str | os.PathLike[str] | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Connection:
-        """Take each setting from its argument, else from its NOTEBOOK_RUNNER_ variable, else its default.
+        """Resolve each setting from its argument, else from its NOTEBOOK_RUNNER_ variable, else its default.
 
         Raises:
             ValueError: Both a token and a token file are given, or a certificate without its key.
@@ -103,42 +103,41 @@ class Connection:
             tls_key=_path(tls_key),
         )
 
-    def channel(self) -> grpc.Channel:
-        """Open a channel; it connects with the first call.
+    def channel(self, *, retries: bool = True) -> grpc.Channel:
+        """Create a channel; it connects with the first call.
+
+        Args:
+            retries: Whether gRPC repeats calls that end with UNAVAILABLE.
 
         Raises:
             OSError: A certificate or key file cannot be read.
-            ValueError: There is no certificate or key in it, or they do not belong together.
+            ValueError: A certificate or key file is invalid, or they do not match.
         """
+        options = [*_options(), ("grpc.enable_retries", int(retries))]
         credentials = self._credentials()
         if credentials is None:
-            return grpc.insecure_channel(self.target, options=_options())
-        return grpc.secure_channel(self.target, credentials, options=_options())
+            return grpc.insecure_channel(self.target, options=options)
+        return grpc.secure_channel(self.target, credentials, options=options)
 
     def aio_channel(self) -> grpc.aio.Channel:
-        """Open a channel of the running event loop; it connects with the first call.
-
-        Raises:
-            OSError: A certificate or key file cannot be read.
-            ValueError: There is no certificate or key in it, or they do not belong together.
-        """
+        """Create a channel of the running event loop, as `channel` does."""
         credentials = self._credentials()
         if credentials is None:
             return grpc.aio.insecure_channel(self.target, options=_options())
         return grpc.aio.secure_channel(self.target, credentials, options=_options())
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Give the metadata of one call. A token file is read each time, because its content is rotated.
+        """Return the metadata of a call. Reads the token file each time, because tokens are rotated.
 
         Raises:
             OSError: The token file cannot be read.
-            ValueError: The token is empty, or has characters that no header can carry.
+            ValueError: The token is empty, or has characters that a header cannot contain.
         """
         token = self.token_file.read_text(encoding="utf-8").strip() if self.token_file else self.token
         if token is None:
             return ()
         if not token or not token.isascii() or not token.isprintable():
-            raise ValueError("The token must consist of printable ASCII characters, at least one.")
+            raise ValueError("The token must not be empty, and must contain only printable ASCII characters.")
         return (("authorization", f"Bearer {token}"),)
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
@@ -152,7 +151,7 @@ class Connection:
         )
 
     def _check_certificates(self) -> None:
-        """Tell what is wrong with the files: gRPC would say at each call that it cannot connect."""
+        """Refuse invalid files, for which gRPC would only report that it cannot connect."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
             if self.tls_ca:
@@ -161,7 +160,7 @@ class Connection:
             raise ValueError(f"tls_ca ({self.tls_ca}) contains no PEM certificates: {error}") from error
         try:
             if self.tls_cert:
-                # Without the empty password a key that has one would be asked for on the terminal.
+                # Without the empty password OpenSSL would ask for that of an encrypted key on the terminal.
                 context.load_cert_chain(self.tls_cert, self.tls_key, password="")
         except ssl.SSLError as error:
             files = f"tls_cert ({self.tls_cert}) and tls_key ({self.tls_key})"
@@ -176,7 +175,7 @@ def _options() -> list[tuple[str, str | int]]:
         ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
         ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-        # A cell may be silent for hours: pings go on while no data does.
+        # A cell may have no output for hours, so pings must continue without data.
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", MAX_CONNECT_BACKOFF_MS),

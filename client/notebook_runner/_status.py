@@ -1,7 +1,8 @@
-"""From a gRPC status to the client's exceptions."""
+"""Translates gRPC statuses into the client's exceptions."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -21,7 +22,7 @@ from .errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["REFUSED", "to_error"]
+__all__ = ["CLOSED", "NOT_GRPC", "REFUSED", "Problem", "problem_of", "to_error"]
 
 _DOMAIN = "notebook-runner"
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -44,29 +45,91 @@ _BY_CODE: dict[grpc.StatusCode, type[RpcFailed]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: Unavailable,
 }
 
-_NO_CONNECTION = "failed to connect to all addresses"
 _TOO_LARGE = "Received message larger than max"
-REFUSED = "connection refused."
-"""How the message ends where nothing listens at the target."""
-# What gRPC's words for problems that a caller can solve mean.
-_HINTS = (
-    ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not signed by a CA in tls_ca"),
-    ("Hostname Verification Check failed", "the server's certificate is for another host name"),
-    ("WRONG_VERSION_NUMBER", "the server does not use TLS"),
-    (
-        "Socket closed",
-        "the server closed the connection; it may require TLS (tls_ca) or a client certificate (tls_cert)",
-    ),
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A reason why a server cannot be reached, which a caller can solve.
+
+    Attributes:
+        marks: Words in gRPC's message, any of which identifies the problem.
+        check: What it concerns: connection, TLS or protocol.
+        text: The problem.
+        advice: What to do about it on the command line.
+    """
+
+    marks: tuple[str, ...]
+    check: str
+    text: str
+    advice: str
+
+
+REFUSED = Problem(
+    ("Connection refused",), "connection", "connection refused", "Start the server or set --target."
 )
+NOT_GRPC = Problem(
+    ("Failed parsing HTTP/2", "http1.x server"),
+    "protocol",
+    "it does not speak gRPC",
+    "Another service uses this port. Check --target.",
+)
+CLOSED = Problem(
+    ("Socket closed", "Connection reset", "Broken pipe"),
+    "TLS",
+    "the server closed the connection; it may require TLS (tls_ca) or a client certificate (tls_cert)",
+    "Set --tls-ca, or --tls-cert and --tls-key.",
+)
+PROBLEMS = (
+    REFUSED,
+    Problem(
+        ("errors resolving", "DNS resolution failed", "Domain name not found"),
+        "connection",
+        "unknown host name",
+        "Check --target.",
+    ),
+    Problem(
+        ("certificate has expired",),
+        "TLS",
+        "the server's certificate has expired",
+        "Ask the operator to renew it.",
+    ),
+    Problem(
+        ("CERTIFICATE_VERIFY_FAILED",),
+        "TLS",
+        "the server's certificate is not signed by a CA in tls_ca",
+        "Set --tls-ca to a file that contains the CA that signed it; ask the operator.",
+    ),
+    Problem(
+        ("Hostname Verification Check failed",),
+        "TLS",
+        "the server's certificate is for another host name",
+        "Set --target to a name that is in the certificate.",
+    ),
+    Problem(
+        ("WRONG_VERSION_NUMBER",),
+        "TLS",
+        "the server does not use TLS",
+        "Omit --tls-ca and --tls-cert, or ask the operator to enable TLS.",
+    ),
+    NOT_GRPC,
+    CLOSED,
+)
+"""The problems that can be told from gRPC's message, for `doctor` and for the errors of all calls."""
+
+
+def problem_of(error: RpcFailed) -> Problem | None:
+    """Return the problem that an error's message names."""
+    return next((one for one in PROBLEMS if f": {one.text}" in error.message), None)
 
 
 def to_error(error: grpc.RpcError, target: str = "the server", timeout: float | None = None) -> RpcFailed:
-    """Translate what gRPC raised, with all that the server said in the status's details.
+    """Translate an error of gRPC, including the details of its status.
 
     Args:
-        error: What gRPC raised.
-        target: The server's address, which gRPC does not name.
-        timeout: The call's deadline, in seconds; None: it had none.
+        error: The error.
+        target: The server's address.
+        timeout: The deadline of the call, in seconds; None: it had none.
     """
     # Both of gRPC's Python stacks raise an object that is the error and the ended call at once.
     call = cast("grpc.Call", error)
@@ -75,7 +138,7 @@ def to_error(error: grpc.RpcError, target: str = "the server", timeout: float | 
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and not info.reason and timeout is not None:
         message = f"No answer from {target} within {timeout:g} s."
     elif code is grpc.StatusCode.UNAVAILABLE and not info.reason and message:
-        message = f"Cannot reach {target}: {_problem(message)}"
+        message = f"Cannot reach {target}: {_describe(message)}"
     elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and not info.reason and _is_too_large(message):
         # Far above the server's limit gRPC itself refuses a message, before the server can give a reason.
         advice = "Send a smaller notebook, name one by path or URI, or ask the operator to raise"
@@ -85,13 +148,12 @@ def to_error(error: grpc.RpcError, target: str = "the server", timeout: float | 
     return kind(message, code, info.reason, dict(info.metadata), retry_after, violations)
 
 
-def _problem(message: str) -> str:
-    if not message.startswith(_NO_CONNECTION):
-        return message
-    if "Connection refused" in message:
-        return REFUSED
+def _describe(message: str) -> str:
+    problem = next((one for one in PROBLEMS if any(mark in message for mark in one.marks)), None)
     cause = message.rpartition("last error: ")[2]
-    return next((f"{problem} ({cause})." for mark, problem in _HINTS if mark in cause), cause)
+    if problem is None:
+        return cause
+    return f"{problem.text}." if problem is REFUSED else f"{problem.text} ({cause})."
 
 
 def _is_too_large(message: str) -> bool:

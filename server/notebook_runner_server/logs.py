@@ -1,4 +1,4 @@
-"""The log: structlog, as JSON for machines or as lines for people; the standard library's goes there too."""
+"""Configures the log: structlog and the standard library, as JSON for machines or as lines for people."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any, TextIO
 
 import structlog
 
-MOST_WAITING = 10_000
-"""Lines that may wait until they are written; further ones are left out, and their number is told."""
+MAX_WAITING = 10_000
+"""Maximum number of lines that wait to be written; further lines are dropped, and their number is logged."""
 
 LAST_SECONDS = 2.0
-"""How long the last lines may take to be written when the process ends."""
+"""Maximum time to write the last lines when the process ends, in seconds."""
 
 
 def configure(form: str, level: str) -> None:
@@ -27,7 +27,7 @@ def configure(form: str, level: str) -> None:
 
     Args:
         form: "json" or "console".
-        level: The least severe level that is written.
+        level: The minimum level.
     """
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -37,13 +37,13 @@ def configure(form: str, level: str) -> None:
         structlog.stdlib.ExtraAdder(),
     ]
     if form == "json":
-        # A traceback as text: with the values of variables it would tell secrets.
+        # As text, because structured tracebacks have values of variables, which may be secrets.
         last: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
         renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=_shown_traceback
+            colors=sys.stderr.isatty(), exception_formatter=_print_traceback
         )
-        last = [_shown, renderer]
+        last = [_escape_values, renderer]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
@@ -51,9 +51,9 @@ def configure(form: str, level: str) -> None:
     handler = PatientHandler(sys.stderr.fileno())
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    # Papermill remarks on notebooks; that is for their callers, who are told.
+    # Papermill logs remarks on notebooks, which callers get in their responses.
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_no_header)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_header_value)
     structlog.configure(
         processors=[*shared[:4], structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -62,31 +62,31 @@ def configure(form: str, level: str) -> None:
     )
 
 
-# What would steer a terminal, begin a line that looks like another record's, or turn letters round.
-_UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# Characters that control a terminal, start a line that looks like another record, or reorder text.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def _escaped(text: str, keep: str = "") -> str:
-    return _UNSHOWN.sub(lambda match: match[0] if match[0] in keep else repr(match[0])[1:-1], text)
+    return _UNSAFE.sub(lambda match: match[0] if match[0] in keep else repr(match[0])[1:-1], text)
 
 
-def _shown(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape what is no text in the values of a line; of lists and the like, `repr` does so."""
+def _escape_values(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escape unsafe characters in the values of a line; in lists and the like, `repr` does so."""
     for name, value in event.items():
         if isinstance(value, str):
             event[name] = _escaped(value)
     return event
 
 
-def _shown_traceback(target: TextIO, exception: Any) -> None:
-    """Write a traceback, whose lines are its own, and whose texts may be anybody's."""
+def _print_traceback(target: TextIO, exception: Any) -> None:
+    """Write a traceback, whose messages may come from a notebook."""
     lines = io.StringIO()
     structlog.dev.plain_traceback(lines, exception)
     target.write(_escaped(lines.getvalue(), keep="\n"))
 
 
 class PatientHandler(logging.Handler):
-    """Writes lines on a thread of its own: whoever reads them slowly, or not at all, holds up nobody.
+    """Writes lines on a separate thread, so that a slow or absent reader of the log blocks nothing.
 
     Args:
         descriptor: Where to write.
@@ -95,46 +95,46 @@ class PatientHandler(logging.Handler):
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._waiting: queue.Queue[str | None] = queue.Queue(MOST_WAITING)
+        self._waiting: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
         self._lost = 0
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Have a line written (called by logging)."""
+        """Queue a line (called by logging)."""
         try:
-            # Here, where what is bound for the log is known.
+            # Format on this thread, which has the logging context.
             self._waiting.put_nowait(self.format(record))
         except queue.Full:
             self._lost += 1
-        except Exception:  # noqa: BLE001 - as logging's own handlers do
+        except Exception:  # noqa: BLE001 - like logging's own handlers
             self.handleError(record)
 
     def close(self) -> None:
-        """Write what waits, as far as there is time (called by logging at the end of the process)."""
+        """Write the queued lines, as far as time permits (called by logging at the end of the process)."""
         with contextlib.suppress(queue.Full):
             self._waiting.put(None, timeout=LAST_SECONDS)
             self._thread.join(LAST_SECONDS)
         super().close()
 
     def _run(self) -> None:
-        told = 0
+        reported = 0
         while (line := self._waiting.get()) is not None:
             self._write(line)
-            if lost := self._lost - told:
-                told += lost
+            if lost := self._lost - reported:
+                reported += lost
                 about = {"msg": "log_lines_dropped", "levelname": "WARNING", "levelno": logging.WARNING}
                 record = logging.makeLogRecord({**about, "name": __name__, "count": lost})
                 self._write(self.format(record))
 
     def _write(self, line: str) -> None:
-        # Not by sys.stderr: a thread that waits inside it would keep the process from ending.
+        # Not with sys.stderr: a thread that blocks inside it would keep the process from ending.
         rest = f"{line}\n".encode(errors="backslashreplace")
         with contextlib.suppress(OSError):
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
 
 
-def _tells_no_header(record: logging.LogRecord) -> bool:
-    """Drop what gRPC says of a header that is no text: it repeats the value, which may be a token."""
+def _is_no_header_value(record: logging.LogRecord) -> bool:
+    """Drop gRPC's line about a malformed header, which quotes the value: it may be a token."""
     return not str(record.msg).startswith("Invalid encoding on")

@@ -14,6 +14,7 @@ from papermill import cli as papermill_cli
 
 from notebook_runner._parameters_cell import python_parameters
 from notebook_runner.cli import _help_notebook, _parameters, main
+from notebook_runner.cli._papermill import PapermillCommand
 from tests.support.notebooks import code, notebook, written
 
 YAML = "{a: 1, b: [1, x, null], when: 2020-01-02, deep: {on: true, f: .5}}"
@@ -42,8 +43,7 @@ def ours(*arguments: str) -> dict[str, Any]:
     def keep(**options: Any) -> None:
         given.update(_parameters.parameters_of(options))
 
-    settings = {"token_normalize_func": lambda name: name.replace("_", "-")}
-    command = click.command(context_settings=settings)(_parameters.parameter_options(keep))
+    command = click.command(cls=PapermillCommand)(_parameters.parameter_options(keep))
     command.main(list(arguments), standalone_mode=False)
     return given
 

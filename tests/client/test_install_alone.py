@@ -27,7 +27,7 @@ import google.protobuf
 import grpc
 from notebook_runner import Client
 
-for module in ("nbclient", "nbconvert", "nbformat", "papermill", "structlog", "grpc_health"):
+for module in ("nbclient", "nbconvert", "nbformat", "papermill", "structlog"):
     assert importlib.util.find_spec(module) is None, module
 
 with Client(sys.argv[1]) as client:

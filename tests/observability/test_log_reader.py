@@ -65,7 +65,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def test_lines_that_are_lost_are_counted(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """When too many wait, further ones are left out; the log says how many, when it is read again."""
-    monkeypatch.setattr(logs, "MOST_WAITING", 10)
+    monkeypatch.setattr(logs, "MAX_WAITING", 10)
     reader, writer = pipe
     handler = logs.PatientHandler(writer)
     handler.setFormatter(logging.Formatter("%(message)s %(count)s", defaults={"count": ""}))

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from notebook_runner_server.observability import endpoint
-from notebook_runner_server.observability.endpoint import MOST_SCRAPES, Endpoint
+from notebook_runner_server.observability.endpoint import MAX_SCRAPES, Endpoint
 from tests.support.polling import pause
 
 pytestmark = pytest.mark.integration
@@ -24,7 +24,7 @@ SECONDS = 60.0
 @pytest.fixture
 def open_endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     """A port with a page of 2 MB, more than sockets hold, in few lines: it is made in no time."""
-    monkeypatch.setattr(endpoint, "PATIENCE_SECONDS", PATIENCE)
+    monkeypatch.setattr(endpoint, "SCRAPE_SECONDS", PATIENCE)
     registry = CollectorRegistry()
     gauge = Gauge("one", "One.", ["label"], registry=registry)
     for number in range(LINES):
@@ -49,7 +49,7 @@ def scraped(port: int) -> str:
 def test_a_crowd_that_says_nothing(open_endpoint: Endpoint) -> None:
     """More silent connections than there are places keep a scrape out for a moment, not for ever."""
     with ExitStack() as stack:
-        for _ in range(4 * MOST_SCRAPES):
+        for _ in range(4 * MAX_SCRAPES):
             stack.enter_context(closing(socket.create_connection(("127.0.0.1", open_endpoint.port))))
         assert scraped(open_endpoint.port).count("one{") == LINES
 
@@ -73,7 +73,7 @@ def test_peers_that_drip(open_endpoint: Endpoint) -> None:
 def test_readers_that_read_nothing(open_endpoint: Endpoint) -> None:
     """Peers that ask for the page and do not take it are cut off, and others are answered."""
     with ExitStack() as stack:
-        for _ in range(MOST_SCRAPES):
+        for _ in range(MAX_SCRAPES):
             peer = stack.enter_context(closing(socket.create_connection(("127.0.0.1", open_endpoint.port))))
             peer.sendall(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")
         assert scraped(open_endpoint.port).count("one{") == LINES

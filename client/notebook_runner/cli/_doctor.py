@@ -5,37 +5,58 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
+import ssl
 import sys
 import textwrap
 import time
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 import grpc
 
 from notebook_runner._connection import Connection
+from notebook_runner._status import CLOSED, NOT_GRPC, Problem, problem_of, to_error
 from notebook_runner._version import __version__
-from notebook_runner.errors import AccessDenied, NotebookRunnerError, RpcFailed
+from notebook_runner.errors import AccessDenied, RpcFailed, Unavailable
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner.v1.notebook_runner_pb2_grpc import NotebookRunnerStub
 
 from ._exit import ExitCode
 from ._group import Server, describe_error, usage_errors
 from ._options import json_option
-from ._probe import OTHER_PORT, CheckResult, probe
 from ._text import dump, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from notebook_runner.client import Client
-    from notebook_runner.v1 import notebook_runner_pb2 as pb
-
-__all__ = ["doctor", "examine"]
+__all__ = ["doctor"]
 
 CALL_TIMEOUT = 10.0
-# A kernel that a run has just taken is replaced within a second.
-SPARES_TIMEOUT = 3.0
-SPARES_PAUSE = 0.25
+PROBE_TIMEOUT = 3.0
+# A warm kernel that a run has just taken is replaced within a second.
+WARM_TIMEOUT = 3.0
+WARM_PAUSE = 0.25
+
+_UPGRADE = f"Ask the operator to upgrade it to {__version__} or later, or install the client of its version."
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The result of one check.
+
+    Attributes:
+        check: What was checked.
+        ok: Whether it passed.
+        text: What was found.
+        advice: What to do about it; empty if it passed.
+    """
+
+    check: str
+    ok: bool
+    text: str
+    advice: str = ""
 
 
 @click.command()
@@ -51,87 +72,160 @@ def doctor(ctx: click.Context, /, as_json: bool) -> None:
     server: Server = ctx.obj
     with usage_errors():
         connection = Connection.resolve(**server.settings)
-    found = list(examine(server, connection))
-    well = all(finding.ok for finding in found)
+        found = list(_Doctor(connection).examine())
+    ok = all(finding.ok for finding in found)
     if as_json:
-        told = {"target": connection.target, "ok": well, "findings": [asdict(finding) for finding in found]}
-        click.echo(dump(told))
+        click.echo(dump({"target": connection.target, "ok": ok, "findings": [asdict(one) for one in found]}))
     else:
         _show(found)
-    ctx.exit(ExitCode.SUCCEEDED if well else ExitCode.FAILED)
+    ctx.exit(ExitCode.SUCCEEDED if ok else ExitCode.FAILED)
 
 
-def examine(server: Server, connection: Connection) -> Iterator[CheckResult]:
-    """Look at one thing after the other, as far as the one before allows."""
-    for finding in probe(connection):
-        yield finding
-        if not finding.ok:
-            return
-    with server.connect(timeout=CALL_TIMEOUT) as client:
+class _Doctor:
+    """Checks one thing after the other, until one that the next ones need fails."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._uses_tls = bool(connection.tls_ca or connection.tls_cert)
+
+    def examine(self) -> Iterator[CheckResult]:
+        """Yield the results."""
         try:
-            info = client.info()
-        except NotebookRunnerError as error:
-            yield _refused(client, error)
+            # Without retries, so that problems are reported at once.
+            channel = self._connection.channel(retries=False)
+        except (OSError, ValueError) as error:
+            yield _failed("TLS", str(error), "Check the files of --tls-ca, --tls-cert and --tls-key.")
             return
-        given = bool(connection.token_file or connection.token)
-        yield CheckResult("token", ok=True, text="accepted" if given else "none given, none required")
-        yield _version(info.version)
-        yield from _kernels(info)
-        yield from _warm_kernels(client, info)
-        yield _room(info)
+        with channel:
+            self._stub = NotebookRunnerStub(channel)
+            try:
+                info = self._call(self._stub.Info, pb.InfoRequest())
+            except RpcFailed as error:
+                yield from self._errors(error)
+                return
+            yield from self._reached()
+            has_token = bool(self._connection.token_file or self._connection.token)
+            yield CheckResult("token", ok=True, text="accepted" if has_token else "none given, none required")
+            yield _version(info.version)
+            yield from _kernels(info)
+            yield from self._warm_kernels(info)
+            yield _runs(info)
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, timeout=CALL_TIMEOUT, metadata=self._connection.metadata())
+        except grpc.RpcError as error:
+            raise to_error(error, self._connection.target, CALL_TIMEOUT) from error
+
+    def _reached(self) -> Iterator[CheckResult]:
+        yield CheckResult("connection", ok=True, text=f"connected to {self._connection.target}")
+        tls = "the server's certificate is trusted" if self._uses_tls else "not used, and not required"
+        yield CheckResult("TLS", ok=True, text=tls)
+
+    def _errors(self, error: RpcFailed) -> Iterator[CheckResult]:
+        if isinstance(error, Unavailable) and not error.reason:
+            yield self._unreachable(error)
+            return
+        yield from self._reached()
+        if isinstance(error, AccessDenied):
+            yield _denied(error)
+        elif error.code is grpc.StatusCode.UNIMPLEMENTED:
+            yield self._without_info()
+        else:
+            advice = "See the server's log." if error.reason else "Check --target and the server's log."
+            yield _failed("server", describe_error(error), advice)
+
+    def _unreachable(self, error: RpcFailed) -> CheckResult:
+        target, problem = self._connection.target, problem_of(error)
+        text = error.message
+        if problem is CLOSED:
+            problem = self._closed()
+            text = f"Cannot reach {target}: {problem.text}."
+        if problem is None:
+            return _failed("connection", text, "Check --target and the server's log.")
+        return _failed(problem.check, text, problem.advice)
+
+    def _closed(self) -> Problem:
+        """Find out why the server closed the connection, which gRPC does not know."""
+        if not self._uses_tls:
+            if not _speaks_tls(self._connection.target):
+                return NOT_GRPC
+            text = "the server requires TLS"
+            advice = "Set --tls-ca to a file with the CA certificates to trust."
+        elif self._connection.tls_cert:
+            text = "the server does not accept --tls-cert"
+            advice = "Ask the operator which CA must sign it."
+        else:
+            text = "the server closed the connection; it may require a client certificate"
+            advice = "Set --tls-cert and --tls-key."
+        return Problem((), "TLS", text, advice)
+
+    def _without_info(self) -> CheckResult:
+        try:
+            self._call(self._stub.List, pb.ListRequest(page_size=1))
+        except RpcFailed as error:
+            if error.code is grpc.StatusCode.UNIMPLEMENTED:
+                text = f"{self._connection.target} speaks gRPC, but is not a notebook-runner server"
+                return _failed("protocol", text, NOT_GRPC.advice)
+        text = f"the server is older than this client ({__version__}) and does not report its version"
+        return _failed("version", text, _UPGRADE)
+
+    def _warm_kernels(self, info: pb.InfoResponse) -> Iterator[CheckResult]:
+        until = time.monotonic() + WARM_TIMEOUT
+        while any(one.warm_ready < one.warm_wanted for one in info.kernels) and time.monotonic() < until:
+            time.sleep(WARM_PAUSE)
+            info = self._call(self._stub.Info, pb.InfoRequest())
+        wanted = [one for one in info.kernels if one.warm_wanted]
+        if not wanted and info.kernels:
+            text = "none are kept: each run waits for its kernel to start"
+            yield CheckResult("warm kernels", ok=True, text=text)
+        for one in wanted:
+            text = f"{one.name}: {one.warm_ready} of {one.warm_wanted} ready"
+            if one.warm_ready >= one.warm_wanted:
+                yield CheckResult("warm kernels", ok=True, text=text)
+            else:
+                advice = "Runs still start, but more slowly. If this persists, see the server's log."
+                yield _failed("warm kernels", text, advice)
 
 
-def _refused(client: Client, error: NotebookRunnerError) -> CheckResult:
-    if isinstance(error, AccessDenied):
-        return _denied(error)
-    if isinstance(error, RpcFailed) and error.code is grpc.StatusCode.UNIMPLEMENTED:
-        return _unknown(client)
-    text = describe_error(error)
-    advice = "see the server's log" if getattr(error, "reason", "") else "check --target and the server's log"
-    return CheckResult("server", ok=False, text=text, advice=advice)
+def _failed(check: str, text: str, advice: str) -> CheckResult:
+    return CheckResult(check, ok=False, text=text, advice=advice)
+
+
+def _speaks_tls(target: str) -> bool:
+    host, _, port = target.removeprefix("dns:").removeprefix("///").rpartition(":")
+    # The certificate does not matter, because nothing is sent.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        address = (host.strip("[]"), int(port))
+        with socket.create_connection(address, PROBE_TIMEOUT) as plain, context.wrap_socket(plain):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _denied(error: AccessDenied) -> CheckResult:
     if error.reason == "MISSING_TOKEN":
-        advice = "set --token-file FILE or NOTEBOOK_RUNNER_TOKEN_FILE"
-        return CheckResult(
-            "token", ok=False, text="the server requires a token, and none is given", advice=advice
-        )
-    if error.code is grpc.StatusCode.PERMISSION_DENIED:
-        text, advice = (
-            f"the token does not allow this: {error.message}",
-            "ask the operator for a token that does",
-        )
+        advice = "Set --token-file or NOTEBOOK_RUNNER_TOKEN_FILE."
+    elif error.code is grpc.StatusCode.PERMISSION_DENIED:
+        advice = "Ask the operator for a token with the required scope."
     else:
-        text = f"the server rejected the token: {error.message}"
-        advice = "check the token file, or ask the operator whether the token was replaced"
-    return CheckResult("token", ok=False, text=text, advice=advice)
-
-
-def _unknown(client: Client) -> CheckResult:
-    try:
-        next(client.list(page_size=1), None)
-    except RpcFailed as error:
-        if error.code is grpc.StatusCode.UNIMPLEMENTED:
-            text = f"{client.target} speaks gRPC, but is not a notebook-runner server"
-            return CheckResult("protocol", ok=False, text=text, advice=OTHER_PORT)
-    text = f"the server is older than this client ({__version__}) and does not report its version"
-    return CheckResult("version", ok=False, text=text, advice=_older())
-
-
-def _older() -> str:
-    return f"ask the operator to upgrade it to {__version__} or later, or install the client of its version"
+        advice = "Check the token file, or ask the operator for a new token."
+    return _failed("token", describe_error(error), advice)
 
 
 def _version(version: str) -> CheckResult:
     ours, theirs = _release(__version__), _release(version)
     if theirs < ours:
         text = f"the server is {version or 'of an unknown version'}, older than this client ({__version__})"
-        return CheckResult("version", ok=False, text=text, advice=_older())
+        return _failed("version", text, _UPGRADE)
+    text = f"server {version}, client {__version__}"
     if theirs > ours:
-        text = f"server {version}, client {__version__}: newer servers support older clients"
-        return CheckResult("version", ok=True, text=text)
-    return CheckResult("version", ok=True, text=f"server {version}, client {__version__}")
+        text += ": newer servers support older clients"
+    return CheckResult("version", ok=True, text=text)
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -140,60 +234,37 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _kernels(info: pb.InfoResponse) -> Iterator[CheckResult]:
-    if not info.kernels:
-        advice = "ask the operator to install one next to the server: pip install ipykernel"
-        yield CheckResult(
-            "kernels", ok=False, text="the server has none and cannot run notebooks", advice=advice
-        )
-        return
-    names = [f"{one.name} ({one.language}{', default' * one.is_default})" for one in info.kernels]
-    yield CheckResult("kernels", ok=True, text=", ".join(names))
+    if info.kernels:
+        names = [f"{one.name} ({one.language}{', default' * one.is_default})" for one in info.kernels]
+        yield CheckResult("kernels", ok=True, text=", ".join(names))
+    else:
+        advice = "Ask the operator to install one next to the server: pip install ipykernel"
+        yield _failed("kernels", "the server has none and cannot run notebooks", advice)
 
 
-def _warm_kernels(client: Client, info: pb.InfoResponse) -> Iterator[CheckResult]:
-    until = time.monotonic() + SPARES_TIMEOUT
-    while _cold(info) and time.monotonic() < until:
-        time.sleep(SPARES_PAUSE)
-        info = client.info()
-    wanted = [one for one in info.kernels if one.warm_wanted]
-    if not wanted and info.kernels:
-        yield CheckResult(
-            "warm kernels", ok=True, text="none are kept: each run waits for its kernel to start"
-        )
-    for one in wanted:
-        text = f"{one.name}: {one.warm_ready} of {one.warm_wanted} ready"
-        ok = one.warm_ready >= one.warm_wanted
-        advice = "" if ok else "runs still start, but more slowly; if this persists, see the server's log"
-        yield CheckResult("warm kernels", ok=ok, text=text, advice=advice)
-
-
-def _cold(info: pb.InfoResponse) -> bool:
-    return any(one.warm_ready < one.warm_wanted for one in info.kernels)
-
-
-def _room(info: pb.InfoResponse) -> CheckResult:
+def _runs(info: pb.InfoResponse) -> CheckResult:
     if info.problem:
-        return CheckResult("runs", ok=False, text=info.problem, advice="see the server's log")
+        return _failed("runs", info.problem, "See the server's log.")
     text = f"{info.runs_active} of {info.workers} running, {info.runs_queued} of {info.queue_size} queued"
     return CheckResult("runs", ok=True, text=text)
 
 
 def _show(found: list[CheckResult]) -> None:
-    room = max(len(finding.check) for finding in found) + 4
+    indent = max(len(finding.check) for finding in found) + 4
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     colour = False if os.environ.get("NO_COLOR") else None
     for finding in found:
         sign = click.style("✓", fg="green") if finding.ok else click.style("✗", fg="red", bold=True)
-        lines = textwrap.wrap(one_line(finding.text), max(20, width - room), break_on_hyphens=False) or [""]
+        lines = textwrap.wrap(one_line(finding.text), max(20, width - indent), break_on_hyphens=False) or [""]
         if finding.advice:
             lines += textwrap.wrap(
                 one_line(f"→ {finding.advice}"),
-                max(20, width - room),
+                max(20, width - indent),
                 subsequent_indent="  ",
                 break_on_hyphens=False,
             )
-        click.echo(f"{sign} {finding.check:<{room - 2}}{lines[0]}", color=colour)
+        click.echo(f"{sign} {finding.check:<{indent - 2}}{lines[0]}", color=colour)
         for line in lines[1:]:
-            click.echo(" " * room + line)
+            click.echo(" " * indent + line)
     problems = sum(not finding.ok for finding in found)
     click.echo("all checks passed" if not problems else f"{problems} problem{'s' * (problems > 1)} found")

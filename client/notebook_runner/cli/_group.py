@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from notebook_runner._connection import DEFAULT_TARGET
-from notebook_runner._status import REFUSED
+from notebook_runner._status import problem_of
 from notebook_runner._version import __version__
 from notebook_runner.client import Client
 from notebook_runner.errors import NotebookRunnerError, RpcFailed, Unavailable
@@ -109,14 +109,14 @@ def usage_errors() -> Iterator[None]:
 
 
 def describe_error(error: NotebookRunnerError) -> str:
-    """Say in a sentence what went wrong."""
+    """Describe an error in a sentence, with advice if there is any."""
     if not isinstance(error, RpcFailed):
         return one_line(str(error))
-    # Without a reason it is a sentence of the client's own, which the name of the status adds nothing to.
+    # Without a reason the message is the client's own, and the name of the status would add nothing.
     is_plain = isinstance(error, Unavailable) and error.message and not error.reason
     text = error.message if is_plain else str(error)
-    if text.endswith(REFUSED):
-        text += " Start the server or set --target."
+    if problem := problem_of(error):
+        text += f" {problem.advice}"
     if error.retry_after is not None:
         text += f" (try again in {error.retry_after:g} s)"
     return one_line(text)

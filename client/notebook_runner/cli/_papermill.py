@@ -1,10 +1,16 @@
-"""Options of papermill's command that this one does not have, and what to use instead."""
+"""Compatibility with papermill's command: its spelling of options, and what replaces missing ones."""
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from ._parameters import ASSIGNMENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
 
 __all__ = ["INSTEAD", "PapermillCommand"]
 
@@ -35,11 +41,7 @@ INSTEAD = {
 
 
 class PapermillCommand(click.Command):
-    """A command that knows how papermill's is used.
-
-    Long options may be written with `_`, and what papermill has and this command has not is answered with
-    what to do instead.
-    """
+    """A command that accepts papermill's spelling of options, and names what replaces missing ones."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -51,7 +53,7 @@ class PapermillCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
-            rest = super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, list(self._split_assignments(ctx, args)))
         except click.NoSuchOption as error:
             name = error.option_name.replace("_", "-")
             if name in INSTEAD:
@@ -61,3 +63,47 @@ class PapermillCommand(click.Command):
             hint = " To write the result to a file, use --output FILE." if self.name == "run" else ""
             raise click.UsageError(f"Unexpected argument {rest[0]!r}.{hint}", ctx)
         return rest
+
+    def _split_assignments(self, ctx: click.Context, args: list[str]) -> Iterator[str]:
+        """Split NAME=VALUE after the options that take a name and a value, as papermill writes them."""
+        values = {
+            name: option
+            for option in self.params
+            if isinstance(option, click.Option) and not (option.is_flag or option.count)
+            for name in option.opts
+        }
+        rest = iter(args)
+        for arg in rest:
+            before, name, attached = _option_in(arg, values)
+            option = values.get(name)
+            if option is None:
+                yield arg
+                if arg == "--":
+                    break
+            elif option.name not in ASSIGNMENTS:
+                yield arg
+                # Its value may look like an option.
+                yield from itertools.islice(rest, option.nargs - (attached is not None))
+            elif (text := next(rest, None) if attached is None else attached) is None:
+                yield arg
+            else:
+                key, found, value = text.partition("=")
+                given = value if found else next(rest, None)
+                if not ctx.resilient_parsing and (given is None or not key):
+                    lack = "value" if key else "name"
+                    raise click.BadOptionUsage(name, f"{text!r} has no {lack}. Use NAME=VALUE.", ctx)
+                yield from (*before, name, key, given or "")
+        yield from rest
+
+
+def _option_in(arg: str, values: Collection[str]) -> tuple[list[str], str, str | None]:
+    """Return the flags before the option with a value in an argument, its name, and its attached value."""
+    if arg.startswith("--"):
+        name, found, attached = arg.partition("=")
+        return [], name.replace("_", "-"), attached if found else None
+    if arg.startswith("-"):
+        for place, letter in enumerate(arg[1:], 1):
+            if f"-{letter}" in values:
+                before = [arg[:place]] if place > 1 else []
+                return before, f"-{letter}", arg[place + 1 :] or None
+    return [], "", None

@@ -13,45 +13,19 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["papermill_value", "parameter_options", "parameters_of"]
+__all__ = ["ASSIGNMENTS", "papermill_value", "parameter_options", "parameters_of"]
+
+ASSIGNMENTS = ("parameters", "parameters_raw")
+"""The options that take NAME and VALUE; `PapermillCommand` splits NAME=VALUE for them."""
 
 _FILE = click.Path(path_type=Path)
-
-
-class _Assign(click.Option):
-    """An option that takes `NAME=VALUE`, or `NAME VALUE` as papermill does.
-
-    A name has no `=`, so what comes first tells which of the two it is.
-    """
-
-    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        super().add_to_parser(parser, ctx)
-        for option in {id(found): found for found in self._registered(parser)}.values():
-            option.process = self._reader(option.process, ctx)
-
-    def _registered(self, parser: Any) -> list[Any]:
-        known = {**parser._short_opt, **parser._long_opt}  # noqa: SLF001 - click has no other way to take one value or two
-        return [known[name] for name in known if known[name].obj is self]
-
-    def _reader(self, store: Callable[[Any, Any], None], ctx: click.Context) -> Callable[[Any, Any], None]:
-        def process(text: str, state: Any) -> None:
-            name, found, value = text.partition("=")
-            if not found and state.rargs:
-                value = state.rargs.pop(0)
-            elif not found:
-                raise click.BadOptionUsage(self.opts[0], f"{name!r} has no value. Use NAME=VALUE.", ctx)
-            if not name:
-                raise click.BadOptionUsage(self.opts[0], f"{text!r} has no name. Use NAME=VALUE.", ctx)
-            store((name, value), state)
-
-        return process
 
 
 _OPTIONS = [
     click.option(
         "-p",
         "--parameters",
-        cls=_Assign,
+        nargs=2,
         type=click.UNPROCESSED,
         multiple=True,
         metavar="NAME=VALUE",
@@ -60,7 +34,7 @@ _OPTIONS = [
     click.option(
         "-r",
         "--parameters-raw",
-        cls=_Assign,
+        nargs=2,
         type=click.UNPROCESSED,
         multiple=True,
         metavar="NAME=VALUE",

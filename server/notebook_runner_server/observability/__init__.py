@@ -1,1 +1,1 @@
-"""What an operator sees of a server: canonical log lines, metrics, traces."""
+"""Canonical log lines, metrics and traces: observers of calls and runs."""

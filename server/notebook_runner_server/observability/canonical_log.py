@@ -1,6 +1,6 @@
-"""The canonical log lines: one for each call and one for each run, with all that is known of it at its end.
+"""Canonical log lines: one line at the end of each call and each run, with everything known about it.
 
-Nothing of a notebook is in them: no output, no value of a parameter or variable, no message of an exception.
+They contain no data of notebooks: no output, no value of a parameter or variable, no message of an exception.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ class CanonicalLog:
     """Writes the canonical lines."""
 
     def call_started(self, method: str) -> None:
-        """Wait for its end."""
+        """Do nothing: the line is written at the end."""
 
     def call_ended(self, call: Call) -> None:
-        """Write the line `rpc` of a call; what is bound for the log goes with it.
+        """Write the line `rpc` of a call.
 
-        Health checks would drown the others, and refused calls are told in sum (`api.auth_interceptor`).
+        At level debug for health checks, which are frequent, and for refused calls, which
+        `api.auth_interceptor` summarizes.
         """
         quiet = call.method.startswith("Health/") or call.code in _REFUSED
         about = {"messages": call.messages, "peer": call.peer}
@@ -43,7 +44,7 @@ class CanonicalLog:
         """Write the line `run` of a run that has ended."""
         if event.is_terminal and isinstance(event.body, RunChanged):
             run = event.body.run
-            # Of a run that an earlier server began, that one alone knew the rest.
+            # If an earlier server started the run, only that server knew the rest.
             is_known = run_context.starting or not run.start_time
             known = {**_durations(run_context, run), **_measured(run_context)} if is_known else {}
             _log.info("run", **run_context.ids, **_about(run), **known)
@@ -60,7 +61,7 @@ def _about(run: Run) -> dict[str, object]:
 
 
 def _durations(run_context: RunContext, run: Run) -> dict[str, float]:
-    """Return the seconds that a run spent in each phase that it came to."""
+    """Return the seconds that a run spent in each phase that it reached."""
     names = ("queued_seconds", "starting_seconds", "running_seconds")
     bounds = filter(None, (run.create_time, run.start_time, run_context.ready, run.end_time))
     return {

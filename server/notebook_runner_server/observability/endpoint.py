@@ -1,4 +1,4 @@
-"""The port that Prometheus scrapes: prometheus_client's own handler, on threads of its own."""
+"""The HTTP endpoint for Prometheus: prometheus_client's handler, on separate threads."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
-MOST_SCRAPES = 8
-"""Connections at once; more are closed as they come."""
+MAX_SCRAPES = 8
+"""Maximum number of connections; further ones are closed."""
 
-PATIENCE_SECONDS = 5.0
-"""How long a connection may take to ask, and to take its answer."""
+SCRAPE_SECONDS = 5.0
+"""Maximum duration of a connection."""
 
 _logger = logging.getLogger(__name__)
 
 
 class Endpoint:
-    """Answers scrapes.
+    """Serves the metrics of a registry.
 
     Args:
         host: The address to listen on.
         port: The port; 0: a free one.
-        registry: What a scrape reads.
+        registry: The metrics.
 
     Attributes:
         port: The port.
 
     Raises:
-        OSError: The address cannot be had.
+        OSError: The address cannot be bound.
     """
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
@@ -46,46 +46,46 @@ class Endpoint:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering; blocks shortly."""
+        """Stop serving; blocks briefly."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 class _Bounded(ThreadingHTTPServer):
-    """Answers so many connections at once and no more, each with a deadline."""
+    """Limits the number and the duration of connections."""
 
     daemon_threads = True
     block_on_close = False
-    # Two servers on one port would take scrapes from each other.
+    # Otherwise two servers on one port would take scrapes from each other.
     allow_reuse_port = False
-    # A crowd shall be turned away, and not wait in the system's queue.
+    # Excess connections must be closed instead of waiting in the system's queue.
     request_queue_size = 128
 
     def __init__(self, *arguments: Any) -> None:
-        self._places = threading.BoundedSemaphore(MOST_SCRAPES)
+        self._slots = threading.BoundedSemaphore(MAX_SCRAPES)
         super().__init__(*arguments)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a connection on a thread, if there is room (called by socketserver)."""
-        if self._places.acquire(blocking=False):
+        """Handle a connection on a thread, or close it if there are too many (called by socketserver)."""
+        if self._slots.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer a connection (called by socketserver)."""
-        deadline = threading.Timer(PATIENCE_SECONDS, _cut_off, [request])
+        """Handle a connection (called by socketserver)."""
+        deadline = threading.Timer(SCRAPE_SECONDS, _cut_off, [request])
         deadline.daemon = True
         deadline.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
             deadline.cancel()
-            self._places.release()
+            self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's
-        """Say what went wrong, but not of a peer that went away (called by socketserver)."""
+        """Log an error, except for peers that disconnected (called by socketserver)."""
         error = sys.exception()
         if not isinstance(error, OSError):
             _logger.error("scrape_failed", exc_info=error)

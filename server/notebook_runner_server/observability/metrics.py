@@ -1,7 +1,7 @@
-"""The metrics, as Prometheus reads them: counted as things happen, so that a scrape asks nobody.
+"""The Prometheus metrics, counted as events happen, so that a scrape only reads numbers.
 
-Each series is there before its first event, and no label has more values than this program has names for;
-kernelspecs are those of the server's machine.
+Each series exists before its first event. Callers cannot choose values of labels; kernelspecs are those of
+the server's machine.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ PREFIX = "notebook_runner"
 NO_CAUSE = "none"
 
 SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
-"""Upper bounds in seconds for what takes milliseconds and should go on doing so."""
+"""Upper bounds in seconds for what should take milliseconds."""
 
 LONG = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
-"""Upper bounds in seconds for what a notebook decides."""
+"""Upper bounds in seconds for what depends on the notebook."""
 
 
 class Metrics:
-    """Counts what happens.
+    """Counts events.
 
     Attributes:
-        registry: What a scrape reads.
+        registry: The metrics.
     """
 
     def __init__(self) -> None:
-        # Each series would have a second one, with the time when it was made.
+        # Otherwise each series would have a second one with its creation time.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # it has no types
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -52,10 +52,10 @@ class Metrics:
         self._rpcs = _Rpcs(self.registry)
         self._runs = _Runs(self.registry)
 
-    def watch(self, stock: StateCollector) -> None:
-        """Tell what is there as well, when it is known which kernelspecs there are."""
-        self.registry.register(stock)
-        self._runs.know(stock.kernels)
+    def watch(self, collector: StateCollector) -> None:
+        """Add the metrics of a collector, and create the series of its kernelspecs."""
+        self.registry.register(collector)
+        self._runs.add_kernels(collector.kernels)
 
     def call_started(self, method: str) -> None:
         """Count a call."""
@@ -63,7 +63,7 @@ class Metrics:
         self._rpcs.open.labels(method).inc()
 
     def call_ended(self, call: Call) -> None:
-        """Count how a call ended."""
+        """Count the end of a call."""
         self._rpcs.open.labels(call.method).dec()
         self._rpcs.handled.labels(call.method, call.code).inc()
         self._rpcs.seconds.labels(call.method).observe(call.seconds)
@@ -71,7 +71,7 @@ class Metrics:
             self._rpcs.errors.labels(call.reason).inc()
 
     def on_event(self, run_context: RunContext, event: Event) -> None:
-        """Count what happened to a run."""
+        """Count an event of a run."""
         match event.body:
             case RunChanged(run=run):
                 self._runs.changed(run_context, run, event.time)
@@ -87,7 +87,7 @@ class _Rpcs:
             f"{name}s_handled", "Ended calls by status.", ["method", "code"], registry=registry
         )
         self.errors = Counter(
-            f"{name}_errors", "Calls that ended with a reason of the contract.", ["reason"], registry=registry
+            f"{name}_errors", "Failed calls, by the contract's reason.", ["reason"], registry=registry
         )
         self.seconds = Histogram(
             f"{name}_duration_seconds",
@@ -157,15 +157,15 @@ class _Runs:
         for outcome in CellOutcome:
             self.cells.labels(outcome.value)
 
-    def know(self, kernels: Iterable[str]) -> None:
-        """Make the series of these kernelspecs."""
+    def add_kernels(self, kernels: Iterable[str]) -> None:
+        """Create the series of these kernelspecs."""
         for name in kernels:
             self._admitted.labels(name)
             for start in ("warm", "cold"):
                 self._starting.labels(name, start)
 
     def changed(self, run_context: RunContext, run: Run, now: int) -> None:
-        """Count a run that is in a new state."""
+        """Count a change of a run's state."""
         before = self._states.pop(run.run_id, None)
         if before is not None:
             self._now.labels(before.value).dec()
@@ -178,7 +178,7 @@ class _Runs:
             case RunState.STARTING:
                 self._queued.observe((now - run.create_time) / 1e9)
             case RunState.RUNNING if run_context.starting:
-                # Of a run that an earlier server began, that one alone knew when.
+                # If an earlier server started the run, only that server knew when.
                 self._starting.labels(run.kernel_name, run_context.start).observe(
                     (now - run_context.starting) / 1e9
                 )

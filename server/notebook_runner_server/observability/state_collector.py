@@ -1,4 +1,4 @@
-"""What there is at the moment of a scrape: workers, kept kernels, the history."""
+"""Metrics that are read at each scrape: workers, warm kernels, the history."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from notebook_runner_server.execution.interface import Backend, WarmCounts
 from notebook_runner_server.runs.store import Store
 
 SIZE_SECONDS = 60.0
-"""How long the size of the state folder is taken for true: it is the sum of all its files."""
+"""How long the measured size of the state folder is reused: measuring it visits all files."""
 
 
 class StateCollector(Collector):
-    """Asked on the thread of each scrape, never on the event loop.
+    """Reads the state of the server on the thread of each scrape, never on the event loop.
 
     Args:
-        backend: What executes runs.
-        store: Where they are kept.
-        queue_size: How many runs may wait.
+        backend: The backend.
+        store: The store.
+        queue_size: The maximum number of queued runs.
     """
 
     def __init__(self, backend: Backend, store: Store, queue_size: int) -> None:
@@ -34,7 +34,7 @@ class StateCollector(Collector):
 
     @property
     def kernels(self) -> Iterable[str]:
-        """The kernelspecs."""
+        """The names of the kernelspecs."""
         return self._backend.kernels
 
     def collect(self) -> Iterator[Metric]:
@@ -46,16 +46,16 @@ class StateCollector(Collector):
             "Workers that died or had to be ended, and were replaced.",
             value=self._backend.worker_deaths,
         )
-        yield from self._kept_kernels()
+        yield from self._warm_kernels()
         yield _gauge("store_runs", "Runs in the history.", self._store.count)
-        # A folder that cannot be looked at shall not take all else from the page.
+        # An unreadable folder must not remove the other metrics from the page.
         with contextlib.suppress(OSError):
             text = "Size of the state folder, at most a minute old."
             yield _gauge("store_bytes", text, self._store_bytes())
             text = "Free space on the state folder's file system."
             yield _gauge("store_free_bytes", text, self._store.free_bytes())
 
-    def _kept_kernels(self) -> Iterator[Metric]:
+    def _warm_kernels(self) -> Iterator[Metric]:
         ready = GaugeMetricFamily(
             "notebook_runner_warm_kernels_ready",
             "Warm kernels that are ready.",
@@ -74,7 +74,7 @@ class StateCollector(Collector):
 
     def _store_bytes(self) -> int:
         if time.monotonic() - self._measured >= SIZE_SECONDS:
-            # First, so that of two scrapes at once one measures.
+            # First, so that of two concurrent scrapes only one measures.
             self._measured = time.monotonic()
             self._size = self._store.size()
         return self._size

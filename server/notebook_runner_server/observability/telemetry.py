@@ -1,4 +1,4 @@
-"""Puts together who watches runs and calls, as the settings say; what is off is not even imported."""
+"""Creates the observers of runs and calls that the settings ask for; the others are not imported."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _log = structlog.get_logger(__name__)
 
 
 class Telemetry:
-    """Who watches a server.
+    """The observers of a server.
 
     Args:
-        settings: What the operator decided.
+        settings: The settings.
 
     Attributes:
-        observers: Who watches the runs.
-        call_observers: Who watches the calls.
+        observers: The observers of runs.
+        call_observers: The observers of calls.
 
     Raises:
-        ValueError: Traces are wanted, and the extra `tracing` is not installed.
+        ValueError: Tracing is enabled, but the extra `tracing` is not installed.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -57,10 +57,10 @@ class Telemetry:
             self.observers.append(self._traces)
 
     def bind(self) -> None:
-        """Take the metrics' port.
+        """Bind the port of the metrics.
 
         Raises:
-            OSError: It cannot be had.
+            OSError: The port cannot be bound.
         """
         if self._metrics is None:
             return
@@ -75,14 +75,14 @@ class Telemetry:
         _log.info("metrics_started", address=f"{shown}:{self._endpoint.port}", path="/metrics")
 
     def watch(self, backend: Backend, store: Store) -> None:
-        """Tell of these as well, when they are open."""
+        """Add the metrics of the backend and the store, once they are open."""
         if self._metrics is not None:
             from notebook_runner_server.observability.state_collector import StateCollector  # noqa: PLC0415 - only if wanted
 
             self._metrics.watch(StateCollector(backend, store, self._settings.queue))
 
     async def close(self) -> None:
-        """Send what is left, and give the port back; runs and calls have ended."""
+        """Send the last spans, and close the port; runs and calls have ended."""
         if self._traces is not None:
             await self._traces.close()
         if self._endpoint is not None:
@@ -104,7 +104,7 @@ def _traces(endpoint: str) -> Traces:
         from notebook_runner_server.observability.traces import Traces  # noqa: PLC0415 - only if wanted
     except ImportError as error:
         raise ValueError(
-            "traces need OpenTelemetry: pip install 'notebook-runner[server,tracing]', "
-            "or OTEL_SDK_DISABLED=true to go without"
+            "Traces need OpenTelemetry. Install it with: pip install 'notebook-runner[server,tracing]', "
+            "or disable traces with OTEL_SDK_DISABLED=true."
         ) from error
     return Traces(endpoint)

@@ -1,8 +1,8 @@
-"""Traces by OpenTelemetry: a span for each run and each of its cells, sent by OTLP (the extra `tracing`).
+"""OpenTelemetry traces: a span for each run and each of its cells, sent by OTLP (the extra `tracing`).
 
-The run's span begins when the run is admitted, below the caller's if it sent one, and is what the kernel is
-offered as its parent. A cell's is made at the cell's end. All is handed to a thread that sends it in
-batches; when it does not get rid of them, spans are dropped, and nothing waits.
+A run's span starts when the run is admitted, is a child of the caller's span if there is one, and is passed
+to the kernel as its parent. A cell's span is created when the cell ends. A thread sends spans in batches; if
+it cannot, spans are dropped, and nothing waits.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState
 from notebook_runner_server.runs.observer import RunContext
 
 FLUSH_SECONDS = 3.0
-"""How long the last spans may take to be sent when the server stops."""
+"""Maximum time to send the last spans when the server stops, in seconds."""
 
 _PREFIX = "notebook_runner."
 _propagator = TraceContextTextMapPropagator()
 
 
 class Traces:
-    """Makes spans.
+    """Creates spans.
 
     Args:
-        endpoint: The URL of an OTLP collector that speaks gRPC; empty: what OpenTelemetry's variables say.
+        endpoint: The URL of an OTLP collector that uses gRPC; empty: as OpenTelemetry's variables say.
     """
 
     def __init__(self, endpoint: str) -> None:
         own = Resource.create({"service.name": "notebook-runner", "service.version": __version__})
-        # What OpenTelemetry's variables say of the service comes first.
+        # OpenTelemetry's variables take precedence.
         resource = own.merge(OTELResourceDetector().detect())
         self._exporter = OTLPSpanExporter(endpoint=endpoint or None)
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -49,12 +49,12 @@ class Traces:
         self._open: dict[str, _RunSpan] = {}
 
     def on_event(self, run_context: RunContext, event: Event) -> None:
-        """Begin, continue or end spans."""
+        """Start, update or end spans."""
         match event.body:
             case RunChanged(run=run) if run.state is RunState.QUEUED:
                 self._begin(run_context, run)
             case RunChanged(run=run) if run.state.is_terminal:
-                # There is none of a run that an earlier server began: that one's is lost.
+                # If an earlier server started the run, its span is lost.
                 if span := self._open.pop(run_context.run_id, None):
                     span.end(run_context, run)
             case RunChanged(run=run):
@@ -87,7 +87,7 @@ class Traces:
         run_context.tracestate = offered.get("tracestate", "")
 
     def _cell(self, run: _RunSpan, cell: CellFinished, end: int) -> None:
-        # Cells that end together are told together: none begins before the one before it has ended.
+        # Cells that end together arrive together: none starts before the previous one has ended.
         begin = max(run.latest, end - round(cell.duration * 1e9))
         span = self._tracer.start_span(
             "cell",
@@ -106,8 +106,8 @@ class Traces:
         run.latest = end
 
     async def close(self) -> None:
-        """Send what is left, as far as there is time."""
-        # A thread that nobody waits for at the end of the process.
+        """Send the last spans, as far as time permits."""
+        # On a daemon thread, which does not keep the process from ending.
         last = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         last.start()
         await asyncio.to_thread(last.join, FLUSH_SECONDS)
@@ -116,11 +116,11 @@ class Traces:
 
 
 class _RunSpan:
-    """The span of a run that goes on.
+    """The span of an active run.
 
     Attributes:
-        context: What spans below it are given.
-        latest: When the newest of them ended, as in `Event`.
+        context: The context for its child spans.
+        latest: The end of the newest child, in nanoseconds since the epoch.
     """
 
     def __init__(self, span: Span) -> None:
@@ -129,12 +129,12 @@ class _RunSpan:
         self.latest = 0
 
     def moved(self, run_context: RunContext, run: Run, now: int) -> None:
-        """Take note of a new state."""
+        """Record a new state."""
         self._span.add_event(run.state.value, _attributes(start=run_context.start), timestamp=now)
         self.latest = max(self.latest, now)
 
     def end(self, run_context: RunContext, run: Run) -> None:
-        """End it as the run ended."""
+        """End the span with the outcome of the run."""
         cause = run.failure.cause.value if run.failure is not None else ""
         about = _attributes(
             state=run.state.value,
