@@ -212,7 +212,7 @@ def test_a_run_that_failed_stays_so_when_its_write_is_killed(uri_server: Server,
         web.wait()
         answer = uri_server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=URI_KILL_SECONDS)
     assert (answer.run.state, answer.run.failure.exception_name) == (pb.RUN_STATE_FAILED, "ZeroDivisionError")
-    assert answer.run.output_error.startswith("Given up")
+    assert answer.run.output_error.startswith("Upload aborted")
 
 
 def test_a_write_that_takes_too_long_is_given_up(uri_server: Server, web: Web) -> None:

@@ -58,9 +58,7 @@ def told_to_wait(server: Server, run_id: str, last: int) -> pb.ProgressResponse:
     """Waits for the heartbeat of a run whose end is held back, which is not told to have ended."""
     with closing(follow(server.stub, run_id, after_sequence=last)) as events:
         for event in events:
-            if event.HasField("heartbeat") and server.said(
-                "the end of a run waits for room in the state folder"
-            ):
+            if event.HasField("heartbeat") and server.said("run_end_held"):
                 return event
     raise AssertionError("the run was told to have ended")
 

@@ -254,7 +254,8 @@ def _check(spec: StartSpec) -> None:
         len(part) > MAX_LABEL for label in spec.labels.items() for part in label
     ):
         message = (
-            f"labels must be at most {MAX_LABELS}, each name and value of at most {MAX_LABEL} characters."
+            f"labels must have at most {MAX_LABELS} entries (got {len(spec.labels)}), with names and values "
+            f"of at most {MAX_LABEL} characters."
         )
         raise InvalidFieldError(message, field="labels")
     for name, value in spec.environment.items():
@@ -279,7 +280,7 @@ def _limits(requested: Limits, defaults: Limits, ceilings: Limits) -> Limits:
             raise InvalidFieldError(f"{name} must not be negative (got {value:g}).", field=name)
         if ceiling and value > ceiling:
             raise InvalidFieldError(
-                f"{name} must be at most {ceiling:g} on this server (got {value:g}).",
+                f"{name} must be at most {ceiling:.16g} on this server (got {value:.16g}).",
                 field=name,
                 ceiling=f"{ceiling:g}",
             )
