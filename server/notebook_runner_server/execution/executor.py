@@ -298,10 +298,12 @@ class RunExecutor:
             self.kill_now()
 
     def _kernel_died(self) -> None:
-        assert self._kernel is not None  # noqa: S101 - it watches itself
+        kernel = self._kernel
+        assert kernel is not None  # noqa: S101 - it watches itself
         out_of_memory = self._oom_kills.happened()
+        how = kernel.exit_code(), kernel.log_tail()
         self._set_failure(
-            failures.kernel_failure(self._kernel, *self._cell, ready=self._ready, out_of_memory=out_of_memory)
+            failures.kernel_failure(*how, *self._cell, ready=self._ready, out_of_memory=out_of_memory)
         )
         self.kill_now()
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 import re
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from notebook_runner_server.execution.interface import Cause, Failure
-
-if TYPE_CHECKING:
-    # The server, which has no use for it, imports this module.
-    from notebook_runner_server.execution.kernel import Kernel
 
 MAX_TRACEBACK = 128 * 1024
 MAX_NAME = 256
@@ -87,24 +82,24 @@ def cell_failure(error: CellError, index: int | None, cell_id: str) -> Failure:
 
 
 def kernel_failure(
-    kernel: Kernel, index: int | None, cell_id: str, *, ready: bool, out_of_memory: bool
+    exit_code: int | None, log: str, index: int | None, cell_id: str, *, ready: bool, out_of_memory: bool
 ) -> Failure:
     """Return the failure of a run whose kernel died.
 
     Args:
-        kernel: The kernel.
+        exit_code: The kernel's; see `describe_exit`.
+        log: The end of the kernel's own output.
         index: The cell that it executed.
         cell_id: The cell's id.
         ready: Whether the kernel had become ready.
         out_of_memory: Whether the system killed a process because memory ran out.
     """
-    how, name, code = describe_exit(kernel.exit_code())
+    how, name, code = describe_exit(exit_code)
     cause = Cause.KERNEL_SIGNALED if name else Cause.KERNEL_EXITED
     if name == "SIGKILL" and out_of_memory:
         cause, how = Cause.OUT_OF_MEMORY, "was killed by the system, which was out of memory"
     elif not ready:
         cause, how = Cause.KERNEL_NOT_READY, f"{how} before it was ready"
-    log = kernel.log_tail()
     return Failure(cause, f"The kernel {how}.", index, cell_id, traceback=log, signal=name, exit_code=code)
 
 
