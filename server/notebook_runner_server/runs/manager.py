@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sqlite3
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from notebook_runner_server.runs.errors import (
     NotReadyError,
     RequestIdReusedError,
     RunnerBusyError,
+    RunnerError,
     ShuttingDownError,
     StorageFullError,
     not_found,
@@ -89,10 +91,16 @@ class RunManager:
 
         Args:
             locked: Called when the state folder is this server's alone, and no kernel is started; may block.
+
+        Raises:
+            OSError: The state folder cannot be read or written now.
         """
-        await self._store.open()
-        await asyncio.to_thread(locked)
-        await recover(self._store, self._backend, self._dispatcher, self._recovered)
+        try:
+            await self._store.open()
+            await asyncio.to_thread(locked)
+            await recover(self._store, self._backend, self._dispatcher, self._recovered)
+        except (sqlite3.Error, RunnerError) as error:
+            raise OSError(f"Cannot read or write the history in the state folder: {error}.") from error
         await self._backend.start()
         self._dispatcher.start()
         self._forgetting = asyncio.create_task(self._retention.run())
