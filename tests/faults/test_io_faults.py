@@ -24,16 +24,14 @@ import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults.history import History, Told
-from tests.faults.io_faults import ANSWERS, COMPILER, FOR_EVER, IoFaults, Kind, Way
+from tests.faults.io_faults import ANSWERS, FOR_EVER, IoFaults, Kind, Way, needs_compiler
 from tests.support.calls import SECONDS, finish, inline, listed, perform, start
 from tests.support.errors import refusal_of
 from tests.support.mortal import MortalServer, figure
 
 pytestmark = [
     pytest.mark.process_pool("a run that outlives its server is not told to have been interrupted"),
-    pytest.mark.skipif(
-        not COMPILER.exists() and os.environ.get("CI") != "true", reason="there is no C compiler"
-    ),
+    needs_compiler,
 ]
 
 ROUNDS = int(os.environ.get("IO_FAULT_ROUNDS", "12"))
