@@ -34,6 +34,8 @@ RUNS = "runs"
 ARTEFACTS = "artefacts"
 RESERVE = "reserve"
 REBUILDING = "rebuilding"
+REBUILT = "whole"
+"""In that folder: a history that is whole, and takes the place of the damaged one."""
 _ASIDE = "damaged-"
 # Of a file of SQLite.
 _MAGIC = b"SQLite format 3\0"

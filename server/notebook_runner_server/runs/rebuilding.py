@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from notebook_runner_server import folder_tree
 from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.errors import DamagedRunError
 from notebook_runner_server.runs.folder import private
@@ -25,12 +26,21 @@ def rebuild(old: Path, new: Path) -> None:
 
     Args:
         old: The damaged database file, which is not open; it stays as it is.
-        new: The file to make, in a folder that has room for a copy of the damaged one.
+        new: The file to make, in a folder of its own that has room for a copy of the damaged one.
 
     Raises:
         OSError: There is no room, or something else that is no damage; nobody knows what is whole.
         sqlite3.Error: The same.
     """
+    # SQLite reports a read that fails once as damage; what is damaged is so again.
+    if (lost := _rebuild(old, new)) and lost != _rebuild(old, new):
+        raise OSError("The disk does not read the damaged history twice in the same way.")
+
+
+def _rebuild(old: Path, new: Path) -> list[str]:
+    """Make the new history; return what could not be copied."""
+    folder_tree.remove(new.parent)
+    new.parent.mkdir(mode=0o700)
     # SQLite writes to what it opens.
     draft = new.with_name("draft")
     for suffix in ("", "-wal"):
@@ -43,22 +53,34 @@ def rebuild(old: Path, new: Path) -> None:
             target.execute("PRAGMA synchronous = OFF")
             tables.create(target)
             with contextlib.closing(connect(draft)) as source:
-                _copy_all(source, target)
+                lost = _copy_all(source, target)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    return lost
 
 
-def _copy_all(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+def _copy_all(source: sqlite3.Connection, target: sqlite3.Connection) -> list[str]:
+    """Copy all that is whole; return what is not."""
+    lost: list[str] = []
     try:
         tables.create(source, is_first=False)
-        for position in _positions(source):
-            _copy(source, target, position)
+        for position in _positions(source, lost):
+            lost += _copy(source, target, position)
         _copy_forgotten(source, target)
     except (sqlite3.DatabaseError, ValueError) as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise
+        _raise_unless_damage(error)
         _logger.warning("nothing more can be read of a damaged history", extra={"why": str(error)})
+        lost.append(f"the rest: {error}")
+    return lost
+
+
+def _raise_unless_damage(error: Exception) -> None:
+    """Raise an error that says nothing of the history: the disk is full, or fails."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    is_torn = code == sqlite3.SQLITE_IOERR_SHORT_READ
+    if code & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN} and not is_torn:
+        raise error
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -68,11 +90,13 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _positions(db: sqlite3.Connection) -> Iterator[int]:
-    """Yield the positions of all runs as far as they can be found."""
+def _positions(db: sqlite3.Connection, lost: list[str]) -> Iterator[int]:
+    """Yield the positions of all runs as far as they can be found; note where they cannot."""
     try:
         known = [position for (position,) in db.execute("SELECT position FROM runs NOT INDEXED")]
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        _raise_unless_damage(error)
+        lost.append(f"positions: {error}")
         known = []
     if known:
         yield from known
@@ -83,7 +107,9 @@ def _positions(db: sqlite3.Connection) -> Iterator[int]:
     for position in range(1, last + 1):
         try:
             found = db.execute("SELECT 1 FROM runs WHERE position = ?", (position,)).fetchone()
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            _raise_unless_damage(error)
+            lost.append(f"position {position}: {error}")
             found = None
         missed = 0 if found else missed + 1
         if missed > _MOST_GAPS:
@@ -101,13 +127,18 @@ def _last_position(db: sqlite3.Connection) -> int:
     return _MOST_GAPS
 
 
-def _copy(source: sqlite3.Connection, target: sqlite3.Connection, position: int) -> None:
-    """Copy one run, unless something of it is damaged; that stays in the file that is set aside."""
+def _copy(source: sqlite3.Connection, target: sqlite3.Connection, position: int) -> list[str]:
+    """Copy one run, unless something of it is damaged: that stays in the file that is set aside.
+
+    Returns:
+        Which run was not copied, and why, if so.
+    """
     try:
         run = tables.check_run(source, position).run
         rows = {table: _rows(source, table, position) for table in _OF_A_RUN}
-    except (sqlite3.DatabaseError, DamagedRunError):
-        return
+    except (sqlite3.DatabaseError, DamagedRunError) as error:
+        _raise_unless_damage(error)
+        return [f"position {position}: {error}"]
     target.execute("BEGIN")
     try:
         for table, (columns, values) in rows.items():
@@ -121,6 +152,8 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, position: int)
         # Its id is another's, or its text cannot be written: version 1 wrote no checksum that tells.
         target.execute("ROLLBACK")
         _logger.warning("a run is damaged", extra={"run_id": run.run_id, "why": str(error)})
+        return [f"position {position}: {error}"]
+    return []
 
 
 def _rows(

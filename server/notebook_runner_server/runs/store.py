@@ -20,13 +20,14 @@ from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
 from notebook_runner_server.runs.checkpoint import Checkpoint
 from notebook_runner_server.runs.database import DamagedHistoryError, Database
 from notebook_runner_server.runs.errors import StorageFullError, damaged
-from notebook_runner_server.runs.folder import RunFolder, private
+from notebook_runner_server.runs.folder import RunFolder, private, sync_folder
 from notebook_runner_server.runs.model import Event, ExecutionOptions, Run, RunState
 from notebook_runner_server.runs.quarantine import (
     ARTEFACTS,
     DATABASE,
     LOCK,
     REBUILDING,
+    REBUILT,
     RESERVE,
     RUNS,
     Quarantine,
@@ -108,6 +109,7 @@ class Store:
             await asyncio.to_thread(quarantine.remove_early_artefacts, self._folder)
         await asyncio.to_thread(self.artefacts.clear)
         self.request_key = await asyncio.to_thread(self._request_key, aside)
+        await asyncio.to_thread(self._finish_rebuilding, aside)
         try:
             await self._db.open(is_first=not any(self._runs.iterdir()))
         except DamagedHistoryError as error:
@@ -131,16 +133,30 @@ class Store:
             OSError: There is no room for that, and nothing was moved.
         """
         draft = self._folder / REBUILDING
-        folder_tree.remove(draft)
-        draft.mkdir(mode=0o700)
         try:
-            rebuild(self._folder / DATABASE, draft / DATABASE)
-            aside.take(self._folder.glob(f"{DATABASE}*"), why)
-            (draft / DATABASE).rename(self._folder / DATABASE)
+            rebuild(self._folder / DATABASE, draft / "new")
+            # From here on the new history is the one that counts, also for a later start.
+            (draft / "new").rename(draft / REBUILT)
+            sync_folder(draft)
         except sqlite3.Error as error:
             raise OSError(f"The damaged history cannot be rebuilt: {error}.") from error
         finally:
-            folder_tree.remove_if_possible(draft)
+            if not (draft / REBUILT).exists():
+                folder_tree.remove_if_possible(draft)
+        self._finish_rebuilding(aside, why)
+
+    def _finish_rebuilding(self, aside: Quarantine, why: object = "it was damaged, and rebuilt") -> None:
+        """Put a rebuilt history in its place; blocks.
+
+        Raises:
+            OSError: It cannot be moved now; the next start does it.
+        """
+        draft = self._folder / REBUILDING
+        if (draft / REBUILT).exists():
+            aside.take(self._folder.glob(f"{DATABASE}*"), why)
+            (draft / REBUILT).rename(self._folder / DATABASE)
+            sync_folder(self._folder)
+        folder_tree.remove_if_possible(draft)
 
     def _lock(self, aside: Quarantine) -> None:
         """Keep other servers out until `close`, also when somebody has removed the file that is locked.
