@@ -20,7 +20,7 @@ import grpc
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 from tests.faults.crashing_server import POINTS, VARIABLE
-from tests.support.calls import executed, finish, follow, inline, start
+from tests.support.calls import executed, finish, follow, inline, listed, start
 from tests.support.mortal import RUN_MARK, MortalServer, gone, kernel_of, new_mark, worker_of
 from tests.support.notebooks import printed
 from tests.support.processes import outlived
@@ -217,7 +217,7 @@ class Chaos:
             self.violations.append(f"{one.run_id}: {error}")
 
     def _check(self, server: MortalServer, told: list[Told]) -> None:
-        runs = {run.run_id: run for run in _listed(server.stub)}
+        runs = {run.run_id: run for page in listed(server.stub) for run in page.runs}
         if set(runs) != set(self.acknowledged):
             self.violations.append(f"found and acknowledged differ: {set(runs) ^ set(self.acknowledged)}")
         changed = [one for one, run in self.ended.items() if runs.get(one) != run]
@@ -277,15 +277,3 @@ def _victim(server: MortalServer, fault: str) -> int:
     if fault == "server":
         return server.process.pid
     return worker_of(server) if fault == "worker" else kernel_of(server)
-
-
-def _listed(stub: rpc.NotebookRunnerStub) -> list[pb.Run]:
-    """All runs of the history."""
-    runs: list[pb.Run] = []
-    request = pb.ListRequest(page_size=1000)
-    while True:
-        answer = stub.List(request, timeout=60)
-        runs += answer.runs
-        if not answer.next_page_token:
-            return runs
-        request.page_token = answer.next_page_token

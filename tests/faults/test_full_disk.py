@@ -11,22 +11,18 @@ import secrets
 import signal
 import subprocess
 import threading
-from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
-from uuid import uuid4
 
 import grpc
 import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.calls import SECONDS, executed, finish, follow, inline, perform, start, texts
+from tests.faults.history import History, Told
+from tests.support.calls import SECONDS, inline, start
 from tests.support.errors import refusal_of
 from tests.support.mortal import MortalServer, figure
-from tests.support.notebooks import printed
-from tests.support.progress import TERMINAL
 
 pytestmark = pytest.mark.process_pool("a run that outlives its server is not told to have been interrupted")
 
@@ -34,17 +30,9 @@ ROUNDS = int(os.environ.get("FULL_DISK_ROUNDS", "12"))
 SEED = int(os.environ.get("FULL_DISK_SEED", "0")) or secrets.randbits(32)
 BATCH = 6
 DISK_BYTES = 32 * 1024 * 1024
-RUNS, CELLS, LINES = 3, 3, 6
+RUNS = 3
 LONGEST_DELAY = 1.0
 FULL = (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
-CELL = """
-import os, time
-with open({path!r}, "a") as file:
-    file.write(os.environ["NOTEBOOK_RUNNER_RUN_ID"] + " {index}\\n")
-for line in range({lines}):
-    print("cell {index} line", line, "x" * 200, flush=True)
-    time.sleep(0.01)
-"""
 
 
 class Disk:
@@ -85,36 +73,13 @@ class Disk:
             subprocess.run(["/bin/umount", str(self.folder)], check=True)
 
 
-class Told:
-    """A run, and the events that a caller was told."""
-
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
-        self.events: list[pb.ProgressResponse] = []
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the caller was told so."""
-        return bool(self.events) and self.events[-1].run_changed.state in TERMINAL
-
-    def follow(self, server: MortalServer) -> None:
-        """Takes the events after those that the caller has, until the run has ended or the server has."""
-        last = self.events[-1].sequence if self.events else 0
-        stream = follow(server.stub, self.run_id, after_terminal=self.has_ended, after_sequence=last)
-        with closing(stream) as events:
-            self.events += (event for event in events if not event.HasField("heartbeat"))
-
-
 class Game:
     """A state folder on such a disk, its servers, and what they have told."""
 
     def __init__(self, disk: Disk, effects: Path) -> None:
         self._disk = disk
-        self._effects = effects
         self._server: MortalServer | None = None
-        self.ended: dict[str, pb.Run] = {}
-        self.states: Counter[str] = Counter()
-        effects.touch()
+        self.history = History(effects)
 
     def server(self) -> MortalServer:
         """The server that lives."""
@@ -133,10 +98,10 @@ class Game:
     def play(self, chance: random.Random) -> None:
         """Runs, a full disk, and the end of the server or of the fullness; then all is compared."""
         server = self.server()
-        told = [Told(start(server.stub, self._request()).run_id) for _ in range(RUNS)]
+        told = [Told(start(server.stub, self.history.request()).run_id) for _ in range(RUNS)]
         moment = threading.Event()
         with ThreadPoolExecutor(RUNS + 1) as pool:
-            readers = [pool.submit(self._read, server, one) for one in told]
+            readers = [pool.submit(one.read, server) for one in told]
             # The moments are what is random here; nothing is waited for.
             moment.wait(chance.uniform(0, LONGEST_DELAY))
             self._disk.fill(server, chance.choice([0, 0, 5000, 100_000, 1_000_000]))
@@ -161,16 +126,7 @@ class Game:
         server = self.server()
         for one in told:
             one.follow(server)
-        self._check(server, told)
-
-    def _request(self) -> pb.StartRequest:
-        cells = [CELL.format(path=str(self._effects), index=index, lines=LINES) for index in range(CELLS)]
-        return inline(*cells, request_id=uuid4().hex)
-
-    def _read(self, server: MortalServer, one: Told) -> None:
-        # Only of a server that stops or dies may a stream fail.
-        with contextlib.suppress(grpc.RpcError):
-            one.follow(server)
+        self.history.check(server, told)
 
     def _kill(self, server: MortalServer, one: Told) -> None:
         try:
@@ -183,31 +139,6 @@ class Game:
         with contextlib.suppress(grpc.RpcError):
             server.stub.Start(inline("1", labels={"extra": "yes"}), timeout=SECONDS)
 
-    def _check(self, server: MortalServer, told: list[Told]) -> None:
-        runs = {
-            run.run_id: run for run in server.stub.List(pb.ListRequest(page_size=1000), timeout=SECONDS).runs
-        }
-        for run_id, run in self.ended.items():
-            assert runs[run_id] == run, f"{run_id} had ended, and is another run now"
-        for one in told:
-            whole = finish(server.stub, one.run_id)
-            assert whole.events == one.events, f"{one.run_id}: the events are not those that were told"
-            assert whole.run == runs[one.run_id]
-            self.ended[one.run_id] = whole.run
-            self.states[pb.RunState.Name(whole.run.state).removeprefix("RUN_STATE_")] += 1
-            node = executed(server.stub, one.run_id)
-            said = "".join(printed(node, index) for index in range(CELLS))
-            assert said == texts(whole.events), f"{one.run_id}: text that was told is not in the notebook"
-        cells: dict[str, list[int]] = defaultdict(list)
-        for line in self._effects.read_text().splitlines():
-            run_id, _, index = line.partition(" ")
-            cells[run_id].append(int(index))
-        for run_id, indexes in cells.items():
-            assert indexes == list(range(len(indexes))), f"{run_id} executed its cells as {indexes}"
-            done = self.ended[run_id].cells_completed
-            assert len(indexes) >= done, f"{run_id} tells of {done} cells, and executed {indexes}"
-        assert perform(server.stub, inline("1", labels={"extra": "yes"})).run.state == pb.RUN_STATE_SUCCEEDED
-
 
 @pytest.fixture(scope="module")
 def game(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Game]:
@@ -217,7 +148,7 @@ def game(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Game]:
     try:
         yield one
     finally:
-        figure(f"FULL_DISK_SEED={SEED} mounted={disk.is_mounted} {dict(one.states)}\n")
+        figure(f"FULL_DISK_SEED={SEED} mounted={disk.is_mounted} {dict(one.history.states)}\n")
         one.close()
         disk.close()
 

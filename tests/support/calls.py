@@ -128,13 +128,17 @@ def texts(events: list[pb.ProgressResponse], name: str = "stdout") -> str:
     return "".join(stream.text for stream in outputs if stream.name == name)
 
 
-def history(stub: rpc.NotebookRunnerStub) -> list[str]:
-    """The ids of all runs, newest first."""
-    ids: list[str] = []
+def listed(stub: rpc.NotebookRunnerStub) -> Iterator[pb.ListResponse]:
+    """All runs, newest first, page by page."""
     request = pb.ListRequest(page_size=1000)
     while True:
         answer = stub.List(request, timeout=SECONDS)
-        ids += [run.run_id for run in answer.runs]
+        yield answer
         if not answer.next_page_token:
-            return ids
+            return
         request.page_token = answer.next_page_token
+
+
+def history(stub: rpc.NotebookRunnerStub) -> list[str]:
+    """The ids of all runs, newest first."""
+    return [run.run_id for page in listed(stub) for run in page.runs]

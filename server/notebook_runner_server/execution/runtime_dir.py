@@ -77,8 +77,10 @@ class RuntimeDir:
             self.restore()
         if self._is_there():
             folder_tree.remove_if_possible(self._path)
-        if self._link.is_symlink() and self._link.readlink() == self._path:
-            self._link.unlink()
+        # A link that stays is removed at the next start.
+        with contextlib.suppress(OSError):
+            if self._link.readlink() == self._path:
+                self._link.unlink()
         os.close(self._descriptor)
         self._path, self._descriptor = None, -1
 

@@ -24,6 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from notebook_runner_server import folder_tree
 from notebook_runner_server.errors import DamagedRunError, StorageFullError, damaged
 from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.folder import private
@@ -324,12 +325,21 @@ def rebuild(old: Path, new: Path) -> None:
 
     Args:
         old: The damaged database file, which is not open; it stays as it is.
-        new: The file to create, in a folder with space for a copy of the damaged one.
+        new: The file to create, in a folder of its own with space for a copy of the damaged one.
 
     Raises:
         OSError: The disk is full, or another error that is no damage; which runs are intact is unknown.
         sqlite3.Error: The same.
     """
+    # SQLite reports a single failed read as damage. Real damage is the same in a second attempt.
+    if (lost := _rebuild(old, new)) and lost != _rebuild(old, new):
+        raise OSError("Two reads of the damaged history gave different results.")
+
+
+def _rebuild(old: Path, new: Path) -> list[str]:
+    """Create the new history; return what could not be copied."""
+    folder_tree.remove(new.parent)
+    new.parent.mkdir(mode=0o700)
     # SQLite writes to a file that it opens.
     draft = new.with_name("draft")
     for suffix in ("", "-wal"):
@@ -342,30 +352,44 @@ def rebuild(old: Path, new: Path) -> None:
             target.execute("PRAGMA synchronous = OFF")
             tables.create(target)
             with contextlib.closing(_connect(draft)) as source:
-                _copy_all(source, target)
+                lost = _copy_all(source, target)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    return lost
 
 
-def _copy_all(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+def _copy_all(source: sqlite3.Connection, target: sqlite3.Connection) -> list[str]:
+    """Copy everything intact; return what is not."""
+    lost: list[str] = []
     try:
         tables.create(source, is_first=False)
-        for position in _positions(source):
-            _copy_run(source, target, position)
+        for position in _positions(source, lost):
+            lost += _copy_run(source, target, position)
         deleted = source.execute("SELECT run_id FROM deleted_runs").fetchall()
         target.executemany("INSERT OR IGNORE INTO deleted_runs (run_id) VALUES (?)", deleted)
     except (sqlite3.DatabaseError, ValueError) as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise
+        _raise_unless_damage(error)
         _logger.warning("history_rest_unreadable", extra={"why": str(error)})
+        lost.append(f"rest: {error}")
+    return lost
 
 
-def _positions(db: sqlite3.Connection) -> Iterator[int]:
-    """Yield the positions of all runs that can be found."""
+def _raise_unless_damage(error: Exception) -> None:
+    """Raise an error that is about the disk and not the history: the disk is full, or fails."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    is_torn = code == sqlite3.SQLITE_IOERR_SHORT_READ
+    if code & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN} and not is_torn:
+        raise error
+
+
+def _positions(db: sqlite3.Connection, lost: list[str]) -> Iterator[int]:
+    """Yield the positions of all runs that can be found; add what cannot be read to `lost`."""
     try:
         known = [position for (position,) in db.execute("SELECT position FROM runs NOT INDEXED")]
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        _raise_unless_damage(error)
+        lost.append(f"positions: {error}")
         known = []
     if known:
         yield from known
@@ -375,7 +399,9 @@ def _positions(db: sqlite3.Connection) -> Iterator[int]:
     for position in range(1, _last_position(db) + 1):
         try:
             found = db.execute("SELECT 1 FROM runs WHERE position = ?", (position,)).fetchone()
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            _raise_unless_damage(error)
+            lost.append(f"position {position}: {error}")
             found = None
         missed = 0 if found else missed + 1
         if missed > _MAX_GAP:
@@ -393,13 +419,18 @@ def _last_position(db: sqlite3.Connection) -> int:
     return _MAX_GAP
 
 
-def _copy_run(source: sqlite3.Connection, target: sqlite3.Connection, position: int) -> None:
-    """Copy one run, unless it is damaged: then it stays in the file in quarantine."""
+def _copy_run(source: sqlite3.Connection, target: sqlite3.Connection, position: int) -> list[str]:
+    """Copy one run, unless it is damaged: then it stays in the file in quarantine.
+
+    Returns:
+        Which run was not copied, and why; empty: it was copied.
+    """
     try:
         run = tables.check_run(source, position).run
         rows = {table: _rows(source, table, position) for table in _RUN_TABLES}
-    except (sqlite3.DatabaseError, DamagedRunError):
-        return
+    except (sqlite3.DatabaseError, DamagedRunError) as error:
+        _raise_unless_damage(error)
+        return [f"position {position}: {error}"]
     target.execute("BEGIN")
     try:
         for table, (columns, values) in rows.items():
@@ -413,6 +444,8 @@ def _copy_run(source: sqlite3.Connection, target: sqlite3.Connection, position: 
         # Its id is another run's, or its text cannot be encoded: version 1 wrote no checksums that reveal it.
         target.execute("ROLLBACK")
         _logger.warning("run_damaged", extra={"run_id": run.run_id, "why": str(error)})
+        return [f"position {position}: {error}"]
+    return []
 
 
 def _rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import sqlite3
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from notebook_runner_server.errors import (
     NotReadyError,
     RequestIdReusedError,
     RunnerBusyError,
+    RunnerError,
     ShuttingDownError,
     StorageFullError,
     damaged,
@@ -90,15 +92,21 @@ class RunManager:
 
         Args:
             on_locked: Called when the state folder is locked, and before any kernel starts; may block.
+
+        Raises:
+            OSError: The state folder cannot be read or written.
         """
-        await self._store.open()
-        await asyncio.to_thread(on_locked)
-        for record in await self._store.unended():
-            try:
-                await self._recover(record)
-            except (OSError, DamagedRunError) as error:
-                # One damaged run must not keep the server from serving the others.
-                self._store.record_damage(record.run_id, error)
+        try:
+            await self._store.open()
+            await asyncio.to_thread(on_locked)
+            for record in await self._store.unended():
+                try:
+                    await self._recover(record)
+                except (OSError, DamagedRunError) as error:
+                    # One damaged run must not keep the server from serving the others.
+                    self._store.record_damage(record.run_id, error)
+        except (sqlite3.Error, RunnerError) as error:
+            raise OSError(f"Cannot read or write the history in the state folder: {error}.") from error
         await self._backend.start()
         self._dispatcher.start()
         self._retention_task = asyncio.create_task(self._retention.run())

@@ -37,6 +37,8 @@ RUNS = "runs"
 ARTEFACTS = "artefacts"
 RESERVE = "reserve"
 REBUILDING = "rebuilding"
+REBUILT = "whole"
+"""In that folder: a complete new history, which replaces the damaged one."""
 _QUARANTINE = "damaged-"
 # The header of an SQLite file.
 _MAGIC = b"SQLite format 3\0"

@@ -18,7 +18,7 @@ from notebook_runner_server.errors import StorageFullError, damaged
 from notebook_runner_server.runs import request_digest, state_folder, tables
 from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
 from notebook_runner_server.runs.database import DamagedHistoryError, Database, rebuild
-from notebook_runner_server.runs.folder import RunFolder, private
+from notebook_runner_server.runs.folder import RunFolder, private, sync_folder
 from notebook_runner_server.runs.model import (
     Checkpoint,
     Event,
@@ -33,6 +33,7 @@ from notebook_runner_server.runs.state_folder import (
     DATABASE,
     LOCK,
     REBUILDING,
+    REBUILT,
     RESERVE,
     RUNS,
     DiskReserve,
@@ -94,6 +95,7 @@ class Store:
             await asyncio.to_thread(state_folder.remove_early_artefacts, self._folder)
         await asyncio.to_thread(self.artefacts.clear)
         self.request_key = await asyncio.to_thread(self._load_request_key, quarantine)
+        await asyncio.to_thread(self._finish_rebuilding, quarantine)
         try:
             await self._db.open(is_first=not any(self._runs.iterdir()))
         except DamagedHistoryError as error:
@@ -118,16 +120,30 @@ class Store:
             OSError: The new history cannot be written; nothing was moved.
         """
         draft = self._folder / REBUILDING
-        folder_tree.remove(draft)
-        draft.mkdir(mode=0o700)
         try:
-            rebuild(self._folder / DATABASE, draft / DATABASE)
-            quarantine.move(self._folder.glob(f"{DATABASE}*"), why)
-            (draft / DATABASE).rename(self._folder / DATABASE)
+            rebuild(self._folder / DATABASE, draft / "new")
+            # From here on the new history counts, also for a later start.
+            (draft / "new").rename(draft / REBUILT)
+            sync_folder(draft)
         except sqlite3.Error as error:
             raise OSError(f"The damaged history cannot be rebuilt: {error}.") from error
         finally:
-            folder_tree.remove_if_possible(draft)
+            if not (draft / REBUILT).exists():
+                folder_tree.remove_if_possible(draft)
+        self._finish_rebuilding(quarantine, why)
+
+    def _finish_rebuilding(self, quarantine: Quarantine, why: object = "It was damaged.") -> None:
+        """Replace the damaged history by the rebuilt one, if there is one; blocks.
+
+        Raises:
+            OSError: The new history cannot be moved; the next start tries again.
+        """
+        draft = self._folder / REBUILDING
+        if (draft / REBUILT).exists():
+            quarantine.move(self._folder.glob(f"{DATABASE}*"), why)
+            (draft / REBUILT).rename(self._folder / DATABASE)
+            sync_folder(self._folder)
+        folder_tree.remove_if_possible(draft)
 
     def _lock(self, quarantine: Quarantine) -> None:
         """Lock the state folder until `close`, even when somebody removes the lock file.
