@@ -2,10 +2,12 @@
 
 import math
 import os
+import pickle
 import signal
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from notebook_runner_server.errors import InvalidNotebookError, UnknownParameterError
 from notebook_runner_server.execution.notebook import prepare
@@ -63,3 +65,23 @@ def test_a_process_that_ends_without_an_answer() -> None:
 
 
 def _nothing(_: bytes) -> None: ...
+
+
+class _Hostile:
+    """Makes whoever unpickles it execute a command."""
+
+    @override
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("true",)
+
+
+def _hostile() -> object:
+    return _Hostile()
+
+
+def test_an_answer_cannot_execute_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that hostile content has taken over answers plain data, or nothing."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    with pytest.raises(SubprocessError) as caught:
+        run_in_subprocess(_hostile)
+    assert isinstance(caught.value.__cause__, pickle.UnpicklingError)
