@@ -35,7 +35,7 @@ def use_display(display: Display | None) -> None:
 
 
 def attach(connection: Connection) -> None:
-    """Tell the display about a client's connection."""
+    """Pass a client's connection to the display."""
     if _display:
         _display.add(connection)
 

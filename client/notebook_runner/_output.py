@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["OutputFile", "Pages", "node_reader", "open_output"]
 
 OutputFile = str | os.PathLike[str] | IO[bytes]
-"""Where an artefact is written: the path of a file, or a binary file that is open for writing."""
+"""The target of an artefact: the path of a file, or a binary file that is open for writing."""
 
 
 class Pages:
-    """Reads one artefact to its end: `request` is what to ask for next, until `complete`.
+    """Reads one artefact: `request` is the next request, until `complete`.
 
     Args:
         run_id: The run; empty for the newest.
-        artefact_format: The artefact, by the contract's name of its format.
-        omit_input: Whether the code is left out.
+        artefact_format: The format.
+        omit_input: Whether to omit the code.
     """
 
     def __init__(self, run_id: str, artefact_format: str, *, omit_input: bool = False) -> None:
@@ -38,10 +38,10 @@ class Pages:
         self._hash = hashlib.sha256()
 
     def accept(self, page: pb.OutputResponse) -> bytes:
-        """Take the page that was asked for, and give its bytes.
+        """Accept the requested page, and return its bytes.
 
         Raises:
-            NotebookRunnerError: The pages do not add up to the artefact that the server announced.
+            NotebookRunnerError: The pages do not match the artefact that the server announced.
         """
         if self.request.offset == 0:
             self._sha256 = page.sha256
@@ -58,7 +58,7 @@ class Pages:
             raise NotebookRunnerError(
                 "The artefact's SHA-256 does not match the one that the server announced."
             )
-        # The later pages must be of the same run and of the same moment as the first one.
+        # Later pages must be of the same run, as of the same event, as the first one.
         self.request.run_id = page.run.run_id or self.request.run_id
         self.request.as_of_sequence = page.as_of_sequence
         self.request.offset = page.next_offset
@@ -67,13 +67,13 @@ class Pages:
 
 @contextlib.contextmanager
 def open_output(file: OutputFile) -> Iterator[IO[bytes]]:
-    """Open a file so that it is there in full or, after an error, as it was before."""
+    """Open a file that is replaced only if the block succeeds."""
     if not isinstance(file, str | os.PathLike):
         yield file
         return
     path = Path(file)
     if path.exists() and not path.is_file():
-        # A device or a pipe has no earlier content to keep.
+        # A device or a pipe cannot be replaced.
         with path.open("wb") as stream:
             yield stream
         return
@@ -88,13 +88,13 @@ def open_output(file: OutputFile) -> Iterator[IO[bytes]]:
 
 
 def node_reader() -> Callable[[bytes], NotebookNode]:
-    """Give the function that reads a notebook's bytes.
+    """Return the function that parses a notebook.
 
     Raises:
         ModuleNotFoundError: nbformat is not installed.
     """
     try:
-        import nbformat  # noqa: PLC0415 - only where it is asked for
+        import nbformat  # noqa: PLC0415 - an optional package
     except ModuleNotFoundError as error:
         hint = (
             "notebook() needs nbformat (pip install nbformat). Without it, use output(), which returns bytes."

@@ -1,4 +1,4 @@
-"""What a run looks like in a notebook, without I/O: a bar with the current cell, the result at the end."""
+"""Renders a run in a notebook, without I/O: a bar with the current cell, and the result at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Panel"]
 
-# A traceback of a deep recursion is long; what counts is at its end.
+# Tracebacks of deep recursions are long; the relevant part is at the end.
 TRACEBACK_CHARACTERS = 20_000
 
 _GREEN, _BLUE, _RED, _ORANGE = "#2e7d32", "#1976d2", "#c62828", "#ef6c00"
@@ -31,14 +31,14 @@ _COLOURS = {
 
 @dataclass
 class Panel:
-    """What is known of one run, and how it is shown. All that is the notebook's own is escaped.
+    """The state of one run and its rendering, which escapes everything from the notebook.
 
     Attributes:
-        run: The run as it was told last.
-        sequence: The last event that is in here.
-        first_line: The first line of the cell that is executed; empty when there is none.
-        result: The HTML of the executed notebook; empty when it is not there (yet).
-        note: What else there is to say.
+        run: The latest state of the run.
+        sequence: The last event that is included.
+        first_line: The first line of the current cell; empty if there is none.
+        result: The HTML of the executed notebook; empty if it is not available (yet).
+        note: A further remark, such as an error.
     """
 
     run: pb.Run
@@ -60,7 +60,7 @@ class Panel:
         return is_terminal(self.run.state)
 
     def accept(self, event: pb.ProgressResponse) -> None:
-        """Take the next event of the run."""
+        """Accept the next event of the run."""
         self.sequence = event.sequence
         self._completed, self._total = event.cells_completed, event.cells_total or self._total
         if event.HasField("run_changed"):
@@ -71,14 +71,14 @@ class Panel:
             self._cell, self.first_line = None, ""
 
     def elapsed(self) -> float:
-        """Give the seconds that the run has taken so far, or took."""
+        """Return the duration of the run so far, in seconds."""
         if not self.run.HasField("start_time"):
             return 0.0
         end = _seconds(self.run.end_time) if self.run.HasField("end_time") else time.time()
         return max(0.0, end - _seconds(self.run.start_time))
 
     def line(self) -> str:
-        """Give the panel as one line of text."""
+        """Return the panel as one line of text."""
         parts = [
             f"run {self.run.run_id} {state_name(self.run.state)}",
             self._place(),
@@ -88,11 +88,11 @@ class Panel:
         return ", ".join(part for part in parts if part)
 
     def bundle(self) -> dict[str, str]:
-        """Give the panel in the forms that a frontend chooses from, by MIME type."""
+        """Return the panel in the representations that a frontend chooses from, by MIME type."""
         return {"text/plain": self.line(), "text/html": self.html()}
 
     def html(self) -> str:
-        """Give the panel as a piece of HTML without scripts and style sheets."""
+        """Return the panel as HTML without scripts and style sheets."""
         pieces = [self._heading(), self._bar(), self._failure(), self._note(), self._result()]
         return f'<div style="max-width:60em;font-family:sans-serif">{"".join(pieces)}</div>'
 
@@ -151,7 +151,7 @@ class Panel:
         if not self.result:
             return ""
         style = "width:100%;height:30em;border:1px solid rgba(128,128,128,.4);resize:vertical"
-        # An empty sandbox: no scripts, no forms, no way to the page around it.
+        # An empty sandbox: no scripts, no forms, no access to the page around it.
         frame = f'<iframe sandbox="" srcdoc="{escape(self.result)}" style="{style}"></iframe>'
         return f"<details open><summary>result</summary>{frame}</details>"
 

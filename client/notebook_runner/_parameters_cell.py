@@ -38,7 +38,7 @@ class Parameter:
     Attributes:
         name: The name that a run gives a value to.
         type: The annotation, else the type of the default where it is a literal, else empty.
-        default: The default, as it is written in the cell; empty where there is none to show.
+        default: The source of the default; empty if there is none.
         help: The comment at the end of the line, without `#`.
     """
 
@@ -84,10 +84,10 @@ def _parameters(source: str) -> tuple[Parameter, ...]:
             found[one.name] = replace(known, type=one.annotation.strip("'\"") or known.type)
             continue
         comment = comments.get(one.line, "")
-        said = _TYPE_COMMENT.match(comment)
-        kind = (one.annotation or (said[1] if said else "") or _literal_type(one.value)).strip("'\"")
+        match = _TYPE_COMMENT.match(comment)
+        kind = (one.annotation or (match[1] if match else "") or _literal_type(one.value)).strip("'\"")
         default = _text_of(source, one.value)
-        found[one.name] = Parameter(one.name, kind, default, comment[said.end() :] if said else comment)
+        found[one.name] = Parameter(one.name, kind, default, comment[match.end() :] if match else comment)
     return tuple(found.values())
 
 
@@ -161,7 +161,7 @@ def _bound_by(node: ast.AST) -> Iterator[_Assignment]:
 
 
 def _paired(target: ast.expr, value: ast.expr, line: int) -> Iterator[_Assignment]:
-    """Yield the names of a target, each with its own part of the value where that can be told."""
+    """Yield the names of a target, each with its part of the value if it is known."""
     if isinstance(target, ast.Name):
         yield _Assignment(target.id, "", value, line)
     elif isinstance(target, ast.Tuple | ast.List):

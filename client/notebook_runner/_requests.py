@@ -1,4 +1,4 @@
-"""From Python's values to the messages of the contract."""
+"""Converts Python's values to requests of the contract."""
 
 from __future__ import annotations
 
@@ -155,16 +155,16 @@ def list_request(
 
 
 def seconds(value: Seconds) -> float:
-    """Give a length of time in seconds."""
+    """Return a duration in seconds."""
     return value.total_seconds() if isinstance(value, timedelta) else float(value)
 
 
 def duration(value: Seconds) -> Duration:
-    """Give a length of time as the contract carries it.
+    """Convert a duration to the contract's message.
 
     Raises:
-        TypeError: The value is no length of time.
-        ValueError: The value is infinite, not a number, or beyond what a Duration holds.
+        TypeError: The value is not a duration.
+        ValueError: The value is infinite, not a number, or out of range.
     """
     result = Duration()
     number: object = value
@@ -174,7 +174,7 @@ def duration(value: Seconds) -> Duration:
         raise TypeError(
             f"A duration must be a number of seconds or a timedelta (got {type(value).__name__})."
         )
-    elif abs(value) <= MAX_SECONDS:  # not so for NaN
+    elif abs(value) <= MAX_SECONDS:  # false for NaN
         result.FromNanoseconds(round(value * 1e9))
     else:
         raise ValueError(f"A duration must be a number of seconds up to {MAX_SECONDS} (got {value}).")
@@ -182,7 +182,7 @@ def duration(value: Seconds) -> Duration:
 
 
 def _option(name: str, value: Any) -> pb.StartRequest:
-    """Give the part of the request that one option makes."""
+    """Return the part of the request that one option sets."""
     if name not in StartOptions.__annotations__:
         raise TypeError(_no_option(name))
     if value is None or (isinstance(value, str | Mapping) and not value):
@@ -193,7 +193,7 @@ def _option(name: str, value: Any) -> pb.StartRequest:
         field: dict[str, Any] = {name: duration(value)} if name in _DURATIONS else {_FIELDS[name]: value}
         return pb.StartRequest(**field)
     except (TypeError, ValueError) as error:
-        # protobuf does not say which field it is about, nor is the value shown: it may be a secret.
+        # protobuf does not name the field. The value is not shown, because it may be a secret.
         kind = StartOptions.__annotations__[name].__forward_arg__
         known = ValueError if isinstance(error, ValueError) else TypeError
         raise known(f"{name} must be {kind}: {error}") from None
@@ -229,7 +229,7 @@ def _read(path: Path) -> bytes:
 
 
 def _parameters(parameters: Mapping[str, Any]) -> pb.StartRequest:
-    """Give the fields for parameters: exactly, and as well as it can be for servers with a Struct alone."""
+    """Return the fields for parameters: exact JSON, and a Struct for servers that only know this."""
     if not isinstance(parameters, Mapping):
         raise TypeError(f"parameters must be a dict of values by name (got {type(parameters).__name__}).")
     if odd := [name for name in parameters if not isinstance(name, str)]:
@@ -240,10 +240,14 @@ def _parameters(parameters: Mapping[str, Any]) -> pb.StartRequest:
     return pb.StartRequest(parameters=struct, parameters_json=json.dumps(plain, ensure_ascii=False))
 
 
-def _plain(value: Any, place: str) -> Any:
-    """Give the value as the types that JSON has, or say where it has one that cannot be sent."""
+def _plain(value: Any, path: str) -> Any:
+    """Convert a value to the types that JSON has.
+
+    Raises:
+        TypeError: It contains a value that cannot be sent.
+    """
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        value = value.item()  # a scalar of NumPy's, whose bool is no bool
+        value = value.item()  # a scalar of NumPy, whose bool is not Python's
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, numbers.Integral):
@@ -251,18 +255,18 @@ def _plain(value: Any, place: str) -> Any:
     if isinstance(value, numbers.Real):
         return float(value)
     if isinstance(value, Mapping):
-        # A key is a string in the notebook, whatever it was: as papermill writes it.
-        return {str(key): _plain(item, f"{place}[{key!r}]") for key, item in value.items()}
+        # Keys become strings, as papermill writes them.
+        return {str(key): _plain(item, f"{path}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{place}[{index}]") for index, item in enumerate(value)]
+        return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     raise TypeError(
-        f"{place} is a {type(value).__name__}. A parameter must be None, bool, int, float, str, or a list or "
+        f"{path} is a {type(value).__name__}. A parameter must be None, bool, int, float, str, or a list or "
         "dict of these. Send anything else as a str that the notebook parses."
     )
 
 
 def _rounded(value: Any) -> Any:
-    """Give a plain value as far as a Struct can hold it: of an integer that is too large, the digits."""
+    """Return a value as a Struct can represent it; integers that are too large become strings."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The states of a run under the names that people write."""
+"""The names of states and causes, as people write them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _TERMINAL = frozenset(
 
 
 def is_terminal(state: pb.RunState.ValueType) -> bool:
-    """Tell whether a run in this state has ended for good."""
+    """Return whether a state is terminal."""
     return state in _TERMINAL
 
 
 def to_kill(active: Iterable[pb.Run]) -> pb.Run | None:
-    """Return the run that a Kill without an id is about, as the contract says it; `None`: no run is active.
+    """Return the run that a Kill without an id refers to; `None`: no run is active.
 
     Args:
         active: The runs in one of the states of `ACTIVE`, newest first.
@@ -51,7 +51,7 @@ def to_kill(active: Iterable[pb.Run]) -> pb.Run | None:
 
 
 def newest(page: pb.ListResponse) -> str:
-    """Return the id of the newest run on a page of one, also when it is damaged; empty: there is none."""
+    """Return the id of the newest run of a page with one run, even if damaged; empty: there is none."""
     return next((run.run_id for run in page.runs), next(iter(page.damaged_run_ids), ""))
 
 
@@ -66,10 +66,10 @@ def cause_name(cause: pb.FailureCause.ValueType) -> str:
 
 
 def parse_state(state: str | pb.RunState.ValueType) -> pb.RunState.ValueType:
-    """Take a state as its number or by name: `running`, `timed-out`, `RUN_STATE_TIMED_OUT`.
+    """Parse a state, given as its number or name: `running`, `timed-out`, `RUN_STATE_TIMED_OUT`.
 
     Raises:
-        ValueError: There is no such state; the message lists those there are.
+        ValueError: Unknown state; the message lists the states.
     """
     if isinstance(state, int):
         return state

@@ -115,7 +115,7 @@ PROBLEMS = (
     NOT_GRPC,
     CLOSED,
 )
-"""The problems that can be told from gRPC's message, for `doctor` and for the errors of all calls."""
+"""The problems that gRPC's message identifies, for `doctor` and for the errors of all calls."""
 
 
 def problem_of(error: RpcFailed) -> Problem | None:
@@ -157,7 +157,7 @@ def _describe(message: str) -> str:
 
 
 def _is_too_large(message: str) -> bool:
-    # gRPC says the same of an answer that is too large for this client.
+    # gRPC uses the same words for a response that is too large for this client.
     return _TOO_LARGE in message and not message.startswith("CLIENT:")
 
 
@@ -183,6 +183,6 @@ def _packed_details(metadata: Iterable[Any]) -> list[Any]:
             try:
                 return list(status_pb2.Status.FromString(value).details)
             except DecodeError:
-                # A proxy may have cut the trailers; the code and the message are still good.
+                # A proxy may have cut the trailers; the code and the message are still valid.
                 return []
     return []

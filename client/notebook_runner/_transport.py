@@ -1,4 +1,4 @@
-"""How calls are made: the channel, each call's deadline and credentials, and errors of the client's own."""
+"""Makes calls: channel, deadlines, credentials, retries and translation of errors."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 __all__ = ["AsyncTransport", "Transport"]
 
 CLOSE_SECONDS = 5.0
-"""How long a channel may take to end its calls."""
+"""Maximum time that a channel may take to end its calls, in seconds."""
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
 
 class Transport:
-    """Makes calls that block, over one channel.
+    """Makes blocking calls over one channel.
 
     Args:
-        connection: Where the server is and how to be let in.
-        timeout: How long one call may take, with its retries, in seconds.
+        connection: The connection.
+        timeout: Maximum duration of a call, including retries, in seconds.
     """
 
     def __init__(self, connection: Connection, timeout: float) -> None:
@@ -50,10 +50,10 @@ class Transport:
         self.stub = NotebookRunnerStub(self._channel)
 
     def close(self) -> None:
-        """Close the channel, which ends the calls that are under way."""
+        """Close the channel, which ends active calls."""
         self.closed = True
-        # Ctrl-C in the moment in which a stream begins leaves one to gRPC that no thread looks after, and its
-        # `close` would wait for that for ever.
+        # If Ctrl-C hits while a stream starts, gRPC keeps a call that no thread serves, and `close` would
+        # wait for it forever.
         closing = threading.Thread(target=self._channel.close, name="notebook-runner-close", daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS)
@@ -64,10 +64,10 @@ class Transport:
         request: RequestT,
         timeout: float | None = None,
     ) -> ResponseT:
-        """Make one call, again where it was cut on its way, and answer its response.
+        """Make a call, repeat it after network errors, and return the response.
 
         Raises:
-            RpcFailed: There is none.
+            RpcFailed: The call failed.
         """
         timeout = timeout or self.timeout
         retries = Retries(timeout)
@@ -85,14 +85,14 @@ class Transport:
                 return response
 
     def follow(self, follower: ProgressReader, timeout: float | None = None) -> Iterator[pb.ProgressResponse]:
-        """Read Progress to its end, over as many streams as it takes, and give each event once.
+        """Read Progress to its end, over as many streams as it takes, and yield each event once.
 
         Args:
-            follower: What to ask for.
-            timeout: How long each stream may take, in seconds; None: any time.
+            follower: The reader.
+            timeout: Maximum duration of each stream, in seconds; None: unlimited.
 
         Raises:
-            RpcFailed: The follower sees no sense in another stream.
+            RpcFailed: Reconnecting would not help.
         """
         while not follower.ended:
             try:
@@ -125,16 +125,16 @@ class Transport:
         except ValueError:
             if not self.closed:
                 raise
-            # gRPC tells of a closed channel in this way.
+            # gRPC reports a closed channel like this.
             raise _closed() from None
 
 
 class AsyncTransport:
-    """Makes calls that are awaited, over one channel of the event loop that the first call runs in.
+    """Makes asyncio calls over one channel, which belongs to the event loop of the first call.
 
     Args:
-        connection: Where the server is and how to be let in.
-        timeout: How long one call may take, with its retries, in seconds.
+        connection: The connection.
+        timeout: Maximum duration of a call, including retries, in seconds.
     """
 
     def __init__(self, connection: Connection, timeout: float) -> None:
@@ -146,7 +146,7 @@ class AsyncTransport:
 
     @property
     def stub(self) -> NotebookRunnerAsyncStub:
-        """The methods of the server.
+        """The stub of the service.
 
         Raises:
             RpcFailed: The channel was closed.
@@ -156,9 +156,9 @@ class AsyncTransport:
             raise _closed()
         loop = asyncio.get_running_loop()
         if self._channel is None:
-            # A channel belongs to the loop that runs when it is made, so it waits for the first call.
+            # Created with the first call, because a channel belongs to the running event loop.
             self._channel, self._loop = self.connection.aio_channel(), loop
-            # The generated stub serves both of gRPC's stacks; only its types are two.
+            # The generated stub serves both of gRPC's stacks; only the types differ.
             self._stub = cast("NotebookRunnerAsyncStub", NotebookRunnerStub(self._channel))
         if loop is not self._loop:
             raise RuntimeError(
@@ -167,7 +167,7 @@ class AsyncTransport:
         return self._stub
 
     async def close(self) -> None:
-        """Close the channel, which ends the calls that are under way."""
+        """Close the channel, which ends active calls."""
         self.closed = True
         if self._channel is not None:
             await self._channel.close()
@@ -178,10 +178,10 @@ class AsyncTransport:
         request: RequestT,
         deadline: float | None = None,
     ) -> ResponseT:
-        """Make one call, again where it was cut on its way, and answer its response.
+        """Make a call, repeat it after network errors, and return the response.
 
         Raises:
-            RpcFailed: There is none.
+            RpcFailed: The call failed.
         """
         deadline = deadline or self.timeout
         retries = Retries(deadline)
@@ -199,10 +199,10 @@ class AsyncTransport:
                 return response
 
     async def follow(self, follower: ProgressReader) -> AsyncGenerator[pb.ProgressResponse, None]:
-        """Read Progress to its end, over as many streams as it takes, and give each event once.
+        """Read Progress to its end, over as many streams as it takes, and yield each event once.
 
         Raises:
-            RpcFailed: The follower sees no sense in another stream.
+            RpcFailed: Reconnecting would not help.
         """
         while not follower.ended:
             try:
@@ -242,7 +242,7 @@ class AsyncTransport:
             task = asyncio.current_task()
             if not self.closed or task is None or task.cancelling():
                 raise
-            # Nobody cancelled the caller: gRPC tells of a closed channel in this way.
+            # The task was not cancelled: gRPC reports a closed channel like this.
             raise _closed() from None
 
 

@@ -1,4 +1,4 @@
-"""The client for code that blocks."""
+"""The blocking client."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Client:
         connection = Connection.resolve(
             target, token=token, token_file=token_file, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key
         )
-        connection.metadata()  # so that a token that cannot be sent is told here
+        connection.metadata()  # raises now if the token cannot be sent
         self._transport = Transport(connection, seconds(timeout))
         attach(connection)
 
@@ -171,7 +171,7 @@ class Client:
         follower = ProgressReader(request, seconds(reconnect_timeout), reached=self._transport.reached)
         yield from self._transport.follow(follower)
         if follower.ended and (event := shown(request.run_id)):
-            # What a notebook shows of the run is complete before the cell that waits for it goes on.
+            # The view in a notebook must be complete before the cell that waits for the run ends.
             event.wait(SHOWN_TIMEOUT)
 
     def output(self, run_id: str = "", *, format: str = "notebook", omit_input: bool = False) -> bytes:  # noqa: A002 - the contract's name
@@ -282,12 +282,12 @@ class Client:
         return self._transport.call(self._transport.stub.Info, pb.InfoRequest())
 
     def _newest(self) -> str:
-        # A later connection, page or attempt must not meet another run that has become the newest one.
+        # Resolved once, because another run may become the newest before a retry or the next page.
         response = self._transport.call(self._transport.stub.List, pb.ListRequest(page_size=1))
         return newest(response)
 
     def _to_kill(self) -> str:
-        # Looked up here, so that a repeated call cannot end another run.
+        # Resolved here, so that a repeated call cannot kill another run.
         run = to_kill(self.list(states=ACTIVE))
         return run.run_id if run else self._newest()
 
@@ -299,7 +299,7 @@ class Client:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run that succeeded. Its methods need the client to be open.
+    """A successful run and its artefacts. Its methods need the client to be open.
 
     Attributes:
         run: The run as it ended.

@@ -83,7 +83,7 @@ class RpcFailed(NotebookRunnerError):  # noqa: N818 - says what happened, as the
         retry_after: float | None = None,
         violations: Sequence[FieldViolation] = (),
     ) -> None:
-        # All of them go to `args`: that is what makes an exception survive pickle.
+        # All go to `args`, which pickle needs.
         super().__init__(message, code, reason, metadata, retry_after, violations)
         self.message = message
         self.code = code
@@ -131,7 +131,7 @@ class RunFailed(NotebookRunnerError):  # noqa: N818 - named like the state
     """The run ended in a state other than SUCCEEDED.
 
     Attributes:
-        run: The run as it ended; `run.state` and `run.failure.cause` say how.
+        run: The ended run; `run.state` and `run.failure.cause` say how it ended.
         cell_index: The cell that was executing when the run ended, from 0; `None` if there was none.
         exception_name: The exception's class, if a cell raised; empty otherwise.
         exception_message: The exception's message, if a cell raised; empty otherwise.

@@ -38,7 +38,7 @@ def test_a_header_that_is_no_text(guarded: Guarded, value: bytes) -> None:
     with Raw(guarded.server.target) as raw:
         raw.greet()
         raw.call(1, KILL, b"", (b"authorization", value + guarded.run.encode()))
-        assert raw.until(b"header authorization")
+        assert raw.until(b"authorization: Bearer TOKEN")
     assert guarded.run not in "".join(map(str, guarded.server.log))
 
 

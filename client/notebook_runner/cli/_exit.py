@@ -11,7 +11,7 @@ __all__ = ["HELP", "ExitCode", "code_of_error", "code_of_run"]
 
 
 class ExitCode(enum.IntEnum):
-    """How a command ended; `HELP` says it in words."""
+    """The exit codes; `HELP` explains them."""
 
     SUCCEEDED = 0
     FAILED = 1
@@ -50,7 +50,7 @@ _OF_STATE = {
 
 
 def code_of_run(run: pb.Run) -> ExitCode:
-    """Return the exit code for how a run ended; 0 for a run that has not ended."""
+    """Return the exit code for the state of a run; 0 if it has not ended."""
     return _OF_STATE.get(run.state, ExitCode.SUCCEEDED)
 
 

@@ -39,14 +39,14 @@ def follow(
     after_sequence: int = 0,
     **request: Any,
 ) -> Run:
-    """Show a run until it has ended, and answer it as it was last told.
+    """Show a run until it ends, and return its latest state.
 
     Args:
-        ctx: The command, which is left on Ctrl-C.
-        client: Where the run is.
+        ctx: The command, which exits on Ctrl-C.
+        client: The client.
         run_id: The run.
-        view: What shows it.
-        asks: Whether Ctrl-C asks first what shall become of the run, where there is a terminal.
+        view: The view.
+        asks: Whether Ctrl-C on a terminal asks whether to kill the run.
         after_sequence: As for `Client.progress`.
         **request: As for `Client.progress`.
     """
@@ -60,7 +60,7 @@ def follow(
                     view.event(event)
             break
         except KeyboardInterrupt:
-            answer = _ask(run) if asks and _has_person() else _LEAVE
+            answer = _ask(run) if asks and _is_interactive() else _LEAVE
             if answer == _LEAVE:
                 _leave(ctx, run)
             elif answer == _KILL:
@@ -83,16 +83,16 @@ def _leave(ctx: click.Context, run: Run) -> None:
     ctx.exit(ExitCode.CTRL_C)
 
 
-def _has_person() -> bool:
+def _is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _ask(run: Run) -> str:
-    """Ask what shall become of the run; a second Ctrl-C leaves it."""
+    """Ask whether to kill, leave or continue; a second Ctrl-C leaves the run."""
     answer = _LEAVE
     try:
         with _keys(f"\nrun {one_line(run.run_id)}: [k]ill, [l]eave or [c]ontinue? ") as read:
-            # What a terminal that is gone gives is nothing, for ever.
+            # A closed terminal returns nothing, forever.
             while typed := read().lower():
                 if answers := [key for key in typed if key in (_KILL, _LEAVE, _CONTINUE)]:
                     answer = answers[0]
@@ -105,15 +105,15 @@ def _ask(run: Run) -> str:
 
 @contextlib.contextmanager
 def _keys(question: str) -> Iterator[Callable[[], str]]:
-    """Ask a question, and give what reads the keys that are pressed."""
+    """Ask a question, and yield the function that reads the pressed keys."""
     if sys.platform == "win32":
         click.echo(question, err=True, nl=False)
         yield click.getchar
         return
-    import termios  # noqa: PLC0415 - not everywhere
-    import tty  # noqa: PLC0415 - not everywhere
+    import termios  # noqa: PLC0415 - not on every platform
+    import tty  # noqa: PLC0415 - not on every platform
 
-    # click.getchar would throw away what was pressed between the question and the reading of it.
+    # click.getchar would discard keys that are pressed before it reads.
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     try:

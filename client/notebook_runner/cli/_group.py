@@ -1,4 +1,4 @@
-"""The group of all commands: how to reach the server, and how errors are shown."""
+"""The command group: connection options and error messages."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Server:
     """The server that the command talks to.
 
     Attributes:
-        settings: The arguments of the client, as given by flags and environment.
-        command: The command with the flags that reach the same server, to be shown in hints.
+        settings: The arguments of the client, from flags and environment.
+        command: The command with the flags that reach the same server, for hints.
     """
 
     settings: dict[str, Any]
     command: str
 
     def connect(self, **more: Any) -> Client:
-        """Make a client.
+        """Create a client.
 
         Args:
             **more: Further arguments of the client.
@@ -58,13 +58,13 @@ class Server:
             return Client(**self.settings, **more)
 
     def hint(self, run: Run) -> str:
-        """Tell how to go on with a run that this command leaves alone."""
+        """Return the commands to follow or kill a run that continues."""
         run_id = shlex.quote(one_line(run.run_id))
         return f"follow it:  {self.command} watch {run_id}\nkill it:    {self.command} kill {run_id}"
 
 
 class _Group(click.Group):
-    """Turns what the client raises into one clear line and an exit code; no text steers a terminal."""
+    """Turns the client's exceptions into a message and an exit code, and cleans text for terminals."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         with clean_terminals():
@@ -93,7 +93,7 @@ class _Group(click.Group):
             ctx.exit(code)
         except OSError as error:
             if error.errno == errno.EPIPE:
-                raise  # the reader of our output has left, which click knows how to end
+                raise  # the reader of the output has gone, which click handles
             where = f"{error.filename}: " if error.filename else ""
             click.echo(f"error: {where}{error.strerror or error}", err=True)
             ctx.exit(ExitCode.USAGE)
@@ -101,7 +101,7 @@ class _Group(click.Group):
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turn arguments that the client does not accept into click's error."""
+    """Turn invalid arguments of the client into usage errors."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -123,10 +123,10 @@ def describe_error(error: NotebookRunnerError) -> str:
 
 
 def _as_json(error: NotebookRunnerError, code: ExitCode) -> str:
-    """Give an error to a script, with all that the server said."""
-    told: dict[str, Any] = {"message": str(error), "exit_code": code.value}
+    """Return an error as JSON, with all details of the status."""
+    details: dict[str, Any] = {"message": str(error), "exit_code": code.value}
     if isinstance(error, RpcFailed):
-        told |= {
+        details |= {
             "message": error.message,
             "code": error.code.name,
             "reason": error.reason,
@@ -134,11 +134,11 @@ def _as_json(error: NotebookRunnerError, code: ExitCode) -> str:
             "retry_after": error.retry_after,
             "violations": [asdict(violation) for violation in error.violations],
         }
-    return dump({"error": told})
+    return dump({"error": details})
 
 
 def _address(_: click.Context, __: click.Parameter, value: str) -> str:
-    """Refuse what gRPC would take for another address than the one that is meant."""
+    """Refuse addresses that gRPC would misinterpret."""
     if value.startswith(("http://", "https://")):
         raise click.BadParameter(f"{value!r} is a URL. Use HOST:PORT.")
     if ":" not in value:
@@ -200,7 +200,7 @@ def main(ctx: click.Context, /, **settings: Any) -> None:
     notebook-runner doctor                  diagnose problems
     """  # noqa: D301 - the control character tells click to keep the lines
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character shows its number.
+        # A character that the encoding lacks is shown as an escape.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     flags = [

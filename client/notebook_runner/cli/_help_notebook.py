@@ -1,4 +1,4 @@
-"""`--help-notebook`: shows what parameters a notebook has."""
+"""`--help-notebook`: shows the parameters of a notebook, from its cell tagged `parameters`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["show_parameters"]
 
 
 def show_parameters(file: Path | None, *, as_json: bool) -> None:
-    """Print the parameters of a notebook of the caller's.
+    """Print the parameters of a local notebook.
 
     Raises:
-        click.UsageError: There is no such notebook here, or it cannot be read.
+        click.UsageError: The notebook does not exist or cannot be parsed.
     """
     if file is None:
         raise click.UsageError("--help-notebook needs NOTEBOOK, a local file.")
@@ -61,8 +61,8 @@ class ParametersCell:
 
     Attributes:
         language: The notebook's language.
-        source: What the cell says.
-        parameters: The parameters, where the language is Python.
+        source: The source of the cell.
+        parameters: The parameters, if the language is Python.
     """
 
     language: str
@@ -71,10 +71,10 @@ class ParametersCell:
 
 
 def inspect(file: Path) -> ParametersCell | None:
-    """Read a notebook's parameters; `None` when it has no cell tagged `parameters`.
+    """Read a notebook's parameters; `None` if it has no cell tagged `parameters`.
 
     Raises:
-        click.UsageError: It is no notebook, or its cell is not valid Python.
+        click.UsageError: The file is not a notebook, or its cell is not valid Python.
         OSError: The file cannot be read.
     """
     document = _document(file)
@@ -107,7 +107,7 @@ def _cells(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tags(cell: dict[str, Any]) -> list[str]:
-    # The server reads tags that are missing, null or a string alone as they are meant, and so does this.
+    # Like the server, accept tags that are missing, null or a single string.
     tags = (cell.get("metadata") or {}).get("tags") or []
     return [tags] if isinstance(tags, str) else tags
 

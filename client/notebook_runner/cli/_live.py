@@ -1,4 +1,4 @@
-"""How a run is shown on a terminal: a bar over the cells, with what the notebook prints above it."""
+"""The live view on a terminal: a progress bar, with the output of the notebook above it."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 __all__ = ["LiveView"]
 
 REFRESHES_PER_SECOND = 10
-# What is over in an instant needs no table.
+# Cells shorter than this are not in the table of the slowest.
 SHOWN_CELLS = 5
 SHOWN_SECONDS = 0.1
 WIDEST_BAR = 24
-# Below this many columns there is room for the bar, the numbers and a few words, and no more.
+# Narrower terminals do not show the estimate.
 WIDTH_FOR_ESTIMATE = 60
 
 
@@ -48,7 +48,7 @@ class LiveView:
     """Shows a run on a terminal.
 
     Args:
-        console: Where to show it.
+        console: The terminal.
     """
 
     def __init__(self, console: Console) -> None:
@@ -62,7 +62,7 @@ class LiveView:
         self._live = self._new_live()
 
     def __enter__(self) -> Self:
-        # One that was stopped would draw over what was written since.
+        # A stopped one would overwrite what was printed since.
         self._live = self._new_live()
         self._live.start()
         return self
@@ -75,12 +75,12 @@ class LiveView:
         self._live.stop()
 
     def __rich__(self) -> RenderableType:
-        # Asked anew whenever something is printed above, so that the frame is never behind the text.
+        # Called whenever something is printed above, so that the frame is never behind the text.
         self._frame.pending = self._lines.pending
         return self._frame
 
     def event(self, event: pb.ProgressResponse) -> None:
-        """Show one event: what it printed above the bar, how far the run is in the bar."""
+        """Show an event: output above the bar, progress in the bar."""
         match event.WhichOneof("event"):
             case "run_changed":
                 self._run_changed(event.run_changed)
@@ -99,7 +99,7 @@ class LiveView:
         self._frame.completed, self._frame.total = event.cells_completed, event.cells_total
 
     def ended(self, run: pb.Run) -> None:
-        """Show which cells took longest, the traceback, if there is one, and how the run ended."""
+        """Show the slowest cells, the traceback, if there is one, and how the run ended."""
         self._flush()
         self._timings()
         if run.failure.traceback:
@@ -124,15 +124,15 @@ class LiveView:
     def _timings(self) -> None:
         longest = sorted(self._took, key=lambda cell: -self._took[cell])[:SHOWN_CELLS]
         cells = [cell for cell in longest if self._took[cell] >= SHOWN_SECONDS]
-        if len(self._took) < 2 or not cells:  # noqa: PLR2004 - of one cell the run's time says all
+        if len(self._took) < 2 or not cells:  # noqa: PLR2004 - the run's time is enough for one cell
             return
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True, min_width=len("slowest"))
         table.add_column(no_wrap=True, justify="right", min_width=len("000.00 s"))
         table.add_column(no_wrap=True, overflow="ellipsis")
-        for place, cell in enumerate(cells):
+        for index, cell in enumerate(cells):
             first_line = one_line(self._first_lines.get(cell, ""))
-            name = "slowest" if place == 0 else ""
+            name = "slowest" if index == 0 else ""
             table.add_row(name, f"{self._took[cell]:.2f} s", Text(f"cell {cell + 1}: {first_line}"))
         self._console.print(table, style="dim")
 
@@ -161,9 +161,9 @@ class LiveView:
 
 
 class Clock:
-    """How long a run has taken, and how long it may still take, by the server's clock.
+    """Measures and estimates the duration of a run, by the server's clock.
 
-    So a run that is joined late shows its own time, and not the reader's.
+    A run that is joined late therefore shows its own duration.
 
     Args:
         now: A monotonic clock, in seconds.
@@ -176,7 +176,7 @@ class Clock:
         self._in_all: float | None = None
 
     def accept(self, run: pb.Run, event: pb.ProgressResponse) -> None:
-        """Take an event, of a run that was last told to be like this."""
+        """Accept an event and the latest state of its run."""
         if not run.HasField("start_time"):
             return
         passed = (event.time.ToDatetime() - run.start_time.ToDatetime()).total_seconds()
@@ -187,27 +187,27 @@ class Clock:
             self._in_all = passed * event.cells_total / event.cells_completed
 
     def passed(self) -> float:
-        """Give the seconds that the run has taken so far, or took."""
+        """Return the duration of the run so far, in seconds."""
         if self._began is None:
             return 0.0
         return (self._stopped or self._now()) - self._began
 
     def left(self) -> float | None:
-        """Guess the seconds that it may still take: as long for each cell as the cells until now."""
+        """Estimate the remaining seconds from the average duration of the cells so far."""
         if self._in_all is None or self._stopped is not None:
             return None
-        # A cell that takes longer than all before it says that the guess was wrong.
+        # Zero or less: the current cell takes longer than estimated.
         return left if (left := self._in_all - self.passed()) > 0 else None
 
 
 class Frame:
-    """Draws itself as wide as the terminal is at that moment.
+    """The last lines of the live view: the line that is being printed, and the progress bar.
 
     Attributes:
         pending: The line that the notebook is printing.
-        doing: What goes on: the current cell's first line, or the run's state.
-        completed: How many cells are done.
-        total: How many there are; zero while that is not known.
+        doing: The current cell's first line, or the run's state.
+        completed: Number of completed cells.
+        total: Number of cells; zero while it is unknown.
         state: The run's state.
     """
 
@@ -226,18 +226,18 @@ class Frame:
         yield Group(pending, bar) if self.pending else bar
 
     def _bar(self, width: int) -> RenderableType:
-        room = min(WIDEST_BAR, width // 4)
+        bar_width = min(WIDEST_BAR, width // 4)
         facts = f"{self.completed}/{self.total or '?'}  {clock(self._clock.passed())}"
         if width >= WIDTH_FOR_ESTIMATE and (left := self._clock.left()) is not None:
             facts += f"  ~{clock(left)} left"
         doing = Text(one_line(self.doing), style="dim" if is_terminal(self.state) else "", no_wrap=True)
-        # The gaps between the columns, the sign, and the ^C that a terminal writes behind all of it: a line
-        # that is full would make it begin another one.
-        doing.truncate(max(0, width - room - len(facts) - 7), overflow="ellipsis")
+        # Room for the gaps between the columns, the sign, and the ^C that a terminal appends: a full line
+        # would wrap.
+        doing.truncate(max(0, width - bar_width - len(facts) - 7), overflow="ellipsis")
         grid = Table.grid(padding=(0, 1, 0, 0))
         grid.add_row(
             self._sign(),
-            ProgressBar(self.total or None, self.completed, width=room, pulse=not self.total),
+            ProgressBar(self.total or None, self.completed, width=bar_width, pulse=not self.total),
             Text(facts, no_wrap=True),
             doing,
         )

@@ -1,4 +1,4 @@
-"""Options that several commands have, and arguments that the server helps to complete."""
+"""Options of several commands, and completion of arguments with the server's help."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _META = "notebook_runner.json"
-# Who presses Tab does not wait for a server that is away.
+# Completion must not wait for an unreachable server.
 COMPLETION_TIMEOUT = 2.0
 RUNS = 30
 
@@ -38,7 +38,7 @@ ItemT = TypeVar("ItemT")
 
 
 def json_option(what: str) -> Callable[[Any], Any]:
-    """Give a command the flag `--json`, which applies to errors as well."""
+    """Add the flag `--json` to a command, which applies to errors as well."""
 
     def keep(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
         ctx.meta[_META] = value
@@ -50,7 +50,7 @@ def json_option(what: str) -> Callable[[Any], Any]:
 
 
 def wants_json(ctx: click.Context) -> bool:
-    """Tell whether the command was given `--json`."""
+    """Return whether `--json` was given."""
     return bool(ctx.meta.get(_META))
 
 
@@ -58,18 +58,18 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only erro
 
 
 def run_argument(command: Any) -> Any:
-    """Give a command the argument RUN_ID, which may be left out for the newest run."""
+    """Add the optional argument RUN_ID to a command."""
     return click.argument("run_id", default="", metavar="[RUN_ID]", shell_complete=_complete_run)(command)
 
 
 def complete_state(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
-    """Offer the states of a run."""
+    """Complete the state of a run."""
     names = [state_name(state).replace(" ", "-") for state in pb.RunState.values() if state]
     return [name for name in names if name.startswith(begun.lower())]
 
 
 def complete_kernel(ctx: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Offer the server's kernelspecs."""
+    """Complete a kernelspec of the server."""
     kernels = _asked(ctx, lambda client: list(client.info().kernels))
     return [
         CompletionItem(one.name, help=one_line(one.language))
@@ -79,7 +79,7 @@ def complete_kernel(ctx: click.Context, _: click.Parameter, begun: str) -> list[
 
 
 def complete_format(ctx: click.Context, _: click.Parameter, begun: str) -> list[str]:
-    """Offer the formats that the server gives."""
+    """Complete a format of the server."""
     return [
         name
         for name in _asked(ctx, lambda client: list(client.info().formats))
@@ -101,14 +101,14 @@ def _about(run: pb.Run) -> str:
 
 
 def _can_be_typed(name: str) -> bool:
-    # A shell puts it into the line that somebody types.
+    # A shell inserts it into the command line.
     return re.fullmatch(r"[\w.+-]+", name) is not None
 
 
 def _asked(ctx: click.Context, question: Callable[[Client], list[ItemT]]) -> list[ItemT]:
-    """Ask the server that the command line names; whatever goes wrong, there is nothing to offer."""
+    """Ask the server that the command line names; return nothing if that fails."""
     settings = {name: value for name, value in ctx.find_root().params.items() if value}
-    # A traceback in the middle of what somebody types helps nobody.
+    # A traceback in the middle of a command line helps nobody.
     with contextlib.suppress(Exception), Client(**settings, timeout=COMPLETION_TIMEOUT) as client:
         return question(client)
     return []

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INSTEAD", "PapermillCommand"]
 
-# papermill's page in docs/how-to/ says more about each.
+# docs/how-to/from-papermill.md explains each.
 INSTEAD = {
     "--autosave-cell-every": "omit it; outputs are saved as they arrive",
     "--cwd": "omit it; a notebook runs in its own folder, or with --server-path in the one that contains it",
@@ -48,7 +48,7 @@ class PapermillCommand(click.Command):
         self.context_settings = {
             **self.context_settings,
             "token_normalize_func": lambda name: name.replace("_", "-"),
-            "allow_extra_args": True,  # so that `parse_args` can say more about them
+            "allow_extra_args": True,  # so that `parse_args` can explain them
         }
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -102,8 +102,8 @@ def _option_in(arg: str, values: Collection[str]) -> tuple[list[str], str, str |
         name, found, attached = arg.partition("=")
         return [], name.replace("_", "-"), attached if found else None
     if arg.startswith("-"):
-        for place, letter in enumerate(arg[1:], 1):
+        for index, letter in enumerate(arg[1:], 1):
             if f"-{letter}" in values:
-                before = [arg[:place]] if place > 1 else []
-                return before, f"-{letter}", arg[place + 1 :] or None
+                before = [arg[:index]] if index > 1 else []
+                return before, f"-{letter}", arg[index + 1 :] or None
     return [], "", None

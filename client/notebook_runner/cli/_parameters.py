@@ -1,4 +1,4 @@
-"""Parameters as papermill's command takes them: typed, raw, from YAML, and from files."""
+"""Parameter options, compatible with papermill: typed, raw, from YAML, and from files."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ _OPTIONS = [
 
 
 def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that name parameters."""
+    """Add the parameter options to a command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def parameters_of(options: dict[str, Any]) -> dict[str, Any]:
-    """Put the parameters of a command line together, with papermill's precedence: `-r` has the last word.
+    """Combine the parameters of a command line, with papermill's precedence: `-r`, `-p`, `-y`, `-f`, `-b`.
 
-    Before it come `-p`, `-y`, `-f` and `-b`; of two options that are the same the later one counts.
+    If an option is repeated, the last one applies.
 
     Raises:
-        click.BadParameter: Something is no mapping of names to values.
+        click.BadParameter: A value is not a mapping of names to values.
     """
     found: dict[str, Any] = {}
     for text in options["parameters_base64"]:
@@ -119,10 +119,10 @@ def _json(text: str, where: str) -> Any:
 
 def _yaml(text: str, where: str) -> Any:
     # Most runs have no parameters in YAML.
-    import yaml  # noqa: PLC0415 - as said above
+    import yaml  # noqa: PLC0415 - see above
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore] # the package ships no types
-        """Leaves dates as the strings that they are written as, like papermill's."""
+        """Keeps dates as strings, like papermill's loader."""
 
         yaml_implicit_resolvers = {  # noqa: RUF012 - as its base has it
             first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]

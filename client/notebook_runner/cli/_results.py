@@ -1,4 +1,4 @@
-"""What `run` does with a result: write it, and open it."""
+"""Result options of `run`: write the result, and open it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _OPTIONS = [
 
 
 def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say what becomes of the result."""
+    """Add the result options to a command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -53,13 +53,13 @@ def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What is wanted of a result.
+    """The requested results.
 
     Attributes:
         notebook: The file for the executed notebook.
         html: The file for its HTML.
-        no_input: Whether the HTML is without the code.
-        opened: Whether the HTML is opened in the browser.
+        no_input: Whether to omit the code from the HTML.
+        opened: Whether to open the HTML in a browser.
     """
 
     notebook: Path | None
@@ -69,22 +69,22 @@ class OutputOptions:
 
     @classmethod
     def of(cls, options: dict[str, Any], *, as_json: bool) -> Self:
-        """Take it out of the options of a command.
+        """Take them from the options of a command.
 
         Raises:
-            click.UsageError: The options contradict each other.
+            click.UsageError: The options are inconsistent.
         """
-        wanted = cls(*(options.pop(name) for name in ("output", "html", "no_input", "opened")))
-        if wanted.no_input and not (wanted.html or wanted.opened):
+        requested = cls(*(options.pop(name) for name in ("output", "html", "no_input", "opened")))
+        if requested.no_input and not (requested.html or requested.opened):
             raise click.UsageError("--no-input needs --html FILE or --open.")
-        if wanted.uses_stdout and (as_json or sys.stdout.isatty()):
+        if requested.uses_stdout and (as_json or sys.stdout.isatty()):
             why = "--json uses it" if as_json else "it is a terminal"
             raise click.UsageError(f"Cannot write the notebook to standard output: {why}. Use --output FILE.")
-        for file in (wanted.notebook, wanted.html):
-            # Said now, and not after a run of hours.
+        for file in (requested.notebook, requested.html):
+            # Reported now instead of after a run of hours.
             if file and not file.parent.is_dir():
                 raise click.UsageError(f"Cannot write {file}: folder {file.parent} does not exist.")
-        return wanted
+        return requested
 
     @property
     def uses_stdout(self) -> bool:
@@ -92,11 +92,11 @@ class OutputOptions:
         return str(self.notebook) == STANDARD_STREAM
 
     def save(self, client: Client, ended: Run, *, quiet: bool) -> ExitCode:
-        """Write and open what is wanted, and tell by the exit code whether it went well."""
+        """Write and open the requested results, and return the exit code."""
         code = ExitCode.SUCCEEDED
         page = self.html
         if self.opened and page is None:
-            # A name, and no path: a server says it.
+            # Sanitized, because the id comes from the server.
             name = re.sub(r"[^\w.-]", "_", ended.run_id)
             page = Path(tempfile.mkdtemp(prefix="notebook-runner-")) / f"{name}.html"
         for file, artefact in ((self.notebook, "notebook"), (page, "html")):
@@ -113,7 +113,7 @@ class OutputOptions:
             client.save_output(
                 sys.stdout.buffer if uses_stdout else file, ended.run_id, format=artefact, omit_input=omit
             )
-        # The other file, and the exit code that tells how the run ended, matter more.
+        # Not raised, because the other file and the exit code of the run matter more.
         except NotebookRunnerError as error:
             click.echo(f"error: Cannot write {file}: {describe_error(error)}", err=True)
             return code_of_error(error)

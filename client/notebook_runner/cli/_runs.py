@@ -1,4 +1,4 @@
-"""The commands on runs that exist."""
+"""The commands for existing runs."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["kill", "list_runs", "logs", "output", "watch"]
 
-# How many runs the server answers at a time, at the most.
-LARGEST_PAGE = 1000
+# The server's maximum page size.
+MAX_PAGE = 1000
 
 
 @click.command(epilog=HELP)
@@ -157,8 +157,8 @@ def output(
         run_id = run_id or _newest(client)
         client.save_output(file or bytes_to(sys.stdout), run_id, format=artefact, omit_input=no_input)
     if file and as_json:
-        told = {"run_id": run_id, "format": artefact, "file": str(file), "bytes": file.stat().st_size}
-        click.echo(dump(told))
+        written = {"run_id": run_id, "format": artefact, "file": str(file), "bytes": file.stat().st_size}
+        click.echo(dump(written))
     elif file and not quiet:
         click.echo(f"wrote {file}", err=True)
 
@@ -236,7 +236,7 @@ def list_runs(
         found = client.list(
             states=states,
             labels=dict(labels),
-            page_size=min(limit, LARGEST_PAGE),
+            page_size=min(limit, MAX_PAGE),
             on_damaged=damaged.append,
         )
         runs = list(itertools.islice(found, limit))
@@ -263,13 +263,13 @@ def _how_killed(killed: KillResponse) -> str:
 def _newest(client: Client) -> str:
     damaged: list[str] = []
     run = next(client.list(page_size=1, on_damaged=damaged.append), None)
-    # One that is damaged comes before the first that is not, and the server says so of it.
+    # A damaged run is newer than the first valid one; the server then reports the damage.
     return next(iter(damaged), run.run_id if run else "")
 
 
 def _table(runs: Iterable[Run]) -> Iterator[str]:
     rows = [("RUN", "STATE", "CELLS", "AGE", "TOOK", "NOTEBOOK"), *map(_row, runs)]
-    # What a script reads is whole.
+    # Scripts get whole lines.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     return rows_of(rows, width)
 
@@ -293,13 +293,13 @@ def _notebook(run: Run) -> str:
 def _print_text(event: Any, *, as_json: bool) -> None:
     stream = event.cell_output.stream
     if as_json:
-        told = {
+        piece = {
             "time": event.time.ToJsonString(),
             "cell_index": event.cell_output.cell_index,
             "name": stream.name,
             "text": stream.text,
         }
-        click.echo(dump(told))
+        click.echo(dump(piece))
         return
     target = sys.stderr if stream.name == "stderr" else sys.stdout
     write_printed(target, stream.text)

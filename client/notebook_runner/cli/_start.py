@@ -158,13 +158,13 @@ def run(
     if help_notebook:
         show_parameters(notebook, as_json=as_json)
         return
-    wanted = OutputOptions.of(options, as_json=as_json)
-    view = make_view(as_json=as_json, quiet=quiet, on_stderr=wanted.uses_stdout)
+    results = OutputOptions.of(options, as_json=as_json)
+    view = make_view(as_json=as_json, quiet=quiet, on_stderr=results.uses_stdout)
     server: Server = ctx.obj
     with server.connect() as client:
         admitted = _admit(client, notebook, options)
         ended = follow(ctx, client, admitted.run_id, view, asks=not as_json)
-        saved = wanted.save(client, ended, quiet=quiet)
+        saved = results.save(client, ended, quiet=quiet)
     ctx.exit(code_of_run(ended) or saved)
 
 
@@ -196,7 +196,7 @@ def _translated(options: dict[str, Any]) -> StartOptions:
         "output_uri": options["output_uri"] or "",
         "allow_errors": options["allow_errors"],
     }
-    # An absent one and a zero are two things here.
+    # Here, absent differs from zero.
     for name in (
         "server_path",
         "notebook_uri",

@@ -1,4 +1,4 @@
-"""What stands between the command and a terminal: what notebooks and servers say is shown, and not obeyed."""
+"""Protects terminals from control sequences in the text of notebooks and servers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _ENDS = {_RESET, "\x1b[m"}
 
 
 class Terminal(io.TextIOWrapper):
-    """A standard stream that leads to a terminal; of all that would steer it, only colours pass.
+    """A standard stream on a terminal; of control sequences, only colours pass.
 
     Args:
-        beneath: The stream itself, for what draws on the terminal.
+        beneath: The underlying stream, for code that draws on the terminal.
 
     Attributes:
         beneath: The same.
@@ -40,17 +40,17 @@ class Terminal(io.TextIOWrapper):
         self._is_coloured = False
 
     def write(self, text: str, /) -> int:
-        """Write what is not harmful of a text, in the terminal's own colours where it begins."""
+        """Write a text without its control sequences, starting in the terminal's default colours."""
         self.reset()
         return self._write(text)
 
     def reset(self) -> None:
-        """End the colours that a notebook has begun: what the command says could not be seen in them."""
+        """Reset colours that a notebook has set: they could make messages of the command invisible."""
         if self._is_coloured:
             self._write(_RESET)
 
     def write_printed(self, text: str) -> None:
-        """Write what a notebook printed, which may begin a line anew."""
+        """Write output of a notebook, which may contain carriage returns."""
         self._write(text, keep="\r")
 
     def _write(self, text: str, keep: str = "") -> int:
@@ -62,7 +62,7 @@ class Terminal(io.TextIOWrapper):
 
 
 class _Decoded(io.RawIOBase):
-    """Takes bytes, and writes them to a terminal as text."""
+    """Decodes bytes, and writes them to a terminal as text."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
@@ -79,7 +79,7 @@ class _Decoded(io.RawIOBase):
 
 @contextlib.contextmanager
 def clean_terminals() -> Iterator[None]:
-    """Put a `Terminal` in the place of each standard stream that leads to one."""
+    """Replace each standard stream on a terminal by a `Terminal`."""
     before = sys.stdout, sys.stderr
     terminals = [
         Terminal(stream) if isinstance(stream, io.TextIOWrapper) and stream.isatty() else None
@@ -91,7 +91,7 @@ def clean_terminals() -> Iterator[None]:
     finally:
         sys.stdout, sys.stderr = before
         for terminal in filter(None, terminals):
-            # A terminal that is gone takes nothing any more.
+            # The terminal may be gone.
             with contextlib.suppress(OSError):
                 terminal.reset()
                 terminal.flush()
@@ -100,12 +100,12 @@ def clean_terminals() -> Iterator[None]:
 
 
 def terminal_of(stream: IO[str]) -> IO[str]:
-    """Give the terminal itself, to draw on: who writes there cleans what is not its own."""
+    """Return the terminal itself to draw on; the caller must clean what it writes."""
     return stream.beneath if isinstance(stream, Terminal) else stream
 
 
 def write_printed(stream: IO[str], text: str) -> None:
-    """Write what a notebook printed: a file gets it as it is."""
+    """Write output of a notebook; a file gets it unchanged."""
     if isinstance(stream, Terminal):
         stream.write_printed(text)
     else:
@@ -114,5 +114,5 @@ def write_printed(stream: IO[str], text: str) -> None:
 
 
 def bytes_to(stream: IO[str]) -> IO[bytes]:
-    """Give what takes the bytes of an artefact: a file gets them as they are, a terminal as clean text."""
+    """Return a binary stream for an artefact: a file gets it unchanged, a terminal as clean text."""
     return _Decoded(stream) if isinstance(stream, Terminal) else stream.buffer  # type: ignore[attr-defined,return-value] # both take bytes

@@ -1,4 +1,4 @@
-"""Pieces of text that several views show."""
+"""Text of several views and commands."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ __all__ = [
     "to_json",
 ]
 
-# What a notebook prints must not steer the reader's terminal: of the escape sequences only colours
-# pass, of the control characters only tab and line feed.
+# Output of a notebook must not control the terminal: of escape sequences only colours pass, of control
+# characters only tab and line feed.
 _COLOUR = r"\x1b\[[0-9;:]*m"
 _UNSAFE = re.compile(
     rf"({_COLOUR})"
@@ -46,7 +46,7 @@ _UNSAFE = re.compile(
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
 COLOUR = re.compile(_COLOUR)
-# They turn what follows round: a name could look like another one.
+# They reorder the following text, so that a name could look like another.
 _BIDI = "\u202a-\u202e\u2066-\u2069"
 _TURNING = re.compile(f"[{_BIDI}]")
 _UNSHOWN = re.compile(f"[\x7f-\x9f\u2028\u2029{_BIDI}]")
@@ -54,12 +54,12 @@ _DECIMAL = 1000
 
 
 def clean(text: str, keep: str = "", *, colours: bool = True) -> str:
-    """Take everything out of a text that would do more to a terminal than show it in colour.
+    """Remove all control sequences from a text except colours.
 
     Args:
-        text: What a notebook printed.
-        keep: Control characters that pass all the same.
-        colours: Whether colours pass.
+        text: The text.
+        keep: Control characters to keep.
+        colours: Whether to keep colours.
     """
 
     def left(match: re.Match[str]) -> str:
@@ -71,12 +71,12 @@ def clean(text: str, keep: str = "", *, colours: bool = True) -> str:
 
 
 def one_line(text: str) -> str:
-    """Give a text as one line without colours, whose letters stand in their order."""
+    """Return a text as one line, without colours and without characters that reorder text."""
     return _TURNING.sub("", clean(" ".join(text.split()), colours=False))
 
 
 def dump(value: object) -> str:
-    """Give a value as JSON in one line; what a terminal would obey or not show is an escape."""
+    """Return a value as one line of JSON, with control and invisible characters escaped."""
     return _escaped(json.dumps(value, ensure_ascii=False))
 
 
@@ -86,13 +86,13 @@ def _escaped(encoded: str) -> str:
 
 
 class LineBuffer:
-    """Makes lines of text that comes in pieces; a carriage return begins the line anew."""
+    """Joins pieces of text to lines; a carriage return restarts the line."""
 
     def __init__(self) -> None:
         self.pending = ""
 
     def feed(self, text: str) -> list[str]:
-        """Take a piece of text, and give the lines that it completed."""
+        """Accept a piece of text, and return the lines that it completes."""
         *lines, last = (self.pending + text).split("\n")
         # A return at the very end may be half of a line's end, so it is kept until more comes.
         body = last.rstrip("\r")
@@ -100,20 +100,20 @@ class LineBuffer:
         return [line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines]
 
     def flush(self) -> list[str]:
-        """Give what is left as a line, if there is any."""
+        """Return the rest as a line, if there is any."""
         line, self.pending = self.pending.rstrip("\r"), ""
         return [line] if line else []
 
 
 def elapsed(run: pb.Run) -> float | None:
-    """Give how long a run that has ended took on its worker, in seconds, by the server's clock."""
+    """Return the duration of an ended run on its worker, in seconds, by the server's clock."""
     if not (run.HasField("start_time") and run.HasField("end_time")):
         return None
     return (run.end_time.ToDatetime() - run.start_time.ToDatetime()).total_seconds()
 
 
 def how_it_ended(run: pb.Run) -> str:
-    """Say in a sentence how a run ended, with its exception or cause."""
+    """Describe in a sentence how a run ended, with its exception or cause."""
     return one_line(_end(run))
 
 
@@ -134,19 +134,19 @@ def _end(run: pb.Run) -> str:
 
 
 def repaired(run: pb.Run) -> str:
-    """Say in one line what the server repaired in the notebook before the run; empty: nothing."""
+    """Describe in one line what the server repaired in the notebook; empty: nothing."""
     return f"repaired: {one_line(' '.join(run.notebook_repairs))}" if run.notebook_repairs else ""
 
 
 def clock(seconds: float) -> str:
-    """Write a length of time as a clock shows it: 0:07, 12:30, 1:02:03."""
+    """Format a duration like a clock: 0:07, 12:30, 1:02:03."""
     minutes, rest = divmod(int(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def age(seconds: float) -> str:
-    """Write how long ago something was, in its largest unit: 5s, 12m, 3h, 8d."""
+    """Format an age in its largest unit: 5s, 12m, 3h, 8d."""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length:
             return f"{int(seconds // length)}{unit}"
@@ -154,7 +154,7 @@ def age(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """Write a number of bytes with a unit."""
+    """Format a number of bytes with a unit."""
     value = float(count)
     for unit in ("B", "kB", "MB"):
         if value < _DECIMAL:
@@ -164,22 +164,21 @@ def size(count: int) -> str:
 
 
 def describe_display(display: pb.DisplayOutput) -> str:
-    """Name rich data that a text view cannot show."""
+    """Describe rich data that a text view cannot show."""
     named = [f"{item.mime_type} {size(item.size_bytes)}" for item in display.data]
     return one_line(f"[{', '.join([*named, f'{display.omitted} more'] if display.omitted else named)}]")
 
 
 def describe_cut(cut: pb.OutputCut) -> str:
-    """Say that the rest of a cell's output is left out."""
+    """Describe that further output is cut."""
     scope = "run" if cut.whole_run else "cell"
     return f"[output cut: this {scope} reached its limit of {size(cut.limit_bytes)}]"
 
 
 def to_json(message: Message) -> str:
-    """Give a message of the contract as one line of protobuf's JSON, with the contract's names.
+    """Return a message of the contract as one line of protobuf's JSON, with the contract's names.
 
-    NaN and infinities in parameters, which JSON does not have, are strings, as protobuf writes them in
-    other fields.
+    NaN and infinities in parameters become strings, because JSON has no such numbers.
     """
     encoded = json_format.MessageToJson(
         _without_nan(message),
@@ -192,7 +191,7 @@ def to_json(message: Message) -> str:
 
 
 def _without_nan(message: Message) -> Message:
-    """Give a message in which each number of a Struct is one that JSON has; the same one where all are."""
+    """Return a message whose Structs have only numbers that JSON has; the same message if they do."""
     if all(math.isfinite(value.number_value) for value in _values(message)):
         return message
     changed = type(message)()
@@ -205,7 +204,7 @@ def _without_nan(message: Message) -> Message:
 
 
 def _values(message: Message) -> Iterator[Value]:
-    """Give every value of every Struct within a message."""
+    """Yield every value of every Struct in a message."""
     if isinstance(message, Value):
         yield message
     for field, content in message.ListFields():

@@ -1,4 +1,4 @@
-"""How values are written on the command line, and tables shown there."""
+"""Parses values of options, and formats tables."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
 
 
 def duration(text: str) -> float:
-    """Take a length of time with an optional unit, and give it in seconds."""
+    """Parse a duration with an optional unit, in seconds."""
     return _quantity(text, _SECONDS)
 
 
 def size(text: str) -> int:
-    """Take a size with an optional unit, and give it in bytes."""
+    """Parse a size with an optional unit, in bytes."""
     return round(_quantity(text, _BYTES))
 
 
 def pair(text: str) -> tuple[str, str]:
-    """Take a name and a value with = between them."""
+    """Parse NAME=VALUE."""
     name, found, value = text.partition("=")
     if not (name and found):
         raise click.BadParameter(f"Expected NAME=VALUE (got {text!r}).")
@@ -40,7 +40,7 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def state(text: str) -> RunState.ValueType:
-    """Take a state of a run by name."""
+    """Parse the name of a state."""
     try:
         return parse_state(text)
     except ValueError as error:
@@ -48,15 +48,15 @@ def state(text: str) -> RunState.ValueType:
 
 
 def rows_of(rows: Sequence[tuple[str, ...]], width: int = 0) -> Iterator[str]:
-    """Give the lines of a table whose columns are as wide as they have to be.
+    """Yield the lines of a table with aligned columns.
 
     Args:
-        rows: The rows, of as many columns each.
-        width: What is over so many characters of a line is cut off; zero: nothing.
+        rows: The rows, all with the same number of columns.
+        width: Maximum width of a line, in characters; zero: unlimited.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        line = "  ".join(cell.ljust(room) for cell, room in zip(row, widths, strict=True)).rstrip()
+        line = "  ".join(cell.ljust(column) for cell, column in zip(row, widths, strict=True)).rstrip()
         yield line if not width or len(line) <= width else line[: width - 1] + "…"
 
 

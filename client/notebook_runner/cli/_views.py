@@ -1,4 +1,4 @@
-"""How a run is shown as it goes on: plain lines, JSON, or nothing. The live view has its own module."""
+"""The views of a run: plain lines, JSON, or nothing; the live view is in `_live`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OUTCOMES = {
 
 
 class View(AbstractContextManager["View"], Protocol):
-    """Shows one run, from its first event to how it ended. It may be left, and entered again."""
+    """Shows one run from its first event to its end. It may be exited and entered again."""
 
     def event(self, event: pb.ProgressResponse) -> None:
         """Show one event."""
@@ -46,23 +46,23 @@ class View(AbstractContextManager["View"], Protocol):
 
 
 def make_view(*, as_json: bool = False, quiet: bool = False, on_stderr: bool = False) -> View:
-    """Choose the view: JSON or nothing where asked for, live on a terminal, plain lines elsewhere.
+    """Choose the view: JSON or nothing if requested, live on a terminal, plain lines otherwise.
 
     Args:
-        as_json: JSON was asked for.
-        quiet: Nothing was asked for.
-        on_stderr: Standard output has another use.
+        as_json: Show JSON.
+        quiet: Show only errors.
+        on_stderr: Show it on standard error, because standard output has another use.
     """
     if as_json:
         return JsonView()
     if quiet:
         return QuietView()
     stream = sys.stderr if on_stderr else sys.stdout
-    # Asked here and not of rich, which takes a log with FORCE_COLOR for a terminal.
+    # Not decided by rich, which treats a log with FORCE_COLOR as a terminal.
     if not stream.isatty():
         return PlainView(stream)
     # rich takes longer to import than everything else here together.
-    from rich.console import Console  # noqa: PLC0415 - as said above
+    from rich.console import Console  # noqa: PLC0415 - see above
 
     from ._live import LiveView  # noqa: PLC0415 - imports rich
 
@@ -71,7 +71,7 @@ def make_view(*, as_json: bool = False, quiet: bool = False, on_stderr: bool = F
 
 
 class _Silent:
-    """What views without anything on the screen have in common."""
+    """Base of the views without a display to open and close."""
 
     def __enter__(self) -> Self:
         return self
@@ -79,22 +79,22 @@ class _Silent:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is held open."""
+        """Do nothing."""
 
 
 class JsonView(_Silent):
-    """One JSON object per event, and nothing else."""
+    """Shows one JSON object per event."""
 
     def event(self, event: pb.ProgressResponse) -> None:
         """Print the event."""
         click.echo(to_json(event))
 
     def ended(self, run: pb.Run) -> None:
-        """Print nothing: the last event has told it."""
+        """Print nothing: the last event has the state."""
 
 
 class QuietView(_Silent):
-    """Nothing, but how a run ended that did not succeed."""
+    """Shows only how an unsuccessful run ended."""
 
     def event(self, event: pb.ProgressResponse) -> None:
         """Print nothing."""
@@ -109,10 +109,10 @@ class QuietView(_Silent):
 
 
 class PlainView:
-    """Lines for a log file: what the notebook prints, and a line for each cell and state.
+    """Shows lines for a log file: the output of the notebook, and a line for each cell and state.
 
     Args:
-        stream: Where they go; `None`: to standard output.
+        stream: The target; `None`: standard output.
     """
 
     def __init__(self, stream: IO[str] | None = None) -> None:

@@ -159,15 +159,15 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
         runs, more = await self._runner.list(_position(request), size, states, dict(request.labels))
         answer = pb.ListResponse()
-        room, last = MESSAGE_BYTES, 0
+        remaining, last = MESSAGE_BYTES, 0
         for position, run in runs:
             last_before, last = last, position
             if isinstance(run, str):
                 answer.damaged_run_ids.append(run.encode(errors="replace").decode())
                 continue
             message = convert.run_message(run)
-            room -= message.ByteSize()
-            if room < 0 and answer.runs:
+            remaining -= message.ByteSize()
+            if remaining < 0 and answer.runs:
                 # The page is full by its size: tracebacks are long, and most clients accept 4 MiB.
                 more = last_before
                 break
