@@ -134,7 +134,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         run_id = error.metadata["run_id"]
         if run_id not in self._known_damaged:
             self._known_damaged.add(run_id)
-            _logger.error("a run is damaged", extra={"run_id": run_id, "why": error.message})
+            _logger.error("run_damaged", extra={"run_id": run_id, "why": error.message})
 
 
 def _too_large(name: str, size: int, limit: int) -> RunnerError:
