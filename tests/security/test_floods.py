@@ -27,7 +27,7 @@ from tests.support.floods import (
     served_again,
 )
 from tests.support.frames import Raw, frame
-from tests.support.mortal import MortalServer, figure
+from tests.support.killable import KillableServer, figure
 from tests.support.secure import Guarded, own_channel
 from tests.support.server import PROGRAM, Server
 
@@ -138,7 +138,7 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
     program = ["prlimit", "--nofile=128:128", str(PROGRAM)]
     # Without the sandbox, for with it nobody but root may count its descriptors.
     options = ["--sandbox", "off"]
-    with MortalServer(tmp_path, *options, program=program) as server, ExitStack() as opened:
+    with KillableServer(tmp_path, *options, program=program) as server, ExitStack() as opened:
         (told,) = [entry for entry in server.log if "too few descriptors" in entry["event"]]
         ordinary = Ordinary(server.target)
         ordinary.once(server.stub)

@@ -17,7 +17,7 @@ from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 from tests.support import frames
 from tests.support.calls import SECONDS, inline
 from tests.support.frames import frame
-from tests.support.mortal import figure
+from tests.support.killable import figure
 from tests.support.secure import Guarded, bearer, own_channel
 from tests.support.server import SERVICE
 

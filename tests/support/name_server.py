@@ -14,7 +14,7 @@ ANSWER, NO_SUCH_NAME = 0x8180, 0x8183  # an answer, recursion and all
 SAME_NAME = 0xC00C  # the name of the question again
 
 
-class Names:
+class NameServer:
     """Answers every question for an address with `address`, and everything else with nothing.
 
     While `address` is empty there is no such name, as while a pod is replaced.

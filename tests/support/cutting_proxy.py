@@ -1,4 +1,4 @@
-"""A front of a server that cuts calls as proxies do: by a reset of the stream, or by a page of its own."""
+"""A proxy of a server that cuts calls as proxies do: by a reset of the stream, or by a page of its own."""
 
 import contextlib
 import socket
@@ -24,7 +24,7 @@ CUTS = {
 """How an answer may be cut, by name: the frame that ends its stream."""
 
 
-class CuttingFront:
+class CuttingProxy:
     """Passes everything on, but cuts the first answers in these ways: the server has done what was asked."""
 
     def __init__(self, target: str, cuts: Iterable[str]) -> None:
@@ -45,7 +45,7 @@ class CuttingFront:
         self._listener.close()
         for thread in self._threads:
             thread.join(WAIT_SECONDS)
-            assert not thread.is_alive(), "a connection of the front is still open"
+            assert not thread.is_alive(), "a connection of the proxy is still open"
 
     @property
     def left(self) -> int:
