@@ -4,22 +4,29 @@ import contextlib
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Self
 
-from tests.support import frames
-from tests.support.frames import frame, header
+from hyperframe.frame import Frame, HeadersFrame, RstStreamFrame
+
+from tests.support.frames import headers
 
 WAIT_SECONDS = 30.0
 PIECE = 65536
 _HEAD_BYTES = 9
-_WHOLE = frames.END_HEADERS | frames.END_STREAM
 
-CUTS = {
-    "RST_STREAM": lambda stream: frame(frames.RST_STREAM, 0, stream, b"\0\0\0\2"),
-    "HTTP 500": lambda stream: frame(frames.HEADERS, _WHOLE, stream, header(b":status", b"500")),
-    "HTTP 502": lambda stream: frame(frames.HEADERS, _WHOLE, stream, header(b":status", b"502")),
-    "no gRPC": lambda stream: frame(frames.HEADERS, _WHOLE, stream, header(b":status", b"200")),
+
+def _page(stream: int, status: bytes) -> Frame:
+    """An answer that is no call's."""
+    return HeadersFrame(stream, headers((b":status", status)), flags=["END_HEADERS", "END_STREAM"])
+
+
+CUTS: dict[str, Callable[[int], Frame]] = {
+    "RST_STREAM": partial(RstStreamFrame, error_code=2),
+    "HTTP 500": partial(_page, status=b"500"),
+    "HTTP 502": partial(_page, status=b"502"),
+    "no gRPC": partial(_page, status=b"200"),
 }
 """How an answer may be cut, by name: the frame that ends its stream."""
 
@@ -78,8 +85,9 @@ class CuttingProxy:
         with server.makefile("rb") as reader:
             while head := reader.read(_HEAD_BYTES):
                 payload = reader.read(int.from_bytes(head[:3]))
-                if head[3] == frames.HEADERS and self._cuts:
-                    client.sendall(CUTS[self._cuts.popleft()](int.from_bytes(head[5:])))
+                frame, _ = Frame.parse_frame_header(memoryview(head))
+                if isinstance(frame, HeadersFrame) and self._cuts:
+                    client.sendall(CUTS[self._cuts.popleft()](frame.stream_id).serialize())
                     return
                 client.sendall(head + payload)
 

@@ -1,20 +1,13 @@
 """A name server that says where a name is now."""
 
-import socket
-import struct
-import threading
-from ipaddress import IPv4Address
 from typing import Self
 
-WAIT_SECONDS = 60.0
-HEADER_BYTES = 12
-TYPE_BYTES = 4
-ADDRESS = 1  # the type of a question for an IPv4 address
-ANSWER, NO_SUCH_NAME = 0x8180, 0x8183  # an answer, recursion and all
-SAME_NAME = 0xC00C  # the name of the question again
+from dnslib import QTYPE, RCODE, RR, A, DNSRecord  # type: ignore[import-untyped] # it has no types
+from dnslib.server import BaseResolver, DNSLogger, DNSServer  # type: ignore[import-untyped] # it has no types
+from typing_extensions import override
 
 
-class NameServer:
+class NameServer(BaseResolver):  # type: ignore[misc] # dnslib has no types
     """Answers every question for an address with `address`, and everything else with nothing.
 
     While `address` is empty there is no such name, as while a pod is replaced.
@@ -22,38 +15,26 @@ class NameServer:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
-        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._server = DNSServer(self, address="127.0.0.1", port=0, logger=DNSLogger(logf=lambda _: None))
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._server.start_thread()
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Nothing is no question: it ends the thread.
-        self._socket.sendto(b"", self._socket.getsockname())
-        self._thread.join(WAIT_SECONDS)
-        self._socket.close()
+        self._server.stop()
+        self._server.server.server_close()
 
     def target(self, name: str, port: str | int) -> str:
         """The target of a channel that asks this server for the name."""
-        return f"dns://127.0.0.1:{self._socket.getsockname()[1]}/{name}:{port}"
+        return f"dns://127.0.0.1:{self._server.server.server_address[1]}/{name}:{port}"
 
-    def _serve(self) -> None:
-        while True:
-            query, asker = self._socket.recvfrom(512)
-            if not query:
-                return
-            self._socket.sendto(self._answer(query), asker)
-
-    def _answer(self, query: bytes) -> bytes:
-        end = query.index(b"\0", HEADER_BYTES) + 1 + TYPE_BYTES
-        question = query[HEADER_BYTES:end]
-        (kind,) = struct.unpack(">H", question[-4:-2])
-        found = int(kind == ADDRESS and bool(self.address))
-        header = query[:2] + struct.pack(">5H", ANSWER if self.address else NO_SUCH_NAME, 1, found, 0, 0)
-        if not found:
-            return header + question
-        record = struct.pack(">3HIH4s", SAME_NAME, ADDRESS, 1, 0, 4, IPv4Address(self.address).packed)
-        return header + question + record
+    @override
+    def resolve(self, request: DNSRecord, handler: object) -> DNSRecord:
+        """Answers a question."""
+        reply = request.reply()
+        if not self.address:
+            reply.header.rcode = RCODE.NXDOMAIN
+        elif request.q.qtype == QTYPE.A:
+            reply.add_answer(RR(request.q.qname, QTYPE.A, rdata=A(self.address)))
+        return reply
