@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 
-from tests.support.plain import NOBODY, as_nobody, plain_home
+from tests.support.unprivileged import NOBODY, as_nobody, unprivileged_home
 
 if __name__ == "__main__":
-    with plain_home() as home:
+    with unprivileged_home() as home:
         environment = {**os.environ}
         if os.geteuid() == 0:
             os.chown(home, NOBODY, NOBODY)

@@ -10,9 +10,9 @@ import nbformat
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from tests.support.async_guard import guarded
 from tests.support.cluster import Cluster
 from tests.support.gate import Gate
-from tests.support.guarded import guarded
 from tests.support.notebooks import code, notebook
 from tests.support.server import Server
 

@@ -9,28 +9,28 @@ import pytest
 
 from notebook_runner import AsyncClient, Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.scripted import RUNNING, WAIT_SECONDS, Collect, Double, changed, printed
+from tests.support.fake_server import RUNNING, WAIT_SECONDS, Collect, FakeServer, changed, printed
 
 
 @pytest.fixture
-def double() -> Iterator[Double]:
+def fake() -> Iterator[FakeServer]:
     """A server that does what the test says."""
-    serving = Double()
+    serving = FakeServer()
     yield serving
     serving.stop()
 
 
 @pytest.fixture
-def collect(request: pytest.FixtureRequest, double: Double) -> Collect:
+def collect(request: pytest.FixtureRequest, fake: FakeServer) -> Collect:
     """Calls a method of one of the clients, and gives all that it answers as a list."""
 
     def blocking(name: str, *args: Any, **options: Any) -> list[Any]:
-        with Client(double.target) as client:
+        with Client(fake.target) as client:
             answer = getattr(client, name)(*args, **options)
             return list(answer) if isinstance(answer, Iterator) else [answer]
 
     async def awaited(name: str, *args: Any, **options: Any) -> list[Any]:
-        async with AsyncClient(double.target) as client:
+        async with AsyncClient(fake.target) as client:
             answer = getattr(client, name)(*args, **options)
             return [item async for item in answer] if hasattr(answer, "__aiter__") else [await answer]
 
@@ -40,7 +40,7 @@ def collect(request: pytest.FixtureRequest, double: Double) -> Collect:
 
 
 @pytest.fixture
-def held(double: Double) -> Iterator[None]:
+def held(fake: FakeServer) -> Iterator[None]:
     """A stream of the run `r` that says one thing and then holds until the test is over."""
     over = threading.Event()
 
@@ -48,6 +48,6 @@ def held(double: Double) -> Iterator[None]:
         over.wait(WAIT_SECONDS)
         return printed(2)
 
-    double.answers("Progress", changed(1, RUNNING), hold)
+    fake.answers("Progress", changed(1, RUNNING), hold)
     yield
     over.set()

@@ -10,7 +10,7 @@ import pytest
 
 from notebook_runner.cli import _terminal, _text
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.scripted import Double
+from tests.support.fake_server import FakeServer
 from tests.support.terminal import on_a_terminal
 
 pytestmark = pytest.mark.integration
@@ -74,17 +74,17 @@ def story(last: pb.Run) -> list[pb.ProgressResponse]:
     ]
 
 
-def served(double: Double, last: pb.Run = FAILED) -> None:
+def served(fake: FakeServer, last: pb.Run = FAILED) -> None:
     """Has the server answer each of the commands."""
     content = f"{EVIL}\x1b[31mred\x1b[0m\n".encode()
     page = pb.OutputResponse(content=content, total_bytes=len(content), next_offset=len(content))
-    double.answers("Progress", *story(last))
-    double.answers("Output", page)
-    double.answers("List", pb.ListResponse(runs=[last]))
-    double.answers("List", pb.ListResponse(runs=[last]))
-    double.answers("Kill", pb.KillResponse(run=last))
-    double.answers("Info", INFO)
-    double.answers("Start", pb.StartResponse(run=last))
+    fake.answers("Progress", *story(last))
+    fake.answers("Output", page)
+    fake.answers("List", pb.ListResponse(runs=[last]))
+    fake.answers("List", pb.ListResponse(runs=[last]))
+    fake.answers("Kill", pb.KillResponse(run=last))
+    fake.answers("Info", INFO)
+    fake.answers("Start", pb.StartResponse(run=last))
 
 
 COMMANDS = [
@@ -110,10 +110,12 @@ COMMANDS = [
 @pytest.mark.parametrize("last", [FAILED, UNWRITTEN], ids=["failed", "unwritten"])
 @pytest.mark.parametrize("kind", ["dumb", "xterm-256color"])
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_nothing_steers_a_terminal(double: Double, command: tuple[str, ...], kind: str, last: pb.Run) -> None:
+def test_nothing_steers_a_terminal(
+    fake: FakeServer, command: tuple[str, ...], kind: str, last: pb.Run
+) -> None:
     """Of all that a notebook and a server say only colours pass, where there are any."""
-    served(double, last)
-    _, screen = on_a_terminal(PROGRAM, "--target", double.target, *command, columns=200, kind=kind)
+    served(fake, last)
+    _, screen = on_a_terminal(PROGRAM, "--target", fake.target, *command, columns=200, kind=kind)
     assert "Traceback" not in screen
     is_live = command == ("watch", "x") and kind != "dumb"
     text = COLOURS.sub("" if kind != "dumb" else "\\\\g<0>", screen)
@@ -126,10 +128,10 @@ def test_nothing_steers_a_terminal(double: Double, command: tuple[str, ...], kin
 
 
 @pytest.mark.parametrize("command", [one for one in COMMANDS if "--json" in one], ids=" ".join)
-def test_json_has_all_of_it(double: Double, command: tuple[str, ...]) -> None:
+def test_json_has_all_of_it(fake: FakeServer, command: tuple[str, ...]) -> None:
     """As escapes: what a program reads is what the server said."""
-    served(double)
-    whole = [str(PROGRAM), "--target", double.target, *command]
+    served(fake)
+    whole = [str(PROGRAM), "--target", fake.target, *command]
     done = subprocess.run(whole, check=False, capture_output=True, text=True)
     assert STEERING.search(done.stdout) is None
     assert TURNING.search(done.stdout) is None
@@ -145,26 +147,26 @@ def _texts(value: object) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def test_a_pipe_gets_what_there_is(double: Double) -> None:
+def test_a_pipe_gets_what_there_is(fake: FakeServer) -> None:
     """What goes to a pipe or to a file is as it was, byte for byte."""
-    served(double)
-    command = [str(PROGRAM), "--target", double.target, "output", "x", "-f", "error"]
+    served(fake)
+    command = [str(PROGRAM), "--target", fake.target, "output", "x", "-f", "error"]
     done = subprocess.run(command, check=True, capture_output=True)
     assert done.stdout == f"{EVIL}\x1b[31mred\x1b[0m\n".encode()
-    served(double)
-    command = [str(PROGRAM), "--target", double.target, "logs", "x"]
+    served(fake)
+    command = [str(PROGRAM), "--target", fake.target, "logs", "x"]
     assert subprocess.run(command, check=True, capture_output=True).stdout == EVIL.encode()
 
 
-def test_a_bar_of_the_notebooks_moves_in_place(double: Double) -> None:
+def test_a_bar_of_the_notebooks_moves_in_place(fake: FakeServer) -> None:
     """A terminal begins a line anew where a notebook does, in what it printed and nowhere else."""
     bar = pb.CellOutput(stream=pb.StreamOutput(name="stdout", text="10%\r20%"))
-    double.answers("Progress", pb.ProgressResponse(sequence=1, cell_output=bar))
-    _, screen = on_a_terminal(PROGRAM, "--target", double.target, "logs", "x")
+    fake.answers("Progress", pb.ProgressResponse(sequence=1, cell_output=bar))
+    _, screen = on_a_terminal(PROGRAM, "--target", fake.target, "logs", "x")
     assert screen.startswith("10%\r20%")
 
 
-def test_colours_end_with_what_has_them(double: Double) -> None:
+def test_colours_end_with_what_has_them(fake: FakeServer) -> None:
     """What the command says after it, and the shell's next line, can be seen."""
     hidden = pb.CellOutput(stream=pb.StreamOutput(name="stdout", text="\x1b[31mred\x1b[8m"))
     ended = pb.Run(run_id="r", state=pb.RUN_STATE_FAILED, failure=pb.Failure(traceback="\x1b[8mT"))
@@ -176,17 +178,17 @@ def test_colours_end_with_what_has_them(double: Double) -> None:
         (("logs", "x"), "\x1b[31mred\x1b[8m\x1b[0m"),
         (("watch", "x", "-q"), "\x1b[8mT\r\n\x1b[0m"),
     ):
-        double.answers("Progress", *events)
-        _, screen = on_a_terminal(PROGRAM, "--target", double.target, *command)
+        fake.answers("Progress", *events)
+        _, screen = on_a_terminal(PROGRAM, "--target", fake.target, *command)
         assert screen.startswith(end), repr(screen)
 
 
-def test_a_shell_completes_only_what_can_be_typed(double: Double) -> None:
+def test_a_shell_completes_only_what_can_be_typed(fake: FakeServer) -> None:
     """Names with spaces, line feeds and controls are not offered."""
-    served(double)
+    served(fake)
     environment = {
         "_NOTEBOOK_RUNNER_COMPLETE": "bash_complete",
-        "COMP_WORDS": f"notebook-runner --target {double.target} output -f ",
+        "COMP_WORDS": f"notebook-runner --target {fake.target} output -f ",
         "COMP_CWORD": "5",
         "PATH": "",
     }

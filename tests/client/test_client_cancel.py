@@ -11,15 +11,15 @@ import pytest
 
 from notebook_runner import AsyncClient, Client, RpcFailed, Unavailable, _transport
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.scripted import ENDED, RUNNING, WAIT_SECONDS, Double, changed
+from tests.support.fake_server import ENDED, RUNNING, WAIT_SECONDS, FakeServer, changed
 
 
 @pytest.mark.usefixtures("held")
-def test_cancelled_task_stays_cancelled(double: Double) -> None:
+def test_cancelled_task_stays_cancelled(fake: FakeServer) -> None:
     """Cancelling a task in mid stream raises asyncio's own exception."""
 
     async def follow(reached: asyncio.Event) -> None:
-        async with AsyncClient(double.target) as client:
+        async with AsyncClient(fake.target) as client:
             async for _ in client.progress("r"):
                 reached.set()
 
@@ -35,11 +35,11 @@ def test_cancelled_task_stays_cancelled(double: Double) -> None:
 
 
 @pytest.mark.usefixtures("held")
-def test_cancelled_call_stays_cancelled(double: Double) -> None:
+def test_cancelled_call_stays_cancelled(fake: FakeServer) -> None:
     """A deadline of asyncio's around a wait is asyncio's own exception."""
 
     async def scenario() -> None:
-        async with AsyncClient(double.target) as client:
+        async with AsyncClient(fake.target) as client:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(client.wait("r"), 0.05)
 
@@ -47,11 +47,11 @@ def test_cancelled_call_stays_cancelled(double: Double) -> None:
 
 
 @pytest.mark.usefixtures("held")
-def test_closed_async_client_is_no_cancellation(double: Double) -> None:
+def test_closed_async_client_is_no_cancellation(fake: FakeServer) -> None:
     """A client that is closed under its reader raises RpcFailed, because nobody cancelled the task."""
 
     async def scenario() -> None:
-        async with AsyncClient(double.target) as client:
+        async with AsyncClient(fake.target) as client:
             async for _ in client.progress("r"):
                 await client.close()
 
@@ -60,9 +60,9 @@ def test_closed_async_client_is_no_cancellation(double: Double) -> None:
 
 
 @pytest.mark.usefixtures("held")
-def test_closed_client_does_not_reconnect(double: Double) -> None:
+def test_closed_client_does_not_reconnect(fake: FakeServer) -> None:
     """A client that is closed under its reader raises RpcFailed at once."""
-    with Client(double.target) as client:
+    with Client(fake.target) as client:
         events = client.progress("r")
         next(events)
         client.close()
@@ -71,30 +71,30 @@ def test_closed_client_does_not_reconnect(double: Double) -> None:
 
 
 @pytest.mark.parametrize("method", ["start", "progress", "output", "kill", "list", "wait", "info"])
-def test_closed_clients_say_so(double: Double, method: str) -> None:
+def test_closed_clients_say_so(fake: FakeServer, method: str) -> None:
     """Every call of a client that was closed raises RpcFailed, and closing it again does nothing."""
 
     async def scenario() -> None:
-        async with AsyncClient(double.target) as client:
+        async with AsyncClient(fake.target) as client:
             pass
         await client.close()
         answer = getattr(client, method)()
         await (anext(answer) if hasattr(answer, "__anext__") else answer)
 
-    with Client(double.target) as client:
+    with Client(fake.target) as client:
         pass
     client.close()
     with pytest.raises(RpcFailed, match="closed"):
         list(getattr(client, method)())
     with pytest.raises(RpcFailed, match="closed"):
         asyncio.run(scenario())
-    assert not double.asked
+    assert not fake.asked
 
 
-def test_client_of_another_loop(double: Double) -> None:
+def test_client_of_another_loop(fake: FakeServer) -> None:
     """An AsyncClient that is used in a second event loop says what is wrong."""
-    double.answers("Info", pb.InfoResponse())
-    client = AsyncClient(double.target)
+    fake.answers("Info", pb.InfoResponse())
+    client = AsyncClient(fake.target)
 
     async def ask() -> None:
         await client.info()
@@ -106,7 +106,7 @@ def test_client_of_another_loop(double: Double) -> None:
         first.run(client.close())
 
 
-def test_late_answer_names_server_and_time(double: Double) -> None:
+def test_late_answer_names_server_and_time(fake: FakeServer) -> None:
     """A deadline that has passed is Unavailable, and says how long it was and for whom."""
     over = threading.Event()
 
@@ -114,22 +114,22 @@ def test_late_answer_names_server_and_time(double: Double) -> None:
         over.wait(WAIT_SECONDS)
         return pb.InfoResponse()
 
-    double.answers("Info", wait)
-    double.answers("Info", wait)
+    fake.answers("Info", wait)
+    fake.answers("Info", wait)
 
     async def scenario() -> None:
-        async with AsyncClient(double.target, timeout=0.1) as client:
+        async with AsyncClient(fake.target, timeout=0.1) as client:
             await client.info()
 
-    with Client(double.target, timeout=0.1) as client:
-        with pytest.raises(Unavailable, match=rf"No answer from {double.target} within 0\.1 s"):
+    with Client(fake.target, timeout=0.1) as client:
+        with pytest.raises(Unavailable, match=rf"No answer from {fake.target} within 0\.1 s"):
             client.info()
         with pytest.raises(Unavailable, match=r"within 0\.1 s"):
             asyncio.run(scenario())
     over.set()
 
 
-def test_interrupt_stays_an_interrupt(double: Double) -> None:
+def test_interrupt_stays_an_interrupt(fake: FakeServer) -> None:
     """Ctrl-C in the middle of a call and of a stream is KeyboardInterrupt, and the call is over."""
     over = threading.Event()
 
@@ -138,9 +138,9 @@ def test_interrupt_stays_an_interrupt(double: Double) -> None:
         over.wait(WAIT_SECONDS)
         return changed(2, ENDED)
 
-    double.answers("Info", press)
-    double.answers("Progress", changed(1, RUNNING), press)
-    with Client(double.target) as client:
+    fake.answers("Info", press)
+    fake.answers("Progress", changed(1, RUNNING), press)
+    with Client(fake.target) as client:
         with pytest.raises(KeyboardInterrupt):
             client.info()
         with pytest.raises(KeyboardInterrupt):
@@ -148,15 +148,15 @@ def test_interrupt_stays_an_interrupt(double: Double) -> None:
     over.set()
 
 
-def test_interrupt_when_a_stream_begins(double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_when_a_stream_begins(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C before gRPC has a thread that looks after the stream: the client is closed all the same."""
 
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
-    double.answers("Progress", changed(1, RUNNING), changed(2, ENDED))
+    fake.answers("Progress", changed(1, RUNNING), changed(2, ENDED))
     monkeypatch.setattr(_transport, "CLOSE_SECONDS", 0.2)
-    client = Client(double.target)
+    client = Client(fake.target)
     with monkeypatch.context() as patch:
         patch.setattr("grpc._channel._run_channel_spin_thread", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -168,17 +168,15 @@ def test_interrupt_when_a_stream_begins(double: Double, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("give", [{"token": "secret"}, {"token_file": None}])
-def test_token_goes_with_every_call(double: Double, tmp_path: Path, give: dict[str, Any]) -> None:
+def test_token_goes_with_every_call(fake: FakeServer, tmp_path: Path, give: dict[str, Any]) -> None:
     """The bearer token is sent with calls and streams, and a token file is read each time."""
     path = tmp_path / "token"
     path.write_text("secret\n")
-    double.answers("Start", pb.StartResponse(run=RUNNING))
-    double.answers("Progress", changed(1, ENDED))
-    with Client(
-        double.target, **{**give, **({"token_file": path} if "token_file" in give else {})}
-    ) as client:
+    fake.answers("Start", pb.StartResponse(run=RUNNING))
+    fake.answers("Progress", changed(1, ENDED))
+    with Client(fake.target, **{**give, **({"token_file": path} if "token_file" in give else {})}) as client:
         client.start(b"{}")
         path.write_text("rotated")
         client.wait("r")
-    sent = [metadata["authorization"] for metadata in double.metadata]
+    sent = [metadata["authorization"] for metadata in fake.metadata]
     assert sent == ["Bearer secret", "Bearer rotated" if "token_file" in give else "Bearer secret"]

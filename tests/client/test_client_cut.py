@@ -9,7 +9,7 @@ import pytest
 from notebook_runner import AsyncClient, Client, RpcFailed
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import history
-from tests.support.front import CUTS, CuttingFront
+from tests.support.cutting_proxy import CUTS, CuttingProxy
 from tests.support.notebooks import content
 from tests.support.server import Server
 
@@ -42,8 +42,8 @@ BOTH = pytest.mark.parametrize("call", [blocking, awaited])
 def test_a_start_whose_answer_is_cut_starts_one_run(server: Server, call: Call, cut: str) -> None:
     """The server has admitted the run when the answer is lost; the same request finds that run again."""
     before = len(history(server.stub))
-    with CuttingFront(server.target, [cut] * 2) as front:
-        run = call(front.target, "start", content("1"))
+    with CuttingProxy(server.target, [cut] * 2) as proxy:
+        run = call(proxy.target, "start", content("1"))
     assert len(history(server.stub)) == before + 1
     assert call(server.target, "wait", run.run_id).state == pb.RUN_STATE_SUCCEEDED
 
@@ -53,14 +53,14 @@ def test_a_start_whose_answer_is_cut_starts_one_run(server: Server, call: Call, 
 def test_a_kill_whose_answer_is_cut(server: Server, call: Call, cut: str) -> None:
     """The repeated call finds that the run has ended."""
     run = call(server.target, "start", content("import time; time.sleep(1000)"))
-    with CuttingFront(server.target, [cut]) as front:
-        answer = call(front.target, "kill", run.run_id)
+    with CuttingProxy(server.target, [cut]) as proxy:
+        answer = call(proxy.target, "kill", run.run_id)
     assert (answer.run.state, answer.already_ended) == (pb.RUN_STATE_KILLED, True)
 
 
 @BOTH
 def test_a_proxy_that_cuts_every_answer(server: Server, call: Call) -> None:
     """The client gives up after some attempts, and the error is one of its own."""
-    with CuttingFront(server.target, ["RST_STREAM"] * 100) as front, pytest.raises(RpcFailed) as caught:
-        call(front.target, "info")
+    with CuttingProxy(server.target, ["RST_STREAM"] * 100) as proxy, pytest.raises(RpcFailed) as caught:
+        call(proxy.target, "info")
     assert caught.value.reason == ""

@@ -12,8 +12,8 @@ from typing_extensions import override
 from notebook_runner import AsyncClient, Client, _retry
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.gate import Gate
-from tests.support.mortal import MortalServer
-from tests.support.names import Names
+from tests.support.killable import KillableServer
+from tests.support.name_server import NameServer
 from tests.support.notebooks import notebook, printed
 from tests.support.progress import Validator
 from tests.support.proxy import CuttingProxy
@@ -40,7 +40,7 @@ Follow = Callable[[str, str], Iterator[pb.ProgressResponse]]
 class Died:
     """A server that is to die, with the runs that it leaves: one under way, one that waits."""
 
-    server: MortalServer
+    server: KillableServer
     active: str
     queued: str
 
@@ -125,7 +125,7 @@ def test_hundred_disconnects(server: Server, tmp_path: Path, monkeypatch: pytest
 @pytest.fixture
 def died(tmp_path: Path, gate: Gate) -> Iterator[Died]:
     """A server with a run under way and one that waits, to be killed by the test."""
-    with MortalServer(tmp_path / "state", "--queue", "1") as server, Client(server.target) as client:
+    with KillableServer(tmp_path / "state", "--queue", "1") as server, Client(server.target) as client:
         active = client.start(notebook("print('before')", gate.source))
         queued = client.start(notebook("print('after')"))
         yield Died(server, active.run_id, queued.run_id)
@@ -141,7 +141,7 @@ def test_server_dies_and_returns(died: Died, tmp_path: Path, follow: Follow) -> 
     for reader in readers:
         assert reader.reached.wait(60)
     died.server.die()
-    with MortalServer(tmp_path / "state", "--queue", "1", "--listen", died.server.target):
+    with KillableServer(tmp_path / "state", "--queue", "1", "--listen", died.server.target):
         for reader in readers:
             reader.join(60)
     for reader, state in zip(readers, (pb.RUN_STATE_INTERRUPTED, pb.RUN_STATE_SUCCEEDED), strict=True):
@@ -154,12 +154,12 @@ def test_server_dies_and_returns(died: Died, tmp_path: Path, follow: Follow) -> 
 def test_server_returns_at_another_address(died: Died, tmp_path: Path, follow: Follow) -> None:
     """The loop goes on where the server's name leads to now, after a time in which it led nowhere."""
     port = died.server.target.rpartition(":")[2]
-    with Names("127.0.0.1") as names:
+    with NameServer("127.0.0.1") as names:
         reader = Reader(follow, names.target("runner.test", port), died.queued)
         assert reader.reached.wait(60)
         names.address = ""
         died.server.die()
-        with MortalServer(tmp_path / "state", "--queue", "1", "--listen", f"127.0.0.2:{port}"):
+        with KillableServer(tmp_path / "state", "--queue", "1", "--listen", f"127.0.0.2:{port}"):
             names.address = "127.0.0.2"
             # gRPC by itself would look the name up again after 30 s.
             reader.join(20)

@@ -13,7 +13,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from notebook_runner import AsyncClient, AsyncRunResult, Client, RunResult, _notebook, _views
 from notebook_runner._panel import Panel
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.scripted import ENDED, FAILED, RUNNING, Double, changed
+from tests.support.fake_server import ENDED, FAILED, RUNNING, FakeServer, changed
 from tests.support.shells import SECONDS, KernelShell, Screen, inside
 
 PAGE = "<h1>page</h1><script>alert('\"')</script>"
@@ -57,16 +57,16 @@ def cell(sequence: int, first_line: str = "x = 1") -> pb.ProgressResponse:
     return pb.ProgressResponse(sequence=sequence, cells_completed=1, cells_total=4, cell_started=started)
 
 
-def test_ended_run_shows_its_end_at_once(shell: InteractiveShell, screen: Screen, double: Double) -> None:
+def test_ended_run_shows_its_end_at_once(shell: InteractiveShell, screen: Screen, fake: FakeServer) -> None:
     """A run that has ended is one output: the full bar, and the result in a frame without rights."""
-    double.answers("Progress", changed(1, ENDED))
-    double.answers("Output", page())
-    with Client(double.target):
+    fake.answers("Progress", changed(1, ENDED))
+    fake.answers("Output", page())
+    with Client(fake.target):
         show(shell, RUNNING)
     assert "succeeded" in screen.last
     assert f'sandbox="" srcdoc="{html.escape(PAGE)}"' in screen.last
     assert "<script" not in screen.last
-    assert double.asked[0].snapshot_only
+    assert fake.asked[0].snapshot_only
     assert (screen.places, screen.changes) == (1, 0)
 
 
@@ -86,7 +86,7 @@ def wait_blocking(target: str, screen: Screen) -> str:
 
 @pytest.mark.parametrize("wait", [wait_blocking, lambda *args: asyncio.run(wait_awaited(*args))])
 def test_live_run_changes_until_its_end(
-    shell: InteractiveShell, screen: Screen, double: Double, wait: Callable[[str, Screen], str]
+    shell: InteractiveShell, screen: Screen, fake: FakeServer, wait: Callable[[str, Screen], str]
 ) -> None:
     """The bar shows the current cell as it begins; whoever waited for the run finds its result shown."""
     ending, waiting, never = threading.Event(), threading.Event(), threading.Event()
@@ -101,53 +101,55 @@ def test_live_run_changes_until_its_end(
         never.wait(0.2)
         return page()
 
-    double.answers("Progress", changed(1, RUNNING))
-    double.answers("Progress", cell(2, "tick()"), lambda: ending.wait(SECONDS) and changed(3, ENDED))
-    double.answers("Progress", end)
-    double.answers("Output", late)
-    with Client(double.target):
+    fake.answers("Progress", changed(1, RUNNING))
+    fake.answers("Progress", cell(2, "tick()"), lambda: ending.wait(SECONDS) and changed(3, ENDED))
+    fake.answers("Progress", end)
+    fake.answers("Output", late)
+    with Client(fake.target):
         show(shell, RUNNING)
     screen.until("cell 2: <code>tick()</code>")
     assert "1 of 4 cells" in screen.last
     assert "width:25%" in screen.last
     ending.set()
-    assert "srcdoc" in wait(double.target, screen)
+    assert "srcdoc" in wait(fake.target, screen)
     assert screen.places == 1
 
 
-def test_many_events_are_few_changes(shell: InteractiveShell, screen: Screen, double: Double) -> None:
+def test_many_events_are_few_changes(shell: InteractiveShell, screen: Screen, fake: FakeServer) -> None:
     """A run of thousands of quick cells does not flood the notebook with messages."""
-    double.answers("Progress", changed(1, RUNNING))
-    double.answers("Progress", *(cell(sequence) for sequence in range(2, 3000)), changed(3000, ENDED))
-    double.answers("Output", page())
-    with Client(double.target):
+    fake.answers("Progress", changed(1, RUNNING))
+    fake.answers("Progress", *(cell(sequence) for sequence in range(2, 3000)), changed(3000, ENDED))
+    fake.answers("Output", page())
+    with Client(fake.target):
         show(shell, RUNNING)
     screen.until("srcdoc")
     assert screen.changes < 100
 
 
-def test_one_run_in_two_places(shell: InteractiveShell, screen: Screen, double: Double) -> None:
+def test_one_run_in_two_places(shell: InteractiveShell, screen: Screen, fake: FakeServer) -> None:
     """A run that is shown twice is followed once, and both outputs change together."""
     ending = threading.Event()
-    double.answers("Progress", changed(1, RUNNING))
-    double.answers("Progress", lambda: ending.wait(SECONDS) and changed(2, ENDED))
-    double.answers("Output", page())
-    with Client(double.target):
+    fake.answers("Progress", changed(1, RUNNING))
+    fake.answers("Progress", lambda: ending.wait(SECONDS) and changed(2, ENDED))
+    fake.answers("Output", page())
+    with Client(fake.target):
         show(shell, RUNNING)
         show(shell, RUNNING)
     ending.set()
     screen.until("srcdoc")
     assert screen.places == 2
-    assert len(double.asked) == 3
+    assert len(fake.asked) == 3
 
 
-def test_end_between_two_cells_is_told_again(shell: InteractiveShell, screen: Screen, double: Double) -> None:
+def test_end_between_two_cells_is_told_again(
+    shell: InteractiveShell, screen: Screen, fake: FakeServer
+) -> None:
     """What is shown while no cell runs is shown once more in the next one: who has no frontend missed it."""
     ending = threading.Event()
-    double.answers("Progress", changed(1, RUNNING))
-    double.answers("Progress", lambda: ending.wait(SECONDS) and changed(2, ENDED))
-    double.answers("Output", page())
-    with Client(double.target):
+    fake.answers("Progress", changed(1, RUNNING))
+    fake.answers("Progress", lambda: ending.wait(SECONDS) and changed(2, ENDED))
+    fake.answers("Output", page())
+    with Client(fake.target):
         show(shell, RUNNING)
         shell.run_cell("this_cell = 'ends'")
         over = _notebook.shown("r")
@@ -163,32 +165,32 @@ def test_end_between_two_cells_is_told_again(shell: InteractiveShell, screen: Sc
 
 @pytest.mark.parametrize("kind", [RunResult, AsyncRunResult])
 def test_result_shows_its_run(
-    shell: InteractiveShell, screen: Screen, double: Double, kind: Callable[..., object]
+    shell: InteractiveShell, screen: Screen, fake: FakeServer, kind: Callable[..., object]
 ) -> None:
     """What `run` answers shows the result, with either client."""
-    double.answers("Progress", changed(1, ENDED))
-    double.answers("Output", page())
-    with Client(double.target) as client:
+    fake.answers("Progress", changed(1, ENDED))
+    fake.answers("Output", page())
+    with Client(fake.target) as client:
         show(shell, kind(ENDED, client))
     assert "srcdoc" in screen.last
 
 
-def test_run_of_another_server(shell: InteractiveShell, screen: Screen, double: Double) -> None:
+def test_run_of_another_server(shell: InteractiveShell, screen: Screen, fake: FakeServer) -> None:
     """A run is found also when the newest client is another server's, which may be gone."""
-    other = Double()
-    double.answers("Progress", changed(1, ENDED))
-    double.answers("Output", page())
-    with Client(double.target), Client(other.target):
+    other = FakeServer()
+    fake.answers("Progress", changed(1, ENDED))
+    fake.answers("Output", page())
+    with Client(fake.target), Client(other.target):
         other.stop()
         show(shell, RUNNING)
     assert "srcdoc" in screen.last
     assert "UNAVAILABLE" not in screen.last
 
 
-def test_run_that_nobody_knows(shell: InteractiveShell, screen: Screen, double: Double) -> None:
+def test_run_that_nobody_knows(shell: InteractiveShell, screen: Screen, fake: FakeServer) -> None:
     """A run whose server does not know it any more shows what the run itself says, and why no more."""
-    double.answers("Progress", grpc.StatusCode.NOT_FOUND)
-    with Client(double.target):
+    fake.answers("Progress", grpc.StatusCode.NOT_FOUND)
+    with Client(fake.target):
         show(shell, RUNNING)
     assert "running" in screen.last
     assert "scripted" in screen.last
@@ -197,26 +199,26 @@ def test_run_that_nobody_knows(shell: InteractiveShell, screen: Screen, double: 
 
 @pytest.mark.usefixtures("held")
 def test_server_that_hangs(
-    shell: InteractiveShell, screen: Screen, double: Double, monkeypatch: pytest.MonkeyPatch
+    shell: InteractiveShell, screen: Screen, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that does not answer does not hold the cell for long."""
     monkeypatch.setattr(_views, "LOOK_TIMEOUT", 0.2)
-    with Client(double.target):
+    with Client(fake.target):
         show(shell, RUNNING)
     assert "within 0.2 s" in screen.last
 
 
 def test_lost_connection_is_said(
-    shell: InteractiveShell, screen: Screen, double: Double, monkeypatch: pytest.MonkeyPatch
+    shell: InteractiveShell, screen: Screen, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that does not come back ends the view, with the reason in it."""
     monkeypatch.setattr(_views, "RECONNECT_TIMEOUT", 0.0)
-    double.answers("Progress", changed(1, RUNNING))
-    double.answers("Progress", grpc.StatusCode.UNAVAILABLE)
-    with Client(double.target) as client:
+    fake.answers("Progress", changed(1, RUNNING))
+    fake.answers("Progress", grpc.StatusCode.UNAVAILABLE)
+    with Client(fake.target) as client:
         show(shell, RUNNING)
         screen.until("scripted")
-        double.answers("Progress", changed(2, ENDED))
+        fake.answers("Progress", changed(2, ENDED))
         client.wait("r")
 
 
@@ -231,23 +233,23 @@ def test_lost_connection_is_said(
     ],
 )
 def test_result_that_cannot_be_shown(
-    shell: InteractiveShell, screen: Screen, double: Double, answer: object, note: str
+    shell: InteractiveShell, screen: Screen, fake: FakeServer, answer: object, note: str
 ) -> None:
     """Without its result a run still shows how it ended, and why there is no more."""
-    double.answers("Progress", changed(1, ENDED))
-    double.answers("Output", answer)
-    with Client(double.target):
+    fake.answers("Progress", changed(1, ENDED))
+    fake.answers("Output", answer)
+    with Client(fake.target):
         show(shell, ENDED)
     assert "succeeded" in screen.last
     assert note in screen.last
     assert "iframe" not in screen.last
 
 
-def test_terminal_has_one_line(double: Double, tmp_path: Path) -> None:
+def test_terminal_has_one_line(fake: FakeServer, tmp_path: Path) -> None:
     """IPython outside of a kernel prints a run as one line, and asks no server."""
-    with inside(InteractiveShell, tmp_path) as shell, Client(double.target):
+    with inside(InteractiveShell, tmp_path) as shell, Client(fake.target):
         assert formatted(shell, FAILED) == {"text/plain": "run r failed, no"}
-    assert not double.asked
+    assert not fake.asked
 
 
 def test_everything_of_the_notebook_is_escaped() -> None:

@@ -170,7 +170,7 @@ def test_names_of_parameters_are_str() -> None:
 
 @pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1, 10**400])
 def test_integers_keep_all_digits(value: int) -> None:
-    """What a double cannot hold is exact in the JSON, and for older servers a str."""
+    """What a fake cannot hold is exact in the JSON, and for older servers a str."""
     request = start(parameters={"a": 2**53, "b": [value]})
     assert json.loads(request.parameters_json) == {"a": 2**53, "b": [value]}
     assert request.parameters["a"] == 2**53

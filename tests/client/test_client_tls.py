@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from notebook_runner import AsyncClient, Client, Unavailable
-from tests.support.scripted import ENDED, Double, changed
+from tests.support.fake_server import ENDED, FakeServer, changed
 
 Files = dict[str, Path]
 TOKEN = "secret"  # noqa: S105 - opens no door
@@ -36,12 +36,12 @@ class Authority:
         issued.private_key_pem.write_to_path(self.folder / "client.key")
         return {"tls_cert": self.folder / "client.pem", "tls_key": self.folder / "client.key"}
 
-    def serve(self, name: str = "127.0.0.1", *, clients: bool = False) -> Double:
+    def serve(self, name: str = "127.0.0.1", *, clients: bool = False) -> FakeServer:
         """A server under a name; with `clients` it wants a certificate of this authority from each."""
         issued = self.ca.issue_cert(name)
         pair = (issued.private_key_pem.bytes(), chain(issued))
         wanted = self.ca.cert_pem.bytes() if clients else None
-        return Double(grpc.ssl_server_credentials([pair], wanted, require_client_auth=clients))
+        return FakeServer(grpc.ssl_server_credentials([pair], wanted, require_client_auth=clients))
 
 
 def chain(issued: trustme.LeafCert) -> bytes:
@@ -62,18 +62,18 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Double], Double]]:
+def serve() -> Iterator[Callable[[FakeServer], FakeServer]]:
     """Has a server stopped when the test is over, and gives it one thing to say."""
-    serving: list[Double] = []
+    serving: list[FakeServer] = []
 
-    def started(double: Double) -> Double:
-        double.answers("Progress", changed(1, ENDED))
-        serving.append(double)
-        return double
+    def started(fake: FakeServer) -> FakeServer:
+        fake.answers("Progress", changed(1, ENDED))
+        serving.append(fake)
+        return fake
 
     yield started
-    for double in serving:
-        double.stop()
+    for fake in serving:
+        fake.stop()
 
 
 def follow_blocking(target: str, **files: Any) -> int:
@@ -94,7 +94,7 @@ def follow_awaited(target: str, **files: Any) -> int:
 
 BOTH = pytest.mark.parametrize("follow", [follow_blocking, follow_awaited])
 Follow = Callable[..., int]
-Serve = Callable[[Double], Double]
+Serve = Callable[[FakeServer], FakeServer]
 
 
 @BOTH
@@ -169,12 +169,12 @@ def test_plain_client_of_an_encrypted_server(ours: Authority, serve: Serve, foll
 
 @BOTH
 def test_encrypted_client_of_a_plain_server(
-    ours: Authority, serve: Serve, double: Double, follow: Follow
+    ours: Authority, serve: Serve, fake: FakeServer, follow: Follow
 ) -> None:
     """A client that wants encryption says that the server has none, and tells it nothing."""
     with pytest.raises(Unavailable, match="does not use TLS"):
-        follow(serve(double).target, **ours.trusted(), token=TOKEN)
-    assert not double.asked
+        follow(serve(fake).target, **ours.trusted(), token=TOKEN)
+    assert not fake.asked
 
 
 @BOTH

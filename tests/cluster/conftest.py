@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cluster import Cluster
-from tests.support.mortal import MortalServer
+from tests.support.killable import KillableServer
 
 
 @pytest.fixture(scope="module")
@@ -18,13 +18,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def serve(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., MortalServer]]:
+def serve(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., KillableServer]]:
     """Starts servers on the cluster, one after the other on the same state folder."""
     with ExitStack() as servers:
 
-        def one(*options: str) -> MortalServer:
+        def one(*options: str) -> KillableServer:
             options = ("--worker-timeout", "30", "--queue", "9", *options)
-            server = MortalServer(tmp_path / "state", *options, environment=cluster.environment)
+            server = KillableServer(tmp_path / "state", *options, environment=cluster.environment)
             return servers.enter_context(server)
 
         yield one

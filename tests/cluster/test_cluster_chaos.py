@@ -20,7 +20,7 @@ from typing_extensions import override
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults.harness import Chaos, Told
 from tests.support.cluster import Cluster
-from tests.support.mortal import MortalServer, figure, worker_of
+from tests.support.killable import KillableServer, figure, worker_of
 from tests.support.polling import pause
 from tests.support.processes import stopped
 
@@ -43,7 +43,7 @@ class ClusterChaos(Chaos):
     cluster: Cluster | None = None
 
     @override
-    def _strike(self, server: MortalServer, fault: str) -> None:
+    def _strike(self, server: KillableServer, fault: str) -> None:
         assert self.cluster is not None
         if fault in Chaos.signals:
             return super()._strike(server, fault)
@@ -66,13 +66,13 @@ class ClusterChaos(Chaos):
         return None
 
     @override
-    def _failed(self, server: MortalServer, one: Told, error: grpc.RpcError) -> None:
+    def _failed(self, server: KillableServer, one: Told, error: grpc.RpcError) -> None:
         """Without a worker, a Start is told to come back."""
         if one.run_id or "NOT_READY" not in str(error.trailing_metadata()):
             super()._failed(server, one, error)
 
     @override
-    def _answering(self) -> MortalServer:
+    def _answering(self) -> KillableServer:
         server, end = super()._answering(), time.monotonic() + WHOLE_SECONDS
         assert self.cluster is not None
         while server.stub.Info(pb.InfoRequest(), timeout=60).workers < len(self.cluster.workers):

@@ -15,14 +15,14 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import finish, inline, perform, reach, start
 from tests.support.cluster import Cluster
 from tests.support.gate import Gate
-from tests.support.mortal import MortalServer
+from tests.support.killable import KillableServer
 
 pytestmark = pytest.mark.cluster_long
 
 SECONDS = 60.0
 PROGRAM = (sys.executable, "-m", "notebook_runner_server.execution.cluster.drain")
 SHOW = "import os; print(os.getpid(), flush=True)\n"
-Serve = Callable[..., MortalServer]
+Serve = Callable[..., KillableServer]
 
 
 def drains(program: subprocess.Popen[str]) -> str:
@@ -45,7 +45,7 @@ def draining(cluster: Cluster, name: str, seconds: float = SECONDS) -> Iterator[
             program.kill()
 
 
-def worker_of(cluster: Cluster, server: MortalServer, run: pb.Run) -> str:
+def worker_of(cluster: Cluster, server: KillableServer, run: pb.Run) -> str:
     """The name of the worker that has a run which has printed its process."""
     event = reach(server.stub, run.run_id, "cell_output")
     return cluster.worker_of(int(event.cell_output.stream.text))[0]

@@ -16,11 +16,11 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import executed, finish, inline, perform, reach, start, texts
 from tests.support.cluster import Cluster
 from tests.support.gate import Gate
-from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
+from tests.support.killable import RUN_MARK, KillableServer, figure, gone, new_mark, remains
 from tests.support.notebooks import printed
 from tests.support.processes import memory, outlived, stopped
 
-Serve = Callable[..., MortalServer]
+Serve = Callable[..., KillableServer]
 TIMEOUT, LOST, SLACK = 6.0, 5.0, 3.0
 """Seconds: --worker-timeout of these tests, how much later the server says that one is lost, and how much a
 busy machine may add."""
@@ -38,26 +38,26 @@ time.sleep(100000)
 """
 
 
-def kernel(server: MortalServer, run_id: str) -> int:
+def kernel(server: KillableServer, run_id: str) -> int:
     """The process that a run has printed as its own."""
     return int(reach(server.stub, run_id, "cell_output").cell_output.stream.text)
 
 
-def kill(server: MortalServer, run_id: str) -> tuple[pb.KillResponse, float]:
+def kill(server: KillableServer, run_id: str) -> tuple[pb.KillResponse, float]:
     """Kills a run; the answer, and the seconds that it took."""
     begin = time.monotonic()
     answer = server.stub.Kill(pb.KillRequest(run_id=run_id), timeout=60)
     return answer, time.monotonic() - begin
 
 
-def until_state(server: MortalServer, run_id: str, state: int) -> None:
+def until_state(server: KillableServer, run_id: str, state: int) -> None:
     """Waits until a run has come to a state."""
     stream = server.stub.Progress(pb.ProgressRequest(run_id=run_id), timeout=60)
     next(event for event in stream if event.run_changed.state >= state)
     stream.cancel()
 
 
-def works(server: MortalServer) -> None:
+def works(server: KillableServer) -> None:
     """A run succeeds."""
     assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
 
@@ -134,18 +134,18 @@ def test_a_server_that_stands_still_loses_nothing(cluster: Cluster, serve: Serve
 
 
 @pytest.fixture
-def pair(cluster: Cluster, tmp_path: Path) -> Iterator[list[MortalServer]]:
+def pair(cluster: Cluster, tmp_path: Path) -> Iterator[list[KillableServer]]:
     """Two servers that share the cluster."""
     options = (*PATIENCE, "--queue", "9")
     with ExitStack() as stack:
         yield [
-            stack.enter_context(MortalServer(tmp_path / name, *options, environment=cluster.environment))
+            stack.enter_context(KillableServer(tmp_path / name, *options, environment=cluster.environment))
             for name in ("one", "other")
         ]
 
 
 def test_two_servers_share_a_cluster(
-    cluster: Cluster, pair: list[MortalServer], tmp_path: Path, gate: Gate
+    cluster: Cluster, pair: list[KillableServer], tmp_path: Path, gate: Gate
 ) -> None:
     """Each has its runs, waits for the other's slots, can kill what waits, and dies without the other."""
     one, other = pair
@@ -162,7 +162,7 @@ def test_two_servers_share_a_cluster(
     gate.open(3)
     assert {finish(one.stub, run.run_id).run.state for run in runs} == {pb.RUN_STATE_SUCCEEDED}
     options = (*PATIENCE, "--queue", "9")
-    with MortalServer(tmp_path / "other", *options, environment=cluster.environment) as again:
+    with KillableServer(tmp_path / "other", *options, environment=cluster.environment) as again:
         ended = finish(again.stub, waiting.run_id).run
         assert ended.state in {pb.RUN_STATE_INTERRUPTED, pb.RUN_STATE_SUCCEEDED}
         assert finish(again.stub, killed.run_id).run.state == pb.RUN_STATE_KILLED

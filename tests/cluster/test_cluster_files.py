@@ -15,12 +15,12 @@ from tests.support.calls import artefact, finish, inline, perform, reach, start,
 from tests.support.cluster import Cluster
 from tests.support.errors import refused
 from tests.support.gate import Gate
-from tests.support.mortal import MortalServer
+from tests.support.killable import KillableServer
 from tests.support.notebooks import notebook
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")
 
-Serve = Callable[..., MortalServer]
+Serve = Callable[..., KillableServer]
 LARGE = 9_000_000
 LEAVES = f"""
 import os, pathlib
@@ -62,15 +62,15 @@ def serve(cluster: Cluster, home: Path, request: pytest.FixtureRequest) -> Itera
     """Starts servers, one after the other on the same state folder."""
     with ExitStack() as servers:
 
-        def one(*options: str) -> MortalServer:
+        def one(*options: str) -> KillableServer:
             options = ("--notebook-root", str(home / "notebooks"), "--worker-timeout", "30", *options)
             state = home / f"state-{request.node.name}"
-            return servers.enter_context(MortalServer(state, *options, environment=cluster.environment))
+            return servers.enter_context(KillableServer(state, *options, environment=cluster.environment))
 
         yield one
 
 
-def files(server: MortalServer, run: pb.Run) -> dict[str, bytes]:
+def files(server: KillableServer, run: pb.Run) -> dict[str, bytes]:
     """What Output answers as the run's files."""
     with zipfile.ZipFile(io.BytesIO(artefact(server.stub, run.run_id, format="files"))) as archive:
         assert archive.testzip() is None

@@ -18,7 +18,7 @@ from tests.faults.trees import TREES
 from tests.support.calls import finish, inline, perform, reach, start, started
 from tests.support.cluster import Cluster
 from tests.support.gate import Gate
-from tests.support.mortal import RUN_MARK, MortalServer, figure, new_mark, remains
+from tests.support.killable import RUN_MARK, KillableServer, figure, new_mark, remains
 
 pytestmark = pytest.mark.cluster_long
 
@@ -32,14 +32,14 @@ LATEST = 0.15
 
 
 @pytest.fixture(scope="module")
-def server(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalServer]:
+def server(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KillableServer]:
     """A server on the cluster."""
     state = tmp_path_factory.mktemp("state")
-    with MortalServer(state, "--queue", "999", environment=cluster.environment) as one:
+    with KillableServer(state, "--queue", "999", environment=cluster.environment) as one:
         yield one
 
 
-def killed(server: MortalServer, run_id: str, mark: str) -> float:
+def killed(server: KillableServer, run_id: str, mark: str) -> float:
     """Kills a run, of which nothing may be left then; answers the seconds."""
     begin = time.monotonic()
     answer = server.stub.Kill(pb.KillRequest(run_id=run_id), timeout=60)
@@ -58,7 +58,7 @@ def told(what: str, seconds: list[float]) -> None:
 
 
 @pytest.mark.parametrize("group", ["all but the storm", "fork storm"])
-def test_kill_of_trees(server: MortalServer, gate: Gate, group: str) -> None:
+def test_kill_of_trees(server: KillableServer, gate: Gate, group: str) -> None:
     """Every kind of tree is gone when Kill answers."""
     names = [name for name in TREES if (name == "fork storm") == (group == "fork storm")]
     taken = []
@@ -74,7 +74,7 @@ def test_kill_of_trees(server: MortalServer, gate: Gate, group: str) -> None:
     assert max(taken) < (STORM_SECONDS if group == "fork storm" else ORDINARY_SECONDS)
 
 
-def test_kill_of_queued_runs(server: MortalServer, gate: Gate) -> None:
+def test_kill_of_queued_runs(server: KillableServer, gate: Gate) -> None:
     """Those that wait for a slot are gone at once, and those that have one go on."""
     with ExitStack() as stack:
         runs = [stack.enter_context(started(server.stub, inline(gate.source))) for _ in range(3)]
@@ -88,7 +88,7 @@ def test_kill_of_queued_runs(server: MortalServer, gate: Gate) -> None:
     assert max(taken) < ORDINARY_SECONDS
 
 
-def test_kill_right_after_start(server: MortalServer) -> None:
+def test_kill_right_after_start(server: KillableServer) -> None:
     """Before the lease, between lease and job, while the kernel starts: one state, nothing left."""
     moments = random.Random(SEED)  # noqa: S311 - no secret
     figure(f"KILL_SEED={SEED}")

@@ -13,7 +13,7 @@ import pytest
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import Ended, executed, finish, inline, perform, reach, start, texts
 from tests.support.cluster import Cluster
-from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
+from tests.support.killable import RUN_MARK, KillableServer, figure, gone, new_mark, remains
 from tests.support.network import Wire, lacking
 from tests.support.notebooks import printed
 from tests.support.processes import is_alive
@@ -54,13 +54,13 @@ def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Far]:
 
 
 @pytest.fixture
-def serve(far: Far, tmp_path: Path) -> Iterator[Callable[..., MortalServer]]:
+def serve(far: Far, tmp_path: Path) -> Iterator[Callable[..., KillableServer]]:
     """Starts a server on the cluster, by the seconds of its --worker-timeout."""
     with ExitStack() as servers:
 
-        def one(timeout: float = TIMEOUT) -> MortalServer:
+        def one(timeout: float = TIMEOUT) -> KillableServer:
             options = ("--worker-timeout", str(timeout), "--queue", "9")
-            server = MortalServer(tmp_path / "state", *options, environment=far.cluster.environment)
+            server = KillableServer(tmp_path / "state", *options, environment=far.cluster.environment)
             return servers.enter_context(server)
 
         yield one
@@ -70,7 +70,7 @@ def serve(far: Far, tmp_path: Path) -> Iterator[Callable[..., MortalServer]]:
 class Course:
     """A run on the far worker that prints for a while, and what is left of it."""
 
-    def __init__(self, server: MortalServer, folder: Path, count: int = 100_000) -> None:
+    def __init__(self, server: KillableServer, folder: Path, count: int = 100_000) -> None:
         self.server, self._effects, self._mark = server, folder / "effects", new_mark()
         source = TREE.format(path=str(self._effects), count=count)
         request = inline(source, environment={RUN_MARK: self._mark})
@@ -96,14 +96,14 @@ def is_lost(run: pb.Run) -> bool:
     return kind == (pb.RUN_STATE_CRASHED, pb.FAILURE_CAUSE_WORKER_DIED) and "lost" in run.failure.message
 
 
-def works(server: MortalServer) -> float:
+def works(server: KillableServer) -> float:
     """A run on the worker succeeds; answers the seconds from Start to its end."""
     begin = time.monotonic()
     assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
     return time.monotonic() - begin
 
 
-def test_a_cut_that_lasts_is_said(far: Far, serve: Callable[..., MortalServer], tmp_path: Path) -> None:
+def test_a_cut_that_lasts_is_said(far: Far, serve: Callable[..., KillableServer], tmp_path: Path) -> None:
     """CRASHED, lost, after the configured time; by then nothing goes on there, and later neither."""
     course = Course(serve(), tmp_path)
     far.wire.cut()
@@ -122,7 +122,7 @@ def test_a_cut_that_lasts_is_said(far: Far, serve: Callable[..., MortalServer], 
 
 @pytest.mark.cluster_long
 def test_a_worker_that_comes_back_too_late(
-    far: Far, serve: Callable[..., MortalServer], tmp_path: Path
+    far: Far, serve: Callable[..., KillableServer], tmp_path: Path
 ) -> None:
     """It has ended the run, which nobody has said to be lost yet: that is said as soon as it answers."""
     course = Course(serve(), tmp_path)
@@ -138,7 +138,7 @@ def test_a_worker_that_comes_back_too_late(
 
 @pytest.mark.parametrize("seconds", [0.5, 3.5])
 def test_a_short_cut_is_no_end(
-    far: Far, serve: Callable[..., MortalServer], tmp_path: Path, seconds: float
+    far: Far, serve: Callable[..., KillableServer], tmp_path: Path, seconds: float
 ) -> None:
     """A link that is back before the time-out: the run goes on, and no event is missing or doubled."""
     count = 700
@@ -154,7 +154,7 @@ def test_a_short_cut_is_no_end(
     assert printed(executed(course.server.stub, course.run_id), 0) == lines
 
 
-def test_kill_while_the_link_is_cut(far: Far, serve: Callable[..., MortalServer], tmp_path: Path) -> None:
+def test_kill_while_the_link_is_cut(far: Far, serve: Callable[..., KillableServer], tmp_path: Path) -> None:
     """Kill answers KILLED when the worker must have ended the run, and not before."""
     course = Course(serve(), tmp_path)
     far.wire.cut()
@@ -170,7 +170,7 @@ def test_kill_while_the_link_is_cut(far: Far, serve: Callable[..., MortalServer]
 
 @pytest.mark.cluster_long
 def test_kill_reaches_a_worker_that_comes_back(
-    far: Far, serve: Callable[..., MortalServer], tmp_path: Path
+    far: Far, serve: Callable[..., KillableServer], tmp_path: Path
 ) -> None:
     """An order that is given while the link is cut is carried out when it is back."""
     course = Course(serve(30.0), tmp_path)
@@ -189,7 +189,7 @@ def test_kill_reaches_a_worker_that_comes_back(
     works(course.server)
 
 
-def test_kill_of_what_never_reached_the_worker(far: Far, serve: Callable[..., MortalServer]) -> None:
+def test_kill_of_what_never_reached_the_worker(far: Far, serve: Callable[..., KillableServer]) -> None:
     """A run that waits for a slot behind the cut is KILLED at once, and not executed later."""
     server, mark = serve(), new_mark()
     works(server)

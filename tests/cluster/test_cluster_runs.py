@@ -14,12 +14,12 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import executed, finish, follow, inline, perform, reach, start, started, texts
 from tests.support.cluster import Cluster
 from tests.support.gate import Gate
-from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
+from tests.support.killable import RUN_MARK, KillableServer, figure, gone, new_mark, remains
 from tests.support.notebooks import printed
 from tests.support.polling import pause
 from tests.support.scrape import ON, scrape, until
 
-Serve = Callable[..., MortalServer]
+Serve = Callable[..., KillableServer]
 TREE = """
 import os, subprocess
 subprocess.Popen(["sleep", os.environ["NBR_RUN_MARK"]], env={}, start_new_session=True)
@@ -42,14 +42,14 @@ for number in range({count}):
 
 
 @pytest.fixture(scope="module")
-def calm(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalServer]:
+def calm(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KillableServer]:
     """A server for the tests that leave it well."""
     options = ("--worker-timeout", "30", "--queue", "9")
-    with MortalServer(tmp_path_factory.mktemp("state"), *options, environment=cluster.environment) as one:
+    with KillableServer(tmp_path_factory.mktemp("state"), *options, environment=cluster.environment) as one:
         yield one
 
 
-def workers(server: MortalServer, count: int, seconds: float = 30.0) -> float:
+def workers(server: KillableServer, count: int, seconds: float = 30.0) -> float:
     """Waits until the server has so many slots; answers how long that took."""
     begin = time.monotonic()
     while server.stub.Info(pb.InfoRequest(), timeout=60).workers != count:
@@ -58,13 +58,13 @@ def workers(server: MortalServer, count: int, seconds: float = 30.0) -> float:
     return time.monotonic() - begin
 
 
-def kernel(server: MortalServer, run: pb.Run, cell: int = 0) -> int:
+def kernel(server: KillableServer, run: pb.Run, cell: int = 0) -> int:
     """The process that a run has printed as its own."""
     event = reach(server.stub, run.run_id, "cell_output", cell)
     return int(event.cell_output.stream.text)
 
 
-def test_as_many_runs_go_on_as_there_are_slots(calm: MortalServer, gate: Gate) -> None:
+def test_as_many_runs_go_on_as_there_are_slots(calm: KillableServer, gate: Gate) -> None:
     """Three run at once on three workers, the fourth waits in the server's queue and comes next."""
     workers(calm, 3)
     with ExitStack() as stack:
@@ -77,7 +77,7 @@ def test_as_many_runs_go_on_as_there_are_slots(calm: MortalServer, gate: Gate) -
         assert {finish(calm.stub, run.run_id).run.state for run in runs} == {pb.RUN_STATE_SUCCEEDED}
 
 
-def test_warm_kernels_of_all_workers_are_told(calm: MortalServer) -> None:
+def test_warm_kernels_of_all_workers_are_told(calm: KillableServer) -> None:
     """Info counts the kernels that wait on the workers."""
     end = time.monotonic() + 30
     while True:
@@ -88,7 +88,7 @@ def test_warm_kernels_of_all_workers_are_told(calm: MortalServer) -> None:
         pause()
 
 
-def test_the_runs_at_once_follow_the_cluster(cluster: Cluster, calm: MortalServer, gate: Gate) -> None:
+def test_the_runs_at_once_follow_the_cluster(cluster: Cluster, calm: KillableServer, gate: Gate) -> None:
     """A worker that comes takes a run that waited; when it goes, there is one slot less."""
     workers(calm, 3)
     with ExitStack() as stack:
@@ -104,7 +104,7 @@ def test_the_runs_at_once_follow_the_cluster(cluster: Cluster, calm: MortalServe
     workers(calm, 3)
 
 
-def test_kill_ends_running_and_waiting_runs(calm: MortalServer) -> None:
+def test_kill_ends_running_and_waiting_runs(calm: KillableServer) -> None:
     """The answer comes when no process is left on the worker, and at once for what had not started."""
     mark = new_mark()
     with ExitStack() as stack:
@@ -122,7 +122,7 @@ def test_kill_ends_running_and_waiting_runs(calm: MortalServer) -> None:
 
 
 def test_a_worker_that_is_killed_is_the_end_of_its_run_alone(
-    cluster: Cluster, calm: MortalServer, tmp_path: Path, gate: Gate
+    cluster: Cluster, calm: KillableServer, tmp_path: Path, gate: Gate
 ) -> None:
     """CRASHED within 1 s, executed once, nothing left there, its text kept; other runs go on."""
     workers(calm, 3)

@@ -11,8 +11,8 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import executed, inline, perform, texts
 from tests.support.cases import FOLDER, cell_text
 from tests.support.notebooks import printed
-from tests.support.plain import plain_home
 from tests.support.server import Server
+from tests.support.unprivileged import unprivileged_home
 from tests.support.warm import ON, kept
 
 pytestmark = pytest.mark.long
@@ -201,7 +201,7 @@ def failed(cell: NotebookNode) -> str:
 @pytest.fixture(scope="module", params=MODES)
 def at_home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose user has a configuration and data of IPython's, at a home that the sandbox closes."""
-    with plain_home() as home:
+    with unprivileged_home() as home:
         profile = home / ".ipython" / "profile_default"
         (profile / "startup").mkdir(parents=True)
         (profile / "startup" / "first.py").write_text("started = 'at start'")

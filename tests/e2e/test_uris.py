@@ -28,7 +28,7 @@ from tests.support.calls import (
 )
 from tests.support.errors import refused
 from tests.support.gate import Gate
-from tests.support.mortal import children
+from tests.support.killable import children
 from tests.support.notebooks import code, content, printed
 from tests.support.server import Server
 from tests.support.uris import URI_SECONDS, objects, shared, uri_server, web

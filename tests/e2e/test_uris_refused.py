@@ -12,7 +12,7 @@ import pytest
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import SECONDS, inline, start
 from tests.support.errors import Refusal, refused
-from tests.support.mortal import children
+from tests.support.killable import children
 from tests.support.notebooks import content
 from tests.support.server import Server
 from tests.support.uris import objects, shared, uri_server, web

@@ -21,7 +21,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 from tests.faults.crashing_server import POINTS, VARIABLE
 from tests.support.calls import executed, finish, follow, inline, listed, start
-from tests.support.mortal import RUN_MARK, MortalServer, gone, kernel_of, new_mark, worker_of
+from tests.support.killable import RUN_MARK, KillableServer, gone, kernel_of, new_mark, worker_of
 from tests.support.notebooks import printed
 from tests.support.processes import outlived
 from tests.support.progress import TERMINAL
@@ -81,7 +81,7 @@ class Chaos:
         self._effects = self.folder / "effects"
         self._effects.touch()
         self._order = self.folder / "order"
-        self._server: MortalServer | None = None
+        self._server: KillableServer | None = None
 
     def play(self, fault: str = "", hits: int = 0) -> None:
         """One round: two runs, one fault (this one, or any), and the check of all that is known.
@@ -121,19 +121,19 @@ class Chaos:
         request = inline(*sources, request_id=uuid4().hex, environment={RUN_MARK: self._mark})
         return Told(request)
 
-    def _alive(self) -> MortalServer:
+    def _alive(self) -> KillableServer:
         """The server that goes on, or the next one."""
         if self._server is not None and self._server.process.poll() is not None:
             self._bury(self._server)
         if self._server is None:
             told = {VARIABLE: str(self._order), **self.environment}
-            server = MortalServer(
+            server = KillableServer(
                 self.folder / "state", *self.options, program=self.program, environment=told
             )
             self._server = server.__enter__()
         return self._server
 
-    def _answering(self) -> MortalServer:
+    def _answering(self) -> KillableServer:
         """The same, when one that is dying at this moment is dead."""
         server = self._alive()
         try:
@@ -143,7 +143,7 @@ class Chaos:
             server.process.wait(60)
         return self._alive()
 
-    def _bury(self, server: MortalServer) -> None:
+    def _bury(self, server: KillableServer) -> None:
         """Looks whether anything is left of a server that died."""
         self._server = None
         with contextlib.ExitStack() as stack:
@@ -173,14 +173,14 @@ class Chaos:
                 caller.result()
         self._order.unlink(missing_ok=True)
 
-    def _strike(self, server: MortalServer, fault: str) -> None:
+    def _strike(self, server: KillableServer, fault: str) -> None:
         """SIGKILL for the server, its worker, or its kernel when there is one."""
         with contextlib.suppress(LookupError, ProcessLookupError):
             os.kill(_victim(server, fault), signal.SIGKILL)
         if fault == "server":
             server.process.wait(60)
 
-    def _call(self, server: MortalServer, one: Told) -> None:
+    def _call(self, server: KillableServer, one: Told) -> None:
         """A caller: starts its run and follows it, as long as the server lives."""
         try:
             one.run_id = start(server.stub, one.request).run_id
@@ -190,7 +190,7 @@ class Chaos:
         except AssertionError as error:
             self.violations.append(f"{one.run_id}: {error}")
 
-    def _failed(self, server: MortalServer, _: Told, error: grpc.RpcError) -> None:
+    def _failed(self, server: KillableServer, _: Told, error: grpc.RpcError) -> None:
         """A call may fail only because the server died."""
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             self.violations.append(f"a caller was told {error.code()}: {error.details()}")
@@ -204,7 +204,7 @@ class Chaos:
         with closing(rest) as events:
             one.events += (event for event in events if not event.HasField("heartbeat"))
 
-    def _again(self, server: MortalServer, one: Told) -> None:
+    def _again(self, server: KillableServer, one: Told) -> None:
         """The caller comes back: starts once more what it may have started, and follows to the end."""
         run = start(server.stub, one.request)
         if one.run_id not in {"", run.run_id}:
@@ -216,7 +216,7 @@ class Chaos:
         except AssertionError as error:
             self.violations.append(f"{one.run_id}: {error}")
 
-    def _check(self, server: MortalServer, told: list[Told]) -> None:
+    def _check(self, server: KillableServer, told: list[Told]) -> None:
         runs = {run.run_id: run for page in listed(server.stub) for run in page.runs}
         if set(runs) != set(self.acknowledged):
             self.violations.append(f"found and acknowledged differ: {set(runs) ^ set(self.acknowledged)}")
@@ -236,7 +236,7 @@ class Chaos:
         except AssertionError as error:
             self.violations.append(f"processes outlived their run: {error}")
 
-    def _check_run(self, server: MortalServer, one: Told, run: pb.Run) -> None:
+    def _check_run(self, server: KillableServer, one: Told, run: pb.Run) -> None:
         """What is in the history is what the caller saw, and outputs are a prefix of the reference."""
         whole = finish(server.stub, one.run_id).events
         if whole != one.events:
@@ -273,7 +273,7 @@ class Chaos:
                 self.violations.append(f"{run_id} tells of cells that were not executed: {indexes}")
 
 
-def _victim(server: MortalServer, fault: str) -> int:
+def _victim(server: KillableServer, fault: str) -> int:
     if fault == "server":
         return server.process.pid
     return worker_of(server) if fault == "worker" else kernel_of(server)

@@ -10,7 +10,7 @@ import grpc
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import executed, finish, follow, inline, listed, perform, texts
-from tests.support.mortal import MortalServer
+from tests.support.killable import KillableServer
 from tests.support.notebooks import printed
 from tests.support.progress import TERMINAL
 
@@ -37,14 +37,14 @@ class Told:
         """Whether the caller was told so."""
         return bool(self.events) and self.events[-1].run_changed.state in TERMINAL
 
-    def follow(self, server: MortalServer) -> None:
+    def follow(self, server: KillableServer) -> None:
         """Takes the events after those that the caller has, until the run has ended or the server has."""
         last = self.events[-1].sequence if self.events else 0
         stream = follow(server.stub, self.run_id, after_terminal=self.has_ended, after_sequence=last)
         with closing(stream) as events:
             self.events += (event for event in events if not event.HasField("heartbeat"))
 
-    def read(self, server: MortalServer) -> None:
+    def read(self, server: KillableServer) -> None:
         """The same, of a server whose streams may fail."""
         with contextlib.suppress(grpc.RpcError):
             self.follow(server)
@@ -70,7 +70,7 @@ class History:
             known = self.ended.setdefault(run.run_id, run)
             assert known == run, f"{run.run_id} had ended, and is another run now"
 
-    def check(self, server: MortalServer, told: list[Told]) -> None:
+    def check(self, server: KillableServer, told: list[Told]) -> None:
         """Compares all that was told with what a server tells that can read and write again."""
         runs: dict[str, pb.Run] = {}
         for page in listed(server.stub):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.harness import Chaos
-from tests.support.mortal import figure
+from tests.support.killable import figure
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "40"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or secrets.randbits(32)

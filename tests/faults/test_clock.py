@@ -14,7 +14,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults.odd_server import CLOCK
 from tests.support.calls import duration, finish, follow, history, inline, perform, reach, start
 from tests.support.gate import Gate
-from tests.support.mortal import MortalServer, figure
+from tests.support.killable import KillableServer, figure
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("odd_server.py"))]
 HOUR, DAY = 3600, 86400
@@ -47,8 +47,8 @@ class Seen(NamedTuple):
     moment: float
 
 
-def _server(folder: Path, clock: Clock, *options: str) -> MortalServer:
-    return MortalServer(folder / "state", *options, program=PROGRAM, environment=clock.environment)
+def _server(folder: Path, clock: Clock, *options: str) -> KillableServer:
+    return KillableServer(folder / "state", *options, program=PROGRAM, environment=clock.environment)
 
 
 def _seconds(value: Timestamp | Duration) -> float:

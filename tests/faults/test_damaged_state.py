@@ -22,7 +22,7 @@ from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 from tests.support.calls import SECONDS, artefact, finish, inline, perform, reach, start
 from tests.support.errors import refusal_of, refused
 from tests.support.gate import Gate
-from tests.support.mortal import FOLDERS, MortalServer, figure
+from tests.support.killable import FOLDERS, KillableServer, figure
 from tests.support.server import Server
 
 pytestmark = pytest.mark.process_pool("the runs of a server that is killed go on elsewhere")
@@ -55,7 +55,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Known]:
     one = Known(tmp_path_factory.mktemp("state") / "state")
     gate = Gate(tmp_path_factory.mktemp("gate"))
     for first in (0, 4):
-        with MortalServer(one.state, *COLD) as server:
+        with KillableServer(one.state, *COLD) as server:
             for number in range(first, first + 4):
                 cells = f"print('{number}' * 50)", WRITES.format("x" * number), "1 / 0" if number % 2 else "2"
                 ended = perform(server.stub, inline(*cells, labels={"n": str(number)}))
@@ -185,7 +185,7 @@ def test_a_damaged_state_folder_is_served_as_far_as_it_is_whole(
         path, how = damage(state, chance)
         about = f"DAMAGE_SEED={SEED}, round {number}: {how} {path.relative_to(state)}"
         try:
-            with MortalServer(state, *COLD) as server:
+            with KillableServer(state, *COLD) as server:
                 whole = served(server, known)
                 assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
                 kept = contents(state)
@@ -228,7 +228,7 @@ def test_runs_that_the_history_has_lost_are_set_aside(
     """A log of the database that is cut, flipped or gone: the folders of its runs are kept, and named."""
     state = copied(known, tmp_path)
     how(state / f"{DATABASE}-wal")
-    with MortalServer(state, *COLD) as server:
+    with KillableServer(state, *COLD) as server:
         served(server, known)
         listed = {run.run_id for run in server.stub.List(pb.ListRequest(), timeout=SECONDS).runs}
         lost = set(known.runs) - listed
@@ -243,7 +243,7 @@ def test_runs_that_the_history_has_lost_are_set_aside(
 def test_a_run_is_not_executed_again_when_the_history_has_lost_its_beginning(tmp_path: Path) -> None:
     """It waits according to what is left of the history: it becomes INTERRUPTED, because a worker had it."""
     state, marks = tmp_path / "state", tmp_path / "marks"
-    with MortalServer(state, *COLD) as server:
+    with KillableServer(state, *COLD) as server:
         request = inline(f"open({str(marks)!r}, 'a').write('x')")
         run = perform(server.stub, request).run
         server.die()
@@ -258,7 +258,7 @@ def test_a_run_is_not_executed_again_when_the_history_has_lost_its_beginning(tmp
             (text.replace('"succeeded"', '"queued"'),),
         )
         db.commit()
-    with MortalServer(state, *COLD) as server:
+    with KillableServer(state, *COLD) as server:
         assert finish(server.stub, run.run_id).run.state == pb.RUN_STATE_INTERRUPTED
     assert marks.read_text() == "x"
 
@@ -274,7 +274,7 @@ def test_one_damaged_row_is_one_damaged_run(known: Known, tmp_path: Path, column
             text = "UPDATE runs SET last_sequence = last_sequence - 1 WHERE run_id = ?"
         assert db.execute(text, (victim,)).rowcount == 1
         db.commit()
-    with MortalServer(state, *COLD) as server:
+    with KillableServer(state, *COLD) as server:
         assert served(server, known) == set(known.runs) - {victim}
         answer = server.stub.List(pb.ListRequest(), timeout=SECONDS)
         assert list(answer.damaged_run_ids) == [victim]
@@ -294,7 +294,7 @@ def test_damaged_events_are_damage_of_one_run(known: Known, tmp_path: Path) -> N
         )
         db.execute(text, (victim,))
         db.commit()
-    with MortalServer(state, *COLD) as server:
+    with KillableServer(state, *COLD) as server:
         assert served(server, known) == set(known.runs) - {victim}
         assert served(server, known) == set(known.runs) - {victim}
         assert [victim in line for line in server.said("run_damaged")] == [True]
@@ -308,7 +308,7 @@ def test_damaged_segments_are_damage_of_one_run(
     state = copied(known, tmp_path)
     victim = list(known.runs)[2]
     damage(state / FOLDERS / victim / "segments")
-    with MortalServer(state, *COLD) as server:
+    with KillableServer(state, *COLD) as server:
         whole = served(server, known)
         assert whole >= set(known.runs) - {victim}
         said = [victim in line for line in server.said("run_damaged")]
@@ -330,7 +330,7 @@ def test_damaged_variables_of_a_run_are_its_own_damage(
     """The server starts; the run that waited ends without being executed, and says why."""
     state = copied(known, tmp_path)
     how(state / FOLDERS / known.queued / "environment")
-    with MortalServer(state, *COLD) as server:
+    with KillableServer(state, *COLD) as server:
         assert served(server, known) == set(known.runs)
         run = finish(server.stub, known.queued).run
         assert (run.state, run.failure.cause) == (pb.RUN_STATE_CRASHED, pb.FAILURE_CAUSE_STORAGE_FAILED)
@@ -348,7 +348,7 @@ def test_runs_of_a_torn_database_are_served_from_a_new_one(known: Known, tmp_pat
     with (state / DATABASE).open("r+b") as file:
         file.seek((root - 1) * page_size)
         file.write(os.urandom(page_size))
-    with MortalServer(state, *COLD) as server:
+    with KillableServer(state, *COLD) as server:
         assert served(server, known) == set(known.runs)
         run = finish(server.stub, known.queued).run
         assert run.state == pb.RUN_STATE_SUCCEEDED

@@ -22,7 +22,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults.history import History, Told
 from tests.support.calls import SECONDS, inline, start
 from tests.support.errors import refusal_of
-from tests.support.mortal import MortalServer, figure
+from tests.support.killable import KillableServer, figure
 
 pytestmark = pytest.mark.process_pool("a run that outlives its server is not told to have been interrupted")
 
@@ -44,7 +44,7 @@ class Disk:
         mounted = subprocess.run(["/bin/mount", "-t", "tmpfs", *options], capture_output=True, check=False)
         self.is_mounted = mounted.returncode == 0
 
-    def fill(self, server: MortalServer, left: int) -> None:
+    def fill(self, server: KillableServer, left: int) -> None:
         """Takes all room but some bytes."""
         if not self.is_mounted:
             _, most = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
@@ -59,7 +59,7 @@ class Disk:
                     size //= 2
             file.truncate(max(file.tell() - left, 0))
 
-    def free(self, server: MortalServer) -> None:
+    def free(self, server: KillableServer) -> None:
         """Gives it back."""
         (self.folder / "filler").unlink(missing_ok=True)
         if not self.is_mounted:
@@ -78,14 +78,14 @@ class Game:
 
     def __init__(self, disk: Disk, effects: Path) -> None:
         self._disk = disk
-        self._server: MortalServer | None = None
+        self._server: KillableServer | None = None
         self.history = History(effects)
 
-    def server(self) -> MortalServer:
+    def server(self) -> KillableServer:
         """The server that lives."""
         if self._server is None:
             options = ("--queue", str(RUNS), "--heartbeat-interval", "0.1", "--drain-timeout", "0.5")
-            self._server = MortalServer(self._disk.folder / "state", *options)
+            self._server = KillableServer(self._disk.folder / "state", *options)
             self._server.__enter__()
         return self._server
 
@@ -128,13 +128,13 @@ class Game:
             one.follow(server)
         self.history.check(server, told)
 
-    def _kill(self, server: MortalServer, one: Told) -> None:
+    def _kill(self, server: KillableServer, one: Told) -> None:
         try:
             server.stub.Kill(pb.KillRequest(run_id=one.run_id), timeout=SECONDS)
         except grpc.RpcError as error:
             assert refusal_of(error).kind == FULL  # noqa: PT017 - it may also be answered
 
-    def _refused(self, server: MortalServer) -> None:
+    def _refused(self, server: KillableServer) -> None:
         """A Start that is refused leaves nothing, which the check of effects and runs shows."""
         with contextlib.suppress(grpc.RpcError):
             server.stub.Start(inline("1", labels={"extra": "yes"}), timeout=SECONDS)

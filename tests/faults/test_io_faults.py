@@ -27,7 +27,7 @@ from tests.faults.history import History, Told
 from tests.faults.io_faults import ANSWERS, FOR_EVER, IoFaults, Kind, Way, needs_compiler
 from tests.support.calls import SECONDS, finish, inline, listed, perform, start
 from tests.support.errors import refusal_of
-from tests.support.mortal import MortalServer, figure
+from tests.support.killable import KillableServer, figure
 
 pytestmark = [
     pytest.mark.process_pool("a run that outlives its server is not told to have been interrupted"),
@@ -57,15 +57,15 @@ class Game:
     def __init__(self, folder: Path) -> None:
         self._state = folder / "state"
         self._faults = IoFaults(folder, self._state)
-        self._server: MortalServer | None = None
+        self._server: KillableServer | None = None
         self.history = History(folder / "effects")
         self.struck: Counter[str] = Counter()
-        self.servers: list[MortalServer] = []
+        self.servers: list[KillableServer] = []
 
-    def server(self) -> MortalServer:
+    def server(self) -> KillableServer:
         """The server that lives."""
         if self._server is None:
-            server = MortalServer(
+            server = KillableServer(
                 self._state, *OPTIONS, program=PROGRAM, environment=self._faults.environment
             )
             self.servers.append(server)
@@ -132,7 +132,7 @@ class Game:
             one.follow(server)
         self.history.check(server, told)
 
-    def _started(self, server: MortalServer, chance: random.Random) -> Told:
+    def _started(self, server: KillableServer, chance: random.Random) -> Told:
         return Told(start(server.stub, self.history.request(chance.choice(ENDS))).run_id)
 
     def _inject(self, chance: random.Random) -> str:
@@ -142,7 +142,7 @@ class Game:
         names = "any" if len(kinds) > 1 else kinds[0].name.lower()
         return f"{way.name.lower()} {names} {os.strerror(error)}"
 
-    def _look(self, server: MortalServer) -> None:
+    def _look(self, server: KillableServer) -> None:
         """A caller who lists runs, and remembers those that have ended."""
         with contextlib.suppress(grpc.RpcError):
             for page in listed(server.stub):
@@ -266,7 +266,7 @@ def test_a_server_stops_where_nothing_can_be_removed(tmp_path: Path) -> None:
     """It ends orderly, and what it leaves is removed by the next one."""
     faults = IoFaults(tmp_path, tmp_path / "state")
     for _ in range(2):
-        with MortalServer(tmp_path / "state", program=PROGRAM, environment=faults.environment):
+        with KillableServer(tmp_path / "state", program=PROGRAM, environment=faults.environment):
             faults.inject([Kind.REMOVE], Way.FAIL, errno.EIO, after=0, times=FOR_EVER)
         assert faults.struck
         faults.lift()
@@ -276,12 +276,12 @@ def test_a_server_stops_where_nothing_can_be_removed(tmp_path: Path) -> None:
 def test_a_server_that_cannot_open_its_history_says_so(tmp_path: Path, kind: Kind) -> None:
     """It ends with one sentence, and the next one serves what was there."""
     faults = IoFaults(tmp_path, tmp_path / "state")
-    with MortalServer(tmp_path / "state") as server:
+    with KillableServer(tmp_path / "state") as server:
         run = perform(server.stub, inline("1")).run
         server.die()
     faults.inject([kind], Way.FAIL, errno.EIO, after=1, times=FOR_EVER)
-    broken = MortalServer(tmp_path / "state", program=PROGRAM, environment=faults.environment)
+    broken = KillableServer(tmp_path / "state", program=PROGRAM, environment=faults.environment)
     with pytest.raises(AssertionError, match="\nError: "), broken:
         pass
-    with MortalServer(tmp_path / "state") as server:
+    with KillableServer(tmp_path / "state") as server:
         assert finish(server.stub, run.run_id).run == run

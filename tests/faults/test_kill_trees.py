@@ -14,7 +14,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults.trees import HERE, HOLD, IGNORE, ORPHANS, SAY, SLEEP, TREES
 from tests.support.calls import SECONDS, duration, executed, finish, inline, perform, reach, start, started
 from tests.support.gate import Gate
-from tests.support.mortal import RUN_MARK, figure, new_mark, remains, worker_of, zombies
+from tests.support.killable import RUN_MARK, figure, new_mark, remains, worker_of, zombies
 from tests.support.notebooks import printed
 from tests.support.progress import TERMINAL
 from tests.support.server import Server

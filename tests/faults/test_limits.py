@@ -10,7 +10,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import Ended, duration, executed, finish, inline, perform, reach, started, texts
 from tests.support.errors import refused
 from tests.support.gate import Gate
-from tests.support.mortal import RUN_MARK, figure, new_mark, remains
+from tests.support.killable import RUN_MARK, figure, new_mark, remains
 from tests.support.notebooks import printed
 from tests.support.server import Server
 

@@ -10,7 +10,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 from tests.support.calls import SECONDS, inline, pages, perform, reach, started
 from tests.support.gate import Gate
-from tests.support.mortal import figure
+from tests.support.killable import figure
 from tests.support.server import Server
 
 MEGABYTES = 300

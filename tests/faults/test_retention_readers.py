@@ -14,7 +14,7 @@ from tests.faults.odd_server import LOOK, PAGES
 from tests.support.calls import duration, follow, history, inline, start
 from tests.support.errors import refused
 from tests.support.gate import Gate
-from tests.support.mortal import MortalServer, forgotten
+from tests.support.killable import KillableServer, forgotten
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("odd_server.py"))]
 # The server looks every 60 s, and a test shall not wait for it.
@@ -27,33 +27,33 @@ LARGE = f"import sys\nfor n in range({LINES}):\n    print('x' * 30_000, flush=Tr
 by_age_or_by_count = pytest.mark.parametrize("by", ["age", "count"])
 
 
-def _server(folder: Path, by: str) -> MortalServer:
+def _server(folder: Path, by: str) -> KillableServer:
     """A server that forgets runs at their end, or all ended runs but one."""
     options = ["--retention", "0.001"] if by == "age" else ["--max-runs", "1"]
     told = {LOOK: OFTEN, PAGES: str(folder / "pages")}
-    return MortalServer(folder / "state", *options, program=PROGRAM, environment=told)
+    return KillableServer(folder / "state", *options, program=PROGRAM, environment=told)
 
 
-def _forgotten(server: MortalServer, run_id: str) -> None:
+def _forgotten(server: KillableServer, run_id: str) -> None:
     """Waits until a run is forgotten, and is not found."""
     forgotten(server, run_id)
     assert refused(lambda: list(follow(server.stub, run_id))).kind == GONE
 
 
-def _ends(server: MortalServer, run_id: str) -> None:
+def _ends(server: KillableServer, run_id: str) -> None:
     """Waits for the end of a run, without its output."""
     for event in follow(server.stub, run_id, omit_cell_output=True):
         assert not event.HasField("cell_output")
 
 
-def _executed(server: MortalServer, **fields: Any) -> str:
+def _executed(server: KillableServer, **fields: Any) -> str:
     """Executes a run; unlike `perform` it asks for nothing of a run that may be forgotten by then."""
     run_id = start(server.stub, inline("1", **fields)).run_id
     _ends(server, run_id)
     return run_id
 
 
-def _whole_look(server: MortalServer) -> None:
+def _whole_look(server: KillableServer) -> None:
     """Waits until the server has looked from begin to end at what there is to forget.
 
     A look takes what is over its time first, then what is too much: when the second of two runs is
@@ -63,7 +63,7 @@ def _whole_look(server: MortalServer) -> None:
         _forgotten(server, _executed(server, retention=AT_ONCE))
 
 
-def _read_while(server: MortalServer, run_id: str, is_there: Callable[[], None]) -> None:
+def _read_while(server: KillableServer, run_id: str, is_there: Callable[[], None]) -> None:
     """Whole looks do not take away the run that is read, though others came after it."""
     for _ in range(2):
         _executed(server)

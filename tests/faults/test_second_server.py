@@ -19,7 +19,7 @@ from tests.faults import killed_in_startup
 from tests.support.calls import inline, perform, reach, started
 from tests.support.errors import refused
 from tests.support.gate import Gate
-from tests.support.mortal import MortalServer, worker_of
+from tests.support.killable import KillableServer, worker_of
 from tests.support.polling import pause
 from tests.support.server import PROGRAM, Server
 from tests.support.settings import clean
@@ -123,11 +123,11 @@ def test_of_two_that_start_at_once_one_serves(tmp_path: Path) -> None:
 
 def test_what_a_killed_server_has_left_is_removed(tmp_path: Path) -> None:
     """The next server on its state folder removes its folder for sockets, and has another."""
-    with MortalServer(tmp_path / "state", *ON) as server:
+    with KillableServer(tmp_path / "state", *ON) as server:
         left = sockets(server)
         server.die()
     assert left.is_dir()
-    with MortalServer(tmp_path / "state", *ON) as server:
+    with KillableServer(tmp_path / "state", *ON) as server:
         assert not left.exists()
         succeeds(server)
         mine = sockets(server)

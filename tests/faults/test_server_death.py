@@ -12,7 +12,7 @@ import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import artefact, executed, finish, follow, history, inline, start, texts
-from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains
+from tests.support.killable import RUN_MARK, KillableServer, figure, gone, new_mark, remains
 from tests.support.notebooks import printed
 from tests.support.server import PROGRAM
 
@@ -31,14 +31,14 @@ for number in itertools.count():
 class Life(NamedTuple):
     """What a caller knew when the server died, and the server that came after it."""
 
-    server: MortalServer
+    server: KillableServer
     requests: list[pb.StartRequest]
     runs: list[pb.Run]
     seen: list[pb.ProgressResponse]
     listed: list[pb.Run]
 
 
-def _until_it_prints(server: MortalServer, run_id: str) -> list[pb.ProgressResponse]:
+def _until_it_prints(server: KillableServer, run_id: str) -> list[pb.ProgressResponse]:
     """The events of the run up to its tenth output."""
     with closing(follow(server.stub, run_id)) as events:
         seen: list[pb.ProgressResponse] = []
@@ -56,7 +56,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
         inline("print('done')", PRINTING, "print('never')", request_id="printing", environment=marked),
         inline("print('later')", request_id="queued"),
     ]
-    with MortalServer(state, "--queue", "3") as first:
+    with KillableServer(state, "--queue", "3") as first:
         runs = [start(first.stub, request) for request in requests]
         seen = _until_it_prints(first, runs[0].run_id)
         # Two children; a kernel that was kept warm has the mark of no run.
@@ -64,7 +64,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
         seconds = first.die()
         figure(f"no process left {max(seconds, gone(mark)):.3f} s after the death of the server")
     begin = time.monotonic()
-    with MortalServer(state, "--queue", "3") as second:
+    with KillableServer(state, "--queue", "3") as second:
         figure(f"ready {time.monotonic() - begin:.3f} s after its start")
         listed = list(second.stub.List(pb.ListRequest(), timeout=60).runs)
         yield Life(second, requests, runs, seen, listed)
@@ -122,10 +122,10 @@ def test_two_servers_never_share_a_state_folder(life: Life) -> None:
 def test_a_server_that_dies_while_a_run_starts_leaves_nothing(tmp_path: Path) -> None:
     """Death in the middle of the start of a kernel: no process is left, and the run is told of."""
     mark = new_mark()
-    with MortalServer(tmp_path / "state") as first:
+    with KillableServer(tmp_path / "state") as first:
         run = start(first.stub, inline("print('never')", environment={RUN_MARK: mark}))
         first.die()
         gone(mark)
-    with MortalServer(tmp_path / "state") as second:
+    with KillableServer(tmp_path / "state") as second:
         ended = finish(second.stub, run.run_id).run
     assert ended.state in {pb.RUN_STATE_INTERRUPTED, pb.RUN_STATE_SUCCEEDED}

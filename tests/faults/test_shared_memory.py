@@ -8,8 +8,8 @@ import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import SECONDS, duration, inline, perform, reach, started, texts
-from tests.support.plain import PlainServer, plain_home
 from tests.support.server import Server
+from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - what is tested
 MIB = 1024 * 1024
@@ -65,9 +65,9 @@ def left(name: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> Iterator[PlainServer]:
+def alone() -> Iterator[UnprivilegedServer]:
     """A server that has its user to itself, as in a container, if root runs the tests."""
-    with plain_home() as home, PlainServer(home) as server:
+    with unprivileged_home() as home, UnprivilegedServer(home) as server:
         yield server
 
 
@@ -136,7 +136,7 @@ print("left", flush=True)
 @pytest.mark.load
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root the server shares its user with the tests")
 @pytest.mark.parametrize("ending", STATES)
-def test_nothing_outlives_a_run(alone: PlainServer, ending: str) -> None:
+def test_nothing_outlives_a_run(alone: UnprivilegedServer, ending: str) -> None:
     """What short-lived processes have left goes too, where all that is new is the run's."""
     name = f"nbr-test-{alone.mark}"
     code = HEAD.replace("{pieces}", "1") + LEAVES.format(name=name) + ("" if ending == "end" else WAIT)

@@ -15,7 +15,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import SECONDS, Ended, executed, finish, inline, reach, start, texts
 from tests.support.errors import refused
 from tests.support.gate import Gate
-from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark
+from tests.support.killable import RUN_MARK, KillableServer, figure, gone, new_mark
 from tests.support.notebooks import printed
 from tests.support.server import Server
 
@@ -58,7 +58,7 @@ def is_alive(server: Server) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def exited(server: MortalServer) -> None:
+def exited(server: KillableServer) -> None:
     """The server ends by itself, with 0, and nothing is left of it."""
     assert server.process.wait(60) == 0, server.tail()
     gone(server.mark)
@@ -66,7 +66,7 @@ def exited(server: MortalServer) -> None:
 
 def test_a_draining_server_takes_no_more_and_lets_the_run_finish(tmp_path: Path, gate: Gate) -> None:
     """NOT_SERVING but alive, SHUTTING_DOWN, and the run that goes on succeeds; readers see its end."""
-    with MortalServer(tmp_path / "state", "--drain-timeout", "30", "--queue", "2") as server:
+    with KillableServer(tmp_path / "state", "--drain-timeout", "30", "--queue", "2") as server:
         run = start(server.stub, inline(f"print('begun', flush=True)\n{gate.source}\nprint('ended')"))
         reach(server.stub, run.run_id, "cell_output")
         with followed(server, run.run_id) as reader:
@@ -91,7 +91,7 @@ def _interrupted(ended: Ended) -> None:
 def test_a_run_that_does_not_end_in_time_is_interrupted(tmp_path: Path, gate: Gate) -> None:
     """Its readers see the terminal event, its outputs are kept, and no process of it is left."""
     mark = new_mark()
-    with MortalServer(tmp_path / "state", "--drain-timeout", "1") as server:
+    with KillableServer(tmp_path / "state", "--drain-timeout", "1") as server:
         request = inline(f"{CHILDREN}print('begun', flush=True)\n{gate.source}", environment={RUN_MARK: mark})
         run = start(server.stub, request)
         reach(server.stub, run.run_id, "cell_output")
@@ -100,7 +100,7 @@ def test_a_run_that_does_not_end_in_time_is_interrupted(tmp_path: Path, gate: Ga
             _interrupted(reader.result(60))
         exited(server)
         gone(mark, 0)
-    with MortalServer(tmp_path / "state") as again:
+    with KillableServer(tmp_path / "state") as again:
         ended = finish(again.stub, run.run_id)
         node = executed(again.stub, run.run_id)
     _interrupted(ended)
@@ -110,7 +110,7 @@ def test_a_run_that_does_not_end_in_time_is_interrupted(tmp_path: Path, gate: Ga
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_hurries(tmp_path: Path, gate: Gate, second: signal.Signals) -> None:
     """Nobody waits for the rest of the drain time."""
-    with MortalServer(tmp_path / "state", "--drain-timeout", "600") as server:
+    with KillableServer(tmp_path / "state", "--drain-timeout", "600") as server:
         run = start(server.stub, inline(gate.source))
         reach(server.stub, run.run_id, "cell_started")
         with followed(server, run.run_id) as reader:
@@ -126,7 +126,7 @@ def test_queued_runs_are_for_the_next_server(tmp_path: Path, gate: Gate) -> None
     """They stay QUEUED while the server stops, readers are told to come back, and they go on in order."""
     order = tmp_path / "order"
     note = f"import os\nopen({str(order)!r}, 'a').write(os.environ['NOTEBOOK_RUNNER_RUN_ID'] + '\\n')"
-    with MortalServer(tmp_path / "state", "--drain-timeout", "600", "--queue", "3") as server:
+    with KillableServer(tmp_path / "state", "--drain-timeout", "600", "--queue", "3") as server:
         running = start(server.stub, inline(gate.source))
         reach(server.stub, running.run_id, "cell_started")
         queued = [start(server.stub, inline(note)) for _ in range(3)]
@@ -141,7 +141,7 @@ def test_queued_runs_are_for_the_next_server(tmp_path: Path, gate: Gate) -> None
         gate.open()
         exited(server)
     assert not order.exists()
-    with MortalServer(tmp_path / "state", "--queue", "3") as again:
+    with KillableServer(tmp_path / "state", "--queue", "3") as again:
         ends = [finish(again.stub, run.run_id).run.state for run in (running, *queued)]
     assert ends == [pb.RUN_STATE_SUCCEEDED] * 4
     assert order.read_text().split() == [run.run_id for run in queued]
@@ -149,7 +149,7 @@ def test_queued_runs_are_for_the_next_server(tmp_path: Path, gate: Gate) -> None
 
 def test_a_kill_is_served_while_the_server_drains(tmp_path: Path, gate: Gate) -> None:
     """The run that holds up the stop can be killed, and the stop goes on at once."""
-    with MortalServer(tmp_path / "state", "--drain-timeout", "600") as server:
+    with KillableServer(tmp_path / "state", "--drain-timeout", "600") as server:
         run = start(server.stub, inline(gate.source))
         reach(server.stub, run.run_id, "cell_started")
         terminate(server)

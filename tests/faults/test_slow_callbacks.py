@@ -8,7 +8,7 @@ import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import artefact, finish, follow, history, inline, perform, start
-from tests.support.mortal import MortalServer, figure
+from tests.support.killable import KillableServer, figure
 from tests.support.notebooks import code, notebook, written
 from tests.support.server import Server
 
@@ -25,7 +25,7 @@ OUTPUT = 50
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that tells what held its event loop."""
-    with MortalServer(tmp_path_factory.mktemp("state"), program=PROGRAM) as server:
+    with KillableServer(tmp_path_factory.mktemp("state"), program=PROGRAM) as server:
         yield server
 
 

@@ -15,7 +15,7 @@ import pytest
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 from tests.support.calls import follow, inline, perform, start
-from tests.support.mortal import children, figure, worker_of
+from tests.support.killable import children, figure, worker_of
 from tests.support.server import Server
 from tests.support.warm import ON, ready
 

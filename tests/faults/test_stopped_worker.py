@@ -14,7 +14,7 @@ import pytest
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults.odd_server import STUCK
 from tests.support.calls import SECONDS, duration, executed, finish, follow, inline, perform, reach, start
-from tests.support.mortal import RUN_MARK, MortalServer, figure, gone, new_mark, remains, worker_of
+from tests.support.killable import RUN_MARK, KillableServer, figure, gone, new_mark, remains, worker_of
 from tests.support.notebooks import printed
 
 pytestmark = pytest.mark.process_pool("the patience with a worker is the Dask worker's own there, 20 s")
@@ -33,16 +33,16 @@ FOR_EVER = (
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[MortalServer]:
+def server(tmp_path: Path) -> Iterator[KillableServer]:
     """A server with little patience."""
     told = {STUCK: str(PATIENCE)}
-    with MortalServer(
+    with KillableServer(
         tmp_path / "state", "--queue", "2", "--drain-timeout", "0.5", program=PROGRAM, environment=told
     ) as server:
         yield server
 
 
-def _with_a_stopped_worker(server: MortalServer) -> tuple[str, str]:
+def _with_a_stopped_worker(server: KillableServer) -> tuple[str, str]:
     """A run whose worker was stopped, and what marks its processes."""
     mark = new_mark()
     run = start(server.stub, inline("print('done')", FOR_EVER, environment={RUN_MARK: mark}))
@@ -53,13 +53,13 @@ def _with_a_stopped_worker(server: MortalServer) -> tuple[str, str]:
     return run.run_id, mark
 
 
-def _is_killing(server: MortalServer, run_id: str) -> None:
+def _is_killing(server: KillableServer, run_id: str) -> None:
     """Waits until an order to end the run was given."""
     with closing(follow(server.stub, run_id)) as events:
         next(event for event in events if event.run_changed.state == pb.RUN_STATE_KILLING)
 
 
-def _ended(server: MortalServer, run_id: str, mark: str, kill: Callable[[], pb.KillResponse]) -> None:
+def _ended(server: KillableServer, run_id: str, mark: str, kill: Callable[[], pb.KillResponse]) -> None:
     """A Kill without grace ends the run soon and wholly, what it had is kept, and the next run works."""
     begin = time.monotonic()
     answer = kill()
@@ -78,14 +78,14 @@ def _ended(server: MortalServer, run_id: str, mark: str, kill: Callable[[], pb.K
     assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
 
 
-def test_kill_ends_a_run_whose_worker_is_stopped(server: MortalServer) -> None:
+def test_kill_ends_a_run_whose_worker_is_stopped(server: KillableServer) -> None:
     """Kill answers with the run KILLED, nothing of it is left, and the next run works."""
     run_id, mark = _with_a_stopped_worker(server)
     request = pb.KillRequest(run_id=run_id)
     _ended(server, run_id, mark, lambda: server.stub.Kill(request, timeout=60))
 
 
-def test_a_kill_without_grace_does_not_wait_for_one_with_grace(server: MortalServer) -> None:
+def test_a_kill_without_grace_does_not_wait_for_one_with_grace(server: KillableServer) -> None:
     """The second Kill ends the run although the first one would wait a minute; both answer the same."""
     run_id, mark = _with_a_stopped_worker(server)
     first = pb.KillRequest(run_id=run_id, grace_period=duration(60))
@@ -97,7 +97,7 @@ def test_a_kill_without_grace_does_not_wait_for_one_with_grace(server: MortalSer
         assert waiting.result(REST).run == finish(server.stub, run_id).run
 
 
-def test_a_worker_that_is_stopped_before_its_run(server: MortalServer) -> None:
+def test_a_worker_that_is_stopped_before_its_run(server: KillableServer) -> None:
     """A run that a stopped worker was given is ended by Kill, and the one behind it is executed."""
     os.kill(worker_of(server), signal.SIGSTOP)
     run = start(server.stub, inline("1"))
@@ -107,7 +107,7 @@ def test_a_worker_that_is_stopped_before_its_run(server: MortalServer) -> None:
     assert finish(server.stub, queued.run_id).run.state == pb.RUN_STATE_SUCCEEDED
 
 
-def test_a_server_ends_although_its_busy_worker_is_stopped(server: MortalServer) -> None:
+def test_a_server_ends_although_its_busy_worker_is_stopped(server: KillableServer) -> None:
     """SIGTERM ends the server, which leaves nothing behind."""
     _, mark = _with_a_stopped_worker(server)
     server.process.send_signal(signal.SIGTERM)

@@ -14,7 +14,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import duration, executed, finish, follow, history, inline, perform, reach, start
 from tests.support.errors import refused
 from tests.support.gate import Gate
-from tests.support.mortal import FOLDERS, MortalServer, figure, forgotten
+from tests.support.killable import FOLDERS, KillableServer, figure, forgotten
 from tests.support.notebooks import printed
 from tests.support.server import Server
 
@@ -93,14 +93,14 @@ def test_the_end_of_a_run_is_told_when_it_can_be_written(
 
 def test_an_end_that_could_not_be_written_is_told_by_the_next_server(tmp_path: Path, gate: Gate) -> None:
     """It was told to nobody, so nothing changes; finished cells are there, and nothing is half-written."""
-    with MortalServer(tmp_path / "state", "--heartbeat-interval", "0.1") as server:
+    with KillableServer(tmp_path / "state", "--heartbeat-interval", "0.1") as server:
         run = start(server.stub, inline("print('done')", gate.source, "print('x' * 100000, flush=True)"))
         last = reach(server.stub, run.run_id, "cell_started", cell=1).sequence
         with full_disk(server):
             gate.open()
             told_to_wait(server, run.run_id, last)
             server.die()
-    with MortalServer(tmp_path / "state") as again:
+    with KillableServer(tmp_path / "state") as again:
         ended = finish(again.stub, run.run_id).run
         assert ended.state == pb.RUN_STATE_INTERRUPTED
         assert printed(executed(again.stub, run.run_id), 0) == "done\n"
@@ -121,13 +121,13 @@ def test_a_history_of_which_nothing_is_left_is_set_aside(
 ) -> None:
     """The server starts with a new history, says so, and keeps the old files for whoever can mend them."""
     state = tmp_path / "state"
-    with MortalServer(state) as server:
+    with KillableServer(state) as server:
         for number in range(3):
             run = perform(server.stub, inline(f"print({number})", labels={"x" * 100: "y" * 100})).run
     # The process pool has "places" there besides.
     assert {path.name for path in state.iterdir()} >= {"lock", DATABASE, "request-key", FOLDERS}
     damage(state / DATABASE)
-    with MortalServer(state) as server:
+    with KillableServer(state) as server:
         assert history(server.stub) == []
         succeeds(server)
     aside = list(state.glob("damaged-*"))
@@ -142,7 +142,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A state folder with four ended runs, oldest first, of which the second is kept for a moment only."""
     state = tmp_path_factory.mktemp("state")
     big = "import os; open(os.environ['NOTEBOOK_RUNNER_RUN_DIR'] + '/file', 'w').write('x' * 100_000)"
-    with MortalServer(state) as server:
+    with KillableServer(state) as server:
         requests = [inline(big), inline(big, retention=duration(0.001)), inline(big), inline(big)]
         runs = [perform(server.stub, request).run.run_id for request in requests]
     return state, runs
@@ -151,13 +151,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 def test_the_history_is_forgotten_oldest_first(kept: tuple[Path, list[str]]) -> None:
     """What is over its time goes first, then what is too much by count, then by bytes."""
     state, (first, short, third, fourth) = kept
-    with MortalServer(state) as server:
+    with KillableServer(state) as server:
         forgotten(server, short)
         assert history(server.stub) == [fourth, third, first]
-    with MortalServer(state, "--max-runs", "2") as server:
+    with KillableServer(state, "--max-runs", "2") as server:
         forgotten(server, first)
         assert history(server.stub) == [fourth, third]
-    with MortalServer(state, "--max-state-bytes", "150000") as server:
+    with KillableServer(state, "--max-state-bytes", "150000") as server:
         forgotten(server, third)
         assert history(server.stub) == [fourth]
         refusal = refused(lambda: list(follow(server.stub, third)))
@@ -167,7 +167,7 @@ def test_the_history_is_forgotten_oldest_first(kept: tuple[Path, list[str]]) -> 
 
 def test_a_queued_or_running_run_is_never_forgotten(tmp_path: Path, gate: Gate) -> None:
     """Bounds count ended runs alone."""
-    with MortalServer(tmp_path / "state", "--queue", "2") as server:
+    with KillableServer(tmp_path / "state", "--queue", "2") as server:
         ended = perform(server.stub, inline("1")).run.run_id
         running = start(server.stub, inline(gate.source))
         reach(server.stub, running.run_id, "cell_started")
@@ -175,6 +175,6 @@ def test_a_queued_or_running_run_is_never_forgotten(tmp_path: Path, gate: Gate) 
         server.die()
     # It goes on where runs outlive their server.
     gate.open()
-    with MortalServer(tmp_path / "state", "--queue", "2", "--max-state-bytes", "1") as server:
+    with KillableServer(tmp_path / "state", "--queue", "2", "--max-state-bytes", "1") as server:
         forgotten(server, ended)
         assert [finish(server.stub, one).run.state for one in queued] == [pb.RUN_STATE_SUCCEEDED] * 2

@@ -11,7 +11,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import SECONDS, artefact, executed, finish, inline, reach, start
 from tests.support.errors import refused
 from tests.support.gate import Gate
-from tests.support.mortal import MortalServer, gone
+from tests.support.killable import KillableServer, gone
 from tests.support.notebooks import printed
 from tests.support.uris import web
 from tests.support.web import Web
@@ -25,13 +25,13 @@ OPTIONS = ["--uri-schemes", "http", "--uri-hosts", "127.0.0.1", "--queue", "3"]
 def test_a_server_that_dies_during_a_write_claims_nothing(tmp_path: Path, web: Web, gate: Gate) -> None:
     """The run is INTERRUPTED, who wrote is gone, and a run that waited is written by the next server."""
     later = f"{web.url}/objects/later.ipynb?signature"
-    with MortalServer(tmp_path / "state", *OPTIONS) as first:
+    with KillableServer(tmp_path / "state", *OPTIONS) as first:
         run = start(first.stub, inline("print('kept')", output_uri=f"{web.url}/silent"))
         waiting = start(first.stub, inline(gate.source, output_uri=later))
         web.wait()
         first.die()
     gate.open()
-    with MortalServer(tmp_path / "state", *OPTIONS) as second:
+    with KillableServer(tmp_path / "state", *OPTIONS) as second:
         listed = second.stub.List(pb.ListRequest(), timeout=SECONDS).runs[1]
         assert listed.run_id == run.run_id
         assert listed.state == pb.RUN_STATE_INTERRUPTED
@@ -46,7 +46,7 @@ def test_a_server_that_dies_during_a_write_claims_nothing(tmp_path: Path, web: W
 @pytest.mark.process_pool("on a cluster the next server goes on with the run, and writes again")
 def test_a_server_that_stops_waits_for_a_write_as_for_a_run(tmp_path: Path, web: Web) -> None:
     """When the drain time is over the write is given up, and the run is INTERRUPTED."""
-    with MortalServer(tmp_path / "state", *OPTIONS, "--drain-timeout", "1") as server:
+    with KillableServer(tmp_path / "state", *OPTIONS, "--drain-timeout", "1") as server:
         run = start(server.stub, inline("1", output_uri=f"{web.url}/silent"))
         web.wait()
         server.process.send_signal(signal.SIGTERM)
@@ -62,7 +62,7 @@ def test_a_server_that_stops_waits_for_a_write_as_for_a_run(tmp_path: Path, web:
 
 def test_a_server_that_stops_does_not_wait_for_a_read(tmp_path: Path, web: Web) -> None:
     """The Start is told to come back, at once, however long the drain may take."""
-    with MortalServer(tmp_path / "state", *OPTIONS, "--drain-timeout", "600") as server:
+    with KillableServer(tmp_path / "state", *OPTIONS, "--drain-timeout", "600") as server:
         request = pb.StartRequest(notebook_uri=f"{web.url}/trickle")
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(refused, lambda: start(server.stub, request))
@@ -76,7 +76,7 @@ def test_a_server_that_stops_does_not_wait_for_a_read(tmp_path: Path, web: Web) 
 
 def test_a_run_has_its_worker_until_its_write_is_over(tmp_path: Path, web: Web, gate: Gate) -> None:
     """The next run waits meanwhile, and begins when the write is given up."""
-    with MortalServer(tmp_path / "state", *OPTIONS) as server:
+    with KillableServer(tmp_path / "state", *OPTIONS) as server:
         run = start(server.stub, inline("1", output_uri=f"{web.url}/silent"))
         following = start(server.stub, inline(gate.source))
         web.wait()

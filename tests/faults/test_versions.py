@@ -20,7 +20,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.runs.tables import SCHEMA_VERSION
 from tests.support.calls import SECONDS, artefact, duration, finish, history, inline, perform, start
 from tests.support.errors import refused
-from tests.support.mortal import MortalServer
+from tests.support.killable import KillableServer
 from tests.support.notebooks import content
 from tests.support.server import PROGRAM
 
@@ -281,7 +281,7 @@ def test_an_earlier_history_is_served_whole(tmp_path: Path, form: str) -> None:
     if form.endswith("damaged"):
         (state / f"{DATABASE}-damaged").write_text("found by the server before")
     for _ in range(2):
-        with MortalServer(state, "--warm-kernels", "none") as server:
+        with KillableServer(state, "--warm-kernels", "none") as server:
             assert history(server.stub) == ["waits", "going", "bad", "done"]
             waited = finish(server.stub, "waits")
             assert waited.run.state == pb.RUN_STATE_SUCCEEDED
@@ -307,10 +307,10 @@ def test_an_earlier_history_is_served_whole(tmp_path: Path, form: str) -> None:
 
 def test_a_repeated_request_is_known_when_the_key_was_lost(tmp_path: Path) -> None:
     """Its payload cannot be compared any more: the id decides, and nothing is executed a second time."""
-    with MortalServer(tmp_path, "--warm-kernels", "none") as server:
+    with KillableServer(tmp_path, "--warm-kernels", "none") as server:
         ended = perform(server.stub, inline("1", request_id="once")).run
     (tmp_path / "request-key").write_bytes(os.urandom(32))
-    with MortalServer(tmp_path, "--warm-kernels", "none") as server:
+    with KillableServer(tmp_path, "--warm-kernels", "none") as server:
         assert start(server.stub, inline("1", request_id="once")).run_id == ended.run_id
         assert history(server.stub) == [ended.run_id]
 
@@ -321,20 +321,20 @@ def untouched(state: Path) -> dict[str, bytes]:
     return {str(path.relative_to(state)): path.read_bytes() for path in files}
 
 
-def _in_the_file(_: MortalServer, db: sqlite3.Connection) -> None:
+def _in_the_file(_: KillableServer, db: sqlite3.Connection) -> None:
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def _in_the_log(_: MortalServer, __: sqlite3.Connection) -> None:
+def _in_the_log(_: KillableServer, __: sqlite3.Connection) -> None:
     """The database's log has it, and its file has not."""
 
 
 @pytest.mark.parametrize("where", [_in_the_file, _in_the_log])
 def test_a_later_history_is_refused_untouched(
-    tmp_path: Path, where: Callable[[MortalServer, sqlite3.Connection], None]
+    tmp_path: Path, where: Callable[[KillableServer, sqlite3.Connection], None]
 ) -> None:
     """One sentence says what was found, what this server knows, and what to do; no file has changed."""
-    with MortalServer(tmp_path, "--warm-kernels", "none") as server:
+    with KillableServer(tmp_path, "--warm-kernels", "none") as server:
         ended = perform(server.stub, inline("print('x')")).run
         with closing(sqlite3.connect(tmp_path / DATABASE)) as db:
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
@@ -364,5 +364,5 @@ def test_a_later_history_is_refused_untouched(
     assert not list(tmp_path.glob("damaged-*"))
     with closing(sqlite3.connect(tmp_path / DATABASE)) as db:
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    with MortalServer(tmp_path, "--warm-kernels", "none") as server:
+    with KillableServer(tmp_path, "--warm-kernels", "none") as server:
         assert history(server.stub) == [ended.run_id]

@@ -11,9 +11,9 @@ import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import inline, perform
-from tests.support.mortal import figure
-from tests.support.plain import PlainServer, plain_home
+from tests.support.killable import figure
 from tests.support.server import Server
+from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 from tests.support.warm import ON, kept
 
 pytestmark = pytest.mark.process_pool(
@@ -39,14 +39,16 @@ os.register_at_fork(after_in_child=wait)
 
 
 @contextmanager
-def slow_server(seconds: float, *options: str) -> Iterator[PlainServer]:
+def slow_server(seconds: float, *options: str) -> Iterator[UnprivilegedServer]:
     """A server whose warm kernels take so much longer to become ready."""
-    with plain_home() as home:
+    with unprivileged_home() as home:
         modules = home / "modules"
         modules.mkdir()
         (modules / "slow_fork.py").write_text(SLOW_FORK.format(seconds=seconds))
         environment = {"PYTHONPATH": str(modules)}
-        with PlainServer(home, *ON, "--preload", "slow_fork", *options, environment=environment) as server:
+        with UnprivilegedServer(
+            home, *ON, "--preload", "slow_fork", *options, environment=environment
+        ) as server:
             yield server
 
 
@@ -80,7 +82,10 @@ def test_a_kernel_that_never_gets_ready_is_not_waited_for() -> None:
 @pytest.mark.parametrize("queue", [0, 4])
 def test_every_run_may_write_its_folder(queue: int) -> None:
     """Two workers, runs that follow each other at once, and new entries in the folders above all state."""
-    with plain_home() as home, PlainServer(home, "--workers", "2", "--queue", str(queue)) as server:
+    with (
+        unprivileged_home() as home,
+        UnprivilegedServer(home, "--workers", "2", "--queue", str(queue)) as server,
+    ):
         # As many as there are workers, or as many more as may wait.
         callers = 2 + queue // 2
 

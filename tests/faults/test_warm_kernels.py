@@ -14,7 +14,7 @@ from tests.faults import odd_server
 from tests.faults.odd_server import FORK
 from tests.support.calls import finish, inline, perform, reach, start, started, texts
 from tests.support.gate import Gate
-from tests.support.mortal import MortalServer
+from tests.support.killable import KillableServer
 from tests.support.notebooks import content
 from tests.support.processes import is_alive, outlived
 from tests.support.server import Server
@@ -140,7 +140,7 @@ def finish_of(server: Server, run_id: str) -> "pb.RunState.ValueType":
 
 def test_nothing_kept_outlives_the_server(tmp_path: Path) -> None:
     """Server and worker die at once: templates and spares end by themselves."""
-    server = MortalServer(tmp_path / "state", *ON, "--workers", "2")
+    server = KillableServer(tmp_path / "state", *ON, "--workers", "2")
     with server:
         while len(forked(server)) < 4:
             assert server.process.poll() is None
@@ -199,7 +199,7 @@ def test_start_up_files_find_the_run(make_server: Callable[..., Server], tmp_pat
 def test_kill_does_not_wait_for_a_template_that_stopped(tmp_path: Path) -> None:
     """Kill answers although a kernel is being forked by a template that has an hour for it."""
     program = [sys.executable, odd_server.__file__]
-    with MortalServer(tmp_path / "state", *ON, program=program, environment={FORK: "3600"}) as server:
+    with KillableServer(tmp_path / "state", *ON, program=program, environment={FORK: "3600"}) as server:
         template, _ = kept(server)
         os.kill(template, signal.SIGSTOP)
         with started(server.stub, inline("print(1, flush=True)\nimport time; time.sleep(1000)")) as run:

@@ -12,7 +12,7 @@ import pytest
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import executed, finish, inline, perform, reach, start, started, texts
 from tests.support.gate import Gate
-from tests.support.mortal import RUN_MARK, figure, new_mark, remains, worker_of
+from tests.support.killable import RUN_MARK, figure, new_mark, remains, worker_of
 from tests.support.notebooks import printed
 from tests.support.processes import outlived
 from tests.support.server import Server

@@ -19,11 +19,11 @@ from google import rpc
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import artefact, inline, perform, reach, started
+from tests.support.fake_server import ENDED, RUNNING, FakeServer, beat, changed, printed
 from tests.support.gate import Gate
 from tests.support.notebooks import code, notebook, parsed
 from tests.support.notebooks import printed as printed_text
 from tests.support.pages import ADDRESS, blocks
-from tests.support.scripted import ENDED, RUNNING, Double, beat, changed, printed
 from tests.support.server import Server
 
 HERE = Path(__file__).parent
@@ -160,17 +160,17 @@ def test_it_waits_its_turn(
 
 def test_it_goes_on_where_its_connection_broke(node: Callable[..., Program]) -> None:
     """It asks again for what comes after the last event that it saw; heartbeats are none."""
-    double = Double()
-    double.answers("Start", pb.StartResponse(run=RUNNING))
-    double.answers("Progress", changed(1, RUNNING), printed(2), beat(2), grpc.StatusCode.UNAVAILABLE)
-    double.answers("Progress", printed(3), changed(4, ENDED))
+    fake = FakeServer()
+    fake.answers("Start", pb.StartResponse(run=RUNNING))
+    fake.answers("Progress", changed(1, RUNNING), printed(2), beat(2), grpc.StatusCode.UNAVAILABLE)
+    fake.answers("Progress", printed(3), changed(4, ENDED))
     checksum = hashlib.sha256(b"{}").hexdigest()
-    double.answers("Output", pb.OutputResponse(content=b"{}", next_offset=2, total_bytes=2, sha256=checksum))
+    fake.answers("Output", pb.OutputResponse(content=b"{}", next_offset=2, total_bytes=2, sha256=checksum))
     try:
-        assert field(node(double.target, []).rest(), "sequence") == [1, 2, 3, 4]
+        assert field(node(fake.target, []).rest(), "sequence") == [1, 2, 3, 4]
     finally:
-        double.stop()
-    followed = [request for request in double.asked if isinstance(request, pb.ProgressRequest)]
+        fake.stop()
+    followed = [request for request in fake.asked if isinstance(request, pb.ProgressRequest)]
     assert [(request.run_id, request.after_sequence) for request in followed] == [("r", 0), ("r", 2)]
 
 

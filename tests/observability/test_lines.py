@@ -17,7 +17,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 from tests.support.calls import SECONDS, finish, inline, reach, start, struct
 from tests.support.gate import Gate
-from tests.support.mortal import MortalServer
+from tests.support.killable import KillableServer
 from tests.support.notebooks import code
 from tests.support.polling import pause
 from tests.support.secure import bearer, new_token, own_channel
@@ -174,13 +174,13 @@ def test_health_checks(make_server: Callable[..., Server]) -> None:
 
 def test_a_run_that_another_server_began(tmp_path: Path, gate: Gate) -> None:
     """Its line says how it ended, and not what only the dead server knew; a queued run keeps its ids."""
-    with MortalServer(tmp_path, "--queue", "1") as first:
+    with KillableServer(tmp_path, "--queue", "1") as first:
         metadata = (("x-request-id", "queued"),)
         lost = start(first.stub, inline(gate.source)).run_id
         kept = first.stub.Start(inline("1"), timeout=SECONDS, metadata=metadata).run.run_id
         reach(first.stub, lost, "cell_started")
         first.die()
-    with MortalServer(tmp_path) as second:
+    with KillableServer(tmp_path) as second:
         finish(second.stub, kept)
         (line,) = lines(second, "run", run_id=lost)
         assert (line["state"], line["cause"]) == ("interrupted", "server_died")
@@ -191,7 +191,7 @@ def test_a_run_that_another_server_began(tmp_path: Path, gate: Gate) -> None:
 
 def test_lines_for_people(tmp_path: Path) -> None:
     """With the console's format, a line is text with the same in it."""
-    server = MortalServer(tmp_path, "--log-format", "console")
+    server = KillableServer(tmp_path, "--log-format", "console")
     # The test's own server waits for a line in JSON.
     server._keep = lambda line: _kept(server, line)  # type: ignore[method-assign] # as said
     with server:

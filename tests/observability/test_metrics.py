@@ -17,7 +17,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.runs.transitions import ENDS
 from tests.support.calls import SECONDS, duration, finish, inline, reach, start
 from tests.support.gate import Gate
-from tests.support.mortal import MortalServer, worker_of
+from tests.support.killable import KillableServer, worker_of
 from tests.support.scrape import ON, Page, address, scrape, until
 from tests.support.server import Server
 from tests.support.warm import ON as WARM
@@ -215,11 +215,11 @@ def test_streams_that_are_open(scraped: Scraped, gate: Gate) -> None:
 
 def test_after_a_restart(tmp_path: Path, gate: Gate) -> None:
     """A server that follows one that was killed counts what it found: one interrupted, one that goes on."""
-    with MortalServer(tmp_path, *ON, "--queue", "1") as first:
+    with KillableServer(tmp_path, *ON, "--queue", "1") as first:
         runs = [start(first.stub, inline(source)) for source in (gate.source, "1")]
         reach(first.stub, runs[0].run_id, "cell_started")
         first.die()
-    with MortalServer(tmp_path, *ON, "--queue", "1") as second:
+    with KillableServer(tmp_path, *ON, "--queue", "1") as second:
         finish(second.stub, runs[1].run_id)
         page = scrape(second)
     assert page.counted("runs_ended_total") == {("server_died", "interrupted"): 1, ("none", "succeeded"): 1}
@@ -232,7 +232,7 @@ def test_after_a_restart(tmp_path: Path, gate: Gate) -> None:
 def test_a_port_that_is_taken(scraped: Scraped, tmp_path: Path) -> None:
     """A server that cannot have its metrics' port says so, and does not start."""
     taken = address(scraped.server).removeprefix("http://").removesuffix("/metrics")
-    server = MortalServer(tmp_path, "--metrics-listen", taken)
+    server = KillableServer(tmp_path, "--metrics-listen", taken)
     with pytest.raises(AssertionError, match="the server ended"), server:
         pass
     assert any(f"--metrics-listen {taken}: Address already in use" in line for line in server.noise)

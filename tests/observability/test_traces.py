@@ -15,7 +15,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import SECONDS, executed, finish, inline, reach, start
 from tests.support.collector import Collector, values
 from tests.support.gate import Gate
-from tests.support.mortal import MortalServer, worker_of
+from tests.support.killable import KillableServer, worker_of
 from tests.support.notebooks import printed
 from tests.support.server import Server
 
@@ -200,12 +200,12 @@ def test_a_header_that_is_no_trace(server: Server, header: str) -> None:
 
 def test_a_queued_run_keeps_its_caller(tmp_path: Path, collector: Collector, gate: Gate) -> None:
     """A run that was queued when the server died is in its caller's trace; an interrupted one has no span."""
-    with MortalServer(tmp_path, "--queue", "1") as first:
+    with KillableServer(tmp_path, "--queue", "1") as first:
         lost, kept = begin(first, gate.source), begin(first, TELL, metadata=CALLER)
         reach(first.stub, lost, "cell_started")
         first.die()
     options = ["--trace-endpoint", collector.endpoint]
-    with MortalServer(tmp_path, *options, environment=SOON) as second:
+    with KillableServer(tmp_path, *options, environment=SOON) as second:
         finish(second.stub, kept)
         whole = collector.of(kept)[0]
         assert (whole.trace_id.hex(), whole.parent_span_id.hex()) == (TRACE, PARENT)
@@ -250,7 +250,7 @@ def test_without_the_extra(tmp_path: Path) -> None:
     """A server that shall trace and cannot says what to install."""
     # A package that comes first and is none.
     (tmp_path / "opentelemetry.py").write_text("")
-    server = MortalServer(
+    server = KillableServer(
         tmp_path / "state",
         "--trace-endpoint",
         "http://127.0.0.1:9",

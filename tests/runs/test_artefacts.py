@@ -12,7 +12,7 @@ from notebook_runner_server.export.service import ExportService
 from notebook_runner_server.runs.artefacts import RUN_SHARE, Artefact, Artefacts
 from notebook_runner_server.runs.outputs import NOTEBOOK, Outputs
 from notebook_runner_server.runs.store import Store
-from tests.runs.doubles import DONE, Double, cell, ended, running, spec
+from tests.runs.fakes import DONE, FakeBackend, cell, ended, running, spec
 
 SIZE = 1000
 
@@ -137,7 +137,7 @@ async def test_what_is_taken_while_others_are_removed_stays(tmp_path: Path) -> N
 
 async def test_what_somebody_has_removed_is_made_again(tmp_path: Path) -> None:
     """An operator may remove files, or all, below the folder of artefacts while the server runs."""
-    backend, store = Double(), Store(tmp_path, 10**6)
+    backend, store = FakeBackend(), Store(tmp_path, 10**6)
     async with running(store, backend) as runner:
         run_id = (await runner.start(spec())).run_id
         (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
@@ -162,7 +162,7 @@ async def test_an_earlier_server_s_are_removed(tmp_path: Path) -> None:
 
 async def test_a_reader_fills_no_disk(tmp_path: Path) -> None:
     """Each event is asked for, with one byte a call: bounded room, none of the run's own, the same bytes."""
-    backend, store = Double(), Store(tmp_path, 4000)
+    backend, store = FakeBackend(), Store(tmp_path, 4000)
     async with running(store, backend) as runner:
         run_id = (await runner.start(spec())).run_id
         (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)

@@ -11,7 +11,7 @@ from notebook_runner_server.execution.interface import KernelReady
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.outputs import MESSAGE_BYTES, Outputs, Page
 from notebook_runner_server.runs.store import Store
-from tests.runs.doubles import DONE, Double, cell, ended, running, spec, tells
+from tests.runs.fakes import DONE, FakeBackend, cell, ended, running, spec, tells
 
 
 class Counting:
@@ -36,7 +36,7 @@ class Counting:
         return "text/html"
 
 
-async def ended_run(runner: RunManager, backend: Double) -> str:
+async def ended_run(runner: RunManager, backend: FakeBackend) -> str:
     """The id of a run whose two cells have said something."""
     run_id = (await runner.start(spec())).run_id
     (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
@@ -60,7 +60,7 @@ class Scene:
 
 async def test_each_export_is_made_once(tmp_path: Path) -> None:
     """A second read, and reads at the same time, answer the file that is there, with code and without."""
-    backend, store = Double(), Store(tmp_path)
+    backend, store = FakeBackend(), Store(tmp_path)
     async with running(store, backend) as runner:
         run_id = await ended_run(runner, backend)
         scene = Scene(store, runner, run_id)
@@ -76,7 +76,7 @@ async def test_each_export_is_made_once(tmp_path: Path) -> None:
 
 async def test_a_page_without_code_is_of_the_event_that_it_was_asked_for(tmp_path: Path) -> None:
     """While the run goes on, a reader of an earlier page goes on in it, and a new reader gets the newest."""
-    backend, store = Double(), Store(tmp_path)
+    backend, store = FakeBackend(), Store(tmp_path)
     async with running(store, backend) as runner:
         run_id = (await runner.start(spec())).run_id
         handle = await backend.taken(run_id)
@@ -96,7 +96,7 @@ async def test_a_page_without_code_is_of_the_event_that_it_was_asked_for(tmp_pat
 @pytest.mark.parametrize("to", ["notebook", "files", "error"])
 async def test_what_is_always_whole_is_not_asked_without_code(tmp_path: Path, to: str) -> None:
     """The notebook, the files and the report have no version without input, which the error says."""
-    backend, store = Double(), Store(tmp_path)
+    backend, store = FakeBackend(), Store(tmp_path)
     async with running(store, backend) as runner:
         scene = Scene(store, runner, (await runner.start(spec())).run_id)
         with pytest.raises(InvalidFieldError, match=f"not available for {to}, only for: html, pdf") as caught:
@@ -106,7 +106,7 @@ async def test_what_is_always_whole_is_not_asked_without_code(tmp_path: Path, to
 
 async def test_an_export_that_failed_is_tried_again(tmp_path: Path) -> None:
     """The error has the exporter's words, and is not remembered: what was missing may be there by now."""
-    backend, store = Double(), Store(tmp_path)
+    backend, store = FakeBackend(), Store(tmp_path)
     async with running(store, backend) as runner:
         scene = Scene(store, runner, (await runner.start(spec())).run_id)
         scene.exporter.wrong = "there is no browser"
@@ -120,7 +120,7 @@ async def test_an_export_that_failed_is_tried_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("exported", [False, True], ids=["before its export", "during its export"])
 async def test_a_run_that_is_forgotten_meanwhile_is_not_there(tmp_path: Path, *, exported: bool) -> None:
     """What is missing then is the run, and not room on the disk."""
-    backend, store = Double(), Store(tmp_path)
+    backend, store = FakeBackend(), Store(tmp_path)
     async with running(store, backend) as runner:
         run_id = await ended_run(runner, backend)
         run = await runner.find(run_id)
@@ -148,7 +148,7 @@ async def test_a_page_is_smaller_only_where_its_message_would_be_too_large(
     tmp_path: Path, beside: int, size: int
 ) -> None:
     """Large parameters leave room for small pages; a page is never empty."""
-    backend, store = Double(), Store(tmp_path)
+    backend, store = FakeBackend(), Store(tmp_path)
     async with running(store, backend) as runner:
         run = await runner.find(await ended_run(runner, backend))
         exporter = Counting()

@@ -15,7 +15,7 @@ from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.outputs import FILES, Outputs, Page
 from notebook_runner_server.runs.store import Store
-from tests.runs.doubles import Double, reach, running, spec
+from tests.runs.fakes import FakeBackend, reach, running, spec
 
 
 class Scene:
@@ -38,7 +38,7 @@ class Scene:
             return archive.namelist()
 
 
-async def scene(store: Store, runner: RunManager, backend: Double) -> Scene:
+async def scene(store: Store, runner: RunManager, backend: FakeBackend) -> Scene:
     """A run that has left one file that no zip makes smaller."""
     run_id = (await runner.start(spec())).run_id
     handle = await backend.taken(run_id)
@@ -51,7 +51,7 @@ async def scene(store: Store, runner: RunManager, backend: Double) -> Scene:
 
 async def test_the_pages_of_one_download_are_of_one_moment(tmp_path: Path) -> None:
     """A file that comes meanwhile changes none of them, not even when another caller begins."""
-    backend = Double()
+    backend = FakeBackend()
     store = Store(tmp_path)
     async with running(store, backend) as runner:
         one = await scene(store, runner, backend)
@@ -70,7 +70,7 @@ async def test_the_pages_of_one_download_are_of_one_moment(tmp_path: Path) -> No
 
 async def test_files_of_a_moment_that_is_gone_are_refused(tmp_path: Path) -> None:
     """What a folder had at an earlier event cannot be made again, and nothing else is answered instead."""
-    backend = Double()
+    backend = FakeBackend()
     store = Store(tmp_path)
     async with running(store, backend) as runner:
         one = await scene(store, runner, backend)
@@ -80,7 +80,7 @@ async def test_files_of_a_moment_that_is_gone_are_refused(tmp_path: Path) -> Non
 
 async def test_a_download_that_was_given_up_disturbs_no_other(tmp_path: Path) -> None:
     """Callers that go away while the zip is made do not disturb one that stays."""
-    backend = Double()
+    backend = FakeBackend()
     store = Store(tmp_path)
     async with running(store, backend) as runner:
         one = await scene(store, runner, backend)

@@ -11,10 +11,10 @@ from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.transfer.interface import RefusedError, StoppedError
 from notebook_runner_server.transfer.policy import SCHEMES
-from tests.runs.doubles import (
+from tests.runs.fakes import (
     DONE,
     WHOLE,
-    Double,
+    FakeBackend,
     cell,
     ended,
     events,
@@ -73,7 +73,7 @@ class Carrier:
 
 async def delivered(store: Store, carrier: Carrier, *told: object) -> Run:
     """A run whose worker tells this, after its end."""
-    backend = Double(obedient=False)
+    backend = FakeBackend(obedient=False)
     async with running(store, backend, transfer=carrier) as runner:
         run = await runner.start(spec(output_uri=URI))
         (await backend.taken()).tell(*told)  # type: ignore[arg-type] # a test's own
@@ -125,7 +125,7 @@ async def test_whatever_goes_wrong_the_run_ends_as_it_would_have(
 @pytest.mark.parametrize("moment", ["before the end", "during the write"])
 async def test_a_kill_that_comes_before_the_run_has_ended_ends_it(tmp_path: Path, moment: str) -> None:
     """Also when its worker was done: nothing is written, and the order of its events holds."""
-    carrier, backend = Carrier(), Double(obedient=False)
+    carrier, backend = Carrier(), FakeBackend(obedient=False)
     async with running(Store(tmp_path), backend, transfer=carrier) as runner:
         run = await runner.start(spec(output_uri=URI))
         handle = await backend.taken()
@@ -150,7 +150,7 @@ async def test_a_kill_that_comes_before_the_run_has_ended_ends_it(tmp_path: Path
 
 async def test_a_write_holds_up_no_reader(tmp_path: Path) -> None:
     """While it goes on the run is RUNNING, all its events are told, and its worker is not free."""
-    carrier, backend = Carrier(), Double(obedient=False)
+    carrier, backend = Carrier(), FakeBackend(obedient=False)
     store = Store(tmp_path)
     async with running(store, backend, queue_size=1, transfer=carrier) as runner:
         run = await runner.start(spec(output_uri=URI))

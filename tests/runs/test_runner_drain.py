@@ -9,7 +9,18 @@ from notebook_runner_server.errors import ShuttingDownError
 from notebook_runner_server.execution.interface import Cause, KernelReady
 from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.store import Store
-from tests.runs.doubles import DONE, Double, ended, events, events_of, reach, running, settled, spec, states
+from tests.runs.fakes import (
+    DONE,
+    FakeBackend,
+    ended,
+    events,
+    events_of,
+    reach,
+    running,
+    settled,
+    spec,
+    states,
+)
 from tests.runs.reading import first, following
 
 S = RunState
@@ -18,7 +29,7 @@ LONG = 3600.0
 
 async def test_a_run_that_ends_in_time_is_left_alone(tmp_path: Path) -> None:
     """Draining waits for the end that comes by itself, and orders nothing."""
-    store, backend = Store(tmp_path), Double()
+    store, backend = Store(tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -34,7 +45,7 @@ async def test_a_run_that_ends_in_time_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hurried", [False, True], ids=["at the deadline", "in a hurry"])
 async def test_a_run_that_does_not_end_is_interrupted(tmp_path: Path, *, hurried: bool) -> None:
     """At the deadline, or as soon as somebody hurries, it is ended; its reader sees the end."""
-    store, backend = Store(tmp_path), Double()
+    store, backend = Store(tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -58,7 +69,7 @@ async def test_a_run_that_does_not_end_is_interrupted(tmp_path: Path, *, hurried
 
 async def test_nothing_new_begins(tmp_path: Path) -> None:
     """A Start is refused, also with a request id that is new; one that is known is answered."""
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend, 5) as runner:
         run = await runner.start(spec(request_id="mine"))
         (await backend.taken()).tell(KernelReady(), DONE)
@@ -73,7 +84,7 @@ async def test_nothing_new_begins(tmp_path: Path) -> None:
 
 async def test_queued_runs_stay_queued_and_their_readers_are_sent_away(tmp_path: Path) -> None:
     """What waits is not started when a worker becomes free; its readers hear that the server goes."""
-    store, backend = Store(tmp_path), Double()
+    store, backend = Store(tmp_path), FakeBackend()
     async with running(store, backend, 2) as runner:
         running_one = await runner.start(spec())
         waiting = [await runner.start(spec()) for _ in range(2)]
@@ -95,7 +106,7 @@ async def test_queued_runs_stay_queued_and_their_readers_are_sent_away(tmp_path:
 
 async def test_a_queued_run_can_be_killed_while_the_server_drains(tmp_path: Path) -> None:
     """Kill works until the end."""
-    store, backend = Store(tmp_path), Double()
+    store, backend = Store(tmp_path), FakeBackend()
     async with running(store, backend, 1) as runner:
         await runner.start(spec())
         waiting = await runner.start(spec())
@@ -110,7 +121,7 @@ async def test_a_queued_run_can_be_killed_while_the_server_drains(tmp_path: Path
 
 async def test_kill_and_drain_at_the_same_moment_agree(tmp_path: Path) -> None:
     """Whoever comes first names the cause; there is one end, and both return."""
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend) as runner:
         run = await runner.start(spec())
         (await backend.taken()).tell(KernelReady())
@@ -124,7 +135,7 @@ async def test_kill_and_drain_at_the_same_moment_agree(tmp_path: Path) -> None:
 
 async def test_a_run_that_is_being_started_is_drained_too(tmp_path: Path) -> None:
     """A run that has left the queue and has no worker yet is neither lost nor left behind."""
-    store, backend = Store(tmp_path), Double()
+    store, backend = Store(tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         _, log = await runner.log(run.run_id)
@@ -137,7 +148,7 @@ async def test_a_run_that_is_being_started_is_drained_too(tmp_path: Path) -> Non
 
 async def test_closing_ends_the_backend(tmp_path: Path) -> None:
     """A runner that was closed has given its store and its backend back."""
-    backend = Double()
+    backend = FakeBackend()
     for _ in range(2):
         async with running(Store(tmp_path), backend) as runner:
             assert backend.is_open

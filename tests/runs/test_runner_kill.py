@@ -12,7 +12,7 @@ from notebook_runner_server.execution.interface import Cause, Ended, Failure, Ke
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import Run, RunState, Segment
 from notebook_runner_server.runs.store import Store
-from tests.runs.doubles import DONE, Double, Handle, ended, events, reach, running, settled, spec, states
+from tests.runs.fakes import DONE, FakeBackend, Handle, ended, events, reach, running, settled, spec, states
 
 S = RunState
 KILL = Cause.KILL_REQUESTED
@@ -51,7 +51,7 @@ class GatedStore(Store):
         return await super().segments(position, as_of)
 
 
-class Shrinking(Double):
+class Shrinking(FakeBackend):
     """A backend whose workers go with their runs, as those of a cluster may."""
 
     @override
@@ -60,10 +60,10 @@ class Shrinking(Double):
 
 
 async def killed_when(
-    folder: Path, held: str | RunState, act: Callable[[RunManager, Double, Run], Awaitable[object]]
+    folder: Path, held: str | RunState, act: Callable[[RunManager, FakeBackend, Run], Awaitable[object]]
 ) -> list[RunState]:
     """Kills a run while an operation is held; answers the states that its events tell."""
-    store, backend = GatedStore(folder), Double()
+    store, backend = GatedStore(folder), FakeBackend()
     store.held = held
     async with running(store, backend) as runner:
         run = await runner.start(spec())
@@ -100,7 +100,7 @@ async def test_between_starting_and_submit(tmp_path: Path) -> None:
 async def test_while_the_kill_itself_is_written(tmp_path: Path) -> None:
     """KILLING is being written, and more kills arrive: they wait for the same end."""
 
-    async def act(runner: RunManager, backend: Double, run: Run) -> None:
+    async def act(runner: RunManager, backend: FakeBackend, run: Run) -> None:
         await backend.taken()
         task = asyncio.ensure_future(runner.kill(run.run_id, 0.0))
         task.add_done_callback(lambda done: done.result())
@@ -112,7 +112,7 @@ async def test_while_the_kill_itself_is_written(tmp_path: Path) -> None:
 async def test_while_the_kernel_gets_ready(tmp_path: Path) -> None:
     """RUNNING is being written: the run goes over KILLING all the same."""
 
-    async def act(_: RunManager, backend: Double, run: Run) -> None:
+    async def act(_: RunManager, backend: FakeBackend, run: Run) -> None:
         (await backend.taken()).tell(KernelReady())
         assert run.run_id
 
@@ -123,7 +123,7 @@ async def test_while_the_kernel_gets_ready(tmp_path: Path) -> None:
 @pytest.mark.parametrize("state", [S.QUEUED, S.STARTING, S.RUNNING, S.KILLING])
 async def test_in_every_state(tmp_path: Path, state: RunState) -> None:
     """The run ends as KILLED; the worker hears of it when it has one; its processes are counted."""
-    backend = Double(obedient=False)
+    backend = FakeBackend(obedient=False)
     async with running(Store(tmp_path), backend, 1) as runner:
         first = await runner.start(spec())
         handle = await backend.taken()
@@ -159,7 +159,7 @@ async def answer(handle: Handle, stops: int) -> None:
 
 async def test_fifty_at_once_are_one(tmp_path: Path) -> None:
     """All get the same run and number of processes, and the log has one terminal event."""
-    backend = Double(obedient=False)
+    backend = FakeBackend(obedient=False)
     async with running(Store(tmp_path), backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -176,7 +176,7 @@ async def test_fifty_at_once_are_one(tmp_path: Path) -> None:
 
 async def test_fifty_at_once_of_a_queued_run_are_one(tmp_path: Path) -> None:
     """It ends once and without having begun, and the run with the worker is not touched."""
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend, 1) as runner:
         run, queued = await runner.start(spec()), await runner.start(spec())
         (await backend.taken()).tell(KernelReady())
@@ -191,7 +191,7 @@ async def test_fifty_at_once_of_a_queued_run_are_one(tmp_path: Path) -> None:
 
 async def test_fifty_beside_the_end_answer_a_run_that_has_ended(tmp_path: Path) -> None:
     """Some come before the end and some after it: all answer the same terminal state, none an earlier one."""
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend) as runner:
         for _ in range(5):
             run = await runner.start(spec())
@@ -205,7 +205,7 @@ async def test_fifty_beside_the_end_answer_a_run_that_has_ended(tmp_path: Path) 
 
 async def test_a_run_that_has_ended_answers_its_own_end(tmp_path: Path) -> None:
     """As often as one likes, with and without grace; no process was ended by that."""
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend) as runner:
         run = await runner.start(spec())
         (await backend.taken()).tell(KernelReady(), DONE)
@@ -217,7 +217,7 @@ async def test_a_run_that_has_ended_answers_its_own_end(tmp_path: Path) -> None:
 
 async def test_an_end_that_comes_before_the_order_wins(tmp_path: Path) -> None:
     """A worker that was done already says so: the run SUCCEEDED, and Kill answers just that."""
-    backend = Double(obedient=False)
+    backend = FakeBackend(obedient=False)
     async with running(Store(tmp_path), backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -234,7 +234,7 @@ async def test_an_end_that_comes_before_the_order_wins(tmp_path: Path) -> None:
 
 async def test_kills_of_all_runs_at_once(tmp_path: Path) -> None:
     """Two run, four wait: each is ended once, in whatever order they are asked for."""
-    backend = Double(2)
+    backend = FakeBackend(2)
     async with running(Store(tmp_path), backend, 4) as runner:
         runs = [await runner.start(spec()) for _ in range(6)]
         wanted = [run.run_id for _ in range(5) for run in runs]

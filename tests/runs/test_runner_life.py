@@ -10,11 +10,11 @@ from notebook_runner_server.errors import RequestIdReusedError, RunnerBusyError,
 from notebook_runner_server.execution.interface import Cause, CellFinished, Ended, Failure, KernelReady
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
-from tests.runs.doubles import (
+from tests.runs.fakes import (
     DONE,
     SIMPLE,
     WHOLE,
-    Double,
+    FakeBackend,
     cell,
     ended,
     events,
@@ -34,7 +34,7 @@ FAILED = Ended(Failure(Cause.CELL_ERROR, "no", cell_index=1, exception_name="Val
 
 async def test_a_run_goes_from_its_start_to_its_end(tmp_path: Path) -> None:
     """Every state is told once, in order and without a gap, and the notebook has what was executed."""
-    store, backend = Store(tmp_path), Double()
+    store, backend = Store(tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         started = await runner.start(spec(request_id="mine", environment={"A": "b"}))
         assert (started.state, started.queue_position) == (S.QUEUED, 0)
@@ -57,7 +57,7 @@ async def test_batches_make_no_difference(tmp_path: Path) -> None:
     """One batch with everything and one batch for each event give the same history and notebook."""
 
     async def scenario(folder: Path, *, apart: bool) -> tuple[list[str], NotebookNode]:
-        store, backend = Store(folder), Double()
+        store, backend = Store(folder), FakeBackend()
         async with running(store, backend) as runner:
             run = await runner.start(spec())
             handle = await backend.taken()
@@ -72,7 +72,7 @@ async def test_batches_make_no_difference(tmp_path: Path) -> None:
 
 async def test_a_segment_shows_from_the_event_on_that_tells_of_it(tmp_path: Path) -> None:
     """The notebook as of the event before has the cell as it was, as of `CellFinished` as it is."""
-    store, backend = Store(tmp_path), Double()
+    store, backend = Store(tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -86,7 +86,7 @@ async def test_a_segment_shows_from_the_event_on_that_tells_of_it(tmp_path: Path
 
 async def test_only_as_many_runs_are_admitted_as_there_is_room_for(tmp_path: Path) -> None:
     """Workers and queue together; who is refused learns which run is in the way, and nothing is left."""
-    store, backend = Store(tmp_path), Double(2)
+    store, backend = Store(tmp_path), FakeBackend(2)
     async with running(store, backend, 1) as runner:
         runs = [await runner.start(spec()) for _ in range(3)]
         for _ in range(2):
@@ -101,7 +101,7 @@ async def test_only_as_many_runs_are_admitted_as_there_is_room_for(tmp_path: Pat
 
 async def test_twenty_at_once_are_one_and_the_queue(tmp_path: Path) -> None:
     """Callers that pass the first check together do not pass the second one together."""
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend, 3) as runner:
         answers = await asyncio.gather(*(runner.start(spec()) for _ in range(20)), return_exceptions=True)
         refused = [one for one in answers if isinstance(one, RunnerBusyError)]
@@ -111,7 +111,7 @@ async def test_twenty_at_once_are_one_and_the_queue(tmp_path: Path) -> None:
 
 async def test_a_place_is_free_as_soon_as_a_run_has_told_its_end(tmp_path: Path) -> None:
     """Whoever reads the terminal event and starts the next run is admitted, and the run is executed."""
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend) as runner:
         for _ in range(20):
             run = await runner.start(spec())
@@ -123,7 +123,7 @@ async def test_a_place_is_free_as_soon_as_a_run_has_told_its_end(tmp_path: Path)
 
 async def test_an_admission_and_an_end_at_the_same_moment_agree(tmp_path: Path) -> None:
     """A Start beside the last event is either refused or admitted and executed; never admitted and lost."""
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend) as runner:
         admitted = 0
         for _ in range(30):
@@ -146,7 +146,7 @@ async def test_an_admission_and_an_end_at_the_same_moment_agree(tmp_path: Path) 
 
 async def test_runs_are_executed_first_come_first_served(tmp_path: Path) -> None:
     """The queue keeps the order, tells the places, and gives each worker one run at a time."""
-    backend = Double(2)
+    backend = FakeBackend(2)
     async with running(Store(tmp_path), backend, 4) as runner:
         runs = [await runner.start(spec()) for _ in range(6)]
         taken = [await backend.taken(), await backend.taken()]
@@ -162,7 +162,7 @@ async def test_runs_are_executed_first_come_first_served(tmp_path: Path) -> None
 
 async def test_a_failed_run_leaves_the_next_one_alone(tmp_path: Path) -> None:
     """One run fails, the next one succeeds, each with its own end."""
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend, 1) as runner:
         first, second = await runner.start(spec()), await runner.start(spec())
         (await backend.taken()).tell(KernelReady(), FAILED)
@@ -173,7 +173,7 @@ async def test_a_failed_run_leaves_the_next_one_alone(tmp_path: Path) -> None:
 
 async def test_a_hundred_repeats_of_one_request_are_one_run(tmp_path: Path) -> None:
     """Also when they arrive at once, also when the server is full, also when the run has ended."""
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend) as runner:
         mine = spec(request_id="mine")
         answers = await asyncio.gather(*(runner.start(mine) for _ in range(100)))
@@ -188,7 +188,7 @@ async def test_a_hundred_repeats_of_one_request_are_one_run(tmp_path: Path) -> N
 
 async def test_what_is_not_there_is_said_so(tmp_path: Path) -> None:
     """An unknown run and an empty history answer that there is none, in find, log and kill."""
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend) as runner:
         for run_id in ("", "unknown"):
             for call in (runner.find(run_id), runner.log(run_id), runner.kill(run_id, 0.0)):
@@ -201,7 +201,7 @@ async def test_what_is_not_there_is_said_so(tmp_path: Path) -> None:
 
 async def test_a_list_tells_where_to_go_on(tmp_path: Path) -> None:
     """Every page but the last gives a position, and the pages together are all runs, once each."""
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend, 9) as runner:
         runs = [(await runner.start(spec())).run_id for _ in range(5)]
         for size in (1, 2, 5, 6):

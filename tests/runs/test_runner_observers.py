@@ -8,7 +8,7 @@ from notebook_runner_server.execution.interface import CellFinished, CellStarted
 from notebook_runner_server.runs.model import Event, RunChanged, RunState, TraceContext
 from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.store import Store
-from tests.runs.doubles import WHOLE, Double, ended, running, spec
+from tests.runs.fakes import WHOLE, FakeBackend, ended, running, spec
 
 ORIGIN = TraceContext("call", "parent", "state")
 
@@ -32,7 +32,7 @@ async def test_what_observers_are_told(tmp_path: Path, caplog: pytest.LogCapture
     """States and cells in order, without output; what observers raise is logged, and the run goes on."""
     witness, second = Witness(), Witness()
 
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend, observers=[witness, second]) as runner:
         started = await runner.start(spec(environment={"A": "b"}), ORIGIN)
         handle = await backend.taken()
@@ -59,10 +59,10 @@ async def test_a_queued_run_keeps_its_origin(tmp_path: Path) -> None:
     """A run that waits for the next server is new to its observers, with the call that it came from."""
     witness = Witness()
 
-    async with running(Store(tmp_path), Double(), 1) as runner:
+    async with running(Store(tmp_path), FakeBackend(), 1) as runner:
         await runner.start(spec())
         waiting = await runner.start(spec(), ORIGIN)
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend, observers=[witness]) as runner:
         (await backend.taken(waiting.run_id)).tell(*WHOLE)
         await ended(runner, waiting.run_id)

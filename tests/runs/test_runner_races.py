@@ -16,7 +16,7 @@ from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import RunRecord
-from tests.runs.doubles import DONE, Double, ended, events_of, reach, running, settled, spec, states
+from tests.runs.fakes import DONE, FakeBackend, ended, events_of, reach, running, settled, spec, states
 
 S = RunState
 Between = Callable[[], Awaitable[object]]
@@ -52,7 +52,7 @@ class InsertingStore(Store):
         return position
 
 
-async def to_its_end(runner: RunManager, backend: Double, run_id: str) -> None:
+async def to_its_end(runner: RunManager, backend: FakeBackend, run_id: str) -> None:
     """Lets the run that has just begun end, and waits until the runner has let go of it."""
     handle = backend.handles[-1]
     _, log = await runner.log(run_id)
@@ -61,7 +61,7 @@ async def to_its_end(runner: RunManager, backend: Double, run_id: str) -> None:
     await asyncio.gather(*runner._dispatcher._followers)
 
 
-async def begun(runner: RunManager, backend: Double) -> Run:
+async def begun(runner: RunManager, backend: FakeBackend) -> Run:
     """A run whose kernel is ready."""
     run = await runner.start(spec())
     (await backend.taken()).tell(KernelReady())
@@ -71,7 +71,7 @@ async def begun(runner: RunManager, backend: Double) -> Run:
 
 async def test_a_kill_beside_the_end_answers_the_end(tmp_path: Path) -> None:
     """Kill looks the run up while it runs, and it ends by itself: the answer is its terminal state."""
-    store, backend = LookingStore(tmp_path), Double()
+    store, backend = LookingStore(tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await begun(runner, backend)
         store.between = lambda: to_its_end(runner, backend, run.run_id)
@@ -81,7 +81,7 @@ async def test_a_kill_beside_the_end_answers_the_end(tmp_path: Path) -> None:
 
 async def test_a_reader_that_comes_beside_the_end_sees_it(tmp_path: Path) -> None:
     """Progress looks the run up while it runs, and it ends: the stream has the end, and ends."""
-    store, backend = LookingStore(tmp_path), Double()
+    store, backend = LookingStore(tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await begun(runner, backend)
         store.between = lambda: to_its_end(runner, backend, run.run_id)
@@ -91,7 +91,7 @@ async def test_a_reader_that_comes_beside_the_end_sees_it(tmp_path: Path) -> Non
 
 async def test_a_run_that_was_found_is_not_older_than_the_question(tmp_path: Path) -> None:
     """Output looks a run up beside its end: it may say either, and a later look says the end."""
-    store, backend = LookingStore(tmp_path), Double()
+    store, backend = LookingStore(tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await begun(runner, backend)
         store.between = lambda: to_its_end(runner, backend, run.run_id)
@@ -101,7 +101,7 @@ async def test_a_run_that_was_found_is_not_older_than_the_question(tmp_path: Pat
 
 async def test_the_newest_run_can_be_followed_from_the_moment_it_is_in_the_history(tmp_path: Path) -> None:
     """A reader that finds the run before its Start has answered gets all of it, to the end."""
-    store, backend = InsertingStore(tmp_path), Double()
+    store, backend = InsertingStore(tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         readers: list[asyncio.Task[list[S]]] = []
 
@@ -121,7 +121,7 @@ async def test_the_newest_run_can_be_followed_from_the_moment_it_is_in_the_histo
 
 async def test_the_newest_run_can_be_killed_from_the_moment_it_is_in_the_history(tmp_path: Path) -> None:
     """A Kill that finds the run before its Start has answered ends it, and does not just say OK."""
-    store, backend = InsertingStore(tmp_path), Double()
+    store, backend = InsertingStore(tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         kills: list[asyncio.Task[tuple[Run, int]]] = []
 

@@ -21,10 +21,10 @@ from notebook_runner_server.runs import dispatcher
 from notebook_runner_server.runs.model import Event, Run, RunState, WriteBatch
 from notebook_runner_server.runs.state_folder import RESERVE_BYTES
 from notebook_runner_server.runs.store import Store
-from tests.runs.doubles import (
+from tests.runs.fakes import (
     DONE,
     WHOLE,
-    Double,
+    FakeBackend,
     cell,
     ended,
     events,
@@ -90,7 +90,7 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("comes_back", [False, True], ids=["stays full", "has room again"])
 async def test_the_end_of_a_run_waits_for_room(tmp_path: Path, *, comes_back: bool) -> None:
     """The worker is told to end it; an end that is not durable is told to nobody, then to everybody."""
-    store, backend = FullStore(tmp_path), Double(obedient=False)
+    store, backend = FullStore(tmp_path), FakeBackend(obedient=False)
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -129,7 +129,7 @@ async def test_the_end_of_a_run_waits_for_room(tmp_path: Path, *, comes_back: bo
 
 async def test_an_end_of_which_all_else_is_written_stays_what_it_is(tmp_path: Path) -> None:
     """A run that succeeded when the disk was full has succeeded when there is room."""
-    store, backend = FullStore(tmp_path), Double()
+    store, backend = FullStore(tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -149,7 +149,7 @@ async def test_an_end_of_which_all_else_is_written_stays_what_it_is(tmp_path: Pa
 
 async def test_what_was_told_of_a_cell_is_in_it_when_its_end_had_to_wait(tmp_path: Path) -> None:
     """Text that readers have seen is in the notebook, once, however often its end was tried."""
-    store, backend = FullStore(tmp_path), Double(obedient=False)
+    store, backend = FullStore(tmp_path), FakeBackend(obedient=False)
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -173,7 +173,7 @@ async def test_what_was_told_of_a_cell_is_in_it_when_its_end_had_to_wait(tmp_pat
 @pytest.mark.parametrize("state", [S.QUEUED, S.STARTING, S.RUNNING])
 async def test_a_kill_ends_a_run_on_a_full_disk(tmp_path: Path, state: RunState) -> None:
     """Its worker is told, the call says that the end waits for room, and with room it is told."""
-    store, backend = FullStore(tmp_path), Double()
+    store, backend = FullStore(tmp_path), FakeBackend()
     async with running(store, backend, 1) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -192,7 +192,7 @@ async def test_a_kill_ends_a_run_on_a_full_disk(tmp_path: Path, state: RunState)
 
 async def test_a_queued_run_that_was_killed_is_not_executed_after_a_restart(tmp_path: Path) -> None:
     """Whoever killed it was told that it has no process; the server could not write that."""
-    store, backend = FullStore(tmp_path), Double()
+    store, backend = FullStore(tmp_path), FakeBackend()
     async with running(store, backend, 1) as runner:
         await runner.start(spec())
         await backend.taken()
@@ -200,7 +200,7 @@ async def test_a_queued_run_that_was_killed_is_not_executed_after_a_restart(tmp_
         store.full = True
         with pytest.raises(StorageFullError):
             await runner.kill(run.run_id, 0.0)
-    async with running(Store(tmp_path), Double()) as runner:
+    async with running(Store(tmp_path), FakeBackend()) as runner:
         found = await runner.find(run.run_id)
         assert found.state is S.INTERRUPTED
         assert found.failure is not None
@@ -209,7 +209,7 @@ async def test_a_queued_run_that_was_killed_is_not_executed_after_a_restart(tmp_
 
 async def test_the_first_end_of_a_run_is_the_one_that_is_told(tmp_path: Path) -> None:
     """An end that waits for room is not replaced by another."""
-    store, backend = FullStore(tmp_path), Double()
+    store, backend = FullStore(tmp_path), FakeBackend()
     async with running(store, backend, 1) as runner:
         await runner.start(spec())
         await backend.taken()
@@ -226,7 +226,7 @@ async def test_the_first_end_of_a_run_is_the_one_that_is_told(tmp_path: Path) ->
 
 async def test_draining_works_on_a_full_disk(tmp_path: Path) -> None:
     """A server whose disk is full can be stopped: the run's worker is told, and drain returns."""
-    store, backend = FullStore(tmp_path), Double()
+    store, backend = FullStore(tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -242,7 +242,7 @@ async def test_draining_works_on_a_full_disk(tmp_path: Path) -> None:
 
 async def test_a_queued_run_waits_for_room(tmp_path: Path) -> None:
     """Its turn comes when nothing can be written: it stays, and is executed when there is room."""
-    store, backend = FullStore(tmp_path), Double()
+    store, backend = FullStore(tmp_path), FakeBackend()
     async with running(store, backend, 1) as runner:
         first, second = await runner.start(spec()), await runner.start(spec())
         handle = await backend.taken()
@@ -262,7 +262,7 @@ async def test_a_queued_run_waits_for_room(tmp_path: Path) -> None:
 
 async def test_what_waits_for_room_is_told_once_over_a_restart(tmp_path: Path) -> None:
     """An end that a server could not write was told to nobody: the next one says another."""
-    store, backend = FullStore(tmp_path), Double()
+    store, backend = FullStore(tmp_path), FakeBackend()
     async with running(store, backend, 1) as runner:
         first, second = await runner.start(spec()), await runner.start(spec())
         handle = await backend.taken()
@@ -275,7 +275,7 @@ async def test_what_waits_for_room_is_told_once_over_a_restart(tmp_path: Path) -
         await handle.left.wait()
     with pytest.raises(ShuttingDownError):
         await reader
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend, 1) as runner:
         assert states(await events(runner, first.run_id)) == [S.QUEUED, S.STARTING, S.RUNNING, S.INTERRUPTED]
         (await backend.taken(second.run_id)).tell(*WHOLE)
@@ -327,7 +327,7 @@ async def test_a_worker_that_dies_on_a_damaged_folder_leaves_an_end(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The cell's text cannot be saved, which is logged; the run and its cell end all the same."""
-    store, backend = BrokenStore(tmp_path) if damage == "events" else Store(tmp_path), Double()
+    store, backend = BrokenStore(tmp_path) if damage == "events" else Store(tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -350,7 +350,7 @@ async def test_a_worker_that_dies_on_a_damaged_folder_leaves_an_end(
 
 async def test_a_backend_that_tells_nonsense_is_left(tmp_path: Path) -> None:
     """A fault of the program ends the run; the backend learns that nobody listens, and the next run works."""
-    backend = Double()
+    backend = FakeBackend()
     async with running(Store(tmp_path), backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()

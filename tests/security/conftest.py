@@ -9,9 +9,9 @@ import pytest
 import trustme
 
 from tests.support.attacks import ENVIRONMENT, attacked
-from tests.support.plain import PlainServer, plain_home
 from tests.support.secure import Guarded, TlsFolder, issue, new_token, roots
 from tests.support.server import Server
+from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 
 
 @pytest.fixture(scope="module", params=["warm", "cold"])
@@ -21,27 +21,27 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_plain() -> Iterator[Callable[..., PlainServer]]:
+def make_plain() -> Iterator[Callable[..., UnprivilegedServer]]:
     """Starts such servers of the test's own: `make_plain(*options, environment=…)`."""
     with ExitStack() as stack:
 
-        def make(*options: str, **more: Any) -> PlainServer:
-            home = stack.enter_context(plain_home())
-            return stack.enter_context(PlainServer(home, *options, **more))
+        def make(*options: str, **more: Any) -> UnprivilegedServer:
+            home = stack.enter_context(unprivileged_home())
+            return stack.enter_context(UnprivilegedServer(home, *options, **more))
 
         yield make
 
 
 @pytest.fixture(scope="module")
-def plain(mode: str) -> Iterator[PlainServer]:
+def plain(mode: str) -> Iterator[UnprivilegedServer]:
     """A server for the attacks of a module."""
     options = [] if mode == "warm" else ["--no-warm-kernels"]
-    with plain_home() as home, PlainServer(home, *options, environment=ENVIRONMENT) as server:
+    with unprivileged_home() as home, UnprivilegedServer(home, *options, environment=ENVIRONMENT) as server:
         yield server
 
 
 @pytest.fixture
-def attack(plain: PlainServer, mode: str) -> Callable[..., Any]:
+def attack(plain: UnprivilegedServer, mode: str) -> Callable[..., Any]:
     """Runs an attack in a notebook; answers what it noted."""
     return lambda source, **fields: attacked(plain, source, mode=mode, **fields)
 

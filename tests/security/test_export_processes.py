@@ -6,8 +6,8 @@ import subprocess
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.attacks import ENVIRONMENT, SECRET
 from tests.support.calls import inline, perform
-from tests.support.plain import PlainServer, as_nobody, plain_home
 from tests.support.processes import marked
+from tests.support.unprivileged import UnprivilegedServer, as_nobody, unprivileged_home
 
 # Read by each interpreter when it starts: a converter hangs when it has begun.
 HANGING = """
@@ -25,13 +25,13 @@ if "notebook_runner_server.export.formats" in sys.orig_argv:
 
 def test_a_converter_is_closed_and_leaves_nothing() -> None:
     """It has no secret of the server's, nobody can look into it, and the next server removes its files."""
-    with plain_home() as home:
+    with unprivileged_home() as home:
         site, gate = home / "site", home / "gate"
         site.mkdir()
         (site / "sitecustomize.py").write_text(HANGING)
         os.mkfifo(gate)
         environment = {**ENVIRONMENT, "PYTHONPATH": str(site), "NBR_EXPORT_GATE": str(gate)}
-        with PlainServer(home, environment=environment) as server:
+        with UnprivilegedServer(home, environment=environment) as server:
             run = perform(server.stub, inline("1")).run
             call = server.stub.Output.future(pb.OutputRequest(run_id=run.run_id, format="html"))
             assert gate.read_text() == "here"
@@ -51,5 +51,5 @@ def test_a_converter_is_closed_and_leaves_nothing() -> None:
             server.die()
             call.cancel()
         assert folder.exists()
-        with PlainServer(home):
+        with UnprivilegedServer(home):
             assert not folder.exists()

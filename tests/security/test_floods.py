@@ -11,9 +11,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from hyperframe.frame import HeadersFrame
 
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
-from tests.support import frames
 from tests.support.floods import (
     AT_FULL_SPEED,
     ATTACK_SECONDS,
@@ -26,8 +26,8 @@ from tests.support.floods import (
     processor_seconds,
     served_again,
 )
-from tests.support.frames import Raw, frame
-from tests.support.mortal import MortalServer, figure
+from tests.support.frames import Raw, call_headers
+from tests.support.killable import KillableServer, figure
 from tests.support.secure import Guarded, own_channel
 from tests.support.server import PROGRAM, Server
 
@@ -93,7 +93,7 @@ def half_open(besieged: Guarded, kind: int) -> Raw:
     raw = besieged.raw().greet()
     if kind > 1:
         raw.send(
-            frame(frames.HEADERS, frames.END_HEADERS, 1, frames.call_headers("/grpc.health.v1.Health/Watch"))
+            HeadersFrame(1, call_headers("/grpc.health.v1.Health/Watch"), flags=["END_HEADERS"]).serialize()
         )
     return raw
 
@@ -138,7 +138,7 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
     program = ["prlimit", "--nofile=128:128", str(PROGRAM)]
     # Without the sandbox, for with it nobody but root may count its descriptors.
     options = ["--sandbox", "off"]
-    with MortalServer(tmp_path, *options, program=program) as server, ExitStack() as opened:
+    with KillableServer(tmp_path, *options, program=program) as server, ExitStack() as opened:
         (told,) = [entry for entry in server.log if entry["event"] == "max_connections_reduced"]
         ordinary = Ordinary(server.target)
         ordinary.once(server.stub)

@@ -4,21 +4,21 @@ from typing import Any
 
 import grpc
 import pytest
+from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame
 
-from tests.support import frames
 from tests.support.calls import SECONDS
 from tests.support.floods import KILL, Ordinary
-from tests.support.frames import Raw, frame
+from tests.support.frames import PREFACE, Raw
 from tests.support.secure import Guarded
 
 NONSENSE = {
     "HTTP/1": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 600,
-    "a frame too large": frames.PREFACE + frame(frames.SETTINGS, 0, 0) + b"\xff\xff\xff\0\1\0\0\0\1",
-    "no settings": frames.PREFACE + frame(frames.DATA, 0, 1, b"x"),
-    "broken headers": frames.PREFACE
-    + frame(frames.SETTINGS, 0, 0)
-    + frame(frames.HEADERS, 5, 1, b"\xff" * 50),
+    "a frame too large": PREFACE + SettingsFrame(0).serialize() + b"\xff\xff\xff\0\1\0\0\0\1",
+    "no settings": PREFACE + DataFrame(1, b"x").serialize(),
+    "broken headers": PREFACE
+    + SettingsFrame(0).serialize()
+    + HeadersFrame(1, b"\xff" * 50, flags=["END_STREAM", "END_HEADERS"]).serialize(),
 }
 
 

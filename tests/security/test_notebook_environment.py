@@ -11,7 +11,7 @@ import pytest
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.attacks import ENVIRONMENT, SECRET, attacked
 from tests.support.calls import artefact, follow, inline, perform, reach, start
-from tests.support.plain import PlainServer, plain_home
+from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 
 GIVEN = "a-value-of-the-caller-9876543210"
 
@@ -30,7 +30,7 @@ def test_the_servers_secrets_are_not_in_it(attack: Callable[..., Any]) -> None:
     assert {"PATH", "HOME", "TMPDIR"} <= set(found["python"])
 
 
-def test_the_operator_adds_names(make_plain: Callable[..., PlainServer]) -> None:
+def test_the_operator_adds_names(make_plain: Callable[..., UnprivilegedServer]) -> None:
     """By their name, or by how they begin."""
     environment = {"HTTPS_PROXY": "http://proxy", "TEAM_A": "a", "TEAM_B": "b", "OTHER": "no"}
     server = make_plain("--kernel-environment", "HTTPS_PROXY, TEAM_*", environment=environment)
@@ -38,7 +38,7 @@ def test_the_operator_adds_names(make_plain: Callable[..., PlainServer]) -> None
     assert {name: found.get(name) for name in environment} == {**environment, "OTHER": None}
 
 
-def test_given_values_are_nowhere_after_the_run(make_plain: Callable[..., PlainServer]) -> None:
+def test_given_values_are_nowhere_after_the_run(make_plain: Callable[..., UnprivilegedServer]) -> None:
     """Not in an answer, not in the log at its most talkative, not in a byte below the state folder."""
     server = make_plain("--log-level", "debug")
     ended = perform(
@@ -60,7 +60,7 @@ def holding(folder: Path, text: str) -> list[Path]:
     return [one for one in folder.rglob("*") if one.is_file() and text.encode() in one.read_bytes()]
 
 
-def test_a_refused_value_is_not_told(make_plain: Callable[..., PlainServer]) -> None:
+def test_a_refused_value_is_not_told(make_plain: Callable[..., UnprivilegedServer]) -> None:
     """The error names the rule, and not what was given."""
     server = make_plain("--log-level", "debug")
     with pytest.raises(grpc.RpcError) as caught:
@@ -71,14 +71,14 @@ def test_a_refused_value_is_not_told(make_plain: Callable[..., PlainServer]) -> 
 
 def test_given_values_are_gone_when_a_dead_server_comes_back() -> None:
     """The run was cut short; what it was given is removed at the next start."""
-    with plain_home() as home:
-        with PlainServer(home) as first:
+    with unprivileged_home() as home:
+        with UnprivilegedServer(home) as first:
             run = start(first.stub, inline("print(1)\nwhile True: pass", environment={"GIVEN": GIVEN}))
             reach(first.stub, run.run_id, "cell_output")
             # While the run may have to be started again, it is kept, for this user alone.
             (kept,) = holding(first.state_dir, GIVEN)
             assert (kept.name, kept.stat().st_mode & 0o777) == ("environment", 0o600)
             first.die()
-        with PlainServer(home) as second:
+        with UnprivilegedServer(home) as second:
             assert second.stub.List(pb.ListRequest()).runs[0].state == pb.RUN_STATE_INTERRUPTED
             assert holding(second.state_dir, GIVEN) == []

@@ -12,7 +12,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.attacks import DENIED, HEAD, SECRET
 from tests.support.calls import inline, perform, texts
 from tests.support.notebooks import notebook
-from tests.support.plain import PlainServer, plain_home
+from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 from tests.support.warm import kept
 
 STATE = """
@@ -52,7 +52,7 @@ attempt("sockets of the worker", lambda: os.listdir(Path(os.environ["TMPDIR"]).p
 """
 
 
-def test_the_history_cannot_be_read_or_changed(plain: PlainServer, attack: Callable[..., Any]) -> None:
+def test_the_history_cannot_be_read_or_changed(plain: UnprivilegedServer, attack: Callable[..., Any]) -> None:
     """Neither the state folder, nor another run's folder, nor its own run's past."""
     left = perform(plain.stub, inline("import os; open('left.txt', 'w').write('x'); print(os.getcwd())"))
     other = texts(left.events).strip()
@@ -118,13 +118,13 @@ attempt("a package", lambda: open(os.__file__).read(10))
 """
 
 
-def with_profile(plain: PlainServer) -> None:
+def with_profile(plain: UnprivilegedServer) -> None:
     """Gives the user a profile of IPython's, which every kernel has links to."""
     (plain.home / ".ipython/profile_default/startup").mkdir(parents=True, exist_ok=True)
     plain.give(plain.home / ".ipython")
 
 
-def test_what_may_be_written(plain: PlainServer, attack: Callable[..., Any]) -> None:
+def test_what_may_be_written(plain: UnprivilegedServer, attack: Callable[..., Any]) -> None:
     """A private notebook: its folders, devices and caches, and nothing beside them."""
     (plain.root / "other").mkdir(exist_ok=True)
     plain.give(plain.root / "other")
@@ -134,7 +134,7 @@ def test_what_may_be_written(plain: PlainServer, attack: Callable[..., Any]) -> 
     assert {name: got for name, got in found.items() if not got.startswith("got")} == {}
 
 
-def test_a_notebook_works_in_its_own_folder(plain: PlainServer, mode: str) -> None:
+def test_a_notebook_works_in_its_own_folder(plain: UnprivilegedServer, mode: str) -> None:
     """One that is named by its path may write beside itself, and not beside others."""
     for name in ("mine", "other"):
         (plain.root / name).mkdir(exist_ok=True)
@@ -157,7 +157,7 @@ def test_a_notebook_works_in_its_own_folder(plain: PlainServer, mode: str) -> No
     }  # fmt: skip
 
 
-def test_what_a_kernel_leaves_for_its_worker_is_no_trap(plain: PlainServer) -> None:
+def test_what_a_kernel_leaves_for_its_worker_is_no_trap(plain: UnprivilegedServer) -> None:
     """The worker reads what a dead kernel wrote, and no file that the kernel has put in its place."""
     (plain.home / "key.pem").write_text(SECRET)
     source = (
@@ -174,7 +174,7 @@ def test_what_a_kernel_leaves_for_its_worker_is_no_trap(plain: PlainServer) -> N
     assert SECRET not in str(ended.run)
 
 
-def test_a_file_that_is_newer_than_a_spare_can_be_read(plain: PlainServer) -> None:
+def test_a_file_that_is_newer_than_a_spare_can_be_read(plain: UnprivilegedServer) -> None:
     """A kernel that was started before it cannot read it; the run has another."""
     path = plain.home / "new.csv"
     path.write_text("1")
@@ -187,7 +187,7 @@ def test_a_file_that_is_newer_than_a_spare_can_be_read(plain: PlainServer) -> No
 
 def test_everything_is_the_users_alone() -> None:
     """Folders 0700 and files 0600, also where the operator's umask hides nothing."""
-    with plain_home() as home, PlainServer(home, umask=0) as server:
+    with unprivileged_home() as home, UnprivilegedServer(home, umask=0) as server:
         ended = perform(server.stub, inline("1"))
         for form in ("html", "files", "markdown"):
             server.stub.Output(pb.OutputRequest(run_id=ended.run.run_id, format=form))

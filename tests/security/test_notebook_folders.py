@@ -8,8 +8,8 @@ import pytest
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import SECONDS, artefact, inline, perform, reach, started
 from tests.support.errors import refused
-from tests.support.mortal import forgotten
-from tests.support.plain import PlainServer, plain_home
+from tests.support.killable import forgotten
+from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 
 DEPTH = 1900
 # How often the zip is asked for while folders are exchanged.
@@ -52,8 +52,8 @@ for thread in threads:
 
 def test_deep_folders_are_no_fault() -> None:
     """They are refused as files, with a reason, and the next server forgets them as it does others."""
-    with plain_home() as home:
-        with PlainServer(home) as server:
+    with unprivileged_home() as home:
+        with UnprivilegedServer(home) as server:
             deep = perform(server.stub, inline(NESTED.format(depth=DEPTH))).run
             assert deep.state == pb.RUN_STATE_SUCCEEDED, deep.failure
             request = pb.OutputRequest(run_id=deep.run_id, format="files")
@@ -62,23 +62,23 @@ def test_deep_folders_are_no_fault() -> None:
             assert "nested too deep" in refusal.message
             perform(server.stub, inline("1"))
         # It looks at the history when it starts.
-        with PlainServer(home, "--max-runs", "1") as server:
+        with UnprivilegedServer(home, "--max-runs", "1") as server:
             forgotten(server, deep.run_id)
 
 
 @pytest.mark.parametrize("source", [NESTED.format(depth=DEPTH), CLOSED], ids=["nested", "closed"])
 def test_a_server_starts_beside_what_a_notebook_left(source: str) -> None:
     """Also where its history is gone, and another server has left the folders of its kernels."""
-    with plain_home() as home:
-        with PlainServer(home) as server:
+    with unprivileged_home() as home:
+        with UnprivilegedServer(home) as server:
             perform(server.stub, inline(source))
             server.die()
         server.secrets.unlink()
-        with PlainServer(home) as server:
+        with UnprivilegedServer(home) as server:
             assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
 
 
-def test_a_folder_that_becomes_a_link_brings_nothing_into_the_zip(plain: PlainServer) -> None:
+def test_a_folder_that_becomes_a_link_brings_nothing_into_the_zip(plain: UnprivilegedServer) -> None:
     """Whenever it is exchanged: all files are the run's own."""
     source = SWAPPING.format(state=str(plain.state_dir))
     contents = set()

@@ -12,9 +12,9 @@ from typing import Any
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.attacks import DENIED, HEAD, SECRET, attacked
 from tests.support.calls import inline, perform, reach, started, texts
-from tests.support.plain import PlainServer, as_nobody
 from tests.support.polling import pause
 from tests.support.processes import marked
+from tests.support.unprivileged import UnprivilegedServer, as_nobody
 from tests.support.warm import SECONDS, forked
 
 LOOK = """
@@ -66,7 +66,7 @@ def test_no_other_process_can_be_looked_into(attack: Callable[..., Any], mode: s
     assert {name: got for name, got in found.items() if got not in DENIED} == {}
 
 
-def test_nobody_else_can_look_into_what_is_the_servers(plain: PlainServer, mode: str) -> None:
+def test_nobody_else_can_look_into_what_is_the_servers(plain: UnprivilegedServer, mode: str) -> None:
     """Nor a process of the same user that is not confined, as all are where there is no Landlock."""
     hidden = {
         pid: command for pid, command in marked(plain.mark).items() if "resource_tracker" not in command
@@ -85,7 +85,7 @@ def test_nobody_else_can_look_into_what_is_the_servers(plain: PlainServer, mode:
         assert "Permission denied" in look.stderr
 
 
-def test_no_other_process_can_be_signalled(attack: Callable[..., Any], plain: PlainServer) -> None:
+def test_no_other_process_can_be_signalled(attack: Callable[..., Any], plain: UnprivilegedServer) -> None:
     """The server still serves: this test's next call is answered."""
     found = attack(LOOK + OTHERS + "for name, pid in others.items(): strike(name, pid)")
     assert {name: got for name, got in found.items() if got not in DENIED} == {}
@@ -134,7 +134,7 @@ for pid in others.values():
 """
 
 
-def test_no_descriptor_is_the_servers(make_plain: Callable[..., PlainServer], mode: str) -> None:
+def test_no_descriptor_is_the_servers(make_plain: Callable[..., UnprivilegedServer], mode: str) -> None:
     """No socket, pipe or file that server, worker or template have open; without a sandbox it can be seen."""
     warm = [] if mode == "warm" else ["--no-warm-kernels"]
     server = make_plain("--sandbox", "off", *warm)
@@ -180,7 +180,7 @@ while time.monotonic() < end:
 """
 
 
-def test_two_runs_at_once(make_plain: Callable[..., PlainServer], mode: str) -> None:
+def test_two_runs_at_once(make_plain: Callable[..., UnprivilegedServer], mode: str) -> None:
     """Neither can look into the other's kernel, signal it, or listen to what it prints."""
     warm = [] if mode == "warm" else ["--no-warm-kernels"]
     server = make_plain("--workers", "2", *warm)
@@ -197,7 +197,7 @@ def test_two_runs_at_once(make_plain: Callable[..., PlainServer], mode: str) -> 
     assert len(found) == 17
 
 
-def server_kernels(server: PlainServer) -> None:
+def server_kernels(server: UnprivilegedServer) -> None:
     """Waits until both workers have a kernel."""
     end = time.monotonic() + SECONDS
     while sum(one.warm_ready for one in server.stub.Info(pb.InfoRequest()).kernels) < 2:

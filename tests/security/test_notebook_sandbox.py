@@ -13,7 +13,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support import without_landlock as without
 from tests.support.attacks import DENIED, attacked
 from tests.support.calls import artefact, inline, perform
-from tests.support.plain import PlainServer, plain_home
+from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 
 ALL = {"mode": "auto", "processes_hidden": True, "files": True, "signals": True, "exposed": []}
 TRY = """
@@ -24,25 +24,25 @@ attempt("environ", lambda: open(f"/proc/{server}/environ").read(1))
 """
 
 
-def said(server: PlainServer) -> dict[str, Any]:
+def said(server: UnprivilegedServer) -> dict[str, Any]:
     """The line of the log that tells of the sandbox."""
     line = sandbox(server)
     return {name: line[name] for name in ALL}
 
 
-def sandbox(server: PlainServer) -> dict[str, Any]:
+def sandbox(server: UnprivilegedServer) -> dict[str, Any]:
     """The same, with its level."""
     (line,) = [entry for entry in server.log if entry["event"].startswith("sandbox_")]
     return line
 
 
-def test_the_log_tells_what_is_active(plain: PlainServer) -> None:
+def test_the_log_tells_what_is_active(plain: UnprivilegedServer) -> None:
     """One line at the start."""
     assert said(plain) == ALL
     assert sandbox(plain)["level"] == "info"
 
 
-def test_off_is_off(make_plain: Callable[..., PlainServer]) -> None:
+def test_off_is_off(make_plain: Callable[..., UnprivilegedServer]) -> None:
     """All that the other tests see denied is then possible, so they do see it denied."""
     server = make_plain("--sandbox", "off")
     found = attacked(server, TRY)
@@ -52,9 +52,9 @@ def test_off_is_off(make_plain: Callable[..., PlainServer]) -> None:
     }  # fmt: skip
 
 
-def test_a_folder_that_the_operator_opens(make_plain: Callable[..., PlainServer]) -> None:
+def test_a_folder_that_the_operator_opens(make_plain: Callable[..., UnprivilegedServer]) -> None:
     """It may be written as a whole, and the log tells which secrets are in it."""
-    with plain_home() as other:
+    with unprivileged_home() as other:
         (other / "results").mkdir(mode=0o777)
         (other / "results").chmod(0o777)
         server = make_plain("--writable-folders", f"{other / 'results'}, {other / 'missing'}")
@@ -67,34 +67,34 @@ def test_a_folder_that_the_operator_opens(make_plain: Callable[..., PlainServer]
 
 def test_what_is_opened_by_mistake_is_told() -> None:
     """The state folder in the notebook root or in a writable folder is not hidden: the log says so."""
-    with plain_home() as home, PlainServer(home, "--writable-folders", str(home)) as server:
+    with unprivileged_home() as home, UnprivilegedServer(home, "--writable-folders", str(home)) as server:
         assert said(server)["exposed"] == [str(server.state_dir)]
         assert sandbox(server)["level"] == "warning"
 
 
 def test_require_does_not_start_without_all_of_it() -> None:
     """The message names what would not be hidden."""
-    with plain_home() as home:
-        server = PlainServer(home, "--sandbox", "require", "--writable-folders", str(home))
+    with unprivileged_home() as home:
+        server = UnprivilegedServer(home, "--sandbox", "require", "--writable-folders", str(home))
         with pytest.raises(AssertionError, match="the server ended"):
             server.__enter__()
         assert "--sandbox require cannot hide" in "".join(server.noise)
         assert str(server.state_dir) in "".join(server.noise)
 
 
-def test_require_starts_with_all_of_it(make_plain: Callable[..., PlainServer]) -> None:
+def test_require_starts_with_all_of_it(make_plain: Callable[..., UnprivilegedServer]) -> None:
     """It then is as auto."""
     assert said(make_plain("--sandbox", "require")) == {**ALL, "mode": "require"}
 
 
-def without_landlock(home: Path, *options: str) -> PlainServer:
+def without_landlock(home: Path, *options: str) -> UnprivilegedServer:
     """A server on a system that has no Landlock."""
-    server = PlainServer(home, *options)
+    server = UnprivilegedServer(home, *options)
     server._command[:0] = [sys.executable, str(Path(without.__file__))]
     return server
 
 
-def failed(server: PlainServer, source: str) -> str:
+def failed(server: UnprivilegedServer, source: str) -> str:
     """What is said of a cell that fails: in the failure, and in the report, which has the same note."""
     run = perform(server.stub, inline(source)).run
     assert run.state == pb.RUN_STATE_FAILED
@@ -103,7 +103,7 @@ def failed(server: PlainServer, source: str) -> str:
     return run.failure.message
 
 
-def test_an_error_names_the_sandbox(plain: PlainServer) -> None:
+def test_an_error_names_the_sandbox(plain: UnprivilegedServer) -> None:
     """Where it is the reason, and not where the user has no right to the file either."""
     secret, home = str(plain.secrets), str(plain.home / "new")
     for source in (f"open({secret!r})", f"open({home!r}, 'w')", "import os; os.kill(os.getppid(), 0)"):
@@ -112,7 +112,7 @@ def test_an_error_names_the_sandbox(plain: PlainServer) -> None:
         assert "sandbox" not in failed(plain, source), source
 
 
-def test_no_sandbox_is_named_where_there_is_none(make_plain: Callable[..., PlainServer]) -> None:
+def test_no_sandbox_is_named_where_there_is_none(make_plain: Callable[..., UnprivilegedServer]) -> None:
     """With the sandbox off, an error of permissions is the file's own."""
     assert "sandbox" not in failed(make_plain("--sandbox", "off"), "open('/etc/shadow')")
 
@@ -121,7 +121,7 @@ def test_no_sandbox_is_named_where_there_is_none(make_plain: Callable[..., Plain
 def test_auto_without_landlock(mode: str) -> None:
     """Runs go on, the log warns of what is not active, and looking into the server's memory stays denied."""
     options = [] if mode == "warm" else ["--no-warm-kernels"]
-    with plain_home() as home, without_landlock(home, *options) as server:
+    with unprivileged_home() as home, without_landlock(home, *options) as server:
         assert said(server) == {**ALL, "files": False, "signals": False}
         line = sandbox(server)
         assert (line["level"], line["landlock"]) == ("warning", 0)
@@ -134,7 +134,7 @@ def test_auto_without_landlock(mode: str) -> None:
 
 def test_require_without_landlock() -> None:
     """The server does not start, and says which version there is."""
-    with plain_home() as home:
+    with unprivileged_home() as home:
         server = without_landlock(home, "--sandbox", "require")
         with pytest.raises(AssertionError, match="the server ended"):
             server.__enter__()
@@ -142,7 +142,7 @@ def test_require_without_landlock() -> None:
         assert "this system has version 0" in "".join(server.noise)
 
 
-def test_the_history_is_whole_after_attacks(attack: Callable[..., Any], plain: PlainServer) -> None:
+def test_the_history_is_whole_after_attacks(attack: Callable[..., Any], plain: UnprivilegedServer) -> None:
     """SQLite finds nothing wrong with it."""
     attack(TRY)
     with closing(sqlite3.connect(f"file:{plain.secrets}?mode=ro", uri=True)) as db:

@@ -14,10 +14,10 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.attacks import SECRET
 from tests.support.calls import SECONDS, finish, inline, perform, reach, start, started, texts
 from tests.support.gate import Gate
-from tests.support.mortal import worker_of
+from tests.support.killable import worker_of
 from tests.support.notebooks import notebook
-from tests.support.plain import PlainServer, plain_home
 from tests.support.server import Server
+from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 
 # Executed by whatever is told to, at any time: it notes what it may do, where each kernel may write.
 EVIL = """
@@ -44,10 +44,10 @@ print(sys.modules.get("sitecustomize"), open({noted!r}).read())
 
 
 @pytest.fixture(scope="module", params=["warm", "cold"])
-def attacked(request: pytest.FixtureRequest) -> Iterator[PlainServer]:
+def attacked(request: pytest.FixtureRequest) -> Iterator[UnprivilegedServer]:
     """A server that also has a kernel which a shell starts."""
     options = [] if request.param == "warm" else ["--no-warm-kernels"]
-    with plain_home() as home:
+    with unprivileged_home() as home:
         spec = home / "share" / "kernels" / "shell"
         spec.mkdir(parents=True)
         command = f"exec {sys.executable} -m ipykernel_launcher -f $0"
@@ -55,12 +55,12 @@ def attacked(request: pytest.FixtureRequest) -> Iterator[PlainServer]:
         about = {"argv": argv, "display_name": "Shell", "language": "python"}
         (spec / "kernel.json").write_text(json.dumps(about))
         environment = {"JUPYTER_PATH": str(home / "share")}
-        with PlainServer(home, "--queue", "1", *options, environment=environment) as server:
+        with UnprivilegedServer(home, "--queue", "1", *options, environment=environment) as server:
             yield server
 
 
 @pytest.mark.parametrize("kernel", ["python3", "shell"])
-def test_no_variable_of_a_start_executes_code_outside(attacked: PlainServer, kernel: str) -> None:
+def test_no_variable_of_a_start_executes_code_outside(attacked: UnprivilegedServer, kernel: str) -> None:
     """What Python, a shell and the system's loader do at their start, they do in the sandbox."""
     # What all kernels may write.
     folder = attacked.home / ".cache" / kernel
@@ -100,7 +100,7 @@ attempt(lambda: open("written", "w"))
 """
 
 
-def test_a_folder_that_becomes_a_link_opens_nothing(attacked: PlainServer) -> None:
+def test_a_folder_that_becomes_a_link_opens_nothing(attacked: UnprivilegedServer) -> None:
     """A notebook exchanges another's folder, while that one waits, for a link to the history."""
     gate = Gate(attacked.home)
     victim = attacked.root / "victim"

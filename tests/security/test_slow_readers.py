@@ -9,7 +9,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import SECONDS, inline
 from tests.support.floods import REST_MB, Ordinary, memory
 from tests.support.frames import Raw
-from tests.support.mortal import figure
+from tests.support.killable import figure
 from tests.support.secure import Guarded, bearer, listed
 from tests.support.server import SERVICE
 

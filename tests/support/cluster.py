@@ -13,7 +13,7 @@ from uuid import uuid4
 import distributed
 import trustme
 
-from tests.support.mortal import WORKER, children
+from tests.support.killable import WORKER, children
 from tests.support.processes import marked, outlived, parent
 
 PROGRAM = Path(sys.executable).with_name("dask")

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import grpc
+from hyperframe.frame import ContinuationFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
-from tests.support import frames
 from tests.support.calls import SECONDS, inline
-from tests.support.frames import frame
-from tests.support.mortal import figure
+from tests.support.frames import call_headers, headers
+from tests.support.killable import figure
 from tests.support.secure import Guarded, bearer, own_channel
 from tests.support.server import SERVICE
 
@@ -122,8 +122,9 @@ def reset(guarded: Guarded, over: Callable[[], bool], pause: float = 0.001, stre
         with guarded.raw() as raw:
             raw.greet()
             for stream in range(1, 2 * streams, 2):
-                headers = frame(frames.HEADERS, frames.END_HEADERS, stream, frames.call_headers(KILL))
-                if over() or not raw.send(headers + frame(frames.RST_STREAM, 0, stream, b"\0\0\0\x08")):
+                headers = HeadersFrame(stream, call_headers(KILL), flags=["END_HEADERS"])
+                cancel = RstStreamFrame(stream, error_code=8)
+                if over() or not raw.send(headers.serialize() + cancel.serialize()):
                     break
                 if pause:
                     pace.wait(pause)
@@ -134,9 +135,9 @@ def continuation(guarded: Guarded, over: Callable[[], bool]) -> None:
     while not over():
         with guarded.raw() as raw:
             raw.greet()
-            piece = frames.header(b"x", b"y" * 4000)
-            raw.send(frame(frames.HEADERS, 0, 1, frames.call_headers(KILL)))
-            while not over() and raw.send(frame(frames.CONTINUATION, 0, 1, piece)):
+            piece = ContinuationFrame(1, headers((b"x", b"y" * 4000))).serialize()
+            raw.send(HeadersFrame(1, call_headers(KILL)).serialize())
+            while not over() and raw.send(piece):
                 pass
 
 
@@ -146,7 +147,7 @@ def pings(guarded: Guarded, over: Callable[[], bool]) -> None:
         with guarded.raw(receive_bytes=2048) as raw:
             raw.greet()
             raw.socket.settimeout(0.5)
-            both = (frame(frames.PING, 0, 0, b"12345678") + frame(frames.SETTINGS, 0, 0)) * 100
+            both = (PingFrame(0, opaque_data=b"12345678").serialize() + SettingsFrame(0).serialize()) * 100
             while not over() and raw.send(both):
                 pass
 

@@ -5,39 +5,22 @@ import ssl
 import struct
 from typing import Self
 
+from hpack import Encoder
+from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
-END_STREAM, END_HEADERS = 1, 4
 SECONDS = 60.0
 
 
-def frame(kind: int, flags: int, stream: int, data: bytes = b"") -> bytes:
-    """One frame."""
-    return struct.pack(">I", len(data))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + data
-
-
-def number(value: int, bits: int) -> bytes:
-    """A number as HPACK writes it, in the last bits of a byte and more bytes."""
-    most = (1 << bits) - 1
-    if value < most:
-        return bytes([value])
-    found, value = [most], value - most
-    while value >= 128:
-        found.append(value % 128 + 128)
-        value //= 128
-    return bytes([*found, value])
-
-
-def header(name: bytes, value: bytes) -> bytes:
-    """A header as it is, in no table."""
-    return b"\0" + number(len(name), 7) + name + number(len(value), 7) + value
+def headers(*pairs: tuple[bytes, bytes]) -> bytes:
+    """A block of headers, as a connection begins: nothing of an earlier block is used."""
+    return Encoder().encode(pairs, huffman=False)
 
 
 def call_headers(path: str, *more: tuple[bytes, bytes]) -> bytes:
     """The headers of a call of gRPC."""
     usual = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode()), (b":authority", b"x")]
-    usual += [(b"te", b"trailers"), (b"content-type", b"application/grpc"), *more]
-    return b"".join(header(*each) for each in usual)
+    return headers(*usual, (b"te", b"trailers"), (b"content-type", b"application/grpc"), *more)
 
 
 def message(data: bytes) -> bytes:
@@ -72,7 +55,7 @@ class Raw:
 
     def greet(self) -> Self:
         """Begins HTTP/2."""
-        self.socket.sendall(PREFACE + frame(SETTINGS, 0, 0))
+        self.socket.sendall(PREFACE + SettingsFrame(0).serialize())
         return self
 
     def send(self, data: bytes) -> bool:
@@ -85,8 +68,9 @@ class Raw:
 
     def call(self, stream: int, path: str, data: bytes, *more: tuple[bytes, bytes]) -> bool:
         """Makes a whole call with one message."""
-        headers = frame(HEADERS, END_HEADERS, stream, call_headers(path, *more))
-        return self.send(headers + frame(DATA, END_STREAM, stream, message(data)))
+        head = HeadersFrame(stream, call_headers(path, *more), flags=["END_HEADERS"])
+        body = DataFrame(stream, message(data), flags=["END_STREAM"])
+        return self.send(head.serialize() + body.serialize())
 
     def rest(self) -> bytes:
         """All that comes until the server ends the connection."""

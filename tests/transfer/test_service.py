@@ -9,7 +9,7 @@ import pytest
 
 from notebook_runner_server.transfer.policy import policy
 from notebook_runner_server.transfer.service import GRACE_SECONDS, TransferService
-from tests.support.mortal import children
+from tests.support.killable import children
 from tests.support.web import Web
 
 pytestmark = pytest.mark.fault

@@ -19,7 +19,7 @@ NAME = "rebound.example"
 
 @pytest.fixture
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    """A web server on this machine, with a name: the resolver is a double, for no name service is here."""
+    """A web server on this machine, with a name: the resolver is a fake, for no name service is here."""
     original = socket.getaddrinfo
 
     def look_up(host: Any, port: Any, *rest: Any, **more: Any) -> Any:

@@ -25,7 +25,7 @@ FOLDERS = "runs"
 FORGOTTEN_SECONDS = 60.0
 
 
-class MortalServer(Server):
+class KillableServer(Server):
     """A server that may be dead when the block is left; one that lives is ended as every other.
 
     `program` is started in the place of the server's own command.

@@ -1,30 +1,37 @@
-"""A front of a server that cuts calls as proxies do: by a reset of the stream, or by a page of its own."""
+"""A proxy of a server that cuts calls as proxies do: by a reset of the stream, or by a page of its own."""
 
 import contextlib
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Self
 
-from tests.support import frames
-from tests.support.frames import frame, header
+from hyperframe.frame import Frame, HeadersFrame, RstStreamFrame
+
+from tests.support.frames import headers
 
 WAIT_SECONDS = 30.0
 PIECE = 65536
 _HEAD_BYTES = 9
-_WHOLE = frames.END_HEADERS | frames.END_STREAM
 
-CUTS = {
-    "RST_STREAM": lambda stream: frame(frames.RST_STREAM, 0, stream, b"\0\0\0\2"),
-    "HTTP 500": lambda stream: frame(frames.HEADERS, _WHOLE, stream, header(b":status", b"500")),
-    "HTTP 502": lambda stream: frame(frames.HEADERS, _WHOLE, stream, header(b":status", b"502")),
-    "no gRPC": lambda stream: frame(frames.HEADERS, _WHOLE, stream, header(b":status", b"200")),
+
+def _page(stream: int, status: bytes) -> Frame:
+    """An answer that is no call's."""
+    return HeadersFrame(stream, headers((b":status", status)), flags=["END_HEADERS", "END_STREAM"])
+
+
+CUTS: dict[str, Callable[[int], Frame]] = {
+    "RST_STREAM": partial(RstStreamFrame, error_code=2),
+    "HTTP 500": partial(_page, status=b"500"),
+    "HTTP 502": partial(_page, status=b"502"),
+    "no gRPC": partial(_page, status=b"200"),
 }
 """How an answer may be cut, by name: the frame that ends its stream."""
 
 
-class CuttingFront:
+class CuttingProxy:
     """Passes everything on, but cuts the first answers in these ways: the server has done what was asked."""
 
     def __init__(self, target: str, cuts: Iterable[str]) -> None:
@@ -45,7 +52,7 @@ class CuttingFront:
         self._listener.close()
         for thread in self._threads:
             thread.join(WAIT_SECONDS)
-            assert not thread.is_alive(), "a connection of the front is still open"
+            assert not thread.is_alive(), "a connection of the proxy is still open"
 
     @property
     def left(self) -> int:
@@ -78,8 +85,9 @@ class CuttingFront:
         with server.makefile("rb") as reader:
             while head := reader.read(_HEAD_BYTES):
                 payload = reader.read(int.from_bytes(head[:3]))
-                if head[3] == frames.HEADERS and self._cuts:
-                    client.sendall(CUTS[self._cuts.popleft()](int.from_bytes(head[5:])))
+                frame, _ = Frame.parse_frame_header(memoryview(head))
+                if isinstance(frame, HeadersFrame) and self._cuts:
+                    client.sendall(CUTS[self._cuts.popleft()](frame.stream_id).serialize())
                     return
                 client.sendall(head + payload)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.mortal import MortalServer
+from tests.support.killable import KillableServer
 
 NOBODY = 65534
 # An interpreter below a folder that only root may enter is shown at its place, in a name space of its own.
@@ -24,7 +24,7 @@ exec "$@"
 """
 
 
-class PlainServer(MortalServer):
+class UnprivilegedServer(KillableServer):
     """The server as the user nobody where the tests are run by root, and else as their user.
 
     Its folders are below `home`: `notebooks` is the notebook root, the state folder is at its default place.
@@ -81,7 +81,7 @@ def as_nobody(home: Path) -> list[str]:
 
 
 @contextmanager
-def plain_home() -> Iterator[Path]:
+def unprivileged_home() -> Iterator[Path]:
     """A folder that every user may enter, which pytest's own are not."""
     folder = Path(tempfile.mkdtemp(prefix="plain-"))
     folder.chmod(0o755)

@@ -46,7 +46,7 @@ def printed(sequence: int) -> pb.ProgressResponse:
     return pb.ProgressResponse(sequence=sequence, cell_output=pb.CellOutput())
 
 
-class Double(NotebookRunnerServicer):
+class FakeServer(NotebookRunnerServicer):
     """Answers each call with the next answer of its script, and keeps what it was asked.
 
     With credentials it serves by TLS.

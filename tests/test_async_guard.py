@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.guarded import guarded
+from tests.support.async_guard import guarded
 
 
 async def test_a_test_that_hangs_fails() -> None:

@@ -1,6 +1,6 @@
 """A backend that does exactly what the test says, and a runner on a real store above it.
 
-The double is here so that a test can decide in which order things happen; everything else is real.
+The fake is here so that a test can decide in which order things happen; everything else is real.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ def no_uris() -> TransferService:
 
 
 class Handle:
-    """A run on the double: tells what the test tells it to, and keeps what it is asked.
+    """A run on the fake: tells what the test tells it to, and keeps what it is asked.
 
     Attributes:
         job: What it was given.
@@ -93,7 +93,7 @@ class Handle:
             self.tell(Ended(Failure(cause, "asked to stop"), 2))
 
 
-class Double:
+class FakeBackend:
     """A backend of so many workers; `taken` gives the runs in the order in which they were submitted."""
 
     survives_restart = False
@@ -156,7 +156,7 @@ class Double:
 @asynccontextmanager
 async def running(
     store: Store,
-    backend: Double,
+    backend: FakeBackend,
     queue_size: int = 0,
     defaults: Defaults | None = None,
     transfer: Transfer | None = None,
@@ -175,7 +175,7 @@ async def running(
 
 
 @asynccontextmanager
-async def abandoned(store: Store, backend: Double, queue_size: int = 0) -> AsyncIterator[RunManager]:
+async def abandoned(store: Store, backend: FakeBackend, queue_size: int = 0) -> AsyncIterator[RunManager]:
     """A runner that is gone at the end of the block as if its server had been killed."""
     carrier = no_uris()
     admission = Admission(NotebookRoot(None, 10**6), 10**6, Defaults(), prepare, carrier)
