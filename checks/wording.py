@@ -18,7 +18,7 @@ WORDS = Path(__file__).with_name("wording.txt")
 # The files to check, as patterns for git. Add further code here once its sentences pass.
 PATHS = [
     *("*.md", "*.proto", "*.toml", "*.yaml", "*.yml", "Dockerfile", "Makefile", ".ci/*"),
-    *("benchmarks/*.py", "checks/*.py", "docsite/*.py", "examples/*.py"),
+    *("benchmarks/*.py", "checks/*.py", "docsite/*.py", "examples/*.py", "server/*.py", "client/*.py"),
 ]
 KNOWN = "multline"  # an environment of TeX
 

@@ -1,4 +1,4 @@
-"""Shows runs in a notebook, live, while its cells go on."""
+"""Shows runs in a notebook, live, while its cells continue to work."""
 
 from __future__ import annotations
 

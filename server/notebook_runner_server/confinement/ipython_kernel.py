@@ -13,7 +13,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-# An interpreter may be told not to look here.
+# Options of the interpreter may exclude this folder.
 sys.path.insert(0, os.path.dirname(__file__))
 
 if TYPE_CHECKING:

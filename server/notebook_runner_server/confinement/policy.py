@@ -147,7 +147,7 @@ class SandboxPolicy:
         started:
             Kubernetes renews a secret by changing one.
         writable: Folders that each kernel may read and write, whatever they contain.
-        root: The notebook root; a notebook works in its own folder below it. None: none.
+        root: The notebook root; a notebook works in its own folder below it. None: there is no root.
         caches: Folders that libraries share between processes, which kernels may write as well.
     """
 
@@ -323,7 +323,7 @@ class SandboxConfig:
         kernel_environment: Names of variables to pass to kernels in addition to the usual ones.
         hidden: Files and folders that no kernel may read, besides the state folder and kernel sockets.
         writable: Folders that each kernel may write.
-        root: The notebook root; None: none.
+        root: The notebook root; None: there is no root.
     """
 
     mode: str = "auto"

@@ -123,7 +123,7 @@ class Job:
         working_folder: The working folder of the kernel.
         run_folder: The run's private folder, NOTEBOOK_RUNNER_RUN_DIR of the kernel.
         limits: The run's limits.
-        allow_errors: Go on after a cell that raises.
+        allow_errors: Continue after a cell that raises.
         environment: Variables for the kernel.
     """
 

@@ -27,7 +27,7 @@ from notebook_runner_server.execution.segments import PreparedNotebook
 MAX_MESSAGE = 1000
 OLD_FORMAT = 3
 
-# Missing and repeated cell ids are mended, as every Jupyter tool does.
+# Missing and repeated cell ids are fixed, as every Jupyter tool does.
 warnings.filterwarnings("ignore", category=MissingIDFieldWarning)
 warnings.filterwarnings("ignore", category=DuplicateCellId)
 

@@ -103,7 +103,7 @@ def _kill_descendants(pid: int, spare: Callable[[int], bool], deadline: float) -
 def living_thread(pid: int) -> int:
     """Return a living thread of a process, preferably the main one; zero: none.
 
-    A process whose main thread has ended looks like a zombie, and goes on. `/proc` has its memory under the
+    A process whose main thread has ended looks like a zombie, and continues. `/proc` has its memory under the
     id of a living thread.
     """
     if _runs(pid):
@@ -150,7 +150,7 @@ _TERMINALS = ("/dev/pts/", "/dev/tty", "/dev/console")
 def reader_of_terminal(pids: Iterable[int]) -> str:
     """Return the name of a process that waits for input from a terminal; empty: none."""
     for pid in pids:
-        # A process vanishes between any two looks at it, and some systems hide what it waits for.
+        # A process vanishes between any two reads, and some systems hide what it waits for.
         with contextlib.suppress(OSError, ValueError):
             number, argument, *_ = Path(f"/proc/{pid}/syscall").read_text(encoding="ascii").split()
             if number not in _READ | _SELECT:
@@ -246,7 +246,7 @@ class RunProcesses:
         """Reap the children that have ended."""
         with contextlib.suppress(ChildProcessError):
             while not self.paused:
-                # Only looked at first: other code needs the exit codes of some.
+                # Only peeked at: other code needs the exit codes of some.
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if found is None or found.si_pid == self.kernel or found.si_pid in self._kept:
                     return

@@ -53,7 +53,7 @@ class StreamingNotebookClient(NotebookClient):
     The caller owns kernel and signals: pass `km` and set `kc` before `async_execute`.
 
     Attributes:
-        error: The error of the last cell; None: none.
+        error: The error of the last cell; None: it did not fail.
 
     Args:
         notebook: The notebook to execute in place.

@@ -311,7 +311,7 @@ _RECORDS = ("start_time", "end_time", "duration", "exception", "input_path", "ou
 def clear_execution(notebook: NotebookNode) -> None:
     """Remove outputs, execution counts, times and papermill's record, in place.
 
-    Papermill does the same when it executes a notebook again, before it writes its record anew; what it keeps
+    Papermill does the same when it executes a notebook again, before it writes its new record; what it keeps
     of parameters is kept.
     """
     notebook.cells = [

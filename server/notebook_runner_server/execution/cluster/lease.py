@@ -131,7 +131,7 @@ class Lease:
 
     async def _handle(self, message: object) -> None:
         match message:
-            # A lease has one job, and none that was on its way for so long that its server has given it up.
+            # A lease has one job, and refuses a job that arrives after its server abandoned it.
             case Job() as job if not self.has_job and not self._abandoned:
                 self.has_job = True
                 self._executing = asyncio.create_task(self._execute_reporting(job))
@@ -315,7 +315,7 @@ class WorkerRunFolder:
         Unreadable files are left out.
 
         Args:
-            most: A lower limit in bytes; None: none.
+            most: A lower limit in bytes; None: no lower limit.
         """
         total = sum(entry.about.st_size for entry in self._regular_files())
         if total > min(self._max_bytes, self._max_bytes if most is None else most):

@@ -91,7 +91,7 @@ class Acknowledge:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A sign of life. `stamp` is of the worker's clock; the server sends it back unchanged."""
+    """A heartbeat. `stamp` is of the worker's clock; the server sends it back unchanged."""
 
     stamp: float
 

@@ -235,7 +235,7 @@ class ForkProvisioner(LocalProvisioner):
     """Forks ipykernel from a fork server; starts other kernels as LocalProvisioner does.
 
     Attributes:
-        fork_server: The fork server; None: none.
+        fork_server: The fork server; None: it is not used.
         ruleset: What the kernel may access; None: whatever the user may.
     """
 

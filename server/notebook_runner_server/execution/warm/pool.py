@@ -192,7 +192,7 @@ class WarmPool:
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def start(self, languages: Mapping[str, str]) -> None:
-        """Start the thread, if kernels are to be kept.
+        """Start the thread, if there are kernels to keep ready.
 
         Args:
             languages: The kernelspecs with their languages.
@@ -226,7 +226,7 @@ class WarmPool:
         return kernel
 
     def _take(self, source: KernelSource) -> Kernel | None:
-        """Return a ready kernel that can still be used; None: none now."""
+        """Return a ready kernel that can still be used; None: none is ready."""
         with self._lock:
             ready = [
                 warm
