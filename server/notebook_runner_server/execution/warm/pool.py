@@ -226,7 +226,7 @@ class WarmPool:
         return kernel
 
     def _take(self, source: KernelSource) -> Kernel | None:
-        """Return a ready kernel that can still be used; None: none is ready."""
+        """Return a ready kernel that can still be used; None: no kernel is ready."""
         with self._lock:
             ready = [
                 warm
