@@ -60,14 +60,6 @@ def until(server: Server, holds: Callable[[pb.InfoResponse], bool]) -> pb.InfoRe
     return info
 
 
-def until_said(server: Server, event: str, *texts: str) -> None:
-    """Waits until the log has a line of this event with all these texts."""
-    end = time.monotonic() + SECONDS
-    while not any(all(text in line for text in texts) for line in server.said(event)):
-        assert time.monotonic() < end, server.tail()
-        pause()
-
-
 def start_of(server: Server, **fields: str) -> Callable[[], object]:
     """A Start of a small notebook."""
     return lambda: server.stub.Start(inline("1", **fields), timeout=60)
@@ -85,8 +77,7 @@ def test_a_server_is_there_before_its_cluster(cluster: Cluster, serve: Callable[
         refusal = refused(start_of(server, kernel_name=name))
         assert refusal.kind == NOT_READY
         assert 0 < refusal.retry_seconds < 10
-    until_said(
-        server,
+    server.logged(
         "dask_scheduler_unreachable",
         cluster.environment["NOTEBOOK_RUNNER_EXECUTOR"].rpartition("/")[2],
     )
@@ -135,7 +126,7 @@ def test_a_worker_that_is_not_fit_gets_no_runs(
     try:
         until(server, lambda info: info.workers == 1)
         if why:
-            until_said(server, "dask_worker_refused", why)
+            server.logged("dask_worker_refused", why)
         source = f"import os; print(os.getpid(), flush=True)\n{gate.source}"
         with ExitStack() as stack:
             runs = [stack.enter_context(started(server.stub, inline(source))) for _ in range(3)]
@@ -152,7 +143,7 @@ def test_a_worker_that_is_not_fit_gets_no_runs(
 def test_settings_that_no_worker_can_meet(serve: Callable[..., Server]) -> None:
     """The log says which, nothing starts, and the next server's settings are taken."""
     server = serve("--warm-kernels", "missing=1")
-    until_said(server, "dask_worker_refused", "unknown kernelspec 'missing'")
+    server.logged("dask_worker_refused", "unknown kernelspec 'missing'")
     assert refused(start_of(server)).kind == NOT_READY
     server.stop()
     server = serve()
@@ -168,7 +159,7 @@ def test_a_cluster_that_does_not_trust_the_server(
     trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pair)
     names = [f"DASK_DISTRIBUTED__COMM__TLS__CLIENT__{kind}" for kind in ("CERT", "KEY")]
     server = serve(**dict.fromkeys(names, str(pair)))
-    until_said(server, "dask_scheduler_unreachable", "certificates of the same CA")
+    server.logged("dask_scheduler_unreachable", "certificates of the same CA")
     assert refused(start_of(server)).kind == NOT_READY
     shutil.copyfile(cluster.environment[names[0]], pair)
     until(server, lambda info: info.workers == 1)

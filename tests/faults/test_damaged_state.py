@@ -236,7 +236,7 @@ def test_runs_that_the_history_has_lost_are_set_aside(
             (aside,) = state.glob(f"damaged-*/{FOLDERS}/{run_id}")
             assert (aside / "segments").is_file()
             assert (aside / "work" / "file").is_file()
-            assert any(str(aside) in line for line in server.said("damaged_file_moved"))
+            server.logged("damaged_file_moved", str(aside))
     assert lost or how is _flipped
 
 
@@ -280,7 +280,7 @@ def test_one_damaged_row_is_one_damaged_run(known: Known, tmp_path: Path, column
         assert list(answer.damaged_run_ids) == [victim]
         request = pb.ProgressRequest(run_id=victim)
         assert refused(lambda: list(server.stub.Progress(request, timeout=SECONDS))).kind == DAMAGED
-        assert any(victim in line for line in server.said("run_damaged"))
+        server.logged("run_damaged", victim)
 
 
 def test_damaged_events_are_damage_of_one_run(known: Known, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_damaged_events_are_damage_of_one_run(known: Known, tmp_path: Path) -> N
     with KillableServer(state, *COLD) as server:
         assert served(server, known) == set(known.runs) - {victim}
         assert served(server, known) == set(known.runs) - {victim}
-        assert [victim in line for line in server.said("run_damaged")] == [True]
+        assert [entry["run_id"] for entry in server.logged("run_damaged")] == [victim]
 
 
 @pytest.mark.parametrize("damage", [_half, _flipped])
@@ -311,8 +311,8 @@ def test_damaged_segments_are_damage_of_one_run(
     with KillableServer(state, *COLD) as server:
         whole = served(server, known)
         assert whole >= set(known.runs) - {victim}
-        said = [victim in line for line in server.said("run_damaged")]
-        assert said == [True] * (victim not in whole)
+        named = server.logged("run_damaged", count=victim not in whole)
+        assert [entry["run_id"] for entry in named] == [victim] * (victim not in whole)
 
 
 def _torn(path: Path) -> None:

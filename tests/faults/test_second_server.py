@@ -147,14 +147,6 @@ def test_the_folder_of_a_living_server_is_not_removed(first: Server, tmp_path: P
     succeeds(first)
 
 
-def until_said(server: Server, event: str) -> None:
-    """Waits until the log has a line of this event."""
-    end = time.monotonic() + SECONDS
-    while not server.said(event):
-        assert time.monotonic() < end, server.tail()
-        pause()
-
-
 @pytest.fixture(params=["all of it", "its entries", "a worker's", "a kernel's"])
 def cleaned(request: pytest.FixtureRequest, first: Server) -> Iterator[Server]:
     """A server of whose folder for sockets something was removed."""
@@ -175,7 +167,7 @@ def cleaned(request: pytest.FixtureRequest, first: Server) -> Iterator[Server]:
             shutil.rmtree(one, ignore_errors=True)
     yield first
     if request.param == "all of it":
-        until_said(first, "runtime_dir_recreated")
+        first.logged("runtime_dir_recreated")
 
 
 def test_runs_go_on_when_sockets_have_disappeared(cleaned: Server) -> None:
@@ -183,8 +175,8 @@ def test_runs_go_on_when_sockets_have_disappeared(cleaned: Server) -> None:
     succeeds(cleaned)
     kept(cleaned)
     succeeds(cleaned)
-    assert [entry["start"] for entry in cleaned.log if entry["event"] == "run"][1:] == ["warm"]
-    until_said(cleaned, "warm_kernel_discarded")
+    assert [entry["start"] for entry in cleaned.logged("run", count=2)][1:] == ["warm"]
+    cleaned.logged("warm_kernel_discarded")
     assert sockets(cleaned).is_dir()
 
 
@@ -233,5 +225,5 @@ def test_health_tells_while_no_run_can_start(first: Server) -> None:
         assert health.Check(request, timeout=SECONDS).status == SERVING
     folder.unlink()
     assert next(states).status == SERVING
-    assert first.said("runs_blocked")
+    first.logged("runs_blocked")
     succeeds(first)

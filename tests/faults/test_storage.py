@@ -134,7 +134,7 @@ def test_a_history_of_which_nothing_is_left_is_set_aside(
     assert len(aside) == 1
     assert (aside[0] / DATABASE).exists()
     assert (aside[0] / FOLDERS / run.run_id).is_dir()
-    assert any(str(aside[0]) in line for line in server.said("damaged_file_moved"))
+    server.logged("damaged_file_moved", str(aside[0]))
 
 
 @pytest.fixture(scope="module")

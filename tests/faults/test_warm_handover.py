@@ -52,9 +52,9 @@ def slow_server(seconds: float, *options: str) -> Iterator[UnprivilegedServer]:
             yield server
 
 
-def starts(server: Server) -> list[str]:
-    """How the kernel of each run came to be, warm or cold."""
-    return [entry["start"] for entry in server.log if entry["event"] == "run"]
+def starts(server: Server, runs: int) -> list[str]:
+    """How the kernel of each of so many runs came to be, warm or cold."""
+    return [entry["start"] for entry in server.logged("run", count=runs)]
 
 
 def failures(server: Server, runs: int) -> list[str]:
@@ -68,15 +68,15 @@ def test_a_kernel_that_is_not_ready_is_waited_for() -> None:
     with slow_server(0.5) as server:
         kept(server)
         assert failures(server, 4) == []
-        assert starts(server) == ["warm"] * 4
+        assert starts(server, 4) == ["warm"] * 4
 
 
 def test_a_kernel_that_never_gets_ready_is_not_waited_for() -> None:
     """The run starts one of its own, and the one that hangs is ended."""
     with slow_server(10_000) as server:
         assert failures(server, 2) == []
-        assert starts(server) == ["cold"] * 2
-        assert "it did not get ready in time" in server.said("warm_kernel_lost")[0]
+        assert starts(server, 2) == ["cold"] * 2
+        server.logged("warm_kernel_lost", "it did not get ready in time")
 
 
 @pytest.mark.parametrize("queue", [0, 4])
@@ -100,6 +100,6 @@ def test_every_run_may_write_its_folder(queue: int) -> None:
 
         with ThreadPoolExecutor(callers) as pool:
             assert list(chain.from_iterable(pool.map(in_a_row, range(callers)))) == []
-    # The log is whole when the server has ended.
-    assert len(starts(server)) == callers * (RUNS // callers)
-    figure(f"{Counter(starts(server))}")
+    runs = callers * (RUNS // callers)
+    assert len(starts(server, runs)) == runs
+    figure(f"{Counter(starts(server, runs))}")

@@ -141,7 +141,7 @@ def test_the_caller_s_trace_goes_on(traced: Server, collector: Collector) -> Non
     assert (whole.trace_id.hex(), whole.parent_span_id.hex()) == (TRACE, PARENT)
     told = printed(executed(traced.stub, run_id), 0)
     assert told == f"00-{TRACE}-{whole.span_id.hex()}-01 vendor=value\n"
-    (line,) = [entry for entry in traced.log if entry["event"] == "run" and entry["run_id"] == run_id]
+    (line,) = traced.logged("run", run_id)
     assert line["trace_id"] == TRACE
 
 

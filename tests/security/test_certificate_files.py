@@ -112,7 +112,7 @@ def test_rotated_under_load(make_server: Callable[..., Server], tmp_path: Path) 
     assert stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=SECONDS).run.state == pb.RUN_STATE_KILLED
     assert list(stream)[-1].run_changed.state == pb.RUN_STATE_KILLED
     kept.close()
-    assert [entry["event"] for entry in server.log].count("certificates_reloaded") == 2
+    assert len(server.logged("certificates_reloaded", count=2)) == 2
 
 
 def _first(pair: Pair) -> str:
@@ -146,11 +146,11 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         assert is_accepted(secure_channel(server.target, roots(OURS), caller))
         files.put(issue(OURS), roots(OURS))
         assert is_accepted(secure_channel(server.target, roots(OURS), caller))
-    told = [entry for entry in server.log if entry["event"] == "certificates_not_reloaded"]
+    told = server.logged("certificates_not_reloaded", count=5)
     assert {entry["level"] for entry in told} == {"error"}
     assert 5 <= len(told) <= 7, told
     assert "PRIVATE" not in server.tail()
-    assert server.said("certificates_reloaded")
+    server.logged("certificates_reloaded")
 
 
 def test_files_that_cannot_be_used_at_start(tmp_path: Path) -> None:

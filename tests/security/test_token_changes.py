@@ -53,5 +53,5 @@ def test_a_broken_tokens_file(
     file.write_bytes(good)
     other = new_token(file)
     listed(server.channel, other)
-    told = [entry for entry in server.log if entry["event"] == "tokens_not_reloaded"]
+    told = server.logged("tokens_not_reloaded")
     assert [entry["level"] for entry in told] == ["error"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
@@ -16,6 +17,7 @@ from uuid import uuid4
 import grpc
 
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.support.polling import pause
 from tests.support.processes import limit, marked, outlived
 
 PROGRAM = Path(sys.executable).with_name("notebook-runner-server")
@@ -136,6 +138,21 @@ class Server:
         """The same for a method that answers a stream."""
         call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(SERVICE + method)
         return call(data, timeout=timeout)
+
+    def logged(self, event: str, *texts: str, count: int = 1) -> list[dict[str, Any]]:
+        """Waits for `count` lines of the log with this event and all these texts; returns all that match.
+
+        A server writes its log on a thread of its own, after it has answered.
+        """
+        end = time.monotonic() + CALL_SECONDS
+        while len(found := self._matching(event, texts)) < count:
+            assert time.monotonic() < end, f"{count} lines {event} {texts}: {self.tail()}"
+            pause()
+        return found
+
+    def _matching(self, event: str, texts: Iterable[str]) -> list[dict[str, Any]]:
+        lines = [entry for entry in self.log if entry.get("event") == event]
+        return [entry for entry in lines if all(text in str(entry) for text in texts)]
 
     def said(self, event: str) -> list[str]:
         """The lines of the log with this event, whole."""
