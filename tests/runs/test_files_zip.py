@@ -55,6 +55,14 @@ def test_links_are_not_followed(folder: Path, tmp_path: Path) -> None:
     assert packed(folder)["hard.txt"] == b"12345"
 
 
+def test_a_backslash_separates_no_folders(folder: Path) -> None:
+    """A name that leads elsewhere on Windows is one name in the zip."""
+    (folder / "..\\..\\evil.txt").write_bytes(b"x")
+    names = packed(folder)
+    assert len(names) == 3
+    assert not any("\\" in name for name in names)
+
+
 def test_what_is_no_file_is_left_out(folder: Path) -> None:
     """A pipe and a socket are neither packed nor waited for."""
     os.mkfifo(folder / "pipe")

@@ -72,8 +72,9 @@ def _add(archive: zipfile.ZipFile, entry: Entry) -> Iterator[int]:
         descriptor = entry.open()
     except OSError:
         return
-    # Names in a zip are Unicode; names of files need not be.
-    name = os.fsencode(entry.path).decode(errors="replace")
+    # Names in a zip are Unicode; names of files need not be. Some tools take backslashes for separators, and
+    # extract `..\x` to another folder.
+    name = os.fsencode(entry.path).decode(errors="replace").replace("\\", "\N{FULLWIDTH REVERSE SOLIDUS}")
     with open(descriptor, "rb") as file:
         about = os.fstat(descriptor)
         if stat.S_ISREG(about.st_mode):
