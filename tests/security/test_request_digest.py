@@ -24,7 +24,7 @@ def request(pin: str) -> pb.StartRequest:
 def digest(state_dir: Path) -> str:
     """What SQLite has of the request, when its run has ended."""
     with closing(sqlite3.connect(f"file:{state_dir / 'notebook-runner.db'}?mode=ro", uri=True)) as db:
-        ((found, state),) = db.execute("SELECT fingerprint, state FROM runs").fetchall()
+        ((found, state),) = db.execute("SELECT request_digest, state FROM runs").fetchall()
     assert state == "succeeded"
     return str(found)
 
