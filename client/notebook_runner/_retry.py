@@ -142,7 +142,7 @@ class ProgressReader:
         """Return the seconds to wait before reconnecting; zero if the run has ended.
 
         Raises:
-            RpcFailed: The error itself, if reconnecting would not help or the time is over.
+            RpcFailed: The error itself, if reconnecting would not help, or if the time has run out.
         """
         if self._ended:
             return 0.0

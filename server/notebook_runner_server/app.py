@@ -193,7 +193,7 @@ def prepare(
 
 
 async def serve(settings: Settings) -> None:
-    """Run a server until SIGTERM or SIGINT; a second signal ends all runs at once."""
+    """Run a server until SIGTERM or SIGINT; a second signal ends all runs immediately."""
     if settings.sandbox_options.is_on:
         confine.set_dumpable(False)
     logs.configure(settings.log_format, settings.log_level)

@@ -76,7 +76,7 @@ def test_a_kernel_that_never_gets_ready_is_not_waited_for() -> None:
     with slow_server(10_000) as server:
         assert failures(server, 2) == []
         assert starts(server) == ["cold"] * 2
-        assert "it did not get ready in time" in server.said("warm_kernel_lost")[0]
+        assert "it was not ready in time" in server.said("warm_kernel_lost")[0]
 
 
 @pytest.mark.parametrize("queue", [0, 4])

@@ -31,7 +31,7 @@ INSTEAD = {
     "--no-request-save-on-cell-execute": "omit it; outputs are saved as they arrive",
     "--prepare-execute": "omit it",
     "--prepare-only": "there is no equivalent",
-    "--progress-bar": "omit it; terminals get one",
+    "--progress-bar": "omit it; terminals show one",
     "--report-mode": "use --html FILE --no-input",
     "--request-save-on-cell-execute": "omit it; outputs are saved as they arrive",
     "--start-timeout": "omit it; the operator sets it for all runs",

@@ -88,7 +88,7 @@ class RunExecutor:
     def stop(self, cause: Cause, grace_period: float) -> None:
         """End the run for a cause: now, or after an interrupt and time for the cell to clean up.
 
-        Returns at once.
+        Returns immediately.
 
         Args:
             cause: The cause in the run's failure.

@@ -226,7 +226,7 @@ class Kernel:
         if not self.is_reachable:
             return LOST_SOCKETS
         if self._rules is not None and not self._rules.is_current():
-            return "a file or folder newer than the kernel is not readable for it"
+            return "the kernel cannot read a file or folder that is newer than itself"
         return ""
 
     def kill(self) -> None:

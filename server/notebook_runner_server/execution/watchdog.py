@@ -85,7 +85,7 @@ class Watchdog:
         self._shared.see(found)
         shared = self._shared.look(found.copy)
         if self._processes and len(found) > self._processes:
-            message = f"The run has more processes than its limit of {self._processes}."
+            message = f"The run exceeded its limit of {self._processes} processes."
             self._judge(Cause.PROCESS_LIMIT, message)
             return True
         if self._memory_bytes and (used := self._used(found, shared)) > self._memory_bytes:

@@ -94,7 +94,7 @@ def _cell_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _placeholder(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return a text cell instead of a cell of unknown type."""
     name = re.sub(r"[^\w.-]", "", str(cell["cell_type"]))[:_MAX_NAME]
-    source = f"*A cell of the type `{name}` cannot be shown in this format.*"
+    source = f"*A cell of type `{name}` cannot be shown in this format.*"
     return {"cell_type": "markdown", "source": source, "metadata": {}}
 
 

@@ -182,7 +182,7 @@ class Store:
     def _move_strays(self, known: set[str], quarantine: Quarantine) -> None:
         """Move away the folders of runs that are not in the history, which may have lost them."""
         strays = [path for path in self._runs.iterdir() if path.name not in known]
-        quarantine.move(strays, "it is not in the history, which has lost it or never had it")
+        quarantine.move(strays, "the history has no record of it")
 
     async def close(self) -> None:
         """Close the state folder."""
@@ -404,7 +404,7 @@ class Store:
         return await self._db.read(tables.newest_segment, position, as_of)
 
     async def expired(self, after: int, limit: int) -> list[RunRecord]:
-        """Return ended runs after a position whose retention is over, oldest first."""
+        """Return ended runs after a position whose retention has expired, oldest first."""
         return await self._db.read(tables.ended_runs, time.time_ns(), after, limit)
 
     async def ended(self, after: int, limit: int) -> list[RunRecord]:

@@ -447,7 +447,7 @@ def _decode_row(row: tuple[Any, ...]) -> RunRecord | DamagedRecord:
         _verify(run_checksum, state, encoded, last_sequence, expire_time)
         run = replace(codec.decode_run(encoded), parameters=codec.decode_parameters(parameters))
         if (run.run_id, run.request_id, run.state.value) != (run_id, request_id or "", state):
-            raise ValueError("its row speaks of another run or state")
+            raise ValueError("its row describes another run or state")
         return RunRecord(
             position, run, codec.decode_options(options), int(last_sequence), str(request_digest)
         )

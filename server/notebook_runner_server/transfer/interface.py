@@ -57,14 +57,14 @@ class Transfer(Protocol):
         """
 
     async def read(self, uri: str) -> bytes:
-        """Return the notebook that a URI names. To cancel it is to abandon it, at once.
+        """Return the notebook that a URI names. Cancelling it aborts it immediately.
 
         Raises:
             TransferError: It could not be read.
         """
 
     async def write(self, uri: str, notebook: int) -> None:
-        """Write the notebook in an open file to a URI. To cancel it is to abandon it, at once.
+        """Write the notebook in an open file to a URI. Cancelling it aborts it immediately.
 
         Args:
             uri: Where to.

@@ -376,7 +376,7 @@ class WarmPool:
         return source
 
     def _watch(self, rest: float) -> None:
-        """Wait until a kernel is taken, becomes ready or dies, or the pause is over."""
+        """Wait until a kernel is taken, becomes ready or dies, or the pause ends."""
         with self._lock:
             events = dict(self._events())
             deadlines = [warm.deadline - time.monotonic() for warm in self._kernels if warm.is_starting]
@@ -441,7 +441,7 @@ class WarmPool:
         with self._lock:
             for warm in self._kernels:
                 if warm.is_starting and time.monotonic() >= warm.deadline:
-                    self._end(warm, "it did not get ready in time", State.LOST)
+                    self._end(warm, "it was not ready in time", State.LOST)
                 elif warm.state is State.READY and not warm.kernel.is_reachable:
                     self._discard_if_unusable(warm)
 
