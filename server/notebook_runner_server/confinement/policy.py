@@ -133,8 +133,8 @@ DEVICES = "/dev"
 """Devices have their own permissions, and /dev/shm is needed for shared memory."""
 
 _EXHAUSTED = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINVAL}
-"""Why a rule fails although what it is for is there. Every other error is of an entry that has vanished, may
-not be entered, or is a mount whose server is gone: without a rule it is denied, and nothing else is."""
+"""Errors of a rule whose entry exists. Any other error means that the entry has vanished, may not be entered,
+or is a mount whose server is gone: without a rule, access to it is denied, and to nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

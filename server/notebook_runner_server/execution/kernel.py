@@ -68,9 +68,9 @@ class Kernel:
 
     Args:
         name: The kernelspec.
-        folder: The folder to create its private folder in; short, for the path of a socket has at most 107
-            bytes.
-        template: What forks it, if it is ipykernel.
+        folder: The folder to create its private folder in; short, because the path of a socket has at
+            most 107 bytes.
+        fork_server: Forks it; None: it is started as a new process.
         policy: What it may access; None: whatever the user may.
     """
 

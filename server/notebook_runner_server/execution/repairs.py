@@ -114,7 +114,7 @@ def strip_metadata(notebook: NotebookNode, repairs: Repairs) -> None:
         for key in [key for key in before.metadata if key not in after.metadata]:
             del target.metadata[key]
             whose = "the notebook's metadata" if index is None else "the metadata"
-            repairs.note(f"Removed {_quoted(key)}, which was not valid, from {whose}", index)
+            repairs.note(f"Removed the invalid {_quoted(key)} from {whose}", index)
 
 
 def _checked_by_schema(notebook: NotebookNode) -> NotebookNode:

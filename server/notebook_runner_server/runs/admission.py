@@ -61,7 +61,7 @@ LIMIT_FIELDS = {
     "run_output_bytes": "run_output_limit_bytes",
     "processes": "process_limit",
 }
-"""The contract's field for each limit."""
+"""The contract's field for each limit; `config.settings` has the operator's default and ceiling."""
 
 
 @dataclass(frozen=True, slots=True)
