@@ -179,7 +179,7 @@ def kill(server: Server, /, run_id: str, grace_period: float, quiet: bool, as_js
     """Kill a run, and return when all its processes are gone.
 
     Without RUN_ID, kills the newest run that is executing, else the newest that is queued, else the newest;
-    the command names the run before it kills it. A run that has already ended stays as it is: the command
+    the command prints which one before it kills it. A run that has already ended stays as it is: the command
     says so, and the exit code is 0.
     """
     with server.connect() as client:

@@ -455,7 +455,7 @@ class ProgressResponse(google.protobuf.message.Message):
     cells_completed: builtins.int
     """Number of cells, from the top of the notebook, that are done: executed, skipped or not code."""
     cells_total: builtins.int
-    """How many cells the notebook has, with the injected one."""
+    """Number of cells in the notebook, including the injected one."""
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the server recorded the event (UTC)."""
@@ -509,7 +509,7 @@ class CellStarted(google.protobuf.message.Message):
     CELL_ID_FIELD_NUMBER: builtins.int
     FIRST_LINE_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's place in the executed notebook, from 0."""
+    """The cell's index in the executed notebook, from 0."""
     cell_id: builtins.str
     """The cell's id in the notebook; empty where the notebook's format has none."""
     first_line: builtins.str
@@ -538,7 +538,7 @@ class CellOutput(google.protobuf.message.Message):
     CLEAR_FIELD_NUMBER: builtins.int
     CUT_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's place in the executed notebook, from 0."""
+    """The cell's index in the executed notebook, from 0."""
     @property
     def stream(self) -> global___StreamOutput:
         """Printed text."""
@@ -723,7 +723,7 @@ class CellFinished(google.protobuf.message.Message):
     DURATION_FIELD_NUMBER: builtins.int
     OUTCOME_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's place in the executed notebook, from 0."""
+    """The cell's index in the executed notebook, from 0."""
     cell_id: builtins.str
     """The cell's id in the notebook; empty where the notebook's format has none."""
     execution_count: builtins.int
@@ -1042,7 +1042,7 @@ class Run(google.protobuf.message.Message):
     state: global___RunState.ValueType
     """The state of the run."""
     cells_total: builtins.int
-    """How many cells the notebook has, with the injected one."""
+    """Number of cells in the notebook, including the injected one."""
     cells_completed: builtins.int
     """Number of cells, from the top of the notebook, that are done."""
     current_cell: builtins.int

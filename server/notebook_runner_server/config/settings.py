@@ -108,7 +108,7 @@ class Settings:
     default_kernel: str = setting("python3", "Kernelspec to use for notebooks that name none.")
     max_notebook_bytes: int = setting(
         67108864,
-        "Maximum size of a notebook that Start names or carries, in bytes.",
+        "Maximum size of the notebook of a run, in bytes.",
         minimum=1,
         maximum=_LARGEST_MESSAGE - MESSAGE_OVERHEAD,
     )
@@ -135,7 +135,7 @@ class Settings:
     )
     warm_kernels: str = setting(
         "",
-        "Kernels that each worker keeps started for the next run, as KERNELSPEC=COUNT, separated by commas. "
+        "Warm kernels that each worker keeps ready, as KERNELSPEC=COUNT, separated by commas. "
         "[default: one of the default kernel]",
         off="none",
     )

@@ -122,7 +122,7 @@ class NewerHistoryError(RuntimeError):
 
     def __init__(self, path: object, version: int) -> None:
         super().__init__(
-            f"The history {path} has version {version}, and this server knows versions up to "
+            f"The history {path} has version {version}, but this server supports versions up to "
             f"{SCHEMA_VERSION}. Start the newer server that wrote it, or choose another --state-dir."
         )
 
