@@ -120,7 +120,7 @@ async def start_in_subprocess(
         output = await process.stdout.read()
         await process.wait()
     finally:
-        # Shielded, for the caller may be cancelled a second time.
+        # Shielded, because the caller may be cancelled a second time.
         await asyncio.shield(_end(process, options.grace))
     try:
         error, answer = _AnswerUnpickler(io.BytesIO(output)).load()

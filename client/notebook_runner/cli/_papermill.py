@@ -17,7 +17,7 @@ __all__ = ["INSTEAD", "PapermillCommand"]
 # docs/how-to/from-papermill.md explains each.
 INSTEAD = {
     "--autosave-cell-every": "omit it; outputs are saved as they arrive",
-    "--cwd": "omit it; a notebook runs in a private folder, or with --server-path in the folder that contains it",
+    "--cwd": "omit it; a notebook runs in a private folder, or with --server-path in its own folder",
     "--engine": "omit it; the server executes with nbclient",
     "--inject-input-path": "pass it as a parameter: -r PAPERMILL_INPUT_PATH=…",
     "--inject-output-path": "pass it as a parameter: -r PAPERMILL_OUTPUT_PATH=…",

@@ -60,7 +60,7 @@ class ResponseLimiter(Interceptor):
             return call
 
         async def limited(request: Any, context: Any) -> Any:
-            # Released when the response has been sent, or nobody waits for it any more.
+            # Released when the response has been sent, or nobody waits for it any longer.
             context.add_done_callback(await slots.acquire(_caller(context)))
             return await call(request, context)
 

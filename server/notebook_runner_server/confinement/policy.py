@@ -1,7 +1,7 @@
 """Which files and folders a kernel may read and write: settings, policy, and rulesets of Landlock.
 
 Landlock allows and cannot deny: what is below an allowed folder is allowed. To hide a folder, every entry of
-every folder above it is allowed, but the one that leads to it. So what is made later in one of the folders
+every folder above it is allowed, except the one that leads to it. So what is made later in one of the folders
 above, a kernel that was started before does not see: `KernelRules.is_current` tells.
 """
 

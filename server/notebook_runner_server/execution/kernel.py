@@ -188,7 +188,7 @@ class Kernel:
         return isinstance(provisioner, ForkProvisioner) and provisioner.is_ready()
 
     def warm_up(self, seconds: float) -> bool:
-        """Have the kernel answer once without a trace, for its first answer takes longest; blocks.
+        """Have the kernel answer once without a trace, because its first answer takes longest; blocks.
 
         Args:
             seconds: The time limit.
@@ -222,7 +222,7 @@ class Kernel:
         return all(os.path.exists(f"{self.manager.ip}-{port}") for port in self.manager.ports)
 
     def why_unusable(self) -> str:
-        """Return why a warm kernel must not be used any more; empty: it may."""
+        """Return why a warm kernel must no longer be used; empty: it may."""
         if not self.is_reachable:
             return LOST_SOCKETS
         if self._rules is not None and not self._rules.is_current():

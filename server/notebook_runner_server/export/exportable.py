@@ -118,7 +118,7 @@ def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _data(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return representations; of JSON only the type, for no format shows more."""
+    """Return representations; of JSON only the type, because no format shows more."""
     found: dict[str, Any] = {}
     for kind, value in data.items():
         if not _MIME_TYPE.fullmatch(kind):

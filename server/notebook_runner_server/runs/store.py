@@ -249,7 +249,7 @@ class Store:
             events: The events.
             written: What goes into the run's folder.
             expire_time: When the run may be deleted; None: it has not ended.
-            is_end: Whether this belongs to the run's end, for which space is reserved.
+            is_end: Whether this belongs to the run's end, which may use the reserved space.
 
         Raises:
             StorageFullError: They could not be written.
@@ -281,7 +281,7 @@ class Store:
         await self._db.run_in_order(self.folder(run_id).mark_begun)
 
     async def _write_with_reserve(self, write: Callable[[sqlite3.Connection], None]) -> None:
-        """Write something that frees space, or for which space is reserved.
+        """Write something that frees space, or that may use the reserved space.
 
         Raises:
             StorageFullError: It could not be written, even with the reserve.
