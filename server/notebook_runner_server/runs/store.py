@@ -55,7 +55,7 @@ class Store:
 
     Args:
         folder: The state folder; created when it does not exist.
-        artefact_bytes: How much artefacts may take beside the history.
+        artefact_bytes: How much space artefacts may take, in addition to the history.
 
     Attributes:
         artefacts: Cached artefacts of runs.
