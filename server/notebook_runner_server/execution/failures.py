@@ -66,7 +66,7 @@ def bounded(traceback: str) -> str:
 def cell_failure(error: CellError, index: int | None, cell_id: str) -> Failure:
     """Return the failure of a run whose cell raised an exception."""
     message = cut(plain(error.message))
-    summary = f"Cell {index} raised {error.name}: {message}"
+    summary = f"The cell raised {error.name}: {message}"
     return Failure(
         Cause.CELL_ERROR,
         # The note is short, and must remain however long the exception's text is.
