@@ -29,8 +29,8 @@ from notebook_runner_server import folder_tree
 from notebook_runner_server.confinement import denial
 from notebook_runner_server.confinement.environment import inherited
 from notebook_runner_server.confinement.policy import KernelRules, Ruleset, SandboxPolicy, narrowed, rules
-from notebook_runner_server.execution.client import KernelClient, UnfitKernelError
 from notebook_runner_server.execution.failures import plain
+from notebook_runner_server.execution.kernel_client import KernelClient, UnfitKernelError
 from notebook_runner_server.execution.runtime_dir import subfolder
 from notebook_runner_server.execution.warm import languages
 from notebook_runner_server.execution.warm.forking import ForkProvisioner, ForkServer, ForkServerError, split
