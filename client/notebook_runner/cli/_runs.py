@@ -83,13 +83,14 @@ def watch(
 @click.command()
 @run_argument
 @click.option("-f", "--follow", is_flag=True, help="Keep printing until the run ends.")
-@json_option("each piece of text, with its cell and time")
+@json_option("each piece of text with its cell and time")
 @click.pass_context
 def logs(ctx: click.Context, /, *, run_id: str, follow: bool, as_json: bool) -> None:
     """Print what a notebook printed.
 
-    Standard output and standard error each go to the same stream. Without RUN_ID, uses the newest run.
-    Ctrl-C leaves the run running. The exit code does not depend on how the run ended.
+    What the notebook printed to standard error goes to standard error, all other text to standard output.
+    Without RUN_ID, uses the newest run. Ctrl-C leaves the run running. The exit code does not depend on how
+    the run ended.
     """
     server: Server = ctx.obj
     with server.connect() as client:
