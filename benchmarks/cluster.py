@@ -55,7 +55,7 @@ def on_cluster(cluster: Cluster, workers: int) -> Iterator[Service]:
 
 
 def wait_for_workers(service: Service, count: int) -> None:
-    """Wait until a server can execute `count` runs at once."""
+    """Wait until a server can execute `count` runs concurrently."""
     end = time.monotonic() + READY_SECONDS
     while service.stub.Info(pb.InfoRequest()).workers != count:
         if time.monotonic() > end:

@@ -41,7 +41,7 @@ TREES = {
     "children forked twice": _SLEEP
     + "[subprocess.run(['sh', '-c', 'setsid sleep 1000 & setsid sleep 1000 &']) for _ in range(3)]\n"
     + _WAIT,
-    "a fork storm (16 at once)": "import subprocess, sys, time\n"
+    "a fork storm (16 together)": "import subprocess, sys, time\n"
     f"subprocess.Popen([sys.executable, '-S', '-c', {_STORM!r}])\n" + _WAIT,
     "a busy loop": "print('there', flush=True)\nwhile True: pass",
     "C code that holds the interpreter": _PYTHON_API,

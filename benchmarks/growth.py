@@ -125,7 +125,7 @@ def _row(server: Server, cluster: Cluster, one: Service, workers: int) -> Row:
 
 
 def _runs(one: Service, workers: int, count: int) -> None:
-    """Measure runs that sleep, as many at once as the cluster has workers."""
+    """Measure runs that sleep, as many concurrently as the cluster has workers."""
     data = notebooks.written(notebooks.of([f"import time; time.sleep({SLEEP_SECONDS})"]))
     with ThreadPoolExecutor(workers + 1) as pool:
         # One more than the number of workers, so that a free slot does not wait for a caller.
@@ -261,7 +261,7 @@ def _table(rows: list[Row]) -> Table:
         ],
         "lines a second, one reader each": [f"{row.lines:.0f}" for row in rows],
         "server meanwhile, % ": [f"{100 * row.lines_server:.1f}" for row in rows],
-        "readers at once": [str(row.readers) for row in rows],
+        "concurrent readers": [str(row.readers) for row in rows],
         "events a second to all of them": [f"{row.events:.0f}" for row in rows],
         "late, median and p99, ms": [
             f"{1000 * row.late_median:.1f}, {1000 * row.late_p99:.1f}" for row in rows

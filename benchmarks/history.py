@@ -60,7 +60,7 @@ def _insert(db: sqlite3.Connection, run_id: str, count: int) -> None:
 
 
 async def grow(state: Path, lines: int) -> float:
-    """Append lines to all runs of a history at once, each line after the run's previous one is durable.
+    """Append lines to all runs of a history concurrently, each line after the run's previous one is durable.
 
     Args:
         state: The state folder.

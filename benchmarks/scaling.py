@@ -35,7 +35,7 @@ def measure() -> Rows:
         ("Output, first read, a MB", _output, (3, 30, 300)),
         ("List, a run", _list, (1_000, 10_000, 100_000)),
         ("Restart, a run in the history", _restart, (1_000, 10_000, 100_000)),
-        ("Durable lines of as many runs at once, a line", _lines, (1, 8, 64)),
+        ("Durable lines of as many concurrent runs, a line", _lines, (1, 8, 64)),
     ]
     for name, part, sizes in track(parts, description="scaling"):
         rows += [(name, size, part(size)) for size in sizes]

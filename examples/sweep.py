@@ -1,4 +1,4 @@
-"""Run a notebook with 100 values of a parameter, as many at once as the server has workers, in one view.
+"""Run a notebook with 100 values of a parameter, as many concurrently as the server has workers, in one view.
 
     notebook-runner-server --workers 3
     python examples/sweep.py [--sets 100] [--games 20]

@@ -43,7 +43,7 @@ def test_wrong_counts_are_refused(said: str) -> None:
 @pytest.mark.parametrize("said", ["a-b", "a b", "1a", "a..b", "--flag"])
 def test_what_is_no_module_is_not_preloaded(said: str) -> None:
     """A name reaches another program's command line."""
-    with pytest.raises(ValueError, match="is not a module name"):
+    with pytest.raises(ValueError, match="is not a valid module name"):
         Settings(preload=said)
 
 

@@ -62,12 +62,12 @@ class StartOptions(TypedDict, total=False):
             the server's default.
         cell_timeout: Maximum duration of a cell, in seconds.
         output_timeout: Maximum time a cell may go without output, in seconds.
-        allow_errors: Continue after a cell that raises.
+        allow_errors: Continue after a cell that raises an exception.
         environment: Environment variables of the kernel, by name.
         memory_limit: Maximum memory of all processes of the run, in bytes.
         cell_output_limit: Maximum output of a cell, in bytes; further output is cut.
         run_output_limit: Maximum output of all cells, in bytes; further output is cut.
-        process_limit: Maximum number of processes of the run at once.
+        process_limit: Maximum number of concurrent processes of the run.
         labels: Labels to find the run by.
         retention: How long to keep the run's history and results after it ends, in seconds.
         request_id: Makes `start` safe to repeat: the same id with the same request returns the same

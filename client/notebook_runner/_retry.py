@@ -52,7 +52,7 @@ _NETWORK_CODES = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, g
 
 
 def _is_network_error(error: RpcFailed) -> bool:
-    """Return whether a call failed in the network, and not with an answer of the server."""
+    """Return whether a call failed in the network, and not with a response from the server."""
     return error.code in _NETWORK_CODES and not error.reason
 
 
@@ -142,7 +142,7 @@ class ProgressReader:
         """Return the seconds to wait before reconnecting; zero if the run has ended.
 
         Raises:
-            RpcFailed: The error itself, if reconnecting would not help or the time is over.
+            RpcFailed: The error itself, if reconnecting would not help, or if the time has run out.
         """
         if self._ended:
             return 0.0

@@ -131,7 +131,7 @@ def to_error(error: grpc.RpcError, target: str = "the server", timeout: float | 
         target: The server's address.
         timeout: The deadline of the call, in seconds; None: it had none.
     """
-    # Both of gRPC's Python stacks raise an object that is the error and the ended call at once.
+    # Both of gRPC's Python stacks raise an object that is both the error and the ended call.
     call = cast("grpc.Call", error)
     code, message = call.code(), call.details() or ""
     info, retry_after, violations = _details(call.trailing_metadata() or ())

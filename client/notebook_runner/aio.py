@@ -100,7 +100,7 @@ class AsyncClient:
         Arguments are those of `Client.run`. A cancellation leaves the run running.
 
         Raises:
-            RunFailed: The run ended in a state other than SUCCEEDED. Its output is available nevertheless.
+            RunFailed: The run ended in a state other than SUCCEEDED. Its output is still available.
             RpcFailed: As for `start` and `progress`. The run may continue.
         """
         run = await self.wait((await self.start(notebook, **options)).run_id)

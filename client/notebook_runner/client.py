@@ -115,7 +115,7 @@ class Client:
             **options: See `StartOptions`.
 
         Raises:
-            RunFailed: The run ended in a state other than SUCCEEDED. Its output is available nevertheless.
+            RunFailed: The run ended in a state other than SUCCEEDED. Its output is still available.
             RpcFailed: As for `start` and `progress`. The run may continue.
         """
         run = self.wait(self.start(notebook, **options).run_id)

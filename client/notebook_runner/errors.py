@@ -133,9 +133,9 @@ class RunFailed(NotebookRunnerError):  # noqa: N818 - named like the state
     Attributes:
         run: The ended run; `run.state` and `run.failure.cause` say how it ended.
         cell_index: The cell that was executing when the run ended, from 0; `None` if there was none.
-        exception_name: The exception's class, if a cell raised; empty otherwise.
-        exception_message: The exception's message, if a cell raised; empty otherwise.
-        traceback: The traceback as plain text, if a cell raised; empty otherwise.
+        exception_name: The exception's class, if a cell raised one; empty otherwise.
+        exception_message: The exception's message, if a cell raised one; empty otherwise.
+        traceback: The traceback as plain text, if a cell raised an exception; empty otherwise.
     """
 
     def __init__(self, run: Run) -> None:

@@ -13,8 +13,7 @@ import structlog
 
 from notebook_runner_server import logs
 from notebook_runner_server.api.certificates import Certificates
-from notebook_runner_server.api.server import ApiServer
-from notebook_runner_server.api.server import CallerLimits as CallerBounds
+from notebook_runner_server.api.server import ApiServer, CallerLimits
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import Settings
@@ -105,7 +104,7 @@ class App:
         tls_files = settings.tls_files
         self._api = ApiServer(
             servicer,
-            CallerBounds(settings.max_notebook_bytes, connection_limit(settings.max_connections)),
+            CallerLimits(settings.max_notebook_bytes, connection_limit(settings.max_connections)),
             self._tokens,
             None if tls_files is None else Certificates(tls_files),
             self._telemetry.call_observers,
@@ -193,7 +192,7 @@ def prepare(
 
 
 async def serve(settings: Settings) -> None:
-    """Run a server until SIGTERM or SIGINT; a second signal ends all runs at once."""
+    """Run a server until SIGTERM or SIGINT; a second signal ends all runs immediately."""
     if settings.sandbox_options.is_on:
         confine.set_dumpable(False)
     logs.configure(settings.log_format, settings.log_level)

@@ -29,7 +29,7 @@ _NO_ANSWER = (EOFError, BrokenPipeError, pickle.UnpicklingError)
 
 
 class SubprocessError(RuntimeError):
-    """The process ended without an answer: it had no memory, or was killed."""
+    """The process ended without an answer: it was out of memory, or was killed."""
 
     def __init__(self, code: int | None) -> None:
         super().__init__(f"a helper process exited with code {code}")
@@ -120,7 +120,7 @@ async def start_in_subprocess(
         output = await process.stdout.read()
         await process.wait()
     finally:
-        # Shielded, for the caller may be cancelled a second time.
+        # Shielded, because the caller may be cancelled a second time.
         await asyncio.shield(_end(process, options.grace))
     try:
         error, answer = _AnswerUnpickler(io.BytesIO(output)).load()

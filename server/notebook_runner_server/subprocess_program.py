@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from notebook_runner_server.confinement import confine
 
 clean_up = contextlib.ExitStack()
-"""What is undone when the call ends or the caller gives it up."""
+"""What is cleaned up when the call ends or the caller abandons it."""
 
 
 def main() -> None:

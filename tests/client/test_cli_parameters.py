@@ -284,7 +284,7 @@ def test_help_notebook_of_others(tmp_path: Path) -> None:
         ),
         (
             ["run", "in.ipynb", "--cwd", "x"],
-            "--cwd is an option of papermill: omit it; a notebook runs in its own folder",
+            "--cwd is an option of papermill: omit it; a notebook runs in a private folder",
         ),
         (["run", "in.ipynb", "--start_timeout", "3"], "--start-timeout is an option of papermill"),
         (["run", "in.ipynb"], "No such local notebook: in.ipynb. "),

@@ -132,7 +132,7 @@ def test_too_much_to_come_back_is_told(serve: Serve, home: Path) -> None:
     request = pb.OutputRequest(run_id=run.run_id, format="files")
     refusal = refused(lambda: server.stub.Output(request, timeout=60))
     assert refusal.reason == "EXPORT_FAILED"
-    assert f"had {LARGE + 7 + 10} bytes" in refusal.message
+    assert f"({LARGE + 7 + 10} bytes) were too large to be copied" in refusal.message
 
 
 def test_a_file_comes_back_whose_path_is_too_long_for_linux(serve: Serve, home: Path) -> None:
@@ -163,7 +163,7 @@ def test_kill_does_not_wait_for_much(serve: Serve, gate: Gate) -> None:
     server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=60)
     request = pb.OutputRequest(run_id=run.run_id, format="files")
     refusal = refused(lambda: server.stub.Output(request, timeout=60))
-    assert "had 64000000 bytes, too many to come back" in refusal.message
+    assert "(64000000 bytes) were too large to be copied" in refusal.message
 
 
 def test_nothing_of_a_run_stays_on_the_worker(cluster: Cluster, serve: Serve, home: Path) -> None:

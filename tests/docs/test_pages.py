@@ -182,3 +182,20 @@ def test_names_in_the_glossary_are_of_the_server() -> None:
     named = name.findall((REPOSITORY / "docs/glossary.md").read_text())
     assert len(named) > 20
     assert set(named) - known == set()
+
+
+def test_log_events_are_listed() -> None:
+    """The page on the log lists each event that the server logs, and no other."""
+    levels = {"debug", "info", "warning", "error", "exception", "log", "_log"}
+    # Chosen by a condition, and written by the log's own thread.
+    logged = {"sandbox_active", "sandbox_off", "log_lines_dropped"}
+    for module in (REPOSITORY / "server").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in levels:
+                texts = [one.value for one in node.args if isinstance(one, ast.Constant)]
+                logged |= {text for text in texts if isinstance(text, str) and re.fullmatch(r"\w+_\w+", text)}
+    page = (REPOSITORY / "docs/how-to/observe.md").read_text()
+    tables = re.findall(r"^\| event \|.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    cells = [row.split("|")[1] for table in tables for row in table.splitlines()[1:]]
+    listed = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(listed) == sorted(logged)

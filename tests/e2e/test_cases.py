@@ -83,11 +83,11 @@ CASES = (
     ),
     failed(
         "display-fails",
-        reports=("Cell 0 raised LookupError: nothing to show", "----> 6 "),
+        reports=("The cell raised LookupError: nothing to show", "----> 6 "),
     ),
     failed(
         "image-missing",
-        reports=("Cell 0 raised FileNotFoundError: ", "no-such-picture.png", "Traceback"),
+        reports=("The cell raised FileNotFoundError: ", "no-such-picture.png", "Traceback"),
     ),
     timed_out("cell-hangs", **HANGS, reports=("exceeded its time limit of 1 s", "time.sleep(1000)")),
     timed_out(
@@ -125,11 +125,11 @@ CASES = (
         reports=("SystemExit: 3",),
         check=only_the_first_cell,
     ),
-    failed("run-broken", reports=("Cell 1 raised ZeroDivisionError", "----> 2 1 / 0")),
+    failed("run-broken", reports=("The cell raised ZeroDivisionError", "----> 2 1 / 0")),
     failed(
         "run-exits",
         shows=("in script\n", "in script\n", "goes on\n", "in script\n"),
-        reports=("Cell 4 raised SystemExit: 5",),
+        reports=("The cell raised SystemExit: 5",),
     ),
 )
 

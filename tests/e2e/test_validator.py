@@ -216,7 +216,7 @@ def test_each_broken_rule_is_named(rule: str) -> None:
 
 def test_a_failed_run_passes() -> None:
     """The last cell may fail, and the run with it."""
-    stream = _failed(pb.FAILURE_CAUSE_CELL_ERROR, "Cell 1 raised ValueError.")
+    stream = _failed(pb.FAILURE_CAUSE_CELL_ERROR, "The cell raised ValueError.")
     stream[9].cell_finished.outcome = pb.CELL_OUTCOME_FAILED
     judge(stream)
 

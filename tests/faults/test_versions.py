@@ -354,7 +354,7 @@ def test_a_later_history_is_refused_untouched(
     refusal = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert refusal.returncode == 1
     assert (
-        f"has version {SCHEMA_VERSION + 1}, and this server knows versions up to {SCHEMA_VERSION}."
+        f"has version {SCHEMA_VERSION + 1}, but this server supports versions up to {SCHEMA_VERSION}."
         in refusal.stderr
     )
     assert "Start the newer server" in refusal.stderr

@@ -76,7 +76,7 @@ def test_a_kernel_that_never_gets_ready_is_not_waited_for() -> None:
     with slow_server(10_000) as server:
         assert failures(server, 2) == []
         assert starts(server, 2) == ["cold"] * 2
-        server.logged("warm_kernel_lost", "it did not get ready in time")
+        server.logged("warm_kernel_lost", "it was not ready in time")
 
 
 @pytest.mark.parametrize("queue", [0, 4])

@@ -15,7 +15,7 @@ def test_a_failed_run_is_reported_with_its_traceback() -> None:
     """Every line that somebody who reads it needs, in one order, with times in UTC."""
     failure = Failure(
         Cause.CELL_ERROR,
-        "Cell 1 raised ValueError: no",
+        "The cell raised ValueError: no",
         cell_index=1,
         cell_id="abc",
         traceback="Traceback:\n  line\nValueError: no\n\n",
@@ -43,7 +43,7 @@ def test_a_failed_run_is_reported_with_its_traceback() -> None:
         "Cause     CELL_ERROR\n"
         "In        cell 2 of 2 (index 1, id abc)\n"
         "\n"
-        "Cell 1 raised ValueError: no\n"
+        "The cell raised ValueError: no\n"
         "\n"
         "Traceback:\n"
         "  line\n"

@@ -92,7 +92,7 @@ def test_every_cause_has_its_end(before: RunState, cause: Cause | None) -> None:
     run = a_run(before, current_cell=1, cells_completed=1)
     failure = None if cause is None else Failure(cause, "why")
     if before in TERMINAL:
-        with pytest.raises(IllegalTransitionError, match="ended already"):
+        with pytest.raises(IllegalTransitionError, match="already ended"):
             end(run, failure, NOW)
         return
     ended = end(run, failure, NOW)

@@ -91,7 +91,7 @@ class _Doctor:
     def examine(self) -> Iterator[CheckResult]:
         """Yield the results."""
         try:
-            # Without retries, so that problems are reported at once.
+            # Without retries, so that problems are reported immediately.
             channel = self._connection.channel(retries=False)
         except (OSError, ValueError) as error:
             yield _failed("TLS", str(error), "Check the files of --tls-ca, --tls-cert and --tls-key.")

@@ -29,15 +29,15 @@ TIMEOUT = 5.0
     type=click.FloatRange(min=0, min_open=True),
     default=TIMEOUT,
     show_default=True,
-    help="Seconds to wait for the answer.",
+    help="Seconds to wait for the response.",
 )
 @click.pass_context
 def health(ctx: click.Context, /, service: str, timeout: float) -> None:
     """Check the server's health, without a token.
 
-    Without SERVICE: whether runs can start; they can on a busy server, but not on one that is shutting down.
-    With `readiness`: whether the server answers calls and is not shutting down. With `liveness`: whether
-    the process answers at all. The exit code is 0 only if the answer is SERVING.
+    Without SERVICE, checks whether runs can start, on a busy server too. With `readiness`, checks whether
+    the server answers calls and is not shutting down; with `liveness`, whether its process answers at all.
+    The exit code is 0 only if the response is SERVING.
     """
     server: Server = ctx.obj
     with usage_errors():

@@ -17,7 +17,7 @@ __all__ = ["INSTEAD", "PapermillCommand"]
 # docs/how-to/from-papermill.md explains each.
 INSTEAD = {
     "--autosave-cell-every": "omit it; outputs are saved as they arrive",
-    "--cwd": "omit it; a notebook runs in its own folder, or with --server-path in the one that contains it",
+    "--cwd": "omit it; a notebook runs in a private folder, or with --server-path in its own folder",
     "--engine": "omit it; the server executes with nbclient",
     "--inject-input-path": "pass it as a parameter: -r PAPERMILL_INPUT_PATH=…",
     "--inject-output-path": "pass it as a parameter: -r PAPERMILL_OUTPUT_PATH=…",
@@ -31,7 +31,7 @@ INSTEAD = {
     "--no-request-save-on-cell-execute": "omit it; outputs are saved as they arrive",
     "--prepare-execute": "omit it",
     "--prepare-only": "there is no equivalent",
-    "--progress-bar": "omit it; terminals get one",
+    "--progress-bar": "omit it; terminals show one",
     "--report-mode": "use --html FILE --no-input",
     "--request-save-on-cell-execute": "omit it; outputs are saved as they arrive",
     "--start-timeout": "omit it; the operator sets it for all runs",

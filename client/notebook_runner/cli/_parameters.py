@@ -29,7 +29,7 @@ _OPTIONS = [
         type=click.UNPROCESSED,
         multiple=True,
         metavar="NAME=VALUE",
-        help="Set a parameter, also as NAME VALUE. True, False, None, integers and floats are typed as such.",
+        help="Set a parameter (or NAME VALUE). True, False, None, integers and floats are typed as such.",
     ),
     click.option(
         "-r",

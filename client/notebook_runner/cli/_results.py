@@ -103,7 +103,7 @@ class OutputOptions:
             if file:
                 code = self._write(client, ended, file, artefact, quiet=quiet) or code
         if self.opened and page and page.exists() and not webbrowser.open(page.resolve().as_uri()):
-            click.echo(f"no browser found; the page is {page}", err=True)
+            click.echo(f"no browser found; the page is in {page}", err=True)
         return code
 
     def _write(self, client: Client, ended: Run, file: Path, artefact: str, *, quiet: bool) -> ExitCode:

@@ -83,13 +83,14 @@ def watch(
 @click.command()
 @run_argument
 @click.option("-f", "--follow", is_flag=True, help="Keep printing until the run ends.")
-@json_option("each piece of text, with its cell and time")
+@json_option("each piece of text with its cell and time")
 @click.pass_context
 def logs(ctx: click.Context, /, *, run_id: str, follow: bool, as_json: bool) -> None:
     """Print what a notebook printed.
 
-    Standard output and standard error each go to the same stream. Without RUN_ID, uses the newest run.
-    Ctrl-C leaves the run running. The exit code does not depend on how the run ended.
+    What the notebook printed to standard error goes to standard error, all other text to standard output.
+    Without RUN_ID, uses the newest run. Ctrl-C leaves the run running. The exit code does not depend on how
+    the run ended.
     """
     server: Server = ctx.obj
     with server.connect() as client:
@@ -179,7 +180,7 @@ def kill(server: Server, /, run_id: str, grace_period: float, quiet: bool, as_js
     """Kill a run, and return when all its processes are gone.
 
     Without RUN_ID, kills the newest run that is executing, else the newest that is queued, else the newest;
-    the command names the run before it kills it. A run that has already ended stays as it is: the command
+    the command prints which one before it kills it. A run that has already ended stays as it is: the command
     says so, and the exit code is 0.
     """
     with server.connect() as client:

@@ -63,7 +63,7 @@ _START_OPTIONS: list[Callable[..., Any]] = [
     click.option(
         "--output-timeout", type=duration, metavar="TIME", help="Maximum time a cell may go without output."
     ),
-    click.option("--allow-errors", is_flag=True, help="Continue after a cell that raises."),
+    click.option("--allow-errors", is_flag=True, help="Continue after a cell that raises an exception."),
     click.option(
         "--env",
         multiple=True,
@@ -89,7 +89,7 @@ _START_OPTIONS: list[Callable[..., Any]] = [
         metavar="BYTES",
         help="Maximum output of all cells. Further output is cut.",
     ),
-    click.option("--process-limit", type=int, metavar="N", help="Maximum number of processes at once."),
+    click.option("--process-limit", type=int, metavar="N", help="Maximum number of concurrent processes."),
     click.option(
         "-l",
         "--label",

@@ -53,9 +53,9 @@ class _CellOutcomeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     CELL_OUTCOME_SUCCEEDED: _CellOutcome.ValueType  # 1
     """The cell completed, or ended the notebook with exit code 0."""
     CELL_OUTCOME_FAILED: _CellOutcome.ValueType  # 2
-    """The cell raised, which ended the run."""
+    """The cell raised an exception, which ended the run."""
     CELL_OUTCOME_ERROR_ALLOWED: _CellOutcome.ValueType  # 3
-    """The cell raised, and the run continued because of `allow_errors` or the cell's tag `raises-exception`."""
+    """The cell raised an exception, and the run continued because of `allow_errors` or the tag `raises-exception`."""
     CELL_OUTCOME_STOPPED: _CellOutcome.ValueType  # 4
     """The run ended while the cell was running; its outputs so far are kept, including those after an
     interrupt.
@@ -69,9 +69,9 @@ CELL_OUTCOME_UNSPECIFIED: CellOutcome.ValueType  # 0
 CELL_OUTCOME_SUCCEEDED: CellOutcome.ValueType  # 1
 """The cell completed, or ended the notebook with exit code 0."""
 CELL_OUTCOME_FAILED: CellOutcome.ValueType  # 2
-"""The cell raised, which ended the run."""
+"""The cell raised an exception, which ended the run."""
 CELL_OUTCOME_ERROR_ALLOWED: CellOutcome.ValueType  # 3
-"""The cell raised, and the run continued because of `allow_errors` or the cell's tag `raises-exception`."""
+"""The cell raised an exception, and the run continued because of `allow_errors` or the tag `raises-exception`."""
 CELL_OUTCOME_STOPPED: CellOutcome.ValueType  # 4
 """The run ended while the cell was running; its outputs so far are kept, including those after an
 interrupt.
@@ -97,7 +97,7 @@ class _RunStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     RUN_STATE_SUCCEEDED: _RunState.ValueType  # 5
     """Terminal: every cell was executed, or the notebook ended itself with exit code 0 (`sys.exit(0)`)."""
     RUN_STATE_FAILED: _RunState.ValueType  # 6
-    """Terminal: a cell raised."""
+    """Terminal: a cell raised an exception."""
     RUN_STATE_TIMED_OUT: _RunState.ValueType  # 7
     """Terminal: the run exceeded a time limit; the failure's cause says which."""
     RUN_STATE_KILLED: _RunState.ValueType  # 8
@@ -123,7 +123,7 @@ RUN_STATE_KILLING: RunState.ValueType  # 4
 RUN_STATE_SUCCEEDED: RunState.ValueType  # 5
 """Terminal: every cell was executed, or the notebook ended itself with exit code 0 (`sys.exit(0)`)."""
 RUN_STATE_FAILED: RunState.ValueType  # 6
-"""Terminal: a cell raised."""
+"""Terminal: a cell raised an exception."""
 RUN_STATE_TIMED_OUT: RunState.ValueType  # 7
 """Terminal: the run exceeded a time limit; the failure's cause says which."""
 RUN_STATE_KILLED: RunState.ValueType  # 8
@@ -143,7 +143,7 @@ class _FailureCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     FAILURE_CAUSE_UNSPECIFIED: _FailureCause.ValueType  # 0
     """Never sent."""
     FAILURE_CAUSE_CELL_ERROR: _FailureCause.ValueType  # 1
-    """FAILED: a cell raised."""
+    """FAILED: a cell raised an exception."""
     FAILURE_CAUSE_RUN_TIMEOUT: _FailureCause.ValueType  # 2
     """TIMED_OUT: the run exceeded `run_timeout`."""
     FAILURE_CAUSE_CELL_TIMEOUT: _FailureCause.ValueType  # 3
@@ -169,7 +169,7 @@ class _FailureCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     FAILURE_CAUSE_SERVER_DIED: _FailureCause.ValueType  # 13
     """INTERRUPTED: the server died during the run."""
     FAILURE_CAUSE_PROCESS_LIMIT: _FailureCause.ValueType  # 14
-    """CRASHED: the run exceeded its limit of processes."""
+    """CRASHED: the run exceeded its process limit."""
 
 class FailureCause(_FailureCause, metaclass=_FailureCauseEnumTypeWrapper):
     """Why a run did not succeed."""
@@ -177,7 +177,7 @@ class FailureCause(_FailureCause, metaclass=_FailureCauseEnumTypeWrapper):
 FAILURE_CAUSE_UNSPECIFIED: FailureCause.ValueType  # 0
 """Never sent."""
 FAILURE_CAUSE_CELL_ERROR: FailureCause.ValueType  # 1
-"""FAILED: a cell raised."""
+"""FAILED: a cell raised an exception."""
 FAILURE_CAUSE_RUN_TIMEOUT: FailureCause.ValueType  # 2
 """TIMED_OUT: the run exceeded `run_timeout`."""
 FAILURE_CAUSE_CELL_TIMEOUT: FailureCause.ValueType  # 3
@@ -203,7 +203,7 @@ FAILURE_CAUSE_SERVER_STOPPED: FailureCause.ValueType  # 12
 FAILURE_CAUSE_SERVER_DIED: FailureCause.ValueType  # 13
 """INTERRUPTED: the server died during the run."""
 FAILURE_CAUSE_PROCESS_LIMIT: FailureCause.ValueType  # 14
-"""CRASHED: the run exceeded its limit of processes."""
+"""CRASHED: the run exceeded its process limit."""
 global___FailureCause = FailureCause
 
 @typing.final
@@ -280,11 +280,11 @@ class StartRequest(google.protobuf.message.Message):
     own credentials; the URI must not contain any. The run has a private working folder.
     """
     kernel_name: builtins.str
-    """The kernelspec, resolved like jupyter_client does: `python` is its native kernelspec (`python3`), and
+    """The kernelspec, resolved as jupyter_client does: `python` is its native kernelspec (`python3`), and
     case is ignored. Empty: the kernelspec that the notebook names, or else the server's default.
     """
     allow_errors: builtins.bool
-    """Continue after a cell that raises, like `jupyter nbconvert --allow-errors`."""
+    """Continue after a cell that raises an exception, like `jupyter nbconvert --allow-errors`."""
     memory_limit_bytes: builtins.int
     """Maximum memory of all processes of the run, in bytes; a run that exceeds it is ended. Zero: the server's
     default.
@@ -295,13 +295,13 @@ class StartRequest(google.protobuf.message.Message):
     interrupted. If the write fails, `Run.output_error` says why; Output returns the notebook in any case.
     """
     cell_output_limit_bytes: builtins.int
-    """Maximum output of a cell, in bytes. Further output is cut, which a mark in the notebook and an event
-    report, and the run continues. Zero: the server's default.
+    """Maximum output of a cell, in bytes. Further output is cut, and the run continues;
+    a mark in the notebook and an event report the cut. Zero: the server's default.
     """
     run_output_limit_bytes: builtins.int
     """Maximum output of all cells together, in bytes. Zero: the server's default."""
     process_limit: builtins.int
-    """Maximum number of processes of the run at once, including its kernel; a run that exceeds it is ended.
+    """Maximum number of concurrent processes of the run, including its kernel; a run that exceeds it is ended.
     Zero: the server's default.
     """
     parameters_json: builtins.str
@@ -321,7 +321,7 @@ class StartRequest(google.protobuf.message.Message):
     """
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
-        """Values for the notebook's parameters, by name, injected like papermill does: in a cell after the one
+        """Values for the notebook's parameters, by name, injected as papermill does: in a cell after the one
         tagged `parameters`, or at the top if there is none. Numbers without a fraction become int. A name that
         the `parameters` cell does not assign is an error (UNKNOWN_PARAMETER). A Struct has no integers and no
         order; `parameters_json` has both.
@@ -455,7 +455,7 @@ class ProgressResponse(google.protobuf.message.Message):
     cells_completed: builtins.int
     """Number of cells, from the top of the notebook, that are done: executed, skipped or not code."""
     cells_total: builtins.int
-    """How many cells the notebook has, with the injected one."""
+    """Number of cells in the notebook, including the injected one."""
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the server recorded the event (UTC)."""
@@ -478,7 +478,7 @@ class ProgressResponse(google.protobuf.message.Message):
 
     @property
     def heartbeat(self) -> global___Heartbeat:
-        """No event for a while; the connection and the server work. Never stored."""
+        """Nothing happened for a while, but the connection and the server are alive. Never stored."""
 
     def __init__(
         self,
@@ -509,7 +509,7 @@ class CellStarted(google.protobuf.message.Message):
     CELL_ID_FIELD_NUMBER: builtins.int
     FIRST_LINE_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's place in the executed notebook, from 0."""
+    """The cell's index in the executed notebook, from 0."""
     cell_id: builtins.str
     """The cell's id in the notebook; empty where the notebook's format has none."""
     first_line: builtins.str
@@ -538,7 +538,7 @@ class CellOutput(google.protobuf.message.Message):
     CLEAR_FIELD_NUMBER: builtins.int
     CUT_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's place in the executed notebook, from 0."""
+    """The cell's index in the executed notebook, from 0."""
     @property
     def stream(self) -> global___StreamOutput:
         """Printed text."""
@@ -549,7 +549,7 @@ class CellOutput(google.protobuf.message.Message):
 
     @property
     def error(self) -> global___ErrorOutput:
-        """The cell raised."""
+        """The cell raised an exception."""
 
     @property
     def clear(self) -> global___ClearOutput:
@@ -723,7 +723,7 @@ class CellFinished(google.protobuf.message.Message):
     DURATION_FIELD_NUMBER: builtins.int
     OUTCOME_FIELD_NUMBER: builtins.int
     cell_index: builtins.int
-    """The cell's place in the executed notebook, from 0."""
+    """The cell's index in the executed notebook, from 0."""
     cell_id: builtins.str
     """The cell's id in the notebook; empty where the notebook's format has none."""
     execution_count: builtins.int
@@ -732,7 +732,7 @@ class CellFinished(google.protobuf.message.Message):
     """How it ended."""
     @property
     def duration(self) -> google.protobuf.duration_pb2.Duration:
-        """The time from the request to the kernel until all output has arrived, by a monotonic clock."""
+        """The time from the request to the kernel until all output arrived, measured with a monotonic clock."""
 
     def __init__(
         self,
@@ -1042,7 +1042,7 @@ class Run(google.protobuf.message.Message):
     state: global___RunState.ValueType
     """The state of the run."""
     cells_total: builtins.int
-    """How many cells the notebook has, with the injected one."""
+    """Number of cells in the notebook, including the injected one."""
     cells_completed: builtins.int
     """Number of cells, from the top of the notebook, that are done."""
     current_cell: builtins.int
@@ -1154,17 +1154,17 @@ class Failure(google.protobuf.message.Message):
     cell_id: builtins.str
     """That cell's id in the notebook; empty if it has none."""
     exception_name: builtins.str
-    """The class of the exception, if the cell raised."""
+    """The class of the exception, if the cell raised one."""
     exception_message: builtins.str
-    """The message of the exception, if the cell raised."""
+    """The message of the exception, if the cell raised one."""
     traceback: builtins.str
-    """The traceback as plain text, if the cell raised or was interrupted: at a time limit, or by Kill with a
+    """The traceback as plain text, if the cell failed or was interrupted: at a time limit, or by Kill with a
     grace period.
     """
     signal: builtins.str
     """The signal that ended the kernel or worker, such as "SIGSEGV"; empty if none did."""
     exit_code: builtins.int
-    """The exit code of the kernel or worker. Absent if a signal ended it, or it did not end."""
+    """The exit code of the kernel or worker. Absent if a signal ended it, or if it did not end."""
     def __init__(
         self,
         *,
@@ -1219,7 +1219,7 @@ class InfoResponse(google.protobuf.message.Message):
     version: builtins.str
     """The version of the server, such as "1.2.0"."""
     workers: builtins.int
-    """Maximum number of runs at once."""
+    """Maximum number of concurrent runs."""
     runs_active: builtins.int
     """Number of runs that are being executed."""
     runs_queued: builtins.int

@@ -104,7 +104,7 @@ def run_message(run: Run) -> pb.Run:
 
 
 def info_message(info: RunnerInfo) -> pb.InfoResponse:
-    """Convert what the runner knows of the server."""
+    """Convert the description of a server."""
     return pb.InfoResponse(
         kernels=[
             pb.KernelInfo(

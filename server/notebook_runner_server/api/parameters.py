@@ -24,7 +24,7 @@ MAX_DEPTH = 30
 _MAX_WHOLE = 2**53
 """The largest integer up to which a double represents all integers."""
 
-_TOO_LARGE = f"must have at most {MAX_BYTES} bytes, as JSON and as a Struct. Put large data into a file."
+_TOO_LARGE = f"must be at most {MAX_BYTES} bytes long, as JSON and as a Struct. Put large data into a file."
 _TOO_MANY = (
     f"must have at most {MAX_VALUES} values, including those in lists and objects. "
     "Put large data into a file."

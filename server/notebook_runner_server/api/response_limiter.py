@@ -14,7 +14,7 @@ from notebook_runner_server.api.interceptor import Interceptor
 _SERVICE = "/notebook_runner.v1.NotebookRunner/"
 
 MAX_RESPONSES = {_SERVICE + "Output": 16, _SERVICE + "List": 16}
-"""Maximum number of responses of a method in memory at once; each takes up to four times its page. One
+"""Maximum number of responses of a method in memory at a time; each takes up to four times its page. One
 caller gets at most half of them, so that a caller that reads nothing, or exports large notebooks, leaves the
 rest to others."""
 
@@ -60,7 +60,7 @@ class ResponseLimiter(Interceptor):
             return call
 
         async def limited(request: Any, context: Any) -> Any:
-            # Released when the response has been sent, or nobody waits for it any more.
+            # Released when the response has been sent, or nobody waits for it any longer.
             context.add_done_callback(await slots.acquire(_caller(context)))
             return await call(request, context)
 

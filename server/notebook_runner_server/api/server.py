@@ -26,11 +26,11 @@ from notebook_runner_server.api.tokens import Tokens
 SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"].full_name
 
 LIVENESS = "liveness"
-"""The health service for liveness: SERVING until the process ends, also while runs finish before a stop. The
+"""The health service for liveness: SERVING until the process ends, even while runs finish before a stop. The
 empty name and SERVICE report whether runs can start."""
 
 READINESS = "readiness"
-"""The health service for readiness: SERVING until the server drains, also while no run can start, so that a
+"""The health service for readiness: SERVING until the server drains, even while no run can start, so that a
 probe does not cut off callers that read or kill runs."""
 
 MESSAGE_OVERHEAD = 1024 * 1024

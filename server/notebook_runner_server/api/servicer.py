@@ -35,14 +35,14 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
     """Implements the calls of the contract.
 
     Args:
-        runner: The runs.
+        manager: The runs.
         outputs: Their artefacts.
         max_streams: Maximum number of open Progress streams.
         heartbeat: Seconds without an event after which a stream sends a heartbeat.
     """
 
-    def __init__(self, runner: RunManager, outputs: Outputs, max_streams: int, heartbeat: float) -> None:
-        self._runner = runner
+    def __init__(self, manager: RunManager, outputs: Outputs, max_streams: int, heartbeat: float) -> None:
+        self._manager = manager
         self._outputs = outputs
         self._max_streams = max_streams
         self._heartbeat = heartbeat
@@ -50,7 +50,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
 
     async def Start(self, request: pb.StartRequest, context: Any) -> pb.StartResponse:  # noqa: N802 - grpc's
         """Admit a run."""
-        run = await self._runner.start(
+        run = await self._manager.start(
             convert.start_spec(request), trace_context(context.invocation_metadata())
         )
         bind_contextvars(run_id=run.run_id)
@@ -76,9 +76,9 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             self._streams -= 1
 
     async def _progress(self, request: pb.ProgressRequest) -> AsyncIterator[pb.ProgressResponse]:
-        run_id, log = await self._runner.log(request.run_id)
+        run_id, log = await self._manager.log(request.run_id)
         bind_contextvars(run_id=run_id)
-        with self._runner.readers.stream(run_id):
+        with self._manager.readers.stream(run_id):
             async for message in self._follow(request, log):
                 yield message
 
@@ -108,9 +108,9 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
 
     async def Output(self, request: pb.OutputRequest, context: Any) -> pb.OutputResponse:  # noqa: ARG002, N802 - grpc's
         """Return one page of an artefact."""
-        run = await self._runner.find(request.run_id)
+        run = await self._manager.find(request.run_id)
         bind_contextvars(run_id=run.run_id)
-        self._runner.readers.page(run.run_id)
+        self._manager.readers.page(run.run_id)
         about = convert.run_message(run)
         page = await self._outputs.page(
             run,
@@ -139,9 +139,9 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
                 f"grace_period must not exceed {MAX_DURATION:.0f} s (got {grace_period:g} s).",
                 field="grace_period",
             )
-        before = await self._runner.run_to_kill(request.run_id)
+        before = await self._manager.run_to_kill(request.run_id)
         bind_contextvars(run_id=before.run_id)
-        run, ended = await self._runner.kill(before.run_id, grace_period)
+        run, ended = await self._manager.kill(before.run_id, grace_period)
         return pb.KillResponse(
             run=convert.run_message(run), processes_ended=ended, already_ended=before.state.is_terminal
         )
@@ -157,7 +157,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             )
         states = [convert.domain_state(state) for state in request.states]
         size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
-        runs, more = await self._runner.list(_position(request), size, states, dict(request.labels))
+        runs, more = await self._manager.list(_position(request), size, states, dict(request.labels))
         answer = pb.ListResponse()
         remaining, last = MESSAGE_BYTES, 0
         for position, run in runs:
@@ -177,7 +177,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
 
     async def Info(self, request: pb.InfoRequest, context: Any) -> pb.InfoResponse:  # noqa: ARG002, N802 - grpc's
         """Describe this server."""
-        answer = convert.info_message(self._runner.info())
+        answer = convert.info_message(self._manager.info())
         answer.version = __version__
         answer.formats[:] = self._outputs.formats
         return answer

@@ -70,7 +70,7 @@ class Call:
 
 
 class CallObserver(Protocol):
-    """Watches calls. Its methods run on the event loop and must return at once."""
+    """Watches calls. Its methods run on the event loop and must return immediately."""
 
     def call_started(self, method: str) -> None:
         """Handle the start of a call."""

@@ -1,4 +1,4 @@
-"""What the settings take of the system: the backend that executes runs, and descriptors for connections."""
+"""Creates the backend that `--executor` names, and raises the limit of file descriptors."""
 
 from __future__ import annotations
 

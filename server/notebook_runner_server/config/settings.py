@@ -108,13 +108,13 @@ class Settings:
     default_kernel: str = setting("python3", "Kernelspec to use for notebooks that name none.")
     max_notebook_bytes: int = setting(
         67108864,
-        "Maximum size of a notebook that Start names or carries, in bytes.",
+        "Maximum size of the notebook of a run, in bytes.",
         minimum=1,
         maximum=_LARGEST_MESSAGE - MESSAGE_OVERHEAD,
     )
 
     workers: int = setting(
-        1, "Number of worker processes, and so of runs at once.", minimum=1, group="Workers and kernels"
+        1, "Number of worker processes, and thus of concurrent runs.", minimum=1, group="Workers and kernels"
     )
     queue: int = setting(
         0, "Maximum number of runs that wait while all workers are busy (0: none).", minimum=0
@@ -125,7 +125,7 @@ class Settings:
         "scheduler: dask://HOST:PORT, with TLS dask+tls://HOST:PORT.",
     )
     cluster_runs: int = setting(
-        0, "Maximum number of runs at once on a Dask cluster (0: as many as its workers take).", minimum=0
+        0, "Maximum number of concurrent runs on a Dask cluster (0: as many as its workers take).", minimum=0
     )
     worker_timeout: float = setting(
         30.0,
@@ -135,7 +135,7 @@ class Settings:
     )
     warm_kernels: str = setting(
         "",
-        "Kernels that each worker keeps started for the next run, as KERNELSPEC=COUNT, separated by commas. "
+        "Warm kernels that each worker keeps ready, as KERNELSPEC=COUNT, separated by commas. "
         "[default: one of the default kernel]",
         off="none",
     )
@@ -189,7 +189,7 @@ class Settings:
     max_cell_output_limit: int = ceiling("cell_output_limit_bytes", 0)
     run_output_limit: int = limit("output of a run, in bytes,", 1073741824, "Further output is cut.")
     max_run_output_limit: int = ceiling("run_output_limit_bytes", 0)
-    process_limit: int = limit("number of processes of a run at once", 0)
+    process_limit: int = limit("number of concurrent processes of a run", 0)
     max_process_limit: int = ceiling("process_limit", 0)
 
     state_dir: str = setting(

@@ -1,7 +1,7 @@
 """Which files and folders a kernel may read and write: settings, policy, and rulesets of Landlock.
 
 Landlock allows and cannot deny: what is below an allowed folder is allowed. To hide a folder, every entry of
-every folder above it is allowed, but the one that leads to it. So what is made later in one of the folders
+every folder above it is allowed, except the one that leads to it. So what is made later in one of the folders
 above, a kernel that was started before does not see: `KernelRules.is_current` tells.
 """
 
@@ -133,8 +133,8 @@ DEVICES = "/dev"
 """Devices have their own permissions, and /dev/shm is needed for shared memory."""
 
 _EXHAUSTED = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINVAL}
-"""Why a rule fails although what it is for is there. Every other error is of an entry that has vanished, may
-not be entered, or is a mount whose server is gone: without a rule it is denied, and nothing else is."""
+"""Errors of a rule whose entry exists. Any other error means that the entry has vanished, may not be entered,
+or is a mount whose server is gone: without a rule, access to it is denied, and to nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

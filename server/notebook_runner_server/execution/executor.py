@@ -15,7 +15,6 @@ from nbclient.exceptions import CellExecutionError
 from notebook_runner_server.confinement.environment import OWN_PREFIX
 from notebook_runner_server.execution import failures
 from notebook_runner_server.execution import notebook as notebooks
-from notebook_runner_server.execution.client import UnfitKernelError
 from notebook_runner_server.execution.failures import cut, plain
 from notebook_runner_server.execution.interface import (
     Cause,
@@ -26,6 +25,7 @@ from notebook_runner_server.execution.interface import (
     KernelReady,
 )
 from notebook_runner_server.execution.kernel import Kernel, KernelDiedError
+from notebook_runner_server.execution.kernel_client import UnfitKernelError
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import reader_of_terminal, run_processes
 from notebook_runner_server.execution.recorder import StreamingNotebookClient
@@ -88,7 +88,7 @@ class RunExecutor:
     def stop(self, cause: Cause, grace_period: float) -> None:
         """End the run for a cause: now, or after an interrupt and time for the cell to clean up.
 
-        Returns at once.
+        Returns immediately.
 
         Args:
             cause: The cause in the run's failure.

@@ -66,7 +66,7 @@ def bounded(traceback: str) -> str:
 def cell_failure(error: CellError, index: int | None, cell_id: str) -> Failure:
     """Return the failure of a run whose cell raised an exception."""
     message = cut(plain(error.message))
-    summary = f"Cell {index} raised {error.name}: {message}"
+    summary = f"The cell raised {error.name}: {message}"
     return Failure(
         Cause.CELL_ERROR,
         # The note is short, and must remain however long the exception's text is.
@@ -97,7 +97,7 @@ def kernel_failure(
     how, name, code = describe_exit(exit_code)
     cause = Cause.KERNEL_SIGNALED if name else Cause.KERNEL_EXITED
     if name == "SIGKILL" and out_of_memory:
-        cause, how = Cause.OUT_OF_MEMORY, "was killed by the system, which was out of memory"
+        cause, how = Cause.OUT_OF_MEMORY, "was killed by the operating system, which was out of memory"
     elif not ready:
         cause, how = Cause.KERNEL_NOT_READY, f"{how} before it was ready"
     return Failure(cause, f"The kernel {how}.", index, cell_id, traceback=log, signal=name, exit_code=code)

@@ -123,7 +123,7 @@ class Job:
         working_folder: The working folder of the kernel.
         run_folder: The run's private folder, NOTEBOOK_RUNNER_RUN_DIR of the kernel.
         limits: The run's limits.
-        allow_errors: Continue after a cell that raises.
+        allow_errors: Continue after a cell that raises an exception.
         environment: Variables for the kernel.
     """
 
@@ -186,7 +186,7 @@ class ErrorOutput:
 
 @dataclass(frozen=True, slots=True)
 class ClearOutput:
-    """The cell asked to clear its output, at once or (`wait`) when the next output arrives."""
+    """The cell asked to clear its output, immediately or (`wait`) when the next output arrives."""
 
     cell_index: int
     wait: bool
@@ -271,7 +271,7 @@ class RunHandle(Protocol):
         """Yield events in order, all that are available at a time; the last is `Ended`."""
 
     def stop(self, cause: Cause, grace_period: float) -> None:
-        """Request the end of the run, and return at once; `Ended` follows.
+        """Request the end of the run, and return immediately; `Ended` follows.
 
         Args:
             cause: The cause in the run's failure.

@@ -29,8 +29,8 @@ from notebook_runner_server import folder_tree
 from notebook_runner_server.confinement import denial
 from notebook_runner_server.confinement.environment import inherited
 from notebook_runner_server.confinement.policy import KernelRules, Ruleset, SandboxPolicy, narrowed, rules
-from notebook_runner_server.execution.client import KernelClient, UnfitKernelError
 from notebook_runner_server.execution.failures import plain
+from notebook_runner_server.execution.kernel_client import KernelClient, UnfitKernelError
 from notebook_runner_server.execution.runtime_dir import subfolder
 from notebook_runner_server.execution.warm import languages
 from notebook_runner_server.execution.warm.forking import ForkProvisioner, ForkServer, ForkServerError, split
@@ -68,9 +68,9 @@ class Kernel:
 
     Args:
         name: The kernelspec.
-        folder: The folder to create its private folder in; short, for the path of a socket has at most 107
-            bytes.
-        template: What forks it, if it is ipykernel.
+        folder: The folder to create its private folder in; short, because the path of a socket has at
+            most 107 bytes.
+        fork_server: Forks it; None: it is started as a new process.
         policy: What it may access; None: whatever the user may.
     """
 
@@ -188,7 +188,7 @@ class Kernel:
         return isinstance(provisioner, ForkProvisioner) and provisioner.is_ready()
 
     def warm_up(self, seconds: float) -> bool:
-        """Have the kernel answer once without a trace, for its first answer takes longest; blocks.
+        """Have the kernel answer once without a trace, because its first answer takes longest; blocks.
 
         Args:
             seconds: The time limit.
@@ -222,11 +222,11 @@ class Kernel:
         return all(os.path.exists(f"{self.manager.ip}-{port}") for port in self.manager.ports)
 
     def why_unusable(self) -> str:
-        """Return why a warm kernel must not be used any more; empty: it may."""
+        """Return why a warm kernel must no longer be used; empty: it may."""
         if not self.is_reachable:
             return LOST_SOCKETS
         if self._rules is not None and not self._rules.is_current():
-            return "a file or folder newer than the kernel is not readable for it"
+            return "the kernel cannot read a file or folder that is newer than itself"
         return ""
 
     def kill(self) -> None:

@@ -89,5 +89,5 @@ def warm_kernels(kernels: Iterable[str], modules: Iterable[str], *, required: bo
     preload = tuple(modules)
     for module in preload:
         if not all(part.isidentifier() for part in module.split(".")):
-            raise ValueError(f"--preload: {module!r} is not a module name.")
+            raise ValueError(f"--preload: {module!r} is not a valid module name.")
     return WarmKernels(counts, preload, required=required)

@@ -14,7 +14,7 @@ _LINE_BYTES = 8
 """Bytes around each line of a traceback in a notebook, at least: quotes, comma, line break, indentation."""
 
 FREE_MESSAGES = 10_000
-"""Messages of a cell of which only the output counts; further ones also count for their overhead."""
+"""Number of messages of a cell that count with their output alone; further ones also count their overhead."""
 
 FREE_BYTES = 1024
 """Bytes of names and metadata of a message that do not count while messages are few."""

@@ -248,7 +248,7 @@ class ProcessPoolBackend:
         folder_tree.remove_if_possible(self._state / "places")
         if self._policy is not None:
             self._policy.staging_folder.mkdir(mode=0o700)
-        # Python starts it beside the workers, with the whole environment of this process.
+        # Python starts it together with the workers, with the whole environment of this process.
         with scrubbed_environ(self._sandbox.kernel_environment), safe_path():
             resource_tracker.ensure_running()
 

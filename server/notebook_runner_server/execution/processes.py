@@ -96,7 +96,7 @@ def _kill_descendants(pid: int, spare: Callable[[int], bool], deadline: float) -
         if pid == os.getpid():
             _reap(found)
         if time.monotonic() > end:
-            raise ProcessesLeftError(f"still there after {deadline} s: {found}")
+            raise ProcessesLeftError(f"still alive after {deadline} s: {found}")
     return killed
 
 

@@ -15,7 +15,6 @@ from nbclient.exceptions import CellExecutionError
 
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution import output_limiter
-from notebook_runner_server.execution.client import KernelClient
 from notebook_runner_server.execution.failures import MAX_NAME, CellError, cut, plain
 from notebook_runner_server.execution.interface import (
     MAX_TYPES,
@@ -31,6 +30,7 @@ from notebook_runner_server.execution.interface import (
     SegmentChunk,
     StreamOutput,
 )
+from notebook_runner_server.execution.kernel_client import KernelClient
 from notebook_runner_server.execution.output_limiter import OutputLimiter
 from notebook_runner_server.execution.segments import TAIL
 

@@ -114,7 +114,7 @@ def strip_metadata(notebook: NotebookNode, repairs: Repairs) -> None:
         for key in [key for key in before.metadata if key not in after.metadata]:
             del target.metadata[key]
             whose = "the notebook's metadata" if index is None else "the metadata"
-            repairs.note(f"Removed {_quoted(key)} from {whose}, whose value was not valid", index)
+            repairs.note(f"Removed the invalid {_quoted(key)} from {whose}", index)
 
 
 def _checked_by_schema(notebook: NotebookNode) -> NotebookNode:
@@ -218,13 +218,13 @@ def _repair_tags(metadata: dict[str, Any], repairs: Repairs, index: int) -> None
     tags = metadata["tags"]
     if isinstance(tags, str):
         tags = [tags]
-        repairs.note("Made the tags, which were a string, a list", index)
+        repairs.note("Converted the tags from a string to a list", index)
     given = tags if isinstance(tags, list) else []
     valid = [tag for tag in given if isinstance(tag, str) and tag and "," not in tag]
     if len(valid) < len(given) or not isinstance(tags, list):
         repairs.note("Removed tags that were not valid", index)
     if len(set(valid)) < len(valid):
-        repairs.note("Removed tags that were there twice", index)
+        repairs.note("Removed duplicate tags", index)
     metadata["tags"] = list(dict.fromkeys(valid))
 
 
@@ -256,7 +256,7 @@ def _repair_id(cell: dict[str, Any], minor: int, seen: set[str], repairs: Repair
     if "id" not in cell:
         repairs.note("Added the missing id", index)
     elif isinstance(given, str) and given in seen:
-        repairs.note("Replaced the id, which was another cell's", index)
+        repairs.note("Replaced the id, which another cell has too", index)
     else:
         repairs.note("Replaced the id, which was not valid", index)
     while (made := generate_corpus_id()) in seen:

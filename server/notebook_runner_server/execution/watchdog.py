@@ -21,10 +21,10 @@ INTERVAL = 0.05
 """Seconds between two checks. Memory fills at 1 to 2 GB/s, so a run exceeds its limit by at most 100 MB."""
 
 LONG_INTERVAL = 0.25
-"""The same for a run without limits, of which only the shared memory is checked."""
+"""The same for a run without limits, where only the shared memory is checked."""
 
 WORKER_BYTES = 64 * 1024 * 1024
-"""Memory that the worker itself may use during a run before it counts as the run's."""
+"""Memory that the worker itself may use during a run before it counts towards the run."""
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -58,7 +58,7 @@ class Watchdog:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop watching; nothing is reported from now on, for the next run must not be affected."""
+        """Stop watching; nothing is reported from now on, which could affect the next run."""
         with self._judging:
             self._closed.set()
 
@@ -85,7 +85,7 @@ class Watchdog:
         self._shared.see(found)
         shared = self._shared.look(found.copy)
         if self._processes and len(found) > self._processes:
-            message = f"The run has more processes than its limit of {self._processes}."
+            message = f"The run exceeded its limit of {self._processes} processes."
             self._judge(Cause.PROCESS_LIMIT, message)
             return True
         if self._memory_bytes and (used := self._used(found, shared)) > self._memory_bytes:

@@ -107,7 +107,7 @@ class WorkerConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Wake the reader, for the worker is gone (called by asyncio)."""
+        """Wake the reader, because the worker is gone (called by asyncio)."""
         self.closed = True
         self._arrived.set()
 
@@ -215,7 +215,7 @@ class WorkerProcess:
         """
         assert self.connection is not None  # noqa: S101 - it was started
         done = self._pool.submit(worker_protocol.execute)
-        # Over the connection, on which commands follow that must not overtake it.
+        # Over the connection, so that commands cannot overtake it.
         self.connection.send(job)
         return done
 

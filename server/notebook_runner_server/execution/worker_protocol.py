@@ -3,7 +3,7 @@
 A worker process has one connection, a socket pair, on which each message is a frame: its length as a signed
 32-bit number, as `multiprocessing.connection.Connection` sends it, and its encoding. The server sends `Job`,
 `Stop` and `Deadline`, so that no command can overtake its job; the worker sends lists of events, `WorkerLog`
-and `KernelsReady`. On a cluster `Job` and `Stop`, encoded in the same way, go over connections of Dask's
+and `KernelsReady`. On a cluster `Job` and `Stop`, encoded in the same way, go over Dask connections
 (`cluster.messages`).
 
 What a worker needs (nbclient, ZeroMQ) is imported in the worker only: the server has no use for it.
@@ -81,7 +81,7 @@ def decode(data: bytes | bytearray) -> Any:
 
 
 def frame(message: object) -> tuple[bytes, bytes]:
-    """Return a message's header and encoding; apart, for a job may be large."""
+    """Return a message's header and encoding, without joining them: a job may be large."""
     encoded = encode(message)
     return _HEADER.pack(len(encoded)), encoded
 

@@ -94,7 +94,7 @@ def _cell_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _placeholder(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return a text cell instead of a cell of unknown type."""
     name = re.sub(r"[^\w.-]", "", str(cell["cell_type"]))[:_MAX_NAME]
-    source = f"*A cell of the type `{name}` cannot be shown in this format.*"
+    source = f"*A cell of type `{name}` cannot be shown in this format.*"
     return {"cell_type": "markdown", "source": source, "metadata": {}}
 
 
@@ -118,7 +118,7 @@ def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _data(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return representations; of JSON only the type, for no format shows more."""
+    """Return representations; of JSON only the type, because no format shows more."""
     found: dict[str, Any] = {}
     for kind, value in data.items():
         if not _MIME_TYPE.fullmatch(kind):

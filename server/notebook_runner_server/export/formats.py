@@ -19,7 +19,7 @@ DEEPEST = 12_000
 
 
 def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) -> str:
-    """Write a notebook in a format of nbconvert's, and return its media type.
+    """Write a notebook in one of nbconvert's formats, and return its media type.
 
     Args:
         to: The name of an exporter.

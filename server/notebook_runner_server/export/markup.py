@@ -21,7 +21,7 @@ LONGEST_FORMULA = 2000
 
 
 DEEPEST = 4000
-"""Maximum nesting of elements, for the time to sanitize grows with its square. Deeper HTML is shown as text;
+"""Maximum nesting of elements: the time to sanitize grows with its square. Deeper HTML is shown as text;
 browsers stop at some 500."""
 
 DEEPEST_CHANGED = 250
@@ -378,7 +378,7 @@ MOST_STEPS = 2_000_000
 
 
 def _inline_styles(soup: BeautifulSoup, steps: int) -> None:
-    """Move style sheets into the elements that they select, for a sheet would affect the whole page.
+    """Move style sheets into the elements that they select, because a sheet would affect the whole page.
 
     Tables with colours of pandas (`DataFrame.style`) have one each.
 

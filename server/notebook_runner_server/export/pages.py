@@ -74,7 +74,7 @@ class PageExporter(HTMLExporter):
         nb.metadata.setdefault("title", _title(nb))
         for cell in nb.cells:
             _prepare(cell)
-        # Random, for a notebook that knew it could close the part early.
+        # Random, because a notebook that knew it could close the part early.
         self._mark = secrets.token_hex(16)
         page, resources = super().from_notebook_node(nb, resources, **options)
         try:

@@ -41,7 +41,7 @@ _NAMES = {
     "application/vnd.jupyter.widget": "a widget",
     "application/vdom": "a VDOM element",
     "application/geo+json": "a map (GeoJSON)",
-    "application/javascript": "an output of JavaScript",
+    "application/javascript": "JavaScript output",
     "application/pdf": "a PDF",
     "text/vnd.mermaid": "a Mermaid diagram",
 }
@@ -52,11 +52,11 @@ _PARTS = (
     (re.compile(r"vega-?embed|altair", re.IGNORECASE), "a Vega chart"),
     (re.compile(r"leaflet|folium", re.IGNORECASE), "a map"),
     (re.compile(r"<(?:iframe|object|embed|frame|portal)\b", re.IGNORECASE), "an embedded page"),
-    (re.compile(r"<(?:script|canvas|link)\b", re.IGNORECASE), "an output of JavaScript"),
+    (re.compile(r"<(?:script|canvas|link)\b", re.IGNORECASE), "JavaScript output"),
     (re.compile(r"<(?:form|input|button|select|textarea)\b", re.IGNORECASE), "a form"),
     (
         re.compile(r"<(?:img|picture|video|audio|source|image)\b", re.IGNORECASE),
-        "a picture or sound that is elsewhere",
+        "an image or sound from another location",
     ),
 )
 _MARKUP = re.compile(r"<[a-z]", re.IGNORECASE)
@@ -88,7 +88,7 @@ def _name(kind: str) -> str:
     if kind in SHOWN or _OTHER_PICTURE.fullmatch(kind) or _LOADER.fullmatch(kind):
         return ""
     found = next((name for beginning, name in _NAMES.items() if kind.startswith(beginning)), "")
-    return found or f"an output of the type {kind[:100]}"
+    return found or f"output of type {kind[:100]}"
 
 
 def _other_picture(data: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ class _Rpcs:
         )
         self.seconds = Histogram(
             f"{name}_duration_seconds",
-            "Duration of calls; of a stream, the time that it was open.",
+            "Duration of calls; for a stream, the time that it was open.",
             ["method"],
             buckets=SHORT,
             registry=registry,

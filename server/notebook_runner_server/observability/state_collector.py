@@ -39,7 +39,7 @@ class StateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield what there is (called by prometheus_client)."""
-        yield _gauge("workers", "Maximum number of runs that execute at once.", self._backend.capacity)
+        yield _gauge("workers", "Maximum number of concurrent runs.", self._backend.capacity)
         yield _gauge("queue_limit", "Maximum number of queued runs.", self._queue_size)
         yield CounterMetricFamily(
             "notebook_runner_worker_deaths",

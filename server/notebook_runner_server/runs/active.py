@@ -285,7 +285,7 @@ class ActiveRun:
             except StorageFullError:
                 raise
             except Exception:
-                # A run whose files are damaged or missing must end nevertheless.
+                # A run whose files are damaged or missing must still end.
                 _logger.exception("cell_output_lost", extra=self.run_context.ids)
                 self._cursor = self._cursor.without_segment()
             finished = CellFinished(index, self._cursor.cell_id, 0, before.cell_seconds, CellOutcome.STOPPED)

@@ -31,7 +31,7 @@ MAX_DURATION = 366 * 86400.0
 
 
 LARGE_NOTEBOOK = 2 * 1024 * 1024
-"""Size of a notebook from which on it is parsed in a subprocess: parsing it takes 30 ms."""
+"""Notebooks above this size are parsed in a subprocess: parsing this much takes 30 ms."""
 
 # R's names have dots.
 _PARAMETER = re.compile(r"[^\W\d][\w.]{0,254}")
@@ -61,7 +61,7 @@ LIMIT_FIELDS = {
     "run_output_bytes": "run_output_limit_bytes",
     "processes": "process_limit",
 }
-"""The contract's field for each limit."""
+"""The contract's field for each limit; `config.settings` has the operator's default and ceiling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class Admission:
     async def _prepared(
         self, content: bytes, spec: StartSpec, kernels: Mapping[str, str]
     ) -> PreparedNotebook:
-        # Many large notebooks at once would take all threads and much memory.
+        # Many concurrent large notebooks would take all threads and much memory.
         async with self._one_at_a_time if len(content) > LARGE_NOTEBOOK else contextlib.nullcontext():
             return await asyncio.to_thread(
                 self._prepare,

@@ -84,7 +84,7 @@ class Dispatcher:
         Args:
             active: The run.
             cause: The cause of its failure.
-            grace_period: Seconds between an interrupt and the kill; zero: kill at once.
+            grace_period: Seconds between an interrupt and the kill; zero: kill immediately.
         """
         if active in self._queue:
             self._queue.remove(active)
@@ -99,7 +99,7 @@ class Dispatcher:
         Runs that survive a restart are left to the next server.
 
         Args:
-            hurry: When it is set, the runs are ended at once.
+            hurry: When it is set, the runs are ended immediately.
             drain_timeout: Seconds that the runs may take.
         """
         self._draining = True

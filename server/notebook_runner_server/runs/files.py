@@ -51,7 +51,7 @@ def pack(folder: Path, target: Path, max_bytes: int) -> None:
 
 def _too_large(size: int, max_bytes: int) -> UnpackableError:
     return UnpackableError(
-        f"The run's files have at least {size} bytes; the server allows {max_bytes} (--max-files-bytes)."
+        f"The run's files take up at least {size} bytes; the server allows {max_bytes} (--max-files-bytes)."
     )
 
 
@@ -60,7 +60,7 @@ def _regular_files(folder: Path) -> Iterator[Entry]:
         if stat.S_ISREG(entry.about.st_mode):
             if len(os.fsencode(entry.path)) > _MAX_PATH_BYTES:
                 raise UnpackableError(
-                    f"The run's files are nested too deep: a path has more than {_MAX_PATH_BYTES} bytes."
+                    f"The run's files are nested too deep: a path is longer than {_MAX_PATH_BYTES} bytes."
                 )
             yield entry
 

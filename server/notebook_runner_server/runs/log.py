@@ -144,7 +144,7 @@ class RunLog:
                 events = await self.read(after)
                 if not events:
                     raise RunNotFoundError(
-                        "The run was deleted while it was read, because its retention is over.",
+                        "The run was deleted during this call, because its retention has expired.",
                         field="run_id",
                     )
                 after = events[-1].sequence

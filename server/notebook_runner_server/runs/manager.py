@@ -331,7 +331,7 @@ class RunManager:
 
         Args:
             run_id: The run.
-            grace_period: Seconds between an interrupt and the kill; zero: kill at once.
+            grace_period: Seconds between an interrupt and the kill; zero: kill immediately.
 
         Raises:
             RunNotFoundError: It does not exist.
@@ -357,7 +357,7 @@ class RunManager:
         Queued runs stay in the history, and start after the next start of the server.
 
         Args:
-            hurry: When it is set, the runs are ended at once.
+            hurry: When it is set, the runs are ended immediately.
             drain_timeout: Seconds that the runs may take.
         """
         self._closing = True

@@ -79,7 +79,7 @@ class ExecutionOptions:
     Attributes:
         working_folder: The kernel's working directory; empty: the run's own folder.
         limits: The limits of the run.
-        allow_errors: Whether the run continues after a cell that raises.
+        allow_errors: Whether the run continues after a cell that raises an exception.
         environment: Variables for the kernel; stored until the run has ended.
         retention: How long the run is stored after its end.
         output_uri: Where the executed notebook is uploaded to; stored until the run has ended.
@@ -179,7 +179,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class WriteBatch:
-    """What is written to a run's folder and history in one go.
+    """What is written to a run's folder and history in one step.
 
     Attributes:
         start: Where the chunks go in the file of segments, in bytes.
@@ -212,7 +212,7 @@ class RunnerInfo:
 
     Attributes:
         kernels: The kernelspecs, by name.
-        workers: How many runs are executed at once.
+        workers: How many runs are executed concurrently.
         active: How many runs are executed now.
         queued: How many runs wait now.
         queue_size: How many runs may wait.

@@ -34,7 +34,7 @@ FILES = "files"
 ERROR = "error"
 
 MESSAGE_BYTES = 4 * 1024 * 1024 - 256 * 1024
-"""Maximum size of the large fields of an answer; the rest of the 4 MiB that clients accept is for others."""
+"""Maximum size of the large fields of a response; the rest of the 4 MiB that clients accept is for others."""
 
 
 class Exporter(Protocol):
@@ -121,7 +121,7 @@ class Outputs:
             max_bytes: The maximum size of the page; zero: the default.
             as_of: The last event whose effect the artefact contains; zero: the newest.
             omit_input: Leave out the source of code cells.
-            beside: The size of the answer's other large fields, which the page makes room for.
+            beside: The size of the response's other large fields, which the page leaves room for.
 
         Raises:
             RunnerError: There is no such artefact or page.

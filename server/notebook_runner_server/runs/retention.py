@@ -1,4 +1,4 @@
-"""Retention: delete ended runs, oldest first, whose time is over or that exceed the limits of the history."""
+"""Retention: delete ended runs, oldest first, that have expired or exceed the limits of the history."""
 
 from __future__ import annotations
 

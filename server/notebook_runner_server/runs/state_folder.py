@@ -146,7 +146,7 @@ def remove_early_artefacts(folder: Path) -> None:
 
 
 RESERVE_BYTES = 8 * 1024 * 1024
-"""Enough for the ends of many runs: an end takes a few KiB, beside what its cell has printed."""
+"""Enough for the ends of many runs: an end takes a few KiB, in addition to what its cell has printed."""
 
 _BLOCK_BYTES = 1024 * 1024
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL)

@@ -55,7 +55,7 @@ class Store:
 
     Args:
         folder: The state folder; created when it does not exist.
-        artefact_bytes: How much artefacts may take beside the history.
+        artefact_bytes: How much space artefacts may take, in addition to the history.
 
     Attributes:
         artefacts: Cached artefacts of runs.
@@ -182,7 +182,7 @@ class Store:
     def _move_strays(self, known: set[str], quarantine: Quarantine) -> None:
         """Move away the folders of runs that are not in the history, which may have lost them."""
         strays = [path for path in self._runs.iterdir() if path.name not in known]
-        quarantine.move(strays, "it is not in the history, which has lost it or never had it")
+        quarantine.move(strays, "the history has no record of it")
 
     async def close(self) -> None:
         """Close the state folder."""
@@ -249,7 +249,7 @@ class Store:
             events: The events.
             written: What goes into the run's folder.
             expire_time: When the run may be deleted; None: it has not ended.
-            is_end: Whether this belongs to the run's end, for which space is reserved.
+            is_end: Whether this belongs to the run's end, which may use the reserved space.
 
         Raises:
             StorageFullError: They could not be written.
@@ -281,7 +281,7 @@ class Store:
         await self._db.run_in_order(self.folder(run_id).mark_begun)
 
     async def _write_with_reserve(self, write: Callable[[sqlite3.Connection], None]) -> None:
-        """Write something that frees space, or for which space is reserved.
+        """Write something that frees space, or that may use the reserved space.
 
         Raises:
             StorageFullError: It could not be written, even with the reserve.
@@ -404,7 +404,7 @@ class Store:
         return await self._db.read(tables.newest_segment, position, as_of)
 
     async def expired(self, after: int, limit: int) -> list[RunRecord]:
-        """Return ended runs after a position whose retention is over, oldest first."""
+        """Return ended runs after a position whose retention has expired, oldest first."""
         return await self._db.read(tables.ended_runs, time.time_ns(), after, limit)
 
     async def ended(self, after: int, limit: int) -> list[RunRecord]:

@@ -122,7 +122,7 @@ class NewerHistoryError(RuntimeError):
 
     def __init__(self, path: object, version: int) -> None:
         super().__init__(
-            f"The history {path} has version {version}, and this server knows versions up to "
+            f"The history {path} has version {version}, but this server supports versions up to "
             f"{SCHEMA_VERSION}. Start the newer server that wrote it, or choose another --state-dir."
         )
 
@@ -447,7 +447,7 @@ def _decode_row(row: tuple[Any, ...]) -> RunRecord | DamagedRecord:
         _verify(run_checksum, state, encoded, last_sequence, expire_time)
         run = replace(codec.decode_run(encoded), parameters=codec.decode_parameters(parameters))
         if (run.run_id, run.request_id, run.state.value) != (run_id, request_id or "", state):
-            raise ValueError("its row speaks of another run or state")
+            raise ValueError("its row describes another run or state")
         return RunRecord(
             position, run, codec.decode_options(options), int(last_sequence), str(request_digest)
         )

@@ -111,10 +111,10 @@ def end(run: Run, failure: Failure | None, now: int, output_error: str = "") -> 
         output_error: Why its notebook is not at its URI, where the failure does not imply it.
 
     Raises:
-        IllegalTransitionError: The run has ended already.
+        IllegalTransitionError: The run has already ended.
     """
     if run.state.is_terminal:
-        raise IllegalTransitionError(f"{run.run_id}: {run.state.name} has ended already")
+        raise IllegalTransitionError(f"{run.run_id}: {run.state.name} has already ended")
     return replace(
         run,
         state=RunState.SUCCEEDED if failure is None else ENDS[failure.cause],

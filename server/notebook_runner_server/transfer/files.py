@@ -22,7 +22,7 @@ def read(path: str, folders: Sequence[str], limit: int) -> bytes:
         TransferError: It is not a file in these folders.
         OSError: It cannot be read.
     """
-    # Non-blocking, for it may be a pipe; checked after it is opened, so that it cannot be exchanged.
+    # Non-blocking, because it may be a pipe; checked after it is opened, so that it cannot be exchanged.
     descriptor = _open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         _check_inside(descriptor, folders)

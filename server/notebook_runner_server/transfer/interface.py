@@ -3,10 +3,10 @@
 ::
 
     TransferError
-    ├── RefusedError      the operator does not allow the URI, or the URI is none
-    ├── MissingError      nothing is there, or the server may not have it
-    ├── TransferTooLargeError  the notebook has more bytes than the server allows
-    ├── UnreachableError  who holds it does not answer, or answers that it cannot now
+    ├── RefusedError      the URI is malformed, or the operator does not allow it
+    ├── MissingError      the notebook does not exist, or the server has no access to it
+    ├── TransferTooLargeError  the notebook is larger than the server allows
+    ├── UnreachableError  the service does not respond, or cannot respond now
     └── StoppedError      the server is shutting down
 
 Each message is a clause without a full stop, and contains no secrets.
@@ -23,19 +23,19 @@ class TransferError(Exception):
 
 
 class RefusedError(TransferError):
-    """The operator does not allow the URI, or the URI is none."""
+    """The URI is malformed, or the operator does not allow it."""
 
 
 class MissingError(TransferError):
-    """Nothing is there, or the server may not have it: services do not tell the two apart."""
+    """The notebook does not exist, or the server has no access to it; services do not distinguish the two."""
 
 
 class TransferTooLargeError(TransferError):
-    """It has more bytes than the server allows."""
+    """The notebook is larger than the server allows."""
 
 
 class UnreachableError(TransferError):
-    """Who holds it does not answer, or answers that it cannot now: later it may."""
+    """The service does not respond, or cannot respond now; a later attempt may succeed."""
 
 
 class StoppedError(TransferError):
@@ -57,14 +57,14 @@ class Transfer(Protocol):
         """
 
     async def read(self, uri: str) -> bytes:
-        """Return the notebook that a URI names. To cancel it is to abandon it, at once.
+        """Return the notebook that a URI names. Cancelling it aborts it immediately.
 
         Raises:
             TransferError: It could not be read.
         """
 
     async def write(self, uri: str, notebook: int) -> None:
-        """Write the notebook in an open file to a URI. To cancel it is to abandon it, at once.
+        """Write the notebook in an open file to a URI. Cancelling it aborts it immediately.
 
         Args:
             uri: Where to.

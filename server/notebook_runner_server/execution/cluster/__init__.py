@@ -1,1 +1,1 @@
-"""Runs on a Dask cluster: the server's side (backend, link, run), and the Dask workers' (worker, lease)."""
+"""Runs on Dask: the server's side (backend, scheduler, run) and the Dask workers' (worker, lease, drain)."""

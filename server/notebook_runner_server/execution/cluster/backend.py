@@ -82,7 +82,7 @@ class ClusterBackend:
         await self._cluster.until(lambda: len(self._runs) < self.capacity)
 
     def submit(self, job: Job) -> ClusterRun:
-        """Execute a job on a worker of Dask's choice."""
+        """Execute a job on a worker that Dask chooses."""
         return self._follow(job.run_id, job, 0)
 
     def find(self, run_id: str, mark: int) -> ClusterRun:

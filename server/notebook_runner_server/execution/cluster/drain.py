@@ -23,7 +23,7 @@ LOOK_SECONDS = 1.0
 
 
 async def drain(scheduler: str, name: str, seconds: float) -> None:
-    """Drain a worker, and return when it has no run any more.
+    """Drain a worker, and return when it no longer has any run.
 
     Args:
         scheduler: Dask's address of the scheduler.

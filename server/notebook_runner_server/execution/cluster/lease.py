@@ -39,7 +39,7 @@ MAX_KEPT_BYTES = 4 * 1024 * 1024
 """Bytes of events without acknowledgement above which the run waits."""
 
 MAX_EVENTS = 200
-"""Events of one batch, which the server decodes at once."""
+"""Events of one batch, which the server decodes in one step."""
 
 MAX_AFTER_STOP_BYTES = 16 * 1024 * 1024
 """Bytes of files that a stopped run sends back, for which Kill waits."""

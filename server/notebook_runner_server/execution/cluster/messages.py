@@ -1,6 +1,6 @@
 """Messages between server and Dask workers, over one connection for each run.
 
-A connection is one of Dask's, with its TLS, past the scheduler: scheduler and its log see only the ids of
+A connection is one of Dask's, with its TLS, but bypasses the scheduler, which sees and logs only the ids of
 runs. `Job` and `Stop` are those of `worker_protocol`.
 """
 

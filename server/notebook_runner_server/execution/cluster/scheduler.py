@@ -132,7 +132,7 @@ QUIET_SECONDS = 10.0
 """Seconds between two log lines about an unreachable scheduler."""
 
 LOOK_SECONDS = 1.0
-"""Seconds between two updates of the workers; changes that Dask reports are seen at once."""
+"""Seconds between two updates of the workers; changes that Dask reports are seen immediately."""
 
 _log = logging.getLogger(__name__)
 

@@ -217,7 +217,7 @@ class ForkServer:
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
         if not poll.poll(round(seconds * 1000)):
-            raise ForkServerError(f"no answer of the fork server within {seconds:g} s")
+            raise ForkServerError(f"no answer from the fork server within {seconds:g} s")
         line = self._lines.readline()
         if not line:
             raise ForkServerError(f"the fork server exited with code {self.process.wait()}")
@@ -302,7 +302,7 @@ class ForkProvisioner(LocalProvisioner):
         """
         control, self._control = self._control, None
         if control is None:
-            raise ForkServerError("the kernel is assigned already")
+            raise ForkServerError("the kernel is already assigned")
         body = json.dumps({"folder": folder, "set": dict(environment), "unset": []}).encode()
         descriptors = [ruleset.fileno()] if ruleset is not None else []
         loop = asyncio.get_running_loop()

@@ -49,7 +49,7 @@ class State(Enum):
     LOST = auto()
     """The kernel did not become ready, and is being killed."""
     DISCARDED = auto()
-    """The kernel was ready, must not be used any more, and is being killed."""
+    """The kernel was ready, must no longer be used, and is being killed."""
 
 
 class WarmKernel:
@@ -250,7 +250,7 @@ class WarmPool:
         return taken.kernel
 
     def _discard_if_unusable(self, warm: WarmKernel) -> bool:
-        """Kill a ready kernel that must not be used any more, and return whether it was killed."""
+        """Kill a ready kernel that must no longer be used, and return whether it was killed."""
         if why := warm.kernel.why_unusable():
             level = logging.WARNING if why == LOST_SOCKETS else logging.DEBUG
             self._log(level, "warm_kernel_discarded", why=why, pid=warm.kernel.pid)
@@ -268,7 +268,7 @@ class WarmPool:
             return source.name in starting | self._coming
 
     def resume(self) -> None:
-        """Replace the kernel that was taken, for the run has ended."""
+        """Replace the kernel that was taken, because the run has ended."""
         self._hold = 0.0
         self._wake_up()
 
@@ -376,7 +376,7 @@ class WarmPool:
         return source
 
     def _watch(self, rest: float) -> None:
-        """Wait until a kernel is taken, becomes ready or dies, or the pause is over."""
+        """Wait until a kernel is taken, becomes ready or dies, or the pause ends."""
         with self._lock:
             events = dict(self._events())
             deadlines = [warm.deadline - time.monotonic() for warm in self._kernels if warm.is_starting]
@@ -437,11 +437,11 @@ class WarmPool:
         self._wake_up()
 
     def _check_kernels(self) -> None:
-        """Kill kernels that are not ready in time, or cannot be reached any more."""
+        """Kill kernels that are not ready in time, or can no longer be reached."""
         with self._lock:
             for warm in self._kernels:
                 if warm.is_starting and time.monotonic() >= warm.deadline:
-                    self._end(warm, "it did not get ready in time", State.LOST)
+                    self._end(warm, "it was not ready in time", State.LOST)
                 elif warm.state is State.READY and not warm.kernel.is_reachable:
                     self._discard_if_unusable(warm)
 
