@@ -60,7 +60,7 @@ REPAIRED = {
     "ids-before-4.5": Case(["first\n"], ["id, which nbformat 4.4 does not have: cells 0, 1"]),
     "invalid-ids": Case(
         [f"{number}\n" for number in range(1, 9)],
-        ["not valid: cells 0, 3, 4, 6, 7", "another cell's: cell 2", "missing id: cell 5"],
+        ["not valid: cells 0, 3, 4, 6, 7", "another cell has too: cell 2", "missing id: cell 5"],
         nbclient=False,
     ),
     "kernelspec-without-display-name": Case(["ok\n"], ["display_name"]),
@@ -80,7 +80,7 @@ REPAIRED = {
     ),
     "tags-and-attachments": Case(
         ["1\n", "2\n", "3\n", "", "4\n"],
-        ["twice: cell 0", "not valid: cells 1, 2, 7", "list: cell 3", "attachments: cells 4, 5, 6"],
+        ["duplicate tags: cell 0", "not valid: cells 1, 2, 7", "list: cell 3", "attachments: cells 4, 5, 6"],
         nbclient=False,
     ),
 }
