@@ -170,7 +170,7 @@ def test_open_where_no_browser_is(command: Command, write: Write) -> None:
         "run", write("1"), "--open", "--html", "out.html", BROWSER="/bin/false", PATH="", DISPLAY=""
     )
     assert done.returncode == 0
-    assert b"no browser found; the page is out.html" in done.stderr
+    assert b"no browser found; the page is in out.html" in done.stderr
 
 
 def completed(command: Command, line: str) -> list[str]:

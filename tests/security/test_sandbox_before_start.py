@@ -16,6 +16,7 @@ from tests.support.calls import SECONDS, finish, inline, perform, reach, start, 
 from tests.support.gate import Gate
 from tests.support.killable import worker_of
 from tests.support.notebooks import notebook
+from tests.support.processes import outlived
 from tests.support.server import Server
 from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 
@@ -132,7 +133,10 @@ def test_no_module_of_the_working_folder_is_imported(tmp_path: Path, options: tu
         (folder / f"{name}.py").write_text(f"open({str(marker)!r}, 'w')\nraise ImportError")
     with Server(tmp_path / "state", *options, folder=folder) as server:
         assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
-        os.kill(worker_of(server), signal.SIGKILL)
+        worker = worker_of(server)
+        os.kill(worker, signal.SIGKILL)
+        # A run that comes while it dies would end with it.
+        assert outlived([worker], SECONDS) == []
         assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
         run = perform(server.stub, inline("1")).run
         server.stub.Output(pb.OutputRequest(run_id=run.run_id, format="html"), timeout=SECONDS)
