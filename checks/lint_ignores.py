@@ -1,6 +1,6 @@
 """Check that every ignore of a security rule of ruff is on the line that needs it, with a reason.
 
-ruff itself reports an ignore that is no longer needed (RUF100).
+Ruff itself reports unused ignores (RUF100).
 """
 
 import re

@@ -80,7 +80,7 @@ class Retries:
         """Return the seconds to wait before the next attempt.
 
         Raises:
-            RpcFailed: The error itself, if another attempt would not help or there is no time for it.
+            RpcFailed: The error itself, if a retry would not help, or if no time is left for one.
         """
         backoff = min(FIRST_BACKOFF * BACKOFF_FACTOR ** (self._attempts - 1), LONGEST_BACKOFF)
         # Callers that one proxy disconnected must not all return at the same moment.

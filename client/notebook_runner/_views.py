@@ -34,7 +34,7 @@ SHORTEST_TICK, LONGEST_TICK, TICK_SHARE = 1.0, 15.0, 0.05
 LOOK_TIMEOUT = 10.0
 MAX_RESULT_BYTES = 2 * 1024 * 1024
 
-# Errors that a view shows, because nobody could catch them.
+# A view shows these errors: IPython or a thread updates it, and no caller can catch them there.
 _SHOWN_ERRORS = (NotebookRunnerError, OSError, ValueError)
 
 

@@ -159,7 +159,7 @@ def _reap(group: int) -> None:
 
 
 class _AnswerUnpickler(pickle.Unpickler):
-    """Reads plain data, and this package's dataclasses and errors: the process may be compromised."""
+    """Reads plain data, and this package's dataclasses and errors, so that an answer calls nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a class that an answer may have."""

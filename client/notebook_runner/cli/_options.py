@@ -108,7 +108,7 @@ def _can_be_typed(name: str) -> bool:
 def _asked(ctx: click.Context, question: Callable[[Client], list[ItemT]]) -> list[ItemT]:
     """Ask the server that the command line names; return nothing if that fails."""
     settings = {name: value for name, value in ctx.find_root().params.items() if value}
-    # A traceback in the middle of a command line helps nobody.
+    # A shell would print a traceback into the command line that is being typed.
     with contextlib.suppress(Exception), Client(**settings, timeout=COMPLETION_TIMEOUT) as client:
         return question(client)
     return []
