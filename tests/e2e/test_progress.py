@@ -78,7 +78,7 @@ def test_a_cell_is_named(server: Server) -> None:
 def test_a_stream_resumes_after_every_sequence(server: Server) -> None:
     """Whatever a client saw last, it is told exactly the rest, and the same again."""
     run, events = perform(server.stub, inline(*PRINTS))
-    assert len(events) > 20
+    assert len(events) > 15
     for sequence in range(len(events) + 1):
         over = sequence == len(events)
         rest = follow(server.stub, run.run_id, after_sequence=sequence, after_terminal=over)

@@ -1,8 +1,11 @@
 """What the recorder makes of a kernel's messages: events within their bounds, and segments that are whole."""
 
 import json
+from typing import Any
 
 import pytest
+from nbformat import NotebookNode
+from nbformat.v4 import output_from_msg
 
 from notebook_runner_server.execution.failures import MAX_EXCEPTION_MESSAGE, cut
 from notebook_runner_server.execution.interface import (
@@ -15,7 +18,7 @@ from notebook_runner_server.execution.interface import (
     SegmentChunk,
     StreamOutput,
 )
-from notebook_runner_server.execution.recorder import CHUNK_BYTES, MAX_FIRST_LINE
+from notebook_runner_server.execution.recorder import CHUNK_BYTES, MAX_FIRST_LINE, output_node
 from tests.execution.pools import Pool, end, executed, said, segments
 from tests.support.notebooks import code, printed
 
@@ -39,6 +42,41 @@ def test_long_text_comes_in_messages_of_64_kib(pool: Pool) -> None:
         assert "".join(mine) == character * 100_000
         assert len(mine) > 1
     assert len(texts) < 40
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("stream", {"name": "stderr", "text": "a\nb"}),
+        ("error", {"ename": "E", "evalue": "1", "traceback": ["a", "b"]}),
+        ("display_data", {"data": {"text/plain": "a", "application/json": "1"}, "metadata": {"a": {"b": 1}}}),
+        ("display_data", {"data": {}, "metadata": {}}),
+        ("execute_result", {"data": {"text/plain": "a"}, "metadata": {}, "execution_count": 3}),
+        ("execute_result", {"data": {"text/plain": "a"}, "metadata": {}, "execution_count": None}),
+    ],
+)
+def test_outputs_are_those_of_nbformat(kind: str, content: dict[str, Any]) -> None:
+    """What is made without the format's schema is what nbformat makes, which checks it with the schema."""
+    message = {"msg_type": kind, "header": {"msg_type": kind}, "content": content}
+    output = output_node(message)
+    assert output == output_from_msg(message)
+    assert type(output) is type(output.get("metadata", output)) is NotebookNode
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("display_data", {"data": {"text/plain": 1}, "metadata": {}}),
+        ("display_data", {"data": {"text/plain": ["a"]}, "metadata": {}}),
+        ("display_data", {"data": {"application/json": {"a": 1}}, "metadata": {}}),
+        ("execute_result", {"data": {"text/plain": "a"}, "metadata": {}, "execution_count": -1}),
+        ("execute_result", {"data": {"text/plain": "a"}, "metadata": {}, "execution_count": True}),
+        ("update_display_data", {"data": {"text/plain": "a"}, "metadata": {}}),
+    ],
+)
+def test_outputs_that_the_schema_may_refuse_are_left_to_nbformat(kind: str, content: dict[str, Any]) -> None:
+    """Their types alone do not show that they are valid."""
+    assert output_node({"msg_type": kind, "header": {"msg_type": kind}, "content": content}) is None
 
 
 def test_an_update_of_an_earlier_display_sends_that_segment_again(pool: Pool) -> None:

@@ -1,15 +1,18 @@
 """What a batch of a backend's makes of a run, its log and its file of segments."""
 
 import time
+import zlib
 from dataclasses import replace
 
 import pytest
 
 from notebook_runner_server.execution.interface import (
+    MAX_TEXT_BYTES,
     Cause,
     CellFinished,
     CellOutcome,
     CellStarted,
+    ClearOutput,
     Ended,
     ExecutionEvent,
     Failure,
@@ -73,6 +76,56 @@ def test_a_segment_shows_from_the_event_on_that_follows_it(clock: Clock) -> None
     assert folded.written.segments == [Segment(0, LAST + 2, 10, 5), Segment(1, LAST + 3, 15, 1)]
     assert folded.cursor == SegmentCursor(size=16, segment_start=16)
     assert folded.events == [Event(LAST + place, NOW, 0, 2, TEXT) for place in (1, 2, 3)]
+
+
+def text(*pieces: str, cell: int = 0, name: str = "stdout") -> list[ExecutionEvent]:
+    """One event for each piece of printed text."""
+    return [StreamOutput(cell, name, piece) for piece in pieces]
+
+
+def test_text_that_arrives_together_is_one_event(clock: Clock) -> None:
+    """Adjacent text of one stream and cell is joined, and the number of a checkpoint does not part it."""
+    update = after(
+        clock,
+        *text("a", "b"),
+        ReplayMark(1),
+        *text("c"),
+        *text("d", "e", name="stderr"),
+        *text("f"),
+        ClearOutput(0, wait=False),
+        *text("g"),
+        *text("h", cell=1),
+        ReplayMark(2),
+    )
+    assert [event.body for event in update.events] == [
+        StreamOutput(0, "stdout", "abc"),
+        StreamOutput(0, "stderr", "de"),
+        StreamOutput(0, "stdout", "f"),
+        ClearOutput(0, wait=False),
+        StreamOutput(0, "stdout", "g"),
+        StreamOutput(1, "stdout", "h"),
+    ]
+    assert [event.sequence for event in update.events] == [LAST + place for place in range(1, 7)]
+    assert update.written.checkpoint == Checkpoint(2, 10, 10)
+
+
+def test_a_segment_parts_the_text_around_it(clock: Clock) -> None:
+    """Otherwise the segment would be visible with text that was printed before it."""
+    update = after(clock, *text("a"), SegmentChunk(0, b"x", last=True), *text("b"))
+    assert [event.body for event in update.events] == text("a", "b")
+    assert update.written.segments == [Segment(0, LAST + 2, 10, 1, zlib.crc32(b"x"))]
+
+
+@pytest.mark.parametrize("character", ["a", "ä", "€", "😀"])
+def test_joined_text_stays_within_the_limit_of_the_contract(clock: Clock, character: str) -> None:
+    """However many bytes a character has, no event is larger, and no text is lost."""
+    pieces = [character * 1000] * 300
+    bodies = [event.body for event in after(clock, *text(*pieces)).events]
+    texts = [body.text for body in bodies if isinstance(body, StreamOutput)]
+    assert "".join(texts) == "".join(pieces)
+    sizes = [len(one.encode()) for one in texts]
+    assert max(sizes) <= MAX_TEXT_BYTES
+    assert min(sizes[:-1]) > MAX_TEXT_BYTES - len(pieces[0].encode())
 
 
 def test_a_segment_that_is_given_up_leaves_a_gap() -> None:

@@ -577,7 +577,7 @@ global___CellOutput = CellOutput
 
 @typing.final
 class StreamOutput(google.protobuf.message.Message):
-    """Printed text, as the kernel sent it."""
+    """Printed text. What reaches the server together is one message."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

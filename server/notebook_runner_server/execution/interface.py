@@ -46,6 +46,10 @@ MAX_TYPES = 64
 """MIME types in the event of a display; the contract's limit."""
 
 
+MAX_TEXT_BYTES = 64 * 1024
+"""UTF-8 bytes in the event of printed text; the contract's limit."""
+
+
 class Cause(enum.Enum):
     """Why a run did not succeed; the contract's FailureCause."""
 

@@ -452,6 +452,7 @@ _SOURCE = f"""
 import json
 import os
 import sys
+import threading
 import zmq
 import ipykernel.compiler
 from jupyter_client.jsonutil import json_default
@@ -467,16 +468,37 @@ def pack_any(message):
         return json.dumps(message, default=json_default).encode()
 kernel.session.pack = pack_any
 def bound(stream):
-    schedule = stream._schedule_flush
-    def schedule_or_wait():
+    flush = stream.flush
+    timer_runs = False
+    def flush_later():
+        nonlocal timer_runs
+        timer_runs = False
+        stream._flush()
+    def flush_or_schedule():
+        nonlocal timer_runs
         with stream._buffer_lock:
             waiting = sum(one.tell() for one in stream._buffers.values())
         if waiting > {FLUSH_CHARACTERS}:
             stream.flush()
-        else:
-            schedule()
-    stream._schedule_flush = schedule_or_wait
-    stream.flush_interval = {FLUSH_SECONDS}
+        elif not timer_runs:
+            timer_runs = True
+            stream.pub_thread.schedule(lambda: stream._io_loop.call_later({FLUSH_SECONDS}, flush_later))
+    def flush_and_wait():
+        thread = stream.pub_thread and stream.pub_thread.thread
+        if not thread or not thread.is_alive() or thread is threading.current_thread():
+            flush()
+            return
+        sent = threading.Event()
+        def send():
+            try:
+                stream._flush()
+            finally:
+                sent.set()
+        stream.pub_thread.schedule(send)
+        if not sent.wait(stream.flush_timeout):
+            print("IOStream.flush timed out", file=sys.__stderr__)
+    stream._schedule_flush = flush_or_schedule
+    stream.flush = flush_and_wait
 bound(sys.stdout)
 bound(sys.stderr)
 ipykernel.compiler.get_tmp_directory = lambda: f"/tmp/ipykernel_{{os.getpid()}}"

@@ -26,7 +26,7 @@ from notebook_runner_server import folder_tree
 from notebook_runner_server.confinement import confine
 from notebook_runner_server.confinement.environment import scrub_environ
 from notebook_runner_server.execution.executor import RunExecutor
-from notebook_runner_server.execution.interface import Cause, CellFinished, Job, SegmentChunk
+from notebook_runner_server.execution.interface import Cause, CellEvent, Job, KernelReady, SegmentChunk
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
@@ -60,6 +60,7 @@ class _Worker:
         self._options = options
         self._sending = threading.RLock()
         self._held: list[object] = []
+        self._is_flush_due = False
         self.warm_pool = WarmPool(
             options.warm, options.folder, options.sandbox_policy, options.hide, self._log, self._counted
         )
@@ -79,19 +80,21 @@ class _Worker:
             self._executor = self._deadline = None
 
     def _send(self, message: object) -> None:
-        # A small segment is sent with the event that announces it, and a cell's end with the next cell's
-        # start: each saves a message that wakes the server, and a commit.
+        # What belongs to one turn of the event loop is sent together, because the server stores each message
+        # in a transaction. The turn ends as soon as the kernel has sent no more.
         with self._sending:
             self._held.append(message)
-            if isinstance(message, CellFinished):
-                # The next cell starts in the same turn of the event loop, if there is one.
-                asyncio.get_running_loop().call_soon(self._flush)
-            elif not isinstance(message, SegmentChunk) or len(message.data) > SMALL_SEGMENT:
+            is_event = isinstance(message, CellEvent | KernelReady)
+            if is_event or (isinstance(message, SegmentChunk) and len(message.data) <= SMALL_SEGMENT):
+                if not self._is_flush_due:
+                    self._is_flush_due = True
+                    asyncio.get_running_loop().call_soon(self._flush)
+            else:
                 self._flush()
 
     def _flush(self) -> None:
         with self._sending:
-            held, self._held = self._held, []
+            held, self._held, self._is_flush_due = self._held, [], False
             if held:
                 self._connection.send(held)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from notebook_runner_server.execution.interface import (
+    MAX_TEXT_BYTES,
     Cause,
     CellFinished,
     CellOutcome,
@@ -21,6 +22,7 @@ from notebook_runner_server.execution.interface import (
     KernelReady,
     ReplayMark,
     SegmentChunk,
+    StreamOutput,
 )
 from notebook_runner_server.runs.model import (
     Body,
@@ -229,14 +231,14 @@ def apply_events(
         clock: The run's clock.
         last_sequence: The sequence number of the newest event in the run's log.
     """
+    marks = [event.number for event in batch if isinstance(event, ReplayMark)]
     start, now = cursor.size, clock.now()
     events: list[Event] = []
     chunks: list[bytes] = []
     segments: list[Segment] = []
     files: list[FileEvent] = []
-    mark: int | None = None
     is_warm: bool | None = None
-    for event in batch:
+    for event in _with_joined_text(one for one in batch if not isinstance(one, ReplayMark)):
         sequence = last_sequence + len(events) + 1
         match event:
             case SegmentChunk():
@@ -249,8 +251,6 @@ def apply_events(
                         Segment(event.segment, sequence, cursor.segment_start, length, cursor.checksum)
                     )
                     cursor = cursor.without_segment()
-            case ReplayMark():
-                mark = event.number
             case CellStarted():
                 cursor = replace(cursor, cell_id=event.cell_id, cell_start=time.monotonic())
             case KernelReady():
@@ -260,5 +260,33 @@ def apply_events(
         run, body = react(run, event, now)
         if body is not None:
             events.append(event_of(run, body, sequence, clock.now()))
-    checkpoint = None if mark is None else Checkpoint(mark, cursor.segment_start, cursor.size)
+    checkpoint = Checkpoint(marks[-1], cursor.segment_start, cursor.size) if marks else None
     return Update(run, cursor, events, WriteBatch(start, chunks, segments, checkpoint, files), is_warm)
+
+
+def _with_joined_text(events: Iterable[ExecutionEvent]) -> Iterator[ExecutionEvent]:
+    """Yield events, adjacent text of one stream as one event.
+
+    While a kernel prints faster than its text is stored and sent, a batch has what has arrived meanwhile: an
+    event for each piece would fall behind further. Text that arrives alone is an event of its own.
+    """
+    first: StreamOutput | None = None
+    pieces: list[str] = []
+    size = 0
+    for event in events:
+        if isinstance(event, StreamOutput):
+            length = len(event.text.encode())
+            is_next = first is not None and (first.cell_index, first.name) == (event.cell_index, event.name)
+            if is_next and size + length <= MAX_TEXT_BYTES:
+                pieces.append(event.text)
+                size += length
+                continue
+        if first is not None:
+            yield replace(first, text="".join(pieces))
+        first = None
+        if isinstance(event, StreamOutput):
+            first, pieces, size = event, [event.text], length
+        else:
+            yield event
+    if first is not None:
+        yield replace(first, text="".join(pieces))
