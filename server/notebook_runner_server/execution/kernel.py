@@ -46,6 +46,7 @@ DRAIN_SECONDS = 1.0
 LOST_SOCKETS = "its sockets have disappeared"
 """Why a running kernel cannot be reached."""
 
+_REMOVED = ".removed"
 _QUIET_MS = 10
 _LOG_TAIL_BYTES = 8192
 
@@ -284,7 +285,7 @@ class Kernel:
                 self._setup_code = languages.setup_code(spec.language, working_folder, variables)
 
     async def connect(self, address_space: int = 0) -> asyncio.Future[None]:
-        """Wait until the kernel answers; a warm kernel has answered, and is only told its place if need be.
+        """Wait until a cold kernel answers, or a warm one, which has answered, has executed its setup code.
 
         Args:
             address_space: How many bytes of address space it may have, and what it starts; zero: any.
@@ -339,13 +340,18 @@ class Kernel:
         return self._log.tail()
 
     def remove(self) -> None:
-        """Remove the private folder; the process must have ended."""
-        if self._staging_dir is not None:
-            self._staging_dir.remove()
-        folder_tree.remove_if_possible(self._folder)
+        """Take the private folder from its place; the process must have ended, and `close` follows.
+
+        A run has ended without its folder. Deleting its files takes the time that they need, for which the
+        run's end does not have to wait.
+        """
+        removed = self._folder.with_suffix(_REMOVED)
+        with contextlib.suppress(OSError):
+            self._folder.rename(removed)
+            self._folder = removed
 
     def close(self) -> None:
-        """Close the sockets and remove the private folder; the process must have ended."""
+        """Close the sockets and delete the private folder; the process must have ended."""
         self._unwatch()
         if self.control is not None:
             # The kernel was never assigned.
@@ -357,7 +363,9 @@ class Kernel:
         self._log.close()
         self.manager.cleanup_connection_file()
         self.manager.context.destroy(linger=0)
-        self.remove()
+        if self._staging_dir is not None:
+            self._staging_dir.remove()
+        folder_tree.remove_if_possible(self._folder)
 
     def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         """Return the inherited variables, those that name the kernel's own folders, and the run's."""

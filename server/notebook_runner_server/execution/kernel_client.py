@@ -67,7 +67,7 @@ class KernelClient(AsyncKernelClient):
     makes the kernel publish, is repeated until something was heard: that proves the subscription. What comes
     after it names the request that it belongs to, so no cell takes it for its own.
 
-    A client may go on on another event loop, and on another thread, once its first one has ended: pyzmq's
+    A client may be used on another event loop, on another thread, when its first one has ended: pyzmq's
     sockets follow to the loop that uses them.
     """
 

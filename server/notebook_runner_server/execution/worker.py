@@ -26,7 +26,7 @@ from notebook_runner_server import folder_tree
 from notebook_runner_server.confinement import confine
 from notebook_runner_server.confinement.environment import scrub_environ
 from notebook_runner_server.execution.executor import RunExecutor
-from notebook_runner_server.execution.interface import Cause, CellFinished, Job, SegmentChunk
+from notebook_runner_server.execution.interface import Cause, CellFinished, Job, KernelReady, SegmentChunk
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
@@ -79,11 +79,11 @@ class _Worker:
             self._executor = self._deadline = None
 
     def _send(self, message: object) -> None:
-        # A small segment is sent with the event that announces it, and a cell's end with the next cell's
-        # start: each saves a message that wakes the server, and a commit.
+        # A small segment is sent with the event that announces it, and with the next cell's start what comes
+        # before it, a cell's end or the kernel: each saves a message that wakes the server, and a commit.
         with self._sending:
             self._held.append(message)
-            if isinstance(message, CellFinished):
+            if isinstance(message, KernelReady | CellFinished):
                 # The next cell starts in the same turn of the event loop, if there is one.
                 asyncio.get_running_loop().call_soon(self._flush)
             elif not isinstance(message, SegmentChunk) or len(message.data) > SMALL_SEGMENT:
