@@ -45,6 +45,19 @@ def test_events_come_in_order_and_the_segments_are_the_notebook(pool: Pool) -> N
     assert said(events) == "one\ntwo\n"
 
 
+def test_what_comes_before_a_cells_start_comes_with_it(pool: Pool) -> None:
+    """The kernel, and the end of the cell before: each message wakes the server, and is a commit."""
+
+    async def batches() -> list[list[str]]:
+        handle = await pool.submit("1", "2")
+        return [[type(event).__name__ for event in batch] async for batch in handle.events()]
+
+    first, *rest = pool.do(batches())
+    assert first[:2] == ["KernelReady", "CellStarted"]
+    (with_start,) = [batch for batch in rest if "CellStarted" in batch]
+    assert with_start[with_start.index("CellStarted") - 1] == "CellFinished"
+
+
 LATE = """
 import time
 kernel = get_ipython().kernel

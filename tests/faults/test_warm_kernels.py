@@ -195,6 +195,31 @@ def test_start_up_files_find_the_run(make_server: Callable[..., Server], tmp_pat
     assert texts(ended.events) == f"{spare} True\n"
 
 
+# More messages than the sockets between kernel and worker hold; the flush waits until all are sent.
+MANY_MESSAGES = """
+import sys
+kernel = get_ipython().kernel
+for _ in range(3000):
+    kernel.session.send(kernel.iopub_socket, "stream", {"name": "stdout", "text": "x"})
+sys.stdout.flush()
+"""
+
+
+@pytest.mark.parametrize("mode", ["warm", "cold"])
+def test_start_up_files_may_print(make_server: Callable[..., Server], tmp_path: Path, mode: str) -> None:
+    """No cell has printed what they print, and what the first cell prints is there."""
+    folder = tmp_path / "profile_default" / "startup"
+    folder.mkdir(parents=True)
+    (folder / "00.py").write_text(MANY_MESSAGES)
+    options = ON if mode == "warm" else ["--no-warm-kernels"]
+    server = make_server(*options, environment={"IPYTHONDIR": str(tmp_path)})
+    for _ in range(3):
+        warm = kept(server)[1:] if mode == "warm" else []
+        # It fails if the process was not printed.
+        process = who(server)
+        assert mode == "cold" or warm == [process]
+
+
 def test_kill_does_not_wait_for_a_template_that_stopped(tmp_path: Path) -> None:
     """Kill answers although a kernel is being forked by a template that has an hour for it."""
     program = [sys.executable, odd_server.__file__]

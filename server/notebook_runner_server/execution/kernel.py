@@ -16,13 +16,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import zmq.asyncio
-from jupyter_client.asynchronous.client import AsyncKernelClient
+import zmq
 from jupyter_client.manager import AsyncKernelManager
 
 from notebook_runner_server import folder_tree
@@ -47,6 +46,7 @@ DRAIN_SECONDS = 1.0
 LOST_SOCKETS = "its sockets have disappeared"
 """Why a running kernel cannot be reached."""
 
+_REMOVED = ".removed"
 _QUIET_MS = 10
 _LOG_TAIL_BYTES = 8192
 
@@ -59,12 +59,12 @@ class Kernel:
     """A kernel process and its client.
 
     A cold kernel is launched in the working folder of its run, and then connected. A warm kernel is launched
-    without a run, assigned to one later, and then connected.
+    without a run and warmed up, which connects it, and assigned to a run later.
 
     Attributes:
         name: Its kernelspec.
         manager: jupyter_client's manager of it.
-        client: jupyter_client's client of it, after `connect`.
+        client: jupyter_client's client of it, after `warm_up` or `connect`.
 
     Args:
         name: The kernelspec.
@@ -188,7 +188,10 @@ class Kernel:
         return isinstance(provisioner, ForkProvisioner) and provisioner.is_ready()
 
     def warm_up(self, seconds: float) -> bool:
-        """Have the kernel answer once without a trace, because its first answer takes longest; blocks.
+        """Connect to a warm kernel and have it answer without a trace; blocks.
+
+        The run then finds a client that is connected, and a kernel whose first answer, which takes longest,
+        is behind it.
 
         Args:
             seconds: The time limit.
@@ -197,24 +200,44 @@ class Kernel:
             Whether it answered.
         """
         try:
-            asyncio.run(self._first_answer(seconds))
-        except (TimeoutError, OSError):
+            asyncio.run(self._warm_up(seconds))
+        except (UnfitKernelError, TimeoutError, OSError):
             return False
         return True
 
-    async def _first_answer(self, seconds: float) -> None:
-        context = zmq.asyncio.Context()
-        client = AsyncKernelClient(connection_file=self.manager.connection_file, context=context)
-        client.load_connection_file()
-        client.start_channels(iopub=False, stdin=False, hb=False, control=False)
+    async def _warm_up(self, seconds: float) -> None:
+        died = self._watch()
         try:
-            if self.control is not None:
-                await client.execute("pass", silent=True, store_history=False, reply=True, timeout=seconds)
-            else:
-                await client.kernel_info(reply=True, timeout=seconds)
+            await self._unless(died, self._first_answers(seconds))
         finally:
-            client.stop_channels()
-            context.destroy(linger=0)
+            self._unwatch()
+
+    async def _first_answers(self, seconds: float) -> None:
+        """Connect, and wait until the kernel answers, a forked one by executing nothing."""
+        # With the manager's context, which limits what the sockets hold.
+        client = self.manager.client(context=self.manager.context)
+        assert isinstance(client, KernelClient)  # noqa: S101 - the manager's client_factory
+        self.client = client
+        client.open()
+        await client.until_ready(seconds)
+        if self.control is not None:
+            await client.execute_silently("pass", seconds)
+
+    async def _unless(self, died: asyncio.Future[None], work: Coroutine[Any, Any, None]) -> None:
+        """Wait for something unless the process ends.
+
+        Raises:
+            KernelDiedError: It has ended.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({task, died}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise KernelDiedError("the process ended")
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        task.result()
 
     @property
     def is_reachable(self) -> bool:
@@ -243,7 +266,7 @@ class Kernel:
             ForkServerError: It died, does not answer, or the run's folders were changed.
         """
         provisioner, spec = self.manager.provisioner, self.manager.kernel_spec
-        with contextlib.ExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             ruleset: Ruleset | None = None
             if self._rules is not None and self._staging_dir is not None:
                 own = self._folder, Path(working_folder), Path(run_folder)
@@ -254,12 +277,15 @@ class Kernel:
                     raise ForkServerError(f"the run's folder was changed: {error}") from error
                 self._writable = ruleset.writable
             if isinstance(provisioner, ForkProvisioner) and provisioner.forked:
+                # The user's start-up files are executed now, and may print more than the sockets hold.
+                if self.client is not None:
+                    await stack.enter_async_context(self.client.discarding())
                 await provisioner.assign(working_folder, variables, ruleset)
             elif spec is not None:
                 self._setup_code = languages.setup_code(spec.language, working_folder, variables)
 
     async def connect(self, address_space: int = 0) -> asyncio.Future[None]:
-        """Wait until the kernel answers.
+        """Wait until a cold kernel answers, or a warm one, which has answered, has executed its setup code.
 
         Args:
             address_space: How many bytes of address space it may have, and what it starts; zero: any.
@@ -272,22 +298,12 @@ class Kernel:
             TimeoutError: The process did not become ready.
         """
         died = self._watch(address_space)
-        client = self.manager.client()
-        assert isinstance(client, KernelClient)  # noqa: S101 - the manager's client_factory
-        self.client = client
-        # No heartbeat: a pidfd watches the process.
-        client.start_channels(hb=False)
         # Counted from the start of the process.
         seconds = max(LEAST_TIMEOUT, READY_TIMEOUT + self._launched - time.monotonic())
-        ready = asyncio.ensure_future(client.until_ready(seconds, self._setup_code))
-        try:
-            await asyncio.wait({ready, died}, return_when=asyncio.FIRST_COMPLETED)
-            if not ready.done():
-                raise KernelDiedError("the process ended")
-            ready.result()
-        finally:
-            ready.cancel()
-        client.allow_stdin = False
+        if self.client is None:
+            await self._unless(died, self._first_answers(seconds))
+        elif self._setup_code:
+            await self._unless(died, self.client.execute_silently(self._setup_code, seconds))
         return died
 
     async def interrupt(self) -> None:
@@ -324,28 +340,32 @@ class Kernel:
         return self._log.tail()
 
     def remove(self) -> None:
-        """Remove the private folder; the process must have ended."""
-        if self._staging_dir is not None:
-            self._staging_dir.remove()
-        folder_tree.remove_if_possible(self._folder)
+        """Take the private folder from its place; the process must have ended, and `close` follows.
+
+        A run has ended without its folder. Deleting its files takes the time that they need, for which the
+        run's end does not have to wait.
+        """
+        removed = self._folder.with_suffix(_REMOVED)
+        with contextlib.suppress(OSError):
+            self._folder.rename(removed)
+            self._folder = removed
 
     def close(self) -> None:
-        """Close the sockets and remove the private folder; the process must have ended."""
-        if self._pidfd is not None:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
+        """Close the sockets and delete the private folder; the process must have ended."""
+        self._unwatch()
         if self.control is not None:
             # The kernel was never assigned.
             self.control.close()
         if self.client is not None:
-            self.client.stop_channels()
+            self.client.close()
         if self._rules is not None:
             self._rules.ruleset.close()
         self._log.close()
         self.manager.cleanup_connection_file()
         self.manager.context.destroy(linger=0)
-        self.remove()
+        if self._staging_dir is not None:
+            self._staging_dir.remove()
+        folder_tree.remove_if_possible(self._folder)
 
     def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         """Return the inherited variables, those that name the kernel's own folders, and the run's."""
@@ -353,7 +373,7 @@ class Kernel:
         # The caller's variables must not choose what the worker reads, which is not confined.
         return {**base, **make_folders(self._folder, base), **variables}
 
-    def _watch(self, address_space: int) -> asyncio.Future[None]:
+    def _watch(self, address_space: int = 0) -> asyncio.Future[None]:
         """Watch for the end of the process; jupyter_client would poll once a second."""
         loop = asyncio.get_running_loop()
         died = loop.create_future()
@@ -371,6 +391,12 @@ class Kernel:
 
         loop.add_reader(descriptor, ended)
         return died
+
+    def _unwatch(self) -> None:
+        if self._pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
 
 
 # What IPython writes into a profile: a database for %store, %bookmark, %cd and the like, the history, logs,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import time
+from collections.abc import AsyncIterator, Iterator
 from queue import Empty
 from typing import Any
 
@@ -35,6 +36,14 @@ _PARTS = 5
 
 _SILENT_SECONDS = 1.0
 """Seconds to listen in all: a kernel may publish nothing at all."""
+
+
+@contextlib.contextmanager
+def _as_no_answer(seconds: float) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer within {seconds:g} s") from error
 
 
 def _is_small(language: object) -> bool:
@@ -120,6 +129,9 @@ class KernelClient(AsyncKernelClient):
     effect a moment after it is made, and what the kernel publishes before is lost. Here a request, which
     makes the kernel publish, is repeated until something was heard: that proves the subscription. What comes
     after it names the request that it belongs to, so no cell takes it for its own.
+
+    A client may be used on another event loop, on another thread, when its first one has ended: pyzmq's
+    sockets follow to the loop that uses them.
     """
 
     iopub_channel_class = Type(OutputChannel)
@@ -136,36 +148,72 @@ class KernelClient(AsyncKernelClient):
         """Return the reply to a `kernel_info` request if it is known already."""
         return self._info if self._info and self._info["parent_header"]["msg_id"] == request else None
 
-    async def until_ready(self, seconds: float, first: str = "") -> None:
+    def open(self) -> None:
+        """Connect to the kernel, on the channels that a run needs."""
+        # A pidfd watches the process, cells cannot ask for input, and the manager sends interrupts.
+        self.start_channels(stdin=False, hb=False, control=False)
+
+    def close(self) -> None:
+        """Close the sockets."""
+        # stop_channels() would first open the channels that were not started.
+        for channel in (self._shell_channel, self._iopub_channel):
+            if channel is not None:
+                channel.stop()
+
+    async def until_ready(self, seconds: float) -> None:
         """Wait until the kernel answers requests and its published messages arrive.
 
         Args:
             seconds: The time limit.
-            first: Code to execute silently then.
+
+        Raises:
+            TimeoutError: The kernel did not answer.
+        """
+        with _as_no_answer(seconds):
+            async with asyncio.timeout(seconds):
+                request = await self._answered()
+                end = time.monotonic() + _SILENT_SECONDS
+                while not await self._hears(request) and time.monotonic() < end:
+                    request = await self._answered()
+
+    async def execute_silently(self, code: str, seconds: float) -> None:
+        """Execute code without a trace, and drop what it publishes.
+
+        Args:
+            code: The code.
+            seconds: The time limit.
 
         Raises:
             TimeoutError: The kernel did not answer.
             UnfitKernelError: The code failed.
         """
-        try:
-            async with asyncio.timeout(seconds):
-                await self._answered()
-                end = time.monotonic() + _SILENT_SECONDS
-                while not await self._publishes() and time.monotonic() < end:
-                    await self._answered()
-                if first:
-                    request = self.execute(first, silent=True, store_history=False)
-                    reply = await self._reply(request, "execute_reply")
-                    if reply["content"].get("status") != "ok":
-                        raise UnfitKernelError(
-                            f"it rejected its working folder and variables: {reply['content']}"
-                        )
-        except TimeoutError as error:
-            raise TimeoutError(f"no answer within {seconds:g} s") from error
+        with _as_no_answer(seconds):
+            async with asyncio.timeout(seconds), self.discarding():
+                request = self.execute(code, silent=True, store_history=False)
+                reply = await self._reply(request, "execute_reply")
+        if reply["content"].get("status") != "ok":
+            raise UnfitKernelError(f"it could not execute the code: {reply['content']}")
 
-    async def _answered(self) -> None:
-        """Send a `kernel_info` request, and wait for its reply."""
-        info = await self._reply(super().kernel_info(), "kernel_info_reply")
+    @contextlib.asynccontextmanager
+    async def discarding(self) -> AsyncIterator[None]:
+        """Drop what the kernel publishes meanwhile, which no cell does: unread, it would stop the kernel."""
+        reader = asyncio.ensure_future(self._discard())
+        try:
+            yield
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _discard(self) -> None:
+        while True:
+            await self.iopub_channel.socket.recv_multipart()
+            # Available messages are returned without a turn of the event loop.
+            await asyncio.sleep(0)
+
+    async def _answered(self) -> str:
+        """Send a `kernel_info` request, wait for its reply, and return the id of the request."""
+        request: str = super().kernel_info()
+        info = await self._reply(request, "kernel_info_reply")
         language = info["content"].get("language_info")
         # It becomes part of the notebook, and is not covered by the limits of output.
         if language is not None and not _is_small(language):
@@ -173,6 +221,7 @@ class KernelClient(AsyncKernelClient):
         # Older kernels speak older versions of the protocol.
         self._handle_kernel_info_reply(info)
         self._info = info
+        return request
 
     async def _reply(self, request: str, kind: str) -> dict[str, Any]:
         while True:
@@ -180,10 +229,15 @@ class KernelClient(AsyncKernelClient):
             if reply["msg_type"] == kind and reply["parent_header"].get("msg_id") == request:
                 return reply
 
-    async def _publishes(self) -> bool:
-        """Return whether the kernel published anything, which does not belong to the notebook."""
-        try:
-            await self.get_iopub_msg(timeout=_LISTEN_SECONDS)
-        except Empty:
-            return False
-        return True
+    async def _hears(self, request: str) -> bool:
+        """Return whether something arrives that the kernel published for a request.
+
+        What the user's start-up files published comes before it, and does not prove anything: if it was more
+        than the sockets hold, the kernel drops messages until some have been received.
+        """
+        with contextlib.suppress(Empty):
+            while True:
+                message = await self.get_iopub_msg(timeout=_LISTEN_SECONDS)
+                if message["parent_header"].get("msg_id") == request:
+                    return True
+        return False

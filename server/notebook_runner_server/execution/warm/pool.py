@@ -59,6 +59,7 @@ class WarmKernel:
         state: Its state.
         deadline: When it must be ready, by the monotonic clock.
         why: Why it is being killed; empty: it is not.
+        warm_up: The thread that has its first answer, which ends when the kernel does; None: not started.
     """
 
     def __init__(self, kernel: Kernel, patience: float) -> None:
@@ -67,6 +68,7 @@ class WarmKernel:
         self.state = State.STARTING
         self.deadline = time.monotonic() + patience
         self.why = ""
+        self.warm_up: threading.Thread | None = None
 
     @property
     def is_starting(self) -> bool:
@@ -414,7 +416,8 @@ class WarmPool:
 
     def _start_warm_up(self, warm: WarmKernel) -> None:
         warm.state = State.ASKED
-        threading.Thread(target=self._warm_up, args=[warm], name="warm-up", daemon=True).start()
+        warm.warm_up = threading.Thread(target=self._warm_up, args=[warm], name="warm-up", daemon=True)
+        warm.warm_up.start()
 
     def _warm_up(self, warm: WarmKernel) -> None:
         """Have a kernel answer for the first time, after which it is ready."""
@@ -450,6 +453,9 @@ class WarmPool:
             if warm not in self._kernels:
                 return
             self._kernels.remove(warm)
+        if warm.warm_up is not None:
+            # It uses the sockets that are closed here, and the process id.
+            warm.warm_up.join()
         # Its process id may be reused as soon as it is reaped.
         with run_processes.starting():
             code = warm.kernel.exit_code()
