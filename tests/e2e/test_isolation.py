@@ -112,6 +112,8 @@ told = {
     "authkey": bytes(multiprocessing.current_process().authkey).hex(),
     "session": get_ipython().kernel.session.session,
     "key": get_ipython().kernel.session.key.decode(),
+    "ident": get_ipython().kernel.ident,
+    "topic": get_ipython().displayhook.topic.decode(),
     "bcrypt": os.urandom(8).hex(),
 }
 """
@@ -194,6 +196,13 @@ def test_what_is_read_once_is_read_by_a_kernel_of_its_own(
 FINGERPRINT = """
 import gc, json, locale, os, resource, signal, sys, threading, warnings
 own = os.path.dirname(os.environ["TMPDIR"])
+shell, kernel, app = get_ipython(), get_ipython().kernel, get_ipython().kernel.parent
+def public(one):
+    # Only a kernel has its own identifier, and a comm manager has no kernel.
+    names = [name for name in one.traits() if name not in ("ident", "kernel")]
+    values = {name: getattr(one, name) for name in names}
+    plain = {name: value for name, value in values.items() if isinstance(value, str | int | float | None)}
+    return {name: str(value).replace(own, "") for name, value in plain.items()}
 told = {
     "own": sorted(name for name, value in os.environ.items() if value.startswith(own)),
     "argv": [one.rpartition("/")[2] for one in sys.argv if "kernel" in one],
@@ -229,6 +238,42 @@ told = {
     "hook": sys.excepthook.__qualname__,
     "stdin": os.readlink("/proc/self/fd/0").partition(":")[0],
     "orphan": os.getppid() == int(os.environ["JPY_PARENT_PID"]),
+    "parts": [type(one).__qualname__ for one in shell.configurables],
+    "wired": [
+        shell.parent is kernel, app.kernel is kernel, app.shell is shell, kernel.shell is shell,
+        kernel.session is app.session, shell.displayhook.session is app.session,
+        shell.display_pub.session is app.session, shell.displayhook.pub_socket is kernel.iopub_socket,
+        shell.display_pub.pub_socket is kernel.iopub_socket, kernel.profile_dir is shell.profile_dir,
+        app.profile_dir is shell.profile_dir, shell.config is app.config, kernel.config is app.config,
+        kernel._stdout is sys.stdout, kernel._stderr is sys.stderr, shell.log is app.log,
+        shell.display_pub.topic == b"display_data", kernel.ident in shell.displayhook.topic.decode(),
+        shell.user_module is sys.modules["__main__"], shell.user_ns is globals(),
+        *(value is getattr(sys, name) for name, value in shell._orig_sys_module_state.items()),
+        *(getattr(kernel.debugger, name, None) is getattr(app, name, None) for name in ("session", "log")),
+    ],
+    "traits": [public(one) for one in (app, kernel, *shell.configurables)],
+    "config": [repr(one).replace(own, "") for one in (app.config, app.cli_config)],
+    "command": [one.replace(own, "") for one in app.argv],
+    "home": [shell.home_dir, shell.dir_stack, shell.ipython_dir.replace(own, "")],
+    "database": shell.db.root.name if hasattr(shell.db, "root") else "",
+    "logs": [shell.logger.home_dir, shell.logger.logfname],
+    "aliases": sorted(shell.alias_manager.aliases),
+    "magics": {kind: sorted(found) for kind, found in shell.magics_manager.magics.items()},
+    "hidden": sorted(shell.user_ns_hidden),
+    "hooks": sorted(shell.hooks), "events": {name: len(of) for name, of in shell.events.callbacks.items()},
+    "extensions": sorted(shell.extension_manager.loaded),
+    "files": [shell.tempfiles, shell.tempdirs],
+    "builtins": sorted(dir(__import__("builtins"))),
+    "prompts": [sys.ps1, sys.ps2],
+    "pdb": [__import__("pdb").Pdb.__module__, __import__("pdb").set_trace.__module__],
+    "handlers": [type(one).__qualname__ for one in app.log.handlers],
+    "comms": [len(kernel.comm_manager.comms), sorted(kernel.comm_manager.targets)],
+    "compiler": shell.compile.flags,
+    "setup": [
+        shell.safe_execfile.__qualname__, kernel.session.pack.__qualname__, sys.stderr.flush_interval,
+        sys.stdout._schedule_flush.__qualname__,
+        shell.compile.get_code_name("", "", 1).replace(str(os.getpid()), ""),
+    ],
 }
 told["environment"].pop("JPY_PARENT_PID")
 """

@@ -26,6 +26,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from notebook_runner_server.confinement import confine
 from notebook_runner_server.confinement.environment import inherited
 from notebook_runner_server.confinement.policy import Ruleset
+from notebook_runner_server.execution.ipykernel_args import ARGUMENTS, SETUP
 
 
 class ForkedProcess:
@@ -137,6 +138,7 @@ class ForkServer:
         self._environment = {**environment, "JPY_PARENT_PID": str(os.getpid())}
         self._link, far = socket.socketpair()
         self._lines = self._link.makefile("rb", buffering=0)
+        self._link.sendall(b"".join(_framed({"arguments": ARGUMENTS, "setup": SETUP})))
         with far:
             self.process = subprocess.Popen(  # noqa: S603 - the command of a kernelspec
                 [*command, str(_PROGRAM), str(far.fileno()), str(int(hide)), *preload],
@@ -191,11 +193,11 @@ class ForkServer:
             "context": self._context(folder, environment),
             "client": os.getpid(),
         }
-        body = json.dumps(request).encode()
         descriptors = [output, *([ruleset.fileno()] if ruleset is not None else [])]
         try:
             with far:
-                socket.send_fds(self._link, [struct.pack("!I", len(body))], [far.fileno(), *descriptors])
+                length, body = _framed(request)
+                socket.send_fds(self._link, [length], [far.fileno(), *descriptors])
                 self._link.settimeout(FORK_SECONDS)
                 self._link.sendall(body)
             pid = int(self._line(FORK_SECONDS))
@@ -303,13 +305,13 @@ class ForkProvisioner(LocalProvisioner):
         control, self._control = self._control, None
         if control is None:
             raise ForkServerError("the kernel is already assigned")
-        body = json.dumps({"folder": folder, "set": dict(environment), "unset": []}).encode()
+        length, body = _framed({"folder": folder, "set": dict(environment), "unset": []})
         descriptors = [ruleset.fileno()] if ruleset is not None else []
         loop = asyncio.get_running_loop()
         try:
             with control:
                 async with asyncio.timeout(ASSIGN_SECONDS):
-                    socket.send_fds(control, [struct.pack("!I", len(body))], descriptors)
+                    socket.send_fds(control, [length], descriptors)
                     await loop.sock_sendall(control, body)
                     while not self._heard.endswith(_DONE):
                         piece = await loop.sock_recv(control, 64)
@@ -318,6 +320,12 @@ class ForkProvisioner(LocalProvisioner):
                         self._heard += piece
         except (OSError, TimeoutError) as error:
             raise ForkServerError(f"the kernel cannot be assigned: {error!r}") from error
+
+
+def _framed(message: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """Return a message to a fork server or its kernel: its length, and the message."""
+    body = json.dumps(message).encode()
+    return struct.pack("!I", len(body)), body
 
 
 @contextlib.contextmanager
