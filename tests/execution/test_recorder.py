@@ -59,6 +59,7 @@ def test_outputs_are_those_of_nbformat(kind: str, content: dict[str, Any]) -> No
     """What is made without the format's schema is what nbformat makes, which checks it with the schema."""
     message = {"msg_type": kind, "header": {"msg_type": kind}, "content": content}
     output = output_node(message)
+    assert output is not None
     assert output == output_from_msg(message)
     assert type(output) is type(output.get("metadata", output)) is NotebookNode
 

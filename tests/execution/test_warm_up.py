@@ -14,7 +14,8 @@ import zmq
 from jupyter_client.kernelspec import KernelSpecManager
 
 from notebook_runner_server.execution import kernel as kernels
-from notebook_runner_server.execution.kernel import MESSAGES_ON_THE_WAY, Kernel
+from notebook_runner_server.execution.ipykernel_args import MESSAGES_ON_THE_WAY
+from notebook_runner_server.execution.kernel import Kernel
 from notebook_runner_server.execution.warm.forking import ForkServer, ForkServerError
 from notebook_runner_server.execution.warm.pool import KernelSource
 from tests.support.polling import pause

@@ -13,6 +13,7 @@ from typing import Any
 import zmq
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.channels import AsyncZMQSocketChannel
+from jupyter_client.session import DELIM
 from traitlets import Type
 
 from notebook_runner_server.execution.output_limiter import data_size
@@ -54,13 +55,12 @@ class UnfitKernelError(RuntimeError):
     """This kernel cannot be used; another one may be."""
 
 
-class OutputChannel(AsyncZMQSocketChannel):
-    """The channel of a kernel's output, for kernels that print faster than their messages are read.
+class DirectChannel(AsyncZMQSocketChannel):
+    """A channel that takes available messages at once, for kernels that print faster than they are read.
 
     jupyter_client's own channel waits for each message twice, and parses the dates in its headers, which took
-    two thirds of the time of a message. Here a message that is available is taken at once, dates are parsed
-    only in messages that nbclient takes the time from, and the header that all messages of a cell repeat is
-    parsed once.
+    two thirds of the time of a message. Here dates are parsed only in messages that nbclient takes the time
+    from, and the header that all messages of a cell repeat is parsed once.
     """
 
     _turn = 0.0
@@ -94,7 +94,7 @@ class OutputChannel(AsyncZMQSocketChannel):
                 raise Empty
 
     def _message(self, frames: list[bytes]) -> dict[str, Any]:
-        _, parts = self.session.feed_identities(frames)
+        parts = frames[frames.index(DELIM) + 1 :]
         unpack = self.session.unpack
         header = unpack(parts[1])
         # Anything unusual is jupyter_client's: a message of an older protocol, or of a broken kernel.
@@ -134,7 +134,8 @@ class KernelClient(AsyncKernelClient):
     sockets follow to the loop that uses them.
     """
 
-    iopub_channel_class = Type(OutputChannel)
+    shell_channel_class = Type(DirectChannel)
+    iopub_channel_class = Type(DirectChannel)
 
     def __init__(self, *args: Any, **traits: Any) -> None:
         super().__init__(*args, **traits)
