@@ -289,6 +289,13 @@ def test_a_warm_kernel_is_as_a_cold_one(make_server: Callable[..., Server]) -> N
     assert warm == cold
 
 
+def test_a_warm_kernel_was_prepared(isolated: Server, mode: str) -> None:
+    """Its shell is older than the fork, also in the sandbox and with preloaded modules."""
+    # The collector lists no object from before a fork.
+    source = "import gc, json\ntold = any(one is get_ipython() for one in gc.get_objects())"
+    assert told(isolated, mode, source) is (mode == "cold")
+
+
 def test_a_big_product_after_a_fork(isolated: Server, mode: str) -> None:
     """A library that had threads before the fork has them after it."""
     source = "import json, numpy\na = numpy.ones((600, 600)); told = float((a @ a).sum())"
