@@ -127,8 +127,8 @@ class KernelClient(AsyncKernelClient):
     jupyter_client's own `wait_for_ready` listens until the kernel has been quiet for 0.2 s
     (`jupyter_client/client.py`), so that each start takes that long. What it is for: a subscription takes
     effect a moment after it is made, and what the kernel publishes before is lost. Here a request, which
-    makes the kernel publish, is repeated until something was heard: that proves the subscription. What comes
-    after it names the request that it belongs to, so no cell takes it for its own.
+    makes the kernel publish, is repeated until what it published is heard: that proves the subscription. What
+    comes after it names the request that it belongs to, so no cell takes it for its own.
 
     A client may be used on another event loop, on another thread, when its first one has ended: pyzmq's
     sockets follow to the loop that uses them.
