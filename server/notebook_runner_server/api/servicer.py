@@ -23,6 +23,7 @@ from notebook_runner_server.runs.outputs import MESSAGE_BYTES, NOTEBOOK, Outputs
 if TYPE_CHECKING:
     from notebook_runner_server.runs.log import RunLog
     from notebook_runner_server.runs.manager import RunManager
+    from notebook_runner_server.runs.model import Event
 
 _PAGE_SIZE = 50
 _MAX_PAGE_SIZE = 1000
@@ -56,12 +57,12 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         bind_contextvars(run_id=run.run_id)
         return pb.StartResponse(run=convert.run_message(run))
 
-    async def Progress(  # noqa: N802 - grpc's
+    async def Progress(  # type: ignore[override] # noqa: N802 - grpc's; its stub knows no serialized responses
         self,
         request: pb.ProgressRequest,
         context: Any,  # noqa: ARG002 - grpc's signature
-    ) -> AsyncIterator[pb.ProgressResponse]:
-        """Stream the events of a run."""
+    ) -> AsyncIterator[bytes]:
+        """Stream the events of a run, as serialized responses (`SerializedResponses`)."""
         if self._streams >= self._max_streams:
             raise TooManyStreamsError(
                 f"Too many open Progress streams ({self._max_streams}). "
@@ -75,14 +76,14 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         finally:
             self._streams -= 1
 
-    async def _progress(self, request: pb.ProgressRequest) -> AsyncIterator[pb.ProgressResponse]:
+    async def _progress(self, request: pb.ProgressRequest) -> AsyncIterator[bytes]:
         run_id, log = await self._manager.log(request.run_id)
         bind_contextvars(run_id=run_id)
         with self._manager.readers.stream(run_id):
             async for message in self._follow(request, log):
                 yield message
 
-    async def _follow(self, request: pb.ProgressRequest, log: RunLog) -> AsyncIterator[pb.ProgressResponse]:
+    async def _follow(self, request: pb.ProgressRequest, log: RunLog) -> AsyncIterator[bytes]:
         after, known = request.after_sequence, log.last_sequence
         if not 0 <= after <= known:
             message = (
@@ -97,13 +98,13 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             for event in events:
                 last = event
                 if not (request.omit_cell_output and convert.is_output(event)):
-                    yield convert.event_message(event)
+                    yield log.encoded(event, _encode)
                     sent = time.monotonic()
                 if request.snapshot_only and event.sequence >= known:
                     return
             # Also if all events are output that the caller omits.
             if last is not None and (not events or time.monotonic() - sent >= self._heartbeat):
-                yield convert.heartbeat_message(last, log.clock.now())
+                yield convert.heartbeat_message(last, log.clock.now()).SerializeToString()
                 sent = time.monotonic()
 
     async def Output(self, request: pb.OutputRequest, context: Any) -> pb.OutputResponse:  # noqa: ARG002, N802 - grpc's
@@ -181,6 +182,10 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         answer.version = __version__
         answer.formats[:] = self._outputs.formats
         return answer
+
+
+def _encode(event: Event) -> bytes:
+    return convert.event_message(event).SerializeToString()
 
 
 def _token(request: pb.ListRequest, position: int) -> str:
