@@ -15,6 +15,7 @@ from notebook_runner import __version__
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
 from notebook_runner_server.api import convert
+from notebook_runner_server.api.pacer import Pacer
 from notebook_runner_server.api.telemetry_interceptor import trace_context
 from notebook_runner_server.errors import InvalidFieldError, TooManyStreamsError
 from notebook_runner_server.runs.admission import MAX_DURATION
@@ -48,6 +49,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         self._max_streams = max_streams
         self._heartbeat = heartbeat
         self._streams = 0
+        self._pacer = Pacer()
 
     async def Start(self, request: pb.StartRequest, context: Any) -> pb.StartResponse:  # noqa: N802 - grpc's
         """Admit a run."""
@@ -98,6 +100,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             for event in events:
                 last = event
                 if not (request.omit_cell_output and convert.is_output(event)):
+                    await self._pacer.take()
                     yield log.encoded(event, _encode)
                     sent = time.monotonic()
                 if request.snapshot_only and event.sequence >= known:
