@@ -1,4 +1,4 @@
-"""Lets a method answer with responses that it has serialized itself, once for all who get them."""
+"""Lets methods answer with responses that they have serialized themselves, which saves work and copies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import grpc
 
 from notebook_runner_server.api.interceptor import Handler, Interceptor, function_of
 
-METHODS = frozenset(["/notebook_runner.v1.NotebookRunner/Progress"])
+METHODS = frozenset("/notebook_runner.v1.NotebookRunner/" + name for name in ("Progress", "Output"))
 """The methods whose responses are bytes."""
 
 
@@ -17,4 +17,9 @@ class SerializedResponses(Interceptor):
         """Return a handler whose responses are sent as they are."""
         if method not in METHODS:
             return handler
-        return grpc.unary_stream_rpc_method_handler(function_of(handler), handler.request_deserializer)
+        make = (
+            grpc.unary_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        return make(function_of(handler), handler.request_deserializer)

@@ -110,8 +110,8 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
                 yield convert.heartbeat_message(last, log.clock.now()).SerializeToString()
                 sent = time.monotonic()
 
-    async def Output(self, request: pb.OutputRequest, context: Any) -> pb.OutputResponse:  # noqa: ARG002, N802 - grpc's
-        """Return one page of an artefact."""
+    async def Output(self, request: pb.OutputRequest, context: Any) -> bytes:  # type: ignore[override] # noqa: ARG002, N802 - as above
+        """Return one page of an artefact, as a serialized response."""
         run = await self._manager.find(request.run_id)
         bind_contextvars(run_id=run.run_id)
         self._manager.readers.page(run.run_id)
@@ -125,8 +125,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             omit_input=request.omit_input,
             beside=about.ByteSize(),
         )
-        return pb.OutputResponse(
-            content=page.content,
+        response = pb.OutputResponse(
             total_bytes=page.total_bytes,
             next_offset=page.next_offset,
             media_type=page.media_type,
@@ -134,6 +133,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             run=about,
             as_of_sequence=page.as_of,
         )
+        return convert.with_bytes(response, "content", page.content)
 
     async def Kill(self, request: pb.KillRequest, context: Any) -> pb.KillResponse:  # noqa: ARG002, N802 - grpc's
         """Kill a run."""

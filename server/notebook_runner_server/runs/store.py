@@ -503,6 +503,16 @@ class Store:
         """Return the sequence number of the newest segment at a sequence number."""
         return await self._db.read(tables.newest_segment, position, as_of)
 
+    async def find_versions(self, run_id: str, as_of: int) -> tuple[RunRecord, int, int] | None:
+        """Return a run, and the sequence numbers of its newest segment: now, and as of one; None: not found.
+
+        Raises:
+            DamagedRunError: The run's data is damaged.
+        """
+        found = await self._db.read(tables.find_versions, run_id, as_of)
+        self._checked(found and found[0])
+        return found
+
     async def expired(self, after: int, limit: int) -> list[RunRecord]:
         """Return ended runs after a position whose retention has expired, oldest first."""
         return await self._db.read(tables.ended_runs, time.time_ns(), after, limit)

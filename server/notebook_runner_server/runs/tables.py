@@ -448,6 +448,22 @@ def newest_segment(db: sqlite3.Connection, position: int, as_of: int) -> int:
     return newest or 0
 
 
+def find_versions(db: sqlite3.Connection, run_id: str, as_of: int) -> tuple[RunRecord, int, int] | None:
+    """Return a run, and the sequence numbers of its newest segment: now, and as of one; None: not found.
+
+    Args:
+        db: The database.
+        run_id: The run.
+        as_of: The sequence number; zero: the newest.
+    """
+    record = find_run(db, run_id)
+    if record is None:
+        return None
+    now = newest_segment(db, record.position, record.last_sequence)
+    then = newest_segment(db, record.position, as_of) if 0 < as_of < record.last_sequence else now
+    return record, now, then
+
+
 def delete_run(db: sqlite3.Connection, position: int) -> None:
     """Delete a run with all its rows; its folder can be removed afterwards."""
     db.execute(
