@@ -278,3 +278,12 @@ def test_what_the_contract_does_not_know_is_named() -> None:
         spec(retention=Duration(seconds=-1))
     with pytest.raises(InvalidFieldError, match="11"):
         convert.domain_state(11)
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 300, 2**14, 2**21 + 1])
+def test_a_content_that_is_added_to_a_serialized_message_is_in_its_field(size: int) -> None:
+    """What arrives is the message, as if the content had been set before."""
+    message = pb.OutputResponse(total_bytes=5, media_type="a/b", run=convert.run_message(a_run()))
+    arrived = pb.OutputResponse.FromString(convert.with_bytes(message, "content", b"x" * size))
+    message.content = b"x" * size
+    assert arrived == message

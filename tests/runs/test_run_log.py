@@ -11,7 +11,7 @@ from notebook_runner_server.execution.interface import (
     StreamOutput,
 )
 from notebook_runner_server.runs.log import RECENT_BYTES, RunLog
-from notebook_runner_server.runs.model import Body, WriteBatch
+from notebook_runner_server.runs.model import Body, Event, WriteBatch
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.transitions import event_of
 from tests.runs.reading import (
@@ -107,6 +107,30 @@ async def test_all_that_an_event_holds_is_counted(tmp_path: Path) -> None:
                 event = event_of(RUNNING, body, log.last_sequence + 1, 1)
                 await log.append(RUNNING, [event], WriteBatch())
             assert len(log._recent) * held <= RECENT_BYTES
+
+
+async def test_all_readers_share_one_encoded_form_of_an_event(tmp_path: Path) -> None:
+    """Who reads from memory gets the same bytes, made once; what is older is made for each reader."""
+    made: list[int] = []
+
+    def encode(event: Event) -> bytes:
+        made.append(event.sequence)
+        return b"x" * (RECENT_BYTES // 4)
+
+    async with a_log(Store(tmp_path)) as log:
+        await say(log, "a", "b")
+        for _ in range(3):
+            events = await log.read(0)
+            assert len({log.encoded(event, encode) for event in events}) == 1
+        assert made == [1, 2, 3]
+        # The encoded form takes room as its event does, and leaves with it.
+        await say(log, "x" * (RECENT_BYTES // 2))
+        assert sequences(list(log._recent)) == [3, 4]
+        assert list(log._encoded) == [3]
+        old = (await log.read(0))[0]
+        log.encoded(old, encode)
+        assert list(log._encoded) == [3]
+        assert made == [1, 2, 3, 1]
 
 
 async def test_one_event_larger_than_the_window_is_kept(tmp_path: Path) -> None:

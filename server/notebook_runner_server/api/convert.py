@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf.message import Message
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.api import parameters
@@ -23,6 +24,7 @@ from notebook_runner_server.execution.interface import (
 )
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunnerInfo, RunState, StartSpec
 
+_LENGTH_DELIMITED = 2  # protobuf's wire type
 _MAX_NANOS = 999_999_999
 _MAX_SECONDS = 315_576_000_000  # google.protobuf.Duration's own bound
 
@@ -192,6 +194,26 @@ def event_message(event: Event) -> pb.ProgressResponse:
         case body:
             message.cell_output.CopyFrom(_cell_output(body))
     return message
+
+
+def with_bytes(message: Message, field: str, content: bytes) -> bytes:
+    """Serialize a message whose field of bytes gets a large content, which is copied only once.
+
+    Args:
+        message: The message, without the content.
+        field: The name of its field.
+        content: The content.
+    """
+    key = bytes([message.DESCRIPTOR.fields_by_name[field].number << 3 | _LENGTH_DELIMITED])
+    return b"".join((message.SerializeToString(), key, _varint(len(content)), content))
+
+
+def _varint(value: int) -> bytes:
+    groups = []
+    while value > 0x7F:  # noqa: PLR2004 - seven bits a byte
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
 
 
 def heartbeat_message(last: Event, now: int) -> pb.ProgressResponse:

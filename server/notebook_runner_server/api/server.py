@@ -19,6 +19,7 @@ from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.error_interceptor import ErrorInterceptor
 from notebook_runner_server.api.errors import UNKNOWN_SERVICE, abort_with
 from notebook_runner_server.api.response_limiter import ResponseLimiter
+from notebook_runner_server.api.serialized_responses import SerializedResponses
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.telemetry_interceptor import CallObserver, TelemetryInterceptor
 from notebook_runner_server.api.tokens import Tokens
@@ -124,6 +125,7 @@ class ApiServer:
                 AuthInterceptor(tokens),
                 ErrorInterceptor(limits.max_message_bytes),
                 ResponseLimiter(),
+                SerializedResponses(),
             ],
             options=_options(limits),
         )

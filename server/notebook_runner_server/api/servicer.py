@@ -15,6 +15,7 @@ from notebook_runner import __version__
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
 from notebook_runner_server.api import convert
+from notebook_runner_server.api.pacer import Pacer
 from notebook_runner_server.api.telemetry_interceptor import trace_context
 from notebook_runner_server.errors import InvalidFieldError, TooManyStreamsError
 from notebook_runner_server.runs.admission import MAX_DURATION
@@ -23,6 +24,7 @@ from notebook_runner_server.runs.outputs import MESSAGE_BYTES, NOTEBOOK, Outputs
 if TYPE_CHECKING:
     from notebook_runner_server.runs.log import RunLog
     from notebook_runner_server.runs.manager import RunManager
+    from notebook_runner_server.runs.model import Event
 
 _PAGE_SIZE = 50
 _MAX_PAGE_SIZE = 1000
@@ -47,6 +49,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         self._max_streams = max_streams
         self._heartbeat = heartbeat
         self._streams = 0
+        self._pacer = Pacer()
 
     async def Start(self, request: pb.StartRequest, context: Any) -> pb.StartResponse:  # noqa: N802 - grpc's
         """Admit a run."""
@@ -56,12 +59,12 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         bind_contextvars(run_id=run.run_id)
         return pb.StartResponse(run=convert.run_message(run))
 
-    async def Progress(  # noqa: N802 - grpc's
+    async def Progress(  # type: ignore[override] # noqa: N802 - grpc's; its stub knows no serialized responses
         self,
         request: pb.ProgressRequest,
         context: Any,  # noqa: ARG002 - grpc's signature
-    ) -> AsyncIterator[pb.ProgressResponse]:
-        """Stream the events of a run."""
+    ) -> AsyncIterator[bytes]:
+        """Stream the events of a run, as serialized responses (`SerializedResponses`)."""
         if self._streams >= self._max_streams:
             raise TooManyStreamsError(
                 f"Too many open Progress streams ({self._max_streams}). "
@@ -75,14 +78,14 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         finally:
             self._streams -= 1
 
-    async def _progress(self, request: pb.ProgressRequest) -> AsyncIterator[pb.ProgressResponse]:
+    async def _progress(self, request: pb.ProgressRequest) -> AsyncIterator[bytes]:
         run_id, log = await self._manager.log(request.run_id)
         bind_contextvars(run_id=run_id)
         with self._manager.readers.stream(run_id):
             async for message in self._follow(request, log):
                 yield message
 
-    async def _follow(self, request: pb.ProgressRequest, log: RunLog) -> AsyncIterator[pb.ProgressResponse]:
+    async def _follow(self, request: pb.ProgressRequest, log: RunLog) -> AsyncIterator[bytes]:
         after, known = request.after_sequence, log.last_sequence
         if not 0 <= after <= known:
             message = (
@@ -97,17 +100,18 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             for event in events:
                 last = event
                 if not (request.omit_cell_output and convert.is_output(event)):
-                    yield convert.event_message(event)
+                    await self._pacer.take()
+                    yield log.encoded(event, _encode)
                     sent = time.monotonic()
                 if request.snapshot_only and event.sequence >= known:
                     return
             # Also if all events are output that the caller omits.
             if last is not None and (not events or time.monotonic() - sent >= self._heartbeat):
-                yield convert.heartbeat_message(last, log.clock.now())
+                yield convert.heartbeat_message(last, log.clock.now()).SerializeToString()
                 sent = time.monotonic()
 
-    async def Output(self, request: pb.OutputRequest, context: Any) -> pb.OutputResponse:  # noqa: ARG002, N802 - grpc's
-        """Return one page of an artefact."""
+    async def Output(self, request: pb.OutputRequest, context: Any) -> bytes:  # type: ignore[override] # noqa: ARG002, N802 - as above
+        """Return one page of an artefact, as a serialized response."""
         run = await self._manager.find(request.run_id)
         bind_contextvars(run_id=run.run_id)
         self._manager.readers.page(run.run_id)
@@ -121,8 +125,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             omit_input=request.omit_input,
             beside=about.ByteSize(),
         )
-        return pb.OutputResponse(
-            content=page.content,
+        response = pb.OutputResponse(
             total_bytes=page.total_bytes,
             next_offset=page.next_offset,
             media_type=page.media_type,
@@ -130,6 +133,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             run=about,
             as_of_sequence=page.as_of,
         )
+        return convert.with_bytes(response, "content", page.content)
 
     async def Kill(self, request: pb.KillRequest, context: Any) -> pb.KillResponse:  # noqa: ARG002, N802 - grpc's
         """Kill a run."""
@@ -181,6 +185,10 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         answer.version = __version__
         answer.formats[:] = self._outputs.formats
         return answer
+
+
+def _encode(event: Event) -> bytes:
+    return convert.event_message(event).SerializeToString()
 
 
 def _token(request: pb.ListRequest, position: int) -> str:

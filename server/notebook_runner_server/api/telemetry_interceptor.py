@@ -146,12 +146,13 @@ class _OpenCall:
     def sent(self) -> None:
         """Count a message of a stream."""
         self._messages += 1
-        self._context = copy_context()
+        if self._context is None:
+            self._context = copy_context()
 
     def abandoned(self) -> None:
         """Report that the peer went away while a message was being sent.
 
-        Python may finalize the stream in the context of another call, so this uses the last known context.
+        Python may finalize the stream in the context of another call, so this uses that of its first message.
         """
         assert self._context is not None  # noqa: S101 - streams end here only after a message
         self._context.run(self.ended, grpc.StatusCode.CANCELLED.name)

@@ -1,8 +1,8 @@
 """The event log of one run, and the readers that follow it.
 
 The store has all events; the newest are kept in memory as well, for live readers. A reader has a position in
-the log instead of a queue: it reads what comes after that position, and all readers wait for one common
-signal. A slow reader costs nothing and loses nothing.
+the log instead of a queue: it reads what comes after that position. A slow reader costs nothing and loses
+nothing.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ class RunLog:
         self.last_sequence = last_sequence
         self.ended = ended
         self._recent: deque[Event] = deque()
+        self._encoded: dict[int, bytes] = {}
         self._recent_bytes = 0
-        self._signal: asyncio.Future[None] | None = None
+        self._waiting: dict[asyncio.Future[bool], None] = {}
         self._closed = False
 
     async def append(
@@ -94,7 +95,8 @@ class RunLog:
             self._recent.append(event)
             self._recent_bytes += _size(event)
         while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
-            self._recent_bytes -= _size(self._recent.popleft())
+            oldest = self._recent.popleft()
+            self._recent_bytes -= _size(oldest) + len(self._encoded.pop(oldest.sequence, b""))
         self._wake_readers()
         self._on_events(events)
 
@@ -104,9 +106,9 @@ class RunLog:
         self._wake_readers()
 
     def _wake_readers(self) -> None:
-        if self._signal is not None:
-            self._signal.set_result(None)
-            self._signal = None
+        readers, self._waiting = self._waiting, {}
+        for reader in readers:
+            _resume(reader, True)
 
     async def read(self, after: int) -> Sequence[Event]:
         """Return some events after a sequence number, in order; none: no more exist yet."""
@@ -114,6 +116,16 @@ class RunLog:
             skip = after + 1 - self._recent[0].sequence
             return [self._recent[index] for index in range(skip, len(self._recent))]
         return await self._store.events(self.position, after)
+
+    def encoded(self, event: Event, encode: Callable[[Event], bytes]) -> bytes:
+        """Return what `encode` makes of an event: once for all readers while the event stays in memory."""
+        data = self._encoded.get(event.sequence)
+        if data is None:
+            data = encode(event)
+            if self._recent and event.sequence >= self._recent[0].sequence:
+                self._encoded[event.sequence] = data
+                self._recent_bytes += len(data)
+        return data
 
     async def shown(self) -> AsyncIterator[Sequence[Event]]:
         """Yield the events of the newest cell whose output it still shows, in order."""
@@ -160,10 +172,20 @@ class RunLog:
 
     async def _wait(self, seconds: float) -> bool:
         """Wait for the next event; false: none came in this time."""
-        if self._signal is None:
-            self._signal = asyncio.get_running_loop().create_future()
-        done, _ = await asyncio.wait([self._signal], timeout=seconds)
-        return bool(done)
+        loop = asyncio.get_running_loop()
+        reader: asyncio.Future[bool] = loop.create_future()
+        self._waiting[reader] = None
+        timer = loop.call_later(seconds, _resume, reader, False)
+        try:
+            return await reader
+        finally:
+            timer.cancel()
+            self._waiting.pop(reader, None)
+
+
+def _resume(reader: asyncio.Future[bool], has_event: bool) -> None:
+    if not reader.done():
+        reader.set_result(has_event)
 
 
 def _size(event: Event) -> int:

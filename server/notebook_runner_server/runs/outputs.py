@@ -27,7 +27,6 @@ from notebook_runner_server.runs.model import Run
 from notebook_runner_server.runs.report import report
 from notebook_runner_server.runs.retention import PAGE_SECONDS
 from notebook_runner_server.runs.store import Store
-from notebook_runner_server.runs.tables import RunRecord
 
 NOTEBOOK = "notebook"
 FILES = "files"
@@ -140,17 +139,18 @@ class Outputs:
     async def _page(self, run: Run, to: str, offset: int, size: int, as_of: int, *, omit_input: bool) -> Page:
         if to == ERROR:
             return _slice(report(run).encode(), offset, size, final=run.state.is_terminal)
-        row = await self._store.find(run.run_id)
-        if row is None:
+        found = await self._store.find_versions(run.run_id, as_of)
+        if found is None:
             raise not_found(run.run_id)
+        row, newest, key = found
         if as_of > row.last_sequence:
             raise InvalidFieldError(
                 f"as_of_sequence must be at most {row.last_sequence}, the run's newest event (got {as_of}).",
                 field="as_of_sequence",
             )
-        newest = await self._version(row, to, row.last_sequence)
-        # The artefact is the same between two events that change it.
-        key = await self._version(row, to, as_of) if as_of else newest
+        # A notebook is the same between two events that change it; files can change with each.
+        if to == FILES:
+            newest, key = row.last_sequence, as_of or row.last_sequence
         final = row.run.state.is_terminal and key == newest
         variant = _Variant(to, omit_input)
         path = self._store.artefacts.path(run.run_id, f"{variant.name}-{key}")
@@ -169,10 +169,6 @@ class Outputs:
         return Page(
             content, total, offset + len(content), artefact.media_type, artefact.sha256 if final else "", key
         )
-
-    async def _version(self, row: RunRecord, to: str, sequence: int) -> int:
-        """Return the last event that changed an artefact, which is in its name."""
-        return sequence if to == FILES else await self._store.newest_segment(row.position, sequence)
 
     def _record_reader(self, path: Path, *, done: bool) -> None:
         """Record that somebody is between two pages of a zip, or is done with it."""
