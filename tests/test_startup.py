@@ -1,0 +1,66 @@
+"""The server loads what it needs, in an order in which its workers do the same meanwhile."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.settings import clean
+
+pytestmark = pytest.mark.unit
+
+
+def printed(program: str, *arguments: str) -> str:
+    """What a program prints in an interpreter of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=clean(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_what_takes_long_is_loaded_after_the_workers_exist(tmp_path: Path) -> None:
+    """Settings and checks alone come before: no gRPC, no nbformat, no jupyter_client."""
+    program = """if True:
+        import os, sys
+        from notebook_runner_server.__main__ import main as serve
+        from notebook_runner_server.config import resources
+        def create_backend(settings):
+            loaded = {name.partition(".")[0] for name in sys.modules}
+            print(loaded & {"grpc", "google", "nbformat", "jupyter_client", "zmq", "prometheus_client"})
+            sys.stdout.flush()
+            os._exit(0)
+        resources.create_backend = create_backend
+        serve()
+    """
+    assert printed(program, "--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "state")) == "set()"
+    assert not (tmp_path / "state").exists()
+
+
+def test_what_a_server_never_uses_is_not_loaded() -> None:
+    """Also when it has prepared a notebook: rich is the client's, ZeroMQ the workers'."""
+    program = """if True:
+        import sys
+        from notebook_runner_server import logs
+        from notebook_runner_server import app
+        app._warm_up()
+        loaded = {name.partition(".")[0] for name in sys.modules}
+        print(sorted(loaded & {"nbformat", "rich", "zmq", "tornado", "jupyter_client", "IPython"}))
+    """
+    assert printed(program) == "['nbformat']"
+
+
+def test_what_is_loaded_is_left_out_of_garbage_collections() -> None:
+    """All objects of that moment."""
+    program = """if True:
+        import gc
+        from notebook_runner_server import memory
+        memory.settle()
+        print(gc.get_freeze_count() > 1000, len(gc.get_objects()) < 1000)
+    """
+    assert printed(program) == "True True"
