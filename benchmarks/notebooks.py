@@ -15,6 +15,13 @@ for number in range({count}):
     print(f"{{time.time_ns()}} {{number}}\\n", end="", flush={flush})
     time.sleep({pause})
 """
+# As above, at a constant rate, whatever a print takes.
+PACED = """import time
+begin = time.perf_counter()
+for number in range({count}):
+    time.sleep(max(0.0, begin + number / {rate} - time.perf_counter()))
+    print(f"{{time.time_ns()}} {{number}}\\n", end="", flush=True)
+"""
 
 
 def small(cells: int) -> NotebookNode:
@@ -30,6 +37,11 @@ def large(cells: int) -> NotebookNode:
 def ticking(count: int, pause: float, *, flush: bool) -> NotebookNode:
     """Return a notebook of one cell that prints lines with their time, and pauses after each."""
     return of([TICKS.format(count=count, pause=pause, flush=flush)])
+
+
+def paced(count: int, rate: float) -> NotebookNode:
+    """Return a notebook of one cell that prints lines with their time, each with a flush, at a rate."""
+    return of([PACED.format(count=count, rate=rate)])
 
 
 def of(sources: list[str]) -> NotebookNode:
@@ -54,10 +66,13 @@ def read(data: bytes) -> NotebookNode:
 
 
 def outputs(node: NotebookNode) -> list[Any]:
-    """Return the outputs of every cell: its printed text in one piece, and the rest."""
+    """Return the outputs of every cell: the text of each stream in one piece, and the rest."""
     found = []
     for cell in node.cells:
-        printed = "".join(out["text"] for out in cell.outputs if out["output_type"] == "stream")
+        printed: dict[str, str] = {}
+        for out in cell.outputs:
+            if out["output_type"] == "stream":
+                printed[out["name"]] = printed.get(out["name"], "") + out["text"]
         rest = [out for out in cell.outputs if out["output_type"] != "stream"]
         found.append([printed, json.loads(json.dumps(rest))])
     return found
