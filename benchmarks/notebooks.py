@@ -15,11 +15,10 @@ for number in range({count}):
     print(f"{{time.time_ns()}} {{number}}\\n", end="", flush={flush})
     time.sleep({pause})
 """
-# As above, at a constant rate, whatever a print takes.
+# As above, from a moment on at a constant rate, whatever a print takes.
 PACED = """import time
-begin = time.perf_counter()
 for number in range({count}):
-    time.sleep(max(0.0, begin + number / {rate} - time.perf_counter()))
+    time.sleep(max(0.0, {begin} + number / {rate} - time.time()))
     print(f"{{time.time_ns()}} {{number}}\\n", end="", flush=True)
 """
 
@@ -39,9 +38,15 @@ def ticking(count: int, pause: float, *, flush: bool) -> NotebookNode:
     return of([TICKS.format(count=count, pause=pause, flush=flush)])
 
 
-def paced(count: int, rate: float) -> NotebookNode:
-    """Return a notebook of one cell that prints lines with their time, each with a flush, at a rate."""
-    return of([PACED.format(count=count, rate=rate)])
+def paced(count: int, rate: float, begin: float) -> NotebookNode:
+    """Return a notebook of one cell that prints lines with their time, each with a flush.
+
+    Args:
+        count: The number of lines.
+        rate: The lines per second.
+        begin: When to begin, in seconds of the system's clock.
+    """
+    return of([PACED.format(count=count, rate=rate, begin=begin)])
 
 
 def of(sources: list[str]) -> NotebookNode:

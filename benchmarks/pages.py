@@ -207,10 +207,13 @@ def _floods(figures: Figures) -> str:
 def _pace(figures: Figures) -> str:
     """The delay of printed lines at each rate."""
     rows = [
-        (f"{step['rate']:,}", f"{step['printed']:,.0f}", _ms(step["median"]), _ms(step["p99"]))
+        (
+            *(f"{step['rate']:,}", f"{step['printed']:,.0f}", _ms(step["median"]), _ms(step["p99"])),
+            *(f"{100 * step[who]:.0f}" for who in ("server", "readers")),
+        )
         for step in figures.get("pace", [])
     ]
-    head = "lines a second, asked for", "printed", "delay, median, ms", "p99, ms"
+    head = "lines a second, asked for", "printed", "delay, median, ms", "p99, ms", "server, %", "readers, %"
     return f"## Printed lines of 8 runs, with a reader each\n\n{_table(head, *rows)}" if rows else ""
 
 

@@ -147,6 +147,11 @@ def _processor_seconds(server: int) -> float:
     return total
 
 
+def processor_seconds(pid: int) -> float:
+    """Return the processor time of a process from its Linux clock, because /proc counts only hundredths."""
+    return time.clock_gettime(~pid << 3 | 2)
+
+
 def tree(pid: int) -> list[int]:
     """Return a process and all of its descendants."""
     found = [pid]

@@ -82,7 +82,9 @@ def test_a_block_without_figures_stays() -> None:
 def test_what_else_was_measured_is_written() -> None:
     """The rates of lines, the ends of runs, and the cost of an item."""
     more = {
-        "pace": [{"rate": 5000, "printed": 4999.0, "median": 0.01, "p99": 0.0991}],
+        "pace": [
+            {"rate": 5000, "printed": 4999.0, "median": 0.01, "p99": 0.0991, "server": 0.9, "readers": 0.2}
+        ],
         "endings": {
             "kills": {"a fork storm": [0.01, 0.02, 0.03]},
             "server_death": [0.02],
@@ -92,7 +94,7 @@ def test_what_else_was_measured_is_written() -> None:
     }
     page = pages.written(block("pace") + block("endings") + block("items"), figures(**more))
     for row in (
-        "| 5,000 | 4,999 | 10.0 | 99.1 |",
+        "| 5,000 | 4,999 | 10.0 | 99.1 | 90 | 20 |",
         "| a fork storm | 20.0 | 30.0 |",
         "0.60 s with 1,000 runs",
         "| List, a run | 1,000 | 22.2 | 22.2 |\n| | 10,000 | 230 | 23.0 |",
