@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager
 
+from notebook_runner_server.execution.kernel_specs import KernelSpecs
 from tests.support.settings import clean
 
 pytestmark = pytest.mark.unit
@@ -53,6 +55,29 @@ def test_what_a_server_never_uses_is_not_loaded() -> None:
         print(sorted(loaded & {"nbformat", "rich", "zmq", "tornado", "jupyter_client", "IPython"}))
     """
     assert printed(program) == "['nbformat']"
+
+
+def test_a_worker_does_not_load_ipython() -> None:
+    """It is the kernels', and jupyter_client imports it only for the name of a folder."""
+    program = """if True:
+        import sys
+        from notebook_runner_server.execution import worker
+        from notebook_runner_server.execution.kernel_specs import KernelSpecs
+        print("python3" in KernelSpecs().get_all_specs(), "IPython" in sys.modules)
+    """
+    assert printed(program) == "True False"
+
+
+@pytest.mark.parametrize("folder", ["", "mine"])
+def test_kernelspecs_are_where_jupyter_client_looks(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same folders, in the same order, also below IPython's own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("IPYTHONDIR", raising=False)
+    if folder:
+        monkeypatch.setenv("IPYTHONDIR", str(tmp_path / folder))
+    assert KernelSpecs().kernel_dirs == KernelSpecManager().kernel_dirs
 
 
 def test_what_is_loaded_is_left_out_of_garbage_collections() -> None:

@@ -156,9 +156,9 @@ def _kernels(settings: Settings) -> Iterator[str]:
     named = {"--default-kernel": [settings.default_kernel], "--warm-kernels": [*warm.counts] * warm.required}
     if all(_is_installed(resolve_kernel_name(name)) for names in named.values() for name in names):
         return
-    from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - 0.1 s, and rarely needed
+    from notebook_runner_server.execution.kernel_specs import KernelSpecs  # noqa: PLC0415 - 0.1 s, and rarely needed
 
-    found = KernelSpecManager().find_kernel_specs()
+    found = KernelSpecs().find_kernel_specs()
     available = ", ".join(sorted(found)) or "none"
     for flag, names in named.items():
         for name in names:

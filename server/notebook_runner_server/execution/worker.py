@@ -27,6 +27,7 @@ from notebook_runner_server.confinement import confine
 from notebook_runner_server.confinement.environment import scrub_environ
 from notebook_runner_server.execution.executor import RunExecutor
 from notebook_runner_server.execution.interface import Cause, CellFinished, Job, SegmentChunk
+from notebook_runner_server.execution.kernel_specs import KernelSpecs
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
@@ -194,9 +195,7 @@ def initialize(connection: Connection, kernel_environment: Iterable[str]) -> Non
 
 def hello(options: WorkerOptions) -> WorkerInfo:
     """Make this process a worker, and return what it is."""
-    from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - only once a worker
-
-    specs = KernelSpecManager().get_all_specs()
+    specs = KernelSpecs().get_all_specs()
     languages = {name: spec["spec"].get("language", "") for name, spec in specs.items()}
     assert _worker is not None  # noqa: S101 - the pool has initialized it
     _worker.open(options, languages)
