@@ -3,7 +3,7 @@
     python -m benchmarks.pages [bench-output/bench.json]
 
 With the file of a measurement, its figures replace those of the same name in `figures.json`, where the others
-stay. Then each block of the pages between `<!-- figures: NAME -->` and `<!-- end of figures -->` is written
+stay. Then each block of the pages between `<!--figures:NAME-->` and `<!--end-of-figures-->` is written
 again; one whose figures are missing stays as it is.
 """
 
@@ -25,7 +25,7 @@ WIDTH = 120
 OURS = "this service"
 TOOLS = (OURS, "jupyter_client loop", "nbclient", "nbconvert command", "papermill API", "papermill command")
 NOTEBOOKS = ("one cell", "100 small cells", "500 small cells", "100 cells of 100 KB output")
-_BLOCK = re.compile(r"(?<=<!-- figures: )(\w+)( -->\n).*?(?=<!-- end of figures -->)", re.DOTALL)
+_BLOCK = re.compile(r"(?<=<!--figures:)(\w+)(-->\n).*?(?=<!--end-of-figures-->)", re.DOTALL)
 Figures = dict[str, Any]
 
 
@@ -166,7 +166,7 @@ def _readme(figures: Figures) -> str:
     return "\n\n".join(
         [
             _filled(
-                f"Measured on {_cores(machine)} with Python {machine['python']}; for this service, "
+                f"Measured on {_cores(machine)} with Python {machine['python']}; this service "
                 "from `Start` to the terminal event over gRPC:"
             ),
             _tools(figures),
@@ -175,7 +175,7 @@ def _readme(figures: Figures) -> str:
                 f"For one cell, p99 is {one[OURS]['p99']:.0f} ms ({one[OURS]['samples']} runs). "
                 f"In sequence, each in a fresh kernel: {rate[OURS]['median']:.2g} runs per second "
                 f"(nbclient: {rate['nbclient']['median']:.2g}), "
-                f"with {processor[OURS]['median']:.0f} ms of processor time each "
+                f"{processor[OURS]['median']:.0f} ms of processor time each "
                 f"(nbclient: {processor['nbclient']['median']:.0f}). "
                 "[All figures](docs/performance.md), including missed goals."
             ),

@@ -37,7 +37,7 @@ def figures(**more: Any) -> pages.Figures:
 
 def block(name: str, content: str = "") -> str:
     """A page with one block."""
-    return f"<!-- figures: {name} -->\n{content}<!-- end of figures -->\n"
+    return f"<!--figures:{name}-->\n{content}<!--end-of-figures-->\n"
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
@@ -49,7 +49,7 @@ def test_a_page_has_what_the_tool_writes(page: Path) -> None:
 def test_each_block_is_in_a_page() -> None:
     """The tool writes nothing that nobody reads."""
     whole = "".join(page.read_text() for page in pages.PAGES)
-    assert [name for name in pages.BLOCKS if f"<!-- figures: {name} -->\n" not in whole] == []
+    assert [name for name in pages.BLOCKS if f"<!--figures:{name}-->\n" not in whole] == []
 
 
 def test_a_measurement_replaces_what_it_measured() -> None:
