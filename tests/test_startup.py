@@ -50,7 +50,7 @@ def test_what_a_server_never_uses_is_not_loaded() -> None:
         import sys
         from notebook_runner_server import logs
         from notebook_runner_server import app
-        app._warm_up()
+        app.notebooks.warm_up()
         loaded = {name.partition(".")[0] for name in sys.modules}
         print(sorted(loaded & {"nbformat", "rich", "zmq", "tornado", "jupyter_client", "IPython"}))
     """

@@ -37,6 +37,9 @@ def main() -> None:
         # The workers inherit the limit of descriptors.
         connections = resources.connection_limit(settings.max_connections)
         backend = resources.create_backend(settings)
+        from notebook_runner_server.execution import notebook  # noqa: PLC0415 - see the module's docstring
+
+        notebook.warm_up()
         from notebook_runner_server import app  # noqa: PLC0415 - see the module's docstring
 
         asyncio.run(app.serve(settings, backend, connections))

@@ -19,6 +19,7 @@ from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import Settings
 from notebook_runner_server.confinement.environment import allowed
+from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution import options
 from notebook_runner_server.execution.interface import Backend
 from notebook_runner_server.execution.runtime_dir import RuntimeDir
@@ -39,8 +40,6 @@ STREAM_GRACE = 5.0
 
 WATCH_SECONDS = 1.0
 """Seconds between two checks of whether runs can start."""
-
-_SMALLEST = b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
 
 _log = structlog.get_logger(__name__)
 
@@ -97,7 +96,7 @@ class App:
             settings.max_page_bytes,
             settings.max_files_bytes,
         )
-        self._warm_up: asyncio.Future[None] | None = None
+        self._settling: asyncio.Future[None] | None = None
         self._health_task: asyncio.Task[None] | None = None
         servicer = Servicer(self._manager, outputs, settings.max_streams, settings.heartbeat_interval)
         self._tokens = Tokens(Path(settings.tokens_file)) if settings.tokens_file else None
@@ -121,7 +120,7 @@ class App:
         self._telemetry.watch(self._backend, self._store)
         await self._api.start()
         await self._api.report_serving()
-        self._warm_up = asyncio.ensure_future(asyncio.to_thread(_warm_up))
+        self._settling = asyncio.ensure_future(asyncio.to_thread(memory.settle))
         host = self._settings.listen.rpartition(":")[0]
         self._log_access()
         self._health_task = asyncio.create_task(self._watch_health())
@@ -160,8 +159,8 @@ class App:
 
     async def shutdown(self, hurry: asyncio.Event) -> None:
         """Accept no more runs, let active runs finish for a while, end the rest, and clean up."""
-        if self._warm_up is not None:
-            await self._warm_up
+        if self._settling is not None:
+            await self._settling
         if self._health_task is not None:
             self._health_task.cancel()
         _log.info("server_stopping", drain_timeout=self._settings.drain_timeout)
@@ -183,19 +182,11 @@ def prepare(
     is_ordered: bool = False,
 ) -> PreparedNotebook:
     """Prepare a notebook with `execution.notebook.prepare`, a large one in a subprocess; blocks."""
-    from notebook_runner_server.execution import notebook as notebooks  # noqa: PLC0415 - see `_warm_up`
-
     if len(content) > LARGE_NOTEBOOK:
         return run_in_subprocess(
             notebooks.prepare, content, parameters, kernel_name, kernels, is_ordered=is_ordered
         )
     return notebooks.prepare(content, parameters, kernel_name, kernels, is_ordered=is_ordered)
-
-
-def _warm_up() -> None:
-    """Load what the first Start needs, while the server serves already; blocks."""
-    prepare(_SMALLEST, {}, "", {})
-    memory.settle()
 
 
 async def serve(settings: Settings, backend: Backend, connections: int) -> None:

@@ -203,11 +203,8 @@ def hello(options: WorkerOptions) -> WorkerInfo:
 
 
 def settle() -> None:
-    """Do what would delay the first job: the first use of asyncio and nbformat takes time."""
-    from nbformat.v4 import new_output  # noqa: PLC0415 - only once a worker
-
+    """Do what would delay the first job: the first use of asyncio takes time."""
     asyncio.run(asyncio.sleep(0))
-    new_output("stream")
     memory.settle()
 
 

@@ -111,6 +111,10 @@ def initialize(connection: Connection, kernel_environment: Iterable[str], *, hid
     """
     if hide:
         confine.set_dumpable(False)
+    from nbformat.v4 import new_output  # noqa: PLC0415 - see the module's docstring
+
+    # nbformat compiles its schemas, which frees 10 MB that the other imports can use.
+    new_output("stream")
     _worker().initialize(connection, kernel_environment)
 
 
