@@ -12,7 +12,7 @@ RELEASE_VENV := .venv-release
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults cold cluster cluster-full container chaos soak attack plain check hooks format generate contract docs docs-serve pictures release image image-report lock bench bench-cluster scale clean
+.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults cold cluster cluster-full container chaos soak attack plain check hooks format generate contract docs docs-serve pictures release image image-report lock bench figures bench-cluster scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ name[NR] = $$1; text[NR] = $$2; if (length($$1) > width) width = length($$1) } \
@@ -197,6 +197,9 @@ lock: ## Update the locks (needs uv)
 
 bench: $(INSTALLED) ## Benchmark this service and its competitors
 	$(BIN)/python -m benchmarks
+
+figures: $(INSTALLED) ## Write the figures of the last benchmark into README.md and docs/performance.md
+	$(BIN)/python -m benchmarks.pages bench-output/bench.json
 
 bench-cluster: $(INSTALLED) ## Benchmark a Dask cluster of 1 to 8 workers against the process pool
 	$(BIN)/python -m benchmarks --only cluster

@@ -2,19 +2,119 @@
 
 import argparse
 import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from benchmarks import cluster, endings, flow, growth, scaling, speed, startup
+from benchmarks import budget, cluster, endings, floods, flow, growth, pace, scaling, speed, startup
 from benchmarks.report import Figure, save, show
-from benchmarks.server import served
+from benchmarks.server import Server, compiled, served
 from benchmarks.service import Service
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
 FOLDER = Path(__file__).parents[1] / "bench-output"
-PARTS = ("speed", "flow", "startup", "endings")
+
+
+@dataclass
+class Results:
+    """What was measured.
+
+    Attributes:
+        figures: The figures.
+        more: What else the file of results gets, by name.
+        shown: Print what is no figure.
+    """
+
+    figures: list[Figure] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+    shown: list[Callable[[], None]] = field(default_factory=list)
+
+
+def _speed(results: Results, rounds: int) -> None:
+    few = max(2, rounds // 3)
+    with _service() as (service, server):
+        results.figures.append(speed.one_cell(service, rounds))
+        results.figures += speed.back_to_back(service, server.pid, few)
+        results.figures += speed.many_cells(service, 100, few, 0.95)
+        results.figures += speed.many_cells(service, 500, few, 1.00)
+        results.figures.append(speed.large_outputs(service, few))
+
+
+def _floods(results: Results, rounds: int) -> None:
+    with _service() as (service, _):
+        results.figures += floods.measure(service, max(2, rounds // 3))
+
+
+def _flow(results: Results, rounds: int) -> None:
+    with _service() as (service, _):
+        results.figures.append(flow.printed(service, flush=True, rounds=3))
+        results.figures.append(flow.printed(service, flush=False, rounds=3))
+        results.figures.append(flow.output(service, 100, 5))
+        results.figures.append(flow.deaths(service, 2 * rounds))
+    with _service("--workers", "2") as (service, server):
+        results.figures += flow.many_readers(service, server.address, 10)
+
+
+def _pace(results: Results, rounds: int) -> None:  # noqa: ARG001 - the rates are the rounds
+    figure, steps = pace.measure()
+    results.figures.append(figure)
+    results.more["pace"] = pace.record(steps)
+    results.shown.append(partial(pace.show, steps))
+
+
+def _budget(results: Results, rounds: int) -> None:  # noqa: ARG001 - it is a median of many runs
+    with _service() as (service, server):
+        found = budget.measure(service, server.pid)
+    results.more["budget"] = budget.record(found)
+    results.shown.append(partial(budget.show, found))
+
+
+def _startup(results: Results, rounds: int) -> None:
+    results.figures += startup.measure(max(3, rounds // 2))
+
+
+def _endings(results: Results, rounds: int) -> None:
+    ended = endings.measure(rounds)
+    results.more["endings"] = vars(ended)
+    results.shown.append(partial(endings.show, ended))
+
+
+def _scaling(results: Results, rounds: int) -> None:  # noqa: ARG001 - it takes the least of three times
+    results.more["scaling"] = rows = scaling.measure()
+    results.shown.append(partial(scaling.show, rows))
+
+
+def _cluster(results: Results, rounds: int) -> None:
+    results.figures += cluster.measure(rounds)
+    grown = growth.measure()
+    results.more["growth"] = growth.record(*grown)
+    results.shown.append(partial(growth.show, *grown))
+
+
+@contextmanager
+def _service(*options: str) -> Iterator[tuple[Service, Server]]:
+    with served(*options) as server, grpc.insecure_channel(server.address) as channel:
+        yield Service(rpc.NotebookRunnerStub(channel)), server
+
+
+MEASURE = {
+    "speed": _speed,
+    "floods": _floods,
+    "flow": _flow,
+    "pace": _pace,
+    "budget": _budget,
+    "startup": _startup,
+    "endings": _endings,
+    "scaling": _scaling,
+    "cluster": _cluster,
+}
+PARTS = ("speed", "floods", "flow", "pace", "budget", "startup", "endings")
 MORE = ("scaling", "cluster")
 
 
@@ -26,44 +126,20 @@ def main() -> None:
         "--only", choices=PARTS + MORE, action="append", help="measure only this part; can be repeated"
     )
     asked = parser.parse_args()
-    parts, rounds = asked.only or PARTS, asked.rounds
-    figures: list[Figure] = []
     # The load of the machine, because figures of a busy machine differ from those of an idle one.
-    more: dict[str, Any] = {"load_before": os.getloadavg()}
-    with served() as server, grpc.insecure_channel(server.address) as channel:
-        service = Service(rpc.NotebookRunnerStub(channel))
-        if "speed" in parts:
-            few = max(2, rounds // 3)
-            figures.append(speed.one_cell(service, rounds))
-            figures += speed.back_to_back(service, server.pid, few)
-            figures += speed.many_cells(service, 100, few)
-            figures += speed.many_cells(service, 500, few)
-            figures.append(speed.large_outputs(service, few))
-        if "flow" in parts:
-            figures.append(flow.printed(service, flush=True, rounds=3))
-            figures.append(flow.printed(service, flush=False, rounds=3))
-            figures.append(flow.output(service, 100, 5))
-            figures.append(flow.deaths(service, 2 * rounds))
-    if "flow" in parts:
-        with served("--workers", "2") as server, grpc.insecure_channel(server.address) as channel:
-            figures += flow.many_readers(Service(rpc.NotebookRunnerStub(channel)), server.address, 10)
-    if "startup" in parts:
-        figures += startup.measure(max(3, rounds // 2))
-    if "endings" in parts:
-        ended = endings.measure(rounds)
-        more["endings"] = vars(ended)
-    if "scaling" in parts:
-        more["scaling"] = rows = scaling.measure()
-        scaling.show(rows)
-    if "cluster" in parts:
-        figures += cluster.measure(rounds)
-        grown = growth.measure()
-        more["growth"] = growth.record(*grown)
-        growth.show(*grown)
-    show(figures)
-    if "endings" in parts:
-        endings.show(ended)
-    save(figures, more, FOLDER)
+    results = Results(more={"load_before": os.getloadavg(), "seconds": {}})
+    compiled()
+    for part in PARTS + MORE:
+        if part in (asked.only or PARTS):
+            begin = time.monotonic()
+            MEASURE[part](results, asked.rounds)
+            results.more["seconds"][part] = round(time.monotonic() - begin)
+    show(results.figures)
+    for show_more in results.shown:
+        show_more()
+    taken = ", ".join(f"{part} {seconds}" for part, seconds in results.more["seconds"].items())
+    print(f"seconds: {taken}")
+    save(results.figures, results.more, FOLDER)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def _one_cell(sides: dict[str, Service], rounds: int) -> Figure:
     node = notebooks.small(1)
     _in_turns(sides, rounds, figure.name, lambda name, side: figure.add(name, side(node).seconds))
     more = figure.median(NAME) - figure.median(POOL)
-    figure.goals = [Goal("ms more than the process pool, of medians", 40, more, at_most=True)]
+    figure.goals = [Goal("ms more than the process pool, of medians", 12, more, at_most=True)]
     return figure
 
 

@@ -22,6 +22,7 @@ from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 
 READERS = 200
 RATE = 50
+BARE = "a bare gRPC server"
 MIB = 1024 * 1024
 
 
@@ -32,9 +33,9 @@ def printed(service: Service, *, flush: bool, rounds: int) -> Figure:
         run = service.start(notebooks.written(notebooks.ticking(100, 0.02, flush=flush)))
         for at, event in service.follow(run.run_id):
             figure.add(NAME, *late(at, event))
-    figure.goals = [Goal("ms, median", 4 if flush else 60, figure.median(NAME), at_most=True)]
+    figure.goals = [Goal("ms, median", 2.5 if flush else 60, figure.median(NAME), at_most=True)]
     if flush:
-        figure.goals.append(Goal("ms, p99", 15, figure.p99(NAME), at_most=True))
+        figure.goals.append(Goal("ms, p99", 6, figure.p99(NAME), at_most=True))
     return figure
 
 
@@ -78,8 +79,11 @@ def many_readers(service: Service, address: str, seconds: int) -> tuple[Figure, 
         if lines != count:
             raise RuntimeError(f"a reader had {lines} of {count} lines")
         figure.add(NAME, *reader)
-    figure.goals = [Goal("ms, p99", 150, figure.p99(NAME), at_most=True)]
-    calls.goals = [Goal(f"ms for {name}, p99", 200, calls.p99(name), at_most=True) for name in calls.samples]
+    figure.goals = [Goal("ms, p99", 40, figure.p99(NAME), at_most=True)]
+    calls.goals = [
+        Goal("ms for Kill of another run, p99", 100, calls.p99("Kill of another run"), at_most=True),
+        Goal("ms for health, p99", 200, calls.p99("health"), at_most=True),
+    ]
     return figure, calls
 
 
@@ -139,6 +143,6 @@ def output(service: Service, megabytes: int, rounds: int) -> Figure:
         begin = time.perf_counter()
         size = sum(map(len, service.pages(run.run_id, MIB)))
         figure.add(NAME, size / (time.perf_counter() - begin))
-        figure.add("a bare gRPC server", _bare(size))
-    figure.goals = [Goal("MB/s", 300, figure.median(NAME))]
+        figure.add(BARE, _bare(size))
+    figure.goals = [Goal(f"of {BARE}'s rate", 0.9, 1 / figure.ratio(BARE))]
     return figure

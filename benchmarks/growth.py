@@ -20,7 +20,7 @@ from benchmarks.dask import Cluster, clustered
 from benchmarks.report import percentile
 from benchmarks.server import Server, served
 from benchmarks.service import Service
-from benchmarks.speed import tree
+from benchmarks.speed import processor_seconds, tree
 from benchmarks.startup import proportional
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
@@ -134,15 +134,10 @@ def _runs(one: Service, workers: int, count: int) -> None:
 
 def _shares(pids: tuple[int, ...], work: Callable[[], object]) -> list[float]:
     """Measure the processor time of processes within the context, as a share of one processor each."""
-    before, begin = [_processor_seconds(pid) for pid in pids], time.perf_counter()
+    before, begin = [processor_seconds(pid) for pid in pids], time.perf_counter()
     work()
     taken = time.perf_counter() - begin
-    return [(_processor_seconds(pid) - was) / taken for pid, was in zip(pids, before, strict=True)]
-
-
-def _processor_seconds(pid: int) -> float:
-    """Return the processor time of a process from its Linux clock, because /proc counts only hundredths."""
-    return time.clock_gettime(~pid << 3 | 2)
+    return [(processor_seconds(pid) - was) / taken for pid, was in zip(pids, before, strict=True)]
 
 
 def _read(server: Server, cluster: Cluster, one: Service, row: Row) -> None:
@@ -165,10 +160,10 @@ def _followed(
     """Return the server's processor time while runs were followed, the duration, and each reader's events."""
     data = notebooks.written(notebooks.ticking(LINES, PAUSE, flush=True))
     runs = [one.start(data).run_id for _ in range(row.workers)]
-    before, begin = _processor_seconds(server.pid), time.perf_counter()
+    before, begin = processor_seconds(server.pid), time.perf_counter()
     streams = asyncio.run(_read_all(server, cluster, runs, readers, row))
     taken = time.perf_counter() - begin
-    share = (_processor_seconds(server.pid) - before) / taken
+    share = (processor_seconds(server.pid) - before) / taken
     for stream in streams:
         check_lines([event for _, event in stream], LINES)
     return share, taken, streams

@@ -15,6 +15,12 @@ for number in range({count}):
     print(f"{{time.time_ns()}} {{number}}\\n", end="", flush={flush})
     time.sleep({pause})
 """
+# As above, from a moment on at a constant rate, whatever a print takes.
+PACED = """import time
+for number in range({count}):
+    time.sleep(max(0.0, {begin} + number / {rate} - time.time()))
+    print(f"{{time.time_ns()}} {{number}}\\n", end="", flush=True)
+"""
 
 
 def small(cells: int) -> NotebookNode:
@@ -30,6 +36,17 @@ def large(cells: int) -> NotebookNode:
 def ticking(count: int, pause: float, *, flush: bool) -> NotebookNode:
     """Return a notebook of one cell that prints lines with their time, and pauses after each."""
     return of([TICKS.format(count=count, pause=pause, flush=flush)])
+
+
+def paced(count: int, rate: float, begin: float) -> NotebookNode:
+    """Return a notebook of one cell that prints lines with their time, each with a flush.
+
+    Args:
+        count: The number of lines.
+        rate: The lines per second.
+        begin: When to begin, in seconds of the system's clock.
+    """
+    return of([PACED.format(count=count, rate=rate, begin=begin)])
 
 
 def of(sources: list[str]) -> NotebookNode:
@@ -54,10 +71,13 @@ def read(data: bytes) -> NotebookNode:
 
 
 def outputs(node: NotebookNode) -> list[Any]:
-    """Return the outputs of every cell: its printed text in one piece, and the rest."""
+    """Return the outputs of every cell: the text of each stream in one piece, and the rest."""
     found = []
     for cell in node.cells:
-        printed = "".join(out["text"] for out in cell.outputs if out["output_type"] == "stream")
+        printed: dict[str, str] = {}
+        for out in cell.outputs:
+            if out["output_type"] == "stream":
+                printed[out["name"]] = printed.get(out["name"], "") + out["text"]
         rest = [out for out in cell.outputs if out["output_type"] != "stream"]
         found.append([printed, json.loads(json.dumps(rest))])
     return found

@@ -53,13 +53,18 @@ class Goal:
 
 @dataclass
 class Figure:
-    """The samples of one figure by competitor, in units of 1/`scale` of what was measured."""
+    """The samples of one figure by competitor, in units of 1/`scale` of what was measured.
+
+    Attributes:
+        losses: How many executions of a competitor lost output.
+    """
 
     name: str
     unit: str
     scale: float
     samples: dict[str, list[float]] = field(default_factory=dict)
     goals: list[Goal] = field(default_factory=list)
+    losses: dict[str, int] = field(default_factory=dict)
 
     def add(self, who: str, *values: float) -> None:
         """Add samples of a competitor."""
@@ -92,11 +97,13 @@ def show(figures: list[Figure]) -> None:
         table = Table("who", "median", "p99", "least", "most", "samples", "ratio", title=title)
         for who, values in figure.samples.items():
             numbers = [figure.median(who), figure.p99(who), min(values), max(values)]
-            ratio = f"{figure.ratio(who):.2f}" if NAME in figure.samples else ""
+            ratio = f"{figure.ratio(who):.2f}" if NAME in figure.samples and figure.median(NAME) else ""
             table.add_row(who, *(f"{number:.4g}" for number in numbers), str(len(values)), ratio)
         console.print(table)
         for goal in figure.goals:
             console.print(f"  {goal}")
+        for who, count in figure.losses.items():
+            console.print(f"  {who} lost output in {count} of {len(figure.samples[who])} executions")
 
 
 def save(figures: list[Figure], more: dict[str, Any], folder: Path) -> None:
@@ -106,7 +113,8 @@ def save(figures: list[Figure], more: dict[str, Any], folder: Path) -> None:
         "machine": {
             "cpus": os.cpu_count(),
             "python": platform.python_version(),
-            "system": platform.platform(),
+            "processor": _processor(),
+            "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         },
         "versions": {name: version(name) for name in PACKAGES},
         "figures": [
@@ -116,6 +124,12 @@ def save(figures: list[Figure], more: dict[str, Any], folder: Path) -> None:
     }
     (folder / "bench.json").write_text(json.dumps(document, indent=2) + "\n")
     _draw(figures, folder / "bench.svg")
+
+
+def _processor() -> str:
+    """Return the processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _draw(figures: list[Figure], path: Path) -> None:

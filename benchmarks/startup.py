@@ -34,11 +34,11 @@ def measure(rounds: int) -> list[Figure]:
                 time.sleep(IDLE_SECONDS)
                 memory.add(name, sum(map(proportional, tree(one.pid))))
                 one.stop()
-    serving.goals = [Goal("s", 0.8, serving.median(NAME), at_most=True)]
-    warm.goals = [Goal("s", 2, warm.median(NAME), at_most=True)]
+    serving.goals = [Goal("s", 0.45, serving.median(NAME), at_most=True)]
+    warm.goals = [Goal("s", 0.75, warm.median(NAME), at_most=True)]
     memory.goals = [
-        Goal("MB with a warm kernel", 180, memory.median(NAME), at_most=True),
-        Goal("MB without", 110, statistics.median(memory.samples["without warm kernels"]), at_most=True),
+        Goal("MB with a warm kernel", 125, memory.median(NAME), at_most=True),
+        Goal("MB without", 80, statistics.median(memory.samples["without warm kernels"]), at_most=True),
     ]
     return [serving, warm, memory]
 

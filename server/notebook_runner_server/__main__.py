@@ -1,7 +1,7 @@
 """The command `notebook-runner-server`.
 
 Imports lazily: worker processes import this module again (multiprocessing's "spawn" does), and do not need
-the server.
+the server. What takes long to import comes last, while the workers import what they need.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def main() -> None:
 
     import click  # noqa: PLC0415 - see the module's docstring
 
-    from notebook_runner._version import __version__  # noqa: PLC0415 - see the module's docstring
-    from notebook_runner_server import app  # noqa: PLC0415 - see the module's docstring
+    from notebook_runner_server import logs  # noqa: PLC0415 - see the module's docstring
     from notebook_runner_server.api import tokens  # noqa: PLC0415 - see the module's docstring
-    from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings, checks, flags  # noqa: PLC0415 - as above
+    from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings, checks, flags, resources  # noqa: PLC0415 - as above
+    from notebook_runner_server.confinement import confine  # noqa: PLC0415 - as above
     from notebook_runner_server.runs.store import StateFolderInUseError  # noqa: PLC0415 - as above
 
     def create_token(tokens_file: str, name_and_scope: str) -> None:
@@ -29,6 +29,20 @@ def main() -> None:
             raise ValueError("--new-token needs --tokens-file, the file to add the token's hash to.")
         name, _, scope = name_and_scope.rpartition(":")
         click.echo(tokens.add_new(Path(tokens_file), name, scope))
+
+    def serve(settings: Settings) -> None:
+        if settings.sandbox_options.is_on:
+            confine.set_dumpable(False)
+        logs.configure(settings.log_format, settings.log_level)
+        # The workers inherit the limit of descriptors.
+        connections = resources.connection_limit(settings.max_connections)
+        backend = resources.create_backend(settings)
+        from notebook_runner_server.execution import notebook  # noqa: PLC0415 - see the module's docstring
+
+        notebook.warm_up()
+        from notebook_runner_server import app  # noqa: PLC0415 - see the module's docstring
+
+        asyncio.run(app.serve(settings, backend, connections))
 
     def run(**values: Any) -> None:
         """Execute Jupyter notebooks on demand over gRPC."""
@@ -44,7 +58,7 @@ def main() -> None:
                     click.echo(warning, err=True)
                 click.echo("The configuration is valid.")
                 return
-            asyncio.run(app.serve(settings))
+            serve(settings)
         except (ValueError, RuntimeError, OSError, StateFolderInUseError) as error:
             raise click.ClickException(str(error)) from error
 
@@ -55,7 +69,6 @@ def main() -> None:
         help="Execute Jupyter notebooks on demand over gRPC.",
         context_settings={"auto_envvar_prefix": ENVIRONMENT_PREFIX, "max_content_width": 110},
     )
-    click.version_option(__version__)(command)
     sys.exit(command())
 
 

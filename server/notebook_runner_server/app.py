@@ -11,17 +11,17 @@ from typing import Any
 
 import structlog
 
-from notebook_runner_server import logs
+from notebook_runner_server import memory
 from notebook_runner_server.api.certificates import Certificates
-from notebook_runner_server.api.server import ApiServer, CallerLimits
+from notebook_runner_server.api.limits import CallerLimits
+from notebook_runner_server.api.server import ApiServer
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import Settings
-from notebook_runner_server.config.resources import connection_limit, create_backend
-from notebook_runner_server.confinement import confine
 from notebook_runner_server.confinement.environment import allowed
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution import options
+from notebook_runner_server.execution.interface import Backend
 from notebook_runner_server.execution.runtime_dir import RuntimeDir
 from notebook_runner_server.execution.segments import PreparedNotebook
 from notebook_runner_server.execution.worker_process import kill_orphans
@@ -41,8 +41,6 @@ STREAM_GRACE = 5.0
 WATCH_SECONDS = 1.0
 """Seconds between two checks of whether runs can start."""
 
-_SMALLEST = b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
-
 _log = structlog.get_logger(__name__)
 
 
@@ -51,9 +49,11 @@ class App:
 
     Args:
         settings: The operator's settings.
+        backend: What executes runs.
+        connections: Maximum number of open connections.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, backend: Backend, connections: int) -> None:
         self._settings = settings
         store = Store(settings.state_folder, settings.max_artefact_bytes)
         root = NotebookRoot(
@@ -71,7 +71,6 @@ class App:
         admission = Admission(
             root, settings.max_notebook_bytes, defaults, prepare, transfer, options.resolve_kernel_name
         )
-        backend = create_backend(settings)
         self._telemetry = Telemetry(settings)
         self._backend, self._store = backend, store
         self._manager = RunManager(
@@ -97,14 +96,14 @@ class App:
             settings.max_page_bytes,
             settings.max_files_bytes,
         )
-        self._warm_up: asyncio.Future[PreparedNotebook] | None = None
+        self._settling: asyncio.Future[None] | None = None
         self._health_task: asyncio.Task[None] | None = None
         servicer = Servicer(self._manager, outputs, settings.max_streams, settings.heartbeat_interval)
         self._tokens = Tokens(Path(settings.tokens_file)) if settings.tokens_file else None
         tls_files = settings.tls_files
         self._api = ApiServer(
             servicer,
-            CallerLimits(settings.max_notebook_bytes, connection_limit(settings.max_connections)),
+            CallerLimits(settings.max_notebook_bytes, connections),
             self._tokens,
             None if tls_files is None else Certificates(tls_files),
             self._telemetry.call_observers,
@@ -121,8 +120,7 @@ class App:
         self._telemetry.watch(self._backend, self._store)
         await self._api.start()
         await self._api.report_serving()
-        # Warm up imports that the first Start needs.
-        self._warm_up = asyncio.ensure_future(asyncio.to_thread(prepare, _SMALLEST, {}, "", {}))
+        self._settling = asyncio.ensure_future(asyncio.to_thread(memory.settle))
         host = self._settings.listen.rpartition(":")[0]
         self._log_access()
         self._health_task = asyncio.create_task(self._watch_health())
@@ -161,8 +159,8 @@ class App:
 
     async def shutdown(self, hurry: asyncio.Event) -> None:
         """Accept no more runs, let active runs finish for a while, end the rest, and clean up."""
-        if self._warm_up is not None:
-            await self._warm_up
+        if self._settling is not None:
+            await self._settling
         if self._health_task is not None:
             self._health_task.cancel()
         _log.info("server_stopping", drain_timeout=self._settings.drain_timeout)
@@ -191,11 +189,14 @@ def prepare(
     return notebooks.prepare(content, parameters, kernel_name, kernels, is_ordered=is_ordered)
 
 
-async def serve(settings: Settings) -> None:
-    """Run a server until SIGTERM or SIGINT; a second signal ends all runs immediately."""
-    if settings.sandbox_options.is_on:
-        confine.set_dumpable(False)
-    logs.configure(settings.log_format, settings.log_level)
+async def serve(settings: Settings, backend: Backend, connections: int) -> None:
+    """Run a server until SIGTERM or SIGINT; a second signal ends all runs immediately.
+
+    Args:
+        settings: The operator's settings.
+        backend: What executes runs.
+        connections: Maximum number of open connections.
+    """
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -204,7 +205,7 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    app = App(settings)
+    app = App(settings, backend, connections)
     try:
         await app.startup()
         await app.main_loop(stop)

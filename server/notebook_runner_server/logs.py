@@ -10,10 +10,26 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import Any, TextIO
 
-import structlog
+
+@contextlib.contextmanager
+def _unavailable(module: str) -> Iterator[None]:
+    """Have imports not find a module, unless it is imported already."""
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault(module, None)
+    try:
+        yield
+    finally:
+        if modules[module] is None:
+            del modules[module]
+
+
+# structlog imports rich where it is installed, for tracebacks in color that this log has not: a tenth of the
+# server's start.
+with _unavailable("rich"):
+    import structlog
 
 MAX_WAITING = 10_000
 """Maximum number of lines that wait to be written; further lines are dropped, and their number is logged."""

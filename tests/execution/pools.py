@@ -50,6 +50,7 @@ class Pool:
     Attributes:
         backend: The pool itself.
         mark: What the environment of every process of it carries.
+        spawned: The processes that it had before it was started.
     """
 
     def __init__(self, folder: Path, workers: int = 1, warm: WarmKernels | None = None) -> None:
@@ -65,6 +66,8 @@ class Pool:
         self._outer = os.environ.get(MARK_VARIABLE, "")
         os.environ[MARK_VARIABLE] = self.mark
         self.backend = ProcessPoolBackend(self._workers, self._folder / "scratch", warm=self._warm)
+        self.backend.spawn()
+        self.spawned = set(marked(self.mark))
         self.do(self.backend.start())
         return self
 

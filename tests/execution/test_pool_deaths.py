@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,10 +13,21 @@ import pytest
 
 from notebook_runner_server.execution import pool as pools
 from notebook_runner_server.execution.interface import Cause, Ended, ExecutionEvent
-from notebook_runner_server.execution.options import WarmKernels
+from notebook_runner_server.execution.options import WarmKernels, WorkerOptions
+from notebook_runner_server.execution.pool import ProcessPoolBackend
 from notebook_runner_server.execution.processes import descendants
 from notebook_runner_server.execution.worker_process import WorkerProcess
-from tests.execution.pools import FOR_EVER, SECONDS, Pool, end, everything, said, until_said, worker
+from tests.execution.pools import (
+    FOR_EVER,
+    MARK_VARIABLE,
+    SECONDS,
+    Pool,
+    end,
+    everything,
+    said,
+    until_said,
+    worker,
+)
 from tests.support.gate import Gate
 from tests.support.polling import pause
 from tests.support.processes import is_alive, marked
@@ -179,6 +191,27 @@ def test_closing_in_the_middle_of_a_run_leaves_nothing(tmp_path: Path) -> None:
         pool.do(rest.aclose())
 
 
+def test_the_processes_of_a_start_load_before_it(tmp_path: Path) -> None:
+    """The workers are those that were spawned, and there are no others."""
+    with Pool(tmp_path, workers=2) as pool:
+        assert {one.info.pid for one in pool.backend._workers} == pool.spawned
+        assert len(pool.spawned) == 2
+
+
+def test_a_pool_that_never_starts_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is refused while its workers load."""
+    mark = uuid4().hex
+    # A helper of the interpreter, which stays as long as the interpreter.
+    resource_tracker.ensure_running()
+    monkeypatch.setenv(MARK_VARIABLE, mark)
+    backend = ProcessPoolBackend(2, tmp_path / "scratch")
+    backend.spawn()
+    assert len(marked(mark)) == 2
+    asyncio.run(backend.close())
+    assert marked(mark) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_closing_while_a_worker_is_replaced_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,8 +219,8 @@ def test_closing_while_a_worker_is_replaced_leaves_nothing(
     on_its_way = asyncio.Event()
     start = WorkerProcess.start
 
-    async def told(one: WorkerProcess) -> None:
-        task = asyncio.ensure_future(start(one))
+    async def told(one: WorkerProcess, options: WorkerOptions) -> None:
+        task = asyncio.ensure_future(start(one, options))
         while not one._pool._processes:
             await asyncio.wait([task], timeout=0.01)
         on_its_way.set()

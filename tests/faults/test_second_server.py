@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import grpc
 import pytest
@@ -21,6 +22,7 @@ from tests.support.errors import refused
 from tests.support.gate import Gate
 from tests.support.killable import KillableServer, worker_of
 from tests.support.polling import pause
+from tests.support.processes import marked
 from tests.support.server import PROGRAM, Server
 from tests.support.settings import clean
 from tests.support.warm import ON, kept, ready
@@ -60,16 +62,20 @@ def succeeds(server: Server) -> None:
 @pytest.mark.parametrize("killed", ["", "refused", "stopping"])
 @pytest.mark.parametrize("same", ["folder", "port", "both"])
 def test_a_refused_server_changes_nothing(first: Server, tmp_path: Path, same: str, killed: str) -> None:
-    """Its state folder or its port is taken, and it ends by itself or is killed while it does."""
+    """Its state folder or its port is taken, and it ends by itself or is killed while it does.
+
+    Its worker process ends with it, or soon after it was killed.
+    """
     mine, theirs = first.state_dir, tmp_path / "state"
     before = entries(mine, sockets(first))
+    mark = uuid4().hex
     second = subprocess.run(
         [
             *([sys.executable, "-m", killed_in_startup.__name__] if killed else [str(PROGRAM)]),
             *("--state-dir", str(theirs if same == "port" else mine)),
             *("--listen", "127.0.0.1:0" if same == "folder" else first.target),
         ],
-        env=clean(**{killed_in_startup.VARIABLE: killed}),
+        env=clean(**{killed_in_startup.VARIABLE: killed, "NBR_TEST_MARK": mark}),
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -78,6 +84,11 @@ def test_a_refused_server_changes_nothing(first: Server, tmp_path: Path, same: s
     assert second.returncode == (-signal.SIGKILL if killed else 1), second.stderr
     assert not theirs.exists()
     assert entries(mine, sockets(first)) == before
+    end = time.monotonic() + SECONDS
+    while left := marked(mark):
+        assert killed, left
+        assert time.monotonic() < end, left
+        pause()
     for _ in range(3):
         succeeds(first)
 

@@ -248,8 +248,10 @@ def test_what_is_off_costs_nothing() -> None:
     """A server without metrics and traces does not even import what they need."""
     program = """if True:
         import sys
+        from pathlib import Path
         from notebook_runner_server import app, config
-        app.App(config.Settings())
+        from notebook_runner_server.execution.pool import ProcessPoolBackend
+        app.App(config.Settings(), ProcessPoolBackend(1, Path("scratch")), 1)
         imported = {name.partition(".")[0] for name in sys.modules}
         print(imported & {"prometheus_client", "opentelemetry"})
     """

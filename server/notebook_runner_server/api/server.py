@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
-from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
@@ -18,6 +16,7 @@ from notebook_runner_server.api.auth_interceptor import AuthInterceptor
 from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.error_interceptor import ErrorInterceptor
 from notebook_runner_server.api.errors import UNKNOWN_SERVICE, abort_with
+from notebook_runner_server.api.limits import CallerLimits
 from notebook_runner_server.api.response_limiter import ResponseLimiter
 from notebook_runner_server.api.serialized_responses import SerializedResponses
 from notebook_runner_server.api.servicer import Servicer
@@ -33,9 +32,6 @@ empty name and SERVICE report whether runs can start."""
 READINESS = "readiness"
 """The health service for readiness: SERVING until the server drains, even while no run can start, so that a
 probe does not cut off callers that read or kill runs."""
-
-MESSAGE_OVERHEAD = 1024 * 1024
-"""Maximum size of a Start without its notebook, in bytes."""
 
 MIN_READ_BYTES = 64 * 1024 * 1024
 """Minimum of gRPC's limit of a message, which is otherwise twice the size that is accepted: gRPC refuses
@@ -74,24 +70,6 @@ _RUNS = ("", SERVICE)
 _HEALTH_NAMES = (*_RUNS, READINESS, LIVENESS)
 
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
-
-
-@dataclass(frozen=True)
-class CallerLimits:
-    """The limits of callers.
-
-    Attributes:
-        max_notebook_bytes: Maximum size of a notebook in a Start.
-        max_connections: Maximum number of open connections; further ones are closed.
-    """
-
-    max_notebook_bytes: int
-    max_connections: int
-
-    @property
-    def max_message_bytes(self) -> int:
-        """Maximum size of a message."""
-        return self.max_notebook_bytes + MESSAGE_OVERHEAD
 
 
 class ApiServer:
@@ -133,6 +111,8 @@ class ApiServer:
         pb_grpc.add_NotebookRunnerServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if with_channelz:
+            from grpc_channelz.v1 import channelz  # noqa: PLC0415 - rarely on, and takes a MB
+
             channelz.add_channelz_servicer(self._server)
         if with_reflection:
             _add_reflection(self._server)

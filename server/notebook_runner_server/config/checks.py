@@ -6,13 +6,14 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from importlib.metadata import entry_points
 from pathlib import Path
 
-from notebook_runner_server.api import certificates
+from jupyter_core.paths import jupyter_path
+
+from notebook_runner_server.api import tls_files
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config.settings import ENVIRONMENT_PREFIX, PROCESS, Settings, limit_names
-from notebook_runner_server.execution.options import resolve_kernel_name
+from notebook_runner_server.execution.options import WarmKernels, resolve_kernel_name
 
 _OTHER_VARIABLES = (
     *("TARGET", "TOKEN", "TOKEN_FILE", "TLS_CA"),  # of the client
@@ -22,6 +23,9 @@ _OTHER_VARIABLES = (
 
 _SERVICE_VARIABLE = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 """Variables that Kubernetes adds for each Service of the namespace whose name begins with notebook-runner."""
+
+# jupyter_client lists other names in lower case.
+_KERNEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 class ConfigurationError(ValueError):
@@ -63,7 +67,7 @@ def check(settings: Settings, environment: Mapping[str, str]) -> None:
 
 def warnings(settings: Settings) -> Iterator[str]:
     """Yield what is valid but unsafe."""
-    if settings.tls_key and certificates.is_world_readable(Path(settings.tls_key)):
+    if settings.tls_key and tls_files.is_world_readable(Path(settings.tls_key)):
         path = settings.tls_key
         yield f"Warning: every user of this machine can read --tls-key {path}. Run: chmod o-r {path}"
 
@@ -107,6 +111,11 @@ def _limits(settings: Settings) -> Iterator[str]:
 
 
 def _formats(settings: Settings) -> Iterator[str]:
+    if settings.export_formats == Settings.export_formats:
+        # nbconvert's own, without the time to look at every installed distribution.
+        return
+    from importlib.metadata import entry_points  # noqa: PLC0415 - for other formats only
+
     known = {one.name for one in entry_points(group="nbconvert.exporters")}
     for name in settings.formats:
         # nbconvert takes the name of a class as well.
@@ -122,7 +131,7 @@ def _secrets(settings: Settings) -> Iterator[str]:
             yield f"--tokens-file {settings.tokens_file} cannot be used: {_why(error)}"
     if settings.tls_cert and settings.tls_key and (files := settings.tls_files):
         try:
-            certificates.read_valid(files)
+            tls_files.read_valid(files)
         except (OSError, ValueError) as error:
             flags = (
                 "--tls-cert, --tls-key or --tls-client-ca" if files.client_ca else "--tls-cert or --tls-key"
@@ -140,16 +149,25 @@ def _kernels(settings: Settings) -> Iterator[str]:
     if settings.executor != PROCESS:
         # The kernels are on other machines.
         return
-    from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - not for a cluster
-
-    found = KernelSpecManager().find_kernel_specs()
-    available = ", ".join(sorted(found)) or "none"
-    if resolve_kernel_name(settings.default_kernel) not in found:
-        yield f"--default-kernel: unknown kernelspec {settings.default_kernel!r}. Available: {available}."
     try:
         warm = settings.warm
     except ValueError:
-        return  # `Settings.errors` has reported it
-    for name in warm.counts if warm.required else ():
-        if resolve_kernel_name(name) not in found:
-            yield f"--warm-kernels: unknown kernelspec {name!r}. Available: {available}."
+        warm = WarmKernels()  # `Settings.errors` has reported it
+    named = {"--default-kernel": [settings.default_kernel], "--warm-kernels": [*warm.counts] * warm.required}
+    if all(_is_installed(resolve_kernel_name(name)) for names in named.values() for name in names):
+        return
+    from notebook_runner_server.execution.kernel_specs import KernelSpecs  # noqa: PLC0415 - 0.1 s, and rarely needed
+
+    found = KernelSpecs().find_kernel_specs()
+    available = ", ".join(sorted(found)) or "none"
+    for flag, names in named.items():
+        for name in names:
+            if resolve_kernel_name(name) not in found:
+                yield f"{flag}: unknown kernelspec {name!r}. Available: {available}."
+
+
+def _is_installed(name: str) -> bool:
+    """Return whether a kernelspec is where Jupyter looks for it; if not, jupyter_client may still have it."""
+    return bool(_KERNEL_NAME.fullmatch(name)) and any(
+        Path(folder, name, "kernel.json").is_file() for folder in jupyter_path("kernels")
+    )

@@ -77,7 +77,24 @@ def actions() -> list[click.Option]:
             is_flag=True,
             help="Check the configuration, print all errors, and exit. The exit code is 0 if there are none.",
         ),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_print_version,
+            help="Show the version and exit.",
+        ),
     ]
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        # It brings the client, and so gRPC, which takes long to import.
+        from notebook_runner import __version__  # noqa: PLC0415 - see the comment
+
+        click.echo(f"{ctx.info_name}, version {__version__}")
+        ctx.exit()
 
 
 def _option(one: dataclasses.Field[Any], kind: type) -> click.Option:

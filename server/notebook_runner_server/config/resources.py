@@ -18,13 +18,14 @@ _log = structlog.get_logger(__name__)
 
 
 def create_backend(settings: Settings) -> Backend:
-    """Create the backend that the settings ask for; it is not started yet.
+    """Create the backend that the settings ask for; it is not started yet, but its processes load already.
 
     Raises:
         ValueError: The settings ask for Dask, which is not installed.
+        OSError: A process cannot be created.
     """
     if settings.executor == PROCESS:
-        return ProcessPoolBackend(
+        pool = ProcessPoolBackend(
             settings.workers,
             settings.state_folder / "scratch",
             limit_address_space=settings.limit_address_space,
@@ -33,6 +34,8 @@ def create_backend(settings: Settings) -> Backend:
             sandbox=settings.sandbox_options,
             has_user=True,
         )
+        pool.spawn()
+        return pool
     return _cluster(settings)
 
 

@@ -14,8 +14,8 @@ from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from notebook_runner_server.api.certificates import TlsFiles
-from notebook_runner_server.api.server import MESSAGE_OVERHEAD
+from notebook_runner_server.api.limits import MESSAGE_OVERHEAD
+from notebook_runner_server.api.tls_files import TlsFiles
 from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.options import WarmKernels, warm_kernels

@@ -31,6 +31,7 @@ from notebook_runner_server.confinement.policy import KernelRules, Ruleset, Sand
 from notebook_runner_server.execution.failures import plain
 from notebook_runner_server.execution.ipykernel_args import ARGUMENTS, MESSAGES_ON_THE_WAY
 from notebook_runner_server.execution.kernel_client import KernelClient, UnfitKernelError
+from notebook_runner_server.execution.kernel_specs import KernelSpecs
 from notebook_runner_server.execution.runtime_dir import subfolder
 from notebook_runner_server.execution.warm import languages
 from notebook_runner_server.execution.warm.forking import ForkProvisioner, ForkServer, ForkServerError, split
@@ -87,6 +88,7 @@ class Kernel:
         self._log = KernelLog(self._folder)
         self.manager: AsyncKernelManager = AsyncKernelManager(
             kernel_name=name,
+            kernel_spec_manager=KernelSpecs(),
             transport="ipc",
             ip=str(self._folder / "k"),
             connection_file=str(self._folder / "kernel.json"),

@@ -50,8 +50,7 @@ class WorkerOptions:
         limit_address_space: Limit the kernel's address space to a run's memory limit as well.
         interrupt_grace: Seconds that a cell may take after the interrupt at a time limit; zero: no interrupt.
         warm: The warm kernels to keep.
-        kernel_environment: Names of variables to pass to kernels in addition to the usual ones.
-        hide: Make the worker non-dumpable, so that other processes cannot inspect it.
+        hide: Make its fork servers non-dumpable, so that other processes cannot inspect them.
         sandbox_policy: What kernels may access; None: whatever the user may.
         is_alone: Whether the server has no other worker.
     """
@@ -60,7 +59,6 @@ class WorkerOptions:
     limit_address_space: bool = False
     interrupt_grace: float = 0.0
     warm: WarmKernels = field(default_factory=WarmKernels)
-    kernel_environment: tuple[str, ...] = ()
     hide: bool = True
     sandbox_policy: SandboxPolicy | None = None
     is_alone: bool = False

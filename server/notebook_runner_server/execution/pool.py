@@ -167,6 +167,7 @@ class ProcessPoolBackend:
         self._limit_address_space = limit_address_space
         self._interrupt_grace = interrupt_grace
         self._warm = warm or WarmKernels()
+        self._spawned: list[WorkerProcess] = []
         self._idle: asyncio.Queue[WorkerProcess] = asyncio.Queue()
         self._next: WorkerProcess | None = None
         self._workers: set[WorkerProcess] = set()
@@ -199,6 +200,23 @@ class ProcessPoolBackend:
             for name, count in self._warm.counts.items()
         }
 
+    def spawn(self) -> None:
+        """Create the worker processes, so that they import what they need before `start` is called.
+
+        They know of no folder yet: a server that is refused has changed nothing.
+
+        Raises:
+            OSError: A process cannot be created.
+        """
+        # Python starts it together with the workers, with the whole environment of this process.
+        with scrubbed_environ(self._sandbox.kernel_environment), safe_path():
+            resource_tracker.ensure_running()
+        while len(self._spawned) < self.capacity:
+            self._spawned.append(self._spawn_one())
+
+    def _spawn_one(self) -> WorkerProcess:
+        return WorkerProcess(self._sandbox.kernel_environment, hide=self._sandbox.is_on)
+
     async def start(self) -> None:
         """Start the workers.
 
@@ -208,6 +226,7 @@ class ProcessPoolBackend:
         """
         # Processes that a dead worker leaves are handed to this process, which kills them.
         confine.become_subreaper()
+        self.spawn()
         self._runtime_dir.open()
         self._set_up_sandbox()
         await asyncio.gather(*(self._add() for _ in range(self.capacity)))
@@ -248,9 +267,6 @@ class ProcessPoolBackend:
         folder_tree.remove_if_possible(self._state / "places")
         if self._policy is not None:
             self._policy.staging_folder.mkdir(mode=0o700)
-        # Python starts it together with the workers, with the whole environment of this process.
-        with scrubbed_environ(self._sandbox.kernel_environment), safe_path():
-            resource_tracker.ensure_running()
 
     async def wait_for_worker(self) -> None:
         """Wait until a worker is free, and reserve it for the next `submit`."""
@@ -291,7 +307,7 @@ class ProcessPoolBackend:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(worker.close() for worker in self._workers))
+        await asyncio.gather(*(worker.close() for worker in (*self._workers, *self._spawned)))
         await asyncio.to_thread(kill_orphans)
         self._runtime_dir.close()
 
@@ -301,14 +317,13 @@ class ProcessPoolBackend:
             limit_address_space=self._limit_address_space,
             interrupt_grace=self._interrupt_grace,
             warm=self._warm,
-            kernel_environment=self._sandbox.kernel_environment,
             hide=self._sandbox.is_on,
             sandbox_policy=self._policy,
             is_alone=self._is_alone,
         )
-        worker = WorkerProcess(options)
+        worker = self._spawned.pop() if self._spawned else self._spawn_one()
         try:
-            await worker.start()
+            await worker.start(options)
         except BaseException:
             await worker.close()
             raise

@@ -16,17 +16,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import NoReturn
 
 # Imported before the first job, so that no run waits for imports.
-from notebook_runner_server import folder_tree
+from notebook_runner_server import folder_tree, memory
 from notebook_runner_server.confinement import confine
 from notebook_runner_server.confinement.environment import scrub_environ
 from notebook_runner_server.execution.executor import RunExecutor
 from notebook_runner_server.execution.interface import Cause, CellEvent, Job, KernelReady, SegmentChunk
+from notebook_runner_server.execution.kernel_specs import KernelSpecs
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
     ProcessesLeftError,
@@ -55,19 +56,30 @@ class _Worker:
     the next.
     """
 
-    def __init__(self, connection: Connection, options: WorkerOptions) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._options = options
+        self._options: WorkerOptions | None = None
+        self._warm_pool: WarmPool | None = None
         self._sending = threading.RLock()
         self._held: list[object] = []
         self._is_flush_due = False
-        self.warm_pool = WarmPool(
-            options.warm, options.folder, options.sandbox_policy, options.hide, self._log, self._counted
-        )
         self._lock = threading.RLock()
         self._jobs: queue.SimpleQueue[RunExecutor] = queue.SimpleQueue()
         self._executor: RunExecutor | None = None
         self._deadline: Deadline | None = None
+
+    def open(self, options: WorkerOptions, languages: Mapping[str, str]) -> None:
+        """Take the options, before the first job, and start the warm kernels.
+
+        Args:
+            options: The options.
+            languages: The kernelspecs with their languages.
+        """
+        self._options = options
+        self._warm_pool = WarmPool(
+            options.warm, options.folder, options.sandbox_policy, options.hide, self._log, self._counted
+        )
+        self._warm_pool.start(languages)
 
     def execute(self) -> None:
         executor = self._jobs.get()
@@ -122,7 +134,8 @@ class _Worker:
         with self._lock, contextlib.suppress(ProcessesLeftError):
             match command:
                 case Job():
-                    self._executor = RunExecutor(command, self._options, self.warm_pool, self._send)
+                    assert self._options is not None and self._warm_pool is not None  # noqa: S101, PT018 - it said hello
+                    self._executor = RunExecutor(command, self._options, self._warm_pool, self._send)
                     self._jobs.put(self._executor)
                 case Deadline():
                     self._deadline = command
@@ -141,7 +154,8 @@ class _Worker:
         """Kill every process below this one, then exit."""
         try:
             kill_descendants(os.getpid())
-            folder_tree.remove_if_possible(self._options.folder)
+            if self._options is not None:
+                folder_tree.remove_if_possible(self._options.folder)
         finally:
             os._exit(1)
 
@@ -155,11 +169,14 @@ class _Worker:
 _worker: _Worker | None = None
 
 
-def initialize(connection: Connection, options: WorkerOptions) -> None:
-    """Make this process a worker; the process pool's initializer."""
-    if options.hide:
-        confine.set_dumpable(False)
-    scrub_environ(options.kernel_environment)
+def initialize(connection: Connection, kernel_environment: Iterable[str]) -> None:
+    """Prepare this process, and end it with the connection.
+
+    Args:
+        connection: The connection to the server.
+        kernel_environment: Names of variables to pass to kernels in addition to the usual ones.
+    """
+    scrub_environ(kernel_environment)
     # A notebook that the server could read within its recursion limit must be readable here.
     sys.setrecursionlimit(10 * sys.getrecursionlimit())
     global _worker  # noqa: PLW0603 - a worker process is one worker
@@ -172,26 +189,26 @@ def initialize(connection: Connection, options: WorkerOptions) -> None:
     run_processes.install()
     # The events of a run report its errors; nbclient's log would repeat them.
     logging.disable(logging.CRITICAL)
-    _worker = _Worker(connection, options)
+    _worker = _Worker(connection)
     # When the pool is shut down, the main thread must not end this process while the other one has stopped
     # the processes below it, and not yet killed them: they would stay, stopped.
     Finalize(None, _worker.terminate, exitpriority=0)
     threading.Thread(target=_worker.serve_commands, name="commands", daemon=True).start()
 
 
-def hello() -> WorkerInfo:
-    """Return what this worker is."""
-    from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - only once a worker
-    from nbformat.v4 import new_output  # noqa: PLC0415 - only once a worker
-
-    # The first use of ZeroMQ, asyncio and nbformat takes time, which no run should wait for.
-    asyncio.run(asyncio.sleep(0))
-    new_output("stream")
-    specs = KernelSpecManager().get_all_specs()
+def hello(options: WorkerOptions) -> WorkerInfo:
+    """Make this process a worker, and return what it is."""
+    specs = KernelSpecs().get_all_specs()
     languages = {name: spec["spec"].get("language", "") for name, spec in specs.items()}
     assert _worker is not None  # noqa: S101 - the pool has initialized it
-    _worker.warm_pool.start(languages)
+    _worker.open(options, languages)
     return WorkerInfo(os.getpid(), languages)
+
+
+def settle() -> None:
+    """Do what would delay the first job: the first use of asyncio takes time."""
+    asyncio.run(asyncio.sleep(0))
+    memory.settle()
 
 
 def execute() -> None:

@@ -10,12 +10,14 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
 from multiprocessing import util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import SemLock
+from pathlib import Path
 from typing import Any
 
 from notebook_runner_server import folder_tree
@@ -134,10 +136,14 @@ class WorkerConnection(asyncio.Protocol):
 
 
 class WorkerProcess:
-    """One worker process.
+    """One worker process. It imports what it needs from the beginning, and takes jobs after `start`.
 
     Args:
-        options: The options of the worker; its folder is removed with it.
+        kernel_environment: Names of variables to pass to kernels in addition to the usual ones.
+        hide: Make the process non-dumpable, so that other processes cannot inspect it.
+
+    Raises:
+        OSError: The process cannot be created.
 
     Attributes:
         connection: The connection, after `start`.
@@ -146,44 +152,54 @@ class WorkerProcess:
         kernels_ready: How many warm kernels it has ready, by kernelspec.
     """
 
-    def __init__(self, options: WorkerOptions) -> None:
-        self._folder = options.folder
+    def __init__(self, kernel_environment: Iterable[str] = (), *, hide: bool = True) -> None:
+        self._folder: Path | None = None
         self._near, far = socket.socketpair()
         self._far = Connection(far.detach())
         self._pool = ProcessPoolExecutor(
             max_workers=1,
             mp_context=_CONTEXT,
-            initializer=worker_protocol.initialize,
-            initargs=(self._far, options),
+            initializer=partial(worker_protocol.initialize, hide=hide),
+            initargs=(self._far, tuple(kernel_environment)),
         )
+        with safe_path():
+            # The pool creates its process for the first task.
+            self._pool.submit(os.getpid)
         self._process: BaseProcess | None = None
         self.connection: WorkerConnection | None = None
         self.info = worker_protocol.WorkerInfo(0, {})
         self.broken = False
         self.kernels_ready: Mapping[str, int] = {}
 
-    async def start(self) -> None:
-        """Start the process, and wait until it can take a job.
+    async def start(self, options: WorkerOptions) -> None:
+        """Wait until the process can take a job.
+
+        Args:
+            options: The options of the worker; its folder is removed with it.
 
         Raises:
             BrokenProcessPool: The process died.
             TimeoutError: The process did not become ready.
         """
+        self._folder = options.folder
         self.connection = await WorkerConnection.open(self._near, self._handled)
         try:
-            with safe_path():
-                started = self._pool.submit(worker_protocol.hello)
             async with asyncio.timeout(START_SECONDS):
-                self.info = await asyncio.wrap_future(started)
+                self.info = await asyncio.wrap_future(self._pool.submit(worker_protocol.hello, options))
         except TimeoutError:
-            for process in list((self._pool._processes or {}).values()):  # noqa: SLF001 - nowhere else
-                process.kill()
+            self._kill_starting()
             raise
         finally:
             # Only the worker holds the far end now, so that its death is seen as the end of the connection.
             self._far.close()
         self._process = next(one for one in multiprocessing.active_children() if one.pid == self.info.pid)
         self._unlink_semaphores()
+        self._pool.submit(worker_protocol.settle)
+
+    def _kill_starting(self) -> None:
+        """Kill the process, whose id is not known yet."""
+        for process in list((self._pool._processes or {}).values()):  # noqa: SLF001 - there is no other way
+            process.kill()
 
     def _unlink_semaphores(self) -> None:
         """Remove the names of the pool's semaphores: in /dev/shm a notebook could open and destroy them.
@@ -248,6 +264,10 @@ class WorkerProcess:
         if self.connection is not None:
             self.connection.close()
         else:
+            # It has only imported, perhaps not everything yet.
+            self._kill_starting()
             self._near.close()
+            self._far.close()
         await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
-        await asyncio.to_thread(folder_tree.remove_if_possible, self._folder)
+        if self._folder is not None:
+            await asyncio.to_thread(folder_tree.remove_if_possible, self._folder)

@@ -6,18 +6,20 @@ A worker process has one connection, a socket pair, on which each message is a f
 and `KernelsReady`. On a cluster `Job` and `Stop`, encoded in the same way, go over Dask connections
 (`cluster.messages`).
 
-What a worker needs (nbclient, ZeroMQ) is imported in the worker only: the server has no use for it.
+What a worker needs (nbclient, ZeroMQ) is imported in the worker only: the server has no use for it. A process
+imports it as soon as it exists, because that takes most of its start, and becomes a worker with `hello`.
 """
 
 from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from notebook_runner_server.confinement import confine
 from notebook_runner_server.execution.interface import Cause
 from notebook_runner_server.execution.options import WorkerOptions
 
@@ -99,15 +101,32 @@ def take_frames(buffer: bytearray) -> Iterator[bytearray]:
     del buffer[:start]
 
 
-def initialize(connection: Connection, options: WorkerOptions) -> None:
-    """Make this process a worker; the process pool's initializer."""
-    _worker().initialize(connection, options)
+def initialize(connection: Connection, kernel_environment: Iterable[str], *, hide: bool) -> None:
+    """Import what a worker needs; the process pool's initializer.
+
+    Args:
+        connection: The connection to the server.
+        kernel_environment: Names of variables to pass to kernels in addition to the usual ones.
+        hide: Make this process non-dumpable, so that other processes cannot inspect it.
+    """
+    if hide:
+        confine.set_dumpable(False)
+    from nbformat.v4 import new_output  # noqa: PLC0415 - see the module's docstring
+
+    # nbformat compiles its schemas, which frees 10 MB that the other imports can use.
+    new_output("stream")
+    _worker().initialize(connection, kernel_environment)
 
 
-def hello() -> WorkerInfo:
-    """Return what this worker is."""
-    info: WorkerInfo = _worker().hello()
+def hello(options: WorkerOptions) -> WorkerInfo:
+    """Make this process a worker, and return what it is."""
+    info: WorkerInfo = _worker().hello(options)
     return info
+
+
+def settle() -> None:
+    """Do what would delay the first job."""
+    _worker().settle()
 
 
 def execute() -> None:

@@ -17,11 +17,12 @@ from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec
 
 from notebook_runner_server.confinement.environment import inherited
 from notebook_runner_server.confinement.policy import SandboxPolicy
 from notebook_runner_server.execution.kernel import LOST_SOCKETS, READY_TIMEOUT, Kernel
+from notebook_runner_server.execution.kernel_specs import KernelSpecs
 from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.execution.processes import run_processes
 from notebook_runner_server.execution.warm.forking import (
@@ -367,7 +368,7 @@ class WarmPool:
         """Return the source of a kernelspec, and start its fork server if necessary."""
         source = self._sources.get(name)
         if source is None or source.fork_server_died:
-            spec = KernelSpecManager().get_kernel_spec(name)
+            spec = KernelSpecs().get_kernel_spec(name)
             source = KernelSource(name, spec, self._wanted.preload, hide=self._hide)
             for module, why in source.failed.items():
                 self._log(logging.ERROR, "preload_failed", modules=module, why=why)
