@@ -9,11 +9,15 @@ FLUSH_SECONDS = 0.02
 FLUSH_CHARACTERS = 1024 * 1024
 """Characters of printed text that may wait to be sent before printing blocks."""
 
+WRITES_PER_CHECK = 8
+"""Writes between two counts of the waiting characters: to count at each took a fifth of the write's time."""
+
 # A kernel that prints faster than it is read drops what its socket cannot hold; with XPUB_NODROP it waits.
 # But it buffers unsent text without a bound, as one message of any size, which delays the end of the run.
 # (Its write() cannot be replaced, because IPython does that for each cell, and undoes it.) A message with a
 # lone surrogate cannot be encoded: printed text is lost, and an exception becomes a UnicodeEncodeError; as an
-# escape of JSON it can be sent. Warnings name a cell's file, which would be in the run's TMPDIR: it gets the
+# escape of JSON it can be sent. ipykernel sleeps 0.5 ms before each reply, so that output arrives before it;
+# the server waits for the output. Warnings name a cell's file, which would be in the run's TMPDIR: it gets the
 # name that Jupyter uses. The file does not exist in Jupyter either.
 #
 # `%run` of a script that raises shows the traceback and reports success; `%run` of a notebook raises. Here
@@ -38,17 +42,27 @@ def pack_any(message):
     except UnicodeEncodeError:
         return json.dumps(message, default=json_default).encode()
 kernel.session.pack = pack_any
+kernel._execute_sleep = 0
 def bound(stream):
     flush = stream.flush
     timer_runs = False
+    writes = 0
     def flush_later():
         nonlocal timer_runs
         timer_runs = False
         stream._flush()
     def flush_or_schedule():
-        nonlocal timer_runs
-        with stream._buffer_lock:
-            waiting = sum(one.tell() for one in stream._buffers.values())
+        nonlocal timer_runs, writes
+        writes += 1
+        if timer_runs and writes % {WRITES_PER_CHECK}:
+            return
+        waiting = 0
+        try:
+            for buffer in list(stream._buffers.values()):
+                waiting += buffer.tell()
+        except ValueError:
+            # It was sent meanwhile, and closed.
+            pass
         if waiting > {FLUSH_CHARACTERS}:
             stream.flush()
         elif not timer_runs:

@@ -117,7 +117,7 @@ def overhead(content: dict[str, Any]) -> int:
 def data_size(data: object) -> int:
     """Return the size of a piece of output in a notebook: text as UTF-8, anything else as JSON."""
     text = data if isinstance(data, str) else json.dumps(data)
-    return len(text.encode(errors="replace"))
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
 
 def bounded_error(content: dict[str, Any]) -> dict[str, Any]:

@@ -404,4 +404,4 @@ def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
 
 def _unicode(text: str) -> str:
     """Replace lone surrogates, which protobuf cannot carry; the notebook keeps them."""
-    return text.encode(errors="replace").decode()
+    return text if text.isascii() else text.encode(errors="replace").decode()

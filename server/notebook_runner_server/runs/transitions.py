@@ -24,6 +24,7 @@ from notebook_runner_server.execution.interface import (
     SegmentChunk,
     StreamOutput,
 )
+from notebook_runner_server.execution.output_limiter import data_size
 from notebook_runner_server.runs.model import (
     Body,
     Checkpoint,
@@ -275,7 +276,7 @@ def _with_joined_text(events: Iterable[ExecutionEvent]) -> Iterator[ExecutionEve
     size = 0
     for event in events:
         if isinstance(event, StreamOutput):
-            length = len(event.text.encode())
+            length = data_size(event.text)
             is_next = first is not None and (first.cell_index, first.name) == (event.cell_index, event.name)
             if is_next and size + length <= MAX_TEXT_BYTES:
                 pieces.append(event.text)
