@@ -210,6 +210,7 @@ def test_a_refusal_repeats_the_beginning_of_a_name() -> None:
     with pytest.raises(InvalidFieldError) as caught:
         parameterized(notebook("1"), {"1" * 1_000_000: 1})
     assert str(caught.value) == f"parameters: '{'1' * 100}' is not a valid Python name."
+    assert caught.value.field == "parameters"
 
 
 def test_names_with_dots_are_names_in_r() -> None:

@@ -1,6 +1,7 @@
 """Admission: what a request may ask for, and what its silence means."""
 
 import asyncio
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -98,7 +99,9 @@ def test_a_request_lowers_and_raises_each_limit_up_to_its_ceiling(name: str) -> 
 @pytest.mark.parametrize("name", list(LIMIT_FIELDS))
 def test_no_limit_is_negative(name: str) -> None:
     """Below zero is no limit that anybody could mean."""
-    refusal(InvalidFieldError, LIMIT_FIELDS[name], limits=replace(Limits(), **{name: -1}))
+    error = refusal(InvalidFieldError, LIMIT_FIELDS[name], limits=replace(Limits(), **{name: -1}))
+    assert LIMIT_FIELDS[name] in error.message
+    assert "-1" in error.message
 
 
 def test_every_limit_has_a_field_of_the_contract() -> None:
@@ -125,6 +128,7 @@ def test_every_run_has_an_id_of_its_own() -> None:
     """Ids differ, and sort by the second in which the run was admitted."""
     ids = [admit(StartSpec(content=SIMPLE)).run.run_id for _ in range(20)]
     assert len(set(ids)) == 20
+    assert all(re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{8}", one) for one in ids)
     assert [one[:15] for one in ids] == sorted(one[:15] for one in ids)
 
 
@@ -148,8 +152,12 @@ def test_the_notebook_comes_from_the_request_the_path_or_the_default(tmp_path: P
 def test_no_notebook_at_all_is_refused(tmp_path: Path) -> None:
     """Where the operator named no default, an empty request says what is missing; so does an empty path."""
     for spec in (StartSpec(), StartSpec(path="")):
-        with pytest.raises(NotebookNotFoundError, match="no default notebook"):
+        with pytest.raises(NotebookNotFoundError) as caught:
             admit(spec, root=tmp_path)
+        assert str(caught.value) == (
+            "The request names no notebook, and the server has no default notebook. Send or name one, or "
+            "start the server with --default-notebook."
+        )
 
 
 def test_empty_content_is_no_silence(tmp_path: Path) -> None:
@@ -181,7 +189,36 @@ def test_an_unknown_kernel_is_refused_wherever_it_was_named() -> None:
     with pytest.raises(UnknownKernelError):
         admit(StartSpec(content=SIMPLE), Defaults(kernel_name="cobol"))
     long = refusal(UnknownKernelError, "kernel_name", kernel_name="x" * 10_000)
-    assert len(long.message) < 400
+    assert long.message == f"Unknown kernelspec '{'x' * 100}'. Available: ir, python3."
+    assert long.metadata["kernel_name"] == "x" * 100
+
+
+def test_the_names_of_many_kernels_are_cut_in_the_details() -> None:
+    """The metadata of an error has a limit in gRPC, as the headers that it is sent in."""
+    many = {f"kernel-{number:04}": "python" for number in range(1000)}
+    admission = Admission(
+        NotebookRoot(None, LIMIT), LIMIT, Defaults(), prepare, TransferService(UriPolicy(), LIMIT, 1.0)
+    )
+    with pytest.raises(UnknownKernelError) as caught:
+        asyncio.run(admission.admit(StartSpec(content=SIMPLE), many))
+    assert len(caught.value.metadata["known"]) == 1000
+
+
+def test_the_default_kernel_is_what_its_name_stands_for() -> None:
+    """`python` means `python3`, also where the operator names it."""
+    transfer = TransferService(UriPolicy(), LIMIT, 1.0)
+    defaults = Defaults(kernel_name="Python")
+    admission = Admission(NotebookRoot(None, LIMIT), LIMIT, defaults, prepare, transfer, str.lower)
+    assert admission.default_kernel == "python"
+
+
+def test_repairs_are_in_the_run() -> None:
+    """What was repaired in an invalid notebook, as sentences."""
+    node = notebook("1")
+    node.cells[0]["collapsed"] = True
+    repairs = admit(StartSpec(content=written(node))).run.notebook_repairs
+    assert repairs
+    assert all(isinstance(one, str) for one in repairs)
 
 
 def test_a_notebook_may_be_as_large_as_the_limit() -> None:
@@ -212,10 +249,17 @@ def test_labels_and_request_ids_have_their_limits() -> None:
     most = {f"{number:0{MAX_LABEL}}": "v" * MAX_LABEL for number in range(MAX_LABELS)}
     admitted = admit(StartSpec(content=SIMPLE, labels=most, request_id="x" * MAX_REQUEST_ID))
     assert (admitted.run.labels, admitted.run.request_id) == (most, "x" * MAX_REQUEST_ID)
-    refusal(InvalidFieldError, "labels", labels={**most, "one": "more"})
+    too_many = refusal(InvalidFieldError, "labels", labels={**most, "one": "more"})
+    assert too_many.message == (
+        f"labels must have at most {MAX_LABELS} entries (got {MAX_LABELS + 1}), with names and values of at "
+        f"most {MAX_LABEL} characters."
+    )
     refusal(InvalidFieldError, "labels", labels={"x" * (MAX_LABEL + 1): ""})
     refusal(InvalidFieldError, "labels", labels={"": "x" * (MAX_LABEL + 1)})
-    refusal(InvalidFieldError, "request_id", request_id="x" * (MAX_REQUEST_ID + 1))
+    too_long = refusal(InvalidFieldError, "request_id", request_id="x" * (MAX_REQUEST_ID + 1))
+    assert too_long.message == (
+        f"request_id must have at most {MAX_REQUEST_ID} characters (got {MAX_REQUEST_ID + 1})."
+    )
 
 
 @pytest.mark.parametrize(
@@ -223,7 +267,19 @@ def test_labels_and_request_ids_have_their_limits() -> None:
 )
 def test_variables_that_no_process_can_have_are_refused(environment: Mapping[str, str]) -> None:
     """A name that is empty or has `=`, and NUL anywhere; the value is not in the message."""
-    refusal(InvalidFieldError, "environment", environment=environment)
+    assert (
+        "is not a valid variable"
+        in refusal(InvalidFieldError, "environment", environment=environment).message
+    )
+
+
+def test_a_refused_variable_is_shown_by_the_beginning_of_its_name() -> None:
+    """A name may have a megabyte; what is allowed is said."""
+    error = refusal(InvalidFieldError, "environment", environment={"x" * 1000 + "=": ""})
+    assert error.message == (
+        f"environment: '{'x' * 100}' is not a valid variable. A name must not be empty or contain '='; name "
+        "and value must not contain NUL."
+    )
 
 
 def test_variables_reach_the_order_and_not_the_run() -> None:
@@ -236,7 +292,8 @@ def test_variables_reach_the_order_and_not_the_run() -> None:
 @pytest.mark.parametrize("name", ["", "1a", "a b", "a-b", "a\n", "a;b", "x" * 256, ".a", "a=1", "π r"])
 def test_names_that_no_language_has_are_refused(name: str) -> None:
     """A parameter's name reaches source code, so it is a name and nothing else."""
-    refusal(InvalidFieldError, "parameters", parameters={name: 1})
+    error = refusal(InvalidFieldError, "parameters", parameters={name: 1})
+    assert error.message == f"parameters: {name[:100]!r} is not a valid name."
 
 
 def test_a_parameter_is_injected_and_kept() -> None:

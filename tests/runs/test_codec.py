@@ -98,6 +98,15 @@ def test_a_display_of_an_earlier_version_is_bounded() -> None:
     assert body.omitted == 1000 - MAX_TYPES
 
 
+def test_types_that_were_left_out_stay_counted() -> None:
+    """Those that a later version counted already, and those beyond the limit."""
+    types = [[f"a/{number}", 1] for number in range(MAX_TYPES + 5)]
+    data = {"cell_index": 0, "output_type": "display_data", "data": types, "omitted": 7}
+    body = codec.decode_event(3, 4, json.dumps([1, 2, "display", data])).body
+    assert isinstance(body, DisplayOutput)
+    assert body.omitted == 12
+
+
 @given(bodies)
 def test_sequence_and_time_are_kept_once(body: Body) -> None:
     """What has columns of its own is not in the text as well, where it could differ."""

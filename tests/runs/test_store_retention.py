@@ -85,8 +85,34 @@ async def test_the_oldest_ended_runs_go_first_when_they_are_too_large(tmp_path: 
         assert len(await ids(store)) == 4
         await Retention(store, HistoryLimits(total_bytes=sum(sizes.values()) - 1), nobody).sweep()
         assert await ids(store) == ["run-1", "run-2", "run-3"]
+        (oldest,) = [size for name, size in store.sizes().items() if name == "run-1"]
+        limit = sum(store.sizes().values()) - oldest
+        await Retention(store, HistoryLimits(total_bytes=limit), nobody).sweep()
+        assert await ids(store) == ["run-2", "run-3"]
         await Retention(store, HistoryLimits(total_bytes=1), nobody).sweep()
         assert await ids(store) == []
+
+
+@pytest.mark.parametrize("limits", [HistoryLimits(runs=BATCH), HistoryLimits(total_bytes=1)])
+async def test_runs_that_are_read_do_not_hide_those_behind_them(
+    tmp_path: Path, limits: HistoryLimits
+) -> None:
+    """Also when a whole read of the history finds only runs that somebody reads."""
+    async with opened(tmp_path) as store:
+        for number in range(BATCH + 1):
+            await ended_run(store, f"run-{number:03}")
+        read = {f"run-{number:03}" for number in range(BATCH)}
+        await Retention(store, limits, read.__contains__).sweep()
+        assert set(await ids(store)) == read
+
+
+async def test_one_run_too_many_goes(tmp_path: Path) -> None:
+    """The limit is exact."""
+    async with opened(tmp_path) as store:
+        for number in range(3):
+            await ended_run(store, f"run-{number}")
+        await Retention(store, HistoryLimits(runs=2), nobody).sweep()
+        assert await ids(store) == ["run-1", "run-2"]
 
 
 @pytest.mark.parametrize("bounds", [HistoryLimits(), HistoryLimits(runs=1), HistoryLimits(total_bytes=1)])
@@ -133,7 +159,7 @@ async def test_a_full_disk_does_not_end_what_makes_room(
     await asyncio.gather(task, return_exceptions=True)
     assert await ids(store) == []
     await store.close()
-    assert "retention_failed" in caplog.text
+    assert "retention_failed" in [record.message for record in caplog.records]
 
 
 async def test_a_folder_of_no_run_is_set_aside_when_the_store_is_opened(

@@ -116,6 +116,38 @@ def test_a_segment_parts_the_text_around_it(clock: Clock) -> None:
     assert update.written.segments == [Segment(0, LAST + 2, 10, 1, zlib.crc32(b"x"))]
 
 
+def test_segments_have_the_checksums_of_their_bytes(clock: Clock) -> None:
+    """From the first chunk to the last, over several batches, and each segment its own."""
+    first = after(clock, SegmentChunk(0, b"ab", last=False), SegmentChunk(0, b"cd", last=False))
+    second = after(
+        clock,
+        SegmentChunk(0, b"ef", last=True),
+        SegmentChunk(1, b"g", last=True),
+        TEXT,
+        cursor=first.cursor,
+    )
+    assert [one.checksum for one in second.written.segments] == [zlib.crc32(b"abcdef"), zlib.crc32(b"g")]
+
+
+def test_a_segment_that_an_earlier_server_began_has_no_checksum(clock: Clock) -> None:
+    """Its first bytes were seen by that server only; the next segment has one again."""
+    cursor = replace(STANDING, size=13, checksum=None)
+    chunks = (
+        SegmentChunk(0, b"ab", last=False),
+        SegmentChunk(0, b"c", last=True),
+        SegmentChunk(1, b"d", last=True),
+    )
+    update = after(clock, *chunks, TEXT, cursor=cursor)
+    assert [one.checksum for one in update.written.segments] == [None, zlib.crc32(b"d")]
+
+
+def test_text_is_joined_up_to_the_limit_itself(clock: Clock) -> None:
+    """The limit is allowed, and one byte more is not."""
+    half = "a" * (MAX_TEXT_BYTES // 2)
+    assert len(after(clock, *text(half, half)).events) == 1
+    assert len(after(clock, *text(half, half + "a")).events) == 2
+
+
 @pytest.mark.parametrize("character", ["a", "ä", "€", "😀"])
 def test_joined_text_stays_within_the_limit_of_the_contract(clock: Clock, character: str) -> None:
     """However many bytes a character has, no event is larger, and no text is lost."""
