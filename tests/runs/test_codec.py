@@ -17,6 +17,7 @@ from notebook_runner_server.execution.interface import (
     ClearOutput,
     DisplayOutput,
     ErrorOutput,
+    Limits,
     OutputCut,
     StreamOutput,
 )
@@ -145,3 +146,13 @@ def test_what_an_earlier_version_stored_is_read() -> None:
     del old_options["origin"]
     assert codec.decode_run(json.dumps(old_run)) == run
     assert codec.decode_options(json.dumps(old_options)) == options
+
+
+def test_the_limits_of_the_first_versions_are_read() -> None:
+    """They stood among the other fields, and were fewer: what they do not name is unlimited."""
+    options = some_options(limits=Limits(run_timeout=1.5, memory_bytes=7))
+    old = json.loads(codec.encode_options(options))
+    old |= {
+        name: value for name, value in old.pop("limits").items() if name in ("run_timeout", "memory_bytes")
+    }
+    assert codec.decode_options(json.dumps(old)) == options
