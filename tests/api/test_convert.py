@@ -164,6 +164,8 @@ def test_durations_are_seconds_or_refused(duration: Duration) -> None:
         with pytest.raises(InvalidFieldError) as caught:
             spec(run_timeout=duration)
         assert caught.value.field == "run_timeout"
+        given = f"{duration.seconds} seconds and {duration.nanos} nanos"
+        assert caught.value.message == f"run_timeout must be a duration of zero or more (got {given})."
         return
     asked = spec(run_timeout=duration).limits.run_timeout
     assert asked == pytest.approx(duration.seconds + duration.nanos / 1e9)

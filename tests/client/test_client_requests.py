@@ -236,7 +236,7 @@ def test_all_options_arrive() -> None:
     ("options", "problem"),
     [
         ({"paramters": {}}, "Unknown option 'paramters'. Did you mean parameters?"),
-        ({"foo": 1}, "Unknown option 'foo'. Available: "),
+        ({"foo": 1}, f"Unknown option 'foo'. Available: {', '.join(StartOptions.__annotations__)}."),
         ({"parameters": [1]}, r"parameters must be a dict of values by name \(got list\)\."),
         ({"environment": {"A": 1}}, r"environment must be Mapping\[str, str\]"),
         ({"memory_limit": "1G"}, "memory_limit must be int"),

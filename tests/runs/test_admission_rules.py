@@ -2,8 +2,10 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,20 @@ def test_every_run_has_an_id_of_its_own() -> None:
     assert len(set(ids)) == 20
     assert all(re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{8}", one) for one in ids)
     assert [one[:15] for one in ids] == sorted(one[:15] for one in ids)
+
+
+def test_ids_have_the_time_of_no_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers in several zones have one order."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        before = datetime.now(UTC)
+        run_id = admit(StartSpec(content=SIMPLE)).run.run_id
+        after = datetime.now(UTC)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert f"{before:%Y%m%d-%H%M%S}" <= run_id[:15] <= f"{after:%Y%m%d-%H%M%S}"
 
 
 def test_the_notebook_comes_from_the_request_the_path_or_the_default(tmp_path: Path) -> None:
