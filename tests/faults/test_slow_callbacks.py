@@ -58,8 +58,9 @@ def test_many_cells(watched: Server) -> None:
 
 
 def test_many_events(watched: Server) -> None:
-    """20,000 lines as they come, and again from the store."""
-    source = f"for number in range({LINES}): print(number, flush=True)"
+    """20,000 lines as they come, and again from the store; adjacent text of one stream would be one event."""
+    lines = f"for number in range({LINES}): print(number, file=streams[number % 2], flush=True)"
+    source = f"import sys\nstreams = sys.stdout, sys.stderr\n{lines}"
     run = start(watched.stub, inline(source))
     for _ in range(2):
         assert len(finish(watched.stub, run.run_id).events) > LINES / 10

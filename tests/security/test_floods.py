@@ -130,7 +130,7 @@ def test_more_connections_than_there_may_be(make_server: Callable[..., Server]) 
         held = [opened.enter_context(Raw(server.target).greet()) for _ in range(60)]
         assert held[-1].rest() == b""
         ordinary.once(server.stub)
-    ordinary.until(lambda: True, least=3)
+    ordinary.until(lambda: True, least=3, patient=True)
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
@@ -147,4 +147,4 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
         ordinary.once(server.stub)
         assert len(os.listdir(f"/proc/{server.process.pid}/fd")) < 128
         opened.close()
-        ordinary.until(lambda: True, least=4)
+        ordinary.until(lambda: True, least=4, patient=True)

@@ -66,10 +66,15 @@ class Ordinary:
         stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=SECONDS, metadata=metadata)
         self.kills.append(time.monotonic() - begin)
 
-    def until(self, over: Callable[[], bool], least: int = 5) -> None:
-        """Goes on until the attack is over, each time with a connection of its own."""
+    def until(self, over: Callable[[], bool], least: int = 5, *, patient: bool = False) -> None:
+        """Goes on until the attack is over, each time with a connection of its own.
+
+        With `patient` it connects again while it is refused: a server sees later that others have left.
+        """
         while not over() or len(self.kills) < least:
             with own_channel(self.target, self.ca) as channel:
+                if patient:
+                    grpc.channel_ready_future(channel).result(SECONDS)
                 self.once(rpc.NotebookRunnerStub(channel))
 
     def was_served(self, name: str) -> None:
