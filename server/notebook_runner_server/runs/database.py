@@ -125,11 +125,6 @@ class Database:
             raise
         return db
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the file is open."""
-        return self._read_db is not None
-
     async def close(self) -> None:
         """Close the file."""
         self._integrity.close()
@@ -428,7 +423,7 @@ def _copy_run(source: sqlite3.Connection, target: sqlite3.Connection, position: 
     """Copy one run, unless it is damaged: then it stays in the file in quarantine.
 
     Returns:
-        What was not copied, and why; empty: all was.
+        Which run was not copied, and why; empty: it was copied.
     """
     try:
         run = tables.check_run(source, position).run
@@ -436,22 +431,12 @@ def _copy_run(source: sqlite3.Connection, target: sqlite3.Connection, position: 
     except (sqlite3.DatabaseError, DamagedRunError) as error:
         _raise_unless_damage(error)
         return [f"position {position}: {error}"]
-    lost: list[str] = []
-    unsynced: list[tuple[int, bytes]] = []
-    try:
-        unsynced = tables.read_unsynced(source, position)
-    except sqlite3.DatabaseError as error:
-        _raise_unless_damage(error)
-        # Usually, the run's file has it as well.
-        lost.append(f"position {position}, unsynced: {error}")
     target.execute("BEGIN")
     try:
         for table, (columns, values) in rows.items():
             marks = ", ".join("?" * len(columns))
             text = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - names of columns
             target.executemany(text, values)
-        for start, data in unsynced:
-            tables.replace_unsynced(target, position, start, data)
         labels = ((name, value, position) for name, value in run.labels.items())
         target.executemany("INSERT INTO labels (name, value, position) VALUES (?, ?, ?)", labels)
         target.execute("COMMIT")
@@ -459,8 +444,8 @@ def _copy_run(source: sqlite3.Connection, target: sqlite3.Connection, position: 
         # Its id is another run's, or its text cannot be encoded: version 1 wrote no checksums that reveal it.
         target.execute("ROLLBACK")
         _logger.warning("run_damaged", extra={"run_id": run.run_id, "why": str(error)})
-        return [*lost, f"position {position}: {error}"]
-    return lost
+        return [f"position {position}: {error}"]
+    return []
 
 
 def _rows(

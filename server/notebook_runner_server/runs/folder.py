@@ -3,8 +3,7 @@
 ::
 
     runs/RUN_ID/
-    ├── segments     every version of every segment of the notebook; an event announces it once it is durable,
-    │                in the file or in the database (`Store`)
+    ├── segments     every version of every segment of the notebook; synced before an event announces it
     ├── begun        exists once a worker gets the run, or the run has ended: it is not executed again
     ├── environment  the variables for the kernel, until the run has ended
     ├── output-uri   where the executed notebook is uploaded to, until the run has ended
@@ -84,25 +83,13 @@ class RunFolder:
         return True
 
     def write(self, start: int, chunks: Iterable[bytes]) -> None:
-        """Write bytes to the file of segments from an offset on; `sync` makes them durable."""
-        with open(private(self._segments, os.O_WRONLY | os.O_CREAT), "wb") as file:
+        """Write bytes to the file of segments from an offset on, and make them durable."""
+        descriptor = private(self._segments, os.O_WRONLY | os.O_CREAT)
+        with open(descriptor, "wb") as file:
             file.seek(start)
             file.writelines(chunks)
-
-    def write_again(self, start: int, data: bytes) -> None:
-        """Write bytes that the file of segments may have lost in a power failure; create what is missing.
-
-        Raises:
-            OSError: It cannot be written, or is no file.
-        """
-        self.create()
-        # Not blocking: somebody may have put a pipe there.
-        descriptor = private(self._segments, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
-        try:
-            if os.pread(descriptor, len(data), start) != data:
-                os.pwrite(descriptor, data, start)
-        finally:
-            os.close(descriptor)
+            file.flush()
+            os.fdatasync(descriptor)
 
     def write_file(self, file_event: FileEvent) -> None:
         """Write a piece of a file that the notebook left on another machine; can be repeated.
@@ -190,14 +177,6 @@ class RunFolder:
     def size(self) -> int:
         """Return the size of all files of the run in bytes."""
         return folder_tree.size(self.path)
-
-    def sync_segments(self) -> None:
-        """Make the file of segments durable."""
-        descriptor = private(self._segments, os.O_WRONLY)
-        try:
-            os.fdatasync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def sync(self) -> None:
         """Make the folder's entries durable."""

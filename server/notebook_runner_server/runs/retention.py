@@ -80,11 +80,10 @@ class Retention:
         self._is_read = is_read
 
     async def run(self) -> NoReturn:
-        """Sweep, and sync the files of recent runs, again and again, until cancelled."""
+        """Sweep again and again, until cancelled."""
         while True:
             try:
                 await self.sweep()
-                await self._store.sync_files()
             except Exception:
                 # A full disk must not end the task that frees space.
                 _logger.exception("retention_failed")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.errors import DamagedRunError, StorageFullError, damaged
+from notebook_runner_server.errors import StorageFullError, damaged
 from notebook_runner_server.runs import request_digest, state_folder, tables
 from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
 from notebook_runner_server.runs.database import DamagedHistoryError, Database, rebuild
@@ -43,13 +42,7 @@ from notebook_runner_server.runs.state_folder import (
 from notebook_runner_server.runs.tables import DamagedRecord, RunRecord
 
 EVENTS_PER_READ = 256
-
-SMALL_BYTES = 64 * 1024
-"""Maximum size of what is made durable in the database first, and in the run's file later."""
-
-MAX_UNSYNCED_BYTES = 32 * 1024 * 1024
-"""Maximum size of what waits in the database for its files to be synced."""
-_MAX_TIME = _MAX_NUMBER = 2**63 - 1
+_MAX_TIME = 2**63 - 1
 _logger = logging.getLogger(__name__)
 
 
@@ -59,10 +52,6 @@ class StateFolderInUseError(RuntimeError):
 
 class Store:
     """Stores runs, events and notebooks in a state folder.
-
-    A run's notebook is in a file of its folder. To sync file and folders before each commit would take longer
-    than the commit. So small pieces are also in the database, in the transaction of their events, until the
-    file is synced in the background. A start writes them again to a file that has lost them.
 
     Args:
         folder: The state folder; created when it does not exist.
@@ -83,12 +72,6 @@ class Store:
         self._damaged: dict[str, str] = {}
         self._db = Database(folder / DATABASE)
         self._locks: list[int] = []
-        # Positions of runs whose folders are not durable, and of those whose files could not be synced: a
-        # second attempt may succeed although the data is lost.
-        self._new: set[int] = set()
-        self._unsyncable: set[int] = set()
-        self._unsynced_bytes = 0
-        self._last_unsynced = 0
         self.count = 0
         self.request_key = b""
 
@@ -119,66 +102,10 @@ class Store:
             await asyncio.to_thread(self._rebuild, quarantine, error)
             await self._db.open(is_first=True)
         await self._has_reserve()
-        await self._write_unsynced_again()
         known = await self._db.read(tables.run_ids)
         self.count = len(known)
         remaining = await self._remove_deleted(known)
         await asyncio.to_thread(self._move_strays, known | remaining, quarantine)
-
-    async def _write_unsynced_again(self) -> None:
-        """Restore what files of segments have lost in a power failure."""
-        for record in await self._db.read(tables.unsynced_runs, _MAX_NUMBER):
-            self._new.add(record.position)
-            try:
-                for start, data in await self._db.read(tables.read_unsynced, record.position):
-                    await asyncio.to_thread(self.folder(record.run_id).write_again, start, data)
-            except OSError as error:
-                # One damaged run must not keep the server from serving the others.
-                self.record_damage(record.run_id, error)
-                self._unsyncable.add(record.position)
-
-    async def sync_files(self, *, all_of_them: bool = False) -> None:
-        """Sync files of segments, so that the database no longer needs their data.
-
-        Args:
-            all_of_them: Sync everything, and not only what was written before the last call: the system has
-                written most of that by itself meanwhile.
-        """
-        before, self._last_unsynced = self._last_unsynced, await self._db.read(tables.last_unsynced)
-        until = self._last_unsynced if all_of_them else before
-        if runs := await self._db.read(tables.unsynced_runs, until):
-            synced = await asyncio.to_thread(self._sync_all, runs)
-            # The disk may be full.
-            with contextlib.suppress(StorageFullError):
-                await self._db.write(tables.files_synced, synced, until)
-        self._unsynced_bytes = await self._db.read(tables.unsynced_bytes)
-
-    def _sync_all(self, runs: Sequence[RunRecord]) -> list[int]:
-        """Sync the files of some runs; return the positions of those that are now durable."""
-        synced = []
-        for run in runs:
-            # The next start has the data of a file that cannot be synced.
-            with contextlib.suppress(OSError):
-                self._sync(run.position, self.folder(run.run_id))
-                synced.append(run.position)
-        return synced
-
-    def _sync(self, position: int, folder: RunFolder) -> None:
-        """Sync a run's file of segments, and its folder the first time.
-
-        Raises:
-            OSError: That has failed, now or before.
-        """
-        if position in self._unsyncable:
-            raise OSError(errno.EIO, "an earlier attempt to sync the run's file of segments has failed")
-        try:
-            folder.sync_segments()
-            if position in self._new:
-                folder.sync()
-        except OSError:
-            self._unsyncable.add(position)
-            raise
-        self._new.discard(position)
 
     def _load_request_key(self, quarantine: Quarantine) -> bytes:
         if request_digest.is_key_damaged(self._folder):
@@ -259,10 +186,6 @@ class Store:
 
     async def close(self) -> None:
         """Close the state folder."""
-        # What cannot be read or synced now is in the database for the next start.
-        with contextlib.suppress(sqlite3.Error, DamagedRunError):
-            if self._db.is_open:
-                await self.sync_files(all_of_them=True)
         await self._db.close()
         while self._locks:
             os.close(self._locks.pop())
@@ -287,27 +210,18 @@ class Store:
         await self._check_reserve()
         folder = self.folder(run.run_id)
 
-        # Values may be secrets, so they are only in a file that is removed at the run's end.
-        has_secrets = bool(options.environment or options.output_uri)
-        is_small = not has_secrets and self._fits_database(segments.values())
-
         def write(db: sqlite3.Connection) -> int:
             folder.create()
             folder.write(0, segments.values())
-            if not is_small:
-                folder.sync_segments()
-                folder.write_secrets(options.environment, options.output_uri)
-                folder.sync()
             locations, start = [], 0
             for number, data in segments.items():
                 locations.append(Segment(number, 0, start, len(data)))
                 start += len(data)
+            # Values may be secrets, so they are only in a file that is removed at the run's end.
+            folder.write_secrets(options.environment, options.output_uri)
+            folder.sync()
             plain = replace(options, environment={}, output_uri="")
-            position = tables.insert_run(db, run, plain, request_digest, event, locations)
-            if is_small:
-                tables.replace_unsynced(db, position, 0, b"".join(segments.values()))
-                self._new.add(position)
-            return position
+            return tables.insert_run(db, run, plain, request_digest, event, locations)
 
         try:
             position = await self._db.write(write)
@@ -316,13 +230,6 @@ class Store:
             raise
         self.count += 1
         return position
-
-    def _fits_database(self, chunks: Collection[bytes]) -> bool:
-        """Return whether chunks are made durable in the database first, and count them if so."""
-        size = sum(map(len, chunks))
-        is_small = size <= SMALL_BYTES and self._unsynced_bytes + size <= MAX_UNSYNCED_BYTES
-        self._unsynced_bytes += size if is_small else 0
-        return is_small
 
     async def append(
         self,
@@ -349,16 +256,9 @@ class Store:
         """
         folder = self.folder(run.run_id)
 
-        is_small = self._fits_database(written.chunks)
-
         def write(db: sqlite3.Connection) -> None:
             if written.chunks:
                 folder.write(written.start, written.chunks)
-                if is_small:
-                    tables.replace_unsynced(db, position, written.start, b"".join(written.chunks))
-                else:
-                    self._sync(position, folder)
-                    tables.files_synced(db, [position], _MAX_NUMBER)
             for file in written.files:
                 folder.write_file(file)
             if run.state.is_terminal:
@@ -545,8 +445,6 @@ class Store:
         """Delete a run with its events, folder and artefacts."""
         await self._write_with_reserve(lambda db: tables.delete_run(db, record.position))
         self.count -= 1
-        self._new.discard(record.position)
-        self._unsyncable.discard(record.position)
         is_gone = await self._remove_folder(record.run_id)
         await self.artefacts.delete(record.run_id)
         if is_gone:

@@ -13,7 +13,7 @@ from notebook_runner_server.errors import damaged
 from notebook_runner_server.runs import codec
 from notebook_runner_server.runs.model import Checkpoint, Event, ExecutionOptions, Run, RunState, Segment
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 3
 """The `PRAGMA user_version` of a history that this server has opened."""
 
 _SCHEMA = """
@@ -58,17 +58,6 @@ CREATE TABLE deleted_runs (        -- runs whose folders may still exist
 ) WITHOUT ROWID;
 """
 
-_UNSYNCED = """
-CREATE TABLE unsynced (            -- what the files of segments may lose in a power failure
-  number INTEGER PRIMARY KEY AUTOINCREMENT,
-  position INTEGER NOT NULL,
-  start INTEGER NOT NULL,          -- where it is in the run's file, in bytes
-  data BLOB NOT NULL,
-  checksum INTEGER NOT NULL        -- of start and data
-);
-CREATE INDEX unsynced_by_position ON unsynced (position, start);
-"""
-
 # Some histories of version 1 have a table `resume`, others have not.
 _FROM_VERSION_1 = """
 CREATE TABLE IF NOT EXISTS resume (
@@ -94,12 +83,7 @@ ALTER TABLE checkpoints RENAME COLUMN part_start TO segment_start;
 ALTER TABLE forgotten RENAME TO deleted_runs;
 """
 
-_UPGRADES = {
-    0: _SCHEMA + _UNSYNCED,
-    1: _FROM_VERSION_1 + _FROM_VERSION_2 + _UNSYNCED,
-    2: _FROM_VERSION_2 + _UNSYNCED,
-    3: _UNSYNCED,
-}
+_UPGRADES = {0: _SCHEMA, 1: _FROM_VERSION_1 + _FROM_VERSION_2, 2: _FROM_VERSION_2}
 """What brings a history of each version, and a new one (0), to the newest."""
 
 
@@ -248,59 +232,6 @@ def _insert_events(
     )
 
 
-def replace_unsynced(db: sqlite3.Connection, position: int, start: int, data: bytes) -> None:
-    """Keep what was written to a run's file of segments, until the file is synced.
-
-    What was at this offset, and behind it, no longer counts.
-    """
-    db.execute("DELETE FROM unsynced WHERE position = ? AND start >= ?", (position, start))
-    db.execute(
-        "INSERT INTO unsynced (position, start, data, checksum) VALUES (?, ?, ?, ?)",
-        (position, start, data, _data_checksum(start, data)),
-    )
-
-
-def last_unsynced(db: sqlite3.Connection) -> int:
-    """Return the number of the newest data that is kept until its file is synced; 0: there is none."""
-    newest: int | None = db.execute("SELECT MAX(number) FROM unsynced").fetchone()[0]
-    return newest or 0
-
-
-def unsynced_bytes(db: sqlite3.Connection) -> int:
-    """Return the size of all data that is kept until its file is synced."""
-    size: int | None = db.execute("SELECT SUM(LENGTH(data)) FROM unsynced").fetchone()[0]
-    return size or 0
-
-
-def unsynced_runs(db: sqlite3.Connection, until: int) -> list[RunRecord]:
-    """Return the runs with unsynced data up to a number."""
-    rows = _select(db, "WHERE position IN (SELECT position FROM unsynced WHERE number <= ?)", (until,))
-    # The id of a damaged run, which is the name of its folder, may be wrong.
-    return [row for row in rows if isinstance(row, RunRecord)]
-
-
-def read_unsynced(db: sqlite3.Connection, position: int) -> list[tuple[int, bytes]]:
-    """Return the unsynced data of a run and its offsets, in their order, as far as it is intact."""
-    rows = db.execute(
-        # Damaged values may be of other types.
-        "SELECT CAST(start AS INTEGER), CAST(data AS BLOB), checksum FROM unsynced WHERE position = ?"
-        " ORDER BY start",
-        (position,),
-    )
-    return [(start, data) for start, data, expected in rows if _data_checksum(start, data) == expected]
-
-
-def _data_checksum(start: int, data: bytes) -> int:
-    return zlib.crc32(data, start % 2**32)
-
-
-def files_synced(db: sqlite3.Connection, positions: Iterable[int], until: int) -> None:
-    """Drop the data of some runs up to a number, because their files are synced."""
-    db.executemany(
-        "DELETE FROM unsynced WHERE position = ? AND number <= ?", ((one, until) for one in positions)
-    )
-
-
 def write_checkpoint(db: sqlite3.Connection, position: int, checkpoint: Checkpoint) -> None:
     """Set where a run continues after a restart of the server."""
     db.execute(
@@ -329,7 +260,6 @@ _TABLES = {
     "position, segment, sequence, start, length, content_checksum, checksum": "segments",
     "position, mark, segment_start, size": "checkpoints",
     "run_id": "deleted_runs",
-    "number, position, start, data, checksum": "unsynced",
 }
 _CHECK_EVENTS = 256
 
@@ -469,7 +399,7 @@ def delete_run(db: sqlite3.Connection, position: int) -> None:
     db.execute(
         "INSERT OR IGNORE INTO deleted_runs (run_id) SELECT run_id FROM runs WHERE position = ?", (position,)
     )
-    for table in ("segments", "events", "labels", "checkpoints", "unsynced", "runs"):
+    for table in ("segments", "events", "labels", "checkpoints", "runs"):
         db.execute(f"DELETE FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the names above
 
 
