@@ -15,10 +15,10 @@ WRITES_PER_CHECK = 8
 # A kernel that prints faster than it is read drops what its socket cannot hold; with XPUB_NODROP it waits.
 # But it buffers unsent text without a bound, as one message of any size, which delays the end of the run.
 # (Its write() cannot be replaced, because IPython does that for each cell, and undoes it.) A message with a
-# lone surrogate cannot be encoded: printed text is lost, and an exception becomes a UnicodeEncodeError; as an
-# escape of JSON it can be sent. ipykernel sleeps 0.5 ms before each reply, so that output arrives before it;
-# the server waits for the output. Warnings name a cell's file, which would be in the run's TMPDIR: it gets the
-# name that Jupyter uses. The file does not exist in Jupyter either.
+# lone surrogate cannot be encoded: printed text is lost, and an exception becomes a UnicodeEncodeError; as
+# an escape of JSON it can be sent. ipykernel sleeps 0.5 ms before each reply, so that output arrives before
+# it; the server waits for the output. Warnings name a cell's file, which would be in the run's TMPDIR: it
+# gets the name that Jupyter uses. The file does not exist in Jupyter either.
 #
 # `%run` of a script that raises shows the traceback and reports success; `%run` of a notebook raises. Here
 # both raise, so that no cell continues after half a script. `exit()` would end the kernel 0.1 s after the
