@@ -56,7 +56,7 @@ class UnfitKernelError(RuntimeError):
 
 
 class DirectChannel(AsyncZMQSocketChannel):
-    """A channel that takes available messages at once, for kernels that print faster than they are read.
+    """A channel that takes available messages immediately, for kernels that print faster than they are read.
 
     jupyter_client's own channel waits for each message twice, and parses the dates in its headers, which took
     two thirds of the time of a message. Here dates are parsed only in messages that nbclient takes the time
@@ -74,7 +74,7 @@ class DirectChannel(AsyncZMQSocketChannel):
         """Return the next message.
 
         Args:
-            timeout: Seconds to wait for it; None: for ever.
+            timeout: Seconds to wait for it; None: forever.
 
         Raises:
             Empty: There was none in that time.

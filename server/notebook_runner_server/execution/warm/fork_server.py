@@ -250,11 +250,11 @@ class PreparedKernel:
 
     This is the application with its parsed command line, and IPython's shell. The kernel object, its sockets,
     threads and identifiers are created in the fork, by the application's own `initialize`. Where that would
-    create the shell, it gets this one, after the shell has been told what its constructor takes from the
-    process: variables, folders, streams, a history.
+    create the shell, it gets this one, after the shell got what its constructor takes from the process:
+    variables, folders, streams, a history.
 
     A user's configuration is code, which the fork server must not execute, and any object may depend on it: a
-    fork that finds a configuration file creates everything anew.
+    fork that finds a configuration file creates everything again.
 
     Tried with ipykernel 6.29, 7.0, 7.3 and 7.4, IPython 8.39 and 9.18, and Python 3.10, 3.11 and 3.13.
 
@@ -347,7 +347,7 @@ class PreparedKernel:
             return is_connected and bool(self._shell.run_cell("pass").success)
 
     def discard(self) -> None:
-        """Have the process create everything anew."""
+        """Have the process create everything again."""
         self._shell.restore_sys_module_state()
         type(self._shell).clear_instance()
         type(self.app).clear_instance()
@@ -372,7 +372,7 @@ class PreparedKernel:
         shell.init_ipython_dir(None)
         shell.init_profile_dir(profile_dir)
         if "db" in vars(shell):
-            # Before version 9, IPython opens it at once.
+            # Before version 9, IPython opens it immediately.
             shell.db = type(shell.db)(os.path.join(profile_dir.location, "db"))
         shell.init_environment()
         shell.init_virtualenv()
