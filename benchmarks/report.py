@@ -29,6 +29,10 @@ PACKAGES = (
 )
 
 
+MANY = 1000
+"""From here on, a figure is shown with all its digits before the point."""
+
+
 @dataclass
 class Goal:
     """A goal, as a minimum or maximum, and the measured value."""
@@ -46,9 +50,8 @@ class Goal:
     @override
     def __str__(self) -> str:
         sign = "at most" if self.at_most else "at least"
-        return (
-            f"{self.found:.3g} {self.text} (goal: {sign} {self.wanted:g}{'' if self.reached else ', missed'})"
-        )
+        found = f"{self.found:.3g}" if self.found < MANY else f"{self.found:,.0f}"
+        return f"{found} {self.text} (goal: {sign} {self.wanted:,g}{'' if self.reached else ', missed'})"
 
 
 @dataclass
