@@ -28,7 +28,7 @@ class Results:
     Attributes:
         figures: The figures.
         more: What else the file of results gets, by name.
-        shown: Print what is no figure.
+        shown: Functions that print the other results.
     """
 
     figures: list[Figure] = field(default_factory=list)

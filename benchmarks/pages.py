@@ -1,4 +1,4 @@
-"""Write the figures of the benchmark into README.md and docs/performance.md, which nobody types.
+"""Write the figures of the benchmark into README.md and docs/performance.md.
 
     python -m benchmarks.pages [bench-output/bench.json]
 

@@ -47,7 +47,7 @@ def test_a_page_has_what_the_tool_writes(page: Path) -> None:
 
 
 def test_each_block_is_in_a_page() -> None:
-    """The tool writes nothing that nobody reads."""
+    """Every block that the tool can write is used."""
     whole = "".join(page.read_text() for page in pages.PAGES)
     assert [name for name in pages.BLOCKS if f"<!--figures:{name}-->\n" not in whole] == []
 

@@ -74,7 +74,7 @@ class Kernels:
                 process.wait()
                 context.destroy(linger=0)
 
-    def told(self, expression: str, *arguments: str) -> Any:
+    def evaluated(self, expression: str, *arguments: str) -> Any:
         """The value of an expression in a new kernel."""
         with self.forked(*arguments) as (client, _):
             return value(client, expression)
@@ -82,11 +82,11 @@ class Kernels:
 
 def value(client: BlockingKernelClient, expression: str) -> Any:
     """The value of an expression, as the reply has it."""
-    asked = {"told": f"__import__('json').dumps({expression})"}
+    asked = {"evaluated": f"__import__('json').dumps({expression})"}
     reply = client.execute("", silent=True, user_expressions=asked, reply=True, timeout=SECONDS)
-    told = reply["content"]["user_expressions"]["told"]
-    assert told["status"] == "ok", told
-    return json.loads(literal_eval(told["data"]["text/plain"]))
+    found = reply["content"]["user_expressions"]["evaluated"]
+    assert found["status"] == "ok", found
+    return json.loads(literal_eval(found["data"]["text/plain"]))
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def test_a_kernel_uses_what_was_prepared(kernels: Kernels) -> None:
     """The shell is older than the fork, and no kernel changes it for the next one."""
     with kernels.forked() as (client, _):
         assert value(client, f"[{PREPARED}, get_ipython().ev('exec(\"variable = 1\")')]") == [True, None]
-    assert kernels.told(f"[{PREPARED}, 'variable' in get_ipython().user_ns]") == [True, False]
+    assert kernels.evaluated(f"[{PREPARED}, 'variable' in get_ipython().user_ns]") == [True, False]
 
 
 @pytest.mark.parametrize("name", ["ipython_config", "ipython_kernel_config"])
@@ -129,16 +129,16 @@ def test_a_configured_kernel_starts_without_it(kernels: Kernels, name: str, form
         else "import os\nc.HistoryManager.db_cache_size = 77\n"
         f"open({str(marker)!r}, 'a').write(f'{{os.getpid()}} {{os.environ.get(\"TERM\")}}')\n"
     )
-    told = f"[{PREPARED}, get_ipython().history_manager.db_cache_size, __import__('os').getpid()]"
-    prepared, size, pid = kernels.told(told)
+    expression = f"[{PREPARED}, get_ipython().history_manager.db_cache_size, __import__('os').getpid()]"
+    prepared, size, pid = kernels.evaluated(expression)
     assert (prepared, size) == (False, 77)
     assert form == "json" or marker.read_text() == f"{pid} {os.environ.get('TERM')}"
 
 
 def test_a_kernel_with_other_arguments_starts_without_it(kernels: Kernels) -> None:
     """A kernelspec may give any."""
-    told = f"[{PREPARED}, get_ipython().cache_size]"
-    assert kernels.told(told, "--InteractiveShell.cache_size=77") == [False, 77]
+    expression = f"[{PREPARED}, get_ipython().cache_size]"
+    assert kernels.evaluated(expression, "--InteractiveShell.cache_size=77") == [False, 77]
 
 
 STRANGE = {
@@ -190,7 +190,7 @@ def test_nothing_is_prepared_with_a_strange_ipython(tmp_path: Path, strange: str
     """Versions with other internals get kernels as without a preparation."""
     (tmp_path / "sitecustomize.py").write_text(STRANGER.format(source=STRANGE[strange]))
     with opened({"PYTHONPATH": str(tmp_path)}) as kernels:
-        assert kernels.told(PREPARED) is False
+        assert kernels.evaluated(PREPARED) is False
 
 
 IDENTITIES = """[
@@ -203,7 +203,7 @@ IDENTITIES = """[
 
 def test_two_kernels_have_nothing_in_common(kernels: Kernels) -> None:
     """Each has its own identifiers, and its messages bear them."""
-    first, second = (kernels.told(IDENTITIES) for _ in range(2))
+    first, second = (kernels.evaluated(IDENTITIES) for _ in range(2))
     assert not set(first) & set(second)
     assert first[0] in first[1]
 
@@ -211,7 +211,7 @@ def test_two_kernels_have_nothing_in_common(kernels: Kernels) -> None:
 def test_history_begins_with_the_kernel(kernels: Kernels) -> None:
     """Its one session did not begin before the fork."""
     begun = datetime.now()  # noqa: DTZ005 - as IPython's
-    count, start = kernels.told(
+    count, start = kernels.evaluated(
         "[get_ipython().history_manager.session_number,"
         " str(get_ipython().history_manager.get_session_info(0)[1])]"
     )

@@ -197,14 +197,14 @@ def event_message(event: Event) -> pb.ProgressResponse:
 
 
 def with_bytes(message: Message, field: str, content: bytes) -> bytes:
-    """Serialize a message whose field of bytes gets a large content, which is copied only once.
+    """Serialize a message with a large content in one of its fields, and copy the content only once.
 
     Args:
         message: The message, without the content.
         field: The name of its field.
         content: The content.
     """
-    key = bytes([message.DESCRIPTOR.fields_by_name[field].number << 3 | _LENGTH_DELIMITED])
+    key = _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | _LENGTH_DELIMITED)
     return b"".join((message.SerializeToString(), key, _varint(len(content)), content))
 
 

@@ -343,10 +343,9 @@ class Kernel:
         return self._log.tail()
 
     def remove(self) -> None:
-        """Take the private folder from its place; the process must have ended, and `close` follows.
+        """Rename the private folder; the process must have ended, and `close` deletes the folder.
 
-        A run has ended without its folder. Deleting its files takes the time that they need, for which the
-        run's end does not have to wait.
+        Deleting many files takes long, and the report of the run's end does not have to wait for it.
         """
         removed = self._folder.with_suffix(_REMOVED)
         with contextlib.suppress(OSError):
