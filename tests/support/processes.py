@@ -3,9 +3,9 @@
 import os
 import select
 import signal
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 
@@ -18,8 +18,11 @@ def _read(pid: int, name: str) -> bytes:
 
 
 def limit(mark: str) -> int:
-    """A number for a limit that nobody uses (RLIMIT_MSGQUEUE): marks processes that hide."""
-    return 1 + zlib.crc32(mark.encode()) % 800_000
+    """A number for a limit that has no effect on Linux (RLIMIT_RSS): marks processes that hide.
+
+    It must be as good as unique, since the processes that have it are killed with their server.
+    """
+    return int.from_bytes(sha256(mark.encode()).digest()[:7])
 
 
 def marked(mark: str) -> dict[int, str]:
@@ -44,7 +47,7 @@ def _threads_left(pid: int) -> list[int]:
 
 
 def _is_limited(pid: int, mark: str) -> bool:
-    lines = [line.split() for line in _read(pid, "limits").splitlines() if b"msgqueue" in line]
+    lines = [line.split() for line in _read(pid, "limits").splitlines() if b"resident set" in line]
     return bool(lines) and lines[0][3] == b"%d" % limit(mark)
 
 

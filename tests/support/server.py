@@ -93,8 +93,8 @@ class Server:
             self._command, cwd=self._folder, env=self._environment, stderr=subprocess.PIPE, text=True
         )
         # Before it starts others: it and its workers hide what is in their environment.
-        most = resource.getrlimit(resource.RLIMIT_MSGQUEUE)[1]
-        resource.prlimit(self.process.pid, resource.RLIMIT_MSGQUEUE, (limit(self.mark), most))
+        most = resource.getrlimit(resource.RLIMIT_RSS)[1]
+        resource.prlimit(self.process.pid, resource.RLIMIT_RSS, (limit(self.mark), most))
         self._reader = threading.Thread(target=self._read_log, args=[self.process.stderr], daemon=True)
         self._reader.start()
         try:
