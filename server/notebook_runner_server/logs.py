@@ -102,7 +102,10 @@ def _print_traceback(target: TextIO, exception: Any) -> None:
 
 
 class PatientHandler(logging.Handler):
-    """Writes lines on a separate thread, so that a slow or absent reader of the log blocks nothing.
+    """Writes lines without waiting for a slow or absent reader of the log, which blocks nothing.
+
+    A pipe with space takes a line in the calling thread, because waking another thread for each line costs
+    more than the line. What it does not take, and lines for other files, are written on a separate thread.
 
     Args:
         descriptor: Where to write.
@@ -111,16 +114,22 @@ class PatientHandler(logging.Handler):
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._waiting: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
+        self._waiting: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
         self._lost = 0
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a line (called by logging)."""
+        """Write or queue a line (called by logging, one line at a time)."""
         try:
             # Format on this thread, which has the logging context.
-            self._waiting.put_nowait(self.format(record))
+            line = self._encoded(record)
+            if not self._waiting.unfinished_tasks:
+                # An error: the pipe is full or has no reader, or the file or Linux does not support this.
+                with contextlib.suppress(OSError):
+                    line = line[os.pwritev(self._descriptor, [line], -1, os.RWF_NOWAIT) :]
+            if line:
+                self._waiting.put_nowait(line)
         except queue.Full:
             self._lost += 1
         except Exception:  # noqa: BLE001 - like logging's own handlers
@@ -137,15 +146,18 @@ class PatientHandler(logging.Handler):
         reported = 0
         while (line := self._waiting.get()) is not None:
             self._write(line)
+            self._waiting.task_done()
             if lost := self._lost - reported:
                 reported += lost
                 about = {"msg": "log_lines_dropped", "levelname": "WARNING", "levelno": logging.WARNING}
                 record = logging.makeLogRecord({**about, "name": __name__, "count": lost})
-                self._write(self.format(record))
+                self._write(self._encoded(record))
 
-    def _write(self, line: str) -> None:
+    def _encoded(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}\n".encode(errors="backslashreplace")
+
+    def _write(self, rest: bytes) -> None:
         # Not with sys.stderr: a thread that blocks inside it would keep the process from ending.
-        rest = f"{line}\n".encode(errors="backslashreplace")
         with contextlib.suppress(OSError):
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]

@@ -87,6 +87,22 @@ def test_lines_that_are_lost_are_counted(pipe: tuple[int, int], monkeypatch: pyt
     assert lost + sum(line.startswith(long) for line in lines) == 100
 
 
+def test_lines_stay_whole_and_in_order(pipe: tuple[int, int]) -> None:
+    """Also where some are written in the calling thread and others, for want of space, in the log's own."""
+    reader, writer = pipe
+    handler = logs.PatientHandler(writer)
+    lines = [f"{number} {'x' * 1000}" for number in range(500)]
+    text = ""
+    with closing(handler):
+        for line in lines:
+            handler.handle(logging.makeLogRecord({"msg": line}))
+            if line.startswith("250 "):
+                text += os.read(reader, 100 * len(line)).decode()
+        while text.count("\n") < len(lines):
+            text += os.read(reader, PIPE_BYTES).decode()
+    assert text.splitlines() == lines
+
+
 def test_a_log_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that has gone is no reason to fail, nor to wait at the end."""
     monkeypatch.setattr(logs, "LAST_SECONDS", 3600.0)

@@ -3,15 +3,19 @@
 import asyncio
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from sqlite3 import Connection
 
 import pytest
 
+from notebook_runner_server.errors import RunNotFoundError
 from notebook_runner_server.execution.interface import KernelReady
 from notebook_runner_server.export.service import ExportService
 from notebook_runner_server.runs.artefacts import RUN_SHARE, Artefact, Artefacts
 from notebook_runner_server.runs.outputs import NOTEBOOK, Outputs
 from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs.tables import RunRecord
 from tests.runs.fakes import DONE, FakeBackend, cell, ended, running, spec
 
 SIZE = 1000
@@ -147,6 +151,81 @@ async def test_what_somebody_has_removed_is_made_again(tmp_path: Path) -> None:
         for gone in (store.artefacts.path(run_id, ""), tmp_path / "artefacts"):
             shutil.rmtree(gone)
             assert await outputs.page(run, NOTEBOOK, 0, 100, 0) == page
+
+
+async def test_pages_of_an_ended_run_read_the_history_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Further pages read only the artefact, and after the deletion of the run there are none."""
+    backend, store = FakeBackend(), Store(tmp_path, 10**6)
+    async with running(store, backend) as runner:
+        run_id = (await runner.start(spec())).run_id
+        (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
+        run = await ended(runner, run_id)
+        outputs = Outputs(store, ExportService([], 1.0), 100, 10**6, 10**6)
+        first = await outputs.page(await runner.find(run_id), NOTEBOOK, 0, 100, 0)
+        record = await store.find(run_id)
+        assert record is not None
+        pages = [await outputs.page(run, NOTEBOOK, 100, 100, first.as_of)]
+        with monkeypatch.context() as patched:
+            patched.delattr(store, "_db")
+            assert await runner.find(run_id) == run
+            pages.append(await outputs.page(run, NOTEBOOK, 100, 100, first.as_of))
+        assert pages[0] == pages[1]
+        await store.delete(record)
+        with pytest.raises(RunNotFoundError):
+            await runner.find(run_id)
+        with pytest.raises(RunNotFoundError):
+            await outputs.page(run, NOTEBOOK, 100, 100, first.as_of)
+
+
+async def test_a_read_that_a_deletion_overtakes_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that the read returns late is not found by the next one."""
+    backend, store = FakeBackend(), Store(tmp_path, 10**6)
+    async with running(store, backend) as runner:
+        run_id = (await runner.start(spec())).run_id
+        (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
+        await ended(runner, run_id)
+        record, deleted = await store.find(run_id), asyncio.Event()
+
+        async def late(*_: object) -> RunRecord | None:
+            await deleted.wait()
+            return record
+
+        assert record is not None
+        store._ended.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(store._db, "read", late)
+            reading = asyncio.ensure_future(store.find(run_id))
+            await asyncio.sleep(0)
+        await store.delete(record)
+        deleted.set()
+        assert await reading == record
+        assert await store.find(run_id) is None
+
+
+async def test_what_is_read_during_a_deletion_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run can be found until its deletion is durable, and never after."""
+    backend, store = FakeBackend(), Store(tmp_path, 10**6)
+    async with running(store, backend) as runner:
+        run_id = (await runner.start(spec())).run_id
+        (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
+        await ended(runner, run_id)
+        record, write = await store.find(run_id), store._write_with_reserve
+
+        async def delayed(function: Callable[[Connection], None]) -> None:
+            assert await store.find(run_id) == record
+            await write(function)
+
+        assert record is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "_write_with_reserve", delayed)
+            await store.delete(record)
+        assert await store.find(run_id) is None
 
 
 async def test_an_earlier_server_s_are_removed(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def event_message(event: Event) -> pb.ProgressResponse:
     return message
 
 
-def with_bytes(message: Message, field: str, content: bytes) -> bytes:
+def with_bytes(message: Message, field: str, content: bytes | bytearray) -> bytes:
     """Serialize a message with a large content in one of its fields, and copy the content only once.
 
     Args:

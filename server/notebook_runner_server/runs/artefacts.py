@@ -173,17 +173,35 @@ def _save(path: Path, media_type: str, fill: Callable[[Path], object]) -> Artefa
     return Artefact(path, media_type, digest, size)
 
 
-def read(path: Path, offset: int, size: int) -> tuple[bytes, int]:
+async def read(path: Path, offset: int, size: int) -> tuple[bytes | bytearray, int]:
     """Return some bytes from an offset on, and the size of the file.
+
+    What is in memory is read without a thread, since the way to a thread and back takes longer.
 
     Raises:
         OffsetPastEndError: The file ends before the offset.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with _opened(path) as descriptor:
         total = os.fstat(descriptor).st_size
         check_offset(offset, total)
-        return os.pread(descriptor, size, offset), total
+        content = bytearray(min(size, total - offset))
+        # An error: it is on the disk, or the file system cannot tell.
+        with contextlib.suppress(OSError):
+            if not content or os.preadv(descriptor, [content], offset, os.RWF_NOWAIT) == len(content):
+                return content, total
+    return await asyncio.to_thread(_read_from_disk, path, offset, size), total
+
+
+def _read_from_disk(path: Path, offset: int, size: int) -> bytes:
+    with _opened(path) as descriptor:
+        return os.pread(descriptor, size, offset)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -55,7 +55,7 @@ class Exporter(Protocol):
 class Page:
     """A page of an artefact. `sha256` is empty while the artefact may still change."""
 
-    content: bytes
+    content: bytes | bytearray
     total_bytes: int
     next_offset: int
     media_type: str
@@ -159,11 +159,11 @@ class Outputs:
             fresh = final or not as_of
             artefact = await self._artefact(run, row.position, variant, key, fresh=fresh)
             try:
-                content, total = await asyncio.to_thread(artefacts.read, artefact.path, offset, size)
+                content, total = await artefacts.read(artefact.path, offset, size)
             except FileNotFoundError:
                 # Somebody has removed the file since it was found.
                 artefact = await self._artefact(run, row.position, variant, key, fresh=fresh)
-                content, total = await asyncio.to_thread(artefacts.read, artefact.path, offset, size)
+                content, total = await artefacts.read(artefact.path, offset, size)
         if to == FILES:
             self._record_reader(artefact.path, done=offset + len(content) >= total)
         return Page(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.errors import StorageFullError, damaged
@@ -43,6 +44,7 @@ from notebook_runner_server.runs.tables import DamagedRecord, RunRecord
 
 EVENTS_PER_READ = 256
 _MAX_TIME = 2**63 - 1
+_MAX_KNOWN = 64
 _logger = logging.getLogger(__name__)
 
 
@@ -72,6 +74,9 @@ class Store:
         self._damaged: dict[str, str] = {}
         self._db = Database(folder / DATABASE)
         self._locks: list[int] = []
+        # Reads of ended runs, which do not change: each page of an artefact asks for the same ones. A
+        # deletion replaces the dict, so that a read that began before it is not kept.
+        self._ended: dict[tuple[str, int | None], Any] = {}
         self.count = 0
         self.request_key = b""
 
@@ -330,7 +335,12 @@ class Store:
         Raises:
             DamagedRunError: Its data is damaged.
         """
-        return self._checked(await self._db.read(tables.find_run, run_id))
+        known = self._ended
+        record: RunRecord | None = known.get((run_id, None))
+        if record is None:
+            record = await self._db.read(tables.find_run, run_id)
+            _keep(known, (run_id, None), record, record)
+        return self._checked(record)
 
     async def find_request(self, request_id: str) -> RunRecord | None:
         """Return the run of a request id; None: not found.
@@ -409,7 +419,11 @@ class Store:
         Raises:
             DamagedRunError: The run's data is damaged.
         """
-        found = await self._db.read(tables.find_versions, run_id, as_of)
+        known = self._ended
+        found: tuple[RunRecord, int, int] | None = known.get((run_id, as_of))
+        if found is None:
+            found = await self._db.read(tables.find_versions, run_id, as_of)
+            _keep(known, (run_id, as_of), found, found and found[0])
         self._checked(found and found[0])
         return found
 
@@ -444,6 +458,7 @@ class Store:
     async def delete(self, record: RunRecord) -> None:
         """Delete a run with its events, folder and artefacts."""
         await self._write_with_reserve(lambda db: tables.delete_run(db, record.position))
+        self._ended = {}
         self.count -= 1
         is_gone = await self._remove_folder(record.run_id)
         await self.artefacts.delete(record.run_id)
@@ -455,3 +470,16 @@ class Store:
     ) -> list[RunRecord | DamagedRecord]:
         """Return up to `size` runs before a position, newest first, that match states and labels."""
         return self._with_damage(await self._db.read(tables.list_runs, before, size, states, labels))
+
+
+def _keep(
+    known: dict[tuple[str, int | None], Any],
+    key: tuple[str, int | None],
+    found: object,
+    record: RunRecord | None,
+) -> None:
+    """Keep what was read of a run, if it has ended; an empty id is another run later."""
+    if key[0] and record is not None and record.run.state.is_terminal:
+        known[key] = found
+        if len(known) > _MAX_KNOWN:
+            del known[next(iter(known))]
