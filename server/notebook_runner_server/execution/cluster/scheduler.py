@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import distributed
 from distributed.comm.addressing import get_address_host_port
-from distributed.comm.core import connect
+from distributed.comm.core import Comm, connect
 from distributed.protocol.pickle import dumps
 from distributed.security import Security
 
@@ -166,6 +166,7 @@ class SchedulerConnection:
         self._install_arguments = (messages.VERSION, worker_protocol.encode(options))
         self._installing_on: dict[str, asyncio.Task[None]] = {}
         self._updated = False
+        self._spares: dict[str, asyncio.Task[Comm]] = {}
 
     @property
     def all_known(self) -> bool:
@@ -196,6 +197,7 @@ class SchedulerConnection:
         for one in asking:
             one.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
+        await self._drop_spares(tuple(self._spares))
 
     async def until(self, condition: Any) -> None:
         """Wait until a condition holds, which is checked whenever the workers change."""
@@ -232,7 +234,7 @@ class SchedulerConnection:
         Raises:
             OSError: The worker cannot be reached.
         """
-        comm = await connect(lease.address, timeout=seconds, **self.connection_arguments)
+        comm = await self._comm(lease.address, seconds, is_first=after == 0)
         try:
             hello = {"op": messages.ATTACH, "reply": False, "lease": lease.lease, "after": after}
             await comm.write(hello)
@@ -240,6 +242,28 @@ class SchedulerConnection:
             comm.abort()
             raise
         return Channel(comm)
+
+    async def _comm(self, address: str, seconds: float, *, is_first: bool) -> Comm:
+        """Return a connection to a worker: for a new run, the one made ahead, if it is open."""
+        spare = self._spares.get(address)
+        if is_first and spare is not None and spare.done():
+            self._prepare(address)
+            if (comm := await _opened(spare)) is not None and not comm.closed():
+                return comm
+        opened: Comm = await connect(address, timeout=seconds, **self.connection_arguments)
+        return opened
+
+    def _prepare(self, address: str) -> None:
+        """Connect to a worker ahead of the next run, which need not wait for TLS then."""
+        self._spares[address] = asyncio.create_task(
+            connect(address, timeout=CONNECT_SECONDS, **self.connection_arguments)
+        )
+
+    async def _drop_spares(self, addresses: Iterable[str]) -> None:
+        for spare in [self._spares.pop(address) for address in addresses]:
+            spare.cancel()
+            if (comm := await _opened(spare)) is not None:
+                comm.abort()
 
     async def is_refused(self, lease: LeaseAddress) -> bool:
         """Return whether the worker's port refuses connections, for which Dask's connect would try again."""
@@ -355,6 +379,9 @@ class SchedulerConnection:
         all_there = (await client.scheduler.identity(n_workers=-1))["workers"]
         there = {where: one for where, one in all_there.items() if one["resources"].get(RESOURCE, 0) >= 1}
         self.workers.update(there)
+        await self._drop_spares(self._spares.keys() - self.workers.usable)
+        for address in self.workers.usable - self._spares.keys():
+            self._prepare(address)
         for address in self.workers.unknown - self._installing_on.keys():
             self._installing_on[address] = asyncio.create_task(self._install(address))
         self._updated = True
@@ -376,3 +403,9 @@ class SchedulerConnection:
         finally:
             del self._installing_on[address]
             await self.changed()
+
+
+async def _opened(connecting: asyncio.Task[Comm]) -> Comm | None:
+    """Return a connection, once it is made; None: it failed, or was cancelled."""
+    await asyncio.wait([connecting])
+    return None if connecting.cancelled() or connecting.exception() else connecting.result()
