@@ -263,6 +263,8 @@ class StartRequest(google.protobuf.message.Message):
     RUN_OUTPUT_LIMIT_BYTES_FIELD_NUMBER: builtins.int
     PROCESS_LIMIT_FIELD_NUMBER: builtins.int
     PARAMETERS_JSON_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    FILES_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Makes the call idempotent: the same id with the same request returns the same run, even after a restart
     of the server; with a different request it fails with REQUEST_ID_REUSED. At most 128 characters. Empty:
@@ -319,6 +321,10 @@ class StartRequest(google.protobuf.message.Message):
     At most 1 MiB, 30 levels of nesting, 10,000 values including list items, and 4,300 digits per integer;
     more, or anything that is not such an object, is an error (INVALID_FIELD).
     """
+    name: builtins.str
+    """A name for people, at most 128 characters: what is listed and shown. It need not be unique. Empty: the file
+    name in `notebook_path` or `notebook_uri` without `.ipynb`, or nothing for `notebook_content`.
+    """
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
         """Values for the notebook's parameters, by name, injected as papermill does: in a cell after the one
@@ -355,6 +361,13 @@ class StartRequest(google.protobuf.message.Message):
     def retention(self) -> google.protobuf.duration_pb2.Duration:
         """How long to keep the run's history and results after its end. Absent: the server's default."""
 
+    @property
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___InputFile]:
+        """Files to write into the run's working folder before the first cell: data and modules that the notebook reads
+        by relative path. Only for runs with a private working folder, so not with `notebook_path`. At most 1,000
+        files, and as many bytes as the server's `--max-files-bytes` allows (otherwise INVALID_FIELD).
+        """
+
     def __init__(
         self,
         *,
@@ -377,12 +390,38 @@ class StartRequest(google.protobuf.message.Message):
         run_output_limit_bytes: builtins.int = ...,
         process_limit: builtins.int = ...,
         parameters_json: builtins.str = ...,
+        name: builtins.str = ...,
+        files: collections.abc.Iterable[global___InputFile] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["cell_timeout", b"cell_timeout", "notebook", b"notebook", "notebook_content", b"notebook_content", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_timeout", b"output_timeout", "parameters", b"parameters", "retention", b"retention", "run_timeout", b"run_timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["allow_errors", b"allow_errors", "cell_output_limit_bytes", b"cell_output_limit_bytes", "cell_timeout", b"cell_timeout", "environment", b"environment", "kernel_name", b"kernel_name", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "notebook", b"notebook", "notebook_content", b"notebook_content", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_timeout", b"output_timeout", "output_uri", b"output_uri", "parameters", b"parameters", "parameters_json", b"parameters_json", "process_limit", b"process_limit", "request_id", b"request_id", "retention", b"retention", "run_output_limit_bytes", b"run_output_limit_bytes", "run_timeout", b"run_timeout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["allow_errors", b"allow_errors", "cell_output_limit_bytes", b"cell_output_limit_bytes", "cell_timeout", b"cell_timeout", "environment", b"environment", "files", b"files", "kernel_name", b"kernel_name", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "notebook", b"notebook", "notebook_content", b"notebook_content", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_timeout", b"output_timeout", "output_uri", b"output_uri", "parameters", b"parameters", "parameters_json", b"parameters_json", "process_limit", b"process_limit", "request_id", b"request_id", "retention", b"retention", "run_output_limit_bytes", b"run_output_limit_bytes", "run_timeout", b"run_timeout"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["notebook", b"notebook"]) -> typing.Literal["notebook_content", "notebook_path", "notebook_uri"] | None: ...
 
 global___StartRequest = StartRequest
+
+@typing.final
+class InputFile(google.protobuf.message.Message):
+    """A file for the working folder of a run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """The path relative to the working folder, with `/` between names. Folders are created. A path that is
+    absolute, leaves the folder, is given twice or is also a folder is an error (INVALID_FIELD).
+    """
+    content: builtins.bytes
+    """The content."""
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        content: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "path", b"path"]) -> None: ...
+
+global___InputFile = InputFile
 
 @typing.final
 class StartResponse(google.protobuf.message.Message):
@@ -415,6 +454,7 @@ class ProgressRequest(google.protobuf.message.Message):
     AFTER_SEQUENCE_FIELD_NUMBER: builtins.int
     OMIT_CELL_OUTPUT_FIELD_NUMBER: builtins.int
     SNAPSHOT_ONLY_FIELD_NUMBER: builtins.int
+    DISPLAY_DATA_MAX_BYTES_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run to follow. Empty: the newest run."""
     after_sequence: builtins.int
@@ -423,6 +463,11 @@ class ProgressRequest(google.protobuf.message.Message):
     """Omit the output of cells. Sequence numbers then have gaps."""
     snapshot_only: builtins.bool
     """Stream the events recorded so far, then end the stream, even if the run has not ended."""
+    display_data_max_bytes: builtins.int
+    """Include the content of each representation of rich data that has at most so many bytes
+    (`MimeData.content`). Zero: none. The server keeps no content above its `--display-data-max-bytes`, and a
+    message never exceeds 2 MiB: further representations come without their content.
+    """
     def __init__(
         self,
         *,
@@ -430,8 +475,9 @@ class ProgressRequest(google.protobuf.message.Message):
         after_sequence: builtins.int = ...,
         omit_cell_output: builtins.bool = ...,
         snapshot_only: builtins.bool = ...,
+        display_data_max_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["after_sequence", b"after_sequence", "omit_cell_output", b"omit_cell_output", "run_id", b"run_id", "snapshot_only", b"snapshot_only"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_sequence", b"after_sequence", "display_data_max_bytes", b"display_data_max_bytes", "omit_cell_output", b"omit_cell_output", "run_id", b"run_id", "snapshot_only", b"snapshot_only"]) -> None: ...
 
 global___ProgressRequest = ProgressRequest
 
@@ -545,7 +591,9 @@ class CellOutput(google.protobuf.message.Message):
 
     @property
     def display(self) -> global___DisplayOutput:
-        """Rich data, described but not included: Output returns it once the cell has finished."""
+        """Rich data, described; included only if `display_data_max_bytes` asks for it. Output returns it once the cell
+        has finished.
+        """
 
     @property
     def error(self) -> global___ErrorOutput:
@@ -599,13 +647,14 @@ global___StreamOutput = StreamOutput
 
 @typing.final
 class DisplayOutput(google.protobuf.message.Message):
-    """Rich data, described but not included."""
+    """Rich data, described; included only if `display_data_max_bytes` asks for it."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     OUTPUT_TYPE_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     OMITTED_FIELD_NUMBER: builtins.int
+    RESULT_FIELD_NUMBER: builtins.int
     output_type: builtins.str
     """The name in nbformat: "display_data", "execute_result", or "update_display_data" for a change of an
     earlier output.
@@ -616,16 +665,44 @@ class DisplayOutput(google.protobuf.message.Message):
     def data(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MimeData]:
         """The representations that the kernel sent, the first 64 of them."""
 
+    @property
+    def result(self) -> global___ResultValue:
+        """The result value that this display sets. Absent if it sets none."""
+
     def __init__(
         self,
         *,
         output_type: builtins.str = ...,
         data: collections.abc.Iterable[global___MimeData] | None = ...,
         omitted: builtins.int = ...,
+        result: global___ResultValue | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "omitted", b"omitted", "output_type", b"output_type"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "omitted", b"omitted", "output_type", b"output_type", "result", b"result"]) -> None: ...
 
 global___DisplayOutput = DisplayOutput
+
+@typing.final
+class ResultValue(google.protobuf.message.Message):
+    """A named value that a notebook displayed as `application/scrapbook.scrap.json+json`, as scrapbook's `glue` does."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VALUE_JSON_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The name: at most 128 characters."""
+    value_json: builtins.str
+    """The value as JSON: at most 16 KiB. NaN and the infinities are the tokens that Python's json module writes."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        value_json: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "value_json", b"value_json"]) -> None: ...
+
+global___ResultValue = ResultValue
 
 @typing.final
 class MimeData(google.protobuf.message.Message):
@@ -635,17 +712,25 @@ class MimeData(google.protobuf.message.Message):
 
     MIME_TYPE_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: builtins.int
     mime_type: builtins.str
     """The MIME type, such as "image/png", cut at 256 characters."""
     size_bytes: builtins.int
     """The size in the notebook, in bytes."""
+    content: builtins.bytes
+    """The representation itself, if it was asked for and kept: UTF-8 for text, JSON for JSON types, the decoded bytes
+    for types that notebooks keep in base64, such as "image/png".
+    """
     def __init__(
         self,
         *,
         mime_type: builtins.str = ...,
         size_bytes: builtins.int = ...,
+        content: builtins.bytes | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["mime_type", b"mime_type", "size_bytes", b"size_bytes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_content", b"_content", "content", b"content"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_content", b"_content", "content", b"content", "mime_type", b"mime_type", "size_bytes", b"size_bytes"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_content", b"_content"]) -> typing.Literal["content"] | None: ...
 
 global___MimeData = MimeData
 
@@ -994,6 +1079,84 @@ class ListResponse(google.protobuf.message.Message):
 global___ListResponse = ListResponse
 
 @typing.final
+class GetRequest(google.protobuf.message.Message):
+    """The run to return."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """The run's id, or an unambiguous part of it. Empty: the newest run."""
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["run_id", b"run_id"]) -> None: ...
+
+global___GetRequest = GetRequest
+
+@typing.final
+class GetResponse(google.protobuf.message.Message):
+    """The run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: builtins.int
+    @property
+    def run(self) -> global___Run:
+        """The run as it is now."""
+
+    def __init__(
+        self,
+        *,
+        run: global___Run | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["run", b"run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["run", b"run"]) -> None: ...
+
+global___GetResponse = GetResponse
+
+@typing.final
+class DeleteRequest(google.protobuf.message.Message):
+    """The run to delete."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """The run's whole id; an empty one is an error (INVALID_FIELD)."""
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["run_id", b"run_id"]) -> None: ...
+
+global___DeleteRequest = DeleteRequest
+
+@typing.final
+class DeleteResponse(google.protobuf.message.Message):
+    """The deleted run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: builtins.int
+    @property
+    def run(self) -> global___Run:
+        """The run as it was."""
+
+    def __init__(
+        self,
+        *,
+        run: global___Run | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["run", b"run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["run", b"run"]) -> None: ...
+
+global___DeleteResponse = DeleteResponse
+
+@typing.final
 class Run(google.protobuf.message.Message):
     """One execution of one notebook."""
 
@@ -1035,6 +1198,13 @@ class Run(google.protobuf.message.Message):
     OUTPUT_ERROR_FIELD_NUMBER: builtins.int
     PARAMETERS_JSON_FIELD_NUMBER: builtins.int
     NOTEBOOK_REPAIRS_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    NOTEBOOK_SHA256_FIELD_NUMBER: builtins.int
+    RESULTS_FIELD_NUMBER: builtins.int
+    RESULTS_JSON_FIELD_NUMBER: builtins.int
+    RESULTS_OMITTED_FIELD_NUMBER: builtins.int
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    CPU_TIME_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The server's id for the run."""
     request_id: builtins.str
@@ -1063,6 +1233,22 @@ class Run(google.protobuf.message.Message):
     """
     parameters_json: builtins.str
     """The exact parameters, in the form of `StartRequest.parameters_json`; empty if there are none."""
+    name: builtins.str
+    """The name: `StartRequest.name`, or the notebook's file name without `.ipynb`; empty if there is neither."""
+    notebook_sha256: builtins.str
+    """The SHA-256 hash of the notebook as it was given, in hexadecimal."""
+    results_json: builtins.str
+    """The exact result values, as a JSON object in the order in which the names first came; empty if there are
+    none. At most 64 KiB.
+    """
+    results_omitted: builtins.int
+    """Number of names whose result value is left out because it is too large, or there are too many; the notebook
+    has them.
+    """
+    peak_memory_bytes: builtins.int
+    """The largest memory that all processes of the run had together, in bytes, as measured about once a second and
+    at its end. Zero: not known.
+    """
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the run was admitted (UTC)."""
@@ -1097,6 +1283,19 @@ class Run(google.protobuf.message.Message):
         the last one says how many kinds are omitted. Empty: nothing was repaired.
         """
 
+    @property
+    def results(self) -> google.protobuf.struct_pb2.Struct:
+        """The result values, by name, as far as a Struct in JSON can represent them, in the manner of `parameters`: what
+        the notebook displayed as `application/scrapbook.scrap.json+json`, as scrapbook's `glue` does. Of several
+        values with one name, the last one. `results_json` has the exact values.
+        """
+
+    @property
+    def cpu_time(self) -> google.protobuf.duration_pb2.Duration:
+        """The processor time of all processes of the run, user and system. Absent until the run has ended, and if it is
+        not known.
+        """
+
     def __init__(
         self,
         *,
@@ -1120,9 +1319,16 @@ class Run(google.protobuf.message.Message):
         output_error: builtins.str = ...,
         parameters_json: builtins.str = ...,
         notebook_repairs: collections.abc.Iterable[builtins.str] | None = ...,
+        name: builtins.str = ...,
+        notebook_sha256: builtins.str = ...,
+        results: google.protobuf.struct_pb2.Struct | None = ...,
+        results_json: builtins.str = ...,
+        results_omitted: builtins.int = ...,
+        peak_memory_bytes: builtins.int = ...,
+        cpu_time: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "parameters", b"parameters", "queue_position", b"queue_position", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "cells_completed", b"cells_completed", "cells_total", b"cells_total", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "kernel_name", b"kernel_name", "labels", b"labels", "notebook_path", b"notebook_path", "notebook_repairs", b"notebook_repairs", "notebook_uri", b"notebook_uri", "output_error", b"output_error", "output_uri", b"output_uri", "parameters", b"parameters", "parameters_json", b"parameters_json", "queue_position", b"queue_position", "request_id", b"request_id", "run_id", b"run_id", "start_time", b"start_time", "state", b"state"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "cpu_time", b"cpu_time", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "parameters", b"parameters", "queue_position", b"queue_position", "results", b"results", "start_time", b"start_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "cells_completed", b"cells_completed", "cells_total", b"cells_total", "cpu_time", b"cpu_time", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "kernel_name", b"kernel_name", "labels", b"labels", "name", b"name", "notebook_path", b"notebook_path", "notebook_repairs", b"notebook_repairs", "notebook_sha256", b"notebook_sha256", "notebook_uri", b"notebook_uri", "output_error", b"output_error", "output_uri", b"output_uri", "parameters", b"parameters", "parameters_json", b"parameters_json", "peak_memory_bytes", b"peak_memory_bytes", "queue_position", b"queue_position", "request_id", b"request_id", "results", b"results", "results_json", b"results_json", "results_omitted", b"results_omitted", "run_id", b"run_id", "start_time", b"start_time", "state", b"state"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_current_cell", b"_current_cell"]) -> typing.Literal["current_cell"] | None: ...
     @typing.overload

@@ -60,6 +60,16 @@ class NotebookRunnerStub(object):
                 request_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.ListRequest.SerializeToString,
                 response_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.ListResponse.FromString,
                 _registered_method=True)
+        self.Get = channel.unary_unary(
+                '/notebook_runner.v1.NotebookRunner/Get',
+                request_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.GetRequest.SerializeToString,
+                response_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.GetResponse.FromString,
+                _registered_method=True)
+        self.Delete = channel.unary_unary(
+                '/notebook_runner.v1.NotebookRunner/Delete',
+                request_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.DeleteRequest.SerializeToString,
+                response_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.DeleteResponse.FromString,
+                _registered_method=True)
         self.Info = channel.unary_unary(
                 '/notebook_runner.v1.NotebookRunner/Info',
                 request_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.InfoRequest.SerializeToString,
@@ -135,6 +145,29 @@ class NotebookRunnerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Get(self, request, context):
+        """Returns one run, by its id or by an unambiguous part of it: the beginning of the id, or of what follows its
+        last hyphen, at least 4 characters. An id as a whole takes precedence.
+
+        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match;
+        INVALID_FIELD).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Delete(self, request, context):
+        """Deletes a run that has ended, with everything that it left on the server: its history, outputs and files.
+        What was written to `output_uri` stays. The run's `request_id` may be used again. Streams and pages of the
+        run that are being read fail with RUN_NOT_FOUND.
+
+        Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE);
+        INVALID_ARGUMENT (INVALID_FIELD).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Info(self, request, context):
         """Describes this server, its capabilities and its load, for diagnosis and for programs that adapt to it.
         The response contains nothing about runs and notebooks.
@@ -172,6 +205,16 @@ def add_NotebookRunnerServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.ListRequest.FromString,
                     response_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.ListResponse.SerializeToString,
+            ),
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.GetRequest.FromString,
+                    response_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.GetResponse.SerializeToString,
+            ),
+            'Delete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Delete,
+                    request_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.DeleteRequest.FromString,
+                    response_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.DeleteResponse.SerializeToString,
             ),
             'Info': grpc.unary_unary_rpc_method_handler(
                     servicer.Info,
@@ -315,6 +358,60 @@ class NotebookRunner(object):
             '/notebook_runner.v1.NotebookRunner/List',
             notebook__runner_dot_v1_dot_notebook__runner__pb2.ListRequest.SerializeToString,
             notebook__runner_dot_v1_dot_notebook__runner__pb2.ListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/notebook_runner.v1.NotebookRunner/Get',
+            notebook__runner_dot_v1_dot_notebook__runner__pb2.GetRequest.SerializeToString,
+            notebook__runner_dot_v1_dot_notebook__runner__pb2.GetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Delete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/notebook_runner.v1.NotebookRunner/Delete',
+            notebook__runner_dot_v1_dot_notebook__runner__pb2.DeleteRequest.SerializeToString,
+            notebook__runner_dot_v1_dot_notebook__runner__pb2.DeleteResponse.FromString,
             options,
             channel_credentials,
             insecure,

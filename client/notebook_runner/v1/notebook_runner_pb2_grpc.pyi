@@ -105,6 +105,29 @@ class NotebookRunnerStub:
     Errors: INVALID_ARGUMENT (INVALID_FIELD).
     """
 
+    Get: grpc.UnaryUnaryMultiCallable[
+        notebook_runner.v1.notebook_runner_pb2.GetRequest,
+        notebook_runner.v1.notebook_runner_pb2.GetResponse,
+    ]
+    """Returns one run, by its id or by an unambiguous part of it: the beginning of the id, or of what follows its
+    last hyphen, at least 4 characters. An id as a whole takes precedence.
+
+    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match;
+    INVALID_FIELD).
+    """
+
+    Delete: grpc.UnaryUnaryMultiCallable[
+        notebook_runner.v1.notebook_runner_pb2.DeleteRequest,
+        notebook_runner.v1.notebook_runner_pb2.DeleteResponse,
+    ]
+    """Deletes a run that has ended, with everything that it left on the server: its history, outputs and files.
+    What was written to `output_uri` stays. The run's `request_id` may be used again. Streams and pages of the
+    run that are being read fail with RUN_NOT_FOUND.
+
+    Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE);
+    INVALID_ARGUMENT (INVALID_FIELD).
+    """
+
     Info: grpc.UnaryUnaryMultiCallable[
         notebook_runner.v1.notebook_runner_pb2.InfoRequest,
         notebook_runner.v1.notebook_runner_pb2.InfoResponse,
@@ -180,6 +203,29 @@ class NotebookRunnerAsyncStub:
     """Returns runs, newest first, filtered by state and label.
 
     Errors: INVALID_ARGUMENT (INVALID_FIELD).
+    """
+
+    Get: grpc.aio.UnaryUnaryMultiCallable[
+        notebook_runner.v1.notebook_runner_pb2.GetRequest,
+        notebook_runner.v1.notebook_runner_pb2.GetResponse,
+    ]
+    """Returns one run, by its id or by an unambiguous part of it: the beginning of the id, or of what follows its
+    last hyphen, at least 4 characters. An id as a whole takes precedence.
+
+    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match;
+    INVALID_FIELD).
+    """
+
+    Delete: grpc.aio.UnaryUnaryMultiCallable[
+        notebook_runner.v1.notebook_runner_pb2.DeleteRequest,
+        notebook_runner.v1.notebook_runner_pb2.DeleteResponse,
+    ]
+    """Deletes a run that has ended, with everything that it left on the server: its history, outputs and files.
+    What was written to `output_uri` stays. The run's `request_id` may be used again. Streams and pages of the
+    run that are being read fail with RUN_NOT_FOUND.
+
+    Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE);
+    INVALID_ARGUMENT (INVALID_FIELD).
     """
 
     Info: grpc.aio.UnaryUnaryMultiCallable[
@@ -267,6 +313,33 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         """Returns runs, newest first, filtered by state and label.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELD).
+        """
+
+    @abc.abstractmethod
+    def Get(
+        self,
+        request: notebook_runner.v1.notebook_runner_pb2.GetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[notebook_runner.v1.notebook_runner_pb2.GetResponse, collections.abc.Awaitable[notebook_runner.v1.notebook_runner_pb2.GetResponse]]:
+        """Returns one run, by its id or by an unambiguous part of it: the beginning of the id, or of what follows its
+        last hyphen, at least 4 characters. An id as a whole takes precedence.
+
+        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match;
+        INVALID_FIELD).
+        """
+
+    @abc.abstractmethod
+    def Delete(
+        self,
+        request: notebook_runner.v1.notebook_runner_pb2.DeleteRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[notebook_runner.v1.notebook_runner_pb2.DeleteResponse, collections.abc.Awaitable[notebook_runner.v1.notebook_runner_pb2.DeleteResponse]]:
+        """Deletes a run that has ended, with everything that it left on the server: its history, outputs and files.
+        What was written to `output_uri` stays. The run's `request_id` may be used again. Streams and pages of the
+        run that are being read fail with RUN_NOT_FOUND.
+
+        Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE);
+        INVALID_ARGUMENT (INVALID_FIELD).
         """
 
     @abc.abstractmethod
