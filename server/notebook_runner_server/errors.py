@@ -9,12 +9,14 @@
     │   ├── UnknownParameterError   UNKNOWN_PARAMETER
     │   ├── UnknownKernelError      UNKNOWN_KERNEL
     │   ├── UnknownFormatError      UNKNOWN_FORMAT
+    │   ├── AmbiguousRunIdError     AMBIGUOUS_RUN_ID
     │   ├── PathOutsideRootError    PATH_OUTSIDE_ROOT
     │   └── UriNotAllowedError      URI_NOT_ALLOWED
     ├── NotFoundError
     │   ├── RunNotFoundError        RUN_NOT_FOUND
     │   └── NotebookNotFoundError   NOTEBOOK_NOT_FOUND
     ├── RequestIdReusedError      REQUEST_ID_REUSED
+    ├── RunActiveError            RUN_ACTIVE
     ├── ExhaustedError            a limit of the server is reached
     │   ├── RunnerBusyError         RUNNER_BUSY
     │   ├── TooManyStreamsError     TOO_MANY_STREAMS
@@ -102,6 +104,21 @@ class UnknownFormatError(InvalidRequestError):
     reason = "UNKNOWN_FORMAT"
 
 
+class AmbiguousRunIdError(InvalidRequestError):
+    """Several runs have an id with this part."""
+
+    reason = "AMBIGUOUS_RUN_ID"
+
+
+def ambiguous(part: str, run_ids: Sequence[str]) -> AmbiguousRunIdError:
+    """Return the error for a part that several ids have; `run_ids` are some of them, the newest first."""
+    message = (
+        f"Several runs have an id with {part!r}, such as {', '.join(run_ids[:3])}. "
+        "Give more characters, or the whole id."
+    )
+    return AmbiguousRunIdError(message, field="run_id", run_id=part, run_ids=",".join(run_ids))
+
+
 class PathOutsideRootError(InvalidRequestError):
     """The path leads outside the notebook root."""
 
@@ -140,6 +157,12 @@ class RequestIdReusedError(RunnerError):
     """The request id was used before, with a different request."""
 
     reason = "REQUEST_ID_REUSED"
+
+
+class RunActiveError(RunnerError):
+    """The run has not ended."""
+
+    reason = "RUN_ACTIVE"
 
 
 class ExhaustedError(RunnerError):

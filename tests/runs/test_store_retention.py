@@ -9,9 +9,10 @@ import pytest
 from typing_extensions import override
 
 from notebook_runner_server.runs import tables
+from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.retention import BATCH, HistoryLimits, Readers, Retention
 from notebook_runner_server.runs.store import Store
-from notebook_runner_server.runs.tables import RunRecord
+from notebook_runner_server.runs.tables import DamagedRecord, RunRecord
 from tests.runs.reading import FullStore
 from tests.runs.samples import some_options
 from tests.runs.stores import finish, insert, opened
@@ -123,7 +124,7 @@ async def test_a_run_that_is_read_waits(tmp_path: Path, bounds: HistoryLimits) -
             await ended_run(store, f"run-{number}", 1 if bounds == HistoryLimits() else FOR_EVER, 10)
         readers = Readers()
         retention = Retention(store, bounds, readers.is_read)
-        with readers.stream("run-0"):
+        with readers.stream("run-0", RunLog(store, 1, 2, ended=True)):
             await retention.sweep()
             assert "run-0" in await ids(store)
         await retention.sweep()
@@ -140,13 +141,14 @@ async def test_a_full_disk_does_not_end_what_makes_room(
         """A store whose first deletion fails."""
 
         @override
-        async def delete(self, row: RunRecord) -> None:
+        async def delete(self, row: RunRecord | DamagedRecord) -> bool:
             """Fails once, then deletes."""
             full, self.full = self.full, False
             if full:
                 raise OSError(28, "No space left on device")
-            await super().delete(row)
+            is_deleted = await super().delete(row)
             gone.set()
+            return is_deleted
 
     gone = asyncio.Event()
     store = Failing(tmp_path)

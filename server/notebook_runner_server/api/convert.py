@@ -59,6 +59,7 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
         retention=seconds(request, "retention"),
         notebook_uri=request.notebook_uri if kind == "notebook_uri" else None,
         output_uri=request.output_uri,
+        name=request.name,
     )
 
 
@@ -100,6 +101,10 @@ def run_message(run: Run) -> pb.Run:
         output_error=run.output_error,
         parameters_json=parameters.encode(run.parameters),
         notebook_repairs=run.notebook_repairs,
+        name=run.name,
+        notebook_sha256=run.notebook_sha256,
+        peak_memory_bytes=run.peak_memory_bytes,
+        cpu_time=None if run.cpu_seconds is None else _duration(run.cpu_seconds),
     )
     parameters.fill_struct(message.parameters, run.parameters)
     return message
@@ -227,14 +232,18 @@ def heartbeat_message(last: Event, now: int) -> pb.ProgressResponse:
     )
 
 
+def _duration(seconds: float) -> duration_pb2.Duration:
+    message = duration_pb2.Duration()
+    message.FromNanoseconds(math.floor(seconds * 1e9))
+    return message
+
+
 def _cell_finished(body: CellFinished) -> pb.CellFinished:
-    duration = duration_pb2.Duration()
-    duration.FromNanoseconds(math.floor(body.duration * 1e9))
     return pb.CellFinished(
         cell_index=body.cell_index,
         cell_id=body.cell_id,
         execution_count=body.execution_count,
-        duration=duration,
+        duration=_duration(body.duration),
         outcome=pb.CellOutcome.Value(f"CELL_OUTCOME_{body.outcome.name}"),
     )
 

@@ -18,6 +18,7 @@ from notebook_runner_server.errors import (
     NotFoundError,
     OffsetPastEndError,
     RequestIdReusedError,
+    RunActiveError,
     RunnerError,
     UnavailableError,
 )
@@ -44,6 +45,7 @@ _CODES: dict[type[RunnerError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     RequestIdReusedError: grpc.StatusCode.ALREADY_EXISTS,
+    RunActiveError: grpc.StatusCode.FAILED_PRECONDITION,
     ExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     OffsetPastEndError: grpc.StatusCode.OUT_OF_RANGE,
     ExportFailedError: grpc.StatusCode.FAILED_PRECONDITION,

@@ -81,7 +81,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
     async def _progress(self, request: pb.ProgressRequest) -> AsyncIterator[bytes]:
         run_id, log = await self._manager.log(request.run_id)
         bind_contextvars(run_id=run_id)
-        with self._manager.readers.stream(run_id):
+        with self._manager.readers.stream(run_id, log):
             async for message in self._follow(request, log):
                 yield message
 
@@ -178,6 +178,18 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             answer.runs.append(message)
         answer.next_page_token = _token(request, more) if more else ""
         return answer
+
+    async def Get(self, request: pb.GetRequest, context: Any) -> pb.GetResponse:  # noqa: ARG002, N802 - grpc's
+        """Return one run."""
+        run = await self._manager.get(request.run_id)
+        bind_contextvars(run_id=run.run_id)
+        return pb.GetResponse(run=convert.run_message(run))
+
+    async def Delete(self, request: pb.DeleteRequest, context: Any) -> pb.DeleteResponse:  # noqa: ARG002, N802 - grpc's
+        """Delete a run that has ended."""
+        run = await self._manager.delete(request.run_id)
+        bind_contextvars(run_id=request.run_id)
+        return pb.DeleteResponse(run=None if run is None else convert.run_message(run))
 
     async def Info(self, request: pb.InfoRequest, context: Any) -> pb.InfoResponse:  # noqa: ARG002, N802 - grpc's
         """Describe this server."""

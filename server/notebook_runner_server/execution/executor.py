@@ -27,12 +27,17 @@ from notebook_runner_server.execution.interface import (
 from notebook_runner_server.execution.kernel import Kernel, KernelDiedError
 from notebook_runner_server.execution.kernel_client import UnfitKernelError
 from notebook_runner_server.execution.options import WorkerOptions
-from notebook_runner_server.execution.processes import reader_of_terminal, run_processes
+from notebook_runner_server.execution.processes import (
+    ReapedProcesses,
+    processor_seconds,
+    reader_of_terminal,
+    run_processes,
+)
 from notebook_runner_server.execution.recorder import StreamingNotebookClient
 from notebook_runner_server.execution.shared_memory import SharedMemory
 from notebook_runner_server.execution.warm.forking import ForkServerError
 from notebook_runner_server.execution.warm.pool import WarmPool
-from notebook_runner_server.execution.watchdog import OomKills, Watchdog, peak
+from notebook_runner_server.execution.watchdog import OomKills, Watchdog
 
 MAX_WARM_TRIES = 2
 """Warm kernels that a run tries: more would fail too, for example because its folder is gone."""
@@ -68,7 +73,8 @@ class RunExecutor:
         # The first cause wins.
         self._failure: Failure | None = None
         self._killed: set[int] = set()
-        self._peak_memory = 0
+        # Processor seconds that the run's kernel had used before it was the run's.
+        self._used_before = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = threading.Event()
         self._wake = asyncio.Event()
@@ -127,9 +133,6 @@ class RunExecutor:
         self._kill()
 
     def _kill(self) -> None:
-        if self._kernel is not None:
-            # Linux forgets it with the process.
-            self._peak_memory = max(self._peak_memory, peak(self._kernel.pid))
         self._shared.look(run_processes.peek)
         self._killed.update(run_processes.kill())
 
@@ -142,6 +145,7 @@ class RunExecutor:
     async def run(self) -> None:
         """Execute the job; the last event is `Ended`, sent when no process of the run is left."""
         self._loop = asyncio.get_running_loop()
+        run_processes.reaped = ReapedProcesses()
         limits = self._job.limits
         watchdog = Watchdog(limits.memory_bytes, limits.processes, self._shared, self._exceeded)
         timer = self._limit(limits.run_timeout, Cause.RUN_TIMEOUT)
@@ -160,13 +164,14 @@ class RunExecutor:
         if timer is not None:
             timer.cancel()
         watchdog.close()
-        self._end(outcome)
+        watchdog.measure(run_processes.peek())
+        self._end(outcome, watchdog.peak_bytes)
 
     def _exceeded(self, cause: Cause, message: str) -> None:
         self._set_failure(Failure(cause, message, *self._cell))
         self.kill_now()
 
-    def _end(self, outcome: BaseException | None) -> None:
+    def _end(self, outcome: BaseException | None, peak_bytes: int) -> None:
         self._cancel_deadlines()
         if outcome is not None:
             self._set_failure(self._failure_of(outcome))
@@ -176,10 +181,19 @@ class RunExecutor:
         run_processes.paused = True
         if self._kernel is not None:
             self._kernel.remove()
-        self._emit(Ended(self._failure, len(self._killed), self._peak_memory))
+        peak_bytes = max(peak_bytes, run_processes.reaped.peak_bytes)
+        self._emit(Ended(self._failure, len(self._killed), peak_bytes, self._cpu_seconds()))
         if self._kernel is not None:
             self._kernel.close()
         self._warm_pool.resume()
+
+    def _cpu_seconds(self) -> float | None:
+        """Return the processor time of the run, whose processes are all reaped; None: unknown."""
+        reaped = run_processes.reaped
+        if self._kernel is not None and self._kernel.pid not in reaped:
+            # On another machine, or jupyter_client has reaped it.
+            return None
+        return max(0.0, reaped.cpu_seconds - self._used_before)
 
     def _cancel_deadlines(self) -> None:
         with self._lock:
@@ -218,6 +232,7 @@ class RunExecutor:
             if warm is None:
                 break
             self._kernel = warm
+            self._used_before += processor_seconds(warm.pid)
             with contextlib.suppress(UnfitKernelError, ForkServerError, TimeoutError):
                 await warm.assign(self._job.working_folder, self._variables, self._job.run_folder)
                 await self._connect(warm)
@@ -301,6 +316,7 @@ class RunExecutor:
         kernel = self._kernel
         assert kernel is not None  # noqa: S101 - it watches itself
         out_of_memory = self._oom_kills.happened()
+        kernel.reap(run_processes.wait)
         how = kernel.exit_code(), kernel.log_tail()
         self._set_failure(
             failures.kernel_failure(*how, *self._cell, ready=self._ready, out_of_memory=out_of_memory)

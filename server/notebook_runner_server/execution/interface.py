@@ -241,13 +241,15 @@ class ReplayMark:
 class Ended:
     """The run has ended, and none of its processes is left. `failure` None: every cell was executed.
 
-    `peak_memory_bytes` is the peak memory of the kernel's own process; zero: unknown.
+    `peak_memory_bytes` is the largest memory that its processes had together (zero: unknown), and
+    `cpu_seconds` their processor time, user and system (None: unknown).
     """
 
     failure: Failure | None
     processes_ended: int = 0
-    # A measurement: two runs that end alike differ in it.
+    # Measurements: two runs that end alike differ in them.
     peak_memory_bytes: int = field(default=0, compare=False)
+    cpu_seconds: float | None = field(default=None, compare=False)
 
 
 CellOutput = StreamOutput | DisplayOutput | ErrorOutput | ClearOutput | OutputCut

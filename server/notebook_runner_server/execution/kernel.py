@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -321,6 +321,18 @@ class Kernel:
             if not await channel.socket.poll(_QUIET_MS):
                 break
             await asyncio.sleep(0)
+
+    def reap(self, wait: Callable[[int], int | None]) -> None:
+        """Reap the process, if it has ended; `exit_code` knows how.
+
+        Args:
+            wait: Reaps a process, and returns its wait status; None: it has not ended.
+        """
+        process = getattr(self.manager.provisioner, "process", None)
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ChildProcessError):
+                status = wait(process.pid)
+                process.returncode = None if status is None else os.waitstatus_to_exitcode(status)
 
     def exit_code(self) -> int | None:
         """Return the exit code of the dead process (negative: the signal that killed it); None: unknown."""

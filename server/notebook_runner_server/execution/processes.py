@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
 import select
 import signal
 import threading
@@ -58,8 +59,16 @@ def descendants(pid: int, spare: Callable[[int], bool] = spare_none) -> list[int
     return found
 
 
+def _reap(pid: int) -> None:
+    os.waitpid(pid, os.WNOHANG)
+
+
 def kill_descendants(
-    pid: int, spare: Callable[[int], bool] = spare_none, *, deadline: float = KILL_DEADLINE
+    pid: int,
+    spare: Callable[[int], bool] = spare_none,
+    *,
+    reap: Callable[[int], object] = _reap,
+    deadline: float = KILL_DEADLINE,
 ) -> set[int]:
     """Kill every descendant of a process, and return when none is left.
 
@@ -69,6 +78,7 @@ def kill_descendants(
     Args:
         pid: The process; if it is the caller, dead children are reaped as well.
         spare: Returns whether to spare a process and its descendants.
+        reap: Reaps a dead child of the caller.
         deadline: Seconds to keep trying.
 
     Returns:
@@ -78,10 +88,12 @@ def kill_descendants(
         ProcessesLeftError: Some were still alive at the deadline.
     """
     with _ONE_AT_A_TIME:
-        return _kill_descendants(pid, spare, deadline)
+        return _kill_descendants(pid, spare, reap, deadline)
 
 
-def _kill_descendants(pid: int, spare: Callable[[int], bool], deadline: float) -> set[int]:
+def _kill_descendants(
+    pid: int, spare: Callable[[int], bool], reap: Callable[[int], object], deadline: float
+) -> set[int]:
     killed: set[int] = set()
     end = time.monotonic() + deadline
     while found := descendants(pid, spare):
@@ -93,8 +105,9 @@ def _kill_descendants(pid: int, spare: Callable[[int], bool], deadline: float) -
                     os.kill(one, number)
         killed.update(alive)
         _wait_for_end(alive)
-        if pid == os.getpid():
-            _reap(found)
+        for one in found if pid == os.getpid() else ():
+            with contextlib.suppress(ChildProcessError):
+                reap(one)
         if time.monotonic() > end:
             raise ProcessesLeftError(f"still alive after {deadline} s: {found}")
     return killed
@@ -134,12 +147,6 @@ def _wait_for_end(pids: list[int]) -> None:
                 os.close(descriptor)
 
 
-def _reap(pids: list[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-
-
 # Linux numbers system calls differently for each architecture. The first argument of `read` is the
 # descriptor; that of `select` and `pselect6`, which readline calls first, is the highest descriptor plus one.
 _READ = {"x86_64": {"0"}}.get(platform.machine(), {"63"})
@@ -165,6 +172,50 @@ PATIENCE = 0.1
 """Seconds that a search for the run's processes waits for a process that is being started."""
 
 
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time of a living process and of its reaped children, in seconds; 0: it is gone."""
+    with contextlib.suppress(OSError):
+        # The clock that clock_getcpuclockid(3) names: exact, where `/proc` counts in hundredths of a second.
+        own = time.clock_gettime(~pid << 3 | 2)
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        # proc(5) counts from 1, and the first field after the name is the third.
+        user, system = stat[stat.rindex(b")") + 2 :].split()[13:15]
+        return own + (int(user) + int(system)) / _TICKS
+    return 0.0
+
+
+class ReapedProcesses:
+    """What the processes of one run used, as Linux reports it when they are reaped.
+
+    A process reports its own use and that of the children that it has reaped itself. Orphans become children
+    of the worker, so each process of a run is counted once, however it ended and whoever reaped it.
+    """
+
+    def __init__(self) -> None:
+        # Process id, processor seconds and bytes. Threads and a signal handler add to it: that is one step.
+        self._processes: list[tuple[int, float, int]] = []
+
+    def add(self, pid: int, usage: resource.struct_rusage) -> None:
+        """Count a process."""
+        self._processes.append((pid, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024))
+
+    def __contains__(self, pid: int) -> bool:
+        return any(one == pid for one, _, _ in self._processes)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Their processor time, user and system."""
+        return sum(seconds for _, seconds, _ in self._processes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest resident memory of one of them, in bytes."""
+        return max((peak for _, _, peak in self._processes), default=0)
+
+
 def _nothing() -> None: ...
 
 
@@ -176,6 +227,7 @@ class RunProcesses:
 
     Attributes:
         kernel: The run's kernel, which other code waits for; 0: none.
+        reaped: What the reaped processes of the run have used; a new run replaces it.
         paused: Reap nothing, because a child is being started and not yet known.
     """
 
@@ -184,6 +236,7 @@ class RunProcesses:
         self._kept: set[int] = set()
         self._give_up: Callable[[], object] = _nothing
         self.kernel = 0
+        self.reaped = ReapedProcesses()
         self.paused = True
 
     @contextlib.contextmanager
@@ -236,7 +289,22 @@ class RunProcesses:
             ProcessesLeftError: Some were still alive after `KILL_DEADLINE`.
         """
         with self._looking():
-            return kill_descendants(os.getpid(), self._kept.__contains__)
+            return kill_descendants(os.getpid(), self._kept.__contains__, reap=self.wait)
+
+    def wait(self, pid: int) -> int | None:
+        """Reap a child that belongs to the run, if it has ended, and count what it used.
+
+        Returns:
+            Its wait status; None: it has not ended.
+
+        Raises:
+            ChildProcessError: It is no child, or was reaped before.
+        """
+        found, status, usage = os.wait4(pid, os.WNOHANG)
+        if not found:
+            return None
+        self.reaped.add(pid, usage)
+        return status
 
     def install(self) -> None:
         """Reap orphans of the run whenever a child ends; call it on the main thread."""
@@ -250,7 +318,7 @@ class RunProcesses:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if found is None or found.si_pid == self.kernel or found.si_pid in self._kept:
                     return
-                os.waitpid(found.si_pid, os.WNOHANG)
+                self.wait(found.si_pid)
 
 
 run_processes = RunProcesses()

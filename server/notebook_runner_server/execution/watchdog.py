@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,12 @@ INTERVAL = 0.05
 LONG_INTERVAL = 0.25
 """The same for a run without limits, where only the shared memory is checked."""
 
+MEASUREMENT_SECONDS = 1.0
+"""Seconds between two measurements of the memory that a run uses."""
+
+MOST_MEASURED = 1000
+"""Processes above which nothing is measured: in a storm of forks it would take longer than to end them."""
+
 WORKER_BYTES = 64 * 1024 * 1024
 """Memory that the worker itself may use during a run before it counts towards the run."""
 
@@ -31,6 +38,10 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 
 class Watchdog:
     """Checks the processes of the run on its own thread until it is closed.
+
+    Attributes:
+        peak_bytes: The largest memory of several processes together at a measurement, in bytes; zero: none
+            was made. That of a single process is known when it is reaped.
 
     Args:
         memory_bytes: Limit of their memory together, with the run's shared memory and the growth of the
@@ -51,6 +62,8 @@ class Watchdog:
         self._processes = processes
         self._shared = shared
         self._own_before = resident(os.getpid())
+        self.peak_bytes = 0
+        self._next_measurement = 0.0
         self._exceeded = exceeded
         self._closed = threading.Event()
         self._judging = threading.Lock()
@@ -79,20 +92,37 @@ class Watchdog:
         """Check the run, and report if it exceeds a limit."""
         if not (self._memory_bytes or self._processes):
             # Not urgent: a kernel that is just being started is not disturbed.
-            self._shared.look(run_processes.peek)
+            shared = self._shared.look(run_processes.peek)
+            if self._is_measurement_due():
+                self.measure(run_processes.peek(), shared)
             return False
         found = run_processes.processes()
         self._shared.see(found)
         shared = self._shared.look(found.copy)
+        if self._is_measurement_due():
+            self.measure(found, shared)
         if self._processes and len(found) > self._processes:
             message = f"The run exceeded its limit of {self._processes} processes."
             self._judge(Cause.PROCESS_LIMIT, message)
             return True
         if self._memory_bytes and (used := self._used(found, shared)) > self._memory_bytes:
+            self.measure(found, shared)
             message = f"The run used {used} bytes of memory; its limit is {self._memory_bytes} bytes."
             self._judge(Cause.OUT_OF_MEMORY, message)
             return True
         return False
+
+    def _is_measurement_due(self) -> bool:
+        now = time.monotonic()
+        if now < self._next_measurement:
+            return False
+        self._next_measurement = now + MEASUREMENT_SECONDS
+        return True
+
+    def measure(self, pids: list[int], shared: Mapping[Key, int] | None = None) -> None:
+        """Measure the memory of processes and of shared memory together for `peak_bytes`."""
+        if (len(pids) > 1 or shared) and len(pids) <= MOST_MEASURED:
+            self.peak_bytes = max(self.peak_bytes, memory(pids, self.peak_bytes, shared))
 
     def _used(self, pids: list[int], named: Mapping[Key, int]) -> int:
         own = resident(os.getpid()) - self._own_before - WORKER_BYTES
@@ -136,11 +166,6 @@ def _resident_pages(pid: int) -> int:
 
 def _proportional(pid: int) -> int:
     return _kilobytes(living_thread(pid), "smaps_rollup", b"Pss:")
-
-
-def peak(pid: int) -> int:
-    """Return the peak resident memory of a process in bytes; zero: it is gone."""
-    return _kilobytes(living_thread(pid), "status", b"VmHWM:")
 
 
 def _kilobytes(pid: int, file: str, name: bytes) -> int:

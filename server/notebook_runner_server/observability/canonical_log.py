@@ -76,6 +76,7 @@ def _measured(run_context: RunContext) -> dict[str, object]:
         "output_bytes": run_context.output_bytes,
         "processes_ended": run_context.processes_ended,
         "peak_memory_bytes": run_context.peak_memory_bytes or None,
+        "cpu_seconds": None if run_context.cpu_seconds is None else round(run_context.cpu_seconds, 6),
         "trace_id": run_context.traceparent[3:35] or None,
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -147,6 +147,7 @@ class ActiveRun:
                 if isinstance(last := batch[-1], Ended):
                     self.run_context.processes_ended = last.processes_ended
                     self.run_context.peak_memory_bytes = last.peak_memory_bytes
+                    self.run_context.cpu_seconds = last.cpu_seconds
                     await self.finish(last.failure, batch[:-1])
                 else:
                     async with self._lock:
@@ -204,9 +205,10 @@ class ActiveRun:
         failure, output_error = self._held_end
         try:
             await self._salvage()
-            await self._change(
-                transitions.end(self.run, failure, self.log.clock.now(), output_error), is_end=True
-            )
+            run = transitions.end(self.run, failure, self.log.clock.now(), output_error)
+            context = self.run_context
+            run = replace(run, peak_memory_bytes=context.peak_memory_bytes, cpu_seconds=context.cpu_seconds)
+            await self._change(run, is_end=True)
         except StorageFullError:
             return False
         self._held_end = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import re
 import secrets
 import time
@@ -20,6 +21,7 @@ from notebook_runner_server.errors import (
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.segments import TAIL, PreparedNotebook
 from notebook_runner_server.runs.model import ExecutionOptions, Run, RunState, StartSpec
+from notebook_runner_server.runs.names import check_name, default_name
 from notebook_runner_server.runs.sources import NotebookRoot, UriSource, check_size
 from notebook_runner_server.transfer.interface import Transfer, shown
 
@@ -161,7 +163,8 @@ class Admission:
         # A thread cannot be cancelled; the next large notebook has to wait for it.
         prepared = await asyncio.shield(work)
         kernel_name = await self._kernel(prepared.kernel_name or self._defaults.kernel_name, kernels)
-        return self._admitted(spec, prepared, folder, path, kernel_name)
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())
+        return self._admitted(spec, prepared, folder, path, kernel_name, digest)
 
     async def _prepared(
         self, content: bytes, spec: StartSpec, kernels: Mapping[str, str]
@@ -192,8 +195,15 @@ class Admission:
         )
 
     def _admitted(
-        self, spec: StartSpec, prepared: PreparedNotebook, folder: str, path: str, kernel_name: str
+        self,
+        spec: StartSpec,
+        prepared: PreparedNotebook,
+        folder: str,
+        path: str,
+        kernel_name: str,
+        notebook_sha256: str,
     ) -> Admitted:
+        uri = shown(spec.notebook_uri or "")
         run = Run(
             run_id=_new_id(),
             request_id=spec.request_id,
@@ -204,9 +214,11 @@ class Admission:
             parameters=spec.parameters,
             labels=spec.labels,
             notebook_path=path,
-            notebook_uri=shown(spec.notebook_uri or ""),
+            notebook_uri=uri,
             output_uri=shown(spec.output_uri),
             notebook_repairs=prepared.repairs,
+            name=spec.name or default_name(path, uri),
+            notebook_sha256=notebook_sha256,
         )
         return Admitted(
             run, self._options(spec, folder), {**dict(enumerate(prepared.cells)), TAIL: prepared.tail}
@@ -242,6 +254,7 @@ def _check(spec: StartSpec) -> None:
             f"request_id must have at most {MAX_REQUEST_ID} characters (got {len(spec.request_id)}).",
             field="request_id",
         )
+    check_name(spec.name)
     durations = {
         name: getattr(spec.limits, name) for name in ("run_timeout", "cell_timeout", "output_timeout")
     }

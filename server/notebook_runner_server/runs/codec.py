@@ -30,6 +30,7 @@ from notebook_runner_server.runs.model import (
     RunState,
     TraceContext,
 )
+from notebook_runner_server.runs.names import default_name
 
 _BODIES: dict[str, type[Any]] = {
     "cell_started": CellStarted,
@@ -131,6 +132,15 @@ def _run_from_dict(data: dict[str, Any]) -> Run:
     failure = data["failure"]
     if failure is not None:
         failure = Failure(**{**failure, "cause": Cause(failure["cause"])})
-    # Earlier versions wrote no repairs.
+    # Earlier versions wrote no repairs and no name.
     repairs = tuple(data.get("notebook_repairs", ()))
-    return Run(**{**data, "state": RunState(data["state"]), "failure": failure, "notebook_repairs": repairs})
+    name = (
+        data["name"] if "name" in data else default_name(data["notebook_path"], data.get("notebook_uri", ""))
+    )
+    changed = {
+        "state": RunState(data["state"]),
+        "failure": failure,
+        "notebook_repairs": repairs,
+        "name": name,
+    }
+    return Run(**{**data, **changed})

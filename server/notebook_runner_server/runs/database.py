@@ -109,6 +109,7 @@ class Database:
             stack.callback(db.close)
             is_complete = self._integrity.check(db)
             tables.create(db, is_first=is_first)
+            tables.create_indexes(db)
             stack.pop_all()
         self._write_db = db
         if not is_complete:
@@ -351,6 +352,7 @@ def _rebuild(old: Path, new: Path) -> list[str]:
             # A rebuilding that is interrupted starts over.
             target.execute("PRAGMA synchronous = OFF")
             tables.create(target)
+            tables.create_indexes(target)
             with contextlib.closing(_connect(draft)) as source:
                 lost = _copy_all(source, target)
         os.fsync(descriptor)

@@ -67,6 +67,7 @@ class RunLog:
         self._recent_bytes = 0
         self._waiting: dict[asyncio.Future[bool], None] = {}
         self._closed = False
+        self._is_deleted = False
 
     async def append(
         self,
@@ -103,6 +104,11 @@ class RunLog:
     def close(self) -> None:
         """End all readers: the server stops, and the run continues after its next start."""
         self._closed = True
+        self._wake_readers()
+
+    def end_deleted(self) -> None:
+        """End all readers: the run was deleted, also what of it is still in memory."""
+        self._is_deleted = True
         self._wake_readers()
 
     def _wake_readers(self) -> None:
@@ -152,13 +158,12 @@ class RunLog:
             ShuttingDownError: The server is shutting down.
         """
         while True:
+            if self._is_deleted:
+                raise _deleted()
             if after < self.last_sequence:
                 events = await self.read(after)
                 if not events:
-                    raise RunNotFoundError(
-                        "The run was deleted during this call, because its retention has expired.",
-                        field="run_id",
-                    )
+                    raise _deleted()
                 after = events[-1].sequence
                 yield events
             elif self.ended:
@@ -181,6 +186,10 @@ class RunLog:
         finally:
             timer.cancel()
             self._waiting.pop(reader, None)
+
+
+def _deleted() -> RunNotFoundError:
+    return RunNotFoundError("The run was deleted during this call.", field="run_id")
 
 
 def _resume(reader: asyncio.Future[bool], has_event: bool) -> None:

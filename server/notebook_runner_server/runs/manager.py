@@ -11,12 +11,15 @@ from typing import Any, TypeVar
 
 from notebook_runner_server.errors import (
     DamagedRunError,
+    InvalidFieldError,
     NotReadyError,
     RequestIdReusedError,
+    RunActiveError,
     RunnerBusyError,
     RunnerError,
     ShuttingDownError,
     StorageFullError,
+    ambiguous,
     damaged,
     not_found,
 )
@@ -39,9 +42,15 @@ from notebook_runner_server.runs.observer import Observer, RunContext
 from notebook_runner_server.runs.request_digest import compute_digest, is_same
 from notebook_runner_server.runs.retention import HistoryLimits, Readers, Retention
 from notebook_runner_server.runs.store import Store
-from notebook_runner_server.runs.tables import RunRecord
+from notebook_runner_server.runs.tables import DamagedRecord, RunRecord
 from notebook_runner_server.runs.transitions import Clock, event_of
 from notebook_runner_server.transfer.interface import Transfer
+
+MIN_PART = 4
+"""The least number of characters of an id that are accepted in the place of the whole."""
+
+_MAX_SHOWN = 5
+"""How many ids an error names: their metadata has 128 bytes."""
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -285,6 +294,62 @@ class RunManager:
         """
         record, _ = await self._current(run_id)
         return self._newest_state(record.run)
+
+    async def get(self, part: str) -> Run:
+        """Return a run by its id, by an unambiguous part of it, or the newest one for an empty part.
+
+        Args:
+            part: The id, its beginning, or the beginning of what follows its last hyphen.
+
+        Raises:
+            RunNotFoundError: No run has such an id.
+            AmbiguousRunIdError: Several have.
+            InvalidFieldError: The part is too short, and no whole id.
+        """
+        if not part:
+            return await self.find(part)
+        found = await self._store.find_ids(part, _MAX_SHOWN)
+        if len(part) < MIN_PART and found != [part]:
+            message = f"run_id must be a whole id, or at least {MIN_PART} characters of one (got {part!r})."
+            raise InvalidFieldError(message, field="run_id")
+        if len(found) > 1:
+            raise ambiguous(part, found)
+        return await self.find(found[0] if found else part)
+
+    async def delete(self, run_id: str) -> Run | None:
+        """Delete a run that has ended, and return it as it was; None: its record was damaged.
+
+        Raises:
+            InvalidFieldError: The id is empty.
+            RunNotFoundError: The run does not exist.
+            RunActiveError: It has not ended.
+            StorageFullError: It could not be deleted.
+        """
+        if not run_id:
+            raise InvalidFieldError("run_id must be the id of a run (got none).", field="run_id")
+        record: RunRecord | DamagedRecord | None
+        try:
+            record, active = await self._current(run_id)
+        except DamagedRunError:
+            record, active = await self._store.find_to_delete(run_id), self._dispatcher.find(run_id)
+        if record is None:
+            raise not_found(run_id)
+        if active is not None and not active.run.state.is_terminal:
+            raise RunActiveError(
+                f"Run {run_id} is {active.run.state.value}. Kill it first, or wait for its end.",
+                run_id=run_id,
+                state=active.run.state.value,
+            )
+        if not await self._shielded(self._delete(record)):
+            raise not_found(run_id)
+        if isinstance(record, DamagedRecord):
+            return None
+        return record.run if active is None else active.run
+
+    async def _delete(self, record: RunRecord | DamagedRecord) -> bool:
+        is_deleted = await self._store.delete(record)
+        self.readers.end(record.run_id)
+        return is_deleted
 
     async def list(
         self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]

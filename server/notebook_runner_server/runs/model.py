@@ -55,6 +55,7 @@ class StartSpec:
     notebook_uri: str | None = None
     output_uri: str = ""
     parameters_are_ordered: bool = False
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,9 @@ class Run:
     """One execution of one notebook. Times are nanoseconds since the epoch, UTC; zero: not yet.
 
     URIs are without their secrets. `output_error` says why the notebook of an ended run is not at
-    `output_uri`. `notebook_repairs` are sentences.
+    `output_uri`. `notebook_repairs` are sentences. `notebook_sha256` is of the notebook as it was given;
+    empty: unknown, admitted by an earlier server. `peak_memory_bytes` (zero: unknown) and `cpu_seconds`
+    (None: unknown) are those of all processes of an ended run.
     """
 
     run_id: str
@@ -122,6 +125,10 @@ class Run:
     output_uri: str = ""
     output_error: str = ""
     notebook_repairs: tuple[str, ...] = ()
+    name: str = ""
+    notebook_sha256: str = ""
+    peak_memory_bytes: int = 0
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

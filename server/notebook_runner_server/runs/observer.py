@@ -48,7 +48,8 @@ class RunContext:
         is_warm: Whether its kernel was warm; None: unknown so far.
         output_bytes: Bytes of output of all cells.
         processes_ended: How many processes were ended by force; final when the run has ended.
-        peak_memory_bytes: Peak memory of the kernel's process; zero: unknown.
+        peak_memory_bytes: The largest memory that its processes had together; zero: unknown.
+        cpu_seconds: The processor time of its processes; None: unknown.
     """
 
     run_id: str
@@ -63,6 +64,7 @@ class RunContext:
     output_bytes: int = 0
     processes_ended: int = 0
     peak_memory_bytes: int = 0
+    cpu_seconds: float | None = None
 
     def __post_init__(self) -> None:
         self.traceparent, self.tracestate = self.origin.traceparent, self.origin.tracestate

@@ -220,6 +220,10 @@ class Outputs:
                     )
                 if found is None:
                     found = await self._make(run, position, variant, key, path)
+                    if await self._store.find(run.run_id) is None:
+                        # Deleted meanwhile, before this artefact was complete.
+                        await self._store.artefacts.delete(run.run_id)
+                        raise not_found(run.run_id)
             except OSError as error:
                 raise StorageFullError(
                     f"The artefact cannot be written to the state folder: {error}. Free some space."

@@ -30,6 +30,8 @@ _KEY_CHARACTERS = 16
 _ID = "request_id"
 _URIS = ("notebook_uri", "output_uri")
 _TIMES = ("run_timeout", "cell_timeout", "output_timeout")
+_SINCE_FORMAT_2 = ("name",)
+"""Fields of a request that came with or after format 2, so that earlier formats do not have them."""
 
 
 def compute_digest(spec: StartSpec, key: bytes) -> str:
@@ -83,6 +85,8 @@ def _encoded(payload: dict[str, Any]) -> bytes:
 def _earlier(spec: StartSpec, key: bytes) -> Iterator[str]:
     """Yield the digests of earlier formats for a request, the latest first: 64 hexadecimal digits."""
     payload = _payload(spec)
+    if any(payload.pop(name) for name in _SINCE_FORMAT_2):
+        return
     # Keyed, over all fields of that time.
     yield hmac.digest(key, _encoded(payload), "sha256").hex()
     # Without a key; URIs only if they were set.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
+from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.store import Store
 
 PAGE_SECONDS = 60.0
@@ -24,22 +24,28 @@ _logger = logging.getLogger(__name__)
 
 
 class Readers:
-    """Counts the open streams of each run, and remembers when a page of it was last read."""
+    """Knows the open streams of each run, and remembers when a page of it was last read."""
 
     def __init__(self) -> None:
-        self._streams: Counter[str] = Counter()
+        self._streams: dict[str, list[RunLog]] = {}
         self._pages: dict[str, float] = {}
 
     @contextmanager
-    def stream(self, run_id: str) -> Iterator[None]:
-        """Count a stream of the run, until the context ends."""
-        self._streams[run_id] += 1
+    def stream(self, run_id: str, log: RunLog) -> Iterator[None]:
+        """Register a stream of the run that reads from a log, until the context ends."""
+        self._streams.setdefault(run_id, []).append(log)
         try:
             yield
         finally:
-            self._streams[run_id] -= 1
+            self._streams[run_id].remove(log)
             if not self._streams[run_id]:
                 del self._streams[run_id]
+
+    def end(self, run_id: str) -> None:
+        """End the streams of a run that was deleted."""
+        for log in self._streams.get(run_id, ()):
+            log.end_deleted()
+        self._pages.pop(run_id, None)
 
     def page(self, run_id: str) -> None:
         """Record that a page of the run was read."""

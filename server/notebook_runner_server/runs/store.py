@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.errors import StorageFullError, damaged
@@ -46,6 +46,7 @@ EVENTS_PER_READ = 256
 _MAX_TIME = 2**63 - 1
 _MAX_KNOWN = 64
 _logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class StateFolderInUseError(RuntimeError):
@@ -285,21 +286,21 @@ class Store:
         """Mark a run so that no later server executes it, whatever the history says."""
         await self._db.run_in_order(self.folder(run_id).mark_begun)
 
-    async def _write_with_reserve(self, write: Callable[[sqlite3.Connection], None]) -> None:
-        """Write something that frees space, or that may use the reserved space.
+    async def _write_with_reserve(self, write: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Write something that frees space, or that may use the reserved space; return the result.
 
         Raises:
             StorageFullError: It could not be written, even with the reserve.
         """
         try:
-            await self._db.write(write)
+            return await self._db.write(write)
         except StorageFullError:
             if not self._reserve.is_allocated:
                 raise
             self._reserve_users += 1
             try:
                 await self._db.run_in_order(self._reserve.release)
-                await self._db.write(write)
+                return await self._db.write(write)
             finally:
                 self._reserve_users -= 1
 
@@ -341,6 +342,17 @@ class Store:
             record = await self._db.read(tables.find_run, run_id)
             _keep(known, (run_id, None), record, record)
         return self._checked(record)
+
+    async def find_ids(self, part: str, limit: int) -> list[str]:
+        """Return up to `limit` ids that begin with a part, or whose random part does; the newest first.
+
+        The id that is the part as a whole comes alone.
+        """
+        return await self._db.read(tables.find_ids, part, limit)
+
+    async def find_to_delete(self, run_id: str) -> RunRecord | DamagedRecord | None:
+        """Return a run by its id, also if its row is damaged; None: not found."""
+        return await self._db.read(tables.find_to_delete, run_id)
 
     async def find_request(self, request_id: str) -> RunRecord | None:
         """Return the run of a request id; None: not found.
@@ -455,15 +467,27 @@ class Store:
         status = os.statvfs(self._folder)
         return status.f_bavail * status.f_frsize
 
-    async def delete(self, record: RunRecord) -> None:
-        """Delete a run with its events, folder and artefacts."""
-        await self._write_with_reserve(lambda db: tables.delete_run(db, record.position))
+    async def delete(self, record: RunRecord | DamagedRecord) -> bool:
+        """Delete a run with its events, folder and artefacts; false: it was deleted before.
+
+        The row goes first: from then on the run is not served, and a later start removes what is left of it.
+
+        Raises:
+            StorageFullError: It could not be deleted; nothing of it is gone.
+        """
+        is_deleted = await self._write_with_reserve(lambda db: tables.delete_run(db, record.position))
         self._ended = {}
+        if not is_deleted:
+            return False
         self.count -= 1
+        self._damaged.pop(record.run_id, None)
         is_gone = await self._remove_folder(record.run_id)
         await self.artefacts.delete(record.run_id)
         if is_gone:
-            await self._db.write(tables.folders_removed, [record.run_id])
+            # The disk may be full; the next start does it then.
+            with contextlib.suppress(StorageFullError):
+                await self._db.write(tables.folders_removed, [record.run_id])
+        return True
 
     async def list(
         self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]

@@ -13,7 +13,7 @@ from notebook_runner_server.errors import damaged
 from notebook_runner_server.runs import codec
 from notebook_runner_server.runs.model import Checkpoint, Event, ExecutionOptions, Run, RunState, Segment
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """The `PRAGMA user_version` of a history that this server has opened."""
 
 _SCHEMA = """
@@ -83,8 +83,15 @@ ALTER TABLE checkpoints RENAME COLUMN part_start TO segment_start;
 ALTER TABLE forgotten RENAME TO deleted_runs;
 """
 
-_UPGRADES = {0: _SCHEMA, 1: _FROM_VERSION_1 + _FROM_VERSION_2, 2: _FROM_VERSION_2}
+# Version 4 has more fields in the JSON of a run, which a server of version 3 would take for damage.
+_UPGRADES = {0: _SCHEMA, 1: _FROM_VERSION_1 + _FROM_VERSION_2, 2: _FROM_VERSION_2, 3: ""}
 """What brings a history of each version, and a new one (0), to the newest."""
+
+_RANDOM_PART = "substr(run_id, length(rtrim(run_id, replace(run_id, '-', ''))) + 1)"
+"""What follows the last hyphen of a run's id: `rtrim` removes all characters that are not hyphens."""
+
+_INDEXES = f"CREATE INDEX IF NOT EXISTS runs_by_random_part ON runs ({_RANDOM_PART});"
+"""Not part of the upgrades, because to create an index reads each row, some of which may be damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +150,15 @@ def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
     if version < SCHEMA_VERSION:
         db.executescript(f"BEGIN; {_UPGRADES[version]} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     check_schema(db)
+
+
+def create_indexes(db: sqlite3.Connection) -> None:
+    """Create the indexes that histories of earlier versions lack.
+
+    Raises:
+        sqlite3.DatabaseError: The history is damaged.
+    """
+    db.executescript(_INDEXES)
 
 
 def check_schema(db: sqlite3.Connection) -> None:
@@ -273,6 +289,26 @@ def find_run(db: sqlite3.Connection, run_id: str) -> RunRecord | None:
     return _find(db, where, (run_id,) if run_id else ())
 
 
+def find_ids(db: sqlite3.Connection, part: str, limit: int) -> list[str]:
+    """Return up to `limit` ids that begin with a part, or whose random part does; the newest first.
+
+    The id that is the part as a whole comes alone.
+    """
+    if db.execute("SELECT 1 FROM runs WHERE run_id = ?", (part,)).fetchone():
+        return [part]
+    found: set[str] = set()
+    for column in ("run_id", _RANDOM_PART):
+        # No character comes after the last one. Compared by its bytes, as the indexes are.
+        text = f"SELECT run_id FROM runs WHERE {column} >= ? AND {column} < ? ORDER BY {column} DESC LIMIT ?"  # noqa: S608 - the names above
+        found.update(run_id for (run_id,) in db.execute(text, (part, f"{part}\U0010ffff", limit)))
+    return sorted(found, reverse=True)[:limit]
+
+
+def find_to_delete(db: sqlite3.Connection, run_id: str) -> RunRecord | DamagedRecord | None:
+    """Return a run by its id, also if its row is damaged; None: not found."""
+    return next(iter(_select(db, "WHERE run_id = ?", (run_id,))), None)
+
+
 def find_request(db: sqlite3.Connection, request_id: str) -> RunRecord | None:
     """Return the run of a request id; None: not found."""
     return _find(db, "WHERE request_id = ?", (request_id,))
@@ -394,13 +430,16 @@ def find_versions(db: sqlite3.Connection, run_id: str, as_of: int) -> tuple[RunR
     return record, now, then
 
 
-def delete_run(db: sqlite3.Connection, position: int) -> None:
-    """Delete a run with all its rows; its folder can be removed afterwards."""
+def delete_run(db: sqlite3.Connection, position: int) -> bool:
+    """Delete a run with all its rows; its folder can be removed afterwards. False: it was deleted before."""
+    if not db.execute("SELECT 1 FROM runs WHERE position = ?", (position,)).fetchone():
+        return False
     db.execute(
         "INSERT OR IGNORE INTO deleted_runs (run_id) SELECT run_id FROM runs WHERE position = ?", (position,)
     )
     for table in ("segments", "events", "labels", "checkpoints", "runs"):
         db.execute(f"DELETE FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the names above
+    return True
 
 
 def deleted_run_ids(db: sqlite3.Connection) -> set[str]:
