@@ -21,6 +21,8 @@ UNARY: dict[str, type[Message]] = {
     "Output": pb.OutputRequest,
     "Kill": pb.KillRequest,
     "List": pb.ListRequest,
+    "Get": pb.GetRequest,
+    "Delete": pb.DeleteRequest,
 }
 INVALID_FIELD = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 RUN_NOT_FOUND = (grpc.StatusCode.NOT_FOUND, "RUN_NOT_FOUND")
@@ -53,7 +55,12 @@ def kill(server: Server, **fields: Any) -> pb.KillResponse:
     return server.stub.Kill(pb.KillRequest(**fields), timeout=SECONDS)
 
 
-@pytest.mark.parametrize("call", [progress, output, kill])
+def delete(server: Server, **fields: Any) -> pb.DeleteResponse:
+    """Deletes a run."""
+    return server.stub.Delete(pb.DeleteRequest(**fields), timeout=SECONDS)
+
+
+@pytest.mark.parametrize("call", [progress, output, kill, delete])
 @pytest.mark.parametrize("run_id", IDS)
 def test_a_run_that_does_not_exist(server: Server, call: Callable[..., object], run_id: str) -> None:
     """An id that no run has is NOT_FOUND, whatever it looks like."""

@@ -30,9 +30,9 @@ REASONS = {
     Code.ALREADY_EXISTS: {"REQUEST_ID_REUSED"},
     Code.RESOURCE_EXHAUSTED: {"RUNNER_BUSY", "NOTEBOOK_TOO_LARGE"},
     Code.OUT_OF_RANGE: {"OFFSET_PAST_END"},
-    Code.FAILED_PRECONDITION: {"EXPORT_FAILED"},
+    Code.FAILED_PRECONDITION: {"EXPORT_FAILED", "RUN_ACTIVE"},
 }
-METHODS = ("Start", "Progress", "Output", "Kill", "List")
+METHODS = ("Start", "Progress", "Output", "Kill", "List", "Get", "Delete")
 SEEDS: dict[str, list[bytes]] = {
     "Start": [
         inline("1 + 1", "2", labels={"a": "b"}, request_id="seed").SerializeToString(),
@@ -55,6 +55,8 @@ SEEDS: dict[str, list[bytes]] = {
         pb.ListRequest(page_size=5, states=[pb.RUN_STATE_FAILED], labels={"a": "b"}).SerializeToString(),
         pb.ListRequest(page_token="a" * 20).SerializeToString(),
     ],
+    "Get": [pb.GetRequest(run_id="20260101-000000-0123abcd").SerializeToString()],
+    "Delete": [pb.DeleteRequest(run_id="20260101-000000-0123abcd").SerializeToString()],
 }
 
 whole = st.sampled_from([0, 1, -1, 7, 2**31 - 1, -(2**31)])
@@ -94,6 +96,7 @@ MESSAGES: dict[str, st.SearchStrategy[bytes]] = {
         labels=mapping,
         retention=durations,
         output_uri=st.just("") | text,
+        name=text,
     ).map(pb.StartRequest.SerializeToString),
     "Progress": st.builds(
         pb.ProgressRequest,
@@ -115,6 +118,8 @@ MESSAGES: dict[str, st.SearchStrategy[bytes]] = {
         states=st.lists(whole, max_size=3),
         labels=mapping,
     ).map(pb.ListRequest.SerializeToString),
+    "Get": st.builds(pb.GetRequest, run_id=text).map(pb.GetRequest.SerializeToString),
+    "Delete": st.builds(pb.DeleteRequest, run_id=text).map(pb.DeleteRequest.SerializeToString),
 }
 
 

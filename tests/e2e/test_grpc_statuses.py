@@ -20,7 +20,7 @@ LIMIT = 1024 * 1024
 OVERHEAD = 1024 * 1024
 ACCEPTED = LIMIT + OVERHEAD
 TOO_LARGE = grpc.StatusCode.RESOURCE_EXHAUSTED
-UNARY = ("Start", "Output", "Kill", "List", "Info")
+UNARY = ("Start", "Output", "Kill", "List", "Get", "Delete", "Info")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_health_of_a_service_that_does_not_exist(server: Server) -> None:
     assert "liveness" in refusal.message
 
 
-@pytest.mark.parametrize("method", ["Info", "Start", "Kill", "Output", "List", "Progress"])
+@pytest.mark.parametrize("method", ["Info", "Start", "Kill", "Output", "List", "Get", "Delete", "Progress"])
 def test_a_call_without_its_message(server: Server, method: str) -> None:
     """It is refused at once: it would wait for ever, and hold a place."""
     kind = server.channel.stream_stream if method == "Progress" else server.channel.stream_unary

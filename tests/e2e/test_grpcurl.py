@@ -58,7 +58,9 @@ def test_list_and_describe(server: Server) -> None:
     services = grpcurl(server, "list").split()
     methods = grpcurl(server, "list", NAME).split()
     assert {NAME, "grpc.health.v1.Health", REFLECTION.format("v1alpha")} <= set(services)
-    assert methods == [f"{NAME}.{each}" for each in ("Info", "Kill", "List", "Output", "Progress", "Start")]
+    assert methods == [
+        f"{NAME}.{each}" for each in ("Delete", "Get", "Info", "Kill", "List", "Output", "Progress", "Start")
+    ]
     assert "rpc Progress" in grpcurl(server, "describe", NAME)
     assert "google.protobuf.Struct parameters" in grpcurl(
         server, "describe", "notebook_runner.v1.StartRequest"

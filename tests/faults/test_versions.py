@@ -83,6 +83,17 @@ CREATE INDEX parts_by_sequence ON parts (position, sequence);
 CREATE TABLE forgotten (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
 PRAGMA user_version = 2;
 """
+# How version 2 became version 3.
+TO_VERSION_3 = """
+ALTER TABLE runs RENAME COLUMN fingerprint TO request_digest;
+ALTER TABLE runs RENAME COLUMN work_order TO options;
+ALTER TABLE parts RENAME TO segments;
+ALTER TABLE segments RENAME COLUMN part TO segment;
+ALTER TABLE resume RENAME TO checkpoints;
+ALTER TABLE checkpoints RENAME COLUMN part_start TO segment_start;
+ALTER TABLE forgotten RENAME TO deleted_runs;
+PRAGMA user_version = 3;
+"""
 LIMITS = {
     "run_timeout": 0.0,
     "cell_timeout": 2.0,
@@ -138,7 +149,7 @@ ORIGIN = FORMS["origin"][1]
 GIVEN = {name: COMMON[name] for name in ("content", "environment", "labels")}
 KEY_NAME = hashlib.sha256(KEY).hexdigest()[:16]
 FORMS["version 2"] = f"2:{KEY_NAME}:{keyed({**GIVEN, 'limits': {'cell_timeout': 2.0}})}", ORIGIN
-FORMS["version 2, damaged"] = FORMS["version 2"]
+FORMS["version 2, damaged"] = FORMS["version 3"] = FORMS["version 3, damaged"] = FORMS["version 2"]
 
 
 def run(name: str, state: str, **fields: Any) -> dict[str, Any]:
@@ -199,7 +210,7 @@ def insert(db: sqlite3.Connection, state: Path, one: dict[str, Any], form: str) 
         "INSERT INTO parts (position, part, sequence, start, length) VALUES (?, ?, 0, ?, ?)",
         [(position, 0, 0, len(cell)), (position, -1, len(cell), len(tail))],
     )
-    if form.startswith("version 2"):
+    if form.startswith("version"):
         seal(db, cell + tail)
     folder = state / "runs" / str(one["run_id"])
     (folder / "work").mkdir(parents=True)
@@ -230,7 +241,7 @@ def seal(db: sqlite3.Connection, content: bytes) -> None:
     )
 
 
-def request(name: str, **fields: Any) -> pb.StartRequest:
+def request(name: str, /, **fields: Any) -> pb.StartRequest:
     """The request that was made then."""
     return pb.StartRequest(
         **{
@@ -265,19 +276,26 @@ def test_an_earlier_history_is_served_whole(tmp_path: Path, form: str) -> None:
     failure = {"cause": "cell_error", "message": "m", "cell_index": 0, "cell_id": "one"}
     failure = {**failure, "exception_name": "E", "exception_message": "e", "traceback": "t"}
     with closing(sqlite3.connect(state / DATABASE)) as db:
-        is_version_2 = form.startswith("version 2")
-        db.executescript(TABLES_2 if is_version_2 else TABLES + (RESUME if form == "origin" else ""))
+        has_checksums = form.startswith("version")
+        db.executescript(TABLES_2 if has_checksums else TABLES + (RESUME if form == "origin" else ""))
         insert(db, state, run("done", "succeeded", start_time=2, end_time=3, cells_completed=1), form)
         failed = run(
-            "bad", "failed", start_time=2, end_time=3, failure={**failure, "signal": "", "exit_code": None}
+            "bad",
+            "failed",
+            start_time=2,
+            end_time=3,
+            failure={**failure, "signal": "", "exit_code": None},
+            notebook_path="folder/of a file.ipynb",
         )
         insert(db, state, failed, form)
         insert(db, state, run("going", "running", start_time=2), form)
         insert(db, state, run("waits", "queued"), form)
-        if is_version_2:
+        if has_checksums:
             (state / "runs" / "removed" / "work").mkdir(parents=True)
             db.execute("INSERT INTO forgotten VALUES ('removed')")
         db.commit()
+        if form.startswith("version 3"):
+            db.executescript(TO_VERSION_3)
     if form.endswith("damaged"):
         (state / f"{DATABASE}-damaged").write_text("found by the server before")
     for _ in range(2):
@@ -290,9 +308,14 @@ def test_an_earlier_history_is_served_whole(tmp_path: Path, form: str) -> None:
             assert finish(server.stub, "going").run.state == pb.RUN_STATE_INTERRUPTED
             assert finish(server.stub, "bad").run.failure.exception_name == "E"
             assert b'"id": "one"' in artefact(server.stub, "done")
+            for part, name in (("bad", "of a file"), ("done", ""), ("wait", "")):
+                found = server.stub.Get(pb.GetRequest(run_id=part), timeout=SECONDS).run
+                assert found.run_id.startswith(part)
+                assert (found.name, found.notebook_sha256) == (name, "")
+                assert found.HasField("cpu_time") == (part == "wait")
             for name in ("done", "bad", "going", "waits"):
                 assert start(server.stub, request(name)).run_id == name
-                for change in CHANGES:
+                for change in [*CHANGES, {"name": "given"}]:
                     refusal = refused(functools.partial(start, server.stub, request(name, **change)))
                     assert refusal.kind == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
             server.die()

@@ -113,6 +113,10 @@ runs = st.builds(
     output_uri=text,
     output_error=text,
     notebook_repairs=st.lists(text, max_size=3).map(tuple),
+    name=text,
+    notebook_sha256=text,
+    peak_memory_bytes=index,
+    cpu_seconds=st.none() | st.floats(0, 1e9),
 )
 orders = st.builds(
     ExecutionOptions,

@@ -35,10 +35,16 @@ def test_runs(run: Run) -> None:
 
 
 def test_runs_of_earlier_versions() -> None:
-    """A history from before there were repairs opens: its runs have none."""
-    older = json.loads(codec.encode_run(a_run(notebook_repairs=("x",))))
-    del older["notebook_repairs"]
+    """What later versions added is empty in runs of earlier ones; the name is that of the notebook's file."""
+    older = json.loads(codec.encode_run(a_run(notebook_repairs=("x",), name="x", cpu_seconds=1.0)))
+    for name in ("notebook_repairs", "name", "notebook_sha256", "peak_memory_bytes", "cpu_seconds"):
+        del older[name]
     assert codec.decode_run(json.dumps(older)) == a_run()
+    older["notebook_path"] = "folder/report.ipynb"
+    assert codec.decode_run(json.dumps(older)) == a_run(notebook_path="folder/report.ipynb", name="report")
+    del older["notebook_uri"]
+    older["notebook_path"] = ""
+    assert codec.decode_run(json.dumps(older)).name == ""
 
 
 @given(st.dictionaries(text, json_values, max_size=4))

@@ -37,17 +37,15 @@ async def test_what_observers_are_told(tmp_path: Path, caplog: pytest.LogCapture
         started = await runner.start(spec(environment={"A": "b"}), ORIGIN)
         handle = await backend.taken()
         assert handle.job.environment == {"A": "b", "TRACEPARENT": "parent", "TRACESTATE": "state"}
-        handle.tell(KernelReady(is_warm=True), *WHOLE[1:-1], Ended(None, 3, 1000))
-        assert (await ended(runner, started.run_id)).state is RunState.SUCCEEDED
+        handle.tell(KernelReady(is_warm=True), *WHOLE[1:-1], Ended(None, 3, 1000, 1.5))
+        last = await ended(runner, started.run_id)
+        assert (last.state, last.peak_memory_bytes, last.cpu_seconds) == (RunState.SUCCEEDED, 1000, 1.5)
     cells = [CellStarted, CellFinished] * 2
     states = [RunState.QUEUED, RunState.STARTING, RunState.RUNNING, *cells, RunState.SUCCEEDED]
     assert witness.told == second.told == states
     (run_context,) = witness.courses
-    assert (run_context.is_warm, run_context.processes_ended, run_context.peak_memory_bytes) == (
-        True,
-        3,
-        1000,
-    )
+    assert (run_context.is_warm, run_context.processes_ended) == (True, 3)
+    assert (run_context.peak_memory_bytes, run_context.cpu_seconds) == (1000, 1.5)
     assert run_context.output_bytes == len("said 0\nsaid 1\n")
     assert 0 < run_context.starting <= run_context.ready
     failed = [record for record in caplog.records if record.message == "observer_failed"]

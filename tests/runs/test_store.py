@@ -2,6 +2,7 @@
 
 import sqlite3
 import zlib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,69 @@ async def test_a_deleted_run_is_gone_with_all_that_was_its(tmp_path: Path) -> No
         assert len(await store.events(stays, 0)) == 1
         assert content(store, "stays", await store.segments(stays, 0)).endswith(b"first,secondtail")
         assert await insert(store, "new", request_id="mine") > stays
+
+
+async def test_a_run_is_deleted_once(tmp_path: Path) -> None:
+    """The second deletion of a row changes nothing, neither the number of runs nor another run."""
+    async with opened(tmp_path) as store:
+        for name in ("one", "two"):
+            await finish(store, await insert(store, name), name)
+        row = await store.find("one")
+        assert row is not None
+        assert await store.delete(row)
+        assert not await store.delete(row)
+        assert store.count == 1
+        assert await ids(store) == ["two"]
+
+
+async def test_ids_are_found_by_a_part(tmp_path: Path) -> None:
+    """A part is the beginning of an id or of what follows its last hyphen; it is text without wildcards."""
+    names = [
+        "20260101-000000-aaaa0001",
+        "20260101-000000-aaaa0002",
+        "20260102-000000-bbbb0001",
+        "plain",
+        "%-%_",
+    ]
+    async with opened(tmp_path) as store:
+        for name in names:
+            await insert(store, name)
+        for part, found in {
+            "20260101": names[1::-1],
+            "20260102-": names[2:3],
+            "aaaa": names[1::-1],
+            "aaaa0001": names[:1],
+            "bbbb": names[2:3],
+            "plain": ["plain"],
+            "plai": ["plain"],
+            "%": ["%-%_"],
+            "000000-aaaa": [],
+            "aaaa_": [],
+            "BBBB": [],
+            "20260103": [],
+        }.items():
+            assert await store.find_ids(part, 5) == found, part
+        assert await store.find_ids("2026", 2) == [names[2], names[1]]
+        assert await store.find_ids(names[0], 5) == names[:1]
+        await insert(store, "aaaa")
+        assert await store.find_ids("aaaa", 5) == ["aaaa"]
+        assert len(await store.find_ids("aaa", 5)) == 3
+
+
+async def test_an_index_answers_every_part(tmp_path: Path) -> None:
+    """A part is searched for with an index, however many runs there are."""
+    async with opened(tmp_path) as store:
+        await insert(store, "one")
+    with closing(sqlite3.connect(tmp_path / "notebook-runner.db")) as db:
+        statements: list[str] = []
+        db.set_trace_callback(statements.append)
+        tables.find_ids(db, "part", 5)
+        db.set_trace_callback(None)
+        assert len(statements) == 3
+        for statement in statements:
+            plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}")]
+            assert len(plan) == 1
+            assert plan[0].startswith("SEARCH runs USING")
 
 
 async def test_a_second_run_with_the_same_request_id_is_refused(tmp_path: Path) -> None:

@@ -60,12 +60,14 @@ READING: dict[str, Call] = {
     "Progress": progress,
     "Output": unary(SERVICE + "Output"),
     "List": unary(SERVICE + "List"),
+    "Get": unary(SERVICE + "Get"),
     "reflection v1": reflection("v1"),
     "reflection v1alpha": reflection("v1alpha"),
 }
 RUNNING: dict[str, Call] = {
     "Start": unary(SERVICE + "Start", inline("1").SerializeToString()),
     "Kill": unary(SERVICE + "Kill"),
+    "Delete": unary(SERVICE + "Delete"),
     "channelz": channelz,
     "an unknown method": unary(SERVICE + "Sudo"),
     "an unknown service": unary("/no.such.Service/Call"),

@@ -20,7 +20,8 @@ could no longer respond:
     server's limit and larger than 64 MiB;
   - UNIMPLEMENTED, INTERNAL: the message has an unknown compression or a damaged framing;
   - UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED: a proxy responded itself or cut the stream.
-Such calls may be repeated: Start with the same request_id, Kill with a run_id, all others as they are.
+Such calls may be repeated: Start with the same request_id, Kill with a run_id, all others as they are. If a
+repeated Delete returns RUN_NOT_FOUND, the run is deleted.
 """
 
 import builtins
@@ -322,8 +323,9 @@ class StartRequest(google.protobuf.message.Message):
     more, or anything that is not such an object, is an error (INVALID_FIELD).
     """
     name: builtins.str
-    """A name for people, at most 128 characters: what is listed and shown. It need not be unique. Empty: the file
-    name in `notebook_path` or `notebook_uri` without `.ipynb`, or nothing for `notebook_content`.
+    """A name for people, at most 128 characters without control characters and line breaks: what is listed and
+    shown. It need not be unique. Empty: the file name of the notebook's path or URI without `.ipynb`, or
+    nothing for `notebook_content`.
     """
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
@@ -1063,8 +1065,8 @@ class ListResponse(google.protobuf.message.Message):
 
     @property
     def damaged_run_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The ids of runs of this page whose record is damaged, newest first. Every call about such a run fails
-        with DATA_LOSS (RUN_DAMAGED).
+        """The ids of runs of this page whose record is damaged, newest first. Every call about such a run except
+        Delete fails with DATA_LOSS (RUN_DAMAGED).
         """
 
     def __init__(
@@ -1144,7 +1146,7 @@ class DeleteResponse(google.protobuf.message.Message):
     RUN_FIELD_NUMBER: builtins.int
     @property
     def run(self) -> global___Run:
-        """The run as it was."""
+        """The run as it was. Absent if its record was damaged."""
 
     def __init__(
         self,
@@ -1236,7 +1238,9 @@ class Run(google.protobuf.message.Message):
     name: builtins.str
     """The name: `StartRequest.name`, or the notebook's file name without `.ipynb`; empty if there is neither."""
     notebook_sha256: builtins.str
-    """The SHA-256 hash of the notebook as it was given, in hexadecimal."""
+    """The SHA-256 hash of the notebook as it was given, in hexadecimal; empty if an earlier version of the server
+    admitted the run.
+    """
     results_json: builtins.str
     """The exact result values, as a JSON object in the order in which the names first came; empty if there are
     none. At most 64 KiB.
@@ -1246,8 +1250,9 @@ class Run(google.protobuf.message.Message):
     has them.
     """
     peak_memory_bytes: builtins.int
-    """The largest memory that all processes of the run had together, in bytes, as measured about once a second and
-    at its end. Zero: not known.
+    """The largest memory that all processes of the run had together, in bytes, shared memory counted once, as
+    measured about once a second; at least the largest that one of them had at any moment. Zero until the run
+    has ended, and if it is not known.
     """
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -1292,8 +1297,8 @@ class Run(google.protobuf.message.Message):
 
     @property
     def cpu_time(self) -> google.protobuf.duration_pb2.Duration:
-        """The processor time of all processes of the run, user and system. Absent until the run has ended, and if it is
-        not known.
+        """The processor time of all processes of the run, user and system: of a warm kernel, what it used since the run
+        got it. Absent until the run has ended, and if it is not known, for example because the worker died.
         """
 
     def __init__(

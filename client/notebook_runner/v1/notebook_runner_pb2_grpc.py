@@ -149,8 +149,8 @@ class NotebookRunnerServicer(object):
         """Returns one run, by its id or by an unambiguous part of it: the beginning of the id, or of what follows its
         last hyphen, at least 4 characters. An id as a whole takes precedence.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match;
-        INVALID_FIELD).
+        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match as
+        `run_ids`, separated by commas, newest first; INVALID_FIELD if the part is too short).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,10 +159,12 @@ class NotebookRunnerServicer(object):
     def Delete(self, request, context):
         """Deletes a run that has ended, with everything that it left on the server: its history, outputs and files.
         What was written to `output_uri` stays. The run's `request_id` may be used again. Streams and pages of the
-        run that are being read fail with RUN_NOT_FOUND.
+        run that are being read fail with RUN_NOT_FOUND. A run whose record is damaged can be deleted as well. Once
+        this call has returned OK, the run is gone for good, even if the server dies; if the call fails, the run is
+        there as a whole or gone as a whole.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE);
-        INVALID_ARGUMENT (INVALID_FIELD).
+        Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE with the
+        run's state); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

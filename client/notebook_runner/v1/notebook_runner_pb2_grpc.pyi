@@ -20,7 +20,8 @@ could no longer respond:
     server's limit and larger than 64 MiB;
   - UNIMPLEMENTED, INTERNAL: the message has an unknown compression or a damaged framing;
   - UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED: a proxy responded itself or cut the stream.
-Such calls may be repeated: Start with the same request_id, Kill with a run_id, all others as they are.
+Such calls may be repeated: Start with the same request_id, Kill with a run_id, all others as they are. If a
+repeated Delete returns RUN_NOT_FOUND, the run is deleted.
 """
 
 import abc
@@ -112,8 +113,8 @@ class NotebookRunnerStub:
     """Returns one run, by its id or by an unambiguous part of it: the beginning of the id, or of what follows its
     last hyphen, at least 4 characters. An id as a whole takes precedence.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match;
-    INVALID_FIELD).
+    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match as
+    `run_ids`, separated by commas, newest first; INVALID_FIELD if the part is too short).
     """
 
     Delete: grpc.UnaryUnaryMultiCallable[
@@ -122,10 +123,12 @@ class NotebookRunnerStub:
     ]
     """Deletes a run that has ended, with everything that it left on the server: its history, outputs and files.
     What was written to `output_uri` stays. The run's `request_id` may be used again. Streams and pages of the
-    run that are being read fail with RUN_NOT_FOUND.
+    run that are being read fail with RUN_NOT_FOUND. A run whose record is damaged can be deleted as well. Once
+    this call has returned OK, the run is gone for good, even if the server dies; if the call fails, the run is
+    there as a whole or gone as a whole.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE);
-    INVALID_ARGUMENT (INVALID_FIELD).
+    Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE with the
+    run's state); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL).
     """
 
     Info: grpc.UnaryUnaryMultiCallable[
@@ -212,8 +215,8 @@ class NotebookRunnerAsyncStub:
     """Returns one run, by its id or by an unambiguous part of it: the beginning of the id, or of what follows its
     last hyphen, at least 4 characters. An id as a whole takes precedence.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match;
-    INVALID_FIELD).
+    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match as
+    `run_ids`, separated by commas, newest first; INVALID_FIELD if the part is too short).
     """
 
     Delete: grpc.aio.UnaryUnaryMultiCallable[
@@ -222,10 +225,12 @@ class NotebookRunnerAsyncStub:
     ]
     """Deletes a run that has ended, with everything that it left on the server: its history, outputs and files.
     What was written to `output_uri` stays. The run's `request_id` may be used again. Streams and pages of the
-    run that are being read fail with RUN_NOT_FOUND.
+    run that are being read fail with RUN_NOT_FOUND. A run whose record is damaged can be deleted as well. Once
+    this call has returned OK, the run is gone for good, even if the server dies; if the call fails, the run is
+    there as a whole or gone as a whole.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE);
-    INVALID_ARGUMENT (INVALID_FIELD).
+    Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE with the
+    run's state); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL).
     """
 
     Info: grpc.aio.UnaryUnaryMultiCallable[
@@ -324,8 +329,8 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         """Returns one run, by its id or by an unambiguous part of it: the beginning of the id, or of what follows its
         last hyphen, at least 4 characters. An id as a whole takes precedence.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match;
-        INVALID_FIELD).
+        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match as
+        `run_ids`, separated by commas, newest first; INVALID_FIELD if the part is too short).
         """
 
     @abc.abstractmethod
@@ -336,10 +341,12 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[notebook_runner.v1.notebook_runner_pb2.DeleteResponse, collections.abc.Awaitable[notebook_runner.v1.notebook_runner_pb2.DeleteResponse]]:
         """Deletes a run that has ended, with everything that it left on the server: its history, outputs and files.
         What was written to `output_uri` stays. The run's `request_id` may be used again. Streams and pages of the
-        run that are being read fail with RUN_NOT_FOUND.
+        run that are being read fail with RUN_NOT_FOUND. A run whose record is damaged can be deleted as well. Once
+        this call has returned OK, the run is gone for good, even if the server dies; if the call fails, the run is
+        there as a whole or gone as a whole.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE);
-        INVALID_ARGUMENT (INVALID_FIELD).
+        Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE with the
+        run's state); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL).
         """
 
     @abc.abstractmethod
