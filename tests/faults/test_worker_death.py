@@ -70,6 +70,9 @@ def test_the_run_is_crashed_at_once(death: Death) -> None:
     assert run.state == pb.RUN_STATE_CRASHED
     assert run.failure.cause == pb.FAILURE_CAUSE_WORKER_DIED
     assert (run.failure.HasField("cell_index"), run.failure.cell_index) == (True, 1)
+    # Only the worker knew what the run had used.
+    assert not run.HasField("cpu_time")
+    assert run.peak_memory_bytes == 0
 
 
 def test_no_process_of_it_is_left_when_it_has_ended(death: Death) -> None:

@@ -93,6 +93,28 @@ async def test_a_page_without_code_is_of_the_event_that_it_was_asked_for(tmp_pat
         assert len(scene.exporter.made) == 2
 
 
+async def test_an_export_of_a_run_that_is_deleted_meanwhile_leaves_nothing(tmp_path: Path) -> None:
+    """An artefact that is complete after the deletion, in a new folder, is removed, and not answered."""
+    backend, store = FakeBackend(), Store(tmp_path)
+    async with running(store, backend) as runner:
+        run_id = await ended_run(runner, backend)
+        scene = Scene(store, runner, run_id)
+        folder = store.artefacts.path(run_id, "x").parent
+
+        async def delete() -> None:
+            (draft,) = folder.glob("html*")
+            content = draft.read_bytes()
+            assert await runner.delete(run_id) is not None
+            assert not folder.exists()
+            folder.mkdir()
+            draft.write_bytes(content)
+
+        scene.exporter.meanwhile = delete
+        with pytest.raises(RunNotFoundError):
+            await scene.page()
+        assert not folder.exists()
+
+
 @pytest.mark.parametrize("to", ["notebook", "files", "error"])
 async def test_what_is_always_whole_is_not_asked_without_code(tmp_path: Path, to: str) -> None:
     """The notebook, the files and the report have no version without input, which the error says."""
