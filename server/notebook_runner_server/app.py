@@ -65,6 +65,8 @@ class App:
             limits=settings.limits,
             ceilings=settings.ceilings,
             retention=settings.retention,
+            input_files_bytes=settings.max_input_files_bytes,
+            display_data_bytes=settings.display_data_max_bytes,
         )
         self._export_dir = RuntimeDir(settings.export_folder)
         transfer = TransferService(settings.uris, settings.max_notebook_bytes, settings.uri_timeout)
@@ -103,7 +105,7 @@ class App:
         tls_files = settings.tls_files
         self._api = ApiServer(
             servicer,
-            CallerLimits(settings.max_notebook_bytes, connections),
+            CallerLimits(settings.max_notebook_bytes, settings.max_input_files_bytes, connections),
             self._tokens,
             None if tls_files is None else Certificates(tls_files),
             self._telemetry.call_observers,

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,10 +20,13 @@ from notebook_runner_server.execution.interface import (
     DisplayOutput,
     ErrorOutput,
     Failure,
+    KeptContent,
     OutputCut,
+    ResultValue,
     WarmCounts,
 )
 from notebook_runner_server.runs.model import Body, Event, KernelInfo, Run, RunnerInfo, RunState, StartSpec
+from notebook_runner_server.runs.results import Results
 from tests.runs.samples import a_run, changed, printed
 
 
@@ -96,6 +100,7 @@ def test_all_of_a_run_arrives() -> None:
         output_uri="o",
         output_error="e",
         notebook_repairs=("r",),
+        results=Results({"total": "1.0"}, ("large",)),
     )
     message = convert.run_message(run)
     assert {field.name for field, _ in message.ListFields()} == set(pb.Run.DESCRIPTOR.fields_by_name)
@@ -114,7 +119,7 @@ EVENTS: list[tuple[Body, str, dict[str, Any]]] = [
     (CellStarted(3, "id", "line"), "cell_started", {"cell_id": "id", "first_line": "line"}),
     (printed(1, "text").body, "cell_output.stream", {"name": "stdout", "text": "text"}),
     (
-        DisplayOutput(2, "display_data", (("a/b", 3),), 4),
+        DisplayOutput(2, "display_data", (("a/b", 3),), 4, kept=(KeptContent(0, 0, 3, 1),)),
         "cell_output.display",
         {"output_type": "display_data", "data": [pb.MimeData(mime_type="a/b", size_bytes=3)], "omitted": 4},
     ),
@@ -289,3 +294,31 @@ def test_a_content_that_is_added_to_a_serialized_message_is_in_its_field(size: i
     arrived = pb.OutputResponse.FromString(convert.with_bytes(message, "content", b"x" * size))
     message.content = b"x" * size
     assert arrived == message
+
+
+def test_a_result_value_arrives_with_its_display() -> None:
+    """One that is too large is absent: the run counts it."""
+    for value_json in ("1.0", ""):
+        display = DisplayOutput(0, "display_data", (), result=ResultValue("name", value_json))
+        shown = convert.event_message(Event(1, 1, 0, 1, display)).cell_output.display
+        assert shown.HasField("result") is bool(value_json)
+        assert shown.result.value_json == value_json
+
+
+def test_result_values_are_exact_and_a_struct_has_what_it_can() -> None:
+    """In the manner of parameters."""
+    message = convert.run_message(a_run(results=Results({"n": f"[NaN, {2**70}, 1.0]", "d": '{"a": null}'})))
+    assert message.results_json == f'{{"n": [NaN, {2**70}, 1.0], "d": {{"a": null}}}}'
+    assert json_format.MessageToDict(message.results) == {"n": ["NaN", str(2**70), 1.0], "d": {"a": None}}
+    assert not convert.run_message(a_run()).HasField("results")
+
+
+def test_content_is_added_to_its_representations() -> None:
+    """Those that a caller asks for, by their size."""
+    kept = (KeptContent(0, 0, 3, 1), KeptContent(2, 0, 5, 1))
+    display = DisplayOutput(0, "display_data", (("a/a", 3), ("a/b", 9), ("a/c", 7)), kept=kept)
+    event = Event(1, 1, 0, 1, display)
+    assert [convert.wanted_content(event, most) for most in (0, 2, 3, 5)] == [(), (), kept[:1], kept]
+    assert convert.wanted_content(printed(1, "text"), 9) == ()
+    shown = convert.event_message(event, {0: b"", 2: b"12345"}).cell_output.display.data
+    assert [one.HasField("content") and one.content for one in shown] == [b"", False, b"12345"]

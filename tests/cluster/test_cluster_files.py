@@ -97,6 +97,19 @@ def test_what_a_notebook_leaves_comes_back(serve: Serve, home: Path, *, is_inlin
     assert_all_there(files(server, ended.run))
 
 
+def test_files_of_a_request_reach_the_worker(serve: Serve) -> None:
+    """They are written there, and come back with the others."""
+    server = serve()
+    given = {"deep/data.bin": bytes(range(250)) * 20_000, "module.py": b"ANSWER = 42"}
+    source = "import module; print(module.ANSWER, len(open('deep/data.bin', 'rb').read()))"
+    request = inline(source, files=[pb.InputFile(path=path, content=one) for path, one in given.items()])
+    ended = perform(server.stub, request)
+    assert texts(ended.events) == "42 5000000\n", ended.run.failure
+    with zipfile.ZipFile(io.BytesIO(artefact(server.stub, ended.run.run_id, format="files"))) as archive:
+        left = {name: archive.read(name) for name in archive.namelist()}
+    assert {name: data for name, data in left.items() if "__pycache__" not in name} == given
+
+
 @pytest.mark.parametrize("end", ["raises", "is killed", "kills its kernel"])
 def test_files_come_back_after_every_end(serve: Serve, home: Path, gate: Gate, end: str) -> None:
     """Of a run that fails, is killed, or loses its kernel."""

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.long
 
 LIMIT = 1024 * 1024
 OVERHEAD = 1024 * 1024
-ACCEPTED = LIMIT + OVERHEAD
+FILES = 1024 * 1024
+ACCEPTED = LIMIT + FILES + OVERHEAD
 TOO_LARGE = grpc.StatusCode.RESOURCE_EXHAUSTED
 UNARY = ("Start", "Output", "Kill", "List", "Get", "Delete", "Info")
 
@@ -26,7 +27,7 @@ UNARY = ("Start", "Output", "Kill", "List", "Get", "Delete", "Info")
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that takes notebooks of 1 MiB."""
-    options = ["--max-notebook-bytes", str(LIMIT), "--queue", "3"]
+    options = ["--max-notebook-bytes", str(LIMIT), "--max-input-files-bytes", str(FILES), "--queue", "3"]
     with Server(tmp_path_factory.mktemp("state"), *options) as running:
         yield running
 

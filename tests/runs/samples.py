@@ -1,5 +1,7 @@
 """Runs, orders and events as tests begin with them, and strategies that make any."""
 
+import functools
+import json
 from typing import Any
 
 from hypothesis import strategies as st
@@ -13,8 +15,10 @@ from notebook_runner_server.execution.interface import (
     DisplayOutput,
     ErrorOutput,
     Failure,
+    KeptContent,
     Limits,
     OutputCut,
+    ResultValue,
     StreamOutput,
 )
 from notebook_runner_server.runs.model import (
@@ -26,6 +30,7 @@ from notebook_runner_server.runs.model import (
     RunState,
     TraceContext,
 )
+from notebook_runner_server.runs.results import Results
 
 RUN_ID = "20260101-000000-00000001"
 WORDS = ["QUEUED", "STARTING", "RUNNING", "KILLING"]
@@ -117,6 +122,9 @@ runs = st.builds(
     notebook_sha256=text,
     peak_memory_bytes=index,
     cpu_seconds=st.none() | st.floats(0, 1e9),
+    results=st.lists(st.builds(ResultValue, text, json_values.map(json.dumps) | st.just("")), max_size=3).map(
+        lambda values: functools.reduce(Results.with_value, values, Results())
+    ),
 )
 orders = st.builds(
     ExecutionOptions,
@@ -131,7 +139,14 @@ orders = st.builds(
 cell_events = st.one_of(
     st.builds(CellStarted, index, text, text),
     st.builds(StreamOutput, index, text, text),
-    st.builds(DisplayOutput, index, text, st.lists(st.tuples(text, whole), max_size=3).map(tuple)),
+    st.builds(
+        DisplayOutput,
+        index,
+        text,
+        st.lists(st.tuples(text, whole), max_size=3).map(tuple),
+        result=st.none() | st.builds(ResultValue, text, text),
+        kept=st.lists(st.builds(KeptContent, index, whole, whole, whole), max_size=3).map(tuple),
+    ),
     st.builds(ErrorOutput, index, text, text),
     st.builds(ClearOutput, index, st.booleans()),
     st.builds(OutputCut, index, whole, st.booleans()),

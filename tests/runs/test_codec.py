@@ -17,8 +17,10 @@ from notebook_runner_server.execution.interface import (
     ClearOutput,
     DisplayOutput,
     ErrorOutput,
+    KeptContent,
     Limits,
     OutputCut,
+    ResultValue,
     StreamOutput,
 )
 from notebook_runner_server.runs import codec
@@ -82,6 +84,9 @@ def test_events(event: Event) -> None:
         CellStarted(1, "id", "line"),
         StreamOutput(1, "stdout", "text"),
         DisplayOutput(1, "display_data", (("a/b", 3), ("c/d", 4))),
+        DisplayOutput(
+            1, "display_data", (("a/b", 3),), 0, ResultValue("a", "1.0"), kept=(KeptContent(0, 9, 3, 7),)
+        ),
         ErrorOutput(1, "ValueError", "no"),
         ClearOutput(1, wait=True),
         OutputCut(1, 10, whole_run=True),

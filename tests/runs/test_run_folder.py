@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from nbformat import NotebookNode
 
 from notebook_runner_server.errors import DamagedRunError
-from notebook_runner_server.execution.interface import FilePiece, FilesLeft
+from notebook_runner_server.execution.interface import FilePiece, FilesLeft, KeptContent
 from notebook_runner_server.execution.notebook import encode_cell, encode_tail
 from notebook_runner_server.execution.segments import HEAD, TAIL
 from notebook_runner_server.runs.folder import COPY_BYTES, RunFolder
@@ -150,3 +152,17 @@ def test_what_is_in_the_place_of_the_segments_is_damage(
     other(tmp_path / "segments")
     with pytest.raises(DamagedRunError):
         list(folder.notebook(segments))
+
+
+def test_kept_content_is_part_of_the_file_of_segments(tmp_path: Path) -> None:
+    """So it counts as the run's, and is checked like a segment."""
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    before = folder.size()
+    folder.write(0, [b"segment", b"abc", b"de"])
+    kept = [KeptContent(0, 7, 3, zlib.crc32(b"abc")), KeptContent(4, 10, 2, zlib.crc32(b"de"))]
+    assert folder.contents(kept) == {0: b"abc", 4: b"de"}
+    assert folder.size() == before + 12
+    for one in (replace(kept[0], checksum=1), replace(kept[1], length=3)):
+        with pytest.raises(DamagedRunError, match="the content of a display"):
+            folder.contents([one])

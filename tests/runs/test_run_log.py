@@ -174,3 +174,34 @@ async def test_silence_gives_a_sign_of_life(tmp_path: Path) -> None:
         while not batch:
             batch = await anext(reader)
         assert sequences(batch) == [2]
+
+
+async def test_readers_share_an_event_with_content(tmp_path: Path) -> None:
+    """It is read and encoded once for each choice of content, also if they come together."""
+    made: list[tuple[int, ...]] = []
+
+    async def encode(key: tuple[int, ...]) -> bytes:
+        await asyncio.sleep(0)
+        made.append(key)
+        return b"x" * (RECENT_BYTES // 4)
+
+    async with a_log(Store(tmp_path)) as log:
+        await say(log, "a", "b", "c")
+        events = await log.read(0)
+
+        async def read(event: Event, *indexes: int) -> bytes:
+            key = (event.sequence, *indexes)
+            return await log.encoded_with_content(event, indexes, lambda: encode(key))
+
+        assert len({id(one) for one in await asyncio.gather(*(read(events[0], 0) for _ in range(9)))}) == 1
+        await read(events[0], 0, 1)
+        assert made == [(1, 0), (1, 0, 1)]
+        # What has been kept for long makes room, and other readers do not notice.
+        for event in events[1:]:
+            await read(event, 0)
+        assert list(log._with_content) == [(1, 0, 1), (2, 0), (3, 0), (4, 0)]
+        assert sequences(await log.read(0)) == [1, 2, 3, 4]
+        stored = RunLog(log._store, log.position, log.last_sequence, ended=True)
+        for _ in range(2):
+            await stored.encoded_with_content(events[0], [0], lambda: encode((0,)))
+        assert made[-2:] == [(0,), (0,)]

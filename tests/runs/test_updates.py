@@ -13,13 +13,16 @@ from notebook_runner_server.execution.interface import (
     CellOutcome,
     CellStarted,
     ClearOutput,
+    DisplayOutput,
     Ended,
     ExecutionEvent,
     Failure,
     FilePiece,
     FilesLeft,
+    KeptContent,
     KernelReady,
     ReplayMark,
+    ResultValue,
     SegmentChunk,
     StreamOutput,
 )
@@ -219,3 +222,26 @@ def test_the_end_is_no_event_of_a_batch(clock: Clock) -> None:
     folded = after(clock, TEXT, Ended(Failure(Cause.CELL_ERROR, "why")))
     assert folded.run == a_run(RunState.RUNNING)
     assert folded.events == [Event(LAST + 1, NOW, 0, 2, TEXT)]
+
+
+def test_content_of_a_display_is_written_between_segments(clock: Clock) -> None:
+    """Its event says where, and the next segment begins after it; a restart continues there."""
+    display = DisplayOutput(0, "display_data", (("a/b", 3), ("c/d", 9)), contents=((0, b"abc"), (1, b"de")))
+    update = after(clock, display, SegmentChunk(0, b"f", last=True), TEXT, ReplayMark(4))
+    kept = (KeptContent(0, 10, 3, zlib.crc32(b"abc")), KeptContent(1, 13, 2, zlib.crc32(b"de")))
+    assert update.written.chunks == [b"abc", b"de", b"f"]
+    assert [event.body for event in update.events] == [replace(display, contents=(), kept=kept), TEXT]
+    assert update.written.segments == [Segment(0, LAST + 2, 15, 1, zlib.crc32(b"f"))]
+    assert update.written.checkpoint == Checkpoint(4, 16, 16)
+
+
+def test_a_result_value_is_of_the_run_after_its_event(clock: Clock) -> None:
+    """The last one of a name counts, whichever cell displayed it, and whichever batch it came in."""
+    results = [ResultValue("a", "1"), ResultValue("b", "2.0"), ResultValue("a", "3")]
+    events = [
+        DisplayOutput(cell, "update_display_data", (), 0, result) for cell, result in enumerate(results)
+    ]
+    update = after(clock, *events[:2])
+    update = after(clock, TEXT, events[2], run=update.run)
+    assert update.run.results.to_json() == '{"a": 3, "b": 2.0}'
+    assert [event.body for event in update.events] == [TEXT, events[2]]

@@ -62,6 +62,38 @@ def test_the_history_cannot_be_read_or_changed(plain: UnprivilegedServer, attack
     assert (Path(other) / "left.txt").read_text() == "x"
 
 
+FILES = """
+archive = run_folder.parent / "input-files"
+attempt("archive", lambda: open(archive, "rb").read())
+attempt("archive to write", lambda: os.open(archive, os.O_WRONLY))
+attempt("archive away", lambda: os.unlink(archive))
+attempt("file beside the folder", lambda: open(run_folder.parent / "segments", "rb").read())
+told["sizes"] = [len(open(name).read()) for name in ("environment", "segments", "deep/begun")]
+told["modes"] = [oct(os.stat(name).st_mode & 0o777) for name in ("environment", "deep", "deep/begun")]
+open("environment", "w").write("changed")
+"""
+
+
+def test_files_of_a_request_are_only_in_the_working_folder(
+    plain: UnprivilegedServer, attack: Callable[..., Any]
+) -> None:
+    """With names of the server's own files they replace none of these, and their content is not logged."""
+    content = "content-of-a-file-5647382910"
+    names = ["environment", "segments", "deep/begun"]
+    files = [pb.InputFile(path=name, content=content.encode()) for name in names]
+    found = attack(FILES, files=files)
+    assert found.pop("sizes") == [len(content)] * 3
+    assert found.pop("modes") == ["0o600", "0o700", "0o600"]
+    assert {name: got for name, got in found.items() if got not in DENIED} == {}
+    assert len(found) == 4
+    assert content not in str(plain.log)
+    assert content not in "".join(plain.noise)
+    (run,) = plain.stub.List(pb.ListRequest(page_size=1)).runs
+    folder = plain.state_dir / "runs" / run.run_id
+    holding = [one for one in folder.rglob("*") if one.is_file() and content.encode() in one.read_bytes()]
+    assert sorted(holding) == [folder / "work" / name for name in ("deep/begun", "segments")]
+
+
 THREADS = """
 import asyncio
 from concurrent.futures import Future

@@ -61,6 +61,37 @@ def test_answers_that_nobody_reads(guarded: Guarded) -> None:
         assert len(page.content) == PAGE_BYTES
 
 
+DISPLAYS = """
+for number in range(3):
+    display({f"text/x{one}": "x" * 240_000 for one in range(8)}, raw=True)
+"""
+
+
+def test_display_data_that_nobody_reads(guarded: Guarded) -> None:
+    """Streams with the largest messages take a bounded amount of memory, and other callers get theirs."""
+    server, ordinary = guarded.server, Ordinary(guarded.server.target, guarded.run)
+    run, read = bearer(guarded.run), bearer(guarded.read)
+    run_id = server.stub.Start(inline(DISPLAYS), metadata=run, timeout=SECONDS).run.run_id
+    request = pb.ProgressRequest(run_id=run_id, display_data_max_bytes=2**20)
+    assert sum(map(pb.ProgressResponse.ByteSize, server.stub.Progress(request, metadata=read))) > 5_000_000
+    token = (b"authorization", f"Bearer {guarded.read}".encode())
+    before = memory(server.process.pid)
+    with ExitStack() as opened:
+        for _ in range(30):
+            raw = opened.enter_context(Raw(server.target, receive_bytes=2048)).greet()
+            for stream in range(1, 20, 2):
+                assert raw.call(stream, SERVICE + "Progress", request.SerializeToString(), token)
+        ordinary.until(lambda: True)
+        others = server.stub.Progress(request, metadata=run, timeout=SECONDS)
+        assert sum(map(pb.ProgressResponse.ByteSize, others)) > 5_000_000
+        after = memory(server.process.pid)
+    ordinary.was_served("display data that nobody reads")
+    figure(f"300 streams of display data that nobody reads: memory grew by {after - before:.0f} MB")
+    assert after - before < REST_MB
+    # All places are given back.
+    assert sum(map(pb.ProgressResponse.ByteSize, server.stub.Progress(request, metadata=read))) > 5_000_000
+
+
 def test_a_stream_that_nobody_reads(guarded: Guarded) -> None:
     """A reader of Progress that takes nothing costs no memory and does not hold the run up."""
     server, ordinary = guarded.server, Ordinary(guarded.server.target, guarded.run)

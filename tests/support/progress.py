@@ -171,6 +171,10 @@ class Validator:
         self._require(output.WhichOneof("output") is not None, message, "output is of some kind")
         fits = len(output.stream.text.encode()) <= TEXT_BYTES
         self._require(fits, message, "a text is at most 64 KiB")
+        most = self._request.display_data_max_bytes
+        asked = [one for one in output.display.data if one.HasField("content")]
+        fits = all(len(one.content) <= most and most for one in asked)
+        self._require(fits, message, "content is as large as was asked for, if it was")
         fits = len(output.error.exception_message.encode()) <= MESSAGE_BYTES
         self._require(fits, message, "an exception's text is at most 4 KiB")
 

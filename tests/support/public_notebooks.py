@@ -1,7 +1,8 @@
 """Notebooks from the test suites of nbclient, nbconvert and papermill.
 
 `tests/data.lock` pins the distributions that contain them. `make install` downloads these and runs this
-module, which unpacks the notebooks into `.test-data`, one folder for each distribution.
+module, which unpacks the notebooks into `.test-data`, one folder for each distribution. It also unpacks
+packages that notebooks of the tests import, and that nothing else needs.
 """
 
 import shutil
@@ -15,6 +16,8 @@ DOWNLOADS = DATA / "downloads"
 
 # The folder of each distribution that holds the notebooks, below the root of its archive.
 SOURCES = {"nbclient": "tests/files", "nbconvert": "tests", "papermill": "papermill/tests/notebooks"}
+# Distributions that are unpacked whole, without what they depend on.
+PACKAGES = ["scrapbook"]
 # Notebooks, and the pictures that they show.
 KINDS = {".ipynb", ".png"}
 
@@ -32,7 +35,7 @@ def folder(distribution: str) -> Path:
     found = DATA / distribution
     if not found.is_dir():
         raise MissingTestDataError(
-            f"The notebooks of {distribution}'s test suite are missing ({found}). Run `make install` with "
+            f"The test data of {distribution} is missing ({found}). Run `make install` with "
             "access to a package index: it downloads the distributions in tests/data.lock."
         )
     return found
@@ -56,7 +59,22 @@ def unpack() -> None:
                 target = DATA / distribution / name.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(data)
+    for distribution in PACKAGES:
+        (archive,) = DOWNLOADS.glob(f"{distribution}-*")
+        for name, data in _files(archive):
+            target = DATA / "packages" / distribution / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
     shutil.rmtree(DOWNLOADS)
+
+
+def package(distribution: str) -> Path:
+    """Returns the folder that holds a package, for `sys.path`.
+
+    Raises:
+        MissingTestDataError: It has not been unpacked.
+    """
+    return folder(f"packages/{distribution}")
 
 
 def _files(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:

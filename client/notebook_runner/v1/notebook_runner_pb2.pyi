@@ -366,8 +366,9 @@ class StartRequest(google.protobuf.message.Message):
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___InputFile]:
         """Files to write into the run's working folder before the first cell: data and modules that the notebook reads
-        by relative path. Only for runs with a private working folder, so not with `notebook_path`. At most 1,000
-        files, and as many bytes as the server's `--max-files-bytes` allows (otherwise INVALID_FIELD).
+        by relative path. Only for runs with a private working folder, so not with `notebook_path`, nor with the
+        default notebook. At most 1,000 files, and as many bytes as the server's `--max-input-files-bytes` allows
+        (otherwise INVALID_FIELD).
         """
 
     def __init__(
@@ -410,8 +411,9 @@ class InputFile(google.protobuf.message.Message):
     PATH_FIELD_NUMBER: builtins.int
     CONTENT_FIELD_NUMBER: builtins.int
     path: builtins.str
-    """The path relative to the working folder, with `/` between names. Folders are created. A path that is
-    absolute, leaves the folder, is given twice or is also a folder is an error (INVALID_FIELD).
+    """The path relative to the working folder, with `/` between names; folders are created. At most 1,024 bytes,
+    and 255 per name. A path that is absolute, is given twice or is also a folder, an empty name, `.`, `..`,
+    backslashes and NUL are errors (INVALID_FIELD).
     """
     content: builtins.bytes
     """The content."""
@@ -669,7 +671,7 @@ class DisplayOutput(google.protobuf.message.Message):
 
     @property
     def result(self) -> global___ResultValue:
-        """The result value that this display sets. Absent if it sets none."""
+        """The result value that this display sets. Absent if it sets none, or one that is too large."""
 
     def __init__(
         self,
@@ -686,7 +688,10 @@ global___DisplayOutput = DisplayOutput
 
 @typing.final
 class ResultValue(google.protobuf.message.Message):
-    """A named value that a notebook displayed as `application/scrapbook.scrap.json+json`, as scrapbook's `glue` does."""
+    """A named value that a notebook displayed as `application/scrapbook.scrap.json+json`, or
+    `application/scrapbook.scrap.text+json` for text, as scrapbook's `glue` does: `{"name": …, "data": …}`. If there
+    is an `encoder`, it must be "json" or "text".
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -695,7 +700,9 @@ class ResultValue(google.protobuf.message.Message):
     name: builtins.str
     """The name: at most 128 characters."""
     value_json: builtins.str
-    """The value as JSON: at most 16 KiB. NaN and the infinities are the tokens that Python's json module writes."""
+    """The value as JSON: at most 16 KiB and 30 levels of nesting. NaN and the infinities are the tokens that Python's
+    json module writes; IPython's kernel sends them as the strings "nan", "inf" and "-inf".
+    """
     def __init__(
         self,
         *,
@@ -1246,8 +1253,8 @@ class Run(google.protobuf.message.Message):
     none. At most 64 KiB.
     """
     results_omitted: builtins.int
-    """Number of names whose result value is left out because it is too large, or there are too many; the notebook
-    has them.
+    """Number of names whose last result value is left out because it is too large, or because all values would be;
+    the notebook has them. Beyond 100 such names, a name counts each time that its value is left out.
     """
     peak_memory_bytes: builtins.int
     """The largest memory that all processes of the run had together, in bytes, shared memory counted once, as
@@ -1290,9 +1297,8 @@ class Run(google.protobuf.message.Message):
 
     @property
     def results(self) -> google.protobuf.struct_pb2.Struct:
-        """The result values, by name, as far as a Struct in JSON can represent them, in the manner of `parameters`: what
-        the notebook displayed as `application/scrapbook.scrap.json+json`, as scrapbook's `glue` does. Of several
-        values with one name, the last one. `results_json` has the exact values.
+        """The result values (`ResultValue`), by name, as far as a Struct in JSON can represent them, in the manner of
+        `parameters`. Of several values with one name, the last one. `results_json` has the exact values.
         """
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 
 from google.protobuf import duration_pb2, timestamp_pb2
 from google.protobuf.message import Message
@@ -18,8 +20,11 @@ from notebook_runner_server.execution.interface import (
     DisplayOutput,
     ErrorOutput,
     Failure,
+    InputFile,
+    KeptContent,
     Limits,
     OutputCut,
+    ResultValue,
     StreamOutput,
 )
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunnerInfo, RunState, StartSpec
@@ -60,6 +65,7 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
         notebook_uri=request.notebook_uri if kind == "notebook_uri" else None,
         output_uri=request.output_uri,
         name=request.name,
+        files=tuple(InputFile(file.path, file.content) for file in request.files),
     )
 
 
@@ -105,8 +111,12 @@ def run_message(run: Run) -> pb.Run:
         notebook_sha256=run.notebook_sha256,
         peak_memory_bytes=run.peak_memory_bytes,
         cpu_time=None if run.cpu_seconds is None else _duration(run.cpu_seconds),
+        results_json=run.results.to_json(),
+        results_omitted=run.results.number_omitted,
     )
     parameters.fill_struct(message.parameters, run.parameters)
+    values = {name: json.loads(value) for name, value in run.results.values.items()}
+    parameters.fill_struct(message.results, values)
     return message
 
 
@@ -179,8 +189,21 @@ def is_output(event: Event) -> bool:
     return isinstance(event.body, CellOutput)
 
 
-def event_message(event: Event) -> pb.ProgressResponse:
-    """Convert an event."""
+def wanted_content(event: Event, max_bytes: int) -> tuple[KeptContent, ...]:
+    """Return what is kept of the content of an event's representations, up to a size of each."""
+    body = event.body
+    if not max_bytes or not isinstance(body, DisplayOutput):
+        return ()
+    return tuple(one for one in body.kept if one.length <= max_bytes)
+
+
+def event_message(event: Event, contents: Mapping[int, bytes] | None = None) -> pb.ProgressResponse:
+    """Convert an event.
+
+    Args:
+        event: The event.
+        contents: The content of the representations of a display, by their index.
+    """
     message = pb.ProgressResponse(
         sequence=event.sequence,
         time=timestamp(event.time),
@@ -198,6 +221,8 @@ def event_message(event: Event) -> pb.ProgressResponse:
             message.cell_finished.CopyFrom(_cell_finished(body))
         case body:
             message.cell_output.CopyFrom(_cell_output(body))
+    for index, content in (contents or {}).items():
+        message.cell_output.display.data[index].content = content
     return message
 
 
@@ -248,6 +273,12 @@ def _cell_finished(body: CellFinished) -> pb.CellFinished:
     )
 
 
+def _result_value(result: ResultValue | None) -> pb.ResultValue | None:
+    if result is None or not result.value_json:
+        return None
+    return pb.ResultValue(name=result.name, value_json=result.value_json)
+
+
 def _cell_output(body: CellOutput) -> pb.CellOutput:
     message = pb.CellOutput(cell_index=body.cell_index)
     match body:
@@ -256,7 +287,12 @@ def _cell_output(body: CellOutput) -> pb.CellOutput:
         case DisplayOutput():
             data = [pb.MimeData(mime_type=mime, size_bytes=size) for mime, size in body.data]
             message.display.CopyFrom(
-                pb.DisplayOutput(output_type=body.output_type, data=data, omitted=body.omitted)
+                pb.DisplayOutput(
+                    output_type=body.output_type,
+                    data=data,
+                    omitted=body.omitted,
+                    result=_result_value(body.result),
+                )
             )
         case ErrorOutput():
             message.error.CopyFrom(

@@ -135,8 +135,10 @@ def _too_large(name: str, size: int, limit: int) -> RunnerError:
     values = {"bytes": str(size), "limit_bytes": str(limit)}
     message = f"The request is {size} bytes long, but this server accepts {limit}"
     if name == _START:
-        # The notebook must be the cause, because the other fields of a Start fit into the overhead.
-        return NotebookTooLargeError(f"{message} (--max-notebook-bytes plus 1 MiB).", **values)
+        # The notebook or its files must be the cause: the other fields of a Start fit into the overhead.
+        return NotebookTooLargeError(
+            f"{message} (--max-notebook-bytes and --max-input-files-bytes plus 1 MiB).", **values
+        )
     return RequestTooLargeError(f"{message}.", **values)
 
 

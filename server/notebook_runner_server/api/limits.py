@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MESSAGE_OVERHEAD = 1024 * 1024
-"""Maximum size of a Start without its notebook, in bytes."""
+"""Maximum size of a Start without its notebook and files, in bytes."""
+
+LARGEST_MESSAGE = 2**31 - 1
+"""gRPC counts the bytes of a message in an int32."""
 
 
 @dataclass(frozen=True)
@@ -14,13 +17,15 @@ class CallerLimits:
 
     Attributes:
         max_notebook_bytes: Maximum size of a notebook in a Start.
+        max_input_files_bytes: Maximum size of the files in a Start.
         max_connections: Maximum number of open connections; further ones are closed.
     """
 
     max_notebook_bytes: int
+    max_input_files_bytes: int
     max_connections: int
 
     @property
     def max_message_bytes(self) -> int:
         """Maximum size of a message."""
-        return self.max_notebook_bytes + MESSAGE_OVERHEAD
+        return min(self.max_notebook_bytes + self.max_input_files_bytes + MESSAGE_OVERHEAD, LARGEST_MESSAGE)

@@ -19,8 +19,16 @@ caller gets at most half of them, so that a caller that reads nothing, or export
 rest to others."""
 
 
-class _Slots:
-    """The slots for responses of one method, first come, first served."""
+MAX_LARGE_EVENTS = 32
+"""Maximum number of events with much content (`LARGE_EVENT`) in memory at a time, over all streams; one
+caller gets at most half of them."""
+
+LARGE_EVENT = 256 * 1024
+"""Bytes of content above which an event waits for its turn: smaller ones never wait for a slow reader."""
+
+
+class ResponseSlots:
+    """Slots for large responses, first come, first served."""
 
     def __init__(self, number: int) -> None:
         self._per_caller = number // 2
@@ -51,7 +59,7 @@ class ResponseLimiter(Interceptor):
     """Lets calls with large responses wait until fewer are in memory; Start and Kill never wait."""
 
     def __init__(self) -> None:
-        self._slots = {method: _Slots(number) for method, number in MAX_RESPONSES.items()}
+        self._slots = {method: ResponseSlots(number) for method, number in MAX_RESPONSES.items()}
 
     def wrap_unary(self, method: str, call: Any) -> Any:
         """Let a call wait for its slot."""
@@ -61,13 +69,13 @@ class ResponseLimiter(Interceptor):
 
         async def limited(request: Any, context: Any) -> Any:
             # Released when the response has been sent, or nobody waits for it any longer.
-            context.add_done_callback(await slots.acquire(_caller(context)))
+            context.add_done_callback(await slots.acquire(caller_of(context)))
             return await call(request, context)
 
         return limited
 
 
-def _caller(context: Any) -> str:
+def caller_of(context: Any) -> str:
     """Return the name of the caller's token, or its address if no token is required."""
     name: str | None = get_contextvars().get("caller")
     return name or context.peer().rpartition(":")[0]

@@ -6,7 +6,9 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from structlog.contextvars import bind_contextvars
@@ -16,12 +18,19 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
 from notebook_runner_server.api import convert
 from notebook_runner_server.api.pacer import Pacer
+from notebook_runner_server.api.response_limiter import (
+    LARGE_EVENT,
+    MAX_LARGE_EVENTS,
+    ResponseSlots,
+    caller_of,
+)
 from notebook_runner_server.api.telemetry_interceptor import trace_context
 from notebook_runner_server.errors import InvalidFieldError, TooManyStreamsError
 from notebook_runner_server.runs.admission import MAX_DURATION
 from notebook_runner_server.runs.outputs import MESSAGE_BYTES, NOTEBOOK, Outputs
 
 if TYPE_CHECKING:
+    from notebook_runner_server.execution.interface import KeptContent
     from notebook_runner_server.runs.log import RunLog
     from notebook_runner_server.runs.manager import RunManager
     from notebook_runner_server.runs.model import Event
@@ -50,6 +59,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         self._heartbeat = heartbeat
         self._streams = 0
         self._pacer = Pacer()
+        self._large_events = ResponseSlots(MAX_LARGE_EVENTS)
 
     async def Start(self, request: pb.StartRequest, context: Any) -> pb.StartResponse:  # noqa: N802 - grpc's
         """Admit a run."""
@@ -62,7 +72,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
     async def Progress(  # type: ignore[override] # noqa: N802 - grpc's; its stub knows no serialized responses
         self,
         request: pb.ProgressRequest,
-        context: Any,  # noqa: ARG002 - grpc's signature
+        context: Any,
     ) -> AsyncIterator[bytes]:
         """Stream the events of a run, as serialized responses (`SerializedResponses`)."""
         if self._streams >= self._max_streams:
@@ -73,20 +83,25 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             )
         self._streams += 1
         try:
-            async for message in self._progress(request):
+            async for message in self._progress(request, caller_of(context)):
                 yield message
         finally:
             self._streams -= 1
 
-    async def _progress(self, request: pb.ProgressRequest) -> AsyncIterator[bytes]:
+    async def _progress(self, request: pb.ProgressRequest, caller: str) -> AsyncIterator[bytes]:
         run_id, log = await self._manager.log(request.run_id)
         bind_contextvars(run_id=run_id)
         with self._manager.readers.stream(run_id, log):
-            async for message in self._follow(request, log):
+            async for message in self._follow(request, run_id, log, caller):
                 yield message
 
-    async def _follow(self, request: pb.ProgressRequest, log: RunLog) -> AsyncIterator[bytes]:
-        after, known = request.after_sequence, log.last_sequence
+    async def _follow(
+        self, request: pb.ProgressRequest, run_id: str, log: RunLog, caller: str
+    ) -> AsyncIterator[bytes]:
+        after, known, max_bytes = request.after_sequence, log.last_sequence, request.display_data_max_bytes
+        if max_bytes < 0:
+            message = f"display_data_max_bytes must not be negative (got {max_bytes})."
+            raise InvalidFieldError(message, field="display_data_max_bytes")
         if not 0 <= after <= known:
             message = (
                 f"after_sequence must be between 0 and {known}, the last event of the run (got {after})."
@@ -101,7 +116,12 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
                 last = event
                 if not (request.omit_cell_output and convert.is_output(event)):
                     await self._pacer.take()
-                    yield log.encoded(event, _encode)
+                    if kept := convert.wanted_content(event, max_bytes):
+                        async with self._turn(caller, kept):
+                            encode = partial(self._encode_with_content, run_id, event, kept)
+                            yield await log.encoded_with_content(event, [one.index for one in kept], encode)
+                    else:
+                        yield log.encoded(event, _encode)
                     sent = time.monotonic()
                 if request.snapshot_only and event.sequence >= known:
                     return
@@ -109,6 +129,21 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             if last is not None and (not events or time.monotonic() - sent >= self._heartbeat):
                 yield convert.heartbeat_message(last, log.clock.now()).SerializeToString()
                 sent = time.monotonic()
+
+    @asynccontextmanager
+    async def _turn(self, caller: str, kept: Sequence[KeptContent]) -> AsyncIterator[None]:
+        """Wait until an event with so much content may be in memory, where it is until it is sent."""
+        if sum(one.length for one in kept) <= LARGE_EVENT:
+            yield
+            return
+        release = await self._large_events.acquire(caller)
+        try:
+            yield
+        finally:
+            release(None)
+
+    async def _encode_with_content(self, run_id: str, event: Event, kept: Sequence[KeptContent]) -> bytes:
+        return convert.event_message(event, await self._manager.contents(run_id, kept)).SerializeToString()
 
     async def Output(self, request: pb.OutputRequest, context: Any) -> bytes:  # type: ignore[override] # noqa: ARG002, N802 - as above
         """Return one page of an artefact, as a serialized response."""

@@ -14,18 +14,15 @@ from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from notebook_runner_server.api.limits import MESSAGE_OVERHEAD
+from notebook_runner_server.api.limits import LARGEST_MESSAGE, MESSAGE_OVERHEAD
 from notebook_runner_server.api.tls_files import TlsFiles
 from notebook_runner_server.confinement.policy import SandboxConfig
-from notebook_runner_server.execution.interface import Limits
+from notebook_runner_server.execution.interface import MAX_CONTENT_BYTES, Limits
 from notebook_runner_server.execution.options import WarmKernels, warm_kernels
 from notebook_runner_server.runs.retention import HistoryLimits
 from notebook_runner_server.transfer.policy import SCHEMES, UriPolicy, policy
 
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
-
-# gRPC counts the bytes of a message in an int32.
-_LARGEST_MESSAGE = 2**31 - 1
 
 PROCESS = "process"
 _DASK = re.compile(r"dask(\+tls)?://[^\s/]+:\d+")
@@ -110,7 +107,13 @@ class Settings:
         67108864,
         "Maximum size of the notebook of a run, in bytes.",
         minimum=1,
-        maximum=_LARGEST_MESSAGE - MESSAGE_OVERHEAD,
+        maximum=LARGEST_MESSAGE - MESSAGE_OVERHEAD,
+    )
+    max_input_files_bytes: int = setting(
+        16777216,
+        "Maximum size of all files that a Start sends with its notebook, in bytes (0: none).",
+        minimum=0,
+        maximum=LARGEST_MESSAGE - MESSAGE_OVERHEAD,
     )
 
     workers: int = setting(
@@ -222,6 +225,13 @@ class Settings:
         3145728,
         "Maximum page size of Output, in bytes. Keep it below 4 MiB, the message limit of most clients.",
         minimum=1,
+    )
+    display_data_max_bytes: int = setting(
+        262144,
+        "Maximum size of a representation of rich data whose content Progress can return, in bytes; larger "
+        "ones are only in the notebook (0: none).",
+        minimum=0,
+        maximum=MAX_CONTENT_BYTES,
     )
     max_files_bytes: int = setting(
         268435456, "Maximum size of a run folder that Output returns as a zip, in bytes.", minimum=0

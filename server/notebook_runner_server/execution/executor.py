@@ -13,7 +13,7 @@ from pathlib import Path
 from nbclient.exceptions import CellExecutionError
 
 from notebook_runner_server.confinement.environment import OWN_PREFIX
-from notebook_runner_server.execution import failures
+from notebook_runner_server.execution import failures, input_files
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution.failures import cut, plain
 from notebook_runner_server.execution.interface import (
@@ -214,6 +214,7 @@ class RunExecutor:
             explain=kernel.explain,
             km=kernel.manager,
             limits=self._job.limits,
+            content_bytes=self._job.display_data_bytes,
             kernel_name=self._job.kernel_name,
             allow_errors=self._job.allow_errors,
         )
@@ -234,7 +235,9 @@ class RunExecutor:
             self._kernel = warm
             self._used_before += processor_seconds(warm.pid)
             with contextlib.suppress(UnfitKernelError, ForkServerError, TimeoutError):
-                await warm.assign(self._job.working_folder, self._variables, self._job.run_folder)
+                await warm.assign(
+                    self._job.working_folder, self._variables, self._job.run_folder, self._job.files
+                )
                 await self._connect(warm)
                 return warm, True
             if self._stopped.is_set():
@@ -247,6 +250,7 @@ class RunExecutor:
         )
         run_processes.paused = True
         own = Path(self._job.working_folder), Path(self._job.run_folder)
+        input_files.write(own[1], self._job.files)
         await kernel.launch(self._job.working_folder, self._variables, own)
         try:
             await self._connect(kernel)
@@ -336,7 +340,9 @@ class RunExecutor:
 
     def _failure_of(self, error: BaseException) -> Failure:
         if isinstance(error, CellExecutionError) and self._client and self._client.error:
-            return failures.cell_failure(self._client.error, *self._cell)
+            cell_error, folder = self._client.error, self._job.run_folder
+            hint = failures.missing_file_hint(cell_error, folder) if self._job.is_private else ""
+            return failures.cell_failure(cell_error, *self._cell, hint)
         if not self._ready:
             log = self._kernel.log_tail() if self._kernel else ""
             message = cut(plain(f"The kernel did not start: {error}"))

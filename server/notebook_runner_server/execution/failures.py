@@ -31,6 +31,22 @@ WAITS_FOR_INPUT = (
 """Added to the message of a time-out if a process was waiting for input."""
 
 
+MISSING_FILE = (
+    "The run has a private working folder, with no other files than those of its Start: send the file with "
+    "`files`, or run the notebook by its path under the server's notebook root."
+)
+"""Added to the failure of a run with a private working folder whose notebook does not find a file."""
+
+MISSING_MODULE = (
+    "The run has a private working folder, with no other modules than those of its Start: send the "
+    "notebook's own modules with `files`, or install the package in the environment of the kernel."
+)
+"""Added to the failure of such a run whose notebook does not find a module."""
+
+# The file's name ends the message of a FileNotFoundError, in quotes.
+_ABSOLUTE = re.compile(r"""['"](/|[a-z][a-z0-9+.-]*://)[^'"]*['"]$""")
+
+
 @dataclass(frozen=True, slots=True)
 class CellError:
     """The exception of a cell.
@@ -63,16 +79,25 @@ def bounded(traceback: str) -> str:
     return plain(traceback)[-MAX_TRACEBACK:]
 
 
-def cell_failure(error: CellError, index: int | None, cell_id: str) -> Failure:
-    """Return the failure of a run whose cell raised an exception."""
+def missing_file_hint(error: CellError, folder: str) -> str:
+    """Return what to do about a file or module that a private working folder lacks; empty: nothing lacks."""
+    if error.name == "ModuleNotFoundError":
+        return MISSING_MODULE
+    # A program, or a path that no working folder has, is missing for another reason.
+    is_elsewhere = _ABSOLUTE.search(error.message) is not None and folder not in error.message
+    is_program = "_execute_child" in error.traceback
+    return MISSING_FILE if error.name == "FileNotFoundError" and not (is_elsewhere or is_program) else ""
+
+
+def cell_failure(error: CellError, index: int | None, cell_id: str, hint: str = "") -> Failure:
+    """Return the failure of a run whose cell raised an exception; `hint`: added if the error has no note."""
     message = cut(plain(error.message))
     summary = f"The cell raised {error.name}: {message}"
+    note = error.note or hint
     return Failure(
         Cause.CELL_ERROR,
         # The note is short, and must remain however long the exception's text is.
-        f"{cut(summary, MAX_EXCEPTION_MESSAGE - len(error.note.encode()) - 2)}. {error.note}"
-        if error.note
-        else cut(summary),
+        f"{cut(summary, MAX_EXCEPTION_MESSAGE - len(note.encode()) - 2)}. {note}" if note else cut(summary),
         index,
         cell_id,
         exception_name=plain(error.name)[:MAX_NAME],

@@ -50,6 +50,19 @@ MAX_TEXT_BYTES = 64 * 1024
 """UTF-8 bytes in the event of printed text; the contract's limit."""
 
 
+MAX_RESULT_NAME = 128
+"""Characters in the name of a result value; the contract's limit."""
+
+
+MAX_RESULT_BYTES = 16 * 1024
+"""UTF-8 bytes of a result value as JSON; the contract's limit."""
+
+
+MAX_CONTENT_BYTES = 2 * 1024 * 1024 - 128 * 1024
+"""Content of all representations in the event of a display: the contract's limit of a message, 2 MiB, less
+what the message has besides."""
+
+
 class Cause(enum.Enum):
     """Why a run did not succeed; the contract's FailureCause."""
 
@@ -117,6 +130,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file that a request brings: its path in the run's working folder, and its content."""
+
+    path: str
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """The input of one run.
 
@@ -129,6 +150,9 @@ class Job:
         limits: The run's limits.
         allow_errors: Continue after a cell that raises an exception.
         environment: Variables for the kernel.
+        files: Files to write into the run's folder before the first cell.
+        is_private: Whether the run was given its private folder to work in, and no folder of notebooks.
+        display_data_bytes: Maximum size of a representation whose content is sent with its event; zero: none.
     """
 
     run_id: str
@@ -139,6 +163,9 @@ class Job:
     limits: Limits
     allow_errors: bool
     environment: Mapping[str, str]
+    files: Sequence[InputFile] = ()
+    is_private: bool = False
+    display_data_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,16 +194,46 @@ class StreamOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultValue:
+    """A named value that a notebook displayed; `value_json` is empty if the value is too large."""
+
+    name: str
+    value_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptContent:
+    """Where the server keeps the content of one representation: a range of the run's file of segments.
+
+    Attributes:
+        index: The representation's index in the display.
+        start: Where the content begins, in bytes.
+        length: Its length in bytes.
+        checksum: Its CRC-32.
+    """
+
+    index: int
+    start: int
+    length: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
 class DisplayOutput:
     """Rich data: pairs of MIME type and size in bytes. `output_type` is nbformat's.
 
-    There are at most `MAX_TYPES` pairs; `omitted` is the number of further ones.
+    There are at most `MAX_TYPES` pairs; `omitted` is the number of further ones. `result` is the result value
+    that the display sets. `contents` are representations, by their index in `data`, on their way to the
+    server; `kept` says where it keeps them.
     """
 
     cell_index: int
     output_type: str
     data: tuple[tuple[str, int], ...]
     omitted: int = 0
+    result: ResultValue | None = None
+    contents: tuple[tuple[int, bytes], ...] = ()
+    kept: tuple[KeptContent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

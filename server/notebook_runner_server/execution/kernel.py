@@ -28,7 +28,9 @@ from notebook_runner_server import folder_tree
 from notebook_runner_server.confinement import denial
 from notebook_runner_server.confinement.environment import inherited
 from notebook_runner_server.confinement.policy import KernelRules, Ruleset, SandboxPolicy, narrowed, rules
+from notebook_runner_server.execution import input_files
 from notebook_runner_server.execution.failures import plain
+from notebook_runner_server.execution.interface import InputFile
 from notebook_runner_server.execution.ipykernel_args import ARGUMENTS, MESSAGES_ON_THE_WAY
 from notebook_runner_server.execution.kernel_client import KernelClient, UnfitKernelError
 from notebook_runner_server.execution.kernel_specs import KernelSpecs
@@ -262,10 +264,17 @@ class Kernel:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
-    async def assign(self, working_folder: str, variables: Mapping[str, str], run_folder: str) -> None:
-        """Move a warm kernel to a run: working folder, variables and rules.
+    async def assign(
+        self,
+        working_folder: str,
+        variables: Mapping[str, str],
+        run_folder: str,
+        files: Iterable[InputFile] = (),
+    ) -> None:
+        """Move a warm kernel to a run: working folder, variables, rules, and the files of its request.
 
         Raises:
+            OSError: A file cannot be written.
             ForkServerError: It died, does not answer, or the run's folders were changed.
         """
         provisioner, spec = self.manager.provisioner, self.manager.kernel_spec
@@ -279,6 +288,8 @@ class Kernel:
                 except OSError as error:
                     raise ForkServerError(f"the run's folder was changed: {error}") from error
                 self._writable = ruleset.writable
+            # Before anything is executed in the folder, and Python remembers what it has.
+            input_files.write(Path(run_folder), files)
             if isinstance(provisioner, ForkProvisioner) and provisioner.forked:
                 # The user's start-up files are executed now, and may print more than the sockets hold.
                 if self.client is not None:

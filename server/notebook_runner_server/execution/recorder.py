@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -16,15 +15,14 @@ from nbformat import NotebookNode, from_dict
 
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution import output_limiter
+from notebook_runner_server.execution.displays import display_event, unicode
 from notebook_runner_server.execution.failures import MAX_NAME, CellError, cut, plain
 from notebook_runner_server.execution.interface import (
     MAX_TEXT_BYTES,
-    MAX_TYPES,
     CellFinished,
     CellOutcome,
     CellStarted,
     ClearOutput,
-    DisplayOutput,
     ErrorOutput,
     ExecutionEvent,
     Limits,
@@ -61,6 +59,7 @@ class StreamingNotebookClient(NotebookClient):
         after_cell: Called after each cell, however it ended; returns whether the run is being stopped.
         explain: Called with an error's text; returns an explanation or an empty text.
         limits: The run's limits; output beyond them is cut.
+        content_bytes: Maximum size of a representation whose content its event has; zero: none.
     """
 
     def __init__(
@@ -73,6 +72,7 @@ class StreamingNotebookClient(NotebookClient):
         after_cell: Callable[[], bool],
         explain: Callable[[str], str],
         limits: Limits,
+        content_bytes: int = 0,
         **traits: Any,
     ) -> None:
         super().__init__(notebook, **traits)
@@ -82,6 +82,7 @@ class StreamingNotebookClient(NotebookClient):
         self._after_cell = after_cell
         self._explain = explain
         self._limiter = OutputLimiter(limits)
+        self._content_bytes = content_bytes
         self._cut = self._raised = self._error_allowed = False
         self.error: CellError | None = None
         # The last error that the kernel published in the cell.
@@ -204,7 +205,7 @@ class StreamingNotebookClient(NotebookClient):
     def _process(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
         try:
             output = super().process_message(msg, cell, cell_index)
-            events = _events(msg, cell_index)
+            events = _events(msg, cell_index, self._content_bytes)
         except _MALFORMED:
             self.log.warning("malformed message of the kernel ignored", exc_info=True)
             return None
@@ -370,14 +371,14 @@ def output_node(msg: dict[str, Any]) -> NotebookNode | None:
 
 
 def _first_line(source: str) -> str:
-    return _unicode(next(filter(str.strip, source.splitlines()), "").strip()[:MAX_FIRST_LINE])
+    return unicode(next(filter(str.strip, source.splitlines()), "").strip()[:MAX_FIRST_LINE])
 
 
-def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
+def _events(msg: dict[str, Any], cell_index: int, content_bytes: int) -> list[ExecutionEvent]:
     content = msg["content"]
     match msg["msg_type"]:
         case "stream":
-            text = _unicode(content["text"])
+            text = unicode(content["text"])
             # A character has up to four bytes.
             step = MAX_TEXT_BYTES if text.isascii() else MAX_TEXT_BYTES // 4
             return [
@@ -385,23 +386,13 @@ def _events(msg: dict[str, Any], cell_index: int) -> list[ExecutionEvent]:
                 for start in range(0, len(text), step)
             ]
         case "display_data" | "execute_result" | "update_display_data" as kind:
-            data = content["data"]
-            sizes = tuple(
-                (_unicode(mime[:MAX_NAME]), output_limiter.data_size(value))
-                for mime, value in itertools.islice(data.items(), MAX_TYPES)
-            )
-            return [DisplayOutput(cell_index, kind, sizes, max(0, len(data) - MAX_TYPES))]
+            return [display_event(kind, content["data"], cell_index, content_bytes)]
         case "error":
             return [
                 ErrorOutput(
-                    cell_index, _unicode(str(content["ename"])[:MAX_NAME]), cut(str(content["evalue"]))
+                    cell_index, unicode(str(content["ename"])[:MAX_NAME]), cut(str(content["evalue"]))
                 )
             ]
         case "clear_output":
             return [ClearOutput(cell_index, bool(content.get("wait")))]
     return []
-
-
-def _unicode(text: str) -> str:
-    """Replace lone surrogates, which protobuf cannot carry; the notebook keeps them."""
-    return text if text.isascii() else text.encode(errors="replace").decode()

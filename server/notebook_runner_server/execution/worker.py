@@ -26,7 +26,14 @@ from notebook_runner_server import folder_tree, memory
 from notebook_runner_server.confinement import confine
 from notebook_runner_server.confinement.environment import scrub_environ
 from notebook_runner_server.execution.executor import RunExecutor
-from notebook_runner_server.execution.interface import Cause, CellEvent, Job, KernelReady, SegmentChunk
+from notebook_runner_server.execution.interface import (
+    Cause,
+    CellEvent,
+    DisplayOutput,
+    Job,
+    KernelReady,
+    SegmentChunk,
+)
 from notebook_runner_server.execution.kernel_specs import KernelSpecs
 from notebook_runner_server.execution.options import WorkerOptions
 from notebook_runner_server.execution.processes import (
@@ -46,7 +53,7 @@ from notebook_runner_server.execution.worker_protocol import (
 LONGEST_WAIT = 3600.0
 
 SMALL_SEGMENT = 64 * 1024
-"""Bytes of a segment that is sent together with what comes next."""
+"""Bytes of a segment, or of the content of a display, that is sent together with what comes next."""
 
 
 class _Worker:
@@ -96,8 +103,7 @@ class _Worker:
         # in a transaction. The turn ends as soon as the kernel has sent no more.
         with self._sending:
             self._held.append(message)
-            is_event = isinstance(message, CellEvent | KernelReady)
-            if is_event or (isinstance(message, SegmentChunk) and len(message.data) <= SMALL_SEGMENT):
+            if _is_small(message):
                 if not self._is_flush_due:
                     self._is_flush_due = True
                     asyncio.get_running_loop().call_soon(self._flush)
@@ -164,6 +170,16 @@ class _Worker:
         with self._lock:
             rest = LONGEST_WAIT if self._deadline is None else self._deadline.moment - time.monotonic()
         return max(0.0, min(rest, LONGEST_WAIT))
+
+
+def _is_small(message: object) -> bool:
+    """Return whether a message is an event that can wait for the end of the turn."""
+    match message:
+        case SegmentChunk(data=data):
+            return len(data) <= SMALL_SEGMENT
+        case DisplayOutput(contents=contents):
+            return sum(len(content) for _, content in contents) <= SMALL_SEGMENT
+    return isinstance(message, CellEvent | KernelReady)
 
 
 _worker: _Worker | None = None

@@ -8,7 +8,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -18,8 +18,9 @@ from notebook_runner_server.errors import (
     NotebookNotFoundError,
     UnknownKernelError,
 )
-from notebook_runner_server.execution.interface import Limits
+from notebook_runner_server.execution.interface import InputFile, Limits
 from notebook_runner_server.execution.segments import TAIL, PreparedNotebook
+from notebook_runner_server.runs import input_files
 from notebook_runner_server.runs.model import ExecutionOptions, Run, RunState, StartSpec
 from notebook_runner_server.runs.names import check_name, default_name
 from notebook_runner_server.runs.sources import NotebookRoot, UriSource, check_size
@@ -76,6 +77,8 @@ class Defaults:
         limits: The limits of a run.
         ceilings: The maximum that a request may set for each limit; zero: unlimited.
         retention: Seconds that a run is stored after its end.
+        input_files_bytes: Maximum size of the files that a request brings.
+        display_data_bytes: Maximum size of a representation whose content is kept with its event; zero: none.
     """
 
     notebook: str = ""
@@ -83,6 +86,8 @@ class Defaults:
     limits: Limits = field(default_factory=Limits)
     ceilings: Limits = field(default_factory=Limits)
     retention: float = 7 * 86400.0
+    input_files_bytes: int = 16 * 1024 * 1024
+    display_data_bytes: int = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,7 @@ class Admitted:
     run: Run
     options: ExecutionOptions
     segments: Mapping[int, bytes]
+    files: Sequence[InputFile] = ()
 
 
 class Admission:
@@ -149,6 +155,8 @@ class Admission:
             RunnerError: The request is refused.
         """
         _check(spec)
+        if spec.files:
+            self._check_files(spec)
         if spec.kernel_name:
             await self._kernel(spec.kernel_name, kernels)
         if spec.output_uri:
@@ -165,6 +173,16 @@ class Admission:
         kernel_name = await self._kernel(prepared.kernel_name or self._defaults.kernel_name, kernels)
         digest = await asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())
         return self._admitted(spec, prepared, folder, path, kernel_name, digest)
+
+    def _check_files(self, spec: StartSpec) -> None:
+        if spec.content is None and spec.notebook_uri is None:
+            raise InvalidFieldError(
+                "files: a notebook that is named by its path runs in its own folder under the notebook root, "
+                "into which no request may write. Send the notebook itself (notebook_content), or put the "
+                "files into that folder.",
+                field="files",
+            )
+        input_files.check(spec.files, self._defaults.input_files_bytes)
 
     async def _prepared(
         self, content: bytes, spec: StartSpec, kernels: Mapping[str, str]
@@ -220,9 +238,8 @@ class Admission:
             name=spec.name or default_name(path, uri),
             notebook_sha256=notebook_sha256,
         )
-        return Admitted(
-            run, self._options(spec, folder), {**dict(enumerate(prepared.cells)), TAIL: prepared.tail}
-        )
+        segments = {**dict(enumerate(prepared.cells)), TAIL: prepared.tail}
+        return Admitted(run, self._options(spec, folder), segments, spec.files)
 
     def _content(self, spec: StartSpec) -> tuple[bytes, str, str]:
         if spec.content is not None:
@@ -245,6 +262,7 @@ class Admission:
             environment=dict(spec.environment),
             retention=defaults.retention if spec.retention is None else spec.retention,
             output_uri=spec.output_uri,
+            display_data_bytes=defaults.display_data_bytes,
         )
 
 

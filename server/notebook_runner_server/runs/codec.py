@@ -17,8 +17,10 @@ from notebook_runner_server.execution.interface import (
     DisplayOutput,
     ErrorOutput,
     Failure,
+    KeptContent,
     Limits,
     OutputCut,
+    ResultValue,
     StreamOutput,
 )
 from notebook_runner_server.runs.model import (
@@ -31,6 +33,7 @@ from notebook_runner_server.runs.model import (
     TraceContext,
 )
 from notebook_runner_server.runs.names import default_name
+from notebook_runner_server.runs.results import Results
 
 _BODIES: dict[str, type[Any]] = {
     "cell_started": CellStarted,
@@ -93,6 +96,8 @@ def encode_event(event: Event) -> str:
         kind, data = _KINDS[type(body)], _fields(body)
         if isinstance(body, CellFinished):
             data["outcome"] = body.outcome.value
+        if isinstance(body, DisplayOutput):
+            data = _display_to_dict(body)
     return json.dumps([event.cells_completed, event.cells_total, kind, data])
 
 
@@ -112,8 +117,19 @@ def _body(kind: str, data: dict[str, Any]) -> Body:
         types = data["data"][:MAX_TYPES]
         data["omitted"] = data.get("omitted", 0) + len(data["data"]) - len(types)
         data["data"] = tuple((mime, size) for mime, size in types)
+        data["result"] = ResultValue(*data["result"]) if data.get("result") else None
+        data["kept"] = tuple(KeptContent(*one) for one in data.get("kept", ()))
     body: Body = _BODIES[kind](**data)
     return body
+
+
+def _display_to_dict(body: DisplayOutput) -> dict[str, Any]:
+    data = _fields(body)
+    # The content itself is in the file of segments, and most displays set no result.
+    del data["contents"]
+    data["result"] = body.result and (body.result.name, body.result.value_json)
+    data["kept"] = [tuple(_fields(one).values()) for one in body.kept]
+    return {name: value for name, value in data.items() if value not in (None, [])}
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -123,6 +139,7 @@ def _fields(value: Any) -> dict[str, Any]:
 def _run_to_dict(run: Run) -> dict[str, Any]:
     data = _fields(run)
     data["state"] = run.state.value
+    data["results"] = run.results.to_dict()
     if run.failure is not None:
         data["failure"] = {**_fields(run.failure), "cause": run.failure.cause.value}
     return data
@@ -132,7 +149,7 @@ def _run_from_dict(data: dict[str, Any]) -> Run:
     failure = data["failure"]
     if failure is not None:
         failure = Failure(**{**failure, "cause": Cause(failure["cause"])})
-    # Earlier versions wrote no repairs and no name.
+    # Earlier versions wrote no repairs, no name and no results.
     repairs = tuple(data.get("notebook_repairs", ()))
     name = (
         data["name"] if "name" in data else default_name(data["notebook_path"], data.get("notebook_uri", ""))
@@ -142,5 +159,6 @@ def _run_from_dict(data: dict[str, Any]) -> Run:
         "failure": failure,
         "notebook_repairs": repairs,
         "name": name,
+        "results": Results.from_dict(data["results"]) if "results" in data else Results(),
     }
     return Run(**{**data, **changed})

@@ -155,7 +155,7 @@ class Dispatcher:
                 return False
         except Exception as error:
             _logger.exception("run_start_failed", extra=active.run_context.ids)
-            message = f"The run's notebook could not be read from the state folder: {error}"
+            message = f"The run's notebook or files could not be read from the state folder: {error}"
             await self.finish(active, Failure(Cause.STORAGE_FAILED, message))
             return True
         if active.stop_requested is not None:
@@ -176,9 +176,12 @@ class Dispatcher:
         folder = self._store.folder(active.run.run_id)
         segments = await self._store.segments(active.log.position, 0)
         options = active.options
+        notebook, files = await asyncio.to_thread(
+            lambda: (b"".join(folder.notebook(segments)), folder.input_files())
+        )
         return Job(
             run_id=active.run.run_id,
-            notebook=await asyncio.to_thread(lambda: b"".join(folder.notebook(segments))),
+            notebook=notebook,
             kernel_name=active.run.kernel_name,
             working_folder=options.working_folder or str(folder.work),
             run_folder=str(folder.work),
@@ -186,6 +189,9 @@ class Dispatcher:
             allow_errors=options.allow_errors,
             # The caller's own variables win.
             environment={**active.run_context.variables, **options.environment},
+            files=files,
+            is_private=not options.working_folder,
+            display_data_bytes=options.display_data_bytes,
         )
 
     def _follow(self, active: ActiveRun, begin: Callable[[], RunHandle]) -> None:

@@ -3,10 +3,12 @@
 ::
 
     runs/RUN_ID/
-    ├── segments     every version of every segment of the notebook; synced before an event announces it
+    ├── segments     every version of every segment of the notebook, and in between the content of small
+    │                representations of displays; synced before an event announces them
     ├── begun        exists once a worker gets the run, or the run has ended: it is not executed again
     ├── environment  the variables for the kernel, until the run has ended
     ├── output-uri   where the executed notebook is uploaded to, until the run has ended
+    ├── input-files  the files of the request, until the run has ended: a worker writes them to work/
     ├── work/        NOTEBOOK_RUNNER_RUN_DIR, or its copy from another machine: the notebook's own files
     └── files-left   the size of those files in bytes, if they were too large to be copied
 """
@@ -17,15 +19,17 @@ import contextlib
 import json
 import logging
 import os
+import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.errors import DamagedRunError, damaged
-from notebook_runner_server.execution.interface import FileEvent, FilesLeft
+from notebook_runner_server.execution.interface import FileEvent, FilesLeft, InputFile, KeptContent
 from notebook_runner_server.execution.segments import HEAD, SEPARATOR, TAIL
+from notebook_runner_server.runs import input_files
 from notebook_runner_server.runs.model import Segment
 
 COPY_BYTES = 1024 * 1024
@@ -59,6 +63,7 @@ class RunFolder:
         self.work = path / "work"
         self._environment = path / "environment"
         self._output_uri = path / "output-uri"
+        self._input_files = path / "input-files"
         self._files_left = path / "files-left"
         self._begun = path / "begun"
 
@@ -155,6 +160,28 @@ class RunFolder:
             raise damaged(self.path.name, f"its file `{path.name}` is damaged")
         return secret
 
+    def write_input_files(self, files: Sequence[InputFile]) -> None:
+        """Store the files that the request brought until the run has ended."""
+        if files:
+            descriptor = private(self._input_files, os.O_WRONLY | os.O_CREAT)
+            with open(descriptor, "wb") as archive:
+                archive.write(input_files.pack(files))
+                archive.flush()
+                os.fsync(descriptor)
+
+    def input_files(self) -> tuple[InputFile, ...]:
+        """Return the files that the request of a run that has not ended brought.
+
+        Raises:
+            DamagedRunError: They cannot be read.
+        """
+        try:
+            return input_files.unpack(self._input_files.read_bytes())
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise damaged(self.path.name, f"its file `{self._input_files.name}` cannot be read") from error
+
     def mark_begun(self) -> None:
         """Mark the run so that it is not executed again; a second safeguard, so errors are ignored."""
         with contextlib.suppress(OSError):
@@ -165,10 +192,10 @@ class RunFolder:
         """Whether a worker was to get the run, or its end could not be recorded."""
         return self._begun.exists()
 
-    def delete_secrets(self) -> None:
-        """Delete the secrets of a run that has ended."""
-        self._environment.unlink(missing_ok=True)
-        self._output_uri.unlink(missing_ok=True)
+    def delete_inputs(self) -> None:
+        """Delete what only a run that has not ended needs: its secrets, and the files of its request."""
+        for path in (self._environment, self._output_uri, self._input_files):
+            path.unlink(missing_ok=True)
 
     def segments_size(self) -> int:
         """Return the size of the file of segments in bytes; 0: it does not exist."""
@@ -210,6 +237,15 @@ class RunFolder:
                 yield from self._read(file.fileno(), by_number[number])
             yield from self._read(file.fileno(), tail)
 
+    def contents(self, kept: Iterable[KeptContent]) -> dict[int, bytes]:
+        """Return the kept content of a display's representations, by their index.
+
+        Raises:
+            DamagedRunError: One of them is missing or damaged.
+        """
+        with self._opened_segments() as file:
+            return {one.index: b"".join(self._read(file.fileno(), one)) for one in kept}
+
     def _opened_segments(self) -> IO[bytes]:
         try:
             # Not blocking: somebody may have put a pipe there.
@@ -220,8 +256,9 @@ class RunFolder:
     def _unreadable(self, error: OSError) -> DamagedRunError:
         return damaged(self.path.name, f"its file of segments cannot be read ({error.strerror})")
 
-    def _read(self, descriptor: int, segment: Segment) -> Iterator[bytes]:
+    def _read(self, descriptor: int, segment: Segment | KeptContent) -> Iterator[bytes]:
         total = 0
+        what = f"segment {segment.number}" if isinstance(segment, Segment) else "the content of a display"
         for start in range(0, segment.length, COPY_BYTES):
             size = min(COPY_BYTES, segment.length - start)
             try:
@@ -229,8 +266,8 @@ class RunFolder:
             except OSError as error:
                 raise self._unreadable(error) from error
             if len(chunk) < size:
-                raise damaged(self.path.name, f"its file of segments ends within segment {segment.number}")
+                raise damaged(self.path.name, f"its file of segments ends within {what}")
             total = zlib.crc32(chunk, total)
             yield chunk
         if segment.checksum not in {None, total}:
-            raise damaged(self.path.name, f"checksum mismatch in segment {segment.number}")
+            raise damaged(self.path.name, f"checksum mismatch in {what}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from notebook_runner_server.errors import RunNotFoundError, ShuttingDownError
 from notebook_runner_server.execution.interface import (
@@ -25,7 +25,7 @@ from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.transitions import Clock
 
 RECENT_BYTES = 2 * 1024 * 1024
-"""About how much of the newest events of an active run stays in memory."""
+"""About how much of the newest events of an active run stays in memory, and of those with content."""
 
 _EVENT_BYTES = 500
 _TYPE_BYTES = 150
@@ -65,6 +65,10 @@ class RunLog:
         self._recent: deque[Event] = deque()
         self._encoded: dict[int, bytes] = {}
         self._recent_bytes = 0
+        # Apart from the others, whose readers would otherwise have to read earlier events from the store.
+        self._with_content: dict[tuple[int, ...], bytes] = {}
+        self._content_bytes = 0
+        self._encoding = asyncio.Lock()
         self._waiting: dict[asyncio.Future[bool], None] = {}
         self._closed = False
         self._is_deleted = False
@@ -131,6 +135,29 @@ class RunLog:
             if self._recent and event.sequence >= self._recent[0].sequence:
                 self._encoded[event.sequence] = data
                 self._recent_bytes += len(data)
+        return data
+
+    async def encoded_with_content(
+        self, event: Event, indexes: Sequence[int], encode: Callable[[], Awaitable[bytes]]
+    ) -> bytes:
+        """Return an encoded event with the content of some representations: one at a time for all readers.
+
+        Args:
+            event: The event.
+            indexes: The representations.
+            encode: Reads the content, and encodes the event with it.
+        """
+        key = (event.sequence, *indexes)
+        async with self._encoding:
+            data = self._with_content.get(key)
+            if data is None:
+                data = await encode()
+                # A log without recent events has one reader.
+                if self._recent:
+                    self._with_content[key] = data
+                    self._content_bytes += len(data)
+                while self._content_bytes > RECENT_BYTES:
+                    self._content_bytes -= len(self._with_content.pop(next(iter(self._with_content))))
         return data
 
     async def shown(self) -> AsyncIterator[Sequence[Event]]:
@@ -200,7 +227,8 @@ def _resume(reader: asyncio.Future[bool], has_event: bool) -> None:
 def _size(event: Event) -> int:
     body = event.body
     if isinstance(body, DisplayOutput):
-        return _EVENT_BYTES + sum(_TYPE_BYTES + len(mime) for mime, _ in body.data)
+        value = len(body.result.value_json) if body.result else 0
+        return _EVENT_BYTES + value + sum(_TYPE_BYTES + len(mime) for mime, _ in body.data)
     texts: list[str] = []
     match body:
         case StreamOutput():

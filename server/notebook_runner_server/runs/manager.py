@@ -23,7 +23,7 @@ from notebook_runner_server.errors import (
     damaged,
     not_found,
 )
-from notebook_runner_server.execution.interface import Backend, Cause, Failure, WarmCounts
+from notebook_runner_server.execution.interface import Backend, Cause, Failure, KeptContent, WarmCounts
 from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.admission import Admission, Admitted
 from notebook_runner_server.runs.dispatcher import Dispatcher
@@ -202,7 +202,9 @@ class RunManager:
         run = dataclasses.replace(admitted.run, queue_position=self._dispatcher.waiting)
         clock = Clock(run.create_time)
         event = event_of(run, RunChanged(run), 1, clock.now())
-        position = await self._store.insert(admitted.run, admitted.options, digest, event, admitted.segments)
+        position = await self._store.insert(
+            admitted.run, admitted.options, digest, event, admitted.segments, admitted.files
+        )
         record = RunRecord(position, admitted.run, admitted.options, 0, digest)
         active = self._active_run(record, clock, sum(map(len, admitted.segments.values())))
         active.log.publish([event])
@@ -378,6 +380,19 @@ class RunManager:
             return record.run_id, active.log
         ended = record.run.state.is_terminal
         return record.run_id, RunLog(self._store, record.position, record.last_sequence, ended=ended)
+
+    async def contents(self, run_id: str, kept: Sequence[KeptContent]) -> dict[int, bytes]:
+        """Return the kept content of a display's representations, by their index.
+
+        Raises:
+            RunNotFoundError: The run was deleted meanwhile.
+            DamagedRunError: The content is missing or damaged.
+        """
+        try:
+            return await asyncio.to_thread(self._store.folder(run_id).contents, kept)
+        except DamagedRunError:
+            await self._find_record(run_id)
+            raise
 
     async def run_to_kill(self, run_id: str) -> Run:
         """Return the run that a Kill is about.

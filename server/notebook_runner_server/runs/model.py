@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from notebook_runner_server.execution.interface import CellEvent, Failure, FileEvent, Limits, WarmCounts
+from notebook_runner_server.execution.interface import (
+    CellEvent,
+    Failure,
+    FileEvent,
+    InputFile,
+    Limits,
+    WarmCounts,
+)
+from notebook_runner_server.runs.results import Results
 
 
 class RunState(enum.Enum):
@@ -56,6 +64,7 @@ class StartSpec:
     output_uri: str = ""
     parameters_are_ordered: bool = False
     name: str = ""
+    files: tuple[InputFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,7 @@ class ExecutionOptions:
         retention: How long the run is stored after its end.
         output_uri: Where the executed notebook is uploaded to; stored until the run has ended.
         origin: The call that started the run.
+        display_data_bytes: Maximum size of a representation whose content is kept with its event; zero: none.
     """
 
     working_folder: str
@@ -94,6 +104,7 @@ class ExecutionOptions:
     retention: float
     output_uri: str = ""
     origin: TraceContext = field(default_factory=TraceContext)
+    display_data_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +140,7 @@ class Run:
     notebook_sha256: str = ""
     peak_memory_bytes: int = 0
     cpu_seconds: float | None = None
+    results: Results = field(default_factory=Results)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ _KEY_CHARACTERS = 16
 _ID = "request_id"
 _URIS = ("notebook_uri", "output_uri")
 _TIMES = ("run_timeout", "cell_timeout", "output_timeout")
-_SINCE_FORMAT_2 = ("name",)
+_SINCE_FORMAT_2 = ("name", "files")
 """Fields of a request that came with or after format 2, so that earlier formats do not have them."""
 
 
@@ -69,6 +69,8 @@ def _payload(spec: StartSpec) -> dict[str, Any]:
     payload["limits"] = asdict(spec.limits)
     if payload.pop("parameters_are_ordered"):
         payload["parameters"] = json.dumps(dict(spec.parameters))
+    if spec.files:
+        payload["files"] = {file.path: hashlib.sha256(file.content).hexdigest() for file in spec.files}
     if spec.content is not None:
         payload["content"] = hashlib.sha256(spec.content).hexdigest()
     return payload

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.errors import StorageFullError, damaged
+from notebook_runner_server.execution.interface import InputFile
 from notebook_runner_server.runs import request_digest, state_folder, tables
 from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
 from notebook_runner_server.runs.database import DamagedHistoryError, Database, rebuild
@@ -207,8 +208,9 @@ class Store:
         request_digest: str,
         event: Event,
         segments: Mapping[int, bytes],
+        files: Sequence[InputFile] = (),
     ) -> int:
-        """Make a new run durable with its first event and its notebook; return its position.
+        """Make a new run durable with its first event, its notebook and its files; return its position.
 
         Raises:
             StorageFullError: It could not be written, or its end could not; nothing of it is left.
@@ -225,6 +227,7 @@ class Store:
                 start += len(data)
             # Values may be secrets, so they are only in a file that is removed at the run's end.
             folder.write_secrets(options.environment, options.output_uri)
+            folder.write_input_files(files)
             folder.sync()
             plain = replace(options, environment={}, output_uri="")
             return tables.insert_run(db, run, plain, request_digest, event, locations)
@@ -268,7 +271,7 @@ class Store:
             for file in written.files:
                 folder.write_file(file)
             if run.state.is_terminal:
-                folder.delete_secrets()
+                folder.delete_inputs()
             tables.append(db, position, run, events, written.segments, expire_time)
             if written.checkpoint is not None:
                 tables.write_checkpoint(db, position, written.checkpoint)

@@ -13,14 +13,17 @@ from notebook_runner_server.execution.interface import (
     CellFinished,
     CellOutcome,
     CellStarted,
+    DisplayOutput,
     Ended,
     ExecutionEvent,
     Failure,
     FileEvent,
     FilePiece,
     FilesLeft,
+    KeptContent,
     KernelReady,
     ReplayMark,
+    ResultValue,
     SegmentChunk,
     StreamOutput,
 )
@@ -147,16 +150,16 @@ def react(run: Run, event: ExecutionEvent, now: int) -> tuple[Run, Body | None]:
     """Return the run after an event of the backend, and what its log records of it; None: nothing."""
     match event:
         case KernelReady():
-            if run.state is RunState.KILLING:
-                return run, None
-            run = move(run, RunState.RUNNING, now)
-            return run, RunChanged(run)
+            running = run if run.state is RunState.KILLING else move(run, RunState.RUNNING, now)
+            return running, None if running is run else RunChanged(running)
         case CellStarted():
             return replace(run, current_cell=event.cell_index, cells_completed=event.cell_index), event
         case CellFinished():
             done = event.outcome in (CellOutcome.SUCCEEDED, CellOutcome.ERROR_ALLOWED)
             completed = event.cell_index + 1 if done else run.cells_completed
             return replace(run, current_cell=None, cells_completed=completed), event
+        case DisplayOutput(result=ResultValue() as result):
+            return replace(run, results=run.results.with_value(result)), event
         # The run's end is recorded by `end`, once its processes are gone and its notebook is uploaded.
         case Ended() | SegmentChunk() | FilePiece() | FilesLeft() | ReplayMark():
             return run, None
@@ -239,7 +242,8 @@ def apply_events(
     segments: list[Segment] = []
     files: list[FileEvent] = []
     is_warm: bool | None = None
-    for event in _with_joined_text(one for one in batch if not isinstance(one, ReplayMark)):
+    for arrived in _with_joined_text(one for one in batch if not isinstance(one, ReplayMark)):
+        event = arrived
         sequence = last_sequence + len(events) + 1
         match event:
             case SegmentChunk():
@@ -258,11 +262,24 @@ def apply_events(
                 is_warm = event.is_warm
             case FilePiece() | FilesLeft():
                 files.append(event)
+            case DisplayOutput() if event.contents:
+                # No segment is unfinished: the chunks of one come without an event in between.
+                chunks += [content for _, content in event.contents]
+                event, cursor = _kept(event, cursor)
         run, body = react(run, event, now)
         if body is not None:
             events.append(event_of(run, body, sequence, clock.now()))
     checkpoint = Checkpoint(marks[-1], cursor.segment_start, cursor.size) if marks else None
     return Update(run, cursor, events, WriteBatch(start, chunks, segments, checkpoint, files), is_warm)
+
+
+def _kept(event: DisplayOutput, cursor: SegmentCursor) -> tuple[DisplayOutput, SegmentCursor]:
+    """Return the event of a display with the place of its content instead of the content itself."""
+    kept, start = [], cursor.size
+    for index, content in event.contents:
+        kept.append(KeptContent(index, start, len(content), zlib.crc32(content)))
+        start += len(content)
+    return replace(event, contents=(), kept=tuple(kept)), replace(cursor, size=start).without_segment()
 
 
 def _with_joined_text(events: Iterable[ExecutionEvent]) -> Iterator[ExecutionEvent]:

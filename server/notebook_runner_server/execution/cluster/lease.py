@@ -22,6 +22,7 @@ from notebook_runner_server.execution.cluster import messages
 from notebook_runner_server.execution.cluster.messages import Batch, Channel
 from notebook_runner_server.execution.interface import (
     Cause,
+    DisplayOutput,
     Ended,
     ExecutionEvent,
     Failure,
@@ -269,6 +270,8 @@ def _size(event: ExecutionEvent) -> int:
             return len(data)
         case StreamOutput(text=text):
             return _EVENT_BYTES + len(text)
+        case DisplayOutput(contents=contents):
+            return _EVENT_BYTES + sum(len(content) for _, content in contents)
     return _EVENT_BYTES
 
 
