@@ -9,7 +9,8 @@ import notebook_runner
 
 def markdown() -> str:
     """Return the page's generated part."""
-    groups: dict[str, list[str]] = {"Clients": [], "What they take and answer": [], "What they raise": []}
+    titles = ("Clients", "Runs", "Events", "What they take and answer", "What they raise")
+    groups: dict[str, list[str]] = {title: [] for title in titles}
     # The blocking class first, then its counterpart for asyncio.
     for name in sorted(notebook_runner.__all__, key=lambda name: (name.removeprefix("Async"), len(name))):
         value = getattr(notebook_runner, name)
@@ -19,6 +20,10 @@ def markdown() -> str:
             group = "What they raise"
         elif name.endswith("Client"):
             group = "Clients"
+        elif issubclass(value, notebook_runner.RunSnapshot):
+            group = "Runs"
+        elif issubclass(value, notebook_runner.Event):
+            group = "Events"
         else:
             group = "What they take and answer"
         groups[group].append(name)

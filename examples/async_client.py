@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from notebook_runner import AsyncClient, RunFailed
+from notebook_runner import AsyncClient, Printed, RunFailed
 
 
 async def run_for(client: AsyncClient, seconds: float, notebook: str) -> str:
@@ -26,16 +26,14 @@ async def run_for(client: AsyncClient, seconds: float, notebook: str) -> str:
     printed = ""
     try:
         async with asyncio.timeout(seconds):
-            async for event in client.progress(run.run_id):
-                if event.HasField("cell_output") and event.cell_output.HasField("stream"):
-                    printed = event.cell_output.stream.text
-            ended = await client.wait(run.run_id)
+            async for event in run.progress():
+                if isinstance(event, Printed):
+                    printed = event.text
+            (await run.wait()).raise_for_state()
     finally:
-        killed = await client.kill(run.run_id)  # does nothing to a run that has ended
+        killed = await run.kill()  # does nothing to a run that has ended
         if killed.processes_ended:
             print(f"ended {killed.processes_ended} processes", file=sys.stderr)
-    if ended.HasField("failure"):
-        raise RunFailed(ended)
     return printed
 
 

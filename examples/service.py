@@ -27,8 +27,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from notebook_runner import AsyncClient, InvalidRequest, RpcFailed, RunnerBusy, RunNotFound
-from notebook_runner.v1.notebook_runner_pb2 import ProgressResponse
+from notebook_runner import AsyncClient, Event, InvalidRequest, RpcFailed, RunnerBusy, RunNotFound
 
 EXAMPLES = Path(__file__).parent
 
@@ -54,7 +53,7 @@ async def start(request: Request) -> Response:
     if not isinstance(parameters, dict):
         raise TypeError("the parameters must be a JSON object")
     run = await request.state.client.start(EXAMPLES / "quickstart.ipynb", parameters=parameters)
-    return JSONResponse({"run_id": run.run_id}, 201, {"Location": f"/runs/{run.run_id}"})
+    return JSONResponse({"run_id": run.id}, 201, {"Location": f"/runs/{run.id}"})
 
 
 async def events(request: Request) -> Response:
@@ -75,16 +74,16 @@ async def kill(request: Request) -> Response:
     return JSONResponse({"processes_ended": killed.processes_ended})
 
 
-async def _stream(first: ProgressResponse, rest: AsyncIterator[ProgressResponse]) -> AsyncIterator[str]:
+async def _stream(first: Event, rest: AsyncIterator[Event]) -> AsyncIterator[str]:
     yield _text(first)
     async for event in rest:
         yield _text(event)
 
 
-def _text(event: ProgressResponse) -> str:
+def _text(event: Event) -> str:
     """Return an event as a server-sent event: JSON on one line, with its kind and sequence number."""
-    data = MessageToJson(event, indent=None)
-    return f"id: {event.sequence}\nevent: {event.WhichOneof('event')}\ndata: {data}\n\n"
+    data = MessageToJson(event.pb, indent=None)
+    return f"id: {event.sequence}\nevent: {event.pb.WhichOneof('event')}\ndata: {data}\n\n"
 
 
 async def refused(_request: Request, error: Exception) -> Response:

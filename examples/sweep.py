@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from notebook_runner import AsyncClient, RunnerBusy, Unavailable
-from notebook_runner.v1.notebook_runner_pb2 import Run
+from notebook_runner import AsyncClient, AsyncRun, Printed, RunnerBusy, StateChanged, Unavailable
 
 NOTEBOOK = "examples/quickstart.ipynb"
 ACTIVE = ("queued", "starting", "running")
@@ -64,7 +63,7 @@ class Sweep:
                 return
             await asyncio.wait(active, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _start(self, seed: int) -> Run:
+    async def _start(self, seed: int) -> AsyncRun:
         """Start a run; retry while the server is busy or its cluster is unavailable."""
         parameters = {"seed": seed, "games": self._games}
         while True:
@@ -81,20 +80,21 @@ class Sweep:
                 # Wait even after a cancellation: a run can be killed only once the server has admitted it.
                 await asyncio.wait([starting])
 
-    async def _follow(self, run: Run, seed: int) -> None:
+    async def _follow(self, run: AsyncRun, seed: int) -> None:
         """Show a run, and keep its last line of output, or its failure."""
         bar = self._view.add_task(f"seed {seed}", total=run.cells_total)
-        async for event in self._client.progress(run.run_id):
+        async for event in run.progress():
             self._view.update(bar, completed=event.cells_completed)
-            if event.HasField("cell_output") and event.cell_output.HasField("stream"):
-                self.results[seed] = event.cell_output.stream.text.strip()
-            elif event.HasField("run_changed") and event.run_changed.HasField("failure"):
-                self.results[seed] = f"[red]{event.run_changed.failure.message}[/red]"
+            match event:
+                case Printed(text):
+                    self.results[seed] = text.strip()
+                case StateChanged() if failure := event.run.failure:
+                    self.results[seed] = f"[red]{failure.message}[/red]"
         self._view.remove_task(bar)
 
     async def _kill(self) -> None:
-        active = [run.run_id async for run in self._client.list(states=ACTIVE, labels=self._labels)]
-        await asyncio.gather(*(self._client.kill(run_id) for run_id in active))
+        active = [run async for run in self._client.runs(state=ACTIVE, label=self._labels)]
+        await asyncio.gather(*(run.kill() for run in active))
         self._view.console.print(f"killed {len(active)} runs")
 
 

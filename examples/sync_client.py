@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import sys
 
-from notebook_runner import Client, NotebookRunnerError, RunnerBusy
-from notebook_runner.v1.notebook_runner_pb2 import RUN_STATE_SUCCEEDED, ProgressResponse
+from notebook_runner import CellStarted, Client, Event, NotebookRunnerError, Printed, RunnerBusy
 
 
-def show(event: ProgressResponse) -> None:
+def show(event: Event) -> None:
     """Print an event for a person."""
-    if event.HasField("cell_started"):
-        print(f"[{event.cells_completed} of {event.cells_total}] {event.cell_started.first_line}")
-    elif event.HasField("cell_output") and event.cell_output.HasField("stream"):
-        print(event.cell_output.stream.text, end="")
+    match event:
+        case CellStarted(index, first_line):
+            print(f"[{index + 1} of {event.cells_total}] {first_line}")
+        case Printed(text):
+            print(text, end="")
 
 
 def main(notebook: str = "examples/quickstart.ipynb", page: str = "quickstart.html") -> int:
@@ -26,10 +26,10 @@ def main(notebook: str = "examples/quickstart.ipynb", page: str = "quickstart.ht
     with Client() as client:
         try:
             run = client.start(notebook, parameters={"games": 10}, labels={"from": "sync_client"})
-            for event in client.progress(run.run_id):
+            for event in run.progress():
                 show(event)
-            ended = client.wait(run.run_id)
-            client.save_output(page, run.run_id, format="html")
+            run = run.wait()
+            run.save(page, format="html")
         except RunnerBusy as busy:
             print(
                 f"the server is busy with run {busy.run_id}; try again in {busy.retry_after} s",
@@ -39,8 +39,8 @@ def main(notebook: str = "examples/quickstart.ipynb", page: str = "quickstart.ht
         except NotebookRunnerError as error:
             print(error, file=sys.stderr)
             return 1
-    if ended.state != RUN_STATE_SUCCEEDED:
-        print(ended.failure.traceback or ended.failure.message, file=sys.stderr)
+    if run.failure:
+        print(run.failure.traceback or run.failure.message, file=sys.stderr)
         return 1
     print(f"wrote {page}")
     return 0

@@ -5,18 +5,23 @@
     from notebook_runner import Client
 
     with Client("127.0.0.1:50051") as client:
-        result = client.run("report.ipynb", parameters={"region": "north"})
-        result.save_output("report.html", format="html")
+        run = client.run("report.ipynb", parameters={"region": "north"})
+        print(run.text)
+        run.save("report.html")
 
-The messages that calls answer are those of the contract, in `notebook_runner.v1.notebook_runner_pb2`.
+What calls return has the message of the contract in its attribute `pb`.
 """
 
+from ._contents import Image, Output
+from ._info import Kernel, ServerInfo
 from ._ipython import load_ipython_extension as load_ipython_extension
 from ._ipython import register
 from ._requests import StartOptions
+from ._snapshot import Failure, KillResult, RunSnapshot
+from ._states import CellOutcome, FailureCause, RunState
 from ._version import __version__
-from .aio import AsyncClient, AsyncRunResult
-from .client import Client, RunResult
+from .aio import AsyncClient, AsyncRun
+from .client import Client, Run
 from .errors import (
     AccessDenied,
     FieldViolation,
@@ -28,21 +33,53 @@ from .errors import (
     RunNotFound,
     Unavailable,
 )
+from .events import (
+    CellFinished,
+    CellRaised,
+    CellStarted,
+    Displayed,
+    Event,
+    OutputCleared,
+    OutputCut,
+    Printed,
+    ResultValue,
+    StateChanged,
+)
 
 __all__ = [
     "AccessDenied",
     "AsyncClient",
-    "AsyncRunResult",
+    "AsyncRun",
+    "CellFinished",
+    "CellOutcome",
+    "CellRaised",
+    "CellStarted",
     "Client",
+    "Displayed",
+    "Event",
+    "Failure",
+    "FailureCause",
     "FieldViolation",
+    "Image",
     "InvalidRequest",
+    "Kernel",
+    "KillResult",
     "NotebookRunnerError",
+    "Output",
+    "OutputCleared",
+    "OutputCut",
+    "Printed",
+    "ResultValue",
     "RpcFailed",
+    "Run",
     "RunFailed",
     "RunNotFound",
-    "RunResult",
+    "RunSnapshot",
+    "RunState",
     "RunnerBusy",
+    "ServerInfo",
     "StartOptions",
+    "StateChanged",
     "Unavailable",
     "__version__",
 ]

@@ -19,7 +19,7 @@ from .v1 import notebook_runner_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["DEFAULT_TARGET", "DEFAULT_TIMEOUT", "KILL_TIMEOUT", "Connection"]
+__all__ = ["DEFAULT_TARGET", "DEFAULT_TIMEOUT", "KILL_TIMEOUT", "Connection", "check_target"]
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 # The deadlines of single calls, in seconds.
@@ -43,7 +43,8 @@ _SERVICE_CONFIG = {
     "methodConfig": [
         {
             "name": [
-                {"service": _SERVICE, "method": name} for name in ("Start", "Output", "Kill", "List", "Info")
+                {"service": _SERVICE, "method": name}
+                for name in ("Start", "Output", "Kill", "List", "Get", "Delete", "Info")
             ],
             "retryPolicy": {
                 "maxAttempts": ATTEMPTS,
@@ -83,8 +84,11 @@ class Connection:
         """Resolve each setting from its argument, else from its NOTEBOOK_RUNNER_ variable, else its default.
 
         Raises:
-            ValueError: Both a token and a token file are given, or a certificate without its key.
+            ValueError: The target is a URL, both a token and a token file are given, or a certificate without
+                its key.
         """
+        target = target or environ.get("NOTEBOOK_RUNNER_TARGET") or DEFAULT_TARGET
+        check_target(target)
         if token is not None and token_file is not None:
             raise ValueError("Set token or token_file, not both.")
         if token is None:
@@ -95,7 +99,7 @@ class Connection:
             missing = "tls_key" if tls_cert else "tls_cert"
             raise ValueError(f"tls_cert and tls_key must be set together ({missing} is missing).")
         return cls(
-            target=target or environ.get("NOTEBOOK_RUNNER_TARGET") or DEFAULT_TARGET,
+            target=target,
             token=token,
             token_file=_path(token_file),
             tls_ca=_path(tls_ca or environ.get("NOTEBOOK_RUNNER_TLS_CA")),
@@ -165,6 +169,18 @@ class Connection:
         except ssl.SSLError as error:
             files = f"tls_cert ({self.tls_cert}) and tls_key ({self.tls_key})"
             raise ValueError(f"{files} do not contain a matching PEM certificate and key: {error}") from error
+
+
+def check_target(target: str) -> None:
+    """Refuse a URL, which gRPC would take for the name of a host.
+
+    Raises:
+        ValueError: The target is a URL.
+    """
+    scheme, separator, _ = target.partition("://")
+    if separator and scheme.lower() in {"http", "https"}:
+        hint = " For TLS, set tls_ca (--tls-ca)." if scheme.lower() == "https" else ""
+        raise ValueError(f"{target!r} is a URL. Use HOST:PORT.{hint}")
 
 
 def _options() -> list[tuple[str, str | int]]:

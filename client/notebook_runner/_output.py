@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -13,13 +14,30 @@ from .v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from zipfile import ZipFile
 
     from nbformat import NotebookNode
 
-__all__ = ["OutputFile", "Pages", "node_reader", "open_output"]
+__all__ = ["OutputFile", "Pages", "format_of", "node_reader", "open_archive", "open_output"]
 
 OutputFile = str | os.PathLike[str] | IO[bytes]
 """The target of an artefact: the path of a file, or a binary file that is open for writing."""
+
+
+_FORMATS = {
+    ".ipynb": "notebook",
+    ".html": "html",
+    ".htm": "html",
+    ".md": "markdown",
+    ".pdf": "pdf",
+    ".tex": "latex",
+    ".rst": "rst",
+    ".zip": "files",
+    # The script is in the language of the notebook.
+    ".py": "script",
+    ".r": "script",
+    ".jl": "script",
+}
 
 
 class Pages:
@@ -85,6 +103,30 @@ def open_output(file: OutputFile) -> Iterator[IO[bytes]]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def format_of(file: OutputFile) -> str:
+    """Return the format for a file by its suffix; `notebook` for a file without a name.
+
+    Raises:
+        ValueError: No format belongs to the suffix.
+    """
+    if not isinstance(file, str | os.PathLike):
+        return "notebook"
+    suffix = Path(file).suffix
+    if suffix.lower() not in _FORMATS:
+        known = ", ".join(_FORMATS)
+        raise ValueError(
+            f"No format belongs to the suffix of {str(file)!r}. Set format, or use one of {known}."
+        )
+    return _FORMATS[suffix.lower()]
+
+
+def open_archive(content: bytes) -> ZipFile:
+    """Open an archive in memory."""
+    import zipfile  # noqa: PLC0415 - few programs need it
+
+    return zipfile.ZipFile(io.BytesIO(content))
 
 
 def node_reader() -> Callable[[bytes], NotebookNode]:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING
 
 from ._states import cause_name, is_terminal, state_name
+from ._values import seconds_of
 from .v1 import notebook_runner_pb2 as pb
-
-if TYPE_CHECKING:
-    from google.protobuf.timestamp_pb2 import Timestamp
 
 __all__ = ["Panel"]
 
@@ -74,13 +71,14 @@ class Panel:
         """Return the duration of the run so far, in seconds."""
         if not self.run.HasField("start_time"):
             return 0.0
-        end = _seconds(self.run.end_time) if self.run.HasField("end_time") else time.time()
-        return max(0.0, end - _seconds(self.run.start_time))
+        end = seconds_of(self.run.end_time) if self.run.HasField("end_time") else time.time()
+        return max(0.0, end - seconds_of(self.run.start_time))
 
     def line(self) -> str:
         """Return the panel as one line of text."""
+        name = f" ({self.run.name})" if self.run.name else ""
         parts = [
-            f"run {self.run.run_id} {state_name(self.run.state)}",
+            f"run {self.run.run_id}{name} {state_name(self.run.state)}",
             self._place(),
             self._clock(),
             self._why(),
@@ -120,7 +118,7 @@ class Panel:
         return f"cell {failure.cell_index + 1}: {why}" if failure.HasField("cell_index") else why
 
     def _heading(self) -> str:
-        name = self.run.notebook_path or self.run.notebook_uri or f"run {self.run.run_id}"
+        name = self.run.name or self.run.notebook_path or self.run.notebook_uri or f"run {self.run.run_id}"
         facts = [part for part in (self._place(), self._clock()) if part]
         colour = _COLOURS.get(self.run.state, _BLUE)
         state = f'<b style="color:{colour}">{escape(state_name(self.run.state))}</b>'
@@ -154,7 +152,3 @@ class Panel:
         # An empty sandbox: no scripts, no forms, no access to the page around it.
         frame = f'<iframe sandbox="" srcdoc="{escape(self.result)}" style="{style}"></iframe>'
         return f"<details open><summary>result</summary>{frame}</details>"
-
-
-def _seconds(time_of: Timestamp) -> float:
-    return time_of.seconds + time_of.nanos / 1e9

@@ -8,21 +8,26 @@ import numbers
 import os
 import uuid
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 
+from ._files import input_files
 from ._states import parse_state
 from .v1 import notebook_runner_pb2 as pb
 
 __all__ = [
     "Notebook",
     "Seconds",
+    "Since",
     "StartOptions",
+    "States",
+    "delete_request",
     "duration",
+    "earliest",
     "kill_request",
     "list_request",
     "seconds",
@@ -35,8 +40,20 @@ Notebook: TypeAlias = str | os.PathLike[str] | bytes | Mapping[str, Any]
 Seconds: TypeAlias = float | timedelta
 """A duration, in seconds or as a timedelta."""
 
+Since: TypeAlias = datetime | timedelta
+"""A time, or how long ago it was."""
+
+State: TypeAlias = str | pb.RunState.ValueType
+"""A state by name or number, or a `RunState`."""
+
+States: TypeAlias = State | Iterable[State]
+"""One state or several."""
+
 # The most that a Duration holds: 10,000 years.
 MAX_SECONDS = 315_576_000_000
+
+# The most characters of a name.
+MAX_NAME = 128
 
 # A Struct has doubles, which hold every integer up to here.
 MAX_INTEGER = 2**53
@@ -72,6 +89,12 @@ class StartOptions(TypedDict, total=False):
         retention: How long to keep the run's history and results after it ends, in seconds.
         request_id: Makes `start` safe to repeat: the same id with the same request returns the same
             run. If none is given, a new one is created.
+        name: A name for people, at most 128 characters. If none is given, the name of the notebook's file
+            without `.ipynb`.
+        files: Local files and folders to write into the run's working folder before the first cell, for a
+            notebook that has a private one: any but one named by `server_path`. `data/sales.csv` is written
+            as `sales.csv`, and `lib/utils/` with all that it contains as `utils/…`. Folders named
+            `__pycache__`, `.git` and `.ipynb_checkpoints` are left out. Servers of version 0.1 write none.
     """
 
     server_path: str
@@ -91,6 +114,8 @@ class StartOptions(TypedDict, total=False):
     labels: Mapping[str, str]
     retention: Seconds
     request_id: str
+    name: str
+    files: Iterable[str | os.PathLike[str]]
 
 
 # The options that are fields of the request as they are.
@@ -107,6 +132,7 @@ _FIELDS = {
     "request_id": "request_id",
     "server_path": "notebook_path",
     "notebook_uri": "notebook_uri",
+    "name": "name",
 }
 _DURATIONS = ("run_timeout", "cell_timeout", "output_timeout", "retention")
 
@@ -118,12 +144,16 @@ def start_request(notebook: Notebook | None, options: StartOptions) -> pb.StartR
         TypeError: There is no such option, or the notebook, an option or a parameter is of a type that
             cannot be sent.
         ValueError: More than one notebook is given, or a value is out of range.
-        OSError: The notebook's file cannot be read.
+        OSError: The notebook's file, or a file to send with it, cannot be read.
     """
     elsewhere = bool(options.get("server_path")) + bool(options.get("notebook_uri"))
     if (notebook is not None) + elsewhere > 1:
         raise ValueError("Set only one of notebook, server_path and notebook_uri.")
-    request = pb.StartRequest(request_id=str(uuid.uuid4()))
+    if options.get("files") and options.get("server_path"):
+        raise ValueError(
+            "files needs a notebook with a private folder, so it cannot be set with server_path."
+        )
+    request = pb.StartRequest(request_id=str(uuid.uuid4()), name=_name_of(notebook))
     for name, value in options.items():
         request.MergeFrom(_option(name, value))
     if notebook is not None:
@@ -140,18 +170,43 @@ def kill_request(run_id: str, grace_period: Seconds) -> pb.KillRequest:
     return pb.KillRequest(run_id=run_id, grace_period=duration(grace_period) if grace_period else None)
 
 
-def list_request(
-    states: Iterable[str | pb.RunState.ValueType], labels: Mapping[str, str] | None, page_size: int
-) -> pb.ListRequest:
+def delete_request(run_id: str) -> pb.DeleteRequest:
+    """Build the request that deletes a run.
+
+    Raises:
+        ValueError: The id is empty.
+    """
+    if not run_id:
+        raise ValueError("run_id must not be empty. Only a run that is named can be deleted.")
+    return pb.DeleteRequest(run_id=run_id)
+
+
+def list_request(states: States, labels: Mapping[str, str] | None, page_size: int) -> pb.ListRequest:
     """Build the request for the first page of runs.
 
     Raises:
-        TypeError: One state is given where a list of them belongs.
         ValueError: There is no such state.
     """
-    if isinstance(states, str):
-        raise TypeError(f"states must be a list of states: [{states!r}].")
-    return pb.ListRequest(states=map(parse_state, states), labels=labels, page_size=page_size)
+    several = [states] if isinstance(states, str | int) else states
+    return pb.ListRequest(
+        states=[parse_state(state) for state in several], labels=labels, page_size=page_size
+    )
+
+
+def earliest(since: Since | None) -> datetime | None:
+    """Return the time before which runs are too old; None if there is no limit.
+
+    Raises:
+        TypeError: The value is neither a time nor a duration.
+    """
+    if since is None:
+        return None
+    if isinstance(since, timedelta):
+        return datetime.now(UTC) - since
+    value: object = since
+    if not isinstance(value, datetime):
+        raise TypeError(f"since must be a datetime or a timedelta (got {type(since).__name__}).")
+    return value.astimezone(UTC)
 
 
 def seconds(value: Seconds) -> float:
@@ -189,6 +244,8 @@ def _option(name: str, value: Any) -> pb.StartRequest:
         return pb.StartRequest()
     if name == "parameters":
         return _parameters(value)
+    if name == "files":
+        return pb.StartRequest(files=input_files(value))
     try:
         field: dict[str, Any] = {name: duration(value)} if name in _DURATIONS else {_FIELDS[name]: value}
         return pb.StartRequest(**field)
@@ -204,6 +261,14 @@ def _no_option(name: str) -> str:
     near = difflib.get_close_matches(name, known)
     hint = f"Did you mean {near[0]}?" if near else f"Available: {', '.join(known)}."
     return f"Unknown option {name!r}. {hint}"
+
+
+def _name_of(notebook: Notebook | None) -> str:
+    if not isinstance(notebook, str | os.PathLike):
+        return ""
+    path = Path(notebook)
+    name = path.stem if path.suffix == ".ipynb" else path.name
+    return name[:MAX_NAME]
 
 
 def _content(notebook: Notebook) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -17,7 +18,7 @@ from .errors import RpcFailed
 from .v1.notebook_runner_pb2_grpc import NotebookRunnerStub
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, Generator, Iterator
 
     from ._connection import Connection
     from ._retry import ProgressReader
@@ -84,37 +85,42 @@ class Transport:
                 self.reached = True
                 return response
 
-    def follow(self, follower: ProgressReader, timeout: float | None = None) -> Iterator[pb.ProgressResponse]:
+    def follow(
+        self, follower: ProgressReader, timeout: float | None = None
+    ) -> Generator[pb.ProgressResponse, None, None]:
         """Read Progress to its end, over as many streams as it takes, and yield each event once.
 
         Args:
             follower: The reader.
-            timeout: Maximum duration of each stream, in seconds; None: unlimited.
+            timeout: Maximum duration of all streams together, in seconds; None: unlimited.
 
         Raises:
-            RpcFailed: Reconnecting would not help.
+            RpcFailed: Reconnecting would not help, or the time has run out (DEADLINE_EXCEEDED).
         """
+        end = math.inf if timeout is None else time.monotonic() + timeout
         while not follower.ended:
+            remaining = None if timeout is None else max(0.0, end - time.monotonic())
             try:
-                yield from self._read(follower, timeout)
+                with self._errors_translated(timeout):
+                    yield from self._read(follower, remaining)
             except RpcFailed as error:
                 if self.closed:
                     raise
-                time.sleep(follower.pause_after(error))
+                pause = follower.pause_after(error)
+                time.sleep(min(pause, max(0.0, end - time.monotonic())))
             else:
                 return
 
     def _read(self, follower: ProgressReader, timeout: float | None) -> Iterator[pb.ProgressResponse]:
         metadata = self.connection.metadata()
-        with self._errors_translated(timeout):
-            call = self.stub.Progress(follower.request, timeout=timeout, metadata=metadata)
-            try:
-                for event in call:
-                    self.reached = True
-                    if follower.accept(event):
-                        yield event
-            finally:
-                call.cancel()
+        call = self.stub.Progress(follower.request, timeout=timeout, metadata=metadata)
+        try:
+            for event in call:
+                self.reached = True
+                if follower.accept(event):
+                    yield event
+        finally:
+            call.cancel()
 
     @contextlib.contextmanager
     def _errors_translated(self, timeout: float | None = None) -> Iterator[None]:

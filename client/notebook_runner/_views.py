@@ -10,9 +10,8 @@ from ._connection import DEFAULT_TIMEOUT
 from ._output import Pages
 from ._panel import Panel
 from ._retry import RECONNECT_TIMEOUT, ProgressReader
+from ._snapshot import RunSnapshot
 from ._transport import Transport
-from .aio import AsyncRunResult
-from .client import RunResult
 from .errors import NotebookRunnerError
 from .v1 import notebook_runner_pb2 as pb
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ._connection import Connection
-
-    Shown = pb.Run | RunResult | AsyncRunResult
 
 __all__ = ["Views"]
 
@@ -61,12 +58,9 @@ class Views:
         shell = self.shell
         shell.events.register("pre_run_cell", self._cell_begins)
         shell.events.register("post_run_cell", self._cell_ends)
-        formatter = shell.display_formatter
-        for kind in (pb.Run, RunResult, AsyncRunResult):
-            formatter.formatters["text/plain"].for_type(kind, _print)
-            # A terminal cannot take back what it has shown.
-            if shell.has_trait("kernel"):
-                formatter.ipython_display_formatter.for_type(kind, self._show)
+        # A terminal cannot take back what it has shown.
+        if shell.has_trait("kernel"):
+            shell.display_formatter.ipython_display_formatter.for_type(RunSnapshot, self._show)
 
     def add(self, connection: Connection) -> None:
         """Try this connection first when looking for a run."""
@@ -77,18 +71,17 @@ class Views:
         view = self._live.get(run_id)
         return view.over if view else None
 
-    def _show(self, shown: Shown) -> None:
-        run = _run(shown)
-        view = self._live.get(run.run_id)
+    def _show(self, run: RunSnapshot) -> None:
+        view = self._live.get(run.id)
         if view is not None:
             # Both outputs have the same display id, so they are updated together.
             view.publish(update=False)
             return
-        view = _View(self.shell.display_pub, run)
+        view = _View(self.shell.display_pub, run.pb)
         view.look(self._connections)
         view.publish(update=False)
         if view.lives:
-            self._live[run.run_id] = view
+            self._live[run.id] = view
             view.start(self)
 
     def end(self, view: _View, *, heard: bool) -> None:
@@ -208,15 +201,7 @@ class _View:
             page = caller.call(caller.stub.Output, pages.request)
             if page.total_bytes > MAX_RESULT_BYTES:
                 size = f"{page.total_bytes / 1e6:.0f} MB"
-                self._panel.note = f"The result is too large to show here ({size}). Use save_output()."
+                self._panel.note = f"The result is too large to show here ({size}). Use save()."
                 return
             content += pages.accept(page)
         self._panel.result = content.decode()
-
-
-def _run(shown: Shown) -> pb.Run:
-    return shown if isinstance(shown, pb.Run) else shown.run
-
-
-def _print(shown: Shown, printer: Any, cycle: bool) -> None:  # noqa: ARG001 - IPython's signature
-    printer.text(Panel(_run(shown)).line())

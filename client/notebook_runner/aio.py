@@ -1,20 +1,40 @@
-"""The asyncio client."""
+"""The asyncio client and its runs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
+
+import grpc
 
 from ._connection import DEFAULT_TIMEOUT, KILL_TIMEOUT, Connection
+from ._contents import Contents, Image, Output
+from ._info import ServerInfo, info_of
 from ._notebook import SHOWN_TIMEOUT, attach, shown
-from ._output import OutputFile, Pages, node_reader, open_output
-from ._requests import Notebook, Seconds, StartOptions, kill_request, list_request, seconds, start_request
+from ._output import OutputFile, Pages, format_of, node_reader, open_archive, open_output
+from ._requests import (
+    Notebook,
+    Seconds,
+    Since,
+    StartOptions,
+    States,
+    delete_request,
+    earliest,
+    kill_request,
+    list_request,
+    seconds,
+    start_request,
+)
 from ._retry import RECONNECT_TIMEOUT, ProgressReader
+from ._snapshot import KillResult, RunSnapshot
 from ._states import ACTIVE, newest, to_kill
+from ._tables import tables_of
 from ._transport import AsyncTransport
-from .errors import NotebookRunnerError, RunFailed
+from ._waiting import checked, latest, not_connected, still_active
+from .errors import RpcFailed, RunFailed
+from .events import Event, event_of
 from .v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
@@ -22,10 +42,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
     from types import TracebackType
     from typing import Self
+    from zipfile import ZipFile
 
     from nbformat import NotebookNode
 
-__all__ = ["AsyncClient", "AsyncRunResult"]
+__all__ = ["AsyncClient", "AsyncRun"]
 
 
 class AsyncClient:
@@ -47,7 +68,8 @@ class AsyncClient:
             and `progress` no limit.
 
     Raises:
-        ValueError: Two settings contradict each other, or the token, a certificate or a key is invalid.
+        ValueError: The target is a URL, two settings contradict each other, or the token, a certificate or a
+            key is invalid.
         OSError: The token file cannot be read. Certificates and keys are read with the first call.
     """
 
@@ -89,13 +111,13 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def start(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> pb.Run:
+    async def start(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> AsyncRun:
         """Start a run and return it; arguments and errors are those of `Client.start`."""
         request = await asyncio.to_thread(start_request, notebook, options)
-        return (await self._transport.call(self._transport.stub.Start, request)).run
+        return AsyncRun((await self._transport.call(self._transport.stub.Start, request)).run, self)
 
-    async def run(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> AsyncRunResult:
-        """Start a run, wait until it ends, and return the result.
+    async def run(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> AsyncRun:
+        """Start a run, wait until it ends, and return it.
 
         Arguments are those of `Client.run`. A cancellation leaves the run running.
 
@@ -103,26 +125,51 @@ class AsyncClient:
             RunFailed: The run ended in a state other than SUCCEEDED. Its output is still available.
             RpcFailed: As for `start` and `progress`. The run may continue.
         """
-        run = await self.wait((await self.start(notebook, **options)).run_id)
-        if run.state != pb.RUN_STATE_SUCCEEDED:
-            raise RunFailed(run)
-        return AsyncRunResult(run, self)
+        run = await self.start(notebook, **options)
+        return (await run.wait()).raise_for_state()
 
-    async def wait(self, run_id: str = "", *, reconnect_timeout: Seconds = RECONNECT_TIMEOUT) -> pb.Run:
-        """Wait until the run ends, and return it.
+    async def get(self, run_id: str = "") -> AsyncRun:
+        """Return a run as it is now; arguments and errors are those of `Client.get`."""
+        try:
+            response = await self._transport.call(self._transport.stub.Get, pb.GetRequest(run_id=run_id))
+            return AsyncRun(response.run, self)
+        except RpcFailed as error:
+            if error.code is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+        # A server of version 0.1 has the run in its events.
+        run_id = run_id or await self._newest()
+        request = pb.ProgressRequest(run_id=run_id, omit_cell_output=True, snapshot_only=True)
+        reader = ProgressReader(request, reached=self._transport.reached)
+        return AsyncRun(latest(run_id, [event async for event in self._transport.follow(reader)]), self)
 
-        Args:
-            run_id: The run; empty for the newest.
-            reconnect_timeout: As for `progress`, in seconds.
+    async def wait(
+        self,
+        run_id: str = "",
+        *,
+        timeout: Seconds | None = None,  # noqa: ASYNC109 - that of `Client.wait`
+        reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
+    ) -> AsyncRun:
+        """Wait until a run ends, and return it, however it ended.
+
+        A run that did not succeed raises nothing; arguments and errors are those of `Client.wait`.
         """
-        run = None
-        events = self.progress(run_id, omit_cell_output=True, reconnect_timeout=reconnect_timeout)
-        async with contextlib.aclosing(events):
-            async for event in events:
-                run = event.run_changed if event.HasField("run_changed") else run
-        if run is None:
-            raise NotebookRunnerError(f"The server sent no events for run {run_id}.")
-        return run
+        limit = None if timeout is None else seconds(timeout)
+        if limit == 0:
+            return checked(await self.get(run_id))
+        waiting = asyncio.timeout(limit)
+        try:
+            async with waiting:
+                run_id = run_id or await self._newest()
+                request = pb.ProgressRequest(run_id=run_id, omit_cell_output=True)
+                reader = ProgressReader(request, seconds(reconnect_timeout), reached=self._transport.reached)
+                async with contextlib.aclosing(self._transport.follow(reader)) as stream:
+                    events = [event async for event in stream]
+        except TimeoutError:
+            if limit is None or not waiting.expired():
+                raise
+            raise still_active(run_id, limit) from None
+        await self._await_view(run_id)
+        return AsyncRun(latest(run_id, events), self)
 
     async def progress(
         self,
@@ -131,8 +178,9 @@ class AsyncClient:
         after_sequence: int = 0,
         omit_cell_output: bool = False,
         snapshot_only: bool = False,
+        display_data_max_bytes: int = 0,
         reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
-    ) -> AsyncGenerator[pb.ProgressResponse, None]:
+    ) -> AsyncGenerator[Event, None]:
         """Iterate over the events of a run: past events first, then live events until the run ends.
 
         Each event comes once and in order, over as many connections as it takes. Arguments and errors
@@ -144,14 +192,14 @@ class AsyncClient:
             after_sequence=after_sequence,
             omit_cell_output=omit_cell_output,
             snapshot_only=snapshot_only,
+            display_data_max_bytes=display_data_max_bytes,
         )
-        follower = ProgressReader(request, seconds(reconnect_timeout), reached=self._transport.reached)
-        async with contextlib.aclosing(self._transport.follow(follower)) as events:
+        reader = ProgressReader(request, seconds(reconnect_timeout), reached=self._transport.reached)
+        async with contextlib.aclosing(self._transport.follow(reader)) as events:
             async for event in events:
-                yield event
-        if follower.ended and (end := shown(request.run_id)):
-            # The view in a notebook must be complete before the cell that waits for the run ends.
-            await asyncio.to_thread(end.wait, SHOWN_TIMEOUT)
+                yield event_of(event)
+        if reader.ended:
+            await self._await_view(request.run_id)
 
     async def output(self, run_id: str = "", *, format: str = "notebook", omit_input: bool = False) -> bytes:  # noqa: A002 - the contract's name
         """Read an artefact of a run into memory; arguments and errors are those of `Client.output`."""
@@ -179,10 +227,10 @@ class AsyncClient:
         read = node_reader()
         return await asyncio.to_thread(read, await self.output(run_id))
 
-    async def kill(self, run_id: str = "", *, grace_period: Seconds = 0) -> pb.KillResponse:
+    async def kill(self, run_id: str = "", *, grace_period: Seconds = 0) -> KillResult[AsyncRun]:
         """Kill a run, and return when all its processes are gone.
 
-        A run that has already ended stays as it is, and the response says `already_ended`.
+        A run that has already ended stays as it is, and the result says `already_ended`.
 
         Args:
             run_id: The run; empty for the newest that is executing, else the newest that is queued, else
@@ -195,32 +243,57 @@ class AsyncClient:
         """
         request = kill_request(run_id or await self._to_kill(), grace_period)
         timeout = max(self._transport.timeout, KILL_TIMEOUT) + seconds(grace_period)
-        return await self._transport.call(self._transport.stub.Kill, request, timeout)
+        response = await self._transport.call(self._transport.stub.Kill, request, timeout)
+        run = AsyncRun(response.run, self)
+        return KillResult(run, response.processes_ended, response.already_ended, response)
 
-    async def list(
+    async def delete(self, run_id: str) -> AsyncRun:
+        """Delete a run that has ended, with its history, outputs and files on the server.
+
+        Arguments, result and errors are those of `Client.delete`.
+        """
+        response = await self._transport.call(self._transport.stub.Delete, delete_request(run_id))
+        return AsyncRun(response.run, self)
+
+    async def runs(
+        self,
+        *,
+        state: States = (),
+        label: Mapping[str, str] | None = None,
+        since: Since | None = None,
+        page_size: int = 0,
+        on_damaged: Callable[[str], object] | None = None,
+    ) -> AsyncGenerator[AsyncRun, None]:
+        """Iterate over runs, newest first; arguments and errors are those of `Client.runs`."""
+        request, oldest = list_request(state, label, page_size), earliest(since)
+        while True:
+            response = await self._transport.call(self._transport.stub.List, request)
+            if on_damaged is not None:
+                for run_id in response.damaged_run_ids:
+                    on_damaged(run_id)
+            for message in response.runs:
+                run = AsyncRun(message, self)
+                if oldest and run.created < oldest:
+                    return
+                yield run
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    def list(
         self,
         *,
         states: Iterable[str | pb.RunState.ValueType] = (),
         labels: Mapping[str, str] | None = None,
         page_size: int = 0,
         on_damaged: Callable[[str], object] | None = None,
-    ) -> AsyncGenerator[pb.Run, None]:
-        """Iterate over runs, newest first; arguments and errors are those of `Client.list`."""
-        request = list_request(states, labels, page_size)
-        while True:
-            response = await self._transport.call(self._transport.stub.List, request)
-            if on_damaged is not None:
-                for run_id in response.damaged_run_ids:
-                    on_damaged(run_id)
-            for run in response.runs:
-                yield run
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
+    ) -> AsyncGenerator[AsyncRun, None]:
+        """Iterate over runs, as `runs` does: its former name, with the former names of the arguments."""
+        return self.runs(state=states, label=labels, page_size=page_size, on_damaged=on_damaged)
 
-    async def info(self) -> pb.InfoResponse:
+    async def info(self) -> ServerInfo:
         """Return the server's version, kernels, formats and URI schemes, and how busy it is."""
-        return await self._transport.call(self._transport.stub.Info, pb.InfoRequest())
+        return info_of(await self._transport.call(self._transport.stub.Info, pb.InfoRequest()))
 
     async def _newest(self) -> str:
         # Resolved once, because another run may become the newest before a retry or the next page.
@@ -229,7 +302,7 @@ class AsyncClient:
 
     async def _to_kill(self) -> str:
         # Resolved here, so that a repeated call cannot kill another run.
-        run = to_kill([run async for run in self.list(states=ACTIVE)])
+        run = to_kill([run.pb async for run in self.runs(state=ACTIVE)])
         return run.run_id if run else await self._newest()
 
     async def _pages(
@@ -239,32 +312,140 @@ class AsyncClient:
         while not pages.complete:
             yield pages.accept(await self._transport.call(self._transport.stub.Output, pages.request))
 
+    async def _await_view(self, run_id: str) -> None:
+        # The view in a notebook must be complete before the cell that waits for the run ends.
+        if end := shown(run_id):
+            await asyncio.to_thread(end.wait, SHOWN_TIMEOUT)
 
-@dataclass(frozen=True)
-class AsyncRunResult:
-    """A successful run and its artefacts. Its methods need the client to be open.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AsyncRun(RunSnapshot):
+    """A run of an `AsyncClient`: the asyncio version of `Run`.
+
+    The attributes never change. What calls the server is a method to await, also `text`, `outputs`, `images`
+    and `tables`::
+
+        run = await client.start("report.ipynb")
+        run = await run.wait()
+        print(run.state, run.duration, await run.text())
 
     Attributes:
-        run: The run as it ended.
+        pb: The message of the contract, `notebook_runner.v1.notebook_runner_pb2.Run`.
     """
 
-    run: pb.Run
-    _client: AsyncClient
+    _client: AsyncClient | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.pb,)
+
+    async def refresh(self) -> AsyncRun:
+        """Return the run as it is now; errors are those of `Run.refresh`."""
+        return await self._connected.get(self.id)
+
+    async def wait(
+        self,
+        *,
+        timeout: Seconds | None = None,  # noqa: ASYNC109 - that of `Run.wait`
+        reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
+    ) -> AsyncRun:
+        """Wait until the run ends, and return it, however it ended.
+
+        Arguments and errors are those of `Client.wait`.
+        """
+        if self.is_terminal:
+            return self
+        return await self._connected.wait(self.id, timeout=timeout, reconnect_timeout=reconnect_timeout)
+
+    def raise_for_state(self) -> Self:
+        """Return this run, if it has succeeded or is still active. Needs no `await`.
+
+        Raises:
+            RunFailed: The run ended in a state other than SUCCEEDED.
+        """
+        if self.is_terminal and not self.ok:
+            raise RunFailed(self)
+        return self
+
+    def progress(
+        self,
+        *,
+        after_sequence: int = 0,
+        omit_cell_output: bool = False,
+        snapshot_only: bool = False,
+        display_data_max_bytes: int = 0,
+        reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
+    ) -> AsyncGenerator[Event, None]:
+        """Iterate over the events of the run, as `AsyncClient.progress` does."""
+        return self._connected.progress(
+            self.id,
+            after_sequence=after_sequence,
+            omit_cell_output=omit_cell_output,
+            snapshot_only=snapshot_only,
+            display_data_max_bytes=display_data_max_bytes,
+            reconnect_timeout=reconnect_timeout,
+        )
+
+    async def kill(self, *, grace_period: Seconds = 0) -> KillResult[AsyncRun]:
+        """Kill the run, and return when all its processes are gone, as `AsyncClient.kill` does."""
+        return await self._connected.kill(self.id, grace_period=grace_period)
+
+    async def delete(self) -> AsyncRun:
+        """Delete the run with everything that it left on the server, as `AsyncClient.delete` does."""
+        return await self._connected.delete(self.id)
+
+    async def text(self) -> str:
+        """Return what the notebook printed, to standard output and standard error."""
+        return (await self._contents()).text
+
+    async def outputs(self) -> list[Output]:
+        """Return all outputs of the cells, in the order of the notebook."""
+        return list((await self._contents()).outputs)
+
+    async def images(self) -> list[Image]:
+        """Return the pictures that cells displayed: one for each output that has any, PNG first."""
+        return list((await self._contents()).images)
+
+    async def tables(self) -> list[Any]:
+        """Return the tables that cells displayed as HTML, as `Run.tables` does."""
+        return await asyncio.to_thread(tables_of, (await self._contents()).pages)
 
     async def output(self, *, format: str = "notebook", omit_input: bool = False) -> bytes:  # noqa: A002 - the contract's name
-        """Read an artefact of the run, as `AsyncClient.output` does."""
-        return await self._client.output(self.run.run_id, format=format, omit_input=omit_input)
+        """Read an artefact of the run into memory, as `AsyncClient.output` does."""
+        return await self._connected.output(self.id, format=format, omit_input=omit_input)
 
-    async def save_output(
+    async def html(self, *, omit_input: bool = False) -> str:
+        """Read the executed notebook as a page of HTML, as `Run.html` does."""
+        return (await self.output(format="html", omit_input=omit_input)).decode()
+
+    async def notebook(self) -> NotebookNode:
+        """Read the executed notebook as a NotebookNode, as `AsyncClient.notebook` does."""
+        return await self._connected.notebook(self.id)
+
+    async def save(
         self,
         file: OutputFile,
         *,
-        format: str = "notebook",  # noqa: A002 - as above
+        format: str = "",  # noqa: A002 - the contract's name
         omit_input: bool = False,
     ) -> None:
-        """Write an artefact of the run to a file, as `AsyncClient.save_output` does."""
-        await self._client.save_output(file, self.run.run_id, format=format, omit_input=omit_input)
+        """Write the result to a file; arguments and errors are those of `Run.save`."""
+        chosen = format or format_of(file)
+        await self._connected.save_output(file, self.id, format=chosen, omit_input=omit_input)
 
-    async def notebook(self) -> NotebookNode:
-        """Read the executed notebook, as `AsyncClient.notebook` does."""
-        return await self._client.notebook(self.run.run_id)
+    async def files(self) -> ZipFile:
+        """Read the files of the run folder as a zip archive, as `Run.files` does."""
+        return open_archive(await self.output(format="files"))
+
+    @property
+    def _connected(self) -> AsyncClient:
+        if self._client is None:
+            raise not_connected(self)
+        return self._client
+
+    async def _contents(self) -> Contents:
+        known: Contents | None = self.__dict__.get("_ended_contents")
+        if known is None:
+            known = await asyncio.to_thread(Contents, await self.output())
+            if self.is_terminal:
+                self.__dict__["_ended_contents"] = known
+        return known

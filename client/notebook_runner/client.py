@@ -1,18 +1,40 @@
-"""The blocking client."""
+"""The blocking client and its runs."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Unpack
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Unpack
+
+import grpc
 
 from ._connection import DEFAULT_TIMEOUT, KILL_TIMEOUT, Connection
+from ._contents import Contents, Image, Output
+from ._info import ServerInfo, info_of
 from ._notebook import SHOWN_TIMEOUT, attach, shown
-from ._output import OutputFile, Pages, node_reader, open_output
-from ._requests import Notebook, Seconds, StartOptions, kill_request, list_request, seconds, start_request
+from ._output import OutputFile, Pages, format_of, node_reader, open_archive, open_output
+from ._requests import (
+    Notebook,
+    Seconds,
+    Since,
+    StartOptions,
+    States,
+    delete_request,
+    earliest,
+    kill_request,
+    list_request,
+    seconds,
+    start_request,
+)
 from ._retry import RECONNECT_TIMEOUT, ProgressReader
+from ._snapshot import KillResult, RunSnapshot
 from ._states import ACTIVE, newest, to_kill
+from ._tables import tables_of
 from ._transport import Transport
-from .errors import NotebookRunnerError, RunFailed
+from ._waiting import checked, latest, not_connected, still_active
+from .errors import RpcFailed, RunFailed, Unavailable
+from .events import Event, event_of
 from .v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
@@ -20,10 +42,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
+    from zipfile import ZipFile
 
     from nbformat import NotebookNode
 
-__all__ = ["Client", "RunResult"]
+__all__ = ["Client", "Run"]
 
 
 class Client:
@@ -45,7 +68,8 @@ class Client:
             and `progress` no limit.
 
     Raises:
-        ValueError: Two settings contradict each other, or the token, a certificate or a key is invalid.
+        ValueError: The target is a URL, two settings contradict each other, or the token, a certificate or a
+            key is invalid.
         OSError: A token, certificate or key file cannot be read.
 
     Every method that calls the server may raise `RpcFailed`.
@@ -89,7 +113,7 @@ class Client:
     ) -> None:
         self.close()
 
-    def start(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> pb.Run:
+    def start(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> Run:
         """Start a run and return it; it continues whatever happens to this client.
 
         Args:
@@ -103,12 +127,13 @@ class Client:
             TypeError: The notebook, an option or a parameter is of a type that cannot be sent, or there
                 is no such option.
             ValueError: A value is out of range.
-            OSError: The notebook's file cannot be read.
+            OSError: The notebook, or a file to send with it, cannot be read.
         """
-        return self._transport.call(self._transport.stub.Start, start_request(notebook, options)).run
+        request = start_request(notebook, options)
+        return Run(self._transport.call(self._transport.stub.Start, request).run, self)
 
-    def run(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> RunResult:
-        """Start a run, wait until it ends, and return the result.
+    def run(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> Run:
+        """Start a run, wait until it ends, and return it.
 
         Args:
             notebook: As for `start`.
@@ -118,24 +143,67 @@ class Client:
             RunFailed: The run ended in a state other than SUCCEEDED. Its output is still available.
             RpcFailed: As for `start` and `progress`. The run may continue.
         """
-        run = self.wait(self.start(notebook, **options).run_id)
-        if run.state != pb.RUN_STATE_SUCCEEDED:
-            raise RunFailed(run)
-        return RunResult(run, self)
+        return self.start(notebook, **options).wait().raise_for_state()
 
-    def wait(self, run_id: str = "", *, reconnect_timeout: Seconds = RECONNECT_TIMEOUT) -> pb.Run:
-        """Wait until the run ends, and return it.
+    def get(self, run_id: str = "") -> Run:
+        """Return a run as it is now.
+
+        Args:
+            run_id: The run's id, or an unambiguous part of it: the beginning of the id, or of what follows
+                its last hyphen, at least 4 characters. Empty: the newest run. Servers of version 0.1 need
+                the whole id.
+
+        Raises:
+            RunNotFound: There is no such run.
+            InvalidRequest: The part belongs to several runs (`AMBIGUOUS_RUN_ID`).
+        """
+        try:
+            return Run(self._transport.call(self._transport.stub.Get, pb.GetRequest(run_id=run_id)).run, self)
+        except RpcFailed as error:
+            if error.code is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+        # A server of version 0.1 has the run in its events.
+        request = pb.ProgressRequest(
+            run_id=run_id or self._newest(), omit_cell_output=True, snapshot_only=True
+        )
+        reader = ProgressReader(request, reached=self._transport.reached)
+        return Run(latest(request.run_id, self._transport.follow(reader)), self)
+
+    def wait(
+        self,
+        run_id: str = "",
+        *,
+        timeout: Seconds | None = None,
+        reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
+    ) -> Run:
+        """Wait until a run ends, and return it, however it ended.
+
+        A run that did not succeed raises nothing: check `run.ok`, or call `run.raise_for_state()`.
 
         Args:
             run_id: The run; empty for the newest.
+            timeout: How long to wait, in seconds; None: without a limit. Zero: only check.
             reconnect_timeout: As for `progress`.
+
+        Raises:
+            TimeoutError: The run has not ended in time. It continues.
+            RunNotFound: There is no such run.
+            Unavailable: The client could not reconnect in time.
         """
-        run = None
-        for event in self.progress(run_id, omit_cell_output=True, reconnect_timeout=reconnect_timeout):
-            run = event.run_changed if event.HasField("run_changed") else run
-        if run is None:
-            raise NotebookRunnerError(f"The server sent no events for run {run_id}.")
-        return run
+        limit = None if timeout is None else seconds(timeout)
+        if limit == 0:
+            return checked(self.get(run_id))
+        run_id = run_id or self._newest()
+        request = pb.ProgressRequest(run_id=run_id, omit_cell_output=True)
+        reader = ProgressReader(request, seconds(reconnect_timeout), reached=self._transport.reached)
+        try:
+            run = latest(run_id, self._transport.follow(reader, limit))
+        except Unavailable as error:
+            if limit is None or error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+            raise still_active(run_id, limit) from None
+        self._await_view(run_id)
+        return Run(run, self)
 
     def progress(
         self,
@@ -144,8 +212,9 @@ class Client:
         after_sequence: int = 0,
         omit_cell_output: bool = False,
         snapshot_only: bool = False,
+        display_data_max_bytes: int = 0,
         reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
-    ) -> Iterator[pb.ProgressResponse]:
+    ) -> Iterator[Event]:
         """Iterate over the events of a run: past events first, then live events until the run ends.
 
         Each event comes once and in order. If the connection breaks, the iterator reconnects and continues
@@ -156,6 +225,8 @@ class Client:
             after_sequence: Return only events after this sequence number.
             omit_cell_output: Omit what cells print and display.
             snapshot_only: Return the events so far, and end.
+            display_data_max_bytes: Include the content of each representation of rich data that has at most
+                so many bytes, as far as the server keeps it (`Displayed.data`). Zero: none.
             reconnect_timeout: How long to try to reconnect, in seconds. Starts again after each message.
 
         Raises:
@@ -167,12 +238,14 @@ class Client:
             after_sequence=after_sequence,
             omit_cell_output=omit_cell_output,
             snapshot_only=snapshot_only,
+            display_data_max_bytes=display_data_max_bytes,
         )
-        follower = ProgressReader(request, seconds(reconnect_timeout), reached=self._transport.reached)
-        yield from self._transport.follow(follower)
-        if follower.ended and (event := shown(request.run_id)):
-            # The view in a notebook must be complete before the cell that waits for the run ends.
-            event.wait(SHOWN_TIMEOUT)
+        reader = ProgressReader(request, seconds(reconnect_timeout), reached=self._transport.reached)
+        with contextlib.closing(self._transport.follow(reader)) as events:
+            for event in events:
+                yield event_of(event)
+        if reader.ended:
+            self._await_view(request.run_id)
 
     def output(self, run_id: str = "", *, format: str = "notebook", omit_input: bool = False) -> bytes:  # noqa: A002 - the contract's name
         """Read an artefact of a run into memory. While the run is active, it has the cells finished so far.
@@ -228,10 +301,10 @@ class Client:
         read = node_reader()
         return read(self.output(run_id))
 
-    def kill(self, run_id: str = "", *, grace_period: Seconds = 0) -> pb.KillResponse:
+    def kill(self, run_id: str = "", *, grace_period: Seconds = 0) -> KillResult[Run]:
         """Kill a run, and return when all its processes are gone.
 
-        A run that has already ended stays as it is, and the response says `already_ended`.
+        A run that has already ended stays as it is, and the result says `already_ended`.
 
         Args:
             run_id: The run; empty for the newest that is executing, else the newest that is queued, else
@@ -244,7 +317,67 @@ class Client:
         """
         request = kill_request(run_id or self._to_kill(), grace_period)
         timeout = max(self._transport.timeout, KILL_TIMEOUT) + seconds(grace_period)
-        return self._transport.call(self._transport.stub.Kill, request, timeout)
+        response = self._transport.call(self._transport.stub.Kill, request, timeout)
+        return KillResult(Run(response.run, self), response.processes_ended, response.already_ended, response)
+
+    def delete(self, run_id: str) -> Run:
+        """Delete a run that has ended, with its history, outputs and files on the server.
+
+        What was written to `output_uri` stays.
+
+        Args:
+            run_id: The run's whole id.
+
+        Returns:
+            The run as it was.
+
+        Raises:
+            RunNotFound: There is no such run. If the connection broke during the call, the run may have been
+                deleted before the client repeated it.
+            RpcFailed: The run has not ended (`RUN_ACTIVE`).
+            ValueError: The id is empty.
+        """
+        response = self._transport.call(self._transport.stub.Delete, delete_request(run_id))
+        return Run(response.run, self)
+
+    def runs(
+        self,
+        *,
+        state: States = (),
+        label: Mapping[str, str] | None = None,
+        since: Since | None = None,
+        page_size: int = 0,
+        on_damaged: Callable[[str], object] | None = None,
+    ) -> Iterator[Run]:
+        """Iterate over runs, newest first, fetching pages as needed.
+
+        Args:
+            state: Return only runs in this state, or in one of several: `"failed"`, `RunState.FAILED` or
+                `["failed", "crashed"]`. Empty: all.
+            label: Return only runs with all of these labels.
+            since: Return only runs admitted at this time or later. A timedelta counts back from now, and a
+                datetime without a time zone is in local time.
+            page_size: Number of runs per page. Zero: the server's default.
+            on_damaged: Called with the id of each run whose record is damaged in the server's state folder;
+                such runs are not among those returned.
+
+        Raises:
+            ValueError: A state does not exist.
+        """
+        request, oldest = list_request(state, label, page_size), earliest(since)
+        while True:
+            response = self._transport.call(self._transport.stub.List, request)
+            if on_damaged is not None:
+                for run_id in response.damaged_run_ids:
+                    on_damaged(run_id)
+            for message in response.runs:
+                run = Run(message, self)
+                if oldest and run.created < oldest:
+                    return
+                yield run
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
 
     def list(
         self,
@@ -253,33 +386,13 @@ class Client:
         labels: Mapping[str, str] | None = None,
         page_size: int = 0,
         on_damaged: Callable[[str], object] | None = None,
-    ) -> Iterator[pb.Run]:
-        """Iterate over runs, newest first, fetching pages as needed.
+    ) -> Iterator[Run]:
+        """Iterate over runs, as `runs` does: its former name, with the former names of the arguments."""
+        return self.runs(state=states, label=labels, page_size=page_size, on_damaged=on_damaged)
 
-        Args:
-            states: Return only runs in one of these states, by name (`running`) or number. Empty: all.
-            labels: Return only runs with all of these labels.
-            page_size: Number of runs per page. Zero: the server's default.
-            on_damaged: Called with the id of each run whose record is damaged in the server's state folder;
-                such runs are not among those returned.
-
-        Raises:
-            ValueError: A state does not exist.
-        """
-        request = list_request(states, labels, page_size)
-        while True:
-            response = self._transport.call(self._transport.stub.List, request)
-            if on_damaged is not None:
-                for run_id in response.damaged_run_ids:
-                    on_damaged(run_id)
-            yield from response.runs
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
-
-    def info(self) -> pb.InfoResponse:
+    def info(self) -> ServerInfo:
         """Return the server's version, kernels, formats and URI schemes, and how busy it is."""
-        return self._transport.call(self._transport.stub.Info, pb.InfoRequest())
+        return info_of(self._transport.call(self._transport.stub.Info, pb.InfoRequest()))
 
     def _newest(self) -> str:
         # Resolved once, because another run may become the newest before a retry or the next page.
@@ -288,7 +401,7 @@ class Client:
 
     def _to_kill(self) -> str:
         # Resolved here, so that a repeated call cannot kill another run.
-        run = to_kill(self.list(states=ACTIVE))
+        run = to_kill(run.pb for run in self.runs(state=ACTIVE))
         return run.run_id if run else self._newest()
 
     def _pages(self, run_id: str, artefact_format: str, *, omit_input: bool) -> Iterator[bytes]:
@@ -296,32 +409,173 @@ class Client:
         while not pages.complete:
             yield pages.accept(self._transport.call(self._transport.stub.Output, pages.request))
 
+    def _await_view(self, run_id: str) -> None:
+        # The view in a notebook must be complete before the cell that waits for the run ends.
+        if event := shown(run_id):
+            event.wait(SHOWN_TIMEOUT)
 
-@dataclass(frozen=True)
-class RunResult:
-    """A successful run and its artefacts. Its methods need the client to be open.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run(RunSnapshot):
+    """A run of a `Client`: what was known of it at one moment, and methods for what comes after.
+
+    The attributes never change. `refresh` and `wait` return another object with the later state::
+
+        run = client.start("report.ipynb")
+        run = run.wait()
+        print(run.state, run.duration, run.text)
+
+    `text`, `outputs`, `images`, `tables`, `html`, `notebook` and `save` read the executed notebook from the
+    server, however the run ended; while it is active, they contain the cells finished so far. The first four
+    read it only once if the run has ended. All methods need the client to be open, and raise `RpcFailed`. A
+    pickled run has no client: use `client.get(run.id)`.
 
     Attributes:
-        run: The run as it ended.
+        pb: The message of the contract, `notebook_runner.v1.notebook_runner_pb2.Run`.
     """
 
-    run: pb.Run
-    _client: Client
+    _client: Client | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.pb,)
+
+    def refresh(self) -> Run:
+        """Return the run as it is now.
+
+        Raises:
+            RunNotFound: The run was deleted.
+        """
+        return self._connected.get(self.id)
+
+    def wait(self, *, timeout: Seconds | None = None, reconnect_timeout: Seconds = RECONNECT_TIMEOUT) -> Run:
+        """Wait until the run ends, and return it, however it ended.
+
+        Arguments and errors are those of `Client.wait`. For an exception if the run did not succeed, call
+        `raise_for_state` of the result.
+        """
+        if self.is_terminal:
+            return self
+        return self._connected.wait(self.id, timeout=timeout, reconnect_timeout=reconnect_timeout)
+
+    def raise_for_state(self) -> Self:
+        """Return this run, if it has succeeded or is still active.
+
+        Raises:
+            RunFailed: The run ended in a state other than SUCCEEDED.
+        """
+        if self.is_terminal and not self.ok:
+            raise RunFailed(self)
+        return self
+
+    def progress(
+        self,
+        *,
+        after_sequence: int = 0,
+        omit_cell_output: bool = False,
+        snapshot_only: bool = False,
+        display_data_max_bytes: int = 0,
+        reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
+    ) -> Iterator[Event]:
+        """Iterate over the events of the run, as `Client.progress` does."""
+        return self._connected.progress(
+            self.id,
+            after_sequence=after_sequence,
+            omit_cell_output=omit_cell_output,
+            snapshot_only=snapshot_only,
+            display_data_max_bytes=display_data_max_bytes,
+            reconnect_timeout=reconnect_timeout,
+        )
+
+    def kill(self, *, grace_period: Seconds = 0) -> KillResult[Run]:
+        """Kill the run, and return when all its processes are gone, as `Client.kill` does."""
+        return self._connected.kill(self.id, grace_period=grace_period)
+
+    def delete(self) -> Run:
+        """Delete the run with everything that it left on the server, as `Client.delete` does."""
+        return self._connected.delete(self.id)
+
+    @property
+    def text(self) -> str:
+        """What the notebook printed, to standard output and standard error."""
+        return self._contents.text
+
+    @property
+    def outputs(self) -> list[Output]:
+        """All outputs of the cells, in the order of the notebook."""
+        return list(self._contents.outputs)
+
+    @property
+    def images(self) -> list[Image]:
+        """The pictures that cells displayed: one for each output that has any, PNG first."""
+        return list(self._contents.images)
+
+    @property
+    def tables(self) -> list[Any]:
+        """The tables that cells displayed as HTML, such as DataFrames.
+
+        Each is a pandas DataFrame if pandas is installed here, else a list of rows, each a list of str, with
+        the names of the columns in the first. A table is read from what was displayed: a long one without the
+        rows that pandas leaves out, and numbers with the displayed digits.
+        """
+        return tables_of(self._contents.pages)
 
     def output(self, *, format: str = "notebook", omit_input: bool = False) -> bytes:  # noqa: A002 - the contract's name
-        """Read an artefact of the run, as `Client.output` does."""
-        return self._client.output(self.run.run_id, format=format, omit_input=omit_input)
+        """Read an artefact of the run into memory, as `Client.output` does."""
+        return self._connected.output(self.id, format=format, omit_input=omit_input)
 
-    def save_output(
+    def html(self, *, omit_input: bool = False) -> str:
+        """Read the executed notebook as a page of HTML.
+
+        Args:
+            omit_input: Omit the code.
+        """
+        return self.output(format="html", omit_input=omit_input).decode()
+
+    def notebook(self) -> NotebookNode:
+        """Read the executed notebook as a NotebookNode, as `Client.notebook` does."""
+        return self._connected.notebook(self.id)
+
+    def save(
         self,
         file: OutputFile,
         *,
-        format: str = "notebook",  # noqa: A002 - as above
+        format: str = "",  # noqa: A002 - the contract's name
         omit_input: bool = False,
     ) -> None:
-        """Write an artefact of the run to a file, as `Client.save_output` does."""
-        self._client.save_output(file, self.run.run_id, format=format, omit_input=omit_input)
+        """Write the result to a file, page by page, so that it need not fit into memory.
 
-    def notebook(self) -> NotebookNode:
-        """Read the executed notebook, as `Client.notebook` does."""
-        return self._client.notebook(self.run.run_id)
+        Args:
+            file: The path of a file, which is replaced only once the result is complete; or a binary file
+                that is open for writing.
+            format: As for `Client.output`. Empty: by the file's suffix: `.ipynb`, `.html`, `.md`, `.py` or
+                another suffix of a script, `.pdf`, `.tex`, `.rst`, or `.zip` for the files of the run folder.
+            omit_input: Omit the code.
+
+        Raises:
+            ValueError: No format belongs to the file's suffix.
+            InvalidRequest: The server has no such format, or not without the code.
+            OSError: The file cannot be written.
+        """
+        chosen = format or format_of(file)
+        self._connected.save_output(file, self.id, format=chosen, omit_input=omit_input)
+
+    def files(self) -> ZipFile:
+        """Read the files of the run folder as a zip archive: `run.files().extractall("folder")`.
+
+        The archive is in memory. For one that does not fit, use `save("files.zip")`.
+        """
+        return open_archive(self.output(format="files"))
+
+    @property
+    def _connected(self) -> Client:
+        if self._client is None:
+            raise not_connected(self)
+        return self._client
+
+    @property
+    def _contents(self) -> Contents:
+        return self._ended_contents if self.is_terminal else Contents(self.output())
+
+    @cached_property
+    def _ended_contents(self) -> Contents:
+        return Contents(self.output())

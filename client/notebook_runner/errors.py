@@ -11,8 +11,9 @@
     │   └── Unavailable       the server cannot be reached, is not ready, is shutting down, or timed out
     └── RunFailed             the run ended in another state than SUCCEEDED
 
-Only `run` raises `RunFailed`; every other call returns a failed run as data. Arguments that cannot be
-translated into a request raise Python's own `TypeError`, `ValueError` and `OSError` before any call.
+Only `run` and `raise_for_state` raise `RunFailed`; every other call returns a failed run as data. Arguments
+that cannot be translated into a request raise Python's own `TypeError`, `ValueError` and `OSError` before
+any call.
 All of these can be pickled.
 """
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from .v1.notebook_runner_pb2 import Run
+    from ._snapshot import RunSnapshot
 
 __all__ = [
     "AccessDenied",
@@ -131,16 +132,17 @@ class RunFailed(NotebookRunnerError):  # noqa: N818 - named like the state
     """The run ended in a state other than SUCCEEDED.
 
     Attributes:
-        run: The ended run; `run.state` and `run.failure.cause` say how it ended.
+        run: The ended run: a `Run` of a `Client`, or an `AsyncRun` of an `AsyncClient`. `run.state` and
+            `run.cause` say how it ended.
         cell_index: The cell that was executing when the run ended, from 0; `None` if there was none.
         exception_name: The exception's class, if a cell raised one; empty otherwise.
         exception_message: The exception's message, if a cell raised one; empty otherwise.
         traceback: The traceback as plain text, if a cell raised an exception; empty otherwise.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunSnapshot) -> None:
         super().__init__(run)
-        failure = run.failure
+        failure = run.pb.failure
         self.run = run
         self.cell_index: int | None = failure.cell_index if failure.HasField("cell_index") else None
         self.exception_name: str = failure.exception_name
@@ -148,10 +150,11 @@ class RunFailed(NotebookRunnerError):  # noqa: N818 - named like the state
         self.traceback: str = failure.traceback
 
     def __str__(self) -> str:
+        run = self.run.pb
         # People count from 1.
-        where = "" if self.cell_index is None else f" in cell {self.cell_index + 1} of {self.run.cells_total}"
+        where = "" if self.cell_index is None else f" in cell {self.cell_index + 1} of {run.cells_total}"
         if self.exception_name:
             why = f"{self.exception_name}: {self.exception_message}"
         else:
-            why = self.run.failure.message or cause_name(self.run.failure.cause)
-        return f"run {self.run.run_id} {state_name(self.run.state)}{where}: {why}"
+            why = run.failure.message or cause_name(run.failure.cause)
+        return f"run {run.run_id} {state_name(run.state)}{where}: {why}"

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -20,19 +20,26 @@ def fake() -> Iterator[FakeServer]:
     serving.stop()
 
 
+def messages(answers: Iterable[Any]) -> list[Any]:
+    """The messages of the contract in what a client answers."""
+    return [getattr(answer, "pb", answer) for answer in answers]
+
+
 @pytest.fixture
 def collect(request: pytest.FixtureRequest, fake: FakeServer) -> Collect:
-    """Calls a method of one of the clients, and gives all that it answers as a list."""
+    """Calls a method of one of the clients, and gives the messages of all that it answers as a list."""
 
     def blocking(name: str, *args: Any, **options: Any) -> list[Any]:
         with Client(fake.target) as client:
             answer = getattr(client, name)(*args, **options)
-            return list(answer) if isinstance(answer, Iterator) else [answer]
+            return messages(answer if isinstance(answer, Iterator) else [answer])
 
     async def awaited(name: str, *args: Any, **options: Any) -> list[Any]:
         async with AsyncClient(fake.target) as client:
             answer = getattr(client, name)(*args, **options)
-            return [item async for item in answer] if hasattr(answer, "__aiter__") else [await answer]
+            return messages(
+                [item async for item in answer] if hasattr(answer, "__aiter__") else [await answer]
+            )
 
     if request.param == "sync":
         return blocking

@@ -12,7 +12,6 @@ from typing import Protocol
 import pytest
 
 from notebook_runner import Client
-from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.cases import FOLDER as CASES
 from tests.support.gate import Gate
 from tests.support.notebooks import code, notebook, parsed, printed, written
@@ -256,6 +255,6 @@ def test_an_exit_is_the_same_for_command_client_and_start(
     path = CASES / f"{case}.ipynb"
     assert command("run", path, "-o", os.devnull).returncode == code
     with Client(server.target) as client:
-        run = client.wait(client.start(path).run_id)
-    assert run.state == (pb.RUN_STATE_FAILED if code else pb.RUN_STATE_SUCCEEDED)
+        run = client.start(path).wait()
+    assert run.state == ("failed" if code else "succeeded")
     assert (run.cells_completed == run.cells_total) is (code == 0)

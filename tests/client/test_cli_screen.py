@@ -41,7 +41,7 @@ def show(server: Server, tmp_path: Path) -> Iterator[Show]:
     yield opened
     with Client(server.target) as client:
         for run in client.list(states=["queued", "starting", "running"]):
-            client.kill(run.run_id)
+            run.kill()
 
 
 @pytest.mark.parametrize("columns", [80, 40])
@@ -135,7 +135,7 @@ def test_ctrl_c_leaves(show: Show, write: Write, gate: Gate, server: Server, key
         line.startswith("follow it:  notebook-runner --target") and " watch " in line for line in lines
     )
     with Client(server.target) as client:
-        assert client.kill().run.run_id in "".join(lines[-2:])
+        assert client.kill().run.id in "".join(lines[-2:])
 
 
 def test_a_terminal_that_changes_its_width(show: Show, write: Write, gate: Gate) -> None:

@@ -116,6 +116,8 @@ ANSWERS = {
     "Output": ("output", ("r",), pb.OutputResponse(content=b"x", next_offset=1, total_bytes=1), b"x"),
     "Kill": ("kill", ("r",), pb.KillResponse(run=ENDED), pb.KillResponse(run=ENDED)),
     "List": ("list", (), pb.ListResponse(runs=[ENDED]), ENDED),
+    "Get": ("get", ("r",), pb.GetResponse(run=RUNNING), RUNNING),
+    "Delete": ("delete", ("r",), pb.DeleteResponse(run=ENDED), ENDED),
     "Info": ("info", (), pb.InfoResponse(version="1"), pb.InfoResponse(version="1")),
 }
 
@@ -180,7 +182,7 @@ def test_run_raises_how_the_run_ended(fake: FakeServer, collect: Collect) -> Non
     fake.answers("Progress", changed(2, FAILED))
     with pytest.raises(RunFailed, match="run r failed: no") as caught:
         collect("run", b"{}")
-    assert caught.value.run == FAILED
+    assert caught.value.run.pb == FAILED
 
 
 @BOTH

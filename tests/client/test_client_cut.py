@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from notebook_runner import AsyncClient, Client, RpcFailed
-from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner import AsyncClient, Client, RpcFailed, RunState
 from tests.support.calls import history
 from tests.support.cutting_proxy import CUTS, CuttingProxy
 from tests.support.notebooks import content
@@ -45,7 +44,7 @@ def test_a_start_whose_answer_is_cut_starts_one_run(server: Server, call: Call, 
     with CuttingProxy(server.target, [cut] * 2) as proxy:
         run = call(proxy.target, "start", content("1"))
     assert len(history(server.stub)) == before + 1
-    assert call(server.target, "wait", run.run_id).state == pb.RUN_STATE_SUCCEEDED
+    assert call(server.target, "wait", run.id).state is RunState.SUCCEEDED
 
 
 @BOTH
@@ -54,8 +53,8 @@ def test_a_kill_whose_answer_is_cut(server: Server, call: Call, cut: str) -> Non
     """The repeated call finds that the run has ended."""
     run = call(server.target, "start", content("import time; time.sleep(1000)"))
     with CuttingProxy(server.target, [cut]) as proxy:
-        answer = call(proxy.target, "kill", run.run_id)
-    assert (answer.run.state, answer.already_ended) == (pb.RUN_STATE_KILLED, True)
+        answer = call(proxy.target, "kill", run.id)
+    assert (answer.run.state, answer.already_ended) == (RunState.KILLED, True)
 
 
 @BOTH

@@ -48,7 +48,7 @@ class Died:
 def follow_blocking(target: str, run_id: str) -> Iterator[pb.ProgressResponse]:
     """All events of a run, by one loop of the blocking client."""
     with Client(target) as client:
-        yield from client.progress(run_id)
+        yield from (event.pb for event in client.progress(run_id))
 
 
 def follow_awaited(target: str, run_id: str) -> Iterator[pb.ProgressResponse]:
@@ -57,7 +57,7 @@ def follow_awaited(target: str, run_id: str) -> Iterator[pb.ProgressResponse]:
         client = AsyncClient(target)
         events = client.progress(run_id)
         while (event := runner.run(anext(events, None))) is not None:
-            yield event
+            yield event.pb
         runner.run(client.close())
 
 
@@ -109,16 +109,16 @@ def test_hundred_disconnects(server: Server, tmp_path: Path, monkeypatch: pytest
     ):
         run = client.start(notebook(CHATTER.format(stop=str(stop))))
         readers = [
-            Reader(follow_blocking, first.target, run.run_id),
-            Reader(follow_awaited, second.target, run.run_id),
+            Reader(follow_blocking, first.target, run.id),
+            Reader(follow_awaited, second.target, run.id),
         ]
         for proxy in (first, second):
             assert proxy.whole.wait(120), f"only {proxy.cuts} cuts"
         stop.touch()
         for reader in readers:
             reader.join(60)
-            check(reader.events, run.run_id)
-        assert text(readers[0].events) == text(readers[1].events) == printed(client.notebook(run.run_id), 0)
+            check(reader.events, run.id)
+        assert text(readers[0].events) == text(readers[1].events) == printed(client.notebook(run.id), 0)
     assert first.cuts == second.cuts == CUTS
 
 
@@ -128,7 +128,7 @@ def died(tmp_path: Path, gate: Gate) -> Iterator[Died]:
     with KillableServer(tmp_path / "state", "--queue", "1") as server, Client(server.target) as client:
         active = client.start(notebook("print('before')", gate.source))
         queued = client.start(notebook("print('after')"))
-        yield Died(server, active.run_id, queued.run_id)
+        yield Died(server, active.id, queued.id)
 
 
 @BOTH

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 import notebook_runner
-from notebook_runner import _status, errors
+from notebook_runner import Run, _status, errors
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 RUN = pb.Run(
@@ -146,7 +146,7 @@ def test_status_without_readable_details(trailers: tuple[tuple[str, str | bytes]
             2.0,
             [errors.FieldViolation("f", "d")],
         ),
-        errors.RunFailed(RUN),
+        errors.RunFailed(Run(RUN)),
     ],
 )
 def test_errors_survive_pickle(error: errors.NotebookRunnerError) -> None:
@@ -159,7 +159,7 @@ def test_errors_survive_pickle(error: errors.NotebookRunnerError) -> None:
 
 def test_run_failed_tells_the_exception() -> None:
     """A failed run's exception says where it ended and why."""
-    error = errors.RunFailed(RUN)
+    error = errors.RunFailed(Run(RUN))
     assert (error.cell_index, error.exception_name, error.exception_message) == (2, "ValueError", "no")
     assert error.traceback.endswith("ValueError: no")
     assert str(error) == "run r1 failed in cell 3 of 5: ValueError: no"
@@ -175,7 +175,7 @@ def test_run_failed_tells_the_exception() -> None:
 )
 def test_run_failed_without_an_exception(failure: pb.Failure, text: str) -> None:
     """A run that no cell ended says what did, also in the words of a newer server."""
-    error = errors.RunFailed(pb.Run(run_id="r1", state=pb.RUN_STATE_TIMED_OUT, failure=failure))
+    error = errors.RunFailed(Run(pb.Run(run_id="r1", state=pb.RUN_STATE_TIMED_OUT, failure=failure)))
     assert str(error) == text
     assert error.cell_index is None
 

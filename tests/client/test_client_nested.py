@@ -16,9 +16,9 @@ pytestmark = [pytest.mark.long, pytest.mark.whole_run]
 # The cells of a notebook that starts notebooks.
 OUTER = (
     "from notebook_runner import AsyncClient, Client; client = Client(TARGET)",
-    "run = client.start(INNER)\ndisplay(run)\n_ = client.wait(run.run_id)",
+    "run = client.start(INNER)\ndisplay(run)\n_ = run.wait()",
     "held = client.start(HELD)\nheld",
-    "other = AsyncClient(TARGET); open(GATE, 'wb').write(b'.')\n_ = await other.wait(held.run_id)",
+    "other = AsyncClient(TARGET); open(GATE, 'wb').write(b'.')\n_ = await other.wait(held.id)",
     "client.run(INNER)",
     "left = client.start(HELD)\nleft",
 )

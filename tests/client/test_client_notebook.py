@@ -10,7 +10,7 @@ import grpc
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from notebook_runner import AsyncClient, AsyncRunResult, Client, RunResult, _notebook, _views
+from notebook_runner import AsyncClient, AsyncRun, Client, Run, RunSnapshot, _notebook, _views
 from notebook_runner._panel import Panel
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.fake_server import ENDED, FAILED, RUNNING, FakeServer, changed
@@ -40,9 +40,9 @@ def formatted(shell: InteractiveShell, thing: object) -> dict[str, str]:
     return dict(data)
 
 
-def show(shell: InteractiveShell, thing: object) -> None:
-    """Displays something that shows itself."""
-    assert formatted(shell, thing) == {}
+def show(shell: InteractiveShell, run: pb.Run | RunSnapshot) -> None:
+    """Displays a run, which shows itself."""
+    assert formatted(shell, RunSnapshot(run) if isinstance(run, pb.Run) else run) == {}
 
 
 def page(content: str = PAGE) -> pb.OutputResponse:
@@ -163,15 +163,15 @@ def test_end_between_two_cells_is_told_again(
     assert "srcdoc" in screen.last
 
 
-@pytest.mark.parametrize("kind", [RunResult, AsyncRunResult])
+@pytest.mark.parametrize("kind", [Run, AsyncRun])
 def test_result_shows_its_run(
-    shell: InteractiveShell, screen: Screen, fake: FakeServer, kind: Callable[..., object]
+    shell: InteractiveShell, screen: Screen, fake: FakeServer, kind: type[Run | AsyncRun]
 ) -> None:
     """What `run` answers shows the result, with either client."""
     fake.answers("Progress", changed(1, ENDED))
     fake.answers("Output", page())
-    with Client(fake.target) as client:
-        show(shell, kind(ENDED, client))
+    with Client(fake.target):
+        show(shell, kind(ENDED))
     assert "srcdoc" in screen.last
 
 
@@ -248,7 +248,7 @@ def test_result_that_cannot_be_shown(
 def test_terminal_has_one_line(fake: FakeServer, tmp_path: Path) -> None:
     """IPython outside of a kernel prints a run as one line, and asks no server."""
     with inside(InteractiveShell, tmp_path) as shell, Client(fake.target):
-        assert formatted(shell, FAILED) == {"text/plain": "run r failed, no"}
+        assert formatted(shell, Run(FAILED))["text/plain"] == "run r failed, no"
     assert not fake.asked
 
 

@@ -37,6 +37,9 @@ def test_every_block_runs(
     """What the page shows works as it stands, in its order."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (tmp_path / "report.ipynb").write_bytes(REPORT)
+    for name in ("data", "utils"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data" / "sales.csv").write_text("region,sold\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NOTEBOOK_RUNNER_TARGET", make_server("--queue", "1").target)
     names: dict[str, Any] = {}
@@ -46,4 +49,5 @@ def test_every_block_runs(
     assert b"north" in (tmp_path / "report.html").read_bytes()
     assert "south\n" in printed.getvalue()
     assert "cell 2: AssertionError: nowhere" in printed.getvalue()
-    assert b"east" in names["page"]
+    assert "succeeded east\n" in printed.getvalue()
+    assert list(names["table"].region) == ["north", "south", "east", "west"]

@@ -6,14 +6,14 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nbformat
 import numpy as np
 import pytest
 from google.protobuf import json_format
 
-from notebook_runner import StartOptions, _requests, _states
+from notebook_runner import RunState, StartOptions, _requests, _states
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 NOTEBOOK: dict[str, Any] = {"cells": [], "metadata": {"title": "Größe"}, "nbformat": 4, "nbformat_minor": 5}
@@ -265,10 +265,28 @@ def test_content_is_no_path() -> None:
         start('{"cells": []}')
 
 
-def test_one_state_is_no_list() -> None:
-    """A single state is not taken for a list of letters."""
-    with pytest.raises(TypeError, match=r"list of states: \['running'\]"):
-        _requests.list_request("running", None, 0)
+@pytest.mark.parametrize("state", ["running", RunState.RUNNING, pb.RUN_STATE_RUNNING])
+def test_one_state_is_no_list(state: str | pb.RunState.ValueType) -> None:
+    """A single state is that state, and not a list of letters."""
+    assert _requests.list_request(state, None, 0).states == [pb.RUN_STATE_RUNNING]
+
+
+def test_the_time_since_when() -> None:
+    """A duration counts back from now, a time without a zone is local, and nothing is no limit."""
+    assert _requests.earliest(None) is None
+    before = datetime.now(UTC)
+    assert before - timedelta(hours=1) <= (_requests.earliest(timedelta(hours=1)) or before)
+    moment = datetime(2026, 11, 29, 12, tzinfo=UTC)
+    assert _requests.earliest(moment.astimezone().replace(tzinfo=None)) == moment
+    with pytest.raises(TypeError, match=r"must be a datetime or a timedelta \(got int\)"):
+        _requests.earliest(cast("Any", 5))
+
+
+def test_a_deletion_names_its_run() -> None:
+    """An empty id would be the newest run elsewhere, so it is refused here."""
+    assert _requests.delete_request("r") == pb.DeleteRequest(run_id="r")
+    with pytest.raises(ValueError, match="must not be empty"):
+        _requests.delete_request("")
 
 
 def test_kill_without_grace_is_at_once() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from notebook_runner import AsyncClient, AsyncRunResult, Client, RunResult, StartOptions
+from notebook_runner import AsyncClient, AsyncRun, Client, Run, RunSnapshot, StartOptions
 from notebook_runner._connection import DEFAULT_TARGET, Connection
 from notebook_runner._requests import start_request
 
@@ -17,8 +17,10 @@ FOREIGN = {"click", "rich", "nbformat", "nbclient", "nbconvert", "jupyter_client
 FOREIGN |= {"IPython", "ipykernel", "traitlets", "numpy", "pydantic"}
 # What is imported beside the standard library, and beside what grpcio finds of its own.
 OWN = {"notebook_runner", "google"}
-METHODS = {"start", "run", "wait", "progress", "output", "save_output", "notebook", "kill", "list", "info"}
-METHODS |= {"close", "target"}
+METHODS = {"start", "run", "get", "wait", "progress", "output", "save_output", "notebook", "kill", "delete"}
+METHODS |= {"runs", "list", "info", "close", "target"}
+# Attributes of a run that read the notebook: methods where they have to be awaited.
+READ = {"text", "outputs", "images", "tables"}
 
 
 def imported_by(statement: str, *, whole: bool = False) -> set[str]:
@@ -56,15 +58,25 @@ def test_both_clients_have_the_same_names() -> None:
     for name in [*METHODS - {"target"}, "__init__"]:
         blocking, awaited = (inspect.signature(getattr(kind, name)) for kind in (Client, AsyncClient))
         assert blocking.parameters == awaited.parameters
-    for name in ("output", "save_output", "notebook"):
-        blocking, awaited = (inspect.signature(getattr(kind, name)) for kind in (RunResult, AsyncRunResult))
+
+
+def test_both_runs_have_the_same_names() -> None:
+    """What a run of one client can do, that of the other can, with the arguments of the client's method."""
+    names = [{name for name in vars(kind) if not name.startswith("_")} for kind in (Run, AsyncRun)]
+    assert names[0] == names[1] > READ
+    for name in names[0] - READ:
+        blocking, awaited = (inspect.signature(getattr(kind, name)) for kind in (Run, AsyncRun))
         assert blocking.parameters == awaited.parameters
+        of_client = dict(inspect.signature(getattr(Client, name, getattr(Run, name))).parameters)
+        of_client.pop("run_id", None)
+        assert dict(blocking.parameters) == of_client
+    assert not names[0] & {name for name in vars(RunSnapshot) if not name.startswith("_")}
 
 
 def test_every_option_of_a_start_reaches_the_request() -> None:
     """No option can be given that changes nothing."""
     values = {"str": "x", "bool": True, "int": 5, "Seconds": 5, "Mapping[str, str]": {"a": "b"}}
-    values["Mapping[str, Any]"] = {"a": 1}
+    values |= {"Mapping[str, Any]": {"a": 1}, "Iterable[str | os.PathLike[str]]": [__file__]}
     plain = start_request(None, {"request_id": "0"})
     for name, kind in inspect.get_annotations(StartOptions).items():
         options: StartOptions = {"request_id": "0", name: values[kind.__forward_arg__]}  # type: ignore[misc] # the names are its own
@@ -93,6 +105,16 @@ def test_empty_settings_are_none() -> None:
 def test_client_says_where_it_leads(kind: type[Client | AsyncClient]) -> None:
     """A client shows its target, and no secret."""
     assert repr(kind("a:1", token="secret")) == f"{kind.__name__}('a:1')"  # noqa: S106 - the one it looks for
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("target", ["http://localhost:50051", "HTTPS://runner.example/x"])
+def test_target_that_is_a_url(kind: type[Client | AsyncClient], target: str) -> None:
+    """What gRPC would take for the name of a host is refused, with what to write instead."""
+    with pytest.raises(ValueError, match=rf"'{target}' is a URL. Use HOST:PORT.") as caught:
+        kind(target)
+    assert ("tls_ca" in str(caught.value)) is target.startswith("HTTPS")
+    kind("dns:///localhost:50051")
 
 
 def test_certificate_without_key() -> None:

@@ -1,10 +1,11 @@
 # pyright: strict
 """Every public method as a caller uses it, with the type that it must have: for type checkers, never run."""
 
-from collections.abc import AsyncGenerator, Iterator
-from datetime import timedelta
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import IO, assert_type
+from typing import IO, Any, assert_type
+from zipfile import ZipFile
 
 import grpc
 from nbformat import NotebookNode
@@ -12,17 +13,36 @@ from nbformat import NotebookNode
 from notebook_runner import (
     AccessDenied,
     AsyncClient,
-    AsyncRunResult,
+    AsyncRun,
+    CellFinished,
+    CellOutcome,
+    CellRaised,
+    CellStarted,
     Client,
+    Displayed,
+    Event,
+    Failure,
+    FailureCause,
     FieldViolation,
+    Image,
     InvalidRequest,
+    KillResult,
     NotebookRunnerError,
+    Output,
+    OutputCleared,
+    OutputCut,
+    Printed,
+    ResultValue,
     RpcFailed,
+    Run,
     RunFailed,
     RunnerBusy,
     RunNotFound,
-    RunResult,
+    RunSnapshot,
+    RunState,
+    ServerInfo,
     StartOptions,
+    StateChanged,
     Unavailable,
 )
 from notebook_runner.v1 import notebook_runner_pb2 as pb
@@ -44,7 +64,59 @@ OPTIONS: StartOptions = {
     "retention": 3600,
     "request_id": "id",
     "output_uri": "s3://bucket/out.ipynb",
+    "name": "report",
+    "files": ["data.csv", Path("utils")],
 }
+
+
+def facts(run: Run | AsyncRun | RunSnapshot) -> None:
+    """What is known of a run."""
+    assert_type((run.id, run.name, run.request_id, run.kernel_name), tuple[str, str, str, str])
+    assert_type(run.state, RunState)
+    assert_type((run.ok, run.is_terminal, run.state == "succeeded"), tuple[bool, bool, bool])
+    assert_type(run.cause, FailureCause | None)
+    assert_type((run.created, run.started, run.ended), tuple[datetime, datetime | None, datetime | None])
+    assert_type((run.duration, run.cpu_time), tuple[timedelta | None, timedelta | None])
+    assert_type((run.cells_total, run.cells_completed, run.fraction_completed), tuple[int, int, float])
+    assert_type((run.current_cell, run.queue_position), tuple[int | None, int | None])
+    assert_type((run.parameters, run.values), tuple[dict[str, Any], dict[str, Any]])
+    assert_type(run.labels, dict[str, str])
+    assert_type(run.peak_memory, int | None)
+    assert_type((run.notebook_sha256, run.notebook_path, run.notebook_uri), tuple[str, str, str])
+    assert_type((run.output_uri, run.output_error), tuple[str, str])
+    assert_type(run.notebook_repairs, tuple[str, ...])
+    assert_type(run.pb, pb.Run)
+    if failure := assert_type(run.failure, Failure | None):
+        assert_type((failure.message, failure.traceback, failure.signal), tuple[str, str, str])
+        assert_type((failure.cell_index, failure.exit_code), tuple[int | None, int | None])
+        assert_type((failure.exception_name, failure.exception_message), tuple[str, str])
+
+
+def told(event: Event) -> str:
+    """What an event says."""
+    assert_type((event.sequence, event.cells_completed, event.cells_total), tuple[int, int, int])
+    assert_type((event.time, event.pb), tuple[datetime, pb.ProgressResponse])
+    match event:
+        case StateChanged(state, run):
+            assert_type((state, run), tuple[RunState, RunSnapshot])
+        case CellStarted(index, line):
+            assert_type((index, line), tuple[int, str])
+        case Printed(text, stream):
+            assert_type((text, stream), tuple[str, str])
+        case Displayed(data=data, sizes=sizes, result=result):
+            assert_type((data, sizes), tuple[Mapping[str, Any], Mapping[str, int]])
+            assert_type(result, ResultValue | None)
+        case CellRaised(name, message):
+            assert_type((name, message), tuple[str, str])
+        case OutputCleared(wait=wait):
+            assert_type(wait, bool)
+        case OutputCut(limit=limit, whole_run=whole):
+            assert_type((limit, whole), tuple[int, bool])
+        case CellFinished(outcome=outcome, duration=duration, execution_count=count):
+            assert_type((outcome, duration, count), tuple[CellOutcome, timedelta, int | None])
+        case _:
+            assert_type(event, Event)
+    return str(event)
 
 
 def blocking(file: IO[bytes]) -> None:
@@ -54,7 +126,7 @@ def blocking(file: IO[bytes]) -> None:
     ) as client:
         assert_type(client, Client)
         assert_type(client.target, str)
-        run = assert_type(client.start("a.ipynb", **OPTIONS), pb.Run)
+        run = assert_type(client.start("a.ipynb", **OPTIONS), Run)
         client.start(Path("a.ipynb"))
         client.start(b"{}")
         client.start({"cells": []}, parameters={"a": 1})
@@ -62,28 +134,62 @@ def blocking(file: IO[bytes]) -> None:
         client.start(server_path="a.ipynb")
         client.start(notebook_uri="s3://bucket/a.ipynb")
         client.start()
-        result = assert_type(client.run("a.ipynb", parameters={"a": 1}, run_timeout=5), RunResult)
-        assert_type(result.run, pb.Run)
-        assert_type(result.output(format="html", omit_input=True), bytes)
-        assert_type(result.notebook(), NotebookNode)
-        result.save_output("out.html", format="html", omit_input=True)
+        facts(run)
+        assert_type(client.run("a.ipynb", parameters={"a": 1}, run_timeout=5, files=["utils"]), Run)
+        assert_type(client.get("abcd"), Run)
+        assert_type(client.wait(run.id, timeout=5, reconnect_timeout=timedelta(seconds=5)), Run)
         events = client.progress(
-            run.run_id, after_sequence=1, omit_cell_output=True, snapshot_only=True, reconnect_timeout=5
+            run.id,
+            after_sequence=1,
+            omit_cell_output=True,
+            snapshot_only=True,
+            display_data_max_bytes=1000,
+            reconnect_timeout=5,
         )
-        assert_type(events, Iterator[pb.ProgressResponse])
-        for event in events:
-            assert_type(event.cell_output.stream.text, str)
-        assert_type(client.wait(run.run_id, reconnect_timeout=timedelta(seconds=5)), pb.Run)
-        assert_type(client.output(run.run_id, format="html", omit_input=True), bytes)
-        assert_type(client.notebook(run.run_id), NotebookNode)
-        client.save_output(file, run.run_id, format="files")
-        killed = assert_type(client.kill(run.run_id, grace_period=2.5), pb.KillResponse)
-        assert_type(killed.processes_ended, int)
-        runs = client.list(states=["running", pb.RUN_STATE_QUEUED], labels={"team": "a"}, page_size=10)
-        assert_type(runs, Iterator[pb.Run])
-        info = assert_type(client.info(), pb.InfoResponse)
-        assert_type(info.version, str)
+        assert_type(events, Iterator[Event])
+        assert_type([told(event) for event in events], list[str])
+        assert_type(client.output(run.id, format="html", omit_input=True), bytes)
+        assert_type(client.notebook(run.id), NotebookNode)
+        client.save_output(file, run.id, format="files")
+        killed = assert_type(client.kill(run.id, grace_period=2.5), KillResult[Run])
+        assert_type((killed.run, killed.processes_ended, killed.already_ended), tuple[Run, int, bool])
+        assert_type(killed.pb, pb.KillResponse)
+        runs = client.runs(state="failed", label={"team": "a"}, since=timedelta(days=1), page_size=10)
+        assert_type(runs, Iterator[Run])
+        client.runs(state=[RunState.FAILED, "crashed", pb.RUN_STATE_KILLED], since=datetime(2026, 11, 29))  # noqa: DTZ001 - local time
+        assert_type(client.list(states=["running", pb.RUN_STATE_QUEUED], labels={"team": "a"}), Iterator[Run])
+        assert_type(client.delete(run.id), Run)
+        info = assert_type(client.info(), ServerInfo)
+        assert_type((info.version, info.formats, info.pb), tuple[str, tuple[str, ...], pb.InfoResponse])
+        assert_type([kernel.name for kernel in info.kernels], list[str])
+        of_run(run)
     client.close()
+
+
+def of_run(run: Run) -> None:
+    """What can be done with a run."""
+    assert_type(run.refresh(), Run)
+    assert_type(run.wait(timeout=5).raise_for_state(), Run)
+    assert_type(run.progress(omit_cell_output=True), Iterator[Event])
+    assert_type(run.kill(grace_period=1), KillResult[Run])
+    assert_type(run.text, str)
+    assert_type(run.outputs, list[Output])
+    assert_type(
+        [(one.cell_index, one.text, one.data) for one in run.outputs],
+        list[tuple[int, str, Mapping[str, Any]]],
+    )
+    assert_type(run.images, list[Image])
+    assert_type(
+        [(one.cell_index, one.mime_type, one.content) for one in run.images], list[tuple[int, str, bytes]]
+    )
+    assert_type(run.tables, list[Any])
+    assert_type(run.output(format="html", omit_input=True), bytes)
+    assert_type(run.html(omit_input=True), str)
+    assert_type(run.notebook(), NotebookNode)
+    assert_type(run.files(), ZipFile)
+    run.save("out.html", omit_input=True)
+    run.save(Path("out"), format="error")
+    assert_type(run.delete(), Run)
 
 
 async def awaited(file: IO[bytes]) -> None:
@@ -93,27 +199,49 @@ async def awaited(file: IO[bytes]) -> None:
     ) as client:
         assert_type(client, AsyncClient)
         assert_type(client.target, str)
-        run = assert_type(await client.start("a.ipynb", **OPTIONS), pb.Run)
-        result = assert_type(await client.run(b"{}", parameters={"a": 1}, run_timeout=5), AsyncRunResult)
-        assert_type(result.run, pb.Run)
-        assert_type(await result.output(format="html", omit_input=True), bytes)
-        assert_type(await result.notebook(), NotebookNode)
-        await result.save_output("out.html", format="html", omit_input=True)
+        run = assert_type(await client.start("a.ipynb", **OPTIONS), AsyncRun)
+        facts(run)
+        assert_type(await client.run(b"{}", parameters={"a": 1}, run_timeout=5), AsyncRun)
+        assert_type(await client.get("abcd"), AsyncRun)
+        assert_type(await client.wait(run.id, timeout=5, reconnect_timeout=5), AsyncRun)
         events = client.progress(
-            run.run_id, after_sequence=1, omit_cell_output=True, snapshot_only=True, reconnect_timeout=5
+            run.id,
+            after_sequence=1,
+            omit_cell_output=True,
+            snapshot_only=True,
+            display_data_max_bytes=1000,
+            reconnect_timeout=5,
         )
-        assert_type(events, AsyncGenerator[pb.ProgressResponse, None])
-        async for event in events:
-            assert_type(event.cell_started.first_line, str)
-        assert_type(await client.wait(run.run_id, reconnect_timeout=5), pb.Run)
-        assert_type(await client.output(run.run_id, format="html", omit_input=True), bytes)
-        assert_type(await client.notebook(run.run_id), NotebookNode)
-        await client.save_output(file, run.run_id, format="files")
-        assert_type(await client.kill(run.run_id, grace_period=2.5), pb.KillResponse)
-        runs = client.list(states=["running"], labels={"team": "a"}, page_size=10)
-        assert_type(runs, AsyncGenerator[pb.Run, None])
-        assert_type(await client.info(), pb.InfoResponse)
+        assert_type(events, AsyncGenerator[Event, None])
+        assert_type([told(event) async for event in events], list[str])
+        assert_type(await client.output(run.id, format="html", omit_input=True), bytes)
+        assert_type(await client.notebook(run.id), NotebookNode)
+        await client.save_output(file, run.id, format="files")
+        assert_type(await client.kill(run.id, grace_period=2.5), KillResult[AsyncRun])
+        assert_type(client.runs(state="running", label={"team": "a"}), AsyncGenerator[AsyncRun, None])
+        assert_type(client.list(states=["running"], labels={"team": "a"}), AsyncGenerator[AsyncRun, None])
+        assert_type(await client.delete(run.id), AsyncRun)
+        assert_type(await client.info(), ServerInfo)
+        await of_async_run(run)
     await client.close()
+
+
+async def of_async_run(run: AsyncRun) -> None:
+    """What can be done with a run."""
+    assert_type(await run.refresh(), AsyncRun)
+    assert_type((await run.wait(timeout=5)).raise_for_state(), AsyncRun)
+    assert_type(run.progress(omit_cell_output=True), AsyncGenerator[Event, None])
+    assert_type(await run.kill(grace_period=1), KillResult[AsyncRun])
+    assert_type(await run.text(), str)
+    assert_type(await run.outputs(), list[Output])
+    assert_type(await run.images(), list[Image])
+    assert_type(await run.tables(), list[Any])
+    assert_type(await run.output(format="html", omit_input=True), bytes)
+    assert_type(await run.html(omit_input=True), str)
+    assert_type(await run.notebook(), NotebookNode)
+    assert_type(await run.files(), ZipFile)
+    await run.save("out.html", omit_input=True)
+    assert_type(await run.delete(), AsyncRun)
 
 
 def errors(client: Client) -> None:
@@ -121,7 +249,7 @@ def errors(client: Client) -> None:
     try:
         client.run("a.ipynb")
     except RunFailed as error:
-        assert_type(error.run, pb.Run)
+        assert_type(error.run, RunSnapshot)
         assert_type(error.cell_index, int | None)
         assert_type((error.exception_name, error.exception_message, error.traceback), tuple[str, str, str])
     except RunnerBusy as error:

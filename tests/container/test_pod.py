@@ -9,8 +9,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from notebook_runner import Client
-from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner import Client, FailureCause, Printed, Run, RunState
 from tests.container.deployed import Deployed
 from tests.container.manifests import BASE, container_of, find, pod_of, rendered
 from tests.container.podman import Pod
@@ -54,11 +53,9 @@ def grpcurl(deployed: Deployed, method: str, data: Any = None, *, token: bool = 
     return str(done.stdout + done.stderr)
 
 
-def performed(client: Client, *cells: str) -> pb.Run:
+def performed(client: Client, *cells: str) -> Run:
     """A run of these cells, ended."""
-    run = client.start(inline(*cells).notebook_content)
-    *_, last = client.progress(run.run_id)
-    return last.run_changed
+    return client.start(inline(*cells).notebook_content).wait()
 
 
 def test_grpcurl_alone_is_enough(deployed: Deployed) -> None:
@@ -75,11 +72,11 @@ def test_the_client_starts_follows_reads_and_kills(deployed: Deployed) -> None:
     """The Python client does from outside what it does everywhere."""
     with deployed.client() as client:
         ended = performed(client, "6 * 7")
-        assert ended.state == pb.RUN_STATE_SUCCEEDED, ended.failure
-        assert "42" in str(client.output(ended.run_id))
+        assert ended.ok, ended.failure
+        assert "42" in str(ended.output())
         run = client.start(inline(ENDLESS).notebook_content)
-        next(event for event in client.progress(run.run_id) if event.HasField("cell_output"))
-        assert client.kill(run.run_id).run.state == pb.RUN_STATE_KILLED
+        next(event for event in run.progress() if isinstance(event, Printed))
+        assert run.kill().run.state is RunState.KILLED
 
 
 def test_metrics_are_scraped_from_the_pod(deployed: Deployed) -> None:
@@ -128,10 +125,10 @@ def test_a_memory_bomb_ends_its_run_alone(deployed: Deployed) -> None:
     before = deployed.pod.state
     with deployed.client() as client:
         ended = performed(client, BOMB)
-        assert ended.state == pb.RUN_STATE_CRASHED, ended
-        assert ended.failure.cause == pb.FAILURE_CAUSE_OUT_OF_MEMORY
-        assert f"its limit is {2**30}" in ended.failure.message
-        assert performed(client, "1").state == pb.RUN_STATE_SUCCEEDED
+        assert ended.state is RunState.CRASHED, ended
+        assert ended.cause is FailureCause.OUT_OF_MEMORY
+        assert f"its limit is {2**30}" in str(ended.failure)
+        assert performed(client, "1").ok
     after = deployed.pod.state
     assert (after["Pid"], after["StartedAt"]) == (before["Pid"], before["StartedAt"])
     assert not after["OOMKilled"]
@@ -141,9 +138,9 @@ def test_no_zombies(deployed: Deployed) -> None:
     """What notebooks and probes leave behind is ended and reaped; the first process is an init."""
     deployed.pod.execute("sh", "-c", "sleep 0.1 & exit 0")
     with deployed.client() as client:
-        assert performed(client, ORPHAN).state == pb.RUN_STATE_SUCCEEDED
+        assert performed(client, ORPHAN).ok
         # Once more, so that the first orphan has ended as well.
-        assert performed(client, ORPHAN).state == pb.RUN_STATE_SUCCEEDED
+        assert performed(client, ORPHAN).ok
     found = deployed.pod.processes()
     assert found[0].command.startswith("tini -- notebook-runner-server")
     assert [one for one in found if one.state == "Z" or "sleep" in one.command] == []
@@ -182,7 +179,7 @@ def test_the_job_of_every_night(deployed: Deployed, image: str) -> None:
         assert run.request_id == "night-1"
 
 
-def printed_by(client: Client, run: pb.Run) -> str:
+def printed_by(client: Client, run: Run) -> str:
     """What the run's last cell printed."""
-    notebook = json.loads(client.output(run.run_id))
+    notebook = json.loads(client.output(run.id))
     return "".join(notebook["cells"][-1]["outputs"][0]["text"])

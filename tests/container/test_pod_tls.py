@@ -20,8 +20,7 @@ def test_tls(deploy: Callable[..., Deployed]) -> None:
     deployed = deploy(manifests=rendered(OVERLAY), tls=certificate(*names))
     with deployed.client() as client:
         run = client.start()
-        *_, last = client.progress(run.run_id)
-        assert last.run_changed.state == pb.RUN_STATE_SUCCEEDED, last
+        assert run.wait().ok
     for probe in probes(container_of(find(rendered(OVERLAY), "Deployment"))).values():
         command = [one.replace("localhost:50051", deployed.target) for one in probe["exec"]["command"]]
         assert deployed.pod.execute(*command) == "SERVING\n"

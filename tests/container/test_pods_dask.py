@@ -13,8 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from notebook_runner import Client
-from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner import Client, FailureCause, Run, RunState
 from tests.container.deployed import Deployed, certificate
 from tests.container.manifests import FOLDER, container_of, find, pod_of, rendered
 from tests.container.podman import SECONDS, Pod, free_port, podman
@@ -107,7 +106,7 @@ def notebook() -> str:
 
 
 @contextmanager
-def waiting(client: Client) -> Iterator[tuple[pb.Run, socket.socket]]:
+def waiting(client: Client) -> Iterator[tuple[Run, socket.socket]]:
     """A run that goes on until something is sent to it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(SECONDS)
@@ -132,12 +131,12 @@ def test_runs_go_to_the_workers(cluster: Cluster, client: Client) -> None:
     cluster.wait(client, len(WORKERS))
     with waiting(client) as (one, let_go), waiting(client) as (other, gate):
         assert {place(cluster, let_go), place(cluster, gate)} == set(WORKERS)
-        assert client.kill(other.run_id).run.state == pb.RUN_STATE_KILLED
+        assert other.kill().run.state is RunState.KILLED
         assert place(cluster, gate) == ""
         let_go.send(b"x")
-        assert client.wait(one.run_id).state == pb.RUN_STATE_SUCCEEDED
+        assert one.wait().ok
     # It could not read the worker's key.
-    assert b'"denied\\n"' in client.output(one.run_id)
+    assert b'"denied\\n"' in one.output()
 
 
 def test_what_the_processes_may_do(cluster: Cluster) -> None:
@@ -189,10 +188,10 @@ def test_a_pod_that_is_stopped_finishes_its_run(cluster: Cluster, client: Client
     with waiting(client) as (run, gate), ThreadPoolExecutor(1) as threads:
         name = place(cluster, gate)
         stopping = threads.submit(cluster.workers[name].execute, *hook)
-        assert client.wait(client.start().run_id).state == pb.RUN_STATE_SUCCEEDED
+        assert client.start().wait().ok
         assert not stopping.done()
         gate.send(b"x")
-        assert client.wait(run.run_id).state == pb.RUN_STATE_SUCCEEDED
+        assert run.wait().ok
         stopping.result(SECONDS)
     stopped = cluster.workers.pop(name)
     podman("stop", f"--time={SECONDS:.0f}", stopped.container)
@@ -204,6 +203,6 @@ def test_a_pod_that_is_killed_is_the_end_of_its_run(cluster: Cluster, client: Cl
     """The run is CRASHED, for its worker died; what is left of it has ended with the container."""
     with waiting(client) as (run, gate):
         podman("kill", "--signal=KILL", cluster.workers[place(cluster, gate)].container)
-        ended = client.wait(run.run_id)
-    assert ended.state == pb.RUN_STATE_CRASHED
-    assert ended.failure.cause == pb.FAILURE_CAUSE_WORKER_DIED, ended.failure
+        ended = run.wait()
+    assert ended.state is RunState.CRASHED
+    assert ended.cause is FailureCause.WORKER_DIED, ended.failure

@@ -229,8 +229,8 @@ def test_names_that_the_parameters_cell_assigns(
 ) -> None:
     """Each is a parameter, however the cell assigns it, and `--help-notebook` has the same names."""
     with Client(server.target) as client:
-        run = client.run(CASES / f"{name}.ipynb", parameters=parameters).run
-    assert output_texts(executed(server.stub, run.run_id))[-1] == text
+        run = client.run(CASES / f"{name}.ipynb", parameters=parameters)
+    assert output_texts(executed(server.stub, run.id))[-1] == text
     shown = json.loads(command(server, "run", "--json", "--help-notebook", CASES / f"{name}.ipynb"))
     assert set(parameters) <= {one["name"] for one in shown}
 
@@ -262,9 +262,9 @@ VALUES: list[tuple[Any, str]] = [
 def test_values_arrive_as_papermill_gives_them(server: Server, value: Any, text: str) -> None:
     """Types, digits, signs and the order of keys; the run keeps them, also over a restart."""
     with Client(server.target) as client:
-        run = client.run(CASES / "parameters-values.ipynb", parameters={"value": value}).run
-    assert output_texts(executed(server.stub, run.run_id))[-1] == f"{text}\n"
-    assert repr(json.loads(run.parameters_json)["value"]) == text
+        run = client.run(CASES / "parameters-values.ipynb", parameters={"value": value})
+    assert output_texts(executed(server.stub, run.id))[-1] == f"{text}\n"
+    assert repr(run.parameters["value"]) == text
 
 
 def test_a_restart_keeps_exact_values(tmp_path: Path) -> None:
@@ -290,10 +290,8 @@ def test_a_restart_keeps_exact_values(tmp_path: Path) -> None:
 def test_the_order_of_parameters_is_the_callers(server: Server) -> None:
     """Names are assigned in the order in which they were given, as papermill does."""
     with Client(server.target) as client:
-        run = client.run(
-            CASES / "parameters-unpacked.ipynb", parameters={"right": 1, "low": 2, "high": 3}
-        ).run
-    injected = executed(server.stub, run.run_id).cells[1].source
+        run = client.run(CASES / "parameters-unpacked.ipynb", parameters={"right": 1, "low": 2, "high": 3})
+    injected = executed(server.stub, run.id).cells[1].source
     assert injected == "# Parameters\nright = 1\nlow = 2\nhigh = 3\n"
 
 
@@ -394,8 +392,8 @@ def test_outputs_of_earlier_executions_are_cleared(server: Server) -> None:
 def test_marks_of_an_earlier_failure_are_removed(server: Server) -> None:
     """What papermill wrote into the notebook when it failed is gone, and what it keeps is kept."""
     with Client(server.target) as client:
-        run = client.run(CASES / "papermill-failed.ipynb", parameters={"x": 2}).run
-    node = executed(server.stub, run.run_id)
+        run = client.run(CASES / "papermill-failed.ipynb", parameters={"x": 2})
+    node = executed(server.stub, run.id)
     assert [cell.cell_type for cell in node.cells] == ["code", "code", "code", "markdown"]
     assert [cell.id for cell in (node.cells[0], *node.cells[2:])] == ["values", "divide", "end"]
     assert not [cell for cell in node.cells if "papermill" in cell.metadata]
@@ -418,5 +416,5 @@ def test_a_run_that_starts_has_no_outputs_yet(server: Server) -> None:
     cell["outputs"] = [nbformat.v4.new_output("stream", name="stdout", text="old")]
     with Client(server.target) as client:
         run = client.start(nbformat.v4.new_notebook(cells=[code("import time; time.sleep(1)"), cell]))
-        assert "old" not in client.output(run.run_id).decode()
-        client.wait(run.run_id)
+        assert "old" not in run.output().decode()
+        run.wait()

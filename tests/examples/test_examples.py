@@ -67,7 +67,7 @@ def example(server: Server, folder: Path, name: str, *arguments: str) -> subproc
 def labelled(server: Server, **labels: str) -> list[pb.Run]:
     """The runs that carry labels."""
     with Client(server.target) as client:
-        return list(client.list(labels=labels))
+        return [run.pb for run in client.runs(label=labels)]
 
 
 def written(folder: Path, *cells: str) -> str:
@@ -169,7 +169,7 @@ def test_the_sweep_waits_where_others_have_taken_the_server(server: Server, fold
             gate.open(3)
             out, error = sweep.communicate(timeout=SECONDS)
             assert (sweep.returncode, len(re.findall("The error falls", out))) == (0, 2), error
-        assert [client.wait(run.run_id).state for run in others] == [pb.RUN_STATE_SUCCEEDED] * 3
+        assert all(run.wait().ok for run in others)
 
 
 def test_the_sweep_kills_what_goes_on_when_it_is_interrupted(server: Server, folder: Path) -> None:
@@ -301,4 +301,4 @@ def test_the_service_tells_that_the_server_is_busy(
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
         assert json.loads(answer.read())["reason"] == "RUNNER_BUSY"
         for run in runs:
-            client.kill(run.run_id)
+            run.kill()

@@ -144,14 +144,14 @@ def test_the_clients_and_the_command(make_server: Callable[..., Server], tmp_pat
     given: Any = {"token_file": "token", "tls_ca": "ca", "tls_cert": "crt", "tls_key": "key"}
     given = {name: tmp_path / file for name, file in given.items()}
     with Client(target, **given) as client:
-        run = client.run(inline("1").notebook_content).run
+        run = client.run(inline("1").notebook_content)
 
     async def ids() -> list[str]:
         async with AsyncClient(target, **given) as awaiting:
-            return [one.run_id async for one in awaiting.list()]
+            return [one.id async for one in awaiting.list()]
 
-    assert asyncio.run(ids()) == [run.run_id]
+    assert asyncio.run(ids()) == [run.id]
     options = [f"--{name.replace('_', '-')}={file}" for name, file in given.items()]
     done = CliRunner().invoke(command, ["--target", target, *options, "list"])
     assert done.exit_code == 0, done.output
-    assert run.run_id[:8] in done.output
+    assert run.id[:8] in done.output

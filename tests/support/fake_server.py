@@ -127,6 +127,16 @@ class FakeServer(NotebookRunnerServicer):
         return next(self._next("List", request, context))
 
     @override
+    def Get(self, request: Any, context: Any) -> Any:
+        """Answers as scripted."""
+        return next(self._next("Get", request, context))
+
+    @override
+    def Delete(self, request: Any, context: Any) -> Any:
+        """Answers as scripted."""
+        return next(self._next("Delete", request, context))
+
+    @override
     def Info(self, request: Any, context: Any) -> Any:
         """Answers as scripted."""
         return next(self._next("Info", request, context))

@@ -54,7 +54,8 @@ def follow(
     while True:
         try:
             with view:
-                for event in client.progress(run_id, after_sequence=after_sequence, **request):
+                for typed in client.progress(run_id, after_sequence=after_sequence, **request):
+                    event = typed.pb
                     after_sequence = event.sequence
                     run = event.run_changed if event.HasField("run_changed") else run
                     view.event(event)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from notebook_runner._connection import DEFAULT_TARGET
+from notebook_runner._connection import DEFAULT_TARGET, check_target
 from notebook_runner._status import problem_of
 from notebook_runner._version import __version__
 from notebook_runner.client import Client
@@ -139,8 +139,10 @@ def _as_json(error: NotebookRunnerError, code: ExitCode) -> str:
 
 def _address(_: click.Context, __: click.Parameter, value: str) -> str:
     """Refuse addresses that gRPC would misinterpret."""
-    if value.startswith(("http://", "https://")):
-        raise click.BadParameter(f"{value!r} is a URL. Use HOST:PORT.")
+    try:
+        check_target(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
     if ":" not in value:
         raise click.BadParameter(f"{value!r} has no port. Use HOST:PORT.")
     return value

@@ -88,7 +88,7 @@ def complete_format(ctx: click.Context, _: click.Parameter, begun: str) -> list[
 
 
 def _complete_run(ctx: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
-    runs = _asked(ctx, lambda client: list(itertools.islice(client.list(page_size=RUNS), RUNS)))
+    runs = _asked(ctx, lambda client: [run.pb for run in itertools.islice(client.list(page_size=RUNS), RUNS)])
     return [
         CompletionItem(run.run_id, help=_about(run))
         for run in runs

@@ -96,8 +96,8 @@ def logs(ctx: click.Context, /, *, run_id: str, follow: bool, as_json: bool) -> 
     with server.connect() as client:
         try:
             for event in client.progress(run_id, snapshot_only=not follow):
-                if event.cell_output.HasField("stream"):
-                    _print_text(event, as_json=as_json)
+                if event.pb.cell_output.HasField("stream"):
+                    _print_text(event.pb, as_json=as_json)
         except KeyboardInterrupt:
             ctx.exit(ExitCode.CTRL_C)
 
@@ -191,7 +191,7 @@ def kill(server: Server, /, run_id: str, grace_period: float, quiet: bool, as_js
                 click.echo(
                     f"killing run {one_line(run_id)}: {_notebook(run)}, {state_name(run.state)}", err=True
                 )
-        killed = client.kill(run_id, grace_period=grace_period)
+        killed = client.kill(run_id, grace_period=grace_period).pb
     if as_json:
         click.echo(to_json(killed))
     elif not quiet:
@@ -240,7 +240,7 @@ def list_runs(
             page_size=min(limit, MAX_PAGE),
             on_damaged=damaged.append,
         )
-        runs = list(itertools.islice(found, limit))
+        runs = [run.pb for run in itertools.islice(found, limit)]
     for line in map(to_json, runs) if as_json else _table(runs):
         click.echo(line)
     if damaged:
@@ -250,7 +250,8 @@ def list_runs(
 
 
 def _run_to_kill(client: Client) -> Run | None:
-    return to_kill(client.list(states=ACTIVE)) or next(client.list(page_size=1), None)
+    active = to_kill(run.pb for run in client.list(states=ACTIVE))
+    return active or next((run.pb for run in client.list(page_size=1)), None)
 
 
 def _how_killed(killed: KillResponse) -> str:
@@ -265,7 +266,7 @@ def _newest(client: Client) -> str:
     damaged: list[str] = []
     run = next(client.list(page_size=1, on_damaged=damaged.append), None)
     # A damaged run is newer than the first valid one; the server then reports the damage.
-    return next(iter(damaged), run.run_id if run else "")
+    return next(iter(damaged), run.id if run else "")
 
 
 def _table(runs: Iterable[Run]) -> Iterator[str]:

@@ -177,7 +177,7 @@ def _admit(client: Client, notebook: Path | None, options: dict[str, Any]) -> Ru
         raise click.UsageError(f"No such local notebook: {notebook}. {hint}")
     with usage_errors():
         try:
-            return client.start(content, **_translated(options))
+            return client.start(content, **_translated(options)).pb
         except KeyboardInterrupt:
             click.echo("interrupted before the server answered; the run may have started", err=True)
             raise
