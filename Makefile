@@ -44,7 +44,7 @@ demo: $(INSTALLED) ## Run examples/quickstart.ipynb through a server, live in th
 	@$(BIN)/python examples/demo.py
 
 serve: $(INSTALLED) ## Start a server with default settings
-	$(BIN)/notebook-runner-server --notebook-root examples --default-notebook quickstart.ipynb
+	@$(BIN)/notebook-runner-server --notebook-root examples --default-notebook quickstart.ipynb
 
 dev: $(INSTALLED) ## Start a server that restarts when a source file changes
 	$(BIN)/watchfiles --filter python '$(BIN)/notebook-runner-server --log-format console --drain-timeout 2 --notebook-root examples --default-notebook quickstart.ipynb' client server

@@ -11,9 +11,6 @@ import click
 from docsite.tables import table
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, flags
 
-_KIB, _UNITS = 1024, ("bytes", "KiB", "MiB", "GiB")
-_DAY_SECONDS = 86400.0
-
 # How a help text tells a default that is made where the server runs.
 _OWN_DEFAULT = "[default: "
 
@@ -47,8 +44,8 @@ def _default(setting: dataclasses.Field[Any]) -> str:
         return "on" if value else "off"
     if value == "":
         return "" if _OWN_DEFAULT in setting.metadata["help"] else "none"
-    text = f"`{value:g}`" if isinstance(value, float) and value < _KIB * _KIB else f"`{value}`"
-    return f"{text} ({readable})" if (readable := _readable(value)) else text
+    shown = flags.shown_default(setting)
+    return f"`{shown if isinstance(shown, str) else value}`"
 
 
 def _meaning(setting: dataclasses.Field[Any]) -> str:
@@ -57,15 +54,3 @@ def _meaning(setting: dataclasses.Field[Any]) -> str:
     if about["choices"]:
         text += f" One of {', '.join(f'`{choice}`' for choice in about['choices'])}."
     return text.replace(_OWN_DEFAULT, "Default: ").replace("]", ".")
-
-
-def _readable(value: object) -> str:
-    """Return a number of bytes or seconds as people say it; empty where that is no easier to read."""
-    if isinstance(value, float) and value >= _DAY_SECONDS and value % _DAY_SECONDS == 0:
-        return f"{value / _DAY_SECONDS:g} days"
-    if not isinstance(value, int) or value < _KIB:
-        return ""
-    power = 0
-    while value >= _KIB and value % _KIB == 0:
-        value, power = value // _KIB, power + 1
-    return f"{value} {_UNITS[power]}" if power else ""

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from notebook_runner_server.config import Settings
+from notebook_runner_server.config.flags import shown_default
 from tests.support.settings import flag, parsed, refusal, served, variable
 
-NAMES = [one.name for one in dataclasses.fields(Settings)]
+FIELDS = {one.name: one for one in dataclasses.fields(Settings)}
+NAMES = list(FIELDS)
 DEFAULTS = Settings()
 NUMBERS = [name for name in NAMES if type(getattr(DEFAULTS, name)) in (int, float)]
 FLOATS = [name for name in NUMBERS if isinstance(getattr(DEFAULTS, name), float)]
@@ -63,10 +65,11 @@ def test_each_setting_is_documented(help_text: str, name: str) -> None:
     assert found
     text = re.split(r" --[a-z]", rest, maxsplit=1)[0] if name not in SWITCHES else rest[:600]
     assert f"env var: {variable(name)}" in text
-    about = {one.name: one.metadata["help"] for one in dataclasses.fields(Settings)}[name]
+    about = FIELDS[name].metadata["help"]
     assert " ".join(about.split()) in rest
     if name in NUMBERS:
-        assert f"default: {getattr(DEFAULTS, name)}" in text
+        default = shown_default(FIELDS[name])
+        assert f"default: {f'({default})' if isinstance(default, str) else getattr(DEFAULTS, name)}" in text
         units = r"second|byte|0: |at once|may wait|processes|open|runs"
         assert re.search(units, about, re.IGNORECASE), about
 
@@ -113,6 +116,53 @@ def test_each_switch_can_be_set_and_unset(name: str) -> None:
 def test_an_empty_variable_is_none() -> None:
     """Deployments set variables that they have no value for."""
     assert parsed(**{variable(name): "" for name in NAMES}) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("memory_limit", "2Gi", 2**31),
+        ("max_state_bytes", "1.5k", 1500),
+        ("page_bytes", "64Ki", 65536),
+        ("retention", "7d", 604800.0),
+        ("run_timeout", "5m", 300.0),
+        ("heartbeat_interval", "250ms", 0.25),
+    ],
+)
+def test_a_number_may_have_a_unit(name: str, text: str, value: float) -> None:
+    """As in the client's command, by flag and by variable."""
+    for settings in (parsed(flag(name), text), parsed(**{variable(name): text})):
+        assert getattr(settings, name) == value
+        assert type(getattr(settings, name)) is type(getattr(DEFAULTS, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("retention", "1w"),
+        ("retention", "2Gi"),
+        ("memory_limit", "5m"),
+        ("page_bytes", "0Ki"),
+        ("workers", "2k"),
+    ],
+)
+def test_a_wrong_unit_is_refused_by_its_flag(name: str, text: str) -> None:
+    """A unit of something else, an unknown one, and a value that is too small with its unit."""
+    assert flag(name) in refusal(flag(name), text)
+
+
+def test_the_defaults_have_units() -> None:
+    """The help shows them as people write them."""
+    shown = {
+        name: shown_default(FIELDS[name])
+        for name in ("retention", "page_bytes", "drain_timeout", "run_timeout")
+    }
+    assert shown == {"retention": "7d", "page_bytes": "1Mi", "drain_timeout": "20s", "run_timeout": "0"}
+
+
+def test_help_is_short_as_well(help_text: str) -> None:
+    """`-h` shows the same as `--help`."""
+    assert " ".join(served("-h").stdout.split()) == help_text
 
 
 @pytest.mark.parametrize("value", ["x", "-1", "", " ", "1e", "0x10", "--"])

@@ -66,8 +66,14 @@ def main() -> None:
         "notebook-runner-server",
         callback=run,
         params=[*flags.options(), *flags.actions()],
-        help="Execute Jupyter notebooks on demand over gRPC.",
-        context_settings={"auto_envvar_prefix": ENVIRONMENT_PREFIX, "max_content_width": 110},
+        help="Execute Jupyter notebooks on demand over gRPC.\n\n"
+        "TIME is a number of seconds, or has a unit: 500ms, 30s, 5m, 2h, 7d. SIZE is a number of bytes, "
+        "or has a unit: 512Mi, 2Gi.",
+        context_settings={
+            "auto_envvar_prefix": ENVIRONMENT_PREFIX,
+            "max_content_width": 110,
+            "help_option_names": ["-h", "--help"],
+        },
     )
     sys.exit(command())
 

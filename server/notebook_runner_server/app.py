@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from notebook_runner_server import memory
+from notebook_runner_server import announcements, memory
 from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.limits import CallerLimits
 from notebook_runner_server.api.server import ApiServer
@@ -113,6 +113,11 @@ class App:
             with_channelz=settings.channelz,
         )
 
+    @property
+    def executing(self) -> Sequence[str]:
+        """The ids of the runs that are being executed."""
+        return self._manager.executing
+
     async def startup(self) -> None:
         """Recover runs, start the backend, and serve."""
         # Bound first, so that an unusable address is reported before any run continues.
@@ -127,6 +132,7 @@ class App:
         self._log_access()
         self._health_task = asyncio.create_task(self._watch_health())
         _log.info("server_started", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
+        announcements.ready(self._settings, port)
 
     def _log_access(self) -> None:
         _log.info(
@@ -165,7 +171,9 @@ class App:
             await self._settling
         if self._health_task is not None:
             self._health_task.cancel()
-        _log.info("server_stopping", drain_timeout=self._settings.drain_timeout)
+        runs = self.executing
+        _log.info("server_stopping", drain_timeout=self._settings.drain_timeout, runs=list(runs))
+        announcements.stopping(self._settings, runs, waits=not self._backend.survives_restart)
         await self._api.report_draining()
         await self._manager.drain(hurry, self._settings.drain_timeout)
         await self._api.stop(STREAM_GRACE)
@@ -173,6 +181,7 @@ class App:
         await self._manager.close()
         await self._telemetry.close()
         _log.info("server_stopped")
+        announcements.stopped()
 
 
 def prepare(
@@ -202,6 +211,8 @@ async def serve(settings: Settings, backend: Backend, connections: int) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
+        if stop.is_set() and not hurry.is_set():
+            announcements.hurrying(app.executing)
         (hurry if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()

@@ -31,6 +31,9 @@ def _unavailable(module: str) -> Iterator[None]:
 with _unavailable("rich"):
     import structlog
 
+ANNOUNCEMENTS = "announcements"
+"""The logger of sentences for people, which a log in JSON leaves out."""
+
 MAX_WAITING = 10_000
 """Maximum number of lines that wait to be written; further lines are dropped, and their number is logged."""
 
@@ -42,36 +45,39 @@ def configure(form: str, level: str) -> None:
     """Send every log line to stderr.
 
     Args:
-        form: "json" or "console".
+        form: "json", "console", or "auto": console on a terminal, JSON otherwise.
         level: The minimum level.
     """
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.stdlib.ExtraAdder(),
-    ]
+    if form == "auto":
+        form = "console" if sys.stderr.isatty() else "json"
+    shared: list[Any] = [structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level]
+    if form == "json":
+        shared += [structlog.stdlib.add_logger_name, structlog.processors.TimeStamper(fmt="iso", utc=True)]
+    else:
+        shared += [structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)]
     if form == "json":
         # As text, because structured tracebacks have values of variables, which may be secrets.
         last: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
         renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=_print_traceback
+            colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
+            exception_formatter=_print_traceback,
         )
         last = [_escape_values, renderer]
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared,
+    formatter = _Formatter(
+        foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
     )
     handler = PatientHandler(sys.stderr.fileno())
     handler.setFormatter(formatter)
+    if form == "json":
+        handler.addFilter(lambda record: record.name != ANNOUNCEMENTS)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # Papermill logs remarks on notebooks, which callers get in their responses.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_header_value)
     structlog.configure(
-        processors=[*shared[:4], structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
@@ -80,6 +86,14 @@ def configure(form: str, level: str) -> None:
 
 # Characters that control a terminal, start a line that looks like another record, or reorder text.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    """Formats lines, and leaves announcements as they are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a line (called by logging)."""
+        return _escaped(record.getMessage()) if record.name == ANNOUNCEMENTS else super().format(record)
 
 
 def _escaped(text: str, keep: str = "") -> str:

@@ -113,8 +113,8 @@ def test_run_as_json(command: Command, write: Callable[..., Path]) -> None:
     """With --json standard output is one event per line."""
     done = command("run", write("print('hello')"), "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [int(event["sequence"]) for event in events] == list(range(1, len(events) + 1))
-    assert events[-1]["run_changed"]["state"] == "RUN_STATE_SUCCEEDED"
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    assert events[-1]["run_changed"]["state"] == "succeeded"
 
 
 def test_start_follow_read_and_kill(command: Command, write: Callable[..., Path], gate: Gate) -> None:
@@ -122,7 +122,7 @@ def test_start_follow_read_and_kill(command: Command, write: Callable[..., Path]
     run_id = command("start", write(gate.source), "--label", "test=cli").stdout.strip()
     assert json.loads(command("watch", run_id, "--snapshot", "--json").stdout.splitlines()[0])
     killed = command("kill", run_id, "--json")
-    assert json.loads(killed.stdout)["run"]["state"] == "RUN_STATE_KILLED"
+    assert json.loads(killed.stdout)["run"]["state"] == "killed"
     assert command("watch", run_id).returncode == 4
     assert "killed" in command("output", run_id, "--format", "error").stdout.lower()
     listed = command("list", "--label", "test=cli", "--state", "killed").stdout.splitlines()
@@ -138,7 +138,7 @@ def test_kill_names_the_run_before_it_ends(
     running = command("start", write(gate.source)).stdout.strip()
     queued = command("start", write(gate.source)).stdout.strip()
     killed = command("kill")
-    assert killed.stderr.startswith(f"killing run {running}: (inline), ")
+    assert killed.stderr.startswith(f"killing run {running}: ")
     assert killed.stdout.startswith(f"run {running} killed, ")
     assert command("kill").stdout.startswith(f"run {queued} killed, ")
     for arguments, named in (((), queued), ((running,), running)):
@@ -258,3 +258,32 @@ def test_an_exit_is_the_same_for_command_client_and_start(
         run = client.start(path).wait()
     assert run.state == ("failed" if code else "succeeded")
     assert (run.cells_completed == run.cells_total) is (code == 0)
+
+
+def test_rerun_with_another_parameter(command: Command, tmp_path: Path) -> None:
+    """The same cells with the parameters of before, of which one is changed, found by a part of the id."""
+    path, out = tmp_path / "in.ipynb", tmp_path / "out.ipynb"
+    path.write_bytes(written(notebook(code("n = 0\nwho = ''", "parameters"), "print(who, n + 1)")))
+    run_id = command("start", path, "-p", "n", "41", "-r", "who", "12", "-l", "test=rerun").stdout.strip()
+    assert command("watch", run_id).returncode == 0
+    done = command("rerun", run_id.rpartition("-")[2], "-p", "n", "1.5", "-o", out)
+    assert (done.returncode, done.stderr) == (0, f"wrote {out}\n")
+    again = parsed(out.read_bytes())
+    tags = [cell.metadata.get("tags") for cell in again.cells]
+    assert tags == [["parameters"], ["injected-parameters"], []]
+    assert printed(again, 2) == "12 2.5\n"
+    runs = [json.loads(line) for line in command("list", "-l", "test=rerun", "--json").stdout.splitlines()]
+    assert [run["parameters"] for run in runs] == [{"n": 1.5, "who": "12"}, {"n": 41, "who": "12"}]
+
+
+def test_show_and_list_since(command: Command, write: Callable[..., Path]) -> None:
+    """What is known of a run that failed, as text and as JSON, and the runs of the last hour."""
+    assert command("run", write("{}['x']"), "-l", "test=show").returncode == 1
+    text = command("show").stdout
+    assert "failed in cell 1 of 1\n" in text
+    assert text.count("KeyError: 'x'") == 2
+    run = json.loads(command("show", "--json").stdout)
+    assert (run["state"], run["failure"]["exception_name"]) == ("failed", "KeyError")
+    heading, row = command("list", "--since", "1h", "-l", "test=show").stdout.splitlines()
+    assert row[heading.index("REASON") :] == "KeyError: 'x'"
+    assert command("list", "--since", "2999-01-01", "--json").stdout == ""

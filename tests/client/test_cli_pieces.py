@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from papermill import cli as papermill_cli
 from rich.console import Console
 
-from notebook_runner.cli import _exit, _live, _parameters, _text, _types, _views
+from notebook_runner.cli import _again, _display, _exit, _live, _parameters, _text, _traceback, _types, _views
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 TRACEBACK = "Traceback (most recent call last)\n  [bold]1/0[/bold]\nZeroDivisionError: division by zero"
@@ -165,7 +166,7 @@ def test_json_has_the_contracts_names_and_all_fields() -> None:
     line = _text.to_json(story()[2])
     assert "\n" not in line
     event = json.loads(line)
-    assert event["sequence"] == "3"
+    assert event["sequence"] == 3
     assert event["cell_started"] == {"cell_index": 0, "cell_id": "", "first_line": "x = [red]1[/red]"}
 
 
@@ -189,16 +190,16 @@ def test_plain_view(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plain_view_of_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    """A failure ends with its traceback and what it was."""
+    """A failure ends with what it was, and its traceback last."""
     shown(_views.PlainView(), story(pb.RUN_STATE_FAILED))
-    assert f"{TRACEBACK}\nrun r1 failed in cell 2" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(f"\nrun r1 failed in cell 2 of 3 after 2.0 s\n{TRACEBACK}\n")
 
 
 def test_json_view(capsys: pytest.CaptureFixture[str]) -> None:
     """As JSON a run is one object per event and nothing else."""
     shown(_views.JsonView(), story())
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [event["sequence"] for event in events] == [str(number) for number in range(1, 10)]
+    assert [event["sequence"] for event in events] == list(range(1, 10))
 
 
 def test_view_without_a_terminal_is_plain() -> None:
@@ -223,5 +224,143 @@ def test_live_view(state: pb.RunState.ValueType) -> None:
         assert piece in text
     # The unfinished line is there while it is the last one, and a return replaces it.
     assert text.index("10%") < text.index("99%")
-    assert (TRACEBACK in text) is (state == pb.RUN_STATE_FAILED)
-    assert text.endswith(_text.how_it_ended(story(state)[-1].run_changed) + "\n")
+    ended = story(state)[-1].run_changed
+    if state == pb.RUN_STATE_FAILED:
+        assert text.endswith(f"{_text.how_it_ended_briefly(ended)}\n{TRACEBACK}\n")
+    else:
+        assert text.endswith(f"{_text.how_it_ended(ended)}\n")
+
+
+@pytest.mark.parametrize(
+    ("frames", "folded"),
+    [
+        ("a b c", "a b c"),
+        ("a b b b c", "a b [1 2] c"),
+        ("x a b a b a b a y", "x a b [2 2] a y"),
+        ("a a b b", "a [1 1] b [1 1]"),
+        ("a b c a b c", "a b c [3 1]"),
+    ],
+)
+def test_repeated_frames_are_folded(frames: str, folded: str) -> None:
+    """Each cycle of frames is there once, with its length and the number of repetitions."""
+    shown = _traceback.folded("\n\n".join(frames.split()) + "\n").split("\n\n")
+    found = [re.findall(r"\d+", one) if one.startswith("[") else one for one in shown]
+    short = [one if isinstance(one, str) else f"[{' '.join(['1', *one][-2:])}]" for one in found]
+    assert " ".join(short) == folded
+
+
+def test_a_traceback_in_colour_says_the_same() -> None:
+    """Places, current lines and the exception with all its lines have colours; controls are left out."""
+    text = "Cell In[1], line 2\n      1 x\n----> 2 y\x1b[2J\n\nValueError: one\ntwo: three"
+    shown = _traceback.coloured(text)
+    assert _text.clean(shown, colours=False) == text.replace("\x1b[2J", "")
+    plain = [line for line in shown.split("\n") if "\x1b" not in line]
+    assert plain == ["      1 x", ""]
+
+
+def test_rows_of_an_html_table() -> None:
+    """The first table counts, without nested ones; short rows and wide cells have their columns."""
+    html = """<style>td {}</style><p>no</p><table><tr><th colspan="2">a<br>b</th><th>c</th></tr>
+    <tr><td>1<table><tr><td>in</td></tr></table></td><td> 2 </td></tr></table>
+    <table><tr><td>no</td></tr></table>"""
+    assert _display.table_of(html) == (("a b", "", "c"), ("1", "2", ""))
+    assert _display.table_of("<b>42</b>") == ()
+    assert _display.table_of("<table></table>") == ()
+
+
+def test_a_large_table_is_cut() -> None:
+    """A terminal shows the first rows and columns, and how many rows follow."""
+    row = "".join(f"<td>{n}</td>" for n in range(50))
+    held = f"<table>{f'<tr>{row}</tr>' * 1001}</table>".encode()
+    display = pb.DisplayOutput(data=[pb.MimeData(mime_type="text/html", content=held)])
+    table = _display.show_display(display, tables=True).table
+    assert len(table) == _display.MAX_ROWS + 2
+    assert {len(row) for row in table} == {_display.MAX_COLUMNS}
+    assert table[-1][0] == "… 970 more"
+
+
+def test_a_long_text_is_cut() -> None:
+    """A terminal shows the first lines, and how many follow."""
+    held = "\n".join(map(str, range(100))).encode()
+    display = pb.DisplayOutput(data=[pb.MimeData(mime_type="text/plain", content=held)])
+    lines = _display.show_display(display).text.split("\n")
+    assert lines[-1] == "[… 40 more lines; the notebook has them]"
+
+
+def test_json_of_values_that_json_has_not() -> None:
+    """In a Struct of an older server too, and content as text or in Base64."""
+    run = pb.Run(state=pb.RUN_STATE_TIMED_OUT, run_id="\u202e")
+    run.parameters.update({"n": 2.0, "half": 0.5, "no": float("nan"), "list": [None, True, {"a": "b"}]})
+    found = json.loads(_text.to_json(run))
+    assert found["state"] == "timed_out"
+    assert found["parameters"] == {"n": 2, "half": 0.5, "no": "NaN", "list": [None, True, {"a": "b"}]}
+    assert "\u202e" not in _text.to_json(run)
+    held = [pb.MimeData(content="ä".encode()), pb.MimeData(content=b"\xff"), pb.MimeData()]
+    data = json.loads(_text.to_json(pb.DisplayOutput(data=held)))["data"]
+    assert [one.get("content") for one in data] == ["ä", "/w==", None]
+    newer = pb.CellFinished(outcome=99, duration=Duration(nanos=500_000_000))  # type: ignore[arg-type] # of a newer server
+    assert json.loads(_text.to_json(newer))["outcome"] == 99
+    assert json.loads(_text.to_json(newer))["duration"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "finished", "total", "left"),
+    [(10, 2, 10, None), (2, 5, 10, None), (10, 3, 100, None), (10, 5, 10, 10.0)],
+)
+def test_an_estimate_that_means_something(
+    seconds: int, finished: int, total: int, left: float | None
+) -> None:
+    """There is none from two cells, from two seconds, or from three of a hundred cells."""
+    clock = _live.Clock(lambda: 1000.0)
+    run = pb.Run(state=pb.RUN_STATE_RUNNING, start_time=Timestamp(seconds=100))
+    for number in range(1, finished + 1):
+        event = pb.ProgressResponse(
+            time=Timestamp(seconds=100 + seconds), cells_completed=number, cells_total=total
+        )
+        event.cell_finished.SetInParent()
+        clock.accept(run, event)
+    assert clock.left() == left
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("2h", 7200), ("7d", 604800)])
+def test_a_moment_may_be_an_age(monkeypatch: pytest.MonkeyPatch, text: str, seconds: float) -> None:
+    """Counted from now; else it is a date or a time, here or in its own time zone."""
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    assert _types.moment(text) == 1e9 - seconds
+    assert _types.moment("1970-01-02T00:00Z") == 86400
+    assert _types.moment("1970-01-02T00:00+01:00") == 82800
+    with pytest.raises(click.BadParameter, match="tomorrow"):
+        _types.moment("tomorrow")
+
+
+@pytest.mark.parametrize("was_injected", [True, False])
+def test_the_notebook_of_a_run_again(was_injected: bool) -> None:
+    """An injected cell that came with the notebook belongs to it; in nbformat 3 the cells are in sheets."""
+    cells: list[dict[str, Any]] = [
+        {"cell_type": "code", "outputs": [1], "metadata": {"tags": ["injected-parameters"]}},
+        {"cell_type": "markdown", "metadata": {}},
+    ]
+    for executed in ({"cells": cells}, {"worksheets": [{"cells": cells}]}):
+        found = json.loads(_again.notebook_again(json.dumps(executed).encode(), was_injected=was_injected))
+        kept = found.get("worksheets", [found])[0]["cells"]
+        assert len(kept) == (1 if was_injected else 2)
+        assert all(not cell.get("outputs") for cell in kept)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "text"),
+    [
+        ("text/markdown", "**42**", "**42**"),
+        ("text/html", "<b>42</b>", "[text/html 9 B, text/plain 34 B]"),
+        ("application/json", '{"a": 1}', '{"a": 1}'),
+    ],
+)
+def test_a_text_that_only_names_an_object_is_not_shown(kind: str, content: str, text: str) -> None:
+    """Its other representation is, if it is text."""
+    held = [(kind, content), ("text/plain", "<IPython.core.display.Some object>")]
+    data = [
+        pb.MimeData(mime_type=mime_type, size_bytes=len(one), content=one.encode()) for mime_type, one in held
+    ]
+    assert _display.show_display(pb.DisplayOutput(data=data)).text == text
+    alone = pb.DisplayOutput(data=data[1:])
+    assert _display.show_display(alone).text == held[1][1]

@@ -1,12 +1,18 @@
 """The command on a terminal of a real emulator: what a person sees, and what keys do."""
 
+import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
+import trustme
 
 from notebook_runner import Client
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.fake_server import ENDED, RUNNING, WAIT_SECONDS, FakeServer, changed, printed
 from tests.support.gate import Gate
 from tests.support.notebooks import notebook, written
 from tests.support.server import Server
@@ -71,17 +77,20 @@ def test_a_run_from_its_start_to_its_end(show: Show, write: Write, gate: Gate, c
 
 
 def test_an_estimate_when_there_is_room(show: Show, write: Write, gate: Gate) -> None:
-    """After some cells the bar tells how long the rest may take."""
-    cells = ["import time; time.sleep(1)", *["1"] * 2, gate.source, *["1"] * 12]
+    """After some cells, and some seconds, the bar tells how long the rest may take; not before."""
+    cells = [gate.source, "import time; time.sleep(3)", "1", gate.source, *["1"] * 12]
     with show("run", write(*cells)) as screen:
+        screen.until("0/16")
+        gate.open()
+        assert "left" not in "".join(screen.until(lambda lines: "1/16" in lines[-1]))
         (line,) = [line for line in screen.until("3/16") if "left" in line]
-        assert "~0:0" in line
+        assert "~0:1" in line
         gate.open()
         assert screen.exit_code() == 0
 
 
 def test_a_failed_run(show: Show, write: Write) -> None:
-    """A cell that raises leaves the bar where it was, with the traceback and the reason below."""
+    """A cell that raises leaves the bar where it was, with the reason below, and the traceback last, once."""
     with show("run", write("print('so far')", "def f(x):\n    return 1 / x\nf(0)", "1")) as screen:
         assert screen.exit_code() == 1
         lines = screen.lines()
@@ -89,8 +98,9 @@ def test_a_failed_run(show: Show, write: Write) -> None:
     (bar,) = [line for line in lines if line.startswith("✗")]
     assert "1/3" in bar
     assert "failed" in bar
-    assert "Traceback (most recent call last)" in "\n".join(lines)
-    assert "failed in cell 2 of 3 after" in lines[-2]
+    text = "\n".join(lines)
+    assert text.index("failed in cell 2 of 3 after") < text.index("Traceback (most recent call last)")
+    assert text.count("division by zero") == 1
     assert lines[-1] == "ZeroDivisionError: division by zero"
 
 
@@ -123,19 +133,21 @@ def test_ctrl_c_kills(show: Show, write: Write, gate: Gate) -> None:
 
 @pytest.mark.parametrize("key", ["l", "C-c"])
 def test_ctrl_c_leaves(show: Show, write: Write, gate: Gate, server: Server, key: str) -> None:
-    """Ctrl-C and `l`, or Ctrl-C again, leave the run running and say how to get back to it."""
-    with show("run", write(gate.source)) as screen:
+    """Ctrl-C and `l`, or Ctrl-C again, leave the run running and say how to get back to it and its result."""
+    with show("run", write(gate.source), "-o", "done.ipynb") as screen:
         screen.until("0/1")
         screen.press("C-c")
         screen.until("[l]eave")
         screen.press(key)
         assert screen.exit_code() == 130
-        lines = screen.until("kill it:")
+        lines = screen.until("get it:")
     assert any(
         line.startswith("follow it:  notebook-runner --target") and " watch " in line for line in lines
     )
     with Client(server.target) as client:
-        assert client.kill().run.id in "".join(lines[-2:])
+        run_id = client.kill().run.id
+    assert f" kill {run_id}" in "".join(lines)
+    assert "".join(lines).endswith(f" output {run_id} -o done.ipynb")
 
 
 def test_a_terminal_that_changes_its_width(show: Show, write: Write, gate: Gate) -> None:
@@ -159,8 +171,8 @@ def test_lists_and_doctor_fit(show: Show, write: Write, server: Server) -> None:
     with show("list", "--label", "test=screen") as screen:
         assert screen.exit_code() == 0
         heading, row = screen.lines()
-    assert heading.split() == ["RUN", "STATE", "CELLS", "AGE", "TOOK", "NOTEBOOK"]
-    assert row.endswith("(inline)")
+    assert heading.split() == ["RUN", "STATE", "CELLS", "AGE", "TOOK", "NAME", "LABELS"]
+    assert row.split()[-1] == "test=screen"
     with show("doctor") as screen:
         assert screen.exit_code() == 0
         lines = screen.lines()
@@ -176,3 +188,140 @@ def test_colours_can_be_turned_off(show: Show, write: Write) -> None:
     with show("run", write("print('\\x1b[31mred\\x1b[0m')")) as screen:
         assert screen.exit_code() == 0
         assert "\x1b[31m" in screen._tmux("capture-pane", "-p", "-e")
+
+
+@pytest.mark.parametrize(("key", "exit_code"), [("n", 1), ("y", 0), ("C-c", 130)])
+def test_kill_asks_which_run(
+    show: Show, write: Write, gate: Gate, server: Server, key: str, exit_code: int
+) -> None:
+    """Without an id the command asks first, and names the run."""
+    with Client(server.target) as client:
+        id = client.start(write(gate.source), name="hold").run_id
+    with show("kill") as screen:
+        screen.until(f"Kill run {run_id}: ")
+        screen.press(key, "Enter")
+        assert screen.exit_code() == exit_code
+        if key == "y":
+            screen.until("killed by force")
+    with show("kill", run_id) as screen:
+        assert screen.exit_code() == 0
+        ended = [line for line in screen.lines() if "had already ended: killed" in line]
+        assert len(ended) == (key == "y")
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}], ids=["colour", "plain"])
+@pytest.mark.parametrize("columns", [80, 140])
+def test_a_recursion_is_folded(show: Show, write: Write, columns: int, environment: dict[str, str]) -> None:
+    """Frames that repeat are there once, and the exception is the last line, in colour where there is any."""
+    cells = ["def a(n): return b(n)", "def b(n): return a(n + 1)\na(0)"]
+    with show("run", write(*cells), columns=columns, environment=environment) as screen:
+        assert screen.exit_code() == 1
+        lines = [line for line in screen.all_lines() if line]
+        colours = screen._tmux("capture-pane", "-p", "-e")
+    assert len(lines) < 40
+    assert any("the last 2 frames are repeated" in line for line in lines)
+    assert lines[-1] == "RecursionError: maximum recursion depth exceeded"
+    is_coloured = re.search(r"\x1b\[(?:\d+;)*3[0-7]m", colours) is not None
+    assert is_coloured is not bool(environment)
+
+
+def test_the_place_in_the_queue_moves(show: Show, write: Write, gate: Gate, server: Server) -> None:
+    """A queued run shows how many are ahead of it, also when that changes."""
+    with Client(server.target) as client:
+        first = client.start(write(gate.source)).id
+        second = client.start(write(gate.source)).id
+        with show("run", write("1")) as screen:
+            screen.until("queued, 1 run ahead")
+            client.kill(second)
+            screen.until("queued, next to start")
+            client.kill(first)
+            assert screen.exit_code() == 0
+
+
+def test_waiting_for_a_busy_server(
+    make_server: Callable[..., Server], tmp_path: Path, write: Write, gate: Gate
+) -> None:
+    """With --wait one line says what the run waits for, and for how long; then the run begins."""
+    target = make_server().target
+    with Client(target) as client:
+        busy = client.start(notebook(gate.source)).id
+        with Screen(tmp_path, PROGRAM, "--target", target, "run", write("1"), "--wait") as waiting:
+            waiting.until(f"waiting: run {busy}")
+            waiting.until("… 2s")
+            gate.open()
+            assert waiting.exit_code() == 0
+            lines = waiting.lines()
+    assert not any("waiting:" in line for line in lines)
+    assert "succeeded" in lines[-1]
+
+
+def test_a_server_that_goes_and_comes(tmp_path: Path) -> None:
+    """The bar says that the connection is lost, and the time goes on."""
+    fake = FakeServer()
+    over = threading.Event()
+
+    def hold() -> pb.ProgressResponse:
+        over.wait(WAIT_SECONDS)
+        return printed(3)
+
+    fake.answers("Progress", changed(1, RUNNING), hold)
+    run_id = "20261129-080000-0123abcd"
+    with Screen(tmp_path, PROGRAM, "--target", fake.target, "watch", run_id) as screen:
+        screen.until("running")
+        over.set()
+        fake.stop()
+        screen.until("connection lost, reconnecting … 2 s")
+        fake.answers("Progress", changed(2, ENDED))
+        fake.serve()
+        assert screen.exit_code() == 0
+        assert not any("reconnecting" in line for line in screen.lines())
+    fake.stop()
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_tables_and_values_on_the_screen(tmp_path: Path, columns: int) -> None:
+    """What a cell displays is shown as a table or as text, no wider than the terminal."""
+    fake = FakeServer()
+    heading = "".join(f"<th>column {n}</th>" for n in range(8))
+    row = "".join(f"<td>{n * 1000}</td>" for n in range(8))
+    table = f"<table><tr><th></th>{heading}</tr>" + f"<tr><th>7</th>{row}</tr></table>"
+    data = [
+        [pb.MimeData(mime_type="text/html", content=table.encode())],
+        [pb.MimeData(mime_type="text/plain", content=b"{'total': 42}")],
+        [pb.MimeData(mime_type="image/png", size_bytes=12345)],
+    ]
+    outputs = [pb.DisplayOutput(data=one) for one in data]
+    outputs.append(pb.DisplayOutput(result=pb.ResultValue(name="loss", value_json="0.25")))
+    events = [
+        pb.ProgressResponse(sequence=n, cells_total=1, cell_output=pb.CellOutput(display=one))
+        for n, one in enumerate(outputs, 2)
+    ]
+    fake.answers("Progress", changed(1, RUNNING), *events, changed(9, ENDED))
+    with Screen(
+        tmp_path, PROGRAM, "--target", fake.target, "watch", "20261129-080000-0123abcd", columns=columns
+    ) as screen:
+        assert screen.exit_code() == 0
+        lines = screen.lines()
+    fake.stop()
+    assert all(len(line) <= columns for line in lines)
+    assert "7000" in "".join(lines)
+    for text in ("{'total': 42}", "[image/png 12.3 kB]", "loss = 0.25"):
+        assert text in lines
+
+
+def test_grpcs_own_lines_stay_out_of_the_screen(tmp_path: Path) -> None:
+    """A connection that fails has one line of the command's, and none of gRPC's."""
+    authority, other = trustme.CA(), trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    pairs = [
+        (certificate.private_key_pem.bytes(), b"".join(one.bytes() for one in certificate.cert_chain_pems))
+    ]
+    fake = FakeServer(grpc.ssl_server_credentials(pairs))
+    file = tmp_path / "ca.pem"
+    other.cert_pem.write_to_path(str(file))
+    with Screen(tmp_path, PROGRAM, "--target", fake.target, "--tls-ca", file, "list") as screen:
+        assert screen.exit_code() == 8
+        text = "\n".join(screen.lines())
+    fake.stop()
+    assert text.startswith("error: Cannot reach")
+    assert "ssl_transport_security" not in text.replace("\n", "")

@@ -51,6 +51,11 @@ UNWRITTEN = pb.Run(run_id=EVIL, state=pb.RUN_STATE_SUCCEEDED, output_uri=EVIL, o
 RUNNING = pb.Run(run_id=EVIL, state=pb.RUN_STATE_RUNNING, notebook_path=EVIL, notebook_repairs=[EVIL])
 STREAM = pb.CellOutput(stream=pb.StreamOutput(name=EVIL, text=EVIL))
 DISPLAY = pb.CellOutput(display=pb.DisplayOutput(data=[pb.MimeData(mime_type=EVIL)], omitted=3))
+PLAIN = pb.MimeData(mime_type="text/plain", content=EVIL.encode())
+TABLE = pb.MimeData(mime_type="text/html", content=f"<table><tr><td>{EVIL}</td></tr></table>".encode())
+TEXT = pb.CellOutput(display=pb.DisplayOutput(data=[PLAIN]))
+ROWS = pb.CellOutput(display=pb.DisplayOutput(data=[TABLE]))
+VALUE = pb.CellOutput(display=pb.DisplayOutput(result=pb.ResultValue(name=EVIL, value_json=json.dumps(EVIL))))
 ERROR = pb.CellOutput(error=pb.ErrorOutput(exception_name=EVIL, exception_message=EVIL))
 STARTED = pb.CellStarted(cell_id=EVIL, first_line=EVIL)
 INFO = pb.InfoResponse(
@@ -64,13 +69,13 @@ INFO = pb.InfoResponse(
 
 def story(last: pb.Run) -> list[pb.ProgressResponse]:
     """The events of a run in which all texts are evil."""
-    texts = enumerate([STREAM, DISPLAY, ERROR], 3)
+    texts = enumerate([STREAM, DISPLAY, TEXT, ROWS, VALUE, ERROR], 3)
     outputs = [pb.ProgressResponse(sequence=number, cell_output=output) for number, output in texts]
     return [
         pb.ProgressResponse(sequence=1, run_changed=RUNNING, cells_total=1),
         pb.ProgressResponse(sequence=2, cell_started=STARTED, cells_total=1),
         *outputs,
-        pb.ProgressResponse(sequence=6, run_changed=last, cells_total=1),
+        pb.ProgressResponse(sequence=9, run_changed=last, cells_total=1),
     ]
 
 
@@ -82,7 +87,9 @@ def served(fake: FakeServer, last: pb.Run = FAILED) -> None:
     fake.answers("Output", page)
     fake.answers("List", pb.ListResponse(runs=[last]))
     fake.answers("List", pb.ListResponse(runs=[last]))
+    fake.answers("Get", pb.GetResponse(run=last))
     fake.answers("Kill", pb.KillResponse(run=last))
+    fake.answers("Delete", pb.DeleteResponse(run=last))
     fake.answers("Info", INFO)
     fake.answers("Start", pb.StartResponse(run=last))
 
@@ -96,9 +103,13 @@ COMMANDS = [
     ("output", "x"),
     ("output", "x", "-f", "error"),
     ("output", "x", "-f", "script"),
+    ("show", "x"),
+    ("show", "x", "--json"),
     ("list",),
     ("list", "--json"),
-    ("kill",),
+    ("delete", "x", "--yes"),
+    ("delete", "x", "--json"),
+    ("kill", "--yes"),
     ("kill", "x", "--json"),
     ("start",),
     ("start", "--json"),
@@ -122,7 +133,7 @@ def test_nothing_steers_a_terminal(
     text = DRAWN.sub("", text) if is_live else text.replace("\r\n", "\n")
     assert STEERING.search(text) is None, repr(screen)
     # What a notebook prints may have several lines, and letters in any order.
-    names = text if command[0] in {"list", "kill", "start", "doctor"} or "--json" in command else ""
+    names = text if command[0] in {"list", "kill", "delete", "start", "doctor"} or "--json" in command else ""
     assert TURNING.search(names) is None
     assert "\nrun fake" not in names
 
@@ -154,13 +165,14 @@ def test_a_pipe_gets_what_there_is(fake: FakeServer) -> None:
     done = subprocess.run(command, check=True, capture_output=True)
     assert done.stdout == f"{EVIL}\x1b[31mred\x1b[0m\n".encode()
     served(fake)
-    command = [str(PROGRAM), "--target", fake.target, "logs", "x"]
+    command = [str(PROGRAM), "--target", fake.target, "logs", "x", "--no-display"]
     assert subprocess.run(command, check=True, capture_output=True).stdout == EVIL.encode()
 
 
 def test_a_bar_of_the_notebooks_moves_in_place(fake: FakeServer) -> None:
     """A terminal begins a line anew where a notebook does, in what it printed and nowhere else."""
     bar = pb.CellOutput(stream=pb.StreamOutput(name="stdout", text="10%\r20%"))
+    fake.answers("Get", pb.GetResponse(run=pb.Run(run_id="x")))
     fake.answers("Progress", pb.ProgressResponse(sequence=1, cell_output=bar))
     _, screen = on_a_terminal(PROGRAM, "--target", fake.target, "logs", "x")
     assert screen.startswith("10%\r20%")
@@ -169,15 +181,18 @@ def test_a_bar_of_the_notebooks_moves_in_place(fake: FakeServer) -> None:
 def test_colours_end_with_what_has_them(fake: FakeServer) -> None:
     """What the command says after it, and the shell's next line, can be seen."""
     hidden = pb.CellOutput(stream=pb.StreamOutput(name="stdout", text="\x1b[31mred\x1b[8m"))
-    ended = pb.Run(run_id="r", state=pb.RUN_STATE_FAILED, failure=pb.Failure(traceback="\x1b[8mT"))
+    ended = pb.Run(
+        run_id="r", state=pb.RUN_STATE_FAILED, failure=pb.Failure(message="no", traceback="\x1b[8mT")
+    )
     events = [
         pb.ProgressResponse(sequence=1, cell_output=hidden),
         pb.ProgressResponse(sequence=2, run_changed=ended),
     ]
     for command, end in (
         (("logs", "x"), "\x1b[31mred\x1b[8m\x1b[0m"),
-        (("watch", "x", "-q"), "\x1b[8mT\r\n\x1b[0m"),
+        (("watch", "x", "-q"), "run r failed: no\r\n\x1b[31m\x1b[1mT\x1b[0m\r\n"),
     ):
+        fake.answers("Get", pb.GetResponse(run=ended))
         fake.answers("Progress", *events)
         _, screen = on_a_terminal(PROGRAM, "--target", fake.target, *command)
         assert screen.startswith(end), repr(screen)

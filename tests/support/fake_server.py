@@ -128,7 +128,9 @@ class FakeServer(NotebookRunnerServicer):
 
     @override
     def Get(self, request: Any, context: Any) -> Any:
-        """Answers as scripted."""
+        """Answers as scripted; without a script, as a server that does not know the method."""
+        if not self.script.get("Get"):
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "no script")
         return next(self._next("Get", request, context))
 
     @override

@@ -6,10 +6,24 @@ from ._complete import completion
 from ._doctor import doctor
 from ._group import main
 from ._health import health
-from ._runs import kill, list_runs, logs, output, watch
-from ._start import run, start
+from ._runs import delete, kill, list_runs, logs, output, show, watch
+from ._start import rerun, run, start
 
 __all__ = ["main"]
 
-for _command in (run, start, watch, logs, output, kill, list_runs, doctor, health, completion):
+for _command in (
+    run,
+    start,
+    rerun,
+    watch,
+    logs,
+    output,
+    show,
+    list_runs,
+    kill,
+    delete,
+    doctor,
+    health,
+    completion,
+):
     main.add_command(_command)

@@ -29,7 +29,7 @@ class ExitCode(enum.IntEnum):
 HELP = """\b
 Exit codes:
   0    the run succeeded, or the command completed
-  1    the run failed: a cell raised an exception; or `doctor` found a problem
+  1    the run failed: a cell raised an exception; `doctor` found a problem; or you answered no
   2    the command or the request was invalid
   3    the run timed out
   4    the run was killed

@@ -5,37 +5,42 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from notebook_runner._states import is_terminal
-from notebook_runner.errors import Unavailable
-from notebook_runner.v1.notebook_runner_pb2 import Run
+from notebook_runner.errors import NotebookRunnerError, Unavailable
+from notebook_runner.v1.notebook_runner_pb2 import RUN_STATE_QUEUED, Run
 
 from ._exit import ExitCode
 from ._text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Self
 
-    from notebook_runner.client import Client
-
+    from ._calls import CommandClient
     from ._group import Server
     from ._views import View
 
 __all__ = ["follow"]
+
+# Seconds between two checks of the place of a queued run.
+QUEUE_SECONDS = 2.0
 
 _KILL, _LEAVE, _CONTINUE = "k", "l", "c"
 
 
 def follow(
     ctx: click.Context,
-    client: Client,
+    client: CommandClient,
     run_id: str,
     view: View,
     *,
     asks: bool,
+    later: str = "",
     after_sequence: int = 0,
     **request: Any,
 ) -> Run:
@@ -47,41 +52,76 @@ def follow(
         run_id: The run.
         view: The view.
         asks: Whether Ctrl-C on a terminal asks whether to kill the run.
+        later: The commands that get the requested results later; empty: none are requested.
         after_sequence: As for `Client.progress`.
         **request: As for `Client.progress`.
     """
     run = Run(run_id=run_id)
+    server: Server = ctx.obj
     while True:
         try:
-            with view:
-                for typed in client.progress(run_id, after_sequence=after_sequence, **request):
-                    event = typed.pb
+            with view, _QueueWatch(client, view) as queue:
+                events = client.events(
+                    run_id, on_lost=view.lost, on_back=view.back, after_sequence=after_sequence, **request
+                )
+                for event in events:
                     after_sequence = event.sequence
                     run = event.run_changed if event.HasField("run_changed") else run
                     view.event(event)
+                    queue.accept(run)
             break
         except KeyboardInterrupt:
             answer = _ask(run) if asks and _is_interactive() else _LEAVE
             if answer == _LEAVE:
-                _leave(ctx, run)
+                click.echo(f"\nrun {one_line(run.run_id)} continues\n{server.hint(run)}{later}", err=True)
+                ctx.exit(ExitCode.CTRL_C)
             elif answer == _KILL:
-                client.kill(run_id)
+                client.kill_run(run_id)
         except Unavailable:
-            server: Server = ctx.obj
-            click.echo(
-                f"lost the server; run {one_line(run.run_id)} may still be running\n{server.hint(run)}",
-                err=True,
-            )
+            lost = f"lost the server; run {one_line(run.run_id)} may still be running"
+            click.echo(f"{lost}\n{server.hint(run)}{later}", err=True)
             raise
     if is_terminal(run.state):
         view.ended(run)
     return run
 
 
-def _leave(ctx: click.Context, run: Run) -> None:
-    server: Server = ctx.obj
-    click.echo(f"\nrun {one_line(run.run_id)} continues\n{server.hint(run)}", err=True)
-    ctx.exit(ExitCode.CTRL_C)
+class _QueueWatch:
+    """Shows the place of a queued run while it changes, for which there are no events.
+
+    Args:
+        client: The client.
+        view: The view.
+    """
+
+    def __init__(self, client: CommandClient, view: View) -> None:
+        self._client, self._view = client, view
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def accept(self, run: Run) -> None:
+        """Accept the newest state of the run."""
+        if run.state != RUN_STATE_QUEUED:
+            self._over.set()
+        elif self._thread is None and run.queue_position:
+            self._thread = threading.Thread(target=self._watch, args=[run], name="queue", daemon=True)
+            self._thread.start()
+
+    def _watch(self, run: Run) -> None:
+        place = run.queue_position
+        while not self._over.wait(QUEUE_SECONDS):
+            # The stream reports what is wrong.
+            with contextlib.suppress(NotebookRunnerError, OSError, ValueError):
+                now = self._client.find_run(run.run_id)
+                if now.state == RUN_STATE_QUEUED and now.queue_position != place and not self._over.is_set():
+                    place = now.queue_position
+                    self._view.waiting(now)
 
 
 def _is_interactive() -> bool:

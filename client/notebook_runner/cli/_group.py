@@ -17,12 +17,12 @@ from click.core import ParameterSource
 from notebook_runner._connection import DEFAULT_TARGET, check_target
 from notebook_runner._status import problem_of
 from notebook_runner._version import __version__
-from notebook_runner.client import Client
-from notebook_runner.errors import NotebookRunnerError, RpcFailed, Unavailable
+from notebook_runner.errors import NotebookRunnerError, RpcFailed, RunnerBusy, Unavailable
 
+from ._calls import CommandClient
 from ._exit import HELP, ExitCode, code_of_error
-from ._options import wants_json
-from ._terminal import clean_terminals
+from ._options import request_json, wants_json
+from ._terminal import clean_terminals, grpc_silenced
 from ._text import dump, one_line
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Server:
     settings: dict[str, Any]
     command: str
 
-    def connect(self, **more: Any) -> Client:
+    def connect(self, **more: Any) -> CommandClient:
         """Create a client.
 
         Args:
@@ -55,7 +55,7 @@ class Server:
             click.UsageError: The settings contradict each other.
         """
         with usage_errors():
-            return Client(**self.settings, **more)
+            return CommandClient(**self.settings, **more)
 
     def hint(self, run: Run) -> str:
         """Return the commands to follow or kill a run that continues."""
@@ -67,8 +67,18 @@ class _Group(click.Group):
     """Turns the client's exceptions into a message and an exit code, and cleans text for terminals."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
-        with clean_terminals():
+        with grpc_silenced(), clean_terminals():
             return super().main(*arguments, **options)
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        # Known before the arguments are parsed, because a usage error must be JSON as well.
+        as_json = "--json" in args
+        with _usage_errors_as_json(as_json):
+            ctx = super().make_context(info_name, args, parent, **extra)
+        request_json(ctx, as_json)
+        return ctx
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -82,7 +92,8 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _usage_errors_as_json(wants_json(ctx)):
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(ExitCode.CTRL_C)
         except NotebookRunnerError as error:
@@ -95,8 +106,27 @@ class _Group(click.Group):
             if error.errno == errno.EPIPE:
                 raise  # the reader of the output has gone, which click handles
             where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"error: {where}{error.strerror or error}", err=True)
+            message = f"{where}{error.strerror or error}"
+            shown = _error_object(message, ExitCode.USAGE) if wants_json(ctx) else f"error: {message}"
+            click.echo(shown, err=True)
             ctx.exit(ExitCode.USAGE)
+
+
+class _UsageErrorAsJson(click.UsageError):
+    """A usage error that shows itself as JSON."""
+
+    def show(self, file: Any = None) -> None:
+        click.echo(_error_object(self.message, self.exit_code), file=file, err=file is None)
+
+
+@contextlib.contextmanager
+def _usage_errors_as_json(as_json: bool) -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        if not as_json:
+            raise
+        raise _UsageErrorAsJson(error.format_message()) from error
 
 
 @contextlib.contextmanager
@@ -119,22 +149,28 @@ def describe_error(error: NotebookRunnerError) -> str:
         text += f" {problem.advice}"
     if error.retry_after is not None:
         text += f" (try again in {error.retry_after:g} s)"
+    if isinstance(error, RunnerBusy):
+        text += " To wait until it starts, use --wait."
     return one_line(text)
 
 
 def _as_json(error: NotebookRunnerError, code: ExitCode) -> str:
     """Return an error as JSON, with all details of the status."""
-    details: dict[str, Any] = {"message": str(error), "exit_code": code.value}
-    if isinstance(error, RpcFailed):
-        details |= {
-            "message": error.message,
-            "code": error.code.name,
-            "reason": error.reason,
-            "metadata": error.metadata,
-            "retry_after": error.retry_after,
-            "violations": [asdict(violation) for violation in error.violations],
-        }
-    return dump({"error": details})
+    if not isinstance(error, RpcFailed):
+        return _error_object(str(error), code)
+    return _error_object(
+        error.message,
+        code,
+        code=error.code.name,
+        reason=error.reason,
+        metadata=error.metadata,
+        retry_after=error.retry_after,
+        violations=[asdict(violation) for violation in error.violations],
+    )
+
+
+def _error_object(message: str, exit_code: int, **details: Any) -> str:
+    return dump({"error": {"message": message, "exit_code": int(exit_code), **details}})
 
 
 def _address(_: click.Context, __: click.Parameter, value: str) -> str:
@@ -199,6 +235,7 @@ def main(ctx: click.Context, /, **settings: Any) -> None:
     notebook-runner run report.ipynb -p region=north -o done.ipynb
     notebook-runner start report.ipynb      start it and return immediately
     notebook-runner watch                   follow the newest run
+    notebook-runner show                    show its state, parameters and values
     notebook-runner doctor                  diagnose problems
     """  # noqa: D301 - the control character tells click to keep the lines
     for stream in (sys.stdout, sys.stderr):

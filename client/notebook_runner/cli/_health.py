@@ -12,6 +12,7 @@ from notebook_runner._status import to_error
 
 from ._exit import ExitCode
 from ._group import usage_errors
+from ._types import duration
 
 if TYPE_CHECKING:
     from ._group import Server
@@ -26,10 +27,11 @@ TIMEOUT = 5.0
 @click.argument("service", default="")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=TIMEOUT,
+    type=duration,
+    default=f"{TIMEOUT:g}s",
     show_default=True,
-    help="Seconds to wait for the response.",
+    metavar="TIME",
+    help="Maximum time to wait for the response.",
 )
 @click.pass_context
 def health(ctx: click.Context, /, service: str, timeout: float) -> None:

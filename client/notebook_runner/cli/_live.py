@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -15,25 +17,30 @@ from rich.text import Text
 from notebook_runner._states import is_terminal, state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
+from ._display import Shown, show_display
 from ._text import (
     LineBuffer,
     clean,
     clock,
     describe_cut,
-    describe_display,
     how_it_ended,
+    how_it_ended_briefly,
     one_line,
+    place_in_queue,
     repaired,
 )
+from ._traceback import coloured, folded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Self
 
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 __all__ = ["LiveView"]
+
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?%?|NaN|nan|…|", re.ASCII)
 
 REFRESHES_PER_SECOND = 10
 # Cells shorter than this are not in the table of the slowest.
@@ -42,6 +49,10 @@ SHOWN_SECONDS = 0.1
 WIDEST_BAR = 24
 # Narrower terminals do not show the estimate.
 WIDTH_FOR_ESTIMATE = 60
+# An estimate from fewer cells, a shorter time or a smaller share of the notebook means nothing.
+CELLS_FOR_ESTIMATE = 3
+SECONDS_FOR_ESTIMATE = 3.0
+SHARE_FOR_ESTIMATE = 0.1
 
 
 class LiveView:
@@ -59,6 +70,7 @@ class LiveView:
         self._frame = Frame(self._clock)
         self._first_lines: dict[int, str] = {}
         self._took: dict[int, float] = {}
+        self._error = ""
         self._live = self._new_live()
 
     def __enter__(self) -> Self:
@@ -95,18 +107,36 @@ class LiveView:
                 finished = event.cell_finished
                 self._took[finished.cell_index] = finished.duration.ToTimedelta().total_seconds()
                 self._flush()
+                # The end of the run shows the error that ended it.
+                if self._error and finished.outcome == pb.CELL_OUTCOME_ERROR_ALLOWED:
+                    self._note(self._error, "red")
+                self._error = ""
         self._clock.accept(self._run, event)
         self._frame.completed, self._frame.total = event.cells_completed, event.cells_total
 
     def ended(self, run: pb.Run) -> None:
-        """Show the slowest cells, the traceback, if there is one, and how the run ended."""
+        """Show the slowest cells, how the run ended, and last the traceback, if there is one."""
         self._flush()
         self._timings()
-        if run.failure.traceback:
-            self._print([run.failure.traceback.rstrip("\n")])
+        traceback = run.failure.traceback
         good = run.state == pb.RUN_STATE_SUCCEEDED
         style = "bold red" if not good else "yellow" if run.output_error else "green"
-        self._console.print(Text(how_it_ended(run), style=style))
+        self._console.print(Text(how_it_ended_briefly(run) if traceback else how_it_ended(run), style=style))
+        if traceback:
+            self._console.print(Text.from_ansi(coloured(folded(traceback))))
+
+    def lost(self) -> None:
+        """Show in the bar that the connection is lost, and for how long."""
+        self._frame.lost_at = time.monotonic()
+
+    def back(self) -> None:
+        """Show the current cell again."""
+        self._frame.lost_at = None
+
+    def waiting(self, run: pb.Run) -> None:
+        """Show the place of a queued run in the bar."""
+        if self._run.state == pb.RUN_STATE_QUEUED:
+            self._frame.doing = place_in_queue(run)
 
     def _new_live(self) -> Live:
         return Live(self, console=self._console, refresh_per_second=REFRESHES_PER_SECOND)
@@ -116,10 +146,7 @@ class LiveView:
         self._frame.state = run.state
         self._frame.doing = state_name(run.state)
         if run.state == pb.RUN_STATE_QUEUED:
-            before = run.queue_position
-            self._frame.doing = (
-                f"queued, {before} run{'s' * (before != 1)} ahead" if before else "queued, next to start"
-            )
+            self._frame.doing = place_in_queue(run)
 
     def _timings(self) -> None:
         longest = sorted(self._took, key=lambda cell: -self._took[cell])[:SHOWN_CELLS]
@@ -141,12 +168,18 @@ class LiveView:
             case "stream":
                 self._print(self._lines.feed(output.stream.text))
             case "display":
-                self._note(describe_display(output.display), "dim")
+                self._display(show_display(output.display, tables=True))
             case "error":
-                error = output.error
-                self._note(f"{error.exception_name}: {error.exception_message}", "red")
+                self._error = f"{output.error.exception_name}: {output.error.exception_message}"
             case "cut":
                 self._note(describe_cut(output.cut), "yellow")
+
+    def _display(self, shown: Shown) -> None:
+        if shown.is_description:
+            self._note(shown.text, "dim")
+            return
+        self._flush()
+        self._console.print(_table(shown.table) if shown.table else Text.from_ansi(shown.text))
 
     def _note(self, text: str, style: str) -> None:
         self._flush()
@@ -158,6 +191,16 @@ class LiveView:
     def _print(self, lines: list[str]) -> None:
         if lines:
             self._console.print(Text.from_ansi("\n".join(clean(line) for line in lines)))
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for heading, *column in zip(*rows, strict=True):
+        is_number = all(_NUMBER.fullmatch(cell) for cell in column)
+        table.add_column(Text(heading), justify="right" if is_number else "left", overflow="ellipsis")
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    return table
 
 
 class Clock:
@@ -174,6 +217,7 @@ class Clock:
         self._began: float | None = None
         self._stopped: float | None = None
         self._in_all: float | None = None
+        self._cells = 0
 
     def accept(self, run: pb.Run, event: pb.ProgressResponse) -> None:
         """Accept an event and the latest state of its run."""
@@ -183,8 +227,15 @@ class Clock:
         self._began = self._now() - passed
         if is_terminal(run.state):
             self._stopped = self._now()
-        if event.HasField("cell_finished") and event.cells_completed:
-            self._in_all = passed * event.cells_total / event.cells_completed
+        if event.HasField("cell_finished") and event.cells_completed and event.cells_total:
+            self._cells += 1
+            share = event.cells_completed / event.cells_total
+            means_something = (
+                self._cells >= CELLS_FOR_ESTIMATE
+                and passed >= SECONDS_FOR_ESTIMATE
+                and share >= SHARE_FOR_ESTIMATE
+            )
+            self._in_all = passed / share if means_something else None
 
     def passed(self) -> float:
         """Return the duration of the run so far, in seconds."""
@@ -209,6 +260,7 @@ class Frame:
         completed: Number of completed cells.
         total: Number of cells; zero while it is unknown.
         state: The run's state.
+        lost_at: When the connection was lost, by the monotonic clock; `None`: there is one.
     """
 
     def __init__(self, clock_: Clock) -> None:
@@ -219,6 +271,7 @@ class Frame:
         self.completed = 0
         self.total = 0
         self.state: pb.RunState.ValueType = pb.RUN_STATE_QUEUED
+        self.lost_at: float | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         bar = self._bar(options.max_width)
@@ -231,6 +284,9 @@ class Frame:
         if width >= WIDTH_FOR_ESTIMATE and (left := self._clock.left()) is not None:
             facts += f"  ~{clock(left)} left"
         doing = Text(one_line(self.doing), style="dim" if is_terminal(self.state) else "", no_wrap=True)
+        if self.lost_at is not None:
+            lost = f"connection lost, reconnecting … {time.monotonic() - self.lost_at:.0f} s"
+            doing = Text(lost, style="yellow", no_wrap=True)
         # Room for the gaps between the columns, the sign, and the ^C that a terminal appends: a full line
         # would wrap.
         doing.truncate(max(0, width - bar_width - len(facts) - 7), overflow="ellipsis")

@@ -35,8 +35,8 @@ INSTEAD = {
     "--report-mode": "use --html FILE --no-input",
     "--request-save-on-cell-execute": "omit it; outputs are saved as they arrive",
     "--start-timeout": "omit it; the operator sets it for all runs",
-    "--stderr-file": "use `notebook-runner logs RUN_ID 2> FILE`",
-    "--stdout-file": "use `notebook-runner logs RUN_ID > FILE`",
+    "--stderr-file": "use `notebook-runner logs RUN 2> FILE`",
+    "--stdout-file": "use `notebook-runner logs RUN --no-display > FILE`",
 }
 
 

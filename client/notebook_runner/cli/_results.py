@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import tempfile
 import webbrowser
@@ -16,12 +17,15 @@ from notebook_runner.errors import NotebookRunnerError
 
 from ._exit import ExitCode, code_of_error
 from ._group import describe_error
+from ._text import as_plain, dump, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from notebook_runner.client import Client
     from notebook_runner.v1.notebook_runner_pb2 import Run
+
+    from ._calls import CommandClient
+    from ._group import Server
 
 __all__ = ["STANDARD_STREAM", "OutputOptions", "result_options"]
 
@@ -41,6 +45,12 @@ _OPTIONS = [
     ),
     click.option("--no-input", is_flag=True, help="Omit the code from the HTML."),
     click.option("--open", "opened", is_flag=True, help="Open the HTML in a browser."),
+    click.option(
+        "--values",
+        is_flag=True,
+        help="Print the result values as a JSON object to standard output, and everything else to standard "
+        "error.",
+    ),
 ]
 
 
@@ -60,12 +70,14 @@ class OutputOptions:
         html: The file for its HTML.
         no_input: Whether to omit the code from the HTML.
         opened: Whether to open the HTML in a browser.
+        values: Whether to print the result values.
     """
 
     notebook: Path | None
     html: Path | None
     no_input: bool
     opened: bool
+    values: bool
 
     @classmethod
     def of(cls, options: dict[str, Any], *, as_json: bool) -> Self:
@@ -74,10 +86,14 @@ class OutputOptions:
         Raises:
             click.UsageError: The options are inconsistent.
         """
-        requested = cls(*(options.pop(name) for name in ("output", "html", "no_input", "opened")))
+        requested = cls(*(options.pop(name) for name in ("output", "html", "no_input", "opened", "values")))
         if requested.no_input and not (requested.html or requested.opened):
             raise click.UsageError("--no-input needs --html FILE or --open.")
-        if requested.uses_stdout and (as_json or sys.stdout.isatty()):
+        if requested.values and as_json:
+            raise click.UsageError("--json includes the values, in the last event. Omit --values.")
+        if requested.values and requested.writes_to_stdout:
+            raise click.UsageError("--values and --output - both use standard output.")
+        if requested.writes_to_stdout and (as_json or sys.stdout.isatty()):
             why = "--json uses it" if as_json else "it is a terminal"
             raise click.UsageError(f"Cannot write the notebook to standard output: {why}. Use --output FILE.")
         for file in (requested.notebook, requested.html):
@@ -87,13 +103,26 @@ class OutputOptions:
         return requested
 
     @property
-    def uses_stdout(self) -> bool:
+    def writes_to_stdout(self) -> bool:
         """Whether the executed notebook goes to standard output."""
         return str(self.notebook) == STANDARD_STREAM
 
-    def save(self, client: Client, ended: Run, *, quiet: bool) -> ExitCode:
-        """Write and open the requested results, and return the exit code."""
+    @property
+    def uses_stdout(self) -> bool:
+        """Whether a result goes to standard output, so that messages must not."""
+        return self.writes_to_stdout or self.values
+
+    def later(self, server: Server, run_id: str) -> str:
+        """Return the lines that name the commands which get the requested files later."""
+        files = [(self.notebook, "notebook"), (self.html, "html")]
+        commands = [self._command(server, run_id, file, artefact) for file, artefact in files if file]
+        return "".join(f"\nget it:     {command}" for command in commands)
+
+    def save(self, server: Server, client: CommandClient, ended: Run, *, quiet: bool) -> ExitCode:
+        """Write, open and print the requested results, and return the exit code."""
         code = ExitCode.SUCCEEDED
+        if self.values:
+            click.echo(dump(as_plain(ended).get("results", {})))
         page = self.html
         if self.opened and page is None:
             # Sanitized, because the id comes from the server.
@@ -101,12 +130,14 @@ class OutputOptions:
             page = Path(tempfile.mkdtemp(prefix="notebook-runner-")) / f"{name}.html"
         for file, artefact in ((self.notebook, "notebook"), (page, "html")):
             if file:
-                code = self._write(client, ended, file, artefact, quiet=quiet) or code
+                code = self._write(server, client, ended, file, artefact, quiet=quiet) or code
         if self.opened and page and page.exists() and not webbrowser.open(page.resolve().as_uri()):
             click.echo(f"no browser found; the page is in {page}", err=True)
         return code
 
-    def _write(self, client: Client, ended: Run, file: Path, artefact: str, *, quiet: bool) -> ExitCode:
+    def _write(
+        self, server: Server, client: CommandClient, ended: Run, file: Path, artefact: str, *, quiet: bool
+    ) -> ExitCode:
         uses_stdout = str(file) == STANDARD_STREAM
         omit = self.no_input and artefact == "html"
         try:
@@ -115,13 +146,20 @@ class OutputOptions:
             )
         # Not raised, because the other file and the exit code of the run matter more.
         except NotebookRunnerError as error:
-            click.echo(f"error: Cannot write {file}: {describe_error(error)}", err=True)
-            return code_of_error(error)
+            why, code = describe_error(error), code_of_error(error)
         except OSError as error:
             if uses_stdout:
                 raise
-            click.echo(f"error: Cannot write {file}: {error.strerror or error}", err=True)
-            return ExitCode.USAGE
-        if not (quiet or uses_stdout):
-            click.echo(f"wrote {file}", err=True)
-        return ExitCode.SUCCEEDED
+            why, code = error.strerror or str(error), ExitCode.USAGE
+        else:
+            if not (quiet or uses_stdout):
+                click.echo(f"wrote {file}", err=True)
+            return ExitCode.SUCCEEDED
+        click.echo(f"error: Cannot write {file}: {why}", err=True)
+        click.echo(f"get it:     {self._command(server, ended.run_id, file, artefact)}", err=True)
+        return code
+
+    def _command(self, server: Server, run_id: str, file: Path, artefact: str) -> str:
+        options = f" -f {artefact}" * (artefact != "notebook")
+        options += " --no-input" * (self.no_input and artefact == "html")
+        return f"{server.command} output {shlex.quote(one_line(run_id))}{options} -o {shlex.quote(str(file))}"

@@ -5,35 +5,44 @@ from __future__ import annotations
 import itertools
 import shutil
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from notebook_runner._states import ACTIVE, is_terminal, state_name, to_kill
+from notebook_runner._states import is_terminal, state_name
 
+from ._calls import MAX_PAGE
+from ._details import details, table
 from ._exit import HELP, ExitCode, code_of_run
 from ._follow import follow
-from ._options import complete_format, complete_state, json_option, quiet_option, run_argument
+from ._log_printer import LogPrinter
+from ._options import (
+    complete_format,
+    complete_label,
+    complete_run,
+    complete_state,
+    is_confirmed,
+    json_option,
+    quiet_option,
+    run_argument,
+    yes_option,
+)
 from ._results import STANDARD_STREAM
-from ._terminal import bytes_to, write_printed
-from ._text import age, dump, elapsed, one_line, to_json
-from ._types import duration, pair, rows_of, state
+from ._terminal import bytes_to
+from ._text import about, as_plain, clean, dump, one_line, to_json
+from ._types import duration, moment, pair, state
 from ._views import make_view
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from notebook_runner.client import Client
     from notebook_runner.v1.notebook_runner_pb2 import KillResponse, Run, RunState
 
     from ._group import Server
 
-__all__ = ["kill", "list_runs", "logs", "output", "watch"]
+__all__ = ["delete", "kill", "list_runs", "logs", "output", "show", "watch"]
 
-# The server's maximum page size.
-MAX_PAGE = 1000
+# Formats that only programs read.
+NOT_FOR_PEOPLE = frozenset({"notebook", "html", "slides", "pdf", "webpdf"})
 
 
 @click.command(epilog=HELP)
@@ -53,7 +62,7 @@ def watch(
     ctx: click.Context,
     /,
     *,
-    run_id: str,
+    named: str,
     after_sequence: int,
     no_output: bool,
     snapshot: bool,
@@ -62,7 +71,7 @@ def watch(
 ) -> None:
     """Follow a run until it ends.
 
-    Shows past events first. Without RUN_ID, follows the newest run. Ctrl-C asks whether to kill the
+    Shows past events first. Without RUN, follows the newest run. Ctrl-C asks whether to kill the
     run or leave it running.
     """
     server: Server = ctx.obj
@@ -70,7 +79,7 @@ def watch(
         run = follow(
             ctx,
             client,
-            run_id or _newest(client),
+            client.find_id(named),
             make_view(as_json=as_json, quiet=quiet),
             asks=not as_json,
             after_sequence=after_sequence,
@@ -83,21 +92,28 @@ def watch(
 @click.command()
 @run_argument
 @click.option("-f", "--follow", is_flag=True, help="Keep printing until the run ends.")
+@click.option("--no-display", is_flag=True, help="Print only printed text, without results and displays.")
 @json_option("each piece of text with its cell and time")
 @click.pass_context
-def logs(ctx: click.Context, /, *, run_id: str, follow: bool, as_json: bool) -> None:
-    """Print what a notebook printed.
+def logs(ctx: click.Context, /, *, named: str, follow: bool, no_display: bool, as_json: bool) -> None:
+    """Print what a notebook printed and displayed.
 
     What the notebook printed to standard error goes to standard error, all other text to standard output.
-    Without RUN_ID, uses the newest run. Ctrl-C leaves the run running. The exit code does not depend on how
-    the run ended.
+    Results and displays are printed as text if they are small, otherwise by type and size. Without RUN, uses
+    the newest run. Ctrl-C leaves the run running. The exit code does not depend on how the run ended.
     """
     server: Server = ctx.obj
+    printer = LogPrinter(as_json=as_json, displays=not no_display)
     with server.connect() as client:
         try:
-            for event in client.progress(run_id, snapshot_only=not follow):
-                if event.pb.cell_output.HasField("stream"):
-                    _print_text(event.pb, as_json=as_json)
+            events = client.events(
+                client.find_id(named),
+                snapshot_only=not follow,
+                on_lost=printer.lost,
+                on_back=printer.back,
+            )
+            for event in events:
+                printer.event(event)
         except KeyboardInterrupt:
             ctx.exit(ExitCode.CTRL_C)
 
@@ -120,7 +136,7 @@ def logs(ctx: click.Context, /, *, run_id: str, follow: bool, as_json: bool) -> 
     "file",
     type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
     metavar="FILE",
-    help="Write to FILE (- for standard output).",
+    help="Write to FILE (- for standard output, even if it is a terminal).",
 )
 @click.option("--no-input", is_flag=True, help="Omit the code, in formats that nbconvert creates.")
 @quiet_option
@@ -129,7 +145,7 @@ def logs(ctx: click.Context, /, *, run_id: str, follow: bool, as_json: bool) -> 
 def output(
     server: Server,
     /,
-    run_id: str,
+    named: str,
     artefact: str,
     file: Path | None,
     no_input: bool,
@@ -138,8 +154,9 @@ def output(
 ) -> None:
     """Get the result of a run.
 
-    While the run is active, gets the result so far. Without RUN_ID, uses the newest run. Without
-    --output, writes to standard output.
+    While the run is active, gets the result so far. Without RUN, uses the newest run. Without --output,
+    writes to standard output. On a terminal, long texts are shown page by page, and formats for programs
+    need --output.
 
     \b
     Formats:
@@ -148,20 +165,75 @@ def output(
       error               how the run ended, with the traceback
       files               a zip archive of the run's folder
     """  # noqa: D301 - the control character tells click to keep the lines
-    if str(file) == STANDARD_STREAM:
+    is_explicit = str(file) == STANDARD_STREAM
+    if is_explicit:
         file = None
     if file is None and as_json:
         raise click.UsageError("--json needs --output FILE, because the result goes to standard output.")
-    if file is None and artefact == "files" and sys.stdout.isatty():
+    is_on_terminal = file is None and sys.stdout.isatty()
+    if is_on_terminal and artefact == "files":
         raise click.UsageError("Cannot write a zip archive to a terminal. Use --output FILE.")
+    if is_on_terminal and artefact in NOT_FOR_PEOPLE and not is_explicit:
+        suffix = "ipynb" if artefact == "notebook" else artefact
+        raise click.UsageError(
+            f"The format {artefact!r} is not for reading on a terminal. Use --output done.{suffix}, "
+            "pipe it to a program, or write it here with --output -. `logs` prints the output as text."
+        )
     with server.connect() as client:
-        run_id = run_id or _newest(client)
+        run_id = client.find_id(named)
+        if is_on_terminal and not is_explicit:
+            _page(client.output(run_id, format=artefact, omit_input=no_input))
+            return
         client.save_output(file or bytes_to(sys.stdout), run_id, format=artefact, omit_input=no_input)
     if file and as_json:
         written = {"run_id": run_id, "format": artefact, "file": str(file), "bytes": file.stat().st_size}
         click.echo(dump(written))
     elif file and not quiet:
         click.echo(f"wrote {file}", err=True)
+
+
+@click.command()
+@run_argument
+@click.option("--values", is_flag=True, help="Print only the result values, as a JSON object.")
+@json_option("the run")
+@click.pass_obj
+def show(server: Server, /, named: str, values: bool, as_json: bool) -> None:
+    """Show a run: state, notebook, times, parameters, labels, result values, and why it failed.
+
+    Without RUN, shows the newest run.
+    """
+    with server.connect() as client:
+        found = client.find_run(named)
+    if values:
+        click.echo(dump(as_plain(found).get("results", {})))
+    elif as_json:
+        click.echo(to_json(found))
+    else:
+        click.echo(details(found))
+
+
+@click.command()
+@click.argument("named", nargs=-1, required=True, metavar="RUN...", shell_complete=complete_run)
+@yes_option
+@quiet_option
+@json_option("each deleted run")
+@click.pass_context
+def delete(ctx: click.Context, /, *, named: tuple[str, ...], yes: bool, quiet: bool, as_json: bool) -> None:
+    """Delete ended runs with their history, results and files.
+
+    Asks first on a terminal. What the server wrote to an --output-uri stays.
+    """
+    server: Server = ctx.obj
+    with server.connect() as client:
+        for run in [client.find_run(one) for one in named]:
+            what = f"run {run.run_id}: {about(run)}, {state_name(run.state)}"
+            if not is_confirmed(ctx, f"Delete {what}?", yes=yes):
+                ctx.exit(ExitCode.FAILED)
+            deleted = client.delete_run(run.run_id)
+            if as_json:
+                click.echo(to_json(deleted))
+            elif not quiet:
+                click.echo(one_line(f"deleted {what}"))
 
 
 @click.command()
@@ -173,25 +245,31 @@ def output(
     default="0",
     help="Interrupt, then wait TIME before killing.",
 )
+@yes_option
 @quiet_option
 @json_option("the response")
-@click.pass_obj
-def kill(server: Server, /, run_id: str, grace_period: float, quiet: bool, as_json: bool) -> None:
+@click.pass_context
+def kill(
+    ctx: click.Context, /, *, named: str, grace_period: float, yes: bool, quiet: bool, as_json: bool
+) -> None:
     """Kill a run, and return when all its processes are gone.
 
-    Without RUN_ID, kills the newest run that is executing, else the newest that is queued, else the newest;
-    the command prints which one before it kills it. A run that has already ended stays as it is: the command
-    says so, and the exit code is 0.
+    Without RUN, kills the newest run that is executing, else the newest that is queued, else the newest;
+    on a terminal the command asks first, elsewhere it prints which one before it kills it. A run that has
+    already ended stays as it is: the command says so, and the exit code is 0.
     """
+    server: Server = ctx.obj
     with server.connect() as client:
-        if not run_id:
-            run = _run_to_kill(client)
-            run_id = run.run_id if run else ""
-            if run and not (quiet or as_json or is_terminal(run.state)):
-                click.echo(
-                    f"killing run {one_line(run_id)}: {_notebook(run)}, {state_name(run.state)}", err=True
-                )
-        killed = client.kill(run_id, grace_period=grace_period).pb
+        run_id = client.find_id(named) if named else ""
+        if not named and (run := client.run_to_kill()):
+            run_id = run.run_id
+            if not is_terminal(run.state):
+                what = one_line(f"run {run_id}: {about(run)}, {state_name(run.state)}")
+                if not is_confirmed(ctx, f"Kill {what}?", yes=yes):
+                    ctx.exit(ExitCode.FAILED)
+                if not (quiet or as_json):
+                    click.echo(f"killing {what}", err=True)
+        killed = client.kill_run(run_id, grace_period)
     if as_json:
         click.echo(to_json(killed))
     elif not quiet:
@@ -216,7 +294,14 @@ def kill(server: Server, /, run_id: str, grace_period: float, quiet: bool, as_js
     multiple=True,
     type=pair,
     metavar="NAME=VALUE",
+    shell_complete=complete_label,
     help="List only runs with this label.",
+)
+@click.option(
+    "--since",
+    type=moment,
+    metavar="TIME",
+    help="List only runs that were started since: 2h, 7d, 2026-11-29, 2026-11-29T08:30.",
 )
 @click.option(
     "-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Maximum number of runs."
@@ -228,20 +313,24 @@ def list_runs(
     /,
     states: tuple[RunState.ValueType, ...],
     labels: tuple[tuple[str, str], ...],
+    since: float | None,
     limit: int,
     as_json: bool,
 ) -> None:
-    """List runs, newest first."""
+    """List runs, newest first, with their labels and why they failed."""
     damaged: list[str] = []
     with server.connect() as client:
-        found = client.list(
+        found = client.list_runs(
             states=states,
             labels=dict(labels),
             page_size=min(limit, MAX_PAGE),
             on_damaged=damaged.append,
         )
-        runs = [run.pb for run in itertools.islice(found, limit)]
-    for line in map(to_json, runs) if as_json else _table(runs):
+        if since is not None:
+            oldest = since
+            found = itertools.takewhile(lambda run: _created(run) >= oldest, found)
+        runs = list(itertools.islice(found, limit))
+    for line in map(to_json, runs) if as_json else table(runs):
         click.echo(line)
     if damaged:
         count = "1 run is" if len(damaged) == 1 else f"{len(damaged)} runs are"
@@ -249,9 +338,8 @@ def list_runs(
         click.echo(f"{count} damaged: {names}. See docs/how-to/damaged.md", err=True)
 
 
-def _run_to_kill(client: Client) -> Run | None:
-    active = to_kill(run.pb for run in client.list(states=ACTIVE))
-    return active or next((run.pb for run in client.list(page_size=1)), None)
+def _created(run: Run) -> float:
+    return run.create_time.ToNanoseconds() / 1e9
 
 
 def _how_killed(killed: KillResponse) -> str:
@@ -262,46 +350,10 @@ def _how_killed(killed: KillResponse) -> str:
     return f"{run} {state}, {count} process{'es' * (count != 1)} killed by force"
 
 
-def _newest(client: Client) -> str:
-    damaged: list[str] = []
-    run = next(client.list(page_size=1, on_damaged=damaged.append), None)
-    # A damaged run is newer than the first valid one; the server then reports the damage.
-    return next(iter(damaged), run.id if run else "")
-
-
-def _table(runs: Iterable[Run]) -> Iterator[str]:
-    rows = [("RUN", "STATE", "CELLS", "AGE", "TOOK", "NOTEBOOK"), *map(_row, runs)]
-    # Scripts get whole lines.
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    return rows_of(rows, width)
-
-
-def _row(run: Run) -> tuple[str, str, str, str, str, str]:
-    took = elapsed(run)
-    return (
-        one_line(run.run_id),
-        state_name(run.state),
-        f"{run.cells_completed}/{run.cells_total}",
-        age(time.time() - run.create_time.ToNanoseconds() / 1e9),
-        "" if took is None else f"{took:.1f} s",
-        _notebook(run),
-    )
-
-
-def _notebook(run: Run) -> str:
-    return one_line(run.notebook_path or run.notebook_uri) or "(inline)"
-
-
-def _print_text(event: Any, *, as_json: bool) -> None:
-    stream = event.cell_output.stream
-    if as_json:
-        piece = {
-            "time": event.time.ToJsonString(),
-            "cell_index": event.cell_output.cell_index,
-            "name": stream.name,
-            "text": stream.text,
-        }
-        click.echo(dump(piece))
-        return
-    target = sys.stderr if stream.name == "stderr" else sys.stdout
-    write_printed(target, stream.text)
+def _page(content: bytes) -> None:
+    """Show a text on a terminal, page by page if it has more lines."""
+    text = clean(content.decode(errors="replace"))
+    if text.count("\n") < shutil.get_terminal_size().lines:
+        click.echo(text, nl=not text.endswith("\n"))
+    else:
+        click.echo_via_pager(text)

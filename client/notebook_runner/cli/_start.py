@@ -3,43 +3,74 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from notebook_runner.errors import RunnerBusy
+
+from ._again import notebook_again, parameters_again
 from ._exit import HELP, code_of_run
 from ._follow import follow
 from ._group import Server, usage_errors
 from ._help_notebook import show_parameters
-from ._options import complete_kernel, json_option, quiet_option
+from ._options import (
+    complete_kernel,
+    complete_label,
+    complete_notebook,
+    json_option,
+    quiet_option,
+    run_argument,
+)
 from ._papermill import PapermillCommand
 from ._parameters import parameter_options, parameters_of
 from ._results import STANDARD_STREAM, OutputOptions, result_options
 from ._text import one_line, to_json
 from ._types import duration, pair, size
 from ._views import make_view
+from ._waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from notebook_runner._requests import StartOptions
-    from notebook_runner.client import Client
     from notebook_runner.v1.notebook_runner_pb2 import Run
 
-__all__ = ["run", "start"]
+    from ._calls import CommandClient
+
+__all__ = ["rerun", "run", "start"]
+
+# The contract's limit.
+LONGEST_NAME = 128
 
 _START_OPTIONS: list[Callable[..., Any]] = [
-    click.argument("notebook", required=False, type=click.Path(path_type=Path, allow_dash=True)),
+    click.argument(
+        "notebook",
+        required=False,
+        type=click.Path(path_type=Path, allow_dash=True),
+        shell_complete=complete_notebook,
+    ),
     click.option(
         "--server-path", metavar="PATH", help="Run the notebook at PATH under the server's notebook root."
     ),
     click.option("--notebook-uri", metavar="URI", help="Run the notebook at URI, which the server reads."),
-    parameter_options,
     click.option(
         "--help-notebook",
         is_flag=True,
         help="Show NOTEBOOK's parameters with types, defaults and comments, and exit.",
+    ),
+]
+_RUN_OPTIONS: list[Callable[..., Any]] = [
+    parameter_options,
+    click.option("--name", metavar="TEXT", help="Name for lists. Default: the notebook's file name."),
+    click.option(
+        "--files",
+        multiple=True,
+        type=click.Path(exists=True, path_type=Path),
+        metavar="PATH",
+        help="Send a file or folder to the run's working folder, such as data that the notebook reads.",
     ),
     click.option(
         "-k",
@@ -74,19 +105,19 @@ _START_OPTIONS: list[Callable[..., Any]] = [
     click.option(
         "--memory-limit",
         type=size,
-        metavar="BYTES",
-        help="Maximum memory of all processes: bytes, 512Mi, 2Gi.",
+        metavar="SIZE",
+        help="Maximum memory of all processes: 512Mi, 2Gi.",
     ),
     click.option(
         "--cell-output-limit",
         type=size,
-        metavar="BYTES",
+        metavar="SIZE",
         help="Maximum output of a cell. Further output is cut.",
     ),
     click.option(
         "--run-output-limit",
         type=size,
-        metavar="BYTES",
+        metavar="SIZE",
         help="Maximum output of all cells. Further output is cut.",
     ),
     click.option("--process-limit", type=int, metavar="N", help="Maximum number of concurrent processes."),
@@ -96,6 +127,7 @@ _START_OPTIONS: list[Callable[..., Any]] = [
         multiple=True,
         type=pair,
         metavar="NAME=VALUE",
+        shell_complete=complete_label,
         help="Set a label to find the run by.",
     ),
     click.option(
@@ -104,17 +136,21 @@ _START_OPTIONS: list[Callable[..., Any]] = [
     click.option(
         "--request-id", metavar="ID", help="Make the command safe to repeat: one ID starts one run."
     ),
+    click.option("--wait", is_flag=True, help="If the server is busy, wait until it accepts the run."),
 ]
 
 
-def _start_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(_START_OPTIONS):
-        command = option(command)
-    return command
+def _options(options: list[Callable[..., Any]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 @click.command(cls=PapermillCommand)
-@_start_options
+@_options(_START_OPTIONS + _RUN_OPTIONS)
 @json_option("the run")
 @click.pass_obj
 def start(
@@ -130,12 +166,12 @@ def start(
         show_parameters(notebook, as_json=as_json)
         return
     with server.connect() as client:
-        admitted = _admit(client, notebook, options)
+        admitted = _admit(client, _read(notebook), _translated(options, notebook), wait=options["wait"])
     click.echo(to_json(admitted) if as_json else one_line(admitted.run_id))
 
 
 @click.command(cls=PapermillCommand, epilog=HELP)
-@_start_options
+@_options(_START_OPTIONS + _RUN_OPTIONS)
 @result_options
 @quiet_option
 @json_option("each event")
@@ -159,31 +195,111 @@ def run(
         show_parameters(notebook, as_json=as_json)
         return
     results = OutputOptions.of(options, as_json=as_json)
-    view = make_view(as_json=as_json, quiet=quiet, on_stderr=results.uses_stdout)
+    content, translated = _read(notebook), _translated(options, notebook)
     server: Server = ctx.obj
     with server.connect() as client:
-        admitted = _admit(client, notebook, options)
-        ended = follow(ctx, client, admitted.run_id, view, asks=not as_json)
-        saved = results.save(client, ended, quiet=quiet)
+        wait = options["wait"]
+        _run(ctx, client, content, translated, results, wait=wait, as_json=as_json, quiet=quiet)
+
+
+@click.command(cls=PapermillCommand, epilog=HELP)
+@run_argument
+@_options(_RUN_OPTIONS)
+@result_options
+@quiet_option
+@json_option("each event")
+@click.pass_context
+def rerun(ctx: click.Context, /, named: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Run the notebook of a run again, with the same parameters unless others are given.
+
+    Without RUN, repeats the newest run. Takes the notebook as the run had it, or for a run by path or URI
+    the notebook that is there now. Name, kernel, labels and parameters are those of the run; options add
+    to them or replace them. Limits, environment and files are not taken: give them again.
+    """
+    results = OutputOptions.of(options, as_json=as_json)
+    server: Server = ctx.obj
+    with server.connect() as client:
+        before = client.find_run(named)
+        wait, translated = options["wait"], _translated(options, None)
+        content = _again(client, before, translated)
+        _run(ctx, client, content, translated, results, wait=wait, as_json=as_json, quiet=quiet)
+
+
+def _run(
+    ctx: click.Context,
+    client: CommandClient,
+    notebook: bytes | None,
+    options: StartOptions,
+    results: OutputOptions,
+    *,
+    wait: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Start a run, follow it, save its results, and exit with its code."""
+    server: Server = ctx.obj
+    view = make_view(as_json=as_json, quiet=quiet, on_stderr=results.uses_stdout)
+    admitted = _admit(client, notebook, options, wait=wait, quiet=quiet)
+    later = results.later(server, admitted.run_id)
+    ended = follow(ctx, client, admitted.run_id, view, asks=not as_json, later=later)
+    saved = results.save(server, client, ended, quiet=quiet)
     ctx.exit(code_of_run(ended) or saved)
 
 
-def _admit(client: Client, notebook: Path | None, options: dict[str, Any]) -> Run:
-    content: bytes | Path | None = notebook
+def _read(notebook: Path | None) -> bytes | None:
+    """Read the local notebook.
+
+    Raises:
+        click.UsageError: It does not exist.
+        OSError: It cannot be read.
+    """
+    if notebook is None:
+        return None
     if str(notebook) == STANDARD_STREAM:
-        content = sys.stdin.buffer.read()
-    elif notebook and not notebook.exists():
+        return sys.stdin.buffer.read()
+    if not notebook.exists():
         hint = "For a notebook under the server's notebook root, use --server-path."
         raise click.UsageError(f"No such local notebook: {notebook}. {hint}")
-    with usage_errors():
-        try:
-            return client.start(content, **_translated(options)).pb
-        except KeyboardInterrupt:
-            click.echo("interrupted before the server answered; the run may have started", err=True)
-            raise
+    return notebook.read_bytes()
 
 
-def _translated(options: dict[str, Any]) -> StartOptions:
+def _again(client: CommandClient, before: Run, options: StartOptions) -> bytes | None:
+    """Fill the options of a run from an earlier run, and return its notebook, unless the options name it."""
+    given = options.get("parameters", {})
+    options["parameters"] = {**parameters_again(before.parameters_json), **given}
+    options["labels"] = {**before.labels, **options.get("labels", {})}
+    options["kernel_name"] = options.get("kernel_name") or before.kernel_name
+    options["name"] = options.get("name") or before.name
+    if before.notebook_path:
+        options["server_path"] = before.notebook_path
+    elif before.notebook_uri:
+        options["notebook_uri"] = before.notebook_uri
+    else:
+        executed = client.output(before.run_id)
+        return notebook_again(executed, was_injected=bool(before.parameters_json))
+    return None
+
+
+def _admit(
+    client: CommandClient, notebook: bytes | None, options: StartOptions, *, wait: bool, quiet: bool = False
+) -> Run:
+    """Start a run; if the server is busy and `wait` is set, as soon as the server accepts it."""
+    # The same for each attempt, so that they cannot start more than one run.
+    options.setdefault("request_id", str(uuid.uuid4()))
+    with usage_errors(), Waiting(client, quiet=quiet) as waiting:
+        while True:
+            try:
+                return client.start_run(notebook, **options)
+            except RunnerBusy as error:
+                if not wait:
+                    raise
+                waiting.pause(error)
+            except KeyboardInterrupt:
+                click.echo("interrupted before the server answered; the run may have started", err=True)
+                raise
+
+
+def _translated(options: dict[str, Any], notebook: Path | None) -> StartOptions:
     result: StartOptions = {
         "parameters": parameters_of(options),
         "environment": dict(options["env"]),
@@ -195,7 +311,10 @@ def _translated(options: dict[str, Any]) -> StartOptions:
         "kernel_name": options["kernel"] or "",
         "output_uri": options["output_uri"] or "",
         "allow_errors": options["allow_errors"],
+        "name": options["name"] or _name_of(notebook),
     }
+    if options["files"]:
+        result["files"] = list(options["files"])
     # Here, absent differs from zero.
     for name in (
         "server_path",
@@ -206,6 +325,11 @@ def _translated(options: dict[str, Any]) -> StartOptions:
         "retention",
         "request_id",
     ):
-        if options[name] is not None:
+        if options.get(name) is not None:
             result[name] = options[name]
     return result
+
+
+def _name_of(notebook: Path | None) -> str:
+    is_file = notebook is not None and str(notebook) != STANDARD_STREAM
+    return notebook.stem[:LONGEST_NAME] if notebook and is_file else ""

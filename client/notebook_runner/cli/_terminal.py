@@ -14,7 +14,7 @@ from ._text import COLOUR, clean
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Terminal", "bytes_to", "clean_terminals", "terminal_of", "write_printed"]
+__all__ = ["Terminal", "bytes_to", "clean_terminals", "grpc_silenced", "terminal_of", "write_printed"]
 
 _RESET = "\x1b[0m"
 _ENDS = {_RESET, "\x1b[m"}
@@ -97,6 +97,38 @@ def clean_terminals() -> Iterator[None]:
                 terminal.flush()
             with contextlib.suppress(OSError):
                 terminal.detach()
+
+
+@contextlib.contextmanager
+def grpc_silenced() -> Iterator[None]:
+    """Keep the lines that gRPC writes to standard error out of the views; the command reports the errors.
+
+    gRPC reads GRPC_VERBOSITY when it is imported, which is too late for a default of this command. So its
+    descriptor gets another target, unless the user has set this variable or GRPC_TRACE.
+    """
+    if os.environ.keys() & {"GRPC_VERBOSITY", "GRPC_TRACE"} or not _is_standard_error(sys.stderr):
+        yield
+        return
+    before, descriptor = sys.stderr, sys.stderr.fileno()
+    before.flush()
+    own = open(os.dup(descriptor), "w", encoding=before.encoding, errors=before.errors, buffering=1)  # noqa: SIM115 - see `finally`
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    sys.stderr = own
+    try:
+        yield
+    finally:
+        sys.stderr = before
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            own.flush()
+        os.dup2(own.fileno(), descriptor)
+        with contextlib.suppress(OSError):
+            own.close()
+
+
+def _is_standard_error(stream: object) -> bool:
+    return isinstance(stream, io.TextIOWrapper) and stream is sys.__stderr__
 
 
 def terminal_of(stream: IO[str]) -> IO[str]:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from google.protobuf import json_format
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Value
+from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from notebook_runner._states import cause_name, state_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from google.protobuf.descriptor import EnumDescriptor
 
     from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 __all__ = [
     "COLOUR",
     "LineBuffer",
+    "about",
     "age",
+    "as_plain",
     "clean",
     "clock",
     "describe_cut",
@@ -29,7 +34,9 @@ __all__ = [
     "dump",
     "elapsed",
     "how_it_ended",
+    "how_it_ended_briefly",
     "one_line",
+    "place_in_queue",
     "repaired",
     "size",
     "to_json",
@@ -51,6 +58,8 @@ _BIDI = "\u202a-\u202e\u2066-\u2069"
 _TURNING = re.compile(f"[{_BIDI}]")
 _UNSHOWN = re.compile(f"[\x7f-\x9f\u2028\u2029{_BIDI}]")
 _DECIMAL = 1000
+# The exact forms of the Structs of the same names.
+_EXACT = ("parameters_json", "results_json")
 
 
 def clean(text: str, keep: str = "", *, colours: bool = True) -> str:
@@ -76,8 +85,11 @@ def one_line(text: str) -> str:
 
 
 def dump(value: object) -> str:
-    """Return a value as one line of JSON, with control and invisible characters escaped."""
-    return _escaped(json.dumps(value, ensure_ascii=False))
+    """Return a value as one line of JSON, with control and invisible characters escaped.
+
+    NaN and infinities are strings, because JSON has no such numbers.
+    """
+    return _escaped(json.dumps(_without_nan(value), ensure_ascii=False))
 
 
 def _escaped(encoded: str) -> str:
@@ -112,12 +124,22 @@ def elapsed(run: pb.Run) -> float | None:
     return (run.end_time.ToDatetime() - run.start_time.ToDatetime()).total_seconds()
 
 
+def about(run: pb.Run) -> str:
+    """Return what people know a run by: its name, or where its notebook comes from."""
+    return one_line(run.name or run.notebook_path or run.notebook_uri) or "(inline)"
+
+
 def how_it_ended(run: pb.Run) -> str:
     """Describe in a sentence how a run ended, with its exception or cause."""
-    return one_line(_end(run))
+    failure = run.failure
+    text = how_it_ended_briefly(run)
+    if failure.exception_name:
+        return one_line(f"{text}: {failure.exception_name}: {failure.exception_message}")
+    return text
 
 
-def _end(run: pb.Run) -> str:
+def how_it_ended_briefly(run: pb.Run) -> str:
+    """Describe in a sentence how a run ended; the exception of a cell is left to the traceback."""
     failure = run.failure
     text = f"run {run.run_id} {state_name(run.state)}"
     if failure.HasField("cell_index"):
@@ -125,12 +147,18 @@ def _end(run: pb.Run) -> str:
     if (took := elapsed(run)) is not None:
         text += f" after {took:.1f} s"
     if failure.exception_name:
-        return f"{text}: {failure.exception_name}: {failure.exception_message}"
+        return one_line(text)
     if run.HasField("failure"):
-        return f"{text}: {failure.message.strip() or cause_name(failure.cause)}"
-    if run.output_error:
-        return f"{text}, but the notebook was not written to {run.output_uri}: {run.output_error}"
-    return text
+        text += f": {failure.message.strip() or cause_name(failure.cause)}"
+    elif run.output_error:
+        text += f", but the notebook was not written to {run.output_uri}: {run.output_error}"
+    return one_line(text)
+
+
+def place_in_queue(run: pb.Run) -> str:
+    """Describe the place of a queued run."""
+    before = run.queue_position
+    return f"queued, {before} run{'s' * (before != 1)} ahead" if before else "queued, next to start"
 
 
 def repaired(run: pb.Run) -> str:
@@ -176,45 +204,88 @@ def describe_cut(cut: pb.OutputCut) -> str:
 
 
 def to_json(message: Message) -> str:
-    """Return a message of the contract as one line of protobuf's JSON, with the contract's names.
+    """Return a message of the contract as one line of JSON, with the contract's names.
 
-    NaN and infinities in parameters become strings, because JSON has no such numbers.
+    States, causes and outcomes are names in lower case; numbers are numbers, durations in seconds. NaN and
+    infinities are strings, because JSON has no such numbers. Parameters and result values are exact.
     """
-    encoded = json_format.MessageToJson(
-        _without_nan(message),
-        preserving_proto_field_name=True,
-        always_print_fields_with_no_presence=True,
-        indent=None,
-        ensure_ascii=False,
-    )
-    return _escaped(encoded)
+    return dump(as_plain(message))
 
 
-def _without_nan(message: Message) -> Message:
-    """Return a message whose Structs have only numbers that JSON has; the same message if they do."""
-    if all(math.isfinite(value.number_value) for value in _values(message)):
-        return message
-    changed = type(message)()
-    changed.CopyFrom(message)
-    for value in _values(changed):
-        number = value.number_value
-        if not math.isfinite(number):
-            value.string_value = "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
-    return changed
-
-
-def _values(message: Message) -> Iterator[Value]:
-    """Yield every value of every Struct in a message."""
-    if isinstance(message, Value):
-        yield message
-    for field, content in message.ListFields():
-        if field.message_type is None:
+def as_plain(message: Message) -> dict[str, Any]:
+    """Return a message of the contract as `to_json` prints it. Fields that are absent are missing."""
+    exact = {name.removesuffix("_json"): name for name in _EXACT if name in message.DESCRIPTOR.fields_by_name}
+    found: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        content = getattr(message, field.name)
+        if field.name in exact.values():
             continue
-        if field.message_type.GetOptions().map_entry:
-            is_map_of_messages = field.message_type.fields_by_name["value"].message_type is not None
-            parts = list(content.values()) if is_map_of_messages else []
-        else:
-            # Struct and ListValue are containers themselves, but messages first.
-            parts = [content] if isinstance(content, Message) else list(content)
-        for part in parts:
-            yield from _values(part)
+        if text := getattr(message, exact.get(field.name, ""), ""):
+            found[field.name] = json.loads(text)
+        elif not field.has_presence or message.HasField(field.name):
+            found[field.name] = _plain(content, field)
+    return found
+
+
+def _plain(content: Any, kind: Any) -> Any:
+    """Return the content of a field, whose descriptor is given."""
+    # Before the others, because Struct and ListValue are also containers.
+    if isinstance(content, Message):
+        return _plain_message(content)
+    if isinstance(content, Mapping):
+        return dict(content)
+    if isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        return [_plain(one, kind) for one in content]
+    if isinstance(content, bytes):
+        return _text_or_base64(content)
+    return _enum_name(content, kind.enum_type) if kind.enum_type else content
+
+
+def _plain_message(message: Message) -> Any:
+    if isinstance(message, Timestamp):
+        return message.ToJsonString()
+    if isinstance(message, Duration):
+        return message.ToNanoseconds() / 1e9
+    if isinstance(message, Struct):
+        return {name: _value(value) for name, value in message.fields.items()}
+    return as_plain(message)
+
+
+def _value(value: Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return {name: _value(one) for name, one in value.struct_value.fields.items()}
+        case "list_value":
+            return [_value(one) for one in value.list_value.values]
+        case "number_value":
+            number = value.number_value
+            return int(number) if number.is_integer() else number
+        case "null_value" | None:
+            return None
+        case kind:
+            return getattr(value, kind)
+
+
+def _enum_name(number: int, kind: EnumDescriptor) -> str | int:
+    value = kind.values_by_number.get(number)
+    # A newer server may know values that this client does not.
+    prefix = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.name).upper()
+    return value.name.removeprefix(f"{prefix}_").lower() if value else number
+
+
+def _text_or_base64(content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(content).decode()
+
+
+def _without_nan(value: Any) -> Any:
+    """Return a value whose numbers JSON has."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from notebook_runner._quantities import parse_duration, parse_size
 from notebook_runner._states import parse_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from notebook_runner.v1.notebook_runner_pb2 import RunState
 
-__all__ = ["duration", "pair", "rows_of", "size", "state"]
+__all__ = ["duration", "moment", "pair", "rows_of", "size", "state"]
 
-_SECONDS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-_NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
+ValueT = TypeVar("ValueT")
 
 
 def duration(text: str) -> float:
     """Parse a duration with an optional unit, in seconds."""
-    return _quantity(text, _SECONDS)
+    return _parsed(parse_duration, text)
 
 
 def size(text: str) -> int:
     """Parse a size with an optional unit, in bytes."""
-    return round(_quantity(text, _BYTES))
+    return _parsed(parse_size, text)
+
+
+def moment(text: str) -> float:
+    """Parse a time as seconds since the epoch: a duration before now, or a date or time of ISO 8601.
+
+    A time without a time zone is local.
+    """
+    try:
+        return time.time() - parse_duration(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).astimezone().timestamp()
+    except (ValueError, OverflowError) as error:
+        examples = "2h, 7d, 2026-11-29 or 2026-11-29T08:30"
+        raise click.BadParameter(
+            f"Expected how long ago, or a date or time: {examples} (got {text!r})."
+        ) from error
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -41,10 +59,7 @@ def pair(text: str) -> tuple[str, str]:
 
 def state(text: str) -> RunState.ValueType:
     """Parse the name of a state."""
-    try:
-        return parse_state(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+    return _parsed(parse_state, text)
 
 
 def rows_of(rows: Sequence[tuple[str, ...]], width: int = 0) -> Iterator[str]:
@@ -60,9 +75,8 @@ def rows_of(rows: Sequence[tuple[str, ...]], width: int = 0) -> Iterator[str]:
         yield line if not width or len(line) <= width else line[: width - 1] + "…"
 
 
-def _quantity(text: str, units: Mapping[str, float]) -> float:
-    match = _NUMBER_AND_UNIT.fullmatch(text)
-    if match is None or match[2] not in units:
-        names = ", ".join(unit for unit in units if unit)
-        raise click.BadParameter(f"Expected a number, optionally with a unit: {names} (got {text!r}).")
-    return float(match[1]) * units[match[2]]
+def _parsed(parse: Callable[[str], ValueT], text: str) -> ValueT:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import AbstractContextManager
 from typing import IO, TYPE_CHECKING, Protocol
 
@@ -11,8 +12,18 @@ import click
 from notebook_runner._states import state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
-from ._terminal import terminal_of, write_printed
-from ._text import describe_cut, describe_display, how_it_ended, one_line, repaired, to_json
+from ._display import show_display
+from ._terminal import Terminal, terminal_of, write_printed
+from ._text import (
+    describe_cut,
+    how_it_ended,
+    how_it_ended_briefly,
+    one_line,
+    place_in_queue,
+    repaired,
+    to_json,
+)
+from ._traceback import coloured, folded
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,6 +35,7 @@ __all__ = [
     "PlainView",
     "QuietView",
     "View",
+    "describe_end",
     "make_view",
 ]
 
@@ -35,11 +47,30 @@ OUTCOMES = {
 }
 
 
+def describe_end(run: pb.Run, stream: IO[str]) -> str:
+    """Describe how a run ended, with its traceback last, if it has one; in colour on a terminal."""
+    if not run.failure.traceback:
+        return how_it_ended(run)
+    traceback = folded(run.failure.traceback)
+    return (
+        f"{how_it_ended_briefly(run)}\n{coloured(traceback) if isinstance(stream, Terminal) else traceback}"
+    )
+
+
 class View(AbstractContextManager["View"], Protocol):
     """Shows one run from its first event to its end. It may be exited and entered again."""
 
     def event(self, event: pb.ProgressResponse) -> None:
         """Show one event."""
+
+    def lost(self) -> None:
+        """Show that the connection is lost, and that the client reconnects."""
+
+    def back(self) -> None:
+        """Show that the connection is back."""
+
+    def waiting(self, run: pb.Run) -> None:
+        """Show the place of a queued run."""
 
     def ended(self, run: pb.Run) -> None:
         """Show how the run ended."""
@@ -81,6 +112,15 @@ class _Silent:
     ) -> None:
         """Do nothing."""
 
+    def lost(self) -> None:
+        """Do nothing."""
+
+    def back(self) -> None:
+        """Do nothing."""
+
+    def waiting(self, run: pb.Run) -> None:
+        """Do nothing."""
+
 
 class JsonView(_Silent):
     """Shows one JSON object per event."""
@@ -100,12 +140,9 @@ class QuietView(_Silent):
         """Print nothing."""
 
     def ended(self, run: pb.Run) -> None:
-        """Print the traceback and how the run ended, to standard error, unless it succeeded."""
-        if run.state == pb.RUN_STATE_SUCCEEDED and not run.output_error:
-            return
-        if run.failure.traceback:
-            click.echo(run.failure.traceback.rstrip("\n"), err=True)
-        click.echo(how_it_ended(run), err=True)
+        """Print how the run ended and the traceback, to standard error, unless it succeeded."""
+        if run.state != pb.RUN_STATE_SUCCEEDED or run.output_error:
+            click.echo(describe_end(run, sys.stderr), err=True)
 
 
 class PlainView:
@@ -118,6 +155,8 @@ class PlainView:
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._stream = stream
         self._mid_line = False
+        self._error = ""
+        self._lost_at = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -145,13 +184,28 @@ class PlainView:
                 finished = event.cell_finished
                 took = finished.duration.ToTimedelta().total_seconds()
                 outcome = OUTCOMES.get(finished.outcome, "ended")
+                # The end of the run shows the error that ended it.
+                if self._error and finished.outcome == pb.CELL_OUTCOME_ERROR_ALLOWED:
+                    self._line(self._error)
+                self._error = ""
                 self._line(f"cell {finished.cell_index + 1}/{event.cells_total} {outcome} in {took:.2f} s")
 
     def ended(self, run: pb.Run) -> None:
-        """Print the traceback, if there is one, and how the run ended."""
-        if run.failure.traceback:
-            self._line(run.failure.traceback.rstrip("\n"))
-        self._line(how_it_ended(run))
+        """Print how the run ended, with the traceback last, if there is one."""
+        self._line(describe_end(run, self._stream or sys.stdout))
+
+    def lost(self) -> None:
+        """Print that the connection is lost."""
+        self._lost_at = time.monotonic()
+        self._line("connection lost, reconnecting …")
+
+    def back(self) -> None:
+        """Print that the connection is back."""
+        self._line(f"connected again after {time.monotonic() - self._lost_at:.0f} s")
+
+    def waiting(self, run: pb.Run) -> None:
+        """Print the place of a queued run."""
+        self._line(f"run {one_line(run.run_id)} {place_in_queue(run)}")
 
     def _output(self, output: pb.CellOutput) -> None:
         match output.WhichOneof("output"):
@@ -160,9 +214,9 @@ class PlainView:
                 write_printed(self._stream or sys.stdout, text)
                 self._mid_line = not text.endswith("\n")
             case "display":
-                self._line(describe_display(output.display))
+                self._line(show_display(output.display).text)
             case "error":
-                self._line(one_line(f"{output.error.exception_name}: {output.error.exception_message}"))
+                self._error = one_line(f"{output.error.exception_name}: {output.error.exception_message}")
             case "cut":
                 self._line(describe_cut(output.cut))
 

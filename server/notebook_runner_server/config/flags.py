@@ -13,6 +13,7 @@ from notebook_runner_server.config.settings import Settings
 NEW_TOKEN = "new_token"  # noqa: S105 - the name of an option
 CHECK = "check"
 _ACTIONS = "Instead of serving"
+_SIZE, _TIME = "SIZE", "TIME"
 
 
 class _Number(click.FloatRange):
@@ -23,6 +24,33 @@ class _Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
+
+
+class _Quantity(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic since click 8.4
+    """A number, optionally with a unit.
+
+    Args:
+        name: What it is, for the help: TIME or SIZE.
+        minimum: The smallest allowed value.
+        maximum: The largest allowed value.
+    """
+
+    def __init__(self, name: str, minimum: float | None, maximum: float | None) -> None:
+        self.name = name
+        kind: Any = click.IntRange if name == _SIZE else _Number
+        self._number = kind(minimum, maximum)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value[-1:].isalpha() and value[:1].isdigit():
+            # It brings the client, and so gRPC, which takes long to import.
+            from notebook_runner import _quantities  # noqa: PLC0415 - see the comment
+
+            try:
+                parse = _quantities.parse_size if self.name == _SIZE else _quantities.parse_duration
+                value = parse(value)
+            except ValueError as error:
+                self.fail(str(error), param, ctx)
+        return self._number.convert(value, param, ctx)
 
 
 class ServerCommand(click.Command):
@@ -97,21 +125,42 @@ def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
         ctx.exit()
 
 
+def is_size(one: dataclasses.Field[Any]) -> bool:
+    """Return whether a setting is a number of bytes."""
+    return isinstance(one.default, int) and "bytes" in one.metadata["help"]
+
+
+def shown_default(one: dataclasses.Field[Any]) -> str | bool:
+    """Return the default of a setting with its unit, as people write it; false: there is none to show."""
+    default: Any = one.default
+    if is_size(one):
+        return _with_unit(default, ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
+    if isinstance(default, float):
+        return _with_unit(default, ("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    return bool(default != "")
+
+
+def _with_unit(value: float, *units: tuple[str, int]) -> str:
+    whole = ((unit, length) for unit, length in units if value and value % length == 0)
+    unit, length = next(whole, ("", 1))
+    return f"{value / length:g}{unit}"
+
+
 def _option(one: dataclasses.Field[Any], kind: type) -> click.Option:
     flag = "--" + one.name.replace("_", "-")
     about = one.metadata
     value_type: Any = kind
     if about["choices"]:
         value_type = click.Choice(about["choices"])
+    elif is_size(one) or kind is float:
+        value_type = _Quantity(_SIZE if is_size(one) else _TIME, about["minimum"], about["maximum"])
     elif kind is int:
         value_type = click.IntRange(about["minimum"], about["maximum"])
-    elif kind is float:
-        value_type = _Number(about["minimum"], about["maximum"])
     return click.Option(
         [f"{flag}/--no-{flag[2:]}" if kind is bool else flag],
         type=None if kind is bool else value_type,
         default=one.default,
         help=about["help"],
-        show_default=one.default != "",
+        show_default=shown_default(one),
         show_envvar=True,
     )

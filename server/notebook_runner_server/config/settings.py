@@ -267,7 +267,12 @@ class Settings:
         "",
         "URL of an OTLP collector to send traces to, over gRPC. [default: $OTEL_EXPORTER_OTLP_ENDPOINT]",
     )
-    log_format: str = setting("json", "Format of the log on stderr.", choices=("json", "console"))
+    log_format: str = setting(
+        "auto",
+        "Format of the log on stderr: json, console for people, or auto, which is console on a terminal and "
+        "json otherwise.",
+        choices=("auto", "json", "console"),
+    )
     log_level: str = setting(
         "info", "Minimum severity to log.", choices=("debug", "info", "warning", "error")
     )

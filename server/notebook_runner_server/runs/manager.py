@@ -431,6 +431,12 @@ class RunManager:
             )
         return active.run, active.run_context.processes_ended
 
+    @property
+    def executing(self) -> tuple[str, ...]:
+        """The ids of the runs that have a worker."""
+        unended = self._dispatcher.unended()
+        return tuple(run.run_id for run in unended if run.state is not RunState.QUEUED)
+
     async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:
         """Admit no more runs, let the active ones finish for a while, and end the rest.
 
