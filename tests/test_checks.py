@@ -67,6 +67,12 @@ def test_the_defaults_can_be_served() -> None:
     assert faults() == []
 
 
+def test_a_format_of_ours_can_be_allowed() -> None:
+    """The page with scripts is in no list of nbconvert, and not allowed by default."""
+    assert "html-interactive" not in Settings().formats
+    assert faults(export_formats="html,html-interactive") == []
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_what_cannot_work_is_named(name: str) -> None:
     """One sentence for one fault, which names the flag or variable."""

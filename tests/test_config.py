@@ -66,7 +66,8 @@ def test_each_setting_is_documented(help_text: str, name: str) -> None:
     text = re.split(r" --[a-z]", rest, maxsplit=1)[0] if name not in SWITCHES else rest[:600]
     assert f"env var: {variable(name)}" in text
     about = FIELDS[name].metadata["help"]
-    assert " ".join(about.split()) in rest
+    # A line may be broken after a hyphen.
+    assert " ".join(about.split()).replace("- ", "-") in rest.replace("- ", "-")
     if name in NUMBERS:
         default = shown_default(FIELDS[name])
         assert f"default: {f'({default})' if isinstance(default, str) else getattr(DEFAULTS, name)}" in text

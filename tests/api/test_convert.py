@@ -101,6 +101,10 @@ def test_all_of_a_run_arrives() -> None:
         output_error="e",
         notebook_repairs=("r",),
         results=Results({"total": "1.0"}, ("large",)),
+        name="name",
+        notebook_sha256="0a",
+        peak_memory_bytes=1,
+        cpu_seconds=0.5,
     )
     message = convert.run_message(run)
     assert {field.name for field, _ in message.ListFields()} == set(pb.Run.DESCRIPTOR.fields_by_name)

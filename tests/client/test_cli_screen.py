@@ -196,7 +196,7 @@ def test_kill_asks_which_run(
 ) -> None:
     """Without an id the command asks first, and names the run."""
     with Client(server.target) as client:
-        id = client.start(write(gate.source), name="hold").run_id
+        run_id = client.start(write(gate.source), name="hold").id
     with show("kill") as screen:
         screen.until(f"Kill run {run_id}: ")
         screen.press(key, "Enter")

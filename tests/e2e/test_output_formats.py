@@ -10,10 +10,10 @@ import grpc
 import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.calls import SECONDS, artefact, inline, pages, perform, reach, started
+from tests.support.calls import SECONDS, artefact, finish, inline, pages, perform, reach, started, struct
 from tests.support.errors import refused
 from tests.support.gate import Gate
-from tests.support.notebooks import content, markdown
+from tests.support.notebooks import code, content, markdown
 from tests.support.processes import marked
 from tests.support.server import Server
 
@@ -48,6 +48,43 @@ def test_a_notebook_chooses_no_exporter(server: Server, gate: Gate, exporter: st
         gate.open()
     assert {answer.media_type for answer in answers} == {"text/plain"}
     assert b"".join(answer.content for answer in answers).decode().strip() == gate.source
+
+
+def test_a_page_begins_with_its_run(server: Server) -> None:
+    """State, parameters and times of the run are on top, with a link to the cell that failed."""
+    cells = (code("n = 1", "parameters"), "n / 0")
+    run = perform(server.stub, inline(*cells, parameters=struct({"n": 7}))).run
+    page = artefact(server.stub, run.run_id, format="html").decode()
+    banner = page[page.index('<div class="nbr-banner nbr-bad">') : page.index("Go to cell 3")]
+    assert ">Failed<" in banner
+    assert "ZeroDivisionError: division by zero" in banner
+    assert f"<dd>{run.run_id}</dd>" in page
+    assert "<dt>n</dt><dd>7" in page
+    assert f"<dd>{run.end_time.ToDatetime():%Y-%m-%d %H:%M:%S} UTC</dd>" in page
+    assert f'href="#cell-id={run.failure.cell_id}"' in page
+
+
+def test_the_page_of_an_active_run_says_so(server: Server, gate: Gate) -> None:
+    """While it executes, a page has the state as of its event, and all its pages are of one artefact."""
+    with started(server.stub, inline("1", gate.source)) as run:
+        reach(server.stub, run.run_id, "cell_finished")
+        first = server.stub.Output(
+            pb.OutputRequest(run_id=run.run_id, format="html", max_bytes=1000), timeout=SECONDS
+        )
+        gate.open()
+        assert finish(server.stub, run.run_id).run.state == pb.RUN_STATE_SUCCEEDED
+    rest = pages(
+        server.stub,
+        run_id=run.run_id,
+        format="html",
+        offset=first.next_offset,
+        as_of_sequence=first.as_of_sequence,
+    )
+    page = first.content + b"".join(answer.content for answer in rest)
+    assert len(page) == first.total_bytes
+    assert b">Running<" in page
+    assert f"event {first.as_of_sequence}, ".encode() in page
+    assert b">Succeeded<" in artefact(server.stub, run.run_id, format="html")
 
 
 def test_json_that_is_nested_deep_is_exported(server: Server) -> None:

@@ -1,6 +1,7 @@
 """HTML that a notebook brings: what of it stays, what does not, and formulas."""
 
 import html
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -195,6 +196,9 @@ def test_a_light_ground_has_dark_letters(style: str, dark: bool) -> None:
         ("\\begin{equation}\\label{eq:a} a = b \\nonumber\\end{equation}", "a=b"),
         ("$$a \\label{a} \\notag$$", "a"),
         ("$\\operatorname*{argmin}_x f$", "argminxf"),
+        ("$\\operatorname*{arg\\,max}_x f$", "arg\u2009maxxf"),
+        ("$\\operatorname*{\\mathrm{arg}~min}_x f$", "arg\u2009minxf"),
+        ("$\\operatorname{\\text{sign}}x$", "signx"),
         ("$a \\eqref{eq:b}$", "aeq:b"),
     ],
 )
@@ -217,11 +221,30 @@ def test_a_label_is_where_its_references_lead() -> None:
     assert "<code>\\ref{x}</code>" in found
 
 
-@pytest.mark.parametrize("name", ["\\max", "\\lim", "\\operatorname*{argmin}"])
+@pytest.mark.parametrize("name", ["\\max", "\\lim", "\\operatorname*{argmin}", "\\operatorname*{arg\\,min}"])
 def test_limits_stand_below(name: str) -> None:
     """What stands at an operator with limits is below it where there is room."""
     assert "<munder>" in sanitize_html(f"$${name}_x f$$")
     assert "<msub>" in sanitize_html("$$a_x f$$")
+
+
+def test_bars_are_as_tall_as_asked() -> None:
+    """Both bars of a norm have the size of a letter, unless they are asked to grow."""
+    plain = sanitize_html("$$\\lVert x \\rVert^2$$")
+    assert plain.count('<mo stretchy="false">\u2016</mo>') == 2
+    assert sanitize_html("$$\\left| x \\right|$$").count('stretchy="true"') == 2
+
+
+def test_equations_are_aligned() -> None:
+    """Both sides of an equation stand beside its sign, and pairs of columns apart from each other."""
+    found = sanitize_html("$$\\begin{aligned} a &amp;= b &amp; c &amp;= d \\end{aligned}$$")
+    styles = re.findall(r'<mtd [^>]*style="([^"]*)"', found)
+    assert styles == [
+        "text-align:right;padding-left:0em;padding-right:0em",
+        "text-align:left;padding-left:0em;padding-right:1em",
+        "text-align:right;padding-left:1em;padding-right:0em",
+        "text-align:left;padding-left:0em;padding-right:0em",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from notebook_runner_server.export.formats import ConversionError, convert, expo
 from notebook_runner_server.export.pages import _printed
 from notebook_runner_server.run_in_subprocess import run_in_subprocess
 from tests.support.notebooks import code, notebook
+from tests.support.pdf import page_texts
 from tests.support.polling import pause
 
 pytestmark = pytest.mark.long
@@ -64,6 +65,28 @@ def test_a_notebook_is_printed_to_the_same_bytes(source: Path, tmp_path: Path) -
         pause()
     convert("pdf", source, second)
     assert first.read_bytes() == second.read_bytes()
+
+
+@needs_browser
+def test_pages_have_numbers_and_headings_stay_with_what_follows(tmp_path: Path) -> None:
+    """Each page has its number of all; no heading is the last of its page, whatever follows in which cell."""
+    cells = []
+    for number in range(30):
+        filler = "line  \n" * (7 + number % 17)
+        cells += [new_markdown_cell(filler), new_markdown_cell(f"## own.{number}."), code(f"code.{number}.")]
+        cells += [new_markdown_cell(f"{filler}\n\n### cell.{number}.\n\ntext.{number}.")]
+    source, target = tmp_path / "source.ipynb", tmp_path / "target.pdf"
+    nbformat.write(notebook(*cells), source)
+    convert("pdf", source, target)
+    texts = page_texts(target.read_bytes())
+    assert len(texts) > 10
+    assert [text.startswith(f"{number}/{len(texts)}") for number, text in enumerate(texts, 1)] == [
+        True
+    ] * len(texts)
+    for heading, following in (("own", "code"), ("cell", "text")):
+        for number in range(30):
+            (page,) = [text for text in texts if f"{heading}.{number}." in text]
+            assert f"{following}.{number}." in page
 
 
 def test_without_a_browser_the_operator_is_told_what_to_install(

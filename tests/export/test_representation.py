@@ -1,5 +1,7 @@
 """What of an output a page shows: a picture or text beside what needs scripts, or a box that names it."""
 
+import html
+
 import pytest
 
 from notebook_runner_server.export.representation import chosen
@@ -27,6 +29,11 @@ PLOTLY: dict[str, object] = {"application/vnd.plotly.v1+json": {"data": []}}
         ({"text/latex": "x", "text/html": "<i>a</i>"}, {"text/html": "<i>a</i>"}),
         ({"image/gif": PNG}, {"text/html": f'<img src="data:image/gif;base64,{PNG}">'}),
         ({"image/webp": PNG, "text/plain": "t"}, {"text/plain": "t"}),
+        (
+            {"application/javascript": "load()", "application/vnd.bokehjs_load.v0+json": "load()"},
+            {},
+        ),
+        ({"text/html": "<div><a class='bk-notebook-logo'></a><span>Loading BokehJS</span></div>"}, {}),
         ({"text/html": "<style>p { color: red }</style>", "text/plain": "<HTML object>"}, {}),
         ({"text/html": " ", "text/plain": "<HTML object>"}, {}),
         ({"application/vnd.bokehjs_load.v0+json": "", "application/vnd.holoviews_load.v0+json": ""}, {}),
@@ -43,19 +50,26 @@ def test_what_is_shown(data: dict[str, object], shown: dict[str, object]) -> Non
 @pytest.mark.parametrize(
     ("data", "name"),
     [
-        (PLOTLY, "a Plotly figure"),
+        (PLOTLY, "Interactive Plotly figure"),
         ({**PLOTLY, "text/html": "<script>1</script>"}, "JavaScript output"),
-        ({"text/html": SCRIPT}, "a Plotly figure"),
-        ({"application/vnd.vegalite.v5+json": {}}, "a Vega-Lite chart"),
-        ({"application/vnd.vega.v5+json": {}}, "a Vega chart"),
-        ({"application/vnd.bokehjs_exec.v0+json": "", "text/html": "<div id=x></div>"}, "a Bokeh plot"),
-        ({"application/vnd.jupyter.widget-view+json": {"model_id": "x"}}, "a widget"),
-        ({"application/geo+json": {}}, "a map (GeoJSON)"),
+        ({"text/html": SCRIPT}, "Interactive Plotly figure"),
+        ({"application/vnd.vegalite.v5+json": {}}, "Interactive Vega chart"),
+        ({"application/vnd.vega.v5+json": {}}, "Interactive Vega chart"),
+        (
+            {"application/vnd.bokehjs_exec.v0+json": "", "text/html": "<div id=x></div>"},
+            "Interactive Bokeh plot",
+        ),
+        ({"application/vnd.jupyter.widget-view+json": {"model_id": "x"}}, "Widget"),
+        ({"application/geo+json": {}}, "Map (GeoJSON)"),
+        (
+            {"application/javascript": "draw()", "application/vnd.bokehjs_exec.v0+json": ""},
+            "Interactive Bokeh plot",
+        ),
         ({"application/javascript": "alert(1)"}, "JavaScript output"),
-        ({"application/vnd.<b>"[:19]: 1}, "output of type application/vnd.&lt;b&gt;"),
-        ({"text/html": "<iframe src='https://example.org'></iframe>"}, "an embedded page"),
-        ({"text/html": "<img src='https://example.org/x.png'>"}, "an image or sound from another location"),
-        ({"text/html": "<form><input name=a></form>"}, "a form"),
+        ({"application/vnd.<b>"[:19]: 1}, "Output of type application/vnd.&lt;b&gt;"),
+        ({"text/html": "<iframe src='https://example.org'></iframe>"}, "Embedded page"),
+        ({"text/html": "<img src='https://example.org/x.png'>"}, "Image or sound from another location"),
+        ({"text/html": "<form><input name=a></form>"}, "Form"),
     ],
 )
 @pytest.mark.parametrize("text", ["", "the <text>"])
@@ -63,5 +77,21 @@ def test_a_box_names_what_is_missing(data: dict[str, object], name: str, text: s
     """Where nothing else is there a clear box says what it is, with the text beside it."""
     found = chosen({**data, **({"text/plain": text} if text else {})})
     assert list(found) == ["text/html"]
-    assert f"<p>Not shown: {name}. " in found["text/html"]
+    assert f"<p><strong>{name}</strong>: not shown, because this page runs no scripts" in found["text/html"]
     assert ("<pre>the &lt;text&gt;</pre>" in found["text/html"]) is bool(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        ("application/vnd.plotly.v1+json", 'fig.show("png")'),
+        ("application/vnd.vegalite.v6+json", 'altair.renderers.enable("png")'),
+        ("application/vnd.bokehjs_exec.v0+json", "get_screenshot_as_png(plot)"),
+        ("application/pdf", "open the notebook"),
+    ],
+)
+def test_a_box_says_what_to_do(kind: str, advice: str) -> None:
+    """A reader learns of the format that shows a plot, and of the call that makes a picture of it."""
+    box = chosen({kind: ""})["text/html"]
+    assert advice in html.unescape(box)
+    assert ("html-interactive" in box) is ("plotly" in kind or "bokeh" in kind)

@@ -60,6 +60,20 @@ class Browser:
         self._log()
         self.driver.get(page.as_uri())
 
+    def resize(self, width: int, height: int = 900) -> None:
+        """Makes the window as wide as a screen, a phone's below 600."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    @contextmanager
+    def frame(self) -> Iterator[None]:
+        """Lets questions be about what is in the page's frame."""
+        self.driver.switch_to.frame(0)
+        try:
+            yield
+        finally:
+            self.driver.switch_to.default_content()
+
     def ask(self, script: str) -> Any:
         """Evaluates a script that is not the page's."""
         return self.driver.execute_script(script)
@@ -70,6 +84,11 @@ class Browser:
         sent = [one["params"] for one in told if one["method"] == "Network.requestWillBeSent"]
         urls = [one["request"]["url"] for one in sent]
         return [url for url in urls if not url.startswith("data:")][1:]
+
+    def complaints(self) -> str:
+        """What the browser has said about the page since it was asked last, such as what a policy forbids."""
+        entries: list[Any] = self.driver.get_log("browser")  # type: ignore[no-untyped-call] # selenium's
+        return "\n".join(entry["message"] for entry in entries)
 
     def _log(self) -> list[Any]:
         entries: list[Any] = self.driver.get_log("performance")  # type: ignore[no-untyped-call] # selenium's

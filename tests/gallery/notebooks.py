@@ -2,6 +2,7 @@
 
 from nbformat import NotebookNode
 
+from tests.gallery.record import RECORDED
 from tests.support.notebooks import code, markdown
 
 # Every way leaves its name in the page when it runs, and none may.
@@ -74,4 +75,73 @@ SHOW: list[str | NotebookNode] = [
         "    def name(self): return f'{self!r}' if self is not None else None"
     ),
     "def f(x):\n    return 1 / x\nf(0)",
+]
+
+PLOTS: list[str | NotebookNode] = [
+    markdown(
+        "# Plots, widgets and formulas\n\n- [x] done\n- [ ] to do\n\n"
+        "$$\\hat\\beta = \\operatorname*{arg\\,min}_{\\beta \\in B} \\lVert y - X\\beta \\rVert^2$$\n\n"
+        "$$\\left\\{\\begin{aligned} x + y &= 1 \\\\ 2x - y &= 0 \\end{aligned}\\right.$$"
+    ),
+    code("rows, name = 3, 'a name'", "parameters"),
+    f"import json\nrecorded = json.load(open({str(RECORDED)!r}))",
+    *(
+        f"for output in recorded[{name!r}]: display(output, raw=True)"
+        for name in ("plotly", "altair", "altair_png", "altair_svg", "bokeh_load", "bokeh")
+    ),
+    (
+        "from tqdm import tqdm\nfor outer in tqdm(range(2), desc='outer'):\n"
+        "    for inner in tqdm(range(300), desc='inner', leave=False): pass"
+    ),
+    "from tqdm.notebook import tqdm\nfor one in tqdm(range(40), desc='widget'): pass",
+    (
+        "import ipywidgets\nbox = ipywidgets.Output()\n"
+        "with box: display(ipywidgets.HTML('<b>bold</b> in a widget'))\n"
+        "ipywidgets.VBox([ipywidgets.IntSlider(3, description='size'), box, ipywidgets.Label('a label')])"
+    ),
+    (
+        "def deep(n):\n    if n:\n        return deep(n - 1)\n"
+        "    raise ValueError('a long message ' * 8)\n"
+        "def outer():\n    try:\n        deep(4)\n    except ValueError as error:\n"
+        "        raise RuntimeError('the outer error') from error\nouter()"
+    ),
+]
+
+# A script of an output that tries to get out of its frame, and says how each way ended.
+_ESCAPE = """
+<div></div><script>
+const seen = document.documentElement.dataset, to = 'http://127.0.0.1:9/';
+const attempt = (name, way) => {
+  try { seen[name] = String(way()) } catch (error) { seen[name] = error.name }
+};
+attempt('eval', () => Function('return 1 + 1')());
+attempt('cookie', () => document.cookie);
+attempt('storage', () => localStorage.length);
+attempt('parent', () => parent.document.title);
+attempt('popup', () => open(to + 'popup'));
+attempt('navigate', () => { parent.location = to + 'parent' });
+new Image().src = to + 'image.png';
+for (const [tag, name, value] of [
+  ['script', 'src', to + 'script.js'], ['link', 'href', to + 'sheet.css'], ['iframe', 'src', to + 'frame'],
+  ['video', 'src', to + 'video'], ['object', 'data', to + 'object'], ['embed', 'src', to + 'embed'],
+]) {
+  const element = document.createElement(tag);
+  if (tag === 'link') element.rel = 'stylesheet';
+  element[name] = value;
+  document.body.append(element);
+}
+document.body.insertAdjacentHTML('beforeend', `<form action="${to}form"></form>`);
+document.forms[0].submit();
+navigator.sendBeacon(to + 'beacon');
+document.addEventListener('leave', () => { location = to + 'away' });
+fetch(to + 'fetch').catch((error) => {
+  seen.fetch = error.name;
+  seen.tried = 'yes';
+});
+</script>
+"""
+ESCAPE: list[str | NotebookNode] = [
+    "from IPython.display import HTML, Javascript",
+    "Javascript('element.ownerDocument.documentElement.dataset.element = \"from element\"')",
+    f"HTML({_ESCAPE!r})",
 ]

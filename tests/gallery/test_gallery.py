@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from selenium.webdriver.support.wait import WebDriverWait
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.export import hostile
-from tests.gallery.browser import FAINT, Browser, chromium
-from tests.gallery.notebooks import ATTACK, SHOW
+from tests.gallery.browser import FAINT, SECONDS, Browser, chromium
+from tests.gallery.notebooks import ATTACK, ESCAPE, PLOTS, SHOW
 from tests.support.calls import artefact, inline, perform, struct
 from tests.support.server import Server
 
@@ -54,22 +55,32 @@ Page = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def page(server: Server, browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Page:  # noqa: ARG001 - without a browser no run is needed
+def page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:  # noqa: ARG001 - without a browser no run is needed
     """Gives the file of an artefact of a notebook that was executed by the server, each executed once."""
-    folder = tmp_path_factory.mktemp("pages")
+    with Server(
+        tmp_path_factory.mktemp("state"), "--export-formats", "html,html-interactive,slides,pdf"
+    ) as server:
+        yield pages_of(server, tmp_path_factory.mktemp("pages"))
+
+
+def pages_of(server: Server, folder: Path) -> Page:
+    """Returns what gives the file of an artefact."""
     requests = {
         "quickstart": pb.StartRequest(
             notebook_content=QUICKSTART.read_bytes(), parameters=struct({"games": 5, "largest": 20_000})
         ),
         "attack": inline(*ATTACK, allow_errors=True),
         "show": inline(*SHOW, allow_errors=True),
+        "escape": inline(*ESCAPE),
+        "plots": inline(*PLOTS, parameters=struct({"rows": 12, "name": "a <name>"})),
     }
     ended: dict[str, pb.Run] = {}
 
     def made(name: str, to: str = "html", *, omit_input: bool = False) -> Path:
         if name not in ended:
             ended[name] = perform(server.stub, requests[name]).run
-            assert ended[name].state == pb.RUN_STATE_SUCCEEDED
+            failed = name == "plots"
+            assert ended[name].state == (pb.RUN_STATE_FAILED if failed else pb.RUN_STATE_SUCCEEDED)
         path = folder / f"{name}-{to}-{omit_input}.html"
         path.write_bytes(artefact(server.stub, ended[name].run_id, format=to, omit_input=omit_input))
         return path
@@ -91,7 +102,7 @@ def test_the_quickstart_can_be_seen(browser: Browser, page: Page, scheme: str) -
     assert browser.asked_for() == []
 
 
-@pytest.mark.parametrize("name", ["quickstart", "show"])
+@pytest.mark.parametrize("name", ["quickstart", "show", "plots"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_everything_can_be_read(browser: Browser, page: Page, scheme: str, name: str) -> None:
     """Code, tables, coloured cells, ANSI colours and tracebacks stand out from their ground."""
@@ -100,6 +111,88 @@ def test_everything_can_be_read(browser: Browser, page: Page, scheme: str, name:
     ground = browser.ask("return getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 17)"}[scheme]
     assert browser.ask(FAINT) == []
+
+
+@pytest.fixture
+def phone(browser: Browser) -> Iterator[None]:
+    """The width of a phone, until the test ends."""
+    browser.resize(390)
+    yield
+    browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.usefixtures("phone")
+@pytest.mark.parametrize("name", ["quickstart", "show", "plots"])
+def test_a_phone_scrolls_in_one_direction(browser: Browser, page: Page, name: str) -> None:
+    """Only wide parts of a page scroll sideways, never the page."""
+    browser.open(page(name), "dark")
+    browser.keep(KEPT / f"{name}-phone.png")
+    assert browser.ask("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.ask(FAINT) == []
+
+
+def test_what_needs_scripts_is_a_picture_or_a_box(browser: Browser, page: Page) -> None:
+    """Each plot is its picture or one box with its name; bars are full, and there once."""
+    browser.open(page("plots"))
+    boxes = "return [...document.querySelectorAll('.nbr-missing strong')].map((one) => one.textContent)"
+    assert browser.ask(boxes) == [
+        f"Interactive {name}" for name in ("Plotly figure", "Vega chart", "Bokeh plot")
+    ]
+    shown = "img[src^='data:image/png'], img[src^='data:image/svg'], .jp-RenderedSVG svg"
+    assert browser.ask(f'return document.querySelectorAll("{shown}").length') == 2
+    assert browser.ask("return [...document.querySelectorAll('progress')].map((one) => one.value)") == [1]
+    text = browser.ask("return document.body.innerText").replace("\u2007", " ")
+    assert text.count("outer: 100%|") == text.count("40/40 [") == text.count("bold in a widget") == 1
+    assert "inner:" not in text
+    assert "Loading BokehJS" not in text
+
+
+def test_a_banner_leads_to_the_failing_cell(browser: Browser, page: Page) -> None:
+    """The link brings the cell to the top of the window."""
+    browser.open(page("plots"))
+    assert browser.ask("return document.querySelector('.nbr-state').textContent") == "Failed"
+    assert "a <name>" in browser.ask("return document.querySelector('.nbr-parameters').innerText")
+    browser.driver.find_element("css selector", ".nbr-message a").click()
+    top = "return document.querySelector('.jp-CodeCell:last-of-type').getBoundingClientRect().top"
+    assert -5 <= browser.ask(top) < 900
+
+
+def test_scripts_run_in_a_frame_that_asks_nobody(browser: Browser, page: Page) -> None:
+    """The scripts of outputs run, without storage, the page around the frame, and any request."""
+    page_in_frame = page("escape", "html-interactive")
+    browser.open(page_in_frame)
+    with browser.frame():
+        WebDriverWait(browser.driver, SECONDS).until(
+            lambda _: browser.ask("return document.documentElement.dataset.tried")
+        )
+        done = browser.ask("return {...document.documentElement.dataset}")
+        browser.ask("document.dispatchEvent(new Event('leave'))")
+    assert done == {
+        "tried": "yes",
+        "eval": "2",
+        "element": "from element",
+        "fetch": "TypeError",
+        "popup": "null",
+        **dict.fromkeys(("cookie", "storage", "parent", "navigate"), "SecurityError"),
+    }
+    # It sends itself away, too; the policy of the page around it forbids that.
+    WebDriverWait(browser.driver, SECONDS).until(lambda _: "violates" in browser.complaints())
+    browser.keep(KEPT / "interactive-escape.png")
+    assert browser.asked_for() == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_interactive_page_can_be_read(browser: Browser, page: Page, scheme: str) -> None:
+    """The frame has the page with its banner, whose link works, and says what it does not have."""
+    browser.open(page("plots", "html-interactive"), scheme)
+    browser.keep(KEPT / f"interactive-{scheme}.png")
+    with browser.frame():
+        assert browser.ask(FAINT) == []
+        assert browser.ask("return document.querySelector('.nbr-state').textContent") == "Failed"
+        browser.driver.find_element("css selector", ".nbr-message a").click()
+        assert browser.ask("return scrollY") > 500
+        assert "html-interactive" not in browser.ask("return document.body.innerText")
+    assert browser.asked_for() == []
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

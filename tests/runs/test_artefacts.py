@@ -217,9 +217,9 @@ async def test_what_is_read_during_a_deletion_is_not_kept(
         await ended(runner, run_id)
         record, write = await store.find(run_id), store._write_with_reserve
 
-        async def delayed(function: Callable[[Connection], None]) -> None:
+        async def delayed(function: Callable[[Connection], bool]) -> bool:
             assert await store.find(run_id) == record
-            await write(function)
+            return await write(function)
 
         assert record is not None
         with monkeypatch.context() as patched:

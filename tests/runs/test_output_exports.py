@@ -8,6 +8,7 @@ import pytest
 
 from notebook_runner_server.errors import ExportFailedError, InvalidFieldError, RunNotFoundError
 from notebook_runner_server.execution.interface import KernelReady
+from notebook_runner_server.export.banner import Banner
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.outputs import MESSAGE_BYTES, Outputs, Page
 from notebook_runner_server.runs.store import Store
@@ -15,19 +16,34 @@ from tests.runs.fakes import DONE, FakeBackend, cell, ended, running, spec, tell
 
 
 class Counting:
-    """An exporter that counts, and writes what it was asked for and how many cells have said something."""
+    """An exporter that counts, and writes what it was asked for and how many cells have said something.
+
+    Attributes:
+        banners: What each page was given to say about its run.
+    """
 
     def __init__(self) -> None:
         self.formats = ["html", "pdf"]
         self.made: list[tuple[str, bool]] = []
+        self.banners: list[Banner] = []
         self.wrong = ""
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
 
-    async def export(self, notebook: Path, to: str, target: Path, *, omit_input: bool = False) -> str:
+    async def export(
+        self,
+        notebook: Path,
+        to: str,
+        target: Path,
+        *,
+        omit_input: bool = False,
+        about: Banner | None = None,
+    ) -> str:
         """Counts, and fails if it shall."""
         if self.wrong:
             raise RuntimeError(self.wrong)
         self.made.append((to, omit_input))
+        assert about is not None
+        self.banners.append(about)
         await asyncio.sleep(0)
         said = notebook.read_text().count("said")
         target.write_text(f"{to} {omit_input} {said}")
@@ -72,6 +88,55 @@ async def test_each_export_is_made_once(tmp_path: Path) -> None:
         assert (await scene.page()).sha256 == whole[0].sha256
         assert scene.exporter.made == [("html", False), ("html", True)]
         assert (await Scene(store, runner, run_id).page(omit_input=True)).content == b"html True 2"
+
+
+async def test_a_banner_shows_the_state_as_of_its_event(tmp_path: Path) -> None:
+    """A page says what was true at its event, and says the same when it is made again after the run's end."""
+    backend, store = FakeBackend(), Store(tmp_path)
+    async with running(store, backend) as runner:
+        run_id = (await runner.start(spec())).run_id
+        handle = await backend.taken(run_id)
+        scene = Scene(store, runner, run_id)
+        starting = await scene.page()
+        handle.tell(KernelReady(), *cell(0))
+        _, log = await runner.log(run_id)
+        await tells(log, cell(0)[-1])
+        running_page = await scene.page()
+        assert running_page.sha256 == ""
+        handle.tell(*cell(1), DONE)
+        await ended(runner, run_id)
+        last = await scene.page()
+        assert (await scene.page(as_of=last.as_of)).sha256 == last.sha256 != ""
+        starting_state, running_state, last_state = scene.exporter.banners
+        assert [one.state for one in scene.exporter.banners] == ["Starting", "Running", "Succeeded"]
+        assert last_state.tone == "good"
+        assert ("Cells", "2 of 2 completed") in last_state.facts
+        assert ("Cells", "1 of 2 completed") in running_state.facts
+        assert dict(running_state.facts)["As of"].startswith(f"event {running_page.as_of}, 20")
+        assert dict(starting_state.facts)["As of"].startswith(f"event {starting.as_of}, 20")
+        await store.artefacts.delete(run_id)
+        again = [await scene.page(as_of=page.as_of) for page in (starting, running_page, last)]
+        assert [page.content for page in again] == [page.content for page in (starting, running_page, last)]
+        assert scene.exporter.banners[3:] == [starting_state, running_state, last_state]
+
+
+async def test_an_end_without_new_outputs_is_a_new_page(tmp_path: Path) -> None:
+    """A page of a run that executes does not stand for the page of its end, although its notebook does."""
+    backend, store = FakeBackend(), Store(tmp_path)
+    async with running(store, backend) as runner:
+        run_id = (await runner.start(spec())).run_id
+        handle = await backend.taken(run_id)
+        handle.tell(KernelReady(), *cell(0), *cell(1))
+        _, log = await runner.log(run_id)
+        await tells(log, cell(1)[-1])
+        scene = Scene(store, runner, run_id)
+        await scene.page()
+        notebook = await scene.page("notebook")
+        handle.tell(DONE)
+        await ended(runner, run_id)
+        assert (await scene.page()).sha256
+        assert [one.state for one in scene.exporter.banners] == ["Running", "Succeeded"]
+        assert (await scene.page("notebook", as_of=notebook.as_of)).content == notebook.content
 
 
 async def test_a_page_without_code_is_of_the_event_that_it_was_asked_for(tmp_path: Path) -> None:

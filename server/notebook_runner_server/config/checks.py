@@ -14,6 +14,7 @@ from notebook_runner_server.api import tls_files
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config.settings import ENVIRONMENT_PREFIX, PROCESS, Settings, limit_names
 from notebook_runner_server.execution.options import WarmKernels, resolve_kernel_name
+from notebook_runner_server.export.formats import HTML_INTERACTIVE
 
 _OTHER_VARIABLES = (
     *("TARGET", "TOKEN", "TOKEN_FILE", "TLS_CA"),  # of the client
@@ -116,7 +117,7 @@ def _formats(settings: Settings) -> Iterator[str]:
         return
     from importlib.metadata import entry_points  # noqa: PLC0415 - for other formats only
 
-    known = {one.name for one in entry_points(group="nbconvert.exporters")}
+    known = {HTML_INTERACTIVE, *(one.name for one in entry_points(group="nbconvert.exporters"))}
     for name in settings.formats:
         # nbconvert takes the name of a class as well.
         if name not in known and "." not in name:

@@ -238,8 +238,8 @@ class Settings:
     )
     export_formats: str = setting(
         "html,markdown,script,python,slides,pdf",
-        "nbconvert exporters that Output may use, separated by commas; pdf needs Chromium, "
-        "some others need pandoc.",
+        "Formats of Output, separated by commas: html-interactive, which runs scripts in the reader's "
+        "browser, and nbconvert exporters; pdf needs Chromium, some others need pandoc.",
     )
     export_timeout: float = setting(120.0, "Maximum duration of an export, in seconds.", minimum=1)
 

@@ -7,11 +7,14 @@ format shows is therefore dropped, and the rest is validated.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from nbformat import NotebookNode
 from nbformat.v4 import to_notebook_json
+
+from notebook_runner_server.export import widgets
+from notebook_runner_server.export.terminal import final_text
 
 _CELL_TYPES = {"code", "markdown", "raw"}
 _MAX_NAME = 40
@@ -25,16 +28,52 @@ _SLIDE_TYPES = {"slide", "subslide", "fragment", "skip", "notes", "-"}
 _BACKGROUNDS = {"light", "dark"}
 
 
-def exportable(document: Mapping[str, Any]) -> NotebookNode:
+class _Kept(NamedTuple):
+    """What of outputs is kept beside text: the models of widgets by id, and JSON of some types."""
+
+    models: Mapping[str, Any]
+    types: Collection[str]
+
+
+def exportable(document: Mapping[str, Any], *, keep: Collection[str] = ()) -> NotebookNode:
     """Return a notebook for an exporter.
 
     Args:
         document: The notebook's JSON, nbformat 4.
+        keep: JSON types that the format shows.
     """
-    cells = [{"id": _id(cell, index), **_cell(cell)} for index, cell in enumerate(document["cells"])]
+    kept = _Kept(_models(_mapping(document.get("metadata"))), keep)
+    cells = [{"id": _id(cell, index), **_cell(cell, kept)} for index, cell in enumerate(document["cells"])]
     notebook = {"nbformat": 4, "nbformat_minor": 5, "cells": cells, "metadata": _metadata(document)}
     node: NotebookNode = to_notebook_json(notebook)
+    for cell in node.cells:
+        if cell.cell_type == "code":
+            cell.outputs = _joined(cell.outputs)
     return node
+
+
+def _joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """Join text that was printed in pieces, and show it as a terminal does in the end."""
+    found: list[NotebookNode] = []
+    for output in outputs:
+        previous = found[-1] if found else None
+        if (
+            previous is not None
+            and output.output_type == previous.output_type == "stream"
+            and output.name == previous.name
+        ):
+            previous.text += output.text
+        else:
+            found.append(output)
+    for output in found:
+        if output.output_type == "stream":
+            output.text = final_text(output.text)
+    return found
+
+
+def _models(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of the notebook's widgets, by the id of their models."""
+    return _mapping(_mapping(_mapping(metadata.get("widgets")).get(widgets.STATE)).get("state"))
 
 
 def _id(cell: Mapping[str, Any], index: int) -> str:
@@ -59,7 +98,7 @@ def _metadata(document: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _cell(cell: Mapping[str, Any]) -> dict[str, Any]:
+def _cell(cell: Mapping[str, Any], kept: _Kept) -> dict[str, Any]:
     kind = cell["cell_type"]
     if kind not in _CELL_TYPES:
         return _placeholder(cell)
@@ -71,7 +110,7 @@ def _cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     }
     if kind == "code":
         found["execution_count"] = _count(cell)
-        found["outputs"] = [made for output in cell.get("outputs", ()) if (made := _output(output))]
+        found["outputs"] = [made for output in cell.get("outputs", ()) if (made := _output(output, kept))]
     elif attachments := _mapping(cell.get("attachments")):
         bundles = {name: _data(_mapping(bundle)) for name, bundle in attachments.items()}
         found["attachments"] = {name: bundle for name, bundle in bundles.items() if bundle}
@@ -98,7 +137,7 @@ def _placeholder(cell: Mapping[str, Any]) -> dict[str, Any]:
     return {"cell_type": "markdown", "source": source, "metadata": {}}
 
 
-def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
+def _output(output: Mapping[str, Any], kept: _Kept) -> dict[str, Any] | None:
     """Return the part of an output that is shown; None: nothing."""
     kind = output.get("output_type")
     if kind == "stream":
@@ -109,11 +148,22 @@ def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     found = {
         "output_type": kind,
-        "data": _data(_mapping(output.get("data"))),
+        "data": _shown(_mapping(output.get("data")), kept),
         "metadata": _output_metadata(_mapping(output.get("metadata"))),
     }
     if kind == "execute_result":
         found["execution_count"] = _count(output)
+    return found
+
+
+def _shown(data: Mapping[str, Any], kept: _Kept) -> dict[str, Any]:
+    """Return representations, with a widget as it was saved."""
+    found = _data(data)
+    found.update({kind: data[kind] for kind in kept.types if kind in data})
+    model_id = _mapping(data.get(widgets.VIEW)).get("model_id")
+    if model_id is not None and (saved := widgets.static_widget(kept.models, model_id)):
+        found[widgets.VIEW] = {"html": saved.html, "is_interactive": saved.is_interactive}
+        found["text/plain"] = saved.text
     return found
 
 

@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from notebook_runner_server.confinement import confine
+from notebook_runner_server.export.banner import Banner
 
 
 class ConversionError(RuntimeError):
     """A notebook cannot be converted; the message says why."""
 
 
+HTML_INTERACTIVE = "html-interactive"
+"""The page with scripts, the only format of ours whose name nbconvert does not know."""
+
 DEEPEST = 12_000
 """Maximum depth of a notebook's JSON; a worker reads nearly as much (`execution.worker`)."""
 
 
-def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) -> str:
+def convert(
+    to: str, notebook: Path, target: Path, *, omit_input: bool = False, about: Banner | None = None
+) -> str:
     """Write a notebook in one of nbconvert's formats, and return its media type.
 
     Args:
@@ -26,6 +32,7 @@ def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) 
         notebook: The notebook's file.
         target: The file to write.
         omit_input: Leave out the source of code cells, and all prompts.
+        about: What a page says about the run at its top; None: nothing.
 
     Raises:
         Exception: Whatever nbconvert raises.
@@ -40,17 +47,19 @@ def convert(to: str, notebook: Path, target: Path, *, omit_input: bool = False) 
     # One artefact is one file: images stay in it.
     config.ExtractOutputPreprocessor.enabled = False
     config.ExtractAttachmentsPreprocessor.enabled = False
-    # Text that was printed in pieces is joined, as in a terminal.
-    config.CoalesceStreamsPreprocessor.enabled = True
-    # Markdown alone has no attachments.
-    config.MarkdownExporter.preprocessors = [_with_attachments]
+    # `exportable` has joined text that was printed in pieces.
+    config.CoalesceStreamsPreprocessor.enabled = False
+    # Markdown alone has neither attachments nor colours.
+    config.MarkdownExporter.preprocessors = [_for_markdown]
     config.TemplateExporter.exclude_input = omit_input
     config.TemplateExporter.exclude_input_prompt = omit_input
     config.TemplateExporter.exclude_output_prompt = omit_input
     exporter = _exporter(to)(config=config)
     with notebook.open(encoding="utf-8", errors="surrogatepass") as file:
-        node = exportable(json.load(file))
-    content, _ = exporter.from_notebook_node(node, resources={"metadata": {"name": "notebook"}})
+        node = exportable(json.load(file), keep=getattr(exporter, "json_types", ()))
+    content, _ = exporter.from_notebook_node(
+        node, resources={"metadata": {"name": "notebook"}, "banner": about}
+    )
     if isinstance(content, str):
         content = content.encode(errors="replace")
     target.write_bytes(content)
@@ -65,6 +74,7 @@ def _exporter(to: str) -> Any:
 
     own = {
         "html": pages.PageExporter,
+        HTML_INTERACTIVE: pages.InteractivePageExporter,
         "slides": pages.SlidesPageExporter,
         "pdf": pages.PdfExporter,
         # nbconvert's exporter executes the page in a browser.
@@ -75,16 +85,23 @@ def _exporter(to: str) -> Any:
     return own.get(to.lower()) or get_exporter(to)
 
 
-def _with_attachments(node: Any, resources: Any) -> tuple[Any, Any]:
-    """Replace references to attachments by their data."""
+def _for_markdown(node: Any, resources: Any) -> tuple[Any, Any]:
+    """Replace references to attachments by their data, and remove the colours of printed text."""
+    from nbconvert.filters import strip_ansi  # noqa: PLC0415 - as above
+
     for cell in node.cells:
+        for output in cell.get("outputs", ()):
+            if output.output_type == "stream":
+                output.text = strip_ansi(output.text)
         for name, bundle in cell.get("attachments", {}).items():
             for kind, data in list(bundle.items())[:1]:
                 cell.source = cell.source.replace(f"attachment:{name}", f"data:{kind};base64,{data}")
     return node, resources
 
 
-def export(to: str, notebook: Path, target: Path, *, omit_input: bool = False) -> str:
+def export(
+    to: str, notebook: Path, target: Path, *, omit_input: bool = False, about: Banner | None = None
+) -> str:
     """Convert in a process of its own (`run_in_subprocess`), with all that it starts below it.
 
     Raises:
@@ -95,7 +112,7 @@ def export(to: str, notebook: Path, target: Path, *, omit_input: bool = False) -
     confine.become_subreaper()
     sys.setrecursionlimit(DEEPEST)
     try:
-        return convert(to, notebook, target, omit_input=omit_input)
+        return convert(to, notebook, target, omit_input=omit_input, about=about)
     except ConversionError as error:
         raise ConversionError(str(error)[:1000]) from error
     # nbconvert's errors have no common base class.

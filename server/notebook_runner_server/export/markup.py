@@ -121,6 +121,10 @@ _ENVIRONMENTS = {
 }
 _ENVIRONMENT = re.compile(rf"\\(begin|end)\{{({'|'.join(_ENVIRONMENTS)})\*?\}}(?:\[[tbc]\])?")
 _COLUMNS = re.compile(r"(\\begin\{align(?:ed)?at\*?\})\s*\{\d+\}")
+# The converter takes a name of letters and spaces only.
+_OPERATOR = re.compile(r"(\\operatorname(?:withlimits|\*)?)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_SPACING = re.compile(r"\\[,;: !]|\\q?quad(?![a-zA-Z])|~")
+_FONT = re.compile(r"\\(?:mathrm|mathop|mathsf|mathit|mathbf|text|textrm|rm)(?![a-zA-Z])\s*")
 _WITH_LIMITS = frozenset({"inf", "lim", "lim inf", "lim sup", "liminf", "limsup", "max", "min", "sup"})
 _LIMITS = {"msub": "munder", "msup": "mover", "msubsup": "munderover"}
 _VERBATIM = {"a", "code", "math", "pre", "samp", "kbd", "script", "style"}
@@ -331,8 +335,14 @@ def _readable(source: str) -> str:
     """Return TeX in the converter's commands, without equation numbers, as in Jupyter."""
     source = _UNNUMBERED.sub("", _LABEL.sub("", source))
     source = _REFERENCE.sub(lambda found: rf"\text{{{found[1]}}}", source)
-    source = _COLUMNS.sub(r"\1", source)
+    source = _OPERATOR.sub(_operator, _COLUMNS.sub(r"\1", source))
     return _ENVIRONMENT.sub(lambda found: rf"\{found[1]}{{{_ENVIRONMENTS[found[2]]}}}", source)
+
+
+def _operator(found: re.Match[str]) -> str:
+    """Return an operator whose name has neither fonts nor commands for spaces."""
+    name = _SPACING.sub("\u2009", _FONT.sub("", found[2])).replace("{", "").replace("}", "")
+    return f"{found[1]}{{{name}}}"
 
 
 def _reference(label: str, *, in_parentheses: bool) -> BeautifulSoup:
@@ -365,9 +375,28 @@ def _math(match: re.Match[str]) -> NavigableString | BeautifulSoup:
             # It belongs below the operator, where there is room.
             one[0].set("movablelimits", "true")
             one.tag = _LIMITS[one.tag]
+        if one.tag == "mo" and one.text in {"|", "\u2016"} and one.get("stretchy") is None:
+            # Bars without \\left and \\right are as tall as a letter, the first one as the second.
+            one.set("stretchy", "false")
+        if one.tag == "mtable":
+            _align(one)
     if label:
         element.set("id", label[1])
     return BeautifulSoup(ET.tostring(element, encoding="unicode"), "html.parser")
+
+
+def _align(table: ET.Element) -> None:
+    """Align the columns of a table by styles, because browsers ignore the attributes of MathML for that."""
+    gaps = [float(gap.removesuffix("em")) for gap in table.get("columnspacing", "").split()]
+    for row in table:
+        for index, cell in enumerate(row):
+            styles = [f"text-align:{cell.get('columnalign')}"] if cell.get("columnalign") else []
+            if gaps:
+                before = gaps[min(index, len(gaps)) - 1] / 2 if index else 0.0
+                after = gaps[min(index, len(gaps) - 1)] / 2 if index + 1 < len(row) else 0.0
+                styles += [f"padding-left:{before:g}em", f"padding-right:{after:g}em"]
+            if styles:
+                cell.set("style", ";".join(styles))
 
 
 MOST_SEARCHES = 200

@@ -20,9 +20,11 @@ from nbformat import NotebookNode
 from traitlets import default
 from traitlets.config import Config
 
+from notebook_runner_server.export.banner import Banner
 from notebook_runner_server.export.formats import ConversionError
+from notebook_runner_server.export.interactive import PLOTLY, POLICY, ScriptedOutputs, framed
 from notebook_runner_server.export.markup import sanitize_body, sanitize_html
-from notebook_runner_server.export.representation import SHOWN, chosen
+from notebook_runner_server.export.representation import HTML, SHOWN, chosen
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -71,17 +73,32 @@ class PageExporter(HTMLExporter):
         Raises:
             ConversionError: The part of the page that is made of the notebook is unknown.
         """
-        nb.metadata.setdefault("title", _title(nb))
-        for cell in nb.cells:
-            _prepare(cell)
+        about: Banner | None = (resources or {}).get("banner")
+        nb.metadata.setdefault("title", _title(nb) or (about and about.title) or "Notebook")
         # Random, because a notebook that knew it could close the part early.
         self._mark = secrets.token_hex(16)
+        resources = {**(resources or {}), "failed_cell": _failed_cell(nb, about)}
+        for cell in nb.cells:
+            self._prepare(cell)
         page, resources = super().from_notebook_node(nb, resources, **options)
         try:
             before, body, after = page.split(f"<!--{self._mark}-->")
         except ValueError as error:
             raise ConversionError("the HTML of this notebook cannot be sanitized") from error
         return f"{before}{sanitize_body(body)}{after}", resources
+
+    def _prepare(self, cell: NotebookNode) -> None:
+        """Reduce the outputs of a cell to what the page shows."""
+        for output in cell.get("outputs", ()):
+            if isinstance(output.get("data"), dict):
+                output.data = NotebookNode(self._chosen(output.data))
+        if "outputs" in cell:
+            # nbconvert would warn of an output without a representation.
+            cell.outputs = [output for output in cell.outputs if output.get("data", True)]
+
+    def _chosen(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the representation of an output that the page shows."""
+        return chosen(data)
 
     def _init_resources(self, resources: dict[str, Any] | None) -> dict[str, Any]:
         found: dict[str, Any] = super()._init_resources(resources)  # type: ignore[no-untyped-call] # as above
@@ -90,6 +107,43 @@ class PageExporter(HTMLExporter):
         found["body_mark"] = self._mark
         found["dark_theme"] = loader.get_source(self.environment, "static/theme-dark.css")[0]
         return found
+
+
+class InteractivePageExporter(PageExporter):
+    """Exports a page in a sandboxed frame, in which the scripts of outputs run and load nothing.
+
+    Everything else is sanitized as in the other page: text cells, for example, run nothing.
+
+    Attributes:
+        json_types: The JSON types that are shown.
+    """
+
+    json_types = (PLOTLY,)
+
+    def from_notebook_node(
+        self, nb: NotebookNode, resources: dict[str, Any] | None = None, **options: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Convert a notebook.
+
+        Raises:
+            ConversionError: As for a page.
+        """
+        self._scripted = ScriptedOutputs()
+        page, resources = super().from_notebook_node(nb, {**(resources or {}), "policy": POLICY}, **options)
+        head, end, body = page.partition("</head>")
+        # The sanitizer has passed the places, and would not pass the scripts.
+        body = self._place(r"(\d+)").sub(lambda found: self._scripted.found[int(found[1])], body)
+        page = "".join([head, *self._scripted.head(), end, body])
+        return framed(nb.metadata.title, page), resources
+
+    def _chosen(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        if not self._scripted.add(data):
+            return chosen(data, runs_scripts=True)
+        return {HTML: self._place(str(len(self._scripted.found) - 1)).pattern}
+
+    def _place(self, number: str) -> re.Pattern[str]:
+        """Return what stands for a scripted output until the page is sanitized."""
+        return re.compile(f'<div class="nbr-scripted-{self._mark}-{number}"></div>')
 
 
 class SlidesPageExporter(PageExporter, SlidesExporter):
@@ -122,23 +176,21 @@ class _Attachments(dict[str, Mapping[str, str]]):
         return {"image/png": ""}
 
 
-def _prepare(cell: NotebookNode) -> None:
-    """Reduce the outputs of a cell to what the page shows."""
-    for output in cell.get("outputs", ()):
-        if isinstance(output.get("data"), dict):
-            output.data = NotebookNode(chosen(output.data))
-    if "outputs" in cell:
-        # nbconvert would warn of an output without a representation.
-        cell.outputs = [output for output in cell.outputs if output.get("data", True)]
-
-
 def _title(notebook: NotebookNode) -> str:
-    """Return the first heading that a text cell begins with."""
+    """Return the first heading that a text cell begins with; empty: there is none."""
     for cell in notebook.cells:
         source = str(cell.source).lstrip()
         if cell.cell_type == "markdown" and source.startswith("# "):
             return source[2:].splitlines()[0].strip()
-    return "Notebook"
+    return ""
+
+
+def _failed_cell(notebook: NotebookNode, about: Banner | None) -> dict[str, Any] | None:
+    """Return the id of the cell in which a run failed, and its number as people count."""
+    index = about.cell_index if about else None
+    if index is None or index >= len(notebook.cells):
+        return None
+    return {"id": notebook.cells[index].id, "number": index + 1}
 
 
 PLAIN = "text/plain"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.export import formats
+from notebook_runner_server.export.banner import Banner
 from notebook_runner_server.export.formats import ConversionError
 from notebook_runner_server.run_in_subprocess import SubprocessError, SubprocessOptions, start_in_subprocess
 
@@ -40,7 +41,15 @@ class ExportService:
         self._environment = environment
         self._one_at_a_time = asyncio.Lock()
 
-    async def export(self, notebook: Path, to: str, target: Path, *, omit_input: bool = False) -> str:
+    async def export(
+        self,
+        notebook: Path,
+        to: str,
+        target: Path,
+        *,
+        omit_input: bool = False,
+        about: Banner | None = None,
+    ) -> str:
         """Write the notebook in another format, and return its media type.
 
         Args:
@@ -48,6 +57,7 @@ class ExportService:
             to: The format.
             target: The file to write.
             omit_input: Leave out the source of code cells, and all prompts.
+            about: What a page says about the run at its top; None: nothing.
 
         Raises:
             ConversionError: nbconvert could not, or took too long.
@@ -59,7 +69,7 @@ class ExportService:
             try:
                 async with asyncio.timeout(self._timeout):
                     return await start_in_subprocess(
-                        options, formats.export, to, notebook, target, omit_input=omit_input
+                        options, formats.export, to, notebook, target, omit_input=omit_input, about=about
                     )
             except TimeoutError:
                 raise ConversionError(f"it took longer than {self._timeout:g} s (--export-timeout)") from None

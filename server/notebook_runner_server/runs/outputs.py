@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -22,8 +22,10 @@ from notebook_runner_server.errors import (
     UnknownFormatError,
     not_found,
 )
+from notebook_runner_server.export.banner import Banner
 from notebook_runner_server.runs import artefacts, files
-from notebook_runner_server.runs.model import Run
+from notebook_runner_server.runs.banner import banner
+from notebook_runner_server.runs.model import Run, RunChanged
 from notebook_runner_server.runs.report import report
 from notebook_runner_server.runs.retention import PAGE_SECONDS
 from notebook_runner_server.runs.store import Store
@@ -43,8 +45,18 @@ class Exporter(Protocol):
     def formats(self) -> Collection[str]:
         """The enabled formats."""
 
-    async def export(self, notebook: Path, to: str, target: Path, *, omit_input: bool = False) -> str:
+    async def export(
+        self,
+        notebook: Path,
+        to: str,
+        target: Path,
+        *,
+        omit_input: bool = False,
+        about: Banner | None = None,
+    ) -> str:
         """Convert the notebook to another format, optionally without its code; return its media type.
+
+        Formats that are pages begin with the banner `about`.
 
         Raises:
             RuntimeError: The conversion failed; the message says why.
@@ -148,9 +160,16 @@ class Outputs:
                 f"as_of_sequence must be at most {row.last_sequence}, the run's newest event (got {as_of}).",
                 field="as_of_sequence",
             )
-        # A notebook is the same between two events that change it; files can change with each.
+        # A notebook is the same between two events that change it; files can change with each. An export
+        # shows the state of the run as well.
         if to == FILES:
             newest, key = row.last_sequence, as_of or row.last_sequence
+        elif to != NOTEBOOK:
+            change = await self._store.find_state(row.position, row.last_sequence)
+            newest = max(newest, change.sequence)
+            if as_of:
+                change = await self._store.find_state(row.position, as_of)
+            key = max(key, change.sequence)
         final = row.run.state.is_terminal and key == newest
         variant = _Variant(to, omit_input)
         path = self._store.artefacts.path(run.run_id, f"{variant.name}-{key}")
@@ -254,12 +273,17 @@ class Outputs:
             except files.UnpackableError as error:
                 raise ExportFailedError(str(error), format=variant.to) from error
         draft = artefacts.draft(path)
-        source = self._store.artefacts.path(run.run_id, f"{NOTEBOOK}-{key}")
+        version = await self._store.newest_segment(position, key)
+        source = self._store.artefacts.path(run.run_id, f"{NOTEBOOK}-{version}")
         try:
             with self._store.artefacts.held(source):
-                notebook = await self._artefact(run, position, _Variant(NOTEBOOK), key, fresh=False)
+                notebook = await self._artefact(run, position, _Variant(NOTEBOOK), version, fresh=False)
                 media_type = await self._exporter.export(
-                    notebook.path, variant.to, draft, omit_input=variant.omit_input
+                    notebook.path,
+                    variant.to,
+                    draft,
+                    omit_input=variant.omit_input,
+                    about=await self._banner(run, position, key),
                 )
             return await self._store.artefacts.add(path, media_type, draft.replace)
         except RuntimeError as error:
@@ -268,6 +292,13 @@ class Outputs:
             ) from error
         finally:
             draft.unlink(missing_ok=True)
+
+    async def _banner(self, run: Run, position: int, key: int) -> Banner:
+        """Return what is said about a run as of an event."""
+        change = (await self._store.find_state(position, key)).body
+        assert isinstance(change, RunChanged)  # noqa: S101 - what find_state looks for
+        last = (await self._store.events(position, key - 1))[0]
+        return banner(replace(change.run, parameters=run.parameters), last)
 
 
 def _slice(content: bytes, offset: int, size: int, *, final: bool) -> Page:

@@ -428,6 +428,14 @@ class Store:
         """Return the sequence number of the newest segment at a sequence number."""
         return await self._db.read(tables.newest_segment, position, as_of)
 
+    async def find_state(self, position: int, as_of: int) -> Event:
+        """Return the event that brought a run into the state that it had at a sequence number.
+
+        Raises:
+            DamagedRunError: It is damaged or missing.
+        """
+        return await self._db.read(tables.find_state, position, as_of)
+
     async def find_versions(self, run_id: str, as_of: int) -> tuple[RunRecord, int, int] | None:
         """Return a run, and the sequence numbers of its newest segment: now, and as of one; None: not found.
 

@@ -11,7 +11,15 @@ from typing import Any
 
 from notebook_runner_server.errors import damaged
 from notebook_runner_server.runs import codec
-from notebook_runner_server.runs.model import Checkpoint, Event, ExecutionOptions, Run, RunState, Segment
+from notebook_runner_server.runs.model import (
+    Checkpoint,
+    Event,
+    ExecutionOptions,
+    Run,
+    RunChanged,
+    RunState,
+    Segment,
+)
 
 SCHEMA_VERSION = 4
 """The `PRAGMA user_version` of a history that this server has opened."""
@@ -412,6 +420,27 @@ def newest_segment(db: sqlite3.Connection, position: int, as_of: int) -> int:
     text = "SELECT MAX(sequence) FROM segments WHERE position = ? AND sequence <= ?"
     newest: int | None = db.execute(text, (position, as_of)).fetchone()[0]
     return newest or 0
+
+
+def find_state(db: sqlite3.Connection, position: int, as_of: int) -> Event:
+    """Return the event that brought a run into the state that it had at a sequence number.
+
+    Raises:
+        DamagedRunError: It is damaged or missing.
+    """
+    # An event begins with two numbers and its kind; a look at the beginning is enough for nearly all others.
+    cursor = db.execute(
+        "SELECT position, sequence, time, event, checksum FROM events WHERE position = ? AND sequence <= ?"
+        " AND instr(substr(event, 1, 60), '\"run\"')"
+        " ORDER BY sequence DESC",
+        (position, as_of),
+    )
+    with contextlib.closing(cursor):
+        for row in cursor:
+            event = _event(db, row)
+            if isinstance(event.body, RunChanged):
+                return event
+    raise damaged(_run_id(db, position), f"no state is known at event {as_of}")
 
 
 def find_versions(db: sqlite3.Connection, run_id: str, as_of: int) -> tuple[RunRecord, int, int] | None:
