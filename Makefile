@@ -88,7 +88,7 @@ cluster-full: install ## Run all tests of clusters, whole runs and faults on a D
 	$(CLUSTER) -m "cluster or cluster_long"
 	$(ON_CLUSTER) -m "whole_run or fault"
 
-container: install ## Build the image, apply the manifests, and test both (needs podman and kubectl)
+container: install ## Build the image, and test it and all that starts it (needs podman, kubectl, promtool and systemd)
 	$(BIN)/pytest tests/container
 
 ROUNDS ?= 500
@@ -172,9 +172,16 @@ ENGINE ?= $(firstword $(shell command -v docker podman))
 BUILD ?=
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' client/notebook_runner/_version.py)
 IMAGE := notebook-runner:$(VERSION)
-image: ## Build the image, and the one with numpy, pandas and matplotlib (ENGINE=podman BUILD="build flags")
+# Who builds, as a URI, for the provenance.
+BUILDER ?= urn:notebook-runner:local-build
+STARTED := $(shell date -u +%Y-%m-%dT%H:%M:%SZ)
+ATTEST := $(RELEASE_VENV)/bin/python image/attest.py --engine $(ENGINE) --builder $(BUILDER) --started $(STARTED) \
+  --build-flags="$(BUILD)" --output image-output
+image: $(RELEASE_VENV)/.installed ## Build both images, with SBOM and provenance in image-output/ (ENGINE=podman BUILD="build flags")
 	$(ENGINE) build $(BUILD) --tag $(IMAGE) .
 	$(ENGINE) build $(BUILD) --target data --tag $(IMAGE)-data .
+	@$(ATTEST) --image $(IMAGE)
+	@$(ATTEST) --image $(IMAGE)-data --target data
 
 image-report: image ## Build both images, and print their layers and sizes, newest first
 	@for image in $(IMAGE) $(IMAGE)-data; do \
@@ -209,4 +216,4 @@ scale: $(INSTALLED) ## Measure the cost of a cell, an event, a MB and a run at t
 	$(BIN)/python -m benchmarks --only scaling
 
 clean: ## Remove everything that the other targets created
-	rm -rf $(VENV) $(GENERATE_VENV) $(RELEASE_VENV) .mutation .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache demo-output dist site
+	rm -rf $(VENV) $(GENERATE_VENV) $(RELEASE_VENV) .mutation .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache demo-output dist image-output site

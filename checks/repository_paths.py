@@ -23,6 +23,7 @@ _OF_THE_PROJECT = {
     "/opt/build",  # in the image, while it is built
     "/opt/notebook-runner",  # in the image
     "/opt/other",  # an example for images based on this one
+    "/srv/notebooks",  # of the systemd unit
 }
 _PATHS = re.compile(r"[\w.+@~/-]*\.\.[\w.+@~/-]*")
 _UPWARDS = re.compile(r"parent|dirname|\.\.")

@@ -159,14 +159,19 @@ def test_contributing_names_each_package() -> None:
 
 def test_pages_and_manifests_name_this_version() -> None:
     """Images that pages and manifests name have the version of the distribution."""
-    manifests = [*ROOT.glob("k8s/**/kustomization.yaml"), *ROOT.glob("docs/**/*.md"), ROOT / "Dockerfile"]
+    manifests = [
+        *ROOT.glob("k8s/**/kustomization.yaml"),
+        *ROOT.glob("docs/**/*.md"),
+        ROOT / "Dockerfile",
+        ROOT / "compose.yaml",
+    ]
     image = re.compile(r"(?:notebook-runner:|newTag: )(\d+\.\d+\.\d+)")
     named = {
         (str(path.relative_to(ROOT)), version)
         for path in manifests
         for version in image.findall(path.read_text())
     }
-    assert {path.split("/")[0] for path, _ in named} == {"k8s", "docs", "Dockerfile"}
+    assert {path.split("/")[0] for path, _ in named} == {"k8s", "docs", "Dockerfile", "compose.yaml"}
     assert {entry for entry in named if entry[1] != __version__} == set()
 
 

@@ -76,6 +76,15 @@ def with_operated(found: list[Manifest]) -> list[Manifest]:
     return found + [made for one in found if one["kind"] == "DaskCluster" for made in operated(one)]
 
 
+def is_selected(policy: Manifest, labels: Mapping[str, str]) -> bool:
+    """Whether a NetworkPolicy is for a pod with these labels."""
+    chosen = policy["spec"]["podSelector"]
+    exact = chosen.get("matchLabels", {}).items() <= labels.items()
+    return exact and all(
+        labels.get(one["key"]) in one["values"] for one in chosen.get("matchExpressions", [])
+    )
+
+
 def pod_of(manifest: Manifest) -> Manifest:
     """The pod that a resource makes, with its metadata and its spec."""
     spec = manifest["spec"]

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import grpc
 import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.container.manifests import Manifest, for_podman
 from tests.support.pages import REPOSITORY
@@ -65,6 +66,13 @@ def run(image: str, *command: str, code: int | None = 0) -> str:
 def inspected(image: str) -> dict[str, Any]:
     """What an image says of itself."""
     (found,) = json.loads(podman("image", "inspect", image))
+    told: dict[str, Any] = found
+    return told
+
+
+def inspected_container(name: str) -> dict[str, Any]:
+    """What podman knows of a container."""
+    (found,) = json.loads(podman("container", "inspect", name))
     told: dict[str, Any] = found
     return told
 
@@ -171,8 +179,7 @@ class Pod:
     @property
     def state(self) -> dict[str, Any]:
         """The container's state, as podman tells it."""
-        (found,) = json.loads(podman("container", "inspect", self.container))
-        told: dict[str, Any] = found["State"]
+        told: dict[str, Any] = inspected_container(self.container)["State"]
         return told
 
     def processes(self) -> list[Process]:
@@ -198,3 +205,13 @@ def ready(target: str, credentials: grpc.ChannelCredentials | None = None) -> No
         channel = grpc.secure_channel(target, credentials, _AT_ONCE)
     with channel:
         grpc.channel_ready_future(channel).result(SECONDS)
+
+
+def draining(target: str) -> None:
+    """Waits until a server drains; it is alive meanwhile."""
+    with grpc.insecure_channel(target) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        states = health.Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS)
+        next(one for one in states if one.status == one.NOT_SERVING)
+        alive = health.Check(health_pb2.HealthCheckRequest(service="liveness"), timeout=SECONDS)
+        assert alive.status == alive.SERVING

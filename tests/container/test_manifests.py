@@ -1,6 +1,7 @@
 """The manifests are valid for Kubernetes, restricted in full, and closed."""
 
 import json
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import kubernetes_validate
@@ -20,6 +21,7 @@ from tests.container.manifests import (
     composed,
     container_of,
     find,
+    is_selected,
     pod_of,
     probes,
     rendered,
@@ -36,9 +38,22 @@ CUSTOM = {
     "cert-manager.io/v1": {"Certificate", "Issuer"},
     "gateway.networking.k8s.io/v1": {"Gateway", "GRPCRoute"},
     "kubernetes.dask.org/v1": {"DaskCluster"},
-    "monitoring.coreos.com/v1": {"ServiceMonitor"},
+    "monitoring.coreos.com/v1": {"PrometheusRule", "ServiceMonitor"},
 }
 DASK_PORTS = {8786, 8788, 8789}
+NIGHTLY = FOLDER / "components/nightly"
+TLS = FOLDER / "components/tls"
+# Addresses that only a cluster's own network or its provider gives to something.
+PRIVATE = (
+    "10.96.0.1",
+    "172.20.0.10",
+    "192.168.1.1",
+    "100.64.0.1",
+    "169.254.169.254",
+    "127.0.0.1",
+    "fd00:ec2::254",
+)
+PUBLIC = ("151.101.0.223", "8.8.8.8", "2a04:4e42::223")
 WORKLOADS = {"Deployment", "CronJob"}
 
 
@@ -125,19 +140,47 @@ def test_no_pod_can_speak_to_kubernetes(folder: Path) -> None:
 
 
 def test_the_network_is_closed(folder: Path) -> None:
-    """Each pod is under a policy that lets out nothing but names and, for the job, the server."""
-    policies = [one["spec"] for one in rendered(folder) if one["kind"] == "NetworkPolicy"]
+    """Each pod may ask for names, and reach the pods that it needs; only `internet` opens more."""
+    policies = [one for one in rendered(folder) if one["kind"] == "NetworkPolicy"]
     for workload in workloads(folder):
-        labels = pod_of(workload)["metadata"]["labels"].items()
-        own = [one for one in policies if one["podSelector"]["matchLabels"].items() <= labels]
+        labels = pod_of(workload)["metadata"]["labels"]
+        own = [one["spec"] for one in policies if is_selected(one, labels)]
         assert own
         assert {kind for one in own for kind in one["policyTypes"]} == {"Ingress", "Egress"}
         for rule in (rule for one in own for rule in one.get("egress", [])):
             assert rule["to"]
-            assert {port["port"] for port in rule["ports"]} in ({53}, {50051}, DASK_PORTS)
+            ports = {port["port"] for port in rule["ports"]}
+            if any("ipBlock" in peer for peer in rule["to"]):
+                assert (folder.name, ports) == ("internet", {443})
+            else:
+                assert ports in ({53}, {50051}, DASK_PORTS)
         for rule in (rule for one in own for rule in one.get("ingress", [])):
             assert rule["from"]
             assert rule["ports"]
+
+
+def test_the_internet_is_public_addresses(tmp_path: Path) -> None:
+    """The component opens public addresses to whatever runs notebooks, and no private or metadata address."""
+    found = composed(tmp_path, FOLDER / "components/dask", NIGHTLY, FOLDER / "components/internet")
+    policy = find(found, "NetworkPolicy", "notebook-runner-internet")
+    (rule,) = policy["spec"]["egress"]
+    blocks = [peer["ipBlock"] for peer in rule["to"]]
+
+    def is_open(address: str) -> bool:
+        asked = ip_address(address)
+        return any(
+            asked in ip_network(block["cidr"])
+            and not any(asked in ip_network(one) for one in block.get("except", []))
+            for block in blocks
+        )
+
+    assert {address for address in (*PRIVATE, *PUBLIC) if is_open(address)} == set(PUBLIC)
+    reached = {
+        labels["app.kubernetes.io/component"]
+        for one in found
+        if one["kind"] in WORKLOADS and is_selected(policy, labels := pod_of(one)["metadata"]["labels"])
+    }
+    assert reached == {"server", "dask-worker"}
 
 
 def test_secrets_are_files(folder: Path) -> None:
@@ -161,9 +204,15 @@ def test_variables_are_settings(server: Manifest) -> None:
     assert set(variables(server)) - known <= {f"{ENVIRONMENT_PREFIX}_METRICS_LISTEN"}
 
 
+def test_only_the_component_runs_the_sample_at_night(folder: Path) -> None:
+    """What is applied without `nightly` has no job, and needs no token of one."""
+    jobs = [one["metadata"]["name"] for one in rendered(folder) if one["kind"] == "CronJob"]
+    assert jobs == (["notebook-runner-nightly"] if folder.name == "nightly" else [])
+
+
 def test_arguments_are_the_clients() -> None:
     """The job's command is one of the client's, with options that there are."""
-    job = container_of(find(rendered(BASE), "CronJob", "notebook-runner-nightly"))
+    job = container_of(find(rendered(FOLDER / "overlays/nightly"), "CronJob", "notebook-runner-nightly"))
     init, dashes, program, name, *options = job["command"]
     assert (init, dashes, program) == ("tini", "--", "notebook-runner")
     known = {option for one in client_command.commands[name].params for option in one.opts}
@@ -177,10 +226,17 @@ def test_what_is_encrypted(folder: Path, server: Manifest) -> None:
     assert ("NOTEBOOK_RUNNER_TLS_CERT" in given) is with_tls
     assert ("NOTEBOOK_RUNNER_INSECURE" in given) is not with_tls
     assert "NOTEBOOK_RUNNER_TOKENS_FILE" in given
-    job = variables(container_of(find(rendered(folder), "CronJob", "notebook-runner-nightly")))
-    assert ("NOTEBOOK_RUNNER_TLS_CA" in job) is with_tls
     for probe in probes(server).values():
         assert ("exec" in probe, "grpc" in probe) == (with_tls, not with_tls)
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+def test_the_job_trusts_the_server(tmp_path: Path, with_tls: bool) -> None:
+    """With `tls` after it, the job has the authority of the server's certificate."""
+    found = composed(tmp_path, NIGHTLY, *[TLS] * with_tls)
+    job = variables(container_of(find(found, "CronJob", "notebook-runner-nightly")))
+    assert ("NOTEBOOK_RUNNER_TLS_CA" in job) is with_tls
+    assert job["NOTEBOOK_RUNNER_TARGET"] == "notebook-runner:50051"
 
 
 def test_probes_ask_for_what_they_are(server: Manifest) -> None:
@@ -191,23 +247,30 @@ def test_probes_ask_for_what_they_are(server: Manifest) -> None:
 
 
 def test_ports_fit_together(folder: Path, server: Manifest) -> None:
-    """Service, policy, probes, the job and the image speak of the same port."""
+    """Service, policy, probes and the image speak of the same port."""
     found = rendered(folder)
     named = {port["name"]: port["containerPort"] for port in server["ports"]}
     service = {port["name"]: port for port in find(found, "Service")["spec"]["ports"]}
     assert {name: port["port"] for name, port in service.items()} == named == {"grpc": 50051, "metrics": 9090}
     assert all(port["targetPort"] == name for name, port in service.items())
-    job = variables(container_of(find(found, "CronJob", "notebook-runner-nightly")))
-    assert job["NOTEBOOK_RUNNER_TARGET"] == "notebook-runner:50051"
     assert variables(server)["NOTEBOOK_RUNNER_METRICS_LISTEN"].endswith(":9090")
 
 
 def test_one_writer_of_the_history(folder: Path) -> None:
-    """No two pods have the history at once, and no eviction ends the runs of the only one."""
-    found = rendered(folder)
-    spec = find(found, "Deployment")["spec"]
+    """No two pods have the history at once."""
+    spec = find(rendered(folder), "Deployment")["spec"]
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
-    assert find(found, "PodDisruptionBudget")["spec"]["minAvailable"] == 1
+
+
+def test_nodes_can_be_drained(folder: Path) -> None:
+    """The budget allows the eviction of the only pod, as Kubernetes computes it, and selects that pod."""
+    found = rendered(folder)
+    deployment, budget = find(found, "Deployment"), find(found, "PodDisruptionBudget")["spec"]
+    assert "minAvailable" not in budget
+    needed = deployment["spec"]["replicas"] - budget["maxUnavailable"]
+    assert needed <= 0
+    assert budget["selector"]["matchLabels"].items() <= pod_of(deployment)["metadata"]["labels"].items()
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
 def test_the_dashboard_is_the_one_of_the_docs() -> None:

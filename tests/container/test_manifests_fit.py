@@ -14,9 +14,13 @@ from tests.container.manifests import FOLDER, Manifest, container_of, find, prob
 
 GI = 2**30
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": GI, "": 1, "m": 0.001}
-DURATIONS = {"s": 1, "m": 60, "h": 3600}
+DURATIONS = {"": 1, "s": 1, "m": 60, "h": 3600}
 # What the server itself, a warm kernel and an export may take beside the run, in bytes.
 REST = GI // 2
+
+
+# The limits of the time of a run.
+TIMES = ("RUN", "CELL", "OUTPUT")
 
 
 def number(quantity: Any, units: dict[str, float] | dict[str, int] = UNITS) -> float:
@@ -27,14 +31,24 @@ def number(quantity: Any, units: dict[str, float] | dict[str, int] = UNITS) -> f
 
 
 def seconds(duration: str) -> float:
-    """A duration in seconds."""
+    """A duration in seconds; without a unit, it is in seconds."""
     return number(duration, DURATIONS)
+
+
+def bytes_of(given: dict[str, str], name: str) -> float:
+    """A size that the server has as a setting, in bytes."""
+    return number(given[f"NOTEBOOK_RUNNER_{name}"])
+
+
+def seconds_of(given: dict[str, str], name: str) -> float:
+    """A time that the server has as a setting, in seconds."""
+    return seconds(given[f"NOTEBOOK_RUNNER_{name}"])
 
 
 def test_the_end_of_a_pod_waits_for_its_drain(folder: Path, server: Manifest) -> None:
     """Kubernetes kills a pod only after the drain, open calls, all processes, the last spans and lines."""
     spec = find(rendered(folder), "Deployment")["spec"]["template"]["spec"]
-    drain = float(variables(server)["NOTEBOOK_RUNNER_DRAIN_TIMEOUT"])
+    drain = seconds_of(variables(server), "DRAIN_TIMEOUT")
     # The last lines have a place to wait for, and then their writing.
     after = STREAM_GRACE + KILL_DEADLINE + FLUSH_SECONDS + 2 * LAST_SECONDS
     assert spec["terminationGracePeriodSeconds"] > drain + after
@@ -58,8 +72,7 @@ def test_probes_wait_long_enough(server: Manifest) -> None:
 def test_memory_fits(server: Manifest) -> None:
     """A run's memory limit, once for each worker, is below the container's, with room for the rest."""
     given = variables(server)
-    limit = float(given["NOTEBOOK_RUNNER_MEMORY_LIMIT"])
-    most = float(given["NOTEBOOK_RUNNER_MAX_MEMORY_LIMIT"])
+    limit, most = bytes_of(given, "MEMORY_LIMIT"), bytes_of(given, "MAX_MEMORY_LIMIT")
     workers = int(given.get("NOTEBOOK_RUNNER_WORKERS", Settings().workers))
     resources = server["resources"]
     assert 0 < limit <= most
@@ -77,18 +90,34 @@ def test_disks_fit(folder: Path, server: Manifest) -> None:
     found = rendered(folder)
     claim = find(found, "PersistentVolumeClaim", "notebook-runner-history")
     size = number(claim["spec"]["resources"]["requests"]["storage"])
-    assert 0 < float(variables(server)["NOTEBOOK_RUNNER_MAX_STATE_BYTES"]) < size
+    given = variables(server)
+    state, artefacts = bytes_of(given, "MAX_STATE_BYTES"), bytes_of(given, "MAX_ARTEFACT_BYTES")
+    # A file system keeps some of its volume for itself, and the alert fires below half a GiB.
+    assert 0 < state + artefacts < size * 0.93 - GI / 2
     volumes = find(found, "Deployment")["spec"]["template"]["spec"]["volumes"]
     folders = sum(number(one["emptyDir"]["sizeLimit"]) for one in volumes if "emptyDir" in one)
     assert folders < number(server["resources"]["limits"]["ephemeral-storage"])
 
 
-def test_the_job_outlives_its_run(folder: Path) -> None:
+def test_no_run_is_endless(server: Manifest) -> None:
+    """Run, cell and silence have a limit by default, and a ceiling above it; no cell outlives its run."""
+    given = variables(server)
+    for name in TIMES:
+        assert 0 < seconds_of(given, f"{name}_TIMEOUT") <= seconds_of(given, f"MAX_{name}_TIMEOUT"), name
+    for name in ("CELL", "OUTPUT"):
+        assert seconds_of(given, f"{name}_TIMEOUT") <= seconds_of(given, "RUN_TIMEOUT"), name
+        assert seconds_of(given, f"MAX_{name}_TIMEOUT") <= seconds_of(given, "MAX_RUN_TIMEOUT"), name
+
+
+def test_the_job_outlives_its_run() -> None:
     """The job's deadline is above its run's, and a late one has ended before the next; its run is kept."""
-    cron = find(rendered(folder), "CronJob", "notebook-runner-nightly")
+    found = rendered(FOLDER / "overlays/nightly")
+    cron = find(found, "CronJob", "notebook-runner-nightly")
     job = cron["spec"]["jobTemplate"]["spec"]
     (timeout,) = [one for one in container_of(cron)["command"] if one.startswith("--run-timeout=")]
-    assert job["activeDeadlineSeconds"] > seconds(timeout.partition("=")[2])
+    asked = seconds(timeout.partition("=")[2])
+    assert job["activeDeadlineSeconds"] > asked
+    assert asked <= seconds_of(variables(container_of(find(found, "Deployment"))), "MAX_RUN_TIMEOUT")
     day = 24 * 3600
     assert cron["spec"]["startingDeadlineSeconds"] + job["activeDeadlineSeconds"] < day
     assert Settings().retention > day

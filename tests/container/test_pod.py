@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from notebook_runner import Client, FailureCause, Printed, Run, RunState
 from tests.container.deployed import Deployed
-from tests.container.manifests import BASE, container_of, find, pod_of, rendered
+from tests.container.manifests import BASE, FOLDER, container_of, find, pod_of, rendered
 from tests.container.podman import Pod
 from tests.support.calls import SECONDS, inline
 from tests.support.scrape import until
@@ -160,7 +160,7 @@ def test_probes(deployed: Deployed) -> None:
 
 def test_the_job_of_every_night(deployed: Deployed, image: str) -> None:
     """The CronJob's pod runs its notebook to the end; a second pod of the same job starts no second run."""
-    found = rendered(BASE)
+    found = rendered(FOLDER / "overlays/nightly")
     pod = pod_of(find(found, "CronJob", "notebook-runner-nightly"))
     for _ in range(2):
         with Pod(

@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from notebook_runner import Client, Printed, Run, RunState, StateChanged
 from tests.container.deployed import Deployed
-from tests.container.podman import SECONDS, podman, ready
+from tests.container.podman import SECONDS, draining, podman, ready
 from tests.support.calls import inline
 
 DRAIN_SECONDS = 300
@@ -44,12 +41,7 @@ def test_stop_drains(deploy: Callable[..., Deployed]) -> None:
         events = run.progress()
         next(event for event in events if isinstance(event, Printed))
         stopped = threads.submit(podman, "stop", f"--time={DRAIN_SECONDS}", deployed.pod.container)
-        with grpc.insecure_channel(deployed.target) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
-            states = health.Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS)
-            next(one for one in states if one.status == one.NOT_SERVING)
-            alive = health.Check(health_pb2.HealthCheckRequest(service="liveness"), timeout=SECONDS)
-            assert alive.status == alive.SERVING
+        draining(deployed.target)
         gate.send(b"x")
         *_, last = events
         assert isinstance(last, StateChanged)

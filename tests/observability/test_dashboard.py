@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from tests.support.calls import finish, inline, start
-from tests.support.pages import REPOSITORY, blocks
+from tests.support.pages import REPOSITORY
 from tests.support.scrape import ON, text
 from tests.support.server import Server
 
 DASHBOARD = REPOSITORY / "docs" / "dashboards" / "notebook-runner.json"
 PAGE = REPOSITORY / "docs" / "how-to" / "observe.md"
+ALERTS = REPOSITORY / "k8s" / "components" / "monitoring" / "alerts.yaml"
 # What Prometheus itself gives each series.
 OF_A_SCRAPE = {"job", "instance"}
 NAME = r"\b(?:notebook_runner|process|python)_\w+"
@@ -99,15 +100,15 @@ def test_the_dashboard_can_be_drawn() -> None:
             assert all(target["legendFormat"] for target in panel["targets"])
 
 
-def test_every_alert_of_the_page(scraped: str) -> None:
-    """The examples ask for what there is."""
-    rules = [
-        yaml.safe_load(one.text) for one in blocks(PAGE) if one.language == "yaml" and "groups" in one.text
-    ]
-    found = list(queries(rules))
-    assert len(found) >= 5
-    for expression in found:
-        check(expression, labels(scraped))
+def test_every_alert(scraped: str) -> None:
+    """The rules ask for what there is, and the page lists each with its severity."""
+    (group,) = yaml.safe_load(ALERTS.read_text())["spec"]["groups"]
+    for rule in group["rules"]:
+        # `up` is Prometheus's own.
+        if not rule["expr"].startswith("up{"):
+            check(rule["expr"], labels(scraped))
+    rows = re.findall(r"^\| `(NotebookRunner\w+)` \| (\w+) \|", PAGE.read_text(), re.MULTILINE)
+    assert rows == [(rule["alert"], rule["labels"]["severity"]) for rule in group["rules"]]
 
 
 def test_the_page_lists_every_metric(scraped: str) -> None:

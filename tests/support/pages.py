@@ -37,7 +37,7 @@ RUN = ("console", "sh", "python")
 SECONDS = 120.0
 
 # What a fresh checkout does not have.
-_NOT_OF_THE_REPOSITORY = {".git", ".venv", "demo-output", "bench-output", "site"}
+_NOT_OF_THE_REPOSITORY = {".git", ".venv", "demo-output", "bench-output", "image-output", "site"}
 _NOTE = re.compile(r"<!-- (not run|exit code|prints): (.+?) -->")
 _INSTALLED = ".venv/.installed"
 

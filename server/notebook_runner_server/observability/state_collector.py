@@ -41,6 +41,8 @@ class StateCollector(Collector):
         """Yield what there is (called by prometheus_client)."""
         yield _gauge("workers", "Maximum number of concurrent runs.", self._backend.capacity)
         yield _gauge("queue_limit", "Maximum number of queued runs.", self._queue_size)
+        blocked = bool(self._backend.problem or not self._backend.capacity or self._store.problem)
+        yield _gauge("runs_blocked", "1 while no run can start, else 0; Info says why.", blocked)
         yield CounterMetricFamily(
             "notebook_runner_worker_deaths",
             "Workers that died or had to be ended, and were replaced.",
