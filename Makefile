@@ -65,7 +65,7 @@ faults: install ## Run the tests that kill, starve, flood or attack a server, th
 	$(PYTEST) -m load
 
 cold: install ## Repeat the tests of whole runs without warm kernels
-	NOTEBOOK_RUNNER_WARM_KERNELS=none $(PYTEST) $(PARALLEL) -m "whole_run and not long"
+	$(PYTEST) $(PARALLEL) --cold -m "whole_run and not long"
 
 test-all: test faults cold cluster container ## Run all tests, including those on a Dask cluster and in containers
 

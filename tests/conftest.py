@@ -58,8 +58,9 @@ DEFAULT_CELLS = (code("who = 'world'", "parameters"), "print(f'hello {who}')")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds `--executor dask`: servers execute their runs on a Dask cluster of three workers."""
+    """Adds `--executor dask`, where a Dask cluster of three workers executes runs, and `--cold`."""
     parser.addoption("--executor", choices=("process", "dask"), default="process", help="what executes runs")
+    parser.addoption("--cold", action="store_true", help="start servers without warm kernels")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -105,6 +106,8 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session", autouse=True)
 def _executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What executes the runs of every server of these tests."""
+    if request.config.getoption("--cold"):
+        Server.warm_kernels = {"NOTEBOOK_RUNNER_WARM_KERNELS": "none"}
     if request.config.getoption("--executor") == "process":
         yield
         return

@@ -40,12 +40,14 @@ class Server:
     Attributes:
         executor: The variables that give every server another executor than its own processes.
         cluster_mark: What the environment of every process of that executor carries; empty: there is none.
+        warm_kernels: The variables that set the warm kernels of every server without options of its own.
         machines: How many workers keep kernels for a run, whichever of them it gets.
         may_start: Whether the test that runs may start one.
     """
 
     executor: ClassVar[Mapping[str, str]] = {}
     cluster_mark: ClassVar[str] = ""
+    warm_kernels: ClassVar[Mapping[str, str]] = {}
     machines: ClassVar[int] = 1
     may_start: ClassVar[bool] = True
 
@@ -69,6 +71,7 @@ class Server:
         most = options[options.index("--workers") + 1] if "--workers" in options else "1"
         own = {
             **({**Server.executor, "NOTEBOOK_RUNNER_CLUSTER_RUNS": most} if Server.executor else {}),
+            **Server.warm_kernels,
             MARK_VARIABLE: self.mark,
             "NOTEBOOK_RUNNER_KERNEL_ENVIRONMENT": "NBR_*",
             "NOTEBOOK_RUNNER_WRITABLE_FOLDERS": ",".join(opened),
