@@ -36,6 +36,11 @@ WRONG: dict[str, Wrong] = {
         "--cell-output-limit 2.68435e+08 exceeds --max-cell-output-limit 10.",
     ),
     "missing tokens file": ({"tokens_file": "/nowhere"}, {}, "--tokens-file /nowhere cannot be used: "),
+    "missing file of scopes": (
+        {"oidc_issuer": "https://x", "oidc_audience": "x", "oidc_scopes_file": "/nowhere"},
+        {},
+        "--oidc-scopes-file /nowhere cannot be used: ",
+    ),
     "missing certificate": (
         {"tls_cert": "/nowhere", "tls_key": "/nowhere"},
         {},

@@ -87,18 +87,33 @@ def test_an_address_that_others_reach_needs_permission(listen: str) -> None:
     assert parsed("--listen", listen, "--insecure").listen == listen
 
 
+OIDC = ["--oidc-issuer", "https://x", "--oidc-audience", "x", "--oidc-scopes-file", "x"]
+ASKING = [["--tokens-file", "x"], ["--tls-client-ca", "x"], OIDC]
+
+
 @pytest.mark.parametrize("listen", REACHABLE)
-@pytest.mark.parametrize("asking", ["--tokens-file", "--tls-client-ca"])
-def test_an_address_that_others_reach_is_served_when_it_is_secured(listen: str, asking: str) -> None:
+@pytest.mark.parametrize("asking", ASKING)
+def test_an_address_that_others_reach_is_served_when_it_is_secured(listen: str, asking: list[str]) -> None:
     """TLS and a way to tell who calls, both; the message names what is missing, and nothing else."""
     tls = ["--tls-cert", "cert.pem", "--tls-key", "key.pem"]
-    assert parsed("--listen", listen, *tls, asking, "x").listen == listen
+    assert parsed("--listen", listen, *tls, *asking).listen == listen
     message = refusal("--listen", listen, *tls)
-    assert "--tokens-file or --tls-client-ca" in message
+    assert "--tokens-file, --oidc-issuer or --tls-client-ca" in message
     assert "--tls-cert" not in message
     message = refusal("--listen", listen, "--tokens-file", "x")
     assert "--tls-cert and --tls-key" in message
     assert "--tokens-file" not in message
+
+
+def test_half_of_an_issuer_is_refused() -> None:
+    """An issuer needs an audience and scopes, and is asked over https; its settings need an issuer."""
+    for flag in ("--oidc-audience", "--oidc-scopes-file", "--oidc-ca", "--oidc-token-file"):
+        assert f"{flag} needs --oidc-issuer." in refusal(flag, "x")
+    for at in (2, 4):
+        assert f"--oidc-issuer needs {OIDC[at]}." in refusal(*OIDC[:at], *OIDC[at + 2 :])
+    for url in ("http://issuer.example", "issuer.example", "https://"):
+        assert "--oidc-issuer must be an https:// URL" in refusal("--oidc-issuer", url, *OIDC[2:])
+    assert parsed("--oidc-issuer", "http://127.0.0.1:1", *OIDC[2:]).oidc_options is not None
 
 
 def test_half_of_tls_is_refused() -> None:
@@ -148,6 +163,14 @@ def test_every_limit_reaches_the_run() -> None:
 def test_files_with_secrets_are_hidden_from_notebooks(tmp_path: Path) -> None:
     """No kernel may read the tokens file, the key of the certificate, and what is being exported."""
     tokens, key = tmp_path / "tokens", tmp_path / "key.pem"
-    settings = Settings(tokens_file=str(tokens), tls_cert=str(tmp_path / "cert.pem"), tls_key=str(key))
-    assert set(settings.sandbox_options.hidden) == {tokens, key, settings.export_folder}
+    pod = tmp_path / "pod"
+    issuer: dict[str, Any] = {"oidc_issuer": "https://x", "oidc_audience": "x", "oidc_scopes_file": "x"}
+    settings = Settings(
+        tokens_file=str(tokens),
+        tls_cert=str(tmp_path / "cert.pem"),
+        tls_key=str(key),
+        oidc_token_file=str(pod),
+        **issuer,
+    )
+    assert set(settings.sandbox_options.hidden) == {tokens, key, pod, settings.export_folder}
     assert Settings().sandbox_options.hidden == (Settings().export_folder,)

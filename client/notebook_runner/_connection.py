@@ -8,6 +8,7 @@ import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -68,6 +69,7 @@ class Connection:
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    login_file: Path | None = None
 
     @classmethod
     def resolve(
@@ -98,10 +100,14 @@ class Connection:
         if bool(tls_cert) != bool(tls_key):
             missing = "tls_key" if tls_cert else "tls_cert"
             raise ValueError(f"tls_cert and tls_key must be set together ({missing} is missing).")
+        target = target or environ.get("NOTEBOOK_RUNNER_TARGET") or DEFAULT_TARGET
+        login_file = login_path(target, environ)
+        has_login = token is None and not token_file and login_file.is_file()
         return cls(
             target=target,
             token=token,
             token_file=_path(token_file),
+            login_file=login_file if has_login else None,
             tls_ca=_path(tls_ca or environ.get("NOTEBOOK_RUNNER_TLS_CA")),
             tls_cert=_path(tls_cert),
             tls_key=_path(tls_key),
@@ -133,11 +139,21 @@ class Connection:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Return the metadata of a call. Reads the token file each time, because tokens are rotated.
 
+        Blocks while it refreshes the token of a login.
+
         Raises:
             OSError: The token file cannot be read.
             ValueError: The token is empty, or has characters that a header cannot contain.
+            LoginFailed: The login has expired.
         """
-        token = self.token_file.read_text(encoding="utf-8").strip() if self.token_file else self.token
+        if self.login_file is not None:
+            from ._login import current_token  # noqa: PLC0415 - brings urllib, and most clients have no login
+
+            token: str | None = current_token(self.login_file)
+        elif self.token_file is not None:
+            token = self.token_file.read_text(encoding="utf-8").strip()
+        else:
+            token = self.token
         if token is None:
             return ()
         if not token or not token.isascii() or not token.isprintable():
@@ -181,6 +197,14 @@ def check_target(target: str) -> None:
     if separator and scheme.lower() in {"http", "https"}:
         hint = " For TLS, set tls_ca (--tls-ca)." if scheme.lower() == "https" else ""
         raise ValueError(f"{target!r} is a URL. Use HOST:PORT.{hint}")
+
+
+def login_path(target: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the file of the login for a server; it exists only after a login."""
+    state = Path(
+        environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or "~", ".local/state").expanduser()
+    )
+    return state / "notebook-runner-client" / f"{quote(target, safe='')}.json"
 
 
 def _options() -> list[tuple[str, str | int]]:

@@ -32,6 +32,7 @@ __all__ = [
     "RECONNECT_TIMEOUT",
     "ProgressReader",
     "Retries",
+    "is_unauthenticated",
 ]
 
 ATTEMPTS = 5
@@ -49,6 +50,11 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 
 _NETWORK_CODES = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED})
+
+
+def is_unauthenticated(error: RpcFailed) -> bool:
+    """Return whether the server refused a call's token, which may have expired during the call."""
+    return error.code is grpc.StatusCode.UNAUTHENTICATED
 
 
 def _is_network_error(error: RpcFailed) -> bool:
@@ -138,8 +144,12 @@ class ProgressReader:
         self._ended = event.HasField("run_changed") and is_terminal(event.run_changed.state)
         return True
 
-    def pause_after(self, error: RpcFailed) -> float:
+    def pause_after(self, error: RpcFailed, *, has_new_token: bool = False) -> float:
         """Return the seconds to wait before reconnecting; zero if the run has ended.
+
+        Args:
+            error: How the stream ended.
+            has_new_token: Whether the token that the stream began with has been replaced since.
 
         Raises:
             RpcFailed: The error itself, if reconnecting would not help, or if the time has run out.
@@ -150,7 +160,9 @@ class ProgressReader:
         if self._give_up_at is None:
             patience = self._reconnect_timeout if self._reached else FIRST_CONNECT_TIMEOUT
             self._give_up_at = now + min(patience, self._reconnect_timeout)
-        if not self._is_broken_connection(error) or now >= self._give_up_at:
+        # The same token would be refused again.
+        is_expired = has_new_token and self._had_stream and is_unauthenticated(error)
+        if not (is_expired or self._is_broken_connection(error)) or now >= self._give_up_at:
             raise error
         self._attempts += 1
         pause = min(FIRST_PAUSE * 2.0 ** min(self._attempts - 1, 10), LONGEST_PAUSE)

@@ -7,12 +7,12 @@ import contextlib
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
 
-from ._retry import Retries
+from ._retry import Retries, is_unauthenticated
 from ._status import to_error
 from .errors import RpcFailed
 from .v1.notebook_runner_pb2_grpc import NotebookRunnerStub
@@ -30,6 +30,7 @@ __all__ = ["AsyncTransport", "Transport"]
 CLOSE_SECONDS = 5.0
 """Maximum time that a channel may take to end its calls, in seconds."""
 
+Metadata: TypeAlias = "tuple[tuple[str, str], ...]"
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
@@ -100,19 +101,22 @@ class Transport:
         end = math.inf if timeout is None else time.monotonic() + timeout
         while not follower.ended:
             remaining = None if timeout is None else max(0.0, end - time.monotonic())
+            metadata = self.connection.metadata()
             try:
                 with self._errors_translated(timeout):
-                    yield from self._read(follower, remaining)
+                    yield from self._read(follower, remaining, metadata)
             except RpcFailed as error:
                 if self.closed:
                     raise
-                pause = follower.pause_after(error)
+                has_new_token = is_unauthenticated(error) and self.connection.metadata() != metadata
+                pause = follower.pause_after(error, has_new_token=has_new_token)
                 time.sleep(min(pause, max(0.0, end - time.monotonic())))
             else:
                 return
 
-    def _read(self, follower: ProgressReader, timeout: float | None) -> Iterator[pb.ProgressResponse]:
-        metadata = self.connection.metadata()
+    def _read(
+        self, follower: ProgressReader, timeout: float | None, metadata: Metadata
+    ) -> Iterator[pb.ProgressResponse]:
         call = self.stub.Progress(follower.request, timeout=timeout, metadata=metadata)
         try:
             for event in call:
@@ -192,7 +196,7 @@ class AsyncTransport:
         deadline = deadline or self.timeout
         retries = Retries(deadline)
         while True:
-            metadata = self.connection.metadata()
+            metadata = await self._metadata()
             try:
                 with self._errors_translated(deadline):
                     response = await method(request, timeout=retries.begin(), metadata=metadata)
@@ -211,19 +215,28 @@ class AsyncTransport:
             RpcFailed: Reconnecting would not help.
         """
         while not follower.ended:
+            metadata = await self._metadata()
             try:
-                async with contextlib.aclosing(self._read(follower)) as events:
+                async with contextlib.aclosing(self._read(follower, metadata)) as events:
                     async for event in events:
                         yield event
             except RpcFailed as error:
                 if self.closed:
                     raise
-                await asyncio.sleep(follower.pause_after(error))
+                has_new_token = is_unauthenticated(error) and await self._metadata() != metadata
+                await asyncio.sleep(follower.pause_after(error, has_new_token=has_new_token))
             else:
                 return
 
-    async def _read(self, follower: ProgressReader) -> AsyncGenerator[pb.ProgressResponse, None]:
-        metadata = self.connection.metadata()
+    async def _metadata(self) -> Metadata:
+        if self.connection.login_file is None:
+            return self.connection.metadata()
+        # The issuer may take its time to refresh the token.
+        return await asyncio.to_thread(self.connection.metadata)
+
+    async def _read(
+        self, follower: ProgressReader, metadata: Metadata
+    ) -> AsyncGenerator[pb.ProgressResponse, None]:
         with self._errors_translated():
             call = self.stub.Progress(follower.request, metadata=metadata)
             try:

@@ -87,7 +87,8 @@ class AsyncClient:
         connection = Connection.resolve(
             target, token=token, token_file=token_file, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key
         )
-        connection.metadata()  # raises now if the token cannot be sent
+        if connection.login_file is None:
+            connection.metadata()  # raises now if the token cannot be sent
         self._transport = AsyncTransport(connection, seconds(timeout))
         attach(connection)
 

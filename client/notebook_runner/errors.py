@@ -9,6 +9,7 @@
     │   ├── RunnerBusy        all workers are busy; try again after `retry_after` seconds
     │   ├── AccessDenied      the token is missing or invalid, or does not allow this call
     │   └── Unavailable       the server cannot be reached, is not ready, is shutting down, or timed out
+    ├── LoginFailed           a login, or the refresh of its tokens, failed
     └── RunFailed             the run ended in another state than SUCCEEDED
 
 Only `run` and `raise_for_state` raise `RunFailed`; every other call returns a failed run as data. Arguments
@@ -35,6 +36,7 @@ __all__ = [
     "AccessDenied",
     "FieldViolation",
     "InvalidRequest",
+    "LoginFailed",
     "NotebookRunnerError",
     "RpcFailed",
     "RunFailed",
@@ -46,6 +48,10 @@ __all__ = [
 
 class NotebookRunnerError(Exception):
     """Base class of all exceptions of the client."""
+
+
+class LoginFailed(NotebookRunnerError):  # noqa: N818 - as `RpcFailed`
+    """A login failed, or has expired and cannot be refreshed; the message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from notebook_runner_server import announcements, memory
+from notebook_runner_server.api.auth_interceptor import AuthInterceptor
 from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.limits import CallerLimits
 from notebook_runner_server.api.server import ApiServer
@@ -34,6 +35,9 @@ from notebook_runner_server.runs.outputs import Outputs
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.transfer.service import TransferService
+
+if TYPE_CHECKING:
+    from notebook_runner_server.api.oidc import JwtVerifier
 
 STREAM_GRACE = 5.0
 """Seconds that open calls get to end, after all runs have ended."""
@@ -102,11 +106,12 @@ class App:
         self._health_task: asyncio.Task[None] | None = None
         servicer = Servicer(self._manager, outputs, settings.max_streams, settings.heartbeat_interval)
         self._tokens = Tokens(Path(settings.tokens_file)) if settings.tokens_file else None
+        self._jwts = _jwt_verifier(settings)
         tls_files = settings.tls_files
         self._api = ApiServer(
             servicer,
             CallerLimits(settings.max_notebook_bytes, settings.max_input_files_bytes, connections),
-            self._tokens,
+            AuthInterceptor(self._tokens, self._jwts, are_certified=bool(settings.tls_client_ca)),
             None if tls_files is None else Certificates(tls_files),
             self._telemetry.call_observers,
             with_reflection=settings.reflection == "on",
@@ -125,6 +130,8 @@ class App:
         self._telemetry.bind()
         await self._manager.open(self._export_dir.open)
         self._telemetry.watch(self._backend, self._store)
+        if self._jwts is not None:
+            self._jwts.open()
         await self._api.start()
         await self._api.report_serving()
         self._settling = asyncio.ensure_future(asyncio.to_thread(memory.settle))
@@ -140,6 +147,7 @@ class App:
             tls=bool(self._settings.tls_cert),
             mtls=bool(self._settings.tls_client_ca),
             tokens=[] if self._tokens is None else self._tokens.names,
+            oidc_issuer=self._settings.oidc_issuer,
             reflection=self._settings.reflection == "on",
             channelz=self._settings.channelz,
         )
@@ -177,11 +185,22 @@ class App:
         await self._api.report_draining()
         await self._manager.drain(hurry, self._settings.drain_timeout)
         await self._api.stop(STREAM_GRACE)
+        if self._jwts is not None:
+            self._jwts.close()
         await asyncio.to_thread(self._export_dir.close)
         await self._manager.close()
         await self._telemetry.close()
         _log.info("server_stopped")
         announcements.stopped()
+
+
+def _jwt_verifier(settings: Settings) -> JwtVerifier | None:
+    options = settings.oidc_options
+    if options is None:
+        return None
+    from notebook_runner_server.api.oidc import JwtVerifier  # noqa: PLC0415 - brings cryptography
+
+    return JwtVerifier(options)
 
 
 def prepare(

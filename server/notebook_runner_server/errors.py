@@ -236,7 +236,7 @@ class ShuttingDownError(UnavailableError):
 
 
 class NotReadyError(UnavailableError):
-    """The server cannot start runs at the moment."""
+    """The server cannot start runs, or verify tokens, at the moment."""
 
     reason = "NOT_READY"
     retry_after = 1.0

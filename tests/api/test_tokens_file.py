@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.api.tokens import Scope, Tokens, TokensFileError, parse
+from notebook_runner_server.api.access_file import AccessFileError
+from notebook_runner_server.api.tokens import Tokens, parse
+from notebook_runner_server.runs.caller import Scope, parse_scopes
 from tests.support.secure import new_token, plain
 from tests.support.server import PROGRAM
 
@@ -21,8 +23,27 @@ def test_a_good_file() -> None:
     """Names, scopes and sums, with comments and empty lines; a name may stand there twice."""
     text = f"# who\n\n  ci run sha256:{SUM}\r\nci\tread sha256:{OTHER.upper()}"
     one, two = parse(text.encode(), "f")
-    assert (one.name, one.scope, one.digest.hex()) == ("ci", Scope.RUN, SUM)
-    assert (two.name, two.scope, two.digest.hex()) == ("ci", Scope.READ, OTHER)
+    assert (one.caller.name, one.digest.hex()) == ("ci", SUM)
+    assert one.caller.scopes == {Scope.READ, Scope.RUN}
+    assert (two.caller.name, two.digest.hex()) == ("ci", OTHER)
+    assert two.caller.scopes == {Scope.READ}
+
+
+@pytest.mark.parametrize(
+    ("text", "scopes"),
+    [
+        ("read", "read"),
+        ("run", "read run"),
+        ("read-all", "read read-all"),
+        ("run,read-all", "read run read-all"),
+        ("run-all", "read run read-all run-all"),
+        ("admin", "read run read-all run-all admin"),
+    ],
+)
+def test_a_scope_includes_others(text: str, scopes: str) -> None:
+    """Each scope includes what is below it; several are separated by commas."""
+    (entry,) = parse(f"ci {text} sha256:{SUM}".encode(), "f")
+    assert entry.caller.scopes == parse_scopes(text) == set(scopes.split())
 
 
 BAD_FILES = {
@@ -31,7 +52,9 @@ BAD_FILES = {
     "no sum": "ci run",
     "a sum too short": f"ci run sha256:{SUM[:-1]}",
     "a sum too long": f"ci run sha256:{SUM}0",
-    "an unknown scope": f"ci admin sha256:{SUM}",
+    "an unknown scope": f"ci root sha256:{SUM}",
+    "an unknown scope among others": f"ci run,root sha256:{SUM}",
+    "an empty scope": f"ci run, sha256:{SUM}",
     "no scope": f"ci sha256:{SUM}",
     "no name": f"run sha256:{SUM}",
     "the token itself": "ci run nbr_secret",
@@ -46,7 +69,7 @@ BAD_FILES = {
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_bad_file(name: str) -> None:
     """It is refused as a whole, the file and the line are named, and what may be a secret is not repeated."""
-    with pytest.raises(TokensFileError) as caught:
+    with pytest.raises(AccessFileError) as caught:
         parse(BAD_FILES[name].encode(), "some/tokens")
     message = str(caught.value)
     assert message.startswith("some/tokens")
@@ -71,7 +94,7 @@ def test_a_file_that_others_can_write(tmp_path: Path, mode: int) -> None:
     file = tmp_path / "tokens"
     new_token(file)
     file.chmod(mode)
-    with pytest.raises(TokensFileError, match="chmod go-w"):
+    with pytest.raises(AccessFileError, match="chmod go-w"):
         Tokens(file)
     file.chmod(0o644)
     assert Tokens(file).names == ["tester"]
@@ -86,17 +109,19 @@ def test_a_new_token(tmp_path: Path) -> None:
     assert len(made) == 3
     assert not [token for token in made if token in file.read_text()]
     tokens = Tokens(file)
-    assert sorted((one.name, one.scope.name) for token in made if (one := tokens.find(token))) == [
-        ("b", "READ"),
-        ("ci", "RUN"),
-        ("ci", "RUN"),
+    assert sorted(
+        (one.caller.name, max(one.caller.scopes)) for token in made if (one := tokens.find(token))
+    ) == [
+        ("b", "read"),
+        ("ci", "run"),
+        ("ci", "run"),
     ]
     fresh = tmp_path / "fresh"
     new_token(fresh)
     assert stat.S_IMODE(fresh.stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("asked", ["ci", "ci:", ":run", "ci:admin", "c i:run", "ci:run\n", "a:b:run"])
+@pytest.mark.parametrize("asked", ["ci", "ci:", ":run", "ci:root", "c i:run", "ci:run\n", "a:b:run"])
 def test_a_new_token_that_cannot_be(tmp_path: Path, asked: str) -> None:
     """What is no name or no scope is refused in one sentence, and no file is made."""
     file = tmp_path / "tokens"

@@ -143,6 +143,21 @@ def test_own_lost_stream_may_still_be_counted() -> None:
     assert follower.pause_after(error) > 0
 
 
+def test_a_stream_whose_token_was_replaced() -> None:
+    """A stream that its token ended continues with a new one; one that never began does not."""
+    error = RpcFailed("x", grpc.StatusCode.UNAUTHENTICATED, "BAD_TOKEN")
+    follower = ProgressReader(pb.ProgressRequest(), reached=True)
+    with pytest.raises(RpcFailed):
+        follower.pause_after(error, has_new_token=True)
+    follower = ProgressReader(pb.ProgressRequest())
+    follower.accept(started(1))
+    assert follower.pause_after(error, has_new_token=True) > 0
+    with pytest.raises(RpcFailed):
+        follower.pause_after(error, has_new_token=False)
+    with pytest.raises(RpcFailed):
+        follower.pause_after(RpcFailed("x", grpc.StatusCode.PERMISSION_DENIED), has_new_token=True)
+
+
 def test_waits_as_long_as_the_server_asks() -> None:
     """A time to wait that the server names is kept, within the patience there is."""
     follower = ProgressReader(pb.ProgressRequest(), 10.0, reached=True)

@@ -3,6 +3,7 @@
 import json
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import nbformat
@@ -10,6 +11,7 @@ import pytest
 
 from notebook_runner._version import __version__
 from notebook_runner.cli import main as client_command
+from notebook_runner_server.api.oidc_options import parse_rules
 from notebook_runner_server.api.server import LIVENESS, READINESS, SERVICE
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
 from tests.container.manifests import (
@@ -54,6 +56,7 @@ PRIVATE = (
     "fd00:ec2::254",
 )
 PUBLIC = ("151.101.0.223", "8.8.8.8", "2a04:4e42::223")
+API_SERVER_PORTS = {443, 6443}
 WORKLOADS = {"Deployment", "CronJob"}
 
 
@@ -85,7 +88,7 @@ def test_every_component_goes_with_the_others(tmp_path: Path) -> None:
     assert {"Certificate", "ServiceMonitor", "GRPCRoute"} <= kinds
     assert find(found, "Deployment")["spec"]["template"]["spec"]["runtimeClassName"] == "gvisor"
     policy = find(found, "NetworkPolicy")["spec"]
-    assert (len(policy["ingress"]), len(policy["egress"])) == (3, 2)
+    assert (len(policy["ingress"]), len(policy["egress"])) == (3, 3)
 
 
 def test_each_component_has_an_overlay() -> None:
@@ -115,7 +118,7 @@ def test_restricted_standard(folder: Path) -> None:
         for field in ("sysctls", "seLinuxOptions", "windowsOptions", "appArmorProfile", "supplementalGroups"):
             assert field not in context
         kinds = {kind for volume in spec["volumes"] for kind in volume if kind != "name"}
-        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
         for container in (*spec["containers"], *spec.get("initContainers", [])):
             own = container["securityContext"]
             assert own == {
@@ -140,7 +143,7 @@ def test_no_pod_can_speak_to_kubernetes(folder: Path) -> None:
 
 
 def test_the_network_is_closed(folder: Path) -> None:
-    """Each pod may ask for names, and reach the pods that it needs; only `internet` opens more."""
+    """Each pod may ask for names, and reach the pods that it needs; only components open more."""
     policies = [one for one in rendered(folder) if one["kind"] == "NetworkPolicy"]
     for workload in workloads(folder):
         labels = pod_of(workload)["metadata"]["labels"]
@@ -151,7 +154,7 @@ def test_the_network_is_closed(folder: Path) -> None:
             assert rule["to"]
             ports = {port["port"] for port in rule["ports"]}
             if any("ipBlock" in peer for peer in rule["to"]):
-                assert (folder.name, ports) == ("internet", {443})
+                assert (folder.name, ports) in (("internet", {443}), ("oidc", API_SERVER_PORTS))
             else:
                 assert ports in ({53}, {50051}, DASK_PORTS)
         for rule in (rule for one in own for rule in one.get("ingress", [])):
@@ -181,6 +184,26 @@ def test_the_internet_is_public_addresses(tmp_path: Path) -> None:
         if one["kind"] in WORKLOADS and is_selected(policy, labels := pod_of(one)["metadata"]["labels"])
     }
     assert reached == {"server", "dask-worker"}
+
+
+def test_service_accounts_as_callers() -> None:
+    """The component's settings name the files that it mounts, and its rules are valid."""
+    found = rendered(FOLDER / "overlays" / "oidc")
+    deployment = find(found, "Deployment")
+    set_to, spec = variables(container_of(deployment)), pod_of(deployment)["spec"]
+    mounts = {one["name"]: one["mountPath"] for one in container_of(deployment)["volumeMounts"]}
+    files = set()
+    for volume in spec["volumes"]:
+        for source in volume.get("projected", {}).get("sources", []):
+            items = source.get("configMap", {}).get("items") or [source["serviceAccountToken"]]
+            files |= {f"{mounts[volume['name']]}/{one['path']}" for one in items}
+    assert files == {set_to["NOTEBOOK_RUNNER_OIDC_CA"], set_to["NOTEBOOK_RUNNER_OIDC_TOKEN_FILE"]}
+    scopes = find(found, "ConfigMap", "notebook-runner-oidc")["data"]["scopes"]
+    assert set_to["NOTEBOOK_RUNNER_OIDC_SCOPES_FILE"] == f"{mounts['oidc']}/scopes"
+    assert parse_rules(scopes.encode(), "scopes").names
+    settings = {name.removeprefix("NOTEBOOK_RUNNER_").lower(): value for name, value in set_to.items()}
+    oidc: dict[str, Any] = {name: value for name, value in settings.items() if name.startswith("oidc_")}
+    assert Settings(**oidc).oidc_options is not None
 
 
 def test_secrets_are_files(folder: Path) -> None:

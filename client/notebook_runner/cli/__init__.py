@@ -6,6 +6,7 @@ from ._complete import completion
 from ._doctor import doctor
 from ._group import main
 from ._health import health
+from ._login import login, logout
 from ._runs import delete, kill, list_runs, logs, output, show, watch
 from ._start import rerun, run, start
 
@@ -24,6 +25,8 @@ for _command in (
     delete,
     doctor,
     health,
+    login,
+    logout,
     completion,
 ):
     main.add_command(_command)

@@ -170,8 +170,8 @@ class _WatchedReader(ProgressReader):
             self.on_back()
         return super().accept(event)
 
-    def pause_after(self, error: RpcFailed) -> float:
-        pause = super().pause_after(error)
+    def pause_after(self, error: RpcFailed, *, has_new_token: bool = False) -> float:
+        pause = super().pause_after(error, has_new_token=has_new_token)
         if not (self._is_lost or self.ended):
             self._is_lost = True
             self.on_lost()

@@ -19,7 +19,7 @@ import grpc
 from notebook_runner._connection import Connection
 from notebook_runner._status import CLOSED, NOT_GRPC, Problem, problem_of, to_error
 from notebook_runner._version import __version__
-from notebook_runner.errors import AccessDenied, RpcFailed, Unavailable
+from notebook_runner.errors import AccessDenied, LoginFailed, RpcFailed, Unavailable
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1.notebook_runner_pb2_grpc import NotebookRunnerStub
 
@@ -103,8 +103,12 @@ class _Doctor:
             except RpcFailed as error:
                 yield from self._errors(error)
                 return
+            except LoginFailed as error:
+                yield _failed("token", describe_error(error), "Log in again: notebook-runner login")
+                return
             yield from self._reached()
-            has_token = bool(self._connection.token_file or self._connection.token)
+            sent = (self._connection.token_file, self._connection.token, self._connection.login_file)
+            has_token = any(sent)
             yield CheckResult("token", ok=True, text="accepted" if has_token else "none given, none required")
             yield _version(info.version)
             yield from _kernels(info)
@@ -209,7 +213,7 @@ def _speaks_tls(target: str) -> bool:
 
 def _denied(error: AccessDenied) -> CheckResult:
     if error.reason == "MISSING_TOKEN":
-        advice = "Set --token-file or NOTEBOOK_RUNNER_TOKEN_FILE."
+        advice = "Set --token-file or NOTEBOOK_RUNNER_TOKEN_FILE, or log in: notebook-runner login"
     elif error.code is grpc.StatusCode.PERMISSION_DENIED:
         advice = "Ask the operator for a token with the required scope."
     else:

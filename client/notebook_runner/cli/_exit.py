@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import enum
 
-from notebook_runner.errors import AccessDenied, InvalidRequest, NotebookRunnerError, RunnerBusy, RunNotFound
+from notebook_runner.errors import (
+    AccessDenied,
+    InvalidRequest,
+    LoginFailed,
+    NotebookRunnerError,
+    RunnerBusy,
+    RunNotFound,
+)
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 __all__ = ["HELP", "ExitCode", "code_of_error", "code_of_run"]
@@ -58,6 +65,6 @@ def code_of_error(error: NotebookRunnerError) -> ExitCode:
     """Return the exit code for a call that failed."""
     if isinstance(error, RunnerBusy):
         return ExitCode.BUSY
-    if isinstance(error, InvalidRequest | RunNotFound | AccessDenied):
+    if isinstance(error, InvalidRequest | RunNotFound | AccessDenied | LoginFailed):
         return ExitCode.USAGE
     return ExitCode.UNAVAILABLE

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from inspect import isasyncgenfunction
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from structlog.contextvars import bind_contextvars
 
-from notebook_runner_server.api.errors import BAD_TOKEN, MISSING_TOKEN, abort_with
+from notebook_runner_server.api.errors import BAD_TOKEN, MISSING_TOKEN, abort, abort_with
 from notebook_runner_server.api.interceptor import Continuation, Handler, Interceptor, function_of, rebuild
-from notebook_runner_server.api.tokens import Scope, TokenEntry, Tokens
+from notebook_runner_server.api.oidc_options import MAX_NAME_CHARACTERS, RefusedTokenError, is_jwt
+from notebook_runner_server.api.tokens import Tokens
+from notebook_runner_server.errors import NotReadyError
+from notebook_runner_server.runs.caller import ANONYMOUS, Caller, Scope, set_caller
+
+if TYPE_CHECKING:
+    from notebook_runner_server.api.oidc import JwtVerifier
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +48,8 @@ READ_METHODS = frozenset(
 REPORT_SECONDS = 1.0
 """Interval of the log lines that summarize refused calls, so that a flood cannot fill the disk."""
 
-_BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]{1,1024}=*)")
+# gRPC limits the size of all headers together (`api.server.METADATA_BYTES`).
+_BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]+=*)")
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,14 @@ class _Refusal:
     code: grpc.StatusCode
     reason: str
     message: str
+
+
+@dataclass(frozen=True)
+class _Grant:
+    """The caller of a call, and whether its credentials are still valid."""
+
+    caller: Caller
+    holds: Callable[[], bool]
 
 
 _MISSING = _Refusal(
@@ -60,25 +78,31 @@ _MALFORMED = _Refusal(
     "Malformed authorization header. Send it once, as `authorization: Bearer TOKEN`.",
 )
 _INVALID = _Refusal(grpc.StatusCode.UNAUTHENTICATED, BAD_TOKEN, "Invalid or revoked token.")
-_FORBIDDEN = _Refusal(
-    grpc.StatusCode.PERMISSION_DENIED,
+_ENDED = _Refusal(
+    grpc.StatusCode.UNAUTHENTICATED,
     BAD_TOKEN,
-    "This call needs a token with the scope run (the token's scope is read).",
+    "The token of this stream has expired or was revoked. Continue with a new token.",
 )
 
 
 class AuthInterceptor(Interceptor):
-    """Refuses calls without a valid token of the required scope.
+    """Refuses calls without valid credentials of the required scope, and sets the caller of the others.
 
-    A token is checked when a call begins, and again with each message of a stream: if the token is removed
-    from the file, the stream ends with its next message, which is a heartbeat at the latest.
+    Credentials are checked when a call begins, and again with each message of a stream: if the token is
+    removed from the file or expires, the stream ends with its next message, which is a heartbeat at the
+    latest.
 
     Args:
-        tokens: The valid tokens; None: no authentication.
+        tokens: The valid tokens; None: there are none.
+        jwts: Verifies JWTs; None: they are not accepted.
+        are_certified: Whether each caller has a certificate. If there are neither tokens nor JWTs, the name
+            in the certificate is the caller's.
     """
 
-    def __init__(self, tokens: Tokens | None) -> None:
+    def __init__(self, tokens: Tokens | None, jwts: JwtVerifier | None, *, are_certified: bool) -> None:
         self._tokens = tokens
+        self._jwts = jwts
+        self._are_certified = are_certified
         # Since the last log line.
         self._refused = 0
         self._latest: dict[str, str] = {}
@@ -89,39 +113,91 @@ class AuthInterceptor(Interceptor):
     ) -> Handler | None:
         """Check a call (called by grpc)."""
         method = handler_call_details.method
-        if self._tokens is None or method in PUBLIC_METHODS:
+        if method in PUBLIC_METHODS:
             return await continuation(handler_call_details)
-        checked = _authorize(self._tokens, method, handler_call_details.invocation_metadata)
-        if isinstance(checked, _Refusal):
+        if self._tokens is None and self._jwts is None:
+            if self._are_certified:
+                return await super().intercept_service(continuation, handler_call_details)
+            return await continuation(handler_call_details)
+        checked = await self._authorize(method, handler_call_details.invocation_metadata)
+        if not isinstance(checked, _Grant):
             return self._refusing(method, checked)
-        bind_contextvars(caller=checked.name)
+        _enter(checked.caller)
         handler = await continuation(handler_call_details)
         if handler is None or not isasyncgenfunction(call := function_of(handler)):
             return handler
-        return rebuild(handler, self._while_valid(self._tokens, checked, method, call))
+        return rebuild(handler, self._while_valid(checked, method, call))
 
-    def _refusing(self, method: str, refusal: _Refusal) -> Handler:
+    def wrap_unary(self, method: str, call: Any) -> Any:  # noqa: ARG002 - the base's signature
+        """Set the caller of a call with one response to the name in its certificate."""
+
+        async def entered(request: Any, context: Any) -> Any:
+            _enter(certified_caller(context.auth_context()))
+            return await call(request, context)
+
+        return entered
+
+    def wrap_stream(self, method: str, call: Any) -> Any:  # noqa: ARG002 - the base's signature
+        """Set the caller of a call with a stream of responses to the name in its certificate."""
+
+        async def entered(request: Any, context: Any) -> AsyncIterator[Any]:
+            _enter(certified_caller(context.auth_context()))
+            async with aclosing(call(request, context)) as messages:
+                async for message in messages:
+                    yield message
+
+        return entered
+
+    async def _authorize(self, method: str, metadata: Any) -> _Grant | _Refusal | NotReadyError:
+        values = [value for key, value in metadata or () if key == "authorization"]
+        if not values:
+            return _MISSING
+        match = _BEARER.fullmatch(values[0]) if len(values) == 1 and isinstance(values[0], str) else None
+        if match is None:
+            return _MALFORMED
+        try:
+            grant = await self._authenticate(match[1])
+        except RefusedTokenError as error:
+            return _Refusal(grpc.StatusCode.UNAUTHENTICATED, BAD_TOKEN, str(error))
+        except NotReadyError as error:
+            return error
+        if grant is None:
+            return _INVALID
+        needed = Scope.READ if method in READ_METHODS else Scope.RUN
+        return grant if needed in grant.caller.scopes else _forbidden(grant.caller, needed)
+
+    async def _authenticate(self, token: str) -> _Grant | None:
+        if self._tokens is not None and (entry := self._tokens.find(token)) is not None:
+            return _Grant(entry.caller, partial(self._tokens.holds, entry))
+        if self._jwts is not None and is_jwt(token):
+            verified = await self._jwts.verify(token)
+            return _Grant(verified.caller, partial(self._jwts.holds, verified))
+        return None
+
+    def _refusing(self, method: str, refusal: _Refusal | NotReadyError) -> Handler:
         async def refuse(_requests: Any, context: Any) -> None:
             await self._refuse(context, method, refusal)
 
         # A stream for every method, because it is answered without waiting for a request.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _while_valid(self, tokens: Tokens, entry: TokenEntry, method: str, call: Any) -> Any:
+    def _while_valid(self, grant: _Grant, method: str, call: Any) -> Any:
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             async with aclosing(call(request, context)) as messages:
                 async for message in messages:
-                    if not tokens.holds(entry):
-                        await self._refuse(context, method, _INVALID)
+                    if not grant.holds():
+                        await self._refuse(context, method, _ENDED)
                     yield message
 
         return stream
 
-    async def _refuse(self, context: Any, method: str, refusal: _Refusal) -> NoReturn:
+    async def _refuse(self, context: Any, method: str, refusal: _Refusal | NotReadyError) -> NoReturn:
         self._refused += 1
         self._latest = {"rpc": method[:100], "peer": context.peer(), "reason": refusal.reason}
         if not self._report_is_scheduled:
             self._report()
+        if isinstance(refusal, NotReadyError):
+            await abort(context, refusal)
         await abort_with(context, refusal.code, refusal.message, refusal.reason, {})
 
     def _report(self) -> None:
@@ -134,16 +210,36 @@ class AuthInterceptor(Interceptor):
             asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report, context=Context())
 
 
-def _authorize(tokens: Tokens, method: str, metadata: Any) -> TokenEntry | _Refusal:
-    values = [value for key, value in metadata or () if key == "authorization"]
-    if not values:
-        return _MISSING
-    match = _BEARER.fullmatch(values[0]) if len(values) == 1 and isinstance(values[0], str) else None
-    if match is None:
-        return _MALFORMED
-    entry = tokens.find(match[1])
-    if entry is None:
-        return _INVALID
-    if entry.scope < (Scope.READ if method in READ_METHODS else Scope.RUN):
-        return _FORBIDDEN
-    return entry
+def certified_caller(properties: Mapping[str, Iterable[bytes]]) -> Caller:
+    """Return the caller that a connection's certificate names, who may do everything.
+
+    Args:
+        properties: gRPC's properties of the connection.
+    """
+    (pem,) = properties.get("x509_pem_cert") or [b""]
+    if not pem:
+        return ANONYMOUS
+    for name in ("x509_common_name", "x509_subject_alternative_name"):
+        for value in properties.get(name, ()):
+            text = value.decode(errors="replace")
+            if text.isprintable() and 0 < len(text) <= MAX_NAME_CHARACTERS:
+                return Caller(text, ANONYMOUS.scopes)
+    # Unlike a name that cannot be logged, it is nobody else's.
+    return Caller(
+        f"sha256:{hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).hexdigest()}", ANONYMOUS.scopes
+    )
+
+
+def _enter(caller: Caller) -> None:
+    set_caller(caller)
+    if caller.name:
+        bind_contextvars(caller=caller.name)
+
+
+def _forbidden(caller: Caller, needed: Scope) -> _Refusal:
+    if caller.scopes:
+        has = f"the token's scope is {' and '.join(sorted(caller.scopes))}"
+    else:
+        has = "the server's file of scopes names neither the caller nor its groups"
+    message = f"This call needs a token with the scope {needed} ({has})."
+    return _Refusal(grpc.StatusCode.PERMISSION_DENIED, BAD_TOKEN, message)

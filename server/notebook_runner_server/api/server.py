@@ -21,7 +21,6 @@ from notebook_runner_server.api.response_limiter import ResponseLimiter
 from notebook_runner_server.api.serialized_responses import SerializedResponses
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.telemetry_interceptor import CallObserver, TelemetryInterceptor
-from notebook_runner_server.api.tokens import Tokens
 
 SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"].full_name
 
@@ -78,7 +77,7 @@ class ApiServer:
     Args:
         servicer: The service NotebookRunner.
         limits: The limits of callers.
-        tokens: The valid tokens; None: no authentication.
+        auth: Checks who calls.
         certificates: The TLS certificates; None: no TLS.
         observers: The observers of calls.
         with_reflection: Serve reflection.
@@ -89,7 +88,7 @@ class ApiServer:
         self,
         servicer: Servicer,
         limits: CallerLimits,
-        tokens: Tokens | None,
+        auth: AuthInterceptor,
         certificates: Certificates | None,
         observers: Iterable[CallObserver],
         *,
@@ -100,7 +99,7 @@ class ApiServer:
         self._server = grpc.aio.server(
             interceptors=[
                 TelemetryInterceptor(observers),
-                AuthInterceptor(tokens),
+                auth,
                 ErrorInterceptor(limits.max_message_bytes),
                 ResponseLimiter(),
                 SerializedResponses(),

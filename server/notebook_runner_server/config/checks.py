@@ -11,13 +11,14 @@ from pathlib import Path
 from jupyter_core.paths import jupyter_path
 
 from notebook_runner_server.api import tls_files
+from notebook_runner_server.api.oidc_options import scopes_file
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config.settings import ENVIRONMENT_PREFIX, PROCESS, Settings, limit_names
 from notebook_runner_server.execution.options import WarmKernels, resolve_kernel_name
 from notebook_runner_server.export.formats import HTML_INTERACTIVE
 
 _OTHER_VARIABLES = (
-    *("TARGET", "TOKEN", "TOKEN_FILE", "TLS_CA"),  # of the client
+    *("TARGET", "TOKEN", "TOKEN_FILE", "TLS_CA", "OIDC_CLIENT_ID"),  # of the client
     *("RUN_ID", "RUN_DIR"),  # of notebooks, which may start a server
     *("NEW_TOKEN", "CHECK"),  # of options that are not settings
 )
@@ -67,10 +68,17 @@ def check(settings: Settings, environment: Mapping[str, str]) -> None:
 
 
 def warnings(settings: Settings) -> Iterator[str]:
-    """Yield what is valid but unsafe."""
+    """Yield what is valid, but unsafe or out of order now; blocks."""
     if settings.tls_key and tls_files.is_world_readable(Path(settings.tls_key)):
         path = settings.tls_key
         yield f"Warning: every user of this machine can read --tls-key {path}. Run: chmod o-r {path}"
+    if options := settings.oidc_options:
+        from notebook_runner_server.api import oidc_keys  # noqa: PLC0415 - brings cryptography
+
+        try:
+            oidc_keys.fetch_keys(options)
+        except oidc_keys.IssuerError as error:
+            yield f"Warning: {error} The server refuses JWTs until it can fetch the keys of --oidc-issuer."
 
 
 def _variables(environment: Mapping[str, str]) -> Iterator[str]:
@@ -130,6 +138,11 @@ def _secrets(settings: Settings) -> Iterator[str]:
             Tokens(Path(settings.tokens_file))
         except (OSError, ValueError) as error:
             yield f"--tokens-file {settings.tokens_file} cannot be used: {_why(error)}"
+    if settings.oidc_scopes_file:
+        try:
+            scopes_file(Path(settings.oidc_scopes_file))
+        except (OSError, ValueError) as error:
+            yield f"--oidc-scopes-file {settings.oidc_scopes_file} cannot be used: {_why(error)}"
     if settings.tls_cert and settings.tls_key and (files := settings.tls_files):
         try:
             tls_files.read_valid(files)

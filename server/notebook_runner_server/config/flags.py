@@ -97,8 +97,8 @@ def actions() -> list[click.Option]:
             ["--new-token", NEW_TOKEN],
             metavar="NAME:SCOPE",
             default="",
-            help="Create a token with scope run or read, add its hash to the tokens file, "
-            "print it, and exit.",
+            help="Create a token with a scope (read, run, read-all, run-all or admin; several separated by "
+            "commas), add its hash to the tokens file, print it, and exit.",
         ),
         click.Option(
             ["--check", CHECK],

@@ -6,7 +6,6 @@ wins. A size, a time-out or a limit that is not here is a named constant beside 
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from notebook_runner_server.api.limits import LARGEST_MESSAGE, MESSAGE_OVERHEAD
+from notebook_runner_server.api.oidc_options import OidcOptions, is_loopback, is_safe_url
 from notebook_runner_server.api.tls_files import TlsFiles
 from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.interface import MAX_CONTENT_BYTES, Limits
@@ -86,10 +86,36 @@ class Settings:
     tokens_file: str = setting(
         "", "File of SHA-256 token hashes. Enables authentication; reloaded on change."
     )
+    oidc_issuer: str = setting(
+        "",
+        "URL of an OpenID Connect issuer. Accepts its JWTs as tokens; needs --oidc-audience and "
+        "--oidc-scopes-file.",
+    )
+    oidc_audience: str = setting("", "Audience (aud) that a JWT must have.")
+    oidc_scopes_file: str = setting(
+        "",
+        "File that gives scopes to names and groups of the issuer, with lines such as: group run data-team; "
+        "reloaded on change.",
+    )
+    oidc_name_claim: str = setting("sub", "Claim of a JWT with the caller's name.")
+    oidc_groups_claim: str = setting("groups", "Claim of a JWT with the caller's groups.")
+    oidc_ca: str = setting(
+        "", "PEM file with CA certificates to trust for the issuer. If unset, those of the system."
+    )
+    oidc_token_file: str = setting(
+        "",
+        "File with a bearer token to fetch the issuer's keys with, such as the token of a Kubernetes service "
+        "account; read each time.",
+    )
+    oidc_key_max_age: float = setting(
+        86400.0,
+        "Seconds to keep using the issuer's last keys while the issuer cannot be reached.",
+        minimum=1,
+    )
     max_connections: int = setting(4000, "Maximum number of open connections.", minimum=1)
     reflection: str = setting(
         "on",
-        "Serve gRPC reflection, for tools such as grpcurl; it requires a token if a tokens file is set.",
+        "Serve gRPC reflection, for tools such as grpcurl; it requires a token if other calls do.",
         choices=("on", "off"),
     )
     channelz: bool = setting(False, "Serve channelz, gRPC's built-in diagnostics.")
@@ -290,7 +316,7 @@ class Settings:
 
     def errors(self) -> list[str]:
         """Return the errors that can be found without looking at this machine, a sentence each."""
-        found = [*self._tls_errors(), *self._listen_errors()]
+        found = [*self._tls_errors(), *self._oidc_errors(), *self._listen_errors()]
         if self.trace_endpoint and not self.trace_endpoint.startswith(("http://", "https://")):
             found.append(
                 f"--trace-endpoint must be an http:// or https:// URL (got {self.trace_endpoint!r})."
@@ -321,6 +347,19 @@ class Settings:
         if self.tls_client_ca and not self.tls_cert:
             yield "--tls-client-ca needs --tls-cert and --tls-key."
 
+    def _oidc_errors(self) -> Iterator[str]:
+        if not self.oidc_issuer:
+            for name in ("oidc_audience", "oidc_scopes_file", "oidc_ca", "oidc_token_file"):
+                if getattr(self, name):
+                    yield f"--{name.replace('_', '-')} needs --oidc-issuer."
+            return
+        if not is_safe_url(self.oidc_issuer):
+            form = "an https:// URL, or http:// on this machine"
+            yield f"--oidc-issuer must be {form} (got {self.oidc_issuer!r})."
+        for name in ("oidc_audience", "oidc_scopes_file", "oidc_name_claim"):
+            if not getattr(self, name):
+                yield f"--oidc-issuer needs --{name.replace('_', '-')}."
+
     def _listen_errors(self) -> Iterator[str]:
         """Refuse an address that other machines can reach without TLS and authentication."""
         try:
@@ -331,9 +370,9 @@ class Settings:
         missing = []
         if not self.tls_cert:
             missing.append("TLS (--tls-cert and --tls-key)")
-        if not (self.tokens_file or self.tls_client_ca):
-            missing.append("authentication (--tokens-file or --tls-client-ca)")
-        if missing and not self.insecure and not _is_loopback(host):
+        if not (self.tokens_file or self.oidc_issuer or self.tls_client_ca):
+            missing.append("authentication (--tokens-file, --oidc-issuer or --tls-client-ca)")
+        if missing and not self.insecure and not is_loopback(host):
             yield (
                 f"--listen {self.listen}: anyone who can reach this address could run code. "
                 f"Add {' and '.join(missing)}, listen on 127.0.0.1, or allow it with --insecure."
@@ -366,6 +405,22 @@ class Settings:
         return TlsFiles(Path(self.tls_cert), Path(self.tls_key), client_ca)
 
     @property
+    def oidc_options(self) -> OidcOptions | None:
+        """The issuer of JWTs; None: they are not accepted."""
+        if not self.oidc_issuer:
+            return None
+        return OidcOptions(
+            self.oidc_issuer,
+            self.oidc_audience,
+            self.oidc_name_claim,
+            self.oidc_groups_claim,
+            Path(self.oidc_scopes_file),
+            Path(self.oidc_ca) if self.oidc_ca else None,
+            Path(self.oidc_token_file) if self.oidc_token_file else None,
+            self.oidc_key_max_age,
+        )
+
+    @property
     def warm(self) -> WarmKernels:
         """The kernels that each worker keeps ready.
 
@@ -395,7 +450,11 @@ class Settings:
             writable=tuple(Path(one).expanduser().absolute() for one in _names(self.writable_folders)),
             root=Path(self.notebook_root).resolve() if self.notebook_root else None,
             hidden=(
-                *(Path(one).absolute() for one in (self.tokens_file, self.tls_key) if one),
+                *(
+                    Path(one).absolute()
+                    for one in (self.tokens_file, self.tls_key, self.oidc_token_file)
+                    if one
+                ),
                 self.export_folder,
             ),
         )
@@ -448,16 +507,6 @@ def _address(flag: str, value: str) -> tuple[str, int]:
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:  # noqa: PLR2004 - the largest port
         raise ValueError(f"{flag} must be HOST:PORT (got {value!r}).")
     return host.strip("[]"), int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _names(listed: str) -> list[str]:
