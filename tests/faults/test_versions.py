@@ -352,6 +352,12 @@ def _in_the_log(_: KillableServer, __: sqlite3.Connection) -> None:
     """The database's log has it, and its file has not."""
 
 
+def set_version(db: sqlite3.Connection, version: int) -> None:
+    """Marks a history as a server of this version does."""
+    db.execute(f"PRAGMA user_version = {version}")
+    db.execute(f"PRAGMA application_id = {0x6E620000 ^ version}")
+
+
 @pytest.mark.parametrize("where", [_in_the_file, _in_the_log])
 def test_a_later_history_is_refused_untouched(
     tmp_path: Path, where: Callable[[KillableServer, sqlite3.Connection], None]
@@ -360,7 +366,7 @@ def test_a_later_history_is_refused_untouched(
     with KillableServer(tmp_path, "--warm-kernels", "none") as server:
         ended = perform(server.stub, inline("print('x')")).run
         with closing(sqlite3.connect(tmp_path / DATABASE)) as db:
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+            set_version(db, SCHEMA_VERSION + 1)
             where(server, db)
             server.die()
     before = untouched(tmp_path)
@@ -386,6 +392,6 @@ def test_a_later_history_is_refused_untouched(
     assert (tmp_path / "runs" / "stray").is_dir()
     assert not list(tmp_path.glob("damaged-*"))
     with closing(sqlite3.connect(tmp_path / DATABASE)) as db:
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        set_version(db, SCHEMA_VERSION)
     with KillableServer(tmp_path, "--warm-kernels", "none") as server:
         assert history(server.stub) == [ended.run_id]

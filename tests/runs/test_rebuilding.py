@@ -70,3 +70,28 @@ async def test_a_full_disk_refuses_the_start_and_nothing_is_moved(tmp_path: Path
     (aside,) = tmp_path.glob("damaged-*")
     assert (aside / DATABASE).is_file()
     assert not (tmp_path / "rebuilding").exists()
+
+
+@pytest.mark.parametrize("place", [60, 68], ids=["version", "application_id"])
+@pytest.mark.parametrize("bit", range(32))
+async def test_a_damaged_version_is_no_newer_history(tmp_path: Path, place: int, bit: int) -> None:
+    """Whichever of its bits was flipped, the start rebuilds the history, and has all runs."""
+    await histories(tmp_path, 2)
+    (tmp_path / f"{DATABASE}-damaged").unlink()
+    with (tmp_path / DATABASE).open("r+b") as file:
+        file.seek(place)
+        value = int.from_bytes(file.read(4)) ^ 1 << bit
+        file.seek(place)
+        file.write(value.to_bytes(4))
+    assert await known(tmp_path) == ["run-0", "run-1"]
+
+
+@pytest.mark.parametrize("version", [0, 1, 2, 2**27 + 3])
+async def test_a_damaged_version_of_an_earlier_history(tmp_path: Path, version: int) -> None:
+    """It has no application id; the tables show what it is."""
+    await histories(tmp_path, 2)
+    (tmp_path / f"{DATABASE}-damaged").unlink()
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as db:
+        db.execute("PRAGMA application_id = 0")
+        db.execute(f"PRAGMA user_version = {version}")
+    assert await known(tmp_path) == ["run-0", "run-1"]

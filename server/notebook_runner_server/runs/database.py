@@ -365,6 +365,7 @@ def _copy_all(source: sqlite3.Connection, target: sqlite3.Connection) -> list[st
     """Copy everything intact; return what is not."""
     lost: list[str] = []
     try:
+        tables.restore_version(source)
         tables.create(source, is_first=False)
         for position in _positions(source, lost):
             lost += _copy_run(source, target, position)

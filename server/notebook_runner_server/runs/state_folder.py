@@ -29,7 +29,7 @@ from pathlib import Path
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.runs.folder import private
-from notebook_runner_server.runs.tables import SCHEMA_VERSION, NewerHistoryError
+from notebook_runner_server.runs.tables import SCHEMA_VERSION, NewerHistoryError, is_version_confirmed
 
 DATABASE = "notebook-runner.db"
 LOCK = "lock"
@@ -43,7 +43,7 @@ _QUARANTINE = "damaged-"
 # The header of an SQLite file.
 _MAGIC = b"SQLite format 3\0"
 _HEAD_BYTES = 100
-_VERSION = slice(60, 64)
+_VERSION, _APPLICATION_ID = slice(60, 64), slice(68, 72)
 
 _FILE = stat.S_ISREG, "regular file"
 _FOLDER = stat.S_ISDIR, "directory"
@@ -128,7 +128,9 @@ def _version(path: Path) -> int:
     """Return the version of a history; 0: unknown, because the history is new or damaged."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    version = int.from_bytes(head[_VERSION]) if head.startswith(_MAGIC) else 0
+    if not head.startswith(_MAGIC):
+        return 0
+    version, application_id = (int.from_bytes(head[where]) for where in (_VERSION, _APPLICATION_ID))
     wal = path.with_name(f"{path.name}-wal")
     if version <= SCHEMA_VERSION and wal.is_file() and wal.stat().st_size:
         # The newest version may be in the WAL. A read-only connection leaves it as it is.
@@ -136,7 +138,8 @@ def _version(path: Path) -> int:
             db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
             with contextlib.closing(db):
                 version = db.execute("PRAGMA user_version").fetchone()[0]
-    return version
+                application_id = db.execute("PRAGMA application_id").fetchone()[0]
+    return version if is_version_confirmed(version, application_id) else 0
 
 
 def remove_early_artefacts(folder: Path) -> None:

@@ -24,6 +24,13 @@ from notebook_runner_server.runs.model import (
 SCHEMA_VERSION = 4
 """The `PRAGMA user_version` of a history that this server has opened."""
 
+_APPLICATION_ID = 0x6E620000
+"""`nb`: combined with the version by XOR, the `PRAGMA application_id` of a history since version 4.
+
+A damaged version would otherwise look like that of a newer server, whose history no start may touch."""
+
+_FIRST_WITH_ID = 4
+
 _SCHEMA = """
 CREATE TABLE runs (
   position INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -153,11 +160,35 @@ def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
         sqlite3.DatabaseError: The tables are missing or differ.
     """
     version = db.execute("PRAGMA user_version").fetchone()[0]
+    if not is_version_confirmed(version, db.execute("PRAGMA application_id").fetchone()[0]):
+        raise sqlite3.DatabaseError(f"the version {version} of the history is damaged")
     if version == 0 and not is_first:
         raise sqlite3.DatabaseError("runs exist, but the history is empty")
     if version < SCHEMA_VERSION:
-        db.executescript(f"BEGIN; {_UPGRADES[version]} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        db.executescript(f"BEGIN; {_UPGRADES[version]} {_version_pragmas(SCHEMA_VERSION)} COMMIT;")
     check_schema(db)
+
+
+def is_version_confirmed(version: int, application_id: int) -> bool:
+    """Return whether the application id confirms the version of a history."""
+    return application_id == _application_id(version)
+
+
+def restore_version(db: sqlite3.Connection) -> None:
+    """Set a version that is damaged to the one that the tables show."""
+    columns = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('runs')")}
+    earlier = 2 if "checksum" in columns else 1
+    version = SCHEMA_VERSION if "request_digest" in columns else earlier
+    db.executescript(_version_pragmas(version))
+
+
+def _version_pragmas(version: int) -> str:
+    return f"PRAGMA user_version = {version}; PRAGMA application_id = {_application_id(version)};"
+
+
+def _application_id(version: int) -> int:
+    # Not by `|`, which would hide a damaged bit of the version.
+    return _APPLICATION_ID ^ version if version >= _FIRST_WITH_ID else 0
 
 
 def create_indexes(db: sqlite3.Connection) -> None:
