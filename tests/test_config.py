@@ -29,13 +29,19 @@ VALUES = {
     "uri_schemes": "https,s3",
     "metrics_listen": "[::1]:7",
     "trace_endpoint": "http://[::1]:7",
+    "oidc_issuer": "https://issuer",
 }
+OIDC = ["--oidc-issuer", "https://issuer", "--oidc-audience", "audience", "--oidc-scopes-file", "scopes"]
 # Settings that only make sense with another one.
 COMPANIONS = {
     "default_notebook": ["--notebook-root", "."],
     "tls_cert": ["--tls-key", "key.pem"],
     "tls_key": ["--tls-cert", "cert.pem"],
     "tls_client_ca": ["--tls-cert", "cert.pem", "--tls-key", "key.pem"],
+    "oidc_issuer": ["--oidc-audience", "audience", "--oidc-scopes-file", "scopes"],
+    "oidc_audience": ["--oidc-issuer", "https://issuer", "--oidc-scopes-file", "scopes"],
+    "oidc_scopes_file": ["--oidc-issuer", "https://issuer", "--oidc-audience", "audience"],
+    **dict.fromkeys(("oidc_ca", "oidc_token_file"), OIDC),
 }
 EXIT_CODE_OF_A_WRONG_OPTION = 2
 
@@ -61,9 +67,13 @@ def help_text() -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_setting_is_documented(help_text: str, name: str) -> None:
     """Flag, variable and a sentence are in the help; a number has its default and is told its unit."""
-    _, found, rest = help_text.partition(f" {flag(name)}")
+    found = re.search(rf" {flag(name)}(?: [A-Z]{{3}}| /| \[)", help_text)
     assert found
-    text = re.split(r" --[a-z]", rest, maxsplit=1)[0] if name not in SWITCHES else rest[:600]
+    rest = help_text[found.end() :]
+    # Up to the next option with a value: a sentence may name others.
+    text = (
+        re.split(r" --[a-z-]+(?: [A-Z]{3}| \[)", rest, maxsplit=1)[0] if name not in SWITCHES else rest[:600]
+    )
     assert f"env var: {variable(name)}" in text
     about = FIELDS[name].metadata["help"]
     # A line may be broken after a hyphen.

@@ -62,9 +62,9 @@ def requirements(age: str) -> list[str]:
 
 
 def readme_block() -> str:
-    """What the README shows of the client."""
+    """What the README shows of the client, without what needs pandas."""
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return str(block)
+    return str(block).partition("import pandas")[0]
 
 
 def checked(*command: str | Path) -> str:

@@ -38,6 +38,15 @@ PLOTLY: dict[str, object] = {"application/vnd.plotly.v1+json": {"data": []}}
         ({"text/html": " ", "text/plain": "<HTML object>"}, {}),
         ({"application/vnd.bokehjs_load.v0+json": "", "application/vnd.holoviews_load.v0+json": ""}, {}),
         ({"text/plain": "t"}, {"text/plain": "t"}),
+        (
+            {"application/scrapbook.scrap.json+json": {"name": "total", "data": {"a": [1, None]}}},
+            {"text/plain": 'total = {"a": [1, null]}'},
+        ),
+        ({"application/scrapbook.scrap.text+json": {"name": "a", "data": "b"}}, {"text/plain": 'a = "b"'}),
+        (
+            {"application/scrapbook.scrap.json+json": {"name": "total", "data": 1}, "text/plain": "t"},
+            {"text/plain": "t"},
+        ),
         ({}, {}),
     ],
 )

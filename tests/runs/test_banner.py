@@ -61,17 +61,10 @@ def test_a_state_has_words_and_a_tone(state: RunState, words: str, tone: str) ->
     assert (found.state, found.tone) == (words, tone)
 
 
-@pytest.mark.parametrize(
-    ("changes", "title"),
-    [
-        ({}, ""),
-        ({"notebook_path": "reports/nightly.ipynb"}, "nightly"),
-        ({"notebook_uri": "s3://bucket/weekly.ipynb"}, "weekly"),
-    ],
-)
-def test_a_run_without_a_name_is_called_as_its_notebook(changes: dict[str, str], title: str) -> None:
-    """The title is the file's name without its suffix."""
-    assert banner(replace(RUN, **changes), Event(1, 0, 0, 3, RunChanged(RUN))).title == title  # type: ignore[arg-type]
+def test_the_title_is_the_name() -> None:
+    """Of a run without a name, there is none."""
+    assert banner(RUN, Event(1, 0, 0, 3, RunChanged(RUN))).title == ""
+    assert banner(replace(RUN, name="weekly"), Event(1, 0, 0, 3, RunChanged(RUN))).title == "weekly"
 
 
 def test_values_are_bounded() -> None:

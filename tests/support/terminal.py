@@ -14,7 +14,9 @@ def on_a_terminal(*command: str | Path, columns: int = 80, kind: str = "xterm-25
     """The exit code of a program on a terminal of so many columns, and all that it wrote there."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, columns))
-    settings = {**os.environ, "TERM": kind}
+    # These variables would override the size of the terminal.
+    inherited = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES"}}
+    settings = {**inherited, "TERM": kind}
     with subprocess.Popen(command, env=settings, stdin=theirs, stdout=theirs, stderr=theirs) as running:
         os.close(theirs)
         text = _read(ours)

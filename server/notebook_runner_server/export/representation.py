@@ -8,6 +8,7 @@ as they were saved.
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ SHOWN = (
 
 # Pictures that nbconvert has no template for.
 _OTHER_PICTURE = re.compile(r"image/(?:gif|webp|avif|bmp|apng)")
+# What scrapbook's `glue` displays.
+_RESULT = re.compile(r"application/scrapbook\.scrap\.(?:json|text)\+json")
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]+")
 LOADER = re.compile(r"application/vnd\.\w+_load\.v\d+\+json")
 LOADER_LOGO = re.compile(r"class=[\"']bk-notebook-logo\b")
@@ -114,12 +117,21 @@ def chosen(data: Mapping[str, Any], *, runs_scripts: bool = False) -> dict[str, 
     if picture := _other_picture(data):
         return {HTML: sanitize_html(picture)}
     # HTML of styles alone shows nothing, in a notebook as well.
-    return {HTML: _box(missing[0], data.get(TEXT, ""), runs_scripts=runs_scripts)} if missing else {}
+    box = _box(missing[0], data.get(TEXT, ""), runs_scripts=runs_scripts) if missing else ""
+    return {HTML: box} if box else _result_value(data)
+
+
+def _result_value(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return a result value that the output sets, as a line of text; empty: it sets none."""
+    for kind, scrap in data.items():
+        if _RESULT.fullmatch(kind) and isinstance(scrap, dict) and {"name", "data"} <= scrap.keys():
+            return {TEXT: f"{scrap['name']} = {json.dumps(scrap['data'], ensure_ascii=False)}"}
+    return {}
 
 
 def _missing(kind: str) -> _Missing | None:
     """Return what a MIME type is that a page cannot show; None: it can, or it shows nothing."""
-    if kind in SHOWN or _OTHER_PICTURE.fullmatch(kind):
+    if kind in SHOWN or _OTHER_PICTURE.fullmatch(kind) or _RESULT.fullmatch(kind):
         return None
     found = next((one for beginning, one in _NAMES.items() if kind.startswith(beginning)), None)
     return found or _Missing(f"Output of type {kind[:100]}")
