@@ -57,9 +57,8 @@ def test_the_end_of_a_pod_waits_for_its_drain(folder: Path, server: Manifest) ->
 def test_probes_wait_long_enough(server: Manifest) -> None:
     """No probe takes longer than until the next, none ends a busy server early, and recovery has its time."""
     found = probes(server)
-    command = next(
-        option.default for option in client_command.commands["health"].params if option.name == "timeout"
-    )
+    option = next(one for one in client_command.commands["health"].params if one.name == "timeout")
+    command = option.type.convert(option.default, option, None)
     for probe in found.values():
         assert probe["timeoutSeconds"] <= probe["periodSeconds"]
         assert "exec" not in probe or probe["timeoutSeconds"] > command
