@@ -5,19 +5,17 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ._values import one_line
+from ._printable import COLOUR, one_line, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["Contents", "Image", "Output", "decoded"]
 
-_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 _SVG = "image/svg+xml"
 # Of several representations of one picture, the first of these.
 _SHOWN_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
@@ -64,7 +62,7 @@ class Image:
     content: bytes = field(repr=False)
 
     def __str__(self) -> str:
-        return f"cell {self.cell_index + 1}: {self.mime_type}, {len(self.content)} bytes"
+        return f"cell {self.cell_index + 1}: {self.mime_type}, {size(len(self.content))}"
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         # An SVG may have scripts, which a frontend would execute.
@@ -120,7 +118,7 @@ def _output(index: int, output: Mapping[str, Any]) -> Output:
     if kind == "stream":
         return Output(index, kind, _joined(output.get("text", "")), stream=output.get("name", ""))
     if kind == "error":
-        return Output(index, kind, _COLOUR.sub("", "\n".join(output.get("traceback", ()))))
+        return Output(index, kind, COLOUR.sub("", "\n".join(output.get("traceback", ()))))
     data = {
         mime_type: _representation(mime_type, value) for mime_type, value in output.get("data", {}).items()
     }

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from html import escape
 
-from ._states import cause_name, is_terminal, state_name
+from ._states import is_terminal, reason_of, state_name
 from ._values import seconds_of
 from .v1 import notebook_runner_pb2 as pb
 
@@ -111,10 +111,9 @@ class Panel:
         if not self.run.HasField("failure"):
             return ""
         failure = self.run.failure
+        why = reason_of(failure)
         if failure.exception_name:
-            why = f"{failure.exception_name}: {failure.exception_message}".partition("\n")[0]
-        else:
-            why = failure.message or cause_name(failure.cause)
+            why = why.partition("\n")[0]
         return f"cell {failure.cell_index + 1}: {why}" if failure.HasField("cell_index") else why
 
     def _heading(self) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "earliest",
     "kill_request",
     "list_request",
+    "name_of",
     "seconds",
     "start_request",
 ]
@@ -153,7 +154,7 @@ def start_request(notebook: Notebook | None, options: StartOptions) -> pb.StartR
         raise ValueError(
             "files needs a notebook with a private folder, so it cannot be set with server_path."
         )
-    request = pb.StartRequest(request_id=str(uuid.uuid4()), name=_name_of(notebook))
+    request = pb.StartRequest(request_id=str(uuid.uuid4()), name=name_of(notebook))
     for name, value in options.items():
         request.MergeFrom(_option(name, value))
     if notebook is not None:
@@ -263,7 +264,8 @@ def _no_option(name: str) -> str:
     return f"Unknown option {name!r}. {hint}"
 
 
-def _name_of(notebook: Notebook | None) -> str:
+def name_of(notebook: Notebook | None) -> str:
+    """Return the default name of a run: the file name of its notebook, if it is a file."""
     if not isinstance(notebook, str | os.PathLike):
         return ""
     path = Path(notebook)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._panel import Panel
-from ._states import FailureCause, RunState, cause_name, cause_of, is_terminal, state_of
-from ._values import named_values, one_line, span, utc
+from ._printable import one_line
+from ._states import FailureCause, RunState, cause_of, is_terminal, reason_of, state_of
+from ._values import named_values, span, utc
 from .v1 import notebook_runner_pb2 as contract
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ class Failure:
     pb: contract.Failure = field(repr=False, compare=False)
 
     def __str__(self) -> str:
-        if self.exception_name:
-            return one_line(f"{self.exception_name}: {self.exception_message}")
-        return one_line(self.message or cause_name(self.pb.cause))
+        return one_line(reason_of(self.pb))
 
 
 @dataclass(frozen=True, repr=False)

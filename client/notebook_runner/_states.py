@@ -23,6 +23,7 @@ __all__ = [
     "newest",
     "outcome_of",
     "parse_state",
+    "reason_of",
     "state_name",
     "state_of",
     "to_kill",
@@ -186,6 +187,14 @@ def state_name(state: pb.RunState.ValueType) -> str:
 def cause_name(cause: pb.FailureCause.ValueType) -> str:
     """Name a cause as people write it: `out of memory` for FAILURE_CAUSE_OUT_OF_MEMORY."""
     return _name(pb.FailureCause.DESCRIPTOR, cause, _CAUSE_PREFIX)
+
+
+def reason_of(failure: pb.Failure) -> str:
+    """Return why a run did not succeed: the exception, or what the server says, or the cause."""
+    if not failure.exception_name:
+        return failure.message.strip() or cause_name(failure.cause)
+    message = failure.exception_message.strip()
+    return f"{failure.exception_name}: {message}" if message else failure.exception_name
 
 
 def parse_state(state: str | pb.RunState.ValueType) -> pb.RunState.ValueType:

@@ -17,7 +17,7 @@ _HIDDEN = ("style", "script")
 # How pandas displays a missing value.
 _MISSING = frozenset({"NaN", "NaT", "<NA>", "None"})
 _BOOLS = {"True": True, "False": False}
-# The most columns or rows that a cell may span, as in browsers.
+# The most columns or rows that a cell may span, as in browsers. No cell spans columns to the right of these.
 _MAX_SPAN = 1000
 
 
@@ -224,7 +224,7 @@ def _grid(rows: list[_Row]) -> list[list[tuple[str, bool]]]:
                 continue
             assert cell  # noqa: S101 - for the type checker
             content = (" ".join("".join(cell.text).split()), cell.is_name)
-            for _ in range(cell.columns):
+            for _ in range(cell.columns if len(line) < _MAX_SPAN else 1):
                 if cell.rows > 1:
                     hanging[len(line)] = (cell.rows - 1, content)
                 line.append(content)

@@ -1,4 +1,4 @@
-"""Converts values of the contract to Python's, and text to lines that a terminal can show."""
+"""Converts values of the contract to Python's."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from google.protobuf.struct_pb2 import ListValue, Struct, Value
     from google.protobuf.timestamp_pb2 import Timestamp
 
-__all__ = ["named_values", "one_line", "seconds_of", "span", "utc"]
-
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+__all__ = ["from_struct", "named_values", "seconds_of", "span", "utc"]
 
 
 def utc(moment: Timestamp) -> datetime:
@@ -41,19 +39,11 @@ def named_values(exact: str, struct: Struct) -> dict[str, Any]:
     if exact:
         found: dict[str, Any] = json.loads(exact)
         return found
-    return _from_struct(struct)
+    return from_struct(struct)
 
 
-def one_line(text: str) -> str:
-    """Return a text as one line without characters that control a terminal or reorder text."""
-    return "".join(
-        character
-        for character in " ".join(text.split())
-        if character.isprintable() and character not in _BIDI
-    )
-
-
-def _from_struct(struct: Struct) -> dict[str, Any]:
+def from_struct(struct: Struct) -> dict[str, Any]:
+    """Return the values of a Struct; whole numbers are integers."""
     return {name: _from_value(value) for name, value in struct.fields.items()}
 
 
@@ -72,7 +62,7 @@ def _from_value(value: Value) -> Any:
         case "bool_value":
             return value.bool_value
         case "struct_value":
-            return _from_struct(value.struct_value)
+            return from_struct(value.struct_value)
         case "list_value":
             return _from_list(value.list_value)
         case _:

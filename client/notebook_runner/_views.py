@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ._connection import DEFAULT_TIMEOUT
 from ._output import Pages
 from ._panel import Panel
+from ._printable import size
 from ._retry import RECONNECT_TIMEOUT, ProgressReader
 from ._snapshot import RunSnapshot
 from ._transport import Transport
@@ -200,8 +201,9 @@ class _View:
         while not pages.complete:
             page = caller.call(caller.stub.Output, pages.request)
             if page.total_bytes > MAX_RESULT_BYTES:
-                size = f"{page.total_bytes / 1e6:.0f} MB"
-                self._panel.note = f"The result is too large to show here ({size}). Use save()."
+                self._panel.note = (
+                    f"The result is too large to show here ({size(page.total_bytes)}). Use save()."
+                )
                 return
             content += pages.accept(page)
         self._panel.result = content.decode()

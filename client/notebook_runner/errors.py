@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._states import cause_name, state_name
+from ._states import reason_of, state_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -159,8 +159,4 @@ class RunFailed(NotebookRunnerError):  # noqa: N818 - named like the state
         run = self.run.pb
         # People count from 1.
         where = "" if self.cell_index is None else f" in cell {self.cell_index + 1} of {run.cells_total}"
-        if self.exception_name:
-            why = f"{self.exception_name}: {self.exception_message}"
-        else:
-            why = run.failure.message or cause_name(run.failure.cause)
-        return f"run {run.run_id} {state_name(run.state)}{where}: {why}"
+        return f"run {run.run_id} {state_name(run.state)}{where}: {reason_of(run.failure)}"

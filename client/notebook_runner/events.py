@@ -32,9 +32,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ._contents import decoded
+from ._printable import one_line, size
 from ._snapshot import RunSnapshot
 from ._states import CellOutcome, RunState, outcome_of
-from ._values import one_line, span, utc
+from ._values import span, utc
 from .v1 import notebook_runner_pb2 as contract
 
 __all__ = [
@@ -170,7 +171,7 @@ class Displayed(Event):
     omitted: int
 
     def _described(self) -> str:
-        kinds = [f"{mime_type} {size} B" for mime_type, size in self.sizes.items()]
+        kinds = [f"{mime_type} {size(count)}" for mime_type, count in self.sizes.items()]
         more = [f"{self.omitted} more"] if self.omitted else []
         what = f"[{', '.join(kinds + more)}]"
         plain = self.data.get("text/plain")
@@ -233,7 +234,7 @@ class OutputCut(Event):
 
     def _described(self) -> str:
         scope = "run" if self.whole_run else "cell"
-        return f"cell {self.cell_index + 1}: output cut, this {scope} reached its limit of {self.limit} bytes"
+        return f"cell {self.cell_index + 1}: output cut, this {scope} reached its limit of {size(self.limit)}"
 
 
 @dataclass(frozen=True)

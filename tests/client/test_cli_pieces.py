@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from papermill import cli as papermill_cli
 from rich.console import Console
 
+from notebook_runner import _printable
 from notebook_runner.cli import _again, _display, _exit, _live, _parameters, _text, _traceback, _types, _views
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
@@ -141,7 +142,7 @@ def test_lines_of_pieces(pieces: list[str], lines: list[str], pending: str) -> N
 )
 def test_printed_text_cannot_steer_the_terminal(text: str, safe: str) -> None:
     """Colours pass, and nothing else that a terminal would obey."""
-    assert _text.clean(text) == safe
+    assert _printable.clean(text) == safe
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_printed_text_cannot_steer_the_terminal(text: str, safe: str) -> None:
 )
 def test_sizes_for_people(count: int, text: str) -> None:
     """Sizes are shown with a unit and three digits."""
-    assert _text.size(count) == text
+    assert _printable.size(count) == text
 
 
 def test_how_it_ended() -> None:
@@ -253,17 +254,21 @@ def test_a_traceback_in_colour_says_the_same() -> None:
     """Places, current lines and the exception with all its lines have colours; controls are left out."""
     text = "Cell In[1], line 2\n      1 x\n----> 2 y\x1b[2J\n\nValueError: one\ntwo: three"
     shown = _traceback.coloured(text)
-    assert _text.clean(shown, colours=False) == text.replace("\x1b[2J", "")
+    assert _printable.clean(shown, colours=False) == text.replace("\x1b[2J", "")
     plain = [line for line in shown.split("\n") if "\x1b" not in line]
     assert plain == ["      1 x", ""]
 
 
 def test_rows_of_an_html_table() -> None:
-    """The first table counts, without nested ones; short rows and wide cells have their columns."""
+    """The first table counts; a nested one is text of its cell. Short rows and wide cells are filled."""
     html = """<style>td {}</style><p>no</p><table><tr><th colspan="2">a<br>b</th><th>c</th></tr>
-    <tr><td>1<table><tr><td>in</td></tr></table></td><td> 2 </td></tr></table>
+    <tr><td>1 <table><tr><td>in</td></tr></table></td><td> 2 </td></tr>
+    <tr><th rowspan="2">x</th><td>3</td></tr><tr><td>4</td></tr></table>
     <table><tr><td>no</td></tr></table>"""
-    assert _display.table_of(html) == (("a b", "", "c"), ("1", "2", ""))
+    assert _display.table_of(html) == (
+        ("a b", "a b", "c"),
+        *(("1 in", "2", ""), ("x", "3", ""), ("x", "4", "")),
+    )
     assert _display.table_of("<b>42</b>") == ()
     assert _display.table_of("<table></table>") == ()
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner.cli import _terminal, _text
+from notebook_runner import _printable
+from notebook_runner.cli import _terminal
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.fake_server import FakeServer
 from tests.support.terminal import on_a_terminal
@@ -221,7 +222,7 @@ def test_a_shell_completes_only_what_can_be_typed(fake: FakeServer) -> None:
 )
 def test_names_are_one_line(text: str, line: str) -> None:
     """Without colours, and with their letters in order."""
-    assert _text.one_line(text) == line
+    assert _printable.one_line(text) == line
 
 
 def test_there_are_streams_afterwards() -> None:

@@ -85,7 +85,7 @@ def test_one_picture_for_each_output() -> None:
         Image(1, "image/svg+xml", b"<svg></svg>"),
         Image(1, "image/bmp", b"\x89PNG"),
     )
-    assert str(result.images[0]) == "cell 2: image/png, 4 bytes"
+    assert str(result.images[0]) == "cell 2: image/png, 4 B"
     assert "content" not in repr(result.images[0])
     # A picture that can have scripts is not shown by itself.
     assert [set(image._repr_mimebundle_()) for image in result.images[:2]] == [
@@ -176,3 +176,9 @@ def test_a_table_with_rows_of_several_lengths() -> None:
     """Missing cells are empty."""
     (table,) = tables_of(["<table><tr><th>a<tr><td>1<td>2<tr><td>3</table>"])
     assert table.fillna(0).to_numpy().tolist() == [[1, 2], [3, 0]]
+
+
+def test_a_table_does_not_grow_by_its_spans() -> None:
+    """Cells that span a thousand columns each make a row of a few thousand, not of millions."""
+    (table,) = read_tables(f"<table><tr>{'<td colspan=1000>x' * 5000}</table>")
+    assert len(table.rows[0]) < 7000

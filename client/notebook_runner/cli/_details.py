@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from notebook_runner._states import cause_name, is_terminal, state_name
+from notebook_runner._printable import one_line, size
+from notebook_runner._states import is_terminal, reason_of, state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 from ._calls import SHORTEST_PART
 from ._terminal import Terminal
-from ._text import about, age, elapsed, one_line, place_in_queue, size
+from ._text import about, age, elapsed, place_in_queue
 from ._traceback import coloured, folded
 from ._types import rows_of
 
@@ -151,11 +152,7 @@ def _state(run: pb.Run) -> str:
 def _reason(run: pb.Run) -> str:
     if not run.HasField("failure"):
         return one_line(run.output_error)
-    failure = run.failure
-    if failure.exception_name:
-        message = failure.exception_message.strip()
-        return one_line(f"{failure.exception_name}: {message}" if message else failure.exception_name)
-    return one_line(failure.message.strip() or cause_name(failure.cause))
+    return one_line(reason_of(run.failure))
 
 
 def _labels(run: pb.Run) -> str:

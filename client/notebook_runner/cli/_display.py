@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
-from ._text import clean, describe_display, one_line
+from notebook_runner._printable import clean, one_line
+from notebook_runner._tables import read_tables
+
+from ._text import describe_display
 from ._types import rows_of
 
 if TYPE_CHECKING:
@@ -64,70 +66,31 @@ def show_display(display: pb.DisplayOutput, *, tables: bool = False) -> Shown:
         del texts[_PLAIN]
     rows = table_of(texts[_HTML]) if _HTML in texts and (tables or _PLAIN not in texts) else ()
     if rows and tables:
-        return Shown("", _cut(rows))
+        return Shown("", rows)
     if rows:
-        texts[_PLAIN] = "\n".join(rows_of(_cut(rows)))
+        texts[_PLAIN] = "\n".join(rows_of(rows))
     if found := [mime_type for mime_type in _TEXTS if mime_type in texts]:
         return Shown(_shortened(clean(texts[found[0]])))
     return Shown(describe_display(display), is_description=True)
 
 
 def table_of(html: str) -> tuple[tuple[str, ...], ...]:
-    """Return the rows of the first table in an HTML text, all of the same length; nothing if it has none."""
-    parser = _TableParser()
-    parser.feed(html)
-    rows = [row for row in parser.rows if row]
+    """Return the rows of the first table in an HTML text, all of the same length; nothing if it has none.
+
+    Large tables are cut: the last row and column then say so.
+    """
+    rows = next((table.rows for table in read_tables(html)), [])
     width = max(map(len, rows), default=0)
-    return tuple((*row, *[""] * (width - len(row))) for row in rows)
-
-
-class _TableParser(HTMLParser):
-    """Collects the cells of the first table."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self._is_in_cell = False
-        self._cell = 0
-        self._depth = 0
-        self._is_over = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if self._is_over:
-            return
-        if tag == "table":
-            self._depth += 1
-        elif tag == "tr" and self._depth == 1:
-            self.rows.append([])
-        elif tag in {"td", "th"} and self._depth == 1:
-            if not self.rows:
-                self.rows.append([])
-            # The text of a cell over several columns is in the first of them.
-            span = dict(attrs).get("colspan") or "1"
-            columns = min(int(span), MAX_COLUMNS) if span.isdecimal() else 1
-            self.rows[-1] += [""] * max(columns, 1)
-            self._cell = len(self.rows[-1]) - max(columns, 1)
-            self._is_in_cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "table" and self._depth:
-            self._depth -= 1
-            self._is_over = self._is_over or not self._depth
-        elif tag in {"td", "th", "tr"} and self._depth == 1:
-            self._is_in_cell = False
-
-    def handle_data(self, data: str) -> None:
-        if self._is_in_cell and self._depth == 1 and not self._is_over:
-            row = self.rows[-1]
-            row[self._cell] = one_line(f"{row[self._cell]} {data}")
-
-
-def _cut(rows: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
-    width = len(rows[0])
-    kept = [row if width <= MAX_COLUMNS else (*row[: MAX_COLUMNS - 1], "…") for row in rows[: MAX_ROWS + 1]]
+    kept = [_row_of(row, width) for row in rows[: MAX_ROWS + 1]]
     if left := len(rows) - len(kept):
         kept.append((f"… {left:,} more", *[""] * (len(kept[0]) - 1)))
     return tuple(kept)
+
+
+def _row_of(row: list[str], width: int) -> tuple[str, ...]:
+    if width > MAX_COLUMNS:
+        row, width = [*row[: MAX_COLUMNS - 1], "…"], MAX_COLUMNS
+    return tuple(map(one_line, [*row, *[""] * (width - len(row))]))
 
 
 def _shortened(text: str) -> str:

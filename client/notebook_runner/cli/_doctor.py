@@ -17,6 +17,7 @@ import click
 import grpc
 
 from notebook_runner._connection import Connection
+from notebook_runner._printable import one_line
 from notebook_runner._status import CLOSED, NOT_GRPC, Problem, problem_of, to_error
 from notebook_runner._version import __version__
 from notebook_runner.errors import AccessDenied, LoginFailed, RpcFailed, Unavailable
@@ -26,7 +27,7 @@ from notebook_runner.v1.notebook_runner_pb2_grpc import NotebookRunnerStub
 from ._exit import ExitCode
 from ._group import Server, describe_error, usage_errors
 from ._options import json_option
-from ._text import dump, one_line
+from ._text import dump
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from notebook_runner._printable import one_line
 from notebook_runner._states import is_terminal
 from notebook_runner.errors import NotebookRunnerError, Unavailable
 from notebook_runner.v1.notebook_runner_pb2 import RUN_STATE_QUEUED, Run
 
 from ._exit import ExitCode
-from ._text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from notebook_runner._connection import DEFAULT_TARGET, check_target
+from notebook_runner._printable import one_line
 from notebook_runner._status import problem_of
 from notebook_runner._version import __version__
 from notebook_runner.errors import NotebookRunnerError, RpcFailed, RunnerBusy, Unavailable
@@ -23,7 +24,7 @@ from ._calls import CommandClient
 from ._exit import HELP, ExitCode, code_of_error
 from ._options import request_json, wants_json
 from ._terminal import clean_terminals, grpc_silenced
-from ._text import dump, one_line
+from ._text import dump
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

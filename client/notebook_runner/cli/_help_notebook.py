@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from notebook_runner._parameters_cell import Parameter, python_parameters
+from notebook_runner._printable import one_line
 
-from ._text import dump, one_line
+from ._text import dump
 from ._types import rows_of
 
 __all__ = ["show_parameters"]

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from notebook_runner._connection import login_path
-
-from ._text import one_line
+from notebook_runner._printable import one_line
 
 if TYPE_CHECKING:
     from ._group import Server

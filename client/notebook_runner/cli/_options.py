@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from notebook_runner._printable import one_line
 from notebook_runner._states import state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 from ._calls import CommandClient
-from ._text import about, one_line
+from ._text import about
 
 if TYPE_CHECKING:
     from collections.abc import Callable

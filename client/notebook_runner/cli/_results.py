@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from notebook_runner._printable import one_line
 from notebook_runner.errors import NotebookRunnerError
 
 from ._exit import ExitCode, code_of_error
 from ._group import describe_error
-from ._text import as_plain, dump, one_line
+from ._text import as_plain, dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from notebook_runner._printable import clean, one_line
 from notebook_runner._states import is_terminal, state_name
 
 from ._calls import MAX_PAGE
@@ -30,7 +31,7 @@ from ._options import (
 )
 from ._results import STANDARD_STREAM
 from ._terminal import bytes_to
-from ._text import about, as_plain, clean, dump, one_line, to_json
+from ._text import about, as_plain, dump, to_json
 from ._types import duration, moment, pair, state
 from ._views import make_view
 

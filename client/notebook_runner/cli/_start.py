@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from notebook_runner._printable import one_line
+from notebook_runner._requests import name_of
 from notebook_runner.errors import RunnerBusy
 
 from ._again import notebook_again, parameters_again
@@ -27,7 +29,7 @@ from ._options import (
 from ._papermill import PapermillCommand
 from ._parameters import parameter_options, parameters_of
 from ._results import STANDARD_STREAM, OutputOptions, result_options
-from ._text import one_line, to_json
+from ._text import to_json
 from ._types import duration, pair, size
 from ._views import make_view
 from ._waiting import Waiting
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["rerun", "run", "start"]
 
-# The contract's limit.
-LONGEST_NAME = 128
 
 _START_OPTIONS: list[Callable[..., Any]] = [
     click.argument(
@@ -311,7 +311,7 @@ def _translated(options: dict[str, Any], notebook: Path | None) -> StartOptions:
         "kernel_name": options["kernel"] or "",
         "output_uri": options["output_uri"] or "",
         "allow_errors": options["allow_errors"],
-        "name": options["name"] or _name_of(notebook),
+        "name": options["name"] or ("" if str(notebook) == STANDARD_STREAM else name_of(notebook)),
     }
     if options["files"]:
         result["files"] = list(options["files"])
@@ -328,8 +328,3 @@ def _translated(options: dict[str, Any], notebook: Path | None) -> StartOptions:
         if options.get(name) is not None:
             result[name] = options[name]
     return result
-
-
-def _name_of(notebook: Path | None) -> str:
-    is_file = notebook is not None and str(notebook) != STANDARD_STREAM
-    return notebook.stem[:LONGEST_NAME] if notebook and is_file else ""

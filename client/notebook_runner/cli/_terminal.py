@@ -9,7 +9,7 @@ import os
 import sys
 from typing import IO, TYPE_CHECKING, Any
 
-from ._text import COLOUR, clean
+from notebook_runner._printable import COLOUR, clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

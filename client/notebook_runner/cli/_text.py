@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from notebook_runner._states import cause_name, state_name
+from notebook_runner._printable import BIDI, one_line, size
+from notebook_runner._states import reason_of, state_name
+from notebook_runner._values import from_struct
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import EnumDescriptor
@@ -22,12 +24,10 @@ if TYPE_CHECKING:
     from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 __all__ = [
-    "COLOUR",
     "LineBuffer",
     "about",
     "age",
     "as_plain",
-    "clean",
     "clock",
     "describe_cut",
     "describe_display",
@@ -35,53 +35,14 @@ __all__ = [
     "elapsed",
     "how_it_ended",
     "how_it_ended_briefly",
-    "one_line",
     "place_in_queue",
     "repaired",
-    "size",
     "to_json",
 ]
 
-# Output of a notebook must not control the terminal: of escape sequences only colours pass, of control
-# characters only tab and line feed.
-_COLOUR = r"\x1b\[[0-9;:]*m"
-_UNSAFE = re.compile(
-    rf"({_COLOUR})"
-    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # window titles, links
-    r"|\x1b\[[0-?]*[ -/]*[@-~]"  # cursor moves, modes
-    r"|\x1b.?"
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)
-COLOUR = re.compile(_COLOUR)
-# They reorder the following text, so that a name could look like another.
-_BIDI = "\u202a-\u202e\u2066-\u2069"
-_TURNING = re.compile(f"[{_BIDI}]")
-_UNSHOWN = re.compile(f"[\x7f-\x9f\u2028\u2029{_BIDI}]")
-_DECIMAL = 1000
+_UNSHOWN = re.compile(f"[\x7f-\x9f\u2028\u2029{BIDI}]")
 # The exact forms of the Structs of the same names.
 _EXACT = ("parameters_json", "results_json")
-
-
-def clean(text: str, keep: str = "", *, colours: bool = True) -> str:
-    """Remove all control sequences from a text except colours.
-
-    Args:
-        text: The text.
-        keep: Control characters to keep.
-        colours: Whether to keep colours.
-    """
-
-    def left(match: re.Match[str]) -> str:
-        if match[1]:
-            return match[1] if colours else ""
-        return match[0] if match[0] in keep else ""
-
-    return _UNSAFE.sub(left, text)
-
-
-def one_line(text: str) -> str:
-    """Return a text as one line, without colours and without characters that reorder text."""
-    return _TURNING.sub("", clean(" ".join(text.split()), colours=False))
 
 
 def dump(value: object) -> str:
@@ -131,11 +92,8 @@ def about(run: pb.Run) -> str:
 
 def how_it_ended(run: pb.Run) -> str:
     """Describe in a sentence how a run ended, with its exception or cause."""
-    failure = run.failure
     text = how_it_ended_briefly(run)
-    if failure.exception_name:
-        return one_line(f"{text}: {failure.exception_name}: {failure.exception_message}")
-    return text
+    return one_line(f"{text}: {reason_of(run.failure)}") if run.failure.exception_name else text
 
 
 def how_it_ended_briefly(run: pb.Run) -> str:
@@ -149,7 +107,7 @@ def how_it_ended_briefly(run: pb.Run) -> str:
     if failure.exception_name:
         return one_line(text)
     if run.HasField("failure"):
-        text += f": {failure.message.strip() or cause_name(failure.cause)}"
+        text += f": {reason_of(failure)}"
     elif run.output_error:
         text += f", but the notebook was not written to {run.output_uri}: {run.output_error}"
     return one_line(text)
@@ -179,16 +137,6 @@ def age(seconds: float) -> str:
         if seconds >= length:
             return f"{int(seconds // length)}{unit}"
     return f"{int(max(0.0, seconds))}s"
-
-
-def size(count: int) -> str:
-    """Format a number of bytes with a unit."""
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < _DECIMAL:
-            return f"{value:.3g} {unit}"
-        value /= _DECIMAL
-    return f"{value:.3g} GB"
 
 
 def describe_display(display: pb.DisplayOutput) -> str:
@@ -247,23 +195,8 @@ def _plain_message(message: Message) -> Any:
     if isinstance(message, Duration):
         return message.ToNanoseconds() / 1e9
     if isinstance(message, Struct):
-        return {name: _value(value) for name, value in message.fields.items()}
+        return from_struct(message)
     return as_plain(message)
-
-
-def _value(value: Value) -> Any:
-    match value.WhichOneof("kind"):
-        case "struct_value":
-            return {name: _value(one) for name, one in value.struct_value.fields.items()}
-        case "list_value":
-            return [_value(one) for one in value.list_value.values]
-        case "number_value":
-            number = value.number_value
-            return int(number) if number.is_integer() else number
-        case "null_value" | None:
-            return None
-        case kind:
-            return getattr(value, kind)
 
 
 def _enum_name(number: int, kind: EnumDescriptor) -> str | int:

@@ -6,7 +6,7 @@ import re
 
 import click
 
-from ._text import clean
+from notebook_runner._printable import clean
 
 __all__ = ["coloured", "folded"]
 

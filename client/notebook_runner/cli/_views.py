@@ -9,20 +9,13 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 import click
 
+from notebook_runner._printable import one_line
 from notebook_runner._states import state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 from ._display import show_display
 from ._terminal import Terminal, terminal_of, write_printed
-from ._text import (
-    describe_cut,
-    how_it_ended,
-    how_it_ended_briefly,
-    one_line,
-    place_in_queue,
-    repaired,
-    to_json,
-)
+from ._text import describe_cut, how_it_ended, how_it_ended_briefly, place_in_queue, repaired, to_json
 from ._traceback import coloured, folded
 
 if TYPE_CHECKING:

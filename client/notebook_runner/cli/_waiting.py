@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from notebook_runner._printable import one_line
 from notebook_runner._states import state_name
 from notebook_runner.errors import NotebookRunnerError, RunnerBusy
 
 from ._terminal import terminal_of
-from ._text import about, age, one_line
+from ._text import about, age
 
 if TYPE_CHECKING:
     from types import TracebackType
