@@ -36,7 +36,7 @@ WRONG: dict[str, Wrong] = {
         "--cell-output-limit 2.68435e+08 exceeds --max-cell-output-limit 10.",
     ),
     "missing tokens file": ({"tokens_file": "/nowhere"}, {}, "--tokens-file /nowhere cannot be used: "),
-    "missing file of scopes": (
+    "missing scopes file": (
         {"oidc_issuer": "https://x", "oidc_audience": "x", "oidc_scopes_file": "/nowhere"},
         {},
         "--oidc-scopes-file /nowhere cannot be used: ",

@@ -1,4 +1,4 @@
-"""Who a call's caller is, for what answers it, and what the file of scopes may hold."""
+"""Who a call's caller is, for what answers it, and what the scopes file may hold."""
 
 import asyncio
 import hashlib

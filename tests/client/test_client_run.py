@@ -219,7 +219,7 @@ EVENTS: dict[str, tuple[Event, str]] = {
     ),
     "Printed": (
         output(stream=pb.StreamOutput(name="stdout", text="a\n\x1b[1mb\n")),
-        "cell 2 printed: a [1mb",
+        "cell 2 printed: a b",
     ),
     "Displayed": (output(display=SHOWN), "cell 2 displayed: total = 42"),
     "CellRaised": (
@@ -229,7 +229,7 @@ EVENTS: dict[str, tuple[Event, str]] = {
     "OutputCleared": (output(clear=pb.ClearOutput(wait=True)), "cell 2 cleared its output"),
     "OutputCut": (
         output(cut=pb.OutputCut(limit_bytes=10, whole_run=True)),
-        "cell 2: output cut, this run reached its limit of 10 bytes",
+        "cell 2: output cut, this run reached its limit of 10 B",
     ),
     "CellFinished": (
         event(

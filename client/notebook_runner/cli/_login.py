@@ -62,11 +62,12 @@ def login(
     id_token: bool,
     issuer_ca: Path | None,
 ) -> None:
-    """Log in at an OpenID Connect issuer, for the server of --target.
+    """Log in at an OpenID Connect issuer.
 
-    Prints a URL and a code, and waits until you have approved the login in a browser, on any machine. The
-    tokens are kept in a file that only you can read, under $XDG_STATE_HOME or ~/.local/state. Commands and
-    clients of the same target use them, and refresh them, unless they have another token.
+    The login is for the server of --target. Prints a URL and a code, and waits until you have approved the
+    login in a browser, on any machine. The tokens are kept in a file that only you can read, under
+    $XDG_STATE_HOME or ~/.local/state. Commands and clients of the same target use them, and refresh them,
+    unless they have another token.
     """
     from notebook_runner import _login  # noqa: PLC0415 - brings urllib, which no other command needs
 
@@ -92,7 +93,7 @@ def login(
 @click.command()
 @click.pass_context
 def logout(ctx: click.Context, /) -> None:
-    """Remove the tokens of the login for the server of --target."""
+    """Remove the login for the server of --target."""
     from notebook_runner import _login  # noqa: PLC0415 - as above
 
     server: Server = ctx.obj

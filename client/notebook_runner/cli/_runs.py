@@ -199,9 +199,10 @@ def output(
 @json_option("the run")
 @click.pass_obj
 def show(server: Server, /, named: str, values: bool, as_json: bool) -> None:
-    """Show a run: state, notebook, times, parameters, labels, result values, and why it failed.
+    """Show everything about a run.
 
-    Without RUN, shows the newest run.
+    Its state, notebook, times, parameters, labels and result values, and why it failed. Without RUN, shows
+    the newest run.
     """
     with server.connect() as client:
         found = client.find_run(named)
@@ -302,7 +303,7 @@ def kill(
     "--since",
     type=moment,
     metavar="TIME",
-    help="List only runs that were started since: 2h, 7d, 2026-11-29, 2026-11-29T08:30.",
+    help="List only runs started since TIME: 2h or 7d (ago), 2026-11-29, 2026-11-29T08:30.",
 )
 @click.option(
     "-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Maximum number of runs."
@@ -318,7 +319,10 @@ def list_runs(
     limit: int,
     as_json: bool,
 ) -> None:
-    """List runs, newest first, with their labels and why they failed."""
+    """List runs, newest first.
+
+    Shows their names and labels, and why they failed.
+    """
     damaged: list[str] = []
     with server.connect() as client:
         found = client.list_runs(

@@ -210,7 +210,7 @@ def run(
 @json_option("each event")
 @click.pass_context
 def rerun(ctx: click.Context, /, named: str, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Run the notebook of a run again, with the same parameters unless others are given.
+    """Run the notebook of a run again.
 
     Without RUN, repeats the newest run. Takes the notebook as the run had it, or for a run by path or URI
     the notebook that is there now. Name, kernel, labels and parameters are those of the run; options add

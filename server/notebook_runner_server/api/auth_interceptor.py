@@ -240,6 +240,6 @@ def _forbidden(caller: Caller, needed: Scope) -> _Refusal:
     if caller.scopes:
         has = f"the token's scope is {' and '.join(sorted(caller.scopes))}"
     else:
-        has = "the server's file of scopes names neither the caller nor its groups"
+        has = "the server's scopes file names neither the caller nor its groups"
     message = f"This call needs a token with the scope {needed} ({has})."
     return _Refusal(grpc.StatusCode.PERMISSION_DENIED, BAD_TOKEN, message)

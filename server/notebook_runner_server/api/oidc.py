@@ -52,8 +52,8 @@ class JwtVerifier:
         options: The issuer, and what its tokens must have.
 
     Raises:
-        OSError: The file of scopes cannot be read.
-        AccessFileError: The file of scopes is invalid.
+        OSError: The scopes file cannot be read.
+        AccessFileError: The scopes file is invalid.
     """
 
     def __init__(self, options: OidcOptions) -> None:
@@ -62,11 +62,11 @@ class JwtVerifier:
         self._keys = KeyCache(partial(fetch_keys, options), options.key_max_age)
 
     def open(self) -> None:
-        """Begin to fetch the issuer's keys, on the running event loop."""
+        """Start fetching the issuer's keys, on the running event loop."""
         self._keys.open()
 
     def close(self) -> None:
-        """Stop to fetch keys."""
+        """Stop fetching keys."""
         self._keys.close()
 
     async def verify(self, token: str) -> VerifiedJwt:

@@ -75,7 +75,7 @@ class ScopeRules:
 
 
 def scopes_file(path: Path) -> AccessFile[ScopeRules]:
-    """Open the file of scopes, which is read again when it changes.
+    """Open the scopes file, which is read again when it changes.
 
     Raises:
         OSError: The file cannot be read.
@@ -92,7 +92,7 @@ def scopes_file(path: Path) -> AccessFile[ScopeRules]:
 
 
 def parse_rules(content: bytes, name: str) -> ScopeRules:
-    """Read a file of scopes.
+    """Read a scopes file.
 
     It has one line per rule: `name SCOPE NAME`, `group SCOPE GROUP` or `anyone SCOPE`; several scopes are
     separated by commas; a name or a group may have blanks; empty lines and lines that begin with `#` are

@@ -66,7 +66,7 @@ class _Screen:
             self._lines.append([])
 
     def command(self, name: str, numbers: str, sequence: str) -> None:
-        """Obey a control sequence; one that is unknown changes nothing."""
+        """Apply a control sequence; an unknown one changes nothing."""
         if name == "m":
             is_reset = numbers in {"", "0"}
             self._colours = "" if is_reset else (self._colours + sequence)[-_COLOURS:]
