@@ -17,6 +17,7 @@ __all__ = [
     "CellOutcome",
     "FailureCause",
     "RunState",
+    "advice_of",
     "cause_name",
     "cause_of",
     "is_terminal",
@@ -222,3 +223,10 @@ def _member(kind: type[NameT], descriptor: EnumDescriptor, number: int, prefix: 
     value = descriptor.values_by_number.get(number)
     # The contract's zero is never sent, so it is unknown as well.
     return kind(value.name.removeprefix(prefix).lower() if value and number else "unknown")
+
+
+def advice_of(failure: pb.Failure) -> str:
+    """Return what the server adds to an exception: what to do; empty: nothing, or its traceback has it."""
+    summary = f"The cell raised {failure.exception_name}: {failure.exception_message}. "
+    _, found, advice = failure.message.partition(summary)
+    return advice if found and advice not in failure.traceback else ""

@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._states import reason_of, state_name
+from ._states import advice_of, reason_of, state_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -159,4 +159,6 @@ class RunFailed(NotebookRunnerError):  # noqa: N818 - named like the state
         run = self.run.pb
         # People count from 1.
         where = "" if self.cell_index is None else f" in cell {self.cell_index + 1} of {run.cells_total}"
-        return f"run {run.run_id} {state_name(run.state)}{where}: {reason_of(run.failure)}"
+        text = f"run {run.run_id} {state_name(run.state)}{where}: {reason_of(run.failure)}"
+        advice = advice_of(run.failure)
+        return f"{text}. {advice}" if advice else text

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from notebook_runner import AsyncClient, Client, Displayed, InvalidRequest, RpcFailed, RunNotFound
+from notebook_runner import AsyncClient, Client, Displayed, InvalidRequest, RpcFailed, RunFailed, RunNotFound
 from tests.client.test_cli import Command, command_for
 from tests.client.test_client_calls import FIGURE, FRAME, PICTURE
 from tests.support.gate import Gate
@@ -121,6 +121,17 @@ def test_files_beside_the_notebook(client: Client, command: Command, tmp_path: P
     path.write_bytes(written(notebook(READS)))
     options = [word for file in files for word in ("--files", str(file))]
     assert "a,b hello" in printed_by(command("run", path, *options))
+
+
+def test_a_missing_file_comes_with_advice(client: Client, command: Command, tmp_path: Path) -> None:
+    """The client's exception and the command say what to do about a file that was not sent."""
+    path = tmp_path / "reads.ipynb"
+    path.write_bytes(written(notebook("open('data.csv')")))
+    advice = "send the file with `files`"
+    with pytest.raises(RunFailed, match=advice):
+        client.run(path)
+    assert advice in command("run", path, "--quiet").stderr
+    assert advice in command("show").stdout
 
 
 def test_files_that_are_too_large(make_server: Callable[..., Server], tmp_path: Path) -> None:

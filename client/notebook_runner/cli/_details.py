@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from notebook_runner._printable import one_line, size
-from notebook_runner._states import is_terminal, reason_of, state_name
+from notebook_runner._states import advice_of, is_terminal, reason_of, state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 from ._calls import SHORTEST_PART
@@ -116,6 +116,7 @@ def _facts(run: pb.Run) -> Iterator[tuple[str, str]]:
     yield "name", one_line(run.name)
     yield "state", _state(run)
     yield "reason", _reason(run)
+    yield "hint", one_line(advice_of(run.failure))
     yield "notebook", one_line(run.notebook_path or run.notebook_uri) or "(inline)"
     yield "sha256", one_line(run.notebook_sha256)
     yield "created", _time(run.create_time) if run.HasField("create_time") else ""

@@ -21,6 +21,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from ._display import Shown, show_display
 from ._text import (
     LineBuffer,
+    advice_lines,
     clock,
     describe_cut,
     how_it_ended,
@@ -123,6 +124,8 @@ class LiveView:
         self._console.print(Text(how_it_ended_briefly(run) if traceback else how_it_ended(run), style=style))
         if traceback:
             self._console.print(Text.from_ansi(coloured(folded(traceback))))
+        for line in advice_lines(run):
+            self._console.print(Text(line))
 
     def lost(self) -> None:
         """Show in the bar that the connection is lost, and for how long."""

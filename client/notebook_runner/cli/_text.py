@@ -15,7 +15,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from notebook_runner._printable import BIDI, one_line, size
-from notebook_runner._states import reason_of, state_name
+from notebook_runner._states import advice_of, reason_of, state_name
 from notebook_runner._values import from_struct
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LineBuffer",
     "about",
+    "advice_lines",
     "age",
     "as_plain",
     "clock",
@@ -88,6 +89,12 @@ def elapsed(run: pb.Run) -> float | None:
 def about(run: pb.Run) -> str:
     """Return what people know a run by: its name, or where its notebook comes from."""
     return one_line(run.name or run.notebook_path or run.notebook_uri) or "(inline)"
+
+
+def advice_lines(run: pb.Run) -> list[str]:
+    """Return what to do about the exception that ended a run, as one line, if the server says that."""
+    advice = one_line(advice_of(run.failure))
+    return [f"hint: {advice}"] if advice else []
 
 
 def how_it_ended(run: pb.Run) -> str:

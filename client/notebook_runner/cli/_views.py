@@ -15,7 +15,15 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 from ._display import show_display
 from ._terminal import Terminal, terminal_of, write_printed
-from ._text import describe_cut, how_it_ended, how_it_ended_briefly, place_in_queue, repaired, to_json
+from ._text import (
+    advice_lines,
+    describe_cut,
+    how_it_ended,
+    how_it_ended_briefly,
+    place_in_queue,
+    repaired,
+    to_json,
+)
 from ._traceback import coloured, folded
 
 if TYPE_CHECKING:
@@ -41,13 +49,12 @@ OUTCOMES = {
 
 
 def describe_end(run: pb.Run, stream: IO[str]) -> str:
-    """Describe how a run ended, with its traceback last, if it has one; in colour on a terminal."""
+    """Describe how a run ended, with its traceback, if it has one, and a hint last; in colour on a terminal."""
     if not run.failure.traceback:
         return how_it_ended(run)
     traceback = folded(run.failure.traceback)
-    return (
-        f"{how_it_ended_briefly(run)}\n{coloured(traceback) if isinstance(stream, Terminal) else traceback}"
-    )
+    lines = [how_it_ended_briefly(run), coloured(traceback) if isinstance(stream, Terminal) else traceback]
+    return "\n".join([*lines, *advice_lines(run)])
 
 
 class View(AbstractContextManager["View"], Protocol):
