@@ -49,7 +49,7 @@ OUTCOMES = {
 
 
 def describe_end(run: pb.Run, stream: IO[str]) -> str:
-    """Describe how a run ended, with its traceback, if it has one, and a hint last; in colour on a terminal."""
+    """Describe how a run ended, with its traceback and a hint, if it has them; in colour on a terminal."""
     if not run.failure.traceback:
         return how_it_ended(run)
     traceback = folded(run.failure.traceback)

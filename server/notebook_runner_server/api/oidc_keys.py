@@ -109,11 +109,11 @@ class KeyCache:
         return self._problem
 
     def open(self) -> None:
-        """Begin to fetch keys, on the running event loop."""
+        """Start fetching keys, on the running event loop."""
         self._refreshing = asyncio.create_task(self._refresh())
 
     def close(self) -> None:
-        """Stop to fetch keys."""
+        """Stop fetching keys."""
         if self._refreshing is not None:
             self._refreshing.cancel()
 

@@ -86,7 +86,6 @@ _PARTS = (
         _Missing("Image or sound from another location"),
     ),
 )
-_MARKUP = re.compile(r"<[a-z]", re.IGNORECASE)
 
 
 def chosen(data: Mapping[str, Any], *, runs_scripts: bool = False) -> dict[str, Any]:
