@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from html import escape
 
+from ._printable import clock, runs_ahead
 from ._states import is_terminal, reason_of, state_name
 from ._values import seconds_of
 from .v1 import notebook_runner_pb2 as pb
@@ -96,16 +97,12 @@ class Panel:
 
     def _place(self) -> str:
         if self.run.state == pb.RUN_STATE_QUEUED and self.run.HasField("queue_position"):
-            before = self.run.queue_position
-            return f"{before} run{'s' * (before != 1)} ahead" if before else "next to start"
+            return runs_ahead(self.run.queue_position)
         # People count from 1.
         return f"{self._completed} of {self._total} cells" if self._total else ""
 
     def _clock(self) -> str:
-        minutes, seconds = divmod(int(self.elapsed()), 60)
-        hours, minutes = divmod(minutes, 60)
-        shown = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-        return shown if self.run.HasField("start_time") else ""
+        return clock(self.elapsed()) if self.run.HasField("start_time") else ""
 
     def _why(self) -> str:
         if not self.run.HasField("failure"):

@@ -1,10 +1,10 @@
-"""Text that a terminal can show, made of what a notebook or server sent, and sizes as people write them."""
+"""Text for a terminal, safe whatever a notebook or server sent, and how people write sizes and times."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["BIDI", "COLOUR", "clean", "one_line", "size"]
+__all__ = ["BIDI", "COLOUR", "clean", "clock", "one_line", "runs_ahead", "size"]
 
 # Output of a notebook must not control the terminal: of escape sequences only colours pass, of control
 # characters only tab and line feed.
@@ -53,3 +53,15 @@ def size(count: int) -> str:
             return f"{value:.3g} {unit}"
         value /= _DECIMAL
     return f"{value:.3g} GB"
+
+
+def clock(seconds: float) -> str:
+    """Format a duration like a clock: 0:07, 12:30, 1:02:03."""
+    minutes, rest = divmod(int(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def runs_ahead(count: int) -> str:
+    """Describe the place of a run in the queue."""
+    return f"{count} run{'s' * (count != 1)} ahead" if count else "next to start"

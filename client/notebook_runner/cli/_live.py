@@ -14,7 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from notebook_runner._printable import clean, one_line
+from notebook_runner._printable import clean, clock, one_line
 from notebook_runner._states import is_terminal, state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
@@ -22,7 +22,6 @@ from ._display import Shown, show_display
 from ._text import (
     LineBuffer,
     advice_lines,
-    clock,
     describe_cut,
     how_it_ended,
     how_it_ended_briefly,

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from notebook_runner._printable import BIDI, one_line, size
+from notebook_runner._printable import BIDI, one_line, runs_ahead, size
 from notebook_runner._states import advice_of, reason_of, state_name
 from notebook_runner._values import from_struct
 
@@ -29,7 +29,6 @@ __all__ = [
     "advice_lines",
     "age",
     "as_plain",
-    "clock",
     "describe_cut",
     "describe_display",
     "dump",
@@ -122,20 +121,12 @@ def how_it_ended_briefly(run: pb.Run) -> str:
 
 def place_in_queue(run: pb.Run) -> str:
     """Describe the place of a queued run."""
-    before = run.queue_position
-    return f"queued, {before} run{'s' * (before != 1)} ahead" if before else "queued, next to start"
+    return f"queued, {runs_ahead(run.queue_position)}"
 
 
 def repaired(run: pb.Run) -> str:
     """Describe in one line what the server repaired in the notebook; empty: nothing."""
     return f"repaired: {one_line(' '.join(run.notebook_repairs))}" if run.notebook_repairs else ""
-
-
-def clock(seconds: float) -> str:
-    """Format a duration like a clock: 0:07, 12:30, 1:02:03."""
-    minutes, rest = divmod(int(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def age(seconds: float) -> str:
