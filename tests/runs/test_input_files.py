@@ -29,6 +29,15 @@ def test_files_of_one_folder_are_accepted() -> None:
         input_files.check([InputFile("a", b"x" * 60), InputFile("ab", b"x" * 41)], MAX_BYTES)
 
 
+def test_files_of_too_many_folders_are_refused() -> None:
+    """A request of 1 MB would otherwise create half a million of them, and hold up all other calls meanwhile."""
+    most = "/".join(str(number) for number in range(250))
+    files = [InputFile(f"{first}{most}/x", b"") for first in range(4)]
+    input_files.check(files, MAX_BYTES)
+    with pytest.raises(InvalidFieldError, match="files: at most 1000 folders are allowed"):
+        input_files.check([*files, InputFile("one/more", b"")], MAX_BYTES)
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_path_is_refused_or_stays_in_the_folder(path: str) -> None:
     """None of those that are accepted leads to another folder."""

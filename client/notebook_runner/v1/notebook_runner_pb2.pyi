@@ -367,8 +367,8 @@ class StartRequest(google.protobuf.message.Message):
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___InputFile]:
         """Files to write into the run's working folder before the first cell: data and modules that the notebook reads
         by relative path. Only for runs with a private working folder, so not with `notebook_path`, nor with the
-        default notebook. At most 1,000 files, and as many bytes as the server's `--max-input-files-bytes` allows
-        (otherwise INVALID_FIELD).
+        default notebook. At most 1,000 files in 1,000 folders, and as many bytes as the server's
+        `--max-input-files-bytes` allows (otherwise INVALID_FIELD).
         """
 
     def __init__(

@@ -10,6 +10,9 @@ from notebook_runner_server.errors import InvalidFieldError
 from notebook_runner_server.execution.interface import InputFile
 
 MAX_FILES = 1000
+MAX_FOLDERS = 1000
+"""Maximum number of folders that the files are in: each takes space on the disk, and time to create and remove."""
+
 MAX_PATH_BYTES = 1024
 MAX_NAME_BYTES = 255
 """Linux's limit of a name."""
@@ -45,6 +48,8 @@ def check(files: Sequence[InputFile], max_bytes: int) -> None:
         paths.add(file.path)
         parts = file.path.split("/")
         folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
+        if len(folders) > MAX_FOLDERS:
+            raise _refusal(f"at most {MAX_FOLDERS} folders are allowed (got more). Send an archive instead.")
     if both := sorted(paths & folders):
         raise _refusal(f"{both[0][:_SHOWN]!r} is a file, and the folder of another one.")
 
