@@ -126,6 +126,26 @@ def test_streams_of_other_types(pool: Pool, content: str) -> None:
     assert said(succeeded(pool, f"send('stream', {content})")) == "after\n"
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        "{'image/png': 5, 'text/plain': None}",
+        "{'application/json': 10**5_000}",
+        "{'application/json': nested(9_000)}",
+        "{'application/json': nested(40_000)}",
+        "{'application/vnd.x+json': {'a': nested(40_000)}}",
+    ],
+)
+def test_displays_that_no_notebook_can_keep(pool: Pool, data: str) -> None:
+    """Of values that nbformat's schema or Python's parser of JSON refuses: they are left out."""
+    succeeded(
+        pool,
+        "import sys; sys.set_int_max_str_digits(0); sys.setrecursionlimit(200_000)",
+        "def nested(depth):\n    value = []\n    for _ in range(depth): value = [value]\n    return value",
+        f"display_data({data})",
+    )
+
+
 @pytest.mark.parametrize("kind", ["display_data", "execute_result", "update_display_data"])
 @pytest.mark.parametrize(
     "content",

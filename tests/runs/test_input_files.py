@@ -30,7 +30,7 @@ def test_files_of_one_folder_are_accepted() -> None:
 
 
 def test_files_of_too_many_folders_are_refused() -> None:
-    """A request of 1 MB would otherwise create half a million of them, and hold up all other calls meanwhile."""
+    """A request of 1 MB could create half a million of them, and hold up all other calls meanwhile."""
     most = "/".join(str(number) for number in range(250))
     files = [InputFile(f"{first}{most}/x", b"") for first in range(4)]
     input_files.check(files, MAX_BYTES)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from queue import Empty
 from typing import Any
 
@@ -116,9 +116,17 @@ class DirectChannel(AsyncZMQSocketChannel):
             "msg_type": header["msg_type"],
             "parent_header": self._parent[1],
             "metadata": unpack(parts[3]),
-            "content": unpack(parts[4]),
+            "content": _content(unpack, parts[4]),
             "buffers": [],
         }
+
+
+def _content(unpack: Callable[[bytes], Any], part: bytes) -> Any:
+    """Return the content of a message; None: the parser refuses its depth, or the length of a number."""
+    try:
+        return unpack(part)
+    except (ValueError, RecursionError):
+        return None
 
 
 class KernelClient(AsyncKernelClient):

@@ -12,6 +12,7 @@ import zmq
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode, from_dict
+from nbformat.validator import NotebookValidationError
 
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution import output_limiter
@@ -35,8 +36,16 @@ from notebook_runner_server.execution.output_limiter import OutputLimiter
 from notebook_runner_server.execution.segments import TAIL
 
 _OUTPUTS = {"stream", "display_data", "execute_result", "update_display_data", "error", "clear_output"}
-# nbclient's errors for messages with missing fields, or fields of wrong types.
-_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, AssertionError)
+# nbclient's errors for messages with missing fields, fields of wrong types, or values nested too deep.
+_MALFORMED = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+    NotebookValidationError,
+)
 MAX_FIRST_LINE = 200
 MAX_COUNT = 2**31 - 1  # what the contract can carry
 FOR_EVER = 2**31

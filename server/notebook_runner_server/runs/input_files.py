@@ -11,7 +11,7 @@ from notebook_runner_server.execution.interface import InputFile
 
 MAX_FILES = 1000
 MAX_FOLDERS = 1000
-"""Maximum number of folders that the files are in: each takes space on the disk, and time to create and remove."""
+"""Maximum number of folders of the files: each takes space on the disk, and time to create and remove."""
 
 MAX_PATH_BYTES = 1024
 MAX_NAME_BYTES = 255
