@@ -212,6 +212,24 @@ def test_delete(command: Command, fake: FakeServer) -> None:
     assert [one.run_id for one in fake.asked if isinstance(one, pb.DeleteRequest)] == [ID, DONE.run_id]
 
 
+def test_delete_of_one_run_that_is_named_twice(command: Command, fake: FakeServer) -> None:
+    """It is deleted once, and that is no error."""
+    for _ in range(2):
+        fake.answers("Get", pb.GetResponse(run=FAILED))
+    fake.answers("Delete", pb.DeleteResponse(run=FAILED))
+    done = command("delete", "0123", ID)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [one.run_id for one in fake.asked if isinstance(one, pb.DeleteRequest)] == [ID]
+
+
+def test_delete_of_an_empty_id(command: Command, fake: FakeServer) -> None:
+    """A variable that is not set does not delete the newest run."""
+    done = command("delete", ID, "")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "RUN must not be empty" in done.stderr
+    assert fake.asked == []
+
+
 def test_delete_of_an_active_run(command: Command, fake: FakeServer) -> None:
     """The server's reason is shown."""
     fake.answers("Get", pb.GetResponse(run=pb.Run(run_id=ID, state=pb.RUN_STATE_RUNNING)))

@@ -225,9 +225,13 @@ def delete(ctx: click.Context, /, *, named: tuple[str, ...], yes: bool, quiet: b
 
     Asks first on a terminal. What the server wrote to an --output-uri stays.
     """
+    if not all(named):
+        # An empty id is the newest run elsewhere, but here it comes from a variable that is not set.
+        raise click.UsageError("RUN must not be empty: name the run to delete.")
     server: Server = ctx.obj
     with server.connect() as client:
-        for run in [client.find_run(one) for one in named]:
+        found = [client.find_run(one) for one in named]
+        for run in {run.run_id: run for run in found}.values():
             what = f"run {run.run_id}: {about(run)}, {state_name(run.state)}"
             if not is_confirmed(ctx, f"Delete {what}?", yes=yes):
                 ctx.exit(ExitCode.FAILED)
