@@ -21,15 +21,20 @@ def input_files(paths: Iterable[str | os.PathLike[str]]) -> list[pb.InputFile]:
 
     Raises:
         TypeError: One path is given instead of several.
-        ValueError: Two files would have the same path, or there are too many. Or a folder contains something
-            that is neither a file nor a folder, or a symbolic link that leads out of it or to a folder.
+        ValueError: Two files would have the same path, there are too many, a path is empty, a name is not
+            Unicode, or a folder contains what is no file, or a symbolic link that leads out of it or to a
+            folder.
         OSError: A file cannot be read.
     """
     if isinstance(paths, str | bytes | os.PathLike):
         raise TypeError(f"files must be a list of paths: [{os.fspath(paths)!r}].")
     found: dict[str, Path] = {}
     for given in paths:
+        if not os.fspath(given):
+            raise ValueError("files contains an empty path. Name the current folder as '.'.")
         for name, path in _collect(Path(given)):
+            if not _is_unicode(name):
+                raise ValueError(f"The name of {name!r} is not valid Unicode. Rename the file.")
             if name in found:
                 raise ValueError(f"files names {name} twice: {found[name]} and {path}.")
             found[name] = path
@@ -66,6 +71,14 @@ def _walk(folder: Path, prefix: PurePosixPath, root: Path) -> Iterator[tuple[str
         else:
             _check_kind(path)
             yield str(prefix / path.name), path
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_link(link: Path, root: Path) -> None:

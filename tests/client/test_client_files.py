@@ -52,6 +52,19 @@ def test_the_folder_itself_stands_for_its_contents(
     assert set(sent("..")) == {"data.csv", "utils/a.py", "utils/deep/b.py", "other/data.csv"}
 
 
+def test_an_empty_path() -> None:
+    """A variable that is not set does not send all that is in the current folder."""
+    with pytest.raises(ValueError, match=r"files contains an empty path. Name the current folder as '\.'"):
+        sent("data.csv", "")
+
+
+def test_a_name_that_is_not_unicode(folder: Path) -> None:
+    """No message can carry it; the error names the file."""
+    (folder / "utils" / os.fsdecode(b"a\xff")).touch()
+    with pytest.raises(ValueError, match=r"'utils/a\\udcff' is not valid Unicode. Rename the file"):
+        sent("utils")
+
+
 def test_links_within_the_folder(folder: Path) -> None:
     """A link to a file of the folder is sent as that file; a link that is named itself may lead anywhere."""
     (folder / "utils/link.py").symlink_to("a.py")
