@@ -19,6 +19,11 @@ _MISSING = frozenset({"NaN", "NaT", "<NA>", "None"})
 _BOOLS = {"True": True, "False": False}
 # The most columns or rows that a cell may span, as in browsers. No cell spans columns to the right of these.
 _MAX_SPAN = 1000
+_SPAN_DIGITS = 4
+# The most places of a table that are filled without a cell of their own: a page of a few KB could otherwise
+# take all memory.
+_MAX_FILLED = 100_000
+_MAX_COLUMNS = 10_000
 
 
 @dataclass
@@ -39,6 +44,13 @@ class Table:
     def rows(self) -> list[list[str]]:
         """All rows, the header first."""
         return [*self.header, *self.body]
+
+    @property
+    def is_even(self) -> bool:
+        """Whether its rows are not too long, and can be filled up to the longest one."""
+        lengths = [len(row) for row in self.rows]
+        width = max(lengths, default=0)
+        return width <= _MAX_COLUMNS and len(lengths) * width - sum(lengths) <= _MAX_FILLED
 
     def frame(self, pandas: Any) -> Any:
         """Return the table as a DataFrame.
@@ -89,7 +101,7 @@ def tables_of(pages: Iterable[str]) -> list[Any]:
         pandas = importlib.import_module("pandas") if found else None
     except ModuleNotFoundError:
         pandas = None
-    return [table.frame(pandas) if pandas else table.rows for table in found]
+    return [table.frame(pandas) if pandas and table.is_even else table.rows for table in found]
 
 
 def read_tables(page: str) -> list[Table]:
@@ -173,7 +185,9 @@ class _TableParser(HTMLParser):
 
 
 def _span(text: str | None) -> int:
-    return min(max(1, int(text)), _MAX_SPAN) if text and text.isdecimal() else 1
+    if not (text and text.isdecimal()):
+        return 1
+    return min(max(1, int(text)), _MAX_SPAN) if len(text) <= _SPAN_DIGITS else _MAX_SPAN
 
 
 def _table(rows: list[_Row]) -> Table:
@@ -209,9 +223,10 @@ def _is_header(row: _Row, rows: list[_Row]) -> bool:
 
 def _grid(rows: list[_Row]) -> list[list[tuple[str, bool]]]:
     """Return each row as text and whether it is a name, for each column, with spans filled in."""
+    left_to_fill = _MAX_FILLED
     grid: list[list[tuple[str, bool]]] = []
     hanging: dict[int, tuple[int, tuple[str, bool]]] = {}
-    for row in rows:
+    for place, row in enumerate(rows):
         line: list[tuple[str, bool]] = []
         cells = iter(row.cells)
         cell = next(cells, None)
@@ -224,9 +239,13 @@ def _grid(rows: list[_Row]) -> list[list[tuple[str, bool]]]:
                 continue
             assert cell  # noqa: S101 - for the type checker
             content = (" ".join("".join(cell.text).split()), cell.is_name)
-            for _ in range(cell.columns if len(line) < _MAX_SPAN else 1):
-                if cell.rows > 1:
-                    hanging[len(line)] = (cell.rows - 1, content)
+            height = min(cell.rows, len(rows) - place)
+            filled = cell.columns * height - 1
+            is_kept = filled <= left_to_fill
+            left_to_fill -= filled if is_kept else 0
+            for _ in range(cell.columns if is_kept else 1):
+                if is_kept and height > 1:
+                    hanging[len(line)] = (height - 1, content)
                 line.append(content)
             cell = next(cells, None)
         grid.append(line)

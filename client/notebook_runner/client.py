@@ -516,7 +516,8 @@ class Run(RunSnapshot):
 
         Each is a pandas DataFrame if pandas is installed here, else a list of rows, each a list of str, with
         the names of the columns in the first. A table is read from what was displayed: a long one without the
-        rows that pandas leaves out, and numbers with the displayed digits.
+        rows that pandas leaves out, and numbers with the displayed digits. One of more than 10,000 columns,
+        or with rows of very different lengths, remains a list of rows.
         """
         return tables_of(self._contents.pages)
 
