@@ -58,7 +58,13 @@ def test_a_run_without_a_name_is_called_as_its_notebook(tmp_path: Path) -> None:
     source, target = tmp_path / "source.ipynb", tmp_path / "target"
     nbformat.write(notebook(new_markdown_cell("# The <b> report")), source)
     convert("html", source, target, about=Banner("", "Succeeded", "good"))
-    assert "<strong>The &lt;b&gt; report</strong>" in target.read_text()
+    assert ">The &lt;b&gt; report</strong>" in target.read_text()
+
+
+def test_a_name_does_not_reorder_what_follows(tmp_path: Path) -> None:
+    """A right-to-left override in it ends with its element, which `dir` isolates."""
+    about = Banner("\N{RIGHT-TO-LEFT OVERRIDE}name", "Failed", "bad")
+    assert '<strong dir="auto">\N{RIGHT-TO-LEFT OVERRIDE}name</strong>' in page(tmp_path, about)
 
 
 @pytest.mark.parametrize("to", ["slides", "markdown", "script"])
