@@ -21,9 +21,9 @@ def input_files(paths: Iterable[str | os.PathLike[str]]) -> list[pb.InputFile]:
 
     Raises:
         TypeError: One path is given instead of several.
-        ValueError: Two files would have the same path, there are too many, a path is empty, a name is not
-            Unicode, or a folder contains what is no file, or a symbolic link that leads out of it or to a
-            folder.
+        ValueError: Two files would have the same path, there are too many, a path is empty, or a name is not
+            Unicode. Or a folder contains something that is neither a file nor a folder, or a symbolic link
+            that leads out of it or to a folder.
         OSError: A file cannot be read.
     """
     if isinstance(paths, str | bytes | os.PathLike):

@@ -17,7 +17,7 @@ _HIDDEN = ("style", "script")
 # How pandas displays a missing value.
 _MISSING = frozenset({"NaN", "NaT", "<NA>", "None"})
 _BOOLS = {"True": True, "False": False}
-# The most columns or rows that a cell may span, as in browsers. No cell spans columns to the right of these.
+# The most columns or rows that a cell may span, as in browsers.
 _MAX_SPAN = 1000
 _SPAN_DIGITS = 4
 # The most places of a table that are filled without a cell of their own: a page of a few KB could otherwise
