@@ -268,8 +268,9 @@ def test_a_server_that_goes_and_comes(tmp_path: Path) -> None:
     run_id = "20261129-080000-0123abcd"
     with Screen(tmp_path, PROGRAM, "--target", fake.target, "watch", run_id) as screen:
         screen.until("running")
-        over.set()
+        # Not before the connection is cut, because the stream would end in order then.
         fake.stop()
+        over.set()
         screen.until("connection lost, reconnecting … 2 s")
         fake.answers("Progress", changed(2, ENDED))
         fake.serve()
