@@ -118,7 +118,8 @@ class Cluster:
         """A worker: its name, and its own process."""
         for name, nanny in self.workers.items():
             for pid, arguments in children(nanny.pid).items():
-                if WORKER in arguments:
+                # Dask renames its processes if setproctitle is installed.
+                if WORKER in arguments or arguments.startswith("dask worker"):
                     return name, pid
         raise LookupError("no nanny has a worker")
 
