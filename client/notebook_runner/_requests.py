@@ -195,7 +195,7 @@ def list_request(states: States, labels: Mapping[str, str] | None, page_size: in
 
 
 def earliest(since: Since | None) -> datetime | None:
-    """Return the time before which runs are too old; None if there is no limit.
+    """Return the oldest creation time to include; None: no limit.
 
     Raises:
         TypeError: The value is neither a time nor a duration.

@@ -240,7 +240,7 @@ class AsyncClient:
                 it immediately.
 
         Raises:
-            RunNotFound: There is no such run.
+            RunNotFound: The run does not exist.
         """
         request = kill_request(run_id or await self._to_kill(), grace_period)
         timeout = max(self._transport.timeout, KILL_TIMEOUT) + seconds(grace_period)

@@ -155,7 +155,7 @@ class Client:
                 the whole id.
 
         Raises:
-            RunNotFound: There is no such run.
+            RunNotFound: The run does not exist.
             InvalidRequest: The part belongs to several runs (`AMBIGUOUS_RUN_ID`).
         """
         try:
@@ -188,7 +188,7 @@ class Client:
 
         Raises:
             TimeoutError: The run has not ended in time. It continues.
-            RunNotFound: There is no such run.
+            RunNotFound: The run does not exist.
             Unavailable: The client could not reconnect in time.
         """
         limit = None if timeout is None else seconds(timeout)
@@ -231,7 +231,7 @@ class Client:
             reconnect_timeout: How long to try to reconnect, in seconds. Starts again after each message.
 
         Raises:
-            RunNotFound: There is no such run.
+            RunNotFound: The run does not exist.
             Unavailable: The client could not reconnect in time.
         """
         request = pb.ProgressRequest(
@@ -258,7 +258,7 @@ class Client:
             omit_input: Omit the code. Not available for `notebook`, `files` and `error`.
 
         Raises:
-            RunNotFound: There is no such run.
+            RunNotFound: The run does not exist.
             InvalidRequest: The server has no such format, or not without the code.
         """
         return b"".join(self._pages(run_id, format, omit_input=omit_input))
@@ -281,7 +281,7 @@ class Client:
             omit_input: As for `output`.
 
         Raises:
-            RunNotFound: There is no such run.
+            RunNotFound: The run does not exist.
             InvalidRequest: The server has no such format, or not without the code.
             OSError: The file cannot be written.
         """
@@ -297,7 +297,7 @@ class Client:
 
         Raises:
             ModuleNotFoundError: The package nbformat is not installed.
-            RunNotFound: There is no such run.
+            RunNotFound: The run does not exist.
         """
         read = node_reader()
         return read(self.output(run_id))
@@ -314,7 +314,7 @@ class Client:
                 it immediately.
 
         Raises:
-            RunNotFound: There is no such run.
+            RunNotFound: The run does not exist.
         """
         request = kill_request(run_id or self._to_kill(), grace_period)
         timeout = max(self._transport.timeout, KILL_TIMEOUT) + seconds(grace_period)
@@ -333,8 +333,8 @@ class Client:
             The run as it was.
 
         Raises:
-            RunNotFound: There is no such run. If the connection broke during the call, the run may have been
-                deleted before the client repeated it.
+            RunNotFound: The run does not exist. If the connection broke during the call, the run may have
+                been deleted before the client repeated it.
             RpcFailed: The run has not ended (`RUN_ACTIVE`).
             ValueError: The id is empty.
         """

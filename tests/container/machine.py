@@ -42,12 +42,12 @@ layered() { # LOWER TARGET
   mkdir -p "$over/upper" "$over/work"
   mount -t overlay -o "lowerdir=$1,upperdir=$over/upper,workdir=$over/work" overlay "$2"
 }
-layered "$IMAGE" "$FOLDER/root"
+layered "$IMAGE" "$FOLDER/image"
 layered /etc /etc
 cd "$FOLDER"
-mkdir -p /etc/notebook-runner root/srv/notebooks var/lib var/cache var/tmp
+mkdir -p /etc/notebook-runner image/srv/notebooks var/lib var/cache var/tmp
 cp "$FOLDER/etc/passwd" "$FOLDER/etc/group" /etc
-cp /etc/passwd /etc/group /etc/hosts "$FOLDER/root/etc"
+cp /etc/passwd /etc/group /etc/hosts "$FOLDER/image/etc"
 cp "$FOLDER/etc/tokens" /etc/notebook-runner
 mount --bind "$FOLDER/var" /var
 mount -t tmpfs tmpfs /run
@@ -88,7 +88,7 @@ class Machine:
 
     def __init__(self, folder: Path, image: str, environment: Mapping[str, str]) -> None:
         self._folder, self._image = folder, image
-        for name in ("cgroup", "over", "root", "units", "etc", "var"):
+        for name in ("cgroup", "over", "image", "units", "etc", "var"):
             (folder / name).mkdir()
         self.log = folder / "server.log"
         self._users()
@@ -115,7 +115,7 @@ class Machine:
         drop_in = units / f"{UNIT.name}.d/test.conf"
         drop_in.parent.mkdir()
         drop_in.write_text(
-            f"[Service]\nRootDirectory={self._folder / 'root'}\nStandardError=append:{self.log}\n{settings}"
+            f"[Service]\nRootDirectory={self._folder / 'image'}\nStandardError=append:{self.log}\n{settings}"
         )
 
     def __enter__(self) -> Self:

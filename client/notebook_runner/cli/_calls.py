@@ -58,7 +58,7 @@ class CommandClient(Client):
         """Delete an ended run, and return it as it was.
 
         Raises:
-            RunNotFound: There is no such run.
+            RunNotFound: The run does not exist.
             RpcFailed: The run has not ended.
         """
         return self._transport.call(self._transport.stub.Delete, pb.DeleteRequest(run_id=run_id)).run
@@ -74,7 +74,7 @@ class CommandClient(Client):
             named: The run's id or an unambiguous part of it; empty: the newest run.
 
         Raises:
-            RunNotFound: There is no such run.
+            RunNotFound: The run does not exist.
             InvalidRequest: The part is ambiguous.
             click.UsageError: The same, found by the command for a server that cannot find runs.
         """

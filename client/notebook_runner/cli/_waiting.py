@@ -69,7 +69,7 @@ class Waiting:
                 reason = f"run {run.run_id} ({about(run)}) is {state_name(run.state)}"
             info = self._client.info()
             taken = f"{info.runs_queued} of {info.queue_size} places in the queue are taken"
-            reason += f", {taken if info.queue_size else 'there is no queue'}"
+            reason += f", {taken if info.queue_size else 'the server has no queue'}"
         return one_line(f"waiting: {reason}")
 
     def _show(self, reason: str) -> None:
