@@ -17,6 +17,7 @@
     │   └── NotebookNotFoundError   NOTEBOOK_NOT_FOUND
     ├── RequestIdReusedError      REQUEST_ID_REUSED
     ├── RunActiveError            RUN_ACTIVE
+    ├── NotOwnerError             NOT_OWNER
     ├── ExhaustedError            a limit of the server is reached
     │   ├── RunnerBusyError         RUNNER_BUSY
     │   ├── TooManyStreamsError     TOO_MANY_STREAMS
@@ -163,6 +164,12 @@ class RunActiveError(RunnerError):
     """The run has not ended."""
 
     reason = "RUN_ACTIVE"
+
+
+class NotOwnerError(RunnerError):
+    """The run belongs to another owner, and the caller may only see it."""
+
+    reason = "NOT_OWNER"
 
 
 class ExhaustedError(RunnerError):

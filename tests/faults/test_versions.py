@@ -94,6 +94,9 @@ ALTER TABLE checkpoints RENAME COLUMN part_start TO segment_start;
 ALTER TABLE forgotten RENAME TO deleted_runs;
 PRAGMA user_version = 3;
 """
+# How version 3 became version 4.
+TO_VERSION_4 = f"PRAGMA user_version = 4; PRAGMA application_id = {0x6E620000 ^ 4};"
+UPGRADES = {"version 3": TO_VERSION_3, "version 4": TO_VERSION_3 + TO_VERSION_4}
 LIMITS = {
     "run_timeout": 0.0,
     "cell_timeout": 2.0,
@@ -150,6 +153,7 @@ GIVEN = {name: COMMON[name] for name in ("content", "environment", "labels")}
 KEY_NAME = hashlib.sha256(KEY).hexdigest()[:16]
 FORMS["version 2"] = f"2:{KEY_NAME}:{keyed({**GIVEN, 'limits': {'cell_timeout': 2.0}})}", ORIGIN
 FORMS["version 2, damaged"] = FORMS["version 3"] = FORMS["version 3, damaged"] = FORMS["version 2"]
+FORMS["version 4"] = FORMS["version 4, damaged"] = FORMS["version 2"]
 
 
 def run(name: str, state: str, **fields: Any) -> dict[str, Any]:
@@ -294,8 +298,7 @@ def test_an_earlier_history_is_served_whole(tmp_path: Path, form: str) -> None:
             (state / "runs" / "removed" / "work").mkdir(parents=True)
             db.execute("INSERT INTO forgotten VALUES ('removed')")
         db.commit()
-        if form.startswith("version 3"):
-            db.executescript(TO_VERSION_3)
+        db.executescript(UPGRADES.get(form.partition(",")[0], ""))
     if form.endswith("damaged"):
         (state / f"{DATABASE}-damaged").write_text("found by the server before")
     for _ in range(2):

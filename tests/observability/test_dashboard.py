@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.calls import finish, inline, start
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import SECONDS, inline
 from tests.support.pages import REPOSITORY
 from tests.support.scrape import ON, text
+from tests.support.secure import bearer, new_token
 from tests.support.server import Server
 
 DASHBOARD = REPOSITORY / "docs" / "dashboards" / "notebook-runner.json"
@@ -23,9 +25,12 @@ NAME = r"\b(?:notebook_runner|process|python)_\w+"
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A page after a run."""
-    with Server(tmp_path_factory.mktemp("state"), *ON) as server:
-        finish(server.stub, start(server.stub, inline("1")).run_id)
+    """A page after a run of a caller with a name."""
+    file = tmp_path_factory.mktemp("tokens") / "tokens"
+    token = bearer(new_token(file))
+    with Server(tmp_path_factory.mktemp("state"), *ON, "--tokens-file", str(file)) as server:
+        server.stub.Start(inline("1"), metadata=token, timeout=SECONDS)
+        assert list(server.stub.Progress(pb.ProgressRequest(), metadata=token, timeout=SECONDS))
         yield text(server)
 
 

@@ -28,9 +28,9 @@ class LookingStore(Store):
     between: Between | None = None
 
     @override
-    async def find(self, run_id: str) -> RunRecord | None:
+    async def find(self, run_id: str, owner: str | None = None) -> RunRecord | None:
         """Looks a run up, lets something happen once, and answers what it saw."""
-        row = await super().find(run_id)
+        row = await super().find(run_id, owner)
         between, self.between = self.between, None
         if between is not None:
             await between()

@@ -41,7 +41,7 @@ async def test_an_inserted_run_is_found_with_all_it_came_with(tmp_path: Path) ->
         assert row is not None
         assert (row.position, row.run, store.options(row)) == (position, run, options)
         assert (row.last_sequence, row.request_digest) == (1, "digest")
-        assert row == await store.find("")
+        assert row == await store.newest()
         same = await store.find_request("mine")
         assert same is not None
         assert (same.position, same.run, same.request_digest) == (position, run, "digest")
@@ -53,14 +53,14 @@ async def test_an_inserted_run_is_found_with_all_it_came_with(tmp_path: Path) ->
 async def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
     """An unknown run, an unknown request and an empty store answer nothing; no request id is none."""
     async with opened(tmp_path) as store:
-        assert await store.find("") is None
+        assert await store.newest() is None
         assert await store.list(NEWEST, 10, [], {}) == []
         await insert(store, "one")
         await insert(store, "two")
         assert await store.find("three") is None
         assert await store.find_request("") is None
         assert await store.find_request("mine") is None
-        newest = await store.find("")
+        newest = await store.newest()
         assert newest is not None
         assert newest.run.run_id == "two"
 
@@ -228,7 +228,7 @@ async def test_an_index_answers_every_part(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "notebook-runner.db")) as db:
         statements: list[str] = []
         db.set_trace_callback(statements.append)
-        tables.find_ids(db, "part", 5)
+        tables.find_ids(db, "part", 5, None)
         db.set_trace_callback(None)
         assert len(statements) == 3
         for statement in statements:

@@ -102,6 +102,11 @@ class FakeServer(NotebookRunnerServicer):
             yield answer() if callable(answer) else answer
 
     @override
+    def Watch(self, request: Any, context: Any) -> Iterator[Any]:
+        """Answers as scripted."""
+        yield from self._next("Watch", request, context)
+
+    @override
     def Start(self, request: Any, context: Any) -> Any:
         """Answers as scripted."""
         return next(self._next("Start", request, context))

@@ -22,6 +22,12 @@ could no longer respond:
   - UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED: a proxy responded itself or cut the stream.
 Such calls may be repeated: Start with the same request_id, Kill with a run_id, all others as they are. If a
 repeated Delete returns RUN_NOT_FOUND, the run is deleted.
+
+Owners. If the server asks for credentials, a run belongs to the caller that started it (`Run.owner`). A caller
+sees its own runs, and with the scope `read-all` those of all callers; a run that it may not see does not exist
+for it (RUN_NOT_FOUND). Kill and Delete of a run of another owner that the caller can see need the scope
+`run-all` (PERMISSION_DENIED, NOT_OWNER). An empty run id stands for the caller's own newest run. If the server
+asks for no credentials, all runs belong to one owner without a name.
 """
 
 import builtins
@@ -266,10 +272,13 @@ class StartRequest(google.protobuf.message.Message):
     PARAMETERS_JSON_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
     FILES_FIELD_NUMBER: builtins.int
+    RETRY_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    NOTIFY_URI_FIELD_NUMBER: builtins.int
     request_id: builtins.str
-    """Makes the call idempotent: the same id with the same request returns the same run, even after a restart
-    of the server; with a different request it fails with REQUEST_ID_REUSED. At most 128 characters. Empty:
-    each call starts a run.
+    """Makes the call idempotent: the same id with the same request of the same owner returns the same run, even
+    after a restart of the server; with a different request it fails with REQUEST_ID_REUSED. At most 128
+    characters. Empty: each call starts a run.
     """
     notebook_content: builtins.bytes
     """The notebook itself, as JSON in nbformat 3 or 4, UTF-8. The run has a private working folder. If the
@@ -327,6 +336,14 @@ class StartRequest(google.protobuf.message.Message):
     shown. It need not be unique. Empty: the file name of the notebook's path or URI without `.ipynb`, or
     nothing for `notebook_content`.
     """
+    priority: builtins.int
+    """The order among the owner's queued runs: those with higher numbers start first, equal ones in the order of
+    their Start. From -100 to 100.
+    """
+    notify_uri: builtins.str
+    """A URL that gets a POST when the run has ended, as a CloudEvent in JSON, if the operator allows its host
+    (otherwise URI_NOT_ALLOWED). Repetitions of the run (`retry`) report their ends there as well.
+    """
     @property
     def parameters(self) -> google.protobuf.struct_pb2.Struct:
         """Values for the notebook's parameters, by name, injected as papermill does: in a cell after the one
@@ -371,6 +388,10 @@ class StartRequest(google.protobuf.message.Message):
         `--max-input-files-bytes` allows (otherwise INVALID_FIELD).
         """
 
+    @property
+    def retry(self) -> global___RetryPolicy:
+        """When to repeat the run after an end without success, as a new run each time. Absent: never."""
+
     def __init__(
         self,
         *,
@@ -395,12 +416,62 @@ class StartRequest(google.protobuf.message.Message):
         parameters_json: builtins.str = ...,
         name: builtins.str = ...,
         files: collections.abc.Iterable[global___InputFile] | None = ...,
+        retry: global___RetryPolicy | None = ...,
+        priority: builtins.int = ...,
+        notify_uri: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cell_timeout", b"cell_timeout", "notebook", b"notebook", "notebook_content", b"notebook_content", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_timeout", b"output_timeout", "parameters", b"parameters", "retention", b"retention", "run_timeout", b"run_timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["allow_errors", b"allow_errors", "cell_output_limit_bytes", b"cell_output_limit_bytes", "cell_timeout", b"cell_timeout", "environment", b"environment", "files", b"files", "kernel_name", b"kernel_name", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "notebook", b"notebook", "notebook_content", b"notebook_content", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_timeout", b"output_timeout", "output_uri", b"output_uri", "parameters", b"parameters", "parameters_json", b"parameters_json", "process_limit", b"process_limit", "request_id", b"request_id", "retention", b"retention", "run_output_limit_bytes", b"run_output_limit_bytes", "run_timeout", b"run_timeout"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["cell_timeout", b"cell_timeout", "notebook", b"notebook", "notebook_content", b"notebook_content", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "output_timeout", b"output_timeout", "parameters", b"parameters", "retention", b"retention", "retry", b"retry", "run_timeout", b"run_timeout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["allow_errors", b"allow_errors", "cell_output_limit_bytes", b"cell_output_limit_bytes", "cell_timeout", b"cell_timeout", "environment", b"environment", "files", b"files", "kernel_name", b"kernel_name", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "notebook", b"notebook", "notebook_content", b"notebook_content", "notebook_path", b"notebook_path", "notebook_uri", b"notebook_uri", "notify_uri", b"notify_uri", "output_timeout", b"output_timeout", "output_uri", b"output_uri", "parameters", b"parameters", "parameters_json", b"parameters_json", "priority", b"priority", "process_limit", b"process_limit", "request_id", b"request_id", "retention", b"retention", "retry", b"retry", "run_output_limit_bytes", b"run_output_limit_bytes", "run_timeout", b"run_timeout"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["notebook", b"notebook"]) -> typing.Literal["notebook_content", "notebook_path", "notebook_uri"] | None: ...
 
 global___StartRequest = StartRequest
+
+@typing.final
+class RetryPolicy(google.protobuf.message.Message):
+    """When a run is repeated after an end without success.
+
+    Each repetition is a run of its own, with an id, a history and outputs of its own: no run is executed twice. It
+    is admitted in the same step in which its predecessor ends (`Run.retried_by`), also if the server dies then, and
+    is queued until its time has come. It has the notebook, parameters, files, environment and options of its
+    predecessor, and an empty private working folder; what the predecessor changed elsewhere stays changed.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MAX_RETRIES_FIELD_NUMBER: builtins.int
+    STATES_FIELD_NUMBER: builtins.int
+    BACKOFF_FIELD_NUMBER: builtins.int
+    MAX_BACKOFF_FIELD_NUMBER: builtins.int
+    max_retries: builtins.int
+    """Maximum number of repetitions, from 1 to 100."""
+    @property
+    def states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___RunState.ValueType]:
+        """The terminal states after which the run is repeated: CRASHED, INTERRUPTED or TIMED_OUT. Empty: CRASHED and
+        INTERRUPTED. A run that was killed, or whose cell raised an exception, is never repeated.
+        """
+
+    @property
+    def backoff(self) -> google.protobuf.duration_pb2.Duration:
+        """The time from the end of the run to the earliest start of its first repetition; it doubles with each further
+        one. Absent: 1 s.
+        """
+
+    @property
+    def max_backoff(self) -> google.protobuf.duration_pb2.Duration:
+        """The longest such time. Absent: 5 minutes."""
+
+    def __init__(
+        self,
+        *,
+        max_retries: builtins.int = ...,
+        states: collections.abc.Iterable[global___RunState.ValueType] | None = ...,
+        backoff: google.protobuf.duration_pb2.Duration | None = ...,
+        max_backoff: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["backoff", b"backoff", "max_backoff", b"max_backoff"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["backoff", b"backoff", "max_backoff", b"max_backoff", "max_retries", b"max_retries", "states", b"states"]) -> None: ...
+
+global___RetryPolicy = RetryPolicy
 
 @typing.final
 class InputFile(google.protobuf.message.Message):
@@ -954,10 +1025,15 @@ class KillRequest(google.protobuf.message.Message):
 
     RUN_ID_FIELD_NUMBER: builtins.int
     GRACE_PERIOD_FIELD_NUMBER: builtins.int
+    NO_WAIT_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run. Empty: the newest run with a worker (STARTING, RUNNING or KILLING), else the newest QUEUED run,
     else the newest run, which has ended and stays as it is. Set it in calls that may be repeated; otherwise
     a repeated call may kill another run.
+    """
+    no_wait: builtins.bool
+    """Return as soon as the kill is under way and will be completed even if the server dies, and not when all processes
+    are gone: the run's terminal event says when. For callers that cannot wait as long as `grace_period`.
     """
     @property
     def grace_period(self) -> google.protobuf.duration_pb2.Duration:
@@ -970,9 +1046,10 @@ class KillRequest(google.protobuf.message.Message):
         *,
         run_id: builtins.str = ...,
         grace_period: google.protobuf.duration_pb2.Duration | None = ...,
+        no_wait: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["grace_period", b"grace_period"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["grace_period", b"grace_period", "run_id", b"run_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["grace_period", b"grace_period", "no_wait", b"no_wait", "run_id", b"run_id"]) -> None: ...
 
 global___KillRequest = KillRequest
 
@@ -986,12 +1063,12 @@ class KillResponse(google.protobuf.message.Message):
     PROCESSES_ENDED_FIELD_NUMBER: builtins.int
     ALREADY_ENDED_FIELD_NUMBER: builtins.int
     processes_ended: builtins.int
-    """Number of killed processes. Zero if the run had already ended, or had not started."""
+    """Number of killed processes. Zero if the run had already ended, had not started, or has not ended yet."""
     already_ended: builtins.bool
     """Whether the run had ended before this call, which then changed nothing; also true for a repeated Kill."""
     @property
     def run(self) -> global___Run:
-        """The run in its terminal state."""
+        """The run in its terminal state; with `no_wait`, as it is now."""
 
     def __init__(
         self,
@@ -1031,10 +1108,15 @@ class ListRequest(google.protobuf.message.Message):
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     STATES_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """Maximum number of runs. Zero: 50. At most 1000."""
     page_token: builtins.str
-    """The `next_page_token` of the last response, with the same states and labels. Empty: the first page."""
+    """The `next_page_token` of the last response, with the same states, labels and owner. Empty: the
+    first page.
+    """
+    owner: builtins.str
+    """Return only runs of this owner. Empty: of all owners whose runs the caller may see."""
     @property
     def states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___RunState.ValueType]:
         """Return only runs in one of these states. Empty: all."""
@@ -1050,8 +1132,9 @@ class ListRequest(google.protobuf.message.Message):
         page_token: builtins.str = ...,
         states: collections.abc.Iterable[global___RunState.ValueType] | None = ...,
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        owner: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["labels", b"labels", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]) -> None: ...
 
 global___ListRequest = ListRequest
 
@@ -1086,6 +1169,116 @@ class ListResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["damaged_run_ids", b"damaged_run_ids", "next_page_token", b"next_page_token", "runs", b"runs"]) -> None: ...
 
 global___ListResponse = ListResponse
+
+@typing.final
+class WatchRequest(google.protobuf.message.Message):
+    """The runs to watch."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class LabelsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    CURSOR_FIELD_NUMBER: builtins.int
+    INCLUDE_EXISTING_FIELD_NUMBER: builtins.int
+    STATES_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
+    cursor: builtins.str
+    """The `cursor` of the last message that the client received. Empty: begin now."""
+    include_existing: builtins.bool
+    """Begin with the runs that there are, oldest first, each in the state that it is in (`WatchResponse.run`), then a
+    message with `existing_sent`. Ignored with a `cursor`, which also continues this part.
+    """
+    owner: builtins.str
+    """Stream only runs of this owner. Empty: of all owners whose runs the caller may see."""
+    @property
+    def states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___RunState.ValueType]:
+        """Stream only runs that are in, or change to, one of these states. Empty: all."""
+
+    @property
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Stream only runs with all of these labels."""
+
+    def __init__(
+        self,
+        *,
+        cursor: builtins.str = ...,
+        include_existing: builtins.bool = ...,
+        states: collections.abc.Iterable[global___RunState.ValueType] | None = ...,
+        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        owner: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cursor", b"cursor", "include_existing", b"include_existing", "labels", b"labels", "owner", b"owner", "states", b"states"]) -> None: ...
+
+global___WatchRequest = WatchRequest
+
+@typing.final
+class WatchResponse(google.protobuf.message.Message):
+    """One change."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    DELETED_RUN_ID_FIELD_NUMBER: builtins.int
+    EXISTING_SENT_FIELD_NUMBER: builtins.int
+    HEARTBEAT_FIELD_NUMBER: builtins.int
+    cursor: builtins.str
+    """Where to continue after this message. Opaque; it belongs to this history, and works with any filter."""
+    deleted_run_id: builtins.str
+    """The id of a run that was deleted, by Delete or by retention."""
+    @property
+    def run(self) -> global___Run:
+        """The run is in this state."""
+
+    @property
+    def existing_sent(self) -> global___ExistingSent:
+        """The runs that there were have been sent; what follows are changes."""
+
+    @property
+    def heartbeat(self) -> global___Heartbeat:
+        """Nothing happened for a while, but the connection and the server are alive."""
+
+    def __init__(
+        self,
+        *,
+        cursor: builtins.str = ...,
+        run: global___Run | None = ...,
+        deleted_run_id: builtins.str = ...,
+        existing_sent: global___ExistingSent | None = ...,
+        heartbeat: global___Heartbeat | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["change", b"change", "deleted_run_id", b"deleted_run_id", "existing_sent", b"existing_sent", "heartbeat", b"heartbeat", "run", b"run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["change", b"change", "cursor", b"cursor", "deleted_run_id", b"deleted_run_id", "existing_sent", b"existing_sent", "heartbeat", b"heartbeat", "run", b"run"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["run", "deleted_run_id", "existing_sent", "heartbeat"] | None: ...
+
+global___WatchResponse = WatchResponse
+
+@typing.final
+class ExistingSent(google.protobuf.message.Message):
+    """The end of the runs that there were."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ExistingSent = ExistingSent
 
 @typing.final
 class GetRequest(google.protobuf.message.Message):
@@ -1214,6 +1407,13 @@ class Run(google.protobuf.message.Message):
     RESULTS_OMITTED_FIELD_NUMBER: builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: builtins.int
     CPU_TIME_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    RETRY_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    RETRY_OF_FIELD_NUMBER: builtins.int
+    RETRIED_BY_FIELD_NUMBER: builtins.int
+    NOT_BEFORE_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The server's id for the run."""
     request_id: builtins.str
@@ -1261,6 +1461,20 @@ class Run(google.protobuf.message.Message):
     measured about once a second; at least the largest that one of them had at any moment. Zero until the run
     has ended, and if it is not known.
     """
+    owner: builtins.str
+    """The name of the caller that started the run: that of its token, of its JWT, or of its certificate. Empty if the
+    server asked for no credentials then.
+    """
+    priority: builtins.int
+    """The order among the owner's queued runs, as in `StartRequest.priority`."""
+    attempt: builtins.int
+    """1 for the run of a Start, 2 for its first repetition, and so on."""
+    retry_of: builtins.str
+    """The id of the run that this run repeats; empty if it repeats none. That run may have been deleted since."""
+    retried_by: builtins.str
+    """The id of the run that repeats this run; set in the terminal state, empty if there is none. That run may have
+    been deleted since.
+    """
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the run was admitted (UTC)."""
@@ -1307,6 +1521,14 @@ class Run(google.protobuf.message.Message):
         got it. Absent until the run has ended, and if it is not known, for example because the worker died.
         """
 
+    @property
+    def retry(self) -> global___RetryPolicy:
+        """The retry policy of the Start. Absent if it had none."""
+
+    @property
+    def not_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """The earliest start of a repetition (UTC). Absent for other runs."""
+
     def __init__(
         self,
         *,
@@ -1337,9 +1559,16 @@ class Run(google.protobuf.message.Message):
         results_omitted: builtins.int = ...,
         peak_memory_bytes: builtins.int = ...,
         cpu_time: google.protobuf.duration_pb2.Duration | None = ...,
+        owner: builtins.str = ...,
+        priority: builtins.int = ...,
+        retry: global___RetryPolicy | None = ...,
+        attempt: builtins.int = ...,
+        retry_of: builtins.str = ...,
+        retried_by: builtins.str = ...,
+        not_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "cpu_time", b"cpu_time", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "parameters", b"parameters", "queue_position", b"queue_position", "results", b"results", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "cells_completed", b"cells_completed", "cells_total", b"cells_total", "cpu_time", b"cpu_time", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "kernel_name", b"kernel_name", "labels", b"labels", "name", b"name", "notebook_path", b"notebook_path", "notebook_repairs", b"notebook_repairs", "notebook_sha256", b"notebook_sha256", "notebook_uri", b"notebook_uri", "output_error", b"output_error", "output_uri", b"output_uri", "parameters", b"parameters", "parameters_json", b"parameters_json", "peak_memory_bytes", b"peak_memory_bytes", "queue_position", b"queue_position", "request_id", b"request_id", "results", b"results", "results_json", b"results_json", "results_omitted", b"results_omitted", "run_id", b"run_id", "start_time", b"start_time", "state", b"state"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "cpu_time", b"cpu_time", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "not_before", b"not_before", "parameters", b"parameters", "queue_position", b"queue_position", "results", b"results", "retry", b"retry", "start_time", b"start_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_current_cell", b"_current_cell", "_queue_position", b"_queue_position", "attempt", b"attempt", "cells_completed", b"cells_completed", "cells_total", b"cells_total", "cpu_time", b"cpu_time", "create_time", b"create_time", "current_cell", b"current_cell", "end_time", b"end_time", "failure", b"failure", "kernel_name", b"kernel_name", "labels", b"labels", "name", b"name", "not_before", b"not_before", "notebook_path", b"notebook_path", "notebook_repairs", b"notebook_repairs", "notebook_sha256", b"notebook_sha256", "notebook_uri", b"notebook_uri", "output_error", b"output_error", "output_uri", b"output_uri", "owner", b"owner", "parameters", b"parameters", "parameters_json", b"parameters_json", "peak_memory_bytes", b"peak_memory_bytes", "priority", b"priority", "queue_position", b"queue_position", "request_id", b"request_id", "results", b"results", "results_json", b"results_json", "results_omitted", b"results_omitted", "retried_by", b"retried_by", "retry", b"retry", "retry_of", b"retry_of", "run_id", b"run_id", "start_time", b"start_time", "state", b"state"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_current_cell", b"_current_cell"]) -> typing.Literal["current_cell"] | None: ...
     @typing.overload
@@ -1433,6 +1662,9 @@ class InfoResponse(google.protobuf.message.Message):
     DEFAULT_NOTEBOOK_FIELD_NUMBER: builtins.int
     HAS_NOTEBOOK_ROOT_FIELD_NUMBER: builtins.int
     PROBLEM_FIELD_NUMBER: builtins.int
+    CALLER_FIELD_NUMBER: builtins.int
+    SCOPES_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
     version: builtins.str
     """The version of the server, such as "1.2.0"."""
     workers: builtins.int
@@ -1451,6 +1683,8 @@ class InfoResponse(google.protobuf.message.Message):
     """Why no run can start now, as a sentence; Start then fails with UNAVAILABLE (NOT_READY). Empty if runs can
     start.
     """
+    caller: builtins.str
+    """The caller's name, as in `Run.owner`; empty if the server asks for no credentials."""
     @property
     def kernels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KernelInfo]:
         """The available kernelspecs, sorted by name."""
@@ -1462,6 +1696,14 @@ class InfoResponse(google.protobuf.message.Message):
     @property
     def uri_schemes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The allowed URI schemes. Empty: URIs are not allowed."""
+
+    @property
+    def scopes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The caller's scopes, with all that they include: "read", "run", "read-all", "run-all", "admin"."""
+
+    @property
+    def share(self) -> global___Share:
+        """The caller's share of the server, and what it uses of it."""
 
     def __init__(
         self,
@@ -1477,10 +1719,59 @@ class InfoResponse(google.protobuf.message.Message):
         default_notebook: builtins.str = ...,
         has_notebook_root: builtins.bool = ...,
         problem: builtins.str = ...,
+        caller: builtins.str = ...,
+        scopes: collections.abc.Iterable[builtins.str] | None = ...,
+        share: global___Share | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["default_notebook", b"default_notebook", "formats", b"formats", "has_notebook_root", b"has_notebook_root", "kernels", b"kernels", "problem", b"problem", "queue_size", b"queue_size", "runs_active", b"runs_active", "runs_queued", b"runs_queued", "uri_schemes", b"uri_schemes", "version", b"version", "workers", b"workers"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["share", b"share"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "default_notebook", b"default_notebook", "formats", b"formats", "has_notebook_root", b"has_notebook_root", "kernels", b"kernels", "problem", b"problem", "queue_size", b"queue_size", "runs_active", b"runs_active", "runs_queued", b"runs_queued", "scopes", b"scopes", "share", b"share", "uri_schemes", b"uri_schemes", "version", b"version", "workers", b"workers"]) -> None: ...
 
 global___InfoResponse = InfoResponse
+
+@typing.final
+class Share(google.protobuf.message.Message):
+    """The share of one owner. An absent maximum: only the server's own limits apply."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MAX_ACTIVE_FIELD_NUMBER: builtins.int
+    MAX_QUEUED_FIELD_NUMBER: builtins.int
+    MAX_HISTORY_BYTES_FIELD_NUMBER: builtins.int
+    ACTIVE_FIELD_NUMBER: builtins.int
+    QUEUED_FIELD_NUMBER: builtins.int
+    HISTORY_BYTES_FIELD_NUMBER: builtins.int
+    max_active: builtins.int
+    """Maximum number of concurrent runs; further ones wait, whatever the load."""
+    max_queued: builtins.int
+    """Maximum number of queued runs (otherwise QUOTA_EXCEEDED)."""
+    max_history_bytes: builtins.int
+    """Maximum size of all ended runs, in bytes; as long as it is reached, Start fails (QUOTA_EXCEEDED)."""
+    active: builtins.int
+    """Number of runs that are being executed."""
+    queued: builtins.int
+    """Number of queued runs."""
+    history_bytes: builtins.int
+    """The size of all ended runs, in bytes. Zero if there is no maximum: then it is not measured."""
+    def __init__(
+        self,
+        *,
+        max_active: builtins.int | None = ...,
+        max_queued: builtins.int | None = ...,
+        max_history_bytes: builtins.int | None = ...,
+        active: builtins.int = ...,
+        queued: builtins.int = ...,
+        history_bytes: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_active", b"_max_active", "_max_history_bytes", b"_max_history_bytes", "_max_queued", b"_max_queued", "max_active", b"max_active", "max_history_bytes", b"max_history_bytes", "max_queued", b"max_queued"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_active", b"_max_active", "_max_history_bytes", b"_max_history_bytes", "_max_queued", b"_max_queued", "active", b"active", "history_bytes", b"history_bytes", "max_active", b"max_active", "max_history_bytes", b"max_history_bytes", "max_queued", b"max_queued", "queued", b"queued"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_active", b"_max_active"]) -> typing.Literal["max_active"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_history_bytes", b"_max_history_bytes"]) -> typing.Literal["max_history_bytes"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_queued", b"_max_queued"]) -> typing.Literal["max_queued"] | None: ...
+
+global___Share = Share
 
 @typing.final
 class KernelInfo(google.protobuf.message.Message):

@@ -70,6 +70,11 @@ class NotebookRunnerStub(object):
                 request_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.DeleteRequest.SerializeToString,
                 response_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.DeleteResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/notebook_runner.v1.NotebookRunner/Watch',
+                request_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.WatchRequest.SerializeToString,
+                response_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.WatchResponse.FromString,
+                _registered_method=True)
         self.Info = channel.unary_unary(
                 '/notebook_runner.v1.NotebookRunner/Info',
                 request_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.InfoRequest.SerializeToString,
@@ -87,8 +92,9 @@ class NotebookRunnerServicer(object):
 
         Errors: INVALID_ARGUMENT (INVALID_NOTEBOOK, UNKNOWN_PARAMETER, INVALID_FIELD, UNKNOWN_KERNEL,
         PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS (REQUEST_ID_REUSED);
-        RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo, NOTEBOOK_TOO_LARGE,
-        STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service behind `notebook_uri` does
+        RESOURCE_EXHAUSTED (RUNNER_BUSY with a RetryInfo and, if the caller may see it, an active run's id;
+        QUOTA_EXCEEDED with the caller's `quota` that is used up, "queued" with a RetryInfo or "history", and its
+        `limit`; NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service behind `notebook_uri` does
         not respond).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -103,8 +109,9 @@ class NotebookRunnerServicer(object):
         client that lost its connection calls again with the last sequence number that it received. Slow readers
         do not slow down the server.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD);
-        RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
+        Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD); OUT_OF_RANGE
+        (SEQUENCE_AHEAD with the number of the last event as `last_sequence`, if the history has no such event: it was
+        restored from an older copy); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,7 +124,7 @@ class NotebookRunnerServicer(object):
         To read the whole artefact, repeat the call with `next_offset` and `as_of_sequence` of the last response
         until `next_offset` equals `total_bytes`. The same request returns the same bytes.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (UNKNOWN_FORMAT, INVALID_FIELD);
+        Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); INVALID_ARGUMENT (UNKNOWN_FORMAT, INVALID_FIELD);
         OUT_OF_RANGE (OFFSET_PAST_END); FAILED_PRECONDITION (EXPORT_FAILED); RESOURCE_EXHAUSTED
         (STORAGE_FULL).
         """
@@ -126,18 +133,19 @@ class NotebookRunnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Kill(self, request, context):
-        """Kills the run, and returns when all of its processes are gone. Idempotent: for a run that has ended, it
+        """Kills the run, and returns when all of its processes are gone, unless `no_wait` is set. Idempotent: for a run that has ended, it
         returns OK with the state of the run and `already_ended`.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL) if
-        all processes are gone but the end of the run could not be stored yet.
+        Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); PERMISSION_DENIED (NOT_OWNER); INVALID_ARGUMENT
+        (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL) if all processes are gone but the end of the run could not be
+        stored yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Returns runs, newest first, filtered by state and label.
+        """Returns the runs that the caller may see, newest first, filtered by state, label and owner.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELD).
         """
@@ -149,7 +157,7 @@ class NotebookRunnerServicer(object):
         """Returns one run, by its id or by an unambiguous part of it: the beginning of the id, or of what follows its
         last hyphen, at least 4 characters. An id as a whole takes precedence.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match as
+        Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match as
         `run_ids`, separated by commas, newest first; INVALID_FIELD if the part is too short).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -163,8 +171,25 @@ class NotebookRunnerServicer(object):
         this call has returned OK, the run is gone for good, even if the server dies; if the call fails, the run is
         there as a whole or gone as a whole.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE with the
-        run's state); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL).
+        Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); PERMISSION_DENIED (NOT_OWNER);
+        FAILED_PRECONDITION (RUN_ACTIVE with the run's state); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED
+        (STORAGE_FULL).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """Streams the changes of all runs that the caller may see, filtered by state, label and owner: first, if asked,
+        what there is, then each change of a run's state, and each deletion, as it happens. The stream does not end by
+        itself.
+
+        Each message has a cursor. A client that lost its connection calls again with the last cursor that it received,
+        and gets what came after it, each change once, also after a restart of the server. Slow readers do not slow down
+        the server.
+
+        Errors: INVALID_ARGUMENT (INVALID_FIELD); OUT_OF_RANGE (CURSOR_EXPIRED if changes after the cursor are no longer
+        known: start again without a cursor); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,6 +242,11 @@ def add_NotebookRunnerServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.DeleteRequest.FromString,
                     response_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.DeleteResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.WatchRequest.FromString,
+                    response_serializer=notebook__runner_dot_v1_dot_notebook__runner__pb2.WatchResponse.SerializeToString,
             ),
             'Info': grpc.unary_unary_rpc_method_handler(
                     servicer.Info,
@@ -414,6 +444,33 @@ class NotebookRunner(object):
             '/notebook_runner.v1.NotebookRunner/Delete',
             notebook__runner_dot_v1_dot_notebook__runner__pb2.DeleteRequest.SerializeToString,
             notebook__runner_dot_v1_dot_notebook__runner__pb2.DeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/notebook_runner.v1.NotebookRunner/Watch',
+            notebook__runner_dot_v1_dot_notebook__runner__pb2.WatchRequest.SerializeToString,
+            notebook__runner_dot_v1_dot_notebook__runner__pb2.WatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

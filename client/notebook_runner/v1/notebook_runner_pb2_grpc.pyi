@@ -22,6 +22,12 @@ could no longer respond:
   - UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED: a proxy responded itself or cut the stream.
 Such calls may be repeated: Start with the same request_id, Kill with a run_id, all others as they are. If a
 repeated Delete returns RUN_NOT_FOUND, the run is deleted.
+
+Owners. If the server asks for credentials, a run belongs to the caller that started it (`Run.owner`). A caller
+sees its own runs, and with the scope `read-all` those of all callers; a run that it may not see does not exist
+for it (RUN_NOT_FOUND). Kill and Delete of a run of another owner that the caller can see need the scope
+`run-all` (PERMISSION_DENIED, NOT_OWNER). An empty run id stands for the caller's own newest run. If the server
+asks for no credentials, all runs belong to one owner without a name.
 """
 
 import abc
@@ -51,8 +57,9 @@ class NotebookRunnerStub:
 
     Errors: INVALID_ARGUMENT (INVALID_NOTEBOOK, UNKNOWN_PARAMETER, INVALID_FIELD, UNKNOWN_KERNEL,
     PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS (REQUEST_ID_REUSED);
-    RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo, NOTEBOOK_TOO_LARGE,
-    STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service behind `notebook_uri` does
+    RESOURCE_EXHAUSTED (RUNNER_BUSY with a RetryInfo and, if the caller may see it, an active run's id;
+    QUOTA_EXCEEDED with the caller's `quota` that is used up, "queued" with a RetryInfo or "history", and its
+    `limit`; NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service behind `notebook_uri` does
     not respond).
     """
 
@@ -67,8 +74,9 @@ class NotebookRunnerStub:
     client that lost its connection calls again with the last sequence number that it received. Slow readers
     do not slow down the server.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD);
-    RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
+    Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD); OUT_OF_RANGE
+    (SEQUENCE_AHEAD with the number of the last event as `last_sequence`, if the history has no such event: it was
+    restored from an older copy); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
     """
 
     Output: grpc.UnaryUnaryMultiCallable[
@@ -81,7 +89,7 @@ class NotebookRunnerStub:
     To read the whole artefact, repeat the call with `next_offset` and `as_of_sequence` of the last response
     until `next_offset` equals `total_bytes`. The same request returns the same bytes.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (UNKNOWN_FORMAT, INVALID_FIELD);
+    Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); INVALID_ARGUMENT (UNKNOWN_FORMAT, INVALID_FIELD);
     OUT_OF_RANGE (OFFSET_PAST_END); FAILED_PRECONDITION (EXPORT_FAILED); RESOURCE_EXHAUSTED
     (STORAGE_FULL).
     """
@@ -90,18 +98,19 @@ class NotebookRunnerStub:
         notebook_runner.v1.notebook_runner_pb2.KillRequest,
         notebook_runner.v1.notebook_runner_pb2.KillResponse,
     ]
-    """Kills the run, and returns when all of its processes are gone. Idempotent: for a run that has ended, it
+    """Kills the run, and returns when all of its processes are gone, unless `no_wait` is set. Idempotent: for a run that has ended, it
     returns OK with the state of the run and `already_ended`.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL) if
-    all processes are gone but the end of the run could not be stored yet.
+    Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); PERMISSION_DENIED (NOT_OWNER); INVALID_ARGUMENT
+    (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL) if all processes are gone but the end of the run could not be
+    stored yet.
     """
 
     List: grpc.UnaryUnaryMultiCallable[
         notebook_runner.v1.notebook_runner_pb2.ListRequest,
         notebook_runner.v1.notebook_runner_pb2.ListResponse,
     ]
-    """Returns runs, newest first, filtered by state and label.
+    """Returns the runs that the caller may see, newest first, filtered by state, label and owner.
 
     Errors: INVALID_ARGUMENT (INVALID_FIELD).
     """
@@ -113,7 +122,7 @@ class NotebookRunnerStub:
     """Returns one run, by its id or by an unambiguous part of it: the beginning of the id, or of what follows its
     last hyphen, at least 4 characters. An id as a whole takes precedence.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match as
+    Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match as
     `run_ids`, separated by commas, newest first; INVALID_FIELD if the part is too short).
     """
 
@@ -127,8 +136,25 @@ class NotebookRunnerStub:
     this call has returned OK, the run is gone for good, even if the server dies; if the call fails, the run is
     there as a whole or gone as a whole.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE with the
-    run's state); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL).
+    Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); PERMISSION_DENIED (NOT_OWNER);
+    FAILED_PRECONDITION (RUN_ACTIVE with the run's state); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED
+    (STORAGE_FULL).
+    """
+
+    Watch: grpc.UnaryStreamMultiCallable[
+        notebook_runner.v1.notebook_runner_pb2.WatchRequest,
+        notebook_runner.v1.notebook_runner_pb2.WatchResponse,
+    ]
+    """Streams the changes of all runs that the caller may see, filtered by state, label and owner: first, if asked,
+    what there is, then each change of a run's state, and each deletion, as it happens. The stream does not end by
+    itself.
+
+    Each message has a cursor. A client that lost its connection calls again with the last cursor that it received,
+    and gets what came after it, each change once, also after a restart of the server. Slow readers do not slow down
+    the server.
+
+    Errors: INVALID_ARGUMENT (INVALID_FIELD); OUT_OF_RANGE (CURSOR_EXPIRED if changes after the cursor are no longer
+    known: start again without a cursor); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
     """
 
     Info: grpc.UnaryUnaryMultiCallable[
@@ -153,8 +179,9 @@ class NotebookRunnerAsyncStub:
 
     Errors: INVALID_ARGUMENT (INVALID_NOTEBOOK, UNKNOWN_PARAMETER, INVALID_FIELD, UNKNOWN_KERNEL,
     PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS (REQUEST_ID_REUSED);
-    RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo, NOTEBOOK_TOO_LARGE,
-    STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service behind `notebook_uri` does
+    RESOURCE_EXHAUSTED (RUNNER_BUSY with a RetryInfo and, if the caller may see it, an active run's id;
+    QUOTA_EXCEEDED with the caller's `quota` that is used up, "queued" with a RetryInfo or "history", and its
+    `limit`; NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service behind `notebook_uri` does
     not respond).
     """
 
@@ -169,8 +196,9 @@ class NotebookRunnerAsyncStub:
     client that lost its connection calls again with the last sequence number that it received. Slow readers
     do not slow down the server.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD);
-    RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
+    Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD); OUT_OF_RANGE
+    (SEQUENCE_AHEAD with the number of the last event as `last_sequence`, if the history has no such event: it was
+    restored from an older copy); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
     """
 
     Output: grpc.aio.UnaryUnaryMultiCallable[
@@ -183,7 +211,7 @@ class NotebookRunnerAsyncStub:
     To read the whole artefact, repeat the call with `next_offset` and `as_of_sequence` of the last response
     until `next_offset` equals `total_bytes`. The same request returns the same bytes.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (UNKNOWN_FORMAT, INVALID_FIELD);
+    Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); INVALID_ARGUMENT (UNKNOWN_FORMAT, INVALID_FIELD);
     OUT_OF_RANGE (OFFSET_PAST_END); FAILED_PRECONDITION (EXPORT_FAILED); RESOURCE_EXHAUSTED
     (STORAGE_FULL).
     """
@@ -192,18 +220,19 @@ class NotebookRunnerAsyncStub:
         notebook_runner.v1.notebook_runner_pb2.KillRequest,
         notebook_runner.v1.notebook_runner_pb2.KillResponse,
     ]
-    """Kills the run, and returns when all of its processes are gone. Idempotent: for a run that has ended, it
+    """Kills the run, and returns when all of its processes are gone, unless `no_wait` is set. Idempotent: for a run that has ended, it
     returns OK with the state of the run and `already_ended`.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL) if
-    all processes are gone but the end of the run could not be stored yet.
+    Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); PERMISSION_DENIED (NOT_OWNER); INVALID_ARGUMENT
+    (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL) if all processes are gone but the end of the run could not be
+    stored yet.
     """
 
     List: grpc.aio.UnaryUnaryMultiCallable[
         notebook_runner.v1.notebook_runner_pb2.ListRequest,
         notebook_runner.v1.notebook_runner_pb2.ListResponse,
     ]
-    """Returns runs, newest first, filtered by state and label.
+    """Returns the runs that the caller may see, newest first, filtered by state, label and owner.
 
     Errors: INVALID_ARGUMENT (INVALID_FIELD).
     """
@@ -215,7 +244,7 @@ class NotebookRunnerAsyncStub:
     """Returns one run, by its id or by an unambiguous part of it: the beginning of the id, or of what follows its
     last hyphen, at least 4 characters. An id as a whole takes precedence.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match as
+    Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match as
     `run_ids`, separated by commas, newest first; INVALID_FIELD if the part is too short).
     """
 
@@ -229,8 +258,25 @@ class NotebookRunnerAsyncStub:
     this call has returned OK, the run is gone for good, even if the server dies; if the call fails, the run is
     there as a whole or gone as a whole.
 
-    Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE with the
-    run's state); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL).
+    Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); PERMISSION_DENIED (NOT_OWNER);
+    FAILED_PRECONDITION (RUN_ACTIVE with the run's state); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED
+    (STORAGE_FULL).
+    """
+
+    Watch: grpc.aio.UnaryStreamMultiCallable[
+        notebook_runner.v1.notebook_runner_pb2.WatchRequest,
+        notebook_runner.v1.notebook_runner_pb2.WatchResponse,
+    ]
+    """Streams the changes of all runs that the caller may see, filtered by state, label and owner: first, if asked,
+    what there is, then each change of a run's state, and each deletion, as it happens. The stream does not end by
+    itself.
+
+    Each message has a cursor. A client that lost its connection calls again with the last cursor that it received,
+    and gets what came after it, each change once, also after a restart of the server. Slow readers do not slow down
+    the server.
+
+    Errors: INVALID_ARGUMENT (INVALID_FIELD); OUT_OF_RANGE (CURSOR_EXPIRED if changes after the cursor are no longer
+    known: start again without a cursor); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
     """
 
     Info: grpc.aio.UnaryUnaryMultiCallable[
@@ -257,8 +303,9 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
 
         Errors: INVALID_ARGUMENT (INVALID_NOTEBOOK, UNKNOWN_PARAMETER, INVALID_FIELD, UNKNOWN_KERNEL,
         PATH_OUTSIDE_ROOT, URI_NOT_ALLOWED); NOT_FOUND (NOTEBOOK_NOT_FOUND); ALREADY_EXISTS (REQUEST_ID_REUSED);
-        RESOURCE_EXHAUSTED (RUNNER_BUSY with the active run's id and a RetryInfo, NOTEBOOK_TOO_LARGE,
-        STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service behind `notebook_uri` does
+        RESOURCE_EXHAUSTED (RUNNER_BUSY with a RetryInfo and, if the caller may see it, an active run's id;
+        QUOTA_EXCEEDED with the caller's `quota` that is used up, "queued" with a RetryInfo or "history", and its
+        `limit`; NOTEBOOK_TOO_LARGE, STORAGE_FULL); UNAVAILABLE (SHUTTING_DOWN; NOTEBOOK_UNREACHABLE if the service behind `notebook_uri` does
         not respond).
         """
 
@@ -275,8 +322,9 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         client that lost its connection calls again with the last sequence number that it received. Slow readers
         do not slow down the server.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD);
-        RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
+        Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD); OUT_OF_RANGE
+        (SEQUENCE_AHEAD with the number of the last event as `last_sequence`, if the history has no such event: it was
+        restored from an older copy); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
         """
 
     @abc.abstractmethod
@@ -291,7 +339,7 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         To read the whole artefact, repeat the call with `next_offset` and `as_of_sequence` of the last response
         until `next_offset` equals `total_bytes`. The same request returns the same bytes.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (UNKNOWN_FORMAT, INVALID_FIELD);
+        Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); INVALID_ARGUMENT (UNKNOWN_FORMAT, INVALID_FIELD);
         OUT_OF_RANGE (OFFSET_PAST_END); FAILED_PRECONDITION (EXPORT_FAILED); RESOURCE_EXHAUSTED
         (STORAGE_FULL).
         """
@@ -302,11 +350,12 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         request: notebook_runner.v1.notebook_runner_pb2.KillRequest,
         context: _ServicerContext,
     ) -> typing.Union[notebook_runner.v1.notebook_runner_pb2.KillResponse, collections.abc.Awaitable[notebook_runner.v1.notebook_runner_pb2.KillResponse]]:
-        """Kills the run, and returns when all of its processes are gone. Idempotent: for a run that has ended, it
+        """Kills the run, and returns when all of its processes are gone, unless `no_wait` is set. Idempotent: for a run that has ended, it
         returns OK with the state of the run and `already_ended`.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL) if
-        all processes are gone but the end of the run could not be stored yet.
+        Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); PERMISSION_DENIED (NOT_OWNER); INVALID_ARGUMENT
+        (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL) if all processes are gone but the end of the run could not be
+        stored yet.
         """
 
     @abc.abstractmethod
@@ -315,7 +364,7 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         request: notebook_runner.v1.notebook_runner_pb2.ListRequest,
         context: _ServicerContext,
     ) -> typing.Union[notebook_runner.v1.notebook_runner_pb2.ListResponse, collections.abc.Awaitable[notebook_runner.v1.notebook_runner_pb2.ListResponse]]:
-        """Returns runs, newest first, filtered by state and label.
+        """Returns the runs that the caller may see, newest first, filtered by state, label and owner.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELD).
         """
@@ -329,7 +378,7 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         """Returns one run, by its id or by an unambiguous part of it: the beginning of the id, or of what follows its
         last hyphen, at least 4 characters. An id as a whole takes precedence.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match as
+        Errors: NOT_FOUND (RUN_NOT_FOUND, RUN_EXPIRED); INVALID_ARGUMENT (AMBIGUOUS_RUN_ID with some of the ids that match as
         `run_ids`, separated by commas, newest first; INVALID_FIELD if the part is too short).
         """
 
@@ -345,8 +394,27 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         this call has returned OK, the run is gone for good, even if the server dies; if the call fails, the run is
         there as a whole or gone as a whole.
 
-        Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); FAILED_PRECONDITION (RUN_ACTIVE with the
-        run's state); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED (STORAGE_FULL).
+        Errors: NOT_FOUND (RUN_NOT_FOUND, also for a repeated Delete); PERMISSION_DENIED (NOT_OWNER);
+        FAILED_PRECONDITION (RUN_ACTIVE with the run's state); INVALID_ARGUMENT (INVALID_FIELD); RESOURCE_EXHAUSTED
+        (STORAGE_FULL).
+        """
+
+    @abc.abstractmethod
+    def Watch(
+        self,
+        request: notebook_runner.v1.notebook_runner_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[notebook_runner.v1.notebook_runner_pb2.WatchResponse], collections.abc.AsyncIterator[notebook_runner.v1.notebook_runner_pb2.WatchResponse]]:
+        """Streams the changes of all runs that the caller may see, filtered by state, label and owner: first, if asked,
+        what there is, then each change of a run's state, and each deletion, as it happens. The stream does not end by
+        itself.
+
+        Each message has a cursor. A client that lost its connection calls again with the last cursor that it received,
+        and gets what came after it, each change once, also after a restart of the server. Slow readers do not slow down
+        the server.
+
+        Errors: INVALID_ARGUMENT (INVALID_FIELD); OUT_OF_RANGE (CURSOR_EXPIRED if changes after the cursor are no longer
+        known: start again without a cursor); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
         """
 
     @abc.abstractmethod

@@ -66,6 +66,7 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
         output_uri=request.output_uri,
         name=request.name,
         files=tuple(InputFile(file.path, file.content) for file in request.files),
+        priority=request.priority,
     )
 
 
@@ -113,6 +114,8 @@ def run_message(run: Run) -> pb.Run:
         cpu_time=None if run.cpu_seconds is None else _duration(run.cpu_seconds),
         results_json=run.results.to_json(),
         results_omitted=run.results.number_omitted,
+        owner=run.owner,
+        priority=run.priority,
     )
     parameters.fill_struct(message.parameters, run.parameters)
     values = {name: json.loads(value) for name, value in run.results.values.items()}

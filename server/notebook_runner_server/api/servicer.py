@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import grpc
 from structlog.contextvars import bind_contextvars
 
 from notebook_runner import __version__
@@ -27,6 +28,7 @@ from notebook_runner_server.api.response_limiter import (
 from notebook_runner_server.api.telemetry_interceptor import trace_context
 from notebook_runner_server.errors import InvalidFieldError, TooManyStreamsError
 from notebook_runner_server.runs.admission import MAX_DURATION
+from notebook_runner_server.runs.caller import current_caller
 from notebook_runner_server.runs.outputs import MESSAGE_BYTES, NOTEBOOK, Outputs
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ _PAGE_SIZE = 50
 _MAX_PAGE_SIZE = 1000
 _NO_POSITION = 2**63 - 1
 _MAX_FILTERS = 64
-_INVALID_TOKEN = "page_token must be the next_page_token of a List with the same states and labels."  # noqa: S105 - no secret
+_INVALID_TOKEN = "page_token must be the next_page_token of a List with the same states, labels and owner."  # noqa: S105 - no secret
 
 
 class Servicer(pb_grpc.NotebookRunnerServicer):
@@ -196,7 +198,9 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             )
         states = [convert.domain_state(state) for state in request.states]
         size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
-        runs, more = await self._manager.list(_position(request), size, states, dict(request.labels))
+        runs, more = await self._manager.list(
+            _position(request), size, states, dict(request.labels), request.owner
+        )
         answer = pb.ListResponse()
         remaining, last = MESSAGE_BYTES, 0
         for position, run in runs:
@@ -214,6 +218,15 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         answer.next_page_token = _token(request, more) if more else ""
         return answer
 
+    async def Watch(  # noqa: N802 - grpc's
+        self,
+        request: pb.WatchRequest,  # noqa: ARG002
+        context: Any,
+    ) -> AsyncIterator[pb.WatchResponse]:
+        """Stream the changes of runs."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Watch is not served yet.")
+        yield pb.WatchResponse()
+
     async def Get(self, request: pb.GetRequest, context: Any) -> pb.GetResponse:  # noqa: ARG002, N802 - grpc's
         """Return one run."""
         run = await self._manager.get(request.run_id)
@@ -230,6 +243,9 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         """Describe this server."""
         answer = convert.info_message(self._manager.info())
         answer.version = __version__
+        caller = current_caller()
+        answer.caller = caller.name
+        answer.scopes[:] = sorted(caller.scopes)
         answer.formats[:] = self._outputs.formats
         return answer
 
@@ -257,5 +273,5 @@ def _position(request: pb.ListRequest) -> int:
 
 def _filter(request: pb.ListRequest) -> str:
     """Return a digest of the filters of a List, to which its page tokens belong."""
-    wanted = json.dumps([sorted(set(request.states)), sorted(request.labels.items())])
+    wanted = json.dumps([sorted(set(request.states)), sorted(request.labels.items()), request.owner])
     return hashlib.sha256(wanted.encode()).hexdigest()[:16]

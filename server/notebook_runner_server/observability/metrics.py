@@ -1,7 +1,7 @@
 """The Prometheus metrics, counted as events happen, so that a scrape only reads numbers.
 
-Each series exists before its first event. Callers cannot choose values of labels; kernelspecs are those of
-the server's machine.
+Each series exists before its first event, except those of owners. Callers cannot choose values of labels:
+kernelspecs are those of the server's machine, and owners are named up to a number (`MAX_OWNERS`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ from notebook_runner_server.runs.transitions import ENDS
 
 PREFIX = "notebook_runner"
 NO_CAUSE = "none"
+
+MAX_OWNERS = 100
+"""How many owners have series of their own, in the order in which their runs came."""
+
+OTHER_OWNERS = "(others)"
+"""Stands for all further owners."""
 
 SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 """Upper bounds in seconds for what should take milliseconds."""
@@ -118,6 +124,7 @@ class _Runs:
             return Counter(f"{PREFIX}_{name}", text, labels, registry=registry)
 
         self._states: dict[str, RunState] = {}
+        self._owners: set[str] = set()
         self._now = Gauge(f"{PREFIX}_runs", "Active and queued runs.", ["state"], registry=registry)
         self._admitted = counter(
             "runs_admitted",
@@ -125,6 +132,15 @@ class _Runs:
             ["kernelspec"],
         )
         self._ended = counter("runs_ended", "Ended runs by state and cause.", ["state", "cause"])
+        self._of_owner = Gauge(
+            f"{PREFIX}_owner_runs",
+            "Active and queued runs of each owner.",
+            ["owner", "state"],
+            registry=registry,
+        )
+        self._ended_of_owner = counter(
+            "owner_runs_ended", "Ended runs of each owner by state.", ["owner", "state"]
+        )
         self._queued = histogram("run_queued", "Time from Start to the assignment to a worker.", (), LONG)
         self._starting = histogram(
             "run_starting",
@@ -167,11 +183,18 @@ class _Runs:
     def changed(self, run_context: RunContext, run: Run, now: int) -> None:
         """Count a change of a run's state."""
         before = self._states.pop(run.run_id, None)
+        owner = self._owner(run.owner)
         if before is not None:
             self._now.labels(before.value).dec()
+            if owner:
+                self._of_owner.labels(owner, before.value).dec()
         if not run.state.is_terminal:
             self._states[run.run_id] = run.state
             self._now.labels(run.state.value).inc()
+            if owner:
+                self._of_owner.labels(owner, run.state.value).inc()
+        elif owner:
+            self._ended_of_owner.labels(owner, run.state.value).inc()
         match run.state:
             case RunState.QUEUED:
                 self._admitted.labels(run.kernel_name).inc()
@@ -184,6 +207,14 @@ class _Runs:
                 )
             case state if state.is_terminal:
                 self._has_ended(run_context, run)
+
+    def _owner(self, name: str) -> str:
+        """Return the label of an owner; empty: the server asks for no credentials."""
+        if name and name not in self._owners:
+            if len(self._owners) >= MAX_OWNERS:
+                return OTHER_OWNERS
+            self._owners.add(name)
+        return name
 
     def _has_ended(self, run_context: RunContext, run: Run) -> None:
         cause = run.failure.cause.value if run.failure is not None else NO_CAUSE

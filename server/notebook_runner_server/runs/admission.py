@@ -29,6 +29,7 @@ from notebook_runner_server.transfer.interface import Transfer, shown
 MAX_REQUEST_ID = 128
 MAX_LABELS = 64
 MAX_LABEL = 128
+MAX_PRIORITY = 100
 MAX_DURATION = 366 * 86400.0
 """A year in seconds: the longest time-out and retention."""
 
@@ -237,6 +238,7 @@ class Admission:
             notebook_repairs=prepared.repairs,
             name=spec.name or default_name(path, uri),
             notebook_sha256=notebook_sha256,
+            priority=spec.priority,
         )
         segments = {**dict(enumerate(prepared.cells)), TAIL: prepared.tail}
         return Admitted(run, self._options(spec, folder), segments, spec.files)
@@ -273,6 +275,11 @@ def _check(spec: StartSpec) -> None:
             field="request_id",
         )
     check_name(spec.name)
+    if abs(spec.priority) > MAX_PRIORITY:
+        raise InvalidFieldError(
+            f"priority must be between -{MAX_PRIORITY} and {MAX_PRIORITY} (got {spec.priority}).",
+            field="priority",
+        )
     durations = {
         name: getattr(spec.limits, name) for name in ("run_timeout", "cell_timeout", "output_timeout")
     }

@@ -57,6 +57,24 @@ class Caller:
     name: str
     scopes: frozenset[Scope]
 
+    @property
+    def visible_owner(self) -> str | None:
+        """The owner whose runs it may see; None: it may see those of all owners."""
+        return None if Scope.READ_ALL in self.scopes else self.name
+
+    @property
+    def own(self) -> str | None:
+        """The owner of its own runs; None: all runs are its own, because nobody is asked who calls."""
+        return self.name or None
+
+    def may_see(self, owner: str) -> bool:
+        """Return whether it may see the runs of an owner."""
+        return self.visible_owner in (None, owner)
+
+    def may_change(self, owner: str) -> bool:
+        """Return whether it may kill and delete the runs of an owner, if it may see them."""
+        return owner == self.name or Scope.RUN_ALL in self.scopes
+
 
 ANONYMOUS = Caller("", frozenset(Scope))
 """The caller where the server asks for no credentials."""

@@ -1,16 +1,17 @@
-"""The dispatcher: gives queued runs to workers, first come, first served, and follows each to its end."""
+"""The dispatcher: gives queued runs to workers, in the order of `runs.queue`, and follows each to its end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
 
 from notebook_runner_server.errors import StorageFullError
 from notebook_runner_server.execution.interface import Backend, Cause, Failure, Job, RunHandle
 from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.model import Run, RunState
+from notebook_runner_server.runs.queue import RunQueue
 from notebook_runner_server.runs.store import Store
 
 SAVE_INTERVAL = 1.0
@@ -26,14 +27,19 @@ class Dispatcher:
     Args:
         store: Where their notebooks are.
         backend: Executes them; it gets one run for each free worker and no more.
+        max_active: Returns how many runs of an owner may be at work at a time; None: any number.
     """
 
-    def __init__(self, store: Store, backend: Backend) -> None:
+    def __init__(
+        self, store: Store, backend: Backend, max_active: Callable[[str], int | None] = lambda _: None
+    ) -> None:
         self._store = store
         self._backend = backend
         self._active: dict[str, ActiveRun] = {}
-        self._queue: deque[ActiveRun] = deque()
+        self._queue = RunQueue(max_active)
+        # Set when a run may have become the next one.
         self._queued = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._followers: set[asyncio.Task[None]] = set()
         self._savers: set[asyncio.Task[None]] = set()
@@ -49,9 +55,9 @@ class Dispatcher:
         self._task = asyncio.create_task(self._run())
 
     def add(self, active: ActiveRun) -> None:
-        """Add a run to the end of the queue."""
+        """Add a run to the queue."""
         self._active[active.run.run_id] = active
-        self._queue.append(active)
+        self._queue.add(active)
         self._queued.set()
 
     def follow(self, active: ActiveRun, handle: RunHandle) -> None:
@@ -63,16 +69,36 @@ class Dispatcher:
         """Return a run that has not ended; None: not found."""
         return self._active.get(run_id)
 
-    def newest(self) -> str:
-        """Return the id of the newest run that has a worker, else of the newest queued one; empty: no run."""
-        unended = [one for one in self._active.values() if not one.run.state.is_terminal]
+    def newest(self, owner: str | None) -> str:
+        """Return the id of an owner's newest run that has a worker, else of the newest queued one.
+
+        Args:
+            owner: The owner; None: anyone.
+
+        Returns:
+            The id; empty: there is no such run.
+        """
+        unended = [
+            one
+            for one in self._active.values()
+            if not one.run.state.is_terminal and owner in (None, one.run.owner)
+        ]
         started = [one for one in unended if one not in self._queue]
         newest = max(started or unended, key=lambda one: one.log.position, default=None)
         return newest.run.run_id if newest else ""
 
     def queue_position(self, active: ActiveRun) -> int | None:
         """Return how many runs start before this one; None: it is not queued."""
-        return self._queue.index(active) if active in self._queue else None
+        return self._queue.position(active, self._at_work)
+
+    def position_of_new(self, run: Run) -> int:
+        """Return how many queued runs would start before a run that is added now."""
+        return self._queue.position_of_new(run.owner, run.priority, self._at_work())
+
+    def _at_work(self) -> Counter[str]:
+        """Return how many runs of each owner have a worker."""
+        started = (one for one in self._active.values() if one not in self._queue)
+        return Counter(one.run.owner for one in started if not one.settled.is_set())
 
     def unended(self) -> list[Run]:
         """Return the runs that have not ended, oldest first."""
@@ -126,6 +152,8 @@ class Dispatcher:
         """Wait until the runs that had a worker are followed to their end."""
         if self._task is not None:
             self._task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         for task in self._savers:
             task.cancel()
         for task in self._followers if self._backend.survives_restart else ():
@@ -138,11 +166,15 @@ class Dispatcher:
             await self._backend.wait_for_worker()
             if self._draining:
                 return
-            if self._queue:
-                if not await self._launch(self._queue.popleft()):
+            self._queued.clear()
+            if (active := self._queue.take(self._at_work())) is not None:
+                self._queued.set()
+                if not await self._launch(active):
                     await asyncio.sleep(SAVE_INTERVAL)
-            else:
-                self._queued.clear()
+            elif (seconds := self._queue.seconds_to_next()) is not None:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer = asyncio.get_running_loop().call_later(seconds, self._queued.set)
 
     async def _launch(self, active: ActiveRun) -> bool:
         """Give a run to a worker, or end it; false: the disk is full, and the run is back in the queue."""
@@ -167,7 +199,7 @@ class Dispatcher:
         return True
 
     def _requeue(self, active: ActiveRun) -> None:
-        self._queue.appendleft(active)
+        self._queue.add(active)
         if self._draining:
             active.log.close()
             active.settled.set()
@@ -223,6 +255,8 @@ class Dispatcher:
             task.add_done_callback(self._savers.discard)
         else:
             self._active.pop(active.run.run_id, None)
+        # Its owner may start another run now.
+        self._queued.set()
 
     async def _save_end(self, active: ActiveRun) -> None:
         while active.is_held:

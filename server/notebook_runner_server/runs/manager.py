@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from notebook_runner_server.errors import (
     DamagedRunError,
     InvalidFieldError,
+    NotOwnerError,
     NotReadyError,
     RequestIdReusedError,
     RunActiveError,
@@ -26,6 +27,7 @@ from notebook_runner_server.errors import (
 from notebook_runner_server.execution.interface import Backend, Cause, Failure, KeptContent, WarmCounts
 from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.admission import Admission, Admitted
+from notebook_runner_server.runs.caller import current_caller
 from notebook_runner_server.runs.dispatcher import Dispatcher
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import (
@@ -164,7 +166,7 @@ class RunManager:
             await self._dispatcher.finish(active, failure)
 
     async def start(self, spec: StartSpec, origin: TraceContext | None = None) -> Run:
-        """Start a run, and return it when it is durable.
+        """Start a run that belongs to the caller, and return it when it is durable.
 
         Args:
             spec: The request.
@@ -180,8 +182,9 @@ class RunManager:
             digest = await asyncio.to_thread(compute_digest, spec, self._store.request_key)
         self._check_capacity()
         admitted = await self._admission.admit(spec, self._backend.kernels)
+        run = dataclasses.replace(admitted.run, owner=current_caller().name)
         options = dataclasses.replace(admitted.options, origin=origin or TraceContext())
-        admitted = dataclasses.replace(admitted, options=options)
+        admitted = dataclasses.replace(admitted, run=run, options=options)
         return await self._shielded(self._admit(spec, digest, admitted))
 
     async def _admit(self, spec: StartSpec, digest: str, admitted: Admitted) -> Run:
@@ -199,7 +202,7 @@ class RunManager:
         return await asyncio.shield(task)
 
     async def _insert(self, admitted: Admitted, digest: str) -> Run:
-        run = dataclasses.replace(admitted.run, queue_position=self._dispatcher.waiting)
+        run = dataclasses.replace(admitted.run, queue_position=self._dispatcher.position_of_new(admitted.run))
         clock = Clock(run.create_time)
         event = event_of(run, RunChanged(run), 1, clock.now())
         position = await self._store.insert(
@@ -213,7 +216,7 @@ class RunManager:
 
     def _active_run(self, record: RunRecord, clock: Clock, segments_size: int) -> ActiveRun:
         run, options = record.run, record.options
-        run_context = RunContext(run.run_id, options.origin, self._observers)
+        run_context = RunContext(run.run_id, options.origin, self._observers, run.owner)
         log = RunLog(
             self._store,
             record.position,
@@ -225,12 +228,16 @@ class RunManager:
         return ActiveRun(run, options, self._store, self._transfer, log, run_context, segments_size)
 
     async def _same_request(self, spec: StartSpec) -> Run | None:
-        """Return the run that an earlier call with the same request id started; None: there was none.
+        """Return the run that an earlier call of the same caller with the same request id started.
+
+        None: there was no such call.
 
         Raises:
             RequestIdReusedError: That call had another payload.
         """
-        record = await self._store.find_request(spec.request_id) if spec.request_id else None
+        if not spec.request_id:
+            return None
+        record = await self._store.find_request(spec.request_id, current_caller().name)
         if record is None:
             return None
         if not await asyncio.to_thread(is_same, record.request_digest, spec, self._store.request_key):
@@ -255,14 +262,23 @@ class RunManager:
             raise NotReadyError(f"{problem} Try again later.")
         unended = self._dispatcher.unended()
         if len(unended) >= self._backend.capacity + self._queue_size:
-            first = unended[0]
-            raise RunnerBusyError(
-                f"Server busy: run {first.run_id} is {first.state.value} and the queue ({self._queue_size}) "
-                f"is full. Try again later, follow that run with `notebook-runner watch {first.run_id}`, or "
-                "start the server with a larger --queue.",
-                run_id=first.run_id,
-                state=first.state.value,
+            raise self._busy([run for run in unended if current_caller().may_see(run.owner)])
+
+    def _busy(self, visible: Sequence[Run]) -> RunnerBusyError:
+        """Return the error for a full queue; `visible` are the unended runs that the caller may see."""
+        queue = f"the queue ({self._queue_size}) is full"
+        larger = "start the server with a larger --queue"
+        if not visible:
+            return RunnerBusyError(
+                f"Server busy: all workers are busy and {queue}. Try again later, or {larger}."
             )
+        first = visible[0]
+        return RunnerBusyError(
+            f"Server busy: run {first.run_id} is {first.state.value} and {queue}. Try again later, follow "
+            f"that run with `notebook-runner watch {first.run_id}`, or {larger}.",
+            run_id=first.run_id,
+            state=first.state.value,
+        )
 
     def info(self) -> RunnerInfo:
         """Return what the server can run, and how busy it is."""
@@ -289,28 +305,28 @@ class RunManager:
         )
 
     async def find(self, run_id: str) -> Run:
-        """Return a run, or the newest one for an empty id.
+        """Return a run, or the caller's newest one for an empty id.
 
         Raises:
-            RunNotFoundError: It does not exist.
+            RunNotFoundError: It does not exist, or the caller may not see it.
         """
         record, _ = await self._current(run_id)
         return self._newest_state(record.run)
 
     async def get(self, part: str) -> Run:
-        """Return a run by its id, by an unambiguous part of it, or the newest one for an empty part.
+        """Return a run by its id, by an unambiguous part of it, or the caller's newest one for an empty part.
 
         Args:
             part: The id, its beginning, or the beginning of what follows its last hyphen.
 
         Raises:
-            RunNotFoundError: No run has such an id.
+            RunNotFoundError: No run that the caller may see has such an id.
             AmbiguousRunIdError: Several have.
             InvalidFieldError: The part is too short, and no whole id.
         """
         if not part:
             return await self.find(part)
-        found = await self._store.find_ids(part, _MAX_SHOWN)
+        found = await self._store.find_ids(part, _MAX_SHOWN, current_caller().visible_owner)
         if len(part) < MIN_PART and found != [part]:
             message = f"run_id must be a whole id, or at least {MIN_PART} characters of one (got {part!r})."
             raise InvalidFieldError(message, field="run_id")
@@ -323,7 +339,8 @@ class RunManager:
 
         Raises:
             InvalidFieldError: The id is empty.
-            RunNotFoundError: The run does not exist.
+            RunNotFoundError: The run does not exist, or the caller may not see it.
+            NotOwnerError: The caller may not delete it.
             RunActiveError: It has not ended.
             StorageFullError: It could not be deleted.
         """
@@ -333,9 +350,11 @@ class RunManager:
         try:
             record, active = await self._current(run_id)
         except DamagedRunError:
-            record, active = await self._store.find_to_delete(run_id), self._dispatcher.find(run_id)
+            record = await self._store.find_to_delete(run_id, current_caller().visible_owner)
+            active = self._dispatcher.find(run_id)
         if record is None:
             raise not_found(run_id)
+        _check_owner(record)
         if active is not None and not active.run.state.is_terminal:
             raise RunActiveError(
                 f"Run {run_id} is {active.run.state.value}. Kill it first, or wait for its end.",
@@ -354,14 +373,18 @@ class RunManager:
         return is_deleted
 
     async def list(
-        self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]
+        self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str], owner: str = ""
     ) -> tuple[list[tuple[int, Run | str]], int]:
         """Return up to `size` runs before a position, newest first, and the position of the next page.
 
-        Each run comes with its own position; a damaged run is represented by its id. The position of the next
-        page is 0 when there are no more runs.
+        Only runs of the owner are returned, or all that the caller may see for an empty owner. Each run comes
+        with its own position; a damaged run is represented by its id. The position of the next page is 0 when
+        there are no more runs.
         """
-        rows = await self._store.list(before, size + 1, states, labels)
+        caller = current_caller()
+        if owner and not caller.may_see(owner):
+            return [], 0
+        rows = await self._store.list(before, size + 1, states, labels, owner or caller.visible_owner)
         more = rows[size - 1].position if len(rows) > size else 0
         found: list[tuple[int, Run | str]] = [
             (row.position, self._newest_state(row.run) if isinstance(row, RunRecord) else row.run_id)
@@ -370,10 +393,10 @@ class RunManager:
         return found, more
 
     async def log(self, run_id: str) -> tuple[str, RunLog]:
-        """Return the id and the log of a run, or of the newest one for an empty id.
+        """Return the id and the log of a run, or of the caller's newest one for an empty id.
 
         Raises:
-            RunNotFoundError: It does not exist.
+            RunNotFoundError: It does not exist, or the caller may not see it.
         """
         record, active = await self._current(run_id)
         if active is not None:
@@ -398,13 +421,13 @@ class RunManager:
         """Return the run that a Kill is about.
 
         Args:
-            run_id: The run; empty: the newest that has a worker, else the newest that is queued, else the
-                newest of all.
+            run_id: The run; empty: of the caller's runs the newest that has a worker, else the newest that is
+                queued, else the newest of all.
 
         Raises:
-            RunNotFoundError: It does not exist.
+            RunNotFoundError: It does not exist, or the caller may not see it.
         """
-        return await self.find(run_id or self._dispatcher.newest())
+        return await self.find(run_id or self._dispatcher.newest(current_caller().own))
 
     async def kill(self, run_id: str, grace_period: float) -> tuple[Run, int]:
         """End a run; return it, and how many processes were ended by force, when none of them is left.
@@ -414,10 +437,12 @@ class RunManager:
             grace_period: Seconds between an interrupt and the kill; zero: kill immediately.
 
         Raises:
-            RunNotFoundError: It does not exist.
+            RunNotFoundError: It does not exist, or the caller may not see it.
+            NotOwnerError: The caller may not kill it.
             StorageFullError: No process is left, but the run's end could not be recorded yet.
         """
         record, active = await self._current(run_id)
+        _check_owner(record)
         if active is None:
             return record.run, 0
         if active.run.state.is_terminal:
@@ -459,7 +484,11 @@ class RunManager:
         await self._store.close()
 
     async def _find_record(self, run_id: str) -> RunRecord:
-        record = await self._store.find(run_id)
+        caller = current_caller()
+        if run_id:
+            record = await self._store.find(run_id, caller.visible_owner)
+        else:
+            record = await self._store.newest(caller.own)
         if record is None:
             raise not_found(run_id)
         return record
@@ -481,3 +510,18 @@ class RunManager:
         if active is None:
             return run
         return dataclasses.replace(active.run, queue_position=self._dispatcher.queue_position(active))
+
+
+def _check_owner(record: RunRecord | DamagedRecord) -> None:
+    """Check that the caller may change a run that it sees.
+
+    Raises:
+        NotOwnerError: It may not.
+    """
+    if not current_caller().may_change(record.owner):
+        raise NotOwnerError(
+            f"Run {record.run_id} belongs to {record.owner or 'no owner'}. To kill or delete it, use a token "
+            "with the scope run-all.",
+            run_id=record.run_id,
+            owner=record.owner,
+        )

@@ -65,6 +65,7 @@ class StartSpec:
     parameters_are_ordered: bool = False
     name: str = ""
     files: tuple[InputFile, ...] = ()
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,8 @@ class Run:
     URIs are without their secrets. `output_error` says why the notebook of an ended run is not at
     `output_uri`. `notebook_repairs` are sentences. `notebook_sha256` is of the notebook as it was given;
     empty: unknown, admitted by an earlier server. `peak_memory_bytes` (zero: unknown) and `cpu_seconds`
-    (None: unknown) are those of all processes of an ended run.
+    (None: unknown) are those of all processes of an ended run. `owner` is the name of the caller that started
+    it; empty: the server asked for no credentials.
     """
 
     run_id: str
@@ -141,6 +143,8 @@ class Run:
     peak_memory_bytes: int = 0
     cpu_seconds: float | None = None
     results: Results = field(default_factory=Results)
+    owner: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

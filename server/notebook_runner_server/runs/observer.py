@@ -40,6 +40,7 @@ class RunContext:
         run_id: The run.
         origin: The call that started it.
         observers: Get its events.
+        owner: Its owner; empty: the server asks for no credentials.
         traceparent: The kernel's parent in a trace: the caller's, or an observer's.
         tracestate: Its `tracestate`.
         starting: When a worker took the run, as in `Event`; zero: not yet.
@@ -55,6 +56,7 @@ class RunContext:
     run_id: str
     origin: TraceContext
     observers: Sequence[Observer]
+    owner: str = ""
     traceparent: str = field(init=False)
     tracestate: str = field(init=False)
     starting: int = 0
@@ -72,7 +74,8 @@ class RunContext:
     @property
     def ids(self) -> dict[str, str]:
         """The fields that identify the run in a log line."""
-        return {"run_id": self.run_id, "request_id": self.origin.call_id}
+        ids = {"run_id": self.run_id, "request_id": self.origin.call_id}
+        return {**ids, "owner": self.owner} if self.owner else ids
 
     @property
     def start(self) -> str:

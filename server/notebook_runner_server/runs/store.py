@@ -333,8 +333,8 @@ class Store:
             with contextlib.suppress(StorageFullError):
                 await self._db.write(tables.touch)
 
-    async def find(self, run_id: str) -> RunRecord | None:
-        """Return a run by its id, or the newest run for an empty id; None: not found.
+    async def find(self, run_id: str, owner: str | None = None) -> RunRecord | None:
+        """Return a run of an owner, or of anyone (None), by its id; None: not found.
 
         Raises:
             DamagedRunError: Its data is damaged.
@@ -342,28 +342,38 @@ class Store:
         known = self._ended
         record: RunRecord | None = known.get((run_id, None))
         if record is None:
-            record = await self._db.read(tables.find_run, run_id)
+            record = await self._db.read(tables.find_run, run_id, owner)
             _keep(known, (run_id, None), record, record)
+        elif owner not in (None, record.owner):
+            return None
         return self._checked(record)
 
-    async def find_ids(self, part: str, limit: int) -> list[str]:
-        """Return up to `limit` ids that begin with a part, or whose random part does; the newest first.
-
-        The id that is the part as a whole comes alone.
-        """
-        return await self._db.read(tables.find_ids, part, limit)
-
-    async def find_to_delete(self, run_id: str) -> RunRecord | DamagedRecord | None:
-        """Return a run by its id, also if its row is damaged; None: not found."""
-        return await self._db.read(tables.find_to_delete, run_id)
-
-    async def find_request(self, request_id: str) -> RunRecord | None:
-        """Return the run of a request id; None: not found.
+    async def newest(self, owner: str | None = None) -> RunRecord | None:
+        """Return the newest run of an owner, or of anyone (None); None: there is none.
 
         Raises:
             DamagedRunError: Its data is damaged.
         """
-        return self._checked(await self._db.read(tables.find_request, request_id))
+        return self._checked(await self._db.read(tables.find_newest, owner))
+
+    async def find_ids(self, part: str, limit: int, owner: str | None = None) -> list[str]:
+        """Return up to `limit` ids that begin with a part, or whose random part does; the newest first.
+
+        The id that is the part as a whole comes alone. Only runs of an owner, or of anyone (None), count.
+        """
+        return await self._db.read(tables.find_ids, part, limit, owner)
+
+    async def find_to_delete(self, run_id: str, owner: str | None = None) -> RunRecord | DamagedRecord | None:
+        """Return a run of an owner, or of anyone (None), also if its row is damaged; None: not found."""
+        return await self._db.read(tables.find_to_delete, run_id, owner)
+
+    async def find_request(self, request_id: str, owner: str = "") -> RunRecord | None:
+        """Return the run of an owner's request id; None: not found.
+
+        Raises:
+            DamagedRunError: Its data is damaged.
+        """
+        return self._checked(await self._db.read(tables.find_request, request_id, owner))
 
     def _checked(self, record: RunRecord | None) -> RunRecord | None:
         if record is not None and (why := self._damaged.get(record.run_id)):
@@ -382,7 +392,7 @@ class Store:
                 self.record_damage(row.run_id, row.why)
         why = self._damaged
         return [
-            DamagedRecord(row.position, row.run_id, why[row.run_id]) if row.run_id in why else row
+            DamagedRecord(row.position, row.run_id, why[row.run_id], row.owner) if row.run_id in why else row
             for row in rows
         ]
 
@@ -501,10 +511,18 @@ class Store:
         return True
 
     async def list(
-        self, before: int, size: int, states: Sequence[RunState], labels: Mapping[str, str]
+        self,
+        before: int,
+        size: int,
+        states: Sequence[RunState],
+        labels: Mapping[str, str],
+        owner: str | None = None,
     ) -> list[RunRecord | DamagedRecord]:
-        """Return up to `size` runs before a position, newest first, that match states and labels."""
-        return self._with_damage(await self._db.read(tables.list_runs, before, size, states, labels))
+        """Return up to `size` runs before a position, newest first, that match states and labels.
+
+        Only runs of an owner, or of anyone (None), are returned.
+        """
+        return self._with_damage(await self._db.read(tables.list_runs, before, size, states, labels, owner))
 
 
 def _keep(

@@ -21,7 +21,7 @@ from notebook_runner_server.runs.model import (
     Segment,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """The `PRAGMA user_version` of a history that this server has opened."""
 
 _APPLICATION_ID = 0x6E620000
@@ -31,11 +31,13 @@ A damaged version would otherwise look like that of a newer server, whose histor
 
 _FIRST_WITH_ID = 4
 
+_SEPARATOR = "\x1f"
+
 _SCHEMA = """
 CREATE TABLE runs (
   position INTEGER PRIMARY KEY AUTOINCREMENT,
   run_id TEXT NOT NULL UNIQUE,
-  request_id TEXT UNIQUE,          -- NULL: the request had none
+  request_id TEXT UNIQUE,          -- with its owner (`_request_key`); NULL: the request had none
   request_digest TEXT NOT NULL,
   state TEXT NOT NULL,
   run TEXT NOT NULL,               -- the run without its parameters, which never change
@@ -44,7 +46,8 @@ CREATE TABLE runs (
   last_sequence INTEGER NOT NULL,
   expire_time INTEGER,             -- NULL: the run has not ended
   start_checksum INTEGER,          -- of the columns that never change; version 1 wrote no checksums
-  checksum INTEGER                 -- of the columns that change
+  checksum INTEGER,                -- of the columns that change
+  owner TEXT NOT NULL DEFAULT ''   -- as in the run
 );
 CREATE INDEX runs_by_state ON runs (state, position);
 CREATE INDEX runs_by_expiry ON runs (expire_time) WHERE expire_time IS NOT NULL;
@@ -98,14 +101,26 @@ ALTER TABLE checkpoints RENAME COLUMN part_start TO segment_start;
 ALTER TABLE forgotten RENAME TO deleted_runs;
 """
 
-# Version 4 has more fields in the JSON of a run, which a server of version 3 would take for damage.
-_UPGRADES = {0: _SCHEMA, 1: _FROM_VERSION_1 + _FROM_VERSION_2, 2: _FROM_VERSION_2, 3: ""}
+# Version 4 has more fields in the JSON of a run, which a server of version 3 would take for damage. Version 5
+# has owners: runs from before have none.
+_FROM_VERSION_4 = "ALTER TABLE runs ADD COLUMN owner TEXT NOT NULL DEFAULT '';"
+
+_UPGRADES = {
+    0: _SCHEMA,
+    1: _FROM_VERSION_1 + _FROM_VERSION_2 + _FROM_VERSION_4,
+    2: _FROM_VERSION_2 + _FROM_VERSION_4,
+    3: _FROM_VERSION_4,
+    4: _FROM_VERSION_4,
+}
 """What brings a history of each version, and a new one (0), to the newest."""
 
 _RANDOM_PART = "substr(run_id, length(rtrim(run_id, replace(run_id, '-', ''))) + 1)"
 """What follows the last hyphen of a run's id: `rtrim` removes all characters that are not hyphens."""
 
-_INDEXES = f"CREATE INDEX IF NOT EXISTS runs_by_random_part ON runs ({_RANDOM_PART});"
+_INDEXES = f"""
+CREATE INDEX IF NOT EXISTS runs_by_random_part ON runs ({_RANDOM_PART});
+CREATE INDEX IF NOT EXISTS runs_by_owner ON runs (owner, position);
+"""
 """Not part of the upgrades, because to create an index reads each row, some of which may be damaged."""
 
 
@@ -124,6 +139,11 @@ class RunRecord:
         """The run's id."""
         return self.run.run_id
 
+    @property
+    def owner(self) -> str:
+        """The run's owner."""
+        return self.run.owner
+
 
 @dataclass(frozen=True, slots=True)
 class DamagedRecord:
@@ -132,6 +152,7 @@ class DamagedRecord:
     position: int
     run_id: str
     why: str
+    owner: str
 
 
 class NewerHistoryError(RuntimeError):
@@ -177,8 +198,9 @@ def is_version_confirmed(version: int, application_id: int) -> bool:
 def restore_version(db: sqlite3.Connection) -> None:
     """Set a version that is damaged to the one that the tables show."""
     columns = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('runs')")}
-    earlier = 2 if "checksum" in columns else 1
-    version = SCHEMA_VERSION if "request_digest" in columns else earlier
+    # Between 3 and 4 no column changed.
+    marks = (("owner", SCHEMA_VERSION), ("request_digest", 4), ("checksum", 2))
+    version = next((version for column, version in marks if column in columns), 1)
     db.executescript(_version_pragmas(version))
 
 
@@ -225,7 +247,7 @@ def insert_run(
     segments: Iterable[Segment],
 ) -> int:
     """Insert a run with its first event, and return its position."""
-    request_id, state = run.request_id or None, run.state.value
+    request_id, state = _request_key(run.request_id, run.owner), run.state.value
     encoded = codec.encode_run(replace(run, parameters={}))
     constant = (
         *(run.run_id, request_id, request_digest),
@@ -234,11 +256,11 @@ def insert_run(
     position = db.execute(
         "INSERT INTO runs"
         " (run_id, request_id, request_digest, parameters, options, start_checksum,"
-        "  state, run, last_sequence, checksum)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "  state, run, last_sequence, checksum, owner)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(*constant, checksum(*constant)),
-            *(state, encoded, event.sequence, checksum(state, encoded, event.sequence, None)),
+            *(state, encoded, event.sequence, checksum(state, encoded, event.sequence, None), run.owner),
         ),
     ).lastrowid
     assert position is not None  # noqa: S101 - an INSERT sets it
@@ -305,7 +327,7 @@ def read_checkpoint(db: sqlite3.Connection, position: int) -> Checkpoint | None:
 
 _COLUMNS = (
     "position, run_id, request_id, request_digest, parameters, options, start_checksum,"
-    " state, run, last_sequence, expire_time, checksum"
+    " state, run, last_sequence, expire_time, checksum, owner"
 )
 
 _TABLES = {
@@ -322,35 +344,61 @@ _ENOUGH_BYTES = 128 * 1024
 """Bytes of events after which a read ends: a slow reader holds all that was read for it."""
 
 
-def find_run(db: sqlite3.Connection, run_id: str) -> RunRecord | None:
-    """Return a run by its id, or the newest run for an empty id; None: not found."""
-    where = "WHERE run_id = ?" if run_id else "ORDER BY position DESC LIMIT 1"
-    return _find(db, where, (run_id,) if run_id else ())
+def find_run(db: sqlite3.Connection, run_id: str, owner: str | None) -> RunRecord | None:
+    """Return a run of an owner, or of anyone (None), by its id; None: not found."""
+    return _find(db, *_of_owner("WHERE run_id = ?", [run_id], owner))
 
 
-def find_ids(db: sqlite3.Connection, part: str, limit: int) -> list[str]:
+def find_newest(db: sqlite3.Connection, owner: str | None) -> RunRecord | None:
+    """Return the newest run of an owner, or of anyone (None); None: there is none."""
+    where, values = _of_owner("WHERE 1", [], owner)
+    return _find(db, f"{where} ORDER BY position DESC LIMIT 1", values)
+
+
+def find_ids(db: sqlite3.Connection, part: str, limit: int, owner: str | None) -> list[str]:
     """Return up to `limit` ids that begin with a part, or whose random part does; the newest first.
 
-    The id that is the part as a whole comes alone.
+    The id that is the part as a whole comes alone. Only runs of an owner, or of anyone (None), count.
     """
-    if db.execute("SELECT 1 FROM runs WHERE run_id = ?", (part,)).fetchone():
+    where, values = _of_owner("WHERE run_id = ?", [part], owner)
+    if db.execute(f"SELECT 1 FROM runs {where}", values).fetchone():  # noqa: S608 - constants and marks
         return [part]
     found: set[str] = set()
     for column in ("run_id", _RANDOM_PART):
         # No character comes after the last one. Compared by its bytes, as the indexes are.
-        text = f"SELECT run_id FROM runs WHERE {column} >= ? AND {column} < ? ORDER BY {column} DESC LIMIT ?"  # noqa: S608 - the names above
-        found.update(run_id for (run_id,) in db.execute(text, (part, f"{part}\U0010ffff", limit)))
+        where, values = _of_owner(f"WHERE {column} >= ? AND {column} < ?", [part, f"{part}\U0010ffff"], owner)
+        text = f"SELECT run_id FROM runs {where} ORDER BY {column} DESC LIMIT ?"  # noqa: S608 - constants and marks
+        found.update(run_id for (run_id,) in db.execute(text, [*values, limit]))
     return sorted(found, reverse=True)[:limit]
 
 
-def find_to_delete(db: sqlite3.Connection, run_id: str) -> RunRecord | DamagedRecord | None:
-    """Return a run by its id, also if its row is damaged; None: not found."""
-    return next(iter(_select(db, "WHERE run_id = ?", (run_id,))), None)
+def find_to_delete(
+    db: sqlite3.Connection, run_id: str, owner: str | None
+) -> RunRecord | DamagedRecord | None:
+    """Return a run of an owner, or of anyone (None), also if its row is damaged; None: not found."""
+    return next(iter(_select(db, *_of_owner("WHERE run_id = ?", [run_id], owner))), None)
 
 
-def find_request(db: sqlite3.Connection, request_id: str) -> RunRecord | None:
-    """Return the run of a request id; None: not found."""
-    return _find(db, "WHERE request_id = ?", (request_id,))
+def find_request(db: sqlite3.Connection, request_id: str, owner: str) -> RunRecord | None:
+    """Return the run of an owner's request id; None: not found."""
+    key = _request_key(request_id, owner)
+    return None if key is None else _find(db, "WHERE request_id = ?", [key])
+
+
+def _of_owner(where: str, values: Sequence[str | int], owner: str | None) -> tuple[str, list[str | int]]:
+    """Restrict a condition to the runs of an owner; None: do not restrict it."""
+    return (where, [*values]) if owner is None else (f"{where} AND owner = ?", [*values, owner])
+
+
+def _request_key(request_id: str, owner: str) -> str | None:
+    """Return the value of the column `request_id`, which is unique for each owner's request id.
+
+    Without an owner it is the request id, as earlier versions wrote it. No name of an owner has the character
+    that separates it.
+    """
+    if not owner and not request_id.startswith(_SEPARATOR):
+        return request_id or None
+    return f"{_SEPARATOR}{owner}{_SEPARATOR}{request_id}" if request_id else None
 
 
 def unended_runs(db: sqlite3.Connection) -> list[RunRecord | DamagedRecord]:
@@ -365,10 +413,17 @@ def list_runs(
     size: int,
     states: Sequence[RunState],
     labels: Mapping[str, str],
+    owner: str | None,
 ) -> list[RunRecord | DamagedRecord]:
-    """Return up to `size` runs before a position, newest first, that match states and labels."""
+    """Return up to `size` runs before a position, newest first, that match states and labels.
+
+    Only runs of an owner, or of anyone (None), are returned.
+    """
     where: list[str] = ["position < ?"]
     values: list[str | int] = [before]
+    if owner is not None:
+        where.append("owner = ?")
+        values.append(owner)
     if states:
         where.append(f"state IN ({', '.join('?' * len(states))})")
         values += [state.value for state in states]
@@ -482,7 +537,7 @@ def find_versions(db: sqlite3.Connection, run_id: str, as_of: int) -> tuple[RunR
         run_id: The run.
         as_of: The sequence number; zero: the newest.
     """
-    record = find_run(db, run_id)
+    record = find_run(db, run_id, None)
     if record is None:
         return None
     now = newest_segment(db, record.position, record.last_sequence)
@@ -556,18 +611,20 @@ def _find(db: sqlite3.Connection, where: str, values: Sequence[str | int]) -> Ru
 
 def _decode_row(row: tuple[Any, ...]) -> RunRecord | DamagedRecord:
     position, run_id, request_id, request_digest, parameters, options, start_checksum, *rest = row
-    state, encoded, last_sequence, expire_time, run_checksum = rest
+    state, encoded, last_sequence, expire_time, run_checksum, owner = rest
     try:
         _verify(start_checksum, run_id, request_id, request_digest, parameters, options)
         _verify(run_checksum, state, encoded, last_sequence, expire_time)
         run = replace(codec.decode_run(encoded), parameters=codec.decode_parameters(parameters))
-        if (run.run_id, run.request_id, run.state.value) != (run_id, request_id or "", state):
-            raise ValueError("its row describes another run or state")
+        # Earlier versions wrote any request id as it is.
+        is_its_request = request_id in (_request_key(run.request_id, run.owner), run.request_id or None)
+        if not is_its_request or (run.run_id, run.state.value, run.owner) != (run_id, state, owner):
+            raise ValueError("its row describes another run, owner or state")
         return RunRecord(
             position, run, codec.decode_options(options), int(last_sequence), str(request_digest)
         )
     except _DECODING_ERRORS as error:
-        return DamagedRecord(position, str(run_id), _describe(error))
+        return DamagedRecord(position, str(run_id), _describe(error), str(owner))
 
 
 def _event(db: sqlite3.Connection, row: tuple[Any, ...]) -> Event:
