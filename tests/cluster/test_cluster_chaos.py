@@ -75,7 +75,7 @@ class ClusterChaos(Chaos):
     def _answering(self) -> KillableServer:
         server, end = super()._answering(), time.monotonic() + WHOLE_SECONDS
         assert self.cluster is not None
-        while server.stub.Info(pb.InfoRequest(), timeout=60).workers < len(self.cluster.workers):
+        while self.stub(server).Info(pb.InfoRequest(), timeout=60).workers < len(self.cluster.workers):
             assert time.monotonic() < end, f"{server.tail()}\n{self.cluster.logs()}"
             pause()
         return server
@@ -87,7 +87,9 @@ def chaos(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     figure(f"CHAOS_SEED={SEED}")
     options = ("--queue", "4", "--worker-timeout", "6")
     folder = tmp_path_factory.mktemp("chaos")
-    chaos = ClusterChaos(folder, SEED, options=options, environment=cluster.environment, cluster=cluster)
+    chaos = ClusterChaos(
+        folder, SEED, options=options, environment=cluster.environment, has_retries=True, cluster=cluster
+    )
     try:
         yield chaos
     finally:

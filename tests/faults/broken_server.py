@@ -127,7 +127,14 @@ def _outlives() -> None:
     _Worker.terminate = lambda _: None  # type: ignore[assignment, method-assign, return-value] # as above
 
 
+def _abandons() -> None:
+    from notebook_runner_server.runs import transitions  # noqa: PLC0415 - as above
+
+    transitions.is_retried = lambda run: False  # noqa: ARG005 - called by its name
+
+
 IN_SERVER = {
+    "abandons": _abandons,
     "hurries": _hurries,
     "forgets": _forgets,
     "repeats": _repeats,

@@ -6,6 +6,9 @@ when it comes to the point for the n-th time. The points:
 before-commit    in a transaction of the store, when everything is written and nothing committed
 after-commit     when a transaction is committed, and nobody knows of it
 after-answer     when the answer to a Start was sent
+folder-begun     when the folder of a new run has its notebook and not its variables and files
+folder-written   when all of that folder is written and synced, and the history does not have the run
+inputs-left      when the end of a run is recorded, and its variables and files are not removed
 cell-finished    when the readers were shown that a cell has finished
 last-write       before the terminal event of a run is written
 """
@@ -13,12 +16,15 @@ last-write       before the terminal event of a run is written
 import os
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 VARIABLE = "NBR_TEST_CRASH"
-POINTS = ("before-commit", "after-commit", "after-answer", "cell-finished", "last-write")
+POINTS = (
+    *("before-commit", "after-commit", "after-answer", "cell-finished", "last-write"),
+    *("folder-begun", "folder-written", "inputs-left"),
+)
 
 
 class _Points:
@@ -70,15 +76,39 @@ def _arm() -> None:
         if any(isinstance(event.body, CellFinished) for event in events):
             come_to("cell-finished")
 
-    async def appended(self: RunLog, run: Any, events: Sequence[Any], *args: Any, **options: Any) -> None:
+    async def appended(self: RunLog, run: Any, events: Sequence[Any], *args: Any, **options: Any) -> int:
         if any(event.is_terminal for event in events):
             come_to("last-write")
-        await append(self, run, events, *args, **options)
+        return await append(self, run, events, *args, **options)
 
     Database.write = written  # type: ignore[method-assign] # the points are put in from outside
     Servicer.Start = answered  # type: ignore[method-assign] # as above
     RunLog.publish = published  # type: ignore[method-assign] # as above
+    _arm_folders(come_to)
     RunLog.append = appended  # type: ignore[method-assign] # passes on what it gets
+
+
+def _arm_folders(come_to: Callable[[str], None]) -> None:
+    """Puts the points into what the store does with the folders of runs."""
+    from notebook_runner_server.runs.folder import RunFolder  # noqa: PLC0415 - as above
+
+    write_secrets, sync, delete_inputs = RunFolder.write_secrets, RunFolder.sync, RunFolder.delete_inputs
+
+    def secrets_written(self: RunFolder, environment: Mapping[str, str], output_uri: str) -> None:
+        come_to("folder-begun")
+        write_secrets(self, environment, output_uri)
+
+    def synced(self: RunFolder) -> None:
+        sync(self)
+        come_to("folder-written")
+
+    def inputs_deleted(self: RunFolder) -> None:
+        come_to("inputs-left")
+        delete_inputs(self)
+
+    RunFolder.write_secrets = secrets_written  # type: ignore[method-assign] # the points are put in from outside
+    RunFolder.sync = synced  # type: ignore[method-assign] # as above
+    RunFolder.delete_inputs = inputs_deleted  # type: ignore[method-assign] # as above
 
 
 def main() -> None:

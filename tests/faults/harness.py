@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,19 +19,38 @@ import grpc
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from notebook_runner_server.api.tokens import add_new
 from tests.faults.crashing_server import POINTS, VARIABLE
-from tests.support.calls import executed, finish, follow, inline, listed, start
+from tests.support.calls import duration, executed, finish, follow, inline, listed, start
 from tests.support.killable import RUN_MARK, KillableServer, gone, kernel_of, new_mark, worker_of
 from tests.support.notebooks import printed
 from tests.support.processes import outlived
 from tests.support.progress import TERMINAL
+from tests.support.retries import EVERY, check_chains, retry
+from tests.support.secure import authorized
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("crashing_server.py"))]
 CELLS, LINES = 3, 5
 # Until a fault at a random moment: from before the first Start to after the last run.
 LONGEST_DELAY = 1.5
 # How often a named point may be passed before the server dies there; a round comes to it so often.
-HITS = {"before-commit": 24, "after-commit": 24, "after-answer": 2, "cell-finished": 6, "last-write": 2}
+HITS = {
+    "before-commit": 24,
+    "after-commit": 24,
+    "after-answer": 2,
+    "cell-finished": 6,
+    "last-write": 2,
+    "folder-begun": 3,
+    "folder-written": 3,
+    "inputs-left": 2,
+}
+# How many of the runs have a retry policy, and how many of those crash once.
+RETRIED, CRASHES = 0.8, 0.5
+TOKENS = "NOTEBOOK_RUNNER_TOKENS_FILE"
+OWNERS = ("ada", "bob")
+# Sees the runs of all owners.
+EVERYONE = "everyone"
+CRASH = "NBR_CRASH"
 CELL = """
 import os, subprocess, time
 with open({path!r}, "a") as file:
@@ -41,6 +60,10 @@ with open({path!r}, "a") as file:
 for line in range({lines}):
     print("cell {index} line", line, flush=True)
     time.sleep(0.01)
+# The first attempt that comes here crashes.
+if {index} == 1 and "NBR_CRASH" in os.environ and not os.path.exists(os.environ["NBR_CRASH"]):
+    open(os.environ["NBR_CRASH"], "x").close()
+    os.kill(os.getpid(), 9)
 """
 
 
@@ -54,8 +77,21 @@ class Told:
     """What callers were told of one run."""
 
     request: pb.StartRequest
+    owner: str
     run_id: str = ""
     events: list[pb.ProgressResponse] = field(default_factory=list)
+    successor: "Told | None" = None
+
+    @property
+    def last(self) -> pb.ProgressResponse:
+        """The last event."""
+        return self.events[-1] if self.events else pb.ProgressResponse()
+
+    def attempts(self) -> Iterator["Told"]:
+        """This run and those that repeat it, as far as callers were told."""
+        yield self
+        if self.successor is not None:
+            yield from self.successor.attempts()
 
 
 @dataclass
@@ -69,6 +105,7 @@ class Chaos:
     program: list[str] = field(default_factory=lambda: PROGRAM)
     options: tuple[str, ...] = ("--queue", "4")
     environment: Mapping[str, str] = field(default_factory=dict)
+    has_retries: bool = False
     rounds: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     states: Counter[str] = field(default_factory=Counter)
@@ -80,6 +117,9 @@ class Chaos:
         self._random = random.Random(self.seed)  # noqa: S311 - no secret
         self._effects = self.folder / "effects"
         self._effects.touch()
+        self._tokens_file = self.folder / "tokens"
+        scopes = {EVERYONE: "read-all", **dict.fromkeys(OWNERS, "run")}
+        self._tokens = {name: add_new(self._tokens_file, name, scope) for name, scope in scopes.items()}
         self._order = self.folder / "order"
         self._server: KillableServer | None = None
 
@@ -97,7 +137,7 @@ class Chaos:
         server = self._answering()
         for one in told:
             self._again(server, one)
-        self._check(server, told)
+        self._check(server, [attempt for one in told for attempt in one.attempts()])
         if len(self.violations) > before:
             self.violations.append(f"(round {self.rounds}, {fault})")
 
@@ -111,22 +151,35 @@ class Chaos:
         """Rounds, faults by kind, and what was found wrong."""
         kinds = ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
         states = ", ".join(f"{name} {count}" for name, count in sorted(self.states.items()))
+        retries = sum(bool(run.retry_of) for run in self.ended.values())
         lines = [f"chaos: seed {self.seed}, {self.rounds} rounds, {len(self.ended)} runs ({states})"]
+        lines[0] += f", {retries} of them retries"
         lines += [f"  faults: {kinds}", f"  violations: {len(self.violations)}", *self.violations]
         return "\n".join(lines)
 
     def _told(self) -> Told:
         sources = [CELL.format(path=str(self._effects), index=n, lines=LINES) for n in range(CELLS)]
-        self._mark = new_mark()
-        request = inline(*sources, request_id=uuid4().hex, environment={RUN_MARK: self._mark})
-        return Told(request)
+        mark = new_mark()
+        request = inline(*sources, request_id=uuid4().hex, environment={RUN_MARK: mark})
+        if self.has_retries and self._random.random() < RETRIED:
+            backoff = duration(self._random.choice((0, 0.2)))
+            states = self._random.choice(((), EVERY))
+            policy = retry(self._random.randint(1, 3), *states, backoff=backoff, max_backoff=backoff)
+            request.retry.CopyFrom(policy)
+            if self._random.random() < CRASHES:
+                request.environment[CRASH] = str(self.folder / f"crashed-{mark}")
+        return Told(request, self._random.choice(OWNERS))
+
+    def stub(self, server: KillableServer, caller: str = EVERYONE) -> rpc.NotebookRunnerStub:
+        """What makes the calls of a caller."""
+        return authorized(server.channel, self._tokens[caller])
 
     def _alive(self) -> KillableServer:
         """The server that goes on, or the next one."""
         if self._server is not None and self._server.process.poll() is not None:
             self._bury(self._server)
         if self._server is None:
-            told = {VARIABLE: str(self._order), **self.environment}
+            told = {VARIABLE: str(self._order), TOKENS: str(self._tokens_file), **self.environment}
             server = KillableServer(
                 self.folder / "state", *self.options, program=self.program, environment=told
             )
@@ -137,7 +190,7 @@ class Chaos:
         """The same, when one that is dying at this moment is dead."""
         server = self._alive()
         try:
-            server.stub.List(pb.ListRequest(page_size=1), timeout=60)
+            self.stub(server).List(pb.ListRequest(page_size=1), timeout=60)
         except grpc.RpcError:
             # Only of a server that dies may a call fail.
             server.process.wait(60)
@@ -183,8 +236,9 @@ class Chaos:
     def _call(self, server: KillableServer, one: Told) -> None:
         """A caller: starts its run and follows it, as long as the server lives."""
         try:
-            one.run_id = start(server.stub, one.request).run_id
-            self._follow(server.stub, one)
+            stub = self.stub(server, one.owner)
+            one.run_id = start(stub, one.request).run_id
+            self._follow(stub, one)
         except grpc.RpcError as error:
             self._failed(server, one, error)
         except AssertionError as error:
@@ -197,27 +251,30 @@ class Chaos:
         assert outlived([server.process.pid], 10) == [], "the server lives, and a call failed"
 
     def _follow(self, stub: rpc.NotebookRunnerStub, one: Told) -> None:
-        """Takes the events after those that the caller has."""
-        last = one.events[-1] if one.events else pb.ProgressResponse()
-        over = last.run_changed.state in TERMINAL
-        rest = follow(stub, one.run_id, after_terminal=over, after_sequence=last.sequence)
+        """Takes the events after those that the caller has, also of the runs that repeat this one."""
+        over = one.last.run_changed.state in TERMINAL
+        rest = follow(stub, one.run_id, after_terminal=over, after_sequence=one.last.sequence)
         with closing(rest) as events:
             one.events += (event for event in events if not event.HasField("heartbeat"))
+        if next_id := one.last.run_changed.retried_by:
+            one.successor = one.successor or Told(one.request, one.owner, next_id)
+            self._follow(stub, one.successor)
 
     def _again(self, server: KillableServer, one: Told) -> None:
         """The caller comes back: starts once more what it may have started, and follows to the end."""
-        run = start(server.stub, one.request)
+        stub = self.stub(server, one.owner)
+        run = start(stub, one.request)
         if one.run_id not in {"", run.run_id}:
             self.violations.append(f"{one.run_id} is acknowledged, and its request made {run.run_id}")
         one.run_id = run.run_id
-        self.acknowledged[run.run_id] = one
         try:
-            self._follow(server.stub, one)
+            self._follow(stub, one)
         except AssertionError as error:
             self.violations.append(f"{one.run_id}: {error}")
+        self.acknowledged |= {attempt.run_id: attempt for attempt in one.attempts()}
 
     def _check(self, server: KillableServer, told: list[Told]) -> None:
-        runs = {run.run_id: run for page in listed(server.stub) for run in page.runs}
+        runs = {run.run_id: run for page in listed(self.stub(server)) for run in page.runs}
         if set(runs) != set(self.acknowledged):
             self.violations.append(f"found and acknowledged differ: {set(runs) ^ set(self.acknowledged)}")
         changed = [one for one, run in self.ended.items() if runs.get(one) != run]
@@ -229,6 +286,7 @@ class Chaos:
                 self._check_run(server, one, runs[one.run_id])
             except AssertionError as error:
                 self.violations.append(f"{one.run_id}, read again: {error}")
+        self.violations += check_chains(runs)
         self._check_effects()
         try:
             for one in told:
@@ -238,7 +296,10 @@ class Chaos:
 
     def _check_run(self, server: KillableServer, one: Told, run: pb.Run) -> None:
         """What is in the history is what the caller saw, and outputs are a prefix of the reference."""
-        whole = finish(server.stub, one.run_id).events
+        stub = self.stub(server, one.owner)
+        whole = finish(stub, one.run_id).events
+        if run.owner != one.owner:
+            self.violations.append(f"{one.run_id} of {one.owner} belongs to {run.owner!r}")
         if whole != one.events:
             self.violations.append(f"{one.run_id}: the events are not those that were seen")
         if whole[-1].run_changed != run:
@@ -251,7 +312,7 @@ class Chaos:
             for event in whole
             if event.HasField("cell_finished")
         }
-        node = executed(server.stub, one.run_id)
+        node = executed(stub, one.run_id)
         for index in range(CELLS):
             text, done = printed(node, index), outcomes.get(index) == pb.CELL_OUTCOME_SUCCEEDED
             holds = reference(index).startswith(text) and text.startswith(told[index])

@@ -25,12 +25,14 @@ class Case(NamedTuple):
     fault: str
     hits: int
     violation: str
+    has_retries: bool = False
 
 
 CASES = [
     Case("hurries", "after-answer", 1, f"{RUN} is acknowledged, and its request made {RUN}"),
     Case("forgets", "last-write", 2, f"{RUN} is acknowledged, and its request made {RUN}"),
     Case("repeats", "cell-finished", 2, rf"{RUN} executed its cells as \[0, 1(, 2)?, 0, 1, 2\]"),
+    Case("abandons", "worker", 0, f"{RUN} is RUN_STATE_CRASHED at attempt 1, and nothing repeats it", True),
     Case("skips", "none", 0, f"{RUN}: sequence without gap or repeat; after 4 came: sequence: 6"),
     Case("swallows", "none", 0, f"{RUN}: cell 0 has '{ANY}line 4{ANY}', told '{ANY}line 3{ANY}'"),
     Case("mangles", "none", 0, f"{RUN}: cell 0 has '{ANY}lime 1{ANY}', told '{ANY}line 1{ANY}'"),
@@ -63,7 +65,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.promise}-{case.fault}")
 def test_a_broken_promise_is_found(tmp_path: Path, case: Case) -> None:
     """One round with a fault at the right place names what is wrong."""
-    chaos = Chaos(tmp_path, 1, program=[*BROKEN, case.promise])
+    chaos = Chaos(tmp_path, 1, program=[*BROKEN, case.promise], has_retries=case.has_retries)
     try:
         chaos.play(case.fault, case.hits)
     except (AssertionError, grpc.RpcError) as error:

@@ -18,6 +18,7 @@ from notebook_runner_server.runs.transitions import ENDS
 from tests.support.calls import SECONDS, duration, finish, inline, reach, start
 from tests.support.gate import Gate
 from tests.support.killable import KillableServer, worker_of
+from tests.support.retries import chain, retry
 from tests.support.scrape import ON, Page, address, scrape, until
 from tests.support.server import Server
 from tests.support.warm import ON as WARM
@@ -259,3 +260,17 @@ def test_what_is_off_costs_nothing() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_repetitions(tmp_path: Path) -> None:
+    """Each run that is repeated is counted by its state; its log line has its attempt and what repeats it."""
+    with Server(tmp_path, *ON) as server:
+        assert scrape(server).counted("runs_retried_total") == {}
+        crash = inline("import os; os._exit(1)", retry=retry(2))
+        runs = chain(server.stub, start(server.stub, crash).run_id)
+        assert scrape(server).counted("runs_retried_total") == {("crashed",): 2}
+        lines = server.logged("run", count=3)
+        told = [(line["run_id"], line["attempt"], line.get("retried_by", "")) for line in lines]
+        assert told == [(run.run_id, run.attempt, run.retried_by) for run in runs]
+        run(server, "1")
+        assert not {"attempt", "retried_by"} & server.logged("run", count=4)[-1].keys()

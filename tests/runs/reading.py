@@ -40,11 +40,11 @@ class FullStore(Store):
     full = False
 
     @override
-    async def append(self, *args: Any, **options: Any) -> None:
+    async def append(self, *args: Any, **options: Any) -> int:
         """Refuses, or appends."""
         if self.full:
             raise StorageFullError("no space left")
-        await super().append(*args, **options)
+        return await super().append(*args, **options)
 
 
 @asynccontextmanager

@@ -11,8 +11,8 @@ import pytest
 
 from notebook_runner_server.errors import UriNotAllowedError
 from notebook_runner_server.execution.segments import PreparedNotebook
-from notebook_runner_server.runs.admission import LARGE_NOTEBOOK, Admission, Admitted, Defaults, Prepare
-from notebook_runner_server.runs.model import StartSpec
+from notebook_runner_server.runs.admission import LARGE_NOTEBOOK, Admission, Defaults, Prepare
+from notebook_runner_server.runs.model import Admitted, StartSpec
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.transfer.interface import RefusedError
 

@@ -33,10 +33,9 @@ from notebook_runner_server.runs.admission import (
     MAX_LABELS,
     MAX_REQUEST_ID,
     Admission,
-    Admitted,
     Defaults,
 )
-from notebook_runner_server.runs.model import RunState, StartSpec
+from notebook_runner_server.runs.model import Admitted, RunState, StartSpec
 from notebook_runner_server.runs.request_digest import compute_digest
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.transfer.policy import UriPolicy

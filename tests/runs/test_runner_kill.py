@@ -39,10 +39,10 @@ class GatedStore(Store):
             await self.go_on.wait()
 
     @override
-    async def append(self, position: int, run: Run, *args: Any, **options: Any) -> None:
+    async def append(self, position: int, run: Run, *args: Any, **options: Any) -> int:
         """Appends events."""
         await self._pass(run.state)
-        await super().append(position, run, *args, **options)
+        return await super().append(position, run, *args, **options)
 
     @override
     async def segments(self, position: int, as_of: int) -> list[Segment]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import trustme
+from typing_extensions import override
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
@@ -92,6 +93,28 @@ def plain() -> dict[str, str]:
 def bearer(token: str) -> tuple[tuple[str, str], ...]:
     """The metadata that carries a token."""
     return (("authorization", f"Bearer {token}"),)
+
+
+class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Adds a token to each call of a channel."""
+
+    def __init__(self, token: str) -> None:
+        self._metadata = bearer(token)
+
+    @override
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Passes the call on with the token."""
+        return continuation(client_call_details._replace(metadata=self._metadata), request)
+
+    @override
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Passes the call on with the token."""
+        return continuation(client_call_details._replace(metadata=self._metadata), request)
+
+
+def authorized(channel: grpc.Channel, token: str) -> rpc.NotebookRunnerStub:
+    """A stub whose calls carry a token."""
+    return rpc.NotebookRunnerStub(grpc.intercept_channel(channel, _Bearer(token)))
 
 
 def secure_channel(target: str, ca: bytes | None, pair: Pair | None = None) -> grpc.Channel:

@@ -1200,7 +1200,7 @@ class WatchRequest(google.protobuf.message.Message):
     cursor: builtins.str
     """The `cursor` of the last message that the client received. Empty: begin now."""
     include_existing: builtins.bool
-    """Begin with the runs that there are, oldest first, each in the state that it is in (`WatchResponse.run`), then a
+    """Begin with the runs that exist, oldest first, each in the state that it is in (`WatchResponse.run`), then a
     message with `existing_sent`. Ignored with a `cursor`, which also continues this part.
     """
     owner: builtins.str

@@ -27,7 +27,15 @@ from notebook_runner_server.execution.interface import (
     ResultValue,
     StreamOutput,
 )
-from notebook_runner_server.runs.model import Event, Run, RunChanged, RunnerInfo, RunState, StartSpec
+from notebook_runner_server.runs.model import (
+    Event,
+    RetryPolicy,
+    Run,
+    RunChanged,
+    RunnerInfo,
+    RunState,
+    StartSpec,
+)
 
 _LENGTH_DELIMITED = 2  # protobuf's wire type
 _MAX_NANOS = 999_999_999
@@ -67,11 +75,27 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
         name=request.name,
         files=tuple(InputFile(file.path, file.content) for file in request.files),
         priority=request.priority,
+        retry=_retry_policy(request.retry) if request.HasField("retry") else None,
     )
 
 
-def seconds(request: pb.StartRequest | pb.KillRequest, field: str) -> float | None:
-    """Return a duration in seconds; None: the field is absent.
+def _retry_policy(given: pb.RetryPolicy) -> RetryPolicy:
+    states = {domain_state(state, "retry.states") for state in given.states}
+    default = RetryPolicy(given.max_retries)
+    backoff, max_backoff = (seconds(given, name, "retry.") for name in ("backoff", "max_backoff"))
+    return RetryPolicy(
+        given.max_retries,
+        # In one order, so that the same set is the same request.
+        tuple(state for state in RunState if state in states) or default.states,
+        default.backoff if backoff is None else backoff,
+        default.max_backoff if max_backoff is None else max_backoff,
+    )
+
+
+def seconds(
+    request: pb.StartRequest | pb.KillRequest | pb.RetryPolicy, field: str, prefix: str = ""
+) -> float | None:
+    """Return a duration in seconds; None: the field is absent. Errors name the field with the prefix.
 
     Raises:
         InvalidFieldError: The duration is negative or malformed.
@@ -82,7 +106,8 @@ def seconds(request: pb.StartRequest | pb.KillRequest, field: str) -> float | No
     whole = value.seconds + value.nanos / 1e9
     if abs(value.nanos) > _MAX_NANOS or value.seconds * value.nanos < 0 or not 0 <= whole <= _MAX_SECONDS:
         given = f"{value.seconds} seconds and {value.nanos} nanos"
-        raise InvalidFieldError(f"{field} must be a duration of zero or more (got {given}).", field=field)
+        name = f"{prefix}{field}"
+        raise InvalidFieldError(f"{name} must be a duration of zero or more (got {given}).", field=name)
     return whole
 
 
@@ -116,11 +141,25 @@ def run_message(run: Run) -> pb.Run:
         results_omitted=run.results.number_omitted,
         owner=run.owner,
         priority=run.priority,
+        retry=None if run.retry is None else _retry_message(run.retry),
+        attempt=run.attempt,
+        retry_of=run.retry_of,
+        retried_by=run.retried_by,
+        not_before=timestamp(run.not_before),
     )
     parameters.fill_struct(message.parameters, run.parameters)
     values = {name: json.loads(value) for name, value in run.results.values.items()}
     parameters.fill_struct(message.results, values)
     return message
+
+
+def _retry_message(policy: RetryPolicy) -> pb.RetryPolicy:
+    return pb.RetryPolicy(
+        max_retries=policy.max_retries,
+        states=map(run_state, policy.states),
+        backoff=_duration(policy.backoff),
+        max_backoff=_duration(policy.max_backoff),
+    )
 
 
 def info_message(info: RunnerInfo) -> pb.InfoResponse:
@@ -152,8 +191,8 @@ def run_state(state: RunState) -> pb.RunState.ValueType:
     return pb.RunState.Value(f"RUN_STATE_{state.name}")
 
 
-def domain_state(state: int) -> RunState:
-    """Convert a state of the contract.
+def domain_state(state: int, field: str = "states") -> RunState:
+    """Convert a state of the contract that a field of a request has.
 
     Raises:
         InvalidFieldError: The number is not a state.
@@ -161,7 +200,7 @@ def domain_state(state: int) -> RunState:
     try:
         return RunState[pb.RunState.Name(state).removeprefix("RUN_STATE_")]  # type: ignore[arg-type] # it checks
     except (KeyError, ValueError) as error:
-        raise InvalidFieldError(f"states: unknown state {state}.", field="states") from error
+        raise InvalidFieldError(f"{field}: unknown state {state}.", field=field) from error
 
 
 def timestamp(nanoseconds: int) -> timestamp_pb2.Timestamp | None:

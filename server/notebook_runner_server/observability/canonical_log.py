@@ -51,12 +51,14 @@ class CanonicalLog:
 
 
 def _about(run: Run) -> dict[str, object]:
+    retry = {"attempt": run.attempt if run.retry is not None else None, "retried_by": run.retried_by or None}
     return {
         "state": run.state.value,
         "cause": run.failure.cause.value if run.failure is not None else "",
         "cells": run.cells_completed,
         "cells_total": run.cells_total,
         "kernel_name": run.kernel_name,
+        **{name: value for name, value in retry.items() if value is not None},
     }
 
 

@@ -20,7 +20,7 @@ from notebook_runner_server.api.telemetry_interceptor import CODES, METHODS, Cal
 from notebook_runner_server.errors import reasons
 from notebook_runner_server.execution.interface import CellFinished, CellOutcome
 from notebook_runner_server.observability.state_collector import StateCollector
-from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState
+from notebook_runner_server.runs.model import RETRYABLE, Event, Run, RunChanged, RunState
 from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.transitions import ENDS
 
@@ -132,6 +132,7 @@ class _Runs:
             ["kernelspec"],
         )
         self._ended = counter("runs_ended", "Ended runs by state and cause.", ["state", "cause"])
+        self._retried = counter("runs_retried", "Ended runs that are repeated, by state.", ["state"])
         self._of_owner = Gauge(
             f"{PREFIX}_owner_runs",
             "Active and queued runs of each owner.",
@@ -170,6 +171,8 @@ class _Runs:
         self._ended.labels(RunState.SUCCEEDED.value, NO_CAUSE)
         for cause, state in ENDS.items():
             self._ended.labels(state.value, cause.value)
+        for state in RETRYABLE:
+            self._retried.labels(state.value)
         for outcome in CellOutcome:
             self.cells.labels(outcome.value)
 
@@ -219,6 +222,8 @@ class _Runs:
     def _has_ended(self, run_context: RunContext, run: Run) -> None:
         cause = run.failure.cause.value if run.failure is not None else NO_CAUSE
         self._ended.labels(run.state.value, cause).inc()
+        if run.retried_by:
+            self._retried.labels(run.state.value).inc()
         if run.start_time:
             self._running.labels(run.state.value).observe((run.end_time - run.start_time) / 1e9)
         if run_context.stopping:

@@ -13,7 +13,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO
 
@@ -32,14 +32,17 @@ from notebook_runner_server.runs import transitions
 from notebook_runner_server.runs.folder import RunFolder
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import (
+    Admitted,
     Checkpoint,
     ExecutionOptions,
     Run,
     RunChanged,
     RunState,
     Segment,
+    Successor,
     WriteBatch,
 )
+from notebook_runner_server.runs.names import new_run_id
 from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.salvage import SalvagedCell
 from notebook_runner_server.runs.store import Store
@@ -51,6 +54,21 @@ _NOT_FOLLOWED = "Not uploaded: the server could not follow the run."
 _NOT_STORED = Failure(
     Cause.STORAGE_FAILED, "The server could not write the run's events to its state folder."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How the runs that repeat others get into the queue.
+
+    Attributes:
+        admitting: Held while a run is in the store and not yet in the queue.
+        position: Returns how many queued runs would start before a run.
+        add: Adds a stored run to the queue, given its position in the store.
+    """
+
+    admitting: asyncio.Lock
+    position: Callable[[Run], int]
+    add: Callable[[int, Successor], None]
 
 
 class ActiveRun:
@@ -72,6 +90,7 @@ class ActiveRun:
         log: Its events.
         run_context: What observers learn of it.
         segments_size: The size of its file of segments, in bytes.
+        retries: Gets the run that repeats it.
     """
 
     def __init__(
@@ -83,6 +102,7 @@ class ActiveRun:
         log: RunLog,
         run_context: RunContext,
         segments_size: int,
+        retries: Retries,
     ) -> None:
         self.run = run
         self.options = options
@@ -99,6 +119,9 @@ class ActiveRun:
         self._held_end: tuple[Failure | None, str] | None = None
         # The store refused a batch, so no later one may be recorded.
         self._is_incomplete = False
+        self._retries = retries
+        self._successor_id = ""
+        self._is_kill_requested = run.is_kill_requested
         # Calls and the backend change the run at the same time.
         self._lock = asyncio.Lock()
 
@@ -121,6 +144,9 @@ class ActiveRun:
 
     async def stop(self, cause: Cause, grace_period: float) -> None:
         """Ask the run to end; `settled` is set when it has."""
+        if cause is Cause.KILL_REQUESTED:
+            # From now on the run is not repeated, also if it crashes first.
+            self._is_kill_requested = True
         async with self._lock:
             if self.is_held:
                 # None of its processes is left.
@@ -129,7 +155,8 @@ class ActiveRun:
             if self.run.state in (RunState.STARTING, RunState.RUNNING) and not self._is_incomplete:
                 # A full disk must not keep anyone from ending a run.
                 with contextlib.suppress(StorageFullError):
-                    await self._change(transitions.move(self.run, RunState.KILLING, self.log.clock.now()))
+                    killing = transitions.move(self.run, RunState.KILLING, self.log.clock.now())
+                    await self._change(replace(killing, is_kill_requested=self._is_kill_requested))
         self.stop_requested = (cause, grace_period)
         if self._handle is not None:
             self._handle.stop(cause, grace_period)
@@ -207,12 +234,69 @@ class ActiveRun:
             await self._salvage()
             run = transitions.end(self.run, failure, self.log.clock.now(), output_error)
             context = self.run_context
-            run = replace(run, peak_memory_bytes=context.peak_memory_bytes, cpu_seconds=context.cpu_seconds)
-            await self._change(run, is_end=True)
+            run = replace(
+                run,
+                peak_memory_bytes=context.peak_memory_bytes,
+                cpu_seconds=context.cpu_seconds,
+                is_kill_requested=self._is_kill_requested,
+            )
+            await self._record_end(run)
         except StorageFullError:
             return False
         self._held_end = None
         return True
+
+    async def _record_end(self, run: Run) -> None:
+        """Record the end, and the run that repeats this one, if there is to be one: both or none.
+
+        Raises:
+            StorageFullError: They could not be written.
+        """
+        admitted = await self._stage_successor(run)
+        if admitted is None or not await self._record_end_with(run, admitted):
+            await self._change(run, is_end=True)
+
+    async def _record_end_with(self, run: Run, admitted: Admitted) -> bool:
+        """Record the end together with its successor; false: that is not possible.
+
+        Raises:
+            StorageFullError: They could not be written.
+        """
+        new = admitted.run
+        async with self._retries.admitting:
+            queued = replace(new, queue_position=self._retries.position(new))
+            event = transitions.event_of(queued, RunChanged(queued), 1, new.create_time)
+            successor = Successor(admitted, event)
+            ended = replace(run, retried_by=new.run_id)
+            try:
+                position = await self._change(ended, is_end=True, successor=successor)
+            except StorageFullError:
+                raise
+            except Exception:
+                _logger.exception("run_not_retried", extra=self.run_context.ids)
+                return False
+            self._retries.add(position, successor)
+            return True
+
+    async def _stage_successor(self, run: Run) -> Admitted | None:
+        """Write the folder of the run that repeats this one; None: it is not repeated.
+
+        Raises:
+            StorageFullError: The disk is full.
+        """
+        if not transitions.is_retried(run):
+            return None
+        # A later attempt to record the end writes the same folder.
+        self._successor_id = self._successor_id or new_run_id()
+        successor = transitions.successor(run, self._successor_id)
+        try:
+            return await self._store.stage(successor, self.options, self.log.position)
+        except StorageFullError:
+            raise
+        except Exception:
+            # A run whose files are damaged or missing must still end.
+            _logger.exception("run_not_retried", extra=self.run_context.ids)
+            return None
 
     async def _attempt(self, step: Callable[[], Awaitable[None]]) -> None:
         """Take a step of recording; when the store refuses one, stop the run and take no further step."""
@@ -312,14 +396,17 @@ class ActiveRun:
         await self.log.append(update.run, update.events, update.written, is_end=is_end)
         self.run, self._cursor = update.run, update.cursor
 
-    async def _change(self, run: Run, *, is_end: bool = False) -> None:
-        """Record the run's new state."""
+    async def _change(self, run: Run, *, is_end: bool = False, successor: Successor | None = None) -> int:
+        """Record the run's new state; arguments and result as in `Store.append`."""
         event = transitions.event_of(run, RunChanged(run), self.log.last_sequence + 1, self.log.clock.now())
         # By the system's clock, which retention compares it with.
         retention = int(self.options.retention * 1e9)
         expire_time = time.time_ns() + retention if run.state.is_terminal else None
-        await self.log.append(run, [event], WriteBatch(), expire_time, is_end=is_end)
+        position = await self.log.append(
+            run, [event], WriteBatch(), expire_time, is_end=is_end, successor=successor
+        )
         self.run = run
+        return position
 
 
 def _assemble(folder: RunFolder, segments: Sequence[Segment], file: IO[bytes]) -> None:

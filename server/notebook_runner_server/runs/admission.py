@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 import re
-import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from notebook_runner_server.errors import (
@@ -18,11 +16,19 @@ from notebook_runner_server.errors import (
     NotebookNotFoundError,
     UnknownKernelError,
 )
-from notebook_runner_server.execution.interface import InputFile, Limits
+from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.segments import TAIL, PreparedNotebook
 from notebook_runner_server.runs import input_files
-from notebook_runner_server.runs.model import ExecutionOptions, Run, RunState, StartSpec
-from notebook_runner_server.runs.names import check_name, default_name
+from notebook_runner_server.runs.model import (
+    RETRYABLE,
+    Admitted,
+    ExecutionOptions,
+    RetryPolicy,
+    Run,
+    RunState,
+    StartSpec,
+)
+from notebook_runner_server.runs.names import check_name, default_name, new_run_id
 from notebook_runner_server.runs.sources import NotebookRoot, UriSource, check_size
 from notebook_runner_server.transfer.interface import Transfer, shown
 
@@ -30,6 +36,7 @@ MAX_REQUEST_ID = 128
 MAX_LABELS = 64
 MAX_LABEL = 128
 MAX_PRIORITY = 100
+MAX_RETRIES = 100
 MAX_DURATION = 366 * 86400.0
 """A year in seconds: the longest time-out and retention."""
 
@@ -89,16 +96,6 @@ class Defaults:
     retention: float = 7 * 86400.0
     input_files_bytes: int = 16 * 1024 * 1024
     display_data_bytes: int = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """An admitted run, which can be stored."""
-
-    run: Run
-    options: ExecutionOptions
-    segments: Mapping[int, bytes]
-    files: Sequence[InputFile] = ()
 
 
 class Admission:
@@ -224,7 +221,7 @@ class Admission:
     ) -> Admitted:
         uri = shown(spec.notebook_uri or "")
         run = Run(
-            run_id=_new_id(),
+            run_id=new_run_id(),
             request_id=spec.request_id,
             state=RunState.QUEUED,
             create_time=time.time_ns(),
@@ -239,6 +236,7 @@ class Admission:
             name=spec.name or default_name(path, uri),
             notebook_sha256=notebook_sha256,
             priority=spec.priority,
+            retry=spec.retry,
         )
         segments = {**dict(enumerate(prepared.cells)), TAIL: prepared.tail}
         return Admitted(run, self._options(spec, folder), segments, spec.files)
@@ -280,14 +278,7 @@ def _check(spec: StartSpec) -> None:
             f"priority must be between -{MAX_PRIORITY} and {MAX_PRIORITY} (got {spec.priority}).",
             field="priority",
         )
-    durations = {
-        name: getattr(spec.limits, name) for name in ("run_timeout", "cell_timeout", "output_timeout")
-    }
-    for name, value in {**durations, "retention": spec.retention or 0.0}.items():
-        if not 0 <= value <= MAX_DURATION:
-            raise InvalidFieldError(
-                f"{name} must be between 0 s and {MAX_DURATION:.0f} s (got {value:g} s).", field=name
-            )
+    _check_durations(spec)
     if len(spec.labels) > MAX_LABELS or any(
         len(part) > MAX_LABEL for label in spec.labels.items() for part in label
     ):
@@ -308,6 +299,20 @@ def _check(spec: StartSpec) -> None:
             raise InvalidFieldError(f"parameters: {name[:100]!r} is not a valid name.", field="parameters")
 
 
+def _check_durations(spec: StartSpec) -> None:
+    durations = {
+        name: getattr(spec.limits, name) for name in ("run_timeout", "cell_timeout", "output_timeout")
+    }
+    if spec.retry is not None:
+        _check_retry(spec.retry)
+        durations |= {"retry.backoff": spec.retry.backoff, "retry.max_backoff": spec.retry.max_backoff}
+    for name, value in {**durations, "retention": spec.retention or 0.0}.items():
+        if not 0 <= value <= MAX_DURATION:
+            raise InvalidFieldError(
+                f"{name} must be between 0 s and {MAX_DURATION:.0f} s (got {value:g} s).", field=name
+            )
+
+
 def _limits(requested: Limits, defaults: Limits, ceilings: Limits) -> Limits:
     """Return the limits of a run: the requested ones, else the defaults, within the ceilings."""
     chosen = {}
@@ -326,5 +331,16 @@ def _limits(requested: Limits, defaults: Limits, ceilings: Limits) -> Limits:
     return Limits(**chosen)
 
 
-def _new_id() -> str:
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
+def _check_retry(policy: RetryPolicy) -> None:
+    if not 1 <= policy.max_retries <= MAX_RETRIES:
+        raise InvalidFieldError(
+            f"retry.max_retries must be between 1 and {MAX_RETRIES} (got {policy.max_retries}). To repeat no "
+            "run, leave out retry.",
+            field="retry.max_retries",
+        )
+    if refused := [state.name for state in policy.states if state not in RETRYABLE]:
+        raise InvalidFieldError(
+            f"retry.states must be among {', '.join(state.name for state in RETRYABLE)} (got "
+            f"{', '.join(refused)}).",
+            field="retry.states",
+        )

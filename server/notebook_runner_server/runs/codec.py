@@ -27,6 +27,7 @@ from notebook_runner_server.runs.model import (
     Body,
     Event,
     ExecutionOptions,
+    RetryPolicy,
     Run,
     RunChanged,
     RunState,
@@ -140,6 +141,8 @@ def _run_to_dict(run: Run) -> dict[str, Any]:
     data = _fields(run)
     data["state"] = run.state.value
     data["results"] = run.results.to_dict()
+    if run.retry is not None:
+        data["retry"] = {**_fields(run.retry), "states": [state.value for state in run.retry.states]}
     if run.failure is not None:
         data["failure"] = {**_fields(run.failure), "cause": run.failure.cause.value}
     return data
@@ -149,16 +152,20 @@ def _run_from_dict(data: dict[str, Any]) -> Run:
     failure = data["failure"]
     if failure is not None:
         failure = Failure(**{**failure, "cause": Cause(failure["cause"])})
-    # Earlier versions wrote no repairs, no name and no results.
+    # Earlier versions wrote no repairs, no name, no results and no retry policy.
     repairs = tuple(data.get("notebook_repairs", ()))
     name = (
         data["name"] if "name" in data else default_name(data["notebook_path"], data.get("notebook_uri", ""))
     )
+    retry = data.get("retry")
+    if retry is not None:
+        retry = RetryPolicy(**{**retry, "states": tuple(map(RunState, retry["states"]))})
     changed = {
         "state": RunState(data["state"]),
         "failure": failure,
         "notebook_repairs": repairs,
         "name": name,
         "results": Results.from_dict(data["results"]) if "results" in data else Results(),
+        "retry": retry,
     }
     return Run(**{**data, **changed})

@@ -54,10 +54,13 @@ class Dispatcher:
         """Begin to give runs to workers."""
         self._task = asyncio.create_task(self._run())
 
-    def add(self, active: ActiveRun) -> None:
-        """Add a run to the queue."""
+    def add(self, active: ActiveRun, delay: float = 0.0) -> None:
+        """Add a run to the queue, which may start after a delay in seconds."""
         self._active[active.run.run_id] = active
-        self._queue.add(active)
+        self._queue.add(active, delay)
+        if self._draining:
+            # It repeats a run that was interrupted, and starts after the next start of the server.
+            active.log.close()
         self._queued.set()
 
     def follow(self, active: ActiveRun, handle: RunHandle) -> None:
@@ -91,9 +94,9 @@ class Dispatcher:
         """Return how many runs start before this one; None: it is not queued."""
         return self._queue.position(active, self._at_work)
 
-    def position_of_new(self, run: Run) -> int:
-        """Return how many queued runs would start before a run that is added now."""
-        return self._queue.position_of_new(run.owner, run.priority, self._at_work())
+    def position_of_new(self, run: Run, delay: float = 0.0) -> int:
+        """Return how many queued runs would start before a run that is added now, with this delay."""
+        return self._queue.position_of_new(run.owner, run.priority, self._at_work(), delay)
 
     def _at_work(self) -> Counter[str]:
         """Return how many runs of each owner have a worker."""

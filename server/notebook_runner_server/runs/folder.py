@@ -192,10 +192,19 @@ class RunFolder:
         """Whether a worker was to get the run, or its end could not be recorded."""
         return self._begun.exists()
 
+    @property
+    def has_inputs(self) -> bool:
+        """Whether it has what only a run that has not ended needs: secrets, or the files of its request."""
+        return any(path.exists() for path in self._inputs)
+
     def delete_inputs(self) -> None:
         """Delete what only a run that has not ended needs: its secrets, and the files of its request."""
-        for path in (self._environment, self._output_uri, self._input_files):
+        for path in self._inputs:
             path.unlink(missing_ok=True)
+
+    @property
+    def _inputs(self) -> tuple[Path, ...]:
+        return self._environment, self._output_uri, self._input_files
 
     def segments_size(self) -> int:
         """Return the size of the file of segments in bytes; 0: it does not exist."""

@@ -19,7 +19,7 @@ from notebook_runner_server.execution.interface import (
     Failure,
     StreamOutput,
 )
-from notebook_runner_server.runs.model import Event, Run, RunChanged, WriteBatch
+from notebook_runner_server.runs.model import Event, Run, RunChanged, Successor, WriteBatch
 from notebook_runner_server.runs.salvage import shown_since
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.transitions import Clock
@@ -81,14 +81,18 @@ class RunLog:
         expire_time: int | None = None,
         *,
         is_end: bool = False,
-    ) -> None:
-        """Make events durable, then publish them; `is_end` as in `Store.append`.
+        successor: Successor | None = None,
+    ) -> int:
+        """Make events durable, then publish them; arguments and result as in `Store.append`.
 
         Raises:
             StorageFullError: They could not be written; none was published.
         """
-        await self._store.append(self.position, run, events, written, expire_time, is_end=is_end)
+        position = await self._store.append(
+            self.position, run, events, written, expire_time, is_end=is_end, successor=successor
+        )
         self.publish(events)
+        return position
 
     def publish(self, events: Sequence[Event]) -> None:
         """Let readers see events that are durable."""

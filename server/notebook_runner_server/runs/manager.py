@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,19 +26,22 @@ from notebook_runner_server.errors import (
     not_found,
 )
 from notebook_runner_server.execution.interface import Backend, Cause, Failure, KeptContent, WarmCounts
-from notebook_runner_server.runs.active import ActiveRun
-from notebook_runner_server.runs.admission import Admission, Admitted
+from notebook_runner_server.runs.active import ActiveRun, Retries
+from notebook_runner_server.runs.admission import Admission
 from notebook_runner_server.runs.caller import current_caller
 from notebook_runner_server.runs.dispatcher import Dispatcher
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import (
+    Admitted,
     Checkpoint,
+    Event,
     KernelInfo,
     Run,
     RunChanged,
     RunnerInfo,
     RunState,
     StartSpec,
+    Successor,
     TraceContext,
 )
 from notebook_runner_server.runs.observer import Observer, RunContext
@@ -45,7 +49,7 @@ from notebook_runner_server.runs.request_digest import compute_digest, is_same
 from notebook_runner_server.runs.retention import HistoryLimits, Readers, Retention
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import DamagedRecord, RunRecord
-from notebook_runner_server.runs.transitions import Clock, event_of
+from notebook_runner_server.runs.transitions import Clock, event_of, seconds_to_start
 from notebook_runner_server.transfer.interface import Transfer
 
 MIN_PART = 4
@@ -95,6 +99,7 @@ class RunManager:
         self._retention_task: asyncio.Task[None] | None = None
         self._dispatcher = Dispatcher(store, backend)
         self._admitting = asyncio.Lock()
+        self._retries = Retries(self._admitting, self._position_of_new, self._add_successor)
         self._shielded_tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -152,7 +157,7 @@ class RunManager:
         # Observers of this server have not seen the run.
         if run.state is RunState.QUEUED:
             active.run_context.on_events([last])
-            self._dispatcher.add(active)
+            self._dispatcher.add(active, seconds_to_start(run, time.time_ns()))
         elif handle := self._backend.find(run.run_id, checkpoint.mark):
             active.resume(checkpoint)
             active.run_context.on_events([dataclasses.replace(last, body=RunChanged(run))])
@@ -202,17 +207,28 @@ class RunManager:
         return await asyncio.shield(task)
 
     async def _insert(self, admitted: Admitted, digest: str) -> Run:
-        run = dataclasses.replace(admitted.run, queue_position=self._dispatcher.position_of_new(admitted.run))
+        run = dataclasses.replace(admitted.run, queue_position=self._position_of_new(admitted.run))
         clock = Clock(run.create_time)
         event = event_of(run, RunChanged(run), 1, clock.now())
         position = await self._store.insert(
             admitted.run, admitted.options, digest, event, admitted.segments, admitted.files
         )
-        record = RunRecord(position, admitted.run, admitted.options, 0, digest)
+        self._add(RunRecord(position, admitted.run, admitted.options, 0, digest), admitted, clock, event)
+        return run
+
+    def _add_successor(self, position: int, successor: Successor) -> None:
+        """Queue the run that repeats another, in the same step as the end of that one."""
+        admitted = successor.admitted
+        record = RunRecord(position, admitted.run, admitted.options, 0, "")
+        self._add(record, admitted, Clock(admitted.run.create_time), successor.event)
+
+    def _add(self, record: RunRecord, admitted: Admitted, clock: Clock, event: Event) -> None:
         active = self._active_run(record, clock, sum(map(len, admitted.segments.values())))
         active.log.publish([event])
-        self._dispatcher.add(active)
-        return run
+        self._dispatcher.add(active, seconds_to_start(record.run, time.time_ns()))
+
+    def _position_of_new(self, run: Run) -> int:
+        return self._dispatcher.position_of_new(run, seconds_to_start(run, time.time_ns()))
 
     def _active_run(self, record: RunRecord, clock: Clock, segments_size: int) -> ActiveRun:
         run, options = record.run, record.options
@@ -225,7 +241,9 @@ class RunManager:
             clock=clock,
             on_events=run_context.on_events,
         )
-        return ActiveRun(run, options, self._store, self._transfer, log, run_context, segments_size)
+        return ActiveRun(
+            run, options, self._store, self._transfer, log, run_context, segments_size, self._retries
+        )
 
     async def _same_request(self, spec: StartSpec) -> Run | None:
         """Return the run that an earlier call of the same caller with the same request id started.
@@ -498,7 +516,7 @@ class RunManager:
         record = await self._find_record(run_id)
         active = self._dispatcher.find(record.run_id)
         if active is None and not record.run.state.is_terminal:
-            # It has ended since it was read, or its Start is between the store and the dispatcher.
+            # It has ended since it was read, or its admission is between the store and the dispatcher.
             async with self._admitting:
                 active = self._dispatcher.find(record.run_id)
             record = await self._find_record(record.run_id)

@@ -38,7 +38,32 @@ class RunState(enum.Enum):
         return self not in _UNENDED
 
 
+RETRYABLE = (RunState.TIMED_OUT, RunState.CRASHED, RunState.INTERRUPTED)
+"""The terminal states after which a run may be repeated."""
+
 _UNENDED = (RunState.QUEUED, RunState.STARTING, RunState.RUNNING, RunState.KILLING)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a run is repeated after an end without success; durations in seconds.
+
+    Attributes:
+        max_retries: How often it is repeated.
+        states: The terminal states after which it is repeated.
+        backoff: The time from its end to the earliest start of the first repetition. It doubles with each
+            further one.
+        max_backoff: The longest such time.
+    """
+
+    max_retries: int
+    states: tuple[RunState, ...] = (RunState.CRASHED, RunState.INTERRUPTED)
+    backoff: float = 1.0
+    max_backoff: float = 300.0
+
+    def delay(self, retry: int) -> float:
+        """Return the time in seconds before a repetition, of which the first is 1."""
+        return min(self.backoff * 2.0 ** (retry - 1), self.max_backoff)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +91,7 @@ class StartSpec:
     name: str = ""
     files: tuple[InputFile, ...] = ()
     priority: int = 0
+    retry: RetryPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +142,9 @@ class Run:
     `output_uri`. `notebook_repairs` are sentences. `notebook_sha256` is of the notebook as it was given;
     empty: unknown, admitted by an earlier server. `peak_memory_bytes` (zero: unknown) and `cpu_seconds`
     (None: unknown) are those of all processes of an ended run. `owner` is the name of the caller that started
-    it; empty: the server asked for no credentials.
+    it; empty: the server asked for no credentials. `attempt` is 1 for the run of a Start. `retry_of` and
+    `retried_by` are the ids of the runs before and after it in a chain of repetitions. `not_before` is the
+    earliest start of a repetition. `is_kill_requested` is set once a Kill has reached the run.
     """
 
     run_id: str
@@ -145,6 +173,29 @@ class Run:
     results: Results = field(default_factory=Results)
     owner: str = ""
     priority: int = 0
+    retry: RetryPolicy | None = None
+    attempt: int = 1
+    retry_of: str = ""
+    retried_by: str = ""
+    not_before: int = 0
+    is_kill_requested: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An admitted run, which can be stored.
+
+    Attributes:
+        run: The run.
+        options: How it is executed.
+        segments: The bytes of each segment of its notebook.
+        files: The files that its request brought.
+    """
+
+    run: Run
+    options: ExecutionOptions
+    segments: Mapping[int, bytes]
+    files: Sequence[InputFile] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +222,14 @@ class Event:
     def is_terminal(self) -> bool:
         """Whether it is the last event of its run."""
         return isinstance(self.body, RunChanged) and self.body.run.state.is_terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """The run that repeats another, with its first event."""
+
+    admitted: Admitted
+    event: Event
 
 
 @dataclass(frozen=True, slots=True)

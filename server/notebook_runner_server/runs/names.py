@@ -1,8 +1,10 @@
-"""The names of runs: what people see in a list instead of an id."""
+"""The ids of runs, and their names: what people see in a list instead of an id."""
 
 from __future__ import annotations
 
 import re
+import secrets
+from datetime import UTC, datetime
 from urllib.parse import unquote
 
 from notebook_runner_server.errors import InvalidFieldError
@@ -12,6 +14,11 @@ MAX_NAME = 128
 _SUFFIX = ".ipynb"
 # Also those that only Unicode has: a name is one line in a terminal, a log and a page.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def new_run_id() -> str:
+    """Return the id of a new run."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 
 def check_name(name: str) -> None:

@@ -125,9 +125,11 @@ class RunQueue:
             self._positions = {one: number for number, one in enumerate(order) if one is not None}
         return self._positions[active]
 
-    def position_of_new(self, owner: str, priority: int, at_work: Mapping[str, int]) -> int:
-        """Return how many waiting runs would start before a run that is added now."""
-        new = _Waiting(-priority, float("inf"), None, self._now())
+    def position_of_new(
+        self, owner: str, priority: int, at_work: Mapping[str, int], delay: float = 0.0
+    ) -> int:
+        """Return how many waiting runs would start before a run that is added now, with this delay."""
+        new = _Waiting(-priority, float("inf"), None, self._now() + delay)
         waiting = {**self._waiting, owner: sorted([*self._waiting.get(owner, ()), new])}
         return self._order(waiting, at_work).index(new)
 

@@ -30,7 +30,7 @@ _KEY_CHARACTERS = 16
 _ID = "request_id"
 _URIS = ("notebook_uri", "output_uri")
 _TIMES = ("run_timeout", "cell_timeout", "output_timeout")
-_SINCE_FORMAT_2 = ("name", "files", "priority")
+_SINCE_FORMAT_2 = ("name", "files", "priority", "retry")
 """Fields of a request that came with or after format 2, so that earlier formats do not have them."""
 
 
@@ -71,6 +71,8 @@ def _payload(spec: StartSpec) -> dict[str, Any]:
         payload["parameters"] = json.dumps(dict(spec.parameters))
     if spec.files:
         payload["files"] = {file.path: hashlib.sha256(file.content).hexdigest() for file in spec.files}
+    if spec.retry is not None:
+        payload["retry"] = {**asdict(spec.retry), "states": [state.value for state in spec.retry.states]}
     if spec.content is not None:
         payload["content"] = hashlib.sha256(spec.content).hexdigest()
     return payload

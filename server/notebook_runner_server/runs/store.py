@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +24,14 @@ from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
 from notebook_runner_server.runs.database import DamagedHistoryError, Database, rebuild
 from notebook_runner_server.runs.folder import RunFolder, private, sync_folder
 from notebook_runner_server.runs.model import (
+    Admitted,
     Checkpoint,
     Event,
     ExecutionOptions,
     Run,
     RunState,
     Segment,
+    Successor,
     WriteBatch,
 )
 from notebook_runner_server.runs.state_folder import (
@@ -46,6 +50,7 @@ from notebook_runner_server.runs.tables import DamagedRecord, RunRecord
 EVENTS_PER_READ = 256
 _MAX_TIME = 2**63 - 1
 _MAX_KNOWN = 64
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -173,10 +178,14 @@ class Store:
             raise StateFolderInUseError(f"another server uses {self._folder}") from error
 
     async def _remove_deleted(self, known: set[str]) -> set[str]:
-        """Remove the folders of deleted runs that an earlier server left; return those that remain."""
+        """Remove the folders and inputs that an earlier server left; return the runs of those that remain."""
         deleted = await self._db.read(tables.deleted_run_ids)
-        existing = [path.name for path in self._runs.iterdir() if path.name in deleted - known]
-        remaining = {run_id for run_id in existing if not await self._remove_folder(run_id)}
+        existing = [path.name for path in self._runs.iterdir() if path.name in deleted]
+        remaining = {
+            run_id
+            for run_id in existing
+            if not await (self._remove_inputs if run_id in known else self._remove_folder)(run_id)
+        }
         if gone := deleted - remaining:
             # The disk may be full.
             with contextlib.suppress(StorageFullError):
@@ -185,6 +194,16 @@ class Store:
 
     async def _remove_folder(self, run_id: str) -> bool:
         return await asyncio.to_thread(self.folder(run_id).remove)
+
+    async def _remove_inputs(self, run_id: str) -> bool:
+        """Remove the inputs of a run that has ended; return whether they are gone."""
+        folder = self.folder(run_id)
+        try:
+            await asyncio.to_thread(folder.delete_inputs)
+        except OSError as error:
+            _logger.warning("run_inputs_not_removed", extra={"folder": str(folder.path), "why": str(error)})
+            return False
+        return True
 
     def _move_strays(self, known: set[str], quarantine: Quarantine) -> None:
         """Move away the folders of runs that are not in the history, which may have lost them."""
@@ -216,29 +235,68 @@ class Store:
             StorageFullError: It could not be written, or its end could not; nothing of it is left.
         """
         await self._check_reserve()
-        folder = self.folder(run.run_id)
+        admitted = Admitted(run, options, segments, files)
 
         def write(db: sqlite3.Connection) -> int:
-            folder.create()
-            folder.write(0, segments.values())
-            locations, start = [], 0
-            for number, data in segments.items():
-                locations.append(Segment(number, 0, start, len(data)))
-                start += len(data)
-            # Values may be secrets, so they are only in a file that is removed at the run's end.
-            folder.write_secrets(options.environment, options.output_uri)
-            folder.write_input_files(files)
-            folder.sync()
-            plain = replace(options, environment={}, output_uri="")
-            return tables.insert_run(db, run, plain, request_digest, event, locations)
+            self._write_folder(admitted)
+            return _insert(db, admitted, request_digest, event)
 
         try:
             position = await self._db.write(write)
         except Exception:
-            await self._db.run_in_order(folder.remove)
+            await self._db.run_in_order(self.folder(run.run_id).remove)
             raise
         self.count += 1
         return position
+
+    def _write_folder(self, admitted: Admitted) -> None:
+        """Write the folder of a new run, and make it durable; blocks."""
+        folder, options = self.folder(admitted.run.run_id), admitted.options
+        folder.create()
+        folder.write(0, admitted.segments.values())
+        # Values may be secrets, so they are only in a file that is removed at the run's end.
+        folder.write_secrets(options.environment, options.output_uri)
+        folder.write_input_files(admitted.files)
+        folder.sync()
+
+    async def stage(self, run: Run, options: ExecutionOptions, source: int) -> Admitted:
+        """Write the folder of a run that repeats another, for `append` of that one's end.
+
+        If the server dies before that, the next start removes the folder.
+
+        Args:
+            run: The new run.
+            options: How it is executed; its secrets are copied.
+            source: The position of the run that it repeats.
+
+        Raises:
+            StorageFullError: The disk is full; nothing of the new run is left.
+            DamagedRunError: The folder of the run that it repeats cannot be read.
+            OSError: The folder cannot be written; nothing of it is left.
+        """
+        await self._check_reserve()
+        original, folder = self.folder(run.retry_of), self.folder(run.run_id)
+        segments = await self.segments(source, 0)
+
+        def copy() -> Admitted:
+            environment, output_uri = original.secrets()
+            admitted = Admitted(
+                run,
+                replace(options, environment=environment, output_uri=output_uri),
+                {segment.number: original.read(segment) for segment in segments},
+                original.input_files(),
+            )
+            self._write_folder(admitted)
+            return admitted
+
+        await self._db.write(tables.mark_folders, [run.run_id])
+        try:
+            return await self._db.run_in_order(copy)
+        except Exception as error:
+            await self._db.run_in_order(folder.remove)
+            if isinstance(error, OSError) and error.errno in _NO_SPACE:
+                raise StorageFullError(f"The state folder cannot be written: {error}.") from error
+            raise
 
     async def append(
         self,
@@ -249,7 +307,8 @@ class Store:
         expire_time: int | None,
         *,
         is_end: bool = False,
-    ) -> None:
+        successor: Successor | None = None,
+    ) -> int:
         """Make events durable, after the segments that they announce.
 
         Args:
@@ -259,31 +318,60 @@ class Store:
             written: What goes into the run's folder.
             expire_time: When the run may be deleted; None: it has not ended.
             is_end: Whether this belongs to the run's end, which may use the reserved space.
+            successor: The run that repeats this one, which has ended, as returned by `stage`. It is stored in
+                the same transaction.
+
+        Returns:
+            The position of the successor; 0: there is none.
 
         Raises:
-            StorageFullError: They could not be written.
+            StorageFullError: They could not be written; nothing of the successor is left.
         """
         folder = self.folder(run.run_id)
+        # Until its end is durable, a run needs its inputs: a later server may copy them for its successor.
+        keeps_inputs = run.state.is_terminal and run.retry is not None and folder.has_inputs
 
-        def write(db: sqlite3.Connection) -> None:
-            if written.chunks:
-                folder.write(written.start, written.chunks)
-            for file in written.files:
-                folder.write_file(file)
-            if run.state.is_terminal:
+        def write(db: sqlite3.Connection) -> int:
+            _write_batch(folder, written)
+            if keeps_inputs:
+                tables.mark_folders(db, [run.run_id])
+            elif run.state.is_terminal:
                 folder.delete_inputs()
             tables.append(db, position, run, events, written.segments, expire_time)
             if written.checkpoint is not None:
                 tables.write_checkpoint(db, position, written.checkpoint)
+            if successor is None:
+                return 0
+            tables.folders_removed(db, [successor.admitted.run.run_id])
+            return _insert(db, successor.admitted, "", successor.event)
 
         if not is_end:
             await self._check_reserve()
             await self._db.write(write)
+            successor_position = 0
         else:
-            await self._write_with_reserve(write)
+            successor_position = await self._write_end(write, successor)
+        if keeps_inputs and await self._remove_inputs(run.run_id):
+            # The disk may be full; the next start does it then.
+            with contextlib.suppress(StorageFullError):
+                await self._db.write(tables.folders_removed, [run.run_id])
         if events and run.state is RunState.STARTING:
             # A worker gets the run now. It must not be executed again, even if the history loses this event.
             await self.mark_begun(run.run_id)
+        return successor_position
+
+    async def _write_end(
+        self, write: Callable[[sqlite3.Connection], int], successor: Successor | None
+    ) -> int:
+        try:
+            position = await self._write_with_reserve(write)
+        except Exception:
+            if successor is not None:
+                await self._db.run_in_order(self.folder(successor.admitted.run.run_id).remove)
+            raise
+        if successor is not None:
+            self.count += 1
+        return position
 
     async def mark_begun(self, run_id: str) -> None:
         """Mark a run so that no later server executes it, whatever the history says."""
@@ -523,6 +611,23 @@ class Store:
         Only runs of an owner, or of anyone (None), are returned.
         """
         return self._with_damage(await self._db.read(tables.list_runs, before, size, states, labels, owner))
+
+
+def _write_batch(folder: RunFolder, written: WriteBatch) -> None:
+    if written.chunks:
+        folder.write(written.start, written.chunks)
+    for file in written.files:
+        folder.write_file(file)
+
+
+def _insert(db: sqlite3.Connection, admitted: Admitted, request_digest: str, event: Event) -> int:
+    """Insert a run whose folder is written, and return its position."""
+    locations, start = [], 0
+    for number, data in admitted.segments.items():
+        locations.append(Segment(number, 0, start, len(data), zlib.crc32(data)))
+        start += len(data)
+    plain = replace(admitted.options, environment={}, output_uri="")
+    return tables.insert_run(db, admitted.run, plain, request_digest, event, locations)
 
 
 def _keep(

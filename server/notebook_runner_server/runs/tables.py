@@ -71,7 +71,7 @@ CREATE INDEX segments_by_sequence ON segments (position, sequence);
 CREATE TABLE checkpoints (         -- where a run continues after a restart of the server
   position INTEGER PRIMARY KEY, mark INTEGER NOT NULL, segment_start INTEGER NOT NULL, size INTEGER NOT NULL
 );
-CREATE TABLE deleted_runs (        -- runs whose folders may still exist
+CREATE TABLE deleted_runs (        -- runs whose folders (of those in `runs`: whose inputs) may still exist
   run_id TEXT PRIMARY KEY
 ) WITHOUT ROWID;
 """
@@ -558,12 +558,17 @@ def delete_run(db: sqlite3.Connection, position: int) -> bool:
 
 
 def deleted_run_ids(db: sqlite3.Connection) -> set[str]:
-    """Return the ids of deleted runs whose folders may still exist."""
+    """Return the ids of runs with something to remove, as in `mark_folders`."""
     return {run_id for (run_id,) in db.execute("SELECT run_id FROM deleted_runs")}
 
 
+def mark_folders(db: sqlite3.Connection, run_ids: Iterable[str]) -> None:
+    """Record folders of runs for removal; of runs that are in the history, only the inputs."""
+    db.executemany("INSERT OR IGNORE INTO deleted_runs (run_id) VALUES (?)", ((one,) for one in run_ids))
+
+
 def folders_removed(db: sqlite3.Connection, run_ids: Iterable[str]) -> None:
-    """Record that the folders of deleted runs are gone."""
+    """Record that what was to go is gone from the folders of runs."""
     db.executemany("DELETE FROM deleted_runs WHERE run_id = ?", ((run_id,) for run_id in run_ids))
 
 

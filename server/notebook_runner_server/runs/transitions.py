@@ -38,6 +38,7 @@ from notebook_runner_server.runs.model import (
     Segment,
     WriteBatch,
 )
+from notebook_runner_server.runs.results import Results
 
 _NEXT = {
     RunState.QUEUED: {RunState.STARTING},
@@ -130,6 +131,58 @@ def end(run: Run, failure: Failure | None, now: int, output_error: str = "") -> 
         failure=failure,
         output_error=(output_error or upload_refusal(run, failure)) if run.output_uri else "",
     )
+
+
+def is_retried(run: Run) -> bool:
+    """Return whether a run that has ended is to be repeated."""
+    policy = run.retry
+    if policy is None or run.is_kill_requested or run.attempt > policy.max_retries:
+        return False
+    return run.state in policy.states
+
+
+def successor(run: Run, run_id: str) -> Run:
+    """Return the queued run that repeats a run.
+
+    Args:
+        run: The run, which has ended and has a retry policy.
+        run_id: The id of the new run.
+    """
+    assert run.retry is not None  # noqa: S101 - see above
+    return replace(
+        run,
+        run_id=run_id,
+        request_id="",
+        state=RunState.QUEUED,
+        create_time=run.end_time,
+        start_time=0,
+        end_time=0,
+        cells_completed=0,
+        current_cell=None,
+        failure=None,
+        queue_position=None,
+        output_error="",
+        peak_memory_bytes=0,
+        cpu_seconds=None,
+        results=Results(),
+        attempt=run.attempt + 1,
+        retry_of=run.run_id,
+        retried_by="",
+        not_before=run.end_time + round(run.retry.delay(run.attempt) * 1e9),
+    )
+
+
+def seconds_to_start(run: Run, now: int) -> float:
+    """Return the seconds until a queued run may start.
+
+    Args:
+        run: The run.
+        now: The system's time, in nanoseconds since the epoch. If it was set back since the run's
+            predecessor ended, the run does not wait longer than its policy says.
+    """
+    if run.retry is None or not run.not_before:
+        return 0.0
+    return min(max((run.not_before - now) / 1e9, 0.0), run.retry.delay(run.attempt - 1))
 
 
 def upload_refusal(run: Run, failure: Failure | None) -> str:
