@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.limits import CallerLimits
 from notebook_runner_server.api.server import ApiServer
 from notebook_runner_server.api.servicer import Servicer
+from notebook_runner_server.api.shares_file import shares_file
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config import Settings
 from notebook_runner_server.confinement.environment import allowed
@@ -32,6 +33,7 @@ from notebook_runner_server.run_in_subprocess import run_in_subprocess
 from notebook_runner_server.runs.admission import LARGE_NOTEBOOK, Admission, Defaults
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.outputs import Outputs
+from notebook_runner_server.runs.shares import ShareRules
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.transfer.service import TransferService
@@ -87,6 +89,7 @@ class App:
             settings.history_limits,
             transfer,
             self._telemetry.observers,
+            _share_rules(settings),
         )
         outputs = Outputs(
             store,
@@ -129,7 +132,7 @@ class App:
         port = self._api.bind(self._settings.listen)
         self._telemetry.bind()
         await self._manager.open(self._export_dir.open)
-        self._telemetry.watch(self._backend, self._store)
+        self._telemetry.watch(self._backend, self._store, self._manager.refusals)
         if self._jwts is not None:
             self._jwts.open()
         await self._api.start()
@@ -137,7 +140,7 @@ class App:
         self._settling = asyncio.ensure_future(asyncio.to_thread(memory.settle))
         host = self._settings.listen.rpartition(":")[0]
         self._log_access()
-        self._health_task = asyncio.create_task(self._watch_health())
+        self._health_task = asyncio.create_task(self._watch())
         _log.info("server_started", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
         announcements.ready(self._settings, port)
 
@@ -152,12 +155,13 @@ class App:
             channelz=self._settings.channelz,
         )
 
-    async def _watch_health(self) -> None:
-        """Report to health checks when runs cannot start, and when they can again."""
+    async def _watch(self) -> None:
+        """Report to health checks when runs cannot start, and when they can again; apply changed shares."""
         problem = ""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
+                self._manager.apply_shares()
                 await self._store.retry_writing()
                 before, problem = problem, self._backend.problem or self._store.problem
                 if problem and not before:
@@ -192,6 +196,14 @@ class App:
         await self._telemetry.close()
         _log.info("server_stopped")
         announcements.stopped()
+
+
+def _share_rules(settings: Settings) -> Callable[[], ShareRules]:
+    """Return what returns the newest rules; the same object until they change."""
+    if not settings.shares_file:
+        rules = ShareRules(settings.default_share)
+        return lambda: rules
+    return shares_file(Path(settings.shares_file), settings.default_share).recent
 
 
 def _jwt_verifier(settings: Settings) -> JwtVerifier | None:

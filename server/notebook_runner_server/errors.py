@@ -20,6 +20,7 @@
     ├── NotOwnerError             NOT_OWNER
     ├── ExhaustedError            a limit of the server is reached
     │   ├── RunnerBusyError         RUNNER_BUSY
+    │   ├── QuotaExceededError      QUOTA_EXCEEDED
     │   ├── TooManyStreamsError     TOO_MANY_STREAMS
     │   ├── NotebookTooLargeError   NOTEBOOK_TOO_LARGE
     │   ├── RequestTooLargeError    REQUEST_TOO_LARGE
@@ -53,7 +54,7 @@ class RunnerError(Exception):
     """
 
     reason: ClassVar[str]
-    retry_after: ClassVar[float] = 0.0
+    retry_after: float = 0.0
 
     def __init__(self, message: str, *, field: str = "", **metadata: str) -> None:
         super().__init__(message)
@@ -181,6 +182,19 @@ class RunnerBusyError(ExhaustedError):
 
     reason = "RUNNER_BUSY"
     retry_after = 1.0
+
+
+class QuotaExceededError(ExhaustedError):
+    """The caller has used up a part of its share of the server."""
+
+    reason = "QUOTA_EXCEEDED"
+
+
+def quota_exceeded(message: str, quota: str, limit: int, *, retry_after: float = 0.0) -> QuotaExceededError:
+    """Return the error for a quota that is used up; `retry_after` as in `RunnerError`."""
+    error = QuotaExceededError(message, quota=quota, limit=str(limit))
+    error.retry_after = retry_after
+    return error
 
 
 class TooManyStreamsError(ExhaustedError):

@@ -27,6 +27,7 @@ from notebook_runner_server.execution.interface import (
 )
 from notebook_runner_server.runs.model import Body, Event, KernelInfo, Run, RunnerInfo, RunState, StartSpec
 from notebook_runner_server.runs.results import Results
+from notebook_runner_server.runs.shares import Share, ShareUse
 from tests.runs.samples import a_run, changed, printed
 
 
@@ -249,8 +250,10 @@ def test_all_of_a_server_arrives() -> None:
         has_notebook_root=True,
         uri_schemes=["https", "s3"],
         problem="no worker",
+        share=ShareUse(Share(7, 0, None), 8, 9, 10),
     )
     assert convert.info_message(info) == pb.InfoResponse(
+        share=pb.Share(max_active=7, max_queued=0, active=8, queued=9, history_bytes=10),
         kernels=[
             pb.KernelInfo(name="ir", language="R"),
             pb.KernelInfo(name="python3", language="python", is_default=True, warm_ready=1, warm_wanted=2),

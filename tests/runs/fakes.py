@@ -34,6 +34,7 @@ from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import Event, Run, RunChanged, RunState, StartSpec
 from notebook_runner_server.runs.observer import Observer
 from notebook_runner_server.runs.retention import HistoryLimits
+from notebook_runner_server.runs.shares import ShareRules
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.transfer.interface import Transfer
@@ -161,11 +162,12 @@ async def running(
     defaults: Defaults | None = None,
     transfer: Transfer | None = None,
     observers: Sequence[Observer] = (),
+    rules: Callable[[], ShareRules] = ShareRules,
 ) -> AsyncIterator[RunManager]:
     """A runner that is drained and closed when the block is left."""
     carrier = transfer or no_uris()
     admission = Admission(NotebookRoot(None, 10**6), 10**6, defaults or Defaults(), prepare, carrier)
-    runner = RunManager(store, backend, admission, queue_size, HistoryLimits(), carrier, observers)
+    runner = RunManager(store, backend, admission, queue_size, HistoryLimits(), carrier, observers, rules)
     await runner.open()
     try:
         yield runner
@@ -175,11 +177,16 @@ async def running(
 
 
 @asynccontextmanager
-async def abandoned(store: Store, backend: FakeBackend, queue_size: int = 0) -> AsyncIterator[RunManager]:
+async def abandoned(
+    store: Store,
+    backend: FakeBackend,
+    queue_size: int = 0,
+    rules: Callable[[], ShareRules] = ShareRules,
+) -> AsyncIterator[RunManager]:
     """A runner that is gone at the end of the block as if its server had been killed."""
     carrier = no_uris()
     admission = Admission(NotebookRoot(None, 10**6), 10**6, Defaults(), prepare, carrier)
-    runner = RunManager(store, backend, admission, queue_size, HistoryLimits(), carrier)
+    runner = RunManager(store, backend, admission, queue_size, HistoryLimits(), carrier, (), rules)
     await runner.open()
     before = asyncio.all_tasks()
     yield runner

@@ -164,6 +164,36 @@ async def test_positions_are_the_order_in_which_runs_start() -> None:
             at_work[taken.run.owner] += 1
 
 
+async def test_which_runs_start_at_once() -> None:
+    """As many as workers are free and owners may have at work; none of them if no worker is free."""
+    queue = filled(*(waiting("a", number) for number in range(3)), most={"a": 2})
+    for free, a, b in ((-1, 0, 0), (0, 0, 0), (1, 1, 0), (2, 1, 1), (3, 2, 1), (9, 2, 1)):
+        assert queue.starting_with_new("b", 0, {}, free) == Counter(a=a, b=b), free
+    assert queue.starting_with_new("a", 0, {"a": 2}, 5) == Counter()
+    assert queue.starting_with_new("a", 0, {"a": 1}, 5) == Counter(a=1)
+
+
+async def test_who_starts_at_once_is_who_is_taken() -> None:
+    """With runs of all owners and limits, the runs that are said to start are those that do."""
+    source = random.Random(11)  # noqa: S311 - no secret
+    for _ in range(200):
+        most = {owner: source.randrange(1, 4) for owner in "abc" if source.random() < 0.7}
+        at_work = Counter({owner: source.randrange(3) for owner in "abc"})
+        queue = filled(
+            *(waiting(source.choice("abc"), number, source.randrange(2)) for number in range(9)), most=most
+        )
+        new = waiting(source.choice("abc"), 100, source.randrange(2))
+        free = source.randrange(5)
+        said = queue.starting_with_new(new.run.owner, new.run.priority, at_work, free)
+        queue.add(new)
+        started: Counter[str] = Counter()
+        for _ in range(free):
+            taken: Any = queue.take(at_work + started)
+            if taken is not None:
+                started[taken.run.owner] += 1
+        assert said == started
+
+
 async def test_a_removed_run() -> None:
     """It is not taken, and has no position."""
     gone, stays = waiting("a", 0), waiting("a", 1)

@@ -164,6 +164,7 @@ def _retry_message(policy: RetryPolicy) -> pb.RetryPolicy:
 
 def info_message(info: RunnerInfo) -> pb.InfoResponse:
     """Convert the description of a server."""
+    share = info.share.share
     return pb.InfoResponse(
         kernels=[
             pb.KernelInfo(
@@ -183,6 +184,14 @@ def info_message(info: RunnerInfo) -> pb.InfoResponse:
         has_notebook_root=info.has_notebook_root,
         problem=info.problem,
         uri_schemes=info.uri_schemes,
+        share=pb.Share(
+            max_active=share.max_active,
+            max_queued=share.max_queued,
+            max_history_bytes=share.max_history_bytes,
+            active=info.share.active,
+            queued=info.share.queued,
+            history_bytes=info.share.history_bytes,
+        ),
     )
 
 

@@ -34,13 +34,11 @@ class VerifiedJwt:
 
     Attributes:
         caller: Who sent it.
-        groups: The groups of the caller.
         key_id: The id of the key that it is signed with.
         expires: When it expires, in seconds since the epoch.
     """
 
     caller: Caller
-    groups: tuple[str, ...]
     key_id: str
     expires: float
 
@@ -87,11 +85,11 @@ class JwtVerifier:
         claims = self._claims(token, key)
         name, groups = self._name(claims), self._groups(claims)
         scopes = self._rules.latest().scopes(name, groups)
-        return VerifiedJwt(Caller(name, scopes), groups, key_id, claims["exp"])
+        return VerifiedJwt(Caller(name, scopes, frozenset(groups)), key_id, claims["exp"])
 
     def holds(self, verified: VerifiedJwt) -> bool:
         """Return whether a token has not expired, its key is not withdrawn, and its caller has its scopes."""
-        scopes = self._rules.recent().scopes(verified.caller.name, verified.groups)
+        scopes = self._rules.recent().scopes(verified.caller.name, verified.caller.groups)
         return (
             time.time() <= verified.expires + LEEWAY_SECONDS
             and self._keys.has(verified.key_id)

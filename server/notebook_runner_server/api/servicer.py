@@ -241,7 +241,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
 
     async def Info(self, request: pb.InfoRequest, context: Any) -> pb.InfoResponse:  # noqa: ARG002, N802 - grpc's
         """Describe this server."""
-        answer = convert.info_message(self._manager.info())
+        answer = convert.info_message(await self._manager.info())
         answer.version = __version__
         caller = current_caller()
         answer.caller = caller.name

@@ -12,6 +12,7 @@ from jupyter_core.paths import jupyter_path
 
 from notebook_runner_server.api import tls_files
 from notebook_runner_server.api.oidc_options import scopes_file
+from notebook_runner_server.api.shares_file import shares_file
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.config.settings import ENVIRONMENT_PREFIX, PROCESS, Settings, limit_names
 from notebook_runner_server.execution.options import WarmKernels, resolve_kernel_name
@@ -60,7 +61,7 @@ def check(settings: Settings, environment: Mapping[str, str]) -> None:
         *_notebooks(settings),
         *_limits(settings),
         *_formats(settings),
-        *_secrets(settings),
+        *_access(settings),
         *_kernels(settings),
     ]
     if found:
@@ -132,7 +133,7 @@ def _formats(settings: Settings) -> Iterator[str]:
             yield f"--export-formats: unknown exporter {name!r}. Available: {', '.join(sorted(known))}."
 
 
-def _secrets(settings: Settings) -> Iterator[str]:
+def _access(settings: Settings) -> Iterator[str]:
     if settings.tokens_file:
         try:
             Tokens(Path(settings.tokens_file))
@@ -143,6 +144,11 @@ def _secrets(settings: Settings) -> Iterator[str]:
             scopes_file(Path(settings.oidc_scopes_file))
         except (OSError, ValueError) as error:
             yield f"--oidc-scopes-file {settings.oidc_scopes_file} cannot be used: {_why(error)}"
+    if settings.shares_file:
+        try:
+            shares_file(Path(settings.shares_file), settings.default_share)
+        except (OSError, ValueError) as error:
+            yield f"--shares-file {settings.shares_file} cannot be used: {_why(error)}"
     if settings.tls_cert and settings.tls_key and (files := settings.tls_files):
         try:
             tls_files.read_valid(files)

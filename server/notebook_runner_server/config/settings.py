@@ -15,11 +15,13 @@ from typing import Any
 
 from notebook_runner_server.api.limits import LARGEST_MESSAGE, MESSAGE_OVERHEAD
 from notebook_runner_server.api.oidc_options import OidcOptions, is_loopback, is_safe_url
+from notebook_runner_server.api.shares_file import MAX_BYTES, MAX_COUNT
 from notebook_runner_server.api.tls_files import TlsFiles
 from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.interface import MAX_CONTENT_BYTES, Limits
 from notebook_runner_server.execution.options import WarmKernels, warm_kernels
 from notebook_runner_server.runs.retention import HistoryLimits
+from notebook_runner_server.runs.shares import ShareRule
 from notebook_runner_server.transfer.policy import SCHEMES, UriPolicy, policy
 
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
@@ -119,6 +121,32 @@ class Settings:
         choices=("on", "off"),
     )
     channelz: bool = setting(False, "Serve channelz, gRPC's built-in diagnostics.")
+
+    owner_max_active: int = setting(
+        0,
+        "Maximum number of concurrent runs of an owner (0: unlimited). Further ones wait.",
+        minimum=0,
+        maximum=MAX_COUNT,
+        group="Shares",
+    )
+    owner_max_queued: int = setting(
+        -1,
+        "Maximum number of runs of an owner that wait (0: none, -1: unlimited).",
+        minimum=-1,
+        maximum=MAX_COUNT,
+    )
+    owner_max_history_bytes: int = setting(
+        0,
+        "Maximum total size of the run folders of an owner's ended runs, in bytes (0: unlimited). While it "
+        "is reached, the owner can start no run.",
+        minimum=0,
+        maximum=MAX_BYTES,
+    )
+    shares_file: str = setting(
+        "",
+        "File that sets these limits for names and groups, with lines such as: group active=4 data-team; "
+        "reloaded on change.",
+    )
 
     notebook_root: str = setting(
         "",
@@ -468,6 +496,16 @@ class Settings:
     def history_limits(self) -> HistoryLimits:
         """The limits of the history."""
         return HistoryLimits(runs=self.max_runs, total_bytes=self.max_state_bytes)
+
+    @property
+    def default_share(self) -> ShareRule:
+        """The share of an owner for which the shares file sets nothing else."""
+        queued = self.owner_max_queued
+        return ShareRule(
+            self.owner_max_active or None,
+            None if queued < 0 else queued,
+            self.owner_max_history_bytes or None,
+        )
 
     @property
     def limits(self) -> Limits:

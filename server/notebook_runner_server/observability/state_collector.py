@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from notebook_runner_server.execution.interface import Backend, WarmCounts
+from notebook_runner_server.runs.shares import Quota
 from notebook_runner_server.runs.store import Store
 
 SIZE_SECONDS = 60.0
@@ -23,12 +24,16 @@ class StateCollector(Collector):
         backend: The backend.
         store: The store.
         queue_size: The maximum number of queued runs.
+        refusals: How many Starts were refused because of each quota.
     """
 
-    def __init__(self, backend: Backend, store: Store, queue_size: int) -> None:
+    def __init__(
+        self, backend: Backend, store: Store, queue_size: int, refusals: Mapping[Quota, int]
+    ) -> None:
         self._backend = backend
         self._store = store
         self._queue_size = queue_size
+        self._refusals = refusals
         self._size = 0
         self._measured = float("-inf")
 
@@ -49,6 +54,14 @@ class StateCollector(Collector):
             value=self._backend.worker_deaths,
         )
         yield from self._warm_kernels()
+        refused = CounterMetricFamily(
+            "notebook_runner_owner_quota_exceeded",
+            "Starts that were refused because of a quota of their owner.",
+            labels=["quota"],
+        )
+        for quota in Quota:
+            refused.add_metric([quota.value], self._refusals[quota])
+        yield refused
         yield _gauge("store_runs", "Runs in the history.", self._store.count)
         # An unreadable folder must not remove the other metrics from the page.
         with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ from notebook_runner_server.api.telemetry_interceptor import CallObserver
 from notebook_runner_server.execution.interface import Backend
 from notebook_runner_server.observability.canonical_log import CanonicalLog
 from notebook_runner_server.runs.observer import Observer
+from notebook_runner_server.runs.shares import Quota
 from notebook_runner_server.runs.store import Store
 
 if TYPE_CHECKING:
@@ -74,12 +75,12 @@ class Telemetry:
         shown = self._settings.metrics_listen.rpartition(":")[0]
         _log.info("metrics_started", address=f"{shown}:{self._endpoint.port}", path="/metrics")
 
-    def watch(self, backend: Backend, store: Store) -> None:
-        """Add the metrics of the backend and the store, once they are open."""
+    def watch(self, backend: Backend, store: Store, refusals: Mapping[Quota, int]) -> None:
+        """Add the metrics of the backend and the store, once they are open, and of refused Starts."""
         if self._metrics is not None:
             from notebook_runner_server.observability.state_collector import StateCollector  # noqa: PLC0415 - only if wanted
 
-            self._metrics.watch(StateCollector(backend, store, self._settings.queue))
+            self._metrics.watch(StateCollector(backend, store, self._settings.queue, refusals))
 
     async def close(self) -> None:
         """Send the last spans, and close the port; runs and calls have ended."""

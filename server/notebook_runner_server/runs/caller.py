@@ -52,10 +52,12 @@ class Caller:
         name: The name of its token, a claim of its JWT, or the name in its certificate; empty: the server
             asks for no credentials.
         scopes: What it may do, with all that is included.
+        groups: The groups in its JWT; empty for all other credentials.
     """
 
     name: str
     scopes: frozenset[Scope]
+    groups: frozenset[str] = frozenset()
 
     @property
     def visible_owner(self) -> str | None:

@@ -84,7 +84,11 @@ def decode_options(text: str) -> ExecutionOptions:
         names = [one.name for one in fields(Limits) if one.name in data]
         data["limits"] = {name: data.pop(name) for name in names}
     # Earlier versions wrote no origin.
-    nested = {"limits": Limits(**data["limits"]), "origin": TraceContext(**data.get("origin", {}))}
+    nested = {
+        "limits": Limits(**data["limits"]),
+        "origin": TraceContext(**data.get("origin", {})),
+        "owner_groups": tuple(data.get("owner_groups", ())),
+    }
     return ExecutionOptions(**{**data, **nested})
 
 

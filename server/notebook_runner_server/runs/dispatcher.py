@@ -12,6 +12,7 @@ from notebook_runner_server.execution.interface import Backend, Cause, Failure, 
 from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.queue import RunQueue
+from notebook_runner_server.runs.shares import ShareRules
 from notebook_runner_server.runs.store import Store
 
 SAVE_INTERVAL = 1.0
@@ -27,16 +28,17 @@ class Dispatcher:
     Args:
         store: Where their notebooks are.
         backend: Executes them; it gets one run for each free worker and no more.
-        max_active: Returns how many runs of an owner may be at work at a time; None: any number.
+        rules: Returns which share each owner has.
     """
 
-    def __init__(
-        self, store: Store, backend: Backend, max_active: Callable[[str], int | None] = lambda _: None
-    ) -> None:
+    def __init__(self, store: Store, backend: Backend, rules: Callable[[], ShareRules] = ShareRules) -> None:
         self._store = store
         self._backend = backend
         self._active: dict[str, ActiveRun] = {}
-        self._queue = RunQueue(max_active)
+        self._rules = rules
+        # Each owner's groups, as of its newest run that has not ended: its share counts without a call, too.
+        self._groups: dict[str, tuple[str, ...]] = {}
+        self._queue = RunQueue(self._max_active)
         # Set when a run may have become the next one.
         self._queued = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -56,16 +58,25 @@ class Dispatcher:
 
     def add(self, active: ActiveRun, delay: float = 0.0) -> None:
         """Add a run to the queue, which may start after a delay in seconds."""
-        self._active[active.run.run_id] = active
+        self._hold(active)
         self._queue.add(active, delay)
         if self._draining:
             # It repeats a run that was interrupted, and starts after the next start of the server.
             active.log.close()
         self._queued.set()
 
+    def _hold(self, active: ActiveRun) -> None:
+        self._active[active.run.run_id] = active
+        self._groups[active.run.owner] = active.options.owner_groups
+
+    def wake(self) -> None:
+        """Look again which run may start: shares have changed."""
+        self._queue.shares_changed()
+        self._queued.set()
+
     def follow(self, active: ActiveRun, handle: RunHandle) -> None:
         """Follow a run that an earlier server has begun."""
-        self._active[active.run.run_id] = active
+        self._hold(active)
         self._follow(active, lambda: handle)
 
     def find(self, run_id: str) -> ActiveRun | None:
@@ -97,6 +108,17 @@ class Dispatcher:
     def position_of_new(self, run: Run, delay: float = 0.0) -> int:
         """Return how many queued runs would start before a run that is added now, with this delay."""
         return self._queue.position_of_new(run.owner, run.priority, self._at_work(), delay)
+
+    def starting_with_new(self, owner: str, priority: int, free: int) -> Counter[str]:
+        """Return how many runs of each owner start immediately if one is added while workers are free."""
+        return self._queue.starting_with_new(owner, priority, self._at_work(), free)
+
+    def load(self, owner: str) -> tuple[int, int]:
+        """Return how many runs of an owner have a worker, and how many wait for one."""
+        return self._at_work()[owner], self._queue.count(owner)
+
+    def _max_active(self, owner: str) -> int | None:
+        return self._rules().share(owner, self._groups.get(owner, ())).max_active
 
     def _at_work(self) -> Counter[str]:
         """Return how many runs of each owner have a worker."""
@@ -246,7 +268,7 @@ class Dispatcher:
 
     async def finish(self, active: ActiveRun, failure: Failure) -> None:
         """End a run that no worker executes."""
-        self._active[active.run.run_id] = active
+        self._hold(active)
         await active.finish(failure)
         self._release(active)
 
@@ -257,7 +279,7 @@ class Dispatcher:
             self._savers.add(task)
             task.add_done_callback(self._savers.discard)
         else:
-            self._active.pop(active.run.run_id, None)
+            self._drop(active)
         # Its owner may start another run now.
         self._queued.set()
 
@@ -265,7 +287,13 @@ class Dispatcher:
         while active.is_held:
             await asyncio.sleep(SAVE_INTERVAL)
             await active.save_end()
+        self._drop(active)
+
+    def _drop(self, active: ActiveRun) -> None:
         self._active.pop(active.run.run_id, None)
+        owner = active.run.owner
+        if all(one.run.owner != owner for one in self._active.values()):
+            self._groups.pop(owner, None)
 
 
 async def _all_settled(runs: list[ActiveRun]) -> None:

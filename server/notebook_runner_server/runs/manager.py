@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -24,12 +25,14 @@ from notebook_runner_server.errors import (
     ambiguous,
     damaged,
     not_found,
+    quota_exceeded,
 )
 from notebook_runner_server.execution.interface import Backend, Cause, Failure, KeptContent, WarmCounts
 from notebook_runner_server.runs.active import ActiveRun, Retries
 from notebook_runner_server.runs.admission import Admission
 from notebook_runner_server.runs.caller import current_caller
 from notebook_runner_server.runs.dispatcher import Dispatcher
+from notebook_runner_server.runs.history_sizes import HistorySizes
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import (
     Admitted,
@@ -47,6 +50,7 @@ from notebook_runner_server.runs.model import (
 from notebook_runner_server.runs.observer import Observer, RunContext
 from notebook_runner_server.runs.request_digest import compute_digest, is_same
 from notebook_runner_server.runs.retention import HistoryLimits, Readers, Retention
+from notebook_runner_server.runs.shares import Quota, Share, ShareRules, ShareUse
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import DamagedRecord, RunRecord
 from notebook_runner_server.runs.transitions import Clock, event_of, seconds_to_start
@@ -73,9 +77,11 @@ class RunManager:
         history_limits: The limits of the history.
         transfer: Uploads executed notebooks.
         observers: Get the events of all runs.
+        rules: Returns which share each owner has.
 
     Attributes:
         readers: Which runs are read at the moment.
+        refusals: How many Starts were refused because of each quota.
     """
 
     def __init__(
@@ -87,17 +93,22 @@ class RunManager:
         history_limits: HistoryLimits,
         transfer: Transfer,
         observers: Iterable[Observer] = (),
+        rules: Callable[[], ShareRules] = ShareRules,
     ) -> None:
         self._store = store
         self._backend = backend
         self._admission = admission
         self._queue_size = queue_size
         self._transfer = transfer
-        self._observers = tuple(observers)
+        self._history = HistorySizes(store)
+        self._observers = (*observers, self._history)
+        self._rules = rules
+        self._applied_rules = rules()
+        self.refusals: Counter[Quota] = Counter()
         self.readers = Readers()
         self._retention = Retention(store, history_limits, self.readers.is_read)
         self._retention_task: asyncio.Task[None] | None = None
-        self._dispatcher = Dispatcher(store, backend)
+        self._dispatcher = Dispatcher(store, backend, rules)
         self._admitting = asyncio.Lock()
         self._retries = Retries(self._admitting, self._position_of_new, self._add_successor)
         self._shielded_tasks: set[asyncio.Task[Any]] = set()
@@ -115,6 +126,7 @@ class RunManager:
         try:
             await self._store.open()
             await asyncio.to_thread(on_locked)
+            self._measure_history()
             for record in await self._store.unended():
                 try:
                     await self._recover(record)
@@ -185,10 +197,15 @@ class RunManager:
         digest = ""
         if spec.request_id:
             digest = await asyncio.to_thread(compute_digest, spec, self._store.request_key)
-        self._check_capacity()
+        caller, rules = current_caller(), self._rules()
+        if self._share.max_history_bytes is not None:
+            # A run that has just ended counts.
+            await self._history.size(caller.name)
+        self._check_capacity(spec.priority)
         admitted = await self._admission.admit(spec, self._backend.kernels)
-        run = dataclasses.replace(admitted.run, owner=current_caller().name)
-        options = dataclasses.replace(admitted.options, origin=origin or TraceContext())
+        run = dataclasses.replace(admitted.run, owner=caller.name)
+        groups = tuple(sorted(caller.groups)) if rules.groups else ()
+        options = dataclasses.replace(admitted.options, origin=origin or TraceContext(), owner_groups=groups)
         admitted = dataclasses.replace(admitted, run=run, options=options)
         return await self._shielded(self._admit(spec, digest, admitted))
 
@@ -196,7 +213,7 @@ class RunManager:
         async with self._admitting:
             if same := await self._same_request(spec):
                 return same
-            self._check_capacity()
+            self._check_capacity(spec.priority)
             return await self._insert(admitted, digest)
 
     async def _shielded(self, step: Coroutine[None, None, _T]) -> _T:
@@ -273,14 +290,68 @@ class RunManager:
         no_worker = "" if self._backend.capacity else "No worker is available."
         return self._backend.problem or no_worker
 
-    def _check_capacity(self) -> None:
+    @property
+    def _share(self) -> Share:
+        """The caller's share."""
+        caller = current_caller()
+        return self._rules().share(caller.name, caller.groups)
+
+    def apply_shares(self) -> None:
+        """Apply changed shares to the runs that wait; to be called again and again."""
+        if (rules := self._rules()) is not self._applied_rules:
+            self._applied_rules = rules
+            self._measure_history()
+            self._dispatcher.wake()
+
+    def _measure_history(self) -> None:
+        if self._applied_rules.limit_history:
+            self._history.start()
+
+    def _check_capacity(self, priority: int) -> None:
+        """Check that a run of the caller with a priority can be admitted now.
+
+        Raises:
+            RunnerError: It cannot.
+        """
         if self._closing:
             raise ShuttingDownError("The server is shutting down. Try again after its restart.")
         if problem := self._problem:
             raise NotReadyError(f"{problem} Try again later.")
-        unended = self._dispatcher.unended()
-        if len(unended) >= self._backend.capacity + self._queue_size:
-            raise self._busy([run for run in unended if current_caller().may_see(run.owner)])
+        caller, unended, waiting = current_caller(), self._dispatcher.unended(), self._dispatcher.waiting
+        free = self._backend.capacity - (len(unended) - waiting)
+        # A run may have to wait although a worker is free: for an end of its owner's other runs.
+        starting = self._dispatcher.starting_with_new(caller.name, priority, free)
+        self._check_quotas(starting[caller.name])
+        if waiting + 1 - starting.total() - min(free, 0) > self._queue_size:
+            raise self._busy([run for run in unended if caller.may_see(run.owner)])
+
+    def _check_quotas(self, starting: int) -> None:
+        """Check that the caller's share has room for a run.
+
+        Args:
+            starting: How many of the caller's runs start immediately, with the new one.
+
+        Raises:
+            QuotaExceededError: It has none.
+        """
+        owner, share = current_caller().name, self._share
+        _, queued = self._dispatcher.load(owner)
+        most = share.max_queued
+        if most is not None and queued + 1 - starting > most:
+            self.refusals[Quota.QUEUED] += 1
+            message = (
+                f"Quota exceeded: the run would have to wait, and the caller may have {most} queued runs "
+                f"(now {queued}). Try again later, or kill a queued run."
+            )
+            raise quota_exceeded(message, Quota.QUEUED, most, retry_after=RunnerBusyError.retry_after)
+        most, used = share.max_history_bytes, self._history.latest(owner)
+        if most is not None and used is not None and used >= most:
+            self.refusals[Quota.HISTORY] += 1
+            message = (
+                f"Quota exceeded: the caller's ended runs take {used} bytes, and may take {most}. "
+                "Delete some of them."
+            )
+            raise quota_exceeded(message, Quota.HISTORY, most)
 
     def _busy(self, visible: Sequence[Run]) -> RunnerBusyError:
         """Return the error for a full queue; `visible` are the unended runs that the caller may see."""
@@ -298,7 +369,7 @@ class RunManager:
             state=first.state.value,
         )
 
-    def info(self) -> RunnerInfo:
+    async def info(self) -> RunnerInfo:
         """Return what the server can run, and how busy it is."""
         kernels, warm_counts = self._backend.kernels, self._backend.warm_counts
         waiting = self._dispatcher.waiting
@@ -320,7 +391,15 @@ class RunManager:
             has_notebook_root=self._admission.has_root,
             uri_schemes=self._admission.uris.schemes,
             problem=self._problem or self._store.problem,
+            share=await self._use(),
         )
+
+    async def _use(self) -> ShareUse:
+        """Return the caller's share, and what it uses of it."""
+        owner, share = current_caller().name, self._share
+        size = await self._history.size(owner) if share.max_history_bytes is not None else None
+        active, queued = self._dispatcher.load(owner)
+        return ShareUse(share, active, queued, size or 0)
 
     async def find(self, run_id: str) -> Run:
         """Return a run, or the caller's newest one for an empty id.
@@ -498,6 +577,7 @@ class RunManager:
         if self._retention_task is not None:
             self._retention_task.cancel()
         await self._dispatcher.close()
+        await self._history.close()
         await self._backend.close()
         await self._store.close()
 

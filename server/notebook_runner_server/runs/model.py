@@ -16,6 +16,7 @@ from notebook_runner_server.execution.interface import (
     WarmCounts,
 )
 from notebook_runner_server.runs.results import Results
+from notebook_runner_server.runs.shares import ShareUse
 
 
 class RunState(enum.Enum):
@@ -122,6 +123,7 @@ class ExecutionOptions:
         output_uri: Where the executed notebook is uploaded to; stored until the run has ended.
         origin: The call that started the run.
         display_data_bytes: Maximum size of a representation whose content is kept with its event; zero: none.
+        owner_groups: The groups of the owner at the Start, which decide its share while it makes no call.
     """
 
     working_folder: str
@@ -132,6 +134,7 @@ class ExecutionOptions:
     output_uri: str = ""
     origin: TraceContext = field(default_factory=TraceContext)
     display_data_bytes: int = 0
+    owner_groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +305,7 @@ class RunnerInfo:
         has_notebook_root: Whether a Start can name a notebook by its path.
         uri_schemes: The allowed schemes of URIs; empty: URIs are not allowed.
         problem: Why no run can start now; empty: runs can start.
+        share: The caller's share of the server.
     """
 
     kernels: Sequence[KernelInfo]
@@ -313,3 +317,4 @@ class RunnerInfo:
     has_notebook_root: bool
     uri_schemes: Sequence[str]
     problem: str
+    share: ShareUse

@@ -84,6 +84,10 @@ class RunQueue:
             del self._waiting[owner]
         self._positions = None
 
+    def shares_changed(self) -> None:
+        """Forget positions that depend on how many runs an owner may have at work."""
+        self._positions = None
+
     def take(self, at_work: Mapping[str, int]) -> ActiveRun | None:
         """Remove the run that is next, and return it; None: no run may start now.
 
@@ -121,7 +125,8 @@ class RunQueue:
         if active not in self._entries:
             return None
         if self._positions is None:
-            order = (one.active for one in self._order(self._waiting, at_work()))
+            ready, held = self._order(self._waiting, at_work())
+            order = (one.active for one in [*ready, *held])
             self._positions = {one: number for number, one in enumerate(order) if one is not None}
         return self._positions[active]
 
@@ -129,14 +134,38 @@ class RunQueue:
         self, owner: str, priority: int, at_work: Mapping[str, int], delay: float = 0.0
     ) -> int:
         """Return how many waiting runs would start before a run that is added now, with this delay."""
-        new = _Waiting(-priority, float("inf"), None, self._now() + delay)
-        waiting = {**self._waiting, owner: sorted([*self._waiting.get(owner, ()), new])}
-        return self._order(waiting, at_work).index(new)
+        new = self._new(priority, delay)
+        ready, held = self._order(self._with(owner, new), at_work)
+        return [*ready, *held].index(new)
 
-    def _order(self, waiting: Mapping[str, list[_Waiting]], at_work: Mapping[str, int]) -> list[_Waiting]:
+    def starting_with_new(
+        self, owner: str, priority: int, at_work: Mapping[str, int], free: int
+    ) -> Counter[str]:
+        """Return how many runs of each owner start immediately if a run is added now.
+
+        Args:
+            owner: The owner of the new run.
+            priority: Its priority.
+            at_work: How many runs of each owner are at work.
+            free: How many workers are free.
+        """
+        if free <= 0:
+            return Counter()
+        ready, _ = self._order(self._with(owner, self._new(priority)), at_work)
+        return Counter(owner if one.active is None else one.active.run.owner for one in ready[:free])
+
+    def _new(self, priority: int, delay: float = 0.0) -> _Waiting:
+        return _Waiting(-priority, float("inf"), None, self._now() + delay)
+
+    def _with(self, owner: str, new: _Waiting) -> dict[str, list[_Waiting]]:
+        return {**self._waiting, owner: sorted([*self._waiting.get(owner, ()), new])}
+
+    def _order(
+        self, waiting: Mapping[str, list[_Waiting]], at_work: Mapping[str, int]
+    ) -> tuple[list[_Waiting], list[_Waiting]]:
         """Return waiting runs in the order in which they start if no run ends and none is added.
 
-        Runs that wait for a time, or for an end of their owner's other runs, come last.
+        Runs that wait for a time, or for an end of their owner's other runs, are in the second list.
         """
         now, busy = self._now(), Counter(at_work)
         ready = {owner: [one for one in runs if one.eligible <= now] for owner, runs in waiting.items()}
@@ -162,7 +191,7 @@ class RunQueue:
                     heap, (busy[owner], turn, ready[owner][number + 1].position, owner, number + 1)
                 )
         later = [one for runs in waiting.values() for one in runs if one.eligible > now]
-        return order + held + sorted(later, key=lambda one: one.eligible)
+        return order, held + sorted(later, key=lambda one: one.eligible)
 
     def _may_start(self, owner: str, active: int) -> bool:
         most = self._max_active(owner)

@@ -69,6 +69,7 @@ class Store:
     Attributes:
         artefacts: Cached artefacts of runs.
         count: How many runs are stored.
+        on_delete: Called with the id of each run that is deleted.
         request_key: The key of the digests of requests, once the store is open.
     """
 
@@ -85,6 +86,7 @@ class Store:
         # deletion replaces the dict, so that a read that began before it is not kept.
         self._ended: dict[tuple[str, int | None], Any] = {}
         self.count = 0
+        self.on_delete: Callable[[str], object] = lambda _: None
         self.request_key = b""
 
     async def open(self) -> None:
@@ -589,6 +591,7 @@ class Store:
         if not is_deleted:
             return False
         self.count -= 1
+        self.on_delete(record.run_id)
         self._damaged.pop(record.run_id, None)
         is_gone = await self._remove_folder(record.run_id)
         await self.artefacts.delete(record.run_id)
