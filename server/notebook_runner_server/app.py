@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from notebook_runner_server.api.server import ApiServer
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.shares_file import shares_file
 from notebook_runner_server.api.tokens import Tokens
+from notebook_runner_server.audit import AccessChange, AuditLog
 from notebook_runner_server.config import Settings
 from notebook_runner_server.confinement.environment import allowed
 from notebook_runner_server.execution import notebook as notebooks
@@ -32,6 +34,7 @@ from notebook_runner_server.observability.telemetry import Telemetry
 from notebook_runner_server.run_in_subprocess import run_in_subprocess
 from notebook_runner_server.runs.admission import LARGE_NOTEBOOK, Admission, Defaults
 from notebook_runner_server.runs.manager import RunManager
+from notebook_runner_server.runs.model import Run
 from notebook_runner_server.runs.outputs import Outputs
 from notebook_runner_server.runs.shares import ShareRules
 from notebook_runner_server.runs.sources import NotebookRoot
@@ -61,6 +64,7 @@ class App:
 
     def __init__(self, settings: Settings, backend: Backend, connections: int) -> None:
         self._settings = settings
+        self._audit = audit = AuditLog(settings.audit_log)
         store = Store(settings.state_folder, settings.max_artefact_bytes)
         root = NotebookRoot(
             Path(settings.notebook_root) if settings.notebook_root else None, settings.max_notebook_bytes
@@ -108,15 +112,23 @@ class App:
         self._settling: asyncio.Future[None] | None = None
         self._health_task: asyncio.Task[None] | None = None
         servicer = Servicer(self._manager, outputs, settings.max_streams, settings.heartbeat_interval)
-        self._tokens = Tokens(Path(settings.tokens_file)) if settings.tokens_file else None
-        self._jwts = _jwt_verifier(settings)
+        on_change = audit.access_changed
+        self._tokens = (
+            Tokens(Path(settings.tokens_file), partial(on_change, "tokens_changed"))
+            if settings.tokens_file
+            else None
+        )
+        self._jwts = _jwt_verifier(settings, partial(on_change, "scopes_changed"))
         tls_files = settings.tls_files
         self._api = ApiServer(
             servicer,
             CallerLimits(settings.max_notebook_bytes, settings.max_input_files_bytes, connections),
             AuthInterceptor(self._tokens, self._jwts, are_certified=bool(settings.tls_client_ca)),
-            None if tls_files is None else Certificates(tls_files),
+            None
+            if tls_files is None
+            else Certificates(tls_files, partial(on_change, "certificates_changed")),
             self._telemetry.call_observers,
+            audit,
             with_reflection=settings.reflection == "on",
             with_channelz=settings.channelz,
         )
@@ -131,8 +143,8 @@ class App:
         # Bound first, so that an unusable address is reported before any run continues.
         port = self._api.bind(self._settings.listen)
         self._telemetry.bind()
-        await self._manager.open(self._export_dir.open)
-        self._telemetry.watch(self._backend, self._store, self._manager.refusals)
+        await self._manager.open(self._export_dir.open, self._record_recovery)
+        self._telemetry.watch(self._backend, self._store, self._manager.refusals, self._audit)
         if self._jwts is not None:
             self._jwts.open()
         await self._api.start()
@@ -143,6 +155,10 @@ class App:
         self._health_task = asyncio.create_task(self._watch())
         _log.info("server_started", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
         announcements.ready(self._settings, port)
+
+    def _record_recovery(self, run: Run) -> None:
+        """Write the line of a run that this server found: the earlier one may have died before it did."""
+        self._audit.write("recovered", run_id=run.run_id, owner=run.owner)
 
     def _log_access(self) -> None:
         _log.info(
@@ -194,6 +210,7 @@ class App:
         await asyncio.to_thread(self._export_dir.close)
         await self._manager.close()
         await self._telemetry.close()
+        self._audit.close()
         _log.info("server_stopped")
         announcements.stopped()
 
@@ -206,13 +223,15 @@ def _share_rules(settings: Settings) -> Callable[[], ShareRules]:
     return shares_file(Path(settings.shares_file), settings.default_share).recent
 
 
-def _jwt_verifier(settings: Settings) -> JwtVerifier | None:
+def _jwt_verifier(
+    settings: Settings, on_scopes_change: Callable[[AccessChange], object]
+) -> JwtVerifier | None:
     options = settings.oidc_options
     if options is None:
         return None
     from notebook_runner_server.api.oidc import JwtVerifier  # noqa: PLC0415 - brings cryptography
 
-    return JwtVerifier(options)
+    return JwtVerifier(options, on_scopes_change)
 
 
 def prepare(

@@ -29,7 +29,7 @@ class AccessFile(Generic[ContentT]):
     Args:
         path: The file.
         parse: Parses the file's bytes; its second argument is the file's name in messages.
-        on_reload: Handles new content.
+        on_reload: Handles the previous content and the new one.
         on_error: Handles the reason why a file cannot be used, once for each reason.
 
     Raises:
@@ -41,7 +41,7 @@ class AccessFile(Generic[ContentT]):
         self,
         path: Path,
         parse: Callable[[bytes, str], ContentT],
-        on_reload: Callable[[ContentT], object],
+        on_reload: Callable[[ContentT, ContentT], object],
         on_error: Callable[[str], object],
     ) -> None:
         self._path, self._parse = path, parse
@@ -68,12 +68,13 @@ class AccessFile(Generic[ContentT]):
             content = read(self._path)
             if content == self._seen:
                 return
-            self._content = self._parse(content, str(self._path))
+            parsed = self._parse(content, str(self._path))
         except (OSError, AccessFileError) as error:
             self._complain(str(error))
             return
         self._seen, self._complaint = content, ""
-        self._on_reload(self._content)
+        before, self._content = self._content, parsed
+        self._on_reload(before, parsed)
 
     def _complain(self, complaint: str) -> None:
         if complaint != self._complaint:

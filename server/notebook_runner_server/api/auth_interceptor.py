@@ -122,7 +122,6 @@ class AuthInterceptor(Interceptor):
         checked = await self._authorize(method, handler_call_details.invocation_metadata)
         if not isinstance(checked, _Grant):
             return self._refusing(method, checked)
-        _enter(checked.caller)
         handler = await continuation(handler_call_details)
         if handler is None or not isasyncgenfunction(call := function_of(handler)):
             return handler
@@ -163,6 +162,8 @@ class AuthInterceptor(Interceptor):
             return error
         if grant is None:
             return _INVALID
+        # Also of a call that is refused for its scope.
+        _enter(grant.caller)
         needed = Scope.READ if method in READ_METHODS else Scope.RUN
         return grant if needed in grant.caller.scopes else _forbidden(grant.caller, needed)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import grpc
 
 from notebook_runner_server.api import tls_files
 from notebook_runner_server.api.tls_files import CertificatesError, TlsContents, TlsFiles
+from notebook_runner_server.audit import AccessChange
 
 _logger = logging.getLogger(__name__)
 
@@ -20,14 +22,15 @@ class Certificates:
 
     Args:
         files: The files.
+        on_change: Handles a change of the files in use; called on threads of gRPC.
 
     Raises:
         OSError: A file cannot be read.
         CertificatesError: The files are invalid.
     """
 
-    def __init__(self, files: TlsFiles) -> None:
-        self._files = files
+    def __init__(self, files: TlsFiles, on_change: Callable[[AccessChange], object] = lambda _: None) -> None:
+        self._files, self._on_change = files, on_change
         self._seen = self._good = tls_files.read_valid(files)
         self._complaint = ""
         if tls_files.is_world_readable(files.key):
@@ -53,8 +56,9 @@ class Certificates:
         self._complaint = ""
         if contents == self._good:
             return None
-        self._good = contents
+        before, self._good = self._good, contents
         _logger.info("certificates_reloaded")
+        self._on_change(tls_files.compare(before, contents))
         return _configuration(contents)
 
     def _complain(self, complaint: str) -> None:

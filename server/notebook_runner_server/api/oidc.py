@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from notebook_runner_server.api.oidc_options import (
     RefusedTokenError,
     scopes_file,
 )
+from notebook_runner_server.audit import AccessChange
 from notebook_runner_server.errors import NotReadyError
 from notebook_runner_server.runs.caller import Caller
 
@@ -48,15 +49,16 @@ class JwtVerifier:
 
     Args:
         options: The issuer, and what its tokens must have.
+        on_scopes_change: Handles a change of the scopes file.
 
     Raises:
         OSError: The scopes file cannot be read.
         AccessFileError: The scopes file is invalid.
     """
 
-    def __init__(self, options: OidcOptions) -> None:
+    def __init__(self, options: OidcOptions, on_scopes_change: Callable[[AccessChange], object]) -> None:
         self._options = options
-        self._rules = scopes_file(options.scopes_file)
+        self._rules = scopes_file(options.scopes_file, on_scopes_change)
         self._keys = KeyCache(partial(fetch_keys, options), options.key_max_age)
 
     def open(self) -> None:

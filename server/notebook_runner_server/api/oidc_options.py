@@ -5,12 +5,13 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from notebook_runner_server.api.access_file import AccessFile, AccessFileError
+from notebook_runner_server.audit import AccessChange
 from notebook_runner_server.runs.caller import Scope, parse_scopes
 
 _logger = logging.getLogger(__name__)
@@ -68,25 +69,45 @@ class ScopeRules:
     groups: Mapping[str, frozenset[Scope]]
     anyone: frozenset[Scope]
 
+    @property
+    def by_rule(self) -> dict[str, frozenset[Scope]]:
+        """The scopes of each rule, such as `name ada`, `group data-team` or `anyone`."""
+        return {
+            **{f"name {name}": scopes for name, scopes in self.names.items()},
+            **{f"group {name}": scopes for name, scopes in self.groups.items()},
+            **({"anyone": self.anyone} if self.anyone else {}),
+        }
+
     def scopes(self, name: str, groups: Iterable[str]) -> frozenset[Scope]:
         """Return the scopes of a caller: those of its name, of all its groups, and of anyone."""
         none: frozenset[Scope] = frozenset()
         return self.anyone.union(self.names.get(name, none), *(self.groups.get(one, none) for one in groups))
 
 
-def scopes_file(path: Path) -> AccessFile[ScopeRules]:
+def scopes_file(
+    path: Path, on_change: Callable[[AccessChange], object] = lambda _: None
+) -> AccessFile[ScopeRules]:
     """Open the scopes file, which is read again when it changes.
+
+    Args:
+        path: The file.
+        on_change: Handles a change of the rules, which it names as their lines begin: `group data-team`.
 
     Raises:
         OSError: The file cannot be read.
         AccessFileError: The file is invalid.
     """
+
+    def reloaded(before: ScopeRules, after: ScopeRules) -> None:
+        about = {"names": len(after.names), "groups": len(after.groups)}
+        _logger.info("oidc_scopes_reloaded", extra=about)
+        if (change := AccessChange.between(before.by_rule, after.by_rule)).is_any:
+            on_change(change)
+
     return AccessFile(
         path,
         parse_rules,
-        lambda rules: _logger.info(
-            "oidc_scopes_reloaded", extra={"names": len(rules.names), "groups": len(rules.groups)}
-        ),
+        reloaded,
         lambda why: _logger.error("oidc_scopes_not_reloaded", extra={"why": why}),
     )
 

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
+from notebook_runner_server.api.audit_interceptor import AuditInterceptor
 from notebook_runner_server.api.auth_interceptor import AuthInterceptor
 from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.error_interceptor import ErrorInterceptor
@@ -21,6 +22,7 @@ from notebook_runner_server.api.response_limiter import ResponseLimiter
 from notebook_runner_server.api.serialized_responses import SerializedResponses
 from notebook_runner_server.api.servicer import Servicer
 from notebook_runner_server.api.telemetry_interceptor import CallObserver, TelemetryInterceptor
+from notebook_runner_server.audit import AuditLog
 
 SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"].full_name
 
@@ -80,6 +82,7 @@ class ApiServer:
         auth: Checks who calls.
         certificates: The TLS certificates; None: no TLS.
         observers: The observers of calls.
+        audit_log: The audit log.
         with_reflection: Serve reflection.
         with_channelz: Serve channelz.
     """
@@ -91,14 +94,17 @@ class ApiServer:
         auth: AuthInterceptor,
         certificates: Certificates | None,
         observers: Iterable[CallObserver],
+        audit_log: AuditLog,
         *,
         with_reflection: bool,
         with_channelz: bool,
     ) -> None:
         self._certificates = certificates
+        self._audit = AuditInterceptor(audit_log)
         self._server = grpc.aio.server(
             interceptors=[
                 TelemetryInterceptor(observers),
+                *([self._audit] if audit_log.is_on else []),
                 auth,
                 ErrorInterceptor(limits.max_message_bytes),
                 ResponseLimiter(),
@@ -149,6 +155,7 @@ class ApiServer:
     async def stop(self, grace: float) -> None:
         """Stop listening, and cancel calls that have not ended after `grace` seconds."""
         await self._server.stop(grace)
+        self._audit.close()
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no types

@@ -28,6 +28,7 @@ from notebook_runner_server.api.response_limiter import (
 from notebook_runner_server.api.telemetry_interceptor import trace_context
 from notebook_runner_server.errors import InvalidFieldError, TooManyStreamsError
 from notebook_runner_server.runs.admission import MAX_DURATION
+from notebook_runner_server.runs.call_target import current_target
 from notebook_runner_server.runs.caller import current_caller
 from notebook_runner_server.runs.outputs import MESSAGE_BYTES, NOTEBOOK, Outputs
 
@@ -174,6 +175,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
 
     async def Kill(self, request: pb.KillRequest, context: Any) -> pb.KillResponse:  # noqa: ARG002, N802 - grpc's
         """Kill a run."""
+        current_target().run_id = request.run_id
         grace_period = convert.seconds(request, "grace_period") or 0.0
         if grace_period > MAX_DURATION:
             raise InvalidFieldError(
@@ -235,6 +237,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
 
     async def Delete(self, request: pb.DeleteRequest, context: Any) -> pb.DeleteResponse:  # noqa: ARG002, N802 - grpc's
         """Delete a run that has ended."""
+        current_target().run_id = request.run_id
         run = await self._manager.delete(request.run_id)
         bind_contextvars(run_id=request.run_id)
         return pb.DeleteResponse(run=None if run is None else convert.run_message(run))

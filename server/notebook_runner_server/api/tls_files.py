@@ -7,7 +7,9 @@ import ssl
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+from notebook_runner_server.audit import AccessChange
 
 
 class CertificatesError(ValueError):
@@ -85,6 +87,32 @@ def check(contents: TlsContents, files: TlsFiles) -> None:
         context.load_verify_locations(cadata=contents.client_ca.decode("ascii", "replace"))
     except ssl.SSLError as error:
         raise CertificatesError(f"{files.client_ca}: {_reason(error)}") from None
+
+
+def compare(before: TlsContents, after: TlsContents) -> AccessChange:
+    """Return which authorities of callers' certificates came and went, and the settings of changed files."""
+    pairs = {
+        "tls_cert": (before.cert, after.cert),
+        "tls_key": (before.key, after.key),
+        "tls_client_ca": (before.client_ca, after.client_ca),
+    }
+    authorities = AccessChange.between(_authorities(before.client_ca), _authorities(after.client_ca))
+    changed = [name for name, (old, new) in pairs.items() if old != new]
+    return AccessChange(authorities.added, authorities.removed, changed)
+
+
+def _authorities(content: bytes | None) -> dict[str, set[str]]:
+    """Return the names of the authorities in a file, with the serial numbers of their certificates."""
+    found: dict[str, set[str]] = {}
+    if content is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_verify_locations(cadata=content.decode("ascii", "replace"))
+        # The types of the library's stubs are wider.
+        authorities: list[dict[str, Any]] = [*context.get_ca_certs()]
+        for one in authorities:
+            name = ", ".join(f"{key}={value}" for parts in one["subject"] for key, value in parts)
+            found.setdefault(name, set()).add(one["serialNumber"])
+    return found
 
 
 def _no_password() -> str:

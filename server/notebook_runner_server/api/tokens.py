@@ -12,10 +12,12 @@ import logging
 import os
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from notebook_runner_server.api.access_file import AccessFile, AccessFileError, read
+from notebook_runner_server.audit import AccessChange
 from notebook_runner_server.runs.caller import Caller, Scope, parse_scopes
 
 _logger = logging.getLogger(__name__)
@@ -52,19 +54,26 @@ class Tokens:
 
     Args:
         path: The tokens file.
+        on_change: Handles a change of the tokens.
 
     Raises:
         OSError: The file cannot be read.
         AccessFileError: The file is invalid.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_change: Callable[[AccessChange], object] = lambda _: None) -> None:
+        self._on_change = on_change
         self._file = AccessFile(
             path,
             parse,
-            lambda entries: _logger.info("tokens_reloaded", extra={"tokens": _names(entries)}),
+            self._reloaded,
             lambda why: _logger.error("tokens_not_reloaded", extra={"why": why}),
         )
+
+    def _reloaded(self, before: tuple[TokenEntry, ...], after: tuple[TokenEntry, ...]) -> None:
+        _logger.info("tokens_reloaded", extra={"tokens": _names(after)})
+        if (change := AccessChange.between(_by_name(before), _by_name(after))).is_any:
+            self._on_change(change)
 
     @property
     def names(self) -> list[str]:
@@ -88,6 +97,13 @@ class Tokens:
     def holds(self, entry: TokenEntry) -> bool:
         """Return whether an entry was in the file within the last `access_file.RECHECK_SECONDS`."""
         return entry in self._file.recent()
+
+
+def _by_name(entries: tuple[TokenEntry, ...]) -> dict[str, set[TokenEntry]]:
+    found: dict[str, set[TokenEntry]] = {}
+    for entry in entries:
+        found.setdefault(entry.caller.name, set()).add(entry)
+    return found
 
 
 def _names(entries: tuple[TokenEntry, ...]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,9 @@ from notebook_runner_server.api import tls_files
 from notebook_runner_server.api.oidc_options import scopes_file
 from notebook_runner_server.api.shares_file import shares_file
 from notebook_runner_server.api.tokens import Tokens
+from notebook_runner_server.audit import check_path
 from notebook_runner_server.config.settings import ENVIRONMENT_PREFIX, PROCESS, Settings, limit_names
+from notebook_runner_server.confinement.policy import DEVICES, caches
 from notebook_runner_server.execution.options import WarmKernels, resolve_kernel_name
 from notebook_runner_server.export.formats import HTML_INTERACTIVE
 
@@ -62,6 +65,7 @@ def check(settings: Settings, environment: Mapping[str, str]) -> None:
         *_limits(settings),
         *_formats(settings),
         *_access(settings),
+        *_audit(settings),
         *_kernels(settings),
     ]
     if found:
@@ -73,6 +77,11 @@ def warnings(settings: Settings) -> Iterator[str]:
     if settings.tls_key and tls_files.is_world_readable(Path(settings.tls_key)):
         path = settings.tls_key
         yield f"Warning: every user of this machine can read --tls-key {path}. Run: chmod o-r {path}"
+    if settings.audit_file is not None and not settings.sandbox_options.is_on:
+        yield (
+            f"Warning: with --sandbox off, notebooks can change --audit-log {settings.audit_file}. "
+            "Use the sandbox, or --audit-log log."
+        )
     if options := settings.oidc_options:
         from notebook_runner_server.api import oidc_keys  # noqa: PLC0415 - brings cryptography
 
@@ -157,6 +166,33 @@ def _access(settings: Settings) -> Iterator[str]:
                 "--tls-cert, --tls-key or --tls-client-ca" if files.client_ca else "--tls-cert or --tls-key"
             )
             yield f"{flags} cannot be used: {_why(error)}"
+
+
+def _audit(settings: Settings) -> Iterator[str]:
+    path = settings.audit_file
+    if path is None:
+        return
+    for name, folder in _changeable(settings):
+        if path.parent.resolve().joinpath(path.name).is_relative_to(folder.resolve()):
+            why = f"it must not be in {name} ({folder}), where runs can change files. Choose another folder."
+            yield f"--audit-log {path} cannot be used: {why}"
+            return
+    try:
+        check_path(path)
+    except (OSError, ValueError) as error:
+        yield f"--audit-log {path} cannot be used: {_why(error)}"
+
+
+def _changeable(settings: Settings) -> Iterator[tuple[str, Path]]:
+    """Yield the folders that runs can change, with what each is."""
+    yield "the state folder", settings.state_folder
+    sandbox = settings.sandbox_options
+    if sandbox.root is not None:
+        yield "--notebook-root", sandbox.root
+    yield from (("--writable-folders", folder) for folder in sandbox.writable)
+    with contextlib.suppress(ValueError):  # `Settings.errors` reports it
+        yield from (("--uri-folders", Path(folder)) for folder in settings.uris.folders)
+    yield from (("the folder of devices or caches", folder) for folder in (Path(DEVICES), *caches()))
 
 
 def _why(error: Exception) -> str:

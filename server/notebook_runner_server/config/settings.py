@@ -17,6 +17,7 @@ from notebook_runner_server.api.limits import LARGEST_MESSAGE, MESSAGE_OVERHEAD
 from notebook_runner_server.api.oidc_options import OidcOptions, is_loopback, is_safe_url
 from notebook_runner_server.api.shares_file import MAX_BYTES, MAX_COUNT
 from notebook_runner_server.api.tls_files import TlsFiles
+from notebook_runner_server.audit import file_path
 from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.interface import MAX_CONTENT_BYTES, Limits
 from notebook_runner_server.execution.options import WarmKernels, warm_kernels
@@ -119,6 +120,11 @@ class Settings:
         "on",
         "Serve gRPC reflection, for tools such as grpcurl; it requires a token if other calls do.",
         choices=("on", "off"),
+    )
+    audit_log: str = setting(
+        "log",
+        "Where to record each Start, Kill, Delete, refused call and change of tokens: log for the server's "
+        "log, the path of a file, or off.",
     )
     channelz: bool = setting(False, "Serve channelz, gRPC's built-in diagnostics.")
 
@@ -356,6 +362,8 @@ class Settings:
             )
         if self.default_notebook and not self.notebook_root:
             found.append("--default-notebook needs --notebook-root.")
+        if not self.audit_log:
+            found.append("--audit-log must be log, off or the path of a file (got nothing).")
         parsers: list[Callable[[], object]] = [
             lambda: self.metrics_address,
             lambda: self.warm,
@@ -485,7 +493,13 @@ class Settings:
                 ),
                 self.export_folder,
             ),
+            logs=() if self.audit_file is None else (self.audit_file,),
         )
+
+    @property
+    def audit_file(self) -> Path | None:
+        """The file of the audit log; None: there is none."""
+        return file_path(self.audit_log)
 
     @property
     def export_folder(self) -> Path:

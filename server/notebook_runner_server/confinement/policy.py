@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import os
 import stat
 import struct
@@ -143,12 +144,13 @@ class SandboxPolicy:
 
     Attributes:
         staging_folder: The folder of the staging folders of warm kernels, on the file system of the run
-        folders. hidden: Files and folders that no kernel may read. Links are followed when a kernel is
-        started:
+            folders.
+        hidden: Files and folders that no kernel may read. Links are followed when a kernel is started:
             Kubernetes renews a secret by changing one.
         writable: Folders that each kernel may read and write, whatever they contain.
         root: The notebook root; a notebook works in its own folder below it. None: there is no root.
         caches: Folders that libraries share between processes, which kernels may write as well.
+        logs: Files that no kernel may read, nor what they were renamed to (`_rotated`).
     """
 
     staging_folder: Path
@@ -156,6 +158,7 @@ class SandboxPolicy:
     writable: tuple[Path, ...] = ()
     root: Path | None = None
     caches: tuple[Path, ...] = ()
+    logs: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +195,7 @@ def rules(policy: SandboxPolicy, own: Iterable[Path]) -> KernelRules:
     """
     opened = _opened(policy)
     # The folders that the operator opens are open as a whole.
-    hidden = [one.resolve() for one in policy.hidden]
+    hidden = _hidden(policy)
     closed = [one for one in hidden if not any(one.is_relative_to(folder) for folder in opened)]
     above = {folder for one in closed for folder in one.parents}
     # First, so that a change while the folders are read is noticed later.
@@ -235,7 +238,7 @@ def narrowed(shared: Iterable[Path], own: Iterable[Path]) -> Ruleset:
 def exposed(policy: SandboxPolicy) -> list[Path]:
     """Return the hidden paths that kernels can read, because the operator opened a folder above."""
     opened = _opened(policy)
-    hidden = [one.resolve() for one in policy.hidden]
+    hidden = _hidden(policy)
     found = [one for one in hidden if any(one.is_relative_to(folder) for folder in opened)]
     return [one for one in found if not any(folder in one.parents for folder in found)]
 
@@ -243,6 +246,17 @@ def exposed(policy: SandboxPolicy) -> list[Path]:
 def missing(policy: SandboxPolicy) -> list[Path]:
     """Return the writable folders that do not exist, for which there is no rule."""
     return [one for one in policy.writable if one not in _existing(policy.writable)]
+
+
+def _hidden(policy: SandboxPolicy) -> list[Path]:
+    """Return the files and folders that no kernel may read now, without links."""
+    rotated = [found for one in policy.logs for found in _rotated(one)]
+    return [one.resolve() for one in (*policy.hidden, *policy.logs, *rotated)]
+
+
+def _rotated(log: Path) -> Iterable[Path]:
+    """Return the files that a log was renamed to: their names begin with its own, as in `audit.log.1`."""
+    return log.parent.glob(f"{glob.escape(log.name)}[.-]*")
 
 
 def _opened(policy: SandboxPolicy) -> list[Path]:
@@ -322,6 +336,7 @@ class SandboxConfig:
         mode: "auto": what the system supports; "require": all of it or an error; "off": nothing.
         kernel_environment: Names of variables to pass to kernels in addition to the usual ones.
         hidden: Files and folders that no kernel may read, besides the state folder and kernel sockets.
+        logs: Files that no kernel may read, nor what they were renamed to.
         writable: Folders that each kernel may write.
         root: The notebook root; None: there is no root.
     """
@@ -329,6 +344,7 @@ class SandboxConfig:
     mode: str = "auto"
     kernel_environment: tuple[str, ...] = ()
     hidden: tuple[Path, ...] = ()
+    logs: tuple[Path, ...] = ()
     writable: tuple[Path, ...] = ()
     root: Path | None = None
 
@@ -350,7 +366,9 @@ class SandboxConfig:
         writable = tuple(one.resolve() for one in self.writable)
         root = self.root and self.root.resolve()
         staging_folder = state.resolve() / "places"
-        return SandboxPolicy(staging_folder, (state, sockets, *self.hidden), writable, root, caches())
+        return SandboxPolicy(
+            staging_folder, (state, sockets, *self.hidden), writable, root, caches(), self.logs
+        )
 
     def protections(self, policy: SandboxPolicy | None) -> dict[str, object]:
         """Return the active protections, for the log.

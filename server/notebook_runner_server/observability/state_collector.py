@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from notebook_runner_server.audit import AuditLog
 from notebook_runner_server.execution.interface import Backend, WarmCounts
 from notebook_runner_server.runs.shares import Quota
 from notebook_runner_server.runs.store import Store
@@ -23,15 +24,22 @@ class StateCollector(Collector):
     Args:
         backend: The backend.
         store: The store.
+        audit: The audit log.
         queue_size: The maximum number of queued runs.
         refusals: How many Starts were refused because of each quota.
     """
 
     def __init__(
-        self, backend: Backend, store: Store, queue_size: int, refusals: Mapping[Quota, int]
+        self,
+        backend: Backend,
+        store: Store,
+        audit: AuditLog,
+        queue_size: int,
+        refusals: Mapping[Quota, int],
     ) -> None:
         self._backend = backend
         self._store = store
+        self._audit = audit
         self._queue_size = queue_size
         self._refusals = refusals
         self._size = 0
@@ -52,6 +60,11 @@ class StateCollector(Collector):
             "notebook_runner_worker_deaths",
             "Workers that died or had to be ended, and were replaced.",
             value=self._backend.worker_deaths,
+        )
+        yield CounterMetricFamily(
+            "notebook_runner_audit_failures",
+            "Lines that could not be written to the file of the audit log.",
+            value=self._audit.failures,
         )
         yield from self._warm_kernels()
         refused = CounterMetricFamily(

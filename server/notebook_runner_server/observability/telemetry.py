@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from notebook_runner_server.api.telemetry_interceptor import CallObserver
+from notebook_runner_server.audit import AuditLog
 from notebook_runner_server.execution.interface import Backend
 from notebook_runner_server.observability.canonical_log import CanonicalLog
 from notebook_runner_server.runs.observer import Observer
@@ -75,12 +76,14 @@ class Telemetry:
         shown = self._settings.metrics_listen.rpartition(":")[0]
         _log.info("metrics_started", address=f"{shown}:{self._endpoint.port}", path="/metrics")
 
-    def watch(self, backend: Backend, store: Store, refusals: Mapping[Quota, int]) -> None:
-        """Add the metrics of the backend and the store, once they are open, and of refused Starts."""
+    def watch(
+        self, backend: Backend, store: Store, refusals: Mapping[Quota, int], audit: AuditLog
+    ) -> None:
+        """Add the metrics of the backend, the store and the audit log, once they are open, and of refused Starts."""
         if self._metrics is not None:
             from notebook_runner_server.observability.state_collector import StateCollector  # noqa: PLC0415 - only if wanted
 
-            self._metrics.watch(StateCollector(backend, store, self._settings.queue, refusals))
+            self._metrics.watch(StateCollector(backend, store, audit, self._settings.queue, refusals))
 
     async def close(self) -> None:
         """Send the last spans, and close the port; runs and calls have ended."""

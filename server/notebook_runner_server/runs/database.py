@@ -35,6 +35,10 @@ CHECK_SECONDS = 0.25
 CHECK_BYTES = 32 * 1024 * 1024
 """A file up to this size is always checked as a whole (0.2 s)."""
 
+_BUSY_MILLISECONDS = 5000
+_TRUNCATE_MILLISECONDS = 500
+"""How long writes wait for reads to end, so that the WAL can be emptied; a read takes some milliseconds."""
+
 _PROGRESS_STEPS = 1000
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # The file is not available now, or not to this user.
@@ -121,6 +125,8 @@ class Database:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
+            # SQLite would leave the content of deleted rows in the file until it is overwritten.
+            db.execute("PRAGMA secure_delete = ON")
         except sqlite3.DatabaseError:
             db.close()
             raise
@@ -184,6 +190,22 @@ class Database:
             if self._integrity.record(error):
                 raise damaged("", error) from error
             raise
+
+    async def truncate_log(self) -> None:
+        """Empty the WAL, which keeps what was deleted until it is overwritten.
+
+        As long as something reads from the WAL, or the disk is full, it stays; the next call empties it.
+        """
+        with contextlib.suppress(sqlite3.Error):
+            await self.run_in_order(self._truncate_log)
+
+    def _truncate_log(self) -> None:
+        assert self._write_db is not None  # noqa: S101 - open() was called
+        self._write_db.execute(f"PRAGMA busy_timeout = {_TRUNCATE_MILLISECONDS}")
+        try:
+            self._write_db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            self._write_db.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
 
     async def run_in_order(self, function: Callable[[], _T]) -> _T:
         """Call a function after all writes that are pending now."""

@@ -30,6 +30,7 @@ from notebook_runner_server.errors import (
 from notebook_runner_server.execution.interface import Backend, Cause, Failure, KeptContent, WarmCounts
 from notebook_runner_server.runs.active import ActiveRun, Retries
 from notebook_runner_server.runs.admission import Admission
+from notebook_runner_server.runs.call_target import current_target
 from notebook_runner_server.runs.caller import current_caller
 from notebook_runner_server.runs.dispatcher import Dispatcher
 from notebook_runner_server.runs.history_sizes import HistorySizes
@@ -114,11 +115,16 @@ class RunManager:
         self._shielded_tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
-    async def open(self, on_locked: Callable[[], object] = lambda: None) -> None:
+    async def open(
+        self,
+        on_locked: Callable[[], object] = lambda: None,
+        on_found: Callable[[Run], object] = lambda _: None,
+    ) -> None:
         """Recover the runs that an earlier server left, and begin to execute runs.
 
         Args:
             on_locked: Called when the state folder is locked, and before any kernel starts; may block.
+            on_found: Called with each run that had not ended.
 
         Raises:
             OSError: The state folder cannot be read or written.
@@ -128,6 +134,7 @@ class RunManager:
             await asyncio.to_thread(on_locked)
             self._measure_history()
             for record in await self._store.unended():
+                on_found(record.run)
                 try:
                     await self._recover(record)
                 except (OSError, DamagedRunError) as error:
@@ -207,7 +214,14 @@ class RunManager:
         groups = tuple(sorted(caller.groups)) if rules.groups else ()
         options = dataclasses.replace(admitted.options, origin=origin or TraceContext(), owner_groups=groups)
         admitted = dataclasses.replace(admitted, run=run, options=options)
-        return await self._shielded(self._admit(spec, digest, admitted))
+        try:
+            run = await self._shielded(self._admit(spec, digest, admitted))
+        except asyncio.CancelledError:
+            # The run may start nevertheless.
+            current_target().set_run(run.run_id, run.owner)
+            raise
+        current_target().set_run(run.run_id, run.owner)
+        return run
 
     async def _admit(self, spec: StartSpec, digest: str, admitted: Admitted) -> Run:
         async with self._admitting:
@@ -282,6 +296,9 @@ class RunManager:
                 field="request_id",
                 run_id=record.run_id,
             )
+        target = current_target()
+        target.set_run(record.run_id, record.owner)
+        target.is_repeat = True
         return self._newest_state(record.run)
 
     @property
@@ -611,11 +628,12 @@ class RunManager:
 
 
 def _check_owner(record: RunRecord | DamagedRecord) -> None:
-    """Check that the caller may change a run that it sees.
+    """Check that the caller may change a run that it sees, and which its call is about.
 
     Raises:
         NotOwnerError: It may not.
     """
+    current_target().set_run(record.run_id, record.owner)
     if not current_caller().may_change(record.owner):
         raise NotOwnerError(
             f"Run {record.run_id} belongs to {record.owner or 'no owner'}. To kill or delete it, use a token "

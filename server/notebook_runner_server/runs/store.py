@@ -119,6 +119,8 @@ class Store:
         known = await self._db.read(tables.run_ids)
         self.count = len(known)
         remaining = await self._remove_deleted(known)
+        # A server that was killed may have left it, with what it had deleted.
+        await self._db.truncate_log()
         await asyncio.to_thread(self._move_strays, known | remaining, quarantine)
 
     def _load_request_key(self, quarantine: Quarantine) -> bytes:
@@ -599,6 +601,7 @@ class Store:
             # The disk may be full; the next start does it then.
             with contextlib.suppress(StorageFullError):
                 await self._db.write(tables.folders_removed, [record.run_id])
+        await self._db.truncate_log()
         return True
 
     async def list(
