@@ -13,10 +13,11 @@ What calls return has the message of the contract in its attribute `pb`.
 """
 
 from ._contents import Image, Output
-from ._info import Kernel, ServerInfo
+from ._info import Kernel, ServerInfo, Share
 from ._ipython import load_ipython_extension as load_ipython_extension
 from ._ipython import register
 from ._requests import StartOptions
+from ._retry_policy import Retry
 from ._snapshot import Failure, KillResult, RunSnapshot
 from ._states import CellOutcome, FailureCause, RunState
 from ._version import __version__
@@ -28,6 +29,8 @@ from .errors import (
     InvalidRequest,
     LoginFailed,
     NotebookRunnerError,
+    NotOwner,
+    QuotaExceeded,
     RpcFailed,
     RunFailed,
     RunnerBusy,
@@ -66,12 +69,15 @@ __all__ = [
     "Kernel",
     "KillResult",
     "LoginFailed",
+    "NotOwner",
     "NotebookRunnerError",
     "Output",
     "OutputCleared",
     "OutputCut",
     "Printed",
+    "QuotaExceeded",
     "ResultValue",
+    "Retry",
     "RpcFailed",
     "Run",
     "RunFailed",
@@ -80,6 +86,7 @@ __all__ = [
     "RunState",
     "RunnerBusy",
     "ServerInfo",
+    "Share",
     "StartOptions",
     "StateChanged",
     "Unavailable",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from .v1 import notebook_runner_pb2 as contract
 
-__all__ = ["Kernel", "ServerInfo", "info_of"]
+__all__ = ["Kernel", "ServerInfo", "Share", "info_of"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,29 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Share:
+    """The share of a server that one owner has, and what it uses of it.
+
+    A maximum that is None is not set: only the server's own limits apply.
+
+    Attributes:
+        max_active: Maximum number of concurrent runs; further ones wait.
+        max_queued: Maximum number of queued runs; further ones are refused (`QuotaExceeded`).
+        max_history_bytes: Maximum size of all ended runs; as long as it is reached, runs are refused.
+        active: Number of runs that are being executed.
+        queued: Number of queued runs.
+        history_bytes: The size of all ended runs; zero if there is no maximum.
+    """
+
+    max_active: int | None
+    max_queued: int | None
+    max_history_bytes: int | None
+    active: int
+    queued: int
+    history_bytes: int
+
+
+@dataclass(frozen=True)
 class ServerInfo:
     """A server, its capabilities and its load.
 
@@ -44,6 +67,9 @@ class ServerInfo:
         default_notebook: The notebook that `start` runs if it names none; empty if there is none.
         has_notebook_root: Whether runs can name a notebook by `server_path`.
         problem: Why no run can start now, as a sentence; empty if runs can start.
+        caller: One's own name, which is the owner of one's runs; empty if the server asks for no credentials.
+        scopes: One's own scopes, such as `run` and `read`.
+        share: One's own share of the server; None if the server knows no shares.
         pb: The message of the contract, `notebook_runner.v1.notebook_runner_pb2.InfoResponse`.
     """
 
@@ -58,6 +84,9 @@ class ServerInfo:
     default_notebook: str
     has_notebook_root: bool
     problem: str
+    caller: str
+    scopes: tuple[str, ...]
+    share: Share | None
     pb: contract.InfoResponse = field(repr=False, compare=False)
 
 
@@ -78,5 +107,19 @@ def info_of(message: contract.InfoResponse) -> ServerInfo:
         message.default_notebook,
         message.has_notebook_root,
         message.problem,
+        message.caller,
+        tuple(message.scopes),
+        _share(message.share) if message.HasField("share") else None,
         message,
+    )
+
+
+def _share(message: contract.Share) -> Share:
+    return Share(
+        message.max_active if message.HasField("max_active") else None,
+        message.max_queued if message.HasField("max_queued") else None,
+        message.max_history_bytes if message.HasField("max_history_bytes") else None,
+        message.active,
+        message.queued,
+        message.history_bytes,
     )

@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass, field
 from html import escape
 
-from ._printable import clock, runs_ahead
+from ._attempts import attempt, place, repeated
+from ._printable import clock
 from ._states import is_terminal, reason_of, state_name
 from ._values import seconds_of
 from .v1 import notebook_runner_pb2 as pb
@@ -80,9 +81,11 @@ class Panel:
         name = f" ({self.run.name})" if self.run.name else ""
         parts = [
             f"run {self.run.run_id}{name} {state_name(self.run.state)}",
+            attempt(self.run),
             self._place(),
             self._clock(),
             self._why(),
+            repeated(self.run),
         ]
         return ", ".join(part for part in parts if part)
 
@@ -92,14 +95,24 @@ class Panel:
 
     def html(self) -> str:
         """Return the panel as HTML without scripts and style sheets."""
-        pieces = [self._heading(), self._bar(), self._failure(), self._note(), self._result()]
+        pieces = [
+            self._heading(),
+            self._bar(),
+            self._failure(),
+            self._repeated(),
+            self._note(),
+            self._result(),
+        ]
         return f'<div style="max-width:60em;font-family:sans-serif">{"".join(pieces)}</div>'
 
     def _place(self) -> str:
-        if self.run.state == pb.RUN_STATE_QUEUED and self.run.HasField("queue_position"):
-            return runs_ahead(self.run.queue_position)
+        if self.run.state == pb.RUN_STATE_QUEUED and self._is_placed():
+            return place(self.run)
         # People count from 1.
         return f"{self._completed} of {self._total} cells" if self._total else ""
+
+    def _is_placed(self) -> bool:
+        return self.run.HasField("queue_position") or self.run.HasField("not_before")
 
     def _clock(self) -> str:
         return clock(self.elapsed()) if self.run.HasField("start_time") else ""
@@ -115,7 +128,7 @@ class Panel:
 
     def _heading(self) -> str:
         name = self.run.name or self.run.notebook_path or self.run.notebook_uri or f"run {self.run.run_id}"
-        facts = [part for part in (self._place(), self._clock()) if part]
+        facts = [part for part in (attempt(self.run), self._place(), self._clock()) if part]
         colour = _COLOURS.get(self.run.state, _BLUE)
         state = f'<b style="color:{colour}">{escape(state_name(self.run.state))}</b>'
         cell = ""
@@ -137,6 +150,9 @@ class Panel:
         style = "overflow:auto;max-height:24em;font:.85em monospace"
         more = f'<pre style="{style}">{escape(trace)}</pre>' if trace else ""
         return f"<div>{escape(self._why())}</div>{more}"
+
+    def _repeated(self) -> str:
+        return f"<div>{escape(repeated(self.run))}</div>" if self.run.retried_by else ""
 
     def _note(self) -> str:
         return f"<div><i>{escape(self.note)}</i></div>" if self.note else ""

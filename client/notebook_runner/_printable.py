@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["BIDI", "COLOUR", "clean", "clock", "one_line", "runs_ahead", "size"]
+__all__ = ["BIDI", "COLOUR", "clean", "clock", "one_line", "size"]
 
 # Output of a notebook must not control the terminal: of escape sequences only colours pass, of control
 # characters only tab and line feed.
@@ -60,8 +60,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def runs_ahead(count: int) -> str:
-    """Describe the place of a run in the queue."""
-    return f"{count} run{'s' * (count != 1)} ahead" if count else "next to start"

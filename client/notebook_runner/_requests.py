@@ -12,46 +12,31 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 
 from ._files import input_files
-from ._states import parse_state
+from ._retry_policy import Retry
+from ._states import States, parse_states
+from ._values import Seconds, duration
 from .v1 import notebook_runner_pb2 as pb
 
 __all__ = [
     "Notebook",
-    "Seconds",
     "Since",
     "StartOptions",
-    "States",
     "delete_request",
-    "duration",
     "earliest",
     "kill_request",
     "list_request",
     "name_of",
-    "seconds",
     "start_request",
 ]
 
 Notebook: TypeAlias = str | os.PathLike[str] | bytes | Mapping[str, Any]
 """A local notebook: the path of a file, its content as bytes, or a dict or NotebookNode."""
 
-Seconds: TypeAlias = float | timedelta
-"""A duration, in seconds or as a timedelta."""
-
 Since: TypeAlias = datetime | timedelta
 """A time, or how long ago it was."""
-
-State: TypeAlias = str | pb.RunState.ValueType
-"""A state by name or number, or a `RunState`."""
-
-States: TypeAlias = State | Iterable[State]
-"""One state or several."""
-
-# The most that a Duration holds: 10,000 years.
-MAX_SECONDS = 315_576_000_000
 
 # The most characters of a name.
 MAX_NAME = 128
@@ -96,6 +81,10 @@ class StartOptions(TypedDict, total=False):
             notebook that has a private one: any but one named by `server_path`. `data/sales.csv` is written
             as `sales.csv`, and `lib/utils/` with all that it contains as `utils/…`. Folders named
             `__pycache__`, `.git` and `.ipynb_checkpoints` are left out. Servers of version 0.1 write none.
+        retry: When to repeat the run after a crash or an interruption; a number is that of repetitions.
+            Zero: never. Servers of version 0.1 never repeat a run.
+        priority: The order among one's own queued runs, from -100 to 100: those with higher numbers start
+            first.
     """
 
     server_path: str
@@ -117,6 +106,8 @@ class StartOptions(TypedDict, total=False):
     request_id: str
     name: str
     files: Iterable[str | os.PathLike[str]]
+    retry: Retry | int
+    priority: int
 
 
 # The options that are fields of the request as they are.
@@ -134,6 +125,7 @@ _FIELDS = {
     "server_path": "notebook_path",
     "notebook_uri": "notebook_uri",
     "name": "name",
+    "priority": "priority",
 }
 _DURATIONS = ("run_timeout", "cell_timeout", "output_timeout", "retention")
 
@@ -182,16 +174,15 @@ def delete_request(run_id: str) -> pb.DeleteRequest:
     return pb.DeleteRequest(run_id=run_id)
 
 
-def list_request(states: States, labels: Mapping[str, str] | None, page_size: int) -> pb.ListRequest:
+def list_request(
+    states: States, labels: Mapping[str, str] | None, page_size: int, owner: str = ""
+) -> pb.ListRequest:
     """Build the request for the first page of runs.
 
     Raises:
         ValueError: There is no such state.
     """
-    several = [states] if isinstance(states, str | int) else states
-    return pb.ListRequest(
-        states=[parse_state(state) for state in several], labels=labels, page_size=page_size
-    )
+    return pb.ListRequest(states=parse_states(states), labels=labels, page_size=page_size, owner=owner)
 
 
 def earliest(since: Since | None) -> datetime | None:
@@ -210,33 +201,6 @@ def earliest(since: Since | None) -> datetime | None:
     return value.astimezone(UTC)
 
 
-def seconds(value: Seconds) -> float:
-    """Return a duration in seconds."""
-    return value.total_seconds() if isinstance(value, timedelta) else float(value)
-
-
-def duration(value: Seconds) -> Duration:
-    """Convert a duration to the contract's message.
-
-    Raises:
-        TypeError: The value is not a duration.
-        ValueError: The value is infinite, not a number, or out of range.
-    """
-    result = Duration()
-    number: object = value
-    if isinstance(value, timedelta):
-        result.FromTimedelta(value)
-    elif not isinstance(number, numbers.Real):
-        raise TypeError(
-            f"A duration must be a number of seconds or a timedelta (got {type(value).__name__})."
-        )
-    elif abs(value) <= MAX_SECONDS:  # false for NaN
-        result.FromNanoseconds(round(value * 1e9))
-    else:
-        raise ValueError(f"A duration must be a number of seconds up to {MAX_SECONDS} (got {value}).")
-    return result
-
-
 def _option(name: str, value: Any) -> pb.StartRequest:
     """Return the part of the request that one option sets."""
     if name not in StartOptions.__annotations__:
@@ -248,6 +212,8 @@ def _option(name: str, value: Any) -> pb.StartRequest:
     if name == "files":
         return pb.StartRequest(files=input_files(value))
     try:
+        if name == "retry":
+            return _retry(value)
         field: dict[str, Any] = {name: duration(value)} if name in _DURATIONS else {_FIELDS[name]: value}
         return pb.StartRequest(**field)
     except (TypeError, ValueError) as error:
@@ -255,6 +221,11 @@ def _option(name: str, value: Any) -> pb.StartRequest:
         kind = StartOptions.__annotations__[name].__forward_arg__
         known = ValueError if isinstance(error, ValueError) else TypeError
         raise known(f"{name} must be {kind}: {error}") from None
+
+
+def _retry(value: Any) -> pb.StartRequest:
+    policy = value if isinstance(value, Retry) else Retry(value)
+    return pb.StartRequest(retry=policy.message() if policy.max_retries else None)
 
 
 def _no_option(name: str) -> str:

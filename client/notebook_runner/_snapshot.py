@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._panel import Panel
 from ._printable import one_line
+from ._retry_policy import Retry
 from ._states import FailureCause, RunState, cause_of, is_terminal, reason_of, state_of
 from ._values import named_values, span, utc
 from .v1 import notebook_runner_pb2 as contract
@@ -90,6 +91,41 @@ class RunSnapshot:
     def name(self) -> str:
         """The name for people: as given, else that of the notebook's file; empty if there is neither."""
         return self.pb.name
+
+    @property
+    def owner(self) -> str:
+        """The name of the caller that started the run; empty if the server asked for no credentials then."""
+        return self.pb.owner
+
+    @property
+    def priority(self) -> int:
+        """The order among the owner's queued runs: those with higher numbers start first."""
+        return self.pb.priority
+
+    @property
+    def retry(self) -> Retry | None:
+        """When the server repeats the run; None: never."""
+        return Retry.of(self.pb.retry) if self.pb.HasField("retry") else None
+
+    @property
+    def attempt(self) -> int:
+        """1 for the run of a `start`, 2 for its first repetition, and so on."""
+        return self.pb.attempt or 1
+
+    @property
+    def retry_of(self) -> str:
+        """The id of the run that this run repeats; empty if it repeats none."""
+        return self.pb.retry_of
+
+    @property
+    def retried_by(self) -> str:
+        """The id of the run that repeats this run; empty if there is none, and until this run has ended."""
+        return self.pb.retried_by
+
+    @property
+    def not_before(self) -> datetime | None:
+        """The earliest start of a repetition, in UTC; None for other runs."""
+        return utc(self.pb.not_before) if self.pb.HasField("not_before") else None
 
     @property
     def state(self) -> RunState:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from .v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from google.protobuf.descriptor import EnumDescriptor
 
 __all__ = [
@@ -17,6 +16,7 @@ __all__ = [
     "CellOutcome",
     "FailureCause",
     "RunState",
+    "States",
     "advice_of",
     "cause_name",
     "cause_of",
@@ -24,6 +24,7 @@ __all__ = [
     "newest",
     "outcome_of",
     "parse_state",
+    "parse_states",
     "reason_of",
     "state_name",
     "state_of",
@@ -31,6 +32,12 @@ __all__ = [
 ]
 
 NameT = TypeVar("NameT", bound=StrEnum)
+
+State: TypeAlias = str | pb.RunState.ValueType
+"""A state by name or number, or a `RunState`."""
+
+States: TypeAlias = State | Iterable[State]
+"""One state or several."""
 
 
 class RunState(StrEnum):
@@ -198,7 +205,16 @@ def reason_of(failure: pb.Failure) -> str:
     return f"{failure.exception_name}: {message}" if message else failure.exception_name
 
 
-def parse_state(state: str | pb.RunState.ValueType) -> pb.RunState.ValueType:
+def parse_states(states: States) -> list[pb.RunState.ValueType]:
+    """Parse one state or several.
+
+    Raises:
+        ValueError: Unknown state; the message lists the states.
+    """
+    return [parse_state(state) for state in ([states] if isinstance(states, str | int) else states)]
+
+
+def parse_state(state: State) -> pb.RunState.ValueType:
     """Parse a state, given as its number or name: `running`, `timed-out`, `RUN_STATE_TIMED_OUT`.
 
     Raises:

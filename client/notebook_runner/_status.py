@@ -13,6 +13,8 @@ from .errors import (
     AccessDenied,
     FieldViolation,
     InvalidRequest,
+    NotOwner,
+    QuotaExceeded,
     RpcFailed,
     RunnerBusy,
     RunNotFound,
@@ -29,6 +31,8 @@ _DETAILS_KEY = "grpc-status-details-bin"
 
 _BY_REASON: dict[str, type[RpcFailed]] = {
     "RUNNER_BUSY": RunnerBusy,
+    "QUOTA_EXCEEDED": QuotaExceeded,
+    "NOT_OWNER": NotOwner,
     "RUN_NOT_FOUND": RunNotFound,
     # RESOURCE_EXHAUSTED like a busy runner, but repeating it will not help.
     "NOTEBOOK_TOO_LARGE": InvalidRequest,

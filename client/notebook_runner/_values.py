@@ -1,17 +1,25 @@
-"""Converts values of the contract to Python's."""
+"""Converts values between the contract and Python."""
 
 from __future__ import annotations
 
 import json
+import numbers
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from google.protobuf.duration_pb2 import Duration
 
 if TYPE_CHECKING:
-    from google.protobuf.duration_pb2 import Duration
     from google.protobuf.struct_pb2 import ListValue, Struct, Value
     from google.protobuf.timestamp_pb2 import Timestamp
 
-__all__ = ["from_struct", "named_values", "seconds_of", "span", "utc"]
+__all__ = ["Seconds", "duration", "from_struct", "named_values", "seconds", "seconds_of", "span", "utc"]
+
+Seconds: TypeAlias = float | timedelta
+"""A duration, in seconds or as a timedelta."""
+
+# The most that a Duration holds: 10,000 years.
+MAX_SECONDS = 315_576_000_000
 
 
 def utc(moment: Timestamp) -> datetime:
@@ -22,6 +30,33 @@ def utc(moment: Timestamp) -> datetime:
 def span(duration: Duration) -> timedelta:
     """Return a duration as a timedelta."""
     return duration.ToTimedelta()
+
+
+def seconds(value: Seconds) -> float:
+    """Return a duration in seconds."""
+    return value.total_seconds() if isinstance(value, timedelta) else float(value)
+
+
+def duration(value: Seconds) -> Duration:
+    """Convert a duration to the contract's message.
+
+    Raises:
+        TypeError: The value is not a duration.
+        ValueError: The value is infinite, not a number, or out of range.
+    """
+    result = Duration()
+    number: object = value
+    if isinstance(value, timedelta):
+        result.FromTimedelta(value)
+    elif not isinstance(number, numbers.Real):
+        raise TypeError(
+            f"A duration must be a number of seconds or a timedelta (got {type(value).__name__})."
+        )
+    elif abs(value) <= MAX_SECONDS:  # false for NaN
+        result.FromNanoseconds(round(value * 1e9))
+    else:
+        raise ValueError(f"A duration must be a number of seconds up to {MAX_SECONDS} (got {value}).")
+    return result
 
 
 def seconds_of(moment: Timestamp) -> float:

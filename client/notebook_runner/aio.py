@@ -16,22 +16,20 @@ from ._notebook import SHOWN_TIMEOUT, attach, shown
 from ._output import OutputFile, Pages, format_of, node_reader, open_archive, open_output
 from ._requests import (
     Notebook,
-    Seconds,
     Since,
     StartOptions,
-    States,
     delete_request,
     earliest,
     kill_request,
     list_request,
-    seconds,
     start_request,
 )
 from ._retry import RECONNECT_TIMEOUT, ProgressReader
 from ._snapshot import KillResult, RunSnapshot
-from ._states import ACTIVE, newest, to_kill
+from ._states import ACTIVE, States, newest, to_kill
 from ._tables import tables_of
 from ._transport import AsyncTransport
+from ._values import Seconds, seconds
 from ._waiting import checked, latest, not_connected, still_active
 from .errors import RpcFailed, RunFailed
 from .events import Event, event_of
@@ -118,12 +116,12 @@ class AsyncClient:
         return AsyncRun((await self._transport.call(self._transport.stub.Start, request)).run, self)
 
     async def run(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> AsyncRun:
-        """Start a run, wait until it ends, and return it.
+        """Start a run, wait until it ends, and return it; with the option `retry`, its last attempt.
 
         Arguments are those of `Client.run`. A cancellation leaves the run running.
 
         Raises:
-            RunFailed: The run ended in a state other than SUCCEEDED. Its output is still available.
+            RunFailed: The run, or its last attempt, did not succeed. Its output is still available.
             RpcFailed: As for `start` and `progress`. The run may continue.
         """
         run = await self.start(notebook, **options)
@@ -148,29 +146,36 @@ class AsyncClient:
         run_id: str = "",
         *,
         timeout: Seconds | None = None,  # noqa: ASYNC109 - that of `Client.wait`
+        retries: bool = True,
         reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
     ) -> AsyncRun:
         """Wait until a run ends, and return it, however it ended.
 
-        A run that did not succeed raises nothing; arguments and errors are those of `Client.wait`.
+        A run that did not succeed raises nothing; arguments, result and errors are those of `Client.wait`.
         """
         limit = None if timeout is None else seconds(timeout)
-        if limit == 0:
-            return checked(await self.get(run_id))
-        waiting = asyncio.timeout(limit)
+        waiting = asyncio.timeout(None if limit == 0 else limit)
+        followed: list[str] = []
         try:
             async with waiting:
-                run_id = run_id or await self._newest()
-                request = pb.ProgressRequest(run_id=run_id, omit_cell_output=True)
-                reader = ProgressReader(request, seconds(reconnect_timeout), reached=self._transport.reached)
-                async with contextlib.aclosing(self._transport.follow(reader)) as stream:
-                    events = [event async for event in stream]
+                if limit != 0:
+                    run_id = run_id or await self._newest()
+                while True:
+                    if limit == 0:
+                        run = checked(await self.get(run_id))
+                    else:
+                        run = await self._wait_for(run_id, seconds(reconnect_timeout))
+                        followed.append(run_id)
+                    if not (retries and run.retried_by):
+                        break
+                    run_id = run.retried_by
         except TimeoutError:
             if limit is None or not waiting.expired():
                 raise
             raise still_active(run_id, limit) from None
-        await self._await_view(run_id)
-        return AsyncRun(latest(run_id, events), self)
+        for one in followed:
+            await self._await_view(one)
+        return run
 
     async def progress(
         self,
@@ -262,11 +267,12 @@ class AsyncClient:
         state: States = (),
         label: Mapping[str, str] | None = None,
         since: Since | None = None,
+        owner: str = "",
         page_size: int = 0,
         on_damaged: Callable[[str], object] | None = None,
     ) -> AsyncGenerator[AsyncRun, None]:
         """Iterate over runs, newest first; arguments and errors are those of `Client.runs`."""
-        request, oldest = list_request(state, label, page_size), earliest(since)
+        request, oldest = list_request(state, label, page_size, owner), earliest(since)
         while True:
             response = await self._transport.call(self._transport.stub.List, request)
             if on_damaged is not None:
@@ -296,15 +302,38 @@ class AsyncClient:
         """Return the server's version, kernels, formats and URI schemes, and how busy it is."""
         return info_of(await self._transport.call(self._transport.stub.Info, pb.InfoRequest()))
 
-    async def _newest(self) -> str:
+    async def _wait_for(self, run_id: str, reconnect: float) -> AsyncRun:
+        """Wait until one attempt ends.
+
+        Args:
+            run_id: The attempt.
+            reconnect: How long to try to reconnect, in seconds.
+        """
+        request = pb.ProgressRequest(run_id=run_id, omit_cell_output=True)
+        reader = ProgressReader(request, reconnect, reached=self._transport.reached)
+        async with contextlib.aclosing(self._transport.follow(reader)) as stream:
+            events = [event async for event in stream]
+        return AsyncRun(latest(run_id, events), self)
+
+    async def _caller(self) -> str:
+        # A caller that may see the runs of others means its own by an empty id.
+        try:
+            return (await self.info()).caller
+        except RpcFailed as error:
+            if error.code is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+        return ""  # a server of version 0.1 has no owners
+
+    async def _newest(self, owner: str | None = None) -> str:
         # Resolved once, because another run may become the newest before a retry or the next page.
-        response = await self._transport.call(self._transport.stub.List, pb.ListRequest(page_size=1))
-        return newest(response)
+        request = pb.ListRequest(page_size=1, owner=await self._caller() if owner is None else owner)
+        return newest(await self._transport.call(self._transport.stub.List, request))
 
     async def _to_kill(self) -> str:
         # Resolved here, so that a repeated call cannot kill another run.
-        run = to_kill([run.pb async for run in self.runs(state=ACTIVE)])
-        return run.run_id if run else await self._newest()
+        owner = await self._caller()
+        run = to_kill([run.pb async for run in self.runs(state=ACTIVE, owner=owner)])
+        return run.run_id if run else await self._newest(owner)
 
     async def _pages(
         self, run_id: str, artefact_format: str, *, omit_input: bool
@@ -347,15 +376,18 @@ class AsyncRun(RunSnapshot):
         self,
         *,
         timeout: Seconds | None = None,  # noqa: ASYNC109 - that of `Run.wait`
+        retries: bool = True,
         reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
     ) -> AsyncRun:
-        """Wait until the run ends, and return it, however it ended.
+        """Wait until the run ends, and return it, however it ended; if it is repeated, its last attempt.
 
         Arguments and errors are those of `Client.wait`.
         """
-        if self.is_terminal:
+        if self.is_terminal and not (retries and self.retried_by):
             return self
-        return await self._connected.wait(self.id, timeout=timeout, reconnect_timeout=reconnect_timeout)
+        return await self._connected.wait(
+            self.retried_by or self.id, timeout=timeout, retries=retries, reconnect_timeout=reconnect_timeout
+        )
 
     def raise_for_state(self) -> Self:
         """Return this run, if it has succeeded or is still active. Needs no `await`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
@@ -16,22 +17,20 @@ from ._notebook import SHOWN_TIMEOUT, attach, shown
 from ._output import OutputFile, Pages, format_of, node_reader, open_archive, open_output
 from ._requests import (
     Notebook,
-    Seconds,
     Since,
     StartOptions,
-    States,
     delete_request,
     earliest,
     kill_request,
     list_request,
-    seconds,
     start_request,
 )
 from ._retry import RECONNECT_TIMEOUT, ProgressReader
 from ._snapshot import KillResult, RunSnapshot
-from ._states import ACTIVE, newest, to_kill
+from ._states import ACTIVE, States, newest, to_kill
 from ._tables import tables_of
 from ._transport import Transport
+from ._values import Seconds, seconds
 from ._waiting import checked, latest, not_connected, still_active
 from .errors import RpcFailed, RunFailed, Unavailable
 from .events import Event, event_of
@@ -124,6 +123,7 @@ class Client:
 
         Raises:
             RunnerBusy: All workers are busy and the queue is full.
+            QuotaExceeded: One's own share of the server is used up.
             InvalidRequest: The server cannot run this notebook with these options.
             TypeError: The notebook, an option or a parameter is of a type that cannot be sent, or there
                 is no such option.
@@ -134,14 +134,14 @@ class Client:
         return Run(self._transport.call(self._transport.stub.Start, request).run, self)
 
     def run(self, notebook: Notebook | None = None, **options: Unpack[StartOptions]) -> Run:
-        """Start a run, wait until it ends, and return it.
+        """Start a run, wait until it ends, and return it; with the option `retry`, its last attempt.
 
         Args:
             notebook: As for `start`.
             **options: See `StartOptions`.
 
         Raises:
-            RunFailed: The run ended in a state other than SUCCEEDED. Its output is still available.
+            RunFailed: The run, or its last attempt, did not succeed. Its output is still available.
             RpcFailed: As for `start` and `progress`. The run may continue.
         """
         return self.start(notebook, **options).wait().raise_for_state()
@@ -175,36 +175,39 @@ class Client:
         run_id: str = "",
         *,
         timeout: Seconds | None = None,
+        retries: bool = True,
         reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
     ) -> Run:
         """Wait until a run ends, and return it, however it ended.
 
-        A run that did not succeed raises nothing: check `run.ok`, or call `run.raise_for_state()`.
+        A run that did not succeed raises nothing: check `run.ok`, or call `run.raise_for_state()`. If the
+        server repeats the run (the option `retry`), waits for its last attempt, and returns that run.
 
         Args:
             run_id: The run; empty for the newest.
-            timeout: How long to wait, in seconds; None: without a limit. Zero: only check.
+            timeout: How long to wait, in seconds; None: without a limit. Zero: only check. For all attempts
+                together.
+            retries: Whether to wait for the last attempt. False: only for the attempt with this id.
             reconnect_timeout: As for `progress`.
 
         Raises:
-            TimeoutError: The run has not ended in time. It continues.
-            RunNotFound: The run does not exist.
+            TimeoutError: The run, or its last attempt, has not ended in time. It continues.
+            RunNotFound: The run, or one that repeats it, does not exist.
             Unavailable: The client could not reconnect in time.
         """
         limit = None if timeout is None else seconds(timeout)
-        if limit == 0:
-            return checked(self.get(run_id))
-        run_id = run_id or self._newest()
-        request = pb.ProgressRequest(run_id=run_id, omit_cell_output=True)
-        reader = ProgressReader(request, seconds(reconnect_timeout), reached=self._transport.reached)
-        try:
-            run = latest(run_id, self._transport.follow(reader, limit))
-        except Unavailable as error:
-            if limit is None or error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise
-            raise still_active(run_id, limit) from None
-        self._await_view(run_id)
-        return Run(run, self)
+        end = None if limit is None else time.monotonic() + limit
+        if limit != 0:
+            run_id = run_id or self._newest()
+        while True:
+            if limit == 0:
+                run = checked(self.get(run_id))
+            else:
+                left = None if end is None else max(0.0, end - time.monotonic())
+                run = self._wait_for(run_id, left, limit, seconds(reconnect_timeout))
+            if not (retries and run.retried_by):
+                return run
+            run_id = run.retried_by
 
     def progress(
         self,
@@ -347,6 +350,7 @@ class Client:
         state: States = (),
         label: Mapping[str, str] | None = None,
         since: Since | None = None,
+        owner: str = "",
         page_size: int = 0,
         on_damaged: Callable[[str], object] | None = None,
     ) -> Iterator[Run]:
@@ -358,6 +362,7 @@ class Client:
             label: Return only runs with all of these labels.
             since: Return only runs admitted at this time or later. A timedelta counts back from now, and a
                 datetime without a time zone is in local time.
+            owner: Return only runs of this owner. Empty: of all owners whose runs the caller may see.
             page_size: Number of runs per page. Zero: the server's default.
             on_damaged: Called with the id of each run whose record is damaged in the server's state folder;
                 such runs are not among those returned.
@@ -365,7 +370,7 @@ class Client:
         Raises:
             ValueError: A state does not exist.
         """
-        request, oldest = list_request(state, label, page_size), earliest(since)
+        request, oldest = list_request(state, label, page_size, owner), earliest(since)
         while True:
             response = self._transport.call(self._transport.stub.List, request)
             if on_damaged is not None:
@@ -395,15 +400,47 @@ class Client:
         """Return the server's version, kernels, formats and URI schemes, and how busy it is."""
         return info_of(self._transport.call(self._transport.stub.Info, pb.InfoRequest()))
 
-    def _newest(self) -> str:
+    def _wait_for(self, run_id: str, left: float | None, limit: float | None, reconnect: float) -> Run:
+        """Wait until one attempt ends.
+
+        Args:
+            run_id: The attempt.
+            left: How long to wait, in seconds; None: without a limit.
+            limit: How long to wait for all attempts.
+            reconnect: How long to try to reconnect, in seconds.
+        """
+        request = pb.ProgressRequest(run_id=run_id, omit_cell_output=True)
+        reader = ProgressReader(request, reconnect, reached=self._transport.reached)
+        try:
+            run = latest(run_id, self._transport.follow(reader, left))
+        except Unavailable as error:
+            if limit is None or error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+            raise still_active(run_id, limit) from None
+        self._await_view(run_id)
+        return Run(run, self)
+
+    def _caller(self) -> str:
+        # A caller that may see the runs of others means its own by an empty id.
+        try:
+            return self.info().caller
+        except RpcFailed as error:
+            if error.code is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+        return ""  # a server of version 0.1 has no owners
+
+    def _newest(self, owner: str | None = None) -> str:
         # Resolved once, because another run may become the newest before a retry or the next page.
-        response = self._transport.call(self._transport.stub.List, pb.ListRequest(page_size=1))
-        return newest(response)
+        owner = self._caller() if owner is None else owner
+        return newest(
+            self._transport.call(self._transport.stub.List, pb.ListRequest(page_size=1, owner=owner))
+        )
 
     def _to_kill(self) -> str:
         # Resolved here, so that a repeated call cannot kill another run.
-        run = to_kill(run.pb for run in self.runs(state=ACTIVE))
-        return run.run_id if run else self._newest()
+        owner = self._caller()
+        run = to_kill(run.pb for run in self.runs(state=ACTIVE, owner=owner))
+        return run.run_id if run else self._newest(owner)
 
     def _pages(self, run_id: str, artefact_format: str, *, omit_input: bool) -> Iterator[bytes]:
         pages = Pages(run_id, artefact_format, omit_input=omit_input)
@@ -448,15 +485,23 @@ class Run(RunSnapshot):
         """
         return self._connected.get(self.id)
 
-    def wait(self, *, timeout: Seconds | None = None, reconnect_timeout: Seconds = RECONNECT_TIMEOUT) -> Run:
-        """Wait until the run ends, and return it, however it ended.
+    def wait(
+        self,
+        *,
+        timeout: Seconds | None = None,
+        retries: bool = True,
+        reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
+    ) -> Run:
+        """Wait until the run ends, and return it, however it ended; if it is repeated, its last attempt.
 
         Arguments and errors are those of `Client.wait`. For an exception if the run did not succeed, call
         `raise_for_state` of the result.
         """
-        if self.is_terminal:
+        if self.is_terminal and not (retries and self.retried_by):
             return self
-        return self._connected.wait(self.id, timeout=timeout, reconnect_timeout=reconnect_timeout)
+        return self._connected.wait(
+            self.retried_by or self.id, timeout=timeout, retries=retries, reconnect_timeout=reconnect_timeout
+        )
 
     def raise_for_state(self) -> Self:
         """Return this run, if it has succeeded or is still active.

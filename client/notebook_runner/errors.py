@@ -7,7 +7,9 @@
     │   ├── InvalidRequest    the request is invalid; the message says what to change
     │   ├── RunNotFound       there is no such run
     │   ├── RunnerBusy        all workers are busy; try again after `retry_after` seconds
+    │   ├── QuotaExceeded     one's own share of the server is used up; `quota` says of what
     │   ├── AccessDenied      the token is missing or invalid, or does not allow this call
+    │   │   └── NotOwner      the run belongs to another owner, and may only be read
     │   └── Unavailable       the server cannot be reached, is not ready, is shutting down, or timed out
     ├── LoginFailed           a login, or the refresh of its tokens, failed
     └── RunFailed             the run ended in another state than SUCCEEDED
@@ -37,7 +39,9 @@ __all__ = [
     "FieldViolation",
     "InvalidRequest",
     "LoginFailed",
+    "NotOwner",
     "NotebookRunnerError",
+    "QuotaExceeded",
     "RpcFailed",
     "RunFailed",
     "RunNotFound",
@@ -123,8 +127,35 @@ class RunnerBusy(RpcFailed):
         return self.metadata.get("run_id", "")
 
 
+class QuotaExceeded(RpcFailed):
+    """The caller's own share of the server is used up. No run was started."""
+
+    @property
+    def quota(self) -> str:
+        """What is used up: `queued`, the number of queued runs, or `history`, the size of all ended runs.
+
+        The first frees up when a queued run starts; the second when ended runs are deleted.
+        """
+        return self.metadata.get("quota", "")
+
+    @property
+    def limit(self) -> int | None:
+        """The maximum, as a number of runs or of bytes; None if the server does not say."""
+        text = self.metadata.get("limit", "")
+        return int(text) if text.isdecimal() else None
+
+
 class AccessDenied(RpcFailed):
     """The token is missing or invalid, or does not allow this call."""
+
+
+class NotOwner(AccessDenied):
+    """The run belongs to another owner: the caller may read it, but not kill or delete it."""
+
+    @property
+    def owner(self) -> str:
+        """The owner of the run; empty if the server does not say, or if it has none."""
+        return self.metadata.get("owner", "")
 
 
 class Unavailable(RpcFailed):

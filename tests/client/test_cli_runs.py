@@ -11,15 +11,13 @@ from typing import Any
 import grpc
 import pytest
 from click.testing import CliRunner
-from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import error_details_pb2, status_pb2
 
 from notebook_runner.cli import main
 from notebook_runner.cli._calls import CommandClient
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.fake_server import FakeServer, Refusal
+from tests.support.fake_server import FakeServer, refusal
 from tests.support.notebooks import code, content, notebook, parsed, written
 from tests.support.terminal import on_a_terminal
 
@@ -97,14 +95,6 @@ def command(fake: FakeServer, tmp_path: Path) -> Command:
         )
 
     return run
-
-
-def refusal(code_: grpc.StatusCode, reason: str, message: str, **metadata: str) -> Refusal:
-    """A status as the server answers it."""
-    detail = any_pb2.Any()
-    detail.Pack(error_details_pb2.ErrorInfo(domain="notebook-runner", reason=reason, metadata=metadata))
-    status = status_pb2.Status(code=code_.value[0], message=message, details=[detail])
-    return Refusal(code_, status.SerializeToString())
 
 
 def display(

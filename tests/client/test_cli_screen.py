@@ -5,10 +5,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import trustme
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from notebook_runner import Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
@@ -326,3 +328,108 @@ def test_grpcs_own_lines_stay_out_of_the_screen(tmp_path: Path) -> None:
     fake.stop()
     assert text.startswith("error: Cannot reach")
     assert "ssl_transport_security" not in text.replace("\n", "")
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_attempts_on_the_screen(tmp_path: Path, columns: int) -> None:
+    """The bar of an attempt stays where it ended, with the reason below; that of the next one says when."""
+    fake = FakeServer()
+    started = threading.Event()
+    first: dict[str, Any] = {"run_id": "r1", "attempt": 1, "retry": pb.RetryPolicy(max_retries=1)}
+    second: dict[str, Any] = {**first, "run_id": "r2", "attempt": 2, "retry_of": "r1"}
+    crashed = pb.Run(
+        **first,
+        state=pb.RUN_STATE_CRASHED,
+        retried_by="r2",
+        failure=pb.Failure(message="The kernel died."),
+        cells_total=3,
+    )
+
+    def hold() -> pb.ProgressResponse:
+        started.wait(WAIT_SECONDS)
+        return changed(2, pb.Run(**second, state=pb.RUN_STATE_RUNNING))
+
+    fake.answers("Start", pb.StartResponse(run=pb.Run(**first)))
+    fake.answers(
+        "Progress",
+        changed(1, pb.Run(**first, state=pb.RUN_STATE_RUNNING)),
+        pb.ProgressResponse(sequence=2, cells_completed=1, cells_total=3, run_changed=crashed),
+    )
+    later = Timestamp(seconds=4_000_000_000)
+    fake.answers(
+        "Progress",
+        changed(1, pb.Run(**second, state=pb.RUN_STATE_QUEUED, not_before=later)),
+        hold,
+        changed(3, pb.Run(**second, state=pb.RUN_STATE_SUCCEEDED)),
+    )
+    with Screen(
+        tmp_path, PROGRAM, "--target", fake.target, "run", "--retries", "1", columns=columns
+    ) as screen:
+        lines = screen.until("not before 2096-10-02")
+        assert all(len(line) <= columns for line in lines)
+        assert lines[0].startswith("✗")
+        assert "1/3" in lines[0]
+        assert lines[1:3] == [
+            "run r1 crashed (attempt 1 of 2): The kernel died.",
+            "repeating it as run r2 (attempt 2 of 2)",
+        ]
+        assert "0/?" in lines[3]
+        started.set()
+        assert screen.exit_code() == 0
+        lines = screen.lines()
+    fake.stop()
+    assert lines[-1] == "run r2 succeeded (attempt 2 of 2)"
+    assert lines[-2].startswith("✓")
+
+
+def test_a_kill_after_the_end_of_an_attempt(tmp_path: Path) -> None:
+    """If the run has crashed before the key was pressed, the run that repeats it is killed."""
+    fake = FakeServer()
+    over = threading.Event()
+    crashed = pb.Run(run_id="r1", state=pb.RUN_STATE_CRASHED, retried_by="r2")
+    killed = pb.Run(run_id="r2", state=pb.RUN_STATE_KILLED, attempt=2)
+
+    def hold() -> pb.ProgressResponse:
+        over.wait(WAIT_SECONDS)
+        return printed(2)
+
+    fake.answers("Start", pb.StartResponse(run=pb.Run(run_id="r1")))
+    fake.answers("Progress", changed(1, pb.Run(run_id="r1", state=pb.RUN_STATE_RUNNING)), hold)
+    fake.answers("Kill", pb.KillResponse(run=crashed, already_ended=True))
+    fake.answers("Kill", pb.KillResponse(run=killed))
+    fake.answers("Progress", changed(2, crashed))
+    fake.answers("Progress", changed(1, killed))
+    with Screen(tmp_path, PROGRAM, "--target", fake.target, "run", "--retries", "1") as screen:
+        screen.until("running")
+        screen.press("C-c")
+        screen.until("[k]ill, [l]eave or [c]ontinue?")
+        screen.press("k")
+        assert screen.exit_code() == 4
+    over.set()
+    fake.stop()
+    assert [one.run_id for one in fake.asked if isinstance(one, pb.KillRequest)] == ["r1", "r2"]
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_a_list_of_a_team_on_the_screen(tmp_path: Path, columns: int) -> None:
+    """Owners and reasons are there however narrow it is; attempts and labels where there is room."""
+    fake = FakeServer()
+    failed: dict[str, Any] = {
+        "state": pb.RUN_STATE_FAILED,
+        "failure": pb.Failure(message="A reason that takes some room."),
+    }
+    runs = [
+        pb.Run(run_id="20261129-080000-0123abcd", owner="ada", attempt=2, name="nightly report", **failed),
+        pb.Run(run_id="20261129-070000-4567cdef", owner="bob", labels={"team": "data, mostly"}, **failed),
+    ]
+    for run in runs:
+        run.create_time.GetCurrentTime()
+    fake.answers("List", pb.ListResponse(runs=runs))
+    with Screen(tmp_path, PROGRAM, "--target", fake.target, "list", columns=columns) as screen:
+        assert screen.exit_code() == 0
+        heading, *lines = screen.lines()
+    fake.stop()
+    wide = ["ATTEMPT", "OWNER", "LABELS", "REASON"] if columns == 140 else ["OWNER", "REASON"]
+    assert heading.split()[6:] == wide
+    assert len(lines) == 2
+    assert all("A reason" in line for line in lines)

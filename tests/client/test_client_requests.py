@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 
-from notebook_runner import RunState, StartOptions, _requests, _states
+from notebook_runner import RunState, StartOptions, _requests, _states, _values
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 NOTEBOOK: dict[str, Any] = {"cells": [], "metadata": {"title": "Größe"}, "nbformat": 4, "nbformat_minor": 5}
@@ -196,7 +196,7 @@ def test_an_integer_with_too_many_digits_is_refused() -> None:
     ("value", "nanoseconds"),
     [(0, 0), (1.5, 1_500_000_000), (0.1, 100_000_000), (timedelta(minutes=2), 120 * 10**9), (-1, -(10**9))],
 )
-def test_duration(value: _requests.Seconds, nanoseconds: int) -> None:
+def test_duration(value: _values.Seconds, nanoseconds: int) -> None:
     """Seconds and timedeltas arrive exactly; whether a limit makes sense is the server's to say."""
     request = start(run_timeout=value)
     assert request.HasField("run_timeout")
@@ -325,14 +325,14 @@ def test_a_kill_names_its_run() -> None:
 
 
 @pytest.mark.parametrize(("value", "number"), [(2, 2.0), (timedelta(minutes=1.5), 90.0)])
-def test_a_length_of_time_in_seconds(value: _requests.Seconds, number: float) -> None:
+def test_a_length_of_time_in_seconds(value: _values.Seconds, number: float) -> None:
     """Of a number, and of a timedelta."""
-    assert _requests.seconds(value) == number
+    assert _values.seconds(value) == number
 
 
 def test_the_longest_duration_is_one() -> None:
     """The bound itself can be sent."""
-    assert _requests.duration(_requests.MAX_SECONDS).seconds == _requests.MAX_SECONDS
+    assert _values.duration(_values.MAX_SECONDS).seconds == _values.MAX_SECONDS
 
 
 def test_an_option_of_none_is_not_given() -> None:

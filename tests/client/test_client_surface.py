@@ -76,7 +76,11 @@ def test_both_runs_have_the_same_names() -> None:
 def test_every_option_of_a_start_reaches_the_request() -> None:
     """No option can be given that changes nothing."""
     values = {"str": "x", "bool": True, "int": 5, "Seconds": 5, "Mapping[str, str]": {"a": "b"}}
-    values |= {"Mapping[str, Any]": {"a": 1}, "Iterable[str | os.PathLike[str]]": [__file__]}
+    values |= {
+        "Retry | int": 2,
+        "Mapping[str, Any]": {"a": 1},
+        "Iterable[str | os.PathLike[str]]": [__file__],
+    }
     plain = start_request(None, {"request_id": "0"})
     for name, kind in inspect.get_annotations(StartOptions).items():
         options: StartOptions = {"request_id": "0", name: values[kind.__forward_arg__]}  # type: ignore[misc] # the names are its own

@@ -28,11 +28,14 @@ from notebook_runner import (
     InvalidRequest,
     KillResult,
     NotebookRunnerError,
+    NotOwner,
     Output,
     OutputCleared,
     OutputCut,
     Printed,
+    QuotaExceeded,
     ResultValue,
+    Retry,
     RpcFailed,
     Run,
     RunFailed,
@@ -41,6 +44,7 @@ from notebook_runner import (
     RunSnapshot,
     RunState,
     ServerInfo,
+    Share,
     StartOptions,
     StateChanged,
     Unavailable,
@@ -66,6 +70,8 @@ OPTIONS: StartOptions = {
     "output_uri": "s3://bucket/out.ipynb",
     "name": "report",
     "files": ["data.csv", Path("utils")],
+    "retry": Retry(3, states=["crashed", RunState.TIMED_OUT], backoff=timedelta(seconds=5), max_backoff=60),
+    "priority": 5,
 }
 
 
@@ -73,6 +79,9 @@ def facts(run: Run | AsyncRun | RunSnapshot) -> None:
     """What is known of a run."""
     assert_type((run.id, run.name, run.request_id, run.kernel_name), tuple[str, str, str, str])
     assert_type(run.state, RunState)
+    assert_type((run.owner, run.retry_of, run.retried_by), tuple[str, str, str])
+    assert_type((run.priority, run.attempt), tuple[int, int])
+    assert_type((run.retry, run.not_before), tuple[Retry | None, datetime | None])
     assert_type((run.ok, run.is_terminal, run.state == "succeeded"), tuple[bool, bool, bool])
     assert_type(run.cause, FailureCause | None)
     assert_type((run.created, run.started, run.ended), tuple[datetime, datetime | None, datetime | None])
@@ -138,6 +147,7 @@ def blocking(file: IO[bytes]) -> None:
         assert_type(client.run("a.ipynb", parameters={"a": 1}, run_timeout=5, files=["utils"]), Run)
         assert_type(client.get("abcd"), Run)
         assert_type(client.wait(run.id, timeout=5, reconnect_timeout=timedelta(seconds=5)), Run)
+        assert_type(client.wait(run.id, retries=False), Run)
         events = client.progress(
             run.id,
             after_sequence=1,
@@ -154,12 +164,15 @@ def blocking(file: IO[bytes]) -> None:
         killed = assert_type(client.kill(run.id, grace_period=2.5), KillResult[Run])
         assert_type((killed.run, killed.processes_ended, killed.already_ended), tuple[Run, int, bool])
         assert_type(killed.pb, pb.KillResponse)
-        runs = client.runs(state="failed", label={"team": "a"}, since=timedelta(days=1), page_size=10)
+        runs = client.runs(
+            state="failed", label={"team": "a"}, since=timedelta(days=1), owner="ada", page_size=10
+        )
         assert_type(runs, Iterator[Run])
         client.runs(state=[RunState.FAILED, "crashed", pb.RUN_STATE_KILLED], since=datetime(2026, 11, 29))  # noqa: DTZ001 - local time
         assert_type(client.list(states=["running", pb.RUN_STATE_QUEUED], labels={"team": "a"}), Iterator[Run])
         assert_type(client.delete(run.id), Run)
         info = assert_type(client.info(), ServerInfo)
+        assert_type((info.caller, info.scopes, info.share), tuple[str, tuple[str, ...], Share | None])
         assert_type((info.version, info.formats, info.pb), tuple[str, tuple[str, ...], pb.InfoResponse])
         assert_type([kernel.name for kernel in info.kernels], list[str])
         of_run(run)
@@ -169,7 +182,7 @@ def blocking(file: IO[bytes]) -> None:
 def of_run(run: Run) -> None:
     """What can be done with a run."""
     assert_type(run.refresh(), Run)
-    assert_type(run.wait(timeout=5).raise_for_state(), Run)
+    assert_type(run.wait(timeout=5, retries=False).raise_for_state(), Run)
     assert_type(run.progress(omit_cell_output=True), Iterator[Event])
     assert_type(run.kill(grace_period=1), KillResult[Run])
     assert_type(run.text, str)
@@ -229,7 +242,7 @@ async def awaited(file: IO[bytes]) -> None:
 async def of_async_run(run: AsyncRun) -> None:
     """What can be done with a run."""
     assert_type(await run.refresh(), AsyncRun)
-    assert_type((await run.wait(timeout=5)).raise_for_state(), AsyncRun)
+    assert_type((await run.wait(timeout=5, retries=False)).raise_for_state(), AsyncRun)
     assert_type(run.progress(omit_cell_output=True), AsyncGenerator[Event, None])
     assert_type(await run.kill(grace_period=1), KillResult[AsyncRun])
     assert_type(await run.text(), str)
@@ -255,6 +268,10 @@ def errors(client: Client) -> None:
     except RunnerBusy as error:
         assert_type(error.run_id, str)
         assert_type(error.retry_after, float | None)
+    except QuotaExceeded as error:
+        assert_type((error.quota, error.limit), tuple[str, int | None])
+    except NotOwner as error:
+        assert_type(error.owner, str)
     except (InvalidRequest, RunNotFound, AccessDenied, Unavailable) as error:
         assert_type(error.violations, tuple[FieldViolation, ...])
     except RpcFailed as error:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
 from typing_extensions import override
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
@@ -31,6 +33,14 @@ class Refusal:
     details: bytes
 
 
+def refusal(code_: grpc.StatusCode, reason: str, message: str, **metadata: str) -> Refusal:
+    """A status as the server answers it."""
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.ErrorInfo(domain="notebook-runner", reason=reason, metadata=metadata))
+    status = status_pb2.Status(code=code_.value[0], message=message, details=[detail])
+    return Refusal(code_, status.SerializeToString())
+
+
 def changed(sequence: int, run: pb.Run) -> pb.ProgressResponse:
     """The event of a new state."""
     return pb.ProgressResponse(sequence=sequence, run_changed=run)
@@ -47,7 +57,7 @@ def printed(sequence: int) -> pb.ProgressResponse:
 
 
 class FakeServer(NotebookRunnerServicer):
-    """Answers each call with the next answer of its script, and keeps what it was asked.
+    """Answers each call with the next answer of its script, and keeps what it was asked, and until when.
 
     With credentials it serves by TLS.
     """
@@ -57,6 +67,7 @@ class FakeServer(NotebookRunnerServicer):
         self.script: dict[str, deque[list[Answer]]] = {}
         self.asked: list[Any] = []
         self.metadata: list[dict[str, str | bytes]] = []
+        self.seconds_left: list[float] = []
         self._port = 0
         self.serve()
 
@@ -93,6 +104,7 @@ class FakeServer(NotebookRunnerServicer):
         # A list that a client reuses must not change what was asked before.
         self.asked.append(type(request).FromString(request.SerializeToString()))
         self.metadata.append(dict(context.invocation_metadata()))
+        self.seconds_left.append(context.time_remaining())
         for answer in self.script[method].popleft():
             if isinstance(answer, grpc.StatusCode):
                 context.abort(answer, "scripted")
@@ -145,5 +157,7 @@ class FakeServer(NotebookRunnerServicer):
 
     @override
     def Info(self, request: Any, context: Any) -> Any:
-        """Answers as scripted."""
+        """Answers as scripted; without a script, as a server that does not know the method."""
+        if not self.script.get("Info"):
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "no script")
         return next(self._next("Info", request, context))

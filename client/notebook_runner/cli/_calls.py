@@ -47,11 +47,12 @@ class CommandClient(Client):
         *,
         states: Sequence[pb.RunState.ValueType] = (),
         labels: Mapping[str, str] | None = None,
+        owner: str = "",
         page_size: int = 0,
         on_damaged: Callable[[str], object] | None = None,
     ) -> Iterator[pb.Run]:
-        """Iterate over runs, as `Client.list` does."""
-        runs = self.list(states=states, labels=labels, page_size=page_size, on_damaged=on_damaged)
+        """Iterate over runs, as `Client.runs` does."""
+        runs = self.runs(state=states, label=labels, owner=owner, page_size=page_size, on_damaged=on_damaged)
         return (run.pb for run in runs)
 
     def delete_run(self, run_id: str) -> pb.Run:
@@ -65,7 +66,9 @@ class CommandClient(Client):
 
     def run_to_kill(self) -> pb.Run | None:
         """Return the run that a Kill without an id refers to; `None`: there are no runs."""
-        return to_kill(self.list_runs(states=ACTIVE)) or next(self.list_runs(page_size=1), None)
+        owner = self._caller()
+        active = to_kill(self.list_runs(states=ACTIVE, owner=owner))
+        return active or next(self.list_runs(owner=owner, page_size=1), None)
 
     def find_run(self, named: str = "") -> pb.Run:
         """Return a run.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from notebook_runner._attempts import attempt, repeated
 from notebook_runner._printable import one_line, size
 from notebook_runner._states import advice_of, is_terminal, reason_of, state_name
 from notebook_runner.v1 import notebook_runner_pb2 as pb
@@ -34,9 +35,11 @@ LONGEST_REASON = 200
 # The columns of names, labels and reasons are cut to this width, but no further.
 NARROWEST = 12
 
-_HEADING = ("RUN", "STATE", "CELLS", "AGE", "TOOK", "NAME", "LABELS", "REASON")
+_HEADING = ("RUN", "STATE", "CELLS", "AGE", "TOOK", "NAME", "ATTEMPT", "OWNER", "LABELS", "REASON")
 _ALWAYS = _HEADING[:6]
-_FLEXIBLE = _HEADING[5:]
+_FLEXIBLE = ("NAME", "OWNER", "LABELS", "REASON")
+# Left out, in this order, where a terminal is too narrow for all columns.
+_DISPENSABLE = ("ATTEMPT", "LABELS")
 _GAP = 2
 
 
@@ -47,9 +50,14 @@ def table(runs: Sequence[pb.Run]) -> Iterator[str]:
     ids = [one_line(run.run_id) for run in runs]
     shown = _short(ids) if width else ids
     rows = [_HEADING, *((run_id, *_row(run)) for run_id, run in zip(shown, runs, strict=True))]
-    # Columns that no run has a value for are left out.
-    columns = [column for column in zip(*rows, strict=True) if any(column[1:]) or column[0] in _ALWAYS]
-    return rows_of(list(zip(*_fitted(columns, width), strict=True)), width)
+    # Columns that no run has a value for are left out, and that of owners if there is only one.
+    one_owner = len({run.owner for run in runs}) <= 1
+    columns = [
+        column
+        for column in zip(*rows, strict=True)
+        if column[0] in _ALWAYS or (any(column[1:]) and not (column[0] == "OWNER" and one_owner))
+    ]
+    return rows_of(list(zip(*_fitted(_fitting(columns, width), width), strict=True)), width)
 
 
 def _short(ids: Sequence[str]) -> list[str]:
@@ -57,6 +65,20 @@ def _short(ids: Sequence[str]) -> list[str]:
     parts = [run_id.rpartition("-")[2] for run_id in ids]
     is_clear = len(set(parts)) == len(parts) and all(len(part) >= SHORTEST_PART for part in parts)
     return parts if is_clear else list(ids)
+
+
+def _fitting(columns: list[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
+    """Leave out dispensable columns until the others fit, as far as they can be cut."""
+    for name in _DISPENSABLE:
+        widths = [max(map(len, column)) for column in columns]
+        least = [
+            min(most, NARROWEST) if column[0] in _FLEXIBLE else most
+            for column, most in zip(columns, widths, strict=True)
+        ]
+        if not width or sum(least) + _GAP * (len(least) - 1) <= width:
+            break
+        columns = [column for column in columns if column[0] != name]
+    return columns
 
 
 def _fitted(columns: list[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
@@ -82,6 +104,8 @@ def _row(run: pb.Run) -> tuple[str, ...]:
         age(time.time() - run.create_time.ToNanoseconds() / 1e9),
         "" if took is None else f"{took:.1f} s",
         about(run),
+        attempt(run).removeprefix("attempt "),
+        one_line(run.owner),
         _labels(run),
         _reason(run)[:LONGEST_REASON],
     )
@@ -114,9 +138,13 @@ def _fact(name: str, indent: int, text: str) -> str:
 def _facts(run: pb.Run) -> Iterator[tuple[str, str]]:
     yield "run", one_line(run.run_id)
     yield "name", one_line(run.name)
+    yield "owner", one_line(run.owner)
     yield "state", _state(run)
     yield "reason", _reason(run)
     yield "hint", one_line(advice_of(run.failure))
+    yield "attempt", _attempt(run)
+    yield "retries", _retries(run)
+    yield "priority", str(run.priority or "")
     yield "notebook", one_line(run.notebook_path or run.notebook_uri) or "(inline)"
     yield "sha256", one_line(run.notebook_sha256)
     yield "created", _time(run.create_time) if run.HasField("create_time") else ""
@@ -148,6 +176,25 @@ def _state(run: pb.Run) -> str:
     if not is_terminal(run.state) or not isinstance(sys.stdout, Terminal):
         return text
     return click.style(text, fg="green" if run.state == pb.RUN_STATE_SUCCEEDED else "red")
+
+
+def _attempt(run: pb.Run) -> str:
+    """Return which attempt of several the run is, and which runs are those before and after it."""
+    number = attempt(run).removeprefix("attempt ")
+    before = f"repeats run {run.retry_of}" if run.retry_of else ""
+    return one_line(", ".join(filter(None, [number, before, repeated(run)])))
+
+
+def _retries(run: pb.Run) -> str:
+    """Return when the server repeats the run."""
+    if not run.HasField("retry"):
+        return ""
+    policy = run.retry
+    states = policy.states or (pb.RUN_STATE_CRASHED, pb.RUN_STATE_INTERRUPTED)
+    first = policy.backoff.ToNanoseconds() / 1e9 if policy.HasField("backoff") else 1.0
+    longest = policy.max_backoff.ToNanoseconds() / 1e9 if policy.HasField("max_backoff") else 300.0
+    names = ", ".join(map(state_name, states))
+    return f"{policy.max_retries} at most, if {names}; after {first:g} s, doubled up to {longest:g} s"
 
 
 def _reason(run: pb.Run) -> str:

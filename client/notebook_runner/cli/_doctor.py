@@ -17,7 +17,7 @@ import click
 import grpc
 
 from notebook_runner._connection import Connection
-from notebook_runner._printable import one_line
+from notebook_runner._printable import one_line, size
 from notebook_runner._status import CLOSED, NOT_GRPC, Problem, problem_of, to_error
 from notebook_runner._version import __version__
 from notebook_runner.errors import AccessDenied, LoginFailed, RpcFailed, Unavailable
@@ -67,7 +67,8 @@ def doctor(ctx: click.Context, /, as_json: bool) -> None:
     """Check the connection to the server and the server itself.
 
     Checks the connection, TLS, the token, the server's version, its kernels and how many of them are
-    ready, and suggests how to solve each problem. Changes nothing. The exit code is 0 only if all
+    ready, and suggests how to solve each problem. Says who you are for the server, with which scopes, and
+    what your share of it is. Changes nothing. The exit code is 0 only if all
     checks pass.
     """
     server: Server = ctx.obj
@@ -111,10 +112,14 @@ class _Doctor:
             sent = (self._connection.token_file, self._connection.token, self._connection.login_file)
             has_token = any(sent)
             yield CheckResult("token", ok=True, text="accepted" if has_token else "none given, none required")
+            if info.caller:
+                scopes = ", ".join(info.scopes) or "none"
+                yield CheckResult("caller", ok=True, text=f"{info.caller}; scopes: {scopes}")
             yield _version(info.version)
             yield from _kernels(info)
             yield from self._warm_kernels(info)
             yield _runs(info)
+            yield from _share(info)
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
@@ -252,6 +257,24 @@ def _runs(info: pb.InfoResponse) -> CheckResult:
         return _failed("runs", info.problem, "See the server's log.")
     text = f"{info.runs_active} of {info.workers} running, {info.runs_queued} of {info.queue_size} queued"
     return CheckResult("runs", ok=True, text=text)
+
+
+def _share(info: pb.InfoResponse) -> Iterator[CheckResult]:
+    """Yield what the caller has and uses of the server, if that is limited."""
+    share = info.share
+    has_history = share.HasField("max_history_bytes")
+    if not (share.HasField("max_active") or share.HasField("max_queued") or has_history):
+        return
+    active = f"{share.active} of {share.max_active}" if share.HasField("max_active") else f"{share.active}"
+    queued = f"{share.queued} of {share.max_queued}" if share.HasField("max_queued") else f"{share.queued}"
+    text = f"{active} running, {queued} queued"
+    if has_history:
+        text += f", {size(share.history_bytes)} of {size(share.max_history_bytes)} in ended runs"
+    if has_history and share.history_bytes >= share.max_history_bytes:
+        advice = "Delete ended runs (notebook-runner delete RUN...), or ask the operator for a larger share."
+        yield _failed("your share", f"{text}: no run can start", advice)
+    else:
+        yield CheckResult("your share", ok=True, text=text)
 
 
 def _show(found: list[CheckResult]) -> None:

@@ -9,6 +9,7 @@ from notebook_runner.errors import (
     InvalidRequest,
     LoginFailed,
     NotebookRunnerError,
+    QuotaExceeded,
     RunnerBusy,
     RunNotFound,
 )
@@ -42,7 +43,7 @@ Exit codes:
   4    the run was killed
   5    the run crashed: its kernel or worker died
   6    the run was interrupted: the server stopped
-  7    the server is busy and did not start the run
+  7    the server is busy, or your share of it is used up, and it did not start the run
   8    the server cannot be reached, or is unavailable
   130  Ctrl-C; a run that was started continues
 """
@@ -63,7 +64,7 @@ def code_of_run(run: pb.Run) -> ExitCode:
 
 def code_of_error(error: NotebookRunnerError) -> ExitCode:
     """Return the exit code for a call that failed."""
-    if isinstance(error, RunnerBusy):
+    if isinstance(error, RunnerBusy | QuotaExceeded):
         return ExitCode.BUSY
     if isinstance(error, InvalidRequest | RunNotFound | AccessDenied | LoginFailed):
         return ExitCode.USAGE

@@ -16,6 +16,7 @@ from notebook_runner.errors import NotebookRunnerError, Unavailable
 from notebook_runner.v1.notebook_runner_pb2 import RUN_STATE_QUEUED, Run
 
 from ._exit import ExitCode
+from ._text import place_in_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,11 +41,12 @@ def follow(
     view: View,
     *,
     asks: bool,
-    later: str = "",
+    later: Callable[[str], str] = lambda _: "",
+    retries: bool = True,
     after_sequence: int = 0,
     **request: Any,
 ) -> Run:
-    """Show a run until it ends, and return its latest state.
+    """Show a run until it ends, and return its latest state; of a run that is repeated, the last attempt's.
 
     Args:
         ctx: The command, which exits on Ctrl-C.
@@ -52,7 +54,8 @@ def follow(
         run_id: The run.
         view: The view.
         asks: Whether Ctrl-C on a terminal asks whether to kill the run.
-        later: The commands that get the requested results later; empty: none are requested.
+        later: Returns the commands that get the requested results of a run later; empty: none are requested.
+        retries: Whether to continue with the run that repeats this one.
         after_sequence: As for `Client.progress`.
         **request: As for `Client.progress`.
     """
@@ -69,21 +72,34 @@ def follow(
                     run = event.run_changed if event.HasField("run_changed") else run
                     view.event(event)
                     queue.accept(run)
-            break
+            if not (retries and run.retried_by):
+                break
+            ended, run_id, after_sequence = run, run.retried_by, 0
+            run = Run(run_id=run_id)
+            view.repeated(ended)
         except KeyboardInterrupt:
             answer = _ask(run) if asks and _is_interactive() else _LEAVE
             if answer == _LEAVE:
-                click.echo(f"\nrun {one_line(run.run_id)} continues\n{server.hint(run)}{later}", err=True)
+                click.echo(
+                    f"\nrun {one_line(run.run_id)} continues\n{server.hint(run)}{later(run_id)}", err=True
+                )
                 ctx.exit(ExitCode.CTRL_C)
             elif answer == _KILL:
-                client.kill_run(run_id)
+                _kill(client, run_id)
         except Unavailable:
             lost = f"lost the server; run {one_line(run.run_id)} may still be running"
-            click.echo(f"{lost}\n{server.hint(run)}{later}", err=True)
+            click.echo(f"{lost}\n{server.hint(run)}{later(run_id)}", err=True)
             raise
     if is_terminal(run.state):
         view.ended(run)
     return run
+
+
+def _kill(client: CommandClient, run_id: str) -> None:
+    """Kill a run, or the run that repeats it, if it has ended meanwhile."""
+    killed = client.kill_run(run_id)
+    while killed.already_ended and killed.run.retried_by:
+        killed = client.kill_run(killed.run.retried_by)
 
 
 class _QueueWatch:
@@ -109,18 +125,19 @@ class _QueueWatch:
         """Accept the newest state of the run."""
         if run.state != RUN_STATE_QUEUED:
             self._over.set()
-        elif self._thread is None and run.queue_position:
+        elif self._thread is None and (run.queue_position or run.HasField("not_before")):
             self._thread = threading.Thread(target=self._watch, args=[run], name="queue", daemon=True)
             self._thread.start()
 
     def _watch(self, run: Run) -> None:
-        place = run.queue_position
+        shown = place_in_queue(run)
         while not self._over.wait(QUEUE_SECONDS):
             # The stream reports what is wrong.
             with contextlib.suppress(NotebookRunnerError, OSError, ValueError):
                 now = self._client.find_run(run.run_id)
-                if now.state == RUN_STATE_QUEUED and now.queue_position != place and not self._over.is_set():
-                    place = now.queue_position
+                place = place_in_queue(now)
+                if now.state == RUN_STATE_QUEUED and place != shown and not self._over.is_set():
+                    shown = place
                     self._view.waiting(now)
 
 

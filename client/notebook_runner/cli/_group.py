@@ -18,7 +18,7 @@ from notebook_runner._connection import DEFAULT_TARGET, check_target
 from notebook_runner._printable import one_line
 from notebook_runner._status import problem_of
 from notebook_runner._version import __version__
-from notebook_runner.errors import NotebookRunnerError, RpcFailed, RunnerBusy, Unavailable
+from notebook_runner.errors import NotebookRunnerError, QuotaExceeded, RpcFailed, RunnerBusy, Unavailable
 
 from ._calls import CommandClient
 from ._exit import HELP, ExitCode, code_of_error
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from notebook_runner.v1.notebook_runner_pb2 import Run
 
-__all__ = ["Server", "describe_error", "main", "usage_errors"]
+__all__ = ["Server", "describe_error", "is_temporary", "main", "usage_errors"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,11 @@ def usage_errors() -> Iterator[None]:
         raise click.UsageError(str(error)) from error
 
 
+def is_temporary(error: NotebookRunnerError) -> bool:
+    """Return whether a Start was refused only until a place in a queue is free."""
+    return isinstance(error, RunnerBusy) or (isinstance(error, QuotaExceeded) and error.quota == "queued")
+
+
 def describe_error(error: NotebookRunnerError) -> str:
     """Describe an error in a sentence, with advice if there is any."""
     if not isinstance(error, RpcFailed):
@@ -150,8 +155,10 @@ def describe_error(error: NotebookRunnerError) -> str:
         text += f" {problem.advice}"
     if error.retry_after is not None:
         text += f" (try again in {error.retry_after:g} s)"
-    if isinstance(error, RunnerBusy):
+    if is_temporary(error):
         text += " To wait until it starts, use --wait."
+    elif isinstance(error, QuotaExceeded) and error.quota == "history":
+        text += " `notebook-runner delete RUN...` deletes ended runs, and `list` names them."
     return one_line(text)
 
 

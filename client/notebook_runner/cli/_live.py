@@ -25,6 +25,7 @@ from ._text import (
     describe_cut,
     how_it_ended,
     how_it_ended_briefly,
+    next_attempt,
     place_in_queue,
     repaired,
 )
@@ -63,6 +64,10 @@ class LiveView:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._begin()
+        self._live = self._new_live()
+
+    def _begin(self) -> None:
         self._lines = LineBuffer()
         self._run = pb.Run()
         self._clock = Clock()
@@ -70,7 +75,6 @@ class LiveView:
         self._first_lines: dict[int, str] = {}
         self._took: dict[int, float] = {}
         self._error = ""
-        self._live = self._new_live()
 
     def __enter__(self) -> Self:
         # A stopped one would overwrite what was printed since.
@@ -112,6 +116,12 @@ class LiveView:
                 self._error = ""
         self._clock.accept(self._run, event)
         self._frame.completed, self._frame.total = event.cells_completed, event.cells_total
+
+    def repeated(self, run: pb.Run) -> None:
+        """Show how the attempt ended, and which run repeats it; the bar starts again."""
+        self._note(how_it_ended(run), "yellow")
+        self._note(next_attempt(run), "")
+        self._begin()
 
     def ended(self, run: pb.Run) -> None:
         """Show the slowest cells, how the run ended, and last the traceback, if there is one."""

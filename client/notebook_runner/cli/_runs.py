@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from notebook_runner._attempts import repeated
 from notebook_runner._printable import clean, one_line
 from notebook_runner._states import is_terminal, state_name
 
@@ -72,8 +73,8 @@ def watch(
 ) -> None:
     """Follow a run until it ends.
 
-    Shows past events first. Without RUN, follows the newest run. Ctrl-C asks whether to kill the
-    run or leave it running.
+    Shows past events first. If the server repeats the run, continues with the next attempt. Without RUN,
+    follows the newest run. Ctrl-C asks whether to kill the run or leave it running.
     """
     server: Server = ctx.obj
     with server.connect() as client:
@@ -86,6 +87,7 @@ def watch(
             after_sequence=after_sequence,
             omit_cell_output=no_output,
             snapshot_only=snapshot,
+            retries=not snapshot,
         )
     ctx.exit(code_of_run(run))
 
@@ -303,6 +305,7 @@ def kill(
     shell_complete=complete_label,
     help="List only runs with this label.",
 )
+@click.option("--owner", metavar="NAME", default="", help="List only runs of this owner.")
 @click.option(
     "--since",
     type=moment,
@@ -319,19 +322,21 @@ def list_runs(
     /,
     states: tuple[RunState.ValueType, ...],
     labels: tuple[tuple[str, str], ...],
+    owner: str,
     since: float | None,
     limit: int,
     as_json: bool,
 ) -> None:
     """List runs, newest first.
 
-    Shows their names and labels, and why they failed.
+    Shows their names and labels, why they failed, and whose they are if you see the runs of several owners.
     """
     damaged: list[str] = []
     with server.connect() as client:
         found = client.list_runs(
             states=states,
             labels=dict(labels),
+            owner=owner,
             page_size=min(limit, MAX_PAGE),
             on_damaged=damaged.append,
         )
@@ -354,7 +359,8 @@ def _created(run: Run) -> float:
 def _how_killed(killed: KillResponse) -> str:
     run, state = f"run {one_line(killed.run.run_id)}", state_name(killed.run.state)
     if killed.already_ended:
-        return f"{run} had already ended: {state}"
+        again = f"; it is {one_line(repeated(killed.run))}" if killed.run.retried_by else ""
+        return f"{run} had already ended: {state}{again}"
     count = killed.processes_ended
     return f"{run} {state}, {count} process{'es' * (count != 1)} killed by force"
 

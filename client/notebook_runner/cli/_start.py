@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import uuid
 from pathlib import Path
@@ -11,12 +12,12 @@ import click
 
 from notebook_runner._printable import one_line
 from notebook_runner._requests import name_of
-from notebook_runner.errors import RunnerBusy
+from notebook_runner.errors import RpcFailed
 
 from ._again import notebook_again, parameters_again
 from ._exit import HELP, code_of_run
 from ._follow import follow
-from ._group import Server, usage_errors
+from ._group import Server, is_temporary, usage_errors
 from ._help_notebook import show_parameters
 from ._options import (
     complete_kernel,
@@ -29,6 +30,7 @@ from ._options import (
 from ._papermill import PapermillCommand
 from ._parameters import parameter_options, parameters_of
 from ._results import STANDARD_STREAM, OutputOptions, result_options
+from ._retries import RETRY_OPTIONS, retry_of
 from ._text import to_json
 from ._types import duration, pair, size
 from ._views import make_view
@@ -136,7 +138,18 @@ _RUN_OPTIONS: list[Callable[..., Any]] = [
     click.option(
         "--request-id", metavar="ID", help="Make the command safe to repeat: one ID starts one run."
     ),
-    click.option("--wait", is_flag=True, help="If the server is busy, wait until it accepts the run."),
+    click.option(
+        "--wait",
+        is_flag=True,
+        help="If the server is busy, or your share of its queue is full, wait until it accepts the run.",
+    ),
+    click.option(
+        "--priority",
+        type=click.IntRange(-100, 100),
+        metavar="N",
+        help="Order among your queued runs, from -100 to 100: higher numbers start first.",
+    ),
+    *RETRY_OPTIONS,
 ]
 
 
@@ -188,8 +201,9 @@ def run(
     """Run NOTEBOOK and follow the run until it ends.
 
     Without NOTEBOOK, --server-path and --notebook-uri, the server runs its default notebook.
-    If NOTEBOOK is -, it is read from standard input. Ctrl-C asks whether to kill the run or leave
-    it running.
+    If NOTEBOOK is -, it is read from standard input. With --retries, follows the run into its next
+    attempts; the exit code and the results are those of the last one. Ctrl-C asks whether to kill the run
+    or leave it running.
     """
     if help_notebook:
         show_parameters(notebook, as_json=as_json)
@@ -213,14 +227,14 @@ def rerun(ctx: click.Context, /, named: str, as_json: bool, quiet: bool, **optio
     """Run the notebook of a run again.
 
     Without RUN, repeats the newest run. Takes the notebook as the run had it, or for a run by path or URI
-    the notebook that is there now. Name, kernel, labels and parameters are those of the run; options add
-    to them or replace them. Limits, environment and files are not taken: give them again.
+    the notebook that is there now. Name, kernel, labels, parameters, priority and retries are those of the
+    run; options add to them or replace them. Limits, environment and files are not taken: give them again.
     """
     results = OutputOptions.of(options, as_json=as_json)
     server: Server = ctx.obj
     with server.connect() as client:
         before = client.find_run(named)
-        wait, translated = options["wait"], _translated(options, None)
+        wait, translated = options["wait"], _translated(options, None, before)
         content = _again(client, before, translated)
         _run(ctx, client, content, translated, results, wait=wait, as_json=as_json, quiet=quiet)
 
@@ -240,7 +254,7 @@ def _run(
     server: Server = ctx.obj
     view = make_view(as_json=as_json, quiet=quiet, on_stderr=results.uses_stdout)
     admitted = _admit(client, notebook, options, wait=wait, quiet=quiet)
-    later = results.later(server, admitted.run_id)
+    later = functools.partial(results.later, server)
     ended = follow(ctx, client, admitted.run_id, view, asks=not as_json, later=later)
     saved = results.save(server, client, ended, quiet=quiet)
     ctx.exit(code_of_run(ended) or saved)
@@ -270,6 +284,7 @@ def _again(client: CommandClient, before: Run, options: StartOptions) -> bytes |
     options["labels"] = {**before.labels, **options.get("labels", {})}
     options["kernel_name"] = options.get("kernel_name") or before.kernel_name
     options["name"] = options.get("name") or before.name
+    options.setdefault("priority", before.priority)
     if before.notebook_path:
         options["server_path"] = before.notebook_path
     elif before.notebook_uri:
@@ -290,8 +305,8 @@ def _admit(
         while True:
             try:
                 return client.start_run(notebook, **options)
-            except RunnerBusy as error:
-                if not wait:
+            except RpcFailed as error:
+                if not (wait and is_temporary(error)):
                     raise
                 waiting.pause(error)
             except KeyboardInterrupt:
@@ -299,7 +314,7 @@ def _admit(
                 raise
 
 
-def _translated(options: dict[str, Any], notebook: Path | None) -> StartOptions:
+def _translated(options: dict[str, Any], notebook: Path | None, before: Run | None = None) -> StartOptions:
     result: StartOptions = {
         "parameters": parameters_of(options),
         "environment": dict(options["env"]),
@@ -324,7 +339,10 @@ def _translated(options: dict[str, Any], notebook: Path | None) -> StartOptions:
         "output_timeout",
         "retention",
         "request_id",
+        "priority",
     ):
         if options.get(name) is not None:
             result[name] = options[name]
+    if policy := retry_of(options, before):
+        result["retry"] = policy
     return result

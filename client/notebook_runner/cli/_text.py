@@ -14,7 +14,8 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from notebook_runner._printable import BIDI, one_line, runs_ahead, size
+from notebook_runner._attempts import attempt, numbered, place
+from notebook_runner._printable import BIDI, one_line, size
 from notebook_runner._states import advice_of, reason_of, state_name
 from notebook_runner._values import from_struct
 
@@ -35,6 +36,7 @@ __all__ = [
     "elapsed",
     "how_it_ended",
     "how_it_ended_briefly",
+    "next_attempt",
     "place_in_queue",
     "repaired",
     "to_json",
@@ -110,6 +112,8 @@ def how_it_ended_briefly(run: pb.Run) -> str:
         text += f" in cell {failure.cell_index + 1} of {run.cells_total}"
     if (took := elapsed(run)) is not None:
         text += f" after {took:.1f} s"
+    if number := attempt(run):
+        text += f" ({number})"
     if failure.exception_name:
         return one_line(text)
     if run.HasField("failure"):
@@ -119,9 +123,14 @@ def how_it_ended_briefly(run: pb.Run) -> str:
     return one_line(text)
 
 
+def next_attempt(run: pb.Run) -> str:
+    """Say in a sentence which run repeats a run."""
+    return one_line(f"repeating it as run {run.retried_by} ({numbered(run, (run.attempt or 1) + 1)})")
+
+
 def place_in_queue(run: pb.Run) -> str:
     """Describe the place of a queued run."""
-    return f"queued, {runs_ahead(run.queue_position)}"
+    return f"queued, {place(run)}"
 
 
 def repaired(run: pb.Run) -> str:

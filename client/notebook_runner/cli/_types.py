@@ -10,15 +10,19 @@ import click
 
 from notebook_runner._quantities import parse_duration, parse_size
 from notebook_runner._states import parse_state
+from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from notebook_runner.v1.notebook_runner_pb2 import RunState
 
-__all__ = ["duration", "moment", "pair", "rows_of", "size", "state"]
+__all__ = ["duration", "moment", "pair", "retry_states", "rows_of", "size", "state"]
 
 ValueT = TypeVar("ValueT")
+
+# The states after which a run can be repeated.
+REPEATED = (pb.RUN_STATE_CRASHED, pb.RUN_STATE_INTERRUPTED, pb.RUN_STATE_TIMED_OUT)
 
 
 def duration(text: str) -> float:
@@ -60,6 +64,16 @@ def pair(text: str) -> tuple[str, str]:
 def state(text: str) -> RunState.ValueType:
     """Parse the name of a state."""
     return _parsed(parse_state, text)
+
+
+def retry_states(text: str) -> tuple[RunState.ValueType, ...]:
+    """Parse the names of states after which a run is repeated, separated by commas."""
+    found = tuple(state(name.strip()) for name in text.split(","))
+    if odd := [name for name, one in zip(text.split(","), found, strict=True) if one not in REPEATED]:
+        raise click.BadParameter(
+            f"Expected crashed, interrupted or timed-out, separated by commas (got {odd[0].strip()!r})."
+        )
+    return found
 
 
 def rows_of(rows: Sequence[tuple[str, ...]], width: int = 0) -> Iterator[str]:

@@ -20,6 +20,7 @@ from ._text import (
     describe_cut,
     how_it_ended,
     how_it_ended_briefly,
+    next_attempt,
     place_in_queue,
     repaired,
     to_json,
@@ -57,8 +58,14 @@ def describe_end(run: pb.Run, stream: IO[str]) -> str:
     return "\n".join([*lines, *advice_lines(run)])
 
 
+def _changed(run: pb.Run) -> str:
+    """Describe the new state of a run, and of a repetition the time that it waits for."""
+    waits = run.state == pb.RUN_STATE_QUEUED and run.HasField("not_before")
+    return one_line(f"run {run.run_id} {place_in_queue(run) if waits else state_name(run.state)}")
+
+
 class View(AbstractContextManager["View"], Protocol):
-    """Shows one run from its first event to its end. It may be exited and entered again."""
+    """Shows one run, with all its attempts, to its end. It may be exited and entered again."""
 
     def event(self, event: pb.ProgressResponse) -> None:
         """Show one event."""
@@ -71,6 +78,9 @@ class View(AbstractContextManager["View"], Protocol):
 
     def waiting(self, run: pb.Run) -> None:
         """Show the place of a queued run."""
+
+    def repeated(self, run: pb.Run) -> None:
+        """Show how an attempt ended, and which run repeats it; the next events are those of that run."""
 
     def ended(self, run: pb.Run) -> None:
         """Show how the run ended."""
@@ -129,6 +139,9 @@ class JsonView(_Silent):
         """Print the event."""
         click.echo(to_json(event))
 
+    def repeated(self, run: pb.Run) -> None:
+        """Print nothing: the last event names the run that repeats it."""
+
     def ended(self, run: pb.Run) -> None:
         """Print nothing: the last event has the state."""
 
@@ -138,6 +151,10 @@ class QuietView(_Silent):
 
     def event(self, event: pb.ProgressResponse) -> None:
         """Print nothing."""
+
+    def repeated(self, run: pb.Run) -> None:
+        """Print how the attempt ended, and which run repeats it, to standard error."""
+        click.echo(f"{how_it_ended(run)}\n{next_attempt(run)}", err=True)
 
     def ended(self, run: pb.Run) -> None:
         """Print how the run ended and the traceback, to standard error, unless it succeeded."""
@@ -170,7 +187,7 @@ class PlainView:
         """Print the event."""
         match event.WhichOneof("event"):
             case "run_changed":
-                self._line(one_line(f"run {event.run_changed.run_id} {state_name(event.run_changed.state)}"))
+                self._line(_changed(event.run_changed))
                 if event.sequence == 1 and (repairs := repaired(event.run_changed)):
                     self._line(repairs)
             case "cell_started":
@@ -189,6 +206,11 @@ class PlainView:
                     self._line(self._error)
                 self._error = ""
                 self._line(f"cell {finished.cell_index + 1}/{event.cells_total} {outcome} in {took:.2f} s")
+
+    def repeated(self, run: pb.Run) -> None:
+        """Print how the attempt ended, and which run repeats it."""
+        self._line(f"{how_it_ended(run)}\n{next_attempt(run)}")
+        self._error = ""
 
     def ended(self, run: pb.Run) -> None:
         """Print how the run ended, with the traceback last, if there is one."""

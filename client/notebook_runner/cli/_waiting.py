@@ -11,7 +11,7 @@ import click
 
 from notebook_runner._printable import one_line
 from notebook_runner._states import state_name
-from notebook_runner.errors import NotebookRunnerError, RunnerBusy
+from notebook_runner.errors import NotebookRunnerError, QuotaExceeded, RpcFailed, RunnerBusy
 
 from ._terminal import terminal_of
 from ._text import about, age
@@ -55,16 +55,19 @@ class Waiting:
         if self._status is not None:
             self._status.stop()
 
-    def pause(self, error: RunnerBusy) -> None:
-        """Show what occupies the server, and return when it may be asked again."""
+    def pause(self, error: RpcFailed) -> None:
+        """Show what occupies the server or the caller's share, and return when it may be asked again."""
         if not self._quiet:
             self._show(self._reason(error))
         time.sleep(min(max(error.retry_after or 0.0, SHORTEST_PAUSE), LONGEST_PAUSE))
 
-    def _reason(self, error: RunnerBusy) -> str:
+    def _reason(self, error: RpcFailed) -> str:
+        if isinstance(error, QuotaExceeded):
+            size = "" if error.limit is None else f" ({error.limit})"
+            return f"waiting: your share of the queue{size} is full"
         reason = "the server is busy"
         with contextlib.suppress(NotebookRunnerError):
-            if error.run_id:
+            if isinstance(error, RunnerBusy) and error.run_id:
                 run = self._client.find_run(error.run_id)
                 reason = f"run {run.run_id} ({about(run)}) is {state_name(run.state)}"
             info = self._client.info()
