@@ -22,9 +22,11 @@ from ._snapshot import Failure, KillResult, RunSnapshot
 from ._states import CellOutcome, FailureCause, RunState
 from ._version import __version__
 from .aio import AsyncClient, AsyncRun
+from .changes import Change, ExistingSent, RunChange, RunDeleted
 from .client import Client, Run
 from .errors import (
     AccessDenied,
+    CursorExpired,
     FieldViolation,
     InvalidRequest,
     LoginFailed,
@@ -32,6 +34,7 @@ from .errors import (
     NotOwner,
     QuotaExceeded,
     RpcFailed,
+    RunExpired,
     RunFailed,
     RunnerBusy,
     RunNotFound,
@@ -58,9 +61,12 @@ __all__ = [
     "CellOutcome",
     "CellRaised",
     "CellStarted",
+    "Change",
     "Client",
+    "CursorExpired",
     "Displayed",
     "Event",
+    "ExistingSent",
     "Failure",
     "FailureCause",
     "FieldViolation",
@@ -80,6 +86,9 @@ __all__ = [
     "Retry",
     "RpcFailed",
     "Run",
+    "RunChange",
+    "RunDeleted",
+    "RunExpired",
     "RunFailed",
     "RunNotFound",
     "RunSnapshot",

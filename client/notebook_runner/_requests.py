@@ -30,6 +30,7 @@ __all__ = [
     "list_request",
     "name_of",
     "start_request",
+    "watch_request",
 ]
 
 Notebook: TypeAlias = str | os.PathLike[str] | bytes | Mapping[str, Any]
@@ -154,13 +155,15 @@ def start_request(notebook: Notebook | None, options: StartOptions) -> pb.StartR
     return request
 
 
-def kill_request(run_id: str, grace_period: Seconds) -> pb.KillRequest:
+def kill_request(run_id: str, grace_period: Seconds, *, wait: bool = True) -> pb.KillRequest:
     """Build the request that ends a run.
 
     Raises:
         ValueError: The grace period is not finite.
     """
-    return pb.KillRequest(run_id=run_id, grace_period=duration(grace_period) if grace_period else None)
+    return pb.KillRequest(
+        run_id=run_id, grace_period=duration(grace_period) if grace_period else None, no_wait=not wait
+    )
 
 
 def delete_request(run_id: str) -> pb.DeleteRequest:
@@ -183,6 +186,23 @@ def list_request(
         ValueError: There is no such state.
     """
     return pb.ListRequest(states=parse_states(states), labels=labels, page_size=page_size, owner=owner)
+
+
+def watch_request(
+    cursor: str, states: States, labels: Mapping[str, str] | None, owner: str, *, existing: bool
+) -> pb.WatchRequest:
+    """Build the request for the changes of runs.
+
+    Raises:
+        ValueError: There is no such state.
+    """
+    return pb.WatchRequest(
+        cursor=cursor,
+        include_existing=existing,
+        states=parse_states(states),
+        labels=labels,
+        owner=owner,
+    )
 
 
 def earliest(since: Since | None) -> datetime | None:

@@ -4,15 +4,16 @@ gRPC repeats calls that end with UNAVAILABLE (the channel's service config). INT
 from the server, which then sends a reason; without a reason they come from the network, for example from a
 proxy that reset the stream or answered with a page, and are repeated here.
 
-A stream may break between any two events. Events have sequence numbers, so the reader reconnects after the
-last one that it passed on.
+A stream may break between any two messages. Messages have sequence numbers or cursors, so the reader
+reconnects after the last one that it received.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import grpc
 
@@ -32,8 +33,13 @@ __all__ = [
     "RECONNECT_TIMEOUT",
     "ProgressReader",
     "Retries",
+    "StreamReader",
+    "WatchReader",
     "is_unauthenticated",
 ]
+
+RequestT = TypeVar("RequestT")
+MessageT = TypeVar("MessageT")
 
 ATTEMPTS = 5
 # In seconds.
@@ -96,19 +102,24 @@ class Retries:
         return pause
 
 
-class ProgressReader:
-    """Reads the events of one run, over as many connections as it takes.
+class StreamReader(ABC, Generic[RequestT, MessageT]):
+    """Reads the messages of a stream, over as many connections as it takes.
 
     Args:
-        request: The first request, with the id of the run.
+        request: The first request.
         reconnect_timeout: How long to try to reconnect, in seconds; starts again after each message.
         reached: Whether this client has reached the server before.
         clock: A monotonic clock, in seconds.
+
+    Attributes:
+        method: The name of the call.
     """
+
+    method: ClassVar[str]
 
     def __init__(
         self,
-        request: pb.ProgressRequest,
+        request: RequestT,
         reconnect_timeout: float = RECONNECT_TIMEOUT,
         *,
         reached: bool = False,
@@ -124,28 +135,28 @@ class ProgressReader:
         self._attempts = 0
 
     @property
-    def request(self) -> pb.ProgressRequest:
+    def request(self) -> RequestT:
         """The next request."""
         return self._request
 
     @property
     def ended(self) -> bool:
-        """Whether the terminal event has arrived, so that nothing is left to read."""
+        """Whether nothing is left to read."""
         return self._ended
 
-    def accept(self, event: pb.ProgressResponse) -> bool:
+    def accept(self, message: MessageT) -> bool:
         """Accept a message of the server, and return whether to pass it on."""
         self._reached = self._had_stream = True
         self._give_up_at = None
         self._attempts = 0
-        if event.WhichOneof("event") == "heartbeat" or event.sequence <= self._request.after_sequence:
-            return False
-        self._request.after_sequence = event.sequence
-        self._ended = event.HasField("run_changed") and is_terminal(event.run_changed.state)
-        return True
+        return self._is_news(message)
+
+    @abstractmethod
+    def _is_news(self, message: MessageT) -> bool:
+        """Let the next request continue after a message, and return whether to pass the message on."""
 
     def pause_after(self, error: RpcFailed, *, has_new_token: bool = False) -> float:
-        """Return the seconds to wait before reconnecting; zero if the run has ended.
+        """Return the seconds to wait before reconnecting; zero if nothing is left to read.
 
         Args:
             error: How the stream ended.
@@ -177,3 +188,26 @@ class ProgressReader:
             # The server may still count the connection that broke.
             return self._had_stream
         return _is_network_error(error)
+
+
+class ProgressReader(StreamReader["pb.ProgressRequest", "pb.ProgressResponse"]):
+    """Reads the events of one run, whose id is in the request, until the run ends."""
+
+    method = "Progress"
+
+    def _is_news(self, message: pb.ProgressResponse) -> bool:
+        if message.WhichOneof("event") == "heartbeat" or message.sequence <= self._request.after_sequence:
+            return False
+        self._request.after_sequence = message.sequence
+        self._ended = message.HasField("run_changed") and is_terminal(message.run_changed.state)
+        return True
+
+
+class WatchReader(StreamReader["pb.WatchRequest", "pb.WatchResponse"]):
+    """Reads the changes of runs, without an end."""
+
+    method = "Watch"
+
+    def _is_news(self, message: pb.WatchResponse) -> bool:
+        self._request.cursor = message.cursor
+        return not message.HasField("heartbeat")

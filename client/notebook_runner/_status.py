@@ -11,11 +11,13 @@ from google.rpc import error_details_pb2, status_pb2
 
 from .errors import (
     AccessDenied,
+    CursorExpired,
     FieldViolation,
     InvalidRequest,
     NotOwner,
     QuotaExceeded,
     RpcFailed,
+    RunExpired,
     RunnerBusy,
     RunNotFound,
     Unavailable,
@@ -34,6 +36,8 @@ _BY_REASON: dict[str, type[RpcFailed]] = {
     "QUOTA_EXCEEDED": QuotaExceeded,
     "NOT_OWNER": NotOwner,
     "RUN_NOT_FOUND": RunNotFound,
+    "RUN_EXPIRED": RunExpired,
+    "CURSOR_EXPIRED": CursorExpired,
     # RESOURCE_EXHAUSTED like a busy runner, but repeating it will not help.
     "NOTEBOOK_TOO_LARGE": InvalidRequest,
     "REQUEST_TOO_LARGE": InvalidRequest,

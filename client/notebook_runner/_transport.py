@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Iterator
 
     from ._connection import Connection
-    from ._retry import ProgressReader
-    from .v1 import notebook_runner_pb2 as pb
+    from ._retry import StreamReader
     from .v1.notebook_runner_pb2_grpc import NotebookRunnerAsyncStub
 
 __all__ = ["AsyncTransport", "Transport"]
@@ -87,9 +86,9 @@ class Transport:
                 return response
 
     def follow(
-        self, follower: ProgressReader, timeout: float | None = None
-    ) -> Generator[pb.ProgressResponse, None, None]:
-        """Read Progress to its end, over as many streams as it takes, and yield each event once.
+        self, follower: StreamReader[RequestT, ResponseT], timeout: float | None = None
+    ) -> Generator[ResponseT, None, None]:
+        """Read a stream to its end, over as many connections as it takes, and yield each message once.
 
         Args:
             follower: The reader.
@@ -115,9 +114,9 @@ class Transport:
                 return
 
     def _read(
-        self, follower: ProgressReader, timeout: float | None, metadata: Metadata
-    ) -> Iterator[pb.ProgressResponse]:
-        call = self.stub.Progress(follower.request, timeout=timeout, metadata=metadata)
+        self, follower: StreamReader[RequestT, ResponseT], timeout: float | None, metadata: Metadata
+    ) -> Iterator[ResponseT]:
+        call = getattr(self.stub, follower.method)(follower.request, timeout=timeout, metadata=metadata)
         try:
             for event in call:
                 self.reached = True
@@ -208,8 +207,8 @@ class AsyncTransport:
                 self.reached = True
                 return response
 
-    async def follow(self, follower: ProgressReader) -> AsyncGenerator[pb.ProgressResponse, None]:
-        """Read Progress to its end, over as many streams as it takes, and yield each event once.
+    async def follow(self, follower: StreamReader[RequestT, ResponseT]) -> AsyncGenerator[ResponseT, None]:
+        """Read a stream to its end, over as many connections as it takes, and yield each message once.
 
         Raises:
             RpcFailed: Reconnecting would not help.
@@ -235,10 +234,10 @@ class AsyncTransport:
         return await asyncio.to_thread(self.connection.metadata)
 
     async def _read(
-        self, follower: ProgressReader, metadata: Metadata
-    ) -> AsyncGenerator[pb.ProgressResponse, None]:
+        self, follower: StreamReader[RequestT, ResponseT], metadata: Metadata
+    ) -> AsyncGenerator[ResponseT, None]:
         with self._errors_translated():
-            call = self.stub.Progress(follower.request, metadata=metadata)
+            call = getattr(self.stub, follower.method)(follower.request, metadata=metadata)
             try:
                 async for event in call:
                     self.reached = True

@@ -23,14 +23,16 @@ from ._requests import (
     kill_request,
     list_request,
     start_request,
+    watch_request,
 )
-from ._retry import RECONNECT_TIMEOUT, ProgressReader
+from ._retry import RECONNECT_TIMEOUT, ProgressReader, WatchReader
 from ._snapshot import KillResult, RunSnapshot
 from ._states import ACTIVE, States, newest, to_kill
 from ._tables import tables_of
 from ._transport import AsyncTransport
 from ._values import Seconds, seconds
 from ._waiting import checked, latest, not_connected, still_active
+from .changes import Change, change_of
 from .errors import RpcFailed, RunFailed
 from .events import Event, event_of
 from .v1 import notebook_runner_pb2 as pb
@@ -233,7 +235,9 @@ class AsyncClient:
         read = node_reader()
         return await asyncio.to_thread(read, await self.output(run_id))
 
-    async def kill(self, run_id: str = "", *, grace_period: Seconds = 0) -> KillResult[AsyncRun]:
+    async def kill(
+        self, run_id: str = "", *, grace_period: Seconds = 0, wait: bool = True
+    ) -> KillResult[AsyncRun]:
         """Kill a run, and return when all its processes are gone.
 
         A run that has already ended stays as it is, and the result says `already_ended`.
@@ -243,11 +247,13 @@ class AsyncClient:
                 the newest.
             grace_period: Time for the notebook to clean up after an interrupt, in seconds. Zero: kill
                 it immediately.
+            wait: Wait until all processes are gone. Otherwise return as soon as the kill is certain to be
+                completed; `wait` then returns the run at its end.
 
         Raises:
             RunNotFound: The run does not exist.
         """
-        request = kill_request(run_id or await self._to_kill(), grace_period)
+        request = kill_request(run_id or await self._to_kill(), grace_period, wait=wait)
         timeout = max(self._transport.timeout, KILL_TIMEOUT) + seconds(grace_period)
         response = await self._transport.call(self._transport.stub.Kill, request, timeout)
         run = AsyncRun(response.run, self)
@@ -286,6 +292,26 @@ class AsyncClient:
             if not response.next_page_token:
                 return
             request.page_token = response.next_page_token
+
+    async def watch(
+        self,
+        *,
+        cursor: str = "",
+        existing: bool = True,
+        state: States = (),
+        label: Mapping[str, str] | None = None,
+        owner: str = "",
+        reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
+    ) -> AsyncGenerator[Change, None]:
+        """Iterate over the changes of runs; arguments and errors are those of `Client.watch`.
+
+        To leave early, use `contextlib.aclosing`, which closes the stream immediately.
+        """
+        request = watch_request(cursor, state, label, owner, existing=existing)
+        reader = WatchReader(request, seconds(reconnect_timeout), reached=self._transport.reached)
+        async with contextlib.aclosing(self._transport.follow(reader)) as changes:
+            async for message in changes:
+                yield change_of(message)
 
     def list(
         self,
@@ -418,9 +444,9 @@ class AsyncRun(RunSnapshot):
             reconnect_timeout=reconnect_timeout,
         )
 
-    async def kill(self, *, grace_period: Seconds = 0) -> KillResult[AsyncRun]:
+    async def kill(self, *, grace_period: Seconds = 0, wait: bool = True) -> KillResult[AsyncRun]:
         """Kill the run, and return when all its processes are gone, as `AsyncClient.kill` does."""
-        return await self._connected.kill(self.id, grace_period=grace_period)
+        return await self._connected.kill(self.id, grace_period=grace_period, wait=wait)
 
     async def delete(self) -> AsyncRun:
         """Delete the run with everything that it left on the server, as `AsyncClient.delete` does."""

@@ -24,14 +24,16 @@ from ._requests import (
     kill_request,
     list_request,
     start_request,
+    watch_request,
 )
-from ._retry import RECONNECT_TIMEOUT, ProgressReader
+from ._retry import RECONNECT_TIMEOUT, ProgressReader, WatchReader
 from ._snapshot import KillResult, RunSnapshot
 from ._states import ACTIVE, States, newest, to_kill
 from ._tables import tables_of
 from ._transport import Transport
 from ._values import Seconds, seconds
 from ._waiting import checked, latest, not_connected, still_active
+from .changes import Change, change_of
 from .errors import RpcFailed, RunFailed, Unavailable
 from .events import Event, event_of
 from .v1 import notebook_runner_pb2 as pb
@@ -305,7 +307,7 @@ class Client:
         read = node_reader()
         return read(self.output(run_id))
 
-    def kill(self, run_id: str = "", *, grace_period: Seconds = 0) -> KillResult[Run]:
+    def kill(self, run_id: str = "", *, grace_period: Seconds = 0, wait: bool = True) -> KillResult[Run]:
         """Kill a run, and return when all its processes are gone.
 
         A run that has already ended stays as it is, and the result says `already_ended`.
@@ -315,11 +317,13 @@ class Client:
                 the newest.
             grace_period: Time for the notebook to clean up after an interrupt, in seconds. Zero: kill
                 it immediately.
+            wait: Wait until all processes are gone. Otherwise return as soon as the kill is certain to be
+                completed; `wait` then returns the run at its end.
 
         Raises:
             RunNotFound: The run does not exist.
         """
-        request = kill_request(run_id or self._to_kill(), grace_period)
+        request = kill_request(run_id or self._to_kill(), grace_period, wait=wait)
         timeout = max(self._transport.timeout, KILL_TIMEOUT) + seconds(grace_period)
         response = self._transport.call(self._transport.stub.Kill, request, timeout)
         return KillResult(Run(response.run, self), response.processes_ended, response.already_ended, response)
@@ -384,6 +388,42 @@ class Client:
             if not response.next_page_token:
                 return
             request.page_token = response.next_page_token
+
+    def watch(
+        self,
+        *,
+        cursor: str = "",
+        existing: bool = True,
+        state: States = (),
+        label: Mapping[str, str] | None = None,
+        owner: str = "",
+        reconnect_timeout: Seconds = RECONNECT_TIMEOUT,
+    ) -> Iterator[Change]:
+        """Iterate over the changes of runs: each new state and each deletion, as it happens, without an end.
+
+        Each change comes once. If the connection breaks, the iterator reconnects and continues after the last
+        change; to continue in another process, pass the cursor of the last change that was handled.
+
+        Args:
+            cursor: Continue after the change with this cursor. Empty: begin now.
+            existing: Without a cursor, begin with the runs that exist, each in the state that it is in,
+                oldest first, then an `ExistingSent`.
+            state: Yield only runs in this state, or in one of several, as for `runs`. Deletions come in any
+                case.
+            label: Yield only runs with all of these labels.
+            owner: Yield only runs of this owner.
+            reconnect_timeout: How long to try to reconnect, in seconds. Starts again after each message.
+
+        Raises:
+            CursorExpired: The server no longer knows all changes after the cursor: begin again without one.
+            Unavailable: The client could not reconnect in time.
+            ValueError: A state does not exist.
+        """
+        request = watch_request(cursor, state, label, owner, existing=existing)
+        reader = WatchReader(request, seconds(reconnect_timeout), reached=self._transport.reached)
+        with contextlib.closing(self._transport.follow(reader)) as changes:
+            for message in changes:
+                yield change_of(message)
 
     def list(
         self,
@@ -532,9 +572,9 @@ class Run(RunSnapshot):
             reconnect_timeout=reconnect_timeout,
         )
 
-    def kill(self, *, grace_period: Seconds = 0) -> KillResult[Run]:
+    def kill(self, *, grace_period: Seconds = 0, wait: bool = True) -> KillResult[Run]:
         """Kill the run, and return when all its processes are gone, as `Client.kill` does."""
-        return self._connected.kill(self.id, grace_period=grace_period)
+        return self._connected.kill(self.id, grace_period=grace_period, wait=wait)
 
     def delete(self) -> Run:
         """Delete the run with everything that it left on the server, as `Client.delete` does."""

@@ -5,7 +5,9 @@
     NotebookRunnerError
     ├── RpcFailed             the server answered a call with a status other than OK
     │   ├── InvalidRequest    the request is invalid; the message says what to change
+    │   │   └── CursorExpired the server no longer knows all changes after the cursor
     │   ├── RunNotFound       there is no such run
+    │   │   └── RunExpired    the server deleted the run at the end of its retention
     │   ├── RunnerBusy        all workers are busy; try again after `retry_after` seconds
     │   ├── QuotaExceeded     one's own share of the server is used up; `quota` says of what
     │   ├── AccessDenied      the token is missing or invalid, or does not allow this call
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccessDenied",
+    "CursorExpired",
     "FieldViolation",
     "InvalidRequest",
     "LoginFailed",
@@ -43,6 +46,7 @@ __all__ = [
     "NotebookRunnerError",
     "QuotaExceeded",
     "RpcFailed",
+    "RunExpired",
     "RunFailed",
     "RunNotFound",
     "RunnerBusy",
@@ -114,8 +118,16 @@ class InvalidRequest(RpcFailed):
     """The request is invalid; repeating it will not help."""
 
 
+class CursorExpired(InvalidRequest):
+    """The server no longer knows all changes after the cursor: watch again without one."""
+
+
 class RunNotFound(RpcFailed):
     """No run has this id, or there are no runs yet."""
+
+
+class RunExpired(RunNotFound):
+    """The server has deleted the run at the end of its retention."""
 
 
 class RunnerBusy(RpcFailed):

@@ -14,6 +14,7 @@
     │   └── UriNotAllowedError      URI_NOT_ALLOWED
     ├── NotFoundError
     │   ├── RunNotFoundError        RUN_NOT_FOUND
+    │   ├── RunExpiredError         RUN_EXPIRED
     │   └── NotebookNotFoundError   NOTEBOOK_NOT_FOUND
     ├── RequestIdReusedError      REQUEST_ID_REUSED
     ├── RunActiveError            RUN_ACTIVE
@@ -25,7 +26,10 @@
     │   ├── NotebookTooLargeError   NOTEBOOK_TOO_LARGE
     │   ├── RequestTooLargeError    REQUEST_TOO_LARGE
     │   └── StorageFullError        STORAGE_FULL
-    ├── OffsetPastEndError        OFFSET_PAST_END
+    ├── OutOfRangeError           the history or artefact does not reach there
+    │   ├── OffsetPastEndError      OFFSET_PAST_END
+    │   ├── SequenceAheadError      SEQUENCE_AHEAD
+    │   └── CursorExpiredError      CURSOR_EXPIRED
     ├── ExportFailedError         EXPORT_FAILED
     ├── DamagedRunError           RUN_DAMAGED
     └── UnavailableError          the same request may succeed later
@@ -149,6 +153,18 @@ def not_found(run_id: str) -> RunNotFoundError:
     return RunNotFoundError(message, field="run_id", run_id=run_id[:100])
 
 
+class RunExpiredError(NotFoundError):
+    """Retention has deleted the run."""
+
+    reason = "RUN_EXPIRED"
+
+
+def expired(run_id: str) -> RunExpiredError:
+    """Return the error for a run that retention has deleted."""
+    message = f"Run {run_id[:100]} has expired: the server deleted it at the end of its retention."
+    return RunExpiredError(message, field="run_id", run_id=run_id[:100])
+
+
 class NotebookNotFoundError(NotFoundError):
     """The notebook does not exist, or the server cannot read it."""
 
@@ -198,7 +214,7 @@ def quota_exceeded(message: str, quota: str, limit: int, *, retry_after: float =
 
 
 class TooManyStreamsError(ExhaustedError):
-    """The limit of open Progress streams is reached."""
+    """The limit of open streams is reached."""
 
     reason = "TOO_MANY_STREAMS"
 
@@ -221,10 +237,26 @@ class StorageFullError(ExhaustedError):
     reason = "STORAGE_FULL"
 
 
-class OffsetPastEndError(RunnerError):
+class OutOfRangeError(RunnerError):
+    """The history or the artefact does not reach to what was asked for."""
+
+
+class OffsetPastEndError(OutOfRangeError):
     """The offset is past the end of the artefact."""
 
     reason = "OFFSET_PAST_END"
+
+
+class SequenceAheadError(OutOfRangeError):
+    """The run has no event with this sequence number."""
+
+    reason = "SEQUENCE_AHEAD"
+
+
+class CursorExpiredError(OutOfRangeError):
+    """Some changes after the cursor of a watcher are not known."""
+
+    reason = "CURSOR_EXPIRED"
 
 
 class ExportFailedError(RunnerError):

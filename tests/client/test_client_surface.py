@@ -18,7 +18,7 @@ FOREIGN |= {"IPython", "ipykernel", "traitlets", "numpy", "pydantic"}
 # What is imported beside the standard library, and beside what grpcio finds of its own.
 OWN = {"notebook_runner", "google"}
 METHODS = {"start", "run", "get", "wait", "progress", "output", "save_output", "notebook", "kill", "delete"}
-METHODS |= {"runs", "list", "info", "close", "target"}
+METHODS |= {"runs", "list", "watch", "info", "close", "target"}
 # Attributes of a run that read the notebook: methods where they have to be awaited.
 READ = {"text", "outputs", "images", "tables"}
 

@@ -141,12 +141,12 @@ async def test_a_full_disk_does_not_end_what_makes_room(
         """A store whose first deletion fails."""
 
         @override
-        async def delete(self, row: RunRecord | DamagedRecord) -> bool:
+        async def delete(self, row: RunRecord | DamagedRecord, *, is_expired: bool = False) -> bool:
             """Fails once, then deletes."""
             full, self.full = self.full, False
             if full:
                 raise OSError(28, "No space left on device")
-            is_deleted = await super().delete(row)
+            is_deleted = await super().delete(row, is_expired=is_expired)
             gone.set()
             return is_deleted
 

@@ -9,14 +9,14 @@ import click
 import grpc
 
 from notebook_runner._requests import Notebook, StartOptions
-from notebook_runner._retry import ProgressReader
+from notebook_runner._retry import MessageT, ProgressReader, RequestT, StreamReader, WatchReader
 from notebook_runner._states import ACTIVE, to_kill
 from notebook_runner.client import Client
 from notebook_runner.errors import RpcFailed
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 __all__ = ["DISPLAY_BYTES", "MAX_PAGE", "SHORTEST_PART", "CommandClient"]
 
@@ -38,9 +38,9 @@ class CommandClient(Client):
         """Start a run, as `Client.start` does."""
         return self.start(notebook, **options).pb
 
-    def kill_run(self, run_id: str, grace_period: float = 0) -> pb.KillResponse:
+    def kill_run(self, run_id: str, grace_period: float = 0, *, wait: bool = True) -> pb.KillResponse:
         """Kill a run, as `Client.kill` does."""
-        return self.kill(run_id, grace_period=grace_period).pb
+        return self.kill(run_id, grace_period=grace_period, wait=wait).pb
 
     def list_runs(
         self,
@@ -119,7 +119,25 @@ class CommandClient(Client):
             snapshot_only=snapshot_only,
             display_data_max_bytes=DISPLAY_BYTES,
         )
-        reader = _WatchedReader(request, reached=self._transport.reached)
+        reader = _ReportingProgress(request, reached=self._transport.reached)
+        reader.on_lost, reader.on_back = on_lost, on_back
+        return self._transport.follow(reader)
+
+    def changes(
+        self,
+        *,
+        labels: Mapping[str, str],
+        on_lost: Callable[[], object],
+        on_back: Callable[[], object],
+    ) -> Generator[pb.WatchResponse, None, None]:
+        """Iterate over the changes of runs from now on; the first message is a heartbeat.
+
+        Args:
+            labels: Labels that the runs have.
+            on_lost: As for `events`.
+            on_back: As for `events`.
+        """
+        reader = _ReportingWatch(pb.WatchRequest(labels=labels), reached=self._transport.reached)
         reader.on_lost, reader.on_back = on_lost, on_back
         return self._transport.follow(reader)
 
@@ -153,7 +171,7 @@ class CommandClient(Client):
         return self._transport.call(self._transport.stub.Output, request).run
 
 
-class _WatchedReader(ProgressReader):
+class _ReportingReader(StreamReader[RequestT, MessageT]):
     """A reader that reports when the connection is lost, and when it is back.
 
     Attributes:
@@ -167,11 +185,11 @@ class _WatchedReader(ProgressReader):
         self.on_back: Callable[[], object] = lambda: None
         self._is_lost = False
 
-    def accept(self, event: pb.ProgressResponse) -> bool:
+    def accept(self, message: MessageT) -> bool:
         if self._is_lost:
             self._is_lost = False
             self.on_back()
-        return super().accept(event)
+        return super().accept(message)
 
     def pause_after(self, error: RpcFailed, *, has_new_token: bool = False) -> float:
         pause = super().pause_after(error, has_new_token=has_new_token)
@@ -179,6 +197,18 @@ class _WatchedReader(ProgressReader):
             self._is_lost = True
             self.on_lost()
         return pause
+
+
+class _ReportingProgress(_ReportingReader["pb.ProgressRequest", "pb.ProgressResponse"], ProgressReader):
+    """A reader of a run."""
+
+
+class _ReportingWatch(_ReportingReader["pb.WatchRequest", "pb.WatchResponse"], WatchReader):
+    """A reader of the changes of runs, which passes on heartbeats as well."""
+
+    def _is_news(self, message: pb.WatchResponse) -> bool:
+        super()._is_news(message)
+        return True
 
 
 def _is_part(named: str, run_id: str) -> bool:

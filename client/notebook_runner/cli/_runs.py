@@ -18,6 +18,7 @@ from ._calls import MAX_PAGE
 from ._details import details, table
 from ._exit import HELP, ExitCode, code_of_run
 from ._follow import follow
+from ._list_watch import watch_runs
 from ._log_printer import LogPrinter
 from ._options import (
     complete_format,
@@ -253,12 +254,21 @@ def delete(ctx: click.Context, /, *, named: tuple[str, ...], yes: bool, quiet: b
     default="0",
     help="Interrupt, then wait TIME before killing.",
 )
+@click.option("--no-wait", is_flag=True, help="Return as soon as the kill is certain to be completed.")
 @yes_option
 @quiet_option
 @json_option("the response")
 @click.pass_context
 def kill(
-    ctx: click.Context, /, *, named: str, grace_period: float, yes: bool, quiet: bool, as_json: bool
+    ctx: click.Context,
+    /,
+    *,
+    named: str,
+    grace_period: float,
+    no_wait: bool,
+    yes: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Kill a run, and return when all its processes are gone.
 
@@ -277,7 +287,7 @@ def kill(
                     ctx.exit(ExitCode.FAILED)
                 if not (quiet or as_json):
                     click.echo(f"killing {what}", err=True)
-        killed = client.kill_run(run_id, grace_period)
+        killed = client.kill_run(run_id, grace_period, wait=not no_wait)
     if as_json:
         click.echo(to_json(killed))
     elif not quiet:
@@ -315,22 +325,39 @@ def kill(
 @click.option(
     "-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Maximum number of runs."
 )
-@json_option("each run")
-@click.pass_obj
+@click.option("--watch", is_flag=True, help="Keep the list up to date until Ctrl-C.")
+@json_option("each run, or with --watch each change")
+@click.pass_context
 def list_runs(
-    server: Server,
+    ctx: click.Context,
     /,
+    *,
     states: tuple[RunState.ValueType, ...],
     labels: tuple[tuple[str, str], ...],
     owner: str,
     since: float | None,
     limit: int,
+    watch: bool,
     as_json: bool,
 ) -> None:
     """List runs, newest first.
 
-    Shows their names and labels, why they failed, and whose they are if you see the runs of several owners.
+    Shows their names and labels, why they failed, and whose they are if you see the runs of several owners. With
+    --watch, a terminal shows a table that follows the changes of the runs; elsewhere, each run and then each change is a
+    line.
     """
+    server: Server = ctx.obj
+    if watch:
+
+        def is_wanted(run: Run) -> bool:
+            return run.state in (states or (run.state,)) and (since is None or _created(run) >= since)
+
+        try:
+            with server.connect() as client:
+                watch_runs(client, dict(labels), is_wanted, limit, as_json=as_json)
+        except KeyboardInterrupt:
+            ctx.exit(ExitCode.CTRL_C)
+        return
     damaged: list[str] = []
     with server.connect() as client:
         found = client.list_runs(
@@ -361,6 +388,8 @@ def _how_killed(killed: KillResponse) -> str:
     if killed.already_ended:
         again = f"; it is {one_line(repeated(killed.run))}" if killed.run.retried_by else ""
         return f"{run} had already ended: {state}{again}"
+    if not is_terminal(killed.run.state):
+        return f"{run} is being killed"
     count = killed.processes_ended
     return f"{run} {state}, {count} process{'es' * (count != 1)} killed by force"
 

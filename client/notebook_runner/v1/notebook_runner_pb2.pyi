@@ -1198,7 +1198,9 @@ class WatchRequest(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     OWNER_FIELD_NUMBER: builtins.int
     cursor: builtins.str
-    """The `cursor` of the last message that the client received. Empty: begin now."""
+    """The `cursor` of the last message that the client received. Empty: begin now; unless `include_existing` is set,
+    the first message is a heartbeat with the cursor from which the client can continue.
+    """
     include_existing: builtins.bool
     """Begin with the runs that exist, oldest first, each in the state that it is in (`WatchResponse.run`), then a
     message with `existing_sent`. Ignored with a `cursor`, which also continues this part.
@@ -1207,7 +1209,7 @@ class WatchRequest(google.protobuf.message.Message):
     """Stream only runs of this owner. Empty: of all owners whose runs the caller may see."""
     @property
     def states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___RunState.ValueType]:
-        """Stream only runs that are in, or change to, one of these states. Empty: all."""
+        """Stream only runs that are in, or change to, one of these states. Empty: all. Deletions come in any case."""
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
@@ -1243,7 +1245,7 @@ class WatchResponse(google.protobuf.message.Message):
     """The id of a run that was deleted, by Delete or by retention."""
     @property
     def run(self) -> global___Run:
-        """The run is in this state."""
+        """The run as it was when it came into this state. Get and Progress know what it has done since."""
 
     @property
     def existing_sent(self) -> global___ExistingSent:

@@ -150,8 +150,9 @@ class NotebookRunnerStub:
     itself.
 
     Each message has a cursor. A client that lost its connection calls again with the last cursor that it received,
-    and gets what came after it, each change once, also after a restart of the server. Slow readers do not slow down
-    the server.
+    and gets what came after it, each change once, also after a restart of the server. Of a run that was deleted
+    meanwhile, it gets the deletion only. Changes of a run whose record is damaged are left out (List names the
+    run). Slow readers do not slow down the server.
 
     Errors: INVALID_ARGUMENT (INVALID_FIELD); OUT_OF_RANGE (CURSOR_EXPIRED if changes after the cursor are no longer
     known: start again without a cursor); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
@@ -272,8 +273,9 @@ class NotebookRunnerAsyncStub:
     itself.
 
     Each message has a cursor. A client that lost its connection calls again with the last cursor that it received,
-    and gets what came after it, each change once, also after a restart of the server. Slow readers do not slow down
-    the server.
+    and gets what came after it, each change once, also after a restart of the server. Of a run that was deleted
+    meanwhile, it gets the deletion only. Changes of a run whose record is damaged are left out (List names the
+    run). Slow readers do not slow down the server.
 
     Errors: INVALID_ARGUMENT (INVALID_FIELD); OUT_OF_RANGE (CURSOR_EXPIRED if changes after the cursor are no longer
     known: start again without a cursor); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
@@ -410,8 +412,9 @@ class NotebookRunnerServicer(metaclass=abc.ABCMeta):
         itself.
 
         Each message has a cursor. A client that lost its connection calls again with the last cursor that it received,
-        and gets what came after it, each change once, also after a restart of the server. Slow readers do not slow down
-        the server.
+        and gets what came after it, each change once, also after a restart of the server. Of a run that was deleted
+        meanwhile, it gets the deletion only. Changes of a run whose record is damaged are left out (List names the
+        run). Slow readers do not slow down the server.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELD); OUT_OF_RANGE (CURSOR_EXPIRED if changes after the cursor are no longer
         known: start again without a cursor); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).

@@ -38,7 +38,7 @@ PUBLIC_METHODS = frozenset(_HEALTH + name for name in ("Check", "List", "Watch")
 
 READ_METHODS = frozenset(
     [
-        *(_RUNNER + name for name in ("Progress", "Output", "List", "Get", "Info")),
+        *(_RUNNER + name for name in ("Progress", "Output", "List", "Watch", "Get", "Info")),
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     ]

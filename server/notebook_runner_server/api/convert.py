@@ -28,6 +28,7 @@ from notebook_runner_server.execution.interface import (
     StreamOutput,
 )
 from notebook_runner_server.runs.model import (
+    Change,
     Event,
     RetryPolicy,
     Run,
@@ -306,6 +307,25 @@ def heartbeat_message(last: Event, now: int) -> pb.ProgressResponse:
         cells_total=last.cells_total,
         heartbeat=pb.Heartbeat(),
     )
+
+
+def change_message(cursor: object, change: Change) -> pb.WatchResponse:
+    """Convert a change, with the cursor after it."""
+    if change.run is None:
+        # An id that is damaged may be no text.
+        deleted = change.run_id.encode(errors="replace").decode()
+        return pb.WatchResponse(cursor=str(cursor), deleted_run_id=deleted)
+    return pb.WatchResponse(cursor=str(cursor), run=run_message(change.run))
+
+
+def existing_sent_message(cursor: object) -> pb.WatchResponse:
+    """Return the end of the existing runs, with the cursor after it."""
+    return pb.WatchResponse(cursor=str(cursor), existing_sent=pb.ExistingSent())
+
+
+def watch_heartbeat_message(cursor: object) -> pb.WatchResponse:
+    """Return a heartbeat of Watch."""
+    return pb.WatchResponse(cursor=str(cursor), heartbeat=pb.Heartbeat())
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:

@@ -6,7 +6,7 @@ import grpc
 
 from notebook_runner_server.api.interceptor import Handler, Interceptor, function_of
 
-METHODS = frozenset("/notebook_runner.v1.NotebookRunner/" + name for name in ("Progress", "Output"))
+METHODS = frozenset("/notebook_runner.v1.NotebookRunner/" + name for name in ("Progress", "Watch", "Output"))
 """The methods whose responses are bytes."""
 
 

@@ -6,12 +6,11 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from structlog.contextvars import bind_contextvars
 
 from notebook_runner import __version__
@@ -26,17 +25,18 @@ from notebook_runner_server.api.response_limiter import (
     caller_of,
 )
 from notebook_runner_server.api.telemetry_interceptor import trace_context
-from notebook_runner_server.errors import InvalidFieldError, TooManyStreamsError
+from notebook_runner_server.errors import InvalidFieldError, SequenceAheadError, TooManyStreamsError
 from notebook_runner_server.runs.admission import MAX_DURATION
 from notebook_runner_server.runs.call_target import current_target
 from notebook_runner_server.runs.caller import current_caller
+from notebook_runner_server.runs.changes import WatchCursor
 from notebook_runner_server.runs.outputs import MESSAGE_BYTES, NOTEBOOK, Outputs
 
 if TYPE_CHECKING:
     from notebook_runner_server.execution.interface import KeptContent
     from notebook_runner_server.runs.log import RunLog
     from notebook_runner_server.runs.manager import RunManager
-    from notebook_runner_server.runs.model import Event
+    from notebook_runner_server.runs.model import Change, Event, RunState
 
 _PAGE_SIZE = 50
 _MAX_PAGE_SIZE = 1000
@@ -51,7 +51,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
     Args:
         manager: The runs.
         outputs: Their artefacts.
-        max_streams: Maximum number of open Progress streams.
+        max_streams: Maximum number of open Progress and Watch streams together.
         heartbeat: Seconds without an event after which a stream sends a heartbeat.
     """
 
@@ -78,16 +78,26 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         context: Any,
     ) -> AsyncIterator[bytes]:
         """Stream the events of a run, as serialized responses (`SerializedResponses`)."""
+        with self._stream():
+            async for message in self._progress(request, caller_of(context)):
+                yield message
+
+    @contextmanager
+    def _stream(self) -> Iterator[None]:
+        """Count an open stream.
+
+        Raises:
+            TooManyStreamsError: Too many are open.
+        """
         if self._streams >= self._max_streams:
             raise TooManyStreamsError(
-                f"Too many open Progress streams ({self._max_streams}). "
+                f"Too many open Progress and Watch streams ({self._max_streams}). "
                 "Try again later, or start the server with a larger --max-streams.",
                 limit=str(self._max_streams),
             )
         self._streams += 1
         try:
-            async for message in self._progress(request, caller_of(context)):
-                yield message
+            yield
         finally:
             self._streams -= 1
 
@@ -102,14 +112,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         self, request: pb.ProgressRequest, run_id: str, log: RunLog, caller: str
     ) -> AsyncIterator[bytes]:
         after, known, max_bytes = request.after_sequence, log.last_sequence, request.display_data_max_bytes
-        if max_bytes < 0:
-            message = f"display_data_max_bytes must not be negative (got {max_bytes})."
-            raise InvalidFieldError(message, field="display_data_max_bytes")
-        if not 0 <= after <= known:
-            message = (
-                f"after_sequence must be between 0 and {known}, the last event of the run (got {after})."
-            )
-            raise InvalidFieldError(message, field="after_sequence")
+        _check_progress(request, known)
         if request.snapshot_only and after == known:
             return
         last = next(iter(await log.read(after - 1)), None) if after else None
@@ -184,7 +187,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             )
         before = await self._manager.run_to_kill(request.run_id)
         bind_contextvars(run_id=before.run_id)
-        run, ended = await self._manager.kill(before.run_id, grace_period)
+        run, ended = await self._manager.kill(before.run_id, grace_period, wait=not request.no_wait)
         return pb.KillResponse(
             run=convert.run_message(run), processes_ended=ended, already_ended=before.state.is_terminal
         )
@@ -194,11 +197,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         if request.page_size < 0:
             given = request.page_size
             raise InvalidFieldError(f"page_size must not be negative (got {given}).", field="page_size")
-        if len(request.states) > _MAX_FILTERS or len(request.labels) > _MAX_FILTERS:
-            raise InvalidFieldError(
-                f"states and labels must have at most {_MAX_FILTERS} entries each.", field="labels"
-            )
-        states = [convert.domain_state(state) for state in request.states]
+        states = _states(request)
         size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
         runs, more = await self._manager.list(
             _position(request), size, states, dict(request.labels), request.owner
@@ -220,14 +219,46 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         answer.next_page_token = _token(request, more) if more else ""
         return answer
 
-    async def Watch(  # noqa: N802 - grpc's
+    async def Watch(  # type: ignore[override] # noqa: N802 - as above
         self,
-        request: pb.WatchRequest,  # noqa: ARG002
-        context: Any,
-    ) -> AsyncIterator[pb.WatchResponse]:
-        """Stream the changes of runs."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Watch is not served yet.")
-        yield pb.WatchResponse()
+        request: pb.WatchRequest,
+        context: Any,  # noqa: ARG002
+    ) -> AsyncIterator[bytes]:
+        """Stream the changes of runs, as serialized responses (`SerializedResponses`)."""
+        with self._stream():
+            async for message in self._watch(request):
+                yield message
+
+    async def _watch(self, request: pb.WatchRequest) -> AsyncIterator[bytes]:
+        batches = self._manager.watch(
+            WatchCursor.parse(request.cursor) if request.cursor else None,
+            _states(request),
+            dict(request.labels),
+            request.owner,
+            include_existing=request.include_existing,
+            idle=self._heartbeat,
+        )
+        sent = time.monotonic()
+        async for batch in batches:
+            for cursor, change in batch.changes:
+                await self._pacer.take()
+                yield self._encode_change(cursor, change)
+            if batch.is_existing_end:
+                yield convert.existing_sent_message(batch.cursor).SerializeToString()
+            is_message_due = batch.is_heartbeat or time.monotonic() - sent >= self._heartbeat
+            if batch.changes or batch.is_existing_end:
+                sent = time.monotonic()
+            # Also if all changes are of runs that the caller does not watch.
+            elif is_message_due:
+                yield convert.watch_heartbeat_message(batch.cursor).SerializeToString()
+                sent = time.monotonic()
+
+    def _encode_change(self, cursor: WatchCursor, change: Change) -> bytes:
+        def encode() -> bytes:
+            return convert.change_message(cursor, change).SerializeToString()
+
+        # The cursor of an existing run has its position as well.
+        return self._manager.encoded(change, encode) if cursor.position is None else encode()
 
     async def Get(self, request: pb.GetRequest, context: Any) -> pb.GetResponse:  # noqa: ARG002, N802 - grpc's
         """Return one run."""
@@ -251,6 +282,39 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         answer.scopes[:] = sorted(caller.scopes)
         answer.formats[:] = self._outputs.formats
         return answer
+
+
+def _check_progress(request: pb.ProgressRequest, known: int) -> None:
+    """Check a request about a run whose last event is `known`.
+
+    Raises:
+        InvalidFieldError: A field is invalid.
+        SequenceAheadError: The run has no such event.
+    """
+    for name in ("display_data_max_bytes", "after_sequence"):
+        if (value := getattr(request, name)) < 0:
+            raise InvalidFieldError(f"{name} must not be negative (got {value}).", field=name)
+    if request.after_sequence > known:
+        raise SequenceAheadError(
+            f"after_sequence must be at most {known}, the last event of the run (got "
+            f"{request.after_sequence}). If the server sent that event, its history was restored from an "
+            "older copy: follow the run from its start.",
+            field="after_sequence",
+            last_sequence=str(known),
+        )
+
+
+def _states(request: pb.ListRequest | pb.WatchRequest) -> list[RunState]:
+    """Return the states that a request asks for.
+
+    Raises:
+        InvalidFieldError: One is unknown, or there are too many filters.
+    """
+    if len(request.states) > _MAX_FILTERS or len(request.labels) > _MAX_FILTERS:
+        raise InvalidFieldError(
+            f"states and labels must have at most {_MAX_FILTERS} entries each.", field="labels"
+        )
+    return [convert.domain_state(state) for state in request.states]
 
 
 def _encode(event: Event) -> bytes:

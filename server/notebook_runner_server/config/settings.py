@@ -275,10 +275,15 @@ class Settings:
     )
 
     max_streams: int = setting(
-        1000, "Maximum number of open Progress streams.", minimum=1, group="Progress and results"
+        1000,
+        "Maximum number of open Progress and Watch streams together.",
+        minimum=1,
+        group="Progress and results",
     )
     heartbeat_interval: float = setting(
-        15.0, "Seconds without an event after which a Progress stream sends a heartbeat.", minimum=0.01
+        15.0,
+        "Seconds without a message after which a Progress or Watch stream sends a heartbeat.",
+        minimum=0.01,
     )
     page_bytes: int = setting(1048576, "Page size of Output when the request sets none, in bytes.", minimum=1)
     max_page_bytes: int = setting(

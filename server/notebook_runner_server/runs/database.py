@@ -374,9 +374,10 @@ def _rebuild(old: Path, new: Path) -> list[str]:
             # A rebuilding that is interrupted starts over.
             target.execute("PRAGMA synchronous = OFF")
             tables.create(target)
-            tables.create_indexes(target)
             with contextlib.closing(_connect(draft)) as source:
                 lost = _copy_all(source, target)
+            # After the runs, with which its changes begin.
+            tables.create_indexes(target)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -393,6 +394,7 @@ def _copy_all(source: sqlite3.Connection, target: sqlite3.Connection) -> list[st
             lost += _copy_run(source, target, position)
         deleted = source.execute("SELECT run_id FROM deleted_runs").fetchall()
         target.executemany("INSERT OR IGNORE INTO deleted_runs (run_id) VALUES (?)", deleted)
+        tables.copy_deletions(source, target)
     except (sqlite3.DatabaseError, ValueError) as error:
         _raise_unless_damage(error)
         _logger.warning("history_rest_unreadable", extra={"why": str(error)})

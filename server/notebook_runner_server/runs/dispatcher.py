@@ -129,20 +129,23 @@ class Dispatcher:
         """Return the runs that have not ended, oldest first."""
         return [one.run for one in self._active.values() if not one.run.state.is_terminal]
 
-    async def stop(self, active: ActiveRun, cause: Cause, grace_period: float) -> None:
+    async def stop(self, active: ActiveRun, cause: Cause, grace_period: float, *, wait: bool = True) -> None:
         """End a run, and return when none of its processes is left.
 
         Args:
             active: The run.
             cause: The cause of its failure.
             grace_period: Seconds between an interrupt and the kill; zero: kill immediately.
+            wait: Whether to wait for the processes even if a later server would end them, because the state
+                KILLING is durable.
         """
         if active in self._queue:
             self._queue.remove(active)
             await self.finish(active, Failure(cause, _NOT_STARTED))
         else:
             await active.stop(cause, grace_period)
-            await active.settled.wait()
+            if wait or active.run.state is not RunState.KILLING:
+                await active.settled.wait()
 
     async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:
         """Start no more runs, let those that have a worker finish, and end those that are not in time.

@@ -23,6 +23,7 @@ from notebook_runner_server.runs.model import Event, Run, RunChanged, Successor,
 from notebook_runner_server.runs.salvage import shown_since
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.transitions import Clock
+from notebook_runner_server.runs.waiters import Waiters
 
 RECENT_BYTES = 2 * 1024 * 1024
 """About how much of the newest events of an active run stays in memory, and of those with content."""
@@ -69,7 +70,7 @@ class RunLog:
         self._with_content: dict[tuple[int, ...], bytes] = {}
         self._content_bytes = 0
         self._encoding = asyncio.Lock()
-        self._waiting: dict[asyncio.Future[bool], None] = {}
+        self._waiters = Waiters()
         self._closed = False
         self._is_deleted = False
 
@@ -106,23 +107,18 @@ class RunLog:
         while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
             oldest = self._recent.popleft()
             self._recent_bytes -= _size(oldest) + len(self._encoded.pop(oldest.sequence, b""))
-        self._wake_readers()
+        self._waiters.wake()
         self._on_events(events)
 
     def close(self) -> None:
         """End all readers: the server stops, and the run continues after its next start."""
         self._closed = True
-        self._wake_readers()
+        self._waiters.wake()
 
     def end_deleted(self) -> None:
         """End all readers: the run was deleted, also what of it is still in memory."""
         self._is_deleted = True
-        self._wake_readers()
-
-    def _wake_readers(self) -> None:
-        readers, self._waiting = self._waiting, {}
-        for reader in readers:
-            _resume(reader, True)
+        self._waiters.wake()
 
     async def read(self, after: int) -> Sequence[Event]:
         """Return some events after a sequence number, in order; none: no more exist yet."""
@@ -203,29 +199,12 @@ class RunLog:
                 raise ShuttingDownError(
                     "The server is shutting down. The run continues: follow it again after the restart."
                 )
-            elif not await self._wait(idle):
+            elif not await self._waiters.wait(idle):
                 yield ()
-
-    async def _wait(self, seconds: float) -> bool:
-        """Wait for the next event; false: none came in this time."""
-        loop = asyncio.get_running_loop()
-        reader: asyncio.Future[bool] = loop.create_future()
-        self._waiting[reader] = None
-        timer = loop.call_later(seconds, _resume, reader, False)
-        try:
-            return await reader
-        finally:
-            timer.cancel()
-            self._waiting.pop(reader, None)
 
 
 def _deleted() -> RunNotFoundError:
     return RunNotFoundError("The run was deleted during this call.", field="run_id")
-
-
-def _resume(reader: asyncio.Future[bool], has_event: bool) -> None:
-    if not reader.done():
-        reader.set_result(has_event)
 
 
 def _size(event: Event) -> int:

@@ -8,7 +8,7 @@ import logging
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from notebook_runner_server.errors import (
@@ -18,6 +18,7 @@ from notebook_runner_server.errors import (
     NotReadyError,
     RequestIdReusedError,
     RunActiveError,
+    RunExpiredError,
     RunnerBusyError,
     RunnerError,
     ShuttingDownError,
@@ -32,11 +33,14 @@ from notebook_runner_server.runs.active import ActiveRun, Retries
 from notebook_runner_server.runs.admission import Admission
 from notebook_runner_server.runs.call_target import current_target
 from notebook_runner_server.runs.caller import current_caller
+from notebook_runner_server.runs.changes import WatchBatch, WatchCursor
 from notebook_runner_server.runs.dispatcher import Dispatcher
 from notebook_runner_server.runs.history_sizes import HistorySizes
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import (
     Admitted,
+    Change,
+    ChangeFilter,
     Checkpoint,
     Event,
     KernelInfo,
@@ -463,6 +467,9 @@ class RunManager:
         record: RunRecord | DamagedRecord | None
         try:
             record, active = await self._current(run_id)
+        except RunExpiredError as error:
+            # As after a Delete: what the caller wants is done.
+            raise not_found(run_id) from error
         except DamagedRunError:
             record = await self._store.find_to_delete(run_id, current_caller().visible_owner)
             active = self._dispatcher.find(run_id)
@@ -506,6 +513,24 @@ class RunManager:
         ]
         return found, more
 
+    def watch(
+        self,
+        cursor: WatchCursor | None,
+        states: Iterable[RunState],
+        labels: Mapping[str, str],
+        owner: str,
+        *,
+        include_existing: bool,
+        idle: float,
+    ) -> AsyncIterator[WatchBatch]:
+        """Yield the changes of the runs that the caller may see, as `ChangeLog.watch` does."""
+        wanted = ChangeFilter(current_caller().visible_owner, owner, frozenset(states), labels)
+        return self._store.changes.watch(cursor, wanted, include_existing=include_existing, idle=idle)
+
+    def encoded(self, change: Change, encode: Callable[[], bytes]) -> bytes:
+        """Return an encoded change, as `ChangeLog.encoded` does."""
+        return self._store.changes.encoded(change, encode)
+
     async def log(self, run_id: str) -> tuple[str, RunLog]:
         """Return the id and the log of a run, or of the caller's newest one for an empty id.
 
@@ -543,12 +568,14 @@ class RunManager:
         """
         return await self.find(run_id or self._dispatcher.newest(current_caller().own))
 
-    async def kill(self, run_id: str, grace_period: float) -> tuple[Run, int]:
+    async def kill(self, run_id: str, grace_period: float, *, wait: bool = True) -> tuple[Run, int]:
         """End a run; return it, and how many processes were ended by force, when none of them is left.
 
         Args:
             run_id: The run.
             grace_period: Seconds between an interrupt and the kill; zero: kill immediately.
+            wait: Whether to wait for the end of the processes; otherwise return when the run's state KILLING
+                is durable.
 
         Raises:
             RunNotFoundError: It does not exist, or the caller may not see it.
@@ -561,7 +588,7 @@ class RunManager:
             return record.run, 0
         if active.run.state.is_terminal:
             return active.run, 0
-        await self._shielded(self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period))
+        await self._shielded(self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period, wait=wait))
         if active.is_held:
             raise StorageFullError(
                 "All processes have ended, but the state folder is full. Free some space; the run's end is "
@@ -588,6 +615,8 @@ class RunManager:
         self._closing = True
         self._admission.uris.stop_reading()
         await self._dispatcher.drain(hurry, drain_timeout)
+        # Watchers see the ends of all runs.
+        self._store.changes.close()
 
     async def close(self) -> None:
         """Close the backend and the store, when the runs have ended."""
@@ -605,7 +634,7 @@ class RunManager:
         else:
             record = await self._store.newest(caller.own)
         if record is None:
-            raise not_found(run_id)
+            raise await self._store.missing(run_id, caller.visible_owner)
         return record
 
     async def _current(self, run_id: str) -> tuple[RunRecord, ActiveRun | None]:

@@ -236,6 +236,54 @@ class Successor:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A change among all runs of a history: a run's new state, or its deletion.
+
+    Attributes:
+        number: Its number; later changes have higher ones.
+        run_id: The run.
+        owner: The run's owner.
+        labels: The run's labels.
+        run: The run in its new state; None: it was deleted.
+        size: About how much memory it takes, in bytes.
+    """
+
+    number: int
+    run_id: str
+    owner: str
+    labels: Mapping[str, str]
+    run: Run | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeFilter:
+    """Which changes a watcher gets. Deletions have no state: they match whatever the states are.
+
+    Attributes:
+        visible_owner: The owner whose runs it may see; None: it may see those of all owners.
+        owner: The owner whose runs it asks for; empty: all.
+        states: The states that it asks for; empty: all.
+        labels: Labels that its runs have.
+    """
+
+    visible_owner: str | None = None
+    owner: str = ""
+    states: frozenset[RunState] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def matches(self, change: Change) -> bool:
+        """Return whether the watcher gets a change."""
+        state = None if change.run is None else change.run.state
+        return self.may_match(change.owner, state) and self.labels.items() <= change.labels.items()
+
+    def may_match(self, owner: str, state: RunState | None) -> bool:
+        """Return whether the watcher may get a change of an owner's run to a state (None: its deletion)."""
+        is_visible = self.visible_owner in (None, owner) and self.owner in ("", owner)
+        return is_visible and (state is None or not self.states or state in self.states)
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """Where a version of a segment is in the run's file of segments, in bytes."""
 

@@ -20,7 +20,6 @@ from notebook_runner_server.errors import (
     InvalidFieldError,
     StorageFullError,
     UnknownFormatError,
-    not_found,
 )
 from notebook_runner_server.export.banner import Banner
 from notebook_runner_server.runs import artefacts, files
@@ -145,7 +144,7 @@ class Outputs:
         except Exception as error:
             # A run is deleted row first, then files: if the row is gone, that is the cause of any error.
             if await self._store.find(run.run_id) is None:
-                raise not_found(run.run_id) from error
+                raise await self._store.missing(run.run_id) from error
             raise
 
     async def _page(self, run: Run, to: str, offset: int, size: int, as_of: int, *, omit_input: bool) -> Page:
@@ -153,7 +152,7 @@ class Outputs:
             return _slice(report(run).encode(), offset, size, final=run.state.is_terminal)
         found = await self._store.find_versions(run.run_id, as_of)
         if found is None:
-            raise not_found(run.run_id)
+            raise await self._store.missing(run.run_id)
         row, newest, key = found
         if as_of > row.last_sequence:
             raise InvalidFieldError(
@@ -242,7 +241,7 @@ class Outputs:
                     if await self._store.find(run.run_id) is None:
                         # Deleted meanwhile, before this artefact was complete.
                         await self._store.artefacts.delete(run.run_id)
-                        raise not_found(run.run_id)
+                        raise await self._store.missing(run.run_id)
             except OSError as error:
                 raise StorageFullError(
                     f"The artefact cannot be written to the state folder: {error}. Free some space."

@@ -111,7 +111,7 @@ class Retention:
             for row in rows:
                 after = row.position
                 if not self._is_read(row.run_id):
-                    await self._store.delete(row)
+                    await self._store.delete(row, is_expired=True)
 
     async def _delete_oldest(self, runs: int, size: int) -> None:
         """Delete ended runs until that many runs and bytes are gone, or only runs that are read remain."""
@@ -122,4 +122,4 @@ class Retention:
                 if (runs > 0 or size > 0) and not self._is_read(row.run_id):
                     size -= await asyncio.to_thread(self._store.folder(row.run_id).size)
                     runs -= 1
-                    await self._store.delete(row)
+                    await self._store.delete(row, is_expired=True)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.errors import StorageFullError, damaged
+from notebook_runner_server.errors import NotFoundError, StorageFullError, damaged, expired, not_found
 from notebook_runner_server.execution.interface import InputFile
 from notebook_runner_server.runs import request_digest, state_folder, tables
 from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
+from notebook_runner_server.runs.changes import ChangeLog
 from notebook_runner_server.runs.database import DamagedHistoryError, Database, rebuild
 from notebook_runner_server.runs.folder import RunFolder, private, sync_folder
 from notebook_runner_server.runs.model import (
@@ -29,6 +30,7 @@ from notebook_runner_server.runs.model import (
     Event,
     ExecutionOptions,
     Run,
+    RunChanged,
     RunState,
     Segment,
     Successor,
@@ -68,6 +70,7 @@ class Store:
 
     Attributes:
         artefacts: Cached artefacts of runs.
+        changes: The changes of all runs.
         count: How many runs are stored.
         on_delete: Called with the id of each run that is deleted.
         request_key: The key of the digests of requests, once the store is open.
@@ -81,6 +84,7 @@ class Store:
         self._reserve_users = 0
         self._damaged: dict[str, str] = {}
         self._db = Database(folder / DATABASE)
+        self.changes = ChangeLog(self._db, self.record_damage)
         self._locks: list[int] = []
         # Reads of ended runs, which do not change: each page of an artefact asks for the same ones. A
         # deletion replaces the dict, so that a read that began before it is not kept.
@@ -251,6 +255,7 @@ class Store:
             await self._db.run_in_order(self.folder(run.run_id).remove)
             raise
         self.count += 1
+        self.changes.wake()
         return position
 
     def _write_folder(self, admitted: Admitted) -> None:
@@ -355,6 +360,8 @@ class Store:
             successor_position = 0
         else:
             successor_position = await self._write_end(write, successor)
+        if any(isinstance(event.body, RunChanged) for event in events):
+            self.changes.wake()
         if keeps_inputs and await self._remove_inputs(run.run_id):
             # The disk may be full; the next start does it then.
             with contextlib.suppress(StorageFullError):
@@ -458,6 +465,16 @@ class Store:
     async def find_to_delete(self, run_id: str, owner: str | None = None) -> RunRecord | DamagedRecord | None:
         """Return a run of an owner, or of anyone (None), also if its row is damaged; None: not found."""
         return await self._db.read(tables.find_to_delete, run_id, owner)
+
+    async def missing(self, run_id: str, owner: str | None = None) -> NotFoundError:
+        """Return the error for a run of an owner, or of anyone (None), that is not found.
+
+        Args:
+            run_id: The run; empty: the newest one.
+            owner: The owner.
+        """
+        is_expired = bool(run_id) and await self._db.read(tables.is_expired, run_id, owner)
+        return expired(run_id) if is_expired else not_found(run_id)
 
     async def find_request(self, request_id: str, owner: str = "") -> RunRecord | None:
         """Return the run of an owner's request id; None: not found.
@@ -580,18 +597,25 @@ class Store:
         status = os.statvfs(self._folder)
         return status.f_bavail * status.f_frsize
 
-    async def delete(self, record: RunRecord | DamagedRecord) -> bool:
+    async def delete(self, record: RunRecord | DamagedRecord, *, is_expired: bool = False) -> bool:
         """Delete a run with its events, folder and artefacts; false: it was deleted before.
 
         The row goes first: from then on the run is not served, and a later start removes what is left of it.
 
+        Args:
+            record: The run.
+            is_expired: Whether retention deletes it.
+
         Raises:
             StorageFullError: It could not be deleted; nothing of it is gone.
         """
-        is_deleted = await self._write_with_reserve(lambda db: tables.delete_run(db, record.position))
+        is_deleted = await self._write_with_reserve(
+            lambda db: tables.delete_run(db, record.position, is_expired=is_expired)
+        )
         self._ended = {}
         if not is_deleted:
             return False
+        self.changes.wake()
         self.count -= 1
         self.on_delete(record.run_id)
         self._damaged.pop(record.run_id, None)

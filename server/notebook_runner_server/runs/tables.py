@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import secrets
 import sqlite3
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from notebook_runner_server.errors import damaged
+from notebook_runner_server.errors import DamagedRunError, damaged
 from notebook_runner_server.runs import codec
 from notebook_runner_server.runs.model import (
+    Change,
+    ChangeFilter,
     Checkpoint,
     Event,
     ExecutionOptions,
@@ -33,7 +37,38 @@ _FIRST_WITH_ID = 4
 
 _SEPARATOR = "\x1f"
 
-_SCHEMA = """
+MAX_DELETIONS = 100_000
+"""How many deletions a history remembers; the cursors of watchers before older ones have expired."""
+
+_CHANGES_PER_READ = 256
+
+_UNENDED = frozenset(state.value for state in RunState if not state.is_terminal)
+
+_CHANGES = """
+CREATE TABLE changes (             -- of the states of all runs, and deletions, in the order of their commits
+  change INTEGER PRIMARY KEY AUTOINCREMENT,
+  position INTEGER NOT NULL,
+  sequence INTEGER NOT NULL,       -- of the event; 0: the run was deleted
+  state TEXT NOT NULL,             -- as in the event; '': the run was deleted
+  owner TEXT NOT NULL
+);
+CREATE INDEX changes_by_position ON changes (position, change);
+CREATE TABLE deletions (           -- the newest ones (`MAX_DELETIONS`)
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  change INTEGER NOT NULL UNIQUE,
+  run_id TEXT NOT NULL,
+  labels TEXT NOT NULL,
+  is_expired INTEGER NOT NULL      -- whether retention deleted the run
+);
+CREATE INDEX deletions_by_run ON deletions (run_id);
+CREATE TABLE history (             -- one row, from `_begin_changes`
+  history_id TEXT NOT NULL,        -- random: change numbers of another history mean nothing in this one
+  expired_change INTEGER NOT NULL  -- the newest change that is no longer known
+);
+"""
+
+_SCHEMA = (
+    """
 CREATE TABLE runs (
   position INTEGER PRIMARY KEY AUTOINCREMENT,
   run_id TEXT NOT NULL UNIQUE,
@@ -75,6 +110,8 @@ CREATE TABLE deleted_runs (        -- runs whose folders (of those in `runs`: wh
   run_id TEXT PRIMARY KEY
 ) WITHOUT ROWID;
 """
+    + _CHANGES
+)
 
 # Some histories of version 1 have a table `resume`, others have not.
 _FROM_VERSION_1 = """
@@ -102,8 +139,8 @@ ALTER TABLE forgotten RENAME TO deleted_runs;
 """
 
 # Version 4 has more fields in the JSON of a run, which a server of version 3 would take for damage. Version 5
-# has owners: runs from before have none.
-_FROM_VERSION_4 = "ALTER TABLE runs ADD COLUMN owner TEXT NOT NULL DEFAULT '';"
+# has owners, of which runs from before have none, and changes, which `create_indexes` fills in.
+_FROM_VERSION_4 = "ALTER TABLE runs ADD COLUMN owner TEXT NOT NULL DEFAULT '';" + _CHANGES
 
 _UPGRADES = {
     0: _SCHEMA,
@@ -220,6 +257,58 @@ def create_indexes(db: sqlite3.Connection) -> None:
         sqlite3.DatabaseError: The history is damaged.
     """
     db.executescript(_INDEXES)
+    if not db.execute("SELECT 1 FROM history").fetchone():
+        _begin_changes(db)
+
+
+def _begin_changes(db: sqlite3.Connection) -> None:
+    """Begin the changes of a history with the current state of each run that it has."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for position, last_sequence, state, owner in db.execute(
+            "SELECT position, last_sequence, state, owner FROM runs ORDER BY position"
+        ).fetchall():
+            sequence = last_sequence
+            if state in _UNENDED:
+                # The last event may be of a cell. A damaged run has no change until the next one.
+                try:
+                    sequence = find_state(db, position, last_sequence).sequence
+                except DamagedRunError:
+                    continue
+            _insert_change(db, position, sequence, state, owner)
+        db.execute("INSERT INTO history (history_id, expired_change) VALUES (?, 0)", (secrets.token_hex(8),))
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def copy_deletions(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Copy the deletions of a history to a new one, where they get new numbers.
+
+    Raises:
+        sqlite3.DatabaseError: The source is damaged.
+    """
+    rows = source.execute(
+        "SELECT position, owner, run_id, labels, is_expired FROM deletions JOIN changes USING (change)"
+        " ORDER BY number"
+    ).fetchall()
+    for position, owner, *deletion in rows:
+        change = _insert_change(target, position, 0, "", owner)
+        target.execute(
+            "INSERT INTO deletions (change, run_id, labels, is_expired) VALUES (?, ?, ?, ?)",
+            (change, *deletion),
+        )
+
+
+def _insert_change(db: sqlite3.Connection, position: int, sequence: int, state: str, owner: str) -> int:
+    change = db.execute(
+        "INSERT INTO changes (position, sequence, state, owner) VALUES (?, ?, ?, ?)",
+        (position, sequence, state, owner),
+    ).lastrowid
+    assert change is not None  # noqa: S101 - an INSERT sets it
+    return change
 
 
 def check_schema(db: sqlite3.Connection) -> None:
@@ -266,7 +355,7 @@ def insert_run(
     assert position is not None  # noqa: S101 - an INSERT sets it
     labels = ((name, value, position) for name, value in run.labels.items())
     db.executemany("INSERT INTO labels (name, value, position) VALUES (?, ?, ?)", labels)
-    _insert_events(db, position, [event], segments)
+    _insert_events(db, position, [event], segments, run.owner)
     return position
 
 
@@ -279,7 +368,7 @@ def append(
     expire_time: int | None,
 ) -> None:
     """Add events and segments to a run, and update the run."""
-    _insert_events(db, position, events, segments)
+    _insert_events(db, position, events, segments, run.owner)
     if events:
         encoded = codec.encode_run(replace(run, parameters={}))
         values = (run.state.value, encoded, events[-1].sequence, expire_time)
@@ -291,13 +380,20 @@ def append(
 
 
 def _insert_events(
-    db: sqlite3.Connection, position: int, events: Sequence[Event], segments: Iterable[Segment]
+    db: sqlite3.Connection,
+    position: int,
+    events: Sequence[Event],
+    segments: Iterable[Segment],
+    owner: str,
 ) -> None:
     rows = ((position, event.sequence, event.time, codec.encode_event(event)) for event in events)
     db.executemany(
         "INSERT INTO events (position, sequence, time, event, checksum) VALUES (?, ?, ?, ?, ?)",
         ((*row, checksum(*row)) for row in rows),
     )
+    for event in events:
+        if isinstance(event.body, RunChanged):
+            _insert_change(db, position, event.sequence, event.body.run.state.value, owner)
     locations = (
         (position, one.number, one.sequence, one.start, one.length, one.checksum) for one in segments
     )
@@ -337,6 +433,9 @@ _TABLES = {
     "position, segment, sequence, start, length, content_checksum, checksum": "segments",
     "position, mark, segment_start, size": "checkpoints",
     "run_id": "deleted_runs",
+    "change, position, sequence, state, owner": "changes",
+    "number, change, run_id, labels, is_expired": "deletions",
+    "history_id, expired_change": "history",
 }
 _CHECK_EVENTS = 256
 
@@ -403,8 +502,8 @@ def _request_key(request_id: str, owner: str) -> str | None:
 
 def unended_runs(db: sqlite3.Connection) -> list[RunRecord | DamagedRecord]:
     """Return the runs that have not ended, oldest first."""
-    states = [state.value for state in RunState if not state.is_terminal]
-    return _select(db, f"WHERE state IN ({', '.join('?' * len(states))}) ORDER BY position", states)
+    states = f"WHERE state IN ({', '.join('?' * len(_UNENDED))}) ORDER BY position"
+    return _select(db, states, [*_UNENDED])
 
 
 def list_runs(
@@ -545,16 +644,185 @@ def find_versions(db: sqlite3.Connection, run_id: str, as_of: int) -> tuple[RunR
     return record, now, then
 
 
-def delete_run(db: sqlite3.Connection, position: int) -> bool:
-    """Delete a run with all its rows; its folder can be removed afterwards. False: it was deleted before."""
-    if not db.execute("SELECT 1 FROM runs WHERE position = ?", (position,)).fetchone():
+def delete_run(db: sqlite3.Connection, position: int, *, is_expired: bool = False) -> bool:
+    """Delete a run with all its rows; its folder can be removed afterwards. False: it was deleted before.
+
+    Args:
+        db: The database.
+        position: The run's position.
+        is_expired: Whether retention deletes it.
+    """
+    found = db.execute("SELECT owner FROM runs WHERE position = ?", (position,)).fetchone()
+    if found is None:
         return False
+    labels = dict(db.execute("SELECT name, value FROM labels WHERE position = ?", (position,)).fetchall())
+    db.execute("DELETE FROM changes WHERE position = ?", (position,))
+    change = _insert_change(db, position, 0, "", *found)
+    # In SQL, because an id that is damaged may be no text.
+    number = db.execute(
+        "INSERT INTO deletions (change, run_id, labels, is_expired)"
+        " SELECT ?, run_id, ?, ? FROM runs WHERE position = ?",
+        (change, json.dumps(labels), is_expired, position),
+    ).lastrowid
+    assert number is not None  # noqa: S101 - an INSERT sets it
+    _forget_deletions(db, number - MAX_DELETIONS)
     db.execute(
         "INSERT OR IGNORE INTO deleted_runs (run_id) SELECT run_id FROM runs WHERE position = ?", (position,)
     )
     for table in ("segments", "events", "labels", "checkpoints", "runs"):
         db.execute(f"DELETE FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the names above
     return True
+
+
+def _forget_deletions(db: sqlite3.Connection, until: int) -> None:
+    """Remove deletions up to a number."""
+    newest = db.execute("SELECT MAX(change) FROM deletions WHERE number <= ?", (until,)).fetchone()[0]
+    if newest is not None:
+        db.execute("UPDATE history SET expired_change = ?", (newest,))
+        old = "(SELECT change FROM deletions WHERE number <= ?)"
+        db.execute(f"DELETE FROM changes WHERE change IN {old}", (until,))  # noqa: S608 - a constant
+        db.execute("DELETE FROM deletions WHERE number <= ?", (until,))
+
+
+def is_expired(db: sqlite3.Connection, run_id: str, owner: str | None) -> bool:
+    """Return whether retention has deleted a run of an owner, or of anyone (None)."""
+    where, values = _of_owner("WHERE run_id = ? AND is_expired", [run_id], owner)
+    text = f"SELECT 1 FROM deletions JOIN changes USING (change) {where}"  # noqa: S608 - constants and marks
+    return db.execute(text, values).fetchone() is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangesState:
+    """How far the changes of a history are.
+
+    Attributes:
+        history_id: The history.
+        last: The number of the newest change.
+        expired: The newest change that is no longer known: what comes after it is complete.
+    """
+
+    history_id: str
+    last: int
+    expired: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeBatch:
+    """Changes that were read together.
+
+    Attributes:
+        changes: The changes that match, each with the position of its run.
+        damaged: The ids of runs whose change is damaged, and so left out, each with the reason.
+        last: Where the next read continues; None: this one has reached the end.
+        state: How far the changes were at that moment.
+    """
+
+    changes: Sequence[tuple[int, Change]]
+    damaged: Sequence[tuple[str, str]]
+    last: int | None
+    state: ChangesState
+
+
+def changes_state(db: sqlite3.Connection) -> ChangesState:
+    """Return how far the changes are."""
+    row = db.execute(
+        "SELECT history_id, COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0),"
+        " expired_change FROM history"
+    ).fetchone()
+    return ChangesState(*row)
+
+
+def read_changes(db: sqlite3.Connection, after: int, wanted: ChangeFilter) -> ChangeBatch:
+    """Return some changes after a number that match a filter, in order; `last` is a number of a change."""
+    with _snapshot(db):
+        rows = db.execute(
+            "SELECT change, change, position, sequence, state, owner FROM changes WHERE change > ?"
+            " ORDER BY change LIMIT ?",
+            (after, _CHANGES_PER_READ),
+        ).fetchall()
+        return _batch(db, rows, wanted)
+
+
+def read_existing(db: sqlite3.Connection, as_of: int, after: int, wanted: ChangeFilter) -> ChangeBatch:
+    """Return the newest change up to a number of some runs, if it matches a filter; `last` is a position.
+
+    Args:
+        db: The database.
+        as_of: The number of the last change that counts.
+        after: The position after which to begin.
+        wanted: The filter.
+    """
+    with _snapshot(db):
+        rows = db.execute(
+            # SQLite takes the other columns from the row that has the maximum.
+            "SELECT position, MAX(change), position, sequence, state, owner FROM changes"
+            " WHERE position > ? AND change <= ? AND sequence > 0"
+            " GROUP BY position ORDER BY position LIMIT ?",
+            (after, as_of, _CHANGES_PER_READ),
+        ).fetchall()
+        return _batch(db, rows, wanted)
+
+
+def _batch(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]], wanted: ChangeFilter) -> ChangeBatch:
+    changes: list[tuple[int, Change]] = []
+    damaged_runs: list[tuple[str, str]] = []
+    last: int | None = None
+    size = 0
+    for key, number, position, sequence, state, owner in rows:
+        last = key
+        try:
+            if not wanted.may_match(owner, RunState(state) if state else None):
+                continue
+            change = _read_change(db, number, position, sequence, owner)
+        except DamagedRunError as error:
+            damaged_runs.append((error.metadata["run_id"], error.message))
+            continue
+        except _DECODING_ERRORS as error:
+            damaged_runs.append((_run_id(db, position), f"change {number}: {_describe(error)}"))
+            continue
+        if wanted.matches(change):
+            changes.append((position, change))
+        size += change.size
+        if size >= _ENOUGH_BYTES:
+            break
+    else:
+        if len(rows) < _CHANGES_PER_READ:
+            last = None
+    return ChangeBatch(changes, damaged_runs, last, changes_state(db))
+
+
+def _read_change(db: sqlite3.Connection, number: int, position: int, sequence: int, owner: str) -> Change:
+    """Return a change.
+
+    Raises:
+        DamagedRunError: It is damaged or missing.
+    """
+    if not sequence:
+        run_id, labels = db.execute(
+            "SELECT run_id, labels FROM deletions WHERE change = ?", (number,)
+        ).fetchone()
+        return Change(number, run_id, owner, json.loads(labels), None, len(labels))
+    row = db.execute(
+        "SELECT position, sequence, time, event, checksum FROM events WHERE position = ? AND sequence = ?",
+        (position, sequence),
+    ).fetchone()
+    if row is None:
+        raise damaged(_run_id(db, position), f"event {sequence} is missing")
+    body = _event(db, row).body
+    if not isinstance(body, RunChanged):
+        raise damaged(_run_id(db, position), f"event {sequence} has no state")
+    run = body.run
+    return Change(number, run.run_id, owner, run.labels, run, len(row[3]))
+
+
+@contextlib.contextmanager
+def _snapshot(db: sqlite3.Connection) -> Iterator[None]:
+    """Let several statements see the same state of the database."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("COMMIT")
 
 
 def deleted_run_ids(db: sqlite3.Connection) -> set[str]:
