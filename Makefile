@@ -12,7 +12,7 @@ RELEASE_VENV := .venv-release
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults cold cluster cluster-full container chaos soak attack plain check hooks format generate contract docs docs-serve pictures release image image-report lock bench figures bench-cluster scale clean
+.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults cold cluster cluster-full container chaos soak attack plain check hooks format generate openapi contract docs docs-serve pictures release image image-report lock bench figures bench-cluster scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ name[NR] = $$1; text[NR] = $$2; if (length($$1) > width) width = length($$1) } \
@@ -145,6 +145,9 @@ generate: $(GENERATE_VENV)/.installed ## Generate client/notebook_runner/v1 from
 	PATH="$(CURDIR)/$(GENERATE_VENV)/bin:$$PATH" $(GENERATE_VENV)/bin/python -m grpc_tools.protoc -I proto \
 	  --python_out=$(OUT) --grpc_python_out=$(OUT) --mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet:$(OUT) $(PROTO)
 
+openapi: $(INSTALLED) ## Generate the OpenAPI document of the HTTP API from the contract
+	$(BIN)/python -m docsite.openapi
+
 contract: $(INSTALLED) ## Snapshot the contract as the compatibility baseline
 	$(BIN)/buf build --output proto/contract.binpb --exclude-source-info
 
@@ -199,7 +202,7 @@ lock: ## Update the locks (needs uv)
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-generate.lock
 	uv pip compile requirements-release.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements-release.lock
-	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask $(LOCK_IMAGE)/server.lock
+	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask --extra http-api $(LOCK_IMAGE)/server.lock
 	uv pip compile image/data.in $(LOCK_IMAGE)/data.lock
 	uv pip compile image/build.in $(LOCK_IMAGE)/build.lock
 

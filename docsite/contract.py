@@ -12,6 +12,7 @@ from google.protobuf import descriptor_pb2 as descriptors
 
 from docsite.tables import table
 from notebook_runner_server.errors import reasons
+from notebook_runner_server.http_api.bindings import bindings
 
 ROOT = Path(__file__).resolve().parents[1]
 PROTO = "notebook_runner/v1/notebook_runner.proto"
@@ -77,7 +78,9 @@ class _Contract:
         answer = _linked(method.output_type)
         if method.server_streaming:
             answer = f"a stream of {answer}"
-        return f"### {method.name}\n\n{_linked(method.input_type)} → {answer}\n\n{comment}"
+        paths = " · ".join(f"`{one.verb} {one.path}`" for one in bindings() if one.name == method.name)
+        types = f"{_linked(method.input_type)} → {answer}"
+        return f"### {method.name}\n\n{types} ([HTTP](../how-to/http.md): {paths})\n\n{comment}"
 
     def _message(self, message: _Message, place: int) -> str:
         parts = [f"### {message.name}", self._comment(_MESSAGES, place)]

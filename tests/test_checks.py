@@ -41,6 +41,7 @@ WRONG: dict[str, Wrong] = {
         {},
         "--oidc-scopes-file /nowhere cannot be used: ",
     ),
+    "missing shares file": ({"shares_file": "/nowhere"}, {}, "--shares-file /nowhere cannot be used: "),
     "missing certificate": (
         {"tls_cert": "/nowhere", "tls_key": "/nowhere"},
         {},
@@ -84,6 +85,15 @@ def test_what_cannot_work_is_named(name: str) -> None:
     values, environment, expected = WRONG[name]
     (found,) = faults(environment, **values)
     assert found.startswith(expected)
+
+
+def test_a_wrong_line_of_the_shares_file_is_named(tmp_path: Path) -> None:
+    """With its number, and what it must be."""
+    file = tmp_path / "shares"
+    file.touch(0o600)
+    file.write_text("anyone active=1\ngroup queued=-1 team")
+    (found,) = faults(shares_file=str(file))
+    assert f"{file}, line 2: queued must be a number from 0 to" in found
 
 
 def test_all_faults_are_told_at_once() -> None:

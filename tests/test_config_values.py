@@ -9,6 +9,7 @@ import pytest
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.config import Settings
 from notebook_runner_server.execution.options import WarmKernels
+from notebook_runner_server.runs.shares import ShareRule
 from tests.support.calls import duration, inline, perform
 from tests.support.server import Server
 from tests.support.settings import parsed, refusal
@@ -174,3 +175,16 @@ def test_files_with_secrets_are_hidden_from_notebooks(tmp_path: Path) -> None:
     )
     assert set(settings.sandbox_options.hidden) == {tokens, key, pod, settings.export_folder}
     assert Settings().sandbox_options.hidden == (Settings().export_folder,)
+
+
+def test_the_default_share() -> None:
+    """No limit by default; each setting has a value that lifts its limit, and no queued run is one."""
+    assert Settings().default_share == ShareRule()
+    found = parsed(
+        *("--owner-max-active", "2", "--owner-max-queued", "0", "--owner-max-history-bytes", "2Gi")
+    ).default_share
+    assert found == ShareRule(2, 0, 2**31)
+    lifted = parsed(
+        *("--owner-max-active=0", "--owner-max-queued=-1", "--owner-max-history-bytes=0")
+    ).default_share
+    assert lifted == ShareRule()

@@ -43,6 +43,7 @@ from notebook_runner_server.transfer.service import TransferService
 
 if TYPE_CHECKING:
     from notebook_runner_server.api.oidc import JwtVerifier
+    from notebook_runner_server.http_api.listener import HttpListener
 
 STREAM_GRACE = 5.0
 """Seconds that open calls get to end, after all runs have ended."""
@@ -120,9 +121,12 @@ class App:
         )
         self._jwts = _jwt_verifier(settings, partial(on_change, "scopes_changed"))
         tls_files = settings.tls_files
+        limits = CallerLimits(settings.max_notebook_bytes, settings.max_input_files_bytes, connections)
+        self._http_dir = RuntimeDir(settings.http_folder)
+        self._http = _http_listener(settings, limits)
         self._api = ApiServer(
             servicer,
-            CallerLimits(settings.max_notebook_bytes, settings.max_input_files_bytes, connections),
+            limits,
             AuthInterceptor(self._tokens, self._jwts, are_certified=bool(settings.tls_client_ca)),
             None
             if tls_files is None
@@ -142,13 +146,21 @@ class App:
         """Recover runs, start the backend, and serve."""
         # Bound first, so that an unusable address is reported before any run continues.
         port = self._api.bind(self._settings.listen)
+        http_port = 0 if self._http is None else self._http.bind()
         self._telemetry.bind()
-        await self._manager.open(self._export_dir.open, self._record_recovery)
+        await self._manager.open(self._open_dirs, self._record_recovery)
         self._telemetry.watch(self._backend, self._store, self._manager.refusals, self._audit)
         if self._jwts is not None:
             self._jwts.open()
+        private_socket = self._private_socket()
+        if private_socket is not None:
+            self._api.bind_private(private_socket)
         await self._api.start()
         await self._api.report_serving()
+        if self._http is not None and private_socket is not None:
+            await self._http.start(private_socket)
+            http_host = self._settings.http_listen.rpartition(":")[0]
+            _log.info("http_started", address=f"{http_host}:{http_port}")
         self._settling = asyncio.ensure_future(asyncio.to_thread(memory.settle))
         host = self._settings.listen.rpartition(":")[0]
         self._log_access()
@@ -159,6 +171,21 @@ class App:
     def _record_recovery(self, run: Run) -> None:
         """Write the line of a run that this server found: the earlier one may have died before it did."""
         self._audit.write("recovered", run_id=run.run_id, owner=run.owner)
+
+    def _open_dirs(self) -> None:
+        self._export_dir.open()
+        if self._http is not None:
+            self._http_dir.open()
+
+    def _private_socket(self) -> Path | None:
+        return None if self._http is None else self._http_dir.folder / "grpc.sock"
+
+    async def _stop_serving(self) -> None:
+        # Together, because requests over HTTP end when their calls do.
+        stopping = [self._api.stop(STREAM_GRACE)]
+        if self._http is not None:
+            stopping.append(self._http.stop(STREAM_GRACE + 1))
+        await asyncio.gather(*stopping)
 
     def _log_access(self) -> None:
         _log.info(
@@ -204,10 +231,11 @@ class App:
         announcements.stopping(self._settings, runs, waits=not self._backend.survives_restart)
         await self._api.report_draining()
         await self._manager.drain(hurry, self._settings.drain_timeout)
-        await self._api.stop(STREAM_GRACE)
+        await self._stop_serving()
         if self._jwts is not None:
             self._jwts.close()
         await asyncio.to_thread(self._export_dir.close)
+        await asyncio.to_thread(self._http_dir.close)
         await self._manager.close()
         await self._telemetry.close()
         self._audit.close()
@@ -216,11 +244,22 @@ class App:
 
 
 def _share_rules(settings: Settings) -> Callable[[], ShareRules]:
-    """Return what returns the newest rules; the same object until they change."""
+    """Return what returns the newest rules of shares."""
     if not settings.shares_file:
         rules = ShareRules(settings.default_share)
         return lambda: rules
     return shares_file(Path(settings.shares_file), settings.default_share).recent
+
+
+def _http_listener(settings: Settings, limits: CallerLimits) -> HttpListener | None:
+    if not settings.http_listen:
+        return None
+    from notebook_runner_server.http_api.listener import HttpListener  # noqa: PLC0415 - an extra
+
+    host, port = settings.http_address
+    # Without authentication, a web page could use a name of its own for this machine.
+    any_host = settings.has_token_authentication or settings.insecure
+    return HttpListener(host, port, limits, settings.tls_files, settings.cors_origins, any_host=any_host)
 
 
 def _jwt_verifier(

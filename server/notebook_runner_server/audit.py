@@ -61,7 +61,7 @@ class AccessChange:
 class AuditLog:
     """Writes the lines; may be used from any thread.
 
-    A line that cannot be written to the file goes to the server's log instead, and the calls go on: with a
+    A line that cannot be written to the file goes to the server's log instead, and the calls continue: with a
     full disk, runs can still be killed and deleted.
 
     Args:

@@ -31,11 +31,27 @@ class Details:
     invocation_metadata: tuple[tuple[str, str], ...]
 
 
+class RefusedError(Exception):
+    """The call was ended with this status."""
+
+
 class Context:
     """A call over a connection whose certificate names `properties`."""
 
     def __init__(self, **properties: list[bytes]) -> None:
         self._properties = properties
+
+    def peer(self) -> str:
+        """The address of the connection."""
+        return "unix:"
+
+    def invocation_metadata(self) -> tuple[()]:
+        """The headers."""
+        return ()
+
+    async def abort(self, code: grpc.StatusCode, *_: object) -> None:
+        """Ends the call (called by the interceptor)."""
+        raise RefusedError(code.name)
 
     def auth_context(self) -> dict[str, list[bytes]]:
         """The properties of the connection (called by the interceptor)."""
@@ -88,6 +104,13 @@ def test_the_caller_of_a_certificate(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", [LIST, PROGRESS])
+def test_a_caller_without_the_certificate_that_all_have(method: str) -> None:
+    """It is refused: it must not become the caller that may do everything."""
+    with pytest.raises(RefusedError, match="UNAUTHENTICATED"):
+        seen(AuthInterceptor(None, None, are_certified=True), method)
+
+
+@pytest.mark.parametrize("method", [LIST, PROGRESS])
 def test_a_caller_that_nobody_asks_for(method: str) -> None:
     """Without credentials all callers are the same one, who may do everything."""
     assert seen(AuthInterceptor(None, None, are_certified=False), method) == ANONYMOUS
@@ -98,7 +121,6 @@ def test_names_in_certificates() -> None:
     """The common name, else the first other name, else the certificate's hash."""
     pem = trustme.CA().issue_cert("runner.example").cert_chain_pems[0].bytes()
     sans = [b"spiffe://example/ci", b"ci.example"]
-    assert certified_caller({}) == ANONYMOUS
     both = certified_caller(
         {"x509_pem_cert": [pem], "x509_common_name": [b"ci"], "x509_subject_alternative_name": sans}
     )

@@ -25,7 +25,16 @@ from notebook_runner_server.execution.interface import (
     ResultValue,
     WarmCounts,
 )
-from notebook_runner_server.runs.model import Body, Event, KernelInfo, Run, RunnerInfo, RunState, StartSpec
+from notebook_runner_server.runs.model import (
+    Body,
+    Event,
+    KernelInfo,
+    RetryPolicy,
+    Run,
+    RunnerInfo,
+    RunState,
+    StartSpec,
+)
 from notebook_runner_server.runs.results import Results
 from notebook_runner_server.runs.shares import Share, ShareUse
 from tests.runs.samples import a_run, changed, printed
@@ -106,8 +115,18 @@ def test_all_of_a_run_arrives() -> None:
         notebook_sha256="0a",
         peak_memory_bytes=1,
         cpu_seconds=0.5,
+        owner="ada",
+        priority=1,
+        retry=RetryPolicy(2, (RunState.TIMED_OUT,), 0.5, 10.0),
+        attempt=2,
+        retry_of="a",
+        retried_by="b",
+        not_before=4_000_000_004,
     )
     message = convert.run_message(run)
+    assert message.retry.states == [pb.RUN_STATE_TIMED_OUT]
+    assert (message.retry.max_retries, message.retry.backoff.nanos) == (2, 500_000_000)
+    assert (message.retry.max_backoff.seconds, message.not_before.nanos) == (10, 4)
     assert {field.name for field, _ in message.ListFields()} == set(pb.Run.DESCRIPTOR.fields_by_name)
     assert {field.name for field, _ in message.failure.ListFields()} == set(
         pb.Failure.DESCRIPTOR.fields_by_name
@@ -115,7 +134,15 @@ def test_all_of_a_run_arrives() -> None:
     assert (message.create_time.seconds, message.create_time.nanos) == (1, 1)
     assert (message.end_time.seconds, message.end_time.nanos) == (3, 3)
     absent = convert.run_message(a_run())
-    for name in ("start_time", "end_time", "current_cell", "queue_position", "failure"):
+    for name in (
+        "start_time",
+        "end_time",
+        "current_cell",
+        "queue_position",
+        "failure",
+        "retry",
+        "not_before",
+    ):
         assert not absent.HasField(name)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 import trustme
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from notebook_runner import Client
@@ -349,11 +350,14 @@ def test_attempts_on_the_screen(tmp_path: Path, columns: int) -> None:
         started.wait(WAIT_SECONDS)
         return changed(2, pb.Run(**second, state=pb.RUN_STATE_RUNNING))
 
+    slow = pb.CellFinished(duration=Duration(seconds=5))
     fake.answers("Start", pb.StartResponse(run=pb.Run(**first)))
     fake.answers(
         "Progress",
         changed(1, pb.Run(**first, state=pb.RUN_STATE_RUNNING)),
-        pb.ProgressResponse(sequence=2, cells_completed=1, cells_total=3, run_changed=crashed),
+        pb.ProgressResponse(sequence=2, cell_finished=slow),
+        pb.ProgressResponse(sequence=3, cell_finished=pb.CellFinished(cell_index=1, duration=slow.duration)),
+        pb.ProgressResponse(sequence=4, cells_completed=1, cells_total=3, run_changed=crashed),
     )
     later = Timestamp(seconds=4_000_000_000)
     fake.answers(
@@ -379,6 +383,7 @@ def test_attempts_on_the_screen(tmp_path: Path, columns: int) -> None:
         lines = screen.lines()
     fake.stop()
     assert lines[-1] == "run r2 succeeded (attempt 2 of 2)"
+    # The times of the first attempt's cells are not those of the second one.
     assert lines[-2].startswith("✓")
 
 
@@ -433,3 +438,20 @@ def test_a_list_of_a_team_on_the_screen(tmp_path: Path, columns: int) -> None:
     assert heading.split()[6:] == wide
     assert len(lines) == 2
     assert all("A reason" in line for line in lines)
+
+
+def test_a_list_that_follows_the_runs(show: Show, server: Server, gate: Gate) -> None:
+    """A table has each run in its state, until Ctrl-C; a deleted run leaves it."""
+    source = notebook(gate.source)
+    label = {"listed": gate.path.parent.name}
+    screen = show("list", "--watch", "--label", f"listed={label['listed']}")
+    with Client(server.target) as client, screen:
+        screen.until("RUN")
+        run = client.start(source, name="followed", labels=label)
+        screen.until(lambda lines: any("running" in line and "followed" in line for line in lines))
+        gate.open()
+        screen.until(lambda lines: any("succeeded" in line and "followed" in line for line in lines))
+        run.wait().delete()
+        screen.until(lambda lines: not any("followed" in line for line in lines))
+        screen.press("C-c")
+        assert screen.exit_code() == 130

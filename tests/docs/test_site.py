@@ -179,5 +179,5 @@ def test_links_are_right_in_both_places() -> None:
     assert "[a](../README.md)" in made  # of docs/, which has none: MkDocs tells
     assert repository.relinked("[a](../../README.md)", "how-to/b.md") == "[a](../repository/README.md)"
     assert "[b](kill.md#x) [c](#d) [e](https://example.com/f)" in made
-    own = repository.relinked("[a](service.py) [b](../docs/tutorial.md#run)", "repository/examples/README.md")
-    assert own == "[a](service.py) [b](../../tutorial.md#run)"
+    own = repository.relinked("[a](sweep.py) [b](../docs/tutorial.md#run)", "repository/examples/README.md")
+    assert own == "[a](sweep.py) [b](../../tutorial.md#run)"

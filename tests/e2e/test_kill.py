@@ -190,3 +190,19 @@ def test_kill_says_whether_the_run_had_ended(server: Server, gate: Gate) -> None
     with started(server.stub, inline(gate.source)) as run:
         reach(server.stub, run.run_id, "cell_started")
         assert [kill(server, run.run_id).already_ended for _ in range(3)] == [False, True, True]
+
+
+def test_a_kill_that_does_not_wait(server: Server, gate: Gate) -> None:
+    """It answers while the cell ignores the interrupt; a run that waits, or has ended, needs no waiting."""
+    request = inline(STUBBORN_CELL.format(wait=gate.source))
+    with started(server.stub, request) as run, started(server.stub, inline("1")) as waiting:
+        reach(server.stub, run.run_id, "cell_output")
+        answer = kill(server, run.run_id, grace_period=duration(500), no_wait=True)
+        assert (answer.run.state, answer.already_ended) == (pb.RUN_STATE_KILLING, False)
+        assert answer.processes_ended == 0
+        answer = kill(server, waiting.run_id, grace_period=duration(500), no_wait=True)
+        assert (answer.run.state, answer.already_ended) == (pb.RUN_STATE_KILLED, False)
+        answer = kill(server, waiting.run_id, no_wait=True)
+        assert (answer.run.state, answer.already_ended) == (pb.RUN_STATE_KILLED, True)
+        gate.open()
+        assert finish(server.stub, run.run_id).run.state == pb.RUN_STATE_KILLED

@@ -36,6 +36,12 @@ from IPython.display import display
 for number in range({PIECES}):
     display({{"text/plain": chr(97 + number % 26) * {PIECE}}}, raw=True)
 """
+VALUES_CELL = """
+from IPython.display import display
+for number in range(5):
+    value = {"name": str(number), "data": [1] * 5000, "encoder": "json", "version": 1}
+    display({"application/scrapbook.scrap.json+json": value}, raw=True)
+"""
 
 
 def test_a_hundred_megabytes_arrive_in_pages(server: Server) -> None:
@@ -96,3 +102,25 @@ def test_a_kernel_that_says_much_of_itself(make_server: Callable[..., Server], t
     assert executed(server.stub, run.run_id).metadata.language_info == {"name": ""}
     (page,) = pages(server.stub, run_id=run.run_id)
     assert page.total_bytes < PIECE
+
+
+def test_pages_beside_the_largest_run_fit_a_message(server: Server) -> None:
+    """Parameters, labels, values and a traceback as large as they get, also as of an event in between."""
+    wide = "\U0001f600"
+    cells = (
+        code("who = ''", "parameters"),
+        VALUES_CELL,
+        "print('x' * 4_000_000)",
+        f"raise ValueError({wide!r} * 200_000)",
+    )
+    labels = {f"{number:03}".ljust(128, wide): wide * 128 for number in range(64)}
+    parameters = struct({"who": wide * 250_000})
+    run, events = perform(server.stub, inline(*cells, parameters=parameters, labels=labels))
+    assert run.state == pb.RUN_STATE_FAILED
+    assert run.ByteSize() > MESSAGE_BYTES // 2
+    assert max(event.ByteSize() for event in events) < MESSAGE_BYTES
+    for as_of in (0, events[-2].sequence):
+        fields = {"run_id": run.run_id, "max_bytes": 2**31 - 1, "as_of_sequence": as_of}
+        answers = list(pages(server.stub, **fields))
+        assert max(page.ByteSize() for page in answers) < MESSAGE_BYTES
+        assert len(answers) > 1

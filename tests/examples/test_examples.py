@@ -1,7 +1,5 @@
 """The examples do what they say, as programs of their own against a real server."""
 
-import http.client
-import json
 import os
 import re
 import signal
@@ -19,7 +17,6 @@ from google.protobuf.json_format import MessageToDict
 
 from notebook_runner import Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.calls import history
 from tests.support.gate import Gate
 from tests.support.notebooks import notebook, parsed
 from tests.support.polling import pause
@@ -192,113 +189,3 @@ def test_the_notebook_that_starts_notebooks(server: Server) -> None:
     runs = labelled(server, **{"started-by": "notebooks_that_start_notebooks"})
     assert [run.state for run in runs] == [pb.RUN_STATE_SUCCEEDED] * 2
     assert sorted(MessageToDict(run)["parameters"]["seed"] for run in runs) == [1, 2]
-
-
-@pytest.fixture
-def web(server: Server, folder: Path) -> Iterator[http.client.HTTPConnection]:
-    """The web service, on a free port."""
-    command = [sys.executable, "examples/service.py", "0"]
-    running = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(server),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    assert running.stderr
-    try:
-        for line in running.stderr:
-            if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
-                connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=SECONDS)
-                break
-        else:
-            raise AssertionError("the service has ended")
-        yield connection
-        connection.close()
-    finally:
-        running.terminate()
-        running.communicate(timeout=SECONDS)
-
-
-Told = list[tuple[int, str, dict[str, Any]]]
-
-
-def told(web: http.client.HTTPConnection, run: str, after: int, most: int = 0) -> Told:
-    """What the service tells a browser of a run, until its end or until the browser goes away."""
-    web.request("GET", f"/runs/{run}", headers={"Last-Event-ID": str(after)} if after else {})
-    answer = web.getresponse()
-    assert answer.status == 200, answer.read()
-    assert answer.headers["Content-Type"].startswith("text/event-stream")
-    events: Told = []
-    while head := answer.readline().decode():
-        number, kind = head.removeprefix("id: "), answer.readline().decode().removeprefix("event: ")
-        data = answer.readline().decode().removeprefix("data: ")
-        assert answer.readline() == b"\n"
-        events.append((int(number), kind.strip(), json.loads(data)))
-        if len(events) == most:
-            web.close()
-            break
-    return events
-
-
-def started(web: http.client.HTTPConnection, **parameters: Any) -> tuple[int, dict[str, Any]]:
-    """Asks for a run; answers the status and what was said."""
-    web.request("POST", "/runs", json.dumps(parameters))
-    answer = web.getresponse()
-    return answer.status, json.loads(answer.read())
-
-
-def test_the_service_streams_progress_that_can_be_resumed(web: http.client.HTTPConnection) -> None:
-    """A browser that goes away and comes back with the last id gets each event once, up to the end."""
-    status, said = started(web, games=2)
-    assert status == 201
-    events = told(web, said["run_id"], after=0, most=5)
-    events += told(web, said["run_id"], after=5)
-    assert [number for number, _, _ in events] == list(range(1, len(events) + 1))
-    assert {kind for _, kind, _ in events} == {"run_changed", "cell_started", "cell_output", "cell_finished"}
-    assert events[-1][2]["runChanged"]["state"] == "RUN_STATE_SUCCEEDED"
-    web.request("GET", f"/runs/{said['run_id']}", headers={"Last-Event-ID": str(len(events))})
-    answer = web.getresponse()
-    assert (answer.status, answer.read()) == (204, b"")
-
-
-def test_the_service_ends_a_run(web: http.client.HTTPConnection) -> None:
-    """Kill goes through to the run, and the stream tells it."""
-    _, said = started(web, games=10_000_000)
-    told(web, said["run_id"], after=0, most=4)
-    web.request("DELETE", f"/runs/{said['run_id']}")
-    assert json.loads(web.getresponse().read()) == {"processes_ended": 1}
-    assert told(web, said["run_id"], after=4)[-1][2]["runChanged"]["state"] == "RUN_STATE_KILLED"
-
-
-def test_the_service_tells_what_was_refused(server: Server, web: http.client.HTTPConnection) -> None:
-    """Each refusal is the status of HTTP that means the same, and starts nothing."""
-    before = history(server.stub)
-    assert started(web, dice=2)[0] == 400
-    for body in ("[1]", "{", f'{{"games": {"[" * 40}{"]" * 40}}}'):
-        web.request("POST", "/runs", body)
-        answer = web.getresponse()
-        assert (answer.status, bool(json.loads(answer.read())["message"])) == (400, True)
-    for path, headers, status in [("/runs/none", {}, 404), ("/runs/none", {"Last-Event-ID": "x"}, 400)]:
-        web.request("GET", path, headers=headers)
-        answer = web.getresponse()
-        assert (answer.status, bool(json.loads(answer.read())["message"])) == (status, True)
-    web.request("GET", "/")
-    assert b"EventSource" in web.getresponse().read()
-    assert history(server.stub) == before
-
-
-def test_the_service_tells_that_the_server_is_busy(
-    server: Server, web: http.client.HTTPConnection, gate: Gate, folder: Path
-) -> None:
-    """Where all workers are taken, the browser is told when to try again."""
-    source = written(folder, gate.source)
-    with Client(server.target) as client:
-        runs = [client.start(folder / source) for _ in range(3)]
-        web.request("POST", "/runs")
-        answer = web.getresponse()
-        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
-        assert json.loads(answer.read())["reason"] == "RUNNER_BUSY"
-        for run in runs:
-            run.kill()

@@ -43,7 +43,7 @@ def _forgets() -> None:
 
     async def open_without_newest(self: Store) -> None:
         await opened(self)
-        row = await self.find("")
+        row = await self.newest()
         if row is not None:
             await self.delete(row)
 

@@ -22,7 +22,9 @@ from tests.support.calls import SECONDS, artefact, duration, finish, history, in
 from tests.support.errors import refused
 from tests.support.killable import KillableServer
 from tests.support.notebooks import content
+from tests.support.progress import TERMINAL
 from tests.support.server import PROGRAM
+from tests.support.watching import watching
 
 pytestmark = pytest.mark.process_pool("a state folder that is made by the test has no runs on a cluster")
 
@@ -266,6 +268,14 @@ CHANGES: list[dict[str, Any]] = [
 ]
 
 
+def watched(server: KillableServer) -> list[str]:
+    """The runs that exist for a watcher; each has ended."""
+    with watching(server.stub, include_existing=True) as watcher:
+        existing = watcher.existing()
+    assert {run.state for run in existing} <= TERMINAL
+    return [run.run_id for run in existing]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_an_earlier_history_is_served_whole(tmp_path: Path, form: str) -> None:
     """Each earlier form: runs are listed, followed and read, those that wait go on, requests are known.
@@ -311,6 +321,7 @@ def test_an_earlier_history_is_served_whole(tmp_path: Path, form: str) -> None:
             assert finish(server.stub, "going").run.state == pb.RUN_STATE_INTERRUPTED
             assert finish(server.stub, "bad").run.failure.exception_name == "E"
             assert b'"id": "one"' in artefact(server.stub, "done")
+            assert watched(server) == ["done", "bad", "going", "waits"]
             for part, name in (("bad", "of a file"), ("done", ""), ("wait", "")):
                 found = server.stub.Get(pb.GetRequest(run_id=part), timeout=SECONDS).run
                 assert found.run_id.startswith(part)

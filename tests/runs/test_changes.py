@@ -174,16 +174,18 @@ async def test_a_slow_watcher_is_overtaken(tmp_path: Path, monkeypatch: pytest.M
 async def test_a_history_that_was_rebuilt(tmp_path: Path) -> None:
     """Its cursors have expired; its runs exist, each once, and what had expired is still known to have."""
     async with opened(tmp_path) as store:
+        cursors = [await now(store)]
         await ended(store, "gone")
         await delete(store, "gone", is_expired=True)
         for name in ("one", "two"):
             await ended(store, name)
-        cursor = await now(store)
+        cursors.append(await now(store))
     (tmp_path / f"{DATABASE}-damaged").write_text("found by a test")
     async with opened(tmp_path) as store:
-        with pytest.raises(CursorExpiredError):
-            await watched(store, cursor)
         await insert(store, "last")
+        for cursor in cursors:
+            with pytest.raises(CursorExpiredError):
+                await watched(store, cursor)
         seen = [one[1:] for one in await watched(store)]
         assert seen == [("one", RunState.KILLED), ("two", RunState.KILLED), ("last", RunState.QUEUED)]
         assert (await store.missing("gone")).reason == "RUN_EXPIRED"

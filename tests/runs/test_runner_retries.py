@@ -421,7 +421,7 @@ async def test_a_queue_that_is_full_takes_a_successor(tmp_path: Path) -> None:
         run, handle = await begun(runner, backend, LATER)
         handle.tell(CRASHED)
         first = await ended(runner, run.run_id)
-        assert runner.info().queued == 1
+        assert (await runner.info()).queued == 1
         assert (await runner.find(first.retried_by)).state is S.QUEUED
 
 

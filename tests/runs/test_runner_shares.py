@@ -1,6 +1,7 @@
 """The shares of owners on a backend that does what the test says: what waits, and what is refused."""
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from notebook_runner_server.errors import QuotaExceededError, RunnerBusyError
 from notebook_runner_server.execution.interface import KernelReady
 from notebook_runner_server.runs.caller import ANONYMOUS, Caller, parse_scopes, set_caller
+from notebook_runner_server.runs.folder import RunFolder
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.shares import Quota, Share, ShareRule, ShareRules
@@ -145,9 +148,10 @@ async def test_a_full_history(tmp_path: Path) -> None:
         (await backend.taken()).tell(KernelReady(), DONE)
         with calling("ada"):
             await ended(runner, run.run_id)
+        assert await refusal(runner, "ada") == ("history", "1", 0.0)
+        with calling("ada"):
             used = (await runner.info()).share
         assert used.history_bytes == runner._store.folder(run.run_id).size()
-        assert await refusal(runner, "ada") == ("history", "1", 0.0)
         assert runner.refusals == Counter({Quota.HISTORY: 1})
         other = await start(runner, "bob")
         (await backend.taken()).tell(KernelReady(), DONE)
@@ -156,6 +160,34 @@ async def test_a_full_history(tmp_path: Path) -> None:
             await runner.delete(run.run_id)
             assert (await runner.info()).share.history_bytes == 0
         await start(runner, "ada")
+
+
+async def test_a_start_right_after_the_end_that_fills_the_history(tmp_path: Path) -> None:
+    """It waits until the run is measured, and is refused, while Starts of others are not delayed."""
+    gate = threading.Event()
+
+    class SlowFolder(RunFolder):
+        @override
+        def size(self) -> int:
+            gate.wait(60)
+            return super().size()
+
+    class SlowStore(Store):
+        @override
+        def folder(self, run_id: str) -> RunFolder:
+            return SlowFolder(super().folder(run_id).path)
+
+    store, backend = SlowStore(tmp_path), FakeBackend(2)
+    async with running(store, backend, rules=limited(max_history_bytes=1)) as runner:
+        run = await start(runner, "ada")
+        (await backend.taken()).tell(KernelReady(), DONE)
+        with calling("ada"):
+            await ended(runner, run.run_id)
+        refused = asyncio.create_task(refusal(runner, "ada"))
+        await settled(store)
+        assert (await start(runner, "bob")).state is S.QUEUED
+        gate.set()
+        assert await refused == ("history", "1", 0.0)
 
 
 async def test_a_share_after_a_restart(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def attack(plain: UnprivilegedServer, mode: str) -> Callable[..., Any]:
 def guarding(folder: Path, *options: str, ca: bytes = b"") -> Iterator[Guarded]:
     """A server with tokens."""
     file = folder / "tokens"
-    run, read = new_token(file, "ci"), new_token(file, "board", "read")
+    # Of one name, so that the second one reads the runs of the first.
+    run, read = new_token(file, "ci"), new_token(file, "ci", "read")
     options = ("--tokens-file", str(file), "--heartbeat-interval", "0.2", "--channelz", *options)
     with Server(folder / "state", *options) as server:
         yield Guarded(server, file, run, read, ca)

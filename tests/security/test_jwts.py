@@ -93,7 +93,8 @@ def test_a_valid_token(trusting: Server, issuer: Issuer) -> None:
     """It opens what its caller's scopes allow, and log lines name the caller."""
     run = trusting.stub.Start(inline("1"), metadata=bearer(issuer.token()), timeout=SECONDS).run
     request = pb.ProgressRequest(run_id=run.run_id)
-    events = list(trusting.stub.Progress(request, metadata=bearer(issuer.token("Bea B")), timeout=SECONDS))
+    reader = issuer.token("Bea B", groups=["operators"])
+    events = list(trusting.stub.Progress(request, metadata=bearer(reader), timeout=SECONDS))
     assert events[-1].run_changed.state == pb.RUN_STATE_SUCCEEDED
     lines = {entry["method"]: entry["caller"] for entry in trusting.log if "method" in entry}
     assert lines["NotebookRunner/Start"] == "ada"
@@ -143,11 +144,15 @@ def test_scopes_that_change(make_server: Callable[..., Server], issuer: Issuer, 
     for broken in ("name root ada", ""):
         file.write_text(broken)
         listed(server.channel, issuer.token())
-    file.write_text("name run x")
+    file.write_text("name run-all x")
     assert refused(lambda: listed(server.channel, issuer.token())).kind == TOO_LITTLE
     assert refused(lambda: list(stream)).kind == BAD
-    server.stub.Kill(pb.KillRequest(), metadata=bearer(issuer.token("x")), timeout=SECONDS)
+    kill = pb.KillRequest(run_id=run.run_id)
+    server.stub.Kill(kill, metadata=bearer(issuer.token("x")), timeout=SECONDS)
     assert [entry["level"] for entry in server.logged("oidc_scopes_not_reloaded")] == ["error", "error"]
+    (line,) = server.logged("audit", "scopes_changed")
+    assert (line["added"], line["removed"], line["changed"]) == (["name x"], ["anyone", "name ada"], [])
+    assert not {"caller", "request_id", "peer"} & line.keys()
 
 
 def part(content: Any) -> str:

@@ -22,6 +22,7 @@ from tests.support.killable import KillableServer
 from tests.support.scrape import scrape
 from tests.support.secure import TlsFolder, bearer, issue, new_token, roots, secure_channel
 from tests.support.server import Server
+from tests.support.watching import watching
 
 HIDDEN = (grpc.StatusCode.NOT_FOUND, "RUN_NOT_FOUND")
 NOT_OWNER = (grpc.StatusCode.PERMISSION_DENIED, "NOT_OWNER")
@@ -192,6 +193,51 @@ def test_each_call(table: Team, who: str, name: str, state: str) -> None:
     assert result(table(who), *(READING | CHANGING)[name](run_id)) == expected
     if expected is not ALLOWED:
         assert table("ada:run").call("Get", pb.GetRequest(run_id=run_id)).run.owner == "ada"
+
+
+@pytest.mark.parametrize("who", TABLE)
+def test_watch(team: Team, who: str) -> None:
+    """A watcher gets existing runs, changes and deletions of those runs that it may read, and no others."""
+    ada, caller = team("ada:run"), team(who)
+    is_visible = TABLE[who][0] is ALLOWED
+    existing = ada.run(inline("1"))
+    with (
+        watching(caller.stub, bearer(caller.token), include_existing=True) as watcher,
+        watching(caller.stub, bearer(caller.token), owner="ada") as of_ada,
+    ):
+        assert (existing in [run.run_id for run in watcher.existing()]) == is_visible
+        cursor = watcher.cursor
+        changed = ada.run(inline("1"))
+        ada.call("Delete", pb.DeleteRequest(run_id=existing))
+        # For everyone there is something at the end, and all of it was before.
+        own = team("bob:run" if who.startswith("bob") else "ada:run").run(inline("1"))
+        assert watcher.until_end(own)
+        seen = {message.run.run_id or message.deleted_run_id for message in watcher.seen}
+        assert ({existing, changed} <= seen) == is_visible
+        assert is_visible or not {existing, changed} & seen
+        with watching(caller.stub, bearer(caller.token), cursor=cursor) as again:
+            assert again.until_end(own)
+            assert again.seen == watcher.seen[-len(again.seen) :]
+        if is_visible:
+            assert of_ada.change().run.run_id == changed
+        else:
+            assert of_ada.message().HasField("heartbeat")
+            assert of_ada.seen == []
+
+
+def test_a_watch_ends_with_its_token(team: Team) -> None:
+    """A token that is revoked ends the stream with its next message."""
+    name = "frank:read"
+    caller = team(name)
+    with watching(caller.stub, bearer(caller.token)) as watcher:
+        lines = team.file.read_text().splitlines(keepends=True)
+        team.file.write_text("".join(line for line in lines if "frank" not in line))
+
+        def read_on() -> None:
+            while True:
+                watcher.message()
+
+        assert refused(read_on).kind == (grpc.StatusCode.UNAUTHENTICATED, "BAD_TOKEN")
 
 
 def test_what_is_hidden_looks_like_what_does_not_exist(team: Team) -> None:

@@ -114,16 +114,18 @@ def test_a_burst_of_refused_calls(make_server: Callable[..., Server], tmp_path: 
 def test_lines_of_a_call_name_its_caller(tmp_path: Path) -> None:
     """Whatever the log says while a call is answered has the name of its token, and not of another's."""
     file, ids = tmp_path / "tokens", {}
-    names = {"ci": new_token(file, "ci"), "board": new_token(file, "board", "read")}
+    names = {"ci": new_token(file, "ci"), "board": new_token(file, "board", "read-all")}
     # The log is whole when the server has ended.
     with Server(tmp_path / "state", "--tokens-file", str(file)) as server:
-        server.stub.Start(inline("1"), timeout=SECONDS, metadata=bearer(names["ci"]))
-        list(server.stub.Progress(pb.ProgressRequest(), timeout=SECONDS, metadata=bearer(names["board"])))
+        run_id = server.stub.Start(inline("1"), timeout=SECONDS, metadata=bearer(names["ci"])).run.run_id
+        request = pb.ProgressRequest(run_id=run_id)
+        list(server.stub.Progress(request, timeout=SECONDS, metadata=bearer(names["board"])))
         # The server's own fault, which it tells of.
         with closing(sqlite3.connect(server.state_dir / "notebook-runner.db")) as db, db:
             db.execute("ALTER TABLE segments RENAME TO gone")
         for name, token in names.items():
-            call = partial(server.stub.Output, pb.OutputRequest(), timeout=SECONDS, metadata=bearer(token))
+            output = pb.OutputRequest(run_id=run_id)
+            call = partial(server.stub.Output, output, timeout=SECONDS, metadata=bearer(token))
             refusal = refused(call)
             assert refusal.reason == "INTERNAL_ERROR"
             ids[refusal.metadata["error_id"]] = name

@@ -171,7 +171,7 @@ def test_health_tells_nothing_else(guarded: Guarded, method: str) -> None:
 def test_what_the_log_tells(guarded: Guarded) -> None:
     """At start the log names the tokens' owners and what is on, never a token or its sum."""
     (access,) = [entry for entry in guarded.server.log if entry["event"] == "access_configured"]
-    assert access["tokens"] == ["board", "ci"]
+    assert access["tokens"] == ["ci"]
     assert (access["tls"], access["mtls"], access["reflection"]) == (False, False, True)
     text = guarded.server.tail()
     sums = [line.rpartition(":")[2] for line in guarded.file.read_text().splitlines()]

@@ -41,6 +41,8 @@ class Server:
         executor: The variables that give every server another executor than its own processes.
         cluster_mark: What the environment of every process of that executor carries; empty: there is none.
         warm_kernels: The variables that set the warm kernels of every server without options of its own.
+        target: The address for gRPC.
+        http: The address for HTTP; empty: the server serves none.
         machines: How many workers keep kernels for a run, whichever of them it gets.
         may_start: Whether the test that runs may start one.
     """
@@ -63,6 +65,7 @@ class Server:
         self.log: list[dict[str, Any]] = []
         self.noise: list[str] = []
         self.target = ""
+        self.http = ""
         self._command = [str(PROGRAM), "--listen", "127.0.0.1:0", "--state-dir", str(state_dir)]
         self._command += ["--log-format", "json", *options]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("NOTEBOOK_RUNNER_")}
@@ -128,6 +131,8 @@ class Server:
             self.noise.append(line)
             return
         self.log.append(entry)
+        if entry.get("event") == "http_started":
+            self.http = entry["address"]
         if entry.get("event") == "server_started":
             self.target = entry["address"]
             self._told.set()

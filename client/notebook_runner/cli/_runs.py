@@ -342,9 +342,9 @@ def list_runs(
 ) -> None:
     """List runs, newest first.
 
-    Shows their names and labels, why they failed, and whose they are if you see the runs of several owners. With
-    --watch, a terminal shows a table that follows the changes of the runs; elsewhere, each run and then each change is a
-    line.
+    Shows their names and labels, why they failed, and whose they are if you see the runs of several owners.
+    With --watch, a terminal shows a table that follows the changes of the runs; elsewhere, each run and then
+    each change is a line.
     """
     server: Server = ctx.obj
     if watch:

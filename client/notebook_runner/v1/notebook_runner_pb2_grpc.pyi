@@ -28,6 +28,10 @@ sees its own runs, and with the scope `read-all` those of all callers; a run tha
 for it (RUN_NOT_FOUND). Kill and Delete of a run of another owner that the caller can see need the scope
 `run-all` (PERMISSION_DENIED, NOT_OWNER). An empty run id stands for the caller's own newest run. If the server
 asks for no credentials, all runs belong to one owner without a name.
+
+HTTP. The `google.api.http` option of each call is its path for the server's own HTTP listener (`--http-listen`), and
+for proxies and gateways that translate JSON to gRPC. The run id `latest` stands for an empty one, which a
+path cannot have.
 """
 
 import abc

@@ -14,6 +14,7 @@ import grpc
 from structlog.contextvars import get_contextvars
 
 from notebook_runner_server.api.interceptor import Interceptor
+from notebook_runner_server.api.peers import peer_of
 from notebook_runner_server.audit import AuditLog
 from notebook_runner_server.runs.call_target import CallTarget, begin_target
 from notebook_runner_server.runs.caller import current_caller
@@ -35,7 +36,6 @@ REFUSALS_PER_SECOND = 10
 All calls without valid credentials together count as one caller, so their flood hides no other refusal."""
 
 _SECOND = 1.0
-_REFUSED_CODES = (grpc.StatusCode.UNAUTHENTICATED.name, grpc.StatusCode.PERMISSION_DENIED.name)
 _MAX_CHARACTERS = 128
 
 
@@ -58,7 +58,7 @@ class AuditInterceptor(Interceptor):
         """Write the line of a call with one response."""
 
         async def audited(request: Any, context: Any) -> Any:
-            ended = partial(self._ended, method, context.peer(), begin_target())
+            ended = partial(self._ended, method, peer_of(context), begin_target())
             response = await call(request, _AuditedContext(context, ended))
             ended(grpc.StatusCode.OK)
             return response
@@ -69,7 +69,7 @@ class AuditInterceptor(Interceptor):
         """Write the line of a stream that is refused, also between two messages."""
 
         async def audited(request: Any, context: Any) -> AsyncIterator[Any]:
-            ended = partial(self._ended, method, context.peer(), begin_target())
+            ended = partial(self._ended, method, peer_of(context), begin_target())
             async with aclosing(call(request, _AuditedContext(context, ended))) as messages:
                 async for message in messages:
                     yield message
@@ -83,7 +83,7 @@ class AuditInterceptor(Interceptor):
             self._end_second()
 
     def _ended(self, method: str, peer: str, target: CallTarget, code: grpc.StatusCode) -> None:
-        is_refused = code.name in _REFUSED_CODES
+        is_refused = target.is_refused or code is grpc.StatusCode.PERMISSION_DENIED
         action = REFUSED if is_refused else ACTIONS.get(method)
         caller = current_caller().name
         if action is None or (is_refused and not self._has_room(caller)):

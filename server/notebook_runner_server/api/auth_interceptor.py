@@ -21,8 +21,10 @@ from structlog.contextvars import bind_contextvars
 from notebook_runner_server.api.errors import BAD_TOKEN, MISSING_TOKEN, abort, abort_with
 from notebook_runner_server.api.interceptor import Continuation, Handler, Interceptor, function_of, rebuild
 from notebook_runner_server.api.oidc_options import MAX_NAME_CHARACTERS, RefusedTokenError, is_jwt
+from notebook_runner_server.api.peers import peer_of
 from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.errors import NotReadyError
+from notebook_runner_server.runs.call_target import current_target
 from notebook_runner_server.runs.caller import ANONYMOUS, Caller, Scope, set_caller
 
 if TYPE_CHECKING:
@@ -71,6 +73,9 @@ _MISSING = _Refusal(
     grpc.StatusCode.UNAUTHENTICATED,
     MISSING_TOKEN,
     "Missing token. Send the header `authorization: Bearer TOKEN`.",
+)
+_UNCERTIFIED = _Refusal(
+    grpc.StatusCode.UNAUTHENTICATED, MISSING_TOKEN, "Missing certificate. Connect with a client certificate."
 )
 _MALFORMED = _Refusal(
     grpc.StatusCode.UNAUTHENTICATED,
@@ -127,25 +132,32 @@ class AuthInterceptor(Interceptor):
             return handler
         return rebuild(handler, self._while_valid(checked, method, call))
 
-    def wrap_unary(self, method: str, call: Any) -> Any:  # noqa: ARG002 - the base's signature
+    def wrap_unary(self, method: str, call: Any) -> Any:
         """Set the caller of a call with one response to the name in its certificate."""
 
         async def entered(request: Any, context: Any) -> Any:
-            _enter(certified_caller(context.auth_context()))
+            await self._enter_certified(method, context)
             return await call(request, context)
 
         return entered
 
-    def wrap_stream(self, method: str, call: Any) -> Any:  # noqa: ARG002 - the base's signature
+    def wrap_stream(self, method: str, call: Any) -> Any:
         """Set the caller of a call with a stream of responses to the name in its certificate."""
 
         async def entered(request: Any, context: Any) -> AsyncIterator[Any]:
-            _enter(certified_caller(context.auth_context()))
+            await self._enter_certified(method, context)
             async with aclosing(call(request, context)) as messages:
                 async for message in messages:
                     yield message
 
         return entered
+
+    async def _enter_certified(self, method: str, context: Any) -> None:
+        properties = context.auth_context()
+        if not properties.get("x509_pem_cert"):
+            # gRPC accepts no such connection; but a mistake here would allow everything to everyone.
+            await self._refuse(context, method, _UNCERTIFIED)
+        _enter(certified_caller(properties))
 
     async def _authorize(self, method: str, metadata: Any) -> _Grant | _Refusal | NotReadyError:
         values = [value for key, value in metadata or () if key == "authorization"]
@@ -193,8 +205,9 @@ class AuthInterceptor(Interceptor):
         return stream
 
     async def _refuse(self, context: Any, method: str, refusal: _Refusal | NotReadyError) -> NoReturn:
+        current_target().is_refused = True
         self._refused += 1
-        self._latest = {"rpc": method[:100], "peer": context.peer(), "reason": refusal.reason}
+        self._latest = {"rpc": method[:100], "peer": peer_of(context), "reason": refusal.reason}
         if not self._report_is_scheduled:
             self._report()
         if isinstance(refusal, NotReadyError):
@@ -215,11 +228,9 @@ def certified_caller(properties: Mapping[str, Iterable[bytes]]) -> Caller:
     """Return the caller that a connection's certificate names, who may do everything.
 
     Args:
-        properties: gRPC's properties of the connection.
+        properties: gRPC's properties of a connection with a certificate.
     """
-    (pem,) = properties.get("x509_pem_cert") or [b""]
-    if not pem:
-        return ANONYMOUS
+    (pem,) = properties["x509_pem_cert"]
     for name in ("x509_common_name", "x509_subject_alternative_name"):
         for value in properties.get(name, ()):
             text = value.decode(errors="replace")

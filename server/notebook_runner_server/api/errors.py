@@ -58,6 +58,11 @@ _CODES: dict[type[RunnerError], grpc.StatusCode] = {
 
 async def abort(context: grpc.aio.ServicerContext, error: RunnerError) -> NoReturn:  # type: ignore[type-arg] # its parameters are the messages'
     """End the call with the status of an error."""
+    await _abort(context, status_of(error))
+
+
+def status_of(error: RunnerError) -> status_pb2.Status:
+    """Return the status of an error."""
     code = next(code for kind, code in _CODES.items() if isinstance(error, kind))
     details: list[any_pb2.Any] = []
     if error.field:
@@ -69,7 +74,7 @@ async def abort(context: grpc.aio.ServicerContext, error: RunnerError) -> NoRetu
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after * 1000))
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    await abort_with(context, code, error.message, error.reason, error.metadata, details)
+    return status(code, error.message, error.reason, error.metadata, details)
 
 
 async def abort_with(
@@ -81,12 +86,33 @@ async def abort_with(
     details: list[any_pb2.Any] | None = None,
 ) -> NoReturn:
     """End the call with a status that has an ErrorInfo."""
-    bind_contextvars(reason=reason)
+    await _abort(context, status(code, message, reason, metadata, details))
+
+
+def status(
+    code: grpc.StatusCode,
+    message: str,
+    reason: str,
+    metadata: Mapping[str, str],
+    details: list[any_pb2.Any] | None = None,
+) -> status_pb2.Status:
+    """Return a status that has an ErrorInfo."""
     text = _text(message, _MAX_MESSAGE)
     values = {name: _text(value, _MAX_VALUE) for name, value in list(metadata.items())[:_MAX_VALUES]}
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=values)
-    status = status_pb2.Status(code=code.value[0], message=text, details=[_packed(info), *(details or [])])
-    await context.abort(code, text, ((DETAILS_KEY, status.SerializeToString()),))
+    return status_pb2.Status(code=code.value[0], message=text, details=[_packed(info), *(details or [])])
+
+
+def reason_of(answer: status_pb2.Status) -> str:
+    """Return the reason in the ErrorInfo of a status; empty: it has none."""
+    info = error_details_pb2.ErrorInfo()
+    return next((info.reason for detail in answer.details if detail.Unpack(info)), "")
+
+
+async def _abort(context: grpc.aio.ServicerContext, answer: status_pb2.Status) -> NoReturn:  # type: ignore[type-arg] # as above
+    bind_contextvars(reason=reason_of(answer))
+    code = next(code for code in grpc.StatusCode if code.value[0] == answer.code)
+    await context.abort(code, answer.message, ((DETAILS_KEY, answer.SerializeToString()),))
     raise AssertionError("abort returned")
 
 

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 from structlog.contextvars import get_contextvars
 
 from notebook_runner_server.api.interceptor import Interceptor
+from notebook_runner_server.api.peers import peer_of
 
 _SERVICE = "/notebook_runner.v1.NotebookRunner/"
 
@@ -78,4 +79,4 @@ class ResponseLimiter(Interceptor):
 def caller_of(context: Any) -> str:
     """Return the name of the caller's token, or its address if no token is required."""
     name: str | None = get_contextvars().get("caller")
-    return name or context.peer().rpartition(":")[0]
+    return name or peer_of(context).rpartition(":")[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,6 +20,7 @@ from notebook_runner_server.api.certificates import Certificates
 from notebook_runner_server.api.error_interceptor import ErrorInterceptor
 from notebook_runner_server.api.errors import UNKNOWN_SERVICE, abort_with
 from notebook_runner_server.api.limits import CallerLimits
+from notebook_runner_server.api.peers import PrivateSocketInterceptor
 from notebook_runner_server.api.response_limiter import ResponseLimiter
 from notebook_runner_server.api.serialized_responses import SerializedResponses
 from notebook_runner_server.api.servicer import Servicer
@@ -100,21 +103,21 @@ class ApiServer:
         with_channelz: bool,
     ) -> None:
         self._certificates = certificates
+        self._limits = limits
         self._audit = AuditInterceptor(audit_log)
-        self._server = grpc.aio.server(
-            interceptors=[
-                TelemetryInterceptor(observers),
-                *([self._audit] if audit_log.is_on else []),
-                auth,
-                ErrorInterceptor(limits.max_message_bytes),
-                ResponseLimiter(),
-                SerializedResponses(),
-            ],
-            options=_options(limits),
-        )
+        self._interceptors: list[Any] = [
+            TelemetryInterceptor(observers),
+            *([self._audit] if audit_log.is_on else []),
+            auth,
+            ErrorInterceptor(limits.max_message_bytes),
+            ResponseLimiter(),
+            SerializedResponses(),
+        ]
+        self._servicer = servicer
         self._health = _Health()
-        pb_grpc.add_NotebookRunnerServicer_to_server(servicer, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._private: grpc.aio.Server | None = None
+        self._server = grpc.aio.server(interceptors=self._interceptors, options=_options(limits))
+        self._add_services(self._server)
         if with_channelz:
             from grpc_channelz.v1 import channelz  # noqa: PLC0415 - rarely on, and takes a MB
 
@@ -132,9 +135,28 @@ class ApiServer:
             return self._server.add_insecure_port(address)
         return self._server.add_secure_port(address, self._certificates.credentials)
 
+    def bind_private(self, path: Path) -> None:
+        """Bind a socket for the HTTP listener, whose calls are answered like all others; `start` starts it.
+
+        It is a server of its own, because one connection has the calls of all callers of the listener.
+
+        Raises:
+            RuntimeError: The path cannot be bound.
+        """
+        interceptors = [PrivateSocketInterceptor(), *self._interceptors]
+        self._private = grpc.aio.server(interceptors=interceptors, options=_message_options(self._limits))
+        self._add_services(self._private)
+        self._private.add_insecure_port(f"unix:{path}")
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        pb_grpc.add_NotebookRunnerServicer_to_server(self._servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+
     async def start(self) -> None:
         """Start to handle calls."""
         await self._server.start()
+        if self._private is not None:
+            await self._private.start()
 
     async def report_serving(self) -> None:
         """Report to health checks that the server is ready."""
@@ -154,7 +176,8 @@ class ApiServer:
 
     async def stop(self, grace: float) -> None:
         """Stop listening, and cancel calls that have not ended after `grace` seconds."""
-        await self._server.stop(grace)
+        servers = [one for one in (self._server, self._private) if one is not None]
+        await asyncio.gather(*(one.stop(grace) for one in servers))
         self._audit.close()
 
 
@@ -197,10 +220,18 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no type
         return health_pb2.HealthListResponse(statuses=statuses)
 
 
-def _options(limits: CallerLimits) -> list[tuple[str, int]]:
+def _message_options(limits: CallerLimits) -> list[tuple[str, int]]:
     read = max(2 * limits.max_message_bytes, MIN_READ_BYTES)
     return [
         ("grpc.max_receive_message_length", min(read, MAX_READ_BYTES)),
+        ("grpc.max_metadata_size", METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES),
+    ]
+
+
+def _options(limits: CallerLimits) -> list[tuple[str, int]]:
+    return [
+        *_message_options(limits),
         ("grpc.so_reuseport", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -209,8 +240,6 @@ def _options(limits: CallerLimits) -> list[tuple[str, int]]:
         ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
         ("grpc.max_concurrent_streams", CALLS_PER_CONNECTION),
-        ("grpc.max_metadata_size", METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
     ]
 

@@ -42,6 +42,9 @@ _PAGE_SIZE = 50
 _MAX_PAGE_SIZE = 1000
 _NO_POSITION = 2**63 - 1
 _MAX_FILTERS = 64
+LATEST = "latest"
+"""The run id that stands for an empty one; ids of runs begin with digits, so it is none."""
+
 _INVALID_TOKEN = "page_token must be the next_page_token of a List with the same states, labels and owner."  # noqa: S105 - no secret
 
 
@@ -102,7 +105,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
             self._streams -= 1
 
     async def _progress(self, request: pb.ProgressRequest, caller: str) -> AsyncIterator[bytes]:
-        run_id, log = await self._manager.log(request.run_id)
+        run_id, log = await self._manager.log(_named(request.run_id))
         bind_contextvars(run_id=run_id)
         with self._manager.readers.stream(run_id, log):
             async for message in self._follow(request, run_id, log, caller):
@@ -153,7 +156,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
 
     async def Output(self, request: pb.OutputRequest, context: Any) -> bytes:  # type: ignore[override] # noqa: ARG002, N802 - as above
         """Return one page of an artefact, as a serialized response."""
-        run = await self._manager.find(request.run_id)
+        run = await self._manager.find(_named(request.run_id))
         bind_contextvars(run_id=run.run_id)
         self._manager.readers.page(run.run_id)
         about = convert.run_message(run)
@@ -185,7 +188,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
                 f"grace_period must not exceed {MAX_DURATION:.0f} s (got {grace_period:g} s).",
                 field="grace_period",
             )
-        before = await self._manager.run_to_kill(request.run_id)
+        before = await self._manager.run_to_kill(_named(request.run_id))
         bind_contextvars(run_id=before.run_id)
         run, ended = await self._manager.kill(before.run_id, grace_period, wait=not request.no_wait)
         return pb.KillResponse(
@@ -262,7 +265,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
 
     async def Get(self, request: pb.GetRequest, context: Any) -> pb.GetResponse:  # noqa: ARG002, N802 - grpc's
         """Return one run."""
-        run = await self._manager.get(request.run_id)
+        run = await self._manager.get(_named(request.run_id))
         bind_contextvars(run_id=run.run_id)
         return pb.GetResponse(run=convert.run_message(run))
 
@@ -315,6 +318,11 @@ def _states(request: pb.ListRequest | pb.WatchRequest) -> list[RunState]:
             f"states and labels must have at most {_MAX_FILTERS} entries each.", field="labels"
         )
     return [convert.domain_state(state) for state in request.states]
+
+
+def _named(run_id: str) -> str:
+    """Return the id in a request; `LATEST` stands for an empty one, which the path of a URL cannot have."""
+    return "" if run_id == LATEST else run_id
 
 
 def _encode(event: Event) -> bytes:

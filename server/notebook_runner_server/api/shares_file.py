@@ -41,7 +41,7 @@ def shares_file(path: Path, default: ShareRule) -> AccessFile[ShareRules]:
     return AccessFile(
         path,
         lambda content, name: parse_shares(content, name, default),
-        lambda rules: _logger.info(
+        lambda _, rules: _logger.info(
             "shares_reloaded", extra={"names": len(rules.names), "groups": len(rules.groups)}
         ),
         lambda why: _logger.error("shares_not_reloaded", extra={"why": why}),

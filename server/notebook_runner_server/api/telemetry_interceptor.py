@@ -18,6 +18,7 @@ from structlog.contextvars import bind_contextvars, get_contextvars
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.api.interceptor import Continuation, Handler, Interceptor
+from notebook_runner_server.api.peers import peer_of
 from notebook_runner_server.runs.model import TraceContext
 
 REQUEST_ID = "x-request-id"
@@ -42,7 +43,9 @@ METHODS = (*dict.fromkeys(_NAMES.values()), OTHER)
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 """The name of each status."""
 
-_SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
+SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
+"""The form of a value of `REQUEST_ID`; others are replaced."""
+
 # W3C Trace Context, version 00; later versions begin in the same way.
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
@@ -93,7 +96,7 @@ class TelemetryInterceptor(Interceptor):
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler | None:
         """Bind the call's id, and wrap its handler (called by grpc)."""
-        sent = _header(handler_call_details.invocation_metadata, REQUEST_ID, _SANE_ID)
+        sent = _header(handler_call_details.invocation_metadata, REQUEST_ID, SANE_ID)
         bind_contextvars(request_id=sent or secrets.token_hex(8))
         return await super().intercept_service(continuation, handler_call_details)
 
@@ -101,7 +104,7 @@ class TelemetryInterceptor(Interceptor):
         """Report a call with one response."""
 
         async def watched(request: Any, context: Any) -> Any:
-            open_call = _OpenCall(self._observers, method, context.peer())
+            open_call = _OpenCall(self._observers, method, peer_of(context))
             try:
                 return await call(request, context)
             finally:
@@ -113,7 +116,7 @@ class TelemetryInterceptor(Interceptor):
         """Report a call with a stream of responses."""
 
         async def watched(request: Any, context: Any) -> AsyncIterator[Any]:
-            open_call = _OpenCall(self._observers, method, context.peer())
+            open_call = _OpenCall(self._observers, method, peer_of(context))
             try:
                 async with aclosing(call(request, context)) as messages:
                     async for message in messages:

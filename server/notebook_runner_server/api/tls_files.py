@@ -74,6 +74,19 @@ def check(contents: TlsContents, files: TlsFiles) -> None:
     Raises:
         CertificatesError: The files are invalid.
     """
+    server_context(contents, files)
+
+
+def server_context(contents: TlsContents, files: TlsFiles) -> ssl.SSLContext:
+    """Return the context of a server with these files.
+
+    Args:
+        contents: Their contents.
+        files: Their names, for errors.
+
+    Raises:
+        CertificatesError: The files are invalid.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # From memory, because the files may have changed since they were read.
@@ -82,11 +95,13 @@ def check(contents: TlsContents, files: TlsFiles) -> None:
     except (ssl.SSLError, CertificatesError) as error:
         raise CertificatesError(f"{files.cert} and {files.key}: {_reason(error)}") from None
     if contents.client_ca is None:
-        return
+        return context
+    context.verify_mode = ssl.CERT_REQUIRED
     try:
         context.load_verify_locations(cadata=contents.client_ca.decode("ascii", "replace"))
     except ssl.SSLError as error:
         raise CertificatesError(f"{files.client_ca}: {_reason(error)}") from None
+    return context
 
 
 def compare(before: TlsContents, after: TlsContents) -> AccessChange:

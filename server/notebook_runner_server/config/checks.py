@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -66,6 +67,7 @@ def check(settings: Settings, environment: Mapping[str, str]) -> None:
         *_formats(settings),
         *_access(settings),
         *_audit(settings),
+        *_packages(settings),
         *_kernels(settings),
     ]
     if found:
@@ -193,6 +195,14 @@ def _changeable(settings: Settings) -> Iterator[tuple[str, Path]]:
     with contextlib.suppress(ValueError):  # `Settings.errors` reports it
         yield from (("--uri-folders", Path(folder)) for folder in settings.uris.folders)
     yield from (("the folder of devices or caches", folder) for folder in (Path(DEVICES), *caches()))
+
+
+def _packages(settings: Settings) -> Iterator[str]:
+    if settings.http_listen and not all(importlib.util.find_spec(name) for name in ("starlette", "uvicorn")):
+        yield (
+            "--http-listen needs starlette and uvicorn. Install them with: "
+            "pip install 'notebook-runner[server,http-api]'"
+        )
 
 
 def _why(error: Exception) -> str:

@@ -28,6 +28,7 @@ from notebook_runner_server.transfer.policy import SCHEMES, UriPolicy, policy
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
 
 PROCESS = "process"
+_ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+")
 _DASK = re.compile(r"dask(\+tls)?://[^\s/]+:\d+")
 
 
@@ -152,6 +153,18 @@ class Settings:
         "",
         "File that sets these limits for names and groups, with lines such as: group active=4 data-team; "
         "reloaded on change.",
+    )
+
+    http_listen: str = setting(
+        "",
+        "Address to serve the HTTP API on, as HOST:PORT; port 0 picks a free port, which is logged. TLS and "
+        "tokens are those of gRPC. If unset, HTTP is not served.",
+        group="HTTP",
+    )
+    http_cors_origins: str = setting(
+        "",
+        "Origins whose pages may call the HTTP API, such as https://app.example.com, separated by commas. "
+        "If unset, none but the API's own.",
     )
 
     notebook_root: str = setting(
@@ -371,6 +384,7 @@ class Settings:
             found.append("--audit-log must be log, off or the path of a file (got nothing).")
         parsers: list[Callable[[], object]] = [
             lambda: self.metrics_address,
+            lambda: self.cors_origins,
             lambda: self.warm,
             lambda: self.uris,
         ]
@@ -402,22 +416,63 @@ class Settings:
                 yield f"--oidc-issuer needs --{name.replace('_', '-')}."
 
     def _listen_errors(self) -> Iterator[str]:
-        """Refuse an address that other machines can reach without TLS and authentication."""
+        """Refuse addresses that other machines can reach without TLS and authentication."""
+        yield from self._address_errors("--listen", self.listen)
+        if not self.http_listen:
+            if self.http_cors_origins:
+                yield "--http-cors-origins needs --http-listen."
+            return
+        yield from self._address_errors("--http-listen", self.http_listen)
+        if self.tls_client_ca and not self.has_token_authentication:
+            yield (
+                "--http-listen cannot tell callers apart by --tls-client-ca alone. Add --tokens-file or "
+                "--oidc-issuer."
+            )
+
+    def _address_errors(self, flag: str, address: str) -> Iterator[str]:
         try:
-            host, _ = _address("--listen", self.listen)
+            host, _ = _address(flag, address)
         except ValueError as error:
             yield str(error)
             return
         missing = []
         if not self.tls_cert:
             missing.append("TLS (--tls-cert and --tls-key)")
-        if not (self.tokens_file or self.oidc_issuer or self.tls_client_ca):
+        if not (self.has_token_authentication or self.tls_client_ca):
             missing.append("authentication (--tokens-file, --oidc-issuer or --tls-client-ca)")
         if missing and not self.insecure and not is_loopback(host):
             yield (
-                f"--listen {self.listen}: anyone who can reach this address could run code. "
+                f"{flag} {address}: anyone who can reach this address could run code. "
                 f"Add {' and '.join(missing)}, listen on 127.0.0.1, or allow it with --insecure."
             )
+
+    @property
+    def has_token_authentication(self) -> bool:
+        """Whether callers need a token or a JWT."""
+        return bool(self.tokens_file or self.oidc_issuer)
+
+    @property
+    def http_address(self) -> tuple[str, int]:
+        """Host and port of the HTTP API; empty and 0: none.
+
+        Raises:
+            ValueError: The address is invalid.
+        """
+        return _address("--http-listen", self.http_listen) if self.http_listen else ("", 0)
+
+    @property
+    def cors_origins(self) -> list[str]:
+        """The origins whose pages may call the HTTP API.
+
+        Raises:
+            ValueError: One of them is not an origin.
+        """
+        found = _names(self.http_cors_origins)
+        for one in found:
+            if not _ORIGIN.fullmatch(one):
+                form = "origins such as https://app.example.com or http://localhost:3000"
+                raise ValueError(f"--http-cors-origins must be {form} (got {one!r}).")
+        return found
 
     @property
     def state_folder(self) -> Path:
@@ -510,6 +565,11 @@ class Settings:
     def export_folder(self) -> Path:
         """The link to the folder for temporary files of exports, which hold notebooks of all runs."""
         return self.state_folder / "exports"
+
+    @property
+    def http_folder(self) -> Path:
+        """The link to the folder with the private socket of the HTTP listener."""
+        return self.state_folder / "http"
 
     @property
     def history_limits(self) -> HistoryLimits:

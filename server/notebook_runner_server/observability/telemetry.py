@@ -76,10 +76,8 @@ class Telemetry:
         shown = self._settings.metrics_listen.rpartition(":")[0]
         _log.info("metrics_started", address=f"{shown}:{self._endpoint.port}", path="/metrics")
 
-    def watch(
-        self, backend: Backend, store: Store, refusals: Mapping[Quota, int], audit: AuditLog
-    ) -> None:
-        """Add the metrics of the backend, the store and the audit log, once they are open, and of refused Starts."""
+    def watch(self, backend: Backend, store: Store, refusals: Mapping[Quota, int], audit: AuditLog) -> None:
+        """Add the metrics of backend, store and audit log, once they are open, and of refused Starts."""
         if self._metrics is not None:
             from notebook_runner_server.observability.state_collector import StateCollector  # noqa: PLC0415 - only if wanted
 

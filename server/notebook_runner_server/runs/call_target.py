@@ -1,4 +1,4 @@
-"""Which run a call is about, for whoever reports on the call, such as the audit log.
+"""Which run a call is about, and what became of it, for what reports on calls, such as the audit log.
 
 What reports sets a `CallTarget` for the current call, and the code below it completes it.
 """
@@ -17,11 +17,13 @@ class CallTarget:
         run_id: Its id, or, if there is no such run, the id that the request has.
         owner: Its owner; empty: unknown, or the server asks for no credentials.
         is_repeat: Whether the call repeats an earlier Start, by its request id.
+        is_refused: Whether the call was refused before the server read any of it.
     """
 
     run_id: str = ""
     owner: str = ""
     is_repeat: bool = False
+    is_refused: bool = False
 
     def set_run(self, run_id: str, owner: str) -> None:
         """Set the run."""

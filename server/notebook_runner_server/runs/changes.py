@@ -226,7 +226,7 @@ class ChangeLog:
                 self._recent.append(change)
                 self._recent_bytes += _CHANGE_BYTES + change.size
             self._end = read.state.last if read.last is None else read.last
-        self._trim()
+            self._trim()
 
     def _trim(self) -> None:
         excess = 0

@@ -319,7 +319,7 @@ class RunManager:
 
     def apply_shares(self) -> None:
         """Apply changed shares to the runs that wait; to be called again and again."""
-        if (rules := self._rules()) is not self._applied_rules:
+        if (rules := self._rules()) != self._applied_rules:
             self._applied_rules = rules
             self._measure_history()
             self._dispatcher.wake()

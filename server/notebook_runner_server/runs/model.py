@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -243,9 +245,10 @@ class Change:
         number: Its number; later changes have higher ones.
         run_id: The run.
         owner: The run's owner.
-        labels: The run's labels.
+        labels: The run's labels; none after its deletion.
         run: The run in its new state; None: it was deleted.
         size: About how much memory it takes, in bytes.
+        label_digests: Digests of a deleted run's labels.
     """
 
     number: int
@@ -254,6 +257,18 @@ class Change:
     labels: Mapping[str, str]
     run: Run | None
     size: int
+    label_digests: frozenset[str] = frozenset()
+
+    def has_label(self, name: str, value: str) -> bool:
+        """Return whether the run has a label, or had it before its deletion."""
+        if self.run is None:
+            return label_digest(self.run_id, name, value) in self.label_digests
+        return self.labels.get(name) == value
+
+
+def label_digest(run_id: str, name: str, value: str) -> str:
+    """Return what is kept of a deleted run's label: it can be compared, and not read."""
+    return hashlib.sha256(json.dumps([run_id, name, value]).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +290,8 @@ class ChangeFilter:
     def matches(self, change: Change) -> bool:
         """Return whether the watcher gets a change."""
         state = None if change.run is None else change.run.state
-        return self.may_match(change.owner, state) and self.labels.items() <= change.labels.items()
+        has_labels = all(change.has_label(name, value) for name, value in self.labels.items())
+        return has_labels and self.may_match(change.owner, state)
 
     def may_match(self, owner: str, state: RunState | None) -> bool:
         """Return whether the watcher may get a change of an owner's run to a state (None: its deletion)."""

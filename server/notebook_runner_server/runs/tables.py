@@ -23,6 +23,7 @@ from notebook_runner_server.runs.model import (
     RunChanged,
     RunState,
     Segment,
+    label_digest,
 )
 
 SCHEMA_VERSION = 5
@@ -57,7 +58,7 @@ CREATE TABLE deletions (           -- the newest ones (`MAX_DELETIONS`)
   number INTEGER PRIMARY KEY AUTOINCREMENT,
   change INTEGER NOT NULL UNIQUE,
   run_id TEXT NOT NULL,
-  labels TEXT NOT NULL,
+  labels TEXT NOT NULL,            -- digests of the run's labels (`label_digest`)
   is_expired INTEGER NOT NULL      -- whether retention deleted the run
 );
 CREATE INDEX deletions_by_run ON deletions (run_id);
@@ -265,17 +266,15 @@ def _begin_changes(db: sqlite3.Connection) -> None:
     """Begin the changes of a history with the current state of each run that it has."""
     db.execute("BEGIN IMMEDIATE")
     try:
-        for position, last_sequence, state, owner in db.execute(
-            "SELECT position, last_sequence, state, owner FROM runs ORDER BY position"
-        ).fetchall():
-            sequence = last_sequence
-            if state in _UNENDED:
-                # The last event may be of a cell. A damaged run has no change until the next one.
-                try:
-                    sequence = find_state(db, position, last_sequence).sequence
-                except DamagedRunError:
-                    continue
-            _insert_change(db, position, sequence, state, owner)
+        some = f"IN ({', '.join('?' * len(_UNENDED))})"
+        columns = "INSERT INTO changes (position, sequence, state, owner)"
+        ended = f"SELECT position, last_sequence, state, owner FROM runs WHERE state NOT {some}"  # noqa: S608 - marks
+        db.execute(f"{columns} {ended}", [*_UNENDED])
+        unended = f"SELECT position, last_sequence, state FROM runs WHERE state {some}"  # noqa: S608 - marks
+        for position, last_sequence, state in db.execute(unended, [*_UNENDED]).fetchall():
+            # The last event may be of a cell. A damaged run has no change until the next one.
+            with contextlib.suppress(DamagedRunError):
+                _insert_change(db, position, find_state(db, position, last_sequence).sequence, state)
         db.execute("INSERT INTO history (history_id, expired_change) VALUES (?, 0)", (secrets.token_hex(8),))
         db.execute("COMMIT")
     except BaseException:
@@ -295,17 +294,21 @@ def copy_deletions(source: sqlite3.Connection, target: sqlite3.Connection) -> No
         " ORDER BY number"
     ).fetchall()
     for position, owner, *deletion in rows:
-        change = _insert_change(target, position, 0, "", owner)
+        change = target.execute(
+            "INSERT INTO changes (position, sequence, state, owner) VALUES (?, 0, '', ?)", (position, owner)
+        ).lastrowid
         target.execute(
             "INSERT INTO deletions (change, run_id, labels, is_expired) VALUES (?, ?, ?, ?)",
             (change, *deletion),
         )
 
 
-def _insert_change(db: sqlite3.Connection, position: int, sequence: int, state: str, owner: str) -> int:
+def _insert_change(db: sqlite3.Connection, position: int, sequence: int, state: str) -> int:
+    # By SQL, here and in `delete_run`, because an owner or id that is damaged may be no text.
     change = db.execute(
-        "INSERT INTO changes (position, sequence, state, owner) VALUES (?, ?, ?, ?)",
-        (position, sequence, state, owner),
+        "INSERT INTO changes (position, sequence, state, owner)"
+        " SELECT position, ?, ?, owner FROM runs WHERE position = ?",
+        (sequence, state, position),
     ).lastrowid
     assert change is not None  # noqa: S101 - an INSERT sets it
     return change
@@ -355,7 +358,7 @@ def insert_run(
     assert position is not None  # noqa: S101 - an INSERT sets it
     labels = ((name, value, position) for name, value in run.labels.items())
     db.executemany("INSERT INTO labels (name, value, position) VALUES (?, ?, ?)", labels)
-    _insert_events(db, position, [event], segments, run.owner)
+    _insert_events(db, position, [event], segments)
     return position
 
 
@@ -368,7 +371,7 @@ def append(
     expire_time: int | None,
 ) -> None:
     """Add events and segments to a run, and update the run."""
-    _insert_events(db, position, events, segments, run.owner)
+    _insert_events(db, position, events, segments)
     if events:
         encoded = codec.encode_run(replace(run, parameters={}))
         values = (run.state.value, encoded, events[-1].sequence, expire_time)
@@ -380,11 +383,7 @@ def append(
 
 
 def _insert_events(
-    db: sqlite3.Connection,
-    position: int,
-    events: Sequence[Event],
-    segments: Iterable[Segment],
-    owner: str,
+    db: sqlite3.Connection, position: int, events: Sequence[Event], segments: Iterable[Segment]
 ) -> None:
     rows = ((position, event.sequence, event.time, codec.encode_event(event)) for event in events)
     db.executemany(
@@ -393,7 +392,7 @@ def _insert_events(
     )
     for event in events:
         if isinstance(event.body, RunChanged):
-            _insert_change(db, position, event.sequence, event.body.run.state.value, owner)
+            _insert_change(db, position, event.sequence, event.body.run.state.value)
     locations = (
         (position, one.number, one.sequence, one.start, one.length, one.checksum) for one in segments
     )
@@ -652,17 +651,18 @@ def delete_run(db: sqlite3.Connection, position: int, *, is_expired: bool = Fals
         position: The run's position.
         is_expired: Whether retention deletes it.
     """
-    found = db.execute("SELECT owner FROM runs WHERE position = ?", (position,)).fetchone()
-    if found is None:
+    if not db.execute("SELECT 1 FROM runs WHERE position = ?", (position,)).fetchone():
         return False
-    labels = dict(db.execute("SELECT name, value FROM labels WHERE position = ?", (position,)).fetchall())
+    labels = db.execute(
+        "SELECT run_id, name, value FROM labels JOIN runs USING (position) WHERE position = ?", (position,)
+    )
+    digests = [label_digest(str(run_id), name, value) for run_id, name, value in labels.fetchall()]
     db.execute("DELETE FROM changes WHERE position = ?", (position,))
-    change = _insert_change(db, position, 0, "", *found)
-    # In SQL, because an id that is damaged may be no text.
+    change = _insert_change(db, position, 0, "")
     number = db.execute(
         "INSERT INTO deletions (change, run_id, labels, is_expired)"
         " SELECT ?, run_id, ?, ? FROM runs WHERE position = ?",
-        (change, json.dumps(labels), is_expired, position),
+        (change, json.dumps(digests), is_expired, position),
     ).lastrowid
     assert number is not None  # noqa: S101 - an INSERT sets it
     _forget_deletions(db, number - MAX_DELETIONS)
@@ -801,7 +801,7 @@ def _read_change(db: sqlite3.Connection, number: int, position: int, sequence: i
         run_id, labels = db.execute(
             "SELECT run_id, labels FROM deletions WHERE change = ?", (number,)
         ).fetchone()
-        return Change(number, run_id, owner, json.loads(labels), None, len(labels))
+        return Change(number, run_id, owner, {}, None, len(labels), frozenset(json.loads(labels)))
     row = db.execute(
         "SELECT position, sequence, time, event, checksum FROM events WHERE position = ? AND sequence = ?",
         (position, sequence),
@@ -822,7 +822,9 @@ def _snapshot(db: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        db.execute("COMMIT")
+        # After some errors, SQLite has ended the transaction.
+        if db.in_transaction:
+            db.execute("COMMIT")
 
 
 def deleted_run_ids(db: sqlite3.Connection) -> set[str]:
