@@ -9,10 +9,13 @@ PROTO := proto/notebook_runner/v1/notebook_runner.proto
 GENERATE_VENV := .venv-generate
 # The release tools are separate from the test environment.
 RELEASE_VENV := .venv-release
+# Each program that an integration extends has an environment of its own, from requirements-integrations/HOST.lock.
+HOST_VENVS := .venv-integrations
+HOSTS ?= $(basename $(notdir $(wildcard requirements-integrations/*.in)))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults cold cluster cluster-full container chaos soak attack plain check hooks format generate openapi contract docs docs-serve pictures release image image-report lock bench figures bench-cluster scale clean
+.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults integrations cold cluster cluster-full container chaos soak attack plain check hooks format generate openapi contract docs docs-serve pictures release image image-report lock bench figures bench-cluster scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ name[NR] = $$1; text[NR] = $$2; if (length($$1) > width) width = length($$1) } \
@@ -64,10 +67,20 @@ faults: install ## Run the tests that kill, starve, flood or attack a server, th
 	$(PYTEST) $(PARALLEL) -m "fault or long"
 	$(PYTEST) -m load
 
+$(HOST_VENVS)/%/.installed: requirements-integrations/%.lock
+	@echo "Creating $(@D)"
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install --quiet --require-hashes --requirement $<
+	@touch $@
+
+integrations: install $(HOSTS:%=$(HOST_VENVS)/%/.installed) ## Test each integration in its host's own environment (HOSTS="papermill prefect": only in these)
+	$(PYTEST) $(PARALLEL) -m host $(foreach host,$(HOSTS),tests/integrations/test_$(subst -,_,$(host)).py)
+
 cold: install ## Repeat the tests of whole runs without warm kernels
 	$(PYTEST) $(PARALLEL) --cold -m "whole_run and not long"
 
-test-all: test faults cold cluster container ## Run all tests, including those on a Dask cluster and in containers
+test-all: test faults integrations cold cluster container ## Run all tests, including those on a Dask cluster and in containers
 
 coverage: install ## Run the tests of `make test`, and print the lines and branches that they do not execute
 	$(BIN)/coverage erase
@@ -196,12 +209,14 @@ image-report: image ## Build both images, and print their layers and sizes, newe
 LOCK_IMAGE := --constraint requirements.lock --universal --python-version 3.11 \
   --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet --output-file image
 lock: ## Update the locks (needs uv)
-	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask --extra http-api --extra examples --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
 	uv pip compile requirements-generate.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-generate.lock
 	uv pip compile requirements-release.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements-release.lock
+	for host in $(HOSTS); do uv pip compile pyproject.toml requirements-integrations/$$host.in --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet --upgrade --output-file requirements-integrations/$$host.lock; done
 	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask --extra http-api $(LOCK_IMAGE)/server.lock
 	uv pip compile image/data.in $(LOCK_IMAGE)/data.lock
 	uv pip compile image/build.in $(LOCK_IMAGE)/build.lock
@@ -219,4 +234,4 @@ scale: $(INSTALLED) ## Measure the cost of a cell, an event, a MB and a run at t
 	$(BIN)/python -m benchmarks --only scaling
 
 clean: ## Remove everything that the other targets created
-	rm -rf $(VENV) $(GENERATE_VENV) $(RELEASE_VENV) .mutation .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache demo-output dist image-output site
+	rm -rf $(VENV) $(GENERATE_VENV) $(RELEASE_VENV) $(HOST_VENVS) .mutation .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache demo-output dist image-output site

@@ -34,7 +34,18 @@ settings.register_profile(
 )
 
 FOLDER = Path(__file__).parent
-KINDS = ("unit", "integration", "e2e", "fault", "load", "long", "cluster", "cluster_long", "container")
+KINDS = (
+    "unit",
+    "integration",
+    "e2e",
+    "fault",
+    "load",
+    "long",
+    "cluster",
+    "cluster_long",
+    "container",
+    "host",
+)
 # What the tests of a folder are, unless a module or a test says otherwise by a marker of its own.
 KIND_OF_FOLDER = {
     "api": "unit",
@@ -48,6 +59,7 @@ KIND_OF_FOLDER = {
     "export": "unit",
     "faults": "fault",
     "gallery": "fault",
+    "integrations": "host",
     "interop": "e2e",
     "observability": "e2e",
     "runs": "unit",

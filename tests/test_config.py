@@ -30,6 +30,8 @@ VALUES = {
     "metrics_listen": "[::1]:7",
     "trace_endpoint": "http://[::1]:7",
     "oidc_issuer": "https://issuer",
+    "http_listen": "[::1]:8",
+    "http_cors_origins": "https://app.example",
 }
 OIDC = ["--oidc-issuer", "https://issuer", "--oidc-audience", "audience", "--oidc-scopes-file", "scopes"]
 # Settings that only make sense with another one.
@@ -41,6 +43,7 @@ COMPANIONS = {
     "oidc_issuer": ["--oidc-audience", "audience", "--oidc-scopes-file", "scopes"],
     "oidc_audience": ["--oidc-issuer", "https://issuer", "--oidc-scopes-file", "scopes"],
     "oidc_scopes_file": ["--oidc-issuer", "https://issuer", "--oidc-audience", "audience"],
+    "http_cors_origins": ["--http-listen", "127.0.0.1:0"],
     **dict.fromkeys(("oidc_ca", "oidc_token_file"), OIDC),
 }
 # Zero is a limit.

@@ -188,3 +188,40 @@ def test_the_default_share() -> None:
         *("--owner-max-active=0", "--owner-max-queued=-1", "--owner-max-history-bytes=0")
     ).default_share
     assert lifted == ShareRule()
+
+
+@pytest.mark.parametrize(
+    ("origins", "is_valid"),
+    [
+        ("https://app.example", True),
+        ("https://app.example:8443, http://[::1]:3000", True),
+        ("*", False),
+        ("null", False),
+        ("app.example", False),
+        ("https://app.example/", False),
+        ("https://app.example/page", False),
+    ],
+)
+def test_origins_of_pages(origins: str, is_valid: bool) -> None:
+    """An origin is a scheme and a host; there is none that stands for all."""
+    settings: dict[str, Any] = {"http_listen": "127.0.0.1:0", "http_cors_origins": origins}
+    if is_valid:
+        assert Settings(**settings).cors_origins
+        return
+    with pytest.raises(ValueError, match="--http-cors-origins must be origins"):
+        Settings(**settings)
+
+
+def test_http_needs_more_than_certificates() -> None:
+    """HTTP is refused where certificates are the only authentication, and origins where there is no HTTP."""
+    tls: dict[str, Any] = {
+        "tls_cert": "c",
+        "tls_key": "k",
+        "tls_client_ca": "a",
+        "http_listen": "127.0.0.1:0",
+    }
+    with pytest.raises(ValueError, match="--http-listen cannot tell callers apart by --tls-client-ca alone"):
+        Settings(**tls)
+    assert Settings(**tls, tokens_file="t").has_token_authentication
+    with pytest.raises(ValueError, match="--http-cors-origins needs --http-listen"):
+        Settings(http_cors_origins="https://app.example")

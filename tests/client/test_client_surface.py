@@ -46,6 +46,12 @@ def test_import_adds_little_to_grpc() -> None:
     assert counts[1] - counts[0] < 120
 
 
+def test_integrations_are_for_their_hosts() -> None:
+    """Neither the client nor its command imports what papermill and others load."""
+    imported = imported_by("import notebook_runner.cli; notebook_runner.Client()", whole=True)
+    assert not {name for name in imported if name.startswith("notebook_runner.integrations")}
+
+
 def test_command_needs_nothing_of_the_server() -> None:
     """The command line brings in click, and rich only when it shows something."""
     assert imported_by("import notebook_runner.cli") & FOREIGN == {"click"}

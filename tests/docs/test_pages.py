@@ -85,8 +85,8 @@ def called(program: str) -> list[tuple[str, list[str]]]:
 
 
 PROGRAMS = {"notebook-runner", "notebook-runner-server"}
-# What these name so is a namespace, a resource, an image or a folder.
-OTHERS = {"docker", "install", "k3d", "kubectl", "python3"}
+# What these name so is a namespace, a resource, an image, a folder, or an engine.
+OTHERS = {"docker", "install", "jcache", "k3d", "kubectl", "papermill", "python3"}
 
 
 @pytest.mark.parametrize("block", of("python"), ids=str)

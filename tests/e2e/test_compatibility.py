@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
@@ -28,8 +29,12 @@ def earlier_messages() -> Callable[[str], type[Message]]:
     pool = descriptor_pool.DescriptorPool()
     file = descriptor_pb2.FileDescriptorProto()
     pb.DESCRIPTOR.CopyToProto(file)
+    # The paths of HTTP, which earlier contracts do not have.
+    file.ClearField("service")
+    file.dependency.remove(annotations_pb2.DESCRIPTOR.name)
     for dependency in pb.DESCRIPTOR.dependencies:
-        pool.AddSerializedFile(dependency.serialized_pb)
+        if dependency.name in file.dependency:
+            pool.AddSerializedFile(dependency.serialized_pb)
     for message in file.message_type:
         most = EARLIER.get(message.name, 999)
         kept = [one for one in message.field if one.number <= most]

@@ -59,7 +59,8 @@ def test_list_and_describe(server: Server) -> None:
     methods = grpcurl(server, "list", NAME).split()
     assert {NAME, "grpc.health.v1.Health", REFLECTION.format("v1alpha")} <= set(services)
     assert methods == [
-        f"{NAME}.{each}" for each in ("Delete", "Get", "Info", "Kill", "List", "Output", "Progress", "Start")
+        f"{NAME}.{each}"
+        for each in ("Delete", "Get", "Info", "Kill", "List", "Output", "Progress", "Start", "Watch")
     ]
     assert "rpc Progress" in grpcurl(server, "describe", NAME)
     assert "google.protobuf.Struct parameters" in grpcurl(

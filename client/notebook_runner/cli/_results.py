@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from notebook_runner._printable import one_line
+from notebook_runner._snapshot import RunSnapshot
 from notebook_runner.errors import NotebookRunnerError
 
 from ._exit import ExitCode, code_of_error
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["STANDARD_STREAM", "OutputOptions", "result_options"]
 
 STANDARD_STREAM = "-"
+# Made here from the events, and no artefact of the server.
+_JUNIT = "junit"
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _OPTIONS = [
@@ -46,6 +49,12 @@ _OPTIONS = [
     ),
     click.option("--no-input", is_flag=True, help="Omit the code from the HTML."),
     click.option("--open", "opened", is_flag=True, help="Open the HTML in a browser."),
+    click.option(
+        "--junit",
+        type=_FILE,
+        metavar="FILE",
+        help="Write a report for CI systems to FILE as JUnit XML: a test case for each executed cell.",
+    ),
     click.option(
         "--values",
         is_flag=True,
@@ -71,6 +80,7 @@ class OutputOptions:
         html: The file for its HTML.
         no_input: Whether to omit the code from the HTML.
         opened: Whether to open the HTML in a browser.
+        junit: The file for the JUnit report.
         values: Whether to print the result values.
     """
 
@@ -78,6 +88,7 @@ class OutputOptions:
     html: Path | None
     no_input: bool
     opened: bool
+    junit: Path | None
     values: bool
 
     @classmethod
@@ -87,7 +98,8 @@ class OutputOptions:
         Raises:
             click.UsageError: The options are inconsistent.
         """
-        requested = cls(*(options.pop(name) for name in ("output", "html", "no_input", "opened", "values")))
+        names = ("output", "html", "no_input", "opened", "junit", "values")
+        requested = cls(*(options.pop(name) for name in names))
         if requested.no_input and not (requested.html or requested.opened):
             raise click.UsageError("--no-input needs --html FILE or --open.")
         if requested.values and as_json:
@@ -97,7 +109,7 @@ class OutputOptions:
         if requested.writes_to_stdout and (as_json or sys.stdout.isatty()):
             why = "--json uses it" if as_json else "it is a terminal"
             raise click.UsageError(f"Cannot write the notebook to standard output: {why}. Use --output FILE.")
-        for file in (requested.notebook, requested.html):
+        for file in (requested.notebook, requested.html, requested.junit):
             # Reported now instead of after a run of hours.
             if file and not file.parent.is_dir():
                 raise click.UsageError(f"Cannot write {file}: folder {file.parent} does not exist.")
@@ -129,7 +141,7 @@ class OutputOptions:
             # Sanitized, because the id comes from the server.
             name = re.sub(r"[^\w.-]", "_", ended.run_id)
             page = Path(tempfile.mkdtemp(prefix="notebook-runner-")) / f"{name}.html"
-        for file, artefact in ((self.notebook, "notebook"), (page, "html")):
+        for file, artefact in ((self.notebook, "notebook"), (page, "html"), (self.junit, _JUNIT)):
             if file:
                 code = self._write(server, client, ended, file, artefact, quiet=quiet) or code
         if self.opened and page and page.exists() and not webbrowser.open(page.resolve().as_uri()):
@@ -142,9 +154,14 @@ class OutputOptions:
         uses_stdout = str(file) == STANDARD_STREAM
         omit = self.no_input and artefact == "html"
         try:
-            client.save_output(
-                sys.stdout.buffer if uses_stdout else file, ended.run_id, format=artefact, omit_input=omit
-            )
+            if artefact == _JUNIT:
+                from ._junit import write_junit  # noqa: PLC0415 - brings an XML library, and few runs need it
+
+                write_junit(file, RunSnapshot(ended), client.progress(ended.run_id, omit_cell_output=True))
+            else:
+                client.save_output(
+                    sys.stdout.buffer if uses_stdout else file, ended.run_id, format=artefact, omit_input=omit
+                )
         # Not raised, because the other file and the exit code of the run matter more.
         except NotebookRunnerError as error:
             why, code = describe_error(error), code_of_error(error)
@@ -157,7 +174,8 @@ class OutputOptions:
                 click.echo(f"wrote {file}", err=True)
             return ExitCode.SUCCEEDED
         click.echo(f"error: Cannot write {file}: {why}", err=True)
-        click.echo(f"get it:     {self._command(server, ended.run_id, file, artefact)}", err=True)
+        if artefact != _JUNIT:
+            click.echo(f"get it:     {self._command(server, ended.run_id, file, artefact)}", err=True)
         return code
 
     def _command(self, server: Server, run_id: str, file: Path, artefact: str) -> str:

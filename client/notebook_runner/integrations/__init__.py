@@ -1,0 +1,9 @@
+"""What other programs load to execute their notebooks on a server.
+
+Each module is named by an entry point, and imported only by the program that it extends:
+
+    papermill         an engine (group `papermill.engine`)
+    jupyter_cache     an executor (group `jcache.executors`)
+
+They need the extra of the same name, which brings the program.
+"""

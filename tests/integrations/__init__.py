@@ -1,0 +1,1 @@
+"""Each integration, with the real program that it extends."""
