@@ -423,6 +423,10 @@ async def test_a_queue_that_is_full_takes_a_successor(tmp_path: Path) -> None:
         first = await ended(runner, run.run_id)
         assert (await runner.info()).queued == 1
         assert (await runner.find(first.retried_by)).state is S.QUEUED
+        # Until its time has come, it leaves the idle worker to others, although no run may wait.
+        other = await runner.start(spec())
+        (await backend.taken()).tell(KernelReady(), DONE)
+        assert (await ended(runner, other.run_id)).state is S.SUCCEEDED
 
 
 async def test_a_damaged_run_ends_without_a_successor(tmp_path: Path) -> None:

@@ -49,8 +49,13 @@ class Dispatcher:
 
     @property
     def waiting(self) -> int:
-        """How many runs wait for a worker."""
+        """How many runs are queued."""
         return len(self._queue)
+
+    @property
+    def delayed(self) -> int:
+        """How many of these runs wait for a time, and not for a worker."""
+        return self._queue.delayed
 
     def start(self) -> None:
         """Begin to give runs to workers."""

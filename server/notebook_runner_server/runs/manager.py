@@ -343,7 +343,9 @@ class RunManager:
         # A run may have to wait although a worker is free: for an end of its owner's other runs.
         starting = self._dispatcher.starting_with_new(caller.name, priority, free)
         self._check_quotas(starting[caller.name])
-        if waiting + 1 - starting.total() - min(free, 0) > self._queue_size:
+        # Runs that wait for a time leave their places to others until then.
+        in_queue = waiting - self._dispatcher.delayed
+        if in_queue + 1 - starting.total() - min(free, 0) > self._queue_size:
             raise self._busy([run for run in unended if caller.may_see(run.owner)])
 
     def _check_quotas(self, starting: int) -> None:

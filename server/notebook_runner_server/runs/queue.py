@@ -59,6 +59,12 @@ class RunQueue:
     def __iter__(self) -> Iterator[ActiveRun]:
         return iter(list(self._entries))
 
+    @property
+    def delayed(self) -> int:
+        """How many runs wait for a time."""
+        now = self._now()
+        return sum(one.eligible > now for one in self._entries.values())
+
     def count(self, owner: str) -> int:
         """Return how many runs of an owner wait."""
         return len(self._waiting.get(owner, ()))
