@@ -53,7 +53,7 @@ dev: $(INSTALLED) ## Start a server that restarts when a source file changes
 	$(BIN)/watchfiles --filter python '$(BIN)/notebook-runner-server --log-format console --drain-timeout 2 --notebook-root examples --default-notebook quickstart.ipynb' client server
 
 # The tests of a module share its servers, so they run in one process.
-PARALLEL ?= -n 2 --dist loadfile
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/pytest
 # Markers select the kind of test (pyproject.toml, tests/conftest.py).
 PROMISES := unit or integration or e2e

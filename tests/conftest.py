@@ -66,6 +66,9 @@ KIND_OF_FOLDER = {
     "security": "fault",
     "transfer": "unit",
 }
+# The order of files. Those that start servers take longest; with the short ones at the end, processes that
+# share the files end together.
+LONGEST_FIRST = ("e2e", "integration")
 DEFAULT_CELLS = (code("who = 'world'", "parameters"), "print(f'hello {who}')")
 
 
@@ -88,7 +91,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Gives each test the one marker of its kind; `--executor dask` leaves out what is for processes only."""
+    """Gives each test the one marker of its kind; `--executor dask` leaves out what is for processes only.
+
+    Files that take long come first.
+    """
+    ranks: dict[Path, int] = {}
     for item in items:
         kinds = {mark.name for mark in item.iter_markers() if mark.name in KINDS}
         if not kinds:
@@ -97,6 +104,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("whole_run")
         if len(kinds) > 1:
             raise pytest.UsageError(f"{item.nodeid} has more than one kind: {', '.join(sorted(kinds))}.")
+        rank = next(
+            (n for n, kind in enumerate(LONGEST_FIRST) if item.get_closest_marker(kind)), len(LONGEST_FIRST)
+        )
+        ranks[item.path] = min(rank, ranks.get(item.path, rank))
+    items.sort(key=lambda item: ranks[item.path])
     if config.getoption("--executor") == "dask":
         left_out = [one for one in items if one.get_closest_marker("process_pool")]
         items[:] = [one for one in items if one not in left_out]

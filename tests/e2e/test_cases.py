@@ -108,13 +108,16 @@ CASES = (
         shows=("goes on\n",),
         check=stopped,
     ),
-    timed_out(
-        "waits-for-input",
-        # Long enough for a busy machine to start the shell, for only who reads already can be named.
-        fields={"cell_timeout": duration(10)},
-        # By whatever is the shell here.
-        reports=("waiting for input", "sh' was waiting for input"),
-        check=stopped,
+    pytest.param(
+        timed_out(
+            "waits-for-input",
+            # Long enough for a busy machine to start the shell, for only who reads already can be named.
+            fields={"cell_timeout": duration(10)},
+            # By whatever is the shell here.
+            reports=("waiting for input", "sh' was waiting for input"),
+            check=stopped,
+        ),
+        marks=pytest.mark.long,
     ),
     Case("one-text", check=one_text_for_each_stream),
     Case("exit-zero", shows=("before\n",), check=only_the_first_cell),

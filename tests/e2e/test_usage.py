@@ -66,7 +66,17 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+# The others end like one of these, for `make test`.
+SHORT = {"success", "signal", "kill"}
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        pytest.param(ending, id=name, marks=() if name in SHORT else pytest.mark.long)
+        for name, ending in ENDINGS.items()
+    ],
+)
 def test_every_end_has_both(server: Server, ending: Ending) -> None:
     """However a run ends, it has the time of its kernel and of a child that lives at the end, and a peak."""
     run = start(server.stub, inline(IN_KERNEL, LIVING_CHILD, ending.last))
@@ -141,7 +151,7 @@ def test_the_peak_is_that_of_all_processes_together(server: Server) -> None:
 
 
 @pytest.mark.process_pool("only the server knows the folder of the kernelspecs")
-@pytest.mark.parametrize("start_kind", ["warm", "cold"])
+@pytest.mark.parametrize("start_kind", ["warm", pytest.param("cold", marks=pytest.mark.long)])
 def test_what_a_warm_kernel_used_before_is_not_the_runs(
     make_server: Callable[..., Server], tmp_path: Path, start_kind: str
 ) -> None:

@@ -10,6 +10,7 @@ from distributed.core import Server
 
 from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.cluster import messages
+from notebook_runner_server.execution.cluster import scheduler as module
 from notebook_runner_server.execution.cluster.messages import Channel, HostOptions, LeaseAddress
 from notebook_runner_server.execution.cluster.scheduler import SchedulerConnection
 from notebook_runner_server.execution.options import WarmKernels
@@ -96,10 +97,12 @@ async def test_a_connection_that_was_closed_is_not_taken() -> None:
         assert await used(scheduler, worker) != comm.local_address
 
 
-async def test_a_connection_that_cannot_be_made_ahead_harms_nothing() -> None:
+async def test_a_connection_that_cannot_be_made_ahead_harms_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that refuses one may accept the next."""
     async with connected() as (scheduler, worker):
         (await ahead(scheduler, worker)).abort()
+        # Dask's connect tries again until then.
+        monkeypatch.setattr(module, "CONNECT_SECONDS", 0.1)
         scheduler._prepare("tcp://127.0.0.1:1")
         failed = scheduler._spares[worker.address] = scheduler._spares.pop("tcp://127.0.0.1:1")
         await asyncio.wait([failed])

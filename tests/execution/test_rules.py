@@ -53,6 +53,24 @@ def test_too_few_descriptors_are_an_error(tmp_path: Path, monkeypatch: pytest.Mo
         rules(confinement(tmp_path, tmp_path / "hidden"), [tmp_path])
 
 
+def test_a_file_that_is_removed_is_noticed(tmp_path: Path) -> None:
+    """Also one that another file has replaced; one that has only changed is the same file."""
+    names = ("changed", "removed", "replaced")
+    for name in names:
+        (tmp_path / name).write_text("before")
+    for name, is_removed in {"changed": False, "removed": True, "replaced": True}.items():
+        made = rules(confinement(tmp_path, tmp_path / "hidden"), ())
+        made.ruleset.close()
+        assert {tmp_path / one for one in names} <= made.ruleset.files.keys()
+        path = tmp_path / name
+        if is_removed:
+            path.rename(tmp_path / "elsewhere")
+        if name != "removed":
+            path.write_text("after")
+        assert made.keeps_removed_file() == is_removed
+        path.write_text("again")
+
+
 @pytest.mark.parametrize("name", ["link", "link/below", "folder/link"])
 def test_no_rule_is_made_over_a_link(tmp_path: Path, name: str) -> None:
     """A folder of the kernel's that has become a link, or is below one, is an error."""

@@ -11,6 +11,7 @@ import secrets
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,16 +21,20 @@ import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults.history import History, Told
-from tests.support.calls import SECONDS, inline, start
-from tests.support.errors import refusal_of
+from tests.support.calls import SECONDS, inline, perform, start
+from tests.support.errors import refusal_of, refused
 from tests.support.killable import KillableServer, figure
+from tests.support.polling import pause
+from tests.support.processes import outlived
+from tests.support.warm import ON, kept
 
 pytestmark = pytest.mark.process_pool("a run that outlives its server is not told to have been interrupted")
 
 ROUNDS = int(os.environ.get("FULL_DISK_ROUNDS", "12"))
 SEED = int(os.environ.get("FULL_DISK_SEED", "0")) or secrets.randbits(32)
 BATCH = 6
-DISK_BYTES = 32 * 1024 * 1024
+# One history has the runs of all rounds, none of which is deleted: some 150 KiB a round.
+DISK_BYTES = 32 * 1024 * 1024 + ROUNDS * 256 * 1024
 RUNS = 3
 LONGEST_DELAY = 1.0
 FULL = (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
@@ -44,6 +49,12 @@ class Disk:
         mounted = subprocess.run(["/bin/mount", "-t", "tmpfs", *options], capture_output=True, check=False)
         self.is_mounted = mounted.returncode == 0
 
+    @property
+    def left(self) -> int:
+        """How many bytes are free."""
+        about = os.statvfs(self.folder)
+        return about.f_bavail * about.f_frsize
+
     def fill(self, server: KillableServer, left: int) -> None:
         """Takes all room but some bytes."""
         if not self.is_mounted:
@@ -51,7 +62,7 @@ class Disk:
             resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (left, most))
             return
         with (self.folder / "filler").open("ab", buffering=0) as file:
-            size = 65536
+            size = 1024 * 1024
             while size:
                 try:
                     file.write(b"x" * size)
@@ -161,3 +172,28 @@ def test_nothing_that_was_told_changes_on_a_full_disk(game: Game, first: int) ->
             game.play(random.Random(f"{SEED} {number}"))  # noqa: S311 - no secret
         except (AssertionError, grpc.RpcError) as error:
             raise AssertionError(f"FULL_DISK_SEED={SEED}, round {number}: {error}") from error
+
+
+def test_a_file_that_is_removed_beside_the_state_folder_frees_its_space(tmp_path: Path) -> None:
+    """The rules of a warm kernel keep it, and no run comes that would have the kernel replaced."""
+    disk = Disk(tmp_path)
+    filler = disk.folder / "filler"
+    try:
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, DISK_BYTES - 4 * 1024 * 1024)
+        # No folder of the test's is open as a whole, so its entries have rules.
+        environment = {"NOTEBOOK_RUNNER_WRITABLE_FOLDERS": ""}
+        with KillableServer(disk.folder / "state", *ON, environment=environment) as server:
+            _, spare = kept(server)
+            if disk.is_mounted:
+                assert refused(lambda: start(server.stub, inline("1"))).kind == FULL
+            filler.unlink()
+            assert outlived([spare], SECONDS) == []
+            # Linux frees what an ended process kept some time later.
+            end = time.monotonic() + SECONDS
+            while disk.left < DISK_BYTES // 2:
+                assert time.monotonic() < end, f"{disk.left} bytes are free"
+                pause()
+            assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
+    finally:
+        disk.close()

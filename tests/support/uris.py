@@ -8,8 +8,8 @@ import pytest
 from tests.support.server import Server
 from tests.support.web import BUCKET, ObjectStore, Web, object_store
 
-# How long a service may take; every test that waits for it waits so long.
-URI_SECONDS = 10
+# How long a service may take, also on a busy machine; no test waits for it.
+URI_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shared").resolve()
 
 
-def allowing(shared: Path) -> list[str]:
-    """The options of a server that allows what the tests have."""
+def allowing(shared: Path, timeout: int = URI_SECONDS) -> list[str]:
+    """The options of a server that allows what the tests have, with the seconds that a service may take."""
     options = ["--uri-schemes", "http,s3,file", "--uri-hosts", f"127.0.0.1,{BUCKET},nowhere"]
-    return [*options, "--uri-folders", str(shared), "--uri-timeout", str(URI_SECONDS)]
+    return [*options, "--uri-folders", str(shared), "--uri-timeout", str(timeout)]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ class Web:
 
     `/objects/…` is there when somebody put it there; `/status/N` answers N; `/redirect?URI` leads there;
     `/short` ends before the length it told, `/endless` never ends and tells no length; `/trickle` sends a
-    byte from time to time; `/silent` never answers. `arrived` is released for each request to the last two.
+    byte from time to time until `enough` is set; `/silent` never answers. `arrived` is released for each
+    request to the last two.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -32,6 +33,7 @@ class Web:
         self.requests: list[str] = []
         self.arrived = threading.Semaphore(0)
         self.closed = threading.Event()
+        self.enough = threading.Event()
         web = self
 
         class Handler(_Handler):
@@ -53,6 +55,7 @@ class Web:
 
     def __exit__(self, *_: object) -> None:
         self.closed.set()
+        self.enough.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(SECONDS)
@@ -112,11 +115,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"{}")
             case "endless":
                 self._begin(None)
-                self._flood(b" " * 65536, 0.0)
+                self._flood(b" " * 65536, 0.0, self.owner.closed)
             case "trickle":
                 self.owner.arrived.release()
                 self._begin(10**6)
-                self._flood(b" ", 0.05)
+                self._flood(b" ", 0.05, self.owner.enough)
             case "silent":
                 self.owner.arrived.release()
                 self.owner.closed.wait(SECONDS)
@@ -124,9 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return False
         return True
 
-    def _flood(self, piece: bytes, pause: float) -> None:
+    def _flood(self, piece: bytes, pause: float, end: threading.Event) -> None:
         try:
-            while not self.owner.closed.wait(pause):
+            while not end.wait(pause):
                 self.wfile.write(piece)
         except OSError:
             # Nobody listens any more.

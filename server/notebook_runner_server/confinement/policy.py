@@ -45,6 +45,7 @@ class Ruleset:
 
     A rule is for a file or folder rather than its name. So each is opened here, where a missing one is an
     error, and keeps its rule when it is renamed. Links are not followed: a notebook may have created them.
+    A file that is removed keeps its disk space while a process has a rule for it.
 
     Args:
         reading: Restrict reading as well as writing.
@@ -54,6 +55,7 @@ class Ruleset:
     Attributes:
         readable: The paths that may be read, without links.
         writable: The paths that may be written, without links.
+        files: The regular files among both, each with its device and inode.
 
     Raises:
         OSError: The system refused.
@@ -62,6 +64,7 @@ class Ruleset:
     def __init__(self, *, reading: bool, alone: bool) -> None:
         self.readable: list[Path] = []
         self.writable: list[Path] = []
+        self.files: dict[Path, tuple[int, int]] = {}
         version = confine.landlock_version()
         every = (1 << _RIGHTS.get(version, _MOST_RIGHTS)) - 1
         self._handled = every if reading else every & ~_READ
@@ -105,10 +108,12 @@ class Ruleset:
             folder_tree.open_path(path) if folder is None else folder_tree.open_entry(path.name, folder)
         )
         try:
-            is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-            allowed = rights & self._handled & (-1 if is_folder else _OF_FILES)
+            about = os.fstat(descriptor)
+            allowed = rights & self._handled & (-1 if stat.S_ISDIR(about.st_mode) else _OF_FILES)
             rule = struct.pack("=Qi", allowed, descriptor)
             confine.system_call(_ADD_RULE, self._descriptor, _RULE_PATH_BENEATH, rule, 0)
+            if stat.S_ISREG(about.st_mode):
+                self.files[path] = about.st_dev, about.st_ino
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
         finally:
@@ -181,6 +186,10 @@ class KernelRules:
         The folder for temporary files is ignored, because it changes all the time.
         """
         return all(_modified(folder) == at for folder, at in self.seen.items())
+
+    def keeps_removed_file(self) -> bool:
+        """Return whether a file with a rule was removed: the kernel keeps its disk space."""
+        return any(_is_removed(path, identity) for path, identity in self.ruleset.files.items())
 
 
 def rules(policy: SandboxPolicy, own: Iterable[Path]) -> KernelRules:
@@ -292,6 +301,17 @@ def _modified(folder: Path) -> int:
         return folder.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+def _is_removed(path: Path, identity: tuple[int, int]) -> bool:
+    try:
+        about = path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        # Nothing is known about it.
+        return False
+    return (about.st_dev, about.st_ino) != identity
 
 
 def _allow_entries(ruleset: Ruleset, folder: Path, but: AbstractSet[Path]) -> None:

@@ -257,6 +257,11 @@ class Kernel:
             return "the kernel cannot read a file or folder that is newer than itself"
         return ""
 
+    @property
+    def keeps_removed_file(self) -> bool:
+        """Whether its rules keep the disk space of a file that was removed."""
+        return self._rules is not None and self._rules.keeps_removed_file()
+
     def kill(self) -> None:
         """Kill the process, which must not have been reaped."""
         # Zero means this process's own group.

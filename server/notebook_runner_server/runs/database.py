@@ -251,11 +251,30 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
+    except BaseException:
+        _roll_back(db)
+        raise
+    try:
         db.execute("COMMIT")
     except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
+        _roll_back(db)
+        _overwrite_failed_commit(db)
         raise
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        db.execute("ROLLBACK")
+
+
+def _overwrite_failed_commit(db: sqlite3.Connection) -> None:
+    """Overwrite a commit that failed, so that no later start finds it.
+
+    If only its sync failed, all of it is in the WAL, and SQLite would recover it if this process were killed
+    now. The next transaction takes its place there, even if that one cannot be synced either.
+    """
+    with contextlib.suppress(sqlite3.Error):
+        tables.touch(db)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

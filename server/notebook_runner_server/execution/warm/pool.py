@@ -37,6 +37,10 @@ from notebook_runner_server.execution.warm.languages import LANGUAGES
 FORKED_SECONDS = 10.0
 """Seconds from the fork of a kernel to its first answer, which takes some 0.1 s."""
 
+REMOVED_FILES_SECONDS = 30.0
+"""Seconds between two checks whether a warm kernel keeps the disk space of removed files: not more often,
+because a replacement costs a start, and there are folders in which files are removed all the time."""
+
 
 class State(Enum):
     """The state of a warm kernel."""
@@ -59,6 +63,7 @@ class WarmKernel:
     Attributes:
         state: Its state.
         deadline: When it must be ready, by the monotonic clock.
+        next_check: When to check whether it keeps removed files, by the same clock.
         why: Why it is being killed; empty: it is not.
         warm_up: The thread that has its first answer, which ends when the kernel does; None: not started.
     """
@@ -68,6 +73,7 @@ class WarmKernel:
         self.pidfd = os.pidfd_open(kernel.pid)
         self.state = State.STARTING
         self.deadline = time.monotonic() + patience
+        self.next_check = time.monotonic() + REMOVED_FILES_SECONDS
         self.why = ""
         self.warm_up: threading.Thread | None = None
 
@@ -255,10 +261,13 @@ class WarmPool:
     def _discard_if_unusable(self, warm: WarmKernel) -> bool:
         """Kill a ready kernel that must no longer be used, and return whether it was killed."""
         if why := warm.kernel.why_unusable():
-            level = logging.WARNING if why == LOST_SOCKETS else logging.DEBUG
-            self._log(level, "warm_kernel_discarded", why=why, pid=warm.kernel.pid)
-            self._end(warm, why, State.DISCARDED)
+            self._discard(warm, why)
         return bool(why)
+
+    def _discard(self, warm: WarmKernel, why: str) -> None:
+        level = logging.WARNING if why == LOST_SOCKETS else logging.DEBUG
+        self._log(level, "warm_kernel_discarded", why=why, pid=warm.kernel.pid)
+        self._end(warm, why, State.DISCARDED)
 
     def _end(self, warm: WarmKernel, why: str, state: State) -> None:
         """Kill a kernel; `_reap` takes it out when it has ended."""
@@ -441,13 +450,19 @@ class WarmPool:
         self._wake_up()
 
     def _check_kernels(self) -> None:
-        """Kill kernels that are not ready in time, or can no longer be reached."""
+        """Kill kernels that are not ready in time, can no longer be reached, or keep removed files."""
+        now = time.monotonic()
         with self._lock:
             for warm in self._kernels:
-                if warm.is_starting and time.monotonic() >= warm.deadline:
+                if warm.is_starting and now >= warm.deadline:
                     self._end(warm, "it was not ready in time", State.LOST)
                 elif warm.state is State.READY and not warm.kernel.is_reachable:
                     self._discard_if_unusable(warm)
+                elif warm.state is State.READY and now >= warm.next_check:
+                    warm.next_check = now + REMOVED_FILES_SECONDS
+                    if warm.kernel.keeps_removed_file:
+                        # No run may come to replace it: while the disk is full, none starts.
+                        self._discard(warm, "the kernel keeps the disk space of a file that was removed")
 
     def _reap(self, warm: WarmKernel) -> None:
         with self._lock:
