@@ -101,7 +101,7 @@ cluster-full: install ## Run all tests of clusters, whole runs and faults on a D
 	$(CLUSTER) -m "cluster or cluster_long"
 	$(ON_CLUSTER) -m "whole_run or fault"
 
-container: install ## Build the image, and test it and all that starts it (needs podman, kubectl, promtool and systemd)
+container: install ## Build the image, and test it and all that starts it (needs podman, kubectl, nginx, promtool and systemd)
 	$(BIN)/pytest tests/container
 
 ROUNDS ?= 500

@@ -13,7 +13,10 @@ from notebook_runner._version import __version__
 from notebook_runner.cli import main as client_command
 from notebook_runner_server.api.oidc_options import parse_rules
 from notebook_runner_server.api.server import LIVENESS, READINESS, SERVICE
+from notebook_runner_server.api.shares_file import parse_shares
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
+from notebook_runner_server.http_api.bindings import bindings
+from notebook_runner_server.http_api.health import HEALTH_SERVICES
 from tests.container.manifests import (
     BASE,
     COMPONENTS,
@@ -42,7 +45,11 @@ CUSTOM = {
     "kubernetes.dask.org/v1": {"DaskCluster"},
     "monitoring.coreos.com/v1": {"PrometheusRule", "ServiceMonitor"},
 }
+# The overlays with HTTP.
+WITH_HTTP = {"http", "ingress"}
 DASK_PORTS = {8786, 8788, 8789}
+HTTP = FOLDER / "components/http"
+INGRESS = FOLDER / "components/ingress"
 NIGHTLY = FOLDER / "components/nightly"
 TLS = FOLDER / "components/tls"
 # Addresses that only a cluster's own network or its provider gives to something.
@@ -88,7 +95,7 @@ def test_every_component_goes_with_the_others(tmp_path: Path) -> None:
     assert {"Certificate", "ServiceMonitor", "GRPCRoute"} <= kinds
     assert find(found, "Deployment")["spec"]["template"]["spec"]["runtimeClassName"] == "gvisor"
     policy = find(found, "NetworkPolicy")["spec"]
-    assert (len(policy["ingress"]), len(policy["egress"])) == (3, 3)
+    assert (len(policy["ingress"]), len(policy["egress"])) == (4, 3)
 
 
 def test_each_component_has_an_overlay() -> None:
@@ -206,6 +213,17 @@ def test_service_accounts_as_callers() -> None:
     assert Settings(**oidc).oidc_options is not None
 
 
+def test_shares_of_owners() -> None:
+    """The component's setting names the file that it mounts, whose rules are valid and limit everybody."""
+    found = rendered(FOLDER / "overlays/shares")
+    container = container_of(find(found, "Deployment"))
+    (mount,) = [one for one in container["volumeMounts"] if one["name"] == "shares"]
+    assert variables(container)["NOTEBOOK_RUNNER_SHARES_FILE"] == f"{mount['mountPath']}/shares"
+    content = find(found, "ConfigMap", "notebook-runner-shares")["data"]["shares"]
+    share = parse_shares(content.encode(), "shares", Settings().default_share).share("somebody", ())
+    assert None not in (share.max_active, share.max_queued, share.max_history_bytes)
+
+
 def test_secrets_are_files(folder: Path) -> None:
     """Tokens and keys are mounted read-only, for the group; no variable and no manifest has one."""
     found = rendered(folder)
@@ -249,8 +267,9 @@ def test_what_is_encrypted(folder: Path, server: Manifest) -> None:
     assert ("NOTEBOOK_RUNNER_TLS_CERT" in given) is with_tls
     assert ("NOTEBOOK_RUNNER_INSECURE" in given) is not with_tls
     assert "NOTEBOOK_RUNNER_TOKENS_FILE" in given
-    for probe in probes(server).values():
-        assert ("exec" in probe, "grpc" in probe) == (with_tls, not with_tls)
+    for name, probe in probes(server).items():
+        by_http = folder.name in WITH_HTTP and name == "readiness"
+        assert handlers(probe) == {"exec" if with_tls else "httpGet" if by_http else "grpc"}
 
 
 @pytest.mark.parametrize("with_tls", [False, True])
@@ -262,10 +281,34 @@ def test_the_job_trusts_the_server(tmp_path: Path, with_tls: bool) -> None:
     assert job["NOTEBOOK_RUNNER_TARGET"] == "notebook-runner:50051"
 
 
+@pytest.mark.parametrize("with_tls", [False, True])
+def test_nginx_encrypts_as_the_server_does(tmp_path: Path, with_tls: bool) -> None:
+    """With `tls` after `ingress`, nginx and the probes speak TLS to the server, else none does."""
+    found = composed(tmp_path, HTTP, INGRESS, *[TLS] * with_tls)
+    backends = {}
+    for name in ("grpc", "http"):
+        annotations = find(found, "Ingress", f"notebook-runner-{name}")["metadata"]["annotations"]
+        backends[name] = annotations["nginx.ingress.kubernetes.io/backend-protocol"]
+        if with_tls and name == "http":
+            server_name = annotations["nginx.ingress.kubernetes.io/proxy-ssl-name"]
+            assert server_name in find(found, "Certificate")["spec"]["dnsNames"]
+    assert backends == {"grpc": "GRPC" + "S" * with_tls, "http": "HTTP" + "S" * with_tls}
+    server = container_of(find(found, "Deployment"))
+    assert [handlers(one) == {"exec"} for one in probes(server).values()] == [with_tls] * 3
+
+
+def handlers(probe: Manifest) -> set[str]:
+    """How a probe asks; Kubernetes accepts one way."""
+    return probe.keys() & {"exec", "grpc", "httpGet", "tcpSocket"}
+
+
 def test_probes_ask_for_what_they_are(server: Manifest) -> None:
     """Liveness asks for the process, which serves while it drains; readiness for calls, until it drains."""
     for name, probe in probes(server).items():
-        asked = probe["grpc"]["service"] if "grpc" in probe else probe["exec"]["command"][-1]
+        if "httpGet" in probe:
+            asked = HEALTH_SERVICES[probe["httpGet"]["path"]]
+        else:
+            asked = probe["grpc"]["service"] if "grpc" in probe else probe["exec"]["command"][-1]
         assert asked == (READINESS if name == "readiness" else LIVENESS), name
 
 
@@ -274,9 +317,15 @@ def test_ports_fit_together(folder: Path, server: Manifest) -> None:
     found = rendered(folder)
     named = {port["name"]: port["containerPort"] for port in server["ports"]}
     service = {port["name"]: port for port in find(found, "Service")["spec"]["ports"]}
-    assert {name: port["port"] for name, port in service.items()} == named == {"grpc": 50051, "metrics": 9090}
+    with_http = folder.name in WITH_HTTP
+    expected = {"grpc": 50051, "metrics": 9090} | ({"http": 8080} if with_http else {})
+    assert {name: port["port"] for name, port in service.items()} == named == expected
     assert all(port["targetPort"] == name for name, port in service.items())
     assert variables(server)["NOTEBOOK_RUNNER_METRICS_LISTEN"].endswith(":9090")
+    listens = variables(server).get("NOTEBOOK_RUNNER_HTTP_LISTEN")
+    assert listens == ("0.0.0.0:8080" if with_http else None)
+    (clients, *_) = find(found, "NetworkPolicy")["spec"]["ingress"]
+    assert [port["port"] for port in clients["ports"]] == [50051, *[8080] * with_http]
 
 
 def test_one_writer_of_the_history(folder: Path) -> None:
@@ -312,6 +361,30 @@ def test_the_route_leads_to_the_server() -> None:
     assert rule["backendRefs"] == [{"name": "notebook-runner", "port": 50051}]
     assert route["hostnames"] == [one["hostname"] for one in gateway["listeners"]]
     assert SERVICE in {match["method"]["service"] for match in rule["matches"]}
+
+
+def test_the_ingress_leads_to_the_server() -> None:
+    """On one host, each call has the path of its protocol, and a port that the policy opens for nginx."""
+    found = rendered(FOLDER / "overlays/ingress")
+    ports = {port["name"]: port["port"] for port in find(found, "Service")["spec"]["ports"]}
+    led: dict[str, set[str]] = {}
+    hosts = set()
+    for one in [each for each in found if each["kind"] == "Ingress"]:
+        (rule,) = one["spec"]["rules"]
+        (secured,) = one["spec"]["tls"]
+        hosts |= {rule["host"], *secured["hosts"]}
+        for path in rule["http"]["paths"]:
+            service = path["backend"]["service"]
+            assert service["name"] == "notebook-runner"
+            led.setdefault(service["port"]["name"], set()).add(path["path"])
+    assert len(hosts) == 1
+    assert f"/{SERVICE}" in led["grpc"]
+    assert {f"/{one.path.split('/')[1]}" for one in bindings()} < led["http"]
+    assert not led["http"] & HEALTH_SERVICES.keys()
+    nginx = find(found, "NetworkPolicy")["spec"]["ingress"][-1]
+    (peer,) = nginx["from"]
+    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "ingress-nginx"}
+    assert {port["port"] for port in nginx["ports"]} == {ports[name] for name in led}
 
 
 def test_the_image_is_of_this_version(folder: Path) -> None:

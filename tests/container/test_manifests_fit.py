@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from notebook_runner.cli import main as client_command
+from notebook_runner_server.api.limits import CallerLimits
 from notebook_runner_server.app import STREAM_GRACE
 from notebook_runner_server.config import Settings
 from notebook_runner_server.execution.processes import KILL_DEADLINE
@@ -17,6 +20,8 @@ UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": GI, "": 1, "m": 0.001}
 DURATIONS = {"": 1, "s": 1, "m": 60, "h": 3600}
 # What the server itself, a warm kernel and an export may take beside the run, in bytes.
 REST = GI // 2
+# The longest grace period of a Kill through nginx that the page on deployment promises, in seconds.
+GRACE_PERIOD = 600
 
 
 # The limits of the time of a run.
@@ -121,6 +126,22 @@ def test_the_job_outlives_its_run() -> None:
     assert cron["spec"]["startingDeadlineSeconds"] + job["activeDeadlineSeconds"] < day
     assert Settings().retention > day
     assert cron["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+@pytest.mark.parametrize("name", ["grpc", "http"])
+def test_nginx_passes_on_what_the_server_accepts(name: str) -> None:
+    """The largest Start fits, and nginx waits longer than the server is silent in a stream or an export."""
+    found = rendered(FOLDER / "overlays/ingress")
+    annotations = find(found, "Ingress", f"notebook-runner-{name}")["metadata"]["annotations"]
+    body, silence = (
+        annotations[f"nginx.ingress.kubernetes.io/proxy-{one}"] for one in ("body-size", "read-timeout")
+    )
+    settings = Settings()
+    limits = CallerLimits(settings.max_notebook_bytes, settings.max_input_files_bytes, 1)
+    base64 = 4 / 3 if name == "http" else 1
+    assert number(body, {"m": 2**20}) > limits.max_message_bytes * base64
+    kill = GRACE_PERIOD + KILL_DEADLINE
+    assert seconds(silence) > max(kill, settings.export_timeout, 2 * settings.heartbeat_interval)
 
 
 def test_certificates_are_renewed_in_time() -> None:

@@ -98,6 +98,13 @@ def test_an_empty_start_runs_the_default_notebook(server: Server) -> None:
     assert finish(server.stub, run["runId"]).run.state == pb.RUN_STATE_SUCCEEDED
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz"])
+def test_health_over_http(caller: HttpCaller, path: str) -> None:
+    """Each path for probes returns 200 while the server serves."""
+    answer = caller.get(path)
+    assert (answer.status, answer.json) == (200, {"status": "SERVING"})
+
+
 def test_kill_ends_a_run(server: Server, caller: HttpCaller, gate: Gate) -> None:
     """Kill takes its fields as JSON, and ends the run."""
     with started(server.stub, inline(gate.source)) as run:
@@ -141,18 +148,26 @@ def test_a_stream_continues_after_the_last_event_id(caller: HttpCaller, ended: p
     numbers = [number for number, _ in caller.events(path)]
     for after in range(1, len(numbers)):
         assert [number for number, _ in caller.events(path, last_event_id=str(after))] == numbers[after:]
+    # nginx and others then buffer none of them.
+    assert caller.get(path).headers["X-Accel-Buffering"] == "no"
     answer = caller.get(path, last_event_id=numbers[-1])
     assert (answer.status, answer.body) == (204, b"")
     assert caller.get(f"{path}?after_sequence={numbers[-1]}").body == b""
 
 
-@pytest.mark.parametrize("after", ["x", "-1", "1.5", "1" * 30, "²", "99999"])
+@pytest.mark.parametrize("after", ["x", "-1", "1.5", "1" * 30, "²"])
 def test_an_id_that_no_event_has(caller: HttpCaller, ended: pb.Run, after: str) -> None:
     """It is refused before the stream begins, and names the field."""
     path = f"/v1/runs/{ended.run_id}/progress"
     answer = caller.get(path, last_event_id=after.encode().decode("latin-1"))
     assert (answer.status, answer.reason) == (400, "INVALID_FIELD")
     assert "after_sequence" in json.dumps(answer.json)
+
+
+def test_the_id_of_a_later_event(caller: HttpCaller, ended: pb.Run) -> None:
+    """It is refused with a reason of its own: the history may be older than the caller's."""
+    answer = caller.get(f"/v1/runs/{ended.run_id}/progress", last_event_id="99999")
+    assert (answer.status, answer.reason) == (400, "SEQUENCE_AHEAD")
 
 
 @pytest.mark.long

@@ -15,8 +15,10 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import SECONDS, Ended, executed, finish, inline, reach, start, texts
 from tests.support.errors import refused
 from tests.support.gate import Gate
+from tests.support.http_client import HttpCaller
 from tests.support.killable import RUN_MARK, KillableServer, figure, gone, new_mark
 from tests.support.notebooks import printed
+from tests.support.polling import pause
 from tests.support.server import Server
 
 pytestmark = pytest.mark.process_pool(
@@ -80,6 +82,25 @@ def test_a_draining_server_takes_no_more_and_lets_the_run_finish(tmp_path: Path,
         exited(server)
     assert ended.run.state == pb.RUN_STATE_SUCCEEDED
     assert texts(ended.events) == "begun\nended\n"
+
+
+def test_probes_by_http_see_the_drain(tmp_path: Path, gate: Gate) -> None:
+    """While runs finish, HTTP says that the server is alive, but not ready, and still answers readers."""
+    options = ["--drain-timeout", "30", "--http-listen", "127.0.0.1:0"]
+    with KillableServer(tmp_path / "state", *options) as server:
+        caller = HttpCaller(server.http)
+        run = start(server.stub, inline(f"print('begun', flush=True)\n{gate.source}"))
+        reach(server.stub, run.run_id, "cell_output")
+        assert caller.get("/readyz").status == 200
+        terminate(server)
+        # The server reports the two one after the other.
+        while (ready := caller.get("/readyz")).status == 200:
+            pause()
+        assert (ready.status, ready.json) == (503, {"status": "NOT_SERVING"})
+        assert [caller.get(path).status for path in ("/livez", "/healthz")] == [200, 503]
+        assert caller.get(f"/v1/runs/{run.run_id}").status == 200
+        gate.open()
+        exited(server)
 
 
 def _interrupted(ended: Ended) -> None:

@@ -91,6 +91,17 @@ def test_each_call_needs_a_token(guarded: HttpGuarded, verb: str, path: str) -> 
         assert connection.getresponse().status == 401
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz"])
+def test_health_needs_no_token_and_says_nothing_else(guarded: HttpGuarded, path: str) -> None:
+    """A probe has no token; whoever calls learns a state, and only reads."""
+    for query in ("", "?service=x"):
+        answer = guarded.anyone.get(path + query)
+        assert (answer.status, answer.json) == (200, {"status": "SERVING"})
+    assert guarded.anyone.get(f"{path}/x").status == 404
+    assert guarded.anyone.call("POST", path).status == 405
+    assert guarded.anyone.get(path, origin="https://evil.example").status == 403
+
+
 def test_scopes(guarded: HttpGuarded) -> None:
     """A reader reads, and starts nothing; the owner is the token's name."""
     assert guarded.reader.get("/v1/info").json["caller"] == "board"

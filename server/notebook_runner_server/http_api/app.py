@@ -1,4 +1,4 @@
-"""The HTTP application: a route for each call of the contract, its description, and a page to try it."""
+"""The HTTP application: the calls of the contract, their description, a page to try them, and health."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from notebook_runner_server.http_api import statuses
 from notebook_runner_server.http_api.bindings import Binding, bindings
 from notebook_runner_server.http_api.gate import RequestGate
 from notebook_runner_server.http_api.gateway import Gateway, request_id
+from notebook_runner_server.http_api.health import HEALTH_SERVICES, health
 from notebook_runner_server.http_api.output import output
 from notebook_runner_server.http_api.streams import RESUMPTIONS, stream
 from notebook_runner_server.http_api.transcoding import to_json
@@ -33,6 +34,7 @@ LARGE_RESPONSE = 64 * 1024
 _JSON = "application/json"
 _TOO_LARGE = 413
 _GONE = 499
+_UNHEALTHY = 503
 
 _VIEWER = {
     "/docs": ("index.html", "text/html"),
@@ -58,6 +60,7 @@ def create(gateway: Gateway, origins: list[str], *, any_host: bool) -> ASGIApp:
     """
     routes = [_route(gateway, one) for one in bindings()]
     routes += [
+        *(_health_route(gateway, path) for path in HEALTH_SERVICES),
         Route("/openapi.json", _file("openapi.json", _JSON)),
         *(
             Route(path, _file(f"viewer/{name}", kind, _VIEWER_POLICY))
@@ -97,6 +100,16 @@ def _route(gateway: Gateway, binding: Binding) -> Route:
             return Response(status_code=_GONE)
 
     return Route(binding.path, answer, methods=[binding.verb])
+
+
+def _health_route(gateway: Gateway, path: str) -> Route:
+    async def answer(request: Request) -> Response:
+        try:
+            return await health(gateway, request)
+        except grpc.aio.AioRpcError as error:
+            return statuses.response(statuses.of_call(error), _UNHEALTHY)
+
+    return Route(path, answer, methods=["GET"])
 
 
 async def _unary(gateway: Gateway, binding: Binding, request: Request) -> Response:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from starlette.requests import ClientDisconnect, Request
 
 from notebook_runner_server.api import peers
@@ -30,6 +31,9 @@ LARGE_JSON = 2 * 1024 * 1024
 
 MAX_PARSERS = 2
 """Maximum number of such processes."""
+
+HEALTH_SECONDS = 5.0
+"""Maximum time of a health check."""
 
 _HANDED_ON = ("authorization", "traceparent", "tracestate")
 _NOT_ASCII = re.compile(r"[^\x20-\x7e]")
@@ -86,6 +90,20 @@ class Gateway:
         method: Any = self._channel.unary_stream(binding.grpc_path)
         found: grpc.aio.UnaryStreamCall[bytes, bytes] = method(
             message.SerializeToString(), metadata=_metadata(request)
+        )
+        return found
+
+    async def health(self, service: str, request: Request) -> health_pb2.HealthCheckResponse:
+        """Return the health of a service, with the names of gRPC's health protocol.
+
+        Raises:
+            grpc.aio.AioRpcError: The server did not answer in time.
+        """
+        stub: Any = health_pb2_grpc.HealthStub(self._channel)
+        found: health_pb2.HealthCheckResponse = await stub.Check(
+            health_pb2.HealthCheckRequest(service=service),
+            metadata=_metadata(request),
+            timeout=HEALTH_SECONDS,
         )
         return found
 

@@ -52,6 +52,9 @@ class Resumption:
 RESUMPTIONS = {"Progress": Resumption("sequence", "after_sequence"), "Watch": Resumption("cursor", "cursor")}
 """Where each stream of the contract can be continued."""
 
+# nginx, and proxies that follow it, then send each message on when it arrives.
+_UNBUFFERED = {"X-Accel-Buffering": "no"}
+
 _BINDINGS = {one.grpc_path: one for one in bindings()}
 
 
@@ -87,6 +90,7 @@ async def stream(gateway: Gateway, binding: Binding, request: Request) -> Respon
     return StreamedResponse(
         _texts(binding, first, messages, lines=lines),
         JSON_LINES if lines else EVENT_STREAM,
+        headers=_UNBUFFERED,
         on_end=lambda: (first.cancel(), call.cancel()),
     )
 
