@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ._printable import COLOUR, one_line, size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["Contents", "Image", "Output", "decoded"]
+__all__ = ["Contents", "Image", "Output", "decoded", "pictures_of"]
 
 _SVG = "image/svg+xml"
 # Of several representations of one picture, the first of these.
@@ -88,7 +88,7 @@ class Contents:
     @property
     def images(self) -> tuple[Image, ...]:
         """The pictures that cells displayed, one for each output that has any."""
-        return tuple(_images(self.outputs))
+        return tuple(pictures_of(self.outputs))
 
     @property
     def pages(self) -> tuple[str, ...]:
@@ -143,7 +143,8 @@ def _joined(text: Any) -> str:
     return "".join(text) if isinstance(text, list) else str(text)
 
 
-def _images(outputs: tuple[Output, ...]) -> Iterator[Image]:
+def pictures_of(outputs: Iterable[Output]) -> Iterator[Image]:
+    """Iterate over the pictures of outputs: one for each output that has any."""
     for output in outputs:
         known = [mime_type for mime_type in _IMAGE_TYPES if mime_type in output.data]
         others = [mime_type for mime_type in output.data if mime_type.startswith("image/")]

@@ -7,6 +7,7 @@ from ._doctor import doctor
 from ._group import main
 from ._health import health
 from ._login import login, logout
+from ._mcp import mcp
 from ._runs import delete, kill, list_runs, logs, output, show, watch
 from ._start import rerun, run, start
 
@@ -27,6 +28,7 @@ for _command in (
     health,
     login,
     logout,
+    mcp,
     completion,
 ):
     main.add_command(_command)
