@@ -34,9 +34,9 @@ def issuer() -> Iterator[Issuer]:
         yield issuer
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where logins are kept."""
+    """Where logins are kept: not in the user's home, where other tests would find them."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
     return tmp_path / "xdg" / "notebook-runner-client"
 
