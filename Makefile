@@ -178,7 +178,7 @@ $(RELEASE_VENV)/.installed: requirements-release.lock
 	@$(RELEASE_VENV)/bin/pip install --quiet --require-hashes --requirement requirements-release.lock
 	@touch $@
 
-pictures: $(INSTALLED) ## Create the README's pictures again (needs tmux and Chromium)
+pictures: $(INSTALLED) ## Create the pictures of the README and of the guides again (needs tmux and Chromium)
 	$(BIN)/python -m docsite.pictures
 
 release: $(RELEASE_VENV)/.installed ## Build the last commit into dist/, check it, and test the wheel (see RELEASING.md)

@@ -1,4 +1,4 @@
-"""Make the pictures at the top of the README: a run in a terminal, and its result as HTML.
+"""Make the pictures of the README and the guides: a run in a terminal, in the page, and as HTML.
 
 `make pictures` writes them into docs/assets/. It needs tmux and Chromium.
 """
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +26,7 @@ COLUMNS, LINES = 98, 16
 MOMENT = "100,000 darts"
 TIMEOUT = 120.0  # seconds
 PAGE_SIZE = "860,1370"  # pixels
+BROWSER_SIZE = "1100,1000"
 
 # Rich's own format loads a font from another host.
 SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -78,6 +80,8 @@ def main() -> None:
                 COMMANDS / "notebook-runner-server",
                 "--listen",
                 "127.0.0.1:0",
+                "--http-listen",
+                "127.0.0.1:0",
                 "--state-dir",
                 f"{folder}/state",
             ],
@@ -86,8 +90,9 @@ def main() -> None:
         )
         tmux = ["tmux", "-S", f"{folder}/tmux"]
         try:
-            events = (json.loads(line) for line in server.stderr or [])
-            address = next(event["address"] for event in events if "state_dir" in event)
+            events = [json.loads(line) for line in _until_started(server)]
+            http = next(event["address"] for event in events if event["event"] == "http_started")
+            address = events[-1]["address"]
             program, *arguments = COMMAND.replace("done.html", f"{folder}/done.html").split()
             size = ["-x", str(COLUMNS), "-y", str(LINES)]
             environment = [f"NOTEBOOK_RUNNER_TARGET={address}", "COLORTERM=truecolor"]
@@ -97,19 +102,27 @@ def main() -> None:
             deadline = time.monotonic() + TIMEOUT
             while not Path(folder, "done.html").exists() and time.monotonic() < deadline:
                 time.sleep(0.1)
+            _photograph("browser.png", f"http://{http}/runs/latest", BROWSER_SIZE)
         finally:
             server.terminate()
             subprocess.run([*tmux, "kill-server"], check=False, capture_output=True)  # noqa: S603 - as above
             server.wait()
-        browser = [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--hide-scrollbars",
-            f"--window-size={PAGE_SIZE}",
-        ]
-        target = f"--screenshot={ASSETS / 'page.png'}"
-        subprocess.run([*browser, target, f"file://{folder}/done.html"], check=True, capture_output=True)  # noqa: S603 - as above
+        _photograph("page.png", f"file://{folder}/done.html", PAGE_SIZE)
+
+
+def _until_started(server: subprocess.Popen[str]) -> Iterator[str]:
+    """Yield the lines of the server's log up to the one that says that it has started."""
+    for line in server.stderr or []:
+        yield line
+        if "state_dir" in line:
+            return
+
+
+def _photograph(name: str, address: str, size: str) -> None:
+    """Write a picture of a page into docs/assets/, once the page has loaded what it needs."""
+    browser = ["chromium", "--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=10000"]
+    options = [f"--window-size={size}", f"--screenshot={ASSETS / name}"]
+    subprocess.run([*browser, *options, address], check=True, capture_output=True)  # noqa: S603 - as above
 
 
 if __name__ == "__main__":

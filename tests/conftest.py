@@ -62,6 +62,7 @@ KIND_OF_FOLDER = {
     "integrations": "host",
     "interop": "e2e",
     "observability": "e2e",
+    "page": "long",
     "runs": "unit",
     "security": "fault",
     "transfer": "unit",

@@ -21,6 +21,7 @@ CHOICES = {
     "sandbox": "require",
     "executor": "process",
     "reflection": "off",
+    "http_page": "off",
     "log_format": "console",
     "log_level": "debug",
 }

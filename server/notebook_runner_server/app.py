@@ -259,7 +259,15 @@ def _http_listener(settings: Settings, limits: CallerLimits) -> HttpListener | N
     host, port = settings.http_address
     # Without authentication, a web page could use a name of its own for this machine.
     any_host = settings.has_token_authentication or settings.insecure
-    return HttpListener(host, port, limits, settings.tls_files, settings.cors_origins, any_host=any_host)
+    return HttpListener(
+        host,
+        port,
+        limits,
+        settings.tls_files,
+        settings.cors_origins,
+        any_host=any_host,
+        with_page=settings.http_page == "on",
+    )
 
 
 def _jwt_verifier(

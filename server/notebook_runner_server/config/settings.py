@@ -166,6 +166,11 @@ class Settings:
         "Origins whose pages may call the HTTP API, such as https://app.example.com, separated by commas. "
         "If unset, none but the API's own.",
     )
+    http_page: str = setting(
+        "on",
+        "Serve the page at / of --http-listen, on which people follow, start and kill runs in a browser.",
+        choices=("on", "off"),
+    )
 
     notebook_root: str = setting(
         "",

@@ -1,10 +1,11 @@
-"""The HTTP application: the calls of the contract, their description, a page to try them, and health."""
+"""The HTTP application: the calls of the contract, their description, the pages, and health."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
+from pathlib import PurePath
 from typing import TypeAlias
 
 import grpc
@@ -47,16 +48,26 @@ _VIEWER_POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+_PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_PAGE_POLICY = (
+    # Inline styles are for the frame with the executed notebook, which inherits this policy.
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_PAGE_PATHS = ("/", "/start", "/runs/{run_id}")
+"""The paths of the page; it shows what the path names."""
+
 _Endpoint: TypeAlias = Callable[[Gateway, Binding, Request], Awaitable[Response]]
 
 
-def create(gateway: Gateway, origins: list[str], *, any_host: bool) -> ASGIApp:
+def create(gateway: Gateway, origins: list[str], *, any_host: bool, with_page: bool) -> ASGIApp:
     """Create the application.
 
     Args:
         gateway: Calls the gRPC server.
         origins: The origins whose pages may call the server.
         any_host: Whether callers may use any name of this server.
+        with_page: Whether to serve the page on which people follow and start runs.
     """
     routes = [_route(gateway, one) for one in bindings()]
     routes += [
@@ -67,6 +78,8 @@ def create(gateway: Gateway, origins: list[str], *, any_host: bool) -> ASGIApp:
             for path, (name, kind) in _VIEWER.items()
         ),
     ]
+    if with_page:
+        routes += _page_routes()
     app: ASGIApp = Starlette(routes=routes, exception_handlers={HTTPException: _refuse, Exception: _fail})
     app = RequestGate(app, frozenset(origins), any_host=any_host)
     if not origins:
@@ -78,6 +91,17 @@ def create(gateway: Gateway, origins: list[str], *, any_host: bool) -> ASGIApp:
         allow_headers=["authorization", "content-type", "last-event-id", "range", "traceparent", REQUEST_ID],
         expose_headers=["etag", "content-range", "retry-after", REQUEST_ID],
     )
+
+
+def _page_routes() -> list[Route]:
+    """Return the routes of the page, and of the modules and styles that it loads."""
+    page = _file("page/index.html", "text/html", _PAGE_POLICY)
+    names = [one.name for one in files(__package__).joinpath("page").iterdir()]
+    kinds = {name: _PAGE_TYPES.get(PurePath(name).suffix) for name in sorted(names)}
+    return [
+        *(Route(path, page) for path in _PAGE_PATHS),
+        *(Route(f"/page/{name}", _file(f"page/{name}", kind)) for name, kind in kinds.items() if kind),
+    ]
 
 
 def _route(gateway: Gateway, binding: Binding) -> Route:

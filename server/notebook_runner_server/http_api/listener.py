@@ -46,6 +46,7 @@ class HttpListener:
         files: The TLS files; None: no TLS.
         origins: The origins whose pages may call the server.
         any_host: Whether callers may use any name of this server.
+        with_page: Whether to serve the page on which people follow and start runs.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class HttpListener:
         origins: list[str],
         *,
         any_host: bool,
+        with_page: bool,
     ) -> None:
         self._address = host, port
         self._limits = limits
         self._tls = None if files is None else _ReloadedContext(files)
         self._origins = origins
         self._any_host = any_host
+        self._with_page = with_page
         self._socket: socket.socket | None = None
         self._gateway: Gateway | None = None
         self._server: uvicorn.Server | None = None
@@ -98,7 +101,7 @@ class HttpListener:
         assert self._socket is not None  # noqa: S101 - bind() was called
         self._gateway = Gateway(private_socket, self._limits.max_message_bytes)
         config = uvicorn.Config(
-            app.create(self._gateway, self._origins, any_host=self._any_host),
+            app.create(self._gateway, self._origins, any_host=self._any_host, with_page=self._with_page),
             http=_limited(self._limits.max_connections),
             ws="none",
             lifespan="off",

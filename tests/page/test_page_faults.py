@@ -1,0 +1,124 @@
+"""The page through restarts, with tokens, and with a run that is larger than any screen."""
+
+import socket
+from pathlib import Path
+
+from tests.page.reader import reader
+from tests.support.calls import inline, perform, start
+from tests.support.gate import Gate
+from tests.support.http_client import HttpCaller
+from tests.support.killable import KillableServer
+from tests.support.secure import new_token
+from tests.support.server import Server
+
+CELLS = 10_000
+LINES = 10
+HEAD_PIXELS, LINE_PIXELS = 32, 20
+EXECUTION_SECONDS = 1200.0
+
+
+def free_port() -> int:
+    """A port that a server can have twice."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def test_a_restart_of_the_server(tmp_path: Path, gate: Gate) -> None:
+    """List and run go on where they were when the server died, without a reload and without a line twice."""
+    address = f"127.0.0.1:{free_port()}"
+    options = ["--http-listen", address]
+    with reader(tmp_path / "run", address) as page, reader(tmp_path / "list", address) as other:
+        with KillableServer(tmp_path / "state", *options) as server:
+            run = start(server.stub, inline(f"print('before')\n{gate.source}", name="cut"))
+            page.open_run(run)
+            page.sees("before", ".text")
+            other.open("/")
+            other.sees("cut", ".row")
+            for one in (page, other):
+                one.browser.ask("window.isTheSame = true")
+            server.process.kill()
+            server.process.wait()
+            page.sees("Connecting to the server", ".link-state")
+        with Server(tmp_path / "state", *options) as server:
+            page.sees_state("interrupted")
+            page.keep("restarted")
+            other.sees("interrupted", ".row .state")
+            perform(server.stub, inline("pass", name="after the restart"))
+            other.sees("after the restart", ".row")
+            printed = "[...document.querySelectorAll('.text')].map((one) => one.innerText.trim())"
+            assert page.browser.ask(f"return {printed}") == ["before"]
+            for one in (page, other):
+                assert one.browser.ask("return window.isTheSame") is True
+
+
+def test_ten_thousand_cells(tmp_path: Path) -> None:
+    """All cells and lines can be reached, and only those on the screen are in the document."""
+    cells = [f"for i in range({LINES}): print({number}, i)" for number in range(CELLS)]
+    options = ["--http-listen", "127.0.0.1:0", "--max-notebook-bytes", "64Mi"]
+    with (
+        Server(tmp_path / "state", *options) as server,
+        reader(tmp_path / "profile", server.http) as page,
+    ):
+        run = start(server.stub, inline(*cells, name="large"))
+        page.open_run(run)
+        page.sees_state("running")
+        page.until(f"document.querySelector('progress').max === {CELLS}")
+        page.until("document.querySelector('.state.succeeded')", seconds=EXECUTION_SECONDS)
+        # It stays at the end while the run grows.
+        page.sees(f"{CELLS - 1} {LINES - 1}", ".text")
+        count = "return document.querySelectorAll('main *').length"
+        assert page.browser.ask(count) < 1000
+        page.open_run(run)
+        height = CELLS * (HEAD_PIXELS + LINES * LINE_PIXELS)
+        page.until(f"document.querySelector('.timeline')?.scrollHeight === {height}")
+        for share in (0.25, 0.5, 1):
+            page.browser.ask(
+                f"const one = document.querySelector('.timeline'); one.scrollTop = {share} * one.scrollHeight"
+            )
+            page.sees(f"{min(int(share * CELLS), CELLS - 1)} {LINES - 1}", ".text")
+            assert page.browser.ask(count) < 1000
+        page.keep("ten-thousand-cells")
+
+
+def test_a_token_is_asked_for_once(tmp_path: Path) -> None:
+    """The page keeps it in memory, or in the tab if wished; a wrong one is asked for again."""
+    token = new_token(tmp_path / "tokens", "ada")
+    options = ["--tokens-file", str(tmp_path / "tokens"), "--http-listen", "127.0.0.1:0"]
+    with (
+        Server(tmp_path / "state", *options) as server,
+        reader(tmp_path / "profile", server.http) as page,
+    ):
+        page.open("/")
+        page.sees("The server asks for a token", "dialog[open]")
+        assert page.findings() == []
+        page.keep("token")
+        page.type("token", "wrong")
+        page.click("Use the token", "dialog[open]")
+        page.sees("token", "dialog[open] .problem")
+        page.type("token", token)
+        page.click("Use the token", "dialog[open]")
+        page.sees("No runs yet.")
+        page.click("Start", "nav")
+        page.until("document.getElementsByName('file')[0]")
+        assert not page.browser.ask("return document.querySelector('dialog[open]')")
+        assert page.browser.ask("return sessionStorage.length + localStorage.length") == 0
+        page.open("/")
+        page.sees("The server asks for a token", "dialog[open]")
+        page.type("token", token)
+        page.until("document.getElementsByName('keep')[0]").click()
+        page.click("Use the token", "dialog[open]")
+        page.sees("No runs yet.")
+        page.open("/")
+        page.sees("No runs yet.")
+        assert page.browser.ask("return localStorage.length") == 0
+
+
+def test_the_page_can_be_off(tmp_path: Path) -> None:
+    """Then nothing is served at its paths."""
+    with Server(tmp_path / "state", "--http-listen", "127.0.0.1:0", "--http-page", "off") as server:
+        caller = HttpCaller(server.http)
+        for path in ("/", "/start", "/runs/x", "/page/main.js"):
+            assert caller.get(path).status == 404
+        assert caller.get("/docs").status == 200
