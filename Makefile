@@ -209,7 +209,7 @@ image-report: image ## Build both images, and print their layers and sizes, newe
 LOCK_IMAGE := --constraint requirements.lock --universal --python-version 3.11 \
   --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet --output-file image
 lock: ## Update the locks (needs uv)
-	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask --extra http-api --extra examples --group dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask --extra http-api --extra webhooks --extra examples --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
 	uv pip compile requirements-generate.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-generate.lock
@@ -217,7 +217,7 @@ lock: ## Update the locks (needs uv)
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements-release.lock
 	for host in $(HOSTS); do uv pip compile pyproject.toml requirements-integrations/$$host.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet --upgrade --output-file requirements-integrations/$$host.lock; done
-	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask --extra http-api $(LOCK_IMAGE)/server.lock
+	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask --extra http-api --extra webhooks $(LOCK_IMAGE)/server.lock
 	uv pip compile image/data.in $(LOCK_IMAGE)/data.lock
 	uv pip compile image/build.in $(LOCK_IMAGE)/build.lock
 

@@ -66,6 +66,7 @@ KIND_OF_FOLDER = {
     "runs": "unit",
     "security": "fault",
     "transfer": "unit",
+    "webhooks": "unit",
 }
 # The order of files. Those that start servers take longest; with the short ones at the end, processes that
 # share the files end together.

@@ -41,6 +41,11 @@ WRONG: dict[str, Wrong] = {
         {},
         "--oidc-scopes-file /nowhere cannot be used: ",
     ),
+    "missing webhooks file": (
+        {"webhooks_file": "/nowhere"},
+        {},
+        "--webhooks-file /nowhere cannot be used: ",
+    ),
     "missing shares file": ({"shares_file": "/nowhere"}, {}, "--shares-file /nowhere cannot be used: "),
     "missing certificate": (
         {"tls_cert": "/nowhere", "tls_key": "/nowhere"},

@@ -162,8 +162,8 @@ def test_every_limit_reaches_the_run() -> None:
 
 
 def test_files_with_secrets_are_hidden_from_notebooks(tmp_path: Path) -> None:
-    """No kernel may read the tokens file, the key of the certificate, and what is being exported."""
-    tokens, key = tmp_path / "tokens", tmp_path / "key.pem"
+    """No kernel may read tokens, the certificate's key, secrets of webhooks, and what is being exported."""
+    tokens, key, webhooks = tmp_path / "tokens", tmp_path / "key.pem", tmp_path / "webhooks.toml"
     pod = tmp_path / "pod"
     issuer: dict[str, Any] = {"oidc_issuer": "https://x", "oidc_audience": "x", "oidc_scopes_file": "x"}
     settings = Settings(
@@ -171,9 +171,10 @@ def test_files_with_secrets_are_hidden_from_notebooks(tmp_path: Path) -> None:
         tls_cert=str(tmp_path / "cert.pem"),
         tls_key=str(key),
         oidc_token_file=str(pod),
+        webhooks_file=str(webhooks),
         **issuer,
     )
-    assert set(settings.sandbox_options.hidden) == {tokens, key, pod, settings.export_folder}
+    assert set(settings.sandbox_options.hidden) == {tokens, key, pod, webhooks, settings.export_folder}
     assert Settings().sandbox_options.hidden == (Settings().export_folder,)
 
 

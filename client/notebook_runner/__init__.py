@@ -13,7 +13,7 @@ What calls return has the message of the contract in its attribute `pb`.
 """
 
 from ._contents import Image, Output
-from ._info import Kernel, ServerInfo, Share
+from ._info import Kernel, ServerInfo, Share, WebhookReceiver
 from ._ipython import load_ipython_extension as load_ipython_extension
 from ._ipython import register
 from ._requests import StartOptions
@@ -99,6 +99,7 @@ __all__ = [
     "StartOptions",
     "StateChanged",
     "Unavailable",
+    "WebhookReceiver",
     "__version__",
 ]
 

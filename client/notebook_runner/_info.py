@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
+from ._values import utc
 from .v1 import notebook_runner_pb2 as contract
 
-__all__ = ["Kernel", "ServerInfo", "Share", "info_of"]
+__all__ = ["Kernel", "ServerInfo", "Share", "WebhookReceiver", "info_of"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,21 @@ class Share:
 
 
 @dataclass(frozen=True)
+class WebhookReceiver:
+    """A receiver of webhooks, and what it still has to get.
+
+    Attributes:
+        name: Its name; `notify:` and a host for the URIs that runs notify on that host.
+        backlog: About how many webhooks are not delivered yet.
+        oldest: When the run of the oldest of them started or ended; None if there is none.
+    """
+
+    name: str
+    backlog: int
+    oldest: datetime | None
+
+
+@dataclass(frozen=True)
 class ServerInfo:
     """A server, its capabilities and its load.
 
@@ -70,6 +87,7 @@ class ServerInfo:
         caller: One's own name, which is the owner of one's runs; empty if the server asks for no credentials.
         scopes: One's own scopes, such as `run` and `read`.
         share: One's own share of the server; None if the server knows no shares.
+        webhooks: The receivers of webhooks.
         pb: The message of the contract, `notebook_runner.v1.notebook_runner_pb2.InfoResponse`.
     """
 
@@ -87,6 +105,7 @@ class ServerInfo:
     caller: str
     scopes: tuple[str, ...]
     share: Share | None
+    webhooks: tuple[WebhookReceiver, ...]
     pb: contract.InfoResponse = field(repr=False, compare=False)
 
 
@@ -110,8 +129,14 @@ def info_of(message: contract.InfoResponse) -> ServerInfo:
         message.caller,
         tuple(message.scopes),
         _share(message.share) if message.HasField("share") else None,
+        tuple(_receiver(one) for one in message.webhooks),
         message,
     )
+
+
+def _receiver(message: contract.WebhookReceiver) -> WebhookReceiver:
+    oldest = utc(message.oldest_time) if message.HasField("oldest_time") else None
+    return WebhookReceiver(message.name, message.backlog, oldest)
 
 
 def _share(message: contract.Share) -> Share:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.audit import AccessChange, AuditLog
 from notebook_runner_server.config import Settings
 from notebook_runner_server.confinement.environment import allowed
+from notebook_runner_server.errors import StorageFullError
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution import options
 from notebook_runner_server.execution.interface import Backend
@@ -40,6 +42,9 @@ from notebook_runner_server.runs.shares import ShareRules
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.transfer.service import TransferService
+from notebook_runner_server.webhooks import notifications
+from notebook_runner_server.webhooks.receivers_file import receivers_file
+from notebook_runner_server.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
     from notebook_runner_server.api.oidc import JwtVerifier
@@ -82,7 +87,8 @@ class App:
         self._export_dir = RuntimeDir(settings.export_folder)
         transfer = TransferService(settings.uris, settings.max_notebook_bytes, settings.uri_timeout)
         admission = Admission(
-            root, settings.max_notebook_bytes, defaults, prepare, transfer, options.resolve_kernel_name
+            *(root, settings.max_notebook_bytes, defaults, prepare, transfer, options.resolve_kernel_name),
+            notify=partial(notifications.check, hosts) if (hosts := settings.notified_hosts) else None,
         )
         self._telemetry = Telemetry(settings)
         self._backend, self._store = backend, store
@@ -110,9 +116,13 @@ class App:
             settings.max_page_bytes,
             settings.max_files_bytes,
         )
+        self._webhooks = _webhook_service(settings, store)
         self._settling: asyncio.Future[None] | None = None
         self._health_task: asyncio.Task[None] | None = None
-        servicer = Servicer(self._manager, outputs, settings.max_streams, settings.heartbeat_interval)
+        servicer = Servicer(
+            *(self._manager, outputs, settings.max_streams, settings.heartbeat_interval),
+            webhooks=lambda: self._webhooks.status,
+        )
         on_change = audit.access_changed
         self._tokens = (
             Tokens(Path(settings.tokens_file), partial(on_change, "tokens_changed"))
@@ -149,7 +159,10 @@ class App:
         http_port = 0 if self._http is None else self._http.bind()
         self._telemetry.bind()
         await self._manager.open(self._open_dirs, self._record_recovery)
-        self._telemetry.watch(self._backend, self._store, self._manager.refusals, self._audit)
+        # A full disk must not keep the server from starting; `_watch` tries again.
+        with contextlib.suppress(StorageFullError):
+            await self._webhooks.apply()
+        self._telemetry.watch(self._backend, self._store, self._manager.refusals, self._audit, self._webhooks)
         if self._jwts is not None:
             self._jwts.open()
         private_socket = self._private_socket()
@@ -199,12 +212,13 @@ class App:
         )
 
     async def _watch(self) -> None:
-        """Report to health checks when runs cannot start, and when they can again; apply changed shares."""
+        """Report to health checks when runs cannot start, and when they can again; apply changed files."""
         problem = ""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
                 self._manager.apply_shares()
+                await self._webhooks.apply()
                 await self._store.retry_writing()
                 before, problem = problem, self._backend.problem or self._store.problem
                 if problem and not before:
@@ -234,6 +248,7 @@ class App:
         await self._stop_serving()
         if self._jwts is not None:
             self._jwts.close()
+        await self._webhooks.close()
         await asyncio.to_thread(self._export_dir.close)
         await asyncio.to_thread(self._http_dir.close)
         await self._manager.close()
@@ -249,6 +264,11 @@ def _share_rules(settings: Settings) -> Callable[[], ShareRules]:
         rules = ShareRules(settings.default_share)
         return lambda: rules
     return shares_file(Path(settings.shares_file), settings.default_share).recent
+
+
+def _webhook_service(settings: Settings, store: Store) -> WebhookService:
+    named = receivers_file(Path(settings.webhooks_file)).recent if settings.webhooks_file else tuple
+    return WebhookService(store.deliveries, named, settings.notified_hosts)
 
 
 def _http_listener(settings: Settings, limits: CallerLimits) -> HttpListener | None:

@@ -376,6 +376,25 @@ def test_doctor_without_owners_and_shares(command: Command, fake: FakeServer) ->
     assert not {"caller", "your share"} & found
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_doctor_tells_the_backlog_of_webhooks(command: Command, fake: FakeServer, is_late: bool) -> None:
+    """A webhook that is not delivered for long is a problem, and names its receiver."""
+    late = pb.WebhookReceiver(name="billing", backlog=3)
+    if is_late:
+        late.oldest_time.FromJsonString("2026-03-02T07:30:00Z")
+    webhooks = [late, pb.WebhookReceiver(name="ops")]
+    fake.answers("Info", pb.InfoResponse(version="99.0.0", kernels=[KERNEL], webhooks=webhooks))
+    done = command("doctor", "--json")
+    (found,) = [one for one in json.loads(done.stdout)["findings"] if one["check"] == "webhooks"]
+    assert found["ok"] is not is_late
+    assert done.exit_code == int(is_late)
+    assert found["text"] == (
+        "billing lacks 3, the oldest from 2026-03-02 07:30 UTC"
+        if is_late
+        else "receivers: 2; not yet delivered: 3"
+    )
+
+
 def test_text_that_a_cell_had_begun(command: Command, fake: FakeServer) -> None:
     """The line that a crash cut stands for itself."""
     cut = printed(2)

@@ -57,3 +57,13 @@ def test_what_a_uri_carries_is_in_no_error(serving: Web) -> None:
         with pytest.raises(Exception, match=r".") as caught:
             asyncio.run(web.read(uri, 100, any_address=True))
         assert "secret" not in str(caught.value)
+
+
+def test_a_webhook_to_this_machine_is_refused_on_the_way(serving: Web) -> None:
+    """Unless its host may have any address: then it comes, and what the receiver answers is its own."""
+    uri = f"http://{NAME}:{serving.port}/hook"
+    with pytest.raises(RefusedError):
+        asyncio.run(web.post(uri, b"{}", {}, any_address=False))
+    assert serving.requests == []
+    asyncio.run(web.post(uri, b"{}", {}, any_address=True))
+    assert serving.requests == ["POST /hook"]

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,6 +40,9 @@ PROBE_TIMEOUT = 3.0
 # A warm kernel that a run has just taken is replaced within a second.
 WARM_TIMEOUT = 3.0
 WARM_PAUSE = 0.25
+
+LATE_SECONDS = 300.0
+"""How old a webhook that is not delivered may be before that is a problem."""
 
 _UPGRADE = f"Ask the operator to upgrade it to {__version__} or later, or install the client of its version."
 
@@ -120,6 +124,7 @@ class _Doctor:
             yield from self._warm_kernels(info)
             yield _runs(info)
             yield from _share(info)
+            yield from _webhooks(info)
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
@@ -275,6 +280,27 @@ def _share(info: pb.InfoResponse) -> Iterator[CheckResult]:
         yield _failed("your share", f"{text}: no run can start", advice)
     else:
         yield CheckResult("your share", ok=True, text=text)
+
+
+def _webhooks(info: pb.InfoResponse) -> Iterator[CheckResult]:
+    """Yield what receivers of webhooks still have to get, if there are receivers."""
+    if not info.webhooks:
+        return
+    late = []
+    for receiver in info.webhooks:
+        oldest = receiver.oldest_time.ToDatetime(tzinfo=UTC)
+        age = (datetime.now(UTC) - oldest).total_seconds() if receiver.HasField("oldest_time") else 0.0
+        if age > LATE_SECONDS:
+            late.append(
+                f"{receiver.name} lacks {receiver.backlog}, the oldest from {oldest:%Y-%m-%d %H:%M} UTC"
+            )
+    if late:
+        yield _failed("webhooks", "; ".join(late), "See webhook_failed in the server's log.")
+        return
+    backlog = sum(receiver.backlog for receiver in info.webhooks)
+    yield CheckResult(
+        "webhooks", ok=True, text=f"receivers: {len(info.webhooks)}; not yet delivered: {backlog}"
+    )
 
 
 def _show(found: list[CheckResult]) -> None:

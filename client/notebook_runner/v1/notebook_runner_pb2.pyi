@@ -1671,6 +1671,7 @@ class InfoResponse(google.protobuf.message.Message):
     CALLER_FIELD_NUMBER: builtins.int
     SCOPES_FIELD_NUMBER: builtins.int
     SHARE_FIELD_NUMBER: builtins.int
+    WEBHOOKS_FIELD_NUMBER: builtins.int
     version: builtins.str
     """The version of the server, such as "1.2.0"."""
     workers: builtins.int
@@ -1711,6 +1712,10 @@ class InfoResponse(google.protobuf.message.Message):
     def share(self) -> global___Share:
         """The caller's share of the server, and what it uses of it."""
 
+    @property
+    def webhooks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WebhookReceiver]:
+        """The receivers of webhooks, sorted by name."""
+
     def __init__(
         self,
         *,
@@ -1728,11 +1733,41 @@ class InfoResponse(google.protobuf.message.Message):
         caller: builtins.str = ...,
         scopes: collections.abc.Iterable[builtins.str] | None = ...,
         share: global___Share | None = ...,
+        webhooks: collections.abc.Iterable[global___WebhookReceiver] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["share", b"share"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller", b"caller", "default_notebook", b"default_notebook", "formats", b"formats", "has_notebook_root", b"has_notebook_root", "kernels", b"kernels", "problem", b"problem", "queue_size", b"queue_size", "runs_active", b"runs_active", "runs_queued", b"runs_queued", "scopes", b"scopes", "share", b"share", "uri_schemes", b"uri_schemes", "version", b"version", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "default_notebook", b"default_notebook", "formats", b"formats", "has_notebook_root", b"has_notebook_root", "kernels", b"kernels", "problem", b"problem", "queue_size", b"queue_size", "runs_active", b"runs_active", "runs_queued", b"runs_queued", "scopes", b"scopes", "share", b"share", "uri_schemes", b"uri_schemes", "version", b"version", "webhooks", b"webhooks", "workers", b"workers"]) -> None: ...
 
 global___InfoResponse = InfoResponse
+
+@typing.final
+class WebhookReceiver(google.protobuf.message.Message):
+    """A receiver of webhooks, and what it still has to get."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    BACKLOG_FIELD_NUMBER: builtins.int
+    OLDEST_TIME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The name in the operator's file; `notify:` and a host for all `StartRequest.notify_uri` of that host."""
+    backlog: builtins.int
+    """About how many webhooks are not delivered yet."""
+    @property
+    def oldest_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the run of the oldest of them started or ended (UTC). Absent if there is none, or if the run was deleted."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        backlog: builtins.int = ...,
+        oldest_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["oldest_time", b"oldest_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["backlog", b"backlog", "name", b"name", "oldest_time", b"oldest_time"]) -> None: ...
+
+global___WebhookReceiver = WebhookReceiver
 
 @typing.final
 class Share(google.protobuf.message.Message):

@@ -31,6 +31,7 @@ class AccessFile(Generic[ContentT]):
         parse: Parses the file's bytes; its second argument is the file's name in messages.
         on_reload: Handles the previous content and the new one.
         on_error: Handles the reason why a file cannot be used, once for each reason.
+        is_secret: Whether other users must not read the file.
 
     Raises:
         OSError: The file cannot be read.
@@ -43,10 +44,13 @@ class AccessFile(Generic[ContentT]):
         parse: Callable[[bytes, str], ContentT],
         on_reload: Callable[[ContentT, ContentT], object],
         on_error: Callable[[str], object],
+        *,
+        is_secret: bool = False,
     ) -> None:
         self._path, self._parse = path, parse
         self._on_reload, self._on_error = on_reload, on_error
-        self._seen = read(path)
+        self._is_secret = is_secret
+        self._seen = read(path, is_secret=is_secret)
         self._content = parse(self._seen, str(path))
         self._checked = time.monotonic()
         self._complaint = ""
@@ -65,7 +69,7 @@ class AccessFile(Generic[ContentT]):
     def _reload(self) -> None:
         self._checked = time.monotonic()
         try:
-            content = read(self._path)
+            content = read(self._path, is_secret=self._is_secret)
             if content == self._seen:
                 return
             parsed = self._parse(content, str(self._path))
@@ -82,18 +86,26 @@ class AccessFile(Generic[ContentT]):
             self._on_error(complaint)
 
 
-def read(path: Path) -> bytes:
+def read(path: Path, *, is_secret: bool = False) -> bytes:
     """Read a file that grants access.
+
+    Args:
+        path: The file.
+        is_secret: Whether other users must not read it.
 
     Raises:
         OSError: The file cannot be read.
-        AccessFileError: The file is too large, or other users can write to it.
+        AccessFileError: The file is too large, or other users can write to it or must not read it and can.
     """
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = os.fstat(file.fileno()).st_mode
+        if mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise AccessFileError(
                 f"{path}: other users can write to it and give access. Run: chmod go-w {path}"
             )
+        # A group may read it: that of a pod reads the secrets that Kubernetes mounts.
+        if is_secret and mode & stat.S_IROTH:
+            raise AccessFileError(f"{path}: every user of this machine can read it. Run: chmod o-r {path}")
         content = file.read(_MAX_FILE_BYTES + 1)
     if len(content) > _MAX_FILE_BYTES:
         raise AccessFileError(f"{path}: larger than {_MAX_FILE_BYTES} bytes.")

@@ -27,6 +27,7 @@ from notebook_runner_server.execution.interface import (
     ResultValue,
     StreamOutput,
 )
+from notebook_runner_server.runs.deliveries import ReceiverStatus
 from notebook_runner_server.runs.model import (
     Change,
     Event,
@@ -77,6 +78,7 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
         files=tuple(InputFile(file.path, file.content) for file in request.files),
         priority=request.priority,
         retry=_retry_policy(request.retry) if request.HasField("retry") else None,
+        notify_uri=request.notify_uri,
     )
 
 
@@ -194,6 +196,11 @@ def info_message(info: RunnerInfo) -> pb.InfoResponse:
             history_bytes=info.share.history_bytes,
         ),
     )
+
+
+def receiver_message(status: ReceiverStatus) -> pb.WebhookReceiver:
+    """Convert how far a receiver of webhooks is."""
+    return pb.WebhookReceiver(name=status.name, backlog=status.backlog, oldest_time=timestamp(status.oldest))
 
 
 def run_state(state: RunState) -> pb.RunState.ValueType:

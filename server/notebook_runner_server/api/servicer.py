@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from notebook_runner_server.runs.outputs import MESSAGE_BYTES, NOTEBOOK, Outputs
 
 if TYPE_CHECKING:
     from notebook_runner_server.execution.interface import KeptContent
+    from notebook_runner_server.runs.deliveries import ReceiverStatus
     from notebook_runner_server.runs.log import RunLog
     from notebook_runner_server.runs.manager import RunManager
     from notebook_runner_server.runs.model import Change, Event, RunState
@@ -56,13 +57,22 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         outputs: Their artefacts.
         max_streams: Maximum number of open Progress and Watch streams together.
         heartbeat: Seconds without an event after which a stream sends a heartbeat.
+        webhooks: Returns how far the receivers of webhooks are.
     """
 
-    def __init__(self, manager: RunManager, outputs: Outputs, max_streams: int, heartbeat: float) -> None:
+    def __init__(
+        self,
+        manager: RunManager,
+        outputs: Outputs,
+        max_streams: int,
+        heartbeat: float,
+        webhooks: Callable[[], Sequence[ReceiverStatus]] = tuple,
+    ) -> None:
         self._manager = manager
         self._outputs = outputs
         self._max_streams = max_streams
         self._heartbeat = heartbeat
+        self._webhooks = webhooks
         self._streams = 0
         self._pacer = Pacer()
         self._large_events = ResponseSlots(MAX_LARGE_EVENTS)
@@ -284,6 +294,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         answer.caller = caller.name
         answer.scopes[:] = sorted(caller.scopes)
         answer.formats[:] = self._outputs.formats
+        answer.webhooks.extend(map(convert.receiver_message, self._webhooks()))
         return answer
 
 

@@ -21,6 +21,7 @@ from notebook_runner_server.config.settings import ENVIRONMENT_PREFIX, PROCESS, 
 from notebook_runner_server.confinement.policy import DEVICES, caches
 from notebook_runner_server.execution.options import WarmKernels, resolve_kernel_name
 from notebook_runner_server.export.formats import HTML_INTERACTIVE
+from notebook_runner_server.webhooks.receivers_file import receivers_file
 
 _OTHER_VARIABLES = (
     *("TARGET", "TOKEN", "TOKEN_FILE", "TLS_CA", "OIDC_CLIENT_ID"),  # of the client
@@ -30,6 +31,8 @@ _OTHER_VARIABLES = (
 
 _SERVICE_VARIABLE = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 """Variables that Kubernetes adds for each Service of the namespace whose name begins with notebook-runner."""
+
+_FOR_WEBHOOKS = ("aiohttp", "cloudevents", "standardwebhooks")
 
 # jupyter_client lists other names in lower case.
 _KERNEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -66,6 +69,7 @@ def check(settings: Settings, environment: Mapping[str, str]) -> None:
         *_limits(settings),
         *_formats(settings),
         *_access(settings),
+        *_webhooks(settings),
         *_audit(settings),
         *_packages(settings),
         *_kernels(settings),
@@ -170,6 +174,14 @@ def _access(settings: Settings) -> Iterator[str]:
             yield f"{flags} cannot be used: {_why(error)}"
 
 
+def _webhooks(settings: Settings) -> Iterator[str]:
+    if settings.webhooks_file:
+        try:
+            receivers_file(Path(settings.webhooks_file))
+        except (OSError, ValueError) as error:
+            yield f"--webhooks-file {settings.webhooks_file} cannot be used: {_why(error)}"
+
+
 def _audit(settings: Settings) -> Iterator[str]:
     path = settings.audit_file
     if path is None:
@@ -202,6 +214,12 @@ def _packages(settings: Settings) -> Iterator[str]:
         yield (
             "--http-listen needs starlette and uvicorn. Install them with: "
             "pip install 'notebook-runner[server,http-api]'"
+        )
+    flag = "--webhooks-file" if settings.webhooks_file else "--notify-hosts" if settings.notify_hosts else ""
+    if flag and not all(importlib.util.find_spec(name) for name in _FOR_WEBHOOKS):
+        yield (
+            f"{flag} needs aiohttp, cloudevents and standardwebhooks. Install them with: "
+            "pip install 'notebook-runner[server,webhooks]'"
         )
 
 

@@ -172,6 +172,18 @@ class Settings:
         choices=("on", "off"),
     )
 
+    webhooks_file: str = setting(
+        "",
+        "TOML file of the receivers of webhooks, which get a POST for each end of a run, with their secrets; "
+        "reloaded on change.",
+        group="Webhooks",
+    )
+
+    notify_hosts: str = setting(
+        "",
+        "Hosts that the notify_uri of a run may name, separated by commas. If unset, no run may have one.",
+    )
+
     notebook_root: str = setting(
         "",
         "Folder that notebook paths are relative to. If unset, runs cannot name a notebook by path.",
@@ -543,6 +555,11 @@ class Settings:
         return policy(_names(self.uri_schemes), _names(self.uri_hosts), _names(self.uri_folders))
 
     @property
+    def notified_hosts(self) -> list[str]:
+        """The hosts that runs may notify, in the form of those of URIs."""
+        return [name.lower().strip("[]") for name in _names(self.notify_hosts)]
+
+    @property
     def sandbox_options(self) -> SandboxConfig:
         """The configuration of the sandbox."""
         return SandboxConfig(
@@ -553,7 +570,7 @@ class Settings:
             hidden=(
                 *(
                     Path(one).absolute()
-                    for one in (self.tokens_file, self.tls_key, self.oidc_token_file)
+                    for one in (self.tokens_file, self.tls_key, self.oidc_token_file, self.webhooks_file)
                     if one
                 ),
                 self.export_folder,

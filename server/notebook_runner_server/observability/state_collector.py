@@ -1,4 +1,4 @@
-"""Metrics that are read at each scrape: workers, warm kernels, the history."""
+"""Metrics that are read at each scrape: workers, warm kernels, the history, webhooks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from notebook_runner_server.audit import AuditLog
 from notebook_runner_server.execution.interface import Backend, WarmCounts
 from notebook_runner_server.runs.shares import Quota
 from notebook_runner_server.runs.store import Store
+from notebook_runner_server.webhooks.service import RESULTS, WebhookService
 
 SIZE_SECONDS = 60.0
 """How long the measured size of the state folder is reused: measuring it visits all files."""
@@ -27,6 +28,7 @@ class StateCollector(Collector):
         audit: The audit log.
         queue_size: The maximum number of queued runs.
         refusals: How many Starts were refused because of each quota.
+        webhooks: Delivers webhooks.
     """
 
     def __init__(
@@ -36,12 +38,14 @@ class StateCollector(Collector):
         audit: AuditLog,
         queue_size: int,
         refusals: Mapping[Quota, int],
+        webhooks: WebhookService,
     ) -> None:
         self._backend = backend
         self._store = store
         self._audit = audit
         self._queue_size = queue_size
         self._refusals = refusals
+        self._webhooks = webhooks
         self._size = 0
         self._measured = float("-inf")
 
@@ -75,6 +79,7 @@ class StateCollector(Collector):
         for quota in Quota:
             refused.add_metric([quota.value], self._refusals[quota])
         yield refused
+        yield from self._webhook_metrics()
         yield _gauge("store_runs", "Runs in the history.", self._store.count)
         # An unreadable folder must not remove the other metrics from the page.
         with contextlib.suppress(OSError):
@@ -99,6 +104,32 @@ class StateCollector(Collector):
             wanted.add_metric([name], warm_counts.wanted)
         yield ready
         yield wanted
+
+    def _webhook_metrics(self) -> Iterator[Metric]:
+        results = CounterMetricFamily(
+            "notebook_runner_webhook_attempts",
+            "Attempts to deliver webhooks, and webhooks that were dropped, by receiver and result.",
+            labels=["receiver", "result"],
+        )
+        backlog = GaugeMetricFamily(
+            "notebook_runner_webhook_backlog",
+            "Webhooks that a receiver still has to get, at most 15 s old.",
+            labels=["receiver"],
+        )
+        age = GaugeMetricFamily(
+            "notebook_runner_webhook_oldest_seconds",
+            "Age of the oldest webhook that a receiver still has to get; 0: there is none.",
+            labels=["receiver"],
+        )
+        for status in self._webhooks.status:
+            for result in RESULTS:
+                results.add_metric([status.name, result], status.results[result])
+            backlog.add_metric([status.name], status.backlog)
+            seconds = time.time() - status.oldest / 1e9 if status.oldest else 0.0
+            age.add_metric([status.name], max(seconds, 0.0))
+        yield results
+        yield backlog
+        yield age
 
     def _store_bytes(self) -> int:
         if time.monotonic() - self._measured >= SIZE_SECONDS:

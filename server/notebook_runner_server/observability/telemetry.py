@@ -16,6 +16,7 @@ from notebook_runner_server.observability.canonical_log import CanonicalLog
 from notebook_runner_server.runs.observer import Observer
 from notebook_runner_server.runs.shares import Quota
 from notebook_runner_server.runs.store import Store
+from notebook_runner_server.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
     from notebook_runner_server.config import Settings
@@ -76,12 +77,20 @@ class Telemetry:
         shown = self._settings.metrics_listen.rpartition(":")[0]
         _log.info("metrics_started", address=f"{shown}:{self._endpoint.port}", path="/metrics")
 
-    def watch(self, backend: Backend, store: Store, refusals: Mapping[Quota, int], audit: AuditLog) -> None:
-        """Add the metrics of backend, store and audit log, once they are open, and of refused Starts."""
+    def watch(
+        self,
+        backend: Backend,
+        store: Store,
+        refusals: Mapping[Quota, int],
+        audit: AuditLog,
+        webhooks: WebhookService,
+    ) -> None:
+        """Add the metrics of what the server has, once it is open, and of refused Starts."""
         if self._metrics is not None:
             from notebook_runner_server.observability.state_collector import StateCollector  # noqa: PLC0415 - only if wanted
 
-            self._metrics.watch(StateCollector(backend, store, audit, self._settings.queue, refusals))
+            collector = StateCollector(backend, store, audit, self._settings.queue, refusals, webhooks)
+            self._metrics.watch(collector)
 
     async def close(self) -> None:
         """Send the last spans, and close the port; runs and calls have ended."""

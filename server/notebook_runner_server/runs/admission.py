@@ -8,13 +8,14 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from notebook_runner_server.errors import (
     InvalidFieldError,
     NotebookNotFoundError,
     UnknownKernelError,
+    UriNotAllowedError,
 )
 from notebook_runner_server.execution.interface import Limits
 from notebook_runner_server.execution.segments import TAIL, PreparedNotebook
@@ -23,6 +24,7 @@ from notebook_runner_server.runs.model import (
     RETRYABLE,
     Admitted,
     ExecutionOptions,
+    Notify,
     RetryPolicy,
     Run,
     RunState,
@@ -30,7 +32,7 @@ from notebook_runner_server.runs.model import (
 )
 from notebook_runner_server.runs.names import check_name, default_name, new_run_id
 from notebook_runner_server.runs.sources import NotebookRoot, UriSource, check_size
-from notebook_runner_server.transfer.interface import Transfer, shown
+from notebook_runner_server.transfer.interface import RefusedError, Transfer, shown
 
 MAX_REQUEST_ID = 128
 MAX_LABELS = 64
@@ -108,6 +110,7 @@ class Admission:
         prepare: Reads, checks and parameterizes a notebook.
         transfer: Reads notebooks from URIs.
         resolve: Returns the kernelspec for a kernel's name.
+        notify: Checks a URI to notify. If None, no URI is allowed.
 
     Attributes:
         uris: Reads notebooks named by URI.
@@ -121,6 +124,7 @@ class Admission:
         prepare: Prepare,
         transfer: Transfer,
         resolve: Callable[[str], str] = str,
+        notify: Callable[[str], Notify] | None = None,
     ) -> None:
         self._root = root
         self.uris = UriSource(transfer, max_bytes)
@@ -128,6 +132,7 @@ class Admission:
         self._defaults = defaults
         self._prepare = prepare
         self._resolve = resolve
+        self._notify = notify
         self._default_kernel = resolve(defaults.kernel_name)
         self._one_at_a_time = asyncio.Lock()
 
@@ -159,6 +164,7 @@ class Admission:
             await self._kernel(spec.kernel_name, kernels)
         if spec.output_uri:
             self.uris.check(spec.output_uri, "output_uri")
+        notify = self._checked_notify(spec.notify_uri) if spec.notify_uri else None
         # Other calls must not wait for reading and parsing.
         if spec.notebook_uri is not None:
             content, folder, path = await self.uris.read(spec.notebook_uri), "", ""
@@ -170,7 +176,22 @@ class Admission:
         prepared = await asyncio.shield(work)
         kernel_name = await self._kernel(prepared.kernel_name or self._defaults.kernel_name, kernels)
         digest = await asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())
-        return self._admitted(spec, prepared, folder, path, kernel_name, digest)
+        admitted = self._admitted(spec, prepared, folder, path, kernel_name, digest)
+        return replace(admitted, notify=notify)
+
+    def _checked_notify(self, uri: str) -> Notify:
+        """Return who a URI notifies.
+
+        Raises:
+            UriNotAllowedError: The operator does not allow it.
+        """
+        if self._notify is None:
+            message = "notify_uri: the server notifies no hosts. Start it with --notify-hosts."
+            raise UriNotAllowedError(message, field="notify_uri")
+        try:
+            return self._notify(uri)
+        except RefusedError as error:
+            raise UriNotAllowedError(f"notify_uri: {error}.", field="notify_uri") from error
 
     def _check_files(self, spec: StartSpec) -> None:
         if spec.content is None and spec.notebook_uri is None:

@@ -101,6 +101,9 @@ class ChangeLog:
     Args:
         database: Where they are stored.
         on_damage: Called with the id of a run whose change is damaged, and with the reason.
+
+    Attributes:
+        wakes: How often `wake` was called.
     """
 
     def __init__(self, database: Database, on_damage: Callable[[str, str], object]) -> None:
@@ -114,12 +117,19 @@ class ChangeLog:
         self._is_stale = True
         self._loading = asyncio.Lock()
         self._waiters = Waiters()
+        self.wakes = 0
         self._is_closed = False
 
     def wake(self) -> None:
         """Let watchers see changes that are durable."""
         self._is_stale = True
+        self.wakes += 1
         self._waiters.wake()
+
+    async def wait(self, wakes: int, seconds: float) -> None:
+        """Wait until `wake` was called more than `wakes` times, or until a time has passed."""
+        if self.wakes <= wakes and not self._is_closed:
+            await self._waiters.wait(seconds)
 
     def close(self) -> None:
         """End all watchers when they have got everything: the server stops."""

@@ -51,7 +51,7 @@ _MAGIC = b"SQLite format 3\0"
 _FORMATS = slice(18, 20)
 """The bytes of a file that say which versions of SQLite can write and read it: each is 1 or 2."""
 
-_RUN_TABLES = ("runs", "events", "segments", "checkpoints")
+_RUN_TABLES = ("runs", "events", "segments", "checkpoints", "notifications")
 _MAX_GAP = 100_000
 """After how many empty or unreadable positions in a row rebuilding looks no further."""
 

@@ -246,7 +246,8 @@ class RunManager:
         clock = Clock(run.create_time)
         event = event_of(run, RunChanged(run), 1, clock.now())
         position = await self._store.insert(
-            admitted.run, admitted.options, digest, event, admitted.segments, admitted.files
+            *(admitted.run, admitted.options, digest, event),
+            *(admitted.segments, admitted.files, admitted.notify),
         )
         self._add(RunRecord(position, admitted.run, admitted.options, 0, digest), admitted, clock, event)
         return run

@@ -95,6 +95,7 @@ class StartSpec:
     files: tuple[InputFile, ...] = ()
     priority: int = 0
     retry: RetryPolicy | None = None
+    notify_uri: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,19 @@ class TraceContext:
     call_id: str = ""
     traceparent: str = ""
     tracestate: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Who gets to know of a run's end.
+
+    Attributes:
+        host: The host of the URI.
+        uri: The URI, which may have a secret.
+    """
+
+    host: str
+    uri: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +209,14 @@ class Admitted:
         options: How it is executed.
         segments: The bytes of each segment of its notebook.
         files: The files that its request brought.
+        notify: Who gets to know of its end; None: nobody.
     """
 
     run: Run
     options: ExecutionOptions
     segments: Mapping[int, bytes]
     files: Sequence[InputFile] = ()
+    notify: Notify | None = None
 
 
 @dataclass(frozen=True, slots=True)

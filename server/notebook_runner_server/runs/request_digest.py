@@ -30,7 +30,7 @@ _KEY_CHARACTERS = 16
 _ID = "request_id"
 _URIS = ("notebook_uri", "output_uri")
 _TIMES = ("run_timeout", "cell_timeout", "output_timeout")
-_SINCE_FORMAT_2 = ("name", "files", "priority", "retry")
+_SINCE_FORMAT_2 = ("name", "files", "priority", "retry", "notify_uri")
 """Fields of a request that came with or after format 2, so that earlier formats do not have them."""
 
 

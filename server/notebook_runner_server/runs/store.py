@@ -23,12 +23,14 @@ from notebook_runner_server.runs import request_digest, state_folder, tables
 from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
 from notebook_runner_server.runs.changes import ChangeLog
 from notebook_runner_server.runs.database import DamagedHistoryError, Database, rebuild
+from notebook_runner_server.runs.deliveries import Deliveries
 from notebook_runner_server.runs.folder import RunFolder, private, sync_folder
 from notebook_runner_server.runs.model import (
     Admitted,
     Checkpoint,
     Event,
     ExecutionOptions,
+    Notify,
     Run,
     RunChanged,
     RunState,
@@ -71,6 +73,7 @@ class Store:
     Attributes:
         artefacts: Cached artefacts of runs.
         changes: The changes of all runs.
+        deliveries: What receivers of webhooks still have to get.
         count: How many runs are stored.
         on_delete: Called with the id of each run that is deleted.
         request_key: The key of the digests of requests, once the store is open.
@@ -85,6 +88,7 @@ class Store:
         self._damaged: dict[str, str] = {}
         self._db = Database(folder / DATABASE)
         self.changes = ChangeLog(self._db, self.record_damage)
+        self.deliveries = Deliveries(self._db, self.changes)
         self._locks: list[int] = []
         # Reads of ended runs, which do not change: each page of an artefact asks for the same ones. A
         # deletion replaces the dict, so that a read that began before it is not kept.
@@ -236,6 +240,7 @@ class Store:
         event: Event,
         segments: Mapping[int, bytes],
         files: Sequence[InputFile] = (),
+        notify: Notify | None = None,
     ) -> int:
         """Make a new run durable with its first event, its notebook and its files; return its position.
 
@@ -243,7 +248,7 @@ class Store:
             StorageFullError: It could not be written, or its end could not; nothing of it is left.
         """
         await self._check_reserve()
-        admitted = Admitted(run, options, segments, files)
+        admitted = Admitted(run, options, segments, files, notify)
 
         def write(db: sqlite3.Connection) -> int:
             self._write_folder(admitted)
@@ -286,6 +291,7 @@ class Store:
         await self._check_reserve()
         original, folder = self.folder(run.retry_of), self.folder(run.run_id)
         segments = await self.segments(source, 0)
+        notify = await self._db.read(tables.find_notification, source)
 
         def copy() -> Admitted:
             environment, output_uri = original.secrets()
@@ -294,6 +300,7 @@ class Store:
                 replace(options, environment=environment, output_uri=output_uri),
                 {segment.number: original.read(segment) for segment in segments},
                 original.input_files(),
+                notify,
             )
             self._write_folder(admitted)
             return admitted
@@ -657,7 +664,7 @@ def _insert(db: sqlite3.Connection, admitted: Admitted, request_digest: str, eve
         locations.append(Segment(number, 0, start, len(data), zlib.crc32(data)))
         start += len(data)
     plain = replace(admitted.options, environment={}, output_uri="")
-    return tables.insert_run(db, admitted.run, plain, request_digest, event, locations)
+    return tables.insert_run(db, admitted.run, plain, request_digest, event, locations, admitted.notify)
 
 
 def _keep(

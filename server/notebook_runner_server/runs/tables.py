@@ -19,6 +19,7 @@ from notebook_runner_server.runs.model import (
     Checkpoint,
     Event,
     ExecutionOptions,
+    Notify,
     Run,
     RunChanged,
     RunState,
@@ -44,6 +45,8 @@ MAX_DELETIONS = 100_000
 _CHANGES_PER_READ = 256
 
 _UNENDED = frozenset(state.value for state in RunState if not state.is_terminal)
+ENDED = ", ".join(f"'{state.value}'" for state in RunState if state.is_terminal)
+"""The terminal states, as SQL."""
 
 _CHANGES = """
 CREATE TABLE changes (             -- of the states of all runs, and deletions, in the order of their commits
@@ -66,6 +69,20 @@ CREATE TABLE history (             -- one row, from `_begin_changes`
   history_id TEXT NOT NULL,        -- random: change numbers of another history mean nothing in this one
   expired_change INTEGER NOT NULL  -- the newest change that is no longer known
 );
+"""
+
+_DELIVERIES = """
+CREATE TABLE receivers (           -- of webhooks
+  name TEXT PRIMARY KEY,
+  change INTEGER NOT NULL,         -- the last change that the receiver no longer needs
+  failing_since INTEGER NOT NULL   -- when its attempts began to fail; 0: the last one succeeded
+) WITHOUT ROWID;
+CREATE TABLE notifications (       -- the URIs that are still to be notified of a run's end
+  position INTEGER PRIMARY KEY,
+  host TEXT NOT NULL,
+  uri TEXT NOT NULL                -- may be a secret
+);
+CREATE INDEX notifications_by_host ON notifications (host, position);
 """
 
 _SCHEMA = (
@@ -112,6 +129,7 @@ CREATE TABLE deleted_runs (        -- runs whose folders (of those in `runs`: wh
 ) WITHOUT ROWID;
 """
     + _CHANGES
+    + _DELIVERIES
 )
 
 # Some histories of version 1 have a table `resume`, others have not.
@@ -140,8 +158,8 @@ ALTER TABLE forgotten RENAME TO deleted_runs;
 """
 
 # Version 4 has more fields in the JSON of a run, which a server of version 3 would take for damage. Version 5
-# has owners, of which runs from before have none, and changes, which `create_indexes` fills in.
-_FROM_VERSION_4 = "ALTER TABLE runs ADD COLUMN owner TEXT NOT NULL DEFAULT '';" + _CHANGES
+# has owners, of which runs from before have none, changes, which `create_indexes` fills in, and webhooks.
+_FROM_VERSION_4 = "ALTER TABLE runs ADD COLUMN owner TEXT NOT NULL DEFAULT '';" + _CHANGES + _DELIVERIES
 
 _UPGRADES = {
     0: _SCHEMA,
@@ -337,6 +355,7 @@ def insert_run(
     request_digest: str,
     event: Event,
     segments: Iterable[Segment],
+    notify: Notify | None = None,
 ) -> int:
     """Insert a run with its first event, and return its position."""
     request_id, state = _request_key(run.request_id, run.owner), run.state.value
@@ -358,8 +377,17 @@ def insert_run(
     assert position is not None  # noqa: S101 - an INSERT sets it
     labels = ((name, value, position) for name, value in run.labels.items())
     db.executemany("INSERT INTO labels (name, value, position) VALUES (?, ?, ?)", labels)
+    if notify is not None:
+        text = "INSERT INTO notifications (position, host, uri) VALUES (?, ?, ?)"
+        db.execute(text, (position, notify.host, notify.uri))
     _insert_events(db, position, [event], segments)
     return position
+
+
+def find_notification(db: sqlite3.Connection, position: int) -> Notify | None:
+    """Return who is still to be notified of a run's end; None: nobody."""
+    row = db.execute("SELECT host, uri FROM notifications WHERE position = ?", (position,)).fetchone()
+    return None if row is None else Notify(*row)
 
 
 def append(
@@ -435,6 +463,8 @@ _TABLES = {
     "change, position, sequence, state, owner": "changes",
     "number, change, run_id, labels, is_expired": "deletions",
     "history_id, expired_change": "history",
+    "name, change, failing_since": "receivers",
+    "position, host, uri": "notifications",
 }
 _CHECK_EVENTS = 256
 
@@ -657,7 +687,7 @@ def delete_run(db: sqlite3.Connection, position: int, *, is_expired: bool = Fals
         "SELECT run_id, name, value FROM labels JOIN runs USING (position) WHERE position = ?", (position,)
     )
     digests = [label_digest(str(run_id), name, value) for run_id, name, value in labels.fetchall()]
-    db.execute("DELETE FROM changes WHERE position = ?", (position,))
+    _delete_changes(db, position)
     change = _insert_change(db, position, 0, "")
     number = db.execute(
         "INSERT INTO deletions (change, run_id, labels, is_expired)"
@@ -674,13 +704,30 @@ def delete_run(db: sqlite3.Connection, position: int, *, is_expired: bool = Fals
     return True
 
 
+def _delete_changes(db: sqlite3.Connection, position: int) -> None:
+    """Delete the changes of a run, except for its end if a receiver of webhooks does not have it yet."""
+    # The row of the end has nothing of the run but its state and owner. Watchers do not get it, because its
+    # event is missing.
+    db.execute(
+        f"DELETE FROM changes WHERE position = ? AND (state NOT IN ({ENDED})"  # noqa: S608 - constants
+        " OR change <= (SELECT COALESCE(MIN(change), 9223372036854775807) FROM receivers))",
+        (position,),
+    )
+    db.execute(
+        "DELETE FROM notifications WHERE position = ?1"
+        " AND NOT EXISTS (SELECT 1 FROM changes WHERE position = ?1)",
+        (position,),
+    )
+
+
 def _forget_deletions(db: sqlite3.Connection, until: int) -> None:
     """Remove deletions up to a number."""
     newest = db.execute("SELECT MAX(change) FROM deletions WHERE number <= ?", (until,)).fetchone()[0]
     if newest is not None:
         db.execute("UPDATE history SET expired_change = ?", (newest,))
-        old = "(SELECT change FROM deletions WHERE number <= ?)"
-        db.execute(f"DELETE FROM changes WHERE change IN {old}", (until,))  # noqa: S608 - a constant
+        old = "(SELECT position FROM changes JOIN deletions USING (change) WHERE number <= ?)"
+        # With the ends of these runs.
+        db.execute(f"DELETE FROM changes WHERE position IN {old}", (until,))  # noqa: S608 - a constant
         db.execute("DELETE FROM deletions WHERE number <= ?", (until,))
 
 
@@ -734,7 +781,7 @@ def changes_state(db: sqlite3.Connection) -> ChangesState:
 
 def read_changes(db: sqlite3.Connection, after: int, wanted: ChangeFilter) -> ChangeBatch:
     """Return some changes after a number that match a filter, in order; `last` is a number of a change."""
-    with _snapshot(db):
+    with snapshot(db):
         rows = db.execute(
             "SELECT change, change, position, sequence, state, owner FROM changes WHERE change > ?"
             " ORDER BY change LIMIT ?",
@@ -752,7 +799,7 @@ def read_existing(db: sqlite3.Connection, as_of: int, after: int, wanted: Change
         after: The position after which to begin.
         wanted: The filter.
     """
-    with _snapshot(db):
+    with snapshot(db):
         rows = db.execute(
             # SQLite takes the other columns from the row that has the maximum.
             "SELECT position, MAX(change), position, sequence, state, owner FROM changes"
@@ -816,7 +863,7 @@ def _read_change(db: sqlite3.Connection, number: int, position: int, sequence: i
 
 
 @contextlib.contextmanager
-def _snapshot(db: sqlite3.Connection) -> Iterator[None]:
+def snapshot(db: sqlite3.Connection) -> Iterator[None]:
     """Let several statements see the same state of the database."""
     db.execute("BEGIN")
     try:

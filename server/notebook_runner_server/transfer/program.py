@@ -1,13 +1,14 @@
-"""Reads or writes one notebook, in a process of its own (`run_in_subprocess`).
+"""Reads or writes one notebook, or posts one webhook, in a process of its own (`run_in_subprocess`).
 
-The process inherits a descriptor: the file of the notebook to write, or an empty file for what it reads.
+For a notebook the process inherits a descriptor: the file of the notebook to write, or an empty file for what
+it reads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from notebook_runner_server.transfer.interface import TransferError, TransferTooLargeError, UnreachableError
@@ -78,6 +79,24 @@ def _write(uri: str, parsed: ParsedUri, policy: UriPolicy, notebook: BinaryIO) -
         from notebook_runner_server.transfer import objects  # noqa: PLC0415 - an extra
 
         objects.write(parsed, notebook.fileno())
+
+
+def post(uri: str, content: bytes, headers: Mapping[str, str], *, any_address: bool) -> None:
+    """Post a webhook to a URI.
+
+    Args:
+        uri: The URI, of http or https.
+        content: The body.
+        headers: The headers.
+        any_address: Disable the SSRF guard.
+
+    Raises:
+        TransferError: It was not accepted.
+    """
+    from notebook_runner_server.transfer import web  # noqa: PLC0415 - an extra
+
+    with _as_transfer_error(parse(uri)):
+        asyncio.run(web.post(uri, content, headers, any_address=any_address))
 
 
 @contextlib.contextmanager

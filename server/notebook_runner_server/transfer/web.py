@@ -1,4 +1,4 @@
-"""Reads and writes notebooks over http and https; runs in the helper process only.
+"""Reads and writes notebooks over http and https, and posts webhooks; runs in the helper process only.
 
 Redirects are not followed: their targets would have to be allowed as well, and callers can use them directly.
 Addresses are checked when connecting, so that DNS rebinding has no effect.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, BinaryIO
@@ -60,9 +60,38 @@ async def write(uri: str, notebook: BinaryIO, *, any_address: bool) -> None:
         await response.release()
 
 
+async def post(uri: str, content: bytes, headers: Mapping[str, str], *, any_address: bool) -> None:
+    """POST a webhook. Of the response only the status is read.
+
+    Raises:
+        TransferError: It was not accepted.
+    """
+    options: dict[str, Any] = {"data": content, "headers": headers}
+    async with _answer("POST", uri, any_address=any_address, check=_check_accepted, **options):
+        pass
+
+
+def _check_status(status: int) -> None:
+    if status < HTTPStatus.MULTIPLE_CHOICES:
+        return
+    if status < HTTPStatus.BAD_REQUEST:
+        raise RefusedError("the service redirects to another URI, which is not followed; use that URI")
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _NOT_NOW:
+        raise MissingError(f"the service answered {status}: no such notebook, or access denied")
+    raise UnreachableError(f"the service answered {status}")
+
+
+def _check_accepted(status: int) -> None:
+    if status >= HTTPStatus.MULTIPLE_CHOICES:
+        is_redirect = status < HTTPStatus.BAD_REQUEST
+        raise UnreachableError(
+            f"the receiver answered {status}{'; redirects are not followed' if is_redirect else ''}"
+        )
+
+
 @asynccontextmanager
 async def _answer(
-    method: str, uri: str, *, any_address: bool, **more: Any
+    method: str, uri: str, *, any_address: bool, check: Callable[[int], None] = _check_status, **more: Any
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     blocked: list[str] = []
 
@@ -84,22 +113,12 @@ async def _answer(
             # Unchanged: a signature covers exactly these characters.
             target = URL(uri, encoded=True)
             async with session.request(method, target, allow_redirects=False, **more) as response:
-                _check(response.status)
+                check(response.status)
                 yield response
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if blocked:
                 raise RefusedError(BLOCKED) from error
             raise UnreachableError(_why(error)) from error
-
-
-def _check(status: int) -> None:
-    if status < HTTPStatus.MULTIPLE_CHOICES:
-        return
-    if status < HTTPStatus.BAD_REQUEST:
-        raise RefusedError("the service redirects to another URI, which is not followed; use that URI")
-    if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _NOT_NOW:
-        raise MissingError(f"the service answered {status}: no such notebook, or access denied")
-    raise UnreachableError(f"the service answered {status}")
 
 
 def _why(error: Exception) -> str:

@@ -1,0 +1,1 @@
+"""Webhooks: tell other services of the starts and ends of runs."""

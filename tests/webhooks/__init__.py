@@ -1,0 +1,1 @@
+"""Tests of webhooks that need no server."""
