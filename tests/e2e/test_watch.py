@@ -35,12 +35,14 @@ def test_each_state_as_it_comes(server: Server, labels: dict[str, str]) -> None:
     """A watcher gets each state of a run once, with the run as Progress has it, and its deletion."""
     with watching(server.stub, labels=labels) as watcher:
         ended = perform(server.stub, inline("1", labels=labels))
+        changes = watcher.take(4)
+        # Not before: a watcher that is behind gets the deletion only.
         delete(server, ended.run.run_id)
-        changes = watcher.take(5)
-    assert [change.run.state for change in changes[:4]] == SUCCESS
+        deletion = watcher.change()
+    assert [change.run.state for change in changes] == SUCCESS
     states = [event.run_changed for event in ended.events if event.HasField("run_changed")]
-    assert [change.run for change in changes[:4]] == states
-    assert changes[4].deleted_run_id == ended.run.run_id
+    assert [change.run for change in changes] == states
+    assert deletion.deleted_run_id == ended.run.run_id
 
 
 def test_existing_runs_come_first(server: Server, labels: dict[str, str], gate: Gate) -> None:
@@ -89,11 +91,12 @@ def test_filters(server: Server, labels: dict[str, str]) -> None:
         assert [run.run_id for run in by_label.existing()] == [bad.run_id]
         assert by_owner.existing() == []
         other = perform(server.stub, inline("1 / 0", labels=labels)).run
+        changes = by_state.take(2)
+        assert [one.run.state for one in changes] == [pb.RUN_STATE_RUNNING, pb.RUN_STATE_FAILED]
         delete(server, other.run_id)
         delete(server, bad.run_id)
-        found = by_state.take(4)
-        assert [one.run.state for one in found[:2]] == [pb.RUN_STATE_RUNNING, pb.RUN_STATE_FAILED]
-        assert [one.deleted_run_id for one in found[2:]] == [other.run_id, bad.run_id]
+        deletions = by_state.take(2)
+        assert [one.deleted_run_id for one in deletions] == [other.run_id, bad.run_id]
         assert by_label.change().deleted_run_id == bad.run_id
 
 

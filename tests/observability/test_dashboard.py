@@ -1,5 +1,6 @@
 """What the dashboard and the documentation say of metrics is on a page that was scraped."""
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -18,6 +19,13 @@ from tests.support.server import Server
 DASHBOARD = REPOSITORY / "docs" / "dashboards" / "notebook-runner.json"
 PAGE = REPOSITORY / "docs" / "how-to" / "observe.md"
 ALERTS = REPOSITORY / "k8s" / "components" / "monitoring" / "alerts.yaml"
+# Nothing listens there.
+RECEIVER = f"""
+[webhooks.of-a-test]
+url = "http://127.0.0.1:9/"
+secret = "whsec_{base64.b64encode(bytes(32)).decode()}"
+allow_internal = true
+"""
 # What Prometheus itself gives each series.
 OF_A_SCRAPE = {"job", "instance"}
 NAME = r"\b(?:notebook_runner|process|python)_\w+"
@@ -25,10 +33,14 @@ NAME = r"\b(?:notebook_runner|process|python)_\w+"
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A page after a run of a caller with a name."""
+    """A page after a run of a caller with a name, of a server that has a webhook."""
     file = tmp_path_factory.mktemp("tokens") / "tokens"
     token = bearer(new_token(file))
-    with Server(tmp_path_factory.mktemp("state"), *ON, "--tokens-file", str(file)) as server:
+    webhooks = file.with_name("webhooks")
+    webhooks.touch(0o600)
+    webhooks.write_text(RECEIVER)
+    options = ("--tokens-file", str(file), "--webhooks-file", str(webhooks))
+    with Server(tmp_path_factory.mktemp("state"), *ON, *options) as server:
         server.stub.Start(inline("1"), metadata=token, timeout=SECONDS)
         assert list(server.stub.Progress(pb.ProgressRequest(), metadata=token, timeout=SECONDS))
         yield text(server)

@@ -18,6 +18,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 from tests.support.calls import SECONDS, inline
 from tests.support.errors import Refusal, refusal_of, refused
+from tests.support.http_client import HttpCaller
 from tests.support.killable import KillableServer
 from tests.support.scrape import scrape
 from tests.support.secure import TlsFolder, bearer, issue, new_token, roots, secure_channel
@@ -134,8 +135,9 @@ def team_of(folder: Path, *options: str) -> Iterator[Team]:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    """A server with one worker, for which runs can wait."""
-    with team_of(tmp_path_factory.mktemp("table"), "--queue", "20") as team:
+    """A server with one worker, for which runs can wait, that serves HTTP as well."""
+    options = ("--queue", "20", "--http-listen", "127.0.0.1:0")
+    with team_of(tmp_path_factory.mktemp("table"), *options) as team:
         yield team
 
 
@@ -172,7 +174,7 @@ CHANGING: dict[str, Callable[[str], tuple[str, Message]]] = {
 }
 
 
-def result(caller: Caller, method: str, request: Message) -> Any:
+def over_grpc(caller: Caller, _: Server, method: str, request: Message) -> Any:
     """How a call was answered: `ALLOWED`, or its status and reason."""
     try:
         caller.call(method, request)
@@ -181,16 +183,38 @@ def result(caller: Caller, method: str, request: Message) -> Any:
     return ALLOWED
 
 
+PATHS = {
+    "Get": ("GET", "/v1/runs/{run_id}"),
+    "Progress": ("GET", "/v1/runs/{run_id}/progress?snapshotOnly=true"),
+    "Output": ("GET", "/v1/runs/{run_id}/output?format={format}"),
+    "Kill": ("POST", "/v1/runs/{run_id}:kill"),
+    "Delete": ("DELETE", "/v1/runs/{run_id}"),
+}
+
+
+def over_http(caller: Caller, server: Server, method: str, request: Any) -> Any:
+    """The same over HTTP."""
+    verb, path = PATHS[method]
+    path = path.format(run_id=request.run_id, format=getattr(request, "format", ""))
+    made = HttpCaller(server.http, authorization=f"Bearer {caller.token}")
+    answer = made.call(verb, path, {} if verb == "POST" else None)
+    if answer.status < 400:
+        return ALLOWED
+    codes = {code.value[0]: code for code in grpc.StatusCode}
+    return codes[answer.json["code"]], answer.reason
+
+
+@pytest.mark.parametrize("listener", [over_grpc, over_http])
 @pytest.mark.parametrize("name", READING | CHANGING)
 @pytest.mark.parametrize("who", TABLE)
 @pytest.mark.parametrize("state", ["queued", "running", "ended"])
-def test_each_call(table: Team, who: str, name: str, state: str) -> None:
+def test_each_call(table: Team, who: str, name: str, state: str, listener: Callable[..., Any]) -> None:
     """A run of another owner is not there for who may not see it, and refused to who may only see it."""
     run_id = table.run_in(state)
     expected = TABLE[who][name in CHANGING]
     if name == "Delete" and expected is ALLOWED and state != "ended":
         expected = ACTIVE
-    assert result(table(who), *(READING | CHANGING)[name](run_id)) == expected
+    assert listener(table(who), table.server, *(READING | CHANGING)[name](run_id)) == expected
     if expected is not ALLOWED:
         assert table("ada:run").call("Get", pb.GetRequest(run_id=run_id)).run.owner == "ada"
 
