@@ -50,6 +50,6 @@ def test_every_parameter_is_typed(tmp_path: Path) -> None:
     symbols = [symbol for symbol in report["typeCompleteness"]["symbols"] if symbol["isExported"]]
     names = {symbol["name"] for symbol in symbols}
     assert {"notebook_runner.client.Client.start", "notebook_runner.aio.AsyncClient.start"} <= names
-    # The generated code is the generator's.
-    own = [symbol for symbol in symbols if ".v1." not in symbol["name"]]
+    # The generated code is the generator's, and integrations extend classes of hosts, which have no types.
+    own = [one for one in symbols if ".v1." not in one["name"] and ".integrations." not in one["name"]]
     assert [symbol["name"] for symbol in own if not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]] == []

@@ -20,7 +20,7 @@ PROGRAM = [sys.executable, str(Path(__file__).with_name("odd_server.py"))]
 # The server looks every 60 s, and a test shall not wait for it.
 OFTEN = "0.05"
 AT_ONCE = duration(0.001)
-GONE = (grpc.StatusCode.NOT_FOUND, "RUN_NOT_FOUND")
+GONE = (grpc.StatusCode.NOT_FOUND, "RUN_EXPIRED")
 # More than gRPC sends to a reader that does not read: the stream of it stays open after the run's end.
 LINES = 200
 LARGE = f"import sys\nfor n in range({LINES}):\n    print('x' * 30_000, flush=True)"

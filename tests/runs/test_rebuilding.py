@@ -58,6 +58,18 @@ async def test_text_that_no_database_takes_is_damage_of_its_run(tmp_path: Path) 
     assert await known(tmp_path) == ["run-0", "run-2"]
 
 
+async def test_a_schema_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    """SQLite quotes it in its message, which Python cannot decode: the start makes a new history."""
+    await histories(tmp_path, 1)
+    (tmp_path / f"{DATABASE}-damaged").unlink()
+    file = tmp_path / DATABASE
+    content = file.read_bytes()
+    assert content.count(b"CREATE TABLE labels") == 1
+    file.write_bytes(content.replace(b"CREATE TABLE labels", b"CREATE TABL\x8a labels"))
+    assert await known(tmp_path) == []
+    assert len(list(tmp_path.glob("damaged-*"))) == 1
+
+
 async def test_a_full_disk_refuses_the_start_and_nothing_is_moved(tmp_path: Path) -> None:
     """Each run is there when there is room again."""
     await histories(tmp_path, 300)

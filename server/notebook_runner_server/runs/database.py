@@ -98,7 +98,8 @@ class Database:
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._writer, self._open_to_write, is_first)
-        except sqlite3.Error as error:
+        # SQLite's message about a damaged schema may quote bytes that are no text.
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             if self._integrity.is_damage(error):
                 raise DamagedHistoryError(str(error)) from error
             raise
@@ -274,7 +275,12 @@ def _overwrite_failed_commit(db: sqlite3.Connection) -> None:
     now. The next transaction takes its place there, even if that one cannot be synced either.
     """
     with contextlib.suppress(sqlite3.Error):
-        tables.touch(db)
+        # Before the first transaction of an empty WAL, SQLite syncs the header, and stops if that fails.
+        db.execute("PRAGMA synchronous = OFF")
+        try:
+            tables.touch(db)
+        finally:
+            db.execute("PRAGMA synchronous = FULL")
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -322,7 +328,7 @@ class IntegrityCheck:
         """Stop `check_rest`."""
         self._closed = True
 
-    def is_damage(self, error: sqlite3.Error) -> bool:
+    def is_damage(self, error: Exception) -> bool:
         """Return whether an error while the file was opened means that it is damaged."""
         # This program's own errors have no code.
         if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NO_DAMAGE:
