@@ -161,7 +161,7 @@ def test_the_history_is_forgotten_oldest_first(kept: tuple[Path, list[str]]) -> 
         forgotten(server, third)
         assert history(server.stub) == [fourth]
         refusal = refused(lambda: list(follow(server.stub, third)))
-        assert refusal.kind == (grpc.StatusCode.NOT_FOUND, "RUN_NOT_FOUND")
+        assert refusal.kind == (grpc.StatusCode.NOT_FOUND, "RUN_EXPIRED")
         figure(f"kept {sum(path.stat().st_size for path in state.rglob('*'))} bytes")
 
 
