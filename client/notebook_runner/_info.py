@@ -42,7 +42,7 @@ class Share:
         max_history_bytes: Maximum size of all ended runs; as long as it is reached, runs are refused.
         active: Number of runs that are being executed.
         queued: Number of queued runs.
-        history_bytes: The size of all ended runs; zero if there is no maximum.
+        history_bytes: The size of all ended runs; zero without a maximum, because it is not measured then.
     """
 
     max_active: int | None

@@ -272,7 +272,7 @@ class ChangingTools:
         """Return the path of a local notebook.
 
         Raises:
-            ToolError: There is no folder of local notebooks, or the path leads out of it.
+            ToolError: The command has no folder of local notebooks, or the path leads out of it.
         """
         if self._notebooks is None:
             raise ToolError(

@@ -135,7 +135,7 @@ def start_request(notebook: Notebook | None, options: StartOptions) -> pb.StartR
     """Build the request that starts a run, reading the notebook when it is given by path.
 
     Raises:
-        TypeError: There is no such option, or the notebook, an option or a parameter is of a type that
+        TypeError: An option is unknown, or the notebook, an option or a parameter is of a type that
             cannot be sent.
         ValueError: More than one notebook is given, or a value is out of range.
         OSError: The notebook's file, or a file to send with it, cannot be read.
@@ -183,7 +183,7 @@ def list_request(
     """Build the request for the first page of runs.
 
     Raises:
-        ValueError: There is no such state.
+        ValueError: A state is unknown.
     """
     return pb.ListRequest(states=parse_states(states), labels=labels, page_size=page_size, owner=owner)
 
@@ -194,7 +194,7 @@ def watch_request(
     """Build the request for the changes of runs.
 
     Raises:
-        ValueError: There is no such state.
+        ValueError: A state is unknown.
     """
     return pb.WatchRequest(
         cursor=cursor,

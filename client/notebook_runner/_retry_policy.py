@@ -49,7 +49,7 @@ class Retry:
 
         Raises:
             TypeError: A value is of another type.
-            ValueError: There is no such state, or a value is out of range.
+            ValueError: A state is unknown, or a value is out of range.
         """
         return contract.RetryPolicy(
             max_retries=self.max_retries,

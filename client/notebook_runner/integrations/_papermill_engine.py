@@ -89,7 +89,7 @@ class NotebookRunnerEngine(Engine):  # type: ignore[misc] # papermill has no typ
             CellTimeoutError: The run exceeded a time limit.
             DeadKernelError: The kernel died.
             PapermillException: The run was killed or interrupted, or a call to the server failed.
-            TypeError: There is no such option, or its value is of a type that cannot be sent.
+            TypeError: An option is unknown, or its value is of a type that cannot be sent.
             ValueError: The value of an option is out of range.
 
         If a cell raises an exception, papermill itself raises `PapermillExecutionError`.

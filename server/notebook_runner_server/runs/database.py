@@ -98,7 +98,7 @@ class Database:
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._writer, self._open_to_write, is_first)
-        # SQLite's message about a damaged schema may quote bytes that are no text.
+        # SQLite's message about a damaged schema may quote bytes that are not UTF-8, here and below.
         except (sqlite3.Error, UnicodeDecodeError) as error:
             if self._integrity.is_damage(error):
                 raise DamagedHistoryError(str(error)) from error
@@ -128,7 +128,7 @@ class Database:
             db.execute("PRAGMA synchronous = FULL")
             # SQLite would leave the content of deleted rows in the file until it is overwritten.
             db.execute("PRAGMA secure_delete = ON")
-        except sqlite3.DatabaseError:
+        except (sqlite3.DatabaseError, UnicodeDecodeError):
             db.close()
             raise
         return db
@@ -319,7 +319,7 @@ class IntegrityCheck:
         db = sqlite3.connect(f"file:{self._database}?mode=ro", uri=True)
         try:
             self._check(db, lambda: self._closed)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             self.record(error, always=True)
         finally:
             db.close()
