@@ -117,7 +117,7 @@ class AmbiguousRunIdError(InvalidRequestError):
 
 
 def ambiguous(part: str, run_ids: Sequence[str]) -> AmbiguousRunIdError:
-    """Return the error for a part that several ids have; `run_ids` are some of them, the newest first."""
+    """Return the error for a part that several ids have; `run_ids` are some of them."""
     message = (
         f"Several runs have an id with {part!r}, such as {', '.join(run_ids[:3])}. "
         "Give more characters, or the whole id."
