@@ -7,7 +7,9 @@ import contextlib
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -18,7 +20,7 @@ from .errors import RpcFailed
 from .v1.notebook_runner_pb2_grpc import NotebookRunnerStub
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Iterator
+    from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 
     from ._connection import Connection
     from ._retry import StreamReader
@@ -28,6 +30,9 @@ __all__ = ["AsyncTransport", "Transport"]
 
 CLOSE_SECONDS = 5.0
 """Maximum time that a channel may take to end its calls, in seconds."""
+
+MESSAGES_AHEAD = 8
+"""How many messages of a stream are received before the caller asks for them."""
 
 Metadata: TypeAlias = "tuple[tuple[str, str], ...]"
 RequestT = TypeVar("RequestT")
@@ -116,14 +121,17 @@ class Transport:
     def _read(
         self, follower: StreamReader[RequestT, ResponseT], timeout: float | None, metadata: Metadata
     ) -> Iterator[ResponseT]:
-        call = getattr(self.stub, follower.method)(follower.request, timeout=timeout, metadata=metadata)
+        method = getattr(self.stub, follower.method)
+        stream: _Stream[ResponseT] = _Stream(
+            lambda: method(follower.request, timeout=timeout, metadata=metadata)
+        )
         try:
-            for event in call:
+            for event in stream.messages():
                 self.reached = True
                 if follower.accept(event):
                     yield event
         finally:
-            call.cancel()
+            stream.cancel()
 
     @contextlib.contextmanager
     def _errors_translated(self, timeout: float | None = None) -> Iterator[None]:
@@ -136,6 +144,71 @@ class Transport:
                 raise
             # gRPC reports a closed channel like this.
             raise _closed() from None
+
+
+class _Stream(Generic[ResponseT]):
+    """A stream that a thread of its own reads.
+
+    Ctrl-C interrupts the main thread between any two steps. In gRPC's code for streams, it may leave a lock
+    held or released twice: the reader would hang, or get another error. The queues here have no such steps.
+
+    Args:
+        begin: Begins the call.
+    """
+
+    def __init__(self, begin: Callable[[], grpc._CallIterator[ResponseT]]) -> None:
+        self._begin = begin
+        self._call: grpc._CallIterator[ResponseT] | None = None
+        self._is_cancelled = False
+        # Each message that may be received; False: no more.
+        self._wanted: SimpleQueue[bool] = SimpleQueue()
+        self._received: SimpleQueue[ResponseT | _End] = SimpleQueue()
+
+    def messages(self) -> Iterator[ResponseT]:
+        """Yield the messages of the stream as they come.
+
+        Raises:
+            grpc.RpcError: The call failed.
+            ValueError: The channel is closed.
+        """
+        for _ in range(MESSAGES_AHEAD):
+            self._wanted.put(True)
+        threading.Thread(target=self._receive, name="notebook-runner-stream", daemon=True).start()
+        while True:
+            received = self._received.get()
+            if isinstance(received, _End):
+                if received.error is not None:
+                    raise received.error
+                return
+            yield received
+            self._wanted.put(True)
+
+    def cancel(self) -> None:
+        """End the call, if it has not ended."""
+        self._is_cancelled = True
+        self._wanted.put(False)
+        if self._call is not None:
+            self._call.cancel()
+
+    def _receive(self) -> None:
+        try:
+            call = self._call = self._begin()
+            # The call may have begun after `cancel`.
+            if self._is_cancelled:
+                call.cancel()
+            while self._wanted.get():
+                self._received.put(next(call))
+        except StopIteration:
+            self._received.put(_End())
+        except BaseException as error:  # noqa: BLE001 - the reader gets it, whatever it is
+            self._received.put(_End(error))
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of a stream, and the error that ended it."""
+
+    error: BaseException | None = None
 
 
 class AsyncTransport:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from notebook_runner import AsyncClient, Client, RpcFailed, Unavailable, _transport
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.fake_server import ENDED, RUNNING, WAIT_SECONDS, FakeServer, changed
+from tests.support.fake_server import ENDED, RUNNING, WAIT_SECONDS, FakeServer, changed, printed
 
 
 @pytest.mark.usefixtures("held")
@@ -146,6 +147,31 @@ def test_interrupt_stays_an_interrupt(fake: FakeServer) -> None:
         with pytest.raises(KeyboardInterrupt):
             list(client.progress("r"))
     over.set()
+
+
+@pytest.fixture
+def alarm() -> Iterator[Callable[[float], object]]:
+    """Sets an alarm after some seconds, which does what Ctrl-C does."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_interrupt_at_any_moment_of_a_stream(fake: FakeServer, alarm: Callable[[float], object]) -> None:
+    """Ctrl-C is KeyboardInterrupt wherever it hits a reader: no error of gRPC's locks, and no hang."""
+    rounds = 300
+    for _ in range(rounds):
+        fake.answers("Progress", changed(1, RUNNING), *map(printed, range(2, 2000)))
+
+    def read(client: Client, seconds: float) -> None:
+        for event in client.progress("r"):
+            if event.sequence == 1:
+                alarm(seconds)
+
+    with Client(fake.target) as client:
+        for number in range(rounds):
+            with pytest.raises(KeyboardInterrupt):
+                read(client, 0.0002 + number % 30 * 0.0001)
 
 
 def test_interrupt_when_a_stream_begins(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
