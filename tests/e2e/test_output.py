@@ -54,6 +54,25 @@ def test_pages_stay_consistent_while_the_run_goes_on(server: Server, gate: Gate)
     assert printed(now, 2) == "later\n"
 
 
+@pytest.mark.parametrize("to", ["notebook", "error", "html"])
+def test_pages_from_before_the_first_output_stay_consistent(server: Server, gate: Gate, to: str) -> None:
+    """A caller that began to read before any cell had ended reads on in what there was then."""
+    with started(server.stub, inline(gate.source, "print('later')")) as run:
+        reach(server.stub, run.run_id, "cell_started", cell=0)
+        request = pb.OutputRequest(run_id=run.run_id, format=to)
+        whole = server.stub.Output(request, timeout=SECONDS)
+        request.max_bytes = 100
+        first = server.stub.Output(request, timeout=SECONDS)
+        gate.open()
+        reach(server.stub, run.run_id, "cell_finished", cell=1)
+        request.offset, request.as_of_sequence = first.next_offset, first.as_of_sequence
+        request.max_bytes = whole.total_bytes
+        rest = server.stub.Output(request, timeout=SECONDS)
+    assert first.content + rest.content == whole.content
+    assert rest.next_offset == whole.total_bytes
+    assert rest.as_of_sequence == first.as_of_sequence > 0
+
+
 def test_a_queued_run_has_its_notebook(server: Server, gate: Gate) -> None:
     """Output works before anything was executed."""
     with started(server.stub, inline(gate.source)), started(server.stub, inline("1", "2")) as waiting:

@@ -28,6 +28,7 @@ from notebook_runner_server.runs.model import Run, RunChanged
 from notebook_runner_server.runs.report import report
 from notebook_runner_server.runs.retention import PAGE_SECONDS
 from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs.tables import RunRecord
 
 NOTEBOOK = "notebook"
 FILES = "files"
@@ -148,8 +149,6 @@ class Outputs:
             raise
 
     async def _page(self, run: Run, to: str, offset: int, size: int, as_of: int, *, omit_input: bool) -> Page:
-        if to == ERROR:
-            return _slice(report(run).encode(), offset, size, final=run.state.is_terminal)
         found = await self._store.find_versions(run.run_id, as_of)
         if found is None:
             raise await self._store.missing(run.run_id)
@@ -159,6 +158,8 @@ class Outputs:
                 f"as_of_sequence must be at most {row.last_sequence}, the run's newest event (got {as_of}).",
                 field="as_of_sequence",
             )
+        if to == ERROR:
+            return await self._error_page(run, row, offset, size, as_of or row.last_sequence)
         # A notebook is the same between two events that change it; files can change with each. An export
         # shows the state of the run as well.
         if to == FILES:
@@ -184,9 +185,20 @@ class Outputs:
                 content, total = await artefacts.read(artefact.path, offset, size)
         if to == FILES:
             self._record_reader(artefact.path, done=offset + len(content) >= total)
-        return Page(
-            content, total, offset + len(content), artefact.media_type, artefact.sha256 if final else "", key
-        )
+        # Before its first change, a notebook is as of the first event: zero would ask for the newest.
+        digest = artefact.sha256 if final else ""
+        return Page(content, total, offset + len(content), artefact.media_type, digest, max(key, 1))
+
+    async def _error_page(self, run: Run, row: RunRecord, offset: int, size: int, as_of: int) -> Page:
+        """Return one page of the report of a run as of an event."""
+        final = run.state.is_terminal and as_of == row.last_sequence
+        if not final:
+            run = await self._run_as_of(row.position, as_of)
+        content = report(run).encode()
+        artefacts.check_offset(offset, len(content))
+        piece = content[offset : offset + size]
+        digest = hashlib.sha256(content).hexdigest() if final else ""
+        return Page(piece, len(content), offset + len(piece), "text/plain; charset=utf-8", digest, as_of)
 
     def _record_reader(self, path: Path, *, done: bool) -> None:
         """Record that somebody is between two pages of a zip, or is done with it."""
@@ -294,14 +306,15 @@ class Outputs:
 
     async def _banner(self, run: Run, position: int, key: int) -> Banner:
         """Return what is said about a run as of an event."""
-        change = (await self._store.find_state(position, key)).body
-        assert isinstance(change, RunChanged)  # noqa: S101 - what find_state looks for
         last = (await self._store.events(position, key - 1))[0]
-        return banner(replace(change.run, parameters=run.parameters), last)
+        return banner(replace(await self._state_as_of(position, key), parameters=run.parameters), last)
 
+    async def _run_as_of(self, position: int, sequence: int) -> Run:
+        """Return a run as it was after an event, without its parameters."""
+        last = (await self._store.events(position, sequence - 1))[0]
+        return replace(await self._state_as_of(position, sequence), cells_completed=last.cells_completed)
 
-def _slice(content: bytes, offset: int, size: int, *, final: bool) -> Page:
-    artefacts.check_offset(offset, len(content))
-    piece = content[offset : offset + size]
-    digest = hashlib.sha256(content).hexdigest() if final else ""
-    return Page(piece, len(content), offset + len(piece), "text/plain; charset=utf-8", digest, 0)
+    async def _state_as_of(self, position: int, sequence: int) -> Run:
+        change = (await self._store.find_state(position, sequence)).body
+        assert isinstance(change, RunChanged)  # noqa: S101 - what find_state looks for
+        return change.run

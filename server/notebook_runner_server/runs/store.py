@@ -463,7 +463,7 @@ class Store:
         return self._checked(await self._db.read(tables.find_newest, owner))
 
     async def find_ids(self, part: str, limit: int, owner: str | None = None) -> list[str]:
-        """Return up to `limit` ids that begin with a part, or whose random part does; those of the latest second first.
+        """Return up to `limit` ids that begin with a part, or whose random part does; latest second first.
 
         The id that is the part as a whole comes alone. Only runs of an owner, or of anyone (None), count.
         """

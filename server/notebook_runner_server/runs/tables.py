@@ -484,7 +484,7 @@ def find_newest(db: sqlite3.Connection, owner: str | None) -> RunRecord | None:
 
 
 def find_ids(db: sqlite3.Connection, part: str, limit: int, owner: str | None) -> list[str]:
-    """Return up to `limit` ids that begin with a part, or whose random part does; those of the latest second first.
+    """Return up to `limit` ids that begin with a part, or whose random part does; latest second first.
 
     The id that is the part as a whole comes alone. Only runs of an owner, or of anyone (None), count.
     """
