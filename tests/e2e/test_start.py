@@ -41,6 +41,7 @@ def test_inline(server: Server) -> None:
 def test_path(server: Server, notebook_root: Path) -> None:
     """A notebook under the root runs in its own folder and imports what lies beside it."""
     ended = perform(server.stub, pb.StartRequest(notebook_path="folder/place.ipynb"))
+    assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
     node = executed(server.stub, ended.run.run_id)
     assert ended.run.notebook_path == "folder/place.ipynb"
     assert results(node) == [repr((str((notebook_root / "folder").resolve()), 42))]
