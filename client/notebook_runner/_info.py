@@ -87,7 +87,7 @@ class ServerInfo:
         caller: One's own name, which is the owner of one's runs; empty if the server asks for no credentials.
         scopes: One's own scopes, such as `run` and `read`.
         share: One's own share of the server; None if the server knows no shares.
-        webhooks: The receivers of webhooks.
+        webhooks: The receivers of webhooks; none if the caller may not see the runs of all owners.
         pb: The message of the contract, `notebook_runner.v1.notebook_runner_pb2.InfoResponse`.
     """
 

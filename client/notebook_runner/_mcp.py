@@ -11,6 +11,7 @@ import base64
 import contextlib
 import hmac
 import inspect
+import json
 import signal
 import socket
 import sys
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_token", "serve"]
 
-# What one answer of `read_output` has at most, because it goes to a model's context.
+# What one answer has at most, because it goes to a model's context.
 MAX_CHARACTERS = 20_000
 MAX_IMAGES = 8
 MAX_IMAGE_BYTES = 512 * 1024
@@ -83,6 +84,7 @@ class RunReport:
         values: The result values by name.
         labels: The labels.
         retried_by: Id of the run that repeats this one; empty if there is none.
+        shortened: Names of the fields of which only the end or some entries are left, because they are long.
     """
 
     run_id: str
@@ -100,10 +102,12 @@ class RunReport:
     values: dict[str, Any]
     labels: dict[str, str]
     retried_by: str
+    shortened: list[str]
 
     @classmethod
-    def of(cls, run: RunSnapshot) -> RunReport:
-        """Describe a run."""
+    def of(cls, run: RunSnapshot, characters: int = MAX_CHARACTERS) -> RunReport:
+        """Describe a run; what people and notebooks choose has about so many characters at most."""
+        room = _Room(characters)
         return cls(
             run_id=run.id,
             name=run.name,
@@ -114,13 +118,48 @@ class RunReport:
             created=run.created.isoformat(),
             duration_seconds=run.duration.total_seconds() if run.duration else None,
             queue_position=run.queue_position,
-            failure=str(run.failure) if run.failure else None,
-            traceback=run.failure.traceback if run.failure else "",
-            parameters=run.parameters,
-            values=run.values,
-            labels=run.labels,
+            failure=room.end("failure", str(run.failure)) if run.failure else None,
+            values=room.entries("values", run.values),
+            labels=room.entries("labels", run.labels),
+            parameters=room.entries("parameters", run.parameters),
+            traceback=room.end("traceback", run.failure.traceback) if run.failure else "",
             retried_by=run.retried_by,
+            shortened=room.shortened,
         )
+
+
+class _Room:
+    """The characters that are left for the fields of a report, in the order in which they are asked for.
+
+    Attributes:
+        shortened: The names of the fields that did not fit.
+    """
+
+    def __init__(self, characters: int) -> None:
+        self._left = characters
+        self.shortened: list[str] = []
+
+    def end(self, name: str, text: str) -> str:
+        """Return a text, or as much of its end as there is room for."""
+        shown = text[max(len(text) - self._left, 0) :]
+        self._left -= len(shown)
+        self._check(name, len(shown) == len(text))
+        return shown
+
+    def entries(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the entries that there is room for."""
+        shown = {}
+        for key, value in values.items():
+            size = len(json.dumps([key, value], default=str))
+            if size <= self._left:
+                self._left -= size
+                shown[key] = value
+        self._check(name, len(shown) == len(values))
+        return shown
+
+    def _check(self, name: str, is_whole: bool) -> None:
+        if not is_whole:
+            self.shortened.append(name)
 
 
 @dataclass(frozen=True)
@@ -154,12 +193,12 @@ class Tools:
         labels: Annotated[dict[str, str], Field(description="Only runs with these labels.")] = {},  # noqa: B006 - as above
         limit: Annotated[int, Field(ge=1, le=MAX_RUNS, description="Maximum number of runs.")] = 20,
     ) -> list[RunReport]:
-        """List runs, newest first."""
+        """List runs, newest first. Of long fields only a part is returned; get_run returns more."""
         found: list[RunReport] = []
         with _tool_errors():
             async with aclosing(self._client.runs(state=states, label=labels, page_size=limit)) as runs:
                 async for run in runs:
-                    found.append(RunReport.of(run))
+                    found.append(RunReport.of(run, MAX_CHARACTERS // limit))
                     if len(found) == limit:
                         break
         return found

@@ -20,6 +20,7 @@ from notebook_runner_server.errors import InvalidFieldError
 from notebook_runner_server.http_api.bindings import SERVICE, bindings
 from notebook_runner_server.http_api.gate import _is_address
 from notebook_runner_server.http_api.statuses import HTTP_STATUSES
+from notebook_runner_server.http_api.streams import translated
 from notebook_runner_server.http_api.transcoding import read_json, read_query, request_from_json, to_json
 
 VIEWER = Path(openapi.FILE).parent / "viewer"
@@ -34,6 +35,17 @@ def query(text: str, message: Any) -> Any:
     """A message with the parameters of a query."""
     read_query(parse_qsl(text, keep_blank_values=True), message)
     return message
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_a_message_is_translated_once_for_all_readers(size: int) -> None:
+    """Also a large one: a run with many parameters takes long, and a thousand pages may follow it."""
+    data = pb.WatchResponse(run=pb.Run(name="x" * size)).SerializeToString()
+    path = "/notebook_runner.v1.NotebookRunner/Watch"
+    first = translated(path, data, lines=True)
+    # A copy, as each reader has it.
+    assert translated(path, bytes(bytearray(data)), lines=True) is first
+    assert json.loads(first)["run"]["name"] == "x" * size
 
 
 def test_each_call_has_one_path() -> None:

@@ -2,12 +2,15 @@
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import artefact, finish, follow, history, inline, perform, start
+from tests.support.errors import refused
+from tests.support.http_client import HttpCaller
 from tests.support.killable import KillableServer, figure
 from tests.support.notebooks import code, notebook, written
 from tests.support.server import Server
@@ -20,12 +23,15 @@ LARGE = 12_000_000
 CELLS = 5000
 LINES = 20_000
 OUTPUT = 50
+VALUES = 700_000
+ENTRIES = 200_000
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that tells what held its event loop."""
-    with KillableServer(tmp_path_factory.mktemp("state"), program=PROGRAM) as server:
+    options = ("--http-listen", "127.0.0.1:0")
+    with KillableServer(tmp_path_factory.mktemp("state"), *options, program=PROGRAM) as server:
         yield server
 
 
@@ -74,6 +80,38 @@ def test_large_outputs_and_an_export(watched: Server) -> None:
     assert len(artefact(watched.stub, ended.run.run_id)) > OUTPUT * 900_000
     assert len(artefact(watched.stub, ended.run.run_id, format="html")) > OUTPUT * 900_000
     artefact(watched.stub, ended.run.run_id, format="files")
+
+
+@pytest.mark.parametrize("fields", ['"parameters":{"x":[%s]}', '"labels":{%s}'])
+def test_many_values_in_json(watched: Server, fields: str) -> None:
+    """A body over HTTP within all limits of its size, which has far more values than a Start may have."""
+    values = ",".join(["1"] * VALUES) if "[" in fields else ",".join(f'"{n}":""' for n in range(VALUES // 5))
+    answer = HttpCaller(watched.http).call(
+        "POST", "/v1/runs", f"{{{fields % values}}}".encode(), **{"content-type": "application/json"}
+    )
+    assert (answer.status, answer.reason) == (400, "INVALID_FIELD")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pb.StartRequest(labels={str(number): "" for number in range(ENTRIES)}),
+        pb.StartRequest(environment={str(number): "" for number in range(ENTRIES)}),
+        pb.StartRequest(files=[pb.InputFile()] * ENTRIES),
+        pb.StartRequest(retry=pb.RetryPolicy(states=[pb.RUN_STATE_FAILED] * ENTRIES)),
+    ],
+    ids=["labels", "environment", "files", "states"],
+)
+def test_many_entries(watched: Server, request_: pb.StartRequest) -> None:
+    """A Start within its size whose fields have far more entries than it may have."""
+    assert refused(partial(watched.stub.Start, request_)).reason == "INVALID_FIELD"
+
+
+@pytest.mark.parametrize("method", ["List", "Watch", "Get"])
+def test_many_entries_of_a_small_request(watched: Server, method: str) -> None:
+    """Callers with any scope may make these calls, whose requests are small."""
+    data = pb.ListRequest(labels={str(number): "" for number in range(ENTRIES)}).SerializeToString()
+    assert refused(partial(watched.raw, method, data)).reason == "REQUEST_TOO_LARGE"
 
 
 def test_the_history(watched: Server) -> None:

@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.support.calls import SECONDS, duration, finish, inline, start
 from tests.support.killable import KillableServer
 from tests.support.receivers import HANG, WebhookReceiver, new_secret, table, webhooks_file
 from tests.support.scrape import ON, until
+from tests.support.secure import bearer, new_token
 from tests.support.server import Server
 
 pytestmark = pytest.mark.process_pool("what executes runs is nothing to webhooks")
@@ -186,6 +188,29 @@ async def test_a_receiver_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
             assert len(hanging.arrived) <= 1 + SECONDS / service_module.ATTEMPT_SECONDS
 
 
+async def test_a_file_that_is_half_written_loses_nothing(tmp_path: Path) -> None:
+    """A receiver that is missing once still gets what ended before; one that is missing twice is removed."""
+    port = closed_port()
+    with WebhookReceiver() as receiver:
+        away = replace(to(receiver, "away"), uri=f"http://127.0.0.1:{port}/hook")
+        file = [to(receiver, "a"), away]
+        async with opened(tmp_path) as store:
+            service = WebhookService(store.deliveries, lambda: file)
+            await service.apply()
+            await ended(store, "run")
+            file = file[:1]
+            await service.apply()
+            file = [*file, away]
+            await service.apply()
+            with WebhookReceiver(port=port) as back:
+                await asyncio.to_thread(back.wait, 1)
+            file = file[:1]
+            for _ in range(2):
+                await service.apply()
+            assert [one.name for one in service.status] == ["a"]
+            await service.close()
+
+
 async def test_a_delivery_is_dropped_only_after_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,3 +250,23 @@ def test_notifications_over_deaths_retries_and_deletion(tmp_path: Path) -> None:
         until(server, lambda page: page.total("webhook_attempts_total", result="delivered") == 2)
     files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
     assert [path for path in files if mark.encode() in path.read_bytes()] == []
+
+
+def test_an_owner_holds_up_only_its_own_notifications(tmp_path: Path) -> None:
+    """Another owner's arrive while they fail; they arrive after a restart, in their order."""
+    tokens = tmp_path / "tokens"
+    failing, other = (bearer(new_token(tokens, name)) for name in ("failing", "other"))
+    options = ("--notify-hosts", "127.0.0.1", "--tokens-file", str(tokens))
+    port = closed_port()
+    ids = []
+    with WebhookReceiver() as receiver, KillableServer(tmp_path / "state", *options) as server:
+        for caller, uri in [(failing, f"http://127.0.0.1:{port}/")] * 2 + [(other, receiver.url)] * 2:
+            run = server.stub.Start(inline("1", notify_uri=uri), metadata=caller, timeout=SECONDS).run
+            ids.append(run.run_id)
+            list(server.stub.Progress(pb.ProgressRequest(run_id=run.run_id), metadata=caller))
+        receiver.wait(2)
+        assert subjects(receiver) == ids[2:]
+        server.die()
+    with WebhookReceiver(port=port) as receiver, Server(tmp_path / "state", *options):
+        receiver.wait(2)
+        assert subjects(receiver) == ids[:2]

@@ -277,6 +277,25 @@ def test_large_outputs(host: Host, server: Server, tmp_path: Path) -> None:
     assert sum(block["type"] == "image" for block in output["content"]) == 8
 
 
+def test_large_reports(host: Host, server: Server, tmp_path: Path) -> None:
+    """Of a run with long texts, reports have the end of its traceback and what else there is room for."""
+    parameters = {"long": "x" * 100_000, "short": 1}
+    cells = ["long = ''\nshort = 0", "raise ValueError('y' * 100_000 + 'the end')"]
+    calls = [
+        ("start_run", {"cells": cells, "parameters": parameters}),
+        ("follow_run", {"run_id": "RUN", "max_seconds": 300}),
+        ("get_run", {"run_id": "RUN"}),
+        ("list_runs", {"limit": 100}),
+    ]
+    _, answers = agent(host, tmp_path, by_stdio(host, "--allow-changes"), *calls, target=server.target)
+    for answer in answers:
+        assert len(json.dumps(answer["structuredContent"])) < 30_000
+    report = answers[2]["structuredContent"]
+    assert report["parameters"] == {"short": 1}
+    assert "the end" in report["traceback"]
+    assert report["shortened"] == ["parameters", "traceback"]
+
+
 def test_http_asks_for_the_token(host: Host, server: Server, tmp_path: Path) -> None:
     """A request needs the token of --http-token-file; pages of other sites may send none; SIGTERM ends it."""
     token = new_token(tmp_path / "tokens")

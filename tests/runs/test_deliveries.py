@@ -57,7 +57,7 @@ async def test_a_new_receiver_begins_now_and_an_old_one_where_it_was(tmp_path: P
         await ended(store, "second")
         first, second = await rest(store, cursor)
         assert (first.run_id, second.run_id) == ("first", "second")
-        await store.deliveries.done("a", first, 7)
+        await store.deliveries.done("a", first, first.change, 7)
     async with opened(tmp_path) as store:
         record = (await store.deliveries.set_receivers(["a"], []))["a"]
         assert (record.change, record.failing_since) == (first.change, 7)
@@ -80,7 +80,7 @@ async def test_the_end_of_a_deleted_run_is_kept_until_all_have_it(tmp_path: Path
         async with aclosing(stream) as batches:  # type: ignore[type-var] # a generator
             seen = [change.run_id for _, change in (await anext(batches)).changes]
         assert seen == ["there"]
-        await store.deliveries.done("a", there, 0)
+        await store.deliveries.done("a", there, there.change, 0)
         await delete(store, "there")
         await ended(store, "last")
         assert [one.run_id for one in await rest(store, there.change)] == ["last"]
@@ -179,7 +179,7 @@ async def test_notifications_of_a_host(tmp_path: Path) -> None:
         assert [(one.run_id, one.uri) for one in found] == [("gone", NOTIFY.uri), ("there", NOTIFY.uri)]
         assert await store.deliveries.count(cursor, OF_HOST) == 2
         for one in found:
-            await store.deliveries.done("notify:host", one, 0)
+            await store.deliveries.done("notify:host", one, one.change, 0)
         assert await rest(store, 0, OF_HOST) == []
         assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"?token" in path.read_bytes()]
 

@@ -144,7 +144,16 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     """One server for all tests that share it."""
-    options = ("--workers", "3", "--queue", "20", "--heartbeat-interval", "0.5")
+    options = (
+        "--workers",
+        "3",
+        "--queue",
+        "20",
+        "--heartbeat-interval",
+        "0.5",
+        "--notify-hosts",
+        "a.example",
+    )
     with team_of(tmp_path_factory.mktemp("team"), *options) as team:
         yield team
 
@@ -384,6 +393,13 @@ def test_info(team: Team) -> None:
     """A caller learns its name and its scopes, with what they include."""
     answer = team("bob:run,read-all").call("Info", pb.InfoRequest())
     assert (answer.caller, list(answer.scopes)) == ("bob", ["read", "read-all", "run"])
+
+
+@pytest.mark.parametrize(("scope", "names"), [("run", []), ("read-all", ["notify:a.example"])])
+def test_receivers_of_webhooks(team: Team, scope: str, names: list[str]) -> None:
+    """Their backlogs tell of all runs, and so only callers that may see all runs get them."""
+    answer = team(f"bob:{scope}").call("Info", pb.InfoRequest())
+    assert [receiver.name for receiver in answer.webhooks] == names
 
 
 def test_owners_after_a_crash(tmp_path: Path) -> None:

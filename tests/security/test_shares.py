@@ -12,7 +12,7 @@ import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
-from tests.support.calls import SECONDS, inline
+from tests.support.calls import SECONDS, duration, inline
 from tests.support.errors import Refusal, refusal_of, refused
 from tests.support.issuer import AUDIENCE, Issuer
 from tests.support.killable import KillableServer
@@ -230,6 +230,23 @@ def test_a_full_history(make_server: Callable[..., Server], tmp_path: Path) -> N
     owner.delete(large)
     assert owner.share().history_bytes == 0
     assert owner.end(owner.start(inline("1"))).state == pb.RUN_STATE_SUCCEEDED
+
+
+def test_repetitions_fill_no_history(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """A run that crashes again and again is repeated until its owner's history is full, and then ends."""
+    token = new_token(tmp_path / "tokens")
+    limits = ("--owner-max-history-bytes", "200Ki", "--queue", "5")
+    server = make_server("--tokens-file", str(tmp_path / "tokens"), *limits)
+    retry = pb.RetryPolicy(max_retries=100, backoff=duration(0))
+    source = f"import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n#{'x' * 100_000}"
+    owner = Owner(server, token)
+    owner.start(inline(source, retry=retry))
+    server.logged("run_not_retried", "share")
+    until(lambda: all(run.HasField("end_time") for run in owner.runs()))
+    newest = max(owner.runs(), key=lambda run: run.attempt)
+    assert (newest.state, newest.retried_by) == (pb.RUN_STATE_CRASHED, "")
+    assert 2 <= newest.attempt < 10
+    assert owner.refused().kind == QUOTA
 
 
 def test_a_history_from_before(tmp_path: Path) -> None:

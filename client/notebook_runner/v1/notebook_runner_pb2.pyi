@@ -1714,7 +1714,7 @@ class InfoResponse(google.protobuf.message.Message):
 
     @property
     def webhooks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WebhookReceiver]:
-        """The receivers of webhooks, sorted by name."""
+        """The receivers of webhooks, sorted by name; none if the caller may not see the runs of all owners."""
 
     def __init__(
         self,

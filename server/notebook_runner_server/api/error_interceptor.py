@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.api.errors import CANCELLED, INTERNAL_ERROR, UNKNOWN_METHOD, abort, abort_with
 from notebook_runner_server.api.interceptor import Continuation, Handler, Interceptor, function_of, rebuild
+from notebook_runner_server.api.limits import SMALL_MESSAGE
 from notebook_runner_server.errors import (
     DamagedRunError,
     InvalidFieldError,
@@ -42,8 +43,8 @@ class ErrorInterceptor(Interceptor):
     """Turns errors into statuses of the contract.
 
     Args:
-        max_bytes: The maximum size of a request. gRPC has a limit as well, whose status has no details;
-            it must be higher.
+        max_bytes: The maximum size of a Start; that of other requests is `SMALL_MESSAGE`. gRPC has a limit as
+            well, whose status has no details; it must be higher.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -72,10 +73,11 @@ class ErrorInterceptor(Interceptor):
 
     def _lenient(self, name: str, parse: Any) -> Callable[[bytes], Any]:
         """Return a parser that does not raise, because gRPC would answer its errors without details."""
+        most = self._max_bytes if name == _START else min(self._max_bytes, SMALL_MESSAGE)
 
         def deserialize(data: bytes) -> Any:
-            if len(data) > self._max_bytes:
-                return _Refused(_too_large(name, len(data), self._max_bytes))
+            if len(data) > most:
+                return _Refused(_too_large(name, len(data), most))
             try:
                 return parse(data)
             except DecodeError:

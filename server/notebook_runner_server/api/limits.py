@@ -7,6 +7,10 @@ from dataclasses import dataclass
 MESSAGE_OVERHEAD = 1024 * 1024
 """Maximum size of a Start without its notebook and files, in bytes."""
 
+SMALL_MESSAGE = 256 * 1024
+"""Maximum size of a request of any other call, in bytes. Its fields need much less, and to parse a few
+million labels would keep the event loop busy for seconds."""
+
 LARGEST_MESSAGE = 2**31 - 1
 """gRPC counts the bytes of a message in an int32."""
 

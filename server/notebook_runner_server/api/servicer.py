@@ -294,7 +294,9 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         answer.caller = caller.name
         answer.scopes[:] = sorted(caller.scopes)
         answer.formats[:] = self._outputs.formats
-        answer.webhooks.extend(map(convert.receiver_message, self._webhooks()))
+        if caller.visible_owner is None:
+            # Their backlogs tell of the runs of all owners.
+            answer.webhooks.extend(map(convert.receiver_message, self._webhooks()))
         return answer
 
 

@@ -132,6 +132,8 @@ def _health_route(gateway: Gateway, path: str) -> Route:
             return await health(gateway, request)
         except grpc.aio.AioRpcError as error:
             return statuses.response(statuses.of_call(error), _UNHEALTHY)
+        except RequestTooLargeError as error:
+            return statuses.response(errors.status_of(error), _TOO_LARGE)
 
     return Route(path, answer, methods=["GET"])
 

@@ -12,12 +12,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from notebook_runner_server.api import errors
 from notebook_runner_server.api.telemetry_interceptor import REQUEST_ID
+from notebook_runner_server.errors import InvalidFieldError, RequestTooLargeError, RunnerError
 from notebook_runner_server.http_api import statuses
 from notebook_runner_server.http_api.gateway import request_id
 
 ORIGIN_NOT_ALLOWED = "ORIGIN_NOT_ALLOWED"
 """The reason of a refused request of a web page; only the HTTP listener has it."""
+
+HEADER_BYTES = 16 * 1024
+"""Maximum size of the headers of a request."""
+
+# The colon, the space and the end of the line.
+_AROUND = 4
+_HEADERS_TOO_LARGE = 431
+_CLOSE = {"Connection": "close"}
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +62,7 @@ class RequestGate:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        refused = self._refusal(request.headers)
+        refused = _malformed(request.headers) or self._refusal(request.headers)
         try:
             await (refused or self._app)(scope, receive, marked)
         except Exception:
@@ -62,7 +72,7 @@ class RequestGate:
     def _refusal(self, headers: Headers) -> Response | None:
         host, origin = headers.get("host", ""), headers.get("origin")
         code = grpc.StatusCode.PERMISSION_DENIED
-        if origin is not None and origin not in self._origins and urlsplit(origin).netloc != host:
+        if origin is not None and origin not in self._origins and _authority(origin) != host:
             message = (
                 f"Pages of {origin[:100]!r} may not call this server. Allow them with --http-cors-origins."
             )
@@ -73,6 +83,30 @@ class RequestGate:
                 f"(got {host[:100]!r}). Use its address, or start it with --tokens-file or --oidc-issuer."
             )
             return statuses.refusal(code, message, ORIGIN_NOT_ALLOWED)
+        return None
+
+
+def _malformed(headers: Headers) -> Response | None:
+    """Return the refusal of headers that are too large, or that two programs could read as two requests."""
+    size = sum(len(name) + len(value) + _AROUND for name, value in headers.raw)
+    if size > HEADER_BYTES:
+        error: RunnerError = RequestTooLargeError(
+            f"The headers are larger than {HEADER_BYTES} bytes (got {size}).", limit=str(HEADER_BYTES)
+        )
+        return statuses.response(errors.status_of(error), _HEADERS_TOO_LARGE, _CLOSE)
+    if "transfer-encoding" in headers and "content-length" in headers:
+        error = InvalidFieldError(
+            "The request has both Transfer-Encoding and Content-Length. Send one of them."
+        )
+        return statuses.response(errors.status_of(error), headers=_CLOSE)
+    return None
+
+
+def _authority(origin: str) -> str | None:
+    """Return the host and port of an Origin header; None: it has none."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
         return None
 
 

@@ -20,14 +20,21 @@ from notebook_runner_server.api.server import METADATA_BYTES
 from notebook_runner_server.api.telemetry_interceptor import REQUEST_ID, SANE_ID
 from notebook_runner_server.errors import InvalidFieldError, RequestTooLargeError, RunnerError
 from notebook_runner_server.http_api.bindings import Binding
-from notebook_runner_server.http_api.transcoding import read_json, read_query, request_from_json
-from notebook_runner_server.run_in_subprocess import run_in_subprocess
+from notebook_runner_server.http_api.transcoding import max_values, read_json, read_query, request_from_json
+from notebook_runner_server.run_in_subprocess import SubprocessOptions, start_in_subprocess
 
 BODY_SECONDS = 300.0
 """Maximum time that the body of a request may take to arrive."""
 
 LARGE_JSON = 2 * 1024 * 1024
 """Size of a body in JSON above which it is parsed in a process of its own, to not delay other calls."""
+
+MANY_VALUES = 10_000
+"""Number of values in a body in JSON above which it is parsed in such a process."""
+
+MAX_VALUES = 4_000_000
+"""Number of values above which a body is refused, because that process would need too much memory. Texts of
+the size that fields may have, full of commas, have fewer."""
 
 MAX_PARSERS = 2
 """Maximum number of such processes."""
@@ -137,7 +144,7 @@ class Gateway:
         Raises:
             RunnerError: The request is malformed.
         """
-        message = binding.request()
+        message, parsed = binding.request(), b""
         body = await self._body(request) if binding.has_body else b""
         is_notebook = binding.name == "Start" and not _is_json(request)
         if binding.has_body and not is_notebook and request.query_params:
@@ -147,19 +154,32 @@ class Gateway:
         if body and is_notebook:
             read_query(request.query_params.multi_items(), message)
             message.notebook_content = body
-        elif len(body) > LARGE_JSON:
-            async with self._parsers:
-                name = message.DESCRIPTOR.name
-                message.MergeFromString(
-                    await asyncio.to_thread(run_in_subprocess, request_from_json, name, body)
-                )
         elif body:
-            read_json(body, message)
+            parsed = await self._read_json(body, message)
         else:
             read_query(request.query_params.multi_items(), message)
         for name, value in request.path_params.items():
             setattr(message, name, value)
-        return await _serialized(message)
+        # Serialized messages one after the other are one message, whose later fields count.
+        return parsed + await _serialized(message)
+
+    async def _read_json(self, body: bytes, message: Any) -> bytes:
+        """Merge JSON into a message, or return it serialized if it is large.
+
+        A large one is parsed in a process that ends with the call.
+
+        Raises:
+            RunnerError: It is malformed.
+        """
+        values = max_values(body)
+        if values > MAX_VALUES:
+            raise InvalidFieldError(f"The body has too many values ({values}; the maximum is {MAX_VALUES}).")
+        if values <= MANY_VALUES and len(body) <= LARGE_JSON:
+            read_json(body, message)
+            return b""
+        async with self._parsers:
+            name = message.DESCRIPTOR.name
+            return await start_in_subprocess(SubprocessOptions(), request_from_json, name, body)
 
     async def _body(self, request: Request) -> bytes:
         # Base64 makes three bytes four.

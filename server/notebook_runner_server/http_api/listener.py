@@ -6,11 +6,14 @@ import asyncio
 import logging
 import socket
 import ssl
+import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h11
 import uvicorn
+from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from notebook_runner_server.api import tls_files
@@ -18,13 +21,12 @@ from notebook_runner_server.api.certificates import WatchedTlsFiles
 from notebook_runner_server.api.limits import CallerLimits
 from notebook_runner_server.api.tls_files import TlsFiles
 from notebook_runner_server.http_api import app
+from notebook_runner_server.http_api.gate import HEADER_BYTES
 from notebook_runner_server.http_api.gateway import Gateway
 
-HEADER_BYTES = 16 * 1024
-"""Maximum size of the headers of a request."""
-
 HEADER_SECONDS = 10.0
-"""Maximum time that the headers of a request may take to arrive."""
+"""Maximum time of a TLS handshake, of the headers of a request, and of the rest of a body whose request has
+been answered."""
 
 IDLE_SECONDS = 60
 """Time after which a connection without requests is closed."""
@@ -78,7 +80,7 @@ class HttpListener:
         """
         host, port = self._address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._socket = _LimitedSocket(family, self._limits.max_connections)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Connections inherit these: peers that are gone or do not read are disconnected.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -102,7 +104,7 @@ class HttpListener:
         self._gateway = Gateway(private_socket, self._limits.max_message_bytes)
         config = uvicorn.Config(
             app.create(self._gateway, self._origins, any_host=self._any_host, with_page=self._with_page),
-            http=_limited(self._limits.max_connections),
+            http=TimedProtocol,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -119,11 +121,18 @@ class HttpListener:
         # Its lines are about single connections; what fails here is logged by `gate`.
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
         config.load()
-        config.ssl = None if self._tls is None else self._tls.context
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)
-        # Without its main loop, which handles signals and polls.
-        await server.startup(sockets=[self._socket])
+        # In place of its `startup`, which has no time-out for handshakes, and of its main loop, which handles
+        # signals and polls.
+        created = await asyncio.get_running_loop().create_server(
+            partial(TimedProtocol, config=config, server_state=server.server_state, app_state={}),
+            sock=self._socket,
+            backlog=BACKLOG,
+            ssl=None if self._tls is None else self._tls.context,
+            ssl_handshake_timeout=None if self._tls is None else HEADER_SECONDS,
+        )
+        server.servers = [created]
         self._server = server
 
     async def stop(self, grace: float) -> None:
@@ -159,38 +168,103 @@ class _ReloadedContext:
             connection.context = self._current
 
 
-def _limited(max_connections: int) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol with a limit of connections, and of the time that headers may take."""
+class _LimitedSocket(socket.socket):
+    """A listening socket that closes connections above a maximum as it accepts them: before TLS begins.
 
-    class LimitedProtocol(H11Protocol):
-        _timer: asyncio.TimerHandle | None = None
+    Args:
+        family: The family of its address.
+        max_connections: Maximum number of open connections.
+    """
 
-        def connection_made(self, transport: Any) -> None:
-            if len(self.connections) >= max_connections:
-                self.transport = transport
-                transport.abort()
-                return
-            super().connection_made(transport)
-            self._watch()
+    def __init__(self, family: socket.AddressFamily, max_connections: int) -> None:
+        super().__init__(family, socket.SOCK_STREAM)
+        self._max_connections = max_connections
+        self._open = 0
 
-        def data_received(self, data: bytes) -> None:
+    @override
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection (called by asyncio).
+
+        Raises:
+            ConnectionAbortedError: There are too many; it is closed.
+        """
+        accepted, address = super().accept()
+        if self._open >= self._max_connections:
+            accepted.close()
+            raise ConnectionAbortedError("too many connections")
+        self._open += 1
+        return _Connection(accepted, self._release), address
+
+    def _release(self) -> None:
+        self._open -= 1
+
+
+class _Connection(socket.socket):
+    """An accepted connection.
+
+    Args:
+        accepted: The connection, which this object replaces.
+        on_close: Called once, when it is closed or forgotten.
+    """
+
+    def __init__(self, accepted: socket.socket, on_close: Any) -> None:
+        super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        self._closed_once = weakref.finalize(self, on_close)
+
+    @override
+    def close(self) -> None:
+        """Close the connection (called by asyncio)."""
+        super().close()
+        self._closed_once()
+
+
+class TimedProtocol(H11Protocol):
+    """uvicorn's protocol with a limit of the time that a peer may take for what it has begun to send."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    @override
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for a request (called by asyncio)."""
+        super().connection_made(transport)
+        self._watch()
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        """Handle what has arrived (called by asyncio)."""
+        try:
             super().data_received(data)
+        except h11.LocalProtocolError:
+            # What follows an answered request is no HTTP, which uvicorn would tell in a second response.
+            self.transport.abort()
+        self._watch()
+
+    @override
+    def on_response_complete(self) -> None:
+        """Let the rest of the request arrive, so that the peer reads the response (called by uvicorn)."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
             self._watch()
 
-        def connection_lost(self, exc: Exception | None) -> None:
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection (called by asyncio)."""
+        self._forget()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Begin to wait for the rest of a request, or stop waiting for it.
+
+        The application waits for the body of a request itself, until it has answered.
+        """
+        is_answered = self.cycle is not None and self.cycle.response_complete
+        waits = self.conn.their_state is h11.IDLE or (self.conn.their_state is h11.SEND_BODY and is_answered)
+        if not waits or self.transport.is_closing():
             self._forget()
-            super().connection_lost(exc)
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
-        def _watch(self) -> None:
-            """Begin to wait for the rest of a request's headers, or stop waiting for them."""
-            if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
-                self._forget()
-            elif self._timer is None:
-                self._timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
-
-        def _forget(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    return LimitedProtocol
+    def _forget(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ MAX_CACHED = 256
 MAX_CACHED_BYTES = 16 * 1024
 """Maximum size of such a message."""
 
+MAX_LARGE_CACHED = 4
+"""Maximum number of larger messages that are kept: those all who follow get the same one at once."""
+
+MAX_LARGE_CACHED_BYTES = 2 * 1024 * 1024
+"""Maximum size of those."""
+
 
 @dataclass(frozen=True)
 class Resumption:
@@ -51,6 +58,8 @@ class Resumption:
 
 RESUMPTIONS = {"Progress": Resumption("sequence", "after_sequence"), "Watch": Resumption("cursor", "cursor")}
 """Where each stream of the contract can be continued."""
+
+_SEQUENCE = re.compile(r"[0-9]{1,19}")
 
 # nginx, and proxies that follow it, then send each message on when it arrives.
 _UNBUFFERED = {"X-Accel-Buffering": "no"}
@@ -100,7 +109,8 @@ def _continue_after(message: Any, field_name: str, last_id: str) -> None:
     if field.type == FieldDescriptor.TYPE_STRING:
         setattr(message, field_name, last_id)
         return
-    if not (last_id.isascii() and last_id.isdigit()) or int(last_id[:20]) >= 2**63:
+    # The number of digits comes first: Python refuses to read thousands of them.
+    if not _SEQUENCE.fullmatch(last_id) or int(last_id) >= 2**63:
         raise InvalidFieldError(
             f"Last-Event-ID must be the id of an event of this stream (got {last_id[:100]!r}).",
             field=field_name,
@@ -118,8 +128,7 @@ async def _texts(
     try:
         data = await first
         while data is not None:
-            translate = _cached if len(data) <= MAX_CACHED_BYTES else _text
-            yield translate(binding.grpc_path, data, lines)
+            yield translated(binding.grpc_path, data, lines)
             data = await anext(messages, None)
     except grpc.aio.AioRpcError as error:
         status = json.dumps(statuses.as_json(statuses.of_call(error)), ensure_ascii=False)
@@ -137,6 +146,20 @@ def _text(path: str, data: bytes, lines: bool) -> bytes:
 
 
 _cached = lru_cache(MAX_CACHED)(_text)
+_large_cached = lru_cache(MAX_LARGE_CACHED)(_text)
+
+
+def translated(path: str, data: bytes, lines: bool) -> bytes:
+    """Return a serialized message of a stream as a JSON line or an event, translated once for all readers.
+
+    Args:
+        path: The path of the call in gRPC.
+        data: The message.
+        lines: Whether to return a JSON line.
+    """
+    if len(data) <= MAX_CACHED_BYTES:
+        return _cached(path, data, lines)
+    return (_large_cached if len(data) <= MAX_LARGE_CACHED_BYTES else _text)(path, data, lines)
 
 
 class StreamedResponse(Response):

@@ -62,11 +62,14 @@ class Retries:
 
     Attributes:
         admitting: Held while a run is in the store and not yet in the queue.
+        has_room: Returns whether the share of a run's owner has room for its repetition, given the groups
+            that the run stores.
         position: Returns how many queued runs would start before a run.
         add: Adds a stored run to the queue, given its position in the store.
     """
 
     admitting: asyncio.Lock
+    has_room: Callable[[Run, Sequence[str]], bool]
     position: Callable[[Run], int]
     add: Callable[[int, Successor], None]
 
@@ -285,6 +288,10 @@ class ActiveRun:
             StorageFullError: The disk is full.
         """
         if not transitions.is_retried(run):
+            return None
+        if not self._successor_id and not self._retries.has_room(run, self.options.owner_groups):
+            why = "The owner's history has reached the limit of its share."
+            _logger.warning("run_not_retried", extra={**self.run_context.ids, "why": why})
             return None
         # A later attempt to record the end writes the same folder.
         self._successor_id = self._successor_id or new_run_id()

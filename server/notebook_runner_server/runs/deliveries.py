@@ -6,6 +6,7 @@ The end of a run that is deleted before all receivers have it stays in the table
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -133,23 +134,32 @@ class Deliveries:
             await self._database.write(_set_receivers, wanted, allowed)
         return await self._database.read(_receivers)
 
-    async def next(self, after: int, wanted: DeliveryFilter) -> tuple[Delivery | None, int]:
-        """Return the first delivery after a change, or None and the change up to which there is none."""
-        return await self._database.read(_read_next, after, wanted)
+    async def next(
+        self, after: int, wanted: DeliveryFilter, without: Iterable[str] = ()
+    ) -> tuple[Delivery | None, int]:
+        """Return the first delivery after a change, or None and the change up to which there is none.
+
+        Args:
+            after: The change.
+            wanted: What the receiver gets.
+            without: The owners whose runs it does not get now.
+        """
+        return await self._database.read(_read_next, after, wanted, list(without))
 
     async def count(self, after: int, wanted: DeliveryFilter) -> int:
         """Return about how many deliveries there are after a change; labels of deleted runs do not count."""
         return await self._database.read(_count, after, wanted)
 
-    async def done(self, name: str, delivery: Delivery, failing_since: int) -> None:
+    async def done(self, name: str, delivery: Delivery, cursor: int, failing_since: int) -> None:
         """Record that a receiver has got a delivery, or will not get it.
 
         Args:
             name: The receiver.
             delivery: The delivery.
+            cursor: The last change that the receiver no longer needs.
             failing_since: Since when the receiver fails; zero: it does not.
         """
-        await self._database.write(_finish, name, delivery, failing_since)
+        await self._database.write(_finish, name, delivery, cursor, failing_since)
         if delivery.uri:
             await self._database.truncate_log()
 
@@ -183,8 +193,13 @@ def _set_receivers(db: sqlite3.Connection, names: Sequence[str], hosts: Sequence
     db.execute(f"DELETE FROM notifications WHERE host NOT IN ({marks})", hosts)  # noqa: S608 - marks
 
 
-def _read_next(db: sqlite3.Connection, after: int, wanted: DeliveryFilter) -> tuple[Delivery | None, int]:
+def _read_next(
+    db: sqlite3.Connection, after: int, wanted: DeliveryFilter, without: Sequence[str]
+) -> tuple[Delivery | None, int]:
     where, values = _where(wanted)
+    if without:
+        where += " AND owner NOT IN (SELECT value FROM json_each(?))"
+        values.append(json.dumps(without))
     with tables.snapshot(db):
         state = tables.changes_state(db)
         while True:
@@ -274,10 +289,10 @@ def _where(wanted: DeliveryFilter) -> tuple[str, list[str | int]]:
     return where, values
 
 
-def _finish(db: sqlite3.Connection, name: str, delivery: Delivery, failing_since: int) -> None:
+def _finish(db: sqlite3.Connection, name: str, delivery: Delivery, cursor: int, failing_since: int) -> None:
     db.execute(
         "UPDATE receivers SET change = MAX(change, ?), failing_since = ? WHERE name = ?",
-        (delivery.change, failing_since, name),
+        (cursor, failing_since, name),
     )
     if delivery.uri:
         db.execute("DELETE FROM notifications WHERE position = ?", (delivery.position,))

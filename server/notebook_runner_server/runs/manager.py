@@ -115,7 +115,7 @@ class RunManager:
         self._retention_task: asyncio.Task[None] | None = None
         self._dispatcher = Dispatcher(store, backend, rules)
         self._admitting = asyncio.Lock()
-        self._retries = Retries(self._admitting, self._position_of_new, self._add_successor)
+        self._retries = Retries(self._admitting, self._has_room, self._position_of_new, self._add_successor)
         self._shielded_tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -262,6 +262,12 @@ class RunManager:
         active = self._active_run(record, clock, sum(map(len, admitted.segments.values())))
         active.log.publish([event])
         self._dispatcher.add(active, seconds_to_start(record.run, time.time_ns()))
+
+    def _has_room(self, run: Run, groups: Sequence[str]) -> bool:
+        """Return whether a run of a run's owner, which has these groups, may be added to its history."""
+        most = self._rules().share(run.owner, groups).max_history_bytes
+        used = self._history.latest(run.owner)
+        return most is None or used is None or used < most
 
     def _position_of_new(self, run: Run) -> int:
         return self._dispatcher.position_of_new(run, seconds_to_start(run, time.time_ns()))

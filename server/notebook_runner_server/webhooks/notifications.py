@@ -30,6 +30,6 @@ def check(hosts: Iterable[str], uri: str) -> Notify:
 
 
 def receiver(host: str) -> Receiver:
-    """Return the receiver of the notifications for a host, which gets them in the order of the ends."""
+    """Return the receiver of the notifications for a host; it gets those of an owner in their order."""
     # Not signed: a run has no secret in common with it. The operator named the host, whatever its address.
     return Receiver(f"{NOTIFY}{host}", DeliveryFilter(ENDED, host=host), any_address=True)

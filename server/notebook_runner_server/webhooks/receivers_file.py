@@ -57,6 +57,11 @@ class Receiver:
     secrets: tuple[str, ...] = field(default=(), repr=False)
     any_address: bool = False
 
+    @property
+    def is_notified(self) -> bool:
+        """Whether it gets the notifications for a host, each at a URI of its own."""
+        return bool(self.wanted.host)
+
 
 def receivers_file(path: Path) -> AccessFile[tuple[Receiver, ...]]:
     """Open the webhooks file, which is read again when it changes.

@@ -13,6 +13,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
 
@@ -60,6 +61,7 @@ class WebhookService:
         self._hosts = tuple(hosts)
         self._notified = [notifications.receiver(host) for host in self._hosts]
         self._applied: Sequence[Receiver] | None = None
+        self._seen: Sequence[Receiver] | None = None
         self._senders: dict[str, _Sender] = {}
         self._advanced = time.monotonic()
 
@@ -71,7 +73,11 @@ class WebhookService:
     async def apply(self) -> None:
         """Apply a changed webhooks file, and record how far receivers are; to be called again and again."""
         receivers = [*self._receivers(), *self._notified]
+        seen, self._seen = self._seen, receivers
         if receivers != self._applied:
+            # What a removed receiver had to get is forgotten, and half of a file may be a valid file.
+            if receivers != seen and self._senders.keys() - {receiver.name for receiver in receivers}:
+                return
             await self._set(receivers)
             self._applied = receivers
         elif time.monotonic() - self._advanced > ADVANCE_SECONDS:
@@ -101,8 +107,26 @@ class WebhookService:
         await asyncio.gather(*(sender.close() for sender in senders))
 
 
+@dataclass(frozen=True, slots=True)
+class _Failing:
+    """A delivery that has failed, and will be attempted again.
+
+    Attributes:
+        delivery: The delivery.
+        attempts: How many attempts have failed.
+        again: When the next one is due, on the monotonic clock.
+    """
+
+    delivery: Delivery
+    attempts: int
+    again: float
+
+
 class _Sender:
     """The task of one receiver.
+
+    A delivery that fails holds up all that come after it. Notifications are different, because owners choose
+    their URIs: one that fails holds up only those of the same owner.
 
     Args:
         deliveries: What it still has to get.
@@ -119,6 +143,10 @@ class _Sender:
         self._receiver = receiver
         self.cursor = self.durable = record.change
         self._failing_since = record.failing_since
+        # By owner for notifications, else by the empty string.
+        self._failing: dict[str, _Failing] = {}
+        # Up to this change only the deliveries that have failed are left.
+        self._seen = 0
         self._pending: Delivery | None = None
         self._backlog = 0
         self._results: Counter[str] = Counter()
@@ -132,15 +160,18 @@ class _Sender:
     @property
     def status(self) -> ReceiverStatus:
         """How far the receiver is."""
-        pending = self._pending
-        backlog = max(self._backlog, int(pending is not None))
-        return ReceiverStatus(self._receiver.name, backlog, pending.time if pending else 0, self._results)
+        waiting = [one.delivery for one in self._failing.values()]
+        waiting += [] if self._pending is None else [self._pending]
+        oldest = min((one.time for one in waiting), default=0)
+        backlog = max(self._backlog, int(bool(waiting)))
+        return ReceiverStatus(self._receiver.name, backlog, oldest, self._results)
 
     async def change(self, receiver: Receiver) -> None:
         """Continue with a changed receiver, immediately."""
         if receiver != self._receiver:
             await self.close()
             self._receiver = receiver
+            self._failing, self._seen = {}, 0
             self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -153,45 +184,72 @@ class _Sender:
         self._backlog = await self._deliveries.count(self.cursor, self._receiver.wanted)
 
     async def _run(self) -> None:
-        failures = 0
+        errors = 0
         while True:
             try:
-                failures = 0 if await self._send_next() else failures + 1
+                await self._send_next()
+                errors = 0
             except Exception:
                 # The disk may be full. What was accepted before it is recorded is sent again.
                 _logger.exception("webhook_sender_failed", extra={"receiver": self._receiver.name})
-                failures += 1
-            if failures:
-                await asyncio.sleep(_pause(failures))
+                errors += 1
+                await asyncio.sleep(_pause(errors))
 
-    async def _send_next(self) -> bool:
-        """Attempt the next delivery, or wait if there is none; return whether to continue without a pause."""
-        wakes = self._deliveries.wakes
+    async def _send_next(self) -> None:
+        """Attempt the next delivery that is due, or wait for one."""
+        wakes, now = self._deliveries.wakes, time.monotonic()
+        paused = {key: one.again - now for key, one in self._failing.items() if one.again > now}
+        if "" in paused and not self._receiver.is_notified:
+            await asyncio.sleep(paused[""])
+            return
         # Read before each attempt: the run may have been deleted since the last one.
-        delivery, last = await self._deliveries.next(self.cursor, self._receiver.wanted)
+        is_again = len(paused) < len(self._failing)
+        after = self.cursor if is_again else max(self.cursor, self._seen)
+        delivery, last = await self._deliveries.next(after, self._receiver.wanted, paused)
         self._pending = delivery
         if delivery is None:
-            self.cursor, self._backlog = last, 0
-            await self._deliveries.wait(wakes, LOOK_SECONDS)
-            return True
-        ids = {"receiver": self._receiver.name, "run_id": delivery.run_id}
-        if why := await self._attempt(delivery):
-            self._results[FAILED] += 1
-            _logger.warning("webhook_failed", extra={**ids, "why": why})
-            if not self._failing_since:
-                self._failing_since = time.time_ns()
-                await self._deliveries.fails(self._receiver.name, self._failing_since)
-            if not self._is_overdue(delivery):
-                return False
+            if not paused:
+                self.cursor, self._backlog, self._failing = last, 0, {}
+            await self._deliveries.wait(wakes, min([LOOK_SECONDS, *paused.values()]))
+        elif why := await self._attempt(delivery):
+            await self._fail(delivery, why)
         else:
-            self._failing_since = 0
-        await self._deliveries.done(self._receiver.name, delivery, self._failing_since)
-        self._results[DROPPED if why else DELIVERED] += 1
-        if why:
+            await self._finish(delivery, DELIVERED)
+        self._seen = last
+
+    async def _fail(self, delivery: Delivery, why: str) -> None:
+        """Record a failed attempt, and drop the delivery if it is too old."""
+        ids = {"receiver": self._receiver.name, "run_id": delivery.run_id}
+        self._results[FAILED] += 1
+        _logger.warning("webhook_failed", extra={**ids, "why": why})
+        if not self._failing_since:
+            self._failing_since = time.time_ns()
+            await self._deliveries.fails(self._receiver.name, self._failing_since)
+        if self._is_overdue(delivery):
+            await self._finish(delivery, DROPPED)
             _logger.error("webhook_dropped", extra={**ids, "why": why})
-        self.cursor = self.durable = delivery.change
+            return
+        key = self._key(delivery)
+        known = self._failing.get(key)
+        attempts = known.attempts + 1 if known and known.delivery.change == delivery.change else 1
+        self._failing[key] = _Failing(delivery, attempts, time.monotonic() + _pause(attempts))
+        self._pending = None
+
+    async def _finish(self, delivery: Delivery, result: str) -> None:
+        """Record that the receiver has got a delivery, or will not get it."""
+        others = {key: one for key, one in self._failing.items() if key != self._key(delivery)}
+        if result == DELIVERED and not others:
+            self._failing_since = 0
+        # What other owners still have to get may be older.
+        cursor = min([delivery.change, *(one.delivery.change - 1 for one in others.values())])
+        await self._deliveries.done(self._receiver.name, delivery, cursor, self._failing_since)
+        self._failing, self._pending = others, None
+        self._results[result] += 1
+        self.cursor = self.durable = max(self.cursor, cursor)
         self._backlog = max(self._backlog - 1, 0)
-        return True
+
+    def _key(self, delivery: Delivery) -> str:
+        return delivery.owner if self._receiver.is_notified else ""
 
     def _is_overdue(self, delivery: Delivery) -> bool:
         before = time.time_ns() - int(DROP_SECONDS * 1e9)
