@@ -12,7 +12,19 @@ from typing import Any
 
 import grpc
 
-from benchmarks import budget, cluster, endings, floods, flow, growth, pace, scaling, speed, startup
+from benchmarks import (
+    budget,
+    cluster,
+    endings,
+    floods,
+    flow,
+    growth,
+    open_pages,
+    pace,
+    scaling,
+    speed,
+    startup,
+)
 from benchmarks.report import Figure, save, show
 from benchmarks.server import Server, compiled, served
 from benchmarks.service import Service
@@ -61,6 +73,12 @@ def _flow(results: Results, rounds: int) -> None:
         results.figures += flow.many_readers(service, server.address, 10)
 
 
+def _open_pages(results: Results, rounds: int) -> None:  # noqa: ARG001 - it takes a p99 of many calls
+    with _service("--workers", "2", "--http-listen", "127.0.0.1:0") as (service, server):
+        address = str(server.wait_for("http_started")["address"])
+        results.figures += open_pages.measure(service, address)
+
+
 def _pace(results: Results, rounds: int) -> None:  # noqa: ARG001 - the rates are the rounds
     figure, steps = pace.measure()
     results.figures.append(figure)
@@ -107,6 +125,7 @@ MEASURE = {
     "speed": _speed,
     "floods": _floods,
     "flow": _flow,
+    "open-pages": _open_pages,
     "pace": _pace,
     "budget": _budget,
     "startup": _startup,
@@ -114,7 +133,7 @@ MEASURE = {
     "scaling": _scaling,
     "cluster": _cluster,
 }
-PARTS = ("speed", "floods", "flow", "pace", "budget", "startup", "endings")
+PARTS = ("speed", "floods", "flow", "open-pages", "pace", "budget", "startup", "endings")
 MORE = ("scaling", "cluster")
 
 

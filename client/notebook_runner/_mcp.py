@@ -274,6 +274,9 @@ class ChangingTools:
         run_timeout: Annotated[
             float, Field(ge=0, description="Maximum seconds; 0: the server's default.")
         ] = 0,
+        notify_uri: Annotated[
+            str, Field(description="URL that gets a POST when the run ends; empty: none.")
+        ] = "",
     ) -> RunReport:
         """Start a notebook, and return immediately; then call follow_run.
 
@@ -288,6 +291,7 @@ class ChangingTools:
             "name": name,
             "labels": labels,
             "run_timeout": run_timeout,
+            "notify_uri": notify_uri,
         }
         if sum(map(bool, (server_path, notebook_uri, local_path, cells))) > 1:
             raise ToolError("Set only one of server_path, notebook_uri, local_path and cells.")

@@ -56,6 +56,9 @@ class StartOptions(TypedDict, total=False):
             schemes are allowed.
         output_uri: URI that the server writes the executed notebook to at the end of the run. The
             operator decides which schemes are allowed. If writing fails, `Run.output_error` says why.
+        notify_uri: URL that the server sends a POST to at the end of the run and of each of its
+            repetitions: a CloudEvent in JSON, without a signature. The operator decides which hosts are
+            allowed. Servers of version 0.1 send none.
         parameters: Values for the notebook's parameters, by name: None, bool, int, float, str, lists and
             dicts of these, and NumPy scalars. They arrive unchanged and in order; keys of dicts arrive as
             str, as with papermill. Anything else (dates, paths, bytes, arrays) is refused, because it
@@ -91,6 +94,7 @@ class StartOptions(TypedDict, total=False):
     server_path: str
     notebook_uri: str
     output_uri: str
+    notify_uri: str
     parameters: Mapping[str, Any]
     kernel_name: str
     run_timeout: Seconds
@@ -122,6 +126,7 @@ _FIELDS = {
     "process_limit": "process_limit",
     "labels": "labels",
     "output_uri": "output_uri",
+    "notify_uri": "notify_uri",
     "request_id": "request_id",
     "server_path": "notebook_path",
     "notebook_uri": "notebook_uri",

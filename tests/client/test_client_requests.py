@@ -62,9 +62,11 @@ def test_no_notebook_is_the_servers_default() -> None:
 
 def test_notebook_by_uri() -> None:
     """URIs are sent as they are: what they mean is the server's to say."""
-    request = start(notebook_uri="s3://a/b.ipynb", output_uri="s3://a/c.ipynb")
+    notify_uri = "https://a/done?token=b"
+    request = start(notebook_uri="s3://a/b.ipynb", output_uri="s3://a/c.ipynb", notify_uri=notify_uri)
     assert request.WhichOneof("notebook") == "notebook_uri"
     assert (request.notebook_uri, request.output_uri) == ("s3://a/b.ipynb", "s3://a/c.ipynb")
+    assert request.notify_uri == notify_uri
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ OPTIONS: StartOptions = {
     "retention": 3600,
     "request_id": "id",
     "output_uri": "s3://bucket/out.ipynb",
+    "notify_uri": "https://example.com/done",
     "name": "report",
     "files": ["data.csv", Path("utils")],
     "retry": Retry(3, states=["crashed", RunState.TIMED_OUT], backoff=timedelta(seconds=5), max_backoff=60),

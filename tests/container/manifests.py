@@ -116,7 +116,7 @@ def for_podman(
     name: str,
     image: str,
     environment: Mapping[str, str],
-    secrets: Mapping[str, Mapping[str, str]],
+    secrets: Mapping[str, Path],
     claims: Mapping[str, Path],
     exchanged: Mapping[str, str],
 ) -> list[Manifest]:
@@ -126,21 +126,18 @@ def for_podman(
     - The image is the one that was built here, and there are more variables: the port is a free one.
     - What is `exchanged` in the container is another text: ports in commands, and names of Services.
     - Podman knows no gRPC probe: it becomes the command that asks the same. By HTTP it would ask with curl.
-    - It hands a Secret's content on without decoding it: a Secret becomes a ConfigMap.
+    - It hands a Secret's content on without decoding it, and readable for everyone: a Secret is a folder,
+      which the test has made as the kubelet would.
     - It publishes the ports that a container names, which the machine's own network has none of.
     - It does not put variables into a command, `$(NAME)`.
     - A claim is a folder, which the test has made as Kubernetes would: podman gives a volume another owner.
     """
     maps = [copy.deepcopy(one) for one in found if one["kind"] == "ConfigMap"]
-    maps += [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": secret}, "data": dict(files)}
-        for secret, files in secrets.items()
-    ]
     for each in maps:
         each["metadata"]["name"] = f"{name}-{each['metadata']['name']}"
     spec = copy.deepcopy(pod["spec"]) | {"hostNetwork": True}
     for volume in spec["volumes"]:
-        _exchange(volume, name, claims)
+        _exchange(volume, name, secrets, claims)
     spec["containers"] = [_container(spec["containers"][0], name, environment, exchanged)]
     spec["containers"][0]["image"] = image
     metadata = {**pod["metadata"], "name": name}
@@ -169,10 +166,9 @@ def _container(
     return one
 
 
-def _exchange(volume: Manifest, name: str, claims: Mapping[str, Path]) -> None:
-    if secret := volume.pop("secret", None):
-        items = {"items": secret["items"]} if "items" in secret else {}
-        volume["configMap"] = {"name": secret["secretName"], **items}
+def _exchange(volume: Manifest, name: str, secrets: Mapping[str, Path], claims: Mapping[str, Path]) -> None:
+    if volume.pop("secret", None):
+        volume["hostPath"] = {"path": str(secrets[volume["name"]]), "type": "Directory"}
     if "configMap" in volume:
         volume["configMap"]["name"] = f"{name}-{volume['configMap']['name']}"
     if claim := volume.pop("persistentVolumeClaim", None):

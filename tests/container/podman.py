@@ -101,6 +101,20 @@ def volume(folder: Path) -> Path:
     return folder
 
 
+def mounted(folder: Path, volume_: Manifest, secrets: Mapping[str, Mapping[str, str]]) -> Path:
+    """A folder with the files of a Secret's volume, with the owner and the mode that the kubelet gives."""
+    secret = volume_["secret"]
+    files = secrets[secret["secretName"]]
+    named = [(one["key"], one["path"]) for one in secret.get("items", [])] or [(key, key) for key in files]
+    made = folder / str(volume_["name"])
+    made.mkdir()
+    for key, name in named:
+        (made / name).write_text(files[key])
+        os.chown(made / name, 0, GROUP)
+        (made / name).chmod(secret["defaultMode"])
+    return made
+
+
 class Pod:
     """A pod of the manifests between `with` and its end.
 
@@ -130,8 +144,14 @@ class Pod:
         self.name = name or f"nbr-{uuid4().hex[:8]}"
         (container,) = pod["spec"]["containers"]
         self.container = f"{self.name}-{container['name']}"
+        self._secrets = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
+        folders = {
+            one["name"]: mounted(self._secrets, one, secrets)
+            for one in pod["spec"]["volumes"]
+            if "secret" in one
+        }
         documents = for_podman(
-            found, pod, self.name, image, environment, secrets, claims or {}, exchanged or {}
+            found, pod, self.name, image, environment, folders, claims or {}, exchanged or {}
         )
         self._manifest = yaml.safe_dump_all(documents)
         self._maps = [one["metadata"]["name"] for one in documents if one["kind"] == "ConfigMap"]
@@ -154,6 +174,7 @@ class Pod:
         """Leaves nothing of the pod but the folders of its claims."""
         podman("pod", "rm", "--force", "--time=0", self.name, code=None)
         podman("volume", "rm", "--force", *self._maps, code=None)
+        shutil.rmtree(self._secrets, ignore_errors=True)
 
     def execute(self, *command: str, code: int | None = 0) -> str:
         """What a program prints in the container."""

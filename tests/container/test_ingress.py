@@ -99,7 +99,8 @@ def test_http_through_nginx(serve: Callable[..., Nginx], gate: Gate, buffering: 
     gate.open()
     *_, (_, last) = events
     assert last.run_changed.state == pb.RUN_STATE_SUCCEEDED
-    assert http.get("/openapi.json").status == 200
+    for path in ("/openapi.json", "/docs", "/", "/start", f"/runs/{run['runId']}", "/page/main.js"):
+        assert http.get(path).status == 200, path
     assert http.get("/readyz").status == 404
 
 

@@ -11,12 +11,14 @@ import pytest
 
 from notebook_runner._version import __version__
 from notebook_runner.cli import main as client_command
+from notebook_runner_server.api.access_file import AccessFileError
 from notebook_runner_server.api.oidc_options import parse_rules
 from notebook_runner_server.api.server import LIVENESS, READINESS, SERVICE
 from notebook_runner_server.api.shares_file import parse_shares
 from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
 from notebook_runner_server.http_api.bindings import bindings
 from notebook_runner_server.http_api.health import HEALTH_SERVICES
+from notebook_runner_server.webhooks.receivers_file import parse_receivers
 from tests.container.manifests import (
     BASE,
     COMPONENTS,
@@ -34,6 +36,7 @@ from tests.container.manifests import (
     with_operated,
 )
 from tests.support.pages import REPOSITORY
+from tests.support.receivers import new_secret
 
 # The oldest that has all that the manifests use (1.31: podFailurePolicy, unhealthyPodEvictionPolicy), one
 # between, and the newest whose schemas there are.
@@ -161,7 +164,11 @@ def test_the_network_is_closed(folder: Path) -> None:
             assert rule["to"]
             ports = {port["port"] for port in rule["ports"]}
             if any("ipBlock" in peer for peer in rule["to"]):
-                assert (folder.name, ports) in (("internet", {443}), ("oidc", API_SERVER_PORTS))
+                assert (folder.name, ports) in (
+                    ("internet", {443}),
+                    ("oidc", API_SERVER_PORTS),
+                    ("webhooks", {443}),
+                )
             else:
                 assert ports in ({53}, {50051}, DASK_PORTS)
         for rule in (rule for one in own for rule in one.get("ingress", [])):
@@ -169,10 +176,13 @@ def test_the_network_is_closed(folder: Path) -> None:
             assert rule["ports"]
 
 
-def test_the_internet_is_public_addresses(tmp_path: Path) -> None:
-    """The component opens public addresses to whatever runs notebooks, and no private or metadata address."""
-    found = composed(tmp_path, FOLDER / "components/dask", NIGHTLY, FOLDER / "components/internet")
-    policy = find(found, "NetworkPolicy", "notebook-runner-internet")
+@pytest.mark.parametrize(
+    ("component", "opened"), [("internet", {"server", "dask-worker"}), ("webhooks", {"server"})]
+)
+def test_the_internet_is_public_addresses(tmp_path: Path, component: str, opened: set[str]) -> None:
+    """To what runs notebooks or sends webhooks, public addresses are open, no private or metadata address."""
+    found = composed(tmp_path, FOLDER / "components/dask", NIGHTLY, FOLDER / "components" / component)
+    policy = find(found, "NetworkPolicy", f"notebook-runner-{component}")
     (rule,) = policy["spec"]["egress"]
     blocks = [peer["ipBlock"] for peer in rule["to"]]
 
@@ -190,7 +200,7 @@ def test_the_internet_is_public_addresses(tmp_path: Path) -> None:
         for one in found
         if one["kind"] in WORKLOADS and is_selected(policy, labels := pod_of(one)["metadata"]["labels"])
     }
-    assert reached == {"server", "dask-worker"}
+    assert reached == opened
 
 
 def test_service_accounts_as_callers() -> None:
@@ -222,6 +232,22 @@ def test_shares_of_owners() -> None:
     content = find(found, "ConfigMap", "notebook-runner-shares")["data"]["shares"]
     share = parse_shares(content.encode(), "shares", Settings().default_share).share("somebody", ())
     assert None not in (share.max_active, share.max_queued, share.max_history_bytes)
+
+
+def test_receivers_of_webhooks() -> None:
+    """The setting names the file of the mounted Secret; the example is valid once it has a secret."""
+    found = rendered(FOLDER / "overlays/webhooks")
+    deployment = find(found, "Deployment")
+    (mount,) = [one for one in container_of(deployment)["volumeMounts"] if one["name"] == "webhooks"]
+    (volume,) = [one for one in pod_of(deployment)["spec"]["volumes"] if one["name"] == "webhooks"]
+    assert volume["secret"] == {"secretName": "notebook-runner-webhooks", "defaultMode": 0o440}
+    path = f"{mount['mountPath']}/webhooks.toml"
+    assert variables(container_of(deployment))["NOTEBOOK_RUNNER_WEBHOOKS_FILE"] == path
+    example = (FOLDER / "components/webhooks/webhooks.toml").read_bytes()
+    with pytest.raises(AccessFileError, match="secret must be whsec_"):
+        parse_receivers(example, "example")
+    completed = example.replace(b"whsec_REPLACE-ME", new_secret().encode())
+    assert [one.name for one in parse_receivers(completed, "example")] == ["example"]
 
 
 def test_secrets_are_files(folder: Path) -> None:

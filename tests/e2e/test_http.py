@@ -2,19 +2,24 @@
 
 import hashlib
 import json
+import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from google.protobuf.json_format import MessageToDict
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner_server.http_api.bindings import bindings
 from tests.support.calls import artefact, finish, inline, perform, started
 from tests.support.gate import Gate
 from tests.support.http_client import HttpCaller
 from tests.support.notebooks import content, notebook, parsed, printed, written
+from tests.support.pages import REPOSITORY, blocks
 from tests.support.progress import Validator
 from tests.support.server import Server
 
@@ -81,6 +86,51 @@ def test_start_and_read_with_curl(server: Server) -> None:
     assert json.loads(curl(server, "/v1/info"))["workers"] == 1
 
 
+def test_each_line_of_the_page(tmp_path: Path) -> None:
+    """What the page on HTTP tells readers to do works as it is, and has a line for each path."""
+    page = REPOSITORY / "docs/how-to/http.md"
+    (block,) = [one for one in blocks(page) if one.text.count("curl ") > 2]
+    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
+    root = str(REPOSITORY / "examples")
+    options = ["--notebook-root", root, "--default-notebook", "quickstart.ipynb", "--queue", "5"]
+    called = set()
+    with Server(tmp_path / "state", *options, "--http-listen", "127.0.0.1:0") as server:
+        for line in block.text.splitlines():
+            if line.startswith("#"):
+                continue
+            called.add(asked(line))
+            run_id = server.stub.List(pb.ListRequest()).runs[-1].run_id if "/ID" in line else ""
+            text = line.replace("127.0.0.1:8080", server.http).replace("/ID", f"/{run_id}")
+            program, *arguments = shlex.split(text)
+            command = [program, "--silent", "--show-error", "--fail-with-body", *arguments]
+            with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                if "/v1/watch" in line:
+                    assert process.stdout.readline().startswith("id: ")
+                    process.terminate()
+                    continue
+                printed_text, _ = process.communicate(timeout=SECONDS)
+            assert process.returncode == 0, (line, printed_text)
+    assert called == {one.name for one in bindings()}
+    (saved,) = tmp_path.glob("*.html")
+    assert "<html" in saved.read_text()
+
+
+def asked(line: str) -> str:
+    """The name of the call that a line with curl makes."""
+    words = shlex.split(line)
+    verb = words[words.index("-X") + 1] if "-X" in words else "GET"
+    verb = "POST" if {"--json", "--data-binary"} & set(words) else verb
+    (url,) = [urlsplit(word) for word in words if word.startswith("http")]
+    found = [
+        one.name
+        for one in bindings()
+        if one.verb == verb and re.fullmatch(re.sub(r"\{\w+\}", "[^/:]+", one.path), url.path)
+    ]
+    assert len(found) == 1, line
+    return found[0]
+
+
 def test_the_notebook_itself_with_curl(server: Server, tmp_path: Path) -> None:
     """`curl --data-binary @nb.ipynb` starts the notebook; the other fields are query parameters."""
     (tmp_path / "nb.ipynb").write_bytes(content("print(6 * 7)"))
@@ -108,7 +158,8 @@ def test_health_over_http(caller: HttpCaller, path: str) -> None:
 def test_kill_ends_a_run(server: Server, caller: HttpCaller, gate: Gate) -> None:
     """Kill takes its fields as JSON, and ends the run."""
     with started(server.stub, inline(gate.source)) as run:
-        answer = caller.call("POST", f"/v1/runs/{run.run_id}:kill", {"gracePeriod": "0.5s"})
+        # Some proxies encode the colon.
+        answer = caller.call("POST", f"/v1/runs/{run.run_id}%3Akill", {"gracePeriod": "0.5s"})
         assert (answer.status, answer.json["run"]["state"]) == (200, "RUN_STATE_KILLED")
 
 

@@ -1,9 +1,11 @@
 """Webhooks to real receivers: what arrives, in which order, and signed by whom."""
 
+import asyncio
 import json
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import grpc
 import pytest
@@ -11,10 +13,13 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from google.protobuf import json_format
 from standardwebhooks import Webhook
 
+from notebook_runner import AsyncClient, Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.client.test_cli import command_for
 from tests.support.calls import SECONDS, finish, inline, start
 from tests.support.errors import refused
-from tests.support.notebooks import code
+from tests.support.http_client import HttpCaller
+from tests.support.notebooks import code, notebook, written
 from tests.support.receivers import WebhookReceiver, new_secret, table, webhooks_file
 from tests.support.scrape import ON, until
 from tests.support.server import Server
@@ -126,6 +131,36 @@ def test_a_run_notifies_whom_it_names(tmp_path: Path) -> None:
             refusal = refused(partial(start, server.stub, inline("1", notify_uri=other)))
             assert refusal.kind == (grpc.StatusCode.INVALID_ARGUMENT, "URI_NOT_ALLOWED")
         assert "token=secret" not in str(server.log)
+
+
+@pytest.mark.fault
+def test_every_way_to_start_takes_the_uri(tmp_path: Path) -> None:
+    """Both clients, the command, and HTTP with a notebook as its body notify whom they name."""
+    (tmp_path / "a.ipynb").write_bytes(written(notebook("1")))
+    options = ("--notify-hosts", "127.0.0.1", "--http-listen", "127.0.0.1:0")
+    with WebhookReceiver() as receiver, Server(tmp_path / "state", *options) as server:
+        uris = {way: f"{receiver.url}?way={way}&b" for way in ("sync", "async", "start", "run", "http")}
+        command = command_for(server.target)
+
+        async def from_asyncio() -> str:
+            async with AsyncClient(server.target) as client:
+                return (await client.run(tmp_path / "a.ipynb", notify_uri=uris["async"])).id
+
+        with Client(server.target) as client:
+            runs = {
+                "sync": client.start(tmp_path / "a.ipynb", notify_uri=uris["sync"]).wait().id,
+                "async": asyncio.run(from_asyncio()),
+            }
+            for way in ("start", "run"):
+                done = command(way, tmp_path / "a.ipynb", "--notify-uri", uris[way])
+                assert done.returncode == 0, done.stderr
+                runs[way] = client.wait().id
+            path = "/v1/runs?" + urlencode({"notify_uri": uris["http"]})
+            answer = HttpCaller(server.http).call("POST", path, (tmp_path / "a.ipynb").read_bytes())
+            runs["http"] = answer.json["run"]["runId"]
+            arrived = receiver.wait(len(uris))
+        found = {one.headers[":path"]: json.loads(one.body)["subject"] for one in arrived}
+        assert found == {f"/hook?way={way}&b": run_id for way, run_id in runs.items()}
 
 
 def test_without_hosts_nobody_is_notified(server: Server) -> None:

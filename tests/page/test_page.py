@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from selenium.webdriver.common.keys import Keys
 
@@ -11,6 +12,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.gallery.browser import FAINT
 from tests.page.reader import Reader, reader
 from tests.support.calls import finish, inline, perform, started, struct
+from tests.support.errors import refused
 from tests.support.gate import Gate
 from tests.support.http_client import HttpCaller
 from tests.support.notebooks import code, content
@@ -170,6 +172,28 @@ def test_kill_asks_before(server: Server, page: Reader, gate: Gate) -> None:
         page.click("Kill the run", "dialog[open]")
         page.sees_state("killed")
         assert server.stub.Get(pb.GetRequest(run_id=run.run_id)).run.state == pb.RUN_STATE_KILLED
+
+
+def test_delete_asks_before(server: Server, page: Reader) -> None:
+    """Cancel leaves the run alone; the confirmation deletes it, and the list without it is shown."""
+    run = perform(server.stub, inline("1", name="to delete")).run
+    page.open_run(run)
+    page.click("Delete")
+    assert page.findings() == []
+    page.keep("delete")
+    page.click("Cancel", "dialog[open]")
+    page.until("!document.querySelector('dialog[open]')")
+    assert server.stub.Get(pb.GetRequest(run_id=run.run_id)).run == run
+    page.click("Delete")
+    page.click("Delete the run", "dialog[open]")
+    page.sees("Runs", "h1")
+    page.until("document.querySelector('.row, .empty')")
+    page.until("!document.querySelector('main').innerText.includes('to delete')")
+    assert page.address() == "/"
+    gone = refused(lambda: server.stub.Get(pb.GetRequest(run_id=run.run_id)))
+    assert gone.kind == (grpc.StatusCode.NOT_FOUND, "RUN_NOT_FOUND")
+    page.open_run(run)
+    page.sees("Unknown run", "[role=alert]")
 
 
 def test_a_form_is_made_of_the_parameters(server: Server, page: Reader, tmp_path: Path) -> None:

@@ -6,13 +6,23 @@ import ssl
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 SECONDS = 60.0
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+class StreamFailedError(Exception):
+    """A stream ended with a status; its reason is the text."""
+
+    def __init__(self, status: Any) -> None:
+        super().__init__(reason_of(status))
 
 
 @dataclass(frozen=True)
@@ -32,10 +42,7 @@ class HttpAnswer:
     @property
     def reason(self) -> str:
         """The reason of a failed call."""
-        found: str = next(
-            one["reason"] for one in self.json["details"] if one["@type"].endswith(".ErrorInfo")
-        )
-        return found
+        return reason_of(self.json)
 
 
 class HttpCaller:
@@ -78,20 +85,46 @@ class HttpCaller:
 
     def events(self, path: str, **headers: str) -> Iterator[tuple[str, pb.ProgressResponse]]:
         """The events of a run as server-sent events, each with its id."""
-        lines = self.lines(path, accept="text/event-stream", **headers)
-        with closing(lines):
-            for line in lines:
-                number = line.removeprefix("id: ")
-                data = next(lines).removeprefix("data: ")
-                assert next(lines) == ""
-                yield number, ParseDict(json.loads(data), pb.ProgressResponse())
+        return self._events(path, pb.ProgressResponse, **headers)
 
     def messages(self, path: str, **headers: str) -> Generator[pb.ProgressResponse, None, None]:
         """The events of a run as JSON lines."""
+        return self._messages(path, pb.ProgressResponse, **headers)
+
+    def change_events(self, path: str, **headers: str) -> Iterator[tuple[str, pb.WatchResponse]]:
+        """The changes of all runs as server-sent events, each with its id."""
+        return self._events(path, pb.WatchResponse, **headers)
+
+    def changes(self, path: str, **headers: str) -> Generator[pb.WatchResponse, None, None]:
+        """The changes of all runs as JSON lines."""
+        return self._messages(path, pb.WatchResponse, **headers)
+
+    def _events(
+        self, path: str, kind: type[MessageT], **headers: str
+    ) -> Generator[tuple[str, MessageT], None, None]:
+        lines = self.lines(path, accept="text/event-stream", **headers)
+        with closing(lines):
+            for line in lines:
+                data = json.loads(next(lines).removeprefix("data: "))
+                assert next(lines) == ""
+                if line == "event: status":
+                    raise StreamFailedError(data)
+                yield line.removeprefix("id: "), ParseDict(data, kind())
+
+    def _messages(self, path: str, kind: type[MessageT], **headers: str) -> Generator[MessageT, None, None]:
         lines = self.lines(path, accept="application/x-ndjson", **headers)
         with closing(lines):
             for line in lines:
-                yield ParseDict(json.loads(line), pb.ProgressResponse())
+                data = json.loads(line)
+                if "error" in data:
+                    raise StreamFailedError(data["error"])
+                yield ParseDict(data, kind())
+
+
+def reason_of(status: Any) -> str:
+    """The reason in a status."""
+    found: str = next(one["reason"] for one in status["details"] if one["@type"].endswith(".ErrorInfo"))
+    return found
 
 
 def _named(headers: dict[str, str]) -> dict[str, str]:

@@ -82,6 +82,7 @@ _RUN_OPTIONS: list[Callable[..., Any]] = [
         help="Kernelspec to use instead of the notebook's own.",
     ),
     click.option("--output-uri", metavar="URI", help="Have the server write the executed notebook to URI."),
+    click.option("--notify-uri", metavar="URI", help="Have the server send a POST to URI when the run ends."),
     click.option(
         "--run-timeout", type=duration, metavar="TIME", help="Maximum duration of the run: 90, 90s, 5m, 2h."
     ),
@@ -325,6 +326,7 @@ def _translated(options: dict[str, Any], notebook: Path | None, before: Run | No
         "process_limit": options["process_limit"] or 0,
         "kernel_name": options["kernel"] or "",
         "output_uri": options["output_uri"] or "",
+        "notify_uri": options["notify_uri"] or "",
         "allow_errors": options["allow_errors"],
         "name": options["name"] or ("" if str(notebook) == STANDARD_STREAM else name_of(notebook)),
     }

@@ -52,7 +52,7 @@ function shown(address, announce) {
   }
   if (pathname.startsWith("/runs/")) {
     const runId = decodeURIComponent(pathname.slice("/runs/".length));
-    return html`<${RunPage} key=${runId} runId=${runId} announce=${announce} />`;
+    return html`<${RunPage} key=${runId} runId=${runId} go=${go} announce=${announce} />`;
   }
   return html`<${RunsPage} query=${searchParams} go=${go} announce=${announce} />`;
 }

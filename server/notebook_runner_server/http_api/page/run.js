@@ -4,14 +4,14 @@ import { html, useEffect, useRef, useState } from "/page/preact.js";
 import { artefact, call, follow } from "/page/api.js";
 import { duration, elapsed, hasEnded, instant, moment, size, stateOf, title, words } from "/page/format.js";
 import { RunModel } from "/page/model.js";
-import { State, useClock, useRedraw } from "/page/runs.js";
+import { State, useClock, useInfo, useRedraw } from "/page/runs.js";
 import { Timeline } from "/page/timeline.js";
 
 const DISPLAY_BYTES = 256 * 1024; // the server keeps no larger representations
 const KILL_GRACE = "5s";
 
 /** One run: its state, cells, failure, values and artefacts. */
-export function RunPage({ runId, announce }) {
+export function RunPage({ runId, go, announce }) {
   const { model, isLinked, problem } = useRun(runId);
   const run = model?.run;
   const state = run ? stateOf(run) : "";
@@ -23,7 +23,7 @@ export function RunPage({ runId, announce }) {
   return html`
     <div class="heading">
       <h1 tabindex="-1">${run ? title(run) : "Run"}</h1>
-      ${run && html`<${State} run=${run} /><${Actions} run=${run} />`}
+      ${run && html`<${State} run=${run} /><${Actions} run=${run} go=${go} />`}
     </div>
     ${problem && html`<p class="problem" role="alert">${problem}</p>`}
     ${!isLinked && !problem && !(run && hasEnded(run)) && html`<p class="link-state">Connecting to the server …</p>`}
@@ -73,46 +73,85 @@ async function read(state, runId, signal, redraw) {
     state.isLinked = isLinked;
   };
   const { run } = await call("GET", `/v1/runs/${encodeURIComponent(runId)}`, undefined, signal);
-  state.model = new RunModel(run);
-  state.model.wasActive = !hasEnded(run);
-  redraw();
-  await follow(path, signal, (event) => {
+  const wasActive = !hasEnded(run);
+  const begin = (known) => {
+    state.model = new RunModel(known);
+    state.model.wasActive = wasActive;
+    redraw();
+  };
+  const onMessage = (event) => {
     state.model.apply(event);
     redraw();
     return event.runChanged && hasEnded(event.runChanged);
-  }, onLink);
+  };
+  begin(run);
+  for (;;) {
+    try {
+      await follow(path, signal, onMessage, onLink);
+      return;
+    } catch (error) {
+      // The history is older than what is shown here: it was restored from a backup.
+      if (error.reason !== "SEQUENCE_AHEAD") throw error;
+      begin(state.model.run);
+    }
+  }
 }
 
-function Actions({ run }) {
+function Actions({ run, go }) {
+  const info = useInfo();
   return html`<div class="actions">
     <a class="button" href=${`/start?from=${run.runId}`}>Run again</a>
-    ${!hasEnded(run) && html`<${Kill} run=${run} />`}
+    ${info && mayChange(info, run) && (hasEnded(run) ? html`<${Delete} run=${run} go=${go} />` : html`<${Kill} run=${run} />`)}
   </div>`;
 }
 
+/** Return whether the caller may kill and delete a run that it sees. */
+function mayChange({ caller = "", scopes = [] }, { owner = "" }) {
+  return scopes.includes("run-all") || (scopes.includes("run") && owner === caller);
+}
+
 function Kill({ run }) {
+  const kill = ({ interrupt }) => call("POST", `/v1/runs/${run.runId}:kill`,
+    JSON.stringify({ gracePeriod: interrupt.checked ? KILL_GRACE : undefined, noWait: true }));
+  return html`<${Confirmed} name="Kill" isDisabled=${stateOf(run) === "KILLING"} act=${kill}>
+    <p>${title(run)} is ${words(stateOf(run))}. What it has done so far stays in its notebook.</p>
+    <label class="check"><input type="checkbox" name="interrupt" /> Interrupt the cell first, and wait 5 seconds</label>
+  <//>`;
+}
+
+function Delete({ run, go }) {
+  const remove = async () => {
+    await call("DELETE", `/v1/runs/${run.runId}`);
+    go("/");
+  };
+  return html`<${Confirmed} name="Delete" act=${remove}>
+    <p>This removes the history, the executed notebook and the files of ${title(run)}. It cannot be undone.</p>
+  <//>`;
+}
+
+/** A button for what cannot be undone: it asks before it calls `act` with the fields of the question. */
+function Confirmed({ name, isDisabled, act, children }) {
   const dialog = useRef();
   const [problem, setProblem] = useState("");
+  const heading = `${name.toLowerCase()}-title`;
   const onSubmit = async (event) => {
-    const gracePeriod = event.target.elements.interrupt.checked ? KILL_GRACE : undefined;
     setProblem("");
     try {
-      await call("POST", `/v1/runs/${run.runId}:kill`, JSON.stringify({ gracePeriod, noWait: true }));
+      await act(event.target.elements);
     } catch (error) {
       setProblem(error.message);
     }
   };
   return html`
-    <button class="danger" disabled=${stateOf(run) === "KILLING"} onClick=${() => dialog.current.showModal()}>Kill</button>
+    <button class="danger" disabled=${isDisabled} onClick=${() => dialog.current.showModal()}>${name}</button>
     ${problem && html`<p class="problem" role="alert">${problem}</p>`}
-    <dialog ref=${dialog} aria-labelledby="kill-title">
+    <dialog ref=${dialog} aria-labelledby=${heading}>
       <form method="dialog" onSubmit=${onSubmit}>
-        <h2 id="kill-title">Kill this run?</h2>
-        <p>${title(run)} is ${words(stateOf(run))}. What it has done so far stays in its notebook.</p>
-        <label class="check"><input type="checkbox" name="interrupt" /> Interrupt the cell first, and wait 5 seconds</label>
+        <h2 id=${heading}>${name} this run?</h2>
+        ${children}
         <div class="actions">
           <button type="button" onClick=${() => dialog.current.close()}>Cancel</button>
-          <button class="danger" name="confirm">Kill the run</button>
+          <button class="danger" name="confirm">${name} the run</button>
         </div>
       </form>
     </dialog>`;

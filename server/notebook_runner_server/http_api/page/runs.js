@@ -130,7 +130,7 @@ async function watch(state, query, signal, redraw) {
       await follow(path, signal, onMessage, onLink);
       return;
     } catch (error) {
-      // A cursor of another history: another server may have taken over the address.
+      // A cursor of another history, or of a later state of this one: it was replaced or restored from a backup.
       if (cursor && GONE.includes(error.reason)) {
         restart();
         continue;

@@ -47,6 +47,7 @@ export class Timeline extends Component {
       top += cells[i].height;
     }
     this._height = top;
+    this._tops.length = cells.length; // a stream that starts afresh has fewer
     model.changedFrom = cells.length;
   }
 
