@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from ._snapshot import RunSnapshot, RunT
 from ._states import is_terminal
-from .errors import NotebookRunnerError
+from .errors import NotebookRunnerError, QuotaExceeded, RunnerBusy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .v1 import notebook_runner_pb2 as pb
 
-__all__ = ["checked", "latest", "not_connected", "still_active"]
+__all__ = ["checked", "is_temporary", "latest", "not_connected", "still_active"]
 
 
 def latest(run_id: str, events: Iterable[pb.ProgressResponse]) -> pb.Run:
@@ -47,6 +47,11 @@ def checked(run: RunT) -> RunT:
 def still_active(run_id: str, timeout: float) -> TimeoutError:
     """Return the error of a wait that was too short."""
     return TimeoutError(f"Run {run_id} has not ended within {timeout:g} s. It continues.")
+
+
+def is_temporary(error: NotebookRunnerError) -> bool:
+    """Return whether a Start was refused only until a place in a queue is free."""
+    return isinstance(error, RunnerBusy) or (isinstance(error, QuotaExceeded) and error.quota == "queued")
 
 
 def not_connected(run: RunSnapshot) -> NotebookRunnerError:

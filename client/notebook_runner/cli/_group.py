@@ -18,7 +18,8 @@ from notebook_runner._connection import DEFAULT_TARGET, check_target
 from notebook_runner._printable import one_line
 from notebook_runner._status import problem_of
 from notebook_runner._version import __version__
-from notebook_runner.errors import NotebookRunnerError, QuotaExceeded, RpcFailed, RunnerBusy, Unavailable
+from notebook_runner._waiting import is_temporary
+from notebook_runner.errors import NotebookRunnerError, QuotaExceeded, RpcFailed, Unavailable
 
 from ._calls import CommandClient
 from ._exit import HELP, ExitCode, code_of_error
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from notebook_runner.v1.notebook_runner_pb2 import Run
 
-__all__ = ["Server", "describe_error", "is_temporary", "main", "usage_errors"]
+__all__ = ["Server", "describe_error", "main", "usage_errors"]
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,6 @@ def usage_errors() -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error)) from error
-
-
-def is_temporary(error: NotebookRunnerError) -> bool:
-    """Return whether a Start was refused only until a place in a queue is free."""
-    return isinstance(error, RunnerBusy) or (isinstance(error, QuotaExceeded) and error.quota == "queued")
 
 
 def describe_error(error: NotebookRunnerError) -> str:

@@ -12,12 +12,13 @@ import click
 
 from notebook_runner._printable import one_line
 from notebook_runner._requests import name_of
+from notebook_runner._waiting import is_temporary
 from notebook_runner.errors import RpcFailed
 
 from ._again import notebook_again, parameters_again
 from ._exit import HELP, code_of_run
 from ._follow import follow
-from ._group import Server, is_temporary, usage_errors
+from ._group import Server, usage_errors
 from ._help_notebook import show_parameters
 from ._options import (
     complete_kernel,

@@ -31,6 +31,7 @@ from notebook_runner import (
 )
 
 from ._merge import merge
+from ._start import split_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NotebookRunnerEngine"]
 
-_CONNECTION = ("target", "token", "token_file", "tls_ca", "tls_cert", "tls_key")
 # papermill reads the notebook and injects the parameters before it calls an engine.
 _BY_PAPERMILL = ("parameters", "server_path", "notebook_uri")
 # Until the executed notebook replaces it, a display is what its event has.
@@ -97,7 +97,7 @@ class NotebookRunnerEngine(Engine):  # type: ignore[misc] # papermill has no typ
         cells = _Cells(nb_man, log_output=log_output, stdout_file=stdout_file, stderr_file=stderr_file)
         with cells.failing():
             _check(options)
-            connection = {name: options.pop(name) for name in _CONNECTION if name in options}
+            connection, options = split_options(options)
             options["kernel_name"] = kernel_name
             if limit := execution_timeout or timeout:
                 options["cell_timeout"] = limit

@@ -13,9 +13,10 @@ from jupyter_cache.executors.basic import ExecutionWorkerBase, ProcessData
 from jupyter_cache.executors.utils import ExecutionResult, copy_assets
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-from notebook_runner import Client, NotebookRunnerError, RunFailed, RunnerBusy, RunState
+from notebook_runner import Client, NotebookRunnerError, RunFailed, RunState
 
 from ._merge import merge
+from ._start import split_options, start_when_free
 
 if TYPE_CHECKING:
     import logging
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from notebook_runner import Run
 
 __all__ = ["NotebookRunnerExecutor"]
-
-_CONNECTION = ("target", "token", "token_file", "tls_ca", "tls_cert", "tls_key")
-# If a busy server does not say when to try again.
-_RETRY_SECONDS = 1.0
 
 
 class NotebookRunnerExecutor(JupyterExecutorAbstract):  # type: ignore[misc] # jupyter-cache has no types
@@ -67,7 +64,7 @@ class NotebookRunnerExecutor(JupyterExecutorAbstract):  # type: ignore[misc] # j
             killed or crashed.
         """
         records = self.get_records(filter_uris, filter_pks, clear_tracebacks=True, force=force)
-        connection = {name: options.pop(name) for name in _CONNECTION if name in options}
+        connection, options = split_options(options)
         by_code: dict[int, list[str]] = {0: [], 1: [], 2: []}
         with Client(**connection) as client:
             self.logger.info("Executing %s notebook(s) on %s", len(records), client.target)
@@ -130,22 +127,15 @@ class _Runs:
             options["cell_timeout"] = own["timeout"]
         with tempfile.TemporaryDirectory() as folder:
             copy_assets(project.uri, project.assets, folder)
-            run = self._start(project, {"files": list(Path(folder).iterdir()), **options})
+            options = {"files": list(Path(folder).iterdir()), **options}
+            # Others use the server as well.
+            run = start_when_free(self._client, project.nb, options, self._closed)
         self._active[run.id] = run
         if self._closed.is_set():
             run.kill()
         ended = run.wait()
         del self._active[run.id]
         return ended
-
-    def _start(self, project: ProjectNb, options: dict[str, Any]) -> Run:
-        while True:
-            try:
-                return self._client.start(project.nb, **options)
-            except RunnerBusy as error:
-                # Others use the server as well.
-                if self._closed.wait(error.retry_after or _RETRY_SECONDS):
-                    raise
 
 
 class _Worker(ExecutionWorkerBase):  # type: ignore[misc] # jupyter-cache has no types
