@@ -147,7 +147,7 @@ class _Room:
         return shown
 
     def entries(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the entries that there is room for."""
+        """Return the entries that fit."""
         shown = {}
         for key, value in values.items():
             size = len(json.dumps([key, value], default=str))

@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from notebook_runner import Client, InvalidRequest
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner_server.api.limits import SMALL_MESSAGE
 from tests.support.calls import SECONDS, history, inline, perform
 from tests.support.errors import refused
 from tests.support.server import SERVICE, Server
@@ -46,16 +47,19 @@ def test_a_message_that_is_too_large(small: Server, size: int) -> None:
     """Each call refuses it by the contract's reason and names both sizes, far beyond what is accepted."""
     for method in UNARY:
         refusal = refused(partial(small.raw, method, padding(size)))
-        reason = "NOTEBOOK_TOO_LARGE" if method == "Start" else "REQUEST_TOO_LARGE"
+        start = "NOTEBOOK_TOO_LARGE", ACCEPTED
+        reason, limit = start if method == "Start" else ("REQUEST_TOO_LARGE", SMALL_MESSAGE)
         assert refusal.kind == (TOO_LARGE, reason)
-        assert refusal.metadata == {"bytes": str(size), "limit_bytes": str(ACCEPTED)}
+        assert refusal.metadata == {"bytes": str(size), "limit_bytes": str(limit)}
     refusal = refused(lambda: list(small.raw_stream("Progress", padding(size))))
     assert refusal.kind == (TOO_LARGE, "REQUEST_TOO_LARGE")
 
 
 def test_a_message_of_just_the_accepted_size(small: Server) -> None:
     """The limit itself is accepted, and a notebook that is too large within it is refused as before."""
-    assert pb.ListResponse.FromString(small.raw("List", padding(ACCEPTED)))
+    assert pb.ListResponse.FromString(small.raw("List", padding(SMALL_MESSAGE)))
+    further = refused(partial(small.raw, "List", padding(SMALL_MESSAGE + 1)))
+    assert further.kind == (TOO_LARGE, "REQUEST_TOO_LARGE")
     start = pb.StartRequest(notebook_content=b" " * (LIMIT + 1)).SerializeToString()
     assert refused(partial(small.raw, "Start", start)).kind == (TOO_LARGE, "NOTEBOOK_TOO_LARGE")
     assert perform(small.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED

@@ -41,7 +41,8 @@ def test_every_address_of_a_forbidden_network_is_forbidden(network: str, number:
     assert is_blocked(str(address))
     if address.version == 4:
         assert is_blocked(f"::ffff:{address}")
-        assert is_blocked(str(ipaddress.IPv6Address(int(ipaddress.IPv6Address("64:ff9b::")) + int(address))))
+        for prefix in ("64:ff9b::", "64:ff9b:1::", "::ffff:0:0:0", "::"):
+            assert is_blocked(str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(prefix)) + int(address))))
 
 
 @pytest.mark.parametrize("address", OUTSIDE)

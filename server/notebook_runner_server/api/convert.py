@@ -44,18 +44,12 @@ _MAX_NANOS = 999_999_999
 _MAX_SECONDS = 315_576_000_000  # google.protobuf.Duration's own bound
 
 
-_MAX_ENTRIES = 10_000
-"""Maximum number of entries of a field of a Start that is converted. Fewer are allowed in most fields, but a
-message can hold millions, which would keep the event loop busy for seconds."""
-
-
 def start_spec(request: pb.StartRequest) -> StartSpec:
     """Convert a StartRequest.
 
     Raises:
         InvalidFieldError: A field is invalid.
     """
-    _check_entries(request)
     values, is_ordered = parameters.parameters_of(request)
     kind = request.WhichOneof("notebook")
     return StartSpec(
@@ -88,20 +82,8 @@ def start_spec(request: pb.StartRequest) -> StartSpec:
     )
 
 
-def _check_entries(request: pb.StartRequest) -> None:
-    fields = {
-        "labels": request.labels,
-        "environment": request.environment,
-        "files": request.files,
-        "retry.states": request.retry.states,
-    }
-    for name, entries in fields.items():
-        if (count := len(entries)) > _MAX_ENTRIES:
-            raise InvalidFieldError(f"{name} has too many entries ({count}).", field=name)
-
-
 def _retry_policy(given: pb.RetryPolicy) -> RetryPolicy:
-    states = {domain_state(state, "retry.states") for state in given.states}
+    states = {domain_state(state, "retry.states") for state in set(given.states)}
     default = RetryPolicy(given.max_retries)
     backoff, max_backoff = (seconds(given, name, "retry.") for name in ("backoff", "max_backoff"))
     return RetryPolicy(

@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from notebook_runner_server.api import wire
 from notebook_runner_server.api.errors import CANCELLED, INTERNAL_ERROR, UNKNOWN_METHOD, abort, abort_with
 from notebook_runner_server.api.interceptor import Continuation, Handler, Interceptor, function_of, rebuild
 from notebook_runner_server.api.limits import SMALL_MESSAGE
@@ -79,8 +80,10 @@ class ErrorInterceptor(Interceptor):
             if len(data) > most:
                 return _Refused(_too_large(name, len(data), most))
             try:
+                if name == _START and len(data) > SMALL_MESSAGE and wire.is_costly(data):
+                    return _Refused(_too_costly())
                 return parse(data)
-            except DecodeError:
+            except (DecodeError, ValueError):
                 message = "Malformed request: not a message of this call's type, or nested too deep."
                 return _Refused(InvalidFieldError(message))
 
@@ -142,6 +145,13 @@ def _too_large(name: str, size: int, limit: int) -> RunnerError:
             f"{message} (--max-notebook-bytes and --max-input-files-bytes plus 1 MiB).", **values
         )
     return RequestTooLargeError(f"{message}.", **values)
+
+
+def _too_costly() -> RunnerError:
+    return RequestTooLargeError(
+        f"The request has more than {wire.MAX_FIELDS} labels, variables and files, or more than "
+        f"{wire.MAX_SMALL_BYTES} bytes without its notebook and files. Put large data into a file."
+    )
 
 
 async def _refuse_unknown(_requests: Any, context: Any) -> None:

@@ -295,7 +295,7 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         answer.scopes[:] = sorted(caller.scopes)
         answer.formats[:] = self._outputs.formats
         if caller.visible_owner is None:
-            # Their backlogs tell of the runs of all owners.
+            # Their backlogs describe the runs of all owners.
             answer.webhooks.extend(map(convert.receiver_message, self._webhooks()))
         return answer
 

@@ -37,7 +37,7 @@ MAX_CACHED_BYTES = 16 * 1024
 """Maximum size of such a message."""
 
 MAX_LARGE_CACHED = 4
-"""Maximum number of larger messages that are kept: those all who follow get the same one at once."""
+"""Maximum number of larger messages that are kept; all readers of a stream get the same ones."""
 
 MAX_LARGE_CACHED_BYTES = 2 * 1024 * 1024
 """Maximum size of those."""

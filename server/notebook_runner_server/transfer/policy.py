@@ -192,7 +192,9 @@ _METADATA = frozenset(
     for one in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
 )
 _THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Their addresses end with an IPv4 address: those of NAT64 (RFC 6052), of a network's own NAT64 (RFC 8215),
+# translated ones (RFC 2765), and compatible ones (RFC 4291).
+_EMBEDDING = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96", "::/96")))
 
 
 def is_blocked(address: str) -> bool:
@@ -222,6 +224,6 @@ def _with_embedded(
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     carried = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if address in _NAT64 or int(address) >> 32 == 0:
+    if any(address in network for network in _EMBEDDING):
         carried.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     return [address, *(one for one in carried if one is not None)]

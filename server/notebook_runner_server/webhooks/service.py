@@ -125,8 +125,8 @@ class _Failing:
 class _Sender:
     """The task of one receiver.
 
-    A delivery that fails holds up all that come after it. Notifications are different, because owners choose
-    their URIs: one that fails holds up only those of the same owner.
+    A delivery that fails delays all that come after it. Notifications are different, because owners choose
+    their URIs: one that fails delays only those of the same owner.
 
     Args:
         deliveries: What it still has to get.
