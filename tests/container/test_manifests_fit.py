@@ -11,6 +11,7 @@ from notebook_runner_server.api.limits import CallerLimits
 from notebook_runner_server.app import STREAM_GRACE
 from notebook_runner_server.config import Settings
 from notebook_runner_server.execution.processes import KILL_DEADLINE
+from notebook_runner_server.http_api.listener import IDLE_SECONDS
 from notebook_runner_server.logs import LAST_SECONDS
 from notebook_runner_server.observability.traces import FLUSH_SECONDS
 from tests.container.manifests import FOLDER, Manifest, container_of, find, probes, rendered, variables
@@ -23,6 +24,9 @@ REST = GI // 2
 # The longest grace period of a Kill through nginx that the page on deployment promises, in seconds.
 GRACE_PERIOD = 600
 
+
+# How long ingress-nginx keeps an idle connection to the server by default, in seconds.
+NGINX_KEEPS = 60
 
 # The limits of the time of a run.
 TIMES = ("RUN", "CELL", "OUTPUT")
@@ -142,6 +146,11 @@ def test_nginx_passes_on_what_the_server_accepts(name: str) -> None:
     assert number(body, {"m": 2**20}) > limits.max_message_bytes * base64
     kill = GRACE_PERIOD + KILL_DEADLINE
     assert seconds(silence) > max(kill, settings.export_timeout, 2 * settings.heartbeat_interval)
+
+
+def test_nginx_closes_idle_connections_first() -> None:
+    """A connection that the server closes under a request of nginx would be a failed call."""
+    assert IDLE_SECONDS > NGINX_KEEPS
 
 
 def test_certificates_are_renewed_in_time() -> None:

@@ -15,6 +15,7 @@ import pytest
 from notebook_runner import Client
 from tests.support.hosts import SECONDS, Host
 from tests.support.notebooks import notebook
+from tests.support.receivers import WebhookReceiver
 from tests.support.secure import new_token
 from tests.support.server import Server
 
@@ -222,6 +223,24 @@ def test_errors_are_readable(host: Host, server: Server, tmp_path: Path) -> None
         assert word in text_of(answer)
     _, (refused,) = agent(host, tmp_path, by_stdio(host), ("list_runs", {}), target="127.0.0.1:1")
     assert "Cannot reach 127.0.0.1:1" in text_of(refused)
+
+
+def test_who_is_notified(host: Host, tmp_path: Path) -> None:
+    """An agent can name who gets a POST at the end of its run, among the hosts that the operator allowed."""
+    with (
+        WebhookReceiver() as receiver,
+        Server(tmp_path / "state", "--notify-hosts", "127.0.0.1") as server,
+    ):
+        calls = [
+            ("start_run", {"cells": ["1"], "notify_uri": f"{receiver.url}?of=agent"}),
+            ("start_run", {"cells": ["1"], "notify_uri": "https://example.com/"}),
+        ]
+        where = by_stdio(host, "--allow-changes")
+        _, (started, refused) = agent(host, tmp_path, where, *calls, target=server.target)
+        (arrived,) = receiver.wait(1)
+    assert arrived.headers[":path"] == "/hook?of=agent"
+    assert json.loads(arrived.body)["subject"] == started["structuredContent"]["run_id"]
+    assert "URI_NOT_ALLOWED" in text_of(refused)
 
 
 def test_local_notebooks(host: Host, server: Server, tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ HEADER_SECONDS = 10.0
 """Maximum time of a TLS handshake, of the headers of a request, and of the rest of a body whose request has
 been answered."""
 
-IDLE_SECONDS = 60
-"""Time after which a connection without requests is closed."""
+IDLE_SECONDS = 75
+"""Time after which a connection without requests is closed. Above the 60 s of many load balancers: one that
+keeps a connection longer than the server may send a request while the server closes it."""
 
 STALLED_SECONDS = 120
 """Time after which a connection whose peer accepts no data is closed."""
