@@ -14,7 +14,17 @@ from notebook_runner._connection import DEFAULT_TARGET, Connection
 from notebook_runner._requests import start_request
 
 FOREIGN = {"click", "rich", "nbformat", "nbclient", "nbconvert", "jupyter_client", "notebook_runner_server"}
-FOREIGN |= {"IPython", "ipykernel", "traitlets", "numpy", "pydantic", "mcp", "mcp_types", "uvicorn"}
+FOREIGN |= {
+    "IPython",
+    "ipykernel",
+    "traitlets",
+    "numpy",
+    "pydantic",
+    "mcp",
+    "mcp_types",
+    "uvicorn",
+    "airflow",
+}
 # What is imported beside the standard library, and beside what grpcio finds of its own.
 OWN = {"notebook_runner", "google"}
 METHODS = {"start", "run", "get", "wait", "progress", "output", "save_output", "notebook", "kill", "delete"}

@@ -20,14 +20,20 @@ class CuttingProxy:
     """Passes bytes on, and cuts so many connections, one after the other; later ones are left whole.
 
     How many bytes pass before a cut, and whether it is a reset or an end, is decided by the seed.
+
+    Attributes:
+        is_down: Whether new connections are closed without a byte, as if there were no server.
+        refused: How many connections were.
     """
 
-    def __init__(self, target: str, *, cuts: int, seed: int) -> None:
+    def __init__(self, target: str, *, cuts: int = 0, seed: int = 0) -> None:
         host, _, port = target.rpartition(":")
         self._server = (host, int(port))
         self._random = random.Random(seed)  # noqa: S311 - the same again for the same seed
         self._left = cuts
         self.cuts = 0
+        self.is_down = False
+        self.refused = 0
         self.whole = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -54,7 +60,11 @@ class CuttingProxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                self._spawn(self._pass_on, client)
+                if self.is_down:
+                    client.close()
+                    self.refused += 1
+                else:
+                    self._spawn(self._pass_on, client)
 
     def _pass_on(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError), socket.create_connection(self._server) as server:

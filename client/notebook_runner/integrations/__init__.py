@@ -6,6 +6,7 @@ extends:
     papermill           an engine (group `papermill.engine`)
     jupyter_cache       an executor (group `jcache.executors`)
     jupyter_scheduler   a scheduler (`c.SchedulerApp.scheduler_class`)
+    airflow             an operator, a hook and a trigger (group `apache_airflow_provider`)
 
 They need the extra of the same name, which brings the program.
 """
