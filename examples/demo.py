@@ -27,7 +27,8 @@ def start_server(state: str) -> tuple[subprocess.Popen[str], str]:
         event = json.loads(line) if line.startswith("{") else {}
         if event.get("event") == "server_started":
             return server, event["address"]
-        print(line, end="", file=sys.stderr)
+        if event.get("level") != "info":
+            print(line, end="", file=sys.stderr)
     raise SystemExit(f"the server exited with code {server.wait()}")
 
 

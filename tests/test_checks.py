@@ -1,17 +1,25 @@
 """A configuration that cannot work is refused before anything is made, with all its faults at once."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from notebook_runner_server.config import Settings, checks
 from tests.support.notebooks import content
-from tests.support.settings import served
+from tests.support.server import PROGRAM
+from tests.support.settings import clean, served
+from tests.support.unprivileged import as_nobody, unprivileged_home
 
 HOME = {"HOME": "/"}
 
 Wrong = tuple[dict[str, object], dict[str, str], str]
 WRONG: dict[str, Wrong] = {
+    "state folder that is a file": (
+        {"state_dir": f"{__file__}/state"},
+        {},
+        f"--state-dir {__file__}/state cannot be used: {__file__} is not a folder.",
+    ),
     "missing root": (
         {"notebook_root": "/nowhere"},
         {},
@@ -147,3 +155,17 @@ def test_a_start_refuses_the_same(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "unknown exporter 'htm'" in done.stderr
     assert not (tmp_path / "state").exists()
+
+
+def test_a_state_folder_without_permission() -> None:
+    """An ordinary user is told which folder may not be written to, before the server makes anything."""
+    with unprivileged_home() as home:
+        closed = home / "closed"
+        closed.mkdir(mode=0o555)
+        state = closed / "a" / "b"
+        command = [*as_nobody(home), str(PROGRAM), "--check", "--state-dir", str(state)]
+        done = subprocess.run(
+            command, env=clean(HOME=str(home)), capture_output=True, text=True, timeout=60, check=False
+        )
+    told = f"--state-dir {state} cannot be used: no permission to write to {closed}."
+    assert (done.returncode, told in done.stderr) == (1, True), done.stderr

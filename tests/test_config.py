@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 from notebook_runner_server.config import Settings
@@ -86,7 +87,7 @@ def test_each_setting_is_documented(help_text: str, name: str) -> None:
     assert " ".join(about.split()).replace("- ", "-") in rest.replace("- ", "-")
     if name in NUMBERS:
         default = shown_default(FIELDS[name])
-        assert f"default: {f'({default})' if isinstance(default, str) else getattr(DEFAULTS, name)}" in text
+        assert f"default: {default if isinstance(default, str) else getattr(DEFAULTS, name)}" in text
         units = r"second|byte|0: |at once|may wait|processes|open|runs"
         assert re.search(units, about, re.IGNORECASE), about
 
@@ -240,3 +241,9 @@ def test_the_command_itself_refuses_before_it_does_anything(tmp_path: Path) -> N
         assert "Traceback" not in result.stderr
         assert result.stdout == ""
     assert not state.exists()
+
+
+def test_an_error_about_a_value_names_flag_and_variable() -> None:
+    """So that a typo in a manifest is found there."""
+    with pytest.raises(click.ClickException, match=r"'--workers' \(env var: 'NOTEBOOK_RUNNER_WORKERS'\)"):
+        parsed(**{variable("workers"): "many"})

@@ -34,6 +34,8 @@ def parse_size(text: str) -> int:
 
 
 def _quantity(text: str, units: Mapping[str, float]) -> float:
+    if text.startswith("-"):
+        raise ValueError(f"The value must not be negative (got {text!r}).")
     match = _NUMBER_AND_UNIT.fullmatch(text)
     if match is None or match[2] not in units:
         names = ", ".join(unit for unit in units if unit)

@@ -245,7 +245,8 @@ def _option(name: str, value: Any) -> pb.StartRequest:
         # protobuf does not name the field. The value is not shown, because it may be a secret.
         kind = StartOptions.__annotations__[name].__forward_arg__
         known = ValueError if isinstance(error, ValueError) else TypeError
-        raise known(f"{name} must be {kind}: {error}") from None
+        about = name if name in _DURATIONS else f"{name} must be {kind}"
+        raise known(f"{about}: {error}") from None
 
 
 def _retry(value: Any) -> pb.StartRequest:
@@ -323,8 +324,8 @@ def _plain(value: Any, path: str) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     raise TypeError(
-        f"{path} is a {type(value).__name__}. A parameter must be None, bool, int, float, str, or a list or "
-        "dict of these. Send anything else as a str that the notebook parses."
+        f"{path} is of type {type(value).__name__}. A parameter must be None, bool, int, float, str, or a "
+        "list or dict of these. Send anything else as a str that the notebook parses."
     )
 
 

@@ -108,7 +108,11 @@ class RpcFailed(NotebookRunnerError):  # noqa: N818 - says what happened, as the
         self.violations: tuple[FieldViolation, ...] = tuple(violations)
 
     def __str__(self) -> str:
-        fields = [violation.field for violation in self.violations if violation.description == self.message]
+        fields = [
+            violation.field
+            for violation in self.violations
+            if violation.description == self.message and violation.field not in self.message
+        ]
         about = f" ({', '.join(fields)})" if fields else ""
         others = [f"{v.field}: {v.description}" for v in self.violations if v.description != self.message]
         return "\n  ".join([f"{self.reason or self.code.name}: {self.message}{about}", *others])

@@ -13,22 +13,14 @@ def main() -> None:
     """Read the settings from flags and environment, and serve."""
     import asyncio  # noqa: PLC0415 - see the module's docstring
     import os  # noqa: PLC0415 - see the module's docstring
-    from pathlib import Path  # noqa: PLC0415 - see the module's docstring
     from typing import Any  # noqa: PLC0415 - see the module's docstring
 
     import click  # noqa: PLC0415 - see the module's docstring
 
     from notebook_runner_server import logs  # noqa: PLC0415 - see the module's docstring
-    from notebook_runner_server.api import tokens  # noqa: PLC0415 - see the module's docstring
     from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings, checks, flags, resources  # noqa: PLC0415 - as above
     from notebook_runner_server.confinement import confine  # noqa: PLC0415 - as above
     from notebook_runner_server.runs.store import StateFolderInUseError  # noqa: PLC0415 - as above
-
-    def create_token(tokens_file: str, name_and_scope: str) -> None:
-        if not tokens_file:
-            raise ValueError("--new-token needs --tokens-file, the file to add the token's hash to.")
-        name, _, scope = name_and_scope.rpartition(":")
-        click.echo(tokens.add_new(Path(tokens_file), name, scope))
 
     def serve(settings: Settings) -> None:
         if settings.sandbox_options.is_on:
@@ -49,7 +41,7 @@ def main() -> None:
         name_and_scope, only_check = values.pop(flags.NEW_TOKEN), values.pop(flags.CHECK)
         try:
             if name_and_scope:
-                create_token(values["tokens_file"], name_and_scope)
+                click.echo(_new_token(values["tokens_file"], name_and_scope))
                 return
             settings = Settings(**values, unchecked=True)
             checks.check(settings, os.environ)
@@ -59,8 +51,11 @@ def main() -> None:
                 click.echo("The configuration is valid.")
                 return
             serve(settings)
-        except (ValueError, RuntimeError, OSError, StateFolderInUseError) as error:
-            raise click.ClickException(str(error)) from error
+        except StateFolderInUseError as error:
+            message = f"--state-dir: {error}. Stop that server, or choose another folder."
+            raise click.ClickException(message) from error
+        except (ValueError, RuntimeError, OSError) as error:
+            raise click.ClickException(_text(error)) from error
 
     command = flags.ServerCommand(
         "notebook-runner-server",
@@ -76,6 +71,26 @@ def main() -> None:
         },
     )
     sys.exit(command())
+
+
+def _new_token(tokens_file: str, name_and_scope: str) -> str:
+    from pathlib import Path  # noqa: PLC0415 - see the module's docstring
+
+    from notebook_runner_server.api import tokens  # noqa: PLC0415 - see the module's docstring
+
+    if not tokens_file:
+        raise ValueError("--new-token needs --tokens-file, the file to add the token's hash to.")
+    name, colon, scope = name_and_scope.rpartition(":")
+    if not colon:
+        raise ValueError(f"--new-token must be NAME:SCOPE, such as ci:run (got {name_and_scope}).")
+    return tokens.add_new(Path(tokens_file), name, scope)
+
+
+def _text(error: Exception) -> str:
+    """Return what an error says, without the number that Python puts before an OSError."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 if __name__ == "__main__":

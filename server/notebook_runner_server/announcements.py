@@ -22,13 +22,20 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - to be re
 _log = logging.getLogger(ANNOUNCEMENTS)
 
 
-def ready(settings: Settings, port: int) -> None:
+def ready(settings: Settings, port: int, http_port: int) -> None:
     """Say that the server is ready, and what to try.
 
     Args:
         settings: The settings.
         port: The port that the server listens on.
+        http_port: The port of the HTTP API; 0: none.
     """
+    if http_port:
+        scheme, path = "https" if settings.tls_cert else "http", "" if settings.http_page == "on" else "docs"
+        http_host = settings.http_listen.rpartition(":")[0]
+        _log.info(
+            "In a browser: %s://%s:%s/%s", scheme, _EVERYWHERE.get(http_host, http_host), http_port, path
+        )
     host = settings.listen.rpartition(":")[0]
     _log.info("Ready on %s:%s. Try: %s", host, port, _command(settings, _EVERYWHERE.get(host, host), port))
 

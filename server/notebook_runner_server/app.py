@@ -179,7 +179,7 @@ class App:
         self._log_access()
         self._health_task = asyncio.create_task(self._watch())
         _log.info("server_started", address=f"{host}:{port}", state_dir=str(self._settings.state_folder))
-        announcements.ready(self._settings, port)
+        announcements.ready(self._settings, port, http_port)
 
     def _record_recovery(self, run: Run) -> None:
         """Write the line of a run that this server found: the earlier one may have died before it did."""

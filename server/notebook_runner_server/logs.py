@@ -75,6 +75,8 @@ def configure(form: str, level: str) -> None:
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # Papermill logs remarks on notebooks, which callers get in their responses.
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    # It announces features when it is imported, which papermill does where it is installed.
+    logging.getLogger("gcsfs").setLevel(logging.WARNING)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_header_value)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -125,7 +125,9 @@ def test_a_new_token(tmp_path: Path) -> None:
 def test_a_new_token_that_cannot_be(tmp_path: Path, asked: str) -> None:
     """What is no name or no scope is refused in one sentence, and no file is made."""
     file = tmp_path / "tokens"
-    assert "NAME:SCOPE" in _refused("--tokens-file", str(file), "--new-token", asked)
+    told = _refused("--tokens-file", str(file), "--new-token", asked)
+    assert "NAME:SCOPE" in told
+    assert f"(got {asked})" in told
     assert not file.exists()
 
 

@@ -288,6 +288,13 @@ def test_help_notebook_of_others(tmp_path: Path) -> None:
         ),
         (["run", "in.ipynb", "--start_timeout", "3"], "--start-timeout is an option of papermill"),
         (["run", "in.ipynb"], "No such local notebook: in.ipynb. "),
+        (["run", "."], ". is a folder. Name a notebook in it."),
+        (
+            ["run", __file__, "--server-path", "in.ipynb"],
+            "Set only one of NOTEBOOK, --server-path and --notebook-uri.",
+        ),
+        (["output", "-o", "none/out.ipynb"], "Cannot write none/out.ipynb: folder none does not exist."),
+        (["kill", "--grace-period", "-1"], "The value must not be negative (got '-1')."),
         (["run", "in.ipynb", "--no-input"], "--no-input needs --html FILE or --open."),
         (
             ["run", "in.ipynb", "-o", "-", "--json"],

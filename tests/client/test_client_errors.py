@@ -120,6 +120,15 @@ def test_same_sentence_is_said_once() -> None:
     assert str(error) == "R: no (a)\n  b: why"
 
 
+def test_a_field_that_the_message_names_is_not_repeated() -> None:
+    """Most messages begin with it."""
+    violations = [errors.FieldViolation("page_size", "page_size must not be negative (got -1).")]
+    error = errors.InvalidRequest(
+        violations[0].description, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", violations=violations
+    )
+    assert str(error) == "INVALID_FIELD: page_size must not be negative (got -1)."
+
+
 def test_other_domains_are_not_ours() -> None:
     """An ErrorInfo that a proxy added gives no reason."""
     foreign = error_details_pb2.ErrorInfo(domain="proxy.example", reason="RUNNER_BUSY")

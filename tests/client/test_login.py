@@ -114,6 +114,7 @@ def test_log_in_call_log_out(issuer: Issuer, trusting: Server, state: Path) -> N
     assert "not logged in" in called("--target", trusting.target, "logout").stdout
     refused = called("--target", trusting.target, "list")
     assert (refused.exit_code, "MISSING_TOKEN" in refused.stderr) == (2, True)
+    assert "Set --token-file or NOTEBOOK_RUNNER_TOKEN_FILE, or log in" in refused.stderr
 
 
 def test_a_login_is_for_one_target(issuer: Issuer, state: Path, tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ def test_a_lock_that_was_removed_still_keeps_a_second_server_out(first: Server) 
     second = subprocess.run(
         command, env=clean(), capture_output=True, text=True, timeout=SECONDS, check=False
     )
-    assert (second.returncode, "another server uses" in second.stderr) == (1, True), second.stderr
+    told = f"another server uses {first.state_dir}. Stop that server, or choose another folder."
+    assert (second.returncode, f"Error: --state-dir: {told}" in second.stderr) == (1, True), second.stderr
     assert entries(first.state_dir, sockets(first)) == before
     succeeds(first)
 

@@ -63,6 +63,19 @@ def test_a_server_without_runs_stops(tmp_path: Path) -> None:
     assert "Stopped." in lines
 
 
+@needs_tmux
+@pytest.mark.parametrize(("page", "path"), [("on", ""), ("off", "docs")])
+def test_the_server_says_what_a_browser_can_open(tmp_path: Path, page: str, path: str) -> None:
+    """With HTTP, the address of the page; without the page, that of the HTTP API's documentation."""
+    options = ["--http-listen", "0.0.0.0:0", "--insecure", "--http-page", page]
+    with Screen(tmp_path, *command(tmp_path), *options, columns=140) as screen:
+        screen.until("Ready on")
+        lines = screen.all_lines()
+        screen.press("C-c")
+        assert screen.exit_code() == 0
+    assert any(re.fullmatch(rf"In a browser: http://127\.0\.0\.1:\d+/{path}", line) for line in lines)
+
+
 def test_without_a_terminal_the_log_is_json(tmp_path: Path) -> None:
     """By default, and without the sentences for people."""
     with Server(tmp_path, "--log-format", "auto") as server:

@@ -121,7 +121,11 @@ def test_a_wrong_token(guarded: Guarded, name: str, how: str) -> None:
 @pytest.mark.parametrize("name", RUNNING)
 def test_a_token_that_may_only_read(guarded: Guarded, name: str) -> None:
     """The scope read starts nothing, ends nothing, and learns of nothing else."""
-    assert refused(lambda: RUNNING[name](guarded.server, bearer(guarded.read))).kind == TOO_LITTLE
+    refusal = refused(lambda: RUNNING[name](guarded.server, bearer(guarded.read)))
+    assert refusal.kind == TOO_LITTLE
+    assert refusal.message == (
+        "This call needs a token with the scope run (the caller's only scope is read)."
+    )
 
 
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER ", "Bearer    "])

@@ -28,7 +28,7 @@ from notebook_runner.v1.notebook_runner_pb2_grpc import NotebookRunnerStub
 from ._exit import ExitCode
 from ._group import Server, describe_error, usage_errors
 from ._options import json_option
-from ._text import dump
+from ._text import LOGIN_ADVICE, dump
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -224,7 +224,7 @@ def _speaks_tls(target: str) -> bool:
 
 def _denied(error: AccessDenied) -> CheckResult:
     if error.reason == "MISSING_TOKEN":
-        advice = "Set --token-file or NOTEBOOK_RUNNER_TOKEN_FILE, or log in: notebook-runner login"
+        advice = LOGIN_ADVICE
     elif error.code is grpc.StatusCode.PERMISSION_DENIED:
         advice = "Ask the operator for a token with the required scope."
     else:

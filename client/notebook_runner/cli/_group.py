@@ -25,7 +25,7 @@ from ._calls import CommandClient
 from ._exit import HELP, ExitCode, code_of_error
 from ._options import request_json, wants_json
 from ._terminal import clean_terminals, grpc_silenced
-from ._text import dump
+from ._text import LOGIN_ADVICE, dump
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,9 +100,8 @@ class _Group(click.Group):
             ctx.exit(ExitCode.CTRL_C)
         except NotebookRunnerError as error:
             code = code_of_error(error)
-            click.echo(
-                _as_json(error, code) if wants_json(ctx) else f"error: {describe_error(error)}", err=True
-            )
+            text = _as_json(error, code) if wants_json(ctx) else f"error: {_with_advice(error)}"
+            click.echo(text, err=True)
             ctx.exit(code)
         except OSError as error:
             if error.errno == errno.EPIPE:
@@ -149,13 +148,19 @@ def describe_error(error: NotebookRunnerError) -> str:
     text = error.message if is_plain else str(error)
     if problem := problem_of(error):
         text += f" {problem.advice}"
+    if is_temporary(error):
+        return one_line(f"{text} To wait until it starts, use --wait.")
     if error.retry_after is not None:
         text += f" (try again in {error.retry_after:g} s)"
-    if is_temporary(error):
-        text += " To wait until it starts, use --wait."
-    elif isinstance(error, QuotaExceeded) and error.quota == "history":
+    if isinstance(error, QuotaExceeded) and error.quota == "history":
         text += " `notebook-runner delete RUN...` deletes ended runs, and `list` names them."
     return one_line(text)
+
+
+def _with_advice(error: NotebookRunnerError) -> str:
+    text = describe_error(error)
+    is_tokenless = isinstance(error, RpcFailed) and error.reason == "MISSING_TOKEN"
+    return f"{text} {LOGIN_ADVICE}" if is_tokenless else text
 
 
 def _as_json(error: NotebookRunnerError, code: ExitCode) -> str:
@@ -241,6 +246,8 @@ def main(ctx: click.Context, /, **settings: Any) -> None:
     notebook-runner watch                   follow the newest run
     notebook-runner show                    show its state, parameters and values
     notebook-runner doctor                  diagnose problems
+
+    RUN is the id of a run, or an unambiguous part of it: its beginning, or the beginning of its last part.
     """  # noqa: D301 - the control character tells click to keep the lines
     for stream in (sys.stdout, sys.stderr):
         # A character that the encoding lacks is shown as an escape.

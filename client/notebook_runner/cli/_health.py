@@ -37,8 +37,9 @@ TIMEOUT = 5.0
 def health(ctx: click.Context, /, service: str, timeout: float) -> None:
     """Check the server's health, without a token.
 
-    Without SERVICE, checks whether runs can start, on a busy server too. With `readiness`, checks whether
-    the server answers calls and is not shutting down; with `liveness`, whether its process answers at all.
+    Without SERVICE, checks whether the server can start runs, now or, if it is busy, later. With `readiness`,
+    checks whether it answers calls and is not shutting down; with `liveness`, whether its process answers at
+    all.
     The exit code is 0 only if the response is SERVING.
     """
     server: Server = ctx.obj

@@ -43,6 +43,7 @@ def _listen_address(_: click.Context, __: click.Parameter, value: str | None) ->
 @click.option(
     "--notebooks",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
     help="Local folder whose notebooks may be started by path. Needs --allow-changes.",
 )
 @click.option(

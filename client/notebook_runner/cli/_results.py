@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ._calls import CommandClient
     from ._group import Server
 
-__all__ = ["STANDARD_STREAM", "OutputOptions", "result_options"]
+__all__ = ["STANDARD_STREAM", "OutputOptions", "check_folder", "result_options"]
 
 STANDARD_STREAM = "-"
 # Made here from the events, and no artefact of the server.
@@ -69,6 +69,16 @@ def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def check_folder(file: Path | None) -> None:
+    """Refuse a file to be written to a folder that does not exist.
+
+    Raises:
+        click.UsageError: It does not.
+    """
+    if file and not file.parent.is_dir():
+        raise click.UsageError(f"Cannot write {file}: folder {file.parent} does not exist.")
 
 
 @dataclass(frozen=True)
@@ -111,8 +121,7 @@ class OutputOptions:
             raise click.UsageError(f"Cannot write the notebook to standard output: {why}. Use --output FILE.")
         for file in (requested.notebook, requested.html, requested.junit):
             # Reported now instead of after a run of hours.
-            if file and not file.parent.is_dir():
-                raise click.UsageError(f"Cannot write {file}: folder {file.parent} does not exist.")
+            check_folder(file)
         return requested
 
     @property

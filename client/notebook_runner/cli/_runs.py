@@ -31,7 +31,7 @@ from ._options import (
     run_argument,
     yes_option,
 )
-from ._results import STANDARD_STREAM
+from ._results import STANDARD_STREAM, check_folder
 from ._terminal import bytes_to
 from ._text import about, as_plain, dump, to_json
 from ._types import duration, moment, pair, state
@@ -174,6 +174,7 @@ def output(
         file = None
     if file is None and as_json:
         raise click.UsageError("--json needs --output FILE, because the result goes to standard output.")
+    check_folder(file)
     is_on_terminal = file is None and sys.stdout.isatty()
     if is_on_terminal and artefact == "files":
         raise click.UsageError("Cannot write a zip archive to a terminal. Use --output FILE.")

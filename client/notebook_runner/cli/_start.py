@@ -276,6 +276,8 @@ def _read(notebook: Path | None) -> bytes | None:
     if not notebook.exists():
         hint = "For a notebook under the server's notebook root, use --server-path."
         raise click.UsageError(f"No such local notebook: {notebook}. {hint}")
+    if notebook.is_dir():
+        raise click.UsageError(f"{notebook} is a folder. Name a notebook in it.")
     return notebook.read_bytes()
 
 
@@ -317,6 +319,9 @@ def _admit(
 
 
 def _translated(options: dict[str, Any], notebook: Path | None, before: Run | None = None) -> StartOptions:
+    named = [notebook, options.get("server_path"), options.get("notebook_uri")]
+    if sum(one is not None for one in named) > 1:
+        raise click.UsageError("Set only one of NOTEBOOK, --server-path and --notebook-uri.")
     result: StartOptions = {
         "parameters": parameters_of(options),
         "environment": dict(options["env"]),

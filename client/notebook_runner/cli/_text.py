@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from notebook_runner.v1 import notebook_runner_pb2 as pb
 
 __all__ = [
+    "LOGIN_ADVICE",
     "LineBuffer",
     "about",
     "advice_lines",
@@ -41,6 +42,9 @@ __all__ = [
     "repaired",
     "to_json",
 ]
+
+LOGIN_ADVICE = "Set --token-file or NOTEBOOK_RUNNER_TOKEN_FILE, or log in: notebook-runner login"
+"""What to do if the server needs a token."""
 
 _UNSHOWN = re.compile(f"[\x7f-\x9f\u2028\u2029{BIDI}]")
 # The exact forms of the Structs of the same names.

@@ -250,7 +250,9 @@ def _enter(caller: Caller) -> None:
 
 def _forbidden(caller: Caller, needed: Scope) -> _Refusal:
     if caller.scopes:
-        has = f"the token's scope is {' and '.join(sorted(caller.scopes))}"
+        *others, last = sorted(caller.scopes)
+        scopes = f"scopes are {', '.join(others)} and {last}" if others else f"only scope is {last}"
+        has = f"the caller's {scopes}"
     else:
         has = "the server's scopes file names neither the caller nor its groups"
     message = f"This call needs a token with the scope {needed} ({has})."

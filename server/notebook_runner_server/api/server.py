@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as pb_grpc
+from notebook_runner_server import listening
 from notebook_runner_server.api.audit_interceptor import AuditInterceptor
 from notebook_runner_server.api.auth_interceptor import AuthInterceptor
 from notebook_runner_server.api.certificates import Certificates
@@ -126,11 +127,13 @@ class ApiServer:
             _add_reflection(self._server)
 
     def bind(self, address: str) -> int:
-        """Bind an address, and return its port; calls wait until `start`.
+        """Bind the address of `--listen`, and return its port; calls wait until `start`.
 
         Raises:
-            RuntimeError: The address cannot be bound.
+            ListenError: The address cannot be bound.
         """
+        # gRPC does not say why it cannot bind an address.
+        listening.check("--listen", address)
         if self._certificates is None:
             return self._server.add_insecure_port(address)
         return self._server.add_secure_port(address, self._certificates.credentials)

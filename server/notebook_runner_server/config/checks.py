@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -65,6 +66,7 @@ def check(settings: Settings, environment: Mapping[str, str]) -> None:
         *settings.errors(),
         *_variables(environment),
         *_home(environment),
+        *_state_dir(settings),
         *_notebooks(settings),
         *_limits(settings),
         *_formats(settings),
@@ -115,6 +117,19 @@ def _home(environment: Mapping[str, str]) -> Iterator[str]:
         yield "HOME is not set. Set it to a folder that the server's user can write to."
     elif not Path(home).is_dir():
         yield f"HOME must be an existing folder (got {home})."
+
+
+def _state_dir(settings: Settings) -> Iterator[str]:
+    folder = settings.state_folder
+    # The server creates the folder with its parents.
+    existing = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
+    if not existing.is_dir():
+        yield f"--state-dir {folder} cannot be used: {existing} is not a folder. Choose another folder."
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield (
+            f"--state-dir {folder} cannot be used: no permission to write to {existing}. "
+            "Choose another folder, or change its permissions."
+        )
 
 
 def _notebooks(settings: Settings) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import click
 
-from notebook_runner_server.config.settings import Settings
+from notebook_runner_server.config.settings import ENVIRONMENT_PREFIX, Settings
 
 NEW_TOKEN = "new_token"  # noqa: S105 - the name of an option
 CHECK = "check"
@@ -51,6 +51,18 @@ class _Quantity(click.ParamType):  # type: ignore[type-arg, unused-ignore] # gen
             except ValueError as error:
                 self.fail(str(error), param, ctx)
         return self._number.convert(value, param, ctx)
+
+
+class _SettingOption(click.Option):
+    """An option whose default, given as text, is shown without the parentheses of click."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the names and the help (called by click)."""
+        record = super().get_help_record(ctx)
+        if record is None or not isinstance(self.show_default, str):
+            return record
+        names, text = record
+        return names, text.replace(f"default: ({self.show_default})", f"default: {self.show_default}")
 
 
 class ServerCommand(click.Command):
@@ -156,11 +168,14 @@ def _option(one: dataclasses.Field[Any], kind: type) -> click.Option:
         value_type = _Quantity(_SIZE if is_size(one) else _TIME, about["minimum"], about["maximum"])
     elif kind is int:
         value_type = click.IntRange(about["minimum"], about["maximum"])
-    return click.Option(
+    return _SettingOption(
         [f"{flag}/--no-{flag[2:]}" if kind is bool else flag],
         type=None if kind is bool else value_type,
         default=one.default,
         help=about["help"],
+        metavar=about["metavar"],
         show_default=shown_default(one),
+        # Named here, so that an error about a value names the variable as well.
+        envvar=f"{ENVIRONMENT_PREFIX}_{one.name.upper()}",
         show_envvar=True,
     )

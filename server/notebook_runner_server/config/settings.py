@@ -41,6 +41,7 @@ def setting(
     choices: tuple[str, ...] = (),
     off: str = "",
     group: str = "",
+    metavar: str | None = None,
 ) -> Any:
     """Declare a setting.
 
@@ -52,9 +53,10 @@ def setting(
         choices: The allowed values; empty: any.
         off: The value that turns the setting off, which gets a `--no-…` flag of its own.
         group: Begins a group of settings with this title in `--help` and on the settings page.
+        metavar: What the value is, in `--help`: FILE, for example. None: its type.
     """
     metadata = {"help": help_text, "minimum": minimum, "maximum": maximum, "choices": choices, "off": off}
-    return field(default=default, metadata={**metadata, "group": group})
+    return field(default=default, metadata={**metadata, "group": group, "metavar": metavar})
 
 
 def limit(what: str, default: float, more: str = "", *, group: str = "") -> Any:
@@ -76,40 +78,51 @@ class Settings:
         "127.0.0.1:50051",
         "Address to serve on, as HOST:PORT; port 0 picks a free port, which is logged.",
         group="Network and access",
+        metavar="HOST:PORT",
     )
     insecure: bool = setting(
         False, "Allow an address that other machines can reach without TLS or without authentication."
     )
-    tls_cert: str = setting("", "PEM file with the server's certificate chain; reloaded on change.")
-    tls_key: str = setting("", "PEM file with the certificate's private key; reloaded on change.")
+    tls_cert: str = setting(
+        "", "PEM file with the server's certificate chain; reloaded on change.", metavar="FILE"
+    )
+    tls_key: str = setting(
+        "", "PEM file with the certificate's private key; reloaded on change.", metavar="FILE"
+    )
     tls_client_ca: str = setting(
         "",
         "PEM file with CA certificates. Requires clients to present a certificate signed by one of them; "
         "reloaded on change.",
+        metavar="FILE",
     )
     tokens_file: str = setting(
-        "", "File of SHA-256 token hashes. Enables authentication; reloaded on change."
+        "", "File of SHA-256 token hashes. Enables authentication; reloaded on change.", metavar="FILE"
     )
     oidc_issuer: str = setting(
         "",
         "URL of an OpenID Connect issuer. Accepts its JWTs as tokens; needs --oidc-audience and "
         "--oidc-scopes-file.",
+        metavar="URL",
     )
     oidc_audience: str = setting("", "Audience (aud) that a JWT must have.")
     oidc_scopes_file: str = setting(
         "",
         "File that gives scopes to names and groups of the issuer, with lines such as: group run data-team; "
         "reloaded on change.",
+        metavar="FILE",
     )
     oidc_name_claim: str = setting("sub", "Claim of a JWT with the caller's name.")
     oidc_groups_claim: str = setting("groups", "Claim of a JWT with the caller's groups.")
     oidc_ca: str = setting(
-        "", "PEM file with CA certificates to trust for the issuer. If unset, those of the system."
+        "",
+        "PEM file with CA certificates to trust for the issuer. If unset, those of the system.",
+        metavar="FILE",
     )
     oidc_token_file: str = setting(
         "",
         "File with a bearer token to fetch the issuer's keys with, such as the token of a Kubernetes service "
         "account; read each time.",
+        metavar="FILE",
     )
     oidc_key_max_age: float = setting(
         86400.0,
@@ -153,6 +166,7 @@ class Settings:
         "",
         "File that sets these limits for names and groups, with lines such as: group active=4 data-team; "
         "reloaded on change.",
+        metavar="FILE",
     )
 
     http_listen: str = setting(
@@ -160,6 +174,7 @@ class Settings:
         "Address to serve the HTTP API on, as HOST:PORT; port 0 picks a free port, which is logged. TLS and "
         "tokens are those of gRPC. If unset, HTTP is not served.",
         group="HTTP",
+        metavar="HOST:PORT",
     )
     http_cors_origins: str = setting(
         "",
@@ -177,6 +192,7 @@ class Settings:
         "TOML file of the receivers of webhooks, which get a POST for each end of a run, with their secrets; "
         "reloaded on change.",
         group="Webhooks",
+        metavar="FILE",
     )
 
     notify_hosts: str = setting(
@@ -188,9 +204,10 @@ class Settings:
         "",
         "Folder that notebook paths are relative to. If unset, runs cannot name a notebook by path.",
         group="Notebooks",
+        metavar="FOLDER",
     )
     default_notebook: str = setting(
-        "", "Notebook to run when Start names none, as a path under the notebook root."
+        "", "Notebook to run when Start names none, as a path under the notebook root.", metavar="PATH"
     )
     default_kernel: str = setting("python3", "Kernelspec to use for notebooks that name none.")
     max_notebook_bytes: int = setting(
@@ -289,6 +306,7 @@ class Settings:
         "",
         "Folder for run history and results. [default: notebook-runner in $XDG_STATE_HOME or ~/.local/state]",
         group="History",
+        metavar="FOLDER",
     )
     retention: float = setting(
         604800.0, "Seconds to keep a run after it ends when Start sets no retention.", minimum=0
@@ -357,10 +375,12 @@ class Settings:
         "Address to serve Prometheus metrics on, as HOST:PORT, without TLS; port 0 picks a free port. "
         "If unset, metrics are not served.",
         group="Observability",
+        metavar="HOST:PORT",
     )
     trace_endpoint: str = setting(
         "",
         "URL of an OTLP collector to send traces to, over gRPC. [default: $OTEL_EXPORTER_OTLP_ENDPOINT]",
+        metavar="URL",
     )
     log_format: str = setting(
         "auto",

@@ -23,6 +23,7 @@ from notebook_runner_server.api.tls_files import TlsFiles
 from notebook_runner_server.http_api import app
 from notebook_runner_server.http_api.gate import HEADER_BYTES
 from notebook_runner_server.http_api.gateway import Gateway
+from notebook_runner_server.listening import ListenError
 
 HEADER_SECONDS = 10.0
 """Maximum time of a TLS handshake, of the headers of a request, and of the rest of a body whose request has
@@ -77,7 +78,7 @@ class HttpListener:
         """Bind the address, and return its port.
 
         Raises:
-            OSError: The address cannot be bound.
+            ListenError: The address cannot be bound.
         """
         host, port = self._address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -91,7 +92,8 @@ class HttpListener:
             self._socket.bind((host, port))
         except OSError as error:
             self._socket.close()
-            raise OSError(error.errno, f"--http-listen {host}:{port}: {error.strerror}") from None
+            shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            raise ListenError("--http-listen", shown, error) from None
         found: int = self._socket.getsockname()[1]
         return found
 

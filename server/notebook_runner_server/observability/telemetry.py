@@ -12,6 +12,7 @@ import structlog
 from notebook_runner_server.api.telemetry_interceptor import CallObserver
 from notebook_runner_server.audit import AuditLog
 from notebook_runner_server.execution.interface import Backend
+from notebook_runner_server.listening import ListenError
 from notebook_runner_server.observability.canonical_log import CanonicalLog
 from notebook_runner_server.runs.observer import Observer
 from notebook_runner_server.runs.shares import Quota
@@ -60,10 +61,10 @@ class Telemetry:
             self.observers.append(self._traces)
 
     def bind(self) -> None:
-        """Bind the port of the metrics.
+        """Bind the address of the metrics.
 
         Raises:
-            OSError: The port cannot be bound.
+            ListenError: The address cannot be bound.
         """
         if self._metrics is None:
             return
@@ -73,7 +74,7 @@ class Telemetry:
         try:
             self._endpoint = Endpoint(host, port, self._metrics.registry)
         except OSError as error:
-            raise OSError(f"--metrics-listen {self._settings.metrics_listen}: {error.strerror}") from error
+            raise ListenError("--metrics-listen", self._settings.metrics_listen, error) from error
         shown = self._settings.metrics_listen.rpartition(":")[0]
         _log.info("metrics_started", address=f"{shown}:{self._endpoint.port}", path="/metrics")
 
