@@ -15,7 +15,7 @@ HOSTS ?= $(basename $(notdir $(wildcard requirements-integrations/*.in)))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults integrations cold cluster cluster-full container chaos soak attack plain check hooks format generate openapi contract docs docs-serve pictures release image image-report lock bench figures bench-cluster scale clean
+.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults integrations cold cluster cluster-full postgres postgres-full container chaos soak attack plain check hooks format generate openapi contract docs docs-serve pictures release image image-report lock bench figures bench-cluster scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ name[NR] = $$1; text[NR] = $$2; if (length($$1) > width) width = length($$1) } \
@@ -80,7 +80,7 @@ integrations: install $(HOSTS:%=$(HOST_VENVS)/%/.installed) ## Test each integra
 cold: install ## Repeat the tests of whole runs without warm kernels
 	$(PYTEST) $(PARALLEL) --cold -m "whole_run and not long"
 
-test-all: test faults integrations cold cluster container ## Run all tests, including those on a Dask cluster and in containers
+test-all: test faults integrations cold cluster postgres container ## Run all tests, including those on a Dask cluster, on PostgreSQL and in containers
 
 coverage: install ## Run the tests of `make test`, and print the lines and branches that they do not execute
 	$(BIN)/coverage erase
@@ -101,6 +101,17 @@ cluster-full: install ## Run all tests of clusters, whole runs and faults on a D
 	$(CLUSTER) -m "cluster or cluster_long"
 	$(ON_CLUSTER) -m "whole_run or fault"
 
+# Each process has a PostgreSQL of its own.
+ON_POSTGRES := $(PYTEST) $(PARALLEL) --store postgres
+postgres: install ## Run the tests of PostgreSQL, and repeat those of the store and of the guarantees on it (needs the package postgresql)
+	$(PYTEST) $(PARALLEL) -m postgres
+	$(ON_POSTGRES) -m "unit or guarantee" tests/runs tests/e2e
+
+postgres-full: install ## Run all tests of stores, whole runs and faults with PostgreSQL
+	$(PYTEST) $(PARALLEL) -m postgres
+	$(ON_POSTGRES) -m "whole_run or fault or long" tests/e2e tests/faults
+	$(ON_POSTGRES) tests/runs
+
 container: install ## Build the image, and test it and all that starts it (needs podman, kubectl, nginx, promtool and systemd)
 	$(BIN)/pytest tests/container
 
@@ -109,7 +120,7 @@ SEED ?= 0
 chaos: install ## Kill processes, fill disks, fail file operations and damage state folders at random, ROUNDS rounds each (SEED=0: a random seed)
 	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) DAMAGE_ROUNDS=$(ROUNDS) DAMAGE_SEED=$(SEED) FULL_DISK_ROUNDS=$(ROUNDS) \
 	  FULL_DISK_SEED=$(SEED) IO_FAULT_ROUNDS=$(ROUNDS) IO_FAULT_SEED=$(SEED) \
-	  $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_chaos.py tests/cluster/test_cluster_chaos.py tests/faults/test_damaged_state.py tests/faults/test_full_disk.py tests/faults/test_io_faults.py
+	  $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_chaos.py tests/faults/test_postgres_chaos.py tests/cluster/test_cluster_chaos.py tests/faults/test_damaged_state.py tests/faults/test_full_disk.py tests/faults/test_io_faults.py
 
 RUNS ?= 1000
 STREAMS ?= 2000
@@ -209,7 +220,7 @@ image-report: image ## Build both images, and print their layers and sizes, newe
 LOCK_IMAGE := --constraint requirements.lock --universal --python-version 3.11 \
   --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet --output-file image
 lock: ## Update the locks (needs uv)
-	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask --extra http-api --extra webhooks --extra examples --group dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask --extra http-api --extra webhooks --extra postgres --extra examples --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
 	uv pip compile requirements-generate.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-generate.lock
@@ -217,7 +228,7 @@ lock: ## Update the locks (needs uv)
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements-release.lock
 	for host in $(HOSTS); do uv pip compile pyproject.toml requirements-integrations/$$host.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet --upgrade --output-file requirements-integrations/$$host.lock; done
-	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask --extra http-api --extra webhooks $(LOCK_IMAGE)/server.lock
+	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask --extra http-api --extra webhooks --extra postgres $(LOCK_IMAGE)/server.lock
 	uv pip compile image/data.in $(LOCK_IMAGE)/data.lock
 	uv pip compile image/build.in $(LOCK_IMAGE)/build.lock
 

@@ -2,13 +2,12 @@
 
 import asyncio
 import os
-import sqlite3
 import time
 from pathlib import Path
 from typing import Any
 
 from notebook_runner_server.execution.interface import Limits, StreamOutput
-from notebook_runner_server.runs import tables
+from notebook_runner_server.runs import schema, tables
 from notebook_runner_server.runs.model import (
     Event,
     ExecutionOptions,
@@ -18,6 +17,7 @@ from notebook_runner_server.runs.model import (
     Segment,
     WriteBatch,
 )
+from notebook_runner_server.runs.schema import SqliteConnection
 from notebook_runner_server.runs.store import Store
 
 AT_ONCE = 1000
@@ -33,8 +33,8 @@ def fill(state: Path, runs: int, events: int = 8) -> None:
         events: Number of events of each run.
     """
     state.mkdir()
-    with sqlite3.connect(state / "notebook-runner.db", isolation_level=None) as db:
-        tables.create(db)
+    with schema.connect(state / "notebook-runner.db") as db:
+        schema.create(db)
         db.execute("BEGIN")
         for number in range(runs):
             run_id = f"20260101-000000-{number:08x}"
@@ -44,7 +44,7 @@ def fill(state: Path, runs: int, events: int = 8) -> None:
     db.close()
 
 
-def _insert(db: sqlite3.Connection, run_id: str, count: int) -> None:
+def _insert(db: SqliteConnection, run_id: str, count: int) -> None:
     now = time.time_ns()
     run = Run(run_id, "", RunState.SUCCEEDED, now, "python3", 1, end_time=now, cells_completed=1)
     order: Any = {"working_folder": "", "allow_errors": False, "environment": {}, "retention": 1e6}

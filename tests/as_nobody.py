@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 
-from tests.support.unprivileged import NOBODY, as_nobody, unprivileged_home
+from tests.support.processes import NOBODY
+from tests.support.unprivileged import as_nobody, unprivileged_home
 
 if __name__ == "__main__":
     with unprivileged_home() as home:

@@ -14,6 +14,7 @@ from tests.support.async_guard import guarded
 from tests.support.cluster import Cluster
 from tests.support.gate import Gate
 from tests.support.notebooks import code, notebook
+from tests.support.postgres import Databases, Postgres
 from tests.support.server import Server
 
 # Started in the background, by a shell or by CI, this process ignores Ctrl-C, and so would all that it
@@ -43,6 +44,7 @@ KINDS = (
     "long",
     "cluster",
     "cluster_long",
+    "postgres",
     "container",
     "host",
 )
@@ -75,8 +77,9 @@ DEFAULT_CELLS = (code("who = 'world'", "parameters"), "print(f'hello {who}')")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds `--executor dask`, where a Dask cluster of three workers executes runs, and `--cold`."""
+    """Adds `--executor dask`, for a Dask cluster of three workers, `--store postgres`, and `--cold`."""
     parser.addoption("--executor", choices=("process", "dask"), default="process", help="what executes runs")
+    parser.addoption("--store", choices=("sqlite", "postgres"), default="sqlite", help="where histories are")
     parser.addoption("--cold", action="store_true", help="start servers without warm kernels")
 
 
@@ -93,7 +96,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Gives each test the one marker of its kind; `--executor dask` leaves out what is for processes only.
+    """Gives each test the one marker of its kind; leaves out what is not for the executor or the store.
 
     Files that take long come first.
     """
@@ -112,9 +115,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ranks[item.path] = min(rank, ranks.get(item.path, rank))
     items.sort(key=lambda item: ranks[item.path])
     if config.getoption("--executor") == "dask":
-        left_out = [one for one in items if one.get_closest_marker("process_pool")]
-        items[:] = [one for one in items if one not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+        _leave_out(config, items, "process_pool")
+    if config.getoption("--store") == "postgres":
+        _leave_out(config, items, "state_folder")
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item], marker: str) -> None:
+    """Deselects the tests with a marker."""
+    left_out = [one for one in items if one.get_closest_marker(marker)]
+    items[:] = [one for one in items if not one.get_closest_marker(marker)]
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -141,6 +151,20 @@ def _executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         Server.executor, Server.cluster_mark = cluster.environment, cluster.mark
         Server.machines = len(cluster.workers)
         yield
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for all tests that leave it as they found it."""
+    with Postgres() as running:
+        yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _store(request: pytest.FixtureRequest) -> None:
+    """Where every server of these tests, and every store, has its history."""
+    if request.config.getoption("--store") == "postgres":
+        Server.databases = Databases(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture(scope="session")

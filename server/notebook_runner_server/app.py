@@ -40,7 +40,7 @@ from notebook_runner_server.runs.model import Run
 from notebook_runner_server.runs.outputs import Outputs
 from notebook_runner_server.runs.shares import ShareRules
 from notebook_runner_server.runs.sources import NotebookRoot
-from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs.store import RemoteHistory, Store
 from notebook_runner_server.transfer.service import TransferService
 from notebook_runner_server.webhooks import notifications
 from notebook_runner_server.webhooks.receivers_file import receivers_file
@@ -71,7 +71,7 @@ class App:
     def __init__(self, settings: Settings, backend: Backend, connections: int) -> None:
         self._settings = settings
         self._audit = audit = AuditLog(settings.audit_log)
-        store = Store(settings.state_folder, settings.max_artefact_bytes)
+        store = Store(settings.state_folder, settings.max_artefact_bytes, _remote_history(settings))
         root = NotebookRoot(
             Path(settings.notebook_root) if settings.notebook_root else None, settings.max_notebook_bytes
         )
@@ -218,7 +218,6 @@ class App:
             await asyncio.sleep(WATCH_SECONDS)
             try:
                 self._manager.apply_shares()
-                await self._webhooks.apply()
                 await self._store.retry_writing()
                 before, problem = problem, self._backend.problem or self._store.problem
                 if problem and not before:
@@ -227,6 +226,8 @@ class App:
                 elif before and not problem:
                     _log.info("runs_unblocked")
                     await self._api.report_runs_start(True)
+                if not self._store.problem:
+                    await self._webhooks.apply()
             except Exception:  # noqa: BLE001 - a failure must not end the health checks
                 _log.exception("health_check_failed")
 
@@ -256,6 +257,27 @@ class App:
         self._audit.close()
         _log.info("server_stopped")
         announcements.stopped()
+
+
+def _remote_history(settings: Settings) -> RemoteHistory | None:
+    if not settings.store:
+        return None
+    from notebook_runner_server.runs.postgres.database import PostgresOptions  # noqa: PLC0415 - an extra
+    from notebook_runner_server.runs.postgres.history import PostgresHistory  # noqa: PLC0415 - as above
+
+    options = PostgresOptions(
+        settings.store, settings.replica_timeout, settings.store_files_bytes, _end_immediately
+    )
+    return PostgresHistory(settings.state_folder, options)
+
+
+def _end_immediately(reason: str) -> None:
+    """End this process: another server may have taken over its runs.
+
+    Each worker ends its run when its server is gone, also if the event loop hangs.
+    """
+    _log.critical("lease_lost", why=reason)
+    os._exit(1)
 
 
 def _share_rules(settings: Settings) -> Callable[[], ShareRules]:

@@ -36,6 +36,9 @@ class Deployed:
         tls: The files of the certificate's Secret; None: without TLS.
         secrets: The files of more Secrets, by their names.
         exchanged: Texts in the container, and those in their place.
+
+    Attributes:
+        image: The same.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Deployed:
         secrets: Mapping[str, Mapping[str, str]] | None = None,
         exchanged: Mapping[str, str] | None = None,
     ) -> None:
-        self._image, self._tls, self._exchanged = image, tls, exchanged
+        self.image, self._tls, self._exchanged = image, tls, exchanged
         self._found = manifests or rendered(BASE)
         self._name = f"nbr-{uuid4().hex[:8]}"
         tokens = folder / "tokens"
@@ -69,7 +72,7 @@ class Deployed:
         self.pod = Pod(
             self._found,
             pod_of(find(self._found, "Deployment")),
-            self._image,
+            self.image,
             name=self._name,
             environment={
                 "NOTEBOOK_RUNNER_LISTEN": f"0.0.0.0:{port}",

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import run
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -75,6 +76,19 @@ class Composed:
 def environment() -> dict[str, str]:
     """The variables that podman needs."""
     return {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "CONTAINERS_CONF"}}
+
+
+def test_the_database_is_the_servers() -> None:
+    """The server's URL names the service, user, password and database that compose.postgres.yaml creates."""
+    services = yaml.safe_load((REPOSITORY / "compose.postgres.yaml").read_text())["services"]
+    server, database = services["notebook-runner"], services["database"]
+    url = urlsplit(server["environment"]["NOTEBOOK_RUNNER_STORE"])
+    given = database["environment"]
+    assert (url.scheme, url.hostname, url.path[1:]) == ("postgresql", "database", given["POSTGRES_DB"])
+    assert (url.username, url.password) == (given["POSTGRES_USER"], given["POSTGRES_PASSWORD"])
+    assert server["depends_on"] == {"database": {"condition": "service_healthy"}}
+    # Nobody but the server reaches it.
+    assert "ports" not in database
 
 
 @pytest.fixture(scope="module")

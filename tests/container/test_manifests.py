@@ -51,6 +51,11 @@ CUSTOM = {
 # The overlays with HTTP.
 WITH_HTTP = {"http", "ingress"}
 DASK_PORTS = {8786, 8788, 8789}
+DATABASE_PORTS = {5432}
+# A pod of another project's image.
+DATABASE = "notebook-runner-database"
+# Variables that are read by others than the server's own settings.
+OTHERS = {f"{ENVIRONMENT_PREFIX}_METRICS_LISTEN", "PGSERVICEFILE"}
 HTTP = FOLDER / "components/http"
 INGRESS = FOLDER / "components/ingress"
 NIGHTLY = FOLDER / "components/nightly"
@@ -98,7 +103,7 @@ def test_every_component_goes_with_the_others(tmp_path: Path) -> None:
     assert {"Certificate", "ServiceMonitor", "GRPCRoute"} <= kinds
     assert find(found, "Deployment")["spec"]["template"]["spec"]["runtimeClassName"] == "gvisor"
     policy = find(found, "NetworkPolicy")["spec"]
-    assert (len(policy["ingress"]), len(policy["egress"])) == (4, 3)
+    assert (len(policy["ingress"]), len(policy["egress"])) == (4, 4)
 
 
 def test_each_component_has_an_overlay() -> None:
@@ -170,7 +175,7 @@ def test_the_network_is_closed(folder: Path) -> None:
                     ("webhooks", {443}),
                 )
             else:
-                assert ports in ({53}, {50051}, DASK_PORTS)
+                assert ports in ({53}, {50051}, DASK_PORTS, DATABASE_PORTS)
         for rule in (rule for one in own for rule in one.get("ingress", [])):
             assert rule["from"]
             assert rule["ports"]
@@ -268,7 +273,7 @@ def test_secrets_are_files(folder: Path) -> None:
 def test_variables_are_settings(server: Manifest) -> None:
     """Each variable is one of the server's settings; a misspelt one would do nothing."""
     known = {f"{ENVIRONMENT_PREFIX}_{name.upper()}" for name in Settings.__dataclass_fields__}
-    assert set(variables(server)) - known <= {f"{ENVIRONMENT_PREFIX}_METRICS_LISTEN"}
+    assert set(variables(server)) - known <= OTHERS
 
 
 def test_only_the_component_runs_the_sample_at_night(folder: Path) -> None:
@@ -414,9 +419,10 @@ def test_the_ingress_leads_to_the_server() -> None:
 
 
 def test_the_image_is_of_this_version(folder: Path) -> None:
-    """All pods have one image, of the version that the manifests come with; k3d's registry has the latest."""
+    """All pods of this project have one image, of its version; k3d's registry has the latest."""
     tag = "latest" if folder.name == "local" else __version__
-    (image,) = {container_of(one)["image"] for one in workloads(folder)}
+    own = [one for one in workloads(folder) if one["metadata"]["name"] != DATABASE]
+    (image,) = {container_of(one)["image"] for one in own}
     assert image.endswith(f"notebook-runner:{tag}")
 
 

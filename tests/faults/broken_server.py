@@ -12,7 +12,6 @@ outlives    a worker goes on when its server has died
 
 import asyncio
 import os
-import sqlite3
 import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import replace
@@ -52,6 +51,7 @@ def _forgets() -> None:
 
 def _repeats() -> None:
     from notebook_runner_server.runs import tables  # noqa: PLC0415 - as above
+    from notebook_runner_server.runs.database import Connection  # noqa: PLC0415 - as above
     from notebook_runner_server.runs.folder import RunFolder  # noqa: PLC0415 - as above
     from notebook_runner_server.runs.model import RunState  # noqa: PLC0415 - as above
 
@@ -59,7 +59,7 @@ def _repeats() -> None:
     RunFolder.is_begun = False  # type: ignore[method-assign, assignment] # broken from outside
     unended = tables.unended_runs
 
-    def all_queued(db: sqlite3.Connection) -> list[Any]:
+    def all_queued(db: Connection) -> list[Any]:
         return [
             replace(row, run=replace(row.run, state=RunState.QUEUED))
             for row in unended(db)

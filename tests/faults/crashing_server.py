@@ -51,13 +51,13 @@ def _arm() -> None:
     # A worker process imports this module again, and needs none of the server.
     from notebook_runner_server.api.servicer import Servicer  # noqa: PLC0415
     from notebook_runner_server.execution.interface import CellFinished  # noqa: PLC0415
-    from notebook_runner_server.runs.database import Database  # noqa: PLC0415
     from notebook_runner_server.runs.log import RunLog  # noqa: PLC0415
+    from notebook_runner_server.runs.sqlite import SqliteDatabase  # noqa: PLC0415
 
     come_to = _Points(Path(os.environ[VARIABLE])).come_to
-    write, answer, publish, append = Database.write, Servicer.Start, RunLog.publish, RunLog.append
+    write, answer, publish, append = SqliteDatabase.write, Servicer.Start, RunLog.publish, RunLog.append
 
-    async def written(self: Database, function: Any, *args: Any, **kwargs: Any) -> Any:
+    async def written(self: SqliteDatabase, function: Any, *args: Any, **kwargs: Any) -> Any:
         def before_commit(*inner: Any, **options: Any) -> Any:
             result = function(*inner, **options)
             come_to("before-commit")
@@ -81,7 +81,7 @@ def _arm() -> None:
             come_to("last-write")
         return await append(self, run, events, *args, **options)
 
-    Database.write = written  # type: ignore[method-assign] # the points are put in from outside
+    SqliteDatabase.write = written  # type: ignore[method-assign] # the points are put in from outside
     Servicer.Start = answered  # type: ignore[method-assign] # as above
     RunLog.publish = published  # type: ignore[method-assign] # as above
     _arm_folders(come_to)

@@ -106,6 +106,7 @@ class Chaos:
     options: tuple[str, ...] = ("--queue", "4")
     environment: Mapping[str, str] = field(default_factory=dict)
     has_retries: bool = False
+    machine: int = 0
     rounds: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     states: Counter[str] = field(default_factory=Counter)
@@ -181,7 +182,7 @@ class Chaos:
         if self._server is None:
             told = {VARIABLE: str(self._order), TOKENS: str(self._tokens_file), **self.environment}
             server = KillableServer(
-                self.folder / "state", *self.options, program=self.program, environment=told
+                self.folder / f"state-{self.machine}", *self.options, program=self.program, environment=told
             )
             self._server = server.__enter__()
         return self._server

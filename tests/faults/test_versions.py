@@ -17,7 +17,7 @@ import grpc
 import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from notebook_runner_server.runs.tables import SCHEMA_VERSION
+from notebook_runner_server.runs.schema import SCHEMA_VERSION
 from tests.support.calls import SECONDS, artefact, duration, finish, history, inline, perform, start
 from tests.support.errors import refused
 from tests.support.killable import KillableServer

@@ -5,7 +5,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from sqlite3 import Connection
 
 import pytest
 
@@ -13,10 +12,12 @@ from notebook_runner_server.errors import RunNotFoundError
 from notebook_runner_server.execution.interface import KernelReady
 from notebook_runner_server.export.service import ExportService
 from notebook_runner_server.runs.artefacts import RUN_SHARE, Artefact, Artefacts
+from notebook_runner_server.runs.database import Connection
 from notebook_runner_server.runs.outputs import NOTEBOOK, Outputs
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import RunRecord
 from tests.runs.fakes import DONE, FakeBackend, cell, ended, running, spec
+from tests.runs.stores import a_store
 
 SIZE = 1000
 
@@ -141,7 +142,7 @@ async def test_what_is_taken_while_others_are_removed_stays(tmp_path: Path) -> N
 
 async def test_what_somebody_has_removed_is_made_again(tmp_path: Path) -> None:
     """An operator may remove files, or all, below the folder of artefacts while the server runs."""
-    backend, store = FakeBackend(), Store(tmp_path, 10**6)
+    backend, store = FakeBackend(), a_store(Store, tmp_path, 10**6)
     async with running(store, backend) as runner:
         run_id = (await runner.start(spec())).run_id
         (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
@@ -157,7 +158,7 @@ async def test_pages_of_an_ended_run_read_the_history_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Further pages read only the artefact, and after the deletion of the run there are none."""
-    backend, store = FakeBackend(), Store(tmp_path, 10**6)
+    backend, store = FakeBackend(), a_store(Store, tmp_path, 10**6)
     async with running(store, backend) as runner:
         run_id = (await runner.start(spec())).run_id
         (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
@@ -183,7 +184,7 @@ async def test_a_read_that_a_deletion_overtakes_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run that the read returns late is not found by the next one."""
-    backend, store = FakeBackend(), Store(tmp_path, 10**6)
+    backend, store = FakeBackend(), a_store(Store, tmp_path, 10**6)
     async with running(store, backend) as runner:
         run_id = (await runner.start(spec())).run_id
         (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
@@ -210,7 +211,7 @@ async def test_what_is_read_during_a_deletion_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run can be found until its deletion is durable, and never after."""
-    backend, store = FakeBackend(), Store(tmp_path, 10**6)
+    backend, store = FakeBackend(), a_store(Store, tmp_path, 10**6)
     async with running(store, backend) as runner:
         run_id = (await runner.start(spec())).run_id
         (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)
@@ -241,7 +242,7 @@ async def test_an_earlier_server_s_are_removed(tmp_path: Path) -> None:
 
 async def test_a_reader_fills_no_disk(tmp_path: Path) -> None:
     """Each event is asked for, with one byte a call: bounded room, none of the run's own, the same bytes."""
-    backend, store = FakeBackend(), Store(tmp_path, 4000)
+    backend, store = FakeBackend(), a_store(Store, tmp_path, 4000)
     async with running(store, backend) as runner:
         run_id = (await runner.start(spec())).run_id
         (await backend.taken(run_id)).tell(KernelReady(), *cell(0), *cell(1), DONE)

@@ -171,6 +171,7 @@ async def test_a_slow_watcher_is_overtaken(tmp_path: Path, monkeypatch: pytest.M
                 _ = [batch async for batch in batches]
 
 
+@pytest.mark.state_folder("it damages SQLite's file")
 async def test_a_history_that_was_rebuilt(tmp_path: Path) -> None:
     """Its cursors have expired; its runs exist, each once, and what had expired is still known to have."""
     async with opened(tmp_path) as store:
@@ -199,6 +200,7 @@ async def test_a_cursor_ahead_of_the_history(tmp_path: Path) -> None:
             await watched(store, WatchCursor(cursor.history_id, cursor.change + 1))
 
 
+@pytest.mark.state_folder("it damages SQLite's file")
 async def test_a_damaged_change_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Others still come, from memory and from the store; the log has the damage once."""
     async with opened(tmp_path) as store:

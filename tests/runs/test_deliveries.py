@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.runs import database, deliveries, tables
+from notebook_runner_server.runs import deliveries, sqlite, tables
 from notebook_runner_server.runs.deliveries import Delivery, DeliveryFilter
 from notebook_runner_server.runs.model import ChangeFilter, Notify, RunState
 from notebook_runner_server.runs.state_folder import DATABASE
@@ -194,13 +194,14 @@ async def test_a_host_that_is_no_longer_allowed(tmp_path: Path) -> None:
         assert await rest(store, await notified(store, "host"), OF_HOST) == []
 
 
+@pytest.mark.state_folder("it damages SQLite's file")
 async def test_a_rebuilt_history_still_notifies(tmp_path: Path) -> None:
     """Notifications are copied with their runs, and their receiver begins with all of them."""
     async with opened(tmp_path / "old") as store:
         await notified(store, "host")
         await notifying(store, "run")
     (tmp_path / "new").mkdir()
-    database.rebuild(tmp_path / "old" / DATABASE, tmp_path / "new" / "draft" / DATABASE)
+    sqlite.rebuild(tmp_path / "old" / DATABASE, tmp_path / "new" / "draft" / DATABASE)
     (tmp_path / "new" / "draft" / DATABASE).rename(tmp_path / "new" / DATABASE)
     shutil.copytree(tmp_path / "old" / "runs", tmp_path / "new" / "runs")
     async with opened(tmp_path / "new") as store:

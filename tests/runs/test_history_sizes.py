@@ -17,7 +17,7 @@ from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.retention import HistoryLimits, Retention
 from notebook_runner_server.runs.store import Store
 from tests.runs.samples import a_run, changed
-from tests.runs.stores import append, insert
+from tests.runs.stores import a_store, append, insert, leave_file
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 async def ended_run(store: Store, run_id: str, owner: str, size: int, expire_time: int = 2**62) -> None:
     """A run that has ended, with a file of a size in its folder."""
     position = await insert(store, run_id, owner=owner)
-    (store.folder(run_id).work / "file").write_bytes(b"x" * size)
+    leave_file(store, run_id, size)
     run = replace(a_run(RunState.SUCCEEDED, run_id=run_id, owner=owner), end_time=5)
     await append(store, position, run, changed(2, run), expire_time=expire_time)
 
@@ -70,7 +70,7 @@ async def opened(store: Store) -> AsyncIterator[None]:
 
 async def test_what_was_there_before(tmp_path: Path) -> None:
     """More runs than one read takes, of several owners; runs that have not ended do not count."""
-    store = Store(tmp_path)
+    store = a_store(Store, tmp_path)
     async with opened(store):
         for number in range(205):
             await ended_run(store, f"a{number}", "ada", number)
@@ -100,7 +100,7 @@ async def test_it_is_unknown_until_it_is_measured(tmp_path: Path) -> None:
         def folder(self, run_id: str) -> RunFolder:
             return SlowFolder(super().folder(run_id).path)
 
-    store = SlowStore(tmp_path)
+    store = a_store(SlowStore, tmp_path)
     async with opened(store):
         for run_id in ("old", "goes"):
             await ended_run(store, run_id, "ada", 10)
@@ -119,14 +119,14 @@ async def test_it_is_unknown_until_it_is_measured(tmp_path: Path) -> None:
 
 async def test_an_end_adds_and_a_deletion_subtracts(tmp_path: Path) -> None:
     """As well if retention deletes, and if files change after the end."""
-    store = Store(tmp_path)
+    store = a_store(Store, tmp_path)
     async with opened(store), measuring(store) as sizes:
         await measured(sizes)
         for run_id, owner, size in (("a1", "ada", 10), ("a2", "ada", 20), ("b", "bob", 5)):
             await ended_run(store, run_id, owner, size, 1 if run_id == "a2" else 2**62)
             tell_end(sizes, run_id, owner)
         assert await sizes.size("ada") == actual(store, "a1", "a2")
-        (store.folder("a2").work / "late").write_bytes(b"x" * 1000)
+        leave_file(store, "a2", 1000, "late")
         await Retention(store, HistoryLimits(), lambda _: False).sweep()
         assert await sizes.size("ada") == actual(store, "a1")
         assert await sizes.size("bob") == actual(store, "b")
@@ -141,7 +141,7 @@ async def test_an_end_adds_and_a_deletion_subtracts(tmp_path: Path) -> None:
 
 async def test_a_run_that_is_deleted_while_it_is_measured(tmp_path: Path) -> None:
     """It leaves nothing behind."""
-    store = Store(tmp_path)
+    store = a_store(Store, tmp_path)
     async with opened(store), measuring(store) as sizes:
         await measured(sizes)
         await ended_run(store, "a", "ada", 10)
@@ -157,7 +157,7 @@ async def test_a_run_that_is_deleted_while_it_is_measured(tmp_path: Path) -> Non
 
 async def test_without_a_limit_nothing_is_measured(tmp_path: Path) -> None:
     """A server without a limit of a history visits no folder."""
-    sizes = HistorySizes(Store(tmp_path))
+    sizes = HistorySizes(a_store(Store, tmp_path))
     tell_end(sizes, "a", "ada")
     assert not sizes._pending
     assert sizes.latest("ada") is None

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from notebook_runner_server.runs import database
-from notebook_runner_server.runs.database import IntegrityCheck
+from notebook_runner_server.runs import sqlite
+from notebook_runner_server.runs.sqlite import IntegrityCheck
 from tests.runs.stores import insert, opened
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.state_folder("it damages SQLite's file")]
 
 DATABASE = "notebook-runner.db"
 PAGE = 4096
@@ -22,9 +22,9 @@ PAGE = 4096
 async def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state folder with a history that a start has no time to look at."""
     # Not 0: the clock may stand still between two looks at it.
-    monkeypatch.setattr(database, "CHECK_SECONDS", -1.0)
-    monkeypatch.setattr(database, "CHECK_BYTES", 0)
-    monkeypatch.setattr(database, "_PROGRESS_STEPS", 1)
+    monkeypatch.setattr(sqlite, "CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(sqlite, "CHECK_BYTES", 0)
+    monkeypatch.setattr(sqlite, "_PROGRESS_STEPS", 1)
     async with opened(tmp_path) as store:
         for number in range(300):
             await insert(store, f"run-{number}", labels={"x" * 100: "y" * 100})

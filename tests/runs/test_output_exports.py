@@ -13,6 +13,7 @@ from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.outputs import MESSAGE_BYTES, Outputs, Page
 from notebook_runner_server.runs.store import Store
 from tests.runs.fakes import DONE, FakeBackend, cell, ended, running, spec, tells
+from tests.runs.stores import a_store
 
 
 class Counting:
@@ -76,7 +77,7 @@ class Scene:
 
 async def test_each_export_is_made_once(tmp_path: Path) -> None:
     """A second read, and reads at the same time, answer the file that is there, with code and without."""
-    backend, store = FakeBackend(), Store(tmp_path)
+    backend, store = FakeBackend(), a_store(Store, tmp_path)
     async with running(store, backend) as runner:
         run_id = await ended_run(runner, backend)
         scene = Scene(store, runner, run_id)
@@ -92,7 +93,7 @@ async def test_each_export_is_made_once(tmp_path: Path) -> None:
 
 async def test_a_banner_shows_the_state_as_of_its_event(tmp_path: Path) -> None:
     """A page says what was true at its event, and says the same when it is made again after the run's end."""
-    backend, store = FakeBackend(), Store(tmp_path)
+    backend, store = FakeBackend(), a_store(Store, tmp_path)
     async with running(store, backend) as runner:
         run_id = (await runner.start(spec())).run_id
         handle = await backend.taken(run_id)
@@ -122,7 +123,7 @@ async def test_a_banner_shows_the_state_as_of_its_event(tmp_path: Path) -> None:
 
 async def test_an_end_without_new_outputs_is_a_new_page(tmp_path: Path) -> None:
     """A page of a run that executes does not stand for the page of its end, although its notebook does."""
-    backend, store = FakeBackend(), Store(tmp_path)
+    backend, store = FakeBackend(), a_store(Store, tmp_path)
     async with running(store, backend) as runner:
         run_id = (await runner.start(spec())).run_id
         handle = await backend.taken(run_id)
@@ -141,7 +142,7 @@ async def test_an_end_without_new_outputs_is_a_new_page(tmp_path: Path) -> None:
 
 async def test_a_page_without_code_is_of_the_event_that_it_was_asked_for(tmp_path: Path) -> None:
     """While the run goes on, a reader of an earlier page goes on in it, and a new reader gets the newest."""
-    backend, store = FakeBackend(), Store(tmp_path)
+    backend, store = FakeBackend(), a_store(Store, tmp_path)
     async with running(store, backend) as runner:
         run_id = (await runner.start(spec())).run_id
         handle = await backend.taken(run_id)
@@ -160,7 +161,7 @@ async def test_a_page_without_code_is_of_the_event_that_it_was_asked_for(tmp_pat
 
 async def test_an_export_of_a_run_that_is_deleted_meanwhile_leaves_nothing(tmp_path: Path) -> None:
     """An artefact that is complete after the deletion, in a new folder, is removed, and not answered."""
-    backend, store = FakeBackend(), Store(tmp_path)
+    backend, store = FakeBackend(), a_store(Store, tmp_path)
     async with running(store, backend) as runner:
         run_id = await ended_run(runner, backend)
         scene = Scene(store, runner, run_id)
@@ -183,7 +184,7 @@ async def test_an_export_of_a_run_that_is_deleted_meanwhile_leaves_nothing(tmp_p
 @pytest.mark.parametrize("to", ["notebook", "files", "error"])
 async def test_what_is_always_whole_is_not_asked_without_code(tmp_path: Path, to: str) -> None:
     """The notebook, the files and the report have no version without input, which the error says."""
-    backend, store = FakeBackend(), Store(tmp_path)
+    backend, store = FakeBackend(), a_store(Store, tmp_path)
     async with running(store, backend) as runner:
         scene = Scene(store, runner, (await runner.start(spec())).run_id)
         with pytest.raises(InvalidFieldError, match=f"not available for {to}, only for: html, pdf") as caught:
@@ -193,7 +194,7 @@ async def test_what_is_always_whole_is_not_asked_without_code(tmp_path: Path, to
 
 async def test_an_export_that_failed_is_tried_again(tmp_path: Path) -> None:
     """The error has the exporter's words, and is not remembered: what was missing may be there by now."""
-    backend, store = FakeBackend(), Store(tmp_path)
+    backend, store = FakeBackend(), a_store(Store, tmp_path)
     async with running(store, backend) as runner:
         scene = Scene(store, runner, (await runner.start(spec())).run_id)
         scene.exporter.wrong = "there is no browser"
@@ -207,7 +208,7 @@ async def test_an_export_that_failed_is_tried_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("exported", [False, True], ids=["before its export", "during its export"])
 async def test_a_run_that_is_forgotten_meanwhile_is_not_there(tmp_path: Path, *, exported: bool) -> None:
     """What is missing then is the run, and not room on the disk."""
-    backend, store = FakeBackend(), Store(tmp_path)
+    backend, store = FakeBackend(), a_store(Store, tmp_path)
     async with running(store, backend) as runner:
         run_id = await ended_run(runner, backend)
         run = await runner.find(run_id)
@@ -235,7 +236,7 @@ async def test_a_page_is_smaller_only_where_its_message_would_be_too_large(
     tmp_path: Path, beside: int, size: int
 ) -> None:
     """Large parameters leave room for small pages; a page is never empty."""
-    backend, store = FakeBackend(), Store(tmp_path)
+    backend, store = FakeBackend(), a_store(Store, tmp_path)
     async with running(store, backend) as runner:
         run = await runner.find(await ended_run(runner, backend))
         exporter = Counting()

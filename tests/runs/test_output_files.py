@@ -16,6 +16,7 @@ from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.outputs import FILES, Outputs, Page
 from notebook_runner_server.runs.store import Store
 from tests.runs.fakes import FakeBackend, reach, running, spec
+from tests.runs.stores import a_store
 
 
 class Scene:
@@ -52,7 +53,7 @@ async def scene(store: Store, runner: RunManager, backend: FakeBackend) -> Scene
 async def test_the_pages_of_one_download_are_of_one_moment(tmp_path: Path) -> None:
     """A file that comes meanwhile changes none of them, not even when another caller begins."""
     backend = FakeBackend()
-    store = Store(tmp_path)
+    store = a_store(Store, tmp_path)
     async with running(store, backend) as runner:
         one = await scene(store, runner, backend)
         first = await one.page()
@@ -71,7 +72,7 @@ async def test_the_pages_of_one_download_are_of_one_moment(tmp_path: Path) -> No
 async def test_files_of_a_moment_that_is_gone_are_refused(tmp_path: Path) -> None:
     """What a folder had at an earlier event cannot be made again, and nothing else is answered instead."""
     backend = FakeBackend()
-    store = Store(tmp_path)
+    store = a_store(Store, tmp_path)
     async with running(store, backend) as runner:
         one = await scene(store, runner, backend)
         with pytest.raises(InvalidFieldError, match="Start again"):
@@ -81,7 +82,7 @@ async def test_files_of_a_moment_that_is_gone_are_refused(tmp_path: Path) -> Non
 async def test_a_download_that_was_given_up_disturbs_no_other(tmp_path: Path) -> None:
     """Callers that go away while the zip is made do not disturb one that stays."""
     backend = FakeBackend()
-    store = Store(tmp_path)
+    store = a_store(Store, tmp_path)
     async with running(store, backend) as runner:
         one = await scene(store, runner, backend)
         (one.work / "large").write_bytes(os.urandom(3_000_000))

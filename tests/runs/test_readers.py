@@ -10,9 +10,10 @@ from notebook_runner_server.errors import RunNotFoundError
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.retention import PAGE_SECONDS, Readers
 from notebook_runner_server.runs.store import Store
+from tests.runs.stores import a_store
 
 # Nothing is read from it.
-LOG = RunLog(Store(Path("nowhere")), 1, 1, ended=False)
+LOG = RunLog(a_store(Store, Path("nowhere")), 1, 1, ended=False)
 
 
 def test_readers_are_counted() -> None:
@@ -58,7 +59,7 @@ def test_a_stream_that_fails_is_closed() -> None:
 async def test_a_deleted_run_ends_its_streams() -> None:
     """A reader that waits for the next event gets an error; those of other runs go on waiting."""
     readers = Readers()
-    logs = [RunLog(Store(Path("nowhere")), position, 1, ended=False) for position in (1, 2)]
+    logs = [RunLog(a_store(Store, Path("nowhere")), position, 1, ended=False) for position in (1, 2)]
 
     async def follow(run_id: str, log: RunLog) -> None:
         with readers.stream(run_id, log):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from notebook_runner_server.runs.store import Store
-from tests.runs.stores import finish, insert, opened
+from tests.runs.stores import a_store, finish, insert, opened
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.state_folder("it damages SQLite's file")]
 
 DATABASE = "notebook-runner.db"
 LIMIT = 64 * 1024
@@ -73,7 +73,7 @@ async def test_a_schema_that_is_no_text_is_damage(tmp_path: Path) -> None:
 async def test_a_full_disk_refuses_the_start_and_nothing_is_moved(tmp_path: Path) -> None:
     """Each run is there when there is room again."""
     await histories(tmp_path, 300)
-    store = Store(tmp_path)
+    store = a_store(Store, tmp_path)
     with small_files(), pytest.raises(OSError, match=r"File too large|cannot be rebuilt"):
         await store.open()
     await store.close()

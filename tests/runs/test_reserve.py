@@ -14,6 +14,8 @@ from notebook_runner_server.runs.state_folder import RESERVE_BYTES, DiskReserve
 from tests.runs.samples import a_run, changed, some_options
 from tests.runs.stores import SEGMENTS, insert, opened
 
+pytestmark = pytest.mark.state_folder("the space for the ends of runs is in the state folder")
+
 SECONDS = 60
 
 

@@ -21,6 +21,8 @@ from notebook_runner_server.runs.folder import COPY_BYTES, RunFolder
 from notebook_runner_server.runs.model import Segment
 from tests.support.notebooks import code, markdown, notebook, written
 
+pytestmark = pytest.mark.state_folder("it is about the files of a run")
+
 CELLS: list[list[str | NotebookNode]] = [
     [],
     ["1"],

@@ -25,11 +25,12 @@ from tests.runs.reading import (
     say,
     sequences,
 )
+from tests.runs.stores import a_store
 
 
 async def test_a_reader_can_begin_at_every_cursor(tmp_path: Path) -> None:
     """After any sequence number exactly the rest comes, from memory and from the store alike."""
-    async with a_log(Store(tmp_path)) as log:
+    async with a_log(a_store(Store, tmp_path)) as log:
         await say(log, *("abcdefgh"))
         await end(log)
         stored = RunLog(log._store, log.position, log.last_sequence, ended=True)
@@ -40,7 +41,7 @@ async def test_a_reader_can_begin_at_every_cursor(tmp_path: Path) -> None:
 
 async def test_two_thousand_events_come_from_the_store_without_a_gap(tmp_path: Path) -> None:
     """A long history is read in bounded reads, and none is lost between two of them."""
-    async with a_log(Store(tmp_path)) as log:
+    async with a_log(a_store(Store, tmp_path)) as log:
         await say(log, *("x" for _ in range(2000)))
         await end(log)
         stored = RunLog(log._store, log.position, log.last_sequence, ended=True)
@@ -49,7 +50,7 @@ async def test_two_thousand_events_come_from_the_store_without_a_gap(tmp_path: P
 
 async def test_readers_that_join_at_any_time_see_all_of_it(tmp_path: Path) -> None:
     """Some follow from the start, some come in between, some at the end: each sees each event once."""
-    async with a_log(Store(tmp_path)) as log:
+    async with a_log(a_store(Store, tmp_path)) as log:
         joined = [0]
         readers = [asyncio.ensure_future(everything(log))]
         for number in range(20):
@@ -64,7 +65,7 @@ async def test_readers_that_join_at_any_time_see_all_of_it(tmp_path: Path) -> No
 
 async def test_a_slow_reader_holds_nobody_up_and_loses_nothing(tmp_path: Path) -> None:
     """A reader that takes one batch and then stands still delays neither the run nor other readers."""
-    async with a_log(Store(tmp_path)) as log, following(log, 0) as slow:
+    async with a_log(a_store(Store, tmp_path)) as log, following(log, 0) as slow:
         seen = await first(slow)
         fast = asyncio.ensure_future(everything(log))
         for _ in range(300):
@@ -77,7 +78,7 @@ async def test_a_slow_reader_holds_nobody_up_and_loses_nothing(tmp_path: Path) -
 
 async def test_what_left_the_recent_window_is_read_from_the_store(tmp_path: Path) -> None:
     """Memory stays bounded; who is near reads from memory, who is far behind reads from the store."""
-    store = CountingStore(tmp_path)
+    store = a_store(CountingStore, tmp_path)
     async with a_log(store) as log:
         await say(log, "a", "b")
         assert sequences(await log.read(0)) == [1, 2, 3]
@@ -102,7 +103,7 @@ async def test_all_that_an_event_holds_is_counted(tmp_path: Path) -> None:
         (ErrorOutput(0, "E", "x" * 4096), 4096),
     ]
     for place, (body, held) in enumerate(large):
-        async with a_log(Store(tmp_path / str(place))) as log:
+        async with a_log(a_store(Store, tmp_path / str(place))) as log:
             for _ in range(2 * RECENT_BYTES // held):
                 event = event_of(RUNNING, body, log.last_sequence + 1, 1)
                 await log.append(RUNNING, [event], WriteBatch())
@@ -117,7 +118,7 @@ async def test_all_readers_share_one_encoded_form_of_an_event(tmp_path: Path) ->
         made.append(event.sequence)
         return b"x" * (RECENT_BYTES // 4)
 
-    async with a_log(Store(tmp_path)) as log:
+    async with a_log(a_store(Store, tmp_path)) as log:
         await say(log, "a", "b")
         for _ in range(3):
             events = await log.read(0)
@@ -135,7 +136,7 @@ async def test_all_readers_share_one_encoded_form_of_an_event(tmp_path: Path) ->
 
 async def test_one_event_larger_than_the_window_is_kept(tmp_path: Path) -> None:
     """The newest event is never evicted: whoever waits for it gets it without the store."""
-    store = CountingStore(tmp_path)
+    store = a_store(CountingStore, tmp_path)
     async with a_log(store) as log:
         await say(log, "x" * (RECENT_BYTES + 1))
         assert sequences(await log.read(1)) == [2]
@@ -144,7 +145,7 @@ async def test_one_event_larger_than_the_window_is_kept(tmp_path: Path) -> None:
 
 async def test_a_reader_that_waits_gets_the_next_event_at_once(tmp_path: Path) -> None:
     """Who has all that is there is woken by what comes; ten wait and ten are woken."""
-    async with a_log(Store(tmp_path)) as log, AsyncExitStack() as stack:
+    async with a_log(a_store(Store, tmp_path)) as log, AsyncExitStack() as stack:
         readers = [await stack.enter_async_context(following(log, 1)) for _ in range(10)]
         waiting = [asyncio.ensure_future(first(reader)) for reader in readers]
         await asyncio.sleep(0)
@@ -155,7 +156,7 @@ async def test_a_reader_that_waits_gets_the_next_event_at_once(tmp_path: Path) -
 
 async def test_a_reader_that_leaves_takes_nobody_with_it(tmp_path: Path) -> None:
     """A stream that is dropped while it waits does not keep others from being woken."""
-    async with a_log(Store(tmp_path)) as log:
+    async with a_log(a_store(Store, tmp_path)) as log:
         leaves, stays = asyncio.ensure_future(everything(log, 1)), asyncio.ensure_future(everything(log))
         await say(log, "x")
         leaves.cancel()
@@ -167,7 +168,7 @@ async def test_a_reader_that_leaves_takes_nobody_with_it(tmp_path: Path) -> None
 
 async def test_silence_gives_a_sign_of_life(tmp_path: Path) -> None:
     """Without an event an empty batch comes, as often as it is silent, and then what there is."""
-    async with a_log(Store(tmp_path)) as log, following(log, 1, 0.01) as reader:
+    async with a_log(a_store(Store, tmp_path)) as log, following(log, 1, 0.01) as reader:
         assert [await anext(reader), await anext(reader)] == [(), ()]
         await say(log, "x")
         batch = await anext(reader)
@@ -185,7 +186,7 @@ async def test_readers_share_an_event_with_content(tmp_path: Path) -> None:
         made.append(key)
         return b"x" * (RECENT_BYTES // 4)
 
-    async with a_log(Store(tmp_path)) as log:
+    async with a_log(a_store(Store, tmp_path)) as log:
         await say(log, "a", "b", "c")
         events = await log.read(0)
 

@@ -10,11 +10,12 @@ from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.store import Store
 from tests.runs.reading import FullStore, a_log, end, everything, first, following, say, sequences
 from tests.runs.samples import printed
+from tests.runs.stores import a_store
 
 
 async def test_closing_sends_readers_away_when_they_have_all_there_is(tmp_path: Path) -> None:
     """On close a reader still gets what it lacks, and then that the server is shutting down."""
-    async with a_log(Store(tmp_path)) as log:
+    async with a_log(a_store(Store, tmp_path)) as log:
         waits = asyncio.ensure_future(everything(log, 1))
         await asyncio.sleep(0)
         log.close()
@@ -28,7 +29,7 @@ async def test_closing_sends_readers_away_when_they_have_all_there_is(tmp_path: 
 
 async def test_closing_does_not_take_the_end_from_a_run_that_ended(tmp_path: Path) -> None:
     """Whoever reads the terminal event has a whole stream, also when the server is on its way out."""
-    async with a_log(Store(tmp_path)) as log:
+    async with a_log(a_store(Store, tmp_path)) as log:
         await end(log)
         log.close()
         assert await everything(log) == [1, 2]
@@ -36,7 +37,7 @@ async def test_closing_does_not_take_the_end_from_a_run_that_ended(tmp_path: Pat
 
 async def test_what_could_not_be_written_is_shown_to_nobody(tmp_path: Path) -> None:
     """A full disk leaves the log where it was, and the next event takes the number that is free."""
-    store = FullStore(tmp_path)
+    store = a_store(FullStore, tmp_path)
     async with a_log(store) as log:
         store.full = True
         with pytest.raises(StorageFullError):
@@ -51,7 +52,7 @@ async def test_what_could_not_be_written_is_shown_to_nobody(tmp_path: Path) -> N
 
 async def test_a_run_that_is_forgotten_under_a_reader_ends_its_stream_with_an_error(tmp_path: Path) -> None:
     """Retention may take a run that somebody reads: the reader is told so, in the contract's words."""
-    async with a_log(Store(tmp_path)) as log:
+    async with a_log(a_store(Store, tmp_path)) as log:
         await say(log, *("x" for _ in range(600)))
         await end(log)
         row = await log._store.find("one")

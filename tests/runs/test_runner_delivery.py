@@ -25,6 +25,7 @@ from tests.runs.fakes import (
     spec,
     states,
 )
+from tests.runs.stores import a_store
 from tests.support.notebooks import parsed
 
 S = RunState
@@ -87,7 +88,7 @@ async def delivered(store: Store, carrier: Carrier, *told: object) -> Run:
 async def test_what_is_written_is_the_notebook_at_its_end(tmp_path: Path) -> None:
     """Whole, with what the worker sent last; the URI is whole there and shown without what follows it."""
     carrier = Carrier()
-    run = await delivered(Store(tmp_path), carrier, *WHOLE)
+    run = await delivered(a_store(Store, tmp_path), carrier, *WHOLE)
     assert (run.state, run.output_error, len(carrier.written)) == (S.SUCCEEDED, "", 1)
     assert run.output_uri == "s3://bucket/result?…"
     assert parsed(carrier.written[0][1]).metadata == {"a": 1}
@@ -96,7 +97,7 @@ async def test_what_is_written_is_the_notebook_at_its_end(tmp_path: Path) -> Non
 async def test_a_worker_that_dies_has_what_it_told_written(tmp_path: Path) -> None:
     """The text of the cell that went on is in what is written."""
     carrier = Carrier()
-    run = await delivered(Store(tmp_path), carrier, KernelReady(), *cell(0), *cell(1)[:2], DIED)
+    run = await delivered(a_store(Store, tmp_path), carrier, KernelReady(), *cell(0), *cell(1)[:2], DIED)
     assert (run.state, run.output_error) == (S.CRASHED, "")
     assert b"said 1" in carrier.written[0][1]
 
@@ -118,7 +119,7 @@ async def test_whatever_goes_wrong_the_run_ends_as_it_would_have(
     """A write that fails, in whatever way, changes nothing but what is said of it."""
     carrier = Carrier()
     carrier.error = error
-    run = await delivered(Store(tmp_path), carrier, *WHOLE)
+    run = await delivered(a_store(Store, tmp_path), carrier, *WHOLE)
     assert (run.state, run.failure, run.output_error) == (S.SUCCEEDED, None, said)
 
 
@@ -126,7 +127,7 @@ async def test_whatever_goes_wrong_the_run_ends_as_it_would_have(
 async def test_a_kill_that_comes_before_the_run_has_ended_ends_it(tmp_path: Path, moment: str) -> None:
     """Also when its worker was done: nothing is written, and the order of its events holds."""
     carrier, backend = Carrier(), FakeBackend(obedient=False)
-    async with running(Store(tmp_path), backend, transfer=carrier) as runner:
+    async with running(a_store(Store, tmp_path), backend, transfer=carrier) as runner:
         run = await runner.start(spec(output_uri=URI))
         handle = await backend.taken()
         handle.tell(*WHOLE[:-1])
@@ -151,7 +152,7 @@ async def test_a_kill_that_comes_before_the_run_has_ended_ends_it(tmp_path: Path
 async def test_a_write_holds_up_no_reader(tmp_path: Path) -> None:
     """While it goes on the run is RUNNING, all its events are told, and its worker is not free."""
     carrier, backend = Carrier(), FakeBackend(obedient=False)
-    store = Store(tmp_path)
+    store = a_store(Store, tmp_path)
     async with running(store, backend, queue_size=1, transfer=carrier) as runner:
         run = await runner.start(spec(output_uri=URI))
         following = await runner.start(spec())

@@ -22,6 +22,7 @@ from tests.runs.fakes import (
     states,
 )
 from tests.runs.reading import first, following
+from tests.runs.stores import a_store
 
 S = RunState
 LONG = 3600.0
@@ -29,7 +30,7 @@ LONG = 3600.0
 
 async def test_a_run_that_ends_in_time_is_left_alone(tmp_path: Path) -> None:
     """Draining waits for the end that comes by itself, and orders nothing."""
-    store, backend = Store(tmp_path), FakeBackend()
+    store, backend = a_store(Store, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -45,7 +46,7 @@ async def test_a_run_that_ends_in_time_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hurried", [False, True], ids=["at the deadline", "in a hurry"])
 async def test_a_run_that_does_not_end_is_interrupted(tmp_path: Path, *, hurried: bool) -> None:
     """At the deadline, or as soon as somebody hurries, it is ended; its reader sees the end."""
-    store, backend = Store(tmp_path), FakeBackend()
+    store, backend = a_store(Store, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -70,7 +71,7 @@ async def test_a_run_that_does_not_end_is_interrupted(tmp_path: Path, *, hurried
 async def test_nothing_new_begins(tmp_path: Path) -> None:
     """A Start is refused, also with a request id that is new; one that is known is answered."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend, 5) as runner:
+    async with running(a_store(Store, tmp_path), backend, 5) as runner:
         run = await runner.start(spec(request_id="mine"))
         (await backend.taken()).tell(KernelReady(), DONE)
         await ended(runner, run.run_id)
@@ -84,7 +85,7 @@ async def test_nothing_new_begins(tmp_path: Path) -> None:
 
 async def test_queued_runs_stay_queued_and_their_readers_are_sent_away(tmp_path: Path) -> None:
     """What waits is not started when a worker becomes free; its readers hear that the server goes."""
-    store, backend = Store(tmp_path), FakeBackend()
+    store, backend = a_store(Store, tmp_path), FakeBackend()
     async with running(store, backend, 2) as runner:
         running_one = await runner.start(spec())
         waiting = [await runner.start(spec()) for _ in range(2)]
@@ -106,7 +107,7 @@ async def test_queued_runs_stay_queued_and_their_readers_are_sent_away(tmp_path:
 
 async def test_a_queued_run_can_be_killed_while_the_server_drains(tmp_path: Path) -> None:
     """Kill works until the end."""
-    store, backend = Store(tmp_path), FakeBackend()
+    store, backend = a_store(Store, tmp_path), FakeBackend()
     async with running(store, backend, 1) as runner:
         await runner.start(spec())
         waiting = await runner.start(spec())
@@ -122,7 +123,7 @@ async def test_a_queued_run_can_be_killed_while_the_server_drains(tmp_path: Path
 async def test_kill_and_drain_at_the_same_moment_agree(tmp_path: Path) -> None:
     """Whoever comes first names the cause; there is one end, and both return."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         run = await runner.start(spec())
         (await backend.taken()).tell(KernelReady())
         await reach(runner, run.run_id, S.RUNNING)
@@ -135,7 +136,7 @@ async def test_kill_and_drain_at_the_same_moment_agree(tmp_path: Path) -> None:
 
 async def test_a_run_that_is_being_started_is_drained_too(tmp_path: Path) -> None:
     """A run that has left the queue and has no worker yet is neither lost nor left behind."""
-    store, backend = Store(tmp_path), FakeBackend()
+    store, backend = a_store(Store, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         _, log = await runner.log(run.run_id)
@@ -150,7 +151,7 @@ async def test_closing_ends_the_backend(tmp_path: Path) -> None:
     """A runner that was closed has given its store and its backend back."""
     backend = FakeBackend()
     for _ in range(2):
-        async with running(Store(tmp_path), backend) as runner:
+        async with running(a_store(Store, tmp_path), backend) as runner:
             assert backend.is_open
             run = await runner.start(spec())
             (await backend.taken(run.run_id)).tell(KernelReady(), DONE)

@@ -13,6 +13,7 @@ from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import Run, RunState, Segment
 from notebook_runner_server.runs.store import Store
 from tests.runs.fakes import DONE, FakeBackend, Handle, ended, events, reach, running, settled, spec, states
+from tests.runs.stores import a_store
 
 S = RunState
 KILL = Cause.KILL_REQUESTED
@@ -29,8 +30,8 @@ class GatedStore(Store):
 
     held: str | RunState = ""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.reached, self.go_on = asyncio.Event(), asyncio.Event()
 
     async def _pass(self, what: str | RunState) -> None:
@@ -63,7 +64,7 @@ async def killed_when(
     folder: Path, held: str | RunState, act: Callable[[RunManager, FakeBackend, Run], Awaitable[object]]
 ) -> list[RunState]:
     """Kills a run while an operation is held; answers the states that its events tell."""
-    store, backend = GatedStore(folder), FakeBackend()
+    store, backend = a_store(GatedStore, folder), FakeBackend()
     store.held = held
     async with running(store, backend) as runner:
         run = await runner.start(spec())
@@ -124,7 +125,7 @@ async def test_while_the_kernel_gets_ready(tmp_path: Path) -> None:
 async def test_in_every_state(tmp_path: Path, state: RunState) -> None:
     """The run ends as KILLED; the worker hears of it when it has one; its processes are counted."""
     backend = FakeBackend(obedient=False)
-    async with running(Store(tmp_path), backend, 1) as runner:
+    async with running(a_store(Store, tmp_path), backend, 1) as runner:
         first = await runner.start(spec())
         handle = await backend.taken()
         run = await runner.start(spec()) if state is S.QUEUED else first
@@ -160,7 +161,7 @@ async def answer(handle: Handle, stops: int) -> None:
 async def test_fifty_at_once_are_one(tmp_path: Path) -> None:
     """All get the same run and number of processes, and the log has one terminal event."""
     backend = FakeBackend(obedient=False)
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
         handle.tell(KernelReady())
@@ -177,7 +178,7 @@ async def test_fifty_at_once_are_one(tmp_path: Path) -> None:
 async def test_fifty_at_once_of_a_queued_run_are_one(tmp_path: Path) -> None:
     """It ends once and without having begun, and the run with the worker is not touched."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend, 1) as runner:
+    async with running(a_store(Store, tmp_path), backend, 1) as runner:
         run, queued = await runner.start(spec()), await runner.start(spec())
         (await backend.taken()).tell(KernelReady())
         await reach(runner, run.run_id, S.RUNNING)
@@ -192,7 +193,7 @@ async def test_fifty_at_once_of_a_queued_run_are_one(tmp_path: Path) -> None:
 async def test_fifty_beside_the_end_answer_a_run_that_has_ended(tmp_path: Path) -> None:
     """Some come before the end and some after it: all answer the same terminal state, none an earlier one."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         for _ in range(5):
             run = await runner.start(spec())
             (await backend.taken(run.run_id)).tell(KernelReady())
@@ -206,7 +207,7 @@ async def test_fifty_beside_the_end_answer_a_run_that_has_ended(tmp_path: Path) 
 async def test_a_run_that_has_ended_answers_its_own_end(tmp_path: Path) -> None:
     """As often as one likes, with and without grace; no process was ended by that."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         run = await runner.start(spec())
         (await backend.taken()).tell(KernelReady(), DONE)
         end = await ended(runner, run.run_id)
@@ -218,7 +219,7 @@ async def test_a_run_that_has_ended_answers_its_own_end(tmp_path: Path) -> None:
 async def test_an_end_that_comes_before_the_order_wins(tmp_path: Path) -> None:
     """A worker that was done already says so: the run SUCCEEDED, and Kill answers just that."""
     backend = FakeBackend(obedient=False)
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
         handle.tell(KernelReady())
@@ -235,7 +236,7 @@ async def test_an_end_that_comes_before_the_order_wins(tmp_path: Path) -> None:
 async def test_kills_of_all_runs_at_once(tmp_path: Path) -> None:
     """Two run, four wait: each is ended once, in whatever order they are asked for."""
     backend = FakeBackend(2)
-    async with running(Store(tmp_path), backend, 4) as runner:
+    async with running(a_store(Store, tmp_path), backend, 4) as runner:
         runs = [await runner.start(spec()) for _ in range(6)]
         wanted = [run.run_id for _ in range(5) for run in runs]
         answers = await asyncio.gather(*(runner.kill(run_id, 0.0) for run_id in wanted))
@@ -251,7 +252,7 @@ async def test_kills_of_all_runs_at_once(tmp_path: Path) -> None:
 async def test_which_run_an_empty_id_means(tmp_path: Path) -> None:
     """The newest that has a worker, else the newest that is queued, else the newest of all."""
     backend = Shrinking(2)
-    async with running(Store(tmp_path), backend, 4) as runner:
+    async with running(a_store(Store, tmp_path), backend, 4) as runner:
         runs = [await runner.start(spec()) for _ in range(4)]
         ids = [run.run_id for run in runs]
         second = await backend.taken(ids[1])

@@ -26,6 +26,7 @@ from tests.runs.fakes import (
     spec,
     states,
 )
+from tests.runs.stores import a_store, check_folders
 from tests.support.notebooks import printed
 
 S = RunState
@@ -34,7 +35,7 @@ FAILED = Ended(Failure(Cause.CELL_ERROR, "no", cell_index=1, exception_name="Val
 
 async def test_a_run_goes_from_its_start_to_its_end(tmp_path: Path) -> None:
     """Every state is told once, in order and without a gap, and the notebook has what was executed."""
-    store, backend = Store(tmp_path), FakeBackend()
+    store, backend = a_store(Store, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         started = await runner.start(spec(request_id="mine", environment={"A": "b"}))
         assert (started.state, started.queue_position) == (S.QUEUED, 0)
@@ -57,7 +58,7 @@ async def test_batches_make_no_difference(tmp_path: Path) -> None:
     """One batch with everything and one batch for each event give the same history and notebook."""
 
     async def scenario(folder: Path, *, apart: bool) -> tuple[list[str], NotebookNode]:
-        store, backend = Store(folder), FakeBackend()
+        store, backend = a_store(Store, folder), FakeBackend()
         async with running(store, backend) as runner:
             run = await runner.start(spec())
             handle = await backend.taken()
@@ -72,7 +73,7 @@ async def test_batches_make_no_difference(tmp_path: Path) -> None:
 
 async def test_a_segment_shows_from_the_event_on_that_tells_of_it(tmp_path: Path) -> None:
     """The notebook as of the event before has the cell as it was, as of `CellFinished` as it is."""
-    store, backend = Store(tmp_path), FakeBackend()
+    store, backend = a_store(Store, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -86,7 +87,7 @@ async def test_a_segment_shows_from_the_event_on_that_tells_of_it(tmp_path: Path
 
 async def test_only_as_many_runs_are_admitted_as_there_is_room_for(tmp_path: Path) -> None:
     """Workers and queue together; who is refused learns which run is in the way, and nothing is left."""
-    store, backend = Store(tmp_path), FakeBackend(2)
+    store, backend = a_store(Store, tmp_path), FakeBackend(2)
     async with running(store, backend, 1) as runner:
         runs = [await runner.start(spec()) for _ in range(3)]
         for _ in range(2):
@@ -96,13 +97,14 @@ async def test_only_as_many_runs_are_admitted_as_there_is_room_for(tmp_path: Pat
         assert caught.value.metadata["run_id"] == runs[0].run_id
         assert caught.value.retry_after > 0
         assert (await runner.find(runs[2].run_id)).queue_position == 0
-        assert len(list((tmp_path / "runs").iterdir())) == 3
+        check_folders(tmp_path, [run.run_id for run in runs])
+        assert len((await runner.list(10**6, 100, [], {}))[0]) == 3
 
 
 async def test_twenty_at_once_are_one_and_the_queue(tmp_path: Path) -> None:
     """Callers that pass the first check together do not pass the second one together."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend, 3) as runner:
+    async with running(a_store(Store, tmp_path), backend, 3) as runner:
         answers = await asyncio.gather(*(runner.start(spec()) for _ in range(20)), return_exceptions=True)
         refused = [one for one in answers if isinstance(one, RunnerBusyError)]
         assert (len(answers), len(refused)) == (20, 16)
@@ -112,7 +114,7 @@ async def test_twenty_at_once_are_one_and_the_queue(tmp_path: Path) -> None:
 async def test_a_place_is_free_as_soon_as_a_run_has_told_its_end(tmp_path: Path) -> None:
     """Whoever reads the terminal event and starts the next run is admitted, and the run is executed."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         for _ in range(20):
             run = await runner.start(spec())
             (await backend.taken()).tell(KernelReady(), DONE)
@@ -124,7 +126,7 @@ async def test_a_place_is_free_as_soon_as_a_run_has_told_its_end(tmp_path: Path)
 async def test_an_admission_and_an_end_at_the_same_moment_agree(tmp_path: Path) -> None:
     """A Start beside the last event is either refused or admitted and executed; never admitted and lost."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         admitted = 0
         for _ in range(30):
             run = await runner.start(spec())
@@ -147,7 +149,7 @@ async def test_an_admission_and_an_end_at_the_same_moment_agree(tmp_path: Path) 
 async def test_runs_are_executed_first_come_first_served(tmp_path: Path) -> None:
     """The queue keeps the order, tells the places, and gives each worker one run at a time."""
     backend = FakeBackend(2)
-    async with running(Store(tmp_path), backend, 4) as runner:
+    async with running(a_store(Store, tmp_path), backend, 4) as runner:
         runs = [await runner.start(spec()) for _ in range(6)]
         taken = [await backend.taken(), await backend.taken()]
         places = [(await runner.find(run.run_id)).queue_position for run in runs]
@@ -163,7 +165,7 @@ async def test_runs_are_executed_first_come_first_served(tmp_path: Path) -> None
 async def test_a_failed_run_leaves_the_next_one_alone(tmp_path: Path) -> None:
     """One run fails, the next one succeeds, each with its own end."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend, 1) as runner:
+    async with running(a_store(Store, tmp_path), backend, 1) as runner:
         first, second = await runner.start(spec()), await runner.start(spec())
         (await backend.taken()).tell(KernelReady(), FAILED)
         (await backend.taken()).tell(KernelReady(), DONE)
@@ -174,7 +176,7 @@ async def test_a_failed_run_leaves_the_next_one_alone(tmp_path: Path) -> None:
 async def test_a_hundred_repeats_of_one_request_are_one_run(tmp_path: Path) -> None:
     """Also when they arrive at once, also when the server is full, also when the run has ended."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         mine = spec(request_id="mine")
         answers = await asyncio.gather(*(runner.start(mine) for _ in range(100)))
         assert len({run.run_id for run in answers}) == 1
@@ -189,7 +191,7 @@ async def test_a_hundred_repeats_of_one_request_are_one_run(tmp_path: Path) -> N
 async def test_what_is_not_there_is_said_so(tmp_path: Path) -> None:
     """An unknown run and an empty history answer that there is none, in find, log and kill."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         for run_id in ("", "unknown"):
             for call in (runner.find(run_id), runner.log(run_id), runner.kill(run_id, 0.0)):
                 with pytest.raises(RunNotFoundError):
@@ -202,7 +204,7 @@ async def test_what_is_not_there_is_said_so(tmp_path: Path) -> None:
 async def test_a_list_tells_where_to_go_on(tmp_path: Path) -> None:
     """Every page but the last gives a position, and the pages together are all runs, once each."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend, 9) as runner:
+    async with running(a_store(Store, tmp_path), backend, 9) as runner:
         runs = [(await runner.start(spec())).run_id for _ in range(5)]
         for size in (1, 2, 5, 6):
             seen, before = [], 10**6

@@ -9,6 +9,7 @@ from notebook_runner_server.runs.model import Event, RunChanged, RunState, Trace
 from notebook_runner_server.runs.observer import RunContext
 from notebook_runner_server.runs.store import Store
 from tests.runs.fakes import WHOLE, FakeBackend, ended, running, spec
+from tests.runs.stores import a_store
 
 ORIGIN = TraceContext("call", "parent", "state")
 
@@ -33,7 +34,7 @@ async def test_what_observers_are_told(tmp_path: Path, caplog: pytest.LogCapture
     witness, second = Witness(), Witness()
 
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend, observers=[witness, second]) as runner:
+    async with running(a_store(Store, tmp_path), backend, observers=[witness, second]) as runner:
         started = await runner.start(spec(environment={"A": "b"}), ORIGIN)
         handle = await backend.taken()
         assert handle.job.environment == {"A": "b", "TRACEPARENT": "parent", "TRACESTATE": "state"}
@@ -57,11 +58,11 @@ async def test_a_queued_run_keeps_its_origin(tmp_path: Path) -> None:
     """A run that waits for the next server is new to its observers, with the call that it came from."""
     witness = Witness()
 
-    async with running(Store(tmp_path), FakeBackend(), 1) as runner:
+    async with running(a_store(Store, tmp_path), FakeBackend(), 1) as runner:
         await runner.start(spec())
         waiting = await runner.start(spec(), ORIGIN)
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend, observers=[witness]) as runner:
+    async with running(a_store(Store, tmp_path), backend, observers=[witness]) as runner:
         (await backend.taken(waiting.run_id)).tell(*WHOLE)
         await ended(runner, waiting.run_id)
     (run_context,) = witness.courses

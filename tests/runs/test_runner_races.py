@@ -17,6 +17,7 @@ from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import RunRecord
 from tests.runs.fakes import DONE, FakeBackend, ended, events_of, reach, running, settled, spec, states
+from tests.runs.stores import a_store
 
 S = RunState
 Between = Callable[[], Awaitable[object]]
@@ -71,7 +72,7 @@ async def begun(runner: RunManager, backend: FakeBackend) -> Run:
 
 async def test_a_kill_beside_the_end_answers_the_end(tmp_path: Path) -> None:
     """Kill looks the run up while it runs, and it ends by itself: the answer is its terminal state."""
-    store, backend = LookingStore(tmp_path), FakeBackend()
+    store, backend = a_store(LookingStore, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await begun(runner, backend)
         store.between = lambda: to_its_end(runner, backend, run.run_id)
@@ -81,7 +82,7 @@ async def test_a_kill_beside_the_end_answers_the_end(tmp_path: Path) -> None:
 
 async def test_a_reader_that_comes_beside_the_end_sees_it(tmp_path: Path) -> None:
     """Progress looks the run up while it runs, and it ends: the stream has the end, and ends."""
-    store, backend = LookingStore(tmp_path), FakeBackend()
+    store, backend = a_store(LookingStore, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await begun(runner, backend)
         store.between = lambda: to_its_end(runner, backend, run.run_id)
@@ -91,7 +92,7 @@ async def test_a_reader_that_comes_beside_the_end_sees_it(tmp_path: Path) -> Non
 
 async def test_a_run_that_was_found_is_not_older_than_the_question(tmp_path: Path) -> None:
     """Output looks a run up beside its end: it may say either, and a later look says the end."""
-    store, backend = LookingStore(tmp_path), FakeBackend()
+    store, backend = a_store(LookingStore, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await begun(runner, backend)
         store.between = lambda: to_its_end(runner, backend, run.run_id)
@@ -101,7 +102,7 @@ async def test_a_run_that_was_found_is_not_older_than_the_question(tmp_path: Pat
 
 async def test_the_newest_run_can_be_followed_from_the_moment_it_is_in_the_history(tmp_path: Path) -> None:
     """A reader that finds the run before its Start has answered gets all of it, to the end."""
-    store, backend = InsertingStore(tmp_path), FakeBackend()
+    store, backend = a_store(InsertingStore, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         readers: list[asyncio.Task[list[S]]] = []
 
@@ -121,7 +122,7 @@ async def test_the_newest_run_can_be_followed_from_the_moment_it_is_in_the_histo
 
 async def test_the_newest_run_can_be_killed_from_the_moment_it_is_in_the_history(tmp_path: Path) -> None:
     """A Kill that finds the run before its Start has answered ends it, and does not just say OK."""
-    store, backend = InsertingStore(tmp_path), FakeBackend()
+    store, backend = a_store(InsertingStore, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         kills: list[asyncio.Task[tuple[Run, int]]] = []
 

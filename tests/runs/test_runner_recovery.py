@@ -35,7 +35,7 @@ from tests.runs.fakes import (
     tells,
 )
 from tests.runs.samples import TERMINAL, a_run, changed
-from tests.runs.stores import append, insert, opened
+from tests.runs.stores import a_store, append, insert, opened
 from tests.support.notebooks import printed
 
 S = RunState
@@ -63,7 +63,7 @@ async def test_runs_on_the_way_are_interrupted(tmp_path: Path) -> None:
     """STARTING, RUNNING and KILLING become INTERRUPTED with the next number, before anyone can ask."""
     await left_in(tmp_path, *ON_THE_WAY)
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         for count, state in enumerate(ON_THE_WAY, start=2):
             run = await runner.find(state.name)
             assert run.state is S.INTERRUPTED
@@ -85,7 +85,7 @@ async def test_runs_that_had_ended_stay_as_they_are(tmp_path: Path) -> None:
     """A terminal state is terminal over every restart, and nothing is added to the log."""
     names = await left_in(tmp_path, *TERMINAL)
     for _ in range(2):
-        async with running(Store(tmp_path), FakeBackend()) as runner:
+        async with running(a_store(Store, tmp_path), FakeBackend()) as runner:
             found = [await runner.find(name) for name in names]
             assert [run.state for run in found] == TERMINAL
             assert [numbers(await events(runner, name)) for name in names] == [[1, 2]] * len(names)
@@ -94,11 +94,11 @@ async def test_runs_that_had_ended_stay_as_they_are(tmp_path: Path) -> None:
 async def test_queued_runs_go_on_in_order(tmp_path: Path) -> None:
     """Three waited: they are executed once each, first come first served, and newcomers come after."""
     names = []
-    async with abandoned(Store(tmp_path), FakeBackend(), 3) as runner:
+    async with abandoned(a_store(Store, tmp_path), FakeBackend(), 3) as runner:
         names = [(await runner.start(spec(environment={"N": str(n)}))).run_id for n in range(4)]
         await reach(runner, names[0], S.STARTING)
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend, 3) as runner:
+    async with running(a_store(Store, tmp_path), backend, 3) as runner:
         names.append((await runner.start(spec(environment={"N": "4"}))).run_id)
         assert (await runner.find(names[0])).state is S.INTERRUPTED
         for number, name in enumerate(names[1:], start=1):
@@ -114,13 +114,13 @@ async def test_what_was_reported_done_is_kept(tmp_path: Path) -> None:
     """Events and the finished cell are there; the cell it died in has the text that was told."""
     said = StreamOutput(1, "stdout", "last words\n")
     backend = FakeBackend()
-    async with abandoned(Store(tmp_path), backend) as runner:
+    async with abandoned(a_store(Store, tmp_path), backend) as runner:
         run_id = (await runner.start(spec(request_id="mine"))).run_id
         _, log = await runner.log(run_id)
         told_now = [KernelReady(), *cell(0), CellStarted(1, "id", "2"), said]
         (await backend.taken()).tell(*told_now)
         last = await tells(log, said)
-    store = Store(tmp_path)
+    store = a_store(Store, tmp_path)
     async with running(store, FakeBackend()) as runner:
         run = await runner.find(run_id)
         assert run.failure is not None
@@ -139,13 +139,13 @@ async def test_bytes_that_belong_to_no_segment_do_no_harm(tmp_path: Path) -> Non
     """A segment that was half written when the server died is not taken for a whole one."""
     backend = FakeBackend()
     started = CellStarted(1, "id", "2")
-    async with abandoned(Store(tmp_path), backend) as runner:
+    async with abandoned(a_store(Store, tmp_path), backend) as runner:
         run_id = (await runner.start(spec())).run_id
         _, log = await runner.log(run_id)
         torn = SegmentChunk(1, b"torn", last=False)
         (await backend.taken()).tell(KernelReady(), *cell(0), started, torn, ClearOutput(1, wait=True))
         await tells(log, ClearOutput(1, wait=True))
-    store = Store(tmp_path)
+    store = a_store(Store, tmp_path)
     async with running(store, FakeBackend()) as runner:
         assert (await runner.find(run_id)).state is S.INTERRUPTED
         node = await executed(store, run_id)
@@ -158,7 +158,7 @@ async def test_a_run_whose_files_are_gone_does_not_keep_the_server_from_starting
 ) -> None:
     """What can still be said of it is said: it is INTERRUPTED, and the next run works."""
     backend = FakeBackend()
-    store = Store(tmp_path)
+    store = a_store(Store, tmp_path)
     async with abandoned(store, backend) as runner:
         run_id = (await runner.start(spec())).run_id
         _, log = await runner.log(run_id)
@@ -170,7 +170,7 @@ async def test_a_run_whose_files_are_gone_does_not_keep_the_server_from_starting
         folder.remove()
     else:
         (folder.path / "segments").unlink()
-    async with running(Store(tmp_path), FakeBackend()) as runner:
+    async with running(a_store(Store, tmp_path), FakeBackend()) as runner:
         assert (await runner.find(run_id)).state is S.INTERRUPTED
 
 
@@ -178,7 +178,7 @@ async def test_a_queued_run_whose_files_are_gone_ends_with_a_name(tmp_path: Path
     """It cannot be executed: CRASHED, by the state folder, and the next run works."""
     await left_in(tmp_path, S.QUEUED)
     backend = FakeBackend()
-    store = Store(tmp_path)
+    store = a_store(Store, tmp_path)
     store.folder("QUEUED").remove()
     async with running(store, backend) as runner:
         run = await ended(runner, "QUEUED")

@@ -14,6 +14,7 @@ from typing_extensions import override
 from notebook_runner_server.errors import DamagedRunError, ShuttingDownError, StorageFullError
 from notebook_runner_server.execution.interface import Cause, Ended, Failure, InputFile, KernelReady
 from notebook_runner_server.runs import codec, dispatcher
+from notebook_runner_server.runs.contents import FolderContents
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import (
     RETRYABLE,
@@ -44,7 +45,7 @@ from tests.runs.fakes import (
 )
 from tests.runs.reading import FullStore
 from tests.runs.samples import TERMINAL, a_run, changed, runs, some_options
-from tests.runs.stores import insert, opened
+from tests.runs.stores import a_store, insert, opened
 from tests.runs.test_runner_storage import LARGE, bound
 
 S = RunState
@@ -226,7 +227,7 @@ async def test_inputs_that_a_server_left_are_removed_by_the_next_start(
                 recorded.set()
                 await asyncio.Event().wait()
 
-            dead.setattr(Store, "_remove_inputs", never)
+            dead.setattr(FolderContents, "remove_inputs", never)
             recording = asyncio.ensure_future(record(store, position, run, admitted))
             await recorded.wait()
             recording.cancel()
@@ -285,7 +286,7 @@ async def begun(runner: RunManager, backend: FakeBackend, policy: RetryPolicy) -
 async def test_a_successor_is_executed_with_the_same_notebook(tmp_path: Path) -> None:
     """It is known as soon as its predecessor has ended."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         run, handle = await begun(runner, backend, AT_ONCE)
         handle.tell(CRASHED)
         first = await ended(runner, run.run_id)
@@ -301,7 +302,7 @@ async def test_a_successor_is_executed_with_the_same_notebook(tmp_path: Path) ->
 async def test_a_kill_beats_a_crash(tmp_path: Path) -> None:
     """A run that crashes after the Kill, and before it was ended by it, is not repeated."""
     backend = FakeBackend(obedient=False)
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         run, handle = await begun(runner, backend, AT_ONCE)
         killing = asyncio.ensure_future(runner.kill(run.run_id, 0.0))
         await handle.asked.wait()
@@ -312,7 +313,7 @@ async def test_a_kill_beats_a_crash(tmp_path: Path) -> None:
 
 async def test_a_kill_of_a_held_end_ends_the_chain(tmp_path: Path) -> None:
     """It comes while the end of a crash waits for space."""
-    store, backend = FullStore(tmp_path), FakeBackend()
+    store, backend = a_store(FullStore, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run, handle = await begun(runner, backend, AT_ONCE)
         store.full = True
@@ -327,8 +328,8 @@ async def test_a_kill_of_a_held_end_ends_the_chain(tmp_path: Path) -> None:
 class Insisted(FullStore):
     """A full store that says when it has refused an end three times."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.insisted = asyncio.Event()
         self._refused = 0
 
@@ -361,7 +362,7 @@ async def test_a_held_end_has_its_successor_when_it_is_recorded(tmp_path: Path) 
 async def test_a_server_that_dies_while_it_ends_a_run(tmp_path: Path, cause: Cause) -> None:
     """A kill ends the chain; a stop of the server is an interruption like another."""
     backend = FakeBackend(obedient=False)
-    async with abandoned(Store(tmp_path), backend) as runner:
+    async with abandoned(a_store(Store, tmp_path), backend) as runner:
         run, handle = await begun(runner, backend, AT_ONCE)
         active = runner._dispatcher.find(run.run_id)
         assert active is not None
@@ -369,7 +370,7 @@ async def test_a_server_that_dies_while_it_ends_a_run(tmp_path: Path, cause: Cau
         await handle.asked.wait()
         await stopping
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         first = await ended(runner, run.run_id)
         assert first.state is S.INTERRUPTED
         assert bool(first.retried_by) is (cause is Cause.SERVER_STOPPED)
@@ -381,7 +382,7 @@ async def test_a_server_that_dies_while_it_ends_a_run(tmp_path: Path, cause: Cau
 async def test_a_drain_queues_the_successor_for_the_next_server(tmp_path: Path) -> None:
     """Its readers are told that the server stops; the next server executes it."""
     backend = FakeBackend(2)
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         run, _ = await begun(runner, backend, AT_ONCE)
         await runner.drain(asyncio.Event(), 0.0)
         first = await ended(runner, run.run_id)
@@ -391,7 +392,7 @@ async def test_a_drain_queues_the_successor_for_the_next_server(tmp_path: Path) 
             await events_of(log)
         assert len(backend.handles) == 1
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         (await backend.taken(first.retried_by)).tell(KernelReady(), DONE)
         assert (await ended(runner, first.retried_by)).state is S.SUCCEEDED
 
@@ -399,13 +400,13 @@ async def test_a_drain_queues_the_successor_for_the_next_server(tmp_path: Path) 
 async def test_a_waiting_successor_is_not_started_and_lets_others_pass(tmp_path: Path) -> None:
     """Also after a restart."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend, 1) as runner:
+    async with running(a_store(Store, tmp_path), backend, 1) as runner:
         run, handle = await begun(runner, backend, LATER)
         handle.tell(CRASHED)
         first = await ended(runner, run.run_id)
     for _ in range(2):
         backend = FakeBackend()
-        async with running(Store(tmp_path), backend, 1) as runner:
+        async with running(a_store(Store, tmp_path), backend, 1) as runner:
             waiting = await runner.find(first.retried_by)
             assert (waiting.state, waiting.queue_position) == (S.QUEUED, 0)
             other = await runner.start(spec())
@@ -417,7 +418,7 @@ async def test_a_waiting_successor_is_not_started_and_lets_others_pass(tmp_path:
 async def test_a_queue_that_is_full_takes_a_successor(tmp_path: Path) -> None:
     """It was admitted with its Start."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         run, handle = await begun(runner, backend, LATER)
         handle.tell(CRASHED)
         first = await ended(runner, run.run_id)
@@ -434,6 +435,6 @@ async def test_a_damaged_run_ends_without_a_successor(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await insert(store, "one", some_options(environment={"A": "b"}), retry=AT_ONCE)
         (tmp_path / "runs" / "one" / "environment").write_text("{")
-    async with running(Store(tmp_path), FakeBackend()) as runner:
+    async with running(a_store(Store, tmp_path), FakeBackend()) as runner:
         run = await ended(runner, "one")
         assert (run.state, run.retried_by) == (S.CRASHED, "")

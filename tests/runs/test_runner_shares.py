@@ -20,6 +20,7 @@ from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.shares import Quota, Share, ShareRule, ShareRules
 from notebook_runner_server.runs.store import Store
 from tests.runs.fakes import DONE, FakeBackend, abandoned, ended, events, running, settled, spec
+from tests.runs.stores import a_store
 
 S = RunState
 
@@ -62,7 +63,7 @@ def limited(**limits: float) -> Any:
 async def test_the_rest_of_an_owners_runs_waits(tmp_path: Path) -> None:
     """Free workers do not take them; others pass them; the end of one starts the next."""
     backend = FakeBackend(3)
-    async with running(Store(tmp_path), backend, 10, rules=limited(max_active=1)) as runner:
+    async with running(a_store(Store, tmp_path), backend, 10, rules=limited(max_active=1)) as runner:
         first, second, third = [await start(runner, "ada") for _ in range(3)]
         others = await start(runner, "bob")
         handles = [await backend.taken(first.run_id), await backend.taken(others.run_id)]
@@ -81,7 +82,7 @@ async def test_the_rest_of_an_owners_runs_waits(tmp_path: Path) -> None:
 async def test_a_run_that_may_not_start_takes_a_place_of_the_queue(tmp_path: Path) -> None:
     """It waits although workers are free; without a place it is refused, and others get the worker."""
     backend = FakeBackend(2)
-    async with running(Store(tmp_path), backend, 0, rules=limited(max_active=1)) as runner:
+    async with running(a_store(Store, tmp_path), backend, 0, rules=limited(max_active=1)) as runner:
         await start(runner, "ada")
         await backend.taken()
         with pytest.raises(RunnerBusyError):
@@ -96,7 +97,7 @@ async def test_a_run_that_may_not_start_takes_a_place_of_the_queue(tmp_path: Pat
 async def test_too_many_queued_runs(tmp_path: Path, most: int) -> None:
     """A run that starts at once is not one of them; what another owner queues does not count."""
     backend = FakeBackend(2)
-    async with running(Store(tmp_path), backend, 10, rules=limited(max_queued=most)) as runner:
+    async with running(a_store(Store, tmp_path), backend, 10, rules=limited(max_queued=most)) as runner:
         for _ in range(2):
             await start(runner, "ada")
             await backend.taken()
@@ -115,7 +116,8 @@ async def test_too_many_queued_runs(tmp_path: Path, most: int) -> None:
 async def test_many_starts_at_once(tmp_path: Path, most: int) -> None:
     """Calls that pass the first check together do not pass the second one together."""
     backend = FakeBackend(2)
-    async with running(Store(tmp_path), backend, 100, rules=limited(max_active=1, max_queued=most)) as runner:
+    rules = limited(max_active=1, max_queued=most)
+    async with running(a_store(Store, tmp_path), backend, 100, rules=rules) as runner:
         names = ["ada", "bob", "eve"]
         calls = [start(runner, name) for _ in range(20) for name in names]
         answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -130,7 +132,7 @@ async def test_many_starts_at_once(tmp_path: Path, most: int) -> None:
 async def test_a_repeated_request_is_answered_whatever_the_share(tmp_path: Path) -> None:
     """The run exists; only new ones are refused."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend, 10, rules=limited(max_queued=1)) as runner:
+    async with running(a_store(Store, tmp_path), backend, 10, rules=limited(max_queued=1)) as runner:
         await start(runner, "ada")
         await backend.taken()
         second = await start(runner, "ada", request_id="mine")
@@ -141,7 +143,7 @@ async def test_a_repeated_request_is_answered_whatever_the_share(tmp_path: Path)
 async def test_a_full_history(tmp_path: Path) -> None:
     """A Start after the end that fills it is refused; after a deletion the next one is admitted."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend, rules=limited(max_history_bytes=1)) as runner:
+    async with running(a_store(Store, tmp_path), backend, rules=limited(max_history_bytes=1)) as runner:
         assert runner._history._task is not None
         await runner._history._task
         run = await start(runner, "ada")
@@ -177,7 +179,7 @@ async def test_a_start_right_after_the_end_that_fills_the_history(tmp_path: Path
         def folder(self, run_id: str) -> RunFolder:
             return SlowFolder(super().folder(run_id).path)
 
-    store, backend = SlowStore(tmp_path), FakeBackend(2)
+    store, backend = a_store(SlowStore, tmp_path), FakeBackend(2)
     async with running(store, backend, rules=limited(max_history_bytes=1)) as runner:
         run = await start(runner, "ada")
         (await backend.taken()).tell(KernelReady(), DONE)
@@ -196,11 +198,11 @@ async def test_a_share_after_a_restart(tmp_path: Path) -> None:
         ShareRule(max_active=1, max_queued=5),
         groups={"team": ShareRule(max_active=2), "lab": ShareRule(max_active=3)},
     )
-    async with abandoned(Store(tmp_path), FakeBackend(), 10, lambda: rules) as runner:
+    async with abandoned(a_store(Store, tmp_path), FakeBackend(), 10, lambda: rules) as runner:
         await start(runner, "eve")
         runs = [await start(runner, "ada", "team", "other") for _ in range(4)]
     backend = FakeBackend(4)
-    async with running(Store(tmp_path), backend, 10, rules=lambda: rules) as runner:
+    async with running(a_store(Store, tmp_path), backend, 10, rules=lambda: rules) as runner:
         handles = [await backend.taken(), await backend.taken()]
         await settled(runner._store)
         assert [await state(runner, run) for run in runs] == [S.STARTING] * 2 + [S.QUEUED] * 2
@@ -217,7 +219,7 @@ async def test_groups_are_stored_only_where_they_count(tmp_path: Path) -> None:
         ("without", ShareRules(ShareRule(max_active=1)), ()),
         ("with", ShareRules(groups={"x": ShareRule()}), ("a", "b")),
     ):
-        store = Store(tmp_path / folder)
+        store = a_store(Store, tmp_path / folder)
         async with running(store, FakeBackend(), rules=lambda rules=rules: rules) as runner:  # type: ignore[misc]
             run = await start(runner, "ada", "b", "a")
             record = await store.find(run.run_id)
@@ -229,7 +231,7 @@ async def test_shares_that_change(tmp_path: Path) -> None:
     """A larger share starts what waits, a smaller one ends nothing, and a history is measured on demand."""
     rules = ShareRules(ShareRule(max_active=1))
     backend = FakeBackend(3)
-    async with running(Store(tmp_path), backend, 10, rules=lambda: rules) as runner:
+    async with running(a_store(Store, tmp_path), backend, 10, rules=lambda: rules) as runner:
         runs = [await start(runner, "ada") for _ in range(4)]
         handles = [await backend.taken()]
         rules = ShareRules(ShareRule(max_active=2))

@@ -18,7 +18,9 @@ from notebook_runner_server.execution.interface import (
     KernelReady,
 )
 from notebook_runner_server.runs import dispatcher
+from notebook_runner_server.runs.database import Connection
 from notebook_runner_server.runs.model import Event, Run, RunState, WriteBatch
+from notebook_runner_server.runs.sqlite import SqliteDatabase
 from notebook_runner_server.runs.state_folder import RESERVE_BYTES
 from notebook_runner_server.runs.store import Store
 from tests.runs.fakes import (
@@ -40,19 +42,20 @@ from tests.runs.fakes import (
 )
 from tests.runs.reading import FullStore
 from tests.runs.samples import a_run, changed, printed, some_options
-from tests.runs.stores import SEGMENTS, append, insert, opened
+from tests.runs.stores import SEGMENTS, a_store, append, insert, opened
 
 S = RunState
 LARGE = "x" * 100_000
 STOPPED = Ended(Failure(Cause.STORAGE_FAILED, "asked to stop"))
 
 
-def bound(db: sqlite3.Connection, pages: int) -> None:
+def bound(db: Connection, pages: int) -> None:
     """Lets the database have so many pages more: the next ones answer as on a full disk."""
     used = db.execute("PRAGMA page_count").fetchone()[0]
     db.execute(f"PRAGMA max_page_count = {used + pages}")
 
 
+@pytest.mark.state_folder("it limits SQLite's file")
 async def test_a_full_disk_refuses_a_start_and_leaves_nothing(tmp_path: Path) -> None:
     """SQLite's own refusal becomes STORAGE_FULL, the run's folder goes, and with room it works again."""
     async with opened(tmp_path) as store:
@@ -67,6 +70,7 @@ async def test_a_full_disk_refuses_a_start_and_leaves_nothing(tmp_path: Path) ->
         await store.insert(run, some_options(), "", changed(1, run), SEGMENTS)
 
 
+@pytest.mark.state_folder("it limits SQLite's file")
 async def test_a_full_disk_takes_a_whole_batch_or_none_of_it(tmp_path: Path) -> None:
     """Of events that did not all fit none is there, and what was there before still is."""
     async with opened(tmp_path) as store:
@@ -90,7 +94,7 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("comes_back", [False, True], ids=["stays full", "has room again"])
 async def test_the_end_of_a_run_waits_for_room(tmp_path: Path, *, comes_back: bool) -> None:
     """The worker is told to end it; an end that is not durable is told to nobody, then to everybody."""
-    store, backend = FullStore(tmp_path), FakeBackend(obedient=False)
+    store, backend = a_store(FullStore, tmp_path), FakeBackend(obedient=False)
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -129,7 +133,7 @@ async def test_the_end_of_a_run_waits_for_room(tmp_path: Path, *, comes_back: bo
 
 async def test_an_end_of_which_all_else_is_written_stays_what_it_is(tmp_path: Path) -> None:
     """A run that succeeded when the disk was full has succeeded when there is room."""
-    store, backend = FullStore(tmp_path), FakeBackend()
+    store, backend = a_store(FullStore, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -149,7 +153,7 @@ async def test_an_end_of_which_all_else_is_written_stays_what_it_is(tmp_path: Pa
 
 async def test_what_was_told_of_a_cell_is_in_it_when_its_end_had_to_wait(tmp_path: Path) -> None:
     """Text that readers have seen is in the notebook, once, however often its end was tried."""
-    store, backend = FullStore(tmp_path), FakeBackend(obedient=False)
+    store, backend = a_store(FullStore, tmp_path), FakeBackend(obedient=False)
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -173,7 +177,7 @@ async def test_what_was_told_of_a_cell_is_in_it_when_its_end_had_to_wait(tmp_pat
 @pytest.mark.parametrize("state", [S.QUEUED, S.STARTING, S.RUNNING])
 async def test_a_kill_ends_a_run_on_a_full_disk(tmp_path: Path, state: RunState) -> None:
     """Its worker is told, the call says that the end waits for room, and with room it is told."""
-    store, backend = FullStore(tmp_path), FakeBackend()
+    store, backend = a_store(FullStore, tmp_path), FakeBackend()
     async with running(store, backend, 1) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -190,9 +194,10 @@ async def test_a_kill_ends_a_run_on_a_full_disk(tmp_path: Path, state: RunState)
         assert (await ended(runner, run.run_id)).state is (S.KILLED)
 
 
+@pytest.mark.state_folder("the mark of a kill that cannot be written is in the state folder")
 async def test_a_queued_run_that_was_killed_is_not_executed_after_a_restart(tmp_path: Path) -> None:
     """Whoever killed it was told that it has no process; the server could not write that."""
-    store, backend = FullStore(tmp_path), FakeBackend()
+    store, backend = a_store(FullStore, tmp_path), FakeBackend()
     async with running(store, backend, 1) as runner:
         await runner.start(spec())
         await backend.taken()
@@ -200,7 +205,7 @@ async def test_a_queued_run_that_was_killed_is_not_executed_after_a_restart(tmp_
         store.full = True
         with pytest.raises(StorageFullError):
             await runner.kill(run.run_id, 0.0)
-    async with running(Store(tmp_path), FakeBackend()) as runner:
+    async with running(a_store(Store, tmp_path), FakeBackend()) as runner:
         found = await runner.find(run.run_id)
         assert found.state is S.INTERRUPTED
         assert found.failure is not None
@@ -209,7 +214,7 @@ async def test_a_queued_run_that_was_killed_is_not_executed_after_a_restart(tmp_
 
 async def test_the_first_end_of_a_run_is_the_one_that_is_told(tmp_path: Path) -> None:
     """An end that waits for room is not replaced by another."""
-    store, backend = FullStore(tmp_path), FakeBackend()
+    store, backend = a_store(FullStore, tmp_path), FakeBackend()
     async with running(store, backend, 1) as runner:
         await runner.start(spec())
         await backend.taken()
@@ -226,7 +231,7 @@ async def test_the_first_end_of_a_run_is_the_one_that_is_told(tmp_path: Path) ->
 
 async def test_draining_works_on_a_full_disk(tmp_path: Path) -> None:
     """A server whose disk is full can be stopped: the run's worker is told, and drain returns."""
-    store, backend = FullStore(tmp_path), FakeBackend()
+    store, backend = a_store(FullStore, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -242,7 +247,7 @@ async def test_draining_works_on_a_full_disk(tmp_path: Path) -> None:
 
 async def test_a_queued_run_waits_for_room(tmp_path: Path) -> None:
     """Its turn comes when nothing can be written: it stays, and is executed when there is room."""
-    store, backend = FullStore(tmp_path), FakeBackend()
+    store, backend = a_store(FullStore, tmp_path), FakeBackend()
     async with running(store, backend, 1) as runner:
         first, second = await runner.start(spec()), await runner.start(spec())
         handle = await backend.taken()
@@ -262,7 +267,7 @@ async def test_a_queued_run_waits_for_room(tmp_path: Path) -> None:
 
 async def test_what_waits_for_room_is_told_once_over_a_restart(tmp_path: Path) -> None:
     """An end that a server could not write was told to nobody: the next one says another."""
-    store, backend = FullStore(tmp_path), FakeBackend()
+    store, backend = a_store(FullStore, tmp_path), FakeBackend()
     async with running(store, backend, 1) as runner:
         first, second = await runner.start(spec()), await runner.start(spec())
         handle = await backend.taken()
@@ -276,12 +281,13 @@ async def test_what_waits_for_room_is_told_once_over_a_restart(tmp_path: Path) -
     with pytest.raises(ShuttingDownError):
         await reader
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend, 1) as runner:
+    async with running(a_store(Store, tmp_path), backend, 1) as runner:
         assert states(await events(runner, first.run_id)) == [S.QUEUED, S.STARTING, S.RUNNING, S.INTERRUPTED]
         (await backend.taken(second.run_id)).tell(*WHOLE)
         assert (await ended(runner, second.run_id)).state is S.SUCCEEDED
 
 
+@pytest.mark.state_folder("the reserve is in the state folder")
 async def test_room_is_kept_for_ends(tmp_path: Path) -> None:
     """What is refused for want of room is taken for an end, and only for that."""
     reserve = tmp_path / "reserve"
@@ -297,8 +303,8 @@ async def test_room_is_kept_for_ends(tmp_path: Path) -> None:
 
         def give() -> None:
             release()
-            assert store._db._write_db is not None
-            bound(store._db._write_db, 1000)
+            assert isinstance(store._db, SqliteDatabase)
+            bound(store._db._writing, 1000)
 
         store._reserve.release = give  # type: ignore[method-assign] # the file system's segment of it
         run = a_run(S.RUNNING, run_id="one", parameters={"a": LARGE})
@@ -322,12 +328,16 @@ class BrokenStore(Store):
         raise sqlite3.DatabaseError(f"malformed: {position} {before}")
 
 
-@pytest.mark.parametrize("damage", ["segments", "events"])
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param("segments", marks=pytest.mark.state_folder("it removes a file of the run")), "events"],
+)
 async def test_a_worker_that_dies_on_a_damaged_folder_leaves_an_end(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The cell's text cannot be saved, which is logged; the run and its cell end all the same."""
-    store, backend = BrokenStore(tmp_path) if damage == "events" else Store(tmp_path), FakeBackend()
+    kind: type[Store] = BrokenStore if damage == "events" else Store
+    store, backend = a_store(kind, tmp_path), FakeBackend()
     async with running(store, backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
@@ -351,7 +361,7 @@ async def test_a_worker_that_dies_on_a_damaged_folder_leaves_an_end(
 async def test_a_backend_that_tells_nonsense_is_left(tmp_path: Path) -> None:
     """A fault of the program ends the run; the backend learns that nobody listens, and the next run works."""
     backend = FakeBackend()
-    async with running(Store(tmp_path), backend) as runner:
+    async with running(a_store(Store, tmp_path), backend) as runner:
         run = await runner.start(spec())
         handle = await backend.taken()
         _, log = await runner.log(run.run_id)

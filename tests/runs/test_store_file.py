@@ -15,7 +15,9 @@ from notebook_runner_server.runs.folder import RunFolder
 from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.store import StateFolderInUseError, Store
 from tests.runs.samples import a_run, changed, some_options
-from tests.runs.stores import append, content, finish, insert, opened
+from tests.runs.stores import a_store, append, content, finish, insert, opened
+
+pytestmark = pytest.mark.state_folder("it is about the files of the state folder")
 
 SECRET = "correct-horse-battery-staple"  # noqa: S105 - to be looked for
 # Writes runs until it is killed, and says which are durable.
@@ -135,7 +137,7 @@ async def test_the_key_of_requests_stays(tmp_path: Path) -> None:
 
 async def test_a_second_store_is_refused_until_the_first_is_closed(tmp_path: Path) -> None:
     """One folder has one server, also within one process; afterwards it is free again."""
-    second = Store(tmp_path)
+    second = a_store(Store, tmp_path)
     async with opened(tmp_path) as store:
         await insert(store, "one")
         with pytest.raises(StateFolderInUseError, match="another server uses"):

@@ -15,7 +15,7 @@ from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import DamagedRecord, RunRecord
 from tests.runs.reading import FullStore
 from tests.runs.samples import some_options
-from tests.runs.stores import finish, insert, opened
+from tests.runs.stores import a_store, check_folders, finish, insert, leave_file, opened
 
 NEWEST = 2**63 - 1
 FOR_EVER = 2**62
@@ -24,14 +24,14 @@ FOR_EVER = 2**62
 async def ended_run(store: Store, run_id: str, expire_time: int = FOR_EVER, size: int = 0) -> None:
     """A run that has ended, with a file of a size in its folder."""
     position = await insert(store, run_id)
+    leave_file(store, run_id, size)
     await finish(store, position, run_id, expire_time=expire_time)
-    (store.folder(run_id).work / "file").write_bytes(b"x" * size)
 
 
 async def ids(store: Store) -> list[str]:
     """The ids of all runs, oldest first; each has its folder, and no other folder is there."""
     found = [row.run_id for row in await store.list(NEWEST, 1000, [], {})][::-1]
-    assert {path.name for path in (store._folder / "runs").iterdir()} == set(found)
+    check_folders(store._folder, found)
     return found
 
 
@@ -151,7 +151,7 @@ async def test_a_full_disk_does_not_end_what_makes_room(
             return is_deleted
 
     gone = asyncio.Event()
-    store = Failing(tmp_path)
+    store = a_store(Failing, tmp_path)
     await store.open()
     await ended_run(store, "over", 1)
     store.full = True
@@ -164,6 +164,7 @@ async def test_a_full_disk_does_not_end_what_makes_room(
     assert "retention_failed" in [record.message for record in caplog.records]
 
 
+@pytest.mark.state_folder("a run's files are in the database")
 async def test_a_folder_of_no_run_is_set_aside_when_the_store_is_opened(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -183,6 +184,7 @@ async def test_a_folder_of_no_run_is_set_aside_when_the_store_is_opened(
     assert "damaged_file_moved" in caplog.text
 
 
+@pytest.mark.state_folder("the folder of an ended run is in the state folder")
 async def test_the_folder_of_a_forgotten_run_is_removed_by_the_next_server(tmp_path: Path) -> None:
     """A server died when the row was gone and the folder was not: that was meant to go."""
     async with opened(tmp_path) as store:
@@ -197,6 +199,7 @@ async def test_the_folder_of_a_forgotten_run_is_removed_by_the_next_server(tmp_p
     assert not list(tmp_path.glob("damaged-*"))
 
 
+@pytest.mark.state_folder("it damages SQLite's file")
 async def test_a_damaged_history_is_set_aside_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The server starts with an empty history; file and run folders are kept for whoever can mend them."""
 
@@ -220,6 +223,7 @@ async def test_a_damaged_history_is_set_aside_whole(tmp_path: Path, caplog: pyte
     assert "damaged_file_moved" in caplog.text
 
 
+@pytest.mark.state_folder("the folder of an ended run is in the state folder")
 async def test_a_folder_that_cannot_be_removed_is_tried_again(tmp_path: Path) -> None:
     """The next start knows that its run was forgotten, and does not take it for damage."""
     folder = tmp_path / "runs" / "one"
@@ -239,6 +243,7 @@ async def test_a_folder_that_cannot_be_removed_is_tried_again(tmp_path: Path) ->
         assert list(tmp_path.glob("damaged-*")) == []
 
 
+@pytest.mark.state_folder("the reserve is in the state folder")
 async def test_a_run_is_forgotten_on_a_full_disk(tmp_path: Path) -> None:
     """The room that is kept serves what makes room as well."""
     async with opened(tmp_path) as store:

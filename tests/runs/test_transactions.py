@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from notebook_runner_server.errors import StorageFullError
-from notebook_runner_server.runs.database import Database
+from notebook_runner_server.runs.sqlite import SqliteDatabase
+
+pytestmark = pytest.mark.state_folder("it is about SQLite's transactions")
 
 COUNT = 20
 
@@ -20,7 +22,7 @@ COUNT = 20
 class Writer:
     """A database whose thread is held up, until it is let go with all that was asked for meanwhile."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: SqliteDatabase) -> None:
         self._db = db
         self._held, self._go = threading.Event(), threading.Event()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -67,7 +69,7 @@ def refused(number: int, db: sqlite3.Connection) -> None:
 @asynccontextmanager
 async def held(folder: Path) -> AsyncIterator[tuple[Writer, list[str]]]:
     """A database that is held up, and the statements of its transactions."""
-    db = Database(folder / "db")
+    db = SqliteDatabase(folder / "db")
     await db.open(is_first=True)
     try:
         await db.write(lambda connection: connection.execute("CREATE TABLE t (n INTEGER NOT NULL)"))

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
+# The user with the fewest rights.
+NOBODY = 65534
+
 
 def _read(pid: int, name: str) -> bytes:
     """A file of a process, empty when the process is gone, a zombie or somebody else's."""

@@ -18,11 +18,15 @@ import grpc
 
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 from tests.support.polling import pause
+from tests.support.postgres import Databases
 from tests.support.processes import limit, marked, outlived
 
 PROGRAM = Path(sys.executable).with_name("notebook-runner-server")
 # Nothing a kernel gets from the server may carry this prefix, so the mark reaches every process.
 MARK_VARIABLE = "NBR_TEST_MARK"
+STORE = "NOTEBOOK_RUNNER_STORE"
+# How long the next server waits for one that was killed; above what a busy machine delays a server.
+LEASE = {"NOTEBOOK_RUNNER_REPLICA_TIMEOUT": "5"}
 SERVICE = "/notebook_runner.v1.NotebookRunner/"
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
@@ -40,6 +44,7 @@ class Server:
     Attributes:
         executor: The variables that give every server another executor than its own processes.
         cluster_mark: What the environment of every process of that executor carries; empty: there is none.
+        databases: Where every server without a store of its own has its history; None: in its state folder.
         warm_kernels: The variables that set the warm kernels of every server without options of its own.
         target: The address for gRPC.
         http: The address for HTTP; empty: the server serves none.
@@ -49,6 +54,7 @@ class Server:
 
     executor: ClassVar[Mapping[str, str]] = {}
     cluster_mark: ClassVar[str] = ""
+    databases: ClassVar[Databases | None] = None
     warm_kernels: ClassVar[Mapping[str, str]] = {}
     machines: ClassVar[int] = 1
     may_start: ClassVar[bool] = True
@@ -79,6 +85,8 @@ class Server:
             "NOTEBOOK_RUNNER_KERNEL_ENVIRONMENT": "NBR_*",
             "NOTEBOOK_RUNNER_WRITABLE_FOLDERS": ",".join(opened),
         }
+        if Server.databases is not None and "--store" not in options:
+            own |= {STORE: Server.databases.url(state_dir), **LEASE}
         self._environment = {**inherited, **own, **(environment or {})}
         self._folder = folder
         self._told = threading.Event()

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.killable import KillableServer
+from tests.support.processes import NOBODY
 
-NOBODY = 65534
 # An interpreter below a folder that only root may enter is shown at its place, in a name space of its own.
 _SHOWN = """
 set -e

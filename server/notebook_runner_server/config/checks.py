@@ -33,6 +33,7 @@ _OTHER_VARIABLES = (
 _SERVICE_VARIABLE = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 """Variables that Kubernetes adds for each Service of the namespace whose name begins with notebook-runner."""
 
+_FOR_POSTGRES = ("psycopg", "psycopg_pool", "alembic")
 _FOR_WEBHOOKS = ("aiohttp", "cloudevents", "standardwebhooks")
 
 # jupyter_client lists other names in lower case.
@@ -74,6 +75,7 @@ def check(settings: Settings, environment: Mapping[str, str]) -> None:
         *_webhooks(settings),
         *_audit(settings),
         *_packages(settings),
+        *_store(settings, environment),
         *_kernels(settings),
     ]
     if found:
@@ -235,6 +237,30 @@ def _packages(settings: Settings) -> Iterator[str]:
         yield (
             f"{flag} needs aiohttp, cloudevents and standardwebhooks. Install them with: "
             "pip install 'notebook-runner[server,webhooks]'"
+        )
+
+
+def _store(settings: Settings, environment: Mapping[str, str]) -> Iterator[str]:
+    if not settings.store:
+        return
+    if not all(importlib.util.find_spec(name) for name in _FOR_POSTGRES):
+        yield (
+            "--store needs psycopg, psycopg_pool and alembic. Install them with: "
+            "pip install 'notebook-runner[server,postgres]'"
+        )
+        return
+    from psycopg import ProgrammingError, conninfo  # noqa: PLC0415 - an extra
+
+    try:
+        parts = conninfo.conninfo_to_dict(settings.store)
+    except ProgrammingError:
+        # The error may quote a password.
+        yield "--store is not a URL that libpq can read. Encode special characters in it, such as %40 for @."
+        return
+    if "password" in parts and environment.get(f"{ENVIRONMENT_PREFIX}_STORE") != settings.store:
+        yield (
+            "--store must not have a password, which every user of this machine could see. "
+            f"Set {ENVIRONMENT_PREFIX}_STORE, PGPASSFILE or PGSERVICE instead."
         )
 
 

@@ -308,6 +308,24 @@ class Settings:
         group="History",
         metavar="FOLDER",
     )
+    store: str = setting(
+        "",
+        "PostgreSQL database for run history and results, as postgresql://USER@HOST/DATABASE; a password "
+        "goes into the environment variable or a file of libpq. If unset, SQLite in the state folder.",
+    )
+    replica_timeout: float = setting(
+        15.0,
+        "Seconds without a sign of life on --store after which another server takes over the runs of this "
+        "one. This server ends them itself before that.",
+        minimum=2,
+    )
+    store_files_bytes: int = setting(
+        16777216,
+        "Maximum size of the files that the notebook of an ended run has left, to keep in --store, in bytes. "
+        "Larger ones are not kept.",
+        minimum=0,
+        maximum=536870912,
+    )
     retention: float = setting(
         604800.0, "Seconds to keep a run after it ends when Start sets no retention.", minimum=0
     )
@@ -417,6 +435,10 @@ class Settings:
             )
         if self.default_notebook and not self.notebook_root:
             found.append("--default-notebook needs --notebook-root.")
+        if self.store and not self.store.startswith(("postgresql://", "postgres://")):
+            found.append("--store must be a URL such as postgresql://USER@HOST/DATABASE.")
+        if self.store and self.executor != PROCESS:
+            found.append("--store needs --executor process: runs on a cluster need the state folder.")
         if not self.audit_log:
             found.append("--audit-log must be log, off or the path of a file (got nothing).")
         parsers: list[Callable[[], object]] = [
@@ -593,6 +615,7 @@ class Settings:
                     for one in (self.tokens_file, self.tls_key, self.oidc_token_file, self.webhooks_file)
                     if one
                 ),
+                *(_libpq_files() if self.store else ()),
                 self.export_folder,
             ),
             logs=() if self.audit_file is None else (self.audit_file,),
@@ -666,6 +689,13 @@ def _address(flag: str, value: str) -> tuple[str, int]:
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:  # noqa: PLR2004 - the largest port
         raise ValueError(f"{flag} must be HOST:PORT (got {value!r}).")
     return host.strip("[]"), int(port)
+
+
+def _libpq_files() -> list[Path]:
+    """Return the files from which libpq may read the password of --store."""
+    named = {"PGPASSFILE": "~/.pgpass", "PGSERVICEFILE": "~/.pg_service.conf"}
+    paths = [Path(os.environ.get(name) or usual).expanduser() for name, usual in named.items()]
+    return [path.absolute() for path in paths if path.exists()]
 
 
 def _names(listed: str) -> list[str]:

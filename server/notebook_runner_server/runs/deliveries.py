@@ -6,8 +6,6 @@ The end of a run that is deleted before all receivers have it stays in the table
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from typing import Any
 from notebook_runner_server.errors import DamagedRunError
 from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.changes import ChangeLog
-from notebook_runner_server.runs.database import Database
+from notebook_runner_server.runs.database import Connection, Database
 from notebook_runner_server.runs.model import Run, RunChanged, RunState, label_digest
 
 NOTIFY = "notify:"
@@ -172,35 +170,35 @@ class Deliveries:
         await self._database.write(_advance, cursors)
 
 
-def _receivers(db: sqlite3.Connection) -> dict[str, ReceiverRecord]:
+def _receivers(db: Connection) -> dict[str, ReceiverRecord]:
     rows = db.execute("SELECT name, change, failing_since FROM receivers").fetchall()
     return {name: ReceiverRecord(change, since) for name, change, since in rows}
 
 
-def _has_receivers(db: sqlite3.Connection, names: Sequence[str], hosts: Sequence[str]) -> bool:
+def _has_receivers(db: Connection, names: Sequence[str], hosts: Sequence[str]) -> bool:
     """Return whether the receivers and the hosts of notifications are these already."""
     notified = {host for (host,) in db.execute("SELECT DISTINCT host FROM notifications")}
     return _receivers(db).keys() == set(names) and notified <= set(hosts)
 
 
-def _set_receivers(db: sqlite3.Connection, names: Sequence[str], hosts: Sequence[str]) -> None:
+def _set_receivers(db: Connection, names: Sequence[str], hosts: Sequence[str]) -> None:
     known = _receivers(db).keys()
     db.executemany("DELETE FROM receivers WHERE name = ?", [(name,) for name in known - set(names)])
     last = tables.changes_state(db).last
     new = [(name, 0 if name.startswith(NOTIFY) else last) for name in names if name not in known]
     db.executemany("INSERT INTO receivers (name, change, failing_since) VALUES (?, ?, 0)", new)
-    marks = ", ".join("?" * len(hosts))
-    db.execute(f"DELETE FROM notifications WHERE host NOT IN ({marks})", hosts)  # noqa: S608 - marks
+    where = f"WHERE host NOT IN ({', '.join('?' * len(hosts))})" if hosts else ""
+    db.execute(f"DELETE FROM notifications {where}", hosts)  # noqa: S608 - marks
 
 
 def _read_next(
-    db: sqlite3.Connection, after: int, wanted: DeliveryFilter, without: Sequence[str]
+    db: Connection, after: int, wanted: DeliveryFilter, without: Sequence[str]
 ) -> tuple[Delivery | None, int]:
     where, values = _where(wanted)
     if without:
-        where += " AND owner NOT IN (SELECT value FROM json_each(?))"
-        values.append(json.dumps(without))
-    with tables.snapshot(db):
+        where += f" AND owner NOT IN ({', '.join('?' * len(without))})"
+        values += without
+    with db.snapshot():
         state = tables.changes_state(db)
         while True:
             rows = db.execute(
@@ -216,9 +214,7 @@ def _read_next(
                 return None, max(after, state.last)
 
 
-def _read(
-    db: sqlite3.Connection, row: tuple[Any, ...], wanted: DeliveryFilter, history_id: str
-) -> Delivery | None:
+def _read(db: Connection, row: tuple[Any, ...], wanted: DeliveryFilter, history_id: str) -> Delivery | None:
     """Return a delivery; None: its run does not have the labels, or nothing is known of it."""
     number, position, _, state, owner = row
     run, time = _read_run(db, row)
@@ -243,7 +239,7 @@ def _read(
     return Delivery(number, position, run_id, owner, RunState(state), time, run, history_id, uri)
 
 
-def _read_run(db: sqlite3.Connection, row: tuple[Any, ...]) -> tuple[Run | None, int]:
+def _read_run(db: Connection, row: tuple[Any, ...]) -> tuple[Run | None, int]:
     """Return a run as its event has it, with the event's time; None: it was deleted or is damaged."""
     _, position, sequence, _, _ = row
     if not db.execute("SELECT 1 FROM runs WHERE position = ?", (position,)).fetchone():
@@ -255,7 +251,7 @@ def _read_run(db: sqlite3.Connection, row: tuple[Any, ...]) -> tuple[Run | None,
     return (event.body.run, event.time) if isinstance(event.body, RunChanged) else (None, 0)
 
 
-def _find_damaged(db: sqlite3.Connection, position: int) -> tuple[str, str] | None:
+def _find_damaged(db: Connection, position: int) -> tuple[str, str] | None:
     """Return the id of a run whose event is damaged, and digests of its labels; None: it does not exist."""
     row = db.execute("SELECT run_id FROM runs WHERE position = ?", (position,)).fetchone()
     if row is None:
@@ -264,7 +260,7 @@ def _find_damaged(db: sqlite3.Connection, position: int) -> tuple[str, str] | No
     return row[0], " ".join(label_digest(row[0], name, value) for name, value in labels)
 
 
-def _count(db: sqlite3.Connection, after: int, wanted: DeliveryFilter) -> int:
+def _count(db: Connection, after: int, wanted: DeliveryFilter) -> int:
     where, values = _where(wanted)
     for label in wanted.labels.items():
         where += " AND position IN (SELECT position FROM labels WHERE name = ? AND value = ?)"
@@ -289,19 +285,20 @@ def _where(wanted: DeliveryFilter) -> tuple[str, list[str | int]]:
     return where, values
 
 
-def _finish(db: sqlite3.Connection, name: str, delivery: Delivery, cursor: int, failing_since: int) -> None:
+def _finish(db: Connection, name: str, delivery: Delivery, cursor: int, failing_since: int) -> None:
     db.execute(
-        "UPDATE receivers SET change = MAX(change, ?), failing_since = ? WHERE name = ?",
-        (cursor, failing_since, name),
+        "UPDATE receivers SET change = CASE WHEN change < ? THEN ? ELSE change END, failing_since = ?"
+        " WHERE name = ?",
+        (cursor, cursor, failing_since, name),
     )
     if delivery.uri:
         db.execute("DELETE FROM notifications WHERE position = ?", (delivery.position,))
 
 
-def _set_failing(db: sqlite3.Connection, name: str, since: int) -> None:
+def _set_failing(db: Connection, name: str, since: int) -> None:
     db.execute("UPDATE receivers SET failing_since = ? WHERE name = ?", (since, name))
 
 
-def _advance(db: sqlite3.Connection, cursors: Mapping[str, int]) -> None:
-    rows = [(change, name) for name, change in cursors.items()]
-    db.executemany("UPDATE receivers SET change = MAX(change, ?) WHERE name = ?", rows)
+def _advance(db: Connection, cursors: Mapping[str, int]) -> None:
+    rows = [(change, name, change) for name, change in cursors.items()]
+    db.executemany("UPDATE receivers SET change = ? WHERE name = ? AND change < ?", rows)

@@ -11,6 +11,7 @@ from notebook_runner_server.errors import StorageFullError
 from notebook_runner_server.execution.interface import Backend, Cause, Failure, Job, RunHandle
 from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.model import Run, RunState
+from notebook_runner_server.runs.patience import patient
 from notebook_runner_server.runs.queue import RunQueue
 from notebook_runner_server.runs.shares import ShareRules
 from notebook_runner_server.runs.store import Store
@@ -292,9 +293,10 @@ class Dispatcher:
         self._queued.set()
 
     async def _save_end(self, active: ActiveRun) -> None:
-        while active.is_held:
-            await asyncio.sleep(SAVE_INTERVAL)
-            await active.save_end()
+        with patient():
+            while active.is_held:
+                await asyncio.sleep(SAVE_INTERVAL)
+                await active.save_end()
         self._drop(active)
 
     def _drop(self, active: ActiveRun) -> None:

@@ -12,6 +12,8 @@ from typing import IO
 
 from notebook_runner_server.folder_tree import Entry, walk
 
+MAX_FLAG = "--max-files-bytes"
+
 _COPY_BYTES = 1024 * 1024
 # Linux's PATH_MAX: longer paths cannot be unpacked.
 _MAX_PATH_BYTES = 4096
@@ -23,7 +25,7 @@ class UnpackableError(Exception):
     """The folder cannot be packed: it is too large, or nested too deep."""
 
 
-def pack(folder: Path, target: Path, max_bytes: int) -> None:
+def pack(folder: Path, target: Path, max_bytes: int, flag: str = MAX_FLAG) -> None:
     """Write a zip of a folder's regular files; links are not followed.
 
     The notebook may change the folder meanwhile: a file that disappears is left out, and nothing from outside
@@ -33,26 +35,26 @@ def pack(folder: Path, target: Path, max_bytes: int) -> None:
         folder: The folder.
         target: The zip.
         max_bytes: The maximum size of all files together.
+        flag: The setting that it comes from.
 
     Raises:
         UnpackableError: The files are larger, or one of their paths is too long.
     """
-    total = sum(entry.about.st_size for entry in _regular_files(folder))
-    if total > max_bytes:
-        raise _too_large(total, max_bytes)
+    check_size(sum(entry.about.st_size for entry in _regular_files(folder)), max_bytes, flag)
     packed = 0
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for entry in _regular_files(folder):
             for size in _add(archive, entry):
                 packed += size
-                if packed > max_bytes:
-                    raise _too_large(packed, max_bytes)
+                check_size(packed, max_bytes, flag)
 
 
-def _too_large(size: int, max_bytes: int) -> UnpackableError:
-    return UnpackableError(
-        f"The run's files take up at least {size} bytes; the server allows {max_bytes} (--max-files-bytes)."
-    )
+def check_size(size: int, max_bytes: int, flag: str = MAX_FLAG) -> None:
+    """Refuse files that take up `size` bytes or more; other arguments and errors as in `pack`."""
+    if size > max_bytes:
+        raise UnpackableError(
+            f"The run's files take up at least {size} bytes; the server allows {max_bytes} ({flag})."
+        )
 
 
 def _regular_files(folder: Path) -> Iterator[Entry]:

@@ -21,15 +21,15 @@ import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.errors import DamagedRunError, damaged
 from notebook_runner_server.execution.interface import FileEvent, FilesLeft, InputFile, KeptContent
 from notebook_runner_server.execution.segments import HEAD, SEPARATOR, TAIL
-from notebook_runner_server.runs import input_files
+from notebook_runner_server.runs import files, input_files
 from notebook_runner_server.runs.model import Segment
 
 COPY_BYTES = 1024 * 1024
@@ -214,6 +214,22 @@ class RunFolder:
         """Return the size of all files of the run in bytes."""
         return folder_tree.size(self.path)
 
+    def pack_files(self, target: Path, max_bytes: int) -> None:
+        """Write a zip of the notebook's own files.
+
+        Args:
+            target: The zip.
+            max_bytes: The maximum size of all files together.
+
+        Raises:
+            UnpackableError: There is no such zip, because the files are too large.
+        """
+        if left := self.files_left():
+            raise files.UnpackableError(
+                f"The run's files ({left} bytes) were too large to be copied from its worker."
+            )
+        files.pack(self.work, target, max_bytes)
+
     def sync(self) -> None:
         """Make the folder's entries durable."""
         sync_folder(self.path)
@@ -225,8 +241,8 @@ class RunFolder:
         Raises:
             DamagedRunError: It is missing or damaged.
         """
-        with self._opened_segments() as file:
-            return b"".join(self._read(file.fileno(), segment))
+        with self._opened_segments() as pread:
+            return b"".join(self._read(pread, segment))
 
     def notebook(self, segments: Iterable[Segment]) -> Iterator[bytes]:
         """Yield the notebook that these versions of its segments make, in chunks.
@@ -239,12 +255,12 @@ class RunFolder:
             raise damaged(self.path.name, "the history lacks segments of its notebook")
         tail = by_number.pop(TAIL)
         yield HEAD
-        with self._opened_segments() as file:
+        with self._opened_segments() as pread:
             for index, number in enumerate(sorted(by_number)):
                 if index:
                     yield SEPARATOR
-                yield from self._read(file.fileno(), by_number[number])
-            yield from self._read(file.fileno(), tail)
+                yield from self._read(pread, by_number[number])
+            yield from self._read(pread, tail)
 
     def contents(self, kept: Iterable[KeptContent]) -> dict[int, bytes]:
         """Return the kept content of a display's representations, by their index.
@@ -252,26 +268,32 @@ class RunFolder:
         Raises:
             DamagedRunError: One of them is missing or damaged.
         """
-        with self._opened_segments() as file:
-            return {one.index: b"".join(self._read(file.fileno(), one)) for one in kept}
+        with self._opened_segments() as pread:
+            return {one.index: b"".join(self._read(pread, one)) for one in kept}
 
-    def _opened_segments(self) -> IO[bytes]:
+    @contextlib.contextmanager
+    def _opened_segments(self) -> Iterator[Callable[[int, int], bytes]]:
+        """Open the file of segments, to read a number of bytes at an offset; fewer: it ends there."""
         try:
             # Not blocking: somebody may have put a pipe there.
-            return open(self._segments, "rb", opener=lambda path, flags: private(path, flags | os.O_NONBLOCK))
+            descriptor = private(self._segments, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise self._unreadable(error) from error
+        try:
+            yield lambda size, offset: os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
 
     def _unreadable(self, error: OSError) -> DamagedRunError:
         return damaged(self.path.name, f"its file of segments cannot be read ({error.strerror})")
 
-    def _read(self, descriptor: int, segment: Segment | KeptContent) -> Iterator[bytes]:
+    def _read(self, pread: Callable[[int, int], bytes], segment: Segment | KeptContent) -> Iterator[bytes]:
         total = 0
         what = f"segment {segment.number}" if isinstance(segment, Segment) else "the content of a display"
         for start in range(0, segment.length, COPY_BYTES):
             size = min(COPY_BYTES, segment.length - start)
             try:
-                chunk = os.pread(descriptor, size, segment.start + start)
+                chunk = pread(size, segment.start + start)
             except OSError as error:
                 raise self._unreadable(error) from error
             if len(chunk) < size:

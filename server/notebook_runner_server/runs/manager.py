@@ -53,6 +53,7 @@ from notebook_runner_server.runs.model import (
     TraceContext,
 )
 from notebook_runner_server.runs.observer import Observer, RunContext
+from notebook_runner_server.runs.patience import patient
 from notebook_runner_server.runs.request_digest import compute_digest, is_same
 from notebook_runner_server.runs.retention import HistoryLimits, Readers, Retention
 from notebook_runner_server.runs.shares import Quota, Share, ShareRules, ShareUse
@@ -131,8 +132,13 @@ class RunManager:
             on_found: Called with each run that had not ended.
 
         Raises:
-            OSError: The state folder cannot be read or written.
+            OSError: The history or the state folder cannot be read or written.
         """
+        # What begins here serves no call.
+        with patient():
+            await self._open(on_locked, on_found)
+
+    async def _open(self, on_locked: Callable[[], object], on_found: Callable[[Run], object]) -> None:
         try:
             await self._store.open()
             await asyncio.to_thread(on_locked)
@@ -145,7 +151,7 @@ class RunManager:
                     # One damaged run must not keep the server from serving the others.
                     self._store.record_damage(record.run_id, error)
         except (sqlite3.Error, RunnerError) as error:
-            raise OSError(f"Cannot read or write the history in the state folder: {error}.") from error
+            raise OSError(f"Cannot read or write the history: {error}") from error
         await self._backend.start()
         self._dispatcher.start()
         self._retention_task = asyncio.create_task(self._retention.run())
@@ -546,7 +552,14 @@ class RunManager:
         Raises:
             RunNotFoundError: It does not exist, or the caller may not see it.
         """
-        record, active = await self._current(run_id)
+        try:
+            record, active = await self._current(run_id)
+        except NotReadyError:
+            # The newest events of an active run are in memory.
+            active = self._dispatcher.find(run_id)
+            if active is None or not current_caller().may_see(active.run.owner):
+                raise
+            return run_id, active.log
         if active is not None:
             return record.run_id, active.log
         ended = record.run.state.is_terminal

@@ -272,14 +272,11 @@ class Outputs:
                 lambda target: artefacts.write(folder.notebook(segments), target),
             )
         if variant.to == FILES:
-            if left := await asyncio.to_thread(folder.files_left):
-                message = f"The run's files ({left} bytes) were too large to be copied from its worker."
-                raise ExportFailedError(message, format=variant.to)
             try:
                 return await self._store.artefacts.add(
                     path,
                     "application/zip",
-                    lambda target: files.pack(folder.work, target, self._max_files_bytes),
+                    lambda target: folder.pack_files(target, self._max_files_bytes),
                 )
             except files.UnpackableError as error:
                 raise ExportFailedError(str(error), format=variant.to) from error

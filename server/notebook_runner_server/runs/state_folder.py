@@ -29,7 +29,7 @@ from pathlib import Path
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.runs.folder import private
-from notebook_runner_server.runs.tables import SCHEMA_VERSION, NewerHistoryError, is_version_confirmed
+from notebook_runner_server.runs.schema import SCHEMA_VERSION, NewerHistoryError, is_version_confirmed
 
 DATABASE = "notebook-runner.db"
 LOCK = "lock"

@@ -1,4 +1,8 @@
-"""The store: an SQLite file in the state folder, and a folder for each run beside it."""
+"""The store of runs: the one interface of the history, whichever database has it.
+
+By default that is an SQLite file in the state folder, with a folder for each run beside it. With a history on
+a database server (`RemoteHistory`), the state folder has only what a server can lose.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,23 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.errors import NotFoundError, StorageFullError, damaged, expired, not_found
+from notebook_runner_server.errors import (
+    NotFoundError,
+    NotReadyError,
+    StorageFullError,
+    damaged,
+    expired,
+    not_found,
+)
 from notebook_runner_server.execution.interface import InputFile
 from notebook_runner_server.runs import request_digest, state_folder, tables
 from notebook_runner_server.runs.artefacts import DEFAULT_BYTES, Artefacts
 from notebook_runner_server.runs.changes import ChangeLog
-from notebook_runner_server.runs.database import DamagedHistoryError, Database, rebuild
+from notebook_runner_server.runs.contents import Contents, FolderContents
+from notebook_runner_server.runs.database import Connection, Database
 from notebook_runner_server.runs.deliveries import Deliveries
 from notebook_runner_server.runs.folder import RunFolder, private, sync_folder
 from notebook_runner_server.runs.model import (
@@ -38,6 +50,7 @@ from notebook_runner_server.runs.model import (
     Successor,
     WriteBatch,
 )
+from notebook_runner_server.runs.sqlite import DamagedHistoryError, SqliteDatabase, rebuild
 from notebook_runner_server.runs.state_folder import (
     ARTEFACTS,
     DATABASE,
@@ -63,12 +76,28 @@ class StateFolderInUseError(RuntimeError):
     """Another server uses the state folder."""
 
 
+class RemoteHistory(Protocol):
+    """A history on a database server."""
+
+    @property
+    def database(self) -> Database:
+        """Its rows."""
+
+    @property
+    def contents(self) -> Contents:
+        """The contents of its runs."""
+
+    async def request_key(self) -> bytes:
+        """Return the key of the digests of requests."""
+
+
 class Store:
-    """Stores runs, events and notebooks in a state folder.
+    """Stores runs, events and notebooks.
 
     Args:
         folder: The state folder; created when it does not exist.
         artefact_bytes: How much space artefacts may take, in addition to the history.
+        remote: The history on a database server; None: it is in the state folder.
 
     Attributes:
         artefacts: Cached artefacts of runs.
@@ -79,14 +108,23 @@ class Store:
         request_key: The key of the digests of requests, once the store is open.
     """
 
-    def __init__(self, folder: Path, artefact_bytes: int = DEFAULT_BYTES) -> None:
+    def __init__(
+        self, folder: Path, artefact_bytes: int = DEFAULT_BYTES, remote: RemoteHistory | None = None
+    ) -> None:
         self._folder = folder
         self._runs = folder / RUNS
         self.artefacts = Artefacts(folder / ARTEFACTS, artefact_bytes)
         self._reserve = DiskReserve(folder / RESERVE)
         self._reserve_users = 0
         self._damaged: dict[str, str] = {}
-        self._db = Database(folder / DATABASE)
+        self._remote = remote
+        self._db: Database
+        if remote is None:
+            self._db = SqliteDatabase(folder / DATABASE)
+            self._folders = FolderContents(folder, self._db)
+        else:
+            self._db = remote.database
+        self._contents: Contents = self._folders if remote is None else remote.contents
         self.changes = ChangeLog(self._db, self.record_damage)
         self.deliveries = Deliveries(self._db, self.changes)
         self._locks: list[int] = []
@@ -98,18 +136,40 @@ class Store:
         self.request_key = b""
 
     async def open(self) -> None:
-        """Open the state folder for this server alone.
-
-        Damaged files are moved into quarantine; a run without a row is moved there too, and not removed.
+        """Open the history for this server alone.
 
         Raises:
-            StateFolderInUseError: Another server has it open.
-            NewerHistoryError: A newer server has written it; nothing was changed.
-            OSError: It cannot be written.
+            StateFolderInUseError: Another server has the state folder open.
+            NewerHistoryError: A newer server has written the history; nothing was changed.
+            OSError: The state folder cannot be written.
+            RuntimeError: The database server refuses its history.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         quarantine = Quarantine(self._folder)
         self._lock(quarantine)
+        if self._remote is None:
+            await self._open_folder(quarantine)
+        else:
+            await self._open_remote(self._remote, quarantine)
+
+    async def _open_remote(self, remote: RemoteHistory, quarantine: Quarantine) -> None:
+        await asyncio.to_thread(quarantine.move_wrong_types)
+        self._runs.mkdir(mode=0o700, exist_ok=True)
+        await asyncio.to_thread(self.artefacts.clear)
+        await self._db.open(is_first=True)
+        self.request_key = await remote.request_key()
+        self.count = len(await self._db.read(tables.run_ids))
+        # Notebooks that an earlier server has not finished may have left files here.
+        unended = {row.run_id for row in await self._db.read(tables.unended_runs)}
+        for path in self._runs.iterdir():
+            if path.name not in unended:
+                await asyncio.to_thread(folder_tree.remove_if_possible, path)
+
+    async def _open_folder(self, quarantine: Quarantine) -> None:
+        """Open the history in the state folder.
+
+        Damaged files are moved into quarantine; a run without a row is moved there too, and not removed.
+        """
         version = await asyncio.to_thread(state_folder.check_version, self._folder)
         await asyncio.to_thread(quarantine.move_wrong_types)
         self._runs.mkdir(mode=0o700, exist_ok=True)
@@ -196,26 +256,15 @@ class Store:
         remaining = {
             run_id
             for run_id in existing
-            if not await (self._remove_inputs if run_id in known else self._remove_folder)(run_id)
+            if not await (
+                self._folders.remove_inputs(run_id)
+                if run_id in known
+                else asyncio.to_thread(self.folder(run_id).remove)
+            )
         }
         if gone := deleted - remaining:
-            # The disk may be full.
-            with contextlib.suppress(StorageFullError):
-                await self._db.write(tables.folders_removed, gone)
+            await self._folders.record_removal(*gone)
         return remaining
-
-    async def _remove_folder(self, run_id: str) -> bool:
-        return await asyncio.to_thread(self.folder(run_id).remove)
-
-    async def _remove_inputs(self, run_id: str) -> bool:
-        """Remove the inputs of a run that has ended; return whether they are gone."""
-        folder = self.folder(run_id)
-        try:
-            await asyncio.to_thread(folder.delete_inputs)
-        except OSError as error:
-            _logger.warning("run_inputs_not_removed", extra={"folder": str(folder.path), "why": str(error)})
-            return False
-        return True
 
     def _move_strays(self, known: set[str], quarantine: Quarantine) -> None:
         """Move away the folders of runs that are not in the history, which may have lost them."""
@@ -229,8 +278,8 @@ class Store:
             os.close(self._locks.pop())
 
     def folder(self, run_id: str) -> RunFolder:
-        """Return a run's folder."""
-        return RunFolder(self._runs / run_id)
+        """Return the contents of a run, for reading."""
+        return self._contents.folder(run_id)
 
     async def insert(
         self,
@@ -250,33 +299,22 @@ class Store:
         await self._check_reserve()
         admitted = Admitted(run, options, segments, files, notify)
 
-        def write(db: sqlite3.Connection) -> int:
-            self._write_folder(admitted)
-            return _insert(db, admitted, request_digest, event)
+        def write(db: Connection) -> int:
+            position = _insert(db, admitted, request_digest, event)
+            self._contents.insert(db, position, admitted)
+            return position
 
         try:
-            position = await self._db.write(write)
+            position = await self._db.write_soon(write)
         except Exception:
-            await self._db.run_in_order(self.folder(run.run_id).remove)
+            await self._contents.discard(run.run_id)
             raise
         self.count += 1
         self.changes.wake()
         return position
 
-    def _write_folder(self, admitted: Admitted) -> None:
-        """Write the folder of a new run, and make it durable; blocks."""
-        folder, options = self.folder(admitted.run.run_id), admitted.options
-        folder.create()
-        folder.write(0, admitted.segments.values())
-        # Values may be secrets, so they are only in a file that is removed at the run's end.
-        folder.write_secrets(options.environment, options.output_uri)
-        folder.write_input_files(admitted.files)
-        folder.sync()
-
     async def stage(self, run: Run, options: ExecutionOptions, source: int) -> Admitted:
-        """Write the folder of a run that repeats another, for `append` of that one's end.
-
-        If the server dies before that, the next start removes the folder.
+        """Prepare a run that repeats another, for `append` of that one's end.
 
         Args:
             run: The new run.
@@ -285,32 +323,28 @@ class Store:
 
         Raises:
             StorageFullError: The disk is full; nothing of the new run is left.
-            DamagedRunError: The folder of the run that it repeats cannot be read.
-            OSError: The folder cannot be written; nothing of it is left.
+            DamagedRunError: The contents of the run that it repeats cannot be read.
+            OSError: The contents cannot be written; nothing of them is left.
         """
         await self._check_reserve()
-        original, folder = self.folder(run.retry_of), self.folder(run.run_id)
+        original = self.folder(run.retry_of)
         segments = await self.segments(source, 0)
         notify = await self._db.read(tables.find_notification, source)
 
         def copy() -> Admitted:
             environment, output_uri = original.secrets()
-            admitted = Admitted(
+            return Admitted(
                 run,
                 replace(options, environment=environment, output_uri=output_uri),
                 {segment.number: original.read(segment) for segment in segments},
                 original.input_files(),
                 notify,
             )
-            self._write_folder(admitted)
-            return admitted
 
-        await self._db.write(tables.mark_folders, [run.run_id])
         try:
-            return await self._db.run_in_order(copy)
-        except Exception as error:
-            await self._db.run_in_order(folder.remove)
-            if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            return await self._contents.stage(run.run_id, copy)
+        except OSError as error:
+            if error.errno in _NO_SPACE:
                 raise StorageFullError(f"The state folder cannot be written: {error}.") from error
             raise
 
@@ -331,7 +365,7 @@ class Store:
             position: The run's position.
             run: The run after the events.
             events: The events.
-            written: What goes into the run's folder.
+            written: The contents.
             expire_time: When the run may be deleted; None: it has not ended.
             is_end: Whether this belongs to the run's end, which may use the reserved space.
             successor: The run that repeats this one, which has ended, as returned by `stage`. It is stored in
@@ -343,23 +377,18 @@ class Store:
         Raises:
             StorageFullError: They could not be written; nothing of the successor is left.
         """
-        folder = self.folder(run.run_id)
-        # Until its end is durable, a run needs its inputs: a later server may copy them for its successor.
-        keeps_inputs = run.state.is_terminal and run.retry is not None and folder.has_inputs
+        step = await self._contents.step(run, written)
 
-        def write(db: sqlite3.Connection) -> int:
-            _write_batch(folder, written)
-            if keeps_inputs:
-                tables.mark_folders(db, [run.run_id])
-            elif run.state.is_terminal:
-                folder.delete_inputs()
+        def write(db: Connection) -> int:
+            step.apply(db, position)
             tables.append(db, position, run, events, written.segments, expire_time)
             if written.checkpoint is not None:
                 tables.write_checkpoint(db, position, written.checkpoint)
             if successor is None:
                 return 0
-            tables.folders_removed(db, [successor.admitted.run.run_id])
-            return _insert(db, successor.admitted, "", successor.event)
+            new = _insert(db, successor.admitted, "", successor.event)
+            self._contents.insert_staged(db, new, successor.admitted)
+            return new
 
         if not is_end:
             await self._check_reserve()
@@ -369,23 +398,18 @@ class Store:
             successor_position = await self._write_end(write, successor)
         if any(isinstance(event.body, RunChanged) for event in events):
             self.changes.wake()
-        if keeps_inputs and await self._remove_inputs(run.run_id):
-            # The disk may be full; the next start does it then.
-            with contextlib.suppress(StorageFullError):
-                await self._db.write(tables.folders_removed, [run.run_id])
+        await step.finish()
         if events and run.state is RunState.STARTING:
             # A worker gets the run now. It must not be executed again, even if the history loses this event.
             await self.mark_begun(run.run_id)
         return successor_position
 
-    async def _write_end(
-        self, write: Callable[[sqlite3.Connection], int], successor: Successor | None
-    ) -> int:
+    async def _write_end(self, write: Callable[[Connection], int], successor: Successor | None) -> int:
         try:
             position = await self._write_with_reserve(write)
         except Exception:
             if successor is not None:
-                await self._db.run_in_order(self.folder(successor.admitted.run.run_id).remove)
+                await self._contents.discard(successor.admitted.run.run_id)
             raise
         if successor is not None:
             self.count += 1
@@ -393,9 +417,9 @@ class Store:
 
     async def mark_begun(self, run_id: str) -> None:
         """Mark a run so that no later server executes it, whatever the history says."""
-        await self._db.run_in_order(self.folder(run_id).mark_begun)
+        await self._contents.mark_begun(run_id)
 
-    async def _write_with_reserve(self, write: Callable[[sqlite3.Connection], _T]) -> _T:
+    async def _write_with_reserve(self, write: Callable[[Connection], _T]) -> _T:
         """Write something that frees space, or that may use the reserved space; return the result.
 
         Raises:
@@ -423,6 +447,8 @@ class Store:
             raise StorageFullError(self._reserve.problem)
 
     async def _has_reserve(self) -> bool:
+        if self._remote is not None:
+            return True
         # Space that was released for an end is not taken back before the end is written.
         if self._reserve.is_allocated or self._reserve_users:
             return self._reserve.is_allocated
@@ -436,8 +462,8 @@ class Store:
     async def retry_writing(self) -> None:
         """Find out whether writes work again, after one failed."""
         if self.problem and await self._has_reserve():
-            with contextlib.suppress(StorageFullError):
-                await self._db.write(tables.touch)
+            with contextlib.suppress(StorageFullError, NotReadyError):
+                await self._db.touch()
 
     async def find(self, run_id: str, owner: str | None = None) -> RunRecord | None:
         """Return a run of an owner, or of anyone (None), by its id; None: not found.
@@ -589,15 +615,12 @@ class Store:
         return await self._db.read(tables.count_ended)
 
     def sizes(self) -> dict[str, int]:
-        """Return the size of each run's folder in bytes; blocks."""
-        return {path.name: folder_tree.size(path) for path in self._runs.iterdir()}
+        """Return the size of the contents of each run in bytes; blocks."""
+        return self._contents.sizes()
 
     def size(self) -> int:
-        """Return the size of the state folder in bytes; blocks."""
-        files = [path for path in self._folder.iterdir() if path.is_file()]
-        folders = [self._folder / ARTEFACTS, *state_folder.quarantines(self._folder)]
-        others = sum(map(folder_tree.size, folders))
-        return sum(path.stat().st_size for path in files) + sum(self.sizes().values()) + others
+        """Return the size of the history with all contents in bytes; blocks."""
+        return self._contents.size()
 
     def free_bytes(self) -> int:
         """Return the free space on the state folder's file system in bytes."""
@@ -605,7 +628,7 @@ class Store:
         return status.f_bavail * status.f_frsize
 
     async def delete(self, record: RunRecord | DamagedRecord, *, is_expired: bool = False) -> bool:
-        """Delete a run with its events, folder and artefacts; false: it was deleted before.
+        """Delete a run with its events, contents and artefacts; false: it was deleted before.
 
         The row goes first: from then on the run is not served, and a later start removes what is left of it.
 
@@ -626,13 +649,8 @@ class Store:
         self.count -= 1
         self.on_delete(record.run_id)
         self._damaged.pop(record.run_id, None)
-        is_gone = await self._remove_folder(record.run_id)
         await self.artefacts.delete(record.run_id)
-        if is_gone:
-            # The disk may be full; the next start does it then.
-            with contextlib.suppress(StorageFullError):
-                await self._db.write(tables.folders_removed, [record.run_id])
-        await self._db.truncate_log()
+        await self._contents.remove(record.run_id)
         return True
 
     async def list(
@@ -650,15 +668,8 @@ class Store:
         return self._with_damage(await self._db.read(tables.list_runs, before, size, states, labels, owner))
 
 
-def _write_batch(folder: RunFolder, written: WriteBatch) -> None:
-    if written.chunks:
-        folder.write(written.start, written.chunks)
-    for file in written.files:
-        folder.write_file(file)
-
-
-def _insert(db: sqlite3.Connection, admitted: Admitted, request_digest: str, event: Event) -> int:
-    """Insert a run whose folder is written, and return its position."""
+def _insert(db: Connection, admitted: Admitted, request_digest: str, event: Event) -> int:
+    """Insert the rows of a run, and return its position."""
     locations, start = [], 0
     for number, data in admitted.segments.items():
         locations.append(Segment(number, 0, start, len(data), zlib.crc32(data)))

@@ -1,18 +1,20 @@
-"""The SQL of the store: its schema, and every statement that reads or writes it."""
+"""The SQL of the store: every statement that reads or writes its tables, in SQLite and in PostgreSQL.
+
+The tables themselves are in `schema` and in `postgres.migrations`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import secrets
-import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from notebook_runner_server.errors import DamagedRunError, damaged
 from notebook_runner_server.runs import codec
+from notebook_runner_server.runs.database import Connection, Cursor
 from notebook_runner_server.runs.model import (
     Change,
     ChangeFilter,
@@ -27,16 +29,6 @@ from notebook_runner_server.runs.model import (
     label_digest,
 )
 
-SCHEMA_VERSION = 5
-"""The `PRAGMA user_version` of a history that this server has opened."""
-
-_APPLICATION_ID = 0x6E620000
-"""`nb`: combined with the version by XOR, the `PRAGMA application_id` of a history since version 4.
-
-A damaged version would otherwise look like that of a newer server, whose history no start may touch."""
-
-_FIRST_WITH_ID = 4
-
 _SEPARATOR = "\x1f"
 
 MAX_DELETIONS = 100_000
@@ -44,140 +36,12 @@ MAX_DELETIONS = 100_000
 
 _CHANGES_PER_READ = 256
 
-_UNENDED = frozenset(state.value for state in RunState if not state.is_terminal)
+UNENDED = frozenset(state.value for state in RunState if not state.is_terminal)
 ENDED = ", ".join(f"'{state.value}'" for state in RunState if state.is_terminal)
 """The terminal states, as SQL."""
 
-_CHANGES = """
-CREATE TABLE changes (             -- of the states of all runs, and deletions, in the order of their commits
-  change INTEGER PRIMARY KEY AUTOINCREMENT,
-  position INTEGER NOT NULL,
-  sequence INTEGER NOT NULL,       -- of the event; 0: the run was deleted
-  state TEXT NOT NULL,             -- as in the event; '': the run was deleted
-  owner TEXT NOT NULL
-);
-CREATE INDEX changes_by_position ON changes (position, change);
-CREATE TABLE deletions (           -- the newest ones (`MAX_DELETIONS`)
-  number INTEGER PRIMARY KEY AUTOINCREMENT,
-  change INTEGER NOT NULL UNIQUE,
-  run_id TEXT NOT NULL,
-  labels TEXT NOT NULL,            -- digests of the run's labels (`label_digest`)
-  is_expired INTEGER NOT NULL      -- whether retention deleted the run
-);
-CREATE INDEX deletions_by_run ON deletions (run_id);
-CREATE TABLE history (             -- one row, from `_begin_changes`
-  history_id TEXT NOT NULL,        -- random: change numbers of another history mean nothing in this one
-  expired_change INTEGER NOT NULL  -- the newest change that is no longer known
-);
-"""
-
-_DELIVERIES = """
-CREATE TABLE receivers (           -- of webhooks
-  name TEXT PRIMARY KEY,
-  change INTEGER NOT NULL,         -- the last change that the receiver no longer needs
-  failing_since INTEGER NOT NULL   -- when its attempts began to fail; 0: the last one succeeded
-) WITHOUT ROWID;
-CREATE TABLE notifications (       -- the URIs that are still to be notified of a run's end
-  position INTEGER PRIMARY KEY,
-  host TEXT NOT NULL,
-  uri TEXT NOT NULL                -- may be a secret
-);
-CREATE INDEX notifications_by_host ON notifications (host, position);
-"""
-
-_SCHEMA = (
-    """
-CREATE TABLE runs (
-  position INTEGER PRIMARY KEY AUTOINCREMENT,
-  run_id TEXT NOT NULL UNIQUE,
-  request_id TEXT UNIQUE,          -- with its owner (`_request_key`); NULL: the request had none
-  request_digest TEXT NOT NULL,
-  state TEXT NOT NULL,
-  run TEXT NOT NULL,               -- the run without its parameters, which never change
-  parameters TEXT NOT NULL,
-  options TEXT NOT NULL,
-  last_sequence INTEGER NOT NULL,
-  expire_time INTEGER,             -- NULL: the run has not ended
-  start_checksum INTEGER,          -- of the columns that never change; version 1 wrote no checksums
-  checksum INTEGER,                -- of the columns that change
-  owner TEXT NOT NULL DEFAULT ''   -- as in the run
-);
-CREATE INDEX runs_by_state ON runs (state, position);
-CREATE INDEX runs_by_expiry ON runs (expire_time) WHERE expire_time IS NOT NULL;
-CREATE TABLE labels (
-  name TEXT NOT NULL, value TEXT NOT NULL, position INTEGER NOT NULL,
-  PRIMARY KEY (name, value, position)
-) WITHOUT ROWID;
-CREATE TABLE events (
-  position INTEGER NOT NULL, sequence INTEGER NOT NULL, time INTEGER NOT NULL, event TEXT NOT NULL,
-  checksum INTEGER,
-  PRIMARY KEY (position, sequence)
-) WITHOUT ROWID;
-CREATE TABLE segments (            -- where each version of each segment is in the run's file of segments
-  position INTEGER NOT NULL, segment INTEGER NOT NULL, sequence INTEGER NOT NULL,
-  start INTEGER NOT NULL, length INTEGER NOT NULL,
-  content_checksum INTEGER,        -- of the bytes in the file
-  checksum INTEGER,
-  PRIMARY KEY (position, segment, sequence)
-) WITHOUT ROWID;
-CREATE INDEX segments_by_sequence ON segments (position, sequence);
-CREATE TABLE checkpoints (         -- where a run continues after a restart of the server
-  position INTEGER PRIMARY KEY, mark INTEGER NOT NULL, segment_start INTEGER NOT NULL, size INTEGER NOT NULL
-);
-CREATE TABLE deleted_runs (        -- runs whose folders (of those in `runs`: whose inputs) may still exist
-  run_id TEXT PRIMARY KEY
-) WITHOUT ROWID;
-"""
-    + _CHANGES
-    + _DELIVERIES
-)
-
-# Some histories of version 1 have a table `resume`, others have not.
-_FROM_VERSION_1 = """
-CREATE TABLE IF NOT EXISTS resume (
-  position INTEGER PRIMARY KEY, mark INTEGER NOT NULL, part_start INTEGER NOT NULL, size INTEGER NOT NULL
-);
-ALTER TABLE runs ADD COLUMN start_checksum INTEGER;
-ALTER TABLE runs ADD COLUMN checksum INTEGER;
-ALTER TABLE events ADD COLUMN checksum INTEGER;
-ALTER TABLE parts ADD COLUMN content_checksum INTEGER;
-ALTER TABLE parts ADD COLUMN checksum INTEGER;
-CREATE TABLE forgotten (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
-"""
-
-# Only names change, so no row is read: some of them may be damaged. For the same reason the index
-# `parts_by_sequence` keeps its name.
-_FROM_VERSION_2 = """
-ALTER TABLE runs RENAME COLUMN fingerprint TO request_digest;
-ALTER TABLE runs RENAME COLUMN work_order TO options;
-ALTER TABLE parts RENAME TO segments;
-ALTER TABLE segments RENAME COLUMN part TO segment;
-ALTER TABLE resume RENAME TO checkpoints;
-ALTER TABLE checkpoints RENAME COLUMN part_start TO segment_start;
-ALTER TABLE forgotten RENAME TO deleted_runs;
-"""
-
-# Version 4 has more fields in the JSON of a run, which a server of version 3 would take for damage. Version 5
-# has owners, of which runs from before have none, changes, which `create_indexes` fills in, and webhooks.
-_FROM_VERSION_4 = "ALTER TABLE runs ADD COLUMN owner TEXT NOT NULL DEFAULT '';" + _CHANGES + _DELIVERIES
-
-_UPGRADES = {
-    0: _SCHEMA,
-    1: _FROM_VERSION_1 + _FROM_VERSION_2 + _FROM_VERSION_4,
-    2: _FROM_VERSION_2 + _FROM_VERSION_4,
-    3: _FROM_VERSION_4,
-    4: _FROM_VERSION_4,
-}
-"""What brings a history of each version, and a new one (0), to the newest."""
-
-_RANDOM_PART = "substr(run_id, length(rtrim(run_id, replace(run_id, '-', ''))) + 1)"
+RANDOM_PART = "substr(run_id, length(rtrim(run_id, replace(run_id, '-', ''))) + 1)"
 """What follows the last hyphen of a run's id: `rtrim` removes all characters that are not hyphens."""
-
-_INDEXES = f"""
-CREATE INDEX IF NOT EXISTS runs_by_random_part ON runs ({_RANDOM_PART});
-CREATE INDEX IF NOT EXISTS runs_by_owner ON runs (owner, position);
-"""
-"""Not part of the upgrades, because to create an index reads each row, some of which may be damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,132 +75,21 @@ class DamagedRecord:
     owner: str
 
 
-class NewerHistoryError(RuntimeError):
-    """A newer server wrote the history.
-
-    Args:
-        path: The database file.
-        version: Its `PRAGMA user_version`.
-    """
-
-    def __init__(self, path: object, version: int) -> None:
-        super().__init__(
-            f"The history {path} has version {version}, but this server supports versions up to "
-            f"{SCHEMA_VERSION}. Start the newer server that wrote it, or choose another --state-dir."
-        )
-
-
-def create(db: sqlite3.Connection, *, is_first: bool = True) -> None:
-    """Create the tables of a new history, and upgrade those of an earlier version.
-
-    Args:
-        db: The database.
-        is_first: Whether the history may be new.
-
-    Raises:
-        sqlite3.DatabaseError: The tables are missing or differ.
-    """
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if not is_version_confirmed(version, db.execute("PRAGMA application_id").fetchone()[0]):
-        raise sqlite3.DatabaseError(f"the version {version} of the history is damaged")
-    if version == 0 and not is_first:
-        raise sqlite3.DatabaseError("runs exist, but the history is empty")
-    if version < SCHEMA_VERSION:
-        db.executescript(f"BEGIN; {_UPGRADES[version]} {_version_pragmas(SCHEMA_VERSION)} COMMIT;")
-    check_schema(db)
-
-
-def is_version_confirmed(version: int, application_id: int) -> bool:
-    """Return whether the application id confirms the version of a history."""
-    return application_id == _application_id(version)
-
-
-def restore_version(db: sqlite3.Connection) -> None:
-    """Set a version that is damaged to the one that the tables show."""
-    columns = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('runs')")}
-    # Between 3 and 4 no column changed.
-    marks = (("owner", SCHEMA_VERSION), ("request_digest", 4), ("checksum", 2))
-    version = next((version for column, version in marks if column in columns), 1)
-    db.executescript(_version_pragmas(version))
-
-
-def _version_pragmas(version: int) -> str:
-    return f"PRAGMA user_version = {version}; PRAGMA application_id = {_application_id(version)};"
-
-
-def _application_id(version: int) -> int:
-    # Not by `|`, which would hide a damaged bit of the version.
-    return _APPLICATION_ID ^ version if version >= _FIRST_WITH_ID else 0
-
-
-def create_indexes(db: sqlite3.Connection) -> None:
-    """Create the indexes that histories of earlier versions lack.
-
-    Raises:
-        sqlite3.DatabaseError: The history is damaged.
-    """
-    db.executescript(_INDEXES)
-    if not db.execute("SELECT 1 FROM history").fetchone():
-        _begin_changes(db)
-
-
-def _begin_changes(db: sqlite3.Connection) -> None:
-    """Begin the changes of a history with the current state of each run that it has."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        some = f"IN ({', '.join('?' * len(_UNENDED))})"
-        columns = "INSERT INTO changes (position, sequence, state, owner)"
-        ended = f"SELECT position, last_sequence, state, owner FROM runs WHERE state NOT {some}"  # noqa: S608 - marks
-        db.execute(f"{columns} {ended}", [*_UNENDED])
-        unended = f"SELECT position, last_sequence, state FROM runs WHERE state {some}"  # noqa: S608 - marks
-        for position, last_sequence, state in db.execute(unended, [*_UNENDED]).fetchall():
-            # The last event may be of a cell. A damaged run has no change until the next one.
-            with contextlib.suppress(DamagedRunError):
-                _insert_change(db, position, find_state(db, position, last_sequence).sequence, state)
-        db.execute("INSERT INTO history (history_id, expired_change) VALUES (?, 0)", (secrets.token_hex(8),))
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-def copy_deletions(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    """Copy the deletions of a history to a new one, where they get new numbers.
-
-    Raises:
-        sqlite3.DatabaseError: The source is damaged.
-    """
-    rows = source.execute(
-        "SELECT position, owner, run_id, labels, is_expired FROM deletions JOIN changes USING (change)"
-        " ORDER BY number"
-    ).fetchall()
-    for position, owner, *deletion in rows:
-        change = target.execute(
-            "INSERT INTO changes (position, sequence, state, owner) VALUES (?, 0, '', ?)", (position, owner)
-        ).lastrowid
-        target.execute(
-            "INSERT INTO deletions (change, run_id, labels, is_expired) VALUES (?, ?, ?, ?)",
-            (change, *deletion),
-        )
-
-
-def _insert_change(db: sqlite3.Connection, position: int, sequence: int, state: str) -> int:
+def insert_change(db: Connection, position: int, sequence: int, state: str) -> Cursor:
+    """Insert a change of a run, and return a cursor with its number; arguments as in the table."""
     # By SQL, here and in `delete_run`, because an owner or id that is damaged may be no text.
-    change = db.execute(
+    return db.execute(
         "INSERT INTO changes (position, sequence, state, owner)"
-        " SELECT position, ?, ?, owner FROM runs WHERE position = ?",
+        " SELECT position, ?, ?, owner FROM runs WHERE position = ? RETURNING change",
         (sequence, state, position),
-    ).lastrowid
-    assert change is not None  # noqa: S101 - an INSERT sets it
-    return change
+    )
 
 
-def check_schema(db: sqlite3.Connection) -> None:
+def check_schema(db: Connection) -> None:
     """Check that all tables and columns exist.
 
     Raises:
-        sqlite3.OperationalError: One is missing.
+        Exception: One is missing; the error is the database's own.
     """
     for columns, table in _TABLES.items():
         db.execute(f"SELECT {columns} FROM {table} LIMIT 0")  # noqa: S608 - constants
@@ -349,7 +102,7 @@ def checksum(*values: Any) -> int:
 
 
 def insert_run(
-    db: sqlite3.Connection,
+    db: Connection,
     run: Run,
     options: ExecutionOptions,
     request_digest: str,
@@ -364,17 +117,16 @@ def insert_run(
         *(run.run_id, request_id, request_digest),
         *(codec.encode_parameters(run.parameters), codec.encode_options(options)),
     )
-    position = db.execute(
+    position: int = db.execute(
         "INSERT INTO runs"
         " (run_id, request_id, request_digest, parameters, options, start_checksum,"
         "  state, run, last_sequence, checksum, owner)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING position",
         (
             *(*constant, checksum(*constant)),
             *(state, encoded, event.sequence, checksum(state, encoded, event.sequence, None), run.owner),
         ),
-    ).lastrowid
-    assert position is not None  # noqa: S101 - an INSERT sets it
+    ).fetchall()[0][0]
     labels = ((name, value, position) for name, value in run.labels.items())
     db.executemany("INSERT INTO labels (name, value, position) VALUES (?, ?, ?)", labels)
     if notify is not None:
@@ -384,14 +136,14 @@ def insert_run(
     return position
 
 
-def find_notification(db: sqlite3.Connection, position: int) -> Notify | None:
+def find_notification(db: Connection, position: int) -> Notify | None:
     """Return who is still to be notified of a run's end; None: nobody."""
     row = db.execute("SELECT host, uri FROM notifications WHERE position = ?", (position,)).fetchone()
     return None if row is None else Notify(*row)
 
 
 def append(
-    db: sqlite3.Connection,
+    db: Connection,
     position: int,
     run: Run,
     events: Sequence[Event],
@@ -411,7 +163,7 @@ def append(
 
 
 def _insert_events(
-    db: sqlite3.Connection, position: int, events: Sequence[Event], segments: Iterable[Segment]
+    db: Connection, position: int, events: Sequence[Event], segments: Iterable[Segment]
 ) -> None:
     rows = ((position, event.sequence, event.time, codec.encode_event(event)) for event in events)
     db.executemany(
@@ -420,27 +172,32 @@ def _insert_events(
     )
     for event in events:
         if isinstance(event.body, RunChanged):
-            _insert_change(db, position, event.sequence, event.body.run.state.value)
+            insert_change(db, position, event.sequence, event.body.run.state.value)
     locations = (
         (position, one.number, one.sequence, one.start, one.length, one.checksum) for one in segments
     )
     db.executemany(
-        "INSERT OR REPLACE INTO segments"
+        "INSERT INTO segments"
         " (position, segment, sequence, start, length, content_checksum, checksum)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        " VALUES (?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (position, segment, sequence) DO UPDATE SET"
+        " start = excluded.start, length = excluded.length,"
+        " content_checksum = excluded.content_checksum, checksum = excluded.checksum",
         ((*location, checksum(*location)) for location in locations),
     )
 
 
-def write_checkpoint(db: sqlite3.Connection, position: int, checkpoint: Checkpoint) -> None:
+def write_checkpoint(db: Connection, position: int, checkpoint: Checkpoint) -> None:
     """Set where a run continues after a restart of the server."""
     db.execute(
-        "INSERT OR REPLACE INTO checkpoints (position, mark, segment_start, size) VALUES (?, ?, ?, ?)",
+        "INSERT INTO checkpoints (position, mark, segment_start, size) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (position) DO UPDATE SET mark = excluded.mark,"
+        " segment_start = excluded.segment_start, size = excluded.size",
         (position, checkpoint.mark, checkpoint.segment_start, checkpoint.size),
     )
 
 
-def read_checkpoint(db: sqlite3.Connection, position: int) -> Checkpoint | None:
+def read_checkpoint(db: Connection, position: int) -> Checkpoint | None:
     """Return where a run continues; None: no checkpoint was written."""
     row = db.execute(
         "SELECT mark, segment_start, size FROM checkpoints WHERE position = ?", (position,)
@@ -472,18 +229,18 @@ _ENOUGH_BYTES = 128 * 1024
 """Bytes of events after which a read ends: a slow reader holds all that was read for it."""
 
 
-def find_run(db: sqlite3.Connection, run_id: str, owner: str | None) -> RunRecord | None:
+def find_run(db: Connection, run_id: str, owner: str | None) -> RunRecord | None:
     """Return a run of an owner, or of anyone (None), by its id; None: not found."""
     return _find(db, *_of_owner("WHERE run_id = ?", [run_id], owner))
 
 
-def find_newest(db: sqlite3.Connection, owner: str | None) -> RunRecord | None:
+def find_newest(db: Connection, owner: str | None) -> RunRecord | None:
     """Return the newest run of an owner, or of anyone (None); None: there is none."""
-    where, values = _of_owner("WHERE 1", [], owner)
+    where, values = _of_owner("WHERE 1 = 1", [], owner)
     return _find(db, f"{where} ORDER BY position DESC LIMIT 1", values)
 
 
-def find_ids(db: sqlite3.Connection, part: str, limit: int, owner: str | None) -> list[str]:
+def find_ids(db: Connection, part: str, limit: int, owner: str | None) -> list[str]:
     """Return up to `limit` ids that begin with a part, or whose random part does; latest second first.
 
     The id that is the part as a whole comes alone. Only runs of an owner, or of anyone (None), count.
@@ -492,7 +249,7 @@ def find_ids(db: sqlite3.Connection, part: str, limit: int, owner: str | None) -
     if db.execute(f"SELECT 1 FROM runs {where}", values).fetchone():  # noqa: S608 - constants and marks
         return [part]
     found: set[str] = set()
-    for column in ("run_id", _RANDOM_PART):
+    for column in ("run_id", RANDOM_PART):
         # No character comes after the last one. Compared by its bytes, as the indexes are.
         where, values = _of_owner(f"WHERE {column} >= ? AND {column} < ?", [part, f"{part}\U0010ffff"], owner)
         text = f"SELECT run_id FROM runs {where} ORDER BY {column} DESC LIMIT ?"  # noqa: S608 - constants and marks
@@ -500,14 +257,12 @@ def find_ids(db: sqlite3.Connection, part: str, limit: int, owner: str | None) -
     return sorted(found, reverse=True)[:limit]
 
 
-def find_to_delete(
-    db: sqlite3.Connection, run_id: str, owner: str | None
-) -> RunRecord | DamagedRecord | None:
+def find_to_delete(db: Connection, run_id: str, owner: str | None) -> RunRecord | DamagedRecord | None:
     """Return a run of an owner, or of anyone (None), also if its row is damaged; None: not found."""
     return next(iter(_select(db, *_of_owner("WHERE run_id = ?", [run_id], owner))), None)
 
 
-def find_request(db: sqlite3.Connection, request_id: str, owner: str) -> RunRecord | None:
+def find_request(db: Connection, request_id: str, owner: str) -> RunRecord | None:
     """Return the run of an owner's request id; None: not found."""
     key = _request_key(request_id, owner)
     return None if key is None else _find(db, "WHERE request_id = ?", [key])
@@ -529,14 +284,14 @@ def _request_key(request_id: str, owner: str) -> str | None:
     return f"{_SEPARATOR}{owner}{_SEPARATOR}{request_id}" if request_id else None
 
 
-def unended_runs(db: sqlite3.Connection) -> list[RunRecord | DamagedRecord]:
+def unended_runs(db: Connection) -> list[RunRecord | DamagedRecord]:
     """Return the runs that have not ended, oldest first."""
-    states = f"WHERE state IN ({', '.join('?' * len(_UNENDED))}) ORDER BY position"
-    return _select(db, states, [*_UNENDED])
+    states = f"WHERE state IN ({', '.join('?' * len(UNENDED))}) ORDER BY position"
+    return _select(db, states, [*UNENDED])
 
 
 def list_runs(
-    db: sqlite3.Connection,
+    db: Connection,
     before: int,
     size: int,
     states: Sequence[RunState],
@@ -561,7 +316,7 @@ def list_runs(
     return _select(db, f"WHERE {' AND '.join(where)} ORDER BY position DESC LIMIT ?", [*values, size])
 
 
-def ended_runs(db: sqlite3.Connection, until: int, after: int, limit: int) -> list[RunRecord]:
+def ended_runs(db: Connection, until: int, after: int, limit: int) -> list[RunRecord]:
     """Return ended runs after a position that expire up to `until`, oldest first."""
     rows = _select(
         db, "WHERE expire_time <= ? AND position > ? ORDER BY position LIMIT ?", (until, after, limit)
@@ -570,18 +325,18 @@ def ended_runs(db: sqlite3.Connection, until: int, after: int, limit: int) -> li
     return [row for row in rows if isinstance(row, RunRecord)]
 
 
-def count_ended(db: sqlite3.Connection) -> int:
+def count_ended(db: Connection) -> int:
     """Return how many runs have ended."""
     count: int = db.execute("SELECT COUNT(*) FROM runs WHERE expire_time IS NOT NULL").fetchone()[0]
     return count
 
 
-def run_ids(db: sqlite3.Connection) -> set[str]:
+def run_ids(db: Connection) -> set[str]:
     """Return the ids of all runs."""
     return {run_id for (run_id,) in db.execute("SELECT run_id FROM runs")}
 
 
-def read_events(db: sqlite3.Connection, position: int, after: int, limit: int) -> list[Event]:
+def read_events(db: Connection, position: int, after: int, limit: int) -> list[Event]:
     """Return up to `limit` events of a run after a sequence number, in order; fewer when they are large.
 
     Raises:
@@ -595,48 +350,54 @@ def read_events(db: sqlite3.Connection, position: int, after: int, limit: int) -
     return events
 
 
-def read_events_back(db: sqlite3.Connection, position: int, before: int, limit: int) -> list[Event]:
+def read_events_back(db: Connection, position: int, before: int, limit: int) -> list[Event]:
     """Return up to `limit` events of a run before a sequence number, newest first; fewer when large."""
     return _read_events(db, "sequence < ? ORDER BY sequence DESC", position, before, limit)
 
 
-def _read_events(db: sqlite3.Connection, where: str, position: int, sequence: int, limit: int) -> list[Event]:
+def _read_events(db: Connection, where: str, position: int, sequence: int, limit: int) -> list[Event]:
     columns = "position, sequence, time, event, checksum"
-    cursor = db.execute(
-        f"SELECT {columns} FROM events WHERE position = ? AND {where} LIMIT ?",  # noqa: S608 - constants
-        (position, sequence, limit),
-    )
+    text = f"SELECT {columns} FROM events WHERE position = ? AND {where} LIMIT ?"  # noqa: S608 - constants
     events: list[Event] = []
     size = 0
-    # An unfinished cursor would keep the connection from seeing later writes.
-    with contextlib.closing(cursor):
-        for row in cursor:
-            events.append(_event(db, row))
-            size += len(row[3])
-            if size >= _ENOUGH_BYTES:
-                break
+    while len(events) < limit and size < _ENOUGH_BYTES:
+        rest = min(limit - len(events), db.rows_at_once)
+        if events:
+            sequence = events[-1].sequence
+            # About as many as are still needed.
+            rest = min(limit - len(events), max(1, (_ENOUGH_BYTES - size) * len(events) // size))
+        before = len(events)
+        # An unfinished cursor would keep the connection from seeing later writes.
+        with contextlib.closing(db.execute(text, (position, sequence, rest))) as cursor:
+            for row in cursor:
+                events.append(_event(db, row))
+                size += len(row[3])
+                if size >= _ENOUGH_BYTES:
+                    break
+        if len(events) < before + rest:
+            break
     return events
 
 
-def read_segments(db: sqlite3.Connection, position: int, as_of: int) -> list[Segment]:
+def read_segments(db: Connection, position: int, as_of: int) -> list[Segment]:
     """Return the version that each segment had at a sequence number, in the order of the segments."""
     rows = db.execute(
-        # SQLite takes the other columns from the row that has the maximum.
-        "SELECT position, segment, MAX(sequence), start, length, content_checksum, checksum FROM segments"
-        " WHERE position = ? AND sequence <= ? GROUP BY segment ORDER BY segment",
+        "SELECT position, segment, sequence, start, length, content_checksum, checksum FROM segments AS one"
+        " WHERE position = ? AND sequence = (SELECT MAX(sequence) FROM segments"
+        " WHERE position = one.position AND segment = one.segment AND sequence <= ?) ORDER BY segment",
         (position, as_of),
     ).fetchall()
     return [_segment(db, row) for row in rows]
 
 
-def newest_segment(db: sqlite3.Connection, position: int, as_of: int) -> int:
+def newest_segment(db: Connection, position: int, as_of: int) -> int:
     """Return the sequence number of the newest segment of a run at a sequence number."""
     text = "SELECT MAX(sequence) FROM segments WHERE position = ? AND sequence <= ?"
     newest: int | None = db.execute(text, (position, as_of)).fetchone()[0]
     return newest or 0
 
 
-def find_state(db: sqlite3.Connection, position: int, as_of: int) -> Event:
+def find_state(db: Connection, position: int, as_of: int) -> Event:
     """Return the event that brought a run into the state that it had at a sequence number.
 
     Raises:
@@ -645,7 +406,7 @@ def find_state(db: sqlite3.Connection, position: int, as_of: int) -> Event:
     # An event begins with two numbers and its kind; a look at the beginning is enough for nearly all others.
     cursor = db.execute(
         "SELECT position, sequence, time, event, checksum FROM events WHERE position = ? AND sequence <= ?"
-        " AND instr(substr(event, 1, 60), '\"run\"')"
+        " AND substr(event, 1, 60) LIKE '%\"run\"%'"
         " ORDER BY sequence DESC",
         (position, as_of),
     )
@@ -657,7 +418,7 @@ def find_state(db: sqlite3.Connection, position: int, as_of: int) -> Event:
     raise damaged(_run_id(db, position), f"no state is known at event {as_of}")
 
 
-def find_versions(db: sqlite3.Connection, run_id: str, as_of: int) -> tuple[RunRecord, int, int] | None:
+def find_versions(db: Connection, run_id: str, as_of: int) -> tuple[RunRecord, int, int] | None:
     """Return a run, and the sequence numbers of its newest segment: now, and as of one; None: not found.
 
     Args:
@@ -673,7 +434,7 @@ def find_versions(db: sqlite3.Connection, run_id: str, as_of: int) -> tuple[RunR
     return record, now, then
 
 
-def delete_run(db: sqlite3.Connection, position: int, *, is_expired: bool = False) -> bool:
+def delete_run(db: Connection, position: int, *, is_expired: bool = False) -> bool:
     """Delete a run with all its rows; its folder can be removed afterwards. False: it was deleted before.
 
     Args:
@@ -688,23 +449,23 @@ def delete_run(db: sqlite3.Connection, position: int, *, is_expired: bool = Fals
     )
     digests = [label_digest(str(run_id), name, value) for run_id, name, value in labels.fetchall()]
     _delete_changes(db, position)
-    change = _insert_change(db, position, 0, "")
-    number = db.execute(
+    change: int = insert_change(db, position, 0, "").fetchall()[0][0]
+    number: int = db.execute(
         "INSERT INTO deletions (change, run_id, labels, is_expired)"
-        " SELECT ?, run_id, ?, ? FROM runs WHERE position = ?",
-        (change, json.dumps(digests), is_expired, position),
-    ).lastrowid
-    assert number is not None  # noqa: S101 - an INSERT sets it
+        " SELECT ?, run_id, ?, ? FROM runs WHERE position = ? RETURNING number",
+        (change, json.dumps(digests), int(is_expired), position),
+    ).fetchall()[0][0]
     _forget_deletions(db, number - MAX_DELETIONS)
     db.execute(
-        "INSERT OR IGNORE INTO deleted_runs (run_id) SELECT run_id FROM runs WHERE position = ?", (position,)
+        "INSERT INTO deleted_runs (run_id) SELECT run_id FROM runs WHERE position = ? ON CONFLICT DO NOTHING",
+        (position,),
     )
     for table in ("segments", "events", "labels", "checkpoints", "runs"):
         db.execute(f"DELETE FROM {table} WHERE position = ?", (position,))  # noqa: S608 - the names above
     return True
 
 
-def _delete_changes(db: sqlite3.Connection, position: int) -> None:
+def _delete_changes(db: Connection, position: int) -> None:
     """Delete the changes of a run, except for its end if a receiver of webhooks does not have it yet."""
     # The row of the end has nothing of the run but its state and owner. Watchers do not get it, because its
     # event is missing.
@@ -714,13 +475,13 @@ def _delete_changes(db: sqlite3.Connection, position: int) -> None:
         (position,),
     )
     db.execute(
-        "DELETE FROM notifications WHERE position = ?1"
-        " AND NOT EXISTS (SELECT 1 FROM changes WHERE position = ?1)",
-        (position,),
+        "DELETE FROM notifications WHERE position = ?"
+        " AND NOT EXISTS (SELECT 1 FROM changes WHERE position = ?)",
+        (position, position),
     )
 
 
-def _forget_deletions(db: sqlite3.Connection, until: int) -> None:
+def _forget_deletions(db: Connection, until: int) -> None:
     """Remove deletions up to a number."""
     newest = db.execute("SELECT MAX(change) FROM deletions WHERE number <= ?", (until,)).fetchone()[0]
     if newest is not None:
@@ -731,9 +492,9 @@ def _forget_deletions(db: sqlite3.Connection, until: int) -> None:
         db.execute("DELETE FROM deletions WHERE number <= ?", (until,))
 
 
-def is_expired(db: sqlite3.Connection, run_id: str, owner: str | None) -> bool:
+def is_expired(db: Connection, run_id: str, owner: str | None) -> bool:
     """Return whether retention has deleted a run of an owner, or of anyone (None)."""
-    where, values = _of_owner("WHERE run_id = ? AND is_expired", [run_id], owner)
+    where, values = _of_owner("WHERE run_id = ? AND is_expired = 1", [run_id], owner)
     text = f"SELECT 1 FROM deletions JOIN changes USING (change) {where}"  # noqa: S608 - constants and marks
     return db.execute(text, values).fetchone() is not None
 
@@ -770,18 +531,15 @@ class ChangeBatch:
     state: ChangesState
 
 
-def changes_state(db: sqlite3.Connection) -> ChangesState:
+def changes_state(db: Connection) -> ChangesState:
     """Return how far the changes are."""
-    row = db.execute(
-        "SELECT history_id, COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0),"
-        " expired_change FROM history"
-    ).fetchone()
-    return ChangesState(*row)
+    text = f"SELECT history_id, {db.last_change}, expired_change FROM history"  # noqa: S608 - a constant
+    return ChangesState(*db.execute(text).fetchone())
 
 
-def read_changes(db: sqlite3.Connection, after: int, wanted: ChangeFilter) -> ChangeBatch:
+def read_changes(db: Connection, after: int, wanted: ChangeFilter) -> ChangeBatch:
     """Return some changes after a number that match a filter, in order; `last` is a number of a change."""
-    with snapshot(db):
+    with db.snapshot():
         rows = db.execute(
             "SELECT change, change, position, sequence, state, owner FROM changes WHERE change > ?"
             " ORDER BY change LIMIT ?",
@@ -790,7 +548,7 @@ def read_changes(db: sqlite3.Connection, after: int, wanted: ChangeFilter) -> Ch
         return _batch(db, rows, wanted)
 
 
-def read_existing(db: sqlite3.Connection, as_of: int, after: int, wanted: ChangeFilter) -> ChangeBatch:
+def read_existing(db: Connection, as_of: int, after: int, wanted: ChangeFilter) -> ChangeBatch:
     """Return the newest change up to a number of some runs, if it matches a filter; `last` is a position.
 
     Args:
@@ -799,18 +557,17 @@ def read_existing(db: sqlite3.Connection, as_of: int, after: int, wanted: Change
         after: The position after which to begin.
         wanted: The filter.
     """
-    with snapshot(db):
+    with db.snapshot():
         rows = db.execute(
-            # SQLite takes the other columns from the row that has the maximum.
-            "SELECT position, MAX(change), position, sequence, state, owner FROM changes"
-            " WHERE position > ? AND change <= ? AND sequence > 0"
-            " GROUP BY position ORDER BY position LIMIT ?",
+            "SELECT position, change, position, sequence, state, owner FROM changes WHERE change IN"
+            " (SELECT MAX(change) FROM changes WHERE position > ? AND change <= ? AND sequence > 0"
+            " GROUP BY position ORDER BY position LIMIT ?) ORDER BY position",
             (after, as_of, _CHANGES_PER_READ),
         ).fetchall()
         return _batch(db, rows, wanted)
 
 
-def _batch(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]], wanted: ChangeFilter) -> ChangeBatch:
+def _batch(db: Connection, rows: Sequence[tuple[Any, ...]], wanted: ChangeFilter) -> ChangeBatch:
     changes: list[tuple[int, Change]] = []
     damaged_runs: list[tuple[str, str]] = []
     last: int | None = None
@@ -838,7 +595,7 @@ def _batch(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]], wanted: Chan
     return ChangeBatch(changes, damaged_runs, last, changes_state(db))
 
 
-def _read_change(db: sqlite3.Connection, number: int, position: int, sequence: int, owner: str) -> Change:
+def _read_change(db: Connection, number: int, position: int, sequence: int, owner: str) -> Change:
     """Return a change.
 
     Raises:
@@ -862,39 +619,24 @@ def _read_change(db: sqlite3.Connection, number: int, position: int, sequence: i
     return Change(number, run.run_id, owner, run.labels, run, len(row[3]))
 
 
-@contextlib.contextmanager
-def snapshot(db: sqlite3.Connection) -> Iterator[None]:
-    """Let several statements see the same state of the database."""
-    db.execute("BEGIN")
-    try:
-        yield
-    finally:
-        # After some errors, SQLite has ended the transaction.
-        if db.in_transaction:
-            db.execute("COMMIT")
-
-
-def deleted_run_ids(db: sqlite3.Connection) -> set[str]:
+def deleted_run_ids(db: Connection) -> set[str]:
     """Return the ids of runs with something to remove, as in `mark_folders`."""
     return {run_id for (run_id,) in db.execute("SELECT run_id FROM deleted_runs")}
 
 
-def mark_folders(db: sqlite3.Connection, run_ids: Iterable[str]) -> None:
+def mark_folders(db: Connection, run_ids: Iterable[str]) -> None:
     """Record folders of runs for removal; of runs that are in the history, only the inputs."""
-    db.executemany("INSERT OR IGNORE INTO deleted_runs (run_id) VALUES (?)", ((one,) for one in run_ids))
+    db.executemany(
+        "INSERT INTO deleted_runs (run_id) VALUES (?) ON CONFLICT DO NOTHING", ((one,) for one in run_ids)
+    )
 
 
-def folders_removed(db: sqlite3.Connection, run_ids: Iterable[str]) -> None:
+def folders_removed(db: Connection, run_ids: Iterable[str]) -> None:
     """Record that what was to go is gone from the folders of runs."""
     db.executemany("DELETE FROM deleted_runs WHERE run_id = ?", ((run_id,) for run_id in run_ids))
 
 
-def touch(db: sqlite3.Connection) -> None:
-    """Write without a change, to find out whether the disk takes writes."""
-    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-def check_run(db: sqlite3.Connection, position: int) -> RunRecord:
+def check_run(db: Connection, position: int) -> RunRecord:
     """Return a run after a check of its row, events and segments.
 
     Raises:
@@ -912,19 +654,17 @@ def check_run(db: sqlite3.Connection, position: int) -> RunRecord:
     return found
 
 
-def _run_id(db: sqlite3.Connection, position: int) -> str:
+def _run_id(db: Connection, position: int) -> str:
     row = db.execute("SELECT run_id FROM runs WHERE position = ?", (position,)).fetchone()
     return "" if row is None else str(row[0])
 
 
-def _select(
-    db: sqlite3.Connection, where: str, values: Sequence[str | int]
-) -> list[RunRecord | DamagedRecord]:
+def _select(db: Connection, where: str, values: Sequence[str | int]) -> list[RunRecord | DamagedRecord]:
     rows = db.execute(f"SELECT {_COLUMNS} FROM runs {where}", values).fetchall()  # noqa: S608 - constants and marks
     return [_decode_row(row) for row in rows]
 
 
-def _find(db: sqlite3.Connection, where: str, values: Sequence[str | int]) -> RunRecord | None:
+def _find(db: Connection, where: str, values: Sequence[str | int]) -> RunRecord | None:
     found = next(iter(_select(db, where, values)), None)
     if isinstance(found, DamagedRecord):
         raise damaged(found.run_id, found.why)
@@ -949,7 +689,7 @@ def _decode_row(row: tuple[Any, ...]) -> RunRecord | DamagedRecord:
         return DamagedRecord(position, str(run_id), _describe(error), str(owner))
 
 
-def _event(db: sqlite3.Connection, row: tuple[Any, ...]) -> Event:
+def _event(db: Connection, row: tuple[Any, ...]) -> Event:
     position, sequence, time, text, expected = row
     try:
         _verify(expected, position, sequence, time, text)
@@ -958,7 +698,7 @@ def _event(db: sqlite3.Connection, row: tuple[Any, ...]) -> Event:
         raise damaged(_run_id(db, position), f"event {sequence}: {_describe(error)}") from error
 
 
-def _segment(db: sqlite3.Connection, row: tuple[Any, ...]) -> Segment:
+def _segment(db: Connection, row: tuple[Any, ...]) -> Segment:
     *values, expected = row
     try:
         _verify(expected, *values)

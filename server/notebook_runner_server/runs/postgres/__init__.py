@@ -1,0 +1,1 @@
+"""The history on a PostgreSQL server (`--store postgresql://…`), which needs the extra `postgres`."""

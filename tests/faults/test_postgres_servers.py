@@ -1,0 +1,207 @@
+"""One server at a time on a database: the next one waits for the lease, and the earlier one is fenced."""
+
+import io
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.faults.history import Told
+from tests.support.calls import artefact, executed, finish, history, inline, perform, start, texts
+from tests.support.database_server import (
+    REPLICA_TIMEOUT,
+    CountingRun,
+    DatabaseServer,
+    until_more,
+)
+from tests.support.killable import RUN_MARK, gone, new_mark, remains
+from tests.support.notebooks import printed
+from tests.support.postgres import Postgres
+from tests.support.postgres_proxy import PLAIN, PostgresProxy
+from tests.support.processes import stopped
+from tests.support.server import STORE
+from tests.support.settings import served
+
+pytestmark = [
+    pytest.mark.postgres,
+    pytest.mark.process_pool("on a cluster runs outlive their server"),
+]
+
+# Short enough to wait for, and long enough for a server on a busy machine.
+LEASE = 4.0
+SECONDS = 60.0
+
+
+class Life(NamedTuple):
+    """What a caller knew when a server died, and the server that came after it on another machine."""
+
+    server: DatabaseServer
+    requests: list[pb.StartRequest]
+    ended: pb.Run
+    told: Told
+    queued: str
+
+
+def server_on(url: str, folder: Path, lease: float = LEASE) -> DatabaseServer:
+    """A server with a folder of its own, as on another machine."""
+    return DatabaseServer(folder, url, lease=lease)
+
+
+@pytest.fixture(scope="module")
+def life(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
+    """A server that is killed while one run prints and one is queued, and the next, without its files."""
+    url = postgres.url(postgres.create_database())
+    folder = tmp_path_factory.mktemp("servers")
+    counting = CountingRun(folder)
+    whole = inline("open('made.txt', 'w').write('by a run')\nprint('whole')", request_id="whole")
+    later = inline("print('later')", request_id="later")
+    with server_on(url, folder / "first") as first, ThreadPoolExecutor(1) as pool:
+        ended = perform(first.stub, whole).run
+        told = Told(start(first.stub, counting.request).run_id)
+        queued = start(first.stub, later).run_id
+        reader = pool.submit(told.read, first)
+        until_more(told, first)
+        first.die()
+        reader.result()
+    with server_on(url, folder / "second") as second:
+        yield Life(second, [whole, counting.request, later], ended, told, queued)
+
+
+def test_the_next_server_has_what_ended(life: Life) -> None:
+    """The run, its events, its notebook, its page and its own files, none of which is on this machine."""
+    stub, run_id = life.server.stub, life.ended.run_id
+    assert stub.Get(pb.GetRequest(run_id=run_id), timeout=SECONDS).run == life.ended
+    assert texts(finish(stub, run_id).events) == "whole\n"
+    assert printed(executed(stub, run_id), 0) == "whole\n"
+    assert b"whole" in artefact(stub, run_id, format="html")
+    with zipfile.ZipFile(io.BytesIO(artefact(stub, run_id, format="files"))) as files:
+        assert files.read("made.txt") == b"by a run"
+
+
+def test_a_run_that_was_executed_is_interrupted(life: Life) -> None:
+    """With every event that a reader was told, and what these tell of in its notebook."""
+    run, events = finish(life.server.stub, life.told.run_id)
+    assert run.state == pb.RUN_STATE_INTERRUPTED
+    assert run.failure.cause == pb.FAILURE_CAUSE_SERVER_DIED
+    assert events[: len(life.told.events)] == life.told.events
+    node = executed(life.server.stub, run.run_id)
+    assert printed(node, 0) + printed(node, 1) == texts(events)
+
+
+def test_a_run_that_was_queued_is_executed(life: Life) -> None:
+    """The next server has its notebook, which was on no disk but the database's."""
+    assert texts(finish(life.server.stub, life.queued).events) == "later\n"
+
+
+def test_a_request_id_answers_the_same_run(life: Life) -> None:
+    """Starting again what was acknowledged starts nothing."""
+    again = [start(life.server.stub, request).run_id for request in life.requests]
+    assert again == [life.ended.run_id, life.told.run_id, life.queued]
+    assert sorted(history(life.server.stub)) == sorted(again)
+
+
+def test_a_second_server_is_refused_while_the_first_lives(postgres: Postgres, tmp_path: Path) -> None:
+    """It says what it needs, ends, and disturbs nobody."""
+    url = postgres.url(postgres.create_database())
+    with server_on(url, tmp_path / "first") as first:
+        options = ("--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "second"))
+        second = served(*options, **{STORE: url, REPLICA_TIMEOUT: str(LEASE)})
+        assert second.returncode == 1
+        assert "another server uses" in second.stderr.lower()
+        assert texts(perform(first.stub, inline("print('undisturbed')")).events) == "undisturbed\n"
+
+
+def test_a_server_that_ended_is_followed_at_once(postgres: Postgres, tmp_path: Path) -> None:
+    """It gives its lease back: the next server does not wait for a lease of ten minutes."""
+    url = postgres.url(postgres.create_database())
+    with server_on(url, tmp_path / "first", 600) as first:
+        run = perform(first.stub, inline("1")).run
+    with server_on(url, tmp_path / "second", 600) as second:
+        assert history(second.stub) == [run.run_id]
+
+
+def _marked(run: CountingRun) -> str:
+    """Marks the processes of a run; returns the mark."""
+    mark = new_mark()
+    run.request.environment[RUN_MARK] = mark
+    return mark
+
+
+def _is_fenced(first: DatabaseServer, mark: str) -> None:
+    """Waits for the end of a server that lost its lease, which says so and leaves no process."""
+    code = first.process.wait(SECONDS)
+    assert code == 1, first.tail()
+    assert first.said("lease_lost"), first.tail()
+    gone(mark)
+    first.buried()
+
+
+def test_a_server_that_stood_still_past_its_lease_is_fenced(postgres: Postgres, tmp_path: Path) -> None:
+    """Its run is interrupted by the next one; when it goes on, nothing that it does is written."""
+    url = postgres.url(postgres.create_database())
+    run = CountingRun(tmp_path)
+    mark = _marked(run)
+    with server_on(url, tmp_path / "first") as first:
+        told = Told(start(first.stub, run.request).run_id)
+        with ThreadPoolExecutor(1) as pool:
+            reader = pool.submit(told.read, first)
+            until_more(told, first)
+            with stopped(first.process.pid):
+                second = server_on(url, tmp_path / "second").__enter__()
+            try:
+                ended = finish(second.stub, told.run_id)
+                assert ended.run.state == pb.RUN_STATE_INTERRUPTED
+                _is_fenced(first, mark)
+                reader.result()
+                assert ended.events[: len(told.events)] == told.events
+                assert finish(second.stub, told.run_id).events == ended.events
+                assert texts(perform(second.stub, inline("print('on')")).events) == "on\n"
+            finally:
+                second.__exit__()
+
+
+def test_a_server_without_its_database_ends_its_runs_before_another_takes_over(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """The network loses all that it sends: its runs are dead when the next server says that they are."""
+    name = postgres.create_database()
+    run = CountingRun(tmp_path)
+    mark = _marked(run)
+    with (
+        PostgresProxy(postgres.port) as proxy,
+        server_on(postgres.url(name, port=proxy.port, options=PLAIN), tmp_path / "first") as first,
+    ):
+        told = Told(start(first.stub, run.request).run_id)
+        with ThreadPoolExecutor(1) as pool:
+            reader = pool.submit(told.read, first)
+            until_more(told, first)
+            assert remains(mark)
+            with proxy.silent(), server_on(postgres.url(name), tmp_path / "second") as second:
+                assert remains(mark) == {}
+                ended = finish(second.stub, told.run_id)
+                assert ended.run.state == pb.RUN_STATE_INTERRUPTED
+                assert ended.events[: len(told.events)] == told.events
+                _is_fenced(first, mark)
+            reader.result()
+
+
+def test_a_server_that_dies_between_two_leases_is_followed_by_one(postgres: Postgres, tmp_path: Path) -> None:
+    """Of two servers that wait for the same lease, one gets it, and the other is refused."""
+    url = postgres.url(postgres.create_database())
+    with server_on(url, tmp_path / "first") as first:
+        run = perform(first.stub, inline("1")).run
+        first.die()
+    with ThreadPoolExecutor(2) as pool:
+        candidates = [server_on(url, tmp_path / name) for name in ("second", "third")]
+        entered = [pool.submit(candidate.__enter__) for candidate in candidates]
+        started = [one for one, entry in zip(candidates, entered, strict=True) if entry.exception() is None]
+    try:
+        assert len(started) == 1
+        assert history(started[0].stub) == [run.run_id]
+    finally:
+        for one in started:
+            one.__exit__()
