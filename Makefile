@@ -52,8 +52,9 @@ serve: $(INSTALLED) ## Start a server with default settings
 dev: $(INSTALLED) ## Start a server that restarts when a source file changes
 	$(BIN)/watchfiles --filter python '$(BIN)/notebook-runner-server --log-format console --drain-timeout 2 --notebook-root examples --default-notebook quickstart.ipynb' client server
 
-# The tests of a module share its servers, so they run in one process.
-PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
+# The tests of a module share its servers, so they run in one process. Most of the time they wait, so more
+# processes than cores pay off.
+PARALLEL ?= -n 3 --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/pytest
 # Markers select the kind of test (pyproject.toml, tests/conftest.py).
 PROMISES := unit or integration or e2e
@@ -90,8 +91,7 @@ coverage: install ## Run the tests of `make test`, and print the lines and branc
 mutation: install ## Run mutation tests on the modules that only compute, and print the surviving mutants
 	$(BIN)/python -m checks.mutation
 
-# These tests mostly wait, so more processes than cores pay off.
-CLUSTER := $(PYTEST) -n 3 --dist loadfile
+CLUSTER := $(PYTEST) $(PARALLEL)
 ON_CLUSTER := $(PYTEST) $(PARALLEL) --executor dask
 cluster: install ## Run the tests of a Dask cluster, and repeat the tests of the guarantees on one
 	$(CLUSTER) -m cluster

@@ -34,6 +34,7 @@ VALUES = {
     "oidc_issuer": "https://issuer",
     "http_listen": "[::1]:8",
     "http_cors_origins": "https://app.example",
+    "store": "postgresql://user@host/name",
 }
 OIDC = ["--oidc-issuer", "https://issuer", "--oidc-audience", "audience", "--oidc-scopes-file", "scopes"]
 # Settings that only make sense with another one.

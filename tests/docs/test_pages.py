@@ -186,7 +186,7 @@ def test_names_in_the_glossary_are_of_the_server() -> None:
 
 def test_log_events_are_listed() -> None:
     """The page on the log lists each event that the server logs, and no other."""
-    levels = {"debug", "info", "warning", "error", "exception", "log", "_log"}
+    levels = {"debug", "info", "warning", "error", "critical", "exception", "log", "_log"}
     # Chosen by a condition, and written by the log's own thread.
     logged = {"sandbox_active", "sandbox_off", "log_lines_dropped"}
     for module in (REPOSITORY / "server").rglob("*.py"):

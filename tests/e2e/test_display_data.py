@@ -157,6 +157,7 @@ def test_content_survives_the_death_of_the_server(
     assert again[: len(seen)] == seen
 
 
+@pytest.mark.state_folder("it damages a file of the run")
 @pytest.mark.process_pool("damages a file of the state folder, as on any executor")
 def test_damaged_content_is_not_sent(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A caller that asks for it gets DATA_LOSS; one that does not, all events."""

@@ -90,6 +90,7 @@ def test_runs_do_not_share_files(server: Server) -> None:
     assert texts(ended.events) == "[]\n"
 
 
+@pytest.mark.state_folder("it reads the files of a queued run")
 def test_a_queued_run_keeps_its_files_over_a_restart(
     tmp_path_factory: pytest.TempPathFactory, gate: Gate
 ) -> None:

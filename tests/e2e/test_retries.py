@@ -153,6 +153,7 @@ def test_a_repetition_has_what_its_predecessor_had(server: Server) -> None:
     assert first.retry == retry(1, CRASHED, pb.RUN_STATE_INTERRUPTED)
 
 
+@pytest.mark.state_folder("it looks for the files of ended runs")
 def test_nothing_secret_of_ended_attempts_is_left(server: Server) -> None:
     """Variables, files and URIs are removed from the folders of all attempts."""
     request = inline(

@@ -28,9 +28,9 @@ pytestmark = [
     pytest.mark.process_pool("tests/cluster has its own"),
 ]
 
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "12"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or secrets.randbits(32)
-BATCH = 5
+BATCH = 4
 # How long a database stands still, and how long it loses answers, at most; below a third of the lease.
 LONGEST_FAULT = 1.0
 LEASE = 5.0

@@ -122,7 +122,7 @@ class JupyterLab:
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"{self.url}scheduler/{path}", data, method=method)  # noqa: S310 - http
         request.add_header("Authorization", f"token {TOKEN}")
-        with urlopen(request, timeout=SECONDS) as answer:  # noqa: S310 - http
+        with urlopen(request, timeout=WAIT_SECONDS) as answer:  # noqa: S310 - http
             return json.loads(answer.read() or "null")
 
     def refusal(self, method: str, path: str, body: Any = None) -> str:

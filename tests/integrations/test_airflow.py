@@ -47,7 +47,7 @@ DAGS = """
             task_id="in_worker", notebook="report.ipynb", parameters={"region": "west"}, deferrable=False
         )
         NotebookRunnerOperator(task_id="raises", notebook="raises.ipynb", **AGAIN)
-        NotebookRunnerOperator(task_id="refused", notebook="report.ipynb", parameters={"reigon": 1}, **AGAIN)
+        NotebookRunnerOperator(task_id="refused", notebook="report.ipynb", parameters={"area": 1}, **AGAIN)
         NotebookRunnerOperator(
             task_id="too_long", notebook="forever.ipynb", execution_timeout=timedelta(seconds=5)
         )
@@ -57,6 +57,9 @@ DAGS = """
         NotebookRunnerOperator(task_id="in_worker", notebook="forever.ipynb", deferrable=False)
         NotebookRunnerOperator(task_id="killed", notebook="forever.ipynb", **AGAIN)
         NotebookRunnerOperator(task_id="unseen", notebook="forever.ipynb")
+
+    with DAG("shut_down", schedule=None):
+        NotebookRunnerOperator(task_id="in_worker", notebook="forever.ipynb", deferrable=False, **AGAIN)
 
     with DAG("long", schedule=None):
         NotebookRunnerOperator(
@@ -193,6 +196,18 @@ def test_without_the_triggerer(setup: Setup) -> None:
     setup.reports.wait("in_worker", "success")
     assert setup.reports.xcom("in_worker") == {"total": len("west")}
     assert "sales of west" in setup.reports.log("in_worker")
+
+
+def test_a_worker_that_is_shut_down(setup: Setup) -> None:
+    """It kills the run, and the task starts another one on the next worker."""
+    shut_down = setup.airflow.trigger("shut_down", "first")
+    shut_down.wait_for_log("in_worker", "so far")
+    run = run_of(setup, shut_down, "in_worker")
+    shut_down.terminate("in_worker")
+    assert until_ended(run).state is RunState.KILLED
+    shut_down.wait_for_log("in_worker", "so far", 2)
+    assert run_of(setup, shut_down, "in_worker").id != run.id
+    shut_down.mark("in_worker", "failed")
 
 
 def test_failures(setup: Setup) -> None:

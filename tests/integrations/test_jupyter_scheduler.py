@@ -1,6 +1,6 @@
 """Jobs of jupyter-scheduler, as JupyterLab makes them: by its dialog, and by the calls of the dialog."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -13,6 +13,7 @@ from tests.client.test_cli_papermill import KERNEL
 from tests.integrations.lab import OPTIONS, JupyterLab, LabPage, eventually, lab_page
 from tests.support.gate import Gate
 from tests.support.hosts import Host
+from tests.support.killable import KillableServer
 from tests.support.notebooks import code, notebook, printed
 from tests.support.processes import marked
 from tests.support.secure import TlsFolder, issue, new_token
@@ -290,38 +291,51 @@ def test_a_restart_of_jupyter_loses_no_job(
     last.close()
 
 
-def test_options_and_a_busy_server(
-    host: Host, make_server: Callable[..., Server], gate: Gate, tmp_path: Path
-) -> None:
-    """The configuration says where the server is and limits runs; a job waits for a place, or is stopped."""
+def test_options_a_busy_server_and_none(host: Host, tmp_path: Path) -> None:
+    """The configuration says where the server is and limits runs; a job waits for a place, or is stopped.
+
+    Without the server, Stop says so and the job continues; a new job fails.
+    """
     authority = trustme.CA()
     (tmp_path / "tls").mkdir()
     files = TlsFolder(tmp_path / "tls", issue(authority))
     authority.cert_pem.write_to_path(tmp_path / "ca")
     (tmp_path / "token").write_text(new_token(tmp_path / "tokens"))
-    server = make_server("--queue", "0", "--tokens-file", str(tmp_path / "tokens"), *files.options)
+    options = ["--queue", "0", "--tokens-file", str(tmp_path / "tokens"), *files.options]
     ca, token = str(tmp_path / "ca"), str(tmp_path / "token")
-    more = f"\nc.NotebookRunnerScheduler.options |= {{'tls_ca': {ca!r}, 'output_timeout': 5}}"
-    configuration = OPTIONS.replace("127.0.0.1:50051", server.target) + more
-    configuration = configuration.replace("/run/secrets/notebook-runner-token", token)
     (tmp_path / "lab").mkdir()
-    with (
-        JupyterLab(host, tmp_path / "lab", "127.0.0.1:1", configuration) as lab,
-        Client(server.target, tls_ca=ca, token_file=token) as client,
-    ):
-        first = lab.create(write(lab, "first.ipynb", gate.source))
-        running(client, first)
-        stopped, later = (lab.create(write(lab, f"{name}.ipynb", FOREVER)) for name in ("stopped", "later"))
-        for job_id in (stopped, later):
-            lab.until(job_id, "IN_PROGRESS")
-        lab.stop(stopped)
-        assert (lab.job(stopped)["status"], runs_of(client, stopped)) == ("STOPPED", [])
-        gate.open()
-        lab.until(first, "COMPLETED")
-        assert "timed out" in lab.until(later, "FAILED")["status_message"]
-        server.stop()
-        away = lab.until(lab.create("first.ipynb"), "FAILED")
-        assert f"Cannot reach {server.target}" in away["status_message"]
+    with KillableServer(tmp_path / "state", *options) as server:
+        more = f"\nc.NotebookRunnerScheduler.options |= {{'tls_ca': {ca!r}, 'output_timeout': 5}}"
+        configuration = OPTIONS.replace("127.0.0.1:50051", server.target) + more
+        configuration = configuration.replace("/run/secrets/notebook-runner-token", token)
+        with (
+            JupyterLab(host, tmp_path / "lab", "127.0.0.1:1", configuration) as lab,
+            Client(server.target, tls_ca=ca, token_file=token) as client,
+        ):
+            end = tmp_path / "end"
+            prints = "import pathlib, threading\n"
+            prints += f"while not pathlib.Path({str(end)!r}).exists():\n"
+            prints += "    print('here')\n    threading.Event().wait(0.2)"
+            first = lab.create(write(lab, "prints.ipynb", prints))
+            running(client, first)
+            silent = write(lab, "silent.ipynb", FOREVER)
+            stopped, later = lab.create(silent), lab.create(silent)
+            for job_id in (stopped, later):
+                lab.until(job_id, "IN_PROGRESS")
+            lab.stop(stopped)
+            assert (lab.job(stopped)["status"], runs_of(client, stopped)) == ("STOPPED", [])
+            end.touch()
+            lab.until(first, "COMPLETED")
+            end.unlink()
+            assert "timed out" in lab.until(later, "FAILED")["status_message"]
+            lost = lab.create("prints.ipynb")
+            running(client, lost)
+            server.die()
+            refusal = lab.refusal("PATCH", f"jobs/{lost}", {"status": "STOPPED"})
+            assert f"The job cannot be stopped: UNAVAILABLE: Cannot reach {server.target}" in refusal
+            assert lab.job(lost)["status"] == "IN_PROGRESS"
+            away = lab.until(lab.create(silent), "FAILED")
+            assert f"Cannot reach {server.target}" in away["status_message"]
 
 
 def test_options_that_do_not_exist(host: Host, tmp_path: Path) -> None:

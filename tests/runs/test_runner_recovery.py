@@ -152,6 +152,7 @@ async def test_bytes_that_belong_to_no_segment_do_no_harm(tmp_path: Path) -> Non
         assert [printed(node, 0), printed(node, 1)] == ["said 0\n", ""]
 
 
+@pytest.mark.state_folder("it changes the files of a run")
 @pytest.mark.parametrize("damage", ["folder", "segments"])
 async def test_a_run_whose_files_are_gone_does_not_keep_the_server_from_starting(
     tmp_path: Path, damage: str
@@ -174,6 +175,7 @@ async def test_a_run_whose_files_are_gone_does_not_keep_the_server_from_starting
         assert (await runner.find(run_id)).state is S.INTERRUPTED
 
 
+@pytest.mark.state_folder("it changes the files of a run")
 async def test_a_queued_run_whose_files_are_gone_ends_with_a_name(tmp_path: Path) -> None:
     """It cannot be executed: CRASHED, by the state folder, and the next run works."""
     await left_in(tmp_path, S.QUEUED)

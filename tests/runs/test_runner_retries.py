@@ -203,6 +203,7 @@ async def test_an_end_and_its_successor_are_stored_together(tmp_path: Path) -> N
             assert not store.folder("old").has_inputs
 
 
+@pytest.mark.state_folder("it changes the files of a run")
 async def test_a_staged_successor_without_an_end_is_removed_by_the_next_start(tmp_path: Path) -> None:
     """Without a word: it is no damage. Its predecessor still has its inputs."""
     async with opened(tmp_path) as store:
@@ -214,6 +215,7 @@ async def test_a_staged_successor_without_an_end_is_removed_by_the_next_start(tm
         assert store.folder("old").secrets() == ({"A": "secret"}, "s3://u:p@b/a")
 
 
+@pytest.mark.state_folder("it changes the files of a run")
 async def test_inputs_that_a_server_left_are_removed_by_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +239,7 @@ async def test_inputs_that_a_server_left_are_removed_by_the_next_start(
         assert store.folder("new").has_inputs
 
 
+@pytest.mark.state_folder("it limits SQLite's file")
 async def test_a_full_disk_leaves_nothing_of_a_successor(tmp_path: Path) -> None:
     """An end that is refused can be tried again, with the same successor."""
     async with opened(tmp_path) as store:
@@ -254,6 +257,7 @@ async def test_a_full_disk_leaves_nothing_of_a_successor(tmp_path: Path) -> None
         assert await record(store, position, run, again) > 0
 
 
+@pytest.mark.state_folder("it changes the files of a run")
 @pytest.mark.parametrize("name", ["segments", "environment", "input-files"])
 async def test_a_damaged_folder_makes_no_successor(tmp_path: Path, name: str) -> None:
     """Nothing of it is left."""
@@ -430,6 +434,7 @@ async def test_a_queue_that_is_full_takes_a_successor(tmp_path: Path) -> None:
         assert (await ended(runner, other.run_id)).state is S.SUCCEEDED
 
 
+@pytest.mark.state_folder("it changes the files of a run")
 async def test_a_damaged_run_ends_without_a_successor(tmp_path: Path) -> None:
     """Its secrets cannot be read after a restart, so the chain would not be what was asked for."""
     async with opened(tmp_path) as store:

@@ -129,6 +129,11 @@ class Airflow:
         process.terminate()
         process.wait(SECONDS)
 
+    def terminate(self, title: str) -> None:
+        """Sends SIGTERM to the process of this title."""
+        (pid,) = [pid for pid, line in marked(self._mark).items() if line.strip() == title]
+        os.kill(pid, signal.SIGTERM)
+
     @contextlib.contextmanager
     def frozen(self, part: str) -> Iterator[None]:
         """Freezes what one of its processes has started, while the block goes on.
@@ -264,6 +269,11 @@ class DagRun:
         path = f"{self.path}/taskInstances/{task}"
         path += f"/{map_index}" if map_index >= 0 else ""
         self._airflow.call("PATCH", path, {"new_state": state})
+
+    def terminate(self, task: str) -> None:
+        """Sends SIGTERM to the process that executes a task, as a worker does when it is shut down."""
+        (one,) = self._instances(task)
+        self._airflow.terminate(f"airflow worker -- {one['id']}")
 
     def clear(self, task: str) -> None:
         """Clears a task, as a person does on the page, so that it starts again."""

@@ -47,7 +47,7 @@ __all__ = ["NotebookRunnerExecutionManager", "NotebookRunnerScheduler"]
 _LABEL = "jupyter-scheduler-job"
 # The runs that a Kill can end.
 _ACTIVE = (RunState.QUEUED, RunState.STARTING, RunState.RUNNING, RunState.KILLING)
-# Nobody watches a job at night, and a server that is updated comes back.
+# Jobs run unattended, and a server that is updated comes back.
 _RECONNECT_SECONDS = 600.0
 _RETRY_SECONDS = 2.0
 # The column of the database has no more.

@@ -315,8 +315,8 @@ class Settings:
     )
     replica_timeout: float = setting(
         15.0,
-        "Seconds without a sign of life on --store after which another server takes over the runs of this "
-        "one. This server ends them itself before that.",
+        "Duration of the server's lease on --store, in seconds. It is renewed once a second; when it has run "
+        "out, another server takes over. A server that cannot renew it ends its runs and exits before that.",
         minimum=2,
     )
     store_files_bytes: int = setting(

@@ -98,7 +98,7 @@ class PostgresDatabase:
         self._reader = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
         self._pool: ConnectionPool[psycopg.Connection[tuple[Any, ...]]] | None = None
         self._raw: psycopg.Connection[tuple[Any, ...]] | None = None
-        self._lease: lease.Lease | None = None
+        self._lease: lease.StoreLease | None = None
         self._holder = lease.Holder("", 0, 0.0)
         self._number = 0
         self._committing = threading.Lock()
@@ -175,7 +175,9 @@ class PostgresDatabase:
             lease.release(raw, holder)
             raise
         self._holder = holder
-        self._lease = lease.Lease(self._store, holder, self._options.lease_seconds, self._options.on_lost)
+        self._lease = lease.StoreLease(
+            self._store, holder, self._options.lease_seconds, self._options.on_lost
+        )
         self._lease.start()
 
     async def close(self) -> None:
@@ -352,11 +354,9 @@ class PostgresDatabase:
         raw = self._raw
         if isinstance(error, psycopg.Error) and is_passing(error, raw):
             raise DatabaseLostError(why(error)) from error
-        try:
-            if raw is not None:
-                raw.execute("ROLLBACK")
-        except psycopg.Error as lost:
-            raise DatabaseLostError(why(lost)) from error
+        # Not with ROLLBACK: psycopg takes the statements of a pipeline that failed for prepared ones, which
+        # the database does not know.
+        self._drop()
 
     def _is_committed(self, number: int, reason: str) -> bool:
         """Return whether a COMMIT whose answer was lost has been carried out, once that is known."""

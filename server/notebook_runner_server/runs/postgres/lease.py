@@ -103,7 +103,7 @@ def release(raw: psycopg.Connection[tuple[Any, ...]], holder: Holder) -> None:
     raw.execute("DELETE FROM servers WHERE server_id = $1", [holder.server_id])
 
 
-class Lease:
+class StoreLease:
     """Renews the lease of a server on a thread of its own, until it is released or lost.
 
     Args:
