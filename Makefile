@@ -21,7 +21,7 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ name[NR] = $$1; text[NR] = $$2; if (length($$1) > width) width = length($$1) } \
 	  END { for (n = 1; n <= NR; n++) printf "%-" width "s  %s\n", name[n], text[n] }'
 
-install: $(INSTALLED) $(TEST_DATA) ## Install everything into .venv, and download the test data
+install: $(INSTALLED) $(TEST_DATA) ## Install the development environment into .venv, and download the test data
 
 $(INSTALLED): pyproject.toml requirements.lock client/notebook_runner/_version.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'

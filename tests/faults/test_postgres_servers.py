@@ -124,11 +124,14 @@ def test_a_server_that_ended_is_followed_at_once(postgres: Postgres, tmp_path: P
         assert history(second.stub) == [run.run_id]
 
 
-def _marked(run: CountingRun) -> str:
-    """Marks the processes of a run; returns the mark."""
-    mark = new_mark()
+def _marked_run(folder: Path) -> tuple[CountingRun, str]:
+    """A run with a process that carries a mark, and the mark: a warm kernel itself would not show it."""
+    run, mark = (
+        CountingRun(folder, setup="import subprocess; subprocess.Popen(['sleep', '1000'])"),
+        new_mark(),
+    )
     run.request.environment[RUN_MARK] = mark
-    return mark
+    return run, mark
 
 
 def _is_fenced(first: DatabaseServer, mark: str) -> None:
@@ -143,13 +146,13 @@ def _is_fenced(first: DatabaseServer, mark: str) -> None:
 def test_a_server_that_stood_still_past_its_lease_is_fenced(postgres: Postgres, tmp_path: Path) -> None:
     """Its run is interrupted by the next one; when it goes on, nothing that it does is written."""
     url = postgres.url(postgres.create_database())
-    run = CountingRun(tmp_path)
-    mark = _marked(run)
+    run, mark = _marked_run(tmp_path)
     with server_on(url, tmp_path / "first") as first:
         told = Told(start(first.stub, run.request).run_id)
         with ThreadPoolExecutor(1) as pool:
             reader = pool.submit(told.read, first)
             until_more(told, first)
+            assert remains(mark)
             with stopped(first.process.pid):
                 second = server_on(url, tmp_path / "second").__enter__()
             try:
@@ -169,8 +172,7 @@ def test_a_server_without_its_database_ends_its_runs_before_another_takes_over(
 ) -> None:
     """The network loses all that it sends: its runs are dead when the next server says that they are."""
     name = postgres.create_database()
-    run = CountingRun(tmp_path)
-    mark = _marked(run)
+    run, mark = _marked_run(tmp_path)
     with (
         PostgresProxy(postgres.port) as proxy,
         server_on(postgres.url(name, port=proxy.port, options=PLAIN), tmp_path / "first") as first,

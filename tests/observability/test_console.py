@@ -9,9 +9,10 @@ from notebook_runner import Client
 from tests.support.gate import Gate
 from tests.support.notebooks import content
 from tests.support.server import PROGRAM, Server
-from tests.support.tmux import Screen, needs_tmux
+from tests.support.tmux import Screen, dense, needs_tmux
 
-READY = re.compile(r"Ready on (127\.0\.0\.1:\d+)\. Try: (\S+) --target \1 run NOTEBOOK\.ipynb")
+# Without spaces, as one of them may be where the line is wrapped.
+READY = re.compile(r"Readyon(127\.0\.0\.1:\d+)\.Try:(\S+?)--target\1runNOTEBOOK\.ipynb")
 
 
 def command(folder: Path) -> list[str | Path]:
@@ -27,8 +28,8 @@ def test_the_server_says_that_it_is_ready_and_what_it_waits_for(
 ) -> None:
     """One line says what to try; Ctrl-C names the run that the server waits for, and again ends it."""
     with Screen(tmp_path, *command(tmp_path), columns=columns, environment=environment) as screen:
-        lines = screen.until(lambda lines: READY.search("".join(lines)) is not None)
-        found = READY.search("".join(lines))
+        lines = screen.until(lambda lines: READY.search(dense(lines)) is not None)
+        found = READY.search(dense(lines))
         assert found
         assert Path(found[2]) == PROGRAM.with_name("notebook-runner")
         assert not any(line.startswith("{") for line in lines)
@@ -43,7 +44,7 @@ def test_the_server_says_that_it_is_ready_and_what_it_waits_for(
             stopping = (
                 f"Stopping: waiting up to 20 s for run {run_id} to end. Press Ctrl-C again to end it now."
             )
-            screen.until(lambda lines: stopping in "".join(lines))
+            screen.until(lambda lines: dense([stopping]) in dense(lines))
         screen.press("C-c")
         assert screen.exit_code() == 0
         # The terminal itself writes ^C.

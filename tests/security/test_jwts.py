@@ -192,7 +192,13 @@ class Forge:
 
 FOREIGN = new_key()
 HMAC = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256)
-NOW = int(time.time())
+
+
+def now() -> int:
+    """The time of the test, which may come long after the import of this module."""
+    return int(time.time())
+
+
 # Everything that comes close to a valid token and is none.
 FORGED: dict[str, Callable[[Forge], str]] = {
     "algorithm none": lambda f: f"{part({'alg': 'none', 'kid': f.key.kid})}.{f.payload}.",
@@ -220,12 +226,12 @@ FORGED: dict[str, Callable[[Forge], str]] = {
     "a key id that is null": lambda f: f.headed(alg="RS256", kid=None),
     "crit": lambda f: jwt.encode(f.issuer.claims(), f.secret, "RS256", {**f.about, "crit": ["x"], "x": 1}),
     "b64": lambda f: f.headed(**f.about, b64=False),
-    "expired": lambda f: f.issuer.token(exp=NOW - 60),
-    "not yet valid": lambda f: f.issuer.token(nbf=NOW + 600),
-    "of the future": lambda f: f.issuer.token(iat=NOW + 600),
+    "expired": lambda f: f.issuer.token(exp=now() - 60),
+    "not yet valid": lambda f: f.issuer.token(nbf=now() + 600),
+    "of the future": lambda f: f.issuer.token(iat=now() + 600),
     "no expiry": lambda f: f.issuer.token(exp=None),
     "an expiry that is a text": lambda f: f.issuer.token(exp="never"),
-    "an expiry that is a list": lambda f: f.issuer.token(exp=[NOW]),
+    "an expiry that is a list": lambda f: f.issuer.token(exp=[now()]),
     "an expiry that is null": lambda f: f.with_number("exp", "null"),
     "an expiry that is infinite": lambda f: f.with_number("exp", "Infinity"),
     "an expiry that is NaN": lambda f: f.with_number("exp", "NaN"),

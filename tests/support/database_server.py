@@ -54,15 +54,16 @@ class CountingRun:
     Args:
         folder: For the file that stops it.
         name: Its request id.
+        setup: What it does first, in Python.
 
     Attributes:
         request: What starts it.
     """
 
-    def __init__(self, folder: Path, name: str = "counting") -> None:
+    def __init__(self, folder: Path, name: str = "counting", setup: str = "") -> None:
         self._stop = folder / f"{name}-stop"
         source = COUNTING.format(stop=str(self._stop))
-        self.request = inline("print('first')", source, "print('last')", request_id=name)
+        self.request = inline(f"{setup}\nprint('first')", source, "print('last')", request_id=name)
 
     def stop(self) -> None:
         """Lets it end."""

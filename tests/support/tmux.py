@@ -17,6 +17,11 @@ needs_tmux = pytest.mark.skipif(
 )
 
 
+def dense(lines: list[str]) -> str:
+    """What lines say, without spaces: where a line is wrapped at a space, that one is not on the screen."""
+    return "".join("".join(lines).split())
+
+
 class Screen:
     """Runs one program in a tmux of its own, between `with` and its end.
 

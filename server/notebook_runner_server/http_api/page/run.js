@@ -173,7 +173,7 @@ function Facts({ run }) {
     ["Created", moment(instant(run.createTime))],
     ["Queue", run.queuePosition !== undefined && `${run.queuePosition} runs ahead`],
     ["Not before", run.notBefore && moment(instant(run.notBefore))],
-    ["Caller", run.owner],
+    ["Owner", run.owner],
     ["Notebook", run.notebookPath || run.notebookUri],
     ["Kernel", run.kernelName],
     ["Labels", Object.entries(run.labels ?? {}).map((one) => one.join("=")).join(", ")],

@@ -38,7 +38,7 @@ export function RunsPage({ query, go, announce }) {
         ${STATES.map((one) => html`<option value=${one.toLowerCase()}>${words(one)}</option>`)}
       </select></label>
       <label>Label <input name="label" placeholder="key=value" value=${label} /></label>
-      <label>Caller <input name="owner" value=${owner} /></label>
+      <label>Owner <input name="owner" value=${owner} /></label>
     </form>
     ${problem && html`<p class="problem" role="alert">${problem}</p>`}
     ${!isLinked && !problem && html`<p class="link-state">Connecting to the server …</p>`}
