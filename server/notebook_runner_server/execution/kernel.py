@@ -34,6 +34,7 @@ from notebook_runner_server.execution.interface import InputFile
 from notebook_runner_server.execution.ipykernel_args import ARGUMENTS, MESSAGES_ON_THE_WAY
 from notebook_runner_server.execution.kernel_client import KernelClient, UnfitKernelError
 from notebook_runner_server.execution.kernel_specs import KernelSpecs
+from notebook_runner_server.execution.own_peak import own_peak
 from notebook_runner_server.execution.runtime_dir import subfolder
 from notebook_runner_server.execution.warm import languages
 from notebook_runner_server.execution.warm.forking import ForkProvisioner, ForkServer, ForkServerError, split
@@ -161,6 +162,8 @@ class Kernel:
                 provisioner.ruleset = self._rules.ruleset
                 self._writable = self._rules.ruleset.writable
         self._launched = time.monotonic()
+        # An earlier run may have made this process large, which would count as the kernel's memory.
+        own_peak.forget()
         try:
             await self.manager.start_kernel(
                 cwd=working_folder,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from notebook_runner_server.confinement import confine
 from notebook_runner_server.execution.interface import Cause
 from notebook_runner_server.execution.options import WorkerOptions
+from notebook_runner_server.execution.own_peak import own_peak
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -109,6 +110,7 @@ def initialize(connection: Connection, kernel_environment: Iterable[str], *, hid
         kernel_environment: Names of variables to pass to kernels in addition to the usual ones.
         hide: Make this process non-dumpable, so that other processes cannot inspect it.
     """
+    own_peak.prepare()
     if hide:
         confine.set_dumpable(False)
     from nbformat.v4 import new_output  # noqa: PLC0415 - see the module's docstring
