@@ -78,8 +78,9 @@ $(HOST_VENVS)/%/.installed: requirements-integrations/%.lock
 integrations: install $(HOSTS:%=$(HOST_VENVS)/%/.installed) ## Test each integration in its host's own environment (HOSTS="papermill prefect": only in these)
 	$(PYTEST) $(PARALLEL) -m host $(foreach host,$(HOSTS),tests/integrations/test_$(subst -,_,$(host)).py)
 
+# Kernels that start cold take processor time, so more processes than cores would only delay each other.
 cold: install ## Repeat the tests of whole runs without warm kernels
-	$(PYTEST) $(PARALLEL) --cold -m "whole_run and not long"
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --cold -m "whole_run and not long"
 
 test-all: test faults integrations cold cluster postgres container ## Run all tests, including those on a Dask cluster, on PostgreSQL and in containers
 
