@@ -54,7 +54,8 @@ dev: $(INSTALLED) ## Start a server that restarts when a source file changes
 
 # The tests of a module share its servers, so they run in one process. Most of the time they wait, so more
 # processes than cores pay off.
-PARALLEL ?= -n 3 --dist loadfile --no-loadscope-reorder
+BY_FILE := --dist loadfile --no-loadscope-reorder
+PARALLEL ?= -n 3 $(BY_FILE)
 PYTEST := $(BIN)/pytest
 # Markers select the kind of test (pyproject.toml, tests/conftest.py).
 PROMISES := unit or integration or e2e
@@ -80,7 +81,7 @@ integrations: install $(HOSTS:%=$(HOST_VENVS)/%/.installed) ## Test each integra
 
 # Kernels that start cold take processor time, so more processes than cores would only delay each other.
 cold: install ## Repeat the tests of whole runs without warm kernels
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --cold -m "whole_run and not long"
+	$(PYTEST) -n 2 $(BY_FILE) --cold -m "whole_run and not long"
 
 test-all: test faults integrations cold cluster postgres container ## Run all tests, including those on a Dask cluster, on PostgreSQL and in containers
 

@@ -254,7 +254,7 @@ class NotebookRunnerOperator(BaseOperator):  # type: ignore[misc] # Airflow is n
         return Path(self.dag.fileloc).parent / path
 
     def _kill_earlier(self, client: Client, run_id: str | None, request_id: str) -> None:
-        """Kill the run of an earlier try if nobody could: its worker died, or no triggerer ran."""
+        """Kill the run of an earlier try that is still active: its worker died, or no triggerer ran."""
         if not run_id:
             return
         with suppress(RunNotFound):

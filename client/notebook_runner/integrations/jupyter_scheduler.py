@@ -261,7 +261,7 @@ class NotebookRunnerScheduler(Scheduler):  # type: ignore[misc] # jupyter-schedu
         """Follow the jobs that had not ended when Jupyter stopped.
 
         Raises:
-            TypeError: There is no such option, or its value is of a type that cannot be sent.
+            TypeError: An option is unknown, or its value has a type that cannot be sent.
             ValueError: The value of an option is out of range.
             OSError: A token, certificate or key file cannot be read.
         """
@@ -283,7 +283,7 @@ class NotebookRunnerScheduler(Scheduler):  # type: ignore[misc] # jupyter-schedu
         """Store a job with its files, and start its run in the background.
 
         Raises:
-            InputUriError: There is no such notebook.
+            InputUriError: The notebook does not exist.
             IdempotencyTokenError: There is a job with this token.
             SchedulerError: The notebook names no kernel.
         """

@@ -120,6 +120,23 @@ class Database(Protocol):
         """Remove what was deleted from the database's files, as far as that is the server's to do."""
 
 
+class NewerHistoryError(RuntimeError):
+    """A newer server wrote the history.
+
+    Args:
+        history: The history, as shown to the operator.
+        version: Its version.
+        newest: The newest version that this server supports.
+        setting: The setting that chooses another history.
+    """
+
+    def __init__(self, history: object, version: object, newest: object, setting: str) -> None:
+        super().__init__(
+            f"The history {history} has version {version}, but this server supports versions up to {newest}. "
+            f"Start the newer server that wrote it, or choose another {setting}."
+        )
+
+
 class PendingWrite:
     """A write that waits for its transaction.
 

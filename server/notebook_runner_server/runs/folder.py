@@ -222,7 +222,7 @@ class RunFolder:
             max_bytes: The maximum size of all files together.
 
         Raises:
-            UnpackableError: There is no such zip, because the files are too large.
+            UnpackableError: The files are too large.
         """
         if left := self.files_left():
             raise files.UnpackableError(

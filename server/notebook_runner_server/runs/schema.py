@@ -179,21 +179,6 @@ def connect(path: Path) -> SqliteConnection:
     return db
 
 
-class NewerHistoryError(RuntimeError):
-    """A newer server wrote the history.
-
-    Args:
-        path: The database file.
-        version: Its `PRAGMA user_version`.
-    """
-
-    def __init__(self, path: object, version: int) -> None:
-        super().__init__(
-            f"The history {path} has version {version}, but this server supports versions up to "
-            f"{SCHEMA_VERSION}. Start the newer server that wrote it, or choose another --state-dir."
-        )
-
-
 def create(db: SqliteConnection, *, is_first: bool = True) -> None:
     """Create the tables of a new history, and upgrade those of an earlier version.
 

@@ -28,8 +28,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from notebook_runner_server import folder_tree
+from notebook_runner_server.runs.database import NewerHistoryError
 from notebook_runner_server.runs.folder import private
-from notebook_runner_server.runs.schema import SCHEMA_VERSION, NewerHistoryError, is_version_confirmed
+from notebook_runner_server.runs.schema import SCHEMA_VERSION, is_version_confirmed
 
 DATABASE = "notebook-runner.db"
 LOCK = "lock"
@@ -120,7 +121,7 @@ def check_version(folder: Path) -> int:
     path = folder / DATABASE
     version = _version(path) if path.is_file() else 0
     if version > SCHEMA_VERSION:
-        raise NewerHistoryError(path, version)
+        raise NewerHistoryError(path, version, SCHEMA_VERSION, "--state-dir")
     return version
 
 

@@ -166,7 +166,7 @@ class TableFolder(RunFolder):
         """Write a zip of the notebook's own files, those of an ended run from the database.
 
         Raises:
-            UnpackableError: There is no such zip.
+            UnpackableError: The files were not stored, or are too large.
         """
         row = self._stored_files()
         if row is None:

@@ -110,7 +110,7 @@ class PostgresDatabase:
 
         Raises:
             UnusableDatabaseError: It cannot be reached, or refuses this server.
-            NewerSchemaError: A newer server has written the history; nothing was changed.
+            NewerHistoryError: A newer server has written the history; nothing was changed.
             StoreInUseError: Another server uses it.
         """
         del is_first
@@ -333,7 +333,7 @@ class PostgresDatabase:
                 write.is_committing = False
 
     def _execute(self, db: PostgresConnection, writes: Sequence[_Write], number: int) -> list[Any]:
-        # Statements whose results nobody reads do not wait for those before them.
+        # Statements whose results are not read do not wait for those before them.
         with db.raw.pipeline():
             db.raw.execute("BEGIN")
             fence = db.raw.execute(

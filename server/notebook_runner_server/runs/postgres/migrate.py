@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 
+from notebook_runner_server.runs.database import NewerHistoryError
 from notebook_runner_server.runs.postgres.connection import shown
 
 VERSION = "0001"
@@ -18,27 +19,17 @@ _LOCK = 0x6E62
 """The key of the advisory lock: `nb`."""
 
 
-class NewerSchemaError(RuntimeError):
-    """A newer server wrote the history."""
-
-    def __init__(self, store: str, version: str) -> None:
-        super().__init__(
-            f"The history {shown(store)} has version {version}, but this server supports versions up to "
-            f"{VERSION}. Start the newer server that wrote it, or choose another --store."
-        )
-
-
 def version(raw: psycopg.Connection[tuple[Any, ...]], store: str) -> str:
     """Return the version of the schema; empty: there is none.
 
     Raises:
-        NewerSchemaError: A newer server wrote it.
+        NewerHistoryError: A newer server wrote it.
     """
     if raw.execute("SELECT to_regclass('alembic_version')").fetchall() == [(None,)]:
         return ""
     found = "".join(str(number) for (number,) in raw.execute("SELECT version_num FROM alembic_version"))
     if found > VERSION:
-        raise NewerSchemaError(store, found)
+        raise NewerHistoryError(shown(store), found, VERSION, "--store")
     return found
 
 
