@@ -13,6 +13,8 @@ RELEASE_VENV := .venv-release
 HOST_VENVS := .venv-integrations
 HOSTS ?= $(basename $(notdir $(wildcard requirements-integrations/*.in)))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where it is set, as in many containers, each process compiles this project and its tests anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve dev test test-unit test-all coverage mutation faults integrations cold cluster cluster-full postgres postgres-full container chaos soak attack plain check hooks format generate openapi contract docs docs-serve pictures release image image-report lock bench figures bench-cluster scale clean
