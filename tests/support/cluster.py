@@ -144,10 +144,16 @@ class Cluster:
         self.workers[name] = self._start(name, "worker", address, *options, prefix=prefix)
 
     def restart(self) -> None:
-        """Starts the scheduler and the workers, which ended with it, again, as Kubernetes does."""
+        """Starts the scheduler and the workers, which ended with it, again, as Kubernetes does.
+
+        On a busy machine, a worker may connect to the new scheduler before it has missed the earlier one.
+        """
         self.start_scheduler()
         for name, process in list(self.workers.items()):
-            process.wait(READY_SECONDS)
+            if outlived([process.pid], LINGER_SECONDS):
+                self.kill_nanny(name)
+            else:
+                process.wait(READY_SECONDS)
             self.start_worker(name)
 
     def kill_nanny(self, name: str) -> None:
