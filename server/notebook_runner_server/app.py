@@ -161,8 +161,11 @@ class App:
         await self._manager.open(self._open_dirs, self._record_recovery)
         # A full disk must not keep the server from starting; `_watch` tries again.
         with contextlib.suppress(StorageFullError):
-            await self._webhooks.apply()
-        self._telemetry.watch(self._backend, self._store, self._manager.refusals, self._audit, self._webhooks)
+            await self._apply_webhooks()
+        self._telemetry.watch(
+            *(self._backend, self._store, lambda: self._manager.load),
+            *(self._manager.refusals, self._audit, self._webhooks),
+        )
         if self._jwts is not None:
             self._jwts.open()
         private_socket = self._private_socket()
@@ -227,9 +230,14 @@ class App:
                     _log.info("runs_unblocked")
                     await self._api.report_runs_start(True)
                 if not self._store.problem:
-                    await self._webhooks.apply()
+                    await self._apply_webhooks()
             except Exception:  # noqa: BLE001 - a failure must not end the health checks
                 _log.exception("health_check_failed")
+
+    async def _apply_webhooks(self) -> None:
+        # Of the servers of a history, one sends them.
+        if self._manager.is_first:
+            await self._webhooks.apply()
 
     async def main_loop(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set."""
@@ -266,7 +274,8 @@ def _remote_history(settings: Settings) -> RemoteHistory | None:
     from notebook_runner_server.runs.postgres.history import PostgresHistory  # noqa: PLC0415 - as above
 
     options = PostgresOptions(
-        settings.store, settings.replica_timeout, settings.store_files_bytes, _end_immediately
+        *(settings.store, settings.state_folder, settings.replica_timeout, settings.workers),
+        *(settings.store_files_bytes, _end_immediately),
     )
     return PostgresHistory(settings.state_folder, options)
 

@@ -1,4 +1,4 @@
-"""One server at a time on a database: the next one waits for the lease, and the earlier one is fenced."""
+"""Servers that share a database: what one leaves, the others have, and one that is replaced is fenced."""
 
 import io
 import zipfile
@@ -12,19 +12,12 @@ import pytest
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults.history import Told
 from tests.support.calls import artefact, executed, finish, history, inline, perform, start, texts
-from tests.support.database_server import (
-    REPLICA_TIMEOUT,
-    CountingRun,
-    DatabaseServer,
-    until_more,
-)
+from tests.support.database_server import CountingRun, DatabaseServer, until_more
 from tests.support.killable import RUN_MARK, gone, new_mark, remains
 from tests.support.notebooks import printed
 from tests.support.postgres import Postgres
 from tests.support.postgres_proxy import PLAIN, PostgresProxy
 from tests.support.processes import stopped
-from tests.support.server import STORE
-from tests.support.settings import served
 
 pytestmark = [
     pytest.mark.postgres,
@@ -104,24 +97,16 @@ def test_a_request_id_answers_the_same_run(life: Life) -> None:
     assert sorted(history(life.server.stub)) == sorted(again)
 
 
-def test_a_second_server_is_refused_while_the_first_lives(postgres: Postgres, tmp_path: Path) -> None:
-    """It says what it needs, ends, and disturbs nobody."""
-    url = postgres.url(postgres.create_database())
-    with server_on(url, tmp_path / "first") as first:
-        options = ("--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "second"))
-        second = served(*options, **{STORE: url, REPLICA_TIMEOUT: str(LEASE)})
-        assert second.returncode == 1
-        assert "another server uses" in second.stderr.lower()
-        assert texts(perform(first.stub, inline("print('undisturbed')")).events) == "undisturbed\n"
-
-
 def test_a_server_that_ended_is_followed_at_once(postgres: Postgres, tmp_path: Path) -> None:
-    """It gives its lease back: the next server does not wait for a lease of ten minutes."""
+    """It gives its lease back: what it has left is executed within a lease of ten minutes."""
     url = postgres.url(postgres.create_database())
     with server_on(url, tmp_path / "first", 600) as first:
         run = perform(first.stub, inline("1")).run
+        start(first.stub, inline("import time; time.sleep(1000)"))
+        waiting = start(first.stub, inline("print('later')"))
     with server_on(url, tmp_path / "second", 600) as second:
-        assert history(second.stub) == [run.run_id]
+        assert texts(finish(second.stub, waiting.run_id).events) == "later\n"
+        assert run.run_id in history(second.stub)
 
 
 def _marked_run(folder: Path) -> tuple[CountingRun, str]:
@@ -144,66 +129,70 @@ def _is_fenced(first: DatabaseServer, mark: str) -> None:
 
 
 def test_a_server_that_stood_still_past_its_lease_is_fenced(postgres: Postgres, tmp_path: Path) -> None:
-    """Its run is interrupted by the next one; when it goes on, nothing that it does is written."""
+    """Its run is interrupted by another one, when its worker has ended the notebook: it cannot do so itself.
+
+    When it goes on, nothing that it does is written.
+    """
     url = postgres.url(postgres.create_database())
     run, mark = _marked_run(tmp_path)
-    with server_on(url, tmp_path / "first") as first:
+    with server_on(url, tmp_path / "first") as first, server_on(url, tmp_path / "second") as second:
         told = Told(start(first.stub, run.request).run_id)
         with ThreadPoolExecutor(1) as pool:
             reader = pool.submit(told.read, first)
             until_more(told, first)
             assert remains(mark)
             with stopped(first.process.pid):
-                second = server_on(url, tmp_path / "second").__enter__()
-            try:
                 ended = finish(second.stub, told.run_id)
-                assert ended.run.state == pb.RUN_STATE_INTERRUPTED
-                _is_fenced(first, mark)
-                reader.result()
-                assert ended.events[: len(told.events)] == told.events
-                assert finish(second.stub, told.run_id).events == ended.events
-                assert texts(perform(second.stub, inline("print('on')")).events) == "on\n"
-            finally:
-                second.__exit__()
+                assert remains(mark) == {}
+            assert ended.run.state == pb.RUN_STATE_INTERRUPTED
+            _is_fenced(first, mark)
+            reader.result()
+        assert ended.events[: len(told.events)] == told.events
+        assert finish(second.stub, told.run_id).events == ended.events
+        assert texts(perform(second.stub, inline("print('on')")).events) == "on\n"
 
 
 def test_a_server_without_its_database_ends_its_runs_before_another_takes_over(
     postgres: Postgres, tmp_path: Path
 ) -> None:
-    """The network loses all that it sends: its runs are dead when the next server says that they are."""
+    """The network loses all that it sends: its runs are dead when another server says that they are."""
     name = postgres.create_database()
     run, mark = _marked_run(tmp_path)
     with (
         PostgresProxy(postgres.port) as proxy,
         server_on(postgres.url(name, port=proxy.port, options=PLAIN), tmp_path / "first") as first,
+        server_on(postgres.url(name), tmp_path / "second") as second,
     ):
         told = Told(start(first.stub, run.request).run_id)
         with ThreadPoolExecutor(1) as pool:
             reader = pool.submit(told.read, first)
             until_more(told, first)
             assert remains(mark)
-            with proxy.silent(), server_on(postgres.url(name), tmp_path / "second") as second:
-                assert remains(mark) == {}
+            with proxy.silent():
                 ended = finish(second.stub, told.run_id)
-                assert ended.run.state == pb.RUN_STATE_INTERRUPTED
-                assert ended.events[: len(told.events)] == told.events
+                assert remains(mark) == {}
                 _is_fenced(first, mark)
+            assert ended.run.state == pb.RUN_STATE_INTERRUPTED
+            assert ended.events[: len(told.events)] == told.events
             reader.result()
 
 
-def test_a_server_that_dies_between_two_leases_is_followed_by_one(postgres: Postgres, tmp_path: Path) -> None:
-    """Of two servers that wait for the same lease, one gets it, and the other is refused."""
+def test_of_two_servers_one_replaces_a_third_that_dies(postgres: Postgres, tmp_path: Path) -> None:
+    """Its run is interrupted once, and both say the same."""
     url = postgres.url(postgres.create_database())
-    with server_on(url, tmp_path / "first") as first:
-        run = perform(first.stub, inline("1")).run
-        first.die()
-    with ThreadPoolExecutor(2) as pool:
-        candidates = [server_on(url, tmp_path / name) for name in ("second", "third")]
-        entered = [pool.submit(candidate.__enter__) for candidate in candidates]
-        started = [one for one, entry in zip(candidates, entered, strict=True) if entry.exception() is None]
-    try:
-        assert len(started) == 1
-        assert history(started[0].stub) == [run.run_id]
-    finally:
-        for one in started:
-            one.__exit__()
+    run, _ = _marked_run(tmp_path)
+    with (
+        server_on(url, tmp_path / "first") as first,
+        server_on(url, tmp_path / "second") as second,
+        server_on(url, tmp_path / "third") as third,
+    ):
+        told = Told(start(first.stub, run.request).run_id)
+        with ThreadPoolExecutor(1) as pool:
+            reader = pool.submit(told.read, first)
+            until_more(told, first)
+            first.die()
+            reader.result()
+        ended = [finish(one.stub, told.run_id) for one in (second, third)]
+        assert ended[0].events == ended[1].events
+        assert ended[0].run.state == pb.RUN_STATE_INTERRUPTED
+        assert ended[0].events[: len(told.events)] == told.events

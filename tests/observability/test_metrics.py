@@ -91,7 +91,10 @@ def test_runs_now(scraped: Scraped) -> None:
     assert scraped.queued.counted("runs") == {("running",): 1, ("queued",): 2}
     assert scraped.queued.value("workers") == 1
     assert scraped.queued.value("queue_limit") == 2
+    assert scraped.queued.value("unended_runs", state="active") == 1
+    assert scraped.queued.value("unended_runs", state="queued") == 2
     assert scraped.last.counted("runs") == {}
+    assert scraped.last.total("unended_runs") == 0
 
 
 def test_durations_of_runs(scraped: Scraped) -> None:

@@ -138,6 +138,9 @@ class FakeBackend:
     def leave(self) -> None:
         """Ends with its server."""
 
+    def set_deadline(self, moment: float) -> None:
+        """Ends nothing by itself."""
+
     def _release(self) -> None:
         self._idle += 1
         self._room.set()
@@ -195,6 +198,8 @@ async def abandoned(
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    if runner._replication is not None:
+        await runner._replication.close()
     await store.close()
 
 

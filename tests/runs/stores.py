@@ -37,7 +37,7 @@ def _remote(folder: Path) -> RemoteHistory | None:
     from notebook_runner_server.runs.postgres.history import PostgresHistory  # noqa: PLC0415 - as above
 
     url = Server.databases.url(folder)
-    return PostgresHistory(folder, PostgresOptions(url, LEASE_SECONDS, FILES_BYTES, _logger.error))
+    return PostgresHistory(folder, PostgresOptions(url, folder, LEASE_SECONDS, 1, FILES_BYTES, _logger.error))
 
 
 @asynccontextmanager
@@ -61,7 +61,8 @@ async def append(
     store: Store, position: int, run: Run, *events: Event, expire_time: int | None = None
 ) -> None:
     """Appends events that tell of no segment."""
-    await store.append(position, run, events, WriteBatch(), expire_time)
+    is_first = bool(events) and events[0].sequence == 2
+    await store.append(position, run, events, WriteBatch(), expire_time, is_first_step=is_first)
 
 
 async def finish(store: Store, position: int, run_id: str, *, sequence: int = 2, expire_time: int = 0) -> Run:

@@ -39,6 +39,26 @@ async def test_a_reader_can_begin_at_every_cursor(tmp_path: Path) -> None:
                 assert await everything(one, after) == list(range(after + 1, 11))
 
 
+async def test_nothing_follows_the_end_that_another_server_wrote(tmp_path: Path) -> None:
+    """A log that does not know yet that the run has ended reads the end from the store, and no heartbeat."""
+    async with a_log(a_store(Store, tmp_path)) as log:
+        await say(log, "a")
+        behind = RunLog(log._store, log.position, log.last_sequence, ended=False)
+        await end(log)
+        read = [[event.sequence for event in batch] async for batch in behind.follow(0, 0.01)]
+        assert read == [[1, 2, 3]]
+
+
+async def test_events_of_another_server_are_known_before_they_are_shown(tmp_path: Path) -> None:
+    """A reader that comes from another server may have events that this server's log does not know yet."""
+    async with a_log(a_store(Store, tmp_path)) as log:
+        behind = RunLog(log._store, log.position, 0, ended=False)
+        behind.publish(await log.read(0))
+        await say(log, "a", "b")
+        assert (behind.last_sequence, await behind.newest()) == (1, 3)
+        assert [event.sequence for event in await behind.read(1)] == [2, 3]
+
+
 async def test_two_thousand_events_come_from_the_store_without_a_gap(tmp_path: Path) -> None:
     """A long history is read in bounded reads, and none is lost between two of them."""
     async with a_log(a_store(Store, tmp_path)) as log:

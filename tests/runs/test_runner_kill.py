@@ -11,6 +11,7 @@ from typing_extensions import override
 from notebook_runner_server.execution.interface import Cause, Ended, Failure, KernelReady
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import Run, RunState, Segment
+from notebook_runner_server.runs.replicas import ClaimedError
 from notebook_runner_server.runs.store import Store
 from tests.runs.fakes import DONE, FakeBackend, Handle, ended, events, reach, running, settled, spec, states
 from tests.runs.stores import a_store
@@ -266,3 +267,53 @@ async def test_which_run_an_empty_id_means(tmp_path: Path) -> None:
         for run_id in ids:
             await runner.kill(run_id, 0.0)
         assert (await runner.run_to_kill("")).run_id == ids[3]
+
+
+async def test_a_kill_that_does_not_wait_while_the_end_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that the run is being killed, and not that the disk is full."""
+    store = a_store(GatedStore, tmp_path)
+    store.held = S.KILLED
+    async with running(store, FakeBackend()) as runner:
+        run = await runner.start(spec())
+        await reach(runner, run.run_id, S.STARTING)
+        stop = runner._dispatcher.stop
+
+        async def stop_late(*args: Any, **options: Any) -> None:
+            await stop(*args, **options)
+            await store.reached.wait()
+
+        monkeypatch.setattr(runner._dispatcher, "stop", stop_late)
+        try:
+            told, _ = await runner.kill(run.run_id, 0.0, wait=False)
+        finally:
+            store.go_on.set()
+        assert told.state is S.KILLING
+        assert (await ended(runner, run.run_id)).state is S.KILLED
+
+
+async def test_kills_of_a_queued_run_that_another_server_has_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is refused while the second waits for it: both learn where the run is, and neither fails."""
+    store = a_store(GatedStore, tmp_path)
+    store.held = S.KILLED
+    async with running(store, FakeBackend(), queue_size=1) as runner:
+        await reach(runner, (await runner.start(spec())).run_id, S.STARTING)
+        run = await runner.start(spec())
+        active = runner._dispatcher.find(run.run_id)
+        assert active is not None
+        kills = [asyncio.ensure_future(runner._dispatcher.stop(active, KILL, 0.0)) for _ in range(2)]
+        await store.reached.wait()
+        await settled(store)
+
+        async def claimed(*_: Any, **__: Any) -> int:
+            raise ClaimedError
+
+        monkeypatch.setattr(Store, "append", claimed)
+        store.go_on.set()
+        await asyncio.gather(*kills)
+        monkeypatch.undo()
+        assert active.is_elsewhere
+        assert not active.is_held

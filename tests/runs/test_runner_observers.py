@@ -28,6 +28,9 @@ class Witness:
         self.told.append(body.run.state if isinstance(body, RunChanged) else type(body))
         raise ValueError("the witness fails")
 
+    def on_left(self, run_context: RunContext) -> None:
+        """Is told of no run that leaves: there is one server."""
+
 
 async def test_what_observers_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """States and cells in order, without output; what observers raise is logged, and the run goes on."""

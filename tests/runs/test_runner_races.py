@@ -5,15 +5,19 @@ happen; these stores decide what does.
 """
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typing_extensions import override
 
+from notebook_runner_server.errors import NotReadyError, damaged
 from notebook_runner_server.execution.interface import KernelReady
 from notebook_runner_server.runs.manager import RunManager
-from notebook_runner_server.runs.model import Run, RunState
+from notebook_runner_server.runs.model import Run, RunState, Segment
+from notebook_runner_server.runs.replicas import ClaimedError
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import RunRecord
 from tests.runs.fakes import DONE, FakeBackend, ended, events_of, reach, running, settled, spec, states
@@ -51,6 +55,23 @@ class InsertingStore(Store):
         if between is not None:
             await between()
         return position
+
+
+class RefusingStore(Store):
+    """A store that refuses a run once the test lets it."""
+
+    error: Exception
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.is_reached, self.may_go_on = asyncio.Event(), asyncio.Event()
+
+    @override
+    async def insert(self, *args: Any, **options: Any) -> int:
+        """Waits for the test, and inserts nothing."""
+        self.is_reached.set()
+        await self.may_go_on.wait()
+        raise self.error
 
 
 async def to_its_end(runner: RunManager, backend: FakeBackend, run_id: str) -> None:
@@ -135,3 +156,63 @@ async def test_the_newest_run_can_be_killed_from_the_moment_it_is_in_the_history
         killed, _ = await kills[0]
         assert (killed.run_id, killed.state) == (run.run_id, S.KILLED)
         assert (await ended(runner, run.run_id)).state is S.KILLED
+
+
+async def test_a_caller_that_left_is_refused_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Start that is refused after its caller is gone is no error of the server; a failure is."""
+    store, backend = a_store(RefusingStore, tmp_path), FakeBackend()
+    async with running(store, backend) as runner:
+        for store.error in (NotReadyError("later"), RuntimeError("a mistake")):
+            call = asyncio.create_task(runner.start(spec()))
+            await store.is_reached.wait()
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            store.may_go_on.set()
+            await asyncio.gather(*runner._shielded_tasks, return_exceptions=True)
+            store.is_reached.clear()
+            store.may_go_on.clear()
+    gc.collect()
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [(record.getMessage(), str(record.exc_info and record.exc_info[1])) for record in errors] == [
+        ("abandoned_call_failed", "a mistake")
+    ]
+
+
+class LosingStore(Store):
+    """A store of a run that another server claims, ends and deletes while this one begins it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.is_read, self.is_claimed = asyncio.Event(), False
+
+    @override
+    async def segments(self, position: int, as_of: int) -> list[Segment]:
+        """Finds nothing of its notebook."""
+        self.is_read.set()
+        raise damaged("run", "it was deleted")
+
+    @override
+    async def append(self, position: int, run: Run, *args: Any, **options: Any) -> int:
+        """Is refused, after the notebook was read."""
+        await self.is_read.wait()
+        await settled(self)
+        self.is_claimed = True
+        raise ClaimedError
+
+
+async def test_a_run_that_another_server_has_ended_while_this_one_began_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That its notebook is missing is no failure of the run, which is the other server's."""
+    store = a_store(LosingStore, tmp_path)
+    async with running(store, FakeBackend()) as runner:
+        run = await runner.start(spec())
+        active = runner._dispatcher.find(run.run_id)
+        assert active is not None
+        await active.settled.wait()
+        assert store.is_claimed
+        assert active.is_elsewhere
+        assert active.run.state is S.QUEUED
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -139,6 +139,12 @@ class Postgres:
         return {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TZ": "UTC", MARK_VARIABLE: self.mark}
 
     @property
+    def pid(self) -> int:
+        """The process that it was started as, the parent of all others."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """The last lines of its log."""
         return "\n".join((self._folder / "log").read_text(errors="replace").splitlines()[-30:])

@@ -125,6 +125,9 @@ class Servicer(pb_grpc.NotebookRunnerServicer):
         self, request: pb.ProgressRequest, run_id: str, log: RunLog, caller: str
     ) -> AsyncIterator[bytes]:
         after, known, max_bytes = request.after_sequence, log.last_sequence, request.display_data_max_bytes
+        if after > known:
+            # Another server has sent the event, which this log does not know yet.
+            known = await log.newest()
         _check_progress(request, known)
         if request.snapshot_only and after == known:
             return

@@ -310,13 +310,15 @@ class Settings:
     )
     store: str = setting(
         "",
-        "PostgreSQL database for run history and results, as postgresql://USER@HOST/DATABASE; a password "
-        "goes into the environment variable or a file of libpq. If unset, SQLite in the state folder.",
+        "PostgreSQL database for run history and results, as postgresql://USER@HOST/DATABASE; several "
+        "servers may share it. A password goes into the environment variable or a file of libpq. If unset, "
+        "SQLite in the state folder.",
     )
     replica_timeout: float = setting(
         15.0,
-        "Duration of the server's lease on --store, in seconds. It is renewed once a second; when it has run "
-        "out, another server takes over. A server that cannot renew it ends its runs and exits before that.",
+        "Time without a renewal of the server's lease in --store after which other servers take over its "
+        "runs, in seconds. It is renewed once a second or more often. A server that cannot renew it ends its "
+        "runs and exits before that. Use the same value for all servers.",
         minimum=2,
     )
     store_files_bytes: int = setting(

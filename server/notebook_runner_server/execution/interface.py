@@ -386,6 +386,12 @@ class Backend(Protocol):
             mark: The number of the last durable `ReplayMark`; zero: none.
         """
 
+    def set_deadline(self, moment: float) -> None:
+        """End all runs at a moment of the monotonic clock, unless a later one follows.
+
+        Runs that survive a restart of the server have deadlines of their own.
+        """
+
     def leave(self) -> None:
         """Let the runs continue without the server, which stops; called if `survives_restart`."""
 

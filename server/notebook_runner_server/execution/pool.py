@@ -83,7 +83,7 @@ class PoolRun:
                 # Without a reader nobody would learn how the run ends.
                 self._worker.kill()
                 self._worker.broken = True
-            self._backend.release(self._worker)
+            self._backend.release(self._worker, self)
 
     def stop(self, cause: Cause, grace_period: float) -> None:
         """Send the command to the worker, and kill the worker if it does not carry it out in time."""
@@ -168,6 +168,8 @@ class ProcessPoolBackend:
         self._interrupt_grace = interrupt_grace
         self._warm = warm or WarmKernels()
         self._spawned: list[WorkerProcess] = []
+        self._runs: set[PoolRun] = set()
+        self._deadline: float | None = None
         self._idle: asyncio.Queue[WorkerProcess] = asyncio.Queue()
         self._next: WorkerProcess | None = None
         self._workers: set[WorkerProcess] = set()
@@ -283,7 +285,17 @@ class ProcessPoolBackend:
         worker, self._next = self._next, None
         if worker is None:
             raise RuntimeError("submit was called without wait_for_worker")
-        return PoolRun(self, worker, job)
+        run = PoolRun(self, worker, job)
+        self._runs.add(run)
+        if self._deadline is not None:
+            run.set_deadline(self._deadline)
+        return run
+
+    def set_deadline(self, moment: float) -> None:
+        """Have the workers end their runs at a moment, also if this process does nothing then."""
+        self._deadline = moment
+        for run in self._runs:
+            run.set_deadline(moment)
 
     def find(self, run_id: str, mark: int) -> None:
         """Return None: runs of an earlier server have ended with it."""
@@ -291,8 +303,10 @@ class ProcessPoolBackend:
     def leave(self) -> None:
         """Do nothing: no run survives the server."""
 
-    def release(self, worker: WorkerProcess) -> None:
+    def release(self, worker: WorkerProcess, run: PoolRun | None = None) -> None:
         """Take a worker back after its run, and replace a broken one."""
+        if run is not None:
+            self._runs.discard(run)
         if worker.broken:
             self.worker_deaths += 1
             task = asyncio.ensure_future(self._replace(worker))

@@ -49,6 +49,9 @@ class CanonicalLog:
             known = {**_durations(run_context, run), **_measured(run_context)} if is_known else {}
             _log.info("run", **run_context.ids, **_about(run), **known)
 
+    def on_left(self, run_context: RunContext) -> None:
+        """Write nothing: the other server writes the line of its end."""
+
 
 def _about(run: Run) -> dict[str, object]:
     retry = {"attempt": run.attempt if run.retry is not None else None, "retried_by": run.retried_by or None}

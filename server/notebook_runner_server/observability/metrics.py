@@ -84,6 +84,10 @@ class Metrics:
             case CellFinished(duration=duration, outcome=outcome):
                 self._runs.cells.labels(outcome.value).observe(duration)
 
+    def on_left(self, run_context: RunContext) -> None:
+        """Count a run no more, which another server executes."""
+        self._runs.left(run_context.run_id, run_context.owner)
+
 
 class _Rpcs:
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -185,12 +189,8 @@ class _Runs:
 
     def changed(self, run_context: RunContext, run: Run, now: int) -> None:
         """Count a change of a run's state."""
-        before = self._states.pop(run.run_id, None)
         owner = self._owner(run.owner)
-        if before is not None:
-            self._now.labels(before.value).dec()
-            if owner:
-                self._of_owner.labels(owner, before.value).dec()
+        self.left(run.run_id, run.owner)
         if not run.state.is_terminal:
             self._states[run.run_id] = run.state
             self._now.labels(run.state.value).inc()
@@ -210,6 +210,14 @@ class _Runs:
                 )
             case state if state.is_terminal:
                 self._has_ended(run_context, run)
+
+    def left(self, run_id: str, owner: str) -> None:
+        """Take a run out of the gauges."""
+        before = self._states.pop(run_id, None)
+        if before is not None:
+            self._now.labels(before.value).dec()
+            if name := self._owner(owner):
+                self._of_owner.labels(name, before.value).dec()
 
     def _owner(self, name: str) -> str:
         """Return the label of an owner; empty: the server asks for no credentials."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -27,6 +27,7 @@ class StateCollector(Collector):
         store: The store.
         audit: The audit log.
         queue_size: The maximum number of queued runs.
+        load: Returns how many runs of the history wait for a worker, and how many have one.
         refusals: How many Starts were refused because of each quota.
         webhooks: Delivers webhooks.
     """
@@ -37,6 +38,7 @@ class StateCollector(Collector):
         store: Store,
         audit: AuditLog,
         queue_size: int,
+        load: Callable[[], tuple[int, int]],
         refusals: Mapping[Quota, int],
         webhooks: WebhookService,
     ) -> None:
@@ -44,6 +46,7 @@ class StateCollector(Collector):
         self._store = store
         self._audit = audit
         self._queue_size = queue_size
+        self._load = load
         self._refusals = refusals
         self._webhooks = webhooks
         self._size = 0
@@ -58,6 +61,7 @@ class StateCollector(Collector):
         """Yield what there is (called by prometheus_client)."""
         yield _gauge("workers", "Maximum number of concurrent runs.", self._backend.capacity)
         yield _gauge("queue_limit", "Maximum number of queued runs.", self._queue_size)
+        yield self._unended_runs()
         blocked = bool(self._backend.problem or not self._backend.capacity or self._store.problem)
         yield _gauge("runs_blocked", "1 while no run can start, else 0; Info says why.", blocked)
         yield CounterMetricFamily(
@@ -87,6 +91,17 @@ class StateCollector(Collector):
             yield _gauge("store_bytes", text, self._store_bytes())
             text = "Free space on the state folder's file system."
             yield _gauge("store_free_bytes", text, self._store.free_bytes())
+
+    def _unended_runs(self) -> Metric:
+        unended = GaugeMetricFamily(
+            "notebook_runner_unended_runs",
+            "Runs that wait for a worker or have one, at all servers of the history: each reports the same.",
+            labels=["state"],
+        )
+        queued, active = self._load()
+        unended.add_metric(["queued"], queued)
+        unended.add_metric(["active"], active)
+        return unended
 
     def _warm_kernels(self) -> Iterator[Metric]:
         ready = GaugeMetricFamily(

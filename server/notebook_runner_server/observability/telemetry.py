@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import structlog
@@ -82,6 +82,7 @@ class Telemetry:
         self,
         backend: Backend,
         store: Store,
+        load: Callable[[], tuple[int, int]],
         refusals: Mapping[Quota, int],
         audit: AuditLog,
         webhooks: WebhookService,
@@ -90,7 +91,9 @@ class Telemetry:
         if self._metrics is not None:
             from notebook_runner_server.observability.state_collector import StateCollector  # noqa: PLC0415 - only if wanted
 
-            collector = StateCollector(backend, store, audit, self._settings.queue, refusals, webhooks)
+            collector = StateCollector(
+                *(backend, store, audit, self._settings.queue, load, refusals, webhooks)
+            )
             self._metrics.watch(collector)
 
     async def close(self) -> None:

@@ -64,6 +64,10 @@ class Traces:
                 if span := self._open.get(run_context.run_id):
                     self._cell(span, cell, event.time)
 
+    def on_left(self, run_context: RunContext) -> None:
+        """Drop the span of a run that another server executes, and which has one there."""
+        self._open.pop(run_context.run_id, None)
+
     def _begin(self, run_context: RunContext, run: Run) -> None:
         sent = {"traceparent": run_context.origin.traceparent, "tracestate": run_context.origin.tracestate}
         caller = _propagator.extract(sent, Context())

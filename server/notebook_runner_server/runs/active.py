@@ -44,6 +44,7 @@ from notebook_runner_server.runs.model import (
 )
 from notebook_runner_server.runs.names import new_run_id
 from notebook_runner_server.runs.observer import RunContext
+from notebook_runner_server.runs.replicas import ClaimedError
 from notebook_runner_server.runs.salvage import SalvagedCell
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.transitions import SegmentCursor
@@ -84,6 +85,7 @@ class ActiveRun:
         run_context: What observers learn of it.
         settled: Set when none of its processes is left, and its end is durable or waits for free space.
         stop_requested: Why and with what grace period (seconds) it has to end; None: it has not.
+        is_elsewhere: Whether another server has claimed it.
 
     Args:
         run: The run as the store has it.
@@ -113,6 +115,7 @@ class ActiveRun:
         self.run_context = run_context
         self.settled = asyncio.Event()
         self.stop_requested: tuple[Cause, float] | None = None
+        self.is_elsewhere = False
         self._cursor = SegmentCursor(segments_size, segments_size)
         self._store = store
         self._transfer = transfer
@@ -133,6 +136,19 @@ class ActiveRun:
         """Whether the run's end waits for free space in the state folder."""
         return self._held_end is not None
 
+    @property
+    def is_claimed(self) -> bool:
+        """Whether this server executes it: a run that is queued may be claimed by another one."""
+        return self.run.state is not RunState.QUEUED
+
+    def leave(self) -> None:
+        """Let go of the run, which another server has claimed."""
+        self.is_elsewhere = True
+        # It was refused.
+        self._held_end = None
+        self.run_context.leave()
+        self.settled.set()
+
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue where an earlier server has stopped; what it wrote after that is written again."""
         is_between = checkpoint.size == checkpoint.segment_start
@@ -140,10 +156,11 @@ class ActiveRun:
             checkpoint.size, checkpoint.segment_start, checksum=0 if is_between else None
         )
 
-    async def move(self, state: RunState) -> None:
-        """Bring the run to a later state that is not terminal."""
+    async def move(self, state: RunState, max_active: int | None = None) -> None:
+        """Bring the run to a later state that is not terminal; `max_active` as in `Store.append`."""
         async with self._lock:
-            await self._change(transitions.move(self.run, state, self.log.clock.now()))
+            moved = transitions.move(self.run, state, self.log.clock.now())
+            await self._change(moved, max_active=max_active)
 
     async def stop(self, cause: Cause, grace_period: float) -> None:
         """Ask the run to end; `settled` is set when it has."""
@@ -151,6 +168,8 @@ class ActiveRun:
             # From now on the run is not repeated, also if it crashes first.
             self._is_kill_requested = True
         async with self._lock:
+            if self.is_elsewhere:
+                return
             if self.is_held:
                 # None of its processes is left.
                 await self._save_end()
@@ -195,7 +214,7 @@ class ActiveRun:
         """
         output_error = _NOT_FOLLOWED if last_batch is None else ""
         async with self._lock:
-            if self.is_held or self.run.state.is_terminal:
+            if self.is_elsewhere or self.is_held or self.run.state.is_terminal:
                 return
             if last_batch is not None:
                 await self._attempt(partial(self._record, last_batch))
@@ -273,7 +292,7 @@ class ActiveRun:
             ended = replace(run, retried_by=new.run_id)
             try:
                 position = await self._change(ended, is_end=True, successor=successor)
-            except StorageFullError:
+            except (StorageFullError, ClaimedError):
                 raise
             except Exception:
                 _logger.exception("run_not_retried", extra=self.run_context.ids)
@@ -403,14 +422,25 @@ class ActiveRun:
         await self.log.append(update.run, update.events, update.written, is_end=is_end)
         self.run, self._cursor = update.run, update.cursor
 
-    async def _change(self, run: Run, *, is_end: bool = False, successor: Successor | None = None) -> int:
+    async def _change(
+        self,
+        run: Run,
+        *,
+        is_end: bool = False,
+        max_active: int | None = None,
+        successor: Successor | None = None,
+    ) -> int:
         """Record the run's new state; arguments and result as in `Store.append`."""
         event = transitions.event_of(run, RunChanged(run), self.log.last_sequence + 1, self.log.clock.now())
         # By the system's clock, which retention compares it with.
         retention = int(self.options.retention * 1e9)
         expire_time = time.time_ns() + retention if run.state.is_terminal else None
         position = await self.log.append(
-            run, [event], WriteBatch(), expire_time, is_end=is_end, successor=successor
+            *(run, [event], WriteBatch(), expire_time),
+            is_end=is_end,
+            is_first_step=not self.is_claimed,
+            max_active=max_active,
+            successor=successor,
         )
         self.run = run
         return position

@@ -131,6 +131,15 @@ class ChangeLog:
         if self.wakes <= wakes and not self._is_closed:
             await self._waiters.wait(seconds)
 
+    async def cursor(self) -> WatchCursor:
+        """Return the cursor of a watcher that begins now."""
+        state = await self._database.read(tables.changes_state)
+        return WatchCursor(state.history_id, state.last)
+
+    async def last(self) -> int:
+        """Return the number of the newest change."""
+        return (await self._database.read(tables.changes_state)).last
+
     def close(self) -> None:
         """End all watchers when they have got everything: the server stops."""
         self._is_closed = True

@@ -67,13 +67,19 @@ class HistorySizes:
 
     def on_event(self, run_context: RunContext, event: Event) -> None:
         """Add the size of a run that has ended."""
-        if self._task is None or not (
-            isinstance(event.body, RunChanged) and event.body.run.state.is_terminal
-        ):
+        if isinstance(event.body, RunChanged) and event.body.run.state.is_terminal:
+            self.add(run_context.run_id, run_context.owner)
+
+    def on_left(self, run_context: RunContext) -> None:
+        """Wait for the end of a run at another server, which has to be passed to `add`."""
+
+    def add(self, run_id: str, owner: str) -> None:
+        """Add the size of a run that has ended, here or at another server."""
+        if self._task is None:
             return
         self._begin()
-        task = asyncio.create_task(self._measure({run_context.run_id: run_context.owner}))
-        self._pending[task] = run_context.owner
+        task = asyncio.create_task(self._measure({run_id: owner}))
+        self._pending[task] = owner
         task.add_done_callback(self._on_measured)
 
     def _on_measured(self, task: asyncio.Task[None]) -> None:

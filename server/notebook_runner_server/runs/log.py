@@ -70,6 +70,7 @@ class RunLog:
         self._with_content: dict[tuple[int, ...], bytes] = {}
         self._content_bytes = 0
         self._encoding = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
         self._waiters = Waiters()
         self._closed = False
         self._is_deleted = False
@@ -82,21 +83,48 @@ class RunLog:
         expire_time: int | None = None,
         *,
         is_end: bool = False,
+        is_first_step: bool = False,
+        max_active: int | None = None,
         successor: Successor | None = None,
     ) -> int:
         """Make events durable, then publish them; arguments and result as in `Store.append`.
 
         Raises:
             StorageFullError: They could not be written; none was published.
+            ClaimedError: The same; another server has claimed the run.
+            OutdatedError: The same; the owner's other runs have all the workers that they may have.
         """
         position = await self._store.append(
-            self.position, run, events, written, expire_time, is_end=is_end, successor=successor
+            self.position,
+            run,
+            events,
+            written,
+            expire_time,
+            is_end=is_end,
+            is_first_step=is_first_step,
+            max_active=max_active,
+            successor=successor,
         )
         self.publish(events)
         return position
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Let readers see events that are durable."""
+        """Let readers see events that are durable, and observers those of this server."""
+        self._show(events)
+        if events:
+            self._on_events(events)
+
+    async def refresh(self) -> None:
+        """Let readers see the events that another server has written.
+
+        Raises:
+            RunnerError: They cannot be read.
+        """
+        async with self._refreshing:
+            while not self.ended and (events := await self._store.events(self.position, self.last_sequence)):
+                self._show(events)
+
+    def _show(self, events: Sequence[Event]) -> None:
         if not events:
             return
         self.last_sequence = events[-1].sequence
@@ -108,7 +136,6 @@ class RunLog:
             oldest = self._recent.popleft()
             self._recent_bytes -= _size(oldest) + len(self._encoded.pop(oldest.sequence, b""))
         self._waiters.wake()
-        self._on_events(events)
 
     def close(self) -> None:
         """End all readers: the server stops, and the run continues after its next start."""
@@ -122,10 +149,15 @@ class RunLog:
 
     async def read(self, after: int) -> Sequence[Event]:
         """Return some events after a sequence number, in order; none: no more exist yet."""
-        if self._recent and self._recent[0].sequence <= after + 1:
+        if self._recent and self._recent[0].sequence <= after + 1 <= self._recent[-1].sequence:
             skip = after + 1 - self._recent[0].sequence
             return [self._recent[index] for index in range(skip, len(self._recent))]
         return await self._store.events(self.position, after)
+
+    async def newest(self) -> int:
+        """Return the sequence number of the newest event that is durable, whichever server has written it."""
+        stored = await self._store.last_sequences([self.position])
+        return max(self.last_sequence, stored.get(self.position, 0))
 
     def encoded(self, event: Event, encode: Callable[[Event], bytes]) -> bytes:
         """Return what `encode` makes of an event: once for all readers while the event stays in memory."""
@@ -193,6 +225,9 @@ class RunLog:
                     raise _deleted()
                 after = events[-1].sequence
                 yield events
+                if events[-1].is_terminal and not self._is_deleted:
+                    # Another server may have written it: the store may have more events than this log.
+                    return
             elif self.ended:
                 return
             elif self._closed:

@@ -16,6 +16,7 @@ from notebook_runner_server.errors import (
     InvalidFieldError,
     NotOwnerError,
     NotReadyError,
+    QuotaExceededError,
     RequestIdReusedError,
     RunActiveError,
     RunExpiredError,
@@ -54,6 +55,8 @@ from notebook_runner_server.runs.model import (
 )
 from notebook_runner_server.runs.observer import Observer, RunContext
 from notebook_runner_server.runs.patience import patient
+from notebook_runner_server.runs.replicas import DuplicateError, OutdatedError, Replica
+from notebook_runner_server.runs.replication import Replication
 from notebook_runner_server.runs.request_digest import compute_digest, is_same
 from notebook_runner_server.runs.retention import HistoryLimits, Readers, Retention
 from notebook_runner_server.runs.shares import Quota, Share, ShareRules, ShareUse
@@ -65,6 +68,9 @@ from notebook_runner_server.transfer.interface import Transfer
 MIN_PART = 4
 """The least number of characters of an id that are accepted in the place of the whole."""
 
+_MAX_ATTEMPTS = 5
+"""How often a Start is stored again after another server has stored something at the same time."""
+
 _MAX_SHOWN = 5
 """How many ids an error names: their metadata has 128 bytes."""
 
@@ -73,7 +79,7 @@ _T = TypeVar("_T")
 
 
 class RunManager:
-    """Manages the runs of one server.
+    """Manages the runs of one server, and shows those of all servers of its history.
 
     Args:
         store: Where runs are stored.
@@ -112,13 +118,19 @@ class RunManager:
         self._applied_rules = rules()
         self.refusals: Counter[Quota] = Counter()
         self.readers = Readers()
-        self._retention = Retention(store, history_limits, self.readers.is_read)
+        self._retention = Retention(store, history_limits, self.readers.is_read, lambda: self.is_first)
         self._retention_task: asyncio.Task[None] | None = None
         self._dispatcher = Dispatcher(store, backend, rules)
         self._admitting = asyncio.Lock()
         self._retries = Retries(self._admitting, self._has_room, self._position_of_new, self._add_successor)
         self._shielded_tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._replication: Replication | None = None
+        if (replicas := store.replicas) is not None:
+            self._replication = Replication(
+                *(store, replicas, self._dispatcher, self.readers, self._history),
+                *(self._admitting, self._recover),
+            )
 
     async def open(
         self,
@@ -143,18 +155,26 @@ class RunManager:
             await self._store.open()
             await asyncio.to_thread(on_locked)
             self._measure_history()
-            for record in await self._store.unended():
-                on_found(record.run)
-                try:
-                    await self._recover(record)
-                except (OSError, DamagedRunError) as error:
-                    # One damaged run must not keep the server from serving the others.
-                    self._store.record_damage(record.run_id, error)
+            if self._replication is not None:
+                await self._replication.open(on_found)
+            else:
+                await self._recover_all(on_found)
         except (sqlite3.Error, RunnerError) as error:
             raise OSError(f"Cannot read or write the history: {error}") from error
         await self._backend.start()
+        if self._replication is not None:
+            self._replication.start(self._backend.set_deadline)
         self._dispatcher.start()
         self._retention_task = asyncio.create_task(self._retention.run())
+
+    async def _recover_all(self, on_found: Callable[[Run], object]) -> None:
+        for record in await self._store.unended():
+            on_found(record.run)
+            try:
+                await self._recover(record)
+            except (OSError, DamagedRunError) as error:
+                # One damaged run must not keep the server from serving the others.
+                self._store.record_damage(record.run_id, error)
 
     async def _recover(self, record: RunRecord) -> None:
         """Continue or end a run that an earlier server left.
@@ -185,7 +205,11 @@ class RunManager:
         checkpoint = await self._store.checkpoint(position) or Checkpoint(0, size, size)
         # Observers of this server have not seen the run.
         if run.state is RunState.QUEUED:
-            active.run_context.on_events([last])
+            if self._others:
+                # Another server may have admitted it, whose observers count it.
+                active.run_context.unseen = last
+            else:
+                active.run_context.on_events([last])
             self._dispatcher.add(active, seconds_to_start(run, time.time_ns()))
         elif handle := self._backend.find(run.run_id, checkpoint.mark):
             active.resume(checkpoint)
@@ -209,6 +233,14 @@ class RunManager:
         Raises:
             RunnerError: The run cannot start; nothing of it is left behind.
         """
+        try:
+            return await self._start(spec, origin)
+        except QuotaExceededError as error:
+            # Here, once: with other servers, several checks may refuse it.
+            self.refusals[Quota(error.metadata["quota"])] += 1
+            raise
+
+    async def _start(self, spec: StartSpec, origin: TraceContext | None) -> Run:
         if same := await self._same_request(spec):
             return same
         digest = ""
@@ -218,7 +250,7 @@ class RunManager:
         if self._share.max_history_bytes is not None:
             # A run that has just ended counts.
             await self._history.size(caller.name)
-        self._check_capacity(spec.priority)
+        await self._check_room(spec.priority)
         admitted = await self._admission.admit(spec, self._backend.kernels)
         run = dataclasses.replace(admitted.run, owner=caller.name)
         groups = tuple(sorted(caller.groups)) if rules.groups else ()
@@ -234,26 +266,50 @@ class RunManager:
         return run
 
     async def _admit(self, spec: StartSpec, digest: str, admitted: Admitted) -> Run:
-        async with self._admitting:
-            if same := await self._same_request(spec):
-                return same
-            self._check_capacity(spec.priority)
-            return await self._insert(admitted, digest)
+        is_up_to_date = not self._others
+        for attempt in range(_MAX_ATTEMPTS):
+            # Damaged runs count as unknown ones, and must not keep others from starting.
+            is_checked = bool(self._others) and attempt < _MAX_ATTEMPTS - 1
+            try:
+                async with self._admitting:
+                    return await self._admit_now(spec, digest, admitted, is_checked=is_checked)
+            except (RunnerBusyError, QuotaExceededError):
+                if is_up_to_date:
+                    raise
+            except (DuplicateError, OutdatedError):
+                # Another server has stored the same request, or other runs, meanwhile.
+                pass
+            # Not above: the runs of other servers get into the queue with the same lock.
+            await self._catch_up()
+            is_up_to_date = True
+        raise NotReadyError("Other servers start too many runs at the moment. Try again later.")
+
+    async def _admit_now(self, spec: StartSpec, digest: str, admitted: Admitted, *, is_checked: bool) -> Run:
+        if same := await self._same_request(spec):
+            return same
+        self._check_capacity(spec.priority)
+        known = len(self._dispatcher.unended()) if is_checked else None
+        return await self._insert(admitted, digest, known)
 
     async def _shielded(self, step: Coroutine[None, None, _T]) -> _T:
         """Complete a step even when the caller is cancelled: what is stored must be known in memory."""
         task = asyncio.ensure_future(step)
         self._shielded_tasks.add(task)
         task.add_done_callback(self._shielded_tasks.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_failure)
+            raise
 
-    async def _insert(self, admitted: Admitted, digest: str) -> Run:
+    async def _insert(self, admitted: Admitted, digest: str, known: int | None) -> Run:
         run = dataclasses.replace(admitted.run, queue_position=self._position_of_new(admitted.run))
         clock = Clock(run.create_time)
         event = event_of(run, RunChanged(run), 1, clock.now())
         position = await self._store.insert(
             *(admitted.run, admitted.options, digest, event),
             *(admitted.segments, admitted.files, admitted.notify),
+            unended=known,
         )
         self._add(RunRecord(position, admitted.run, admitted.options, 0, digest), admitted, clock, event)
         return run
@@ -341,18 +397,62 @@ class RunManager:
         if self._applied_rules.limit_history:
             self._history.start()
 
+    @property
+    def _others(self) -> Sequence[Replica]:
+        """The other servers of the history that begin runs."""
+        replicas = self._store.replicas
+        return [] if replicas is None else [one for one in replicas.others if not one.is_draining]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this server does what one server of the history has to do for all."""
+        replicas = self._store.replicas
+        return replicas is None or replicas.is_first
+
+    def _workers(self) -> tuple[int, int]:
+        """Return how many runs all servers execute at a time, and how many they execute now.
+
+        Those of servers that begin no more runs do not count.
+        """
+        others, here = self._others, self._dispatcher.executing_here
+        capacity = sum(other.workers for other in others)
+        busy = self._dispatcher.executing_at({other.server_id for other in others})
+        if self._closing:
+            return capacity, busy
+        return self._backend.capacity + capacity, len(here()) + busy
+
+    async def _catch_up(self) -> None:
+        if self._replication is not None:
+            await self._replication.catch_up()
+
+    async def _check_room(self, priority: int) -> None:
+        """Check that a run of the caller with a priority can be admitted now; arguments as below.
+
+        Raises:
+            RunnerError: It cannot.
+        """
+        try:
+            self._check_capacity(priority)
+        except (RunnerBusyError, QuotaExceededError):
+            if not self._others:
+                raise
+            # A run of another server may have ended just now.
+            await self._catch_up()
+            self._check_capacity(priority)
+
     def _check_capacity(self, priority: int) -> None:
         """Check that a run of the caller with a priority can be admitted now.
 
         Raises:
             RunnerError: It cannot.
         """
-        if self._closing:
+        if self._closing and not self._others:
             raise ShuttingDownError("The server is shutting down. Try again after its restart.")
         if problem := self._problem:
             raise NotReadyError(f"{problem} Try again later.")
         caller, unended, waiting = current_caller(), self._dispatcher.unended(), self._dispatcher.waiting
-        free = self._backend.capacity - (len(unended) - waiting)
+        capacity, busy = self._workers()
+        free = capacity - busy
         # A run may have to wait although a worker is free: for an end of its owner's other runs.
         starting = self._dispatcher.starting_with_new(caller.name, priority, free)
         self._check_quotas(starting[caller.name])
@@ -374,7 +474,6 @@ class RunManager:
         _, queued = self._dispatcher.load(owner)
         most = share.max_queued
         if most is not None and queued + 1 - starting > most:
-            self.refusals[Quota.QUEUED] += 1
             message = (
                 f"Quota exceeded: the run would have to wait, and the caller may have {most} queued runs "
                 f"(now {queued}). Try again later, or kill a queued run."
@@ -382,7 +481,6 @@ class RunManager:
             raise quota_exceeded(message, Quota.QUEUED, most, retry_after=RunnerBusyError.retry_after)
         most, used = share.max_history_bytes, self._history.latest(owner)
         if most is not None and used is not None and used >= most:
-            self.refusals[Quota.HISTORY] += 1
             message = (
                 f"Quota exceeded: the caller's ended runs take {used} bytes, and may take {most}. "
                 "Delete some of them."
@@ -405,6 +503,11 @@ class RunManager:
             state=first.state.value,
         )
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """The dispatcher's `total_load`, which all servers of a history have in common."""
+        return self._dispatcher.total_load
+
     async def info(self) -> RunnerInfo:
         """Return what the server can run, and how busy it is."""
         kernels, warm_counts = self._backend.kernels, self._backend.warm_counts
@@ -419,7 +522,7 @@ class RunManager:
                 )
                 for name in sorted(kernels)
             ],
-            workers=self._backend.capacity,
+            workers=self._workers()[0],
             active=len(self._dispatcher.unended()) - waiting,
             queued=waiting,
             queue_size=self._queue_size,
@@ -480,28 +583,31 @@ class RunManager:
         if not run_id:
             raise InvalidFieldError("run_id must be the id of a run (got none).", field="run_id")
         record: RunRecord | DamagedRecord | None
+        run: Run | None
         try:
             record, active = await self._current(run_id)
+            run = record.run if active is None else active.run
         except RunExpiredError as error:
             # As after a Delete: what the caller wants is done.
             raise not_found(run_id) from error
         except DamagedRunError:
             record = await self._store.find_to_delete(run_id, current_caller().visible_owner)
             active = self._dispatcher.find(run_id)
+            run = self._dispatcher.find_elsewhere(run_id) if active is None else active.run
         if record is None:
             raise not_found(run_id)
         _check_owner(record)
-        if active is not None and not active.run.state.is_terminal:
+        if run is not None and not run.state.is_terminal:
             raise RunActiveError(
-                f"Run {run_id} is {active.run.state.value}. Kill it first, or wait for its end.",
+                f"Run {run_id} is {run.state.value}. Kill it first, or wait for its end.",
                 run_id=run_id,
-                state=active.run.state.value,
+                state=run.state.value,
             )
         if not await self._shielded(self._delete(record)):
             raise not_found(run_id)
         if isinstance(record, DamagedRecord):
             return None
-        return record.run if active is None else active.run
+        return run or record.run
 
     async def _delete(self, record: RunRecord | DamagedRecord) -> bool:
         is_deleted = await self._store.delete(record)
@@ -563,6 +669,8 @@ class RunManager:
         if active is not None:
             return record.run_id, active.log
         ended = record.run.state.is_terminal
+        if not ended and self._replication is not None:
+            return record.run_id, await self._replication.log(record)
         return record.run_id, RunLog(self._store, record.position, record.last_sequence, ended=ended)
 
     async def contents(self, run_id: str, kept: Sequence[KeptContent]) -> dict[int, bytes]:
@@ -606,12 +714,16 @@ class RunManager:
         """
         record, active = await self._current(run_id)
         _check_owner(record)
-        if active is None:
+        if active is None and record.run.state.is_terminal:
             return record.run, 0
-        if active.run.state.is_terminal:
+        if active is not None and active.run.state.is_terminal:
             return active.run, 0
-        await self._shielded(self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period, wait=wait))
-        if active.is_held:
+        if active is not None:
+            await self._shielded(self._dispatcher.stop(active, Cause.KILL_REQUESTED, grace_period, wait=wait))
+        if active is None or active.is_elsewhere:
+            return await self._kill_elsewhere(record, grace_period, wait=wait)
+        # Without `wait`, the end may just be on its way into the store.
+        if active.is_held and active.settled.is_set():
             raise StorageFullError(
                 "All processes have ended, but the state folder is full. Free some space; the run's end is "
                 "recorded then.",
@@ -619,11 +731,18 @@ class RunManager:
             )
         return active.run, active.run_context.processes_ended
 
+    async def _kill_elsewhere(self, record: RunRecord, grace_period: float, *, wait: bool) -> tuple[Run, int]:
+        """Have another server end a run; as `kill`."""
+        assert self._replication is not None  # noqa: S101 - else every run that has not ended is here
+        ended = await self._shielded(self._replication.kill(record, grace_period, wait=wait))
+        found = await self._store.find(record.run_id)
+        return (record if found is None else found).run, ended
+
     @property
     def executing(self) -> tuple[str, ...]:
-        """The ids of the runs that have a worker."""
-        unended = self._dispatcher.unended()
-        return tuple(run.run_id for run in unended if run.state is not RunState.QUEUED)
+        """The ids of the runs that have a worker of this server."""
+        runs = self._dispatcher.executing_here()
+        return tuple(run.run_id for run in runs if run.state is not RunState.QUEUED)
 
     async def drain(self, hurry: asyncio.Event, drain_timeout: float) -> None:
         """Admit no more runs, let the active ones finish for a while, and end the rest.
@@ -635,8 +754,12 @@ class RunManager:
             drain_timeout: Seconds that the runs may take.
         """
         self._closing = True
+        if self._store.replicas is not None:
+            self._store.replicas.drain()
         self._admission.uris.stop_reading()
-        await self._dispatcher.drain(hurry, drain_timeout)
+        await self._dispatcher.drain(hurry, drain_timeout, is_alone=not self._others)
+        if self._replication is not None:
+            self._replication.close_logs()
         # Watchers see the ends of all runs.
         self._store.changes.close()
 
@@ -644,6 +767,8 @@ class RunManager:
         """Close the backend and the store, when the runs have ended."""
         if self._retention_task is not None:
             self._retention_task.cancel()
+        if self._replication is not None:
+            await self._replication.close()
         await self._dispatcher.close()
         await self._history.close()
         await self._backend.close()
@@ -668,6 +793,11 @@ class RunManager:
             async with self._admitting:
                 active = self._dispatcher.find(record.run_id)
             record = await self._find_record(record.run_id)
+            if active is None and record.run.state is RunState.QUEUED:
+                # Another server has just admitted it.
+                await self._catch_up()
+                active = self._dispatcher.find(record.run_id)
+                record = await self._find_record(record.run_id)
         return record, active
 
     def _newest_state(self, run: Run) -> Run:
@@ -676,6 +806,13 @@ class RunManager:
         if active is None:
             return run
         return dataclasses.replace(active.run, queue_position=self._dispatcher.queue_position(active))
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    """Log why a step failed whose caller is gone, unless the caller was only refused something."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, RunnerError):
+        _logger.error("abandoned_call_failed", exc_info=error)
 
 
 def _check_owner(record: RunRecord | DamagedRecord) -> None:

@@ -31,6 +31,9 @@ class Observer(Protocol):
                 or the state in which an earlier server left the run.
         """
 
+    def on_left(self, run_context: RunContext) -> None:
+        """Forget a run that was queued here, and that another server executes; must not block."""
+
 
 @dataclass(slots=True, eq=False)
 class RunContext:
@@ -51,6 +54,8 @@ class RunContext:
         processes_ended: How many processes were ended by force; final when the run has ended.
         peak_memory_bytes: The largest memory that its processes had together; zero: unknown.
         cpu_seconds: The processor time of its processes; None: unknown.
+        unseen: An event that observers get before all others, once this server executes the run, which
+            another one has admitted; None: they got it.
     """
 
     run_id: str
@@ -67,6 +72,7 @@ class RunContext:
     processes_ended: int = 0
     peak_memory_bytes: int = 0
     cpu_seconds: float | None = None
+    unseen: Event | None = None
 
     def __post_init__(self) -> None:
         self.traceparent, self.tracestate = self.origin.traceparent, self.origin.tracestate
@@ -90,6 +96,9 @@ class RunContext:
 
     def on_events(self, events: Sequence[Event]) -> None:
         """Update the facts, and pass on all events but output."""
+        if (first := self.unseen) is not None:
+            self.unseen = None
+            self.on_events([first])
         for event in events:
             match event.body:
                 case StreamOutput(text=text):
@@ -103,6 +112,11 @@ class RunContext:
                     self._pass_on(event)
                 case CellStarted() | CellFinished():
                     self._pass_on(event)
+
+    def leave(self) -> None:
+        """Let observers forget the run, which another server executes."""
+        for observer in self.observers if self.unseen is None else ():
+            observer.on_left(self)
 
     def _changed(self, state: RunState, time: int) -> None:
         match state:

@@ -62,8 +62,11 @@ class RunQueue:
     @property
     def delayed(self) -> int:
         """How many runs wait for a time."""
-        now = self._now()
-        return sum(one.eligible > now for one in self._entries.values())
+        return self.delayed_at(self._now())
+
+    def delayed_at(self, now: float) -> int:
+        """Return how many runs wait for a time, by the event loop's clock; may be called on any thread."""
+        return sum(one.eligible > now for one in list(self._entries.values()))
 
     def count(self, owner: str) -> int:
         """Return how many runs of an owner wait."""
@@ -113,12 +116,16 @@ class RunQueue:
             key=lambda one: (at_work.get(one[0], 0), self._turns.get(one[0], 0), one[1].log.position),
         )
         self.remove(active)
+        self.take_turn(owner)
+        return active
+
+    def take_turn(self, owner: str) -> None:
+        """Record that a run of an owner has got a worker, here or at another server."""
         self._turn += 1
         self._turns.pop(owner, None)
         self._turns[owner] = self._turn
         if len(self._turns) > _MAX_TURNS:
             del self._turns[next(iter(self._turns))]
-        return active
 
     def seconds_to_next(self) -> float | None:
         """Return the seconds until the next run may start that may not start yet; None: there is none."""

@@ -78,18 +78,27 @@ class Retention:
         store: Where they are.
         limits: The limits of the history.
         is_read: Returns whether somebody reads a run; such a run is left to a later sweep.
+        is_due: Returns whether this server has to sweep now, and not another one of the same history.
     """
 
-    def __init__(self, store: Store, limits: HistoryLimits, is_read: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        limits: HistoryLimits,
+        is_read: Callable[[str], bool],
+        is_due: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._store = store
         self._limits = limits
         self._is_read = is_read
+        self._is_due = is_due
 
     async def run(self) -> NoReturn:
         """Sweep again and again, until cancelled."""
         while True:
             try:
-                await self.sweep()
+                if self._is_due():
+                    await self.sweep()
             except Exception:
                 # A full disk must not end the task that frees space.
                 _logger.exception("retention_failed")

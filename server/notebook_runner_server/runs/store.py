@@ -50,6 +50,7 @@ from notebook_runner_server.runs.model import (
     Successor,
     WriteBatch,
 )
+from notebook_runner_server.runs.replicas import ClaimedError, OutdatedError, Replicas, Topic
 from notebook_runner_server.runs.sqlite import DamagedHistoryError, SqliteDatabase, rebuild
 from notebook_runner_server.runs.state_folder import (
     ARTEFACTS,
@@ -87,8 +88,15 @@ class RemoteHistory(Protocol):
     def contents(self) -> Contents:
         """The contents of its runs."""
 
-    async def request_key(self) -> bytes:
-        """Return the key of the digests of requests."""
+    @property
+    def replicas(self) -> Replicas:
+        """The servers that share it."""
+
+    async def open(self) -> bytes:
+        """Open it, and return the key of the digests of requests."""
+
+    async def close(self) -> None:
+        """Close it."""
 
 
 class Store:
@@ -132,6 +140,8 @@ class Store:
         # deletion replaces the dict, so that a read that began before it is not kept.
         self._ended: dict[tuple[str, int | None], Any] = {}
         self.count = 0
+        # The runs that this server has stored or deleted, and whose changes it has not followed yet.
+        self._counted: set[tuple[str, int]] = set()
         self.on_delete: Callable[[str], object] = lambda _: None
         self.request_key = b""
 
@@ -156,8 +166,7 @@ class Store:
         await asyncio.to_thread(quarantine.move_wrong_types)
         self._runs.mkdir(mode=0o700, exist_ok=True)
         await asyncio.to_thread(self.artefacts.clear)
-        await self._db.open(is_first=True)
-        self.request_key = await remote.request_key()
+        self.request_key = await remote.open()
         self.count = len(await self._db.read(tables.run_ids))
         # Notebooks that an earlier server has not finished may have left files here.
         unended = {row.run_id for row in await self._db.read(tables.unended_runs)}
@@ -273,13 +282,34 @@ class Store:
 
     async def close(self) -> None:
         """Close the state folder."""
-        await self._db.close()
+        await (self._db if self._remote is None else self._remote).close()
         while self._locks:
             os.close(self._locks.pop())
 
     def folder(self, run_id: str) -> RunFolder:
         """Return the contents of a run, for reading."""
         return self._contents.folder(run_id)
+
+    @property
+    def replicas(self) -> Replicas | None:
+        """The servers that share the history; None: it is this server's alone."""
+        return None if self._remote is None else self._remote.replicas
+
+    def _count(self, run_id: str, difference: int) -> None:
+        self.count += difference
+        if self._remote is not None:
+            self._counted.add((run_id, difference))
+
+    def count_change(self, run_id: str, difference: int) -> None:
+        """Count a run that was stored (1) or deleted (-1), unless this server has done so."""
+        if (run_id, difference) in self._counted:
+            self._counted.discard((run_id, difference))
+        else:
+            self.count += difference
+
+    def _tell(self, topic: Topic, position: int = 0) -> None:
+        if self._remote is not None:
+            self._remote.replicas.tell(topic, position)
 
     async def insert(
         self,
@@ -290,16 +320,32 @@ class Store:
         segments: Mapping[int, bytes],
         files: Sequence[InputFile] = (),
         notify: Notify | None = None,
+        unended: int | None = None,
     ) -> int:
         """Make a new run durable with its first event, its notebook and its files; return its position.
 
+        Args:
+            run: The run.
+            options: How it is executed.
+            request_digest: The digest of its request.
+            event: Its first event.
+            segments: Its notebook.
+            files: The files that the request brought.
+            notify: Who is notified of its end.
+            unended: How many runs that have not ended the caller knows, in a shared history; None: do not
+                compare.
+
         Raises:
             StorageFullError: It could not be written, or its end could not; nothing of it is left.
+            DuplicateError: Another server has stored a run with its request id; nothing of it is left.
+            OutdatedError: More runs have not ended; nothing of it is left.
         """
         await self._check_reserve()
         admitted = Admitted(run, options, segments, files, notify)
 
         def write(db: Connection) -> int:
+            if self._remote is not None and unended is not None:
+                self._remote.replicas.check_known(db, unended)
             position = _insert(db, admitted, request_digest, event)
             self._contents.insert(db, position, admitted)
             return position
@@ -309,8 +355,9 @@ class Store:
         except Exception:
             await self._contents.discard(run.run_id)
             raise
-        self.count += 1
+        self._count(run.run_id, 1)
         self.changes.wake()
+        self._tell(Topic.CHANGES)
         return position
 
     async def stage(self, run: Run, options: ExecutionOptions, source: int) -> Admitted:
@@ -357,6 +404,8 @@ class Store:
         expire_time: int | None,
         *,
         is_end: bool = False,
+        is_first_step: bool = False,
+        max_active: int | None = None,
         successor: Successor | None = None,
     ) -> int:
         """Make events durable, after the segments that they announce.
@@ -368,6 +417,9 @@ class Store:
             written: The contents.
             expire_time: When the run may be deleted; None: it has not ended.
             is_end: Whether this belongs to the run's end, which may use the reserved space.
+            is_first_step: Whether the run was queued, so that this server claims it in a shared history.
+            max_active: How many runs of its owner may have a worker, if this step gives it one; None: any
+                number.
             successor: The run that repeats this one, which has ended, as returned by `stage`. It is stored in
                 the same transaction.
 
@@ -376,10 +428,14 @@ class Store:
 
         Raises:
             StorageFullError: They could not be written; nothing of the successor is left.
+            ClaimedError: Another server has claimed the run; nothing was written.
+            OutdatedError: In a shared history, so many runs of its owner have a worker; nothing was written.
         """
         step = await self._contents.step(run, written)
 
         def write(db: Connection) -> int:
+            if self._remote is not None and is_first_step:
+                self._remote.replicas.claim(db, position, max_active)
             step.apply(db, position)
             tables.append(db, position, run, events, written.segments, expire_time)
             if written.checkpoint is not None:
@@ -390,14 +446,21 @@ class Store:
             self._contents.insert_staged(db, new, successor.admitted)
             return new
 
-        if not is_end:
-            await self._check_reserve()
-            await self._db.write(write)
-            successor_position = 0
-        else:
-            successor_position = await self._write_end(write, successor)
+        successor_position = 0
+        try:
+            if is_end:
+                successor_position = await self._write_end(write, successor)
+            else:
+                await self._check_reserve()
+                await self._db.write(write)
+        except (ClaimedError, OutdatedError):
+            # The folder that was made for it.
+            await self._contents.remove(run.run_id)
+            raise
         if any(isinstance(event.body, RunChanged) for event in events):
             self.changes.wake()
+            self._tell(Topic.CHANGES)
+        self._tell(Topic.EVENTS, position)
         await step.finish()
         if events and run.state is RunState.STARTING:
             # A worker gets the run now. It must not be executed again, even if the history loses this event.
@@ -412,7 +475,7 @@ class Store:
                 await self._contents.discard(successor.admitted.run.run_id)
             raise
         if successor is not None:
-            self.count += 1
+            self._count(successor.admitted.run.run_id, 1)
         return position
 
     async def mark_begun(self, run_id: str) -> None:
@@ -465,13 +528,18 @@ class Store:
             with contextlib.suppress(StorageFullError, NotReadyError):
                 await self._db.touch()
 
+    @property
+    def _known_ended(self) -> dict[tuple[str, int | None], Any]:
+        """What was read of ended runs; nothing while another server may delete one."""
+        return {} if self.replicas is not None and self.replicas.others else self._ended
+
     async def find(self, run_id: str, owner: str | None = None) -> RunRecord | None:
         """Return a run of an owner, or of anyone (None), by its id; None: not found.
 
         Raises:
             DamagedRunError: Its data is damaged.
         """
-        known = self._ended
+        known = self._known_ended
         record: RunRecord | None = known.get((run_id, None))
         if record is None:
             record = await self._db.read(tables.find_run, run_id, owner)
@@ -559,6 +627,10 @@ class Store:
         """Return some events of a run after a sequence number, in order; none: there are no more."""
         return await self._db.read(tables.read_events, position, after, EVENTS_PER_READ)
 
+    async def last_sequences(self, positions: Sequence[int]) -> dict[int, int]:
+        """Return the sequence number of the newest event of each of some runs."""
+        return await self._db.read(tables.last_sequences, positions)
+
     async def events_before(self, position: int, before: int) -> list[Event]:
         """Return some events of a run before a sequence number, newest first; none: there are no more."""
         return await self._db.read(tables.read_events_back, position, before, EVENTS_PER_READ)
@@ -594,7 +666,7 @@ class Store:
         Raises:
             DamagedRunError: The run's data is damaged.
         """
-        known = self._ended
+        known = self._known_ended
         found: tuple[RunRecord, int, int] | None = known.get((run_id, as_of))
         if found is None:
             found = await self._db.read(tables.find_versions, run_id, as_of)
@@ -639,19 +711,30 @@ class Store:
         Raises:
             StorageFullError: It could not be deleted; nothing of it is gone.
         """
-        is_deleted = await self._write_with_reserve(
-            lambda db: tables.delete_run(db, record.position, is_expired=is_expired)
-        )
+
+        def write(db: Connection) -> bool:
+            if self._remote is not None:
+                # Another server may be deleting it.
+                self._remote.replicas.lock(db)
+            return tables.delete_run(db, record.position, is_expired=is_expired)
+
+        is_deleted = await self._write_with_reserve(write)
         self._ended = {}
         if not is_deleted:
             return False
         self.changes.wake()
-        self.count -= 1
-        self.on_delete(record.run_id)
-        self._damaged.pop(record.run_id, None)
-        await self.artefacts.delete(record.run_id)
-        await self._contents.remove(record.run_id)
+        self._tell(Topic.CHANGES)
+        self._count(record.run_id, -1)
+        await self.forget(record.run_id)
         return True
+
+    async def forget(self, run_id: str) -> None:
+        """Remove what this server has of a run that was deleted, also by another server."""
+        self._ended = {}
+        self.on_delete(run_id)
+        self._damaged.pop(run_id, None)
+        await self.artefacts.delete(run_id)
+        await self._contents.remove(run_id)
 
     async def list(
         self,

@@ -350,6 +350,13 @@ def read_events(db: Connection, position: int, after: int, limit: int) -> list[E
     return events
 
 
+def last_sequences(db: Connection, positions: Sequence[int]) -> dict[int, int]:
+    """Return the sequence number of the newest event of each of some runs."""
+    marks = ", ".join("?" * len(positions))
+    rows = db.execute(f"SELECT position, last_sequence FROM runs WHERE position IN ({marks})", positions)  # noqa: S608 - marks
+    return dict(rows.fetchall())
+
+
 def read_events_back(db: Connection, position: int, before: int, limit: int) -> list[Event]:
     """Return up to `limit` events of a run before a sequence number, newest first; fewer when large."""
     return _read_events(db, "sequence < ? ORDER BY sequence DESC", position, before, limit)

@@ -101,6 +101,9 @@ class ClusterBackend:
         self._waking.add(task)
         task.add_done_callback(self._waking.discard)
 
+    def set_deadline(self, moment: float) -> None:
+        """Do nothing: the leases of runs are those of `cluster.lease`."""
+
     def leave(self) -> None:
         """Let the runs continue without this server."""
         for run in self._runs:

@@ -180,6 +180,23 @@ def end_others(raw: psycopg.Connection[Any], name: str) -> None:
     )
 
 
+def end_gone(raw: psycopg.Connection[Any], server_id: str, renewals: int) -> None:
+    """End the connections of a server that is gone, unless it has renewed its lease meanwhile.
+
+    The locks of a transaction in which it has stopped would keep all other servers from writing.
+    """
+    raw.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name IN ($1, $2)"
+        " AND EXISTS (SELECT 1 FROM servers WHERE server_id = $3 AND renewals = $4)",
+        [_application(server_id), _application(lease_name(server_id)), server_id, renewals],
+    )
+
+
+def lease_name(server_id: str) -> str:
+    """Return the name of the connection that renews the lease of a server."""
+    return f"lease {server_id}"
+
+
 def make_durable(raw: psycopg.Connection[Any]) -> None:
     """Let each transaction be durable, also if the role's default is another one."""
     raw.execute(

@@ -129,9 +129,16 @@ class TableFolder(RunFolder):
         return row
 
     def secrets(self) -> tuple[dict[str, str], str]:
-        """Return the variables for the kernel of a run that has not ended, and its output URI."""
+        """Return the variables for the kernel of a run that has not ended, and its output URI.
+
+        Raises:
+            DamagedRunError: They cannot be read.
+        """
         row = self._row("environment, output_uri", "run_inputs")
-        return ({}, "") if row is None else (json.loads(row[0]), row[1])
+        try:
+            return ({}, "") if row is None else (json.loads(row[0]), row[1])
+        except ValueError as error:
+            raise damaged(self.path.name, "its environment is damaged") from error
 
     def input_files(self) -> tuple[InputFile, ...]:
         """Return the files that the request of a run that has not ended brought.
@@ -170,10 +177,16 @@ class TableFolder(RunFolder):
         """
         row = self._stored_files()
         if row is None:
-            with contextlib.suppress(FileNotFoundError):
-                files.pack(self.work, target, max_bytes)
+            is_elsewhere = self._is_executed_elsewhere()
+            if not is_elsewhere:
+                with contextlib.suppress(FileNotFoundError):
+                    files.pack(self.work, target, max_bytes)
             # It may have ended meanwhile, and the folder is gone.
             row = self._stored_files()
+            if row is None and is_elsewhere:
+                raise files.UnpackableError(
+                    "The run is executed by another server, which has its files until the run has ended."
+                )
         if row is None:
             if not target.exists():
                 zipfile.ZipFile(target, "w").close()
@@ -183,6 +196,10 @@ class TableFolder(RunFolder):
             raise files.UnpackableError(problem)
         files.check_size(size, max_bytes)
         target.write_bytes(archive)
+
+    def _is_executed_elsewhere(self) -> bool:
+        row = self._row("server_id", "claims")
+        return row is not None and row[0] != self._db.lease.holder.server_id
 
     def _stored_files(self) -> tuple[Any, ...] | None:
         return self._row("archive, size, problem", "run_files")

@@ -19,9 +19,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from notebook_runner_server.errors import NotReadyError, ShuttingDownError, StorageFullError
@@ -40,6 +42,7 @@ from notebook_runner_server.runs.postgres.connection import (
     shown,
     why,
 )
+from notebook_runner_server.runs.replicas import DuplicateError
 
 READERS = 4
 """How many connections read rows."""
@@ -51,6 +54,9 @@ OLDEST_VERSION = 13
 """The oldest version of PostgreSQL whose functions the schema uses."""
 
 _CONNECT_SECONDS = 5.0
+
+_REQUESTS = "runs_request_id_key"
+"""The constraint that keeps request ids unique."""
 
 _PAUSE = 0.1
 """Seconds between two attempts to reach the database."""
@@ -70,13 +76,17 @@ class PostgresOptions:
 
     Attributes:
         store: The URL of the database, which may have a password.
-        lease_seconds: Seconds after which another server may take over.
+        folder: The state folder of the server, which it has locked.
+        lease_seconds: Seconds after which other servers may take over the runs of this one.
+        workers: How many runs it executes at a time.
         files_bytes: Maximum size of the files of an ended run that are stored.
         on_lost: Called with the reason when this server may no longer use the history, on any thread.
     """
 
     store: str
+    folder: Path
     lease_seconds: float
+    workers: int
     files_bytes: int
     on_lost: Callable[[str], object]
 
@@ -99,19 +109,17 @@ class PostgresDatabase:
         self._pool: ConnectionPool[psycopg.Connection[tuple[Any, ...]]] | None = None
         self._raw: psycopg.Connection[tuple[Any, ...]] | None = None
         self._lease: lease.StoreLease | None = None
-        self._holder = lease.Holder("", 0, 0.0)
         self._number = 0
         self._committing = threading.Lock()
         self._closed = threading.Event()
         self._problem = ""
 
     async def open(self, *, is_first: bool) -> None:
-        """Open the database, bring its schema to the newest version, and take the lease.
+        """Open the database, bring its schema to the newest version, and take a lease.
 
         Raises:
             UnusableDatabaseError: It cannot be reached, or refuses this server.
             NewerHistoryError: A newer server has written the history; nothing was changed.
-            StoreInUseError: Another server uses it.
         """
         del is_first
         await asyncio.get_running_loop().run_in_executor(self._writer, self._open)
@@ -161,24 +169,30 @@ class PostgresDatabase:
 
     def _set_up(self, raw: psycopg.Connection[tuple[Any, ...]]) -> None:
         version = migrate.version(raw, self._store)
-        if not version:
+        if version < migrate.VERSION:
             migrate.migrate(self._store)
         elif version == migrate.VERSION:
             tables.check_schema(PostgresConnection(raw))
-        holder = lease.acquire(raw, self._store, self._name, self._options.lease_seconds)
+        make_durable(raw)
+        options = self._options
+        holder = lease.take(raw, self._name, lease.place_of(options.folder), options.workers)
+        self._lease = lease.StoreLease(self._store, holder, options.lease_seconds, options.on_lost)
         try:
-            # Not before: the other server would not know the new schema.
-            if version and version < migrate.VERSION:
-                migrate.migrate(self._store)
-            make_durable(raw)
+            self._lease.start(raw)
         except BaseException:
             lease.release(raw, holder)
             raise
-        self._holder = holder
-        self._lease = lease.StoreLease(
-            self._store, holder, self._options.lease_seconds, self._options.on_lost
-        )
-        self._lease.start()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `open` has returned."""
+        return self._lease is not None
+
+    @property
+    def lease(self) -> lease.StoreLease:
+        """The lease of this server, once the database is open."""
+        assert self._lease is not None  # noqa: S101 - open() was called
+        return self._lease
 
     async def close(self) -> None:
         """Close the database, and give up the lease."""
@@ -196,7 +210,7 @@ class PostgresDatabase:
         if self._raw is not None and self._lease is not None and not self._lease.lost:
             # Otherwise the lease runs out by itself.
             with contextlib.suppress(psycopg.Error):
-                lease.release(self._raw, self._holder)
+                lease.release(self._raw, self._lease.holder)
         self._drop()
 
     @property
@@ -244,6 +258,10 @@ class PostgresDatabase:
         except asyncio.CancelledError:
             done.cancel()
             raise
+        except psycopg.errors.UniqueViolation as error:
+            if error.diag.constraint_name != _REQUESTS:
+                raise
+            raise DuplicateError(why(error)) from error
         except psycopg.OperationalError as error:
             self._problem = f"The database cannot be written: {why(error)}."
             raise StorageFullError(self._problem) from error
@@ -270,6 +288,9 @@ class PostgresDatabase:
                 continue
             except DatabaseLostError as error:
                 self._lose(str(error))
+            except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
+                # It was in the way of another server's transaction, and is repeated.
+                _logger.warning("transaction_repeated", extra={"why": why(error)})
             except BaseException as error:  # noqa: BLE001 - the waiting call gets it, whatever it is
                 if len(writes) == 1:
                     writes[0].done.set_exception(error)
@@ -338,7 +359,7 @@ class PostgresDatabase:
             db.raw.execute("BEGIN")
             fence = db.raw.execute(
                 "UPDATE server_commits SET number = $1 WHERE server_id = $2 AND number = $3",
-                [number, self._holder.server_id, number - 1],
+                [number, self.lease.holder.server_id, number - 1],
             )
             results = [write.function(db) for write in writes]
         if not fence.rowcount:
@@ -354,6 +375,15 @@ class PostgresDatabase:
         raw = self._raw
         if isinstance(error, psycopg.Error) and is_passing(error, raw):
             raise DatabaseLostError(why(error)) from error
+        if (
+            raw is not None
+            and not isinstance(error, psycopg.Error)
+            and raw.info.transaction_status is TransactionStatus.INTRANS
+        ):
+            # A write has refused to continue, as most do that meet a write of another server.
+            with contextlib.suppress(psycopg.Error):
+                raw.execute("ROLLBACK")
+                return
         # Not with ROLLBACK: psycopg takes the statements of a pipeline that failed for prepared ones, which
         # the database does not know.
         self._drop()
@@ -368,7 +398,7 @@ class PostgresDatabase:
                     self._connected()
                     .execute(
                         "SELECT number FROM server_commits WHERE server_id = $1 FOR UPDATE",
-                        [self._holder.server_id],
+                        [self.lease.holder.server_id],
                     )
                     .fetchone()
                 )
@@ -407,8 +437,7 @@ class PostgresDatabase:
         self._raw = None
 
     def _replaced(self) -> ShuttingDownError:
-        assert self._lease is not None  # noqa: S101 - open() was called
-        self._lease.lose(f"Another server has taken over the store {shown(self._store)}.")
+        self.lease.lose(f"Another server has taken over the runs of this one in {shown(self._store)}.")
         return _replaced()
 
     async def read(
@@ -425,10 +454,11 @@ class PostgresDatabase:
         )
         if seconds == float("inf"):
             return await reading
+        # The caller may leave before the answer, and then nobody else takes the exception.
+        reading.add_done_callback(lambda late: late.cancelled() or late.exception())
         # A database that does not answer must not keep the caller waiting.
         finished, _ = await asyncio.wait({reading}, timeout=seconds + _PAUSE)
         if not finished:
-            reading.add_done_callback(lambda late: late.cancelled() or late.exception())
             raise _not_ready(self.problem or _unreachable(f"no answer for {seconds:g} s"))
         return await reading
 

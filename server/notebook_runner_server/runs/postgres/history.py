@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from pathlib import Path
 
 from notebook_runner_server.runs.database import Connection
 from notebook_runner_server.runs.postgres.contents import TableContents
 from notebook_runner_server.runs.postgres.database import PostgresDatabase, PostgresOptions
+from notebook_runner_server.runs.postgres.hints import Hints
+from notebook_runner_server.runs.postgres.replicas import PostgresReplicas
 from notebook_runner_server.runs.request_digest import KEY_BYTES
 
 
@@ -21,15 +24,29 @@ class PostgresHistory:
     Attributes:
         database: Its rows.
         contents: The contents of its runs.
+        replicas: The servers that share it.
     """
 
     def __init__(self, folder: Path, options: PostgresOptions) -> None:
         self.database = PostgresDatabase(options)
         self.contents = TableContents(folder, self.database, options.files_bytes)
+        self._hints = Hints(options.store)
+        self.replicas = PostgresReplicas(self.database, self._hints)
 
-    async def request_key(self) -> bytes:
-        """Return the key of the digests of requests, which the first server has created."""
+    async def open(self) -> bytes:
+        """Open the database, and return the key of the digests of requests.
+
+        Raises:
+            NewerHistoryError: A newer server has written the history; nothing was changed.
+            RuntimeError: The database cannot be used.
+        """
+        await self.database.open(is_first=True)
         return await self.database.write(_request_key, secrets.token_bytes(KEY_BYTES))
+
+    async def close(self) -> None:
+        """Close the database."""
+        await asyncio.to_thread(self._hints.close)
+        await self.database.close()
 
 
 def _request_key(db: Connection, new: bytes) -> bytes:

@@ -1,7 +1,11 @@
-"""The lease of the one server that uses a history, by the clock of the database.
+"""The leases of the servers that share a history.
 
-A server that cannot renew its lease in time may have been replaced. So it stops its runs before the lease
-runs out by its own clock, which begins with each renewal before that of the database does.
+A server renews its lease by counting up a number in its row, and reads the numbers of the others. One whose
+number has stood still for long enough, by the clock of the server that looks, is gone. No clocks are
+compared, so a clock that is wrong or jumps takes no lease away.
+
+A server that cannot renew its lease stops its runs earlier than others count it as gone: its own time begins
+before a renewal, and theirs after it.
 """
 
 from __future__ import annotations
@@ -10,14 +14,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from notebook_runner_server.runs.patience import SOON
-from notebook_runner_server.runs.postgres.connection import connect, end_others, shown, why
+from notebook_runner_server.runs.postgres.connection import connect, end_gone, lease_name, shown, why
+from notebook_runner_server.runs.replicas import Replica
 
 _MOST_RENEWALS = 1.0
 """Most seconds between two renewals: the rest of the lease is how long the database may be away."""
@@ -25,14 +31,13 @@ _MOST_RENEWALS = 1.0
 _MISSED_RENEWALS = 3
 """After so many renewals without an answer, the database counts as unavailable."""
 
-_LAST_SHARE = 0.1
-"""The share of the lease that is left when a server gives up: it takes that time to end its runs."""
+_OWN_SHARE = 0.8
+"""The share of the lease after which a server that cannot renew it gives up."""
+
+_OTHERS_SHARE = 0.9
+"""The share of the lease after which others replace it; in between it ends its runs."""
 
 _ATTEMPT_SECONDS = 0.2
-
-
-class StoreInUseError(RuntimeError):
-    """Another server uses the history."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,64 +47,61 @@ class Holder:
     Attributes:
         server_id: Its id.
         epoch: The number of this server among all so far.
+        place: Its state folder, as `place_of` returns it.
         taken: A time before its lease began, by the monotonic clock.
     """
 
     server_id: str
     epoch: int
+    place: str
     taken: float
 
 
-def acquire(raw: psycopg.Connection[tuple[Any, ...]], store: str, server_id: str, seconds: float) -> Holder:
-    """Take the lease of a history, and wait for that of another server if it is about to run out; blocks.
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A server as the database has it."""
+
+    server_id: str
+    epoch: int
+    name: str
+    place: str
+    renewals: int
+    workers: int
+    is_draining: bool
+
+
+def place_of(folder: Path) -> str:
+    """Return what identifies a folder among those of all machines until the next boot.
+
+    A server has its state folder locked, so an earlier one with the same place is dead.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    status = folder.stat()
+    return f"{boot}/{status.st_dev}/{status.st_ino}"
+
+
+def take(raw: psycopg.Connection[tuple[Any, ...]], server_id: str, place: str, workers: int) -> Holder:
+    """Take a lease; blocks.
 
     Args:
         raw: A connection.
-        store: The URL of the database.
         server_id: This server.
-        seconds: How long the lease lasts.
-
-    Raises:
-        StoreInUseError: Another server keeps renewing its lease.
+        place: Its state folder, as `place_of` returns it.
+        workers: How many runs it executes at a time.
     """
-    deadline = time.monotonic() + seconds + _ATTEMPT_SECONDS
-    while True:
-        with raw.transaction():
-            # One server after the other.
-            raw.execute("LOCK TABLE servers IN SHARE ROW EXCLUSIVE MODE")
-            expired = "FROM servers WHERE lease_end <= clock_timestamp()"
-            for (other_id,) in raw.execute(f"SELECT server_id {expired}").fetchall():
-                end_others(raw, other_id)
-            # Waits for the end of their transactions.
-            raw.execute(f"DELETE {expired}")
-            other = raw.execute(
-                "SELECT name, extract(epoch FROM lease_end - clock_timestamp())::float8 FROM servers"
-            ).fetchone()
-            if other is None:
-                return _insert(raw, server_id, seconds)
-        name, rest = other
-        if time.monotonic() > deadline:
-            raise StoreInUseError(
-                f"Another server uses the store {shown(store)}: {name}. Stop it first, or choose another"
-                " --store."
-            )
-        time.sleep(min(max(rest, 0.0), _ATTEMPT_SECONDS))
-
-
-def _insert(raw: psycopg.Connection[tuple[Any, ...]], server_id: str, seconds: float) -> Holder:
     taken = time.monotonic()
     name = f"process {os.getpid()} on {socket.gethostname()}"
-    epoch: int = raw.execute(
-        "INSERT INTO servers (server_id, name, lease_end)"
-        " VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3)) RETURNING epoch",
-        [server_id, name, seconds],
-    ).fetchall()[0][0]
-    raw.execute("INSERT INTO server_commits (server_id, number) VALUES ($1, 0)", [server_id])
-    return Holder(server_id, epoch, taken)
+    with raw.transaction():
+        epoch: int = raw.execute(
+            "INSERT INTO servers (server_id, name, place, workers) VALUES ($1, $2, $3, $4) RETURNING epoch",
+            [server_id, name, place, workers],
+        ).fetchall()[0][0]
+        raw.execute("INSERT INTO server_commits (server_id, number) VALUES ($1, 0)", [server_id])
+    return Holder(server_id, epoch, place, taken)
 
 
 def release(raw: psycopg.Connection[tuple[Any, ...]], holder: Holder) -> None:
-    """Give up a lease, so that the next server need not wait for its end; blocks."""
+    """Give up a lease, so that others need not wait for its end; blocks."""
     raw.execute("DELETE FROM servers WHERE server_id = $1", [holder.server_id])
 
 
@@ -114,36 +116,85 @@ class StoreLease:
 
     Attributes:
         lost: Why the lease is lost; empty: it is not.
+        holder: The server.
+        deadline: Until when the runs of this server may continue, by the monotonic clock.
+        is_draining: Tells the others that this server begins no more runs.
+        on_renewed: Called on any thread when `deadline` has moved.
+        on_change: Called on any thread when other servers have come, gone or changed.
     """
 
-    def __init__(self, store: str, holder: Holder, seconds: float, on_lost: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        store: str,
+        holder: Holder,
+        seconds: float,
+        on_lost: Callable[[str], object],
+    ) -> None:
         self._store = store
-        self._holder = holder
+        self.holder = holder
         self._seconds = seconds
-        self._deadline = holder.taken + seconds * (1 - _LAST_SHARE)
+        self.deadline = holder.taken + seconds * _OWN_SHARE
         self._on_lost = on_lost
+        self.on_renewed: Callable[[], object] = lambda: None
+        self.on_change: Callable[[], object] = lambda: None
         self._stop = threading.Event()
         self._losing = threading.Lock()
         self._threads = [
             threading.Thread(target=run, name=f"store-{name}", daemon=True)
             for run, name in ((self._renew_all, "lease"), (self._watch, "lease-end"))
         ]
-        self._interval = min(seconds / 3, _MOST_RENEWALS)
+        self._interval = min(seconds / 10, _MOST_RENEWALS)
         self._renewed = time.monotonic()
         self._problem = ""
         self.lost = ""
+        self.is_draining = False
+        # All servers as of the last renewal, each with the time since which its number has stood still.
+        self._seen: tuple[tuple[Row, float], ...] = ()
+        self._told: object = None
 
     @property
     def problem(self) -> str:
         """Why it could not be renewed last; empty: it was."""
         silence = time.monotonic() - self._renewed
-        if self._problem or silence < _MISSED_RENEWALS * self._interval:
+        if self._problem or silence < _MISSED_RENEWALS * self._interval + _ATTEMPT_SECONDS:
             return self._problem
         # A database that stands still refuses nothing.
         return f"no answer for {silence:.0f} s"
 
-    def start(self) -> None:
-        """Begin to renew the lease."""
+    @property
+    def others(self) -> Sequence[Replica]:
+        """The other servers that are not gone, as of the last renewal."""
+        gone = {row.server_id for row in self.gone}
+        return [
+            Replica(row.server_id, row.name, row.workers, is_draining=row.is_draining)
+            for row, _ in self._seen
+            if row.server_id not in gone and row.server_id != self.holder.server_id
+        ]
+
+    @property
+    def gone(self) -> Sequence[Row]:
+        """The servers that are gone, and that nobody has replaced."""
+        limit = time.monotonic() - self._seconds * _OTHERS_SHARE
+        return [
+            row
+            for row, since in self._seen
+            # An earlier server with the state folder of this one is dead.
+            if (since <= limit or row.place == self.holder.place) and row.server_id != self.holder.server_id
+        ]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this server is the oldest one, which does what one server has to do for all."""
+        # One that is gone counts until it is replaced: it may not know yet.
+        return not self.lost and all(self.holder.epoch <= row.epoch for row, _ in self._seen)
+
+    def start(self, raw: psycopg.Connection[tuple[Any, ...]]) -> None:
+        """Begin to renew the lease, for the first time with this connection.
+
+        Raises:
+            psycopg.Error: The database cannot be reached.
+        """
+        self._renew(raw)
         for thread in self._threads:
             thread.start()
 
@@ -165,18 +216,29 @@ class StoreLease:
 
     def _watch(self) -> None:
         # A renewal that hangs must not keep this server from stopping.
-        while not self._stop.wait(max(self._deadline - time.monotonic(), 0.0)):
-            if time.monotonic() >= self._deadline:
+        while not self._stop.wait(max(self.deadline - time.monotonic(), 0.0)):
+            if time.monotonic() >= self.deadline:
                 self.lose(
                     f"The lease on the store {shown(self._store)} could not be renewed for"
-                    f" {self._seconds:g} s (--replica-timeout): {self.problem or 'no answer'}."
+                    f" {self._seconds * _OWN_SHARE:g} s (--replica-timeout is {self._seconds:g} s):"
+                    f" {self.problem or 'no answer'}."
                 )
+
+    def _until_next_renewal(self) -> float:
+        """Return the seconds until the next renewal, which also looks for servers that are gone."""
+        if self._problem:
+            return _ATTEMPT_SECONDS
+        limit, now = self._seconds * _OTHERS_SHARE, time.monotonic()
+        silent = [since + limit - now for row, since in self._seen if row.server_id != self.holder.server_id]
+        # One that is gone and not replaced yet must not make it hurry.
+        return min([self._interval, *(rest for rest in silent if rest > 0)])
 
     def _renew_all(self) -> None:
         raw: psycopg.Connection[tuple[Any, ...]] | None = None
-        while not self._stop.wait(self._interval if not self._problem else _ATTEMPT_SECONDS):
+        while not self._stop.wait(self._until_next_renewal()):
             try:
-                raw = raw or connect(self._store, min(self._seconds / 3, SOON), name="lease")
+                name = lease_name(self.holder.server_id)
+                raw = raw or connect(self._store, min(self._seconds / 3, SOON), name=name)
                 self._renew(raw)
             except psycopg.Error as error:
                 self._problem = why(error)
@@ -188,14 +250,36 @@ class StoreLease:
 
     def _renew(self, raw: psycopg.Connection[tuple[Any, ...]]) -> None:
         asked = time.monotonic()
-        renewed = raw.execute(
-            "UPDATE servers SET lease_end = clock_timestamp() + make_interval(secs => $1)"
-            " WHERE server_id = $2 AND epoch = $3",
-            [self._seconds, self._holder.server_id, self._holder.epoch],
-        ).rowcount
-        if renewed:
-            self._deadline = asked + self._seconds * (1 - _LAST_SHARE)
-            self._renewed = time.monotonic()
-            self._problem = ""
-        else:
-            self.lose(f"Another server has taken over the store {shown(self._store)}.")
+        with raw.pipeline():
+            renewed = raw.execute(
+                "UPDATE servers SET renewals = renewals + 1, is_draining = $1 WHERE server_id = $2",
+                [self.is_draining, self.holder.server_id],
+            )
+            found = raw.execute(
+                "SELECT server_id, epoch, name, place, renewals, workers, is_draining FROM servers"
+            )
+        if not renewed.rowcount:
+            self.lose(f"Another server has taken over the runs of this one in {shown(self._store)}.")
+            return
+        self.deadline = asked + self._seconds * _OWN_SHARE
+        self._renewed = time.monotonic()
+        self._problem = ""
+        self._see([Row(*row) for row in found.fetchall()])
+        self.on_renewed()
+        for row in self.gone:
+            # Not where its runs are taken over: the write before that may wait for its locks.
+            end_gone(raw, row.server_id, row.renewals)
+
+    def _see(self, rows: Sequence[Row]) -> None:
+        """Take note of all servers, after this one has renewed its lease."""
+        now = time.monotonic()
+        before = {row.server_id: (row.renewals, since) for row, since in self._seen}
+        found = []
+        for row in rows:
+            number, since = before.get(row.server_id, (-1, now))
+            found.append((row, since if number == row.renewals else now))
+        self._seen = tuple(found)
+        seen = ([(row.server_id, row.is_draining) for row in rows], [row.server_id for row in self.gone])
+        if seen != self._told:
+            self._told = seen
+            self.on_change()

@@ -1,4 +1,4 @@
-"""The first schema: the tables that SQLite has too, the contents of runs, and the lease of the server.
+"""The first schema: the tables that SQLite has too, the contents of runs, and the servers.
 
 `tables` has the statements for those of both databases, whose columns mean the same here and in
 `runs.schema`. Text that is compared by its order has the collation "C", which is that of SQLite.
@@ -21,12 +21,15 @@ INSERT INTO history (history_id, expired_change, last_change)
 CREATE FUNCTION next_change() RETURNS BIGINT LANGUAGE sql AS
   'UPDATE history SET last_change = last_change + 1 RETURNING last_change';
 
-CREATE TABLE servers (             -- those whose lease has not run out, and the last one whose has
+CREATE TABLE servers (             -- those that work, and those that are gone and not replaced yet
   server_id TEXT PRIMARY KEY,      -- random, of a process
   epoch BIGINT GENERATED ALWAYS AS IDENTITY UNIQUE, -- later servers have higher ones
   name TEXT NOT NULL,              -- for people
-  lease_end TIMESTAMPTZ NOT NULL   -- by the clock of the database
-);
+  place TEXT NOT NULL,             -- its state folder, on its machine until the next boot
+  renewals BIGINT NOT NULL DEFAULT 0, -- of its lease
+  workers BIGINT NOT NULL,         -- how many runs it executes at a time
+  is_draining BOOLEAN NOT NULL DEFAULT false -- it begins no more runs
+) WITH (fillfactor = 50);
 CREATE TABLE server_commits (      -- apart from the lease, so that its renewal never waits for a transaction
   server_id TEXT PRIMARY KEY REFERENCES servers ON DELETE CASCADE,
   number BIGINT NOT NULL           -- of the server's last transaction
@@ -97,6 +100,17 @@ CREATE TABLE notifications (
   position BIGINT PRIMARY KEY, host TEXT COLLATE "C" NOT NULL, uri TEXT NOT NULL
 );
 CREATE INDEX notifications_by_host ON notifications (host, position);
+
+CREATE TABLE claims (              -- which server executes a run, or has
+  position BIGINT PRIMARY KEY REFERENCES runs ON DELETE CASCADE,
+  server_id TEXT NOT NULL
+);
+CREATE TABLE kill_requests (       -- of servers that have not claimed the run
+  position BIGINT PRIMARY KEY REFERENCES runs ON DELETE CASCADE,
+  grace_period DOUBLE PRECISION NOT NULL, -- in seconds
+  processes_ended BIGINT           -- NULL: the run's server has not carried it out yet
+);
+CREATE INDEX kill_requests_open ON kill_requests (position) WHERE processes_ended IS NULL;
 
 CREATE TABLE segment_chunks (      -- the run's file of segments; where chunks overlap, the latest counts
   position BIGINT NOT NULL REFERENCES runs ON DELETE CASCADE,
