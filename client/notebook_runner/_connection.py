@@ -6,6 +6,7 @@ import json
 import os
 import ssl
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -40,7 +41,7 @@ MIN_DNS_INTERVAL_MS = 2_000
 _SERVICE = pb.DESCRIPTOR.services_by_name["NotebookRunner"].full_name
 # Safe because Start always has a request_id, and repeating the others changes nothing. Progress is missing,
 # because it resumes after the last event that was received (`_retry`).
-_SERVICE_CONFIG = {
+_SERVICE_CONFIG: dict[str, object] = {
     "methodConfig": [
         {
             "name": [
@@ -57,6 +58,22 @@ _SERVICE_CONFIG = {
         }
     ]
 }
+# A connection to each address instead of one to the first that answers: the next call goes to another server
+# immediately when one of them ends.
+_SPREAD_SERVICE_CONFIG = {**_SERVICE_CONFIG, "loadBalancingConfig": [{"round_robin": {}}]}
+
+_OPTIONS: list[tuple[str, str | int]] = [
+    ("grpc.primary_user_agent", f"notebook-runner-python/{__version__}"),
+    ("grpc.per_rpc_retry_buffer_size", RETRY_BUFFER_BYTES),
+    ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+    ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    # A cell may have no output for hours, so pings must continue without data.
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", MAX_CONNECT_BACKOFF_MS),
+    ("grpc.dns_min_time_between_resolutions_ms", MIN_DNS_INTERVAL_MS),
+]
 
 
 @dataclass(frozen=True)
@@ -113,28 +130,39 @@ class Connection:
             tls_key=_path(tls_key),
         )
 
-    def channel(self, *, retries: bool = True) -> grpc.Channel:
+    @property
+    def has_several_addresses(self) -> bool:
+        """Whether the target may be several servers: a name in the DNS, or a list of addresses."""
+        return _has_several_addresses(self.target)
+
+    def channel(self, *, retries: bool = True, spreads: bool = True) -> grpc.Channel:
         """Create a channel; it connects with the first call.
 
         Args:
             retries: Whether gRPC repeats calls that end with UNAVAILABLE.
+            spreads: Whether calls take turns over the servers of the target, if it has several addresses;
+                otherwise, they go to one of them as long as that answers.
 
         Raises:
             OSError: A certificate or key file cannot be read.
             ValueError: A certificate or key file is invalid, or they do not match.
         """
-        options = [*_options(), ("grpc.enable_retries", int(retries))]
+        options = [*self._options(spreads=spreads), ("grpc.enable_retries", int(retries))]
         credentials = self._credentials()
         if credentials is None:
             return grpc.insecure_channel(self.target, options=options)
         return grpc.secure_channel(self.target, credentials, options=options)
 
-    def aio_channel(self) -> grpc.aio.Channel:
+    def aio_channel(self, *, spreads: bool = True) -> grpc.aio.Channel:
         """Create a channel of the running event loop, as `channel` does."""
-        credentials = self._credentials()
+        options, credentials = self._options(spreads=spreads), self._credentials()
         if credentials is None:
-            return grpc.aio.insecure_channel(self.target, options=_options())
-        return grpc.aio.secure_channel(self.target, credentials, options=_options())
+            return grpc.aio.insecure_channel(self.target, options=options)
+        return grpc.aio.secure_channel(self.target, credentials, options=options)
+
+    def _options(self, *, spreads: bool) -> list[tuple[str, str | int]]:
+        config = _SPREAD_SERVICE_CONFIG if spreads and self.has_several_addresses else _SERVICE_CONFIG
+        return [("grpc.service_config", json.dumps(config)), *_OPTIONS]
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Return the metadata of a call. Reads the token file each time, because tokens are rotated.
@@ -207,20 +235,23 @@ def login_path(target: str, environ: Mapping[str, str] = os.environ) -> Path:
     return state / "notebook-runner-client" / f"{quote(target, safe='')}.json"
 
 
-def _options() -> list[tuple[str, str | int]]:
-    return [
-        ("grpc.primary_user_agent", f"notebook-runner-python/{__version__}"),
-        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-        ("grpc.per_rpc_retry_buffer_size", RETRY_BUFFER_BYTES),
-        ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
-        ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-        # A cell may have no output for hours, so pings must continue without data.
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", MAX_CONNECT_BACKOFF_MS),
-        ("grpc.dns_min_time_between_resolutions_ms", MIN_DNS_INTERVAL_MS),
-    ]
+def _has_several_addresses(target: str) -> bool:
+    scheme, separator, rest = target.partition(":")
+    if separator and scheme in {"ipv4", "ipv6"}:
+        return "," in rest
+    if separator and scheme.startswith("unix"):
+        return False
+    # dns:///NAME:PORT, dns://SERVER/NAME:PORT, dns:NAME:PORT, or NAME:PORT.
+    host = rest.rpartition("/")[2] if scheme == "dns" else target
+    host = host if host.startswith("[") or host.count(":") > 1 else host.partition(":")[0]
+    if host == "localhost":
+        # Its two addresses are one machine's, where other programs may use the same port of the other one.
+        return False
+    try:
+        ip_address(host.strip("[").partition("]")[0])
+    except ValueError:
+        return True
+    return False
 
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:

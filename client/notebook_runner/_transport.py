@@ -54,15 +54,24 @@ class Transport:
         self.closed = False
         self._channel = connection.channel()
         self.stub = NotebookRunnerStub(self._channel)
+        # The pages of an artefact come from one server: another one may create it again, with other bytes.
+        self._page_channel = (
+            connection.channel(spreads=False) if connection.has_several_addresses else self._channel
+        )
+        self.page_stub = NotebookRunnerStub(self._page_channel)
 
     def close(self) -> None:
         """Close the channel, which ends active calls."""
         self.closed = True
         # If Ctrl-C hits while a stream starts, gRPC keeps a call that no thread serves, and `close` would
         # wait for it forever.
-        closing = threading.Thread(target=self._channel.close, name="notebook-runner-close", daemon=True)
+        closing = threading.Thread(target=self._close_channels, name="notebook-runner-close", daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS)
+
+    def _close_channels(self) -> None:
+        self._channel.close()
+        self._page_channel.close()
 
     def call(
         self,
@@ -240,19 +249,36 @@ class AsyncTransport:
         if self._channel is None:
             # Created with the first call, because a channel belongs to the running event loop.
             self._channel, self._loop = self.connection.aio_channel(), loop
+            # As in `Transport`.
+            spreads = self.connection.has_several_addresses
+            self._page_channel = self.connection.aio_channel(spreads=False) if spreads else self._channel
             # The generated stub serves both of gRPC's stacks; only the types differ.
             self._stub = cast("NotebookRunnerAsyncStub", NotebookRunnerStub(self._channel))
+            self._page_stub = cast("NotebookRunnerAsyncStub", NotebookRunnerStub(self._page_channel))
         if loop is not self._loop:
             raise RuntimeError(
                 "An AsyncClient belongs to the event loop of its first call. Create one for each event loop."
             )
         return self._stub
 
+    @property
+    def page_stub(self) -> NotebookRunnerAsyncStub:
+        """The stub for the pages of artefacts.
+
+        Raises:
+            RpcFailed: The channel was closed.
+            RuntimeError: The channel belongs to another event loop.
+        """
+        _ = self.stub
+        return self._page_stub
+
     async def close(self) -> None:
         """Close the channel, which ends active calls."""
         self.closed = True
         if self._channel is not None:
             await self._channel.close()
+            if self._page_channel is not self._channel:
+                await self._page_channel.close()
 
     async def call(
         self,

@@ -199,7 +199,7 @@ class _View:
     def _take_result(self, caller: Transport) -> None:
         pages, content = Pages(self.run_id, "html"), b""
         while not pages.complete:
-            page = caller.call(caller.stub.Output, pages.request)
+            page = caller.call(caller.page_stub.Output, pages.request)
             if page.total_bytes > MAX_RESULT_BYTES:
                 self._panel.note = (
                     f"The result is too large to show here ({size(page.total_bytes)}). Use save()."

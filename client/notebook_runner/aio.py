@@ -57,7 +57,8 @@ class AsyncClient:
 
     Args:
         target: The server's address, `HOST:PORT` or another gRPC target; else NOTEBOOK_RUNNER_TARGET,
-            else 127.0.0.1:50051.
+            else 127.0.0.1:50051. Calls take turns over its addresses if it is a DNS name with several, or a
+            list (`ipv4:ADDRESS:PORT,ADDRESS:PORT`).
         token: A bearer token, sent with every call.
         token_file: File with the bearer token, read for every call; else NOTEBOOK_RUNNER_TOKEN_FILE.
         tls_ca: PEM file of CA certificates to trust; else NOTEBOOK_RUNNER_TLS_CA. Without this and
@@ -366,7 +367,7 @@ class AsyncClient:
     ) -> AsyncGenerator[bytes, None]:
         pages = Pages(run_id, artefact_format, omit_input=omit_input)
         while not pages.complete:
-            yield pages.accept(await self._transport.call(self._transport.stub.Output, pages.request))
+            yield pages.accept(await self._transport.call(self._transport.page_stub.Output, pages.request))
 
     async def _await_view(self, run_id: str) -> None:
         # The view in a notebook must be complete before the cell that waits for the run ends.

@@ -58,7 +58,8 @@ class Client:
 
     Args:
         target: The server's address, `HOST:PORT` or another gRPC target; else NOTEBOOK_RUNNER_TARGET,
-            else 127.0.0.1:50051.
+            else 127.0.0.1:50051. Calls take turns over its addresses if it is a DNS name with several, or a
+            list (`ipv4:ADDRESS:PORT,ADDRESS:PORT`).
         token: A bearer token, sent with every call.
         token_file: File with the bearer token, read for every call; else NOTEBOOK_RUNNER_TOKEN_FILE.
         tls_ca: PEM file of CA certificates to trust; else NOTEBOOK_RUNNER_TLS_CA. Without this and
@@ -485,7 +486,7 @@ class Client:
     def _pages(self, run_id: str, artefact_format: str, *, omit_input: bool) -> Iterator[bytes]:
         pages = Pages(run_id, artefact_format, omit_input=omit_input)
         while not pages.complete:
-            yield pages.accept(self._transport.call(self._transport.stub.Output, pages.request))
+            yield pages.accept(self._transport.call(self._transport.page_stub.Output, pages.request))
 
     def _await_view(self, run_id: str) -> None:
         # The view in a notebook must be complete before the cell that waits for the run ends.

@@ -162,3 +162,27 @@ def test_missing_file(tmp_path: Path, setting: str) -> None:
     """A file that is not there is an error of the file system."""
     with pytest.raises(FileNotFoundError):
         Client(**{setting: tmp_path / "none"})  # type: ignore[arg-type] # one of the two
+
+
+@pytest.mark.parametrize(
+    ("target", "several"),
+    [
+        ("127.0.0.1:50051", False),
+        ("[::1]:50051", False),
+        ("localhost:50051", False),
+        ("unix:/run/socket", False),
+        ("unix:///run/socket", False),
+        ("ipv4:10.0.0.1:50051", False),
+        ("ipv4:10.0.0.1:50051,10.0.0.2:50051", True),
+        ("ipv6:[fd00::1]:50051,[fd00::2]:50051", True),
+        ("dns:///127.0.0.1:50051", False),
+        ("dns:///notebook-runner-headless:50051", True),
+        ("dns://10.0.0.10/notebook-runner-headless:50051", True),
+        ("dns:notebook-runner-headless:50051", True),
+        ("notebook-runner.example.com:50051", True),
+        ("notebook-runner", True),
+    ],
+)
+def test_targets_with_several_addresses(target: str, several: bool) -> None:
+    """Calls are spread over the servers behind a name or a list, and nothing changes for one address."""
+    assert Connection(target).has_several_addresses is several
