@@ -39,6 +39,7 @@ class Deployed:
 
     Attributes:
         image: The same.
+        secrets: The files of all Secrets, by their names.
     """
 
     def __init__(
@@ -57,10 +58,10 @@ class Deployed:
         command = [str(PROGRAM), "--tokens-file", str(tokens), "--new-token", "test:run"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         self.token: str = done.stdout.strip()
-        self._secrets = {"notebook-runner-tokens": {"tokens": tokens.read_text()}, **(secrets or {})}
+        self.secrets = {"notebook-runner-tokens": {"tokens": tokens.read_text()}, **(secrets or {})}
         self._authority: Path | None = None
         if tls:
-            self._secrets["notebook-runner-tls"] = dict(tls)
+            self.secrets["notebook-runner-tls"] = dict(tls)
             self._authority = folder / "ca.crt"
             self._authority.write_text(tls["ca.crt"])
         self._history = volume(folder / "history")
@@ -80,7 +81,7 @@ class Deployed:
                 # The port of metrics is the machine's as well.
                 "NOTEBOOK_RUNNER_METRICS_LISTEN": "127.0.0.1:0",
             },
-            secrets=self._secrets,
+            secrets=self.secrets,
             claims={"notebook-runner-history": self._history},
             exchanged=self._exchanged,
         )

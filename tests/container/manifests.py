@@ -131,6 +131,7 @@ def for_podman(
     - It publishes the ports that a container names, which the machine's own network has none of.
     - It does not put variables into a command, `$(NAME)`.
     - A claim is a folder, which the test has made as Kubernetes would: podman gives a volume another owner.
+    - It gives emptyDirs of the same name to all pods.
     """
     maps = [copy.deepcopy(one) for one in found if one["kind"] == "ConfigMap"]
     for each in maps:
@@ -138,6 +139,9 @@ def for_podman(
     spec = copy.deepcopy(pod["spec"]) | {"hostNetwork": True}
     for volume in spec["volumes"]:
         _exchange(volume, name, secrets, claims)
+    own = {one["name"]: f"{name}-{one['name']}" for one in spec["volumes"] if "emptyDir" in one}
+    for one in (*spec["volumes"], *spec["containers"][0]["volumeMounts"]):
+        one["name"] = own.get(one["name"], one["name"])
     spec["containers"] = [_container(spec["containers"][0], name, environment, exchanged)]
     spec["containers"][0]["image"] = image
     metadata = {**pod["metadata"], "name": name}

@@ -18,8 +18,7 @@ GI = 2**30
 HEALTHY = {
     'up{job="notebook-runner", instance="a"}': "1x60",
     'notebook_runner_runs_blocked{instance="a"}': "0x60",
-    'notebook_runner_runs{instance="a", state="running"}': "1x60",
-    'notebook_runner_runs{instance="a", state="queued"}': "3x60",
+    'notebook_runner_unended_runs{instance="a", state="queued"}': "3x60",
     'notebook_runner_queue_limit{instance="a"}': "16x60",
     'notebook_runner_rpc_errors_total{instance="a", reason="RUNNER_BUSY"}': "0x60",
     'notebook_runner_store_free_bytes{instance="a"}': f"{2 * GI}x60",
@@ -35,7 +34,7 @@ HEALTHY = {
 CASES = {
     "NotebookRunnerDown": {"up{": "0x60"},
     "NotebookRunnerNotReady": {"runs_blocked": "1x60"},
-    "NotebookRunnerQueueFull": {'"queued"': "16x60"},
+    "NotebookRunnerQueueFull": {"unended_runs": "16x60"},
     "NotebookRunnerBusy": {"RUNNER_BUSY": "0+3x60"},
     "NotebookRunnerStoreNearlyFull": {"store_free_bytes": f"{GI // 4}x60"},
     "NotebookRunnerCrashes": {'"crashed"': "0x50 1x10"},
@@ -108,7 +107,7 @@ def test_a_short_disturbance_wakes_nobody(rules: Path, tmp_path: Path) -> None:
     """An upgrade, which takes the pod away for three minutes, and a full queue for ten, fire nothing."""
     tests = [
         case(with_values({"up{": "1x56 0x3", "runs_blocked": "0x56 1x3"}), []),
-        case(with_values({'"queued"': "0x49 16x10"}), []),
+        case(with_values({"unended_runs": "0x49 16x10"}), []),
     ]
     file = tmp_path / "test.yaml"
     file.write_text(yaml.safe_dump({"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": tests}))

@@ -55,9 +55,13 @@ def seconds_of(given: dict[str, str], name: str) -> float:
 
 
 def test_the_end_of_a_pod_waits_for_its_drain(folder: Path, server: Manifest) -> None:
-    """Kubernetes kills a pod only after the drain, open calls, all processes, the last spans and lines."""
+    """Kubernetes kills a pod only after its hook, the drain, open calls, all processes, spans and lines."""
     spec = find(rendered(folder), "Deployment")["spec"]["template"]["spec"]
     drain = seconds_of(variables(server), "DRAIN_TIMEOUT")
+    if "lifecycle" in server:
+        program, pause = server["lifecycle"]["preStop"]["exec"]["command"]
+        assert program == "sleep"
+        drain += seconds(pause)
     # The last lines have a place to wait for, and then their writing.
     after = STREAM_GRACE + KILL_DEADLINE + FLUSH_SECONDS + 2 * LAST_SECONDS
     assert spec["terminationGracePeriodSeconds"] > drain + after

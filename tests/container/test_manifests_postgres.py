@@ -5,6 +5,7 @@ import configparser
 import pytest
 
 from notebook_runner_server.config import Settings
+from notebook_runner_server.runs.postgres.database import CONTENT_READERS, READERS
 from tests.container.manifests import (
     FOLDER,
     Manifest,
@@ -20,6 +21,9 @@ from tests.container.test_manifests_fit import bytes_of, number
 from tests.support.pages import REPOSITORY
 
 DATABASE = "notebook-runner-database"
+HEADLESS = "notebook-runner-headless"
+# One writes, some read, one renews the lease, one listens for hints, and one sends them.
+CONNECTIONS = READERS + CONTENT_READERS + 4
 PAGE = REPOSITORY / "docs/how-to/postgres.md"
 
 
@@ -72,10 +76,64 @@ def test_the_history_needs_no_volume(found: list[Manifest]) -> None:
     assert all(lease < one["tolerationSeconds"] < 60 for one in spec["tolerations"])
 
 
-def test_there_is_one_server(found: list[Manifest]) -> None:
-    """The old pod ends before the new one starts, which would be refused."""
-    spec = find(found, "Deployment")["spec"]
-    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+def test_servers_are_replaced_one_after_the_other(found: list[Manifest]) -> None:
+    """No pod leaves before its successor serves, and clients do not come to one that has closed its port."""
+    deployment = find(found, "Deployment")
+    spec = deployment["spec"]
+    assert spec["replicas"] == 2
+    assert spec["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+    }
+    assert find(found, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    container = container_of(deployment)
+    readiness = probes(container)["readiness"]
+    pause = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pause > readiness["periodSeconds"]
+
+
+def test_servers_are_on_different_nodes(found: list[Manifest]) -> None:
+    """If there are several nodes; the constraint counts the pods of the Deployment, of one version."""
+    pod = pod_of(find(found, "Deployment"))
+    (constraint,) = pod["spec"]["topologySpreadConstraints"]
+    assert (constraint["topologyKey"], constraint["maxSkew"]) == ("kubernetes.io/hostname", 1)
+    assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert constraint["labelSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert constraint["matchLabelKeys"] == ["pod-template-hash"]
+
+
+def test_clients_find_each_server(found: list[Manifest]) -> None:
+    """The headless Service selects the pods of the other one, at the same port; the certificate names it."""
+    normal, headless = find(found, "Service")["spec"], find(found, "Service", HEADLESS)["spec"]
+    assert headless["clusterIP"] == "None"
+    assert headless["selector"] == normal["selector"]
+    assert headless["ports"] == [{"name": "grpc", "port": 50051, "targetPort": "grpc"}]
+    certificate = find(rendered(FOLDER / "overlays/tls"), "Certificate")["spec"]
+    assert {HEADLESS, f"{HEADLESS}.notebook-runner.svc"} <= set(certificate["dnsNames"])
+    assert f"dns:///{HEADLESS}:50051" in PAGE.read_text()
+
+
+def test_servers_follow_the_runs(found: list[Manifest]) -> None:
+    """As many workers as runs that have not ended, by a metric that there is; slowly fewer, quickly more."""
+    deployment = find(found, "Deployment")
+    scaler = find(found, "HorizontalPodAutoscaler")["spec"]
+    assert scaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert scaler["minReplicas"] == deployment["spec"]["replicas"]
+    (metric,) = [one["external"] for one in scaler["metrics"]]
+    name = metric["metric"]["name"]
+    assert f"| `{name}` |" in (REPOSITORY / "docs/how-to/observe.md").read_text()
+    assert name in PAGE.read_text()
+    given = variables(container_of(deployment))
+    workers = given.get("NOTEBOOK_RUNNER_WORKERS", str(Settings().workers))
+    assert metric["target"] == {"type": "AverageValue", "averageValue": workers}
+    assert scaler["minReplicas"] < scaler["maxReplicas"] < int(given["NOTEBOOK_RUNNER_QUEUE"])
+    # PostgreSQL's default, of which three are kept for superusers.
+    surge = deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+    assert (scaler["maxReplicas"] + surge) * CONNECTIONS <= 100 - 3
+    assert f"at most {CONNECTIONS} connections" in PAGE.read_text()
+    up, down = (scaler["behavior"][way] for way in ("scaleUp", "scaleDown"))
+    assert down["stabilizationWindowSeconds"] > up["stabilizationWindowSeconds"]
+    assert [one["value"] for one in down["policies"]] == [1]
 
 
 def test_the_database_is_reached_by_the_server_alone(development: list[Manifest]) -> None:
