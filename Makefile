@@ -13,11 +13,11 @@ RELEASE_VENV := .venv-release
 HOST_VENVS := .venv-integrations
 HOSTS ?= $(basename $(notdir $(wildcard requirements-integrations/*.in)))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Where it is set, as in many containers, each process compiles this project and its tests anew.
+# Where it is set, as in many containers, each process compiles this project and its tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults integrations cold cluster cluster-full postgres postgres-full container chaos soak attack plain check hooks format generate openapi contract docs docs-serve pictures release image image-report lock bench figures bench-cluster scale clean
+.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults integrations cold cluster cluster-full postgres postgres-full container chaos soak attack plain check hooks format generate openapi contract docs docs-serve pictures release image image-report lock bench figures bench-cluster bench-replicas scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ name[NR] = $$1; text[NR] = $$2; if (length($$1) > width) width = length($$1) } \
@@ -124,7 +124,7 @@ SEED ?= 0
 chaos: install ## Kill processes, fill disks, fail file operations and damage state folders at random, ROUNDS rounds each (SEED=0: a random seed)
 	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) DAMAGE_ROUNDS=$(ROUNDS) DAMAGE_SEED=$(SEED) FULL_DISK_ROUNDS=$(ROUNDS) \
 	  FULL_DISK_SEED=$(SEED) IO_FAULT_ROUNDS=$(ROUNDS) IO_FAULT_SEED=$(SEED) \
-	  $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_chaos.py tests/faults/test_postgres_chaos.py tests/cluster/test_cluster_chaos.py tests/faults/test_damaged_state.py tests/faults/test_full_disk.py tests/faults/test_io_faults.py
+	  $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_chaos.py tests/faults/test_postgres_chaos.py tests/faults/test_replica_chaos.py tests/cluster/test_cluster_chaos.py tests/faults/test_damaged_state.py tests/faults/test_full_disk.py tests/faults/test_io_faults.py
 
 RUNS ?= 1000
 STREAMS ?= 2000
@@ -244,6 +244,9 @@ figures: $(INSTALLED) ## Write the figures of the last benchmark into README.md 
 
 bench-cluster: $(INSTALLED) ## Benchmark a Dask cluster of 1 to 8 workers against the process pool
 	$(BIN)/python -m benchmarks --only cluster
+
+bench-replicas: $(INSTALLED) ## Benchmark 1, 2 and 4 servers on one PostgreSQL (needs the package postgresql)
+	$(BIN)/python -m benchmarks --only replicas
 
 scale: $(INSTALLED) ## Measure the cost of a cell, an event, a MB and a run at three sizes
 	$(BIN)/python -m benchmarks --only scaling

@@ -21,6 +21,7 @@ from benchmarks import (
     growth,
     open_pages,
     pace,
+    replicas,
     scaling,
     speed,
     startup,
@@ -115,6 +116,13 @@ def _cluster(results: Results, rounds: int) -> None:
     results.shown.append(partial(growth.show, *grown))
 
 
+def _replicas(results: Results, rounds: int) -> None:
+    figures, rows = replicas.measure(rounds)
+    results.figures += figures
+    results.more["replicas"] = replicas.record(rows)
+    results.shown.append(partial(replicas.show, rows))
+
+
 @contextmanager
 def _service(*options: str) -> Iterator[tuple[Service, Server]]:
     with served(*options) as server, grpc.insecure_channel(server.address) as channel:
@@ -132,9 +140,10 @@ MEASURE = {
     "endings": _endings,
     "scaling": _scaling,
     "cluster": _cluster,
+    "replicas": _replicas,
 }
 PARTS = ("speed", "floods", "flow", "open-pages", "pace", "budget", "startup", "endings")
-MORE = ("scaling", "cluster")
+MORE = ("scaling", "cluster", "replicas")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Start servers for the benchmark."""
 
 import compileall
+import io
 import json
 import os
 import signal
@@ -45,11 +46,12 @@ class Server:
         raise RuntimeError(f"the server did not log {event!r}: {self._entries[-5:]}")
 
     def _read(self) -> None:
-        for line in self.process.stderr or ():
-            if line.startswith("{"):
-                with self._changed:
-                    self._entries.append(json.loads(line))
-                    self._changed.notify_all()
+        with self.process.stderr or io.StringIO() as log:
+            for line in log:
+                if line.startswith("{"):
+                    with self._changed:
+                        self._entries.append(json.loads(line))
+                        self._changed.notify_all()
         with self._changed:
             self._ended = True
             self._changed.notify_all()
