@@ -29,10 +29,10 @@ def _hurries() -> None:
 
     insert, order = Store.insert, Path(os.environ[ORDER])
 
-    def insert_nothing(self: Store, *args: Any) -> Coroutine[Any, Any, int]:
-        return asyncio.sleep(0, 2**40) if order.exists() else insert(self, *args)
+    def insert_nothing(self: Store, *args: Any, **options: Any) -> Coroutine[Any, Any, int]:
+        return asyncio.sleep(0, 2**40) if order.exists() else insert(self, *args, **options)
 
-    Store.insert = insert_nothing  # type: ignore[method-assign, assignment] # passes on what it gets
+    Store.insert = insert_nothing  # type: ignore[method-assign] # passes on what it gets
 
 
 def _forgets() -> None:

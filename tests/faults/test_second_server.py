@@ -47,6 +47,12 @@ def sockets(server: Server) -> Path:
     return (server.state_dir / "scratch").readlink()
 
 
+def vanish(folder: Path) -> None:
+    """Removes a folder at once, while a server may be writing to it."""
+    doomed = folder.rename(folder.with_name(f"{folder.name}-gone"))
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 def entries(*folders: Path) -> dict[str, tuple[int, ...]]:
     """Every file, folder and link below some folders: which one it is, and when it was changed."""
     found = [one for folder in folders for one in (folder, *folder.rglob("*"))]
@@ -196,7 +202,7 @@ def test_a_run_that_goes_on_is_not_disturbed(first: Server, gate: Gate) -> None:
     """Its sockets are connected, so it does not need their names."""
     with started(first.stub, inline(f"print(1, flush=True)\n{gate.source}", "print(2)")) as run:
         reach(first.stub, run.run_id, "cell_output")
-        shutil.rmtree(sockets(first))
+        vanish(sockets(first))
         gate.open()
         events = list(first.stub.Progress(pb.ProgressRequest(run_id=run.run_id), timeout=SECONDS))
     assert events[-1].run_changed.state == pb.RUN_STATE_SUCCEEDED
@@ -204,7 +210,7 @@ def test_a_run_that_goes_on_is_not_disturbed(first: Server, gate: Gate) -> None:
 
 def test_a_worker_that_died_without_the_folder_is_replaced(first: Server) -> None:
     """The folder is made again for it."""
-    shutil.rmtree(sockets(first))
+    vanish(sockets(first))
     os.kill(worker_of(first), signal.SIGKILL)
     perform(first.stub, inline("1"))
     succeeds(first)
@@ -216,7 +222,7 @@ def test_health_tells_while_no_run_can_start(first: Server) -> None:
     states = health.Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS)
     assert next(states).status == SERVING
     folder = sockets(first)
-    shutil.rmtree(folder)
+    vanish(folder)
     folder.write_text("not a folder")
     assert next(states).status == NOT_SERVING
     refusal = refused(lambda: first.stub.Start(inline("1"), timeout=SECONDS))
