@@ -24,7 +24,7 @@ from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.audit import AccessChange, AuditLog
 from notebook_runner_server.config import Settings
 from notebook_runner_server.confinement.environment import allowed
-from notebook_runner_server.errors import StorageFullError
+from notebook_runner_server.errors import NotReadyError, StorageFullError
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution import options
 from notebook_runner_server.execution.interface import Backend
@@ -237,7 +237,9 @@ class App:
     async def _apply_webhooks(self) -> None:
         # Of the servers of a history, one sends them.
         if self._manager.is_first:
-            await self._webhooks.apply()
+            # The loss of a database is logged where it was noticed.
+            with contextlib.suppress(NotReadyError):
+                await self._webhooks.apply()
 
     async def main_loop(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set."""

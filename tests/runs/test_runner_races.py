@@ -7,6 +7,7 @@ happen; these stores decide what does.
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from notebook_runner_server.runs.replicas import ClaimedError
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import RunRecord
 from tests.runs.fakes import DONE, FakeBackend, ended, events_of, reach, running, settled, spec, states
-from tests.runs.stores import a_store
+from tests.runs.samples import changed
+from tests.runs.stores import a_store, append
 
 S = RunState
 Between = Callable[[], Awaitable[object]]
@@ -216,3 +218,19 @@ async def test_a_run_that_another_server_has_ended_while_this_one_began_it(
         assert active.is_elsewhere
         assert active.run.state is S.QUEUED
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_what_another_server_has_written_is_newer(tmp_path: Path) -> None:
+    """A run that waits here is shown as the history has it, before this server learns who executes it."""
+    store = a_store(Store, tmp_path)
+    async with running(store, FakeBackend(), 1) as runner:
+        await runner.start(spec())
+        waiting = await runner.start(spec())
+        record = await store.find(waiting.run_id)
+        assert record is not None
+        begun = replace(record.run, state=S.STARTING, start_time=2)
+        await append(store, record.position, begun, changed(2, begun))
+        assert (await runner.find(waiting.run_id)).state is S.STARTING
+        (_, newest), *_ = (await runner.list(2**62, 2, [], {}))[0]
+        assert isinstance(newest, Run)
+        assert newest.state is S.STARTING

@@ -714,7 +714,7 @@ class RunManager:
         """
         record, active = await self._current(run_id)
         _check_owner(record)
-        if active is None and record.run.state.is_terminal:
+        if record.run.state.is_terminal and (active is None or not active.is_claimed):
             return record.run, 0
         if active is not None and active.run.state.is_terminal:
             return active.run, 0
@@ -803,7 +803,8 @@ class RunManager:
     def _newest_state(self, run: Run) -> Run:
         """Return a stored run in its newest state, with its position in the queue."""
         active = self._dispatcher.find(run.run_id)
-        if active is None:
+        # A run that waits here may have been begun by another server, which this one learns later.
+        if active is None or (not active.is_claimed and run.state is not RunState.QUEUED):
             return run
         return dataclasses.replace(active.run, queue_position=self._dispatcher.queue_position(active))
 
