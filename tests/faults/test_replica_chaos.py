@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.process_pool("on a cluster runs outlive their server"),
 ]
 
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or secrets.randbits(32)
 
 
