@@ -148,7 +148,7 @@ def test_whichever_server_is_free_executes(pair: Pair, gate: Gate) -> None:
     gate.open(2)
     finish(pair.one.stub, second.run_id)
     finish(pair.one.stub, first.run_id)
-    # What is told at one server counts at the other.
+    # An end that one server has reported counts at the other.
     assert perform(pair.two.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
 
 

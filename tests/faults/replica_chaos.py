@@ -66,7 +66,7 @@ REPLICA_FAULTS = (
 DATABASE_SHARE = 0.2
 # Runs of earlier rounds that are read again in each round.
 READ_AGAIN = 5
-# What a caller may be told while faults happen, apart from UNAVAILABLE.
+# The errors that a caller may get while faults happen, apart from UNAVAILABLE.
 TOLERATED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 BUSY, STOPPING = "RUNNER_BUSY", "CANCELLED"
 FIRST_CELL = """
@@ -107,7 +107,7 @@ class Replica:
     def __init__(self, number: int, folder: Path, database: Postgres, name: str, seed: int) -> None:
         self.number = number
         self.proxy = PostgresProxy(database.port, seed)
-        # Held by whoever does something to it.
+        # Held while something is done to it.
         self.busy = threading.Lock()
         self._folder = folder
         self._url = database.url(name, port=self.proxy.port, options=PLAIN)
@@ -328,7 +328,7 @@ class ReplicaChaos:
             self.violations.append(violation)
 
     def note(self, text: str) -> None:
-        """Writes down what happened, for whoever looks for the cause of a violation."""
+        """Writes down what happened, to find the cause of a violation."""
         with self._lock, self._trace.open("a") as file:
             file.write(f"{time.time():.3f} {text}\n")
 
@@ -477,7 +477,7 @@ class ReplicaChaos:
         for entry in entries:
             if "exc_info" in entry or "exception" in entry:
                 self.object_to(f"{server.mark} logged {entry}")
-        # A worker whose server is gone may say that nobody reads what it sends.
+        # A worker whose server is gone may complain about a closed connection.
         if server.process.poll() in {None, 0} and any("Traceback" in line for line in server.noise):
             self.object_to(f"{server.mark} printed {''.join(server.noise)}")
         server.noise.clear()

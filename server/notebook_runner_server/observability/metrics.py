@@ -85,7 +85,7 @@ class Metrics:
                 self._runs.cells.labels(outcome.value).observe(duration)
 
     def on_left(self, run_context: RunContext) -> None:
-        """Count a run no more, which another server executes."""
+        """Stop counting a run that another server executes."""
         self._runs.left(run_context.run_id, run_context.owner)
 
 

@@ -454,7 +454,7 @@ class PostgresDatabase:
         )
         if seconds == float("inf"):
             return await reading
-        # The caller may leave before the answer, and then nobody else takes the exception.
+        # If the caller leaves before the answer, no other code retrieves the exception.
         reading.add_done_callback(lambda late: late.cancelled() or late.exception())
         # A database that does not answer must not keep the caller waiting.
         finished, _ = await asyncio.wait({reading}, timeout=seconds + _PAUSE)

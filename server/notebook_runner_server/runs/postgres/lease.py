@@ -173,7 +173,7 @@ class StoreLease:
 
     @property
     def gone(self) -> Sequence[Row]:
-        """The servers that are gone, and that nobody has replaced."""
+        """The servers that are gone, and that no other server has replaced."""
         limit = time.monotonic() - self._seconds * _OTHERS_SHARE
         return [
             row

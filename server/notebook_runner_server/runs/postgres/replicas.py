@@ -23,7 +23,7 @@ from notebook_runner_server.runs.replicas import (
 )
 
 _UNENDED = ", ".join(f"'{state}'" for state in sorted(tables.UNENDED))
-# Claims are ordered by the commits of the changes that they belong to: whoever holds this lock sees all.
+# Claims are ordered by the commits of their changes: a transaction with this lock sees all earlier ones.
 _ORDERED = "SELECT 1 FROM history FOR NO KEY UPDATE"
 
 _AT_WORK = ", ".join(f"'{state}'" for state in sorted(set(tables.UNENDED) - {RunState.QUEUED.value}))
