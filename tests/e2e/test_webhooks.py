@@ -11,6 +11,7 @@ import grpc
 import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
 from standardwebhooks import Webhook
 
 from notebook_runner import AsyncClient, Client
@@ -70,7 +71,9 @@ def check(event: dict[str, Any], run: pb.Run, kind: str) -> None:
     assert event["type"] == kind
     assert event["source"].startswith("urn:notebook-runner:")
     assert json_format.ParseDict(event["data"], pb.Run()) == run
-    assert event["time"].startswith(run.end_time.ToJsonString()[:22])
+    time = Timestamp()
+    time.FromJsonString(event["time"])
+    assert time.ToMicroseconds() == run.end_time.ToMicroseconds()
 
 
 @pytest.mark.fault

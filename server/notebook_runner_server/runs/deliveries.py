@@ -50,7 +50,7 @@ class Delivery:
         run_id: The run.
         owner: Its owner.
         state: The state that began.
-        time: When, in nanoseconds since the epoch; zero: unknown, the run was deleted.
+        time: When the run ended or started, in nanoseconds since the epoch; zero: unknown, it was deleted.
         run: The run at that time; None: it was deleted, or its event is damaged.
         history_id: The history.
         uri: The URI of its notification; empty: it has none for the receiver.
@@ -240,7 +240,7 @@ def _read(db: Connection, row: tuple[Any, ...], wanted: DeliveryFilter, history_
 
 
 def _read_run(db: Connection, row: tuple[Any, ...]) -> tuple[Run | None, int]:
-    """Return a run as its event has it, with the event's time; None: it was deleted or is damaged."""
+    """Return a run as its event has it, and when it ended or started; None: it was deleted or is damaged."""
     _, position, sequence, _, _ = row
     if not db.execute("SELECT 1 FROM runs WHERE position = ?", (position,)).fetchone():
         return None, 0
@@ -248,7 +248,10 @@ def _read_run(db: Connection, row: tuple[Any, ...]) -> tuple[Run | None, int]:
         event = tables.find_state(db, position, sequence)
     except DamagedRunError:
         return None, 0
-    return (event.body.run, event.time) if isinstance(event.body, RunChanged) else (None, 0)
+    if not isinstance(event.body, RunChanged):
+        return None, 0
+    # Not the event's time: it is written a little later than what it tells.
+    return event.body.run, event.body.run.end_time or event.body.run.start_time
 
 
 def _find_damaged(db: Connection, position: int) -> tuple[str, str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cloudevents.core.bindings.http import to_structured_event
@@ -24,6 +24,7 @@ TYPE_ENDED = "notebook_runner.run.ended.v1"
 MAX_BYTES = 1024 * 1024
 """Maximum size of the data of an event; the largest fields of a run that is larger are left out."""
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _ALWAYS = ("runId", "state", "owner")
 
 
@@ -43,7 +44,7 @@ def encode(delivery: Delivery) -> bytes:
         "datacontenttype": "application/json",
     }
     if delivery.time:
-        attributes["time"] = datetime.fromtimestamp(delivery.time / 1e9, UTC)
+        attributes["time"] = _EPOCH + timedelta(microseconds=delivery.time // 1000)
     # Names of extensions have only lower-case letters and digits.
     if omitted:
         attributes["omittedfields"] = ",".join(omitted)
