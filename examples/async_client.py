@@ -14,7 +14,7 @@ from notebook_runner import AsyncClient, Printed, RunFailed
 
 
 async def run_for(client: AsyncClient, seconds: float, notebook: str) -> str:
-    """Run a notebook for at most `seconds`, and return what it printed last.
+    """Run a notebook for at most `seconds`, and return the last line that it printed.
 
     A time-out or a cancellation of this task kills the run as well.
 
@@ -28,20 +28,20 @@ async def run_for(client: AsyncClient, seconds: float, notebook: str) -> str:
         async with asyncio.timeout(seconds):
             async for event in run.progress():
                 if isinstance(event, Printed):
-                    printed = event.text
+                    printed += event.text
             (await run.wait()).raise_for_state()
     finally:
         killed = await run.kill()  # does nothing to a run that has ended
         if killed.processes_ended:
             print(f"ended {killed.processes_ended} processes", file=sys.stderr)
-    return printed
+    return printed.rstrip().rpartition("\n")[2]
 
 
 async def main(seconds: str = "60", notebook: str = "examples/quickstart.ipynb") -> int:
     """Run the notebook, and return an exit code."""
     async with AsyncClient() as client:
         try:
-            print(await run_for(client, float(seconds), notebook), end="")
+            print(await run_for(client, float(seconds), notebook))
         except TimeoutError:
             print(f"the run did not finish within {seconds} s", file=sys.stderr)
             return 1

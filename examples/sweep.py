@@ -83,11 +83,14 @@ class Sweep:
     async def _follow(self, run: AsyncRun, seed: int) -> None:
         """Show a run, and keep its last line of output, or its failure."""
         bar = self._view.add_task(f"seed {seed}", total=run.cells_total)
+        printed = ""
         async for event in run.progress():
             self._view.update(bar, completed=event.cells_completed)
             match event:
                 case Printed(text):
-                    self.results[seed] = text.strip()
+                    # A line may come in several pieces.
+                    printed += text
+                    self.results[seed] = printed.strip().rpartition("\n")[2]
                 case StateChanged() if failure := event.run.failure:
                     self.results[seed] = f"[red]{failure.message}[/red]"
         self._view.remove_task(bar)
