@@ -122,7 +122,7 @@ container: install ## Build the image, and test it and all that starts it (needs
 ROUNDS ?= 500
 SEED ?= 0
 chaos: install ## Kill processes, fill disks, fail file operations and damage state folders at random, ROUNDS rounds each (SEED=0: a random seed)
-	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) DAMAGE_ROUNDS=$(ROUNDS) DAMAGE_SEED=$(SEED) FULL_DISK_ROUNDS=$(ROUNDS) \
+	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) CHAOS_LEASE=3 DAMAGE_ROUNDS=$(ROUNDS) DAMAGE_SEED=$(SEED) FULL_DISK_ROUNDS=$(ROUNDS) \
 	  FULL_DISK_SEED=$(SEED) IO_FAULT_ROUNDS=$(ROUNDS) IO_FAULT_SEED=$(SEED) \
 	  $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_chaos.py tests/faults/test_postgres_chaos.py tests/faults/test_replica_chaos.py tests/cluster/test_cluster_chaos.py tests/faults/test_damaged_state.py tests/faults/test_full_disk.py tests/faults/test_io_faults.py
 

@@ -21,8 +21,14 @@ from tests.support.server import Server
 # starts: tests that press it would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What a property says of itself goes before.
-settings.register_profile("tests", deadline=None, database=None, max_examples=300)
+# What a property says of itself goes before. How long examples take to make is a matter of the machine.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    database=None,
+    max_examples=300,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("tests")
 # `make mutation` chooses it: a failure counts there, and not the shortest example that has it.
 settings.register_profile(

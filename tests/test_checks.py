@@ -165,7 +165,7 @@ def test_a_state_folder_without_permission() -> None:
         state = closed / "a" / "b"
         command = [*as_nobody(home), str(PROGRAM), "--check", "--state-dir", str(state)]
         done = subprocess.run(
-            command, env=clean(HOME=str(home)), capture_output=True, text=True, timeout=60, check=False
+            command, env=clean(HOME=str(home)), capture_output=True, text=True, timeout=600, check=False
         )
     told = f"--state-dir {state} cannot be used: no permission to write to {closed}."
     assert (done.returncode, told in done.stderr) == (1, True), done.stderr

@@ -10,7 +10,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.config import Settings
 from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.runs.shares import ShareRule
-from tests.support.calls import duration, inline, perform
+from tests.support.calls import inline, perform
 from tests.support.server import Server
 from tests.support.settings import parsed, refusal
 from tests.support.warm import ON, ready
@@ -138,7 +138,7 @@ def test_the_state_folder_may_be_relative(tmp_path: Path) -> None:
     """It is where the server was started, for its workers and kernels as well, wherever they work."""
     with Server(Path("state"), *ON, "--log-level", "debug", folder=tmp_path) as server:
         ready(server)
-        run, _ = perform(server.stub, inline("print(1)", run_timeout=duration(10)))
+        run, _ = perform(server.stub, inline("print(1)"))
     assert run.state == pb.RUN_STATE_SUCCEEDED
     assert (tmp_path / "state" / "runs" / run.run_id).is_dir()
 

@@ -20,7 +20,7 @@ def printed(program: str, *arguments: str) -> str:
         env=clean(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=True,
     )
     return done.stdout.strip()

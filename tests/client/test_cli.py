@@ -12,6 +12,7 @@ from typing import Protocol
 import pytest
 
 from notebook_runner import Client
+from tests.support.calls import reach
 from tests.support.cases import FOLDER as CASES
 from tests.support.gate import Gate
 from tests.support.notebooks import code, notebook, parsed, printed, written
@@ -134,8 +135,11 @@ def test_kill_names_the_run_before_it_ends(
     make_server: Callable[..., Server], write: Callable[..., Path], gate: Gate
 ) -> None:
     """Without an id the command names the run that is executed, ends that one, and says when it had ended."""
-    command = command_for(make_server("--queue", "1").target)
+    server = make_server("--queue", "1")
+    command = command_for(server.target)
     running = command("start", write(gate.source)).stdout.strip()
+    # A server that has just started has no worker yet.
+    reach(server.stub, running, "cell_started")
     queued = command("start", write(gate.source)).stdout.strip()
     killed = command("kill")
     assert killed.stderr.startswith(f"killing run {running}: ")

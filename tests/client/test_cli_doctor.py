@@ -20,6 +20,7 @@ from typing_extensions import override
 from notebook_runner.cli import _doctor, main
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.server import Server
+from tests.support.warm import settled
 
 pytestmark = pytest.mark.e2e
 
@@ -124,6 +125,7 @@ def problem(found: dict[str, dict[str, Any]]) -> tuple[str, str, str]:
 
 def test_a_server_that_is_well(server: Server) -> None:
     """A real server is well, and its version, kernels and spares are told."""
+    settled(server)
     found = examined(server.target)
     assert list(found) == ["connection", "TLS", "token", "version", "kernels", "warm kernels", "runs"]
     assert all(finding["ok"] for finding in found.values())
@@ -132,6 +134,7 @@ def test_a_server_that_is_well(server: Server) -> None:
 
 def test_what_it_says_to_people(server: Server) -> None:
     """To people it tells a line for each thing, and what to do below each problem."""
+    settled(server)
     well = CliRunner().invoke(main, ["--target", server.target, "doctor"])
     assert well.stdout.splitlines()[-1] == "all checks passed"
     ill = CliRunner().invoke(main, ["--target", SILENT, "doctor"])

@@ -40,7 +40,7 @@ def test_a_service_that_is_not_there(server: Server, service: str) -> None:
 
 def test_nothing_is_there() -> None:
     """Without a server the exit code is the one of what cannot be reached."""
-    found = asked("127.0.0.1:1", "--timeout", "1")
+    found = asked("127.0.0.1:1", "--timeout", "60")
     assert (found.stdout, found.exit_code) == ("", 8)
     assert "Cannot reach 127.0.0.1:1: connection refused." in found.stderr
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from notebook_runner.cli import main
 from notebook_runner.cli._calls import CommandClient
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.completion import PATIENT
 from tests.support.fake_server import FakeServer, refusal
 from tests.support.notebooks import code, content, notebook, parsed, written
 from tests.support.terminal import on_a_terminal
@@ -26,24 +28,19 @@ pytestmark = pytest.mark.integration
 PROGRAM = Path(sys.executable).with_name("notebook-runner")
 SECONDS = 60.0
 ID = "20261129-080000-0123abcd"
-NOW = Timestamp()
-NOW.GetCurrentTime()
 
 
 def at(seconds: float) -> Timestamp:
     """A time so many seconds from now."""
-    time = Timestamp()
-    time.FromNanoseconds(NOW.ToNanoseconds() + round(seconds * 1e9))
-    return time
+    moment = Timestamp()
+    moment.FromNanoseconds(time.time_ns() + round(seconds * 1e9))
+    return moment
 
 
 FAILED = pb.Run(
     run_id=ID,
     name="report",
     state=pb.RUN_STATE_FAILED,
-    create_time=at(-7200),
-    start_time=at(-7199),
-    end_time=at(-7196.5),
     cells_total=9,
     cells_completed=3,
     kernel_name="python3",
@@ -69,13 +66,20 @@ FAILED = pb.Run(
 DONE = pb.Run(
     run_id="20261129-090000-4567cdef",
     state=pb.RUN_STATE_SUCCEEDED,
-    create_time=at(-60),
-    start_time=at(-60),
-    end_time=at(-58),
     cells_total=1,
     cells_completed=1,
 )
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def now() -> None:
+    """Makes the runs two hours and a minute old, however long earlier tests have taken."""
+    for run, age, seconds in ((FAILED, 7200.0, 2.5), (DONE, 60.0, 2.0)):
+        begin = at(-age)
+        run.create_time.CopyFrom(begin)
+        run.start_time.FromNanoseconds(begin.ToNanoseconds() + 10**9)
+        run.end_time.FromNanoseconds(run.start_time.ToNanoseconds() + round(seconds * 1e9))
 
 
 @pytest.fixture
@@ -395,7 +399,7 @@ def completed(fake: FakeServer, folder: Path, line: str) -> list[str]:
         "COMP_CWORD": str(len(words) - 1),
         "PATH": "",
     }
-    done = subprocess.run([PROGRAM], check=True, capture_output=True, text=True, env=settings, cwd=folder)
+    done = subprocess.run(PATIENT, check=True, capture_output=True, text=True, env=settings, cwd=folder)
     return done.stdout.splitlines()
 
 

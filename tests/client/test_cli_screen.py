@@ -20,6 +20,7 @@ from tests.support.gate import Gate
 from tests.support.notebooks import notebook, written
 from tests.support.server import Server
 from tests.support.tmux import Screen, dense, needs_tmux
+from tests.support.warm import settled
 
 pytestmark = [pytest.mark.e2e, needs_tmux]
 
@@ -76,18 +77,21 @@ def test_a_run_from_its_start_to_its_end(show: Show, write: Write, gate: Gate, c
     assert lines[2].startswith("✓")
     assert "3/3" in lines[2]
     assert lines[3].startswith("slowest")
-    assert "cell 2: import time" in "\n".join(lines[3:5])
+    # Others may have taken longer.
+    assert "cell 2: import time" in "\n".join(lines[3:6])
 
 
 def test_an_estimate_when_there_is_room(show: Show, write: Write, gate: Gate) -> None:
     """After some cells, and some seconds, the bar tells how long the rest may take; not before."""
-    cells = [gate.source, "import time; time.sleep(3)", "1", gate.source, *["1"] * 12]
+    cells = [gate.source, f"import time; time.sleep(3)\n{gate.source}", "1", gate.source, *["1"] * 12]
     with show("run", write(*cells)) as screen:
         screen.until("0/16")
         gate.open()
-        assert "left" not in "".join(screen.until(lambda lines: "1/16" in lines[-1]))
+        assert "left" not in "".join(screen.until("1/16"))
+        gate.open()
+        # How long depends on the test, which has kept the cells waiting.
         (line,) = [line for line in screen.until("3/16") if "left" in line]
-        assert "~0:1" in line
+        assert re.search(r"~\d+:\d\d", line)
         gate.open()
         assert screen.exit_code() == 0
 
@@ -126,7 +130,8 @@ def test_ctrl_c_asks_and_goes_on(show: Show, write: Write, gate: Gate) -> None:
 def test_ctrl_c_kills(show: Show, write: Write, gate: Gate) -> None:
     """Ctrl-C and `k` kill the run, and the command ends as it did."""
     with show("run", write(gate.source)) as screen:
-        screen.until("0/1")
+        # The cell has begun when its first line is there.
+        screen.until("import os")
         screen.press("C-c")
         screen.until("[k]ill")
         screen.press("k")
@@ -158,10 +163,10 @@ def test_a_terminal_that_changes_its_width(show: Show, write: Write, gate: Gate)
     with show("run", write("print('hello')", f"{gate.source}; " + "1; " * 40)) as screen:
         screen.until("1/2")
         screen.resize(40)
-        screen.until(lambda lines: "1/2" in lines[-1] and len(lines[-1]) <= 40)
+        screen.until(lambda lines: "1/2" in "".join(lines[-1:]) and len(lines[-1]) <= 40)
         assert "hello" in screen.all_lines()
         screen.resize(100)
-        screen.until(lambda lines: len(lines[-1]) > 60)
+        screen.until(lambda lines: len("".join(lines[-1:])) > 60)
         assert "hello" in screen.all_lines()
         gate.open()
         assert screen.exit_code() == 0
@@ -176,6 +181,7 @@ def test_lists_and_doctor_fit(show: Show, write: Write, server: Server) -> None:
         heading, row = screen.lines()
     assert heading.split() == ["RUN", "STATE", "CELLS", "AGE", "TOOK", "NAME", "LABELS"]
     assert row.split()[-1] == "test=screen"
+    settled(server)
     with show("doctor") as screen:
         assert screen.exit_code() == 0
         lines = screen.lines()
@@ -250,7 +256,8 @@ def test_waiting_for_a_busy_server(
         busy = client.start(notebook(gate.source)).id
         with Screen(tmp_path, PROGRAM, "--target", target, "run", write("1"), "--wait") as waiting:
             waiting.until(f"waiting: run {busy}")
-            waiting.until("… 2s")
+            # A second may pass unseen.
+            waiting.until(lambda lines: re.search(r"… ([2-9]|\d\d+)s", "".join(lines)) is not None)
             gate.open()
             assert waiting.exit_code() == 0
             lines = waiting.lines()
@@ -274,7 +281,9 @@ def test_a_server_that_goes_and_comes(tmp_path: Path) -> None:
         # Not before the connection is cut, because the stream would end in order then.
         fake.stop()
         over.set()
-        screen.until("connection lost, reconnecting … 2 s")
+        # A second may pass unseen.
+        lost = re.compile(r"connection lost, reconnecting … ([2-9]|\d\d+) s")
+        screen.until(lambda lines: any(map(lost.search, lines)))
         fake.answers("Progress", changed(2, ENDED))
         fake.serve()
         assert screen.exit_code() == 0
@@ -369,7 +378,8 @@ def test_attempts_on_the_screen(tmp_path: Path, columns: int) -> None:
     with Screen(
         tmp_path, PROGRAM, "--target", fake.target, "run", "--retries", "1", columns=columns
     ) as screen:
-        lines = screen.until("not before 2096-10-02")
+        # A terminal can be seen while it draws.
+        lines = screen.until(lambda lines: "0/?" in "".join(lines) and "before 2096-10-02" in "".join(lines))
         assert all(len(line) <= columns for line in lines)
         assert lines[0].startswith("✗")
         assert "1/3" in lines[0]

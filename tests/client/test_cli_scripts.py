@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.support.completion import PATIENT
 from tests.support.gate import Gate
 from tests.support.notebooks import content, parsed, printed
 from tests.support.server import Server
@@ -28,12 +29,15 @@ def command(server: Server, tmp_path: Path) -> Command:
     """Runs the command in a folder of its own, with more variables where they are given."""
 
     def run(
-        *arguments: str | Path, stdin: bytes = b"", **variables: str
+        *arguments: str | Path,
+        stdin: bytes = b"",
+        program: Sequence[str | Path] = (PROGRAM,),
+        **variables: str,
     ) -> subprocess.CompletedProcess[bytes]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("NOTEBOOK_RUNNER_")}
         environment = {**inherited, "NOTEBOOK_RUNNER_TARGET": server.target, **variables}
         return subprocess.run(
-            [PROGRAM, *arguments],
+            [*program, *arguments],
             cwd=tmp_path,
             env=environment,
             input=stdin,
@@ -175,8 +179,9 @@ def test_open_where_no_browser_is(command: Command, write: Write) -> None:
 
 def completed(command: Command, line: str) -> list[str]:
     """What bash offers at the end of a line."""
-    words = line.split(" ")
-    done = command(_NOTEBOOK_RUNNER_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1))
+    words = str(len(line.split(" ")) - 1)
+    settings = {"_NOTEBOOK_RUNNER_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": words}
+    done = command(program=PATIENT, **settings)
     return [offer.split(",")[1] for offer in done.stdout.decode().split()]
 
 

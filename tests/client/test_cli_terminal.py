@@ -11,6 +11,7 @@ import pytest
 from notebook_runner import _printable
 from notebook_runner.cli import _terminal
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.completion import PATIENT
 from tests.support.fake_server import FakeServer
 from tests.support.terminal import on_a_terminal
 
@@ -212,7 +213,7 @@ def test_a_shell_completes_only_what_can_be_typed(fake: FakeServer) -> None:
         "COMP_CWORD": "5",
         "PATH": "",
     }
-    done = subprocess.run([PROGRAM], check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run(PATIENT, check=True, capture_output=True, text=True, env=environment)
     assert done.stdout == "plain,html\n"
 
 

@@ -175,8 +175,9 @@ def test_the_limit_of_a_wait_is_for_all_attempts(fake: FakeServer, collect: Coll
     fake.answers("Progress", changed(1, run(2, pb.RUN_STATE_RUNNING)), *[grpc.StatusCode.UNAVAILABLE])
     for _ in range(50):
         fake.answers("Progress", grpc.StatusCode.UNAVAILABLE)
-    with pytest.raises(TimeoutError, match=r"Run r2 has not ended within 0\.5 s"):
-        collect("wait", "r1", timeout=0.5)
+    # Long enough for a busy machine to come to the second attempt.
+    with pytest.raises(TimeoutError, match=r"Run r2 has not ended within 4 s"):
+        collect("wait", "r1", timeout=4)
 
 
 def test_each_attempt_has_what_is_left_of_the_limit(fake: FakeServer) -> None:

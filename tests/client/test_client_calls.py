@@ -119,6 +119,7 @@ def test_newest_run_needs_no_id(client: Client) -> None:
 
 def test_kill_and_list(client: Client, gate: Gate) -> None:
     """A killed run is listed as such, by state, by label and by time."""
+    client.run(HELLO)
     run = client.start(notebook(gate.source), labels={"test": "kill"})
     label = {"test": "kill"}
     assert list(client.runs(label=label, state="killed")) == []
@@ -242,12 +243,14 @@ def test_save_by_suffix(client: Client, tmp_path: Path) -> None:
 
 def test_events_of_a_run(client: Client) -> None:
     """Each event has its type, to be matched."""
-    run = client.start(notebook("import sys; print('out')", "print('err', file=sys.stderr)", "1", "raise E"))
+    # Texts in one piece each: `print` may send the end of the line on its own.
+    prints = "import sys; _ = sys.stdout.write('out')", "_ = sys.stderr.write('err')"
+    run = client.start(notebook(*prints, "1", "raise E"))
     seen = []
     for event in run.progress():
         match event:
             case Printed(text, stream):
-                seen.append(f"{stream} {text.strip()}")
+                seen.append(f"{stream} {text}")
             case Displayed(sizes=sizes, kind=kind):
                 seen.append(f"{kind} {', '.join(sizes)}")
             case CellRaised(name, message):

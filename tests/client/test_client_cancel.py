@@ -160,8 +160,10 @@ def alarm() -> Iterator[Callable[[float], object]]:
 def test_interrupt_at_any_moment_of_a_stream(fake: FakeServer, alarm: Callable[[float], object]) -> None:
     """Ctrl-C is KeyboardInterrupt wherever it hits a reader: no error of gRPC's locks, and no hang."""
     rounds = 300
+    # More than any machine reads until the alarm.
+    rest = [printed(number) for number in range(2, 20_000)]
     for _ in range(rounds):
-        fake.answers("Progress", changed(1, RUNNING), *map(printed, range(2, 2000)))
+        fake.answers("Progress", changed(1, RUNNING), *rest)
 
     def read(client: Client, seconds: float) -> None:
         for event in client.progress("r"):

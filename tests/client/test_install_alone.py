@@ -12,6 +12,7 @@ import pytest
 from tests.support.notebooks import notebook, written
 from tests.support.server import Server
 from tests.support.terminal import on_a_terminal
+from tests.support.warm import settled
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 600.0
@@ -110,6 +111,7 @@ def test_client_alone(wheel: Path, server: Server, tmp_path: Path, age: str) -> 
     values = ["-p", "a=1", "-p", "b", "2", "-y", "c: [3]"]
     assert "\nhello\n" in checked(*command, "run", path, *values, "-o", tmp_path / "out.ipynb")
     assert "a = 1\\n" in (tmp_path / "out.ipynb").read_text()
+    settled(server)
     assert "all checks passed" in checked(*command, "doctor")
     assert "_NOTEBOOK_RUNNER_COMPLETE" in checked(*command, "completion", "zsh")
     code, screen = on_a_terminal(*command, "run", path)

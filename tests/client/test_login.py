@@ -49,10 +49,7 @@ def trusting(make_server: Callable[..., Server], issuer: Issuer, tmp_path: Path)
     rules.chmod(0o600)
     options = ["--oidc-issuer", issuer.url, "--oidc-audience", AUDIENCE, "--oidc-scopes-file", str(rules)]
     server = make_server(*options, "--heartbeat-interval", "0.2")
-    end = time.monotonic() + SECONDS
-    while not server.logged("oidc_keys_fetched"):
-        assert time.monotonic() < end
-        pause()
+    server.logged("oidc_keys_fetched")
     return server
 
 
@@ -318,8 +315,8 @@ def test_a_stream_outlives_its_token(issuer: Issuer, trusting: Server, tmp_path:
     file.write_text(issuer.token())
     with Client(trusting.target, token_file=file) as client:
         run = client.start({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [SLEEPS]})
-        # The clocks may differ by 30 s.
-        file.write_text(issuer.token(exp=int(time.time()) - 25))
+        # The clocks may differ by 30 s, so it is valid for 12 s more: a busy machine needs some of them.
+        file.write_text(issuer.token(exp=int(time.time()) - 18))
         events = client.progress(run.id)
         assert next(events).sequence == 1
         file.write_text(issuer.token())

@@ -24,7 +24,7 @@ from notebook_runner_server.execution.options import WarmKernels
 from tests.support.cluster import EXECUTOR, Cluster
 from tests.support.notebooks import content
 
-TIMEOUT = 3.0
+TIMEOUT = 6.0
 OPTIONS = HostOptions(
     TIMEOUT,
     WarmKernels({}),

@@ -20,9 +20,11 @@ from tests.support.processes import is_alive
 
 pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
 
-TIMEOUT, LOST, SLACK = 3.0, 5.0, 3.0
-"""Seconds: --worker-timeout in most tests, how much later the server says that one is lost, and how much a
-busy machine may add."""
+TIMEOUT, LOST, SLACK = 6.0, 5.0, 60.0
+"""Seconds: --worker-timeout where a test waits for it, how much later the server says that one is lost, and
+how much a busy machine may add."""
+LONG_TIMEOUT = 60.0
+"""--worker-timeout where no worker may be lost."""
 
 TREE = """
 import os, subprocess, time
@@ -142,7 +144,7 @@ def test_a_short_cut_is_no_end(
 ) -> None:
     """A link that is back before the time-out: the run goes on, and no event is missing or doubled."""
     count = 700
-    course = Course(serve(6.0), tmp_path, count)
+    course = Course(serve(LONG_TIMEOUT), tmp_path, count)
     far.wire.cut()
     # The length of the cut is what is tried here; nothing is waited for.
     threading.Event().wait(seconds)
@@ -173,7 +175,7 @@ def test_kill_reaches_a_worker_that_comes_back(
     far: Far, serve: Callable[..., KillableServer], tmp_path: Path
 ) -> None:
     """An order that is given while the link is cut is carried out when it is back."""
-    course = Course(serve(30.0), tmp_path)
+    course = Course(serve(LONG_TIMEOUT), tmp_path)
     far.wire.cut()
     with ThreadPoolExecutor(1) as pool:
         kill = pool.submit(course.server.stub.Kill, pb.KillRequest(run_id=course.run_id), timeout=60)

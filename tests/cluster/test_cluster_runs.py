@@ -49,7 +49,7 @@ def calm(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield one
 
 
-def workers(server: KillableServer, count: int, seconds: float = 30.0) -> float:
+def workers(server: KillableServer, count: int, seconds: float = 60.0) -> float:
     """Waits until the server has so many slots; answers how long that took."""
     begin = time.monotonic()
     while server.stub.Info(pb.InfoRequest(), timeout=60).workers != count:
@@ -79,7 +79,7 @@ def test_as_many_runs_go_on_as_there_are_slots(calm: KillableServer, gate: Gate)
 
 def test_warm_kernels_of_all_workers_are_told(calm: KillableServer) -> None:
     """Info counts the kernels that wait on the workers."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while True:
         kernels = calm.stub.Info(pb.InfoRequest(), timeout=60).kernels
         if [(one.warm_ready, one.warm_wanted) for one in kernels if one.name == "python3"] == [(3, 3)]:
@@ -216,7 +216,7 @@ def test_a_run_that_no_server_asks_for_is_ended(serve: Serve) -> None:
     kernel(first, run)
     first.process.kill()
     first.process.wait()
-    figure(f"ended {gone(mark, 12.0):.1f} s after the death of its server")
+    figure(f"ended {gone(mark):.1f} s after the death of its server")
     second = serve()
     ended = finish(second.stub, run.run_id).run
     assert (ended.state, ended.failure.cause) == (pb.RUN_STATE_INTERRUPTED, pb.FAILURE_CAUSE_SERVER_DIED)

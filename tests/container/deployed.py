@@ -10,7 +10,8 @@ import trustme
 
 from notebook_runner import Client
 from tests.container.manifests import BASE, Manifest, find, pod_of, rendered
-from tests.container.podman import Pod, free_port, ready, volume
+from tests.container.podman import Pod, ready, volume
+from tests.support.ports import free_port
 from tests.support.server import PROGRAM
 
 

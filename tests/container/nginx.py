@@ -10,8 +10,8 @@ from typing import Self
 import trustme
 
 from tests.container.manifests import Manifest
-from tests.container.podman import free_port
 from tests.support.polling import pause
+from tests.support.ports import free_port
 
 NGINX = shutil.which("nginx") or "nginx"
 PREFIX = "nginx.ingress.kubernetes.io/"

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -77,13 +76,6 @@ def inspected_container(name: str) -> dict[str, Any]:
     return told
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return int(asked.getsockname()[1])
-
-
 @dataclass(frozen=True)
 class Process:
     """A process in a container: the machine's number of it, its state, and its command."""
@@ -91,6 +83,15 @@ class Process:
     pid: int
     state: str
     command: str
+
+
+def status(pid: int) -> dict[str, list[str]]:
+    """What Linux tells of a process; empty: it has just ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def volume(folder: Path) -> Path:

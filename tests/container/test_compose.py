@@ -19,11 +19,12 @@ from notebook_runner_server.config import ENVIRONMENT_PREFIX, Settings
 from notebook_runner_server.execution.processes import KILL_DEADLINE
 from notebook_runner_server.logs import LAST_SECONDS
 from notebook_runner_server.observability.traces import FLUSH_SECONDS
-from tests.container.podman import draining, free_port, inspected_container, ready
+from tests.container.podman import draining, inspected_container, ready
 from tests.container.test_manifests_fit import REST, TIMES, bytes_of, number, seconds, seconds_of
 from tests.container.test_pod import WRITES, performed, printed_by
 from tests.container.test_pod_ends import waiting
 from tests.support.pages import REPOSITORY
+from tests.support.ports import free_port
 from tests.support.server import PROGRAM
 
 FILE = REPOSITORY / "compose.yaml"

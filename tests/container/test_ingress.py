@@ -71,9 +71,9 @@ def caller(nginx: Nginx) -> HttpCaller:
     return HttpCaller(nginx.target, ssl.create_default_context(cafile=nginx.ca))
 
 
-def killed(stub: rpc.NotebookRunnerStub, run_id: str) -> pb.KillResponse:
-    """The answer to a Kill that takes three seconds."""
-    return stub.Kill(pb.KillRequest(run_id=run_id, grace_period=Duration(seconds=3)), timeout=SECONDS)
+def killed(stub: rpc.NotebookRunnerStub, run_id: str, seconds: int = 3) -> pb.KillResponse:
+    """The answer to a Kill that takes some seconds."""
+    return stub.Kill(pb.KillRequest(run_id=run_id, grace_period=Duration(seconds=seconds)), timeout=SECONDS)
 
 
 def test_grpc_through_nginx(nginx: Nginx, gate: Gate) -> None:
@@ -118,16 +118,16 @@ def test_the_time_out_is_about_silence(
 ) -> None:
     """Heartbeats keep a stream open beyond nginx's time-out; a silent Kill is cut, and done nevertheless."""
     server = make_server("--http-listen", "127.0.0.1:0", "--heartbeat-interval", "0.2")
-    with connected(serve(server, proxy_read_timeout="1")) as channel:
+    with connected(serve(server, proxy_read_timeout="4")) as channel:
         stub = rpc.NotebookRunnerStub(channel)
         run = start(stub, inline(STUBBORN))
         reach(stub, run.run_id, "cell_output")
         stream = stub.Progress(pb.ProgressRequest(run_id=run.run_id), timeout=SECONDS)
         beats = (event for event in stream if event.WhichOneof("event") == "heartbeat")
-        # Two seconds, at least.
-        for _ in range(10):
+        # Six seconds, at least.
+        for _ in range(30):
             next(beats)
         with pytest.raises(grpc.RpcError) as cut:
-            killed(stub, run.run_id)
+            killed(stub, run.run_id, seconds=10)
         assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
     assert finish(server.stub, run.run_id).run.state == pb.RUN_STATE_KILLED

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from notebook_runner import Client, FailureCause, Printed, Run, RunState
 from tests.container.deployed import Deployed
 from tests.container.manifests import BASE, FOLDER, container_of, find, pod_of, rendered
-from tests.container.podman import Pod
+from tests.container.podman import Pod, status
 from tests.support.calls import SECONDS, inline
 from tests.support.scrape import until
 
@@ -94,12 +94,12 @@ def test_callers_without_a_token_are_refused(deployed: Deployed) -> None:
 
 def test_what_the_processes_may_do(deployed: Deployed) -> None:
     """No process has root's number, a capability, or a way to get one; system calls are filtered."""
-    for process in deployed.pod.processes():
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        status = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
-        assert set(status["Uid"]) == set(status["Gid"]) == {"65532"}, process
-        assert {int(status[f"Cap{one}"][0], 16) for one in CAPABILITIES} == {0}, process
-        assert (status["NoNewPrivs"], status["Seccomp"]) == (["1"], ["2"]), process
+    found = {process: told for process in deployed.pod.processes() if (told := status(process.pid))}
+    assert found
+    for process, told in found.items():
+        assert set(told["Uid"]) == set(told["Gid"]) == {"65532"}, process
+        assert {int(told[f"Cap{one}"][0], 16) for one in CAPABILITIES} == {0}, process
+        assert (told["NoNewPrivs"], told["Seccomp"]) == (["1"], ["2"]), process
 
 
 def test_the_root_is_not_to_be_written(deployed: Deployed) -> None:

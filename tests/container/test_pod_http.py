@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tests.container.deployed import Deployed, certificate
 from tests.container.manifests import FOLDER, composed, container_of, find, probes
-from tests.container.podman import free_port
 from tests.support.http_client import HttpCaller
+from tests.support.ports import free_port
 
 
 def test_http_and_shares(deploy: Callable[..., Deployed], tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import pytest
 from notebook_runner import Client, FailureCause, Run, RunState
 from tests.container.deployed import Deployed, certificate
 from tests.container.manifests import FOLDER, container_of, find, pod_of, rendered
-from tests.container.podman import SECONDS, Pod, free_port, podman
+from tests.container.podman import SECONDS, Pod, podman, status
 from tests.container.test_pod import CAPABILITIES
 from tests.support.polling import pause
+from tests.support.ports import free_port
 
 OVERLAY = FOLDER / "overlays/dask"
 NAME = "notebook-runner-dask"
@@ -141,12 +142,13 @@ def test_runs_go_to_the_workers(cluster: Cluster, client: Client) -> None:
 
 def test_what_the_processes_may_do(cluster: Cluster) -> None:
     """As in the server's pod: no process has root's number, a capability, or a way to get one."""
-    for process in (one for pod in cluster.workers.values() for one in pod.processes()):
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        status = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
-        assert set(status["Uid"]) == set(status["Gid"]) == {"65532"}, process
-        assert {int(status[f"Cap{one}"][0], 16) for one in CAPABILITIES} == {0}, process
-        assert (status["NoNewPrivs"], status["Seccomp"]) == (["1"], ["2"]), process
+    processes = [one for pod in cluster.workers.values() for one in pod.processes()]
+    found = {process: told for process in processes if (told := status(process.pid))}
+    assert found
+    for process, told in found.items():
+        assert set(told["Uid"]) == set(told["Gid"]) == {"65532"}, process
+        assert {int(told[f"Cap{one}"][0], 16) for one in CAPABILITIES} == {0}, process
+        assert (told["NoNewPrivs"], told["Seccomp"]) == (["1"], ["2"]), process
 
 
 def test_who_has_no_certificate_is_told_nothing(cluster: Cluster) -> None:

@@ -17,11 +17,12 @@ from notebook_runner_server.execution.processes import KILL_DEADLINE
 from notebook_runner_server.logs import LAST_SECONDS
 from notebook_runner_server.observability.traces import FLUSH_SECONDS
 from tests.container.machine import UNIT, Machine
-from tests.container.podman import draining, free_port, ready
+from tests.container.podman import draining, ready, status
 from tests.container.test_manifests_fit import GI, REST, TIMES, number, seconds
 from tests.container.test_pod import CAPABILITIES, ENDLESS, ORPHAN, performed, printed_by
 from tests.container.test_pod_ends import waiting
 from tests.support.calls import inline
+from tests.support.ports import free_port
 
 ANALYZE = shutil.which("systemd-analyze") or "systemd-analyze"
 SECONDS = 60.0
@@ -182,14 +183,12 @@ def test_what_notebooks_may_not_do(client: Client) -> None:
 
 def test_what_the_processes_may_do(machine: Machine) -> None:
     """No process of the service has a capability, or a way to get one; system calls are filtered."""
-    processes = machine.processes()
-    assert len(processes) >= 3
-    for process in processes:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-        status = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
-        assert "0" not in status["Uid"], process
-        assert {int(status[f"Cap{one}"][0], 16) for one in CAPABILITIES} == {0}, process
-        assert (status["NoNewPrivs"], status["Seccomp"]) == (["1"], ["2"]), process
+    found = {process: told for process in machine.processes() if (told := status(process))}
+    assert len(found) >= 3
+    for process, told in found.items():
+        assert "0" not in told["Uid"], process
+        assert {int(told[f"Cap{one}"][0], 16) for one in CAPABILITIES} == {0}, process
+        assert (told["NoNewPrivs"], told["Seccomp"]) == (["1"], ["2"]), process
 
 
 def test_stop_drains(machine: Machine, client: Client, target: str) -> None:

@@ -21,7 +21,7 @@ from tests.support.pages import REPOSITORY
 
 pytestmark = pytest.mark.long
 
-SECONDS = 120
+SECONDS = 300
 # Reasons that the contract names and that the server's tree need not have: who may call is not asked yet, nor
 # are URIs read, and a fault of the server's own is no kind of error.
 NOT_IN_THE_TREE = {"MISSING_TOKEN", "BAD_TOKEN", "INTERNAL_ERROR", "UNKNOWN_METHOD", "UNKNOWN_SERVICE"}

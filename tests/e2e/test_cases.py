@@ -17,8 +17,8 @@ def one_text_for_each_stream(outcome: Outcome) -> None:
     """Texts of a stream that follow each other are one output; events stay as they came."""
     outputs = [(output.name, output.text) for output in outcome.notebook.cells[0].outputs]
     assert outputs == [("stdout", "0\n1\n2\n3\n4\n"), ("stderr", "other\n"), ("stdout", "last\nline\n")]
+    # How many there are depends on how fast the text is stored.
     events = [event.cell_output.stream.text for event in outcome.events if event.HasField("cell_output")]
-    assert len(events) > len(outputs)
     assert "".join(events) == "".join(text for _, text in outputs)
 
 
@@ -54,11 +54,13 @@ def no_word_of_the_sandbox(outcome: Outcome) -> None:
 
 
 failed = partial(Case, state=pb.RUN_STATE_FAILED, cause=pb.FAILURE_CAUSE_CELL_ERROR)
+# Long enough for a busy machine to come to the line in which a cell hangs.
+HUNG_SECONDS = 3.0
 timed_out = partial(
     Case,
     state=pb.RUN_STATE_TIMED_OUT,
     cause=pb.FAILURE_CAUSE_CELL_TIMEOUT,
-    fields={"cell_timeout": duration(1)},
+    fields={"cell_timeout": duration(HUNG_SECONDS)},
 )
 DENIED = ("sandbox (--sandbox) denies '/usr/share/notebook-runner-case'", "--writable-folders")
 HANGS: dict[str, Any] = {
@@ -89,22 +91,23 @@ CASES = (
         "image-missing",
         reports=("The cell raised FileNotFoundError: ", "no-such-picture.png", "Traceback"),
     ),
-    timed_out("cell-hangs", **HANGS, reports=("exceeded its time limit of 1 s", "time.sleep(1000)")),
+    timed_out("cell-hangs", **HANGS, reports=("exceeded its time limit of 3 s", "time.sleep(1000)")),
     timed_out(
         "cell-hangs",
         **HANGS,
         cause=pb.FAILURE_CAUSE_RUN_TIMEOUT,
-        fields={"run_timeout": duration(3)},
+        # With the start of a kernel.
+        fields={"run_timeout": duration(10)},
     ),
     timed_out(
         "cell-hangs",
         **HANGS,
         cause=pb.FAILURE_CAUSE_OUTPUT_TIMEOUT,
-        fields={"output_timeout": duration(1)},
+        fields={"output_timeout": duration(HUNG_SECONDS)},
     ),
     timed_out(
         "cell-swallows-interrupt",
-        fields={"cell_timeout": duration(1), "allow_errors": True},
+        fields={"cell_timeout": duration(HUNG_SECONDS), "allow_errors": True},
         shows=("goes on\n",),
         check=stopped,
     ),
@@ -146,7 +149,7 @@ def test_case(case: Case, server: Server) -> None:
 def test_the_grace_period_ends(make_server: Callable[..., Server]) -> None:
     """A cell that goes on after the interrupt is killed when the operator's grace period is over."""
     case = timed_out("cell-ignores-interrupt", shows=("goes on\n",), check=stopped)
-    carry_out(make_server("--interrupt-grace", "1"), case)
+    carry_out(make_server("--interrupt-grace", "3"), case)
 
 
 def test_no_grace_period_is_no_interrupt(make_server: Callable[..., Server]) -> None:

@@ -19,6 +19,7 @@ from notebook_runner import Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import executed, inline, perform, struct
 from tests.support.errors import refused
+from tests.support.gate import Gate
 from tests.support.notebooks import code
 from tests.support.reference import Reference
 from tests.support.server import Server
@@ -409,11 +410,12 @@ def test_marks_of_an_earlier_failure_are_removed(server: Server) -> None:
     assert [cell.id for cell in executed(server.stub, again.run_id).cells] == ["values", "divide", "end"]
 
 
-def test_a_run_that_starts_has_no_outputs_yet(server: Server) -> None:
+def test_a_run_that_starts_has_no_outputs_yet(server: Server, gate: Gate) -> None:
     """Also while the run waits or goes on, what Output answers is not last week's."""
     cell = code("print('new')")
     cell["outputs"] = [nbformat.v4.new_output("stream", name="stdout", text="old")]
     with Client(server.target) as client:
-        run = client.start(nbformat.v4.new_notebook(cells=[code("import time; time.sleep(1)"), cell]))
+        run = client.start(nbformat.v4.new_notebook(cells=[code(gate.source), cell]))
         assert "old" not in run.output().decode()
+        gate.open()
         run.wait()

@@ -68,7 +68,7 @@ def test_an_earlier_client(server: Server) -> None:
     assert not hasattr(run, "name")
     events = call("Progress", run_id=run.run_id)
     assert events[-1].run_changed.state == pb.RUN_STATE_SUCCEEDED
-    assert "x\n" in [one.cell_output.stream.text for one in events]
+    assert "".join(one.cell_output.stream.text for one in events) == "x\n"
     assert call("List", page_size=1).runs[0].run_id == run.run_id
     assert call("Output", run_id=run.run_id).content
     killed = call("Kill", run_id=run.run_id)

@@ -14,6 +14,8 @@ from tests.support.server import Server
 pytestmark = pytest.mark.guarantee
 
 FOREVER = "import threading; _ = threading.Event().wait()"
+# Long enough for a busy machine to execute a cell that prints, and to start a kernel before.
+CELL_SECONDS, RUN_SECONDS = 3.0, 10.0
 
 
 class Ending(NamedTuple):
@@ -35,19 +37,19 @@ ENDINGS = {
         FOREVER,
         pb.RUN_STATE_TIMED_OUT,
         pb.FAILURE_CAUSE_CELL_TIMEOUT,
-        {"cell_timeout": duration(0.5), "run_timeout": duration(60)},
+        {"cell_timeout": duration(CELL_SECONDS), "run_timeout": duration(60)},
     ),
     "run time-out": Ending(
         FOREVER,
         pb.RUN_STATE_TIMED_OUT,
         pb.FAILURE_CAUSE_RUN_TIMEOUT,
-        {"run_timeout": duration(2), "cell_timeout": duration(60)},
+        {"run_timeout": duration(RUN_SECONDS), "cell_timeout": duration(60)},
     ),
     "output time-out": Ending(
         FOREVER,
         pb.RUN_STATE_TIMED_OUT,
         pb.FAILURE_CAUSE_OUTPUT_TIMEOUT,
-        {"output_timeout": duration(0.5), "run_timeout": duration(60)},
+        {"output_timeout": duration(CELL_SECONDS), "run_timeout": duration(60)},
     ),
     "exit code": Ending(
         "import os; os._exit(7)", pb.RUN_STATE_CRASHED, pb.FAILURE_CAUSE_KERNEL_EXITED, exit_code=7
@@ -102,7 +104,7 @@ def test_a_failed_cell_keeps_its_own_output(server: Server) -> None:
 
 def test_a_stopped_cell_keeps_its_output(server: Server, gate: Gate) -> None:
     """What a cell printed before its time was over is in the notebook."""
-    request = inline(f"print('before', flush=True)\n{gate.source}", cell_timeout=duration(1))
+    request = inline(f"print('before', flush=True)\n{gate.source}", cell_timeout=duration(CELL_SECONDS))
     ended = perform(server.stub, request)
     assert printed(executed(server.stub, ended.run.run_id), 0) == "before\n"
     outcomes = [event.cell_finished.outcome for event in ended.events if event.HasField("cell_finished")]
@@ -119,8 +121,10 @@ def test_a_time_limit_that_is_not_reached_changes_nothing(server: Server) -> Non
 
 def test_every_output_begins_the_output_time_limit_anew(server: Server) -> None:
     """A cell that goes on printing is not silent, however long it takes."""
-    source = "import time\nfor n in range(5):\n    print(n, flush=True)\n    time.sleep(0.4)"
-    run = perform(server.stub, inline(source, output_timeout=duration(1.2))).run
+    source = (
+        "import time\nbegin = time.monotonic()\nwhile time.monotonic() - begin < 6:\n    print(1, flush=True)"
+    )
+    run = perform(server.stub, inline(f"{source}\n    time.sleep(0.2)", output_timeout=duration(5))).run
     assert run.state == pb.RUN_STATE_SUCCEEDED
 
 

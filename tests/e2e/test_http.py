@@ -281,6 +281,7 @@ def test_an_artefact_of_an_active_run(server: Server, caller: HttpCaller, gate: 
         assert parsed(answer.body)
 
 
+@pytest.mark.usefixtures("ended")
 @pytest.mark.parametrize(
     ("verb", "path", "body", "status", "reason"),
     [

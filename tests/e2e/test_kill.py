@@ -67,7 +67,9 @@ def test_no_process_outlives_a_run_that_ends_by_itself(server: Server) -> None:
 
 def test_kill_with_grace_lets_finally_run(server: Server, gate: Gate) -> None:
     """With a grace period the cell is interrupted, and what its clean-up prints is kept."""
-    source = f"try:\n    print('here', flush=True)\n    {gate.source}\nfinally:\n    print('cleaned up')"
+    # A line in one piece, which the interrupt cannot cut.
+    here = "import sys\n    sys.stdout.write('here\\n')\n    sys.stdout.flush()"
+    source = f"try:\n    {here}\n    {gate.source}\nfinally:\n    print('cleaned up')"
     with started(server.stub, inline(source, "'never'")) as run:
         reach(server.stub, run.run_id, "cell_output")
         answer = kill(server, run.run_id, grace_period=duration(30))
@@ -90,7 +92,8 @@ def test_grace_comes_to_an_end(server: Server, gate: Gate) -> None:
 
 def test_a_killed_run_keeps_its_finished_cells(server: Server, gate: Gate) -> None:
     """The notebook of a killed run holds what was finished, and what the cell printed until then."""
-    source = f"print('begun', flush=True)\n{gate.source}"
+    # A line in one piece: the run may be killed as soon as one has come.
+    source = f"import sys\nsys.stdout.write('begun\\n')\nsys.stdout.flush()\n{gate.source}"
     with started(server.stub, inline("print('done')", source)) as run:
         reach(server.stub, run.run_id, "cell_output", cell=1)
         kill(server, run.run_id)
@@ -153,7 +156,8 @@ def test_grace_ends_at_every_moment_of_a_start(server: Server, gate: Gate, momen
         # Nothing is waited for here: the moments only have to lie in different stages of a start.
         Event().wait(moment)
         request = pb.KillRequest(run_id=run.run_id, grace_period=duration(1))
-        answer = server.stub.Kill(request, timeout=15)
+        # Less than the time after which a kernel that does not answer is given up.
+        answer = server.stub.Kill(request, timeout=SECONDS / 2)
     assert answer.run.state == pb.RUN_STATE_KILLED
 
 

@@ -86,7 +86,7 @@ async def read_all(target: str, run_id: str, known: int, gate: Gate) -> list[lis
         ]
         readers = [Reader(stubs[n % CHANNELS], run_id, plan) for n, plan in enumerate(plans(known))]
         tasks = [asyncio.create_task(reader.read(here)) for reader in readers]
-        await asyncio.wait_for(here.wait(), SECONDS)
+        await asyncio.wait_for(here.wait(), 2 * SECONDS)
         gate.open()
         return await asyncio.gather(*tasks)
 

@@ -121,7 +121,7 @@ def test_pdf(make_server: Callable[..., Server], tmp_path: Path) -> None:
     data = artefact(server.stub, run.run_id, format="pdf", max_bytes=2000)
     assert data.startswith(b"%PDF-")
     assert artefact(server.stub, run.run_id, format="pdf") == data
-    assert children(server) == processes
+    assert children(server) <= processes
     assert sorted(tmp_path.iterdir()) == files
 
 
@@ -134,15 +134,16 @@ def test_a_browser_that_hangs(make_server: Callable[..., Server], tmp_path: Path
     browser.write_text(f"#!/bin/sh\ntouch $TMPDIR/left {reached}\nsetsid sleep 100000 &\nsleep 100000\n")
     browser.chmod(0o755)
     environment = {"TMPDIR": str(temporary), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    server = make_server("--no-warm-kernels", "--export-timeout", "15", environment=environment)
+    # Long enough for a busy machine to come to the browser.
+    server = make_server("--no-warm-kernels", "--export-timeout", "30", environment=environment)
     run = perform(server.stub, inline("1")).run
     processes, files = children(server), sorted(temporary.iterdir())
     request = pb.OutputRequest(run_id=run.run_id, format="pdf")
-    error = refused(lambda: server.stub.Output(request, timeout=SECONDS))
+    error = refused(lambda: server.stub.Output(request, timeout=2 * SECONDS))
     assert error.reason == "EXPORT_FAILED"
     assert "--export-timeout" in error.message
     assert reached.exists()
-    assert children(server) == processes
+    assert children(server) <= processes
     assert [command for command in marked(server.mark).values() if "sleep" in command] == []
     assert sorted(temporary.iterdir()) == files
 

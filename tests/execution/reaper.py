@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +33,8 @@ while True:
     if os.fork():
         os._exit(0)
 """
+# A busy machine may need longer than the server allows itself.
+DEADLINE = 300.0
 # Kept, because subprocess reaps a child that has ended as soon as nobody refers to it.
 STARTED: list[subprocess.Popen[str]] = []
 
@@ -83,13 +84,11 @@ def main(*kinds: str) -> None:
         for kind in kinds:
             KINDS.get(kind, lambda: None)()
         found = descendants(os.getpid())
-        start = time.monotonic()
-        killed = kill_descendants(os.getpid(), spare)
+        killed = kill_descendants(os.getpid(), spare, deadline=DEADLINE)
         report = {
             "found": found,
             "killed": sorted(killed),
             "left": children(os.getpid()),
-            "seconds": time.monotonic() - start,
         }
         sys.stdout.write(json.dumps(report) + "\n")
         sys.stdout.flush()

@@ -17,6 +17,7 @@ from notebook_runner_server.execution.options import WarmKernels
 
 pytestmark = pytest.mark.integration
 
+SECONDS = 60.0
 OPTIONS = HostOptions(
     timeout=30,
     warm=WarmKernels(),
@@ -25,6 +26,12 @@ OPTIONS = HostOptions(
     interrupt_grace=1,
     max_files_bytes=1,
 )
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives a busy machine time for each connection."""
+    monkeypatch.setattr(module, "CONNECT_SECONDS", SECONDS)
 
 
 class FakeWorker(Server):
@@ -41,7 +48,7 @@ class FakeWorker(Server):
     async def attach(self, comm: Comm, lease: str, after: int) -> None:  # noqa: ARG002 - called by name
         """Keep the connection until the other side closes it."""
         self.attached.put_nowait(comm.peer_address)
-        await Channel(comm).until_closed(60)
+        await Channel(comm).until_closed(SECONDS)
 
 
 @asynccontextmanager
@@ -67,7 +74,7 @@ async def ahead(scheduler: SchedulerConnection, worker: FakeWorker) -> Comm:
 
 async def used(scheduler: SchedulerConnection, worker: FakeWorker, after: int = 0) -> str:
     """The address from which a run comes to the worker."""
-    channel = await scheduler.channel(LeaseAddress(worker.address, "lease"), after, 5)
+    channel = await scheduler.channel(LeaseAddress(worker.address, "lease"), after, SECONDS)
     address = await worker.attached.get()
     channel.close()
     return address
@@ -101,9 +108,10 @@ async def test_a_connection_that_cannot_be_made_ahead_harms_nothing(monkeypatch:
     """A worker that refuses one may accept the next."""
     async with connected() as (scheduler, worker):
         (await ahead(scheduler, worker)).abort()
-        # Dask's connect tries again until then.
-        monkeypatch.setattr(module, "CONNECT_SECONDS", 0.1)
-        scheduler._prepare("tcp://127.0.0.1:1")
+        with monkeypatch.context() as impatient:
+            # Dask's connect tries again until then.
+            impatient.setattr(module, "CONNECT_SECONDS", 0.1)
+            scheduler._prepare("tcp://127.0.0.1:1")
         failed = scheduler._spares[worker.address] = scheduler._spares.pop("tcp://127.0.0.1:1")
         await asyncio.wait([failed])
         assert await used(scheduler, worker)

@@ -19,6 +19,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from notebook_runner_server.confinement import confine
 from notebook_runner_server.execution.ipykernel_args import ARGUMENTS
 from notebook_runner_server.execution.kernel import make_folders
+from notebook_runner_server.execution.warm import forking
 from notebook_runner_server.execution.warm.forking import ForkedProcess, ForkServer
 
 pytestmark = pytest.mark.integration
@@ -102,6 +103,12 @@ def opened(environment: Mapping[str, str] | None = None) -> Iterator[Kernels]:
             server.close()
             # Other tests are to find this process as it was.
             ctypes.CDLL(None).prctl(confine.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives a busy machine time for each fork."""
+    monkeypatch.setattr(forking, "FORK_SECONDS", SECONDS)
 
 
 @pytest.fixture

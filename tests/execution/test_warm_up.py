@@ -17,6 +17,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from notebook_runner_server.execution import kernel as kernels
 from notebook_runner_server.execution.ipykernel_args import MESSAGES_ON_THE_WAY
 from notebook_runner_server.execution.kernel import Kernel
+from notebook_runner_server.execution.warm import forking
 from notebook_runner_server.execution.warm.forking import ForkServer, ForkServerError
 from notebook_runner_server.execution.warm.pool import KernelSource
 from tests.support.polling import pause
@@ -27,6 +28,13 @@ SECONDS = 60.0
 # A test that waits for so long hangs, and fails.
 FOR_EVER = 10_000.0
 NAME = "python3"
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives a busy machine time for each fork, and for its assignment to a run."""
+    monkeypatch.setattr(forking, "FORK_SECONDS", SECONDS)
+    monkeypatch.setattr(forking, "ASSIGN_SECONDS", SECONDS)
 
 
 @pytest.fixture
@@ -167,11 +175,12 @@ async def test_a_warm_kernel_that_stops_is_noticed(
     folder: Path, fork_server: ForkServer | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has answered, and does not when it is given to a run, which can then take another one."""
-    monkeypatch.setattr(kernels, "READY_TIMEOUT", 0.0)
-    monkeypatch.setattr(kernels, "LEAST_TIMEOUT", 0.1)
     async with launched(folder, fork_server) as kernel:
         assert await warmed_up(kernel)
         os.kill(kernel.pid, signal.SIGSTOP)
+        monkeypatch.setattr(forking, "ASSIGN_SECONDS", 0.1)
+        monkeypatch.setattr(kernels, "READY_TIMEOUT", 0.0)
+        monkeypatch.setattr(kernels, "LEAST_TIMEOUT", 0.1)
         with pytest.raises((ForkServerError, TimeoutError)):
             await assigned(kernel, folder)
 

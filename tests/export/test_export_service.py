@@ -17,7 +17,9 @@ from tests.support.notebooks import notebook
 from tests.support.processes import marked, outlived
 
 # A process that was sent SIGKILL is gone a moment later.
-LINGER_SECONDS = 30.0
+LINGER_SECONDS = 60.0
+# An export that needs it hangs.
+SECONDS = 3600.0
 pytestmark = pytest.mark.fault
 
 MARK_VARIABLE = "NBR_EXPORT_MARK"
@@ -55,9 +57,31 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]
     return mark, gate
 
 
+@pytest.fixture
+def time_limits(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Timeout]:
+    """The time limits that are set from now on: a process may take long to come to where it hangs."""
+    made: list[asyncio.Timeout] = []
+    timeout = asyncio.timeout
+
+    def kept(seconds: float | None) -> asyncio.Timeout:
+        made.append(timeout(seconds))
+        return made[-1]
+
+    monkeypatch.setattr(asyncio, "timeout", kept)
+    return made
+
+
+def reach(time_limits: list[asyncio.Timeout]) -> None:
+    """Lets the time limit of the only export be reached."""
+    now = asyncio.get_running_loop().time()
+    # The test has a shorter one.
+    (limit,) = (one for one in time_limits if (one.when() or 0.0) > now + SECONDS / 2)
+    limit.reschedule(now)
+
+
 async def test_an_export_writes_its_target_and_answers_its_type(source: Path, tmp_path: Path) -> None:
     """The file is there when the call returns."""
-    service = ExportService(["html"], 60)
+    service = ExportService(["html"], SECONDS)
     assert await service.export(source, "html", tmp_path / "target") == "text/html"
     assert "hello" in (tmp_path / "target").read_text()
     assert service.formats == {"html"}
@@ -66,13 +90,13 @@ async def test_an_export_writes_its_target_and_answers_its_type(source: Path, tm
 async def test_what_nbconvert_cannot_do_is_an_error_that_says_why(source: Path, tmp_path: Path) -> None:
     """A format that does not exist is named."""
     with pytest.raises(ConversionError, match="cobol"):
-        await ExportService([], 60).export(source, "cobol", tmp_path / "target")
+        await ExportService([], SECONDS).export(source, "cobol", tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
 
 async def test_exports_at_the_same_time_take_turns(source: Path, tmp_path: Path) -> None:
     """Three at once all succeed, each with its own file."""
-    service = ExportService(["script"], 60)
+    service = ExportService(["script"], SECONDS)
     targets = [tmp_path / f"target-{number}" for number in range(3)]
     kinds = await asyncio.gather(*(service.export(source, "script", target) for target in targets))
     assert kinds == ["text/plain"] * 3
@@ -87,12 +111,13 @@ async def until_it_hangs(work: Coroutine[Any, Any, str], gate: Path) -> asyncio.
 
 
 async def test_an_export_that_takes_too_long_is_ended(
-    source: Path, tmp_path: Path, hanging: tuple[str, Path]
+    source: Path, tmp_path: Path, hanging: tuple[str, Path], time_limits: list[asyncio.Timeout]
 ) -> None:
     """At its time-out the process is gone with all that it started, and the error names the setting."""
     mark, gate = hanging
-    task = await until_it_hangs(ExportService([], 8).export(source, "html", tmp_path / "t"), gate)
+    task = await until_it_hangs(ExportService([], SECONDS).export(source, "html", tmp_path / "t"), gate)
     assert len(marked(mark)) >= 3
+    reach(time_limits)
     with pytest.raises(ConversionError, match="--export-timeout"):
         await task
     assert outlived(marked(mark), LINGER_SECONDS) == []
@@ -103,7 +128,7 @@ async def test_an_export_that_nobody_waits_for_is_ended(
 ) -> None:
     """A caller that goes away takes the process with it, and the next export has its turn."""
     mark, gate = hanging
-    service = ExportService([], 60)
+    service = ExportService([], SECONDS)
     task = await until_it_hangs(service.export(source, "html", tmp_path / "t"), gate)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -118,7 +143,7 @@ async def test_an_export_whose_process_is_killed_is_an_error(
 ) -> None:
     """The caller learns that the converter ended, and by what."""
     mark, gate = hanging
-    task = await until_it_hangs(ExportService([], 60).export(source, "html", tmp_path / "t"), gate)
+    task = await until_it_hangs(ExportService([], SECONDS).export(source, "html", tmp_path / "t"), gate)
     (converter,) = [pid for pid, command in marked(mark).items() if "export.formats" in command]
     os.kill(converter, signal.SIGKILL)
     with pytest.raises(ConversionError, match="-9"):
@@ -127,14 +152,15 @@ async def test_an_export_whose_process_is_killed_is_an_error(
 
 
 async def test_what_leaves_the_converters_group_is_swept_up(
-    source: Path, tmp_path: Path, hanging: tuple[str, Path]
+    source: Path, tmp_path: Path, hanging: tuple[str, Path], time_limits: list[asyncio.Timeout]
 ) -> None:
     """The sweep is called once, when the converter has ended."""
     _, gate = hanging
     swept: list[bool] = []
 
-    service = ExportService([], 8, lambda: swept.append(True))
+    service = ExportService([], SECONDS, lambda: swept.append(True))
     task = await until_it_hangs(service.export(source, "html", tmp_path / "t"), gate)
+    reach(time_limits)
     with pytest.raises(ConversionError, match="--export-timeout"):
         await task
     assert swept == [True]

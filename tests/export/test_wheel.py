@@ -14,7 +14,7 @@ from tests.support.notebooks import notebook
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 120.0
+SECONDS = 600.0
 
 
 def test_the_wheel_makes_pages(tmp_path: Path) -> None:

@@ -22,7 +22,15 @@ from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
 from notebook_runner_server.api.tokens import add_new
 from tests.faults.crashing_server import POINTS, VARIABLE
 from tests.support.calls import duration, executed, finish, follow, inline, listed, start
-from tests.support.killable import RUN_MARK, KillableServer, gone, kernel_of, new_mark, worker_of
+from tests.support.killable import (
+    GONE_SECONDS,
+    RUN_MARK,
+    KillableServer,
+    gone,
+    kernel_of,
+    new_mark,
+    worker_of,
+)
 from tests.support.notebooks import printed
 from tests.support.processes import outlived
 from tests.support.progress import TERMINAL
@@ -106,6 +114,7 @@ class Chaos:
     options: tuple[str, ...] = ("--queue", "4")
     environment: Mapping[str, str] = field(default_factory=dict)
     has_retries: bool = False
+    gone_seconds: float = GONE_SECONDS
     machine: int = 0
     rounds: int = 0
     faults: Counter[str] = field(default_factory=Counter)
@@ -203,7 +212,7 @@ class Chaos:
         with contextlib.ExitStack() as stack:
             stack.callback(server._end_by_force)
             try:
-                server.buried()
+                server.buried(self.gone_seconds)
             except AssertionError as error:
                 self.violations.append(f"processes outlived the server: {error}")
 
@@ -249,7 +258,7 @@ class Chaos:
         """A call may fail only because the server died."""
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             self.violations.append(f"a caller was told {error.code()}: {error.details()}")
-        assert outlived([server.process.pid], 10) == [], "the server lives, and a call failed"
+        assert outlived([server.process.pid], 60) == [], "the server lives, and a call failed"
 
     def _follow(self, stub: rpc.NotebookRunnerStub, one: Told) -> None:
         """Takes the events after those that the caller has, also of the runs that repeat this one."""

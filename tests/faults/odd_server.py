@@ -5,7 +5,7 @@ NBR_TEST_CLOCK    names a file that says by how many seconds the system's clock 
 NBR_TEST_STUCK    how many seconds a worker may take to end a run before it is ended itself
 NBR_TEST_LOOK     how many seconds lie between two looks for runs to forget
 NBR_TEST_FORK     how many seconds a template of warm kernels may take to fork one
-NBR_TEST_PAGES    names a file: when it is there, nobody is waited for who has read a page and may read on
+NBR_TEST_PAGES    names a file: until it is there, whoever has read a page is waited for, and then nobody is
 """
 
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 
 CLOCK, STUCK, LOOK, PAGES = "NBR_TEST_CLOCK", "NBR_TEST_STUCK", "NBR_TEST_LOOK", "NBR_TEST_PAGES"
 FORK = "NBR_TEST_FORK"
+FOR_EVER = 1e9
 
 
 def _bend_clock(order: Path) -> None:
@@ -35,8 +36,7 @@ def _end_pages(order: Path) -> None:
     is_read = retention.Readers.is_read
 
     def is_read_until_ordered(self: retention.Readers, run_id: str) -> bool:
-        if order.exists():
-            retention.PAGE_SECONDS = 0.0
+        retention.PAGE_SECONDS = 0.0 if order.exists() else FOR_EVER
         return is_read(self, run_id)
 
     retention.Readers.is_read = is_read_until_ordered  # type: ignore[method-assign] # from outside

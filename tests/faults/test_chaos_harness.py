@@ -14,6 +14,8 @@ from tests.faults.harness import PROGRAM, Chaos
 from tests.support.server import Server
 
 BROKEN = [sys.executable, str(Path(__file__).with_name("broken_server.py"))]
+# How long is waited for what a broken server leaves behind for ever.
+LEFT_SECONDS = 5.0
 # The id of a run, or as much of a text as there is of it.
 RUN, ANY = r"\d{8}-\d{6}-[0-9a-f]{8}", r"[^\n]*"
 
@@ -65,7 +67,8 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.promise}-{case.fault}")
 def test_a_broken_promise_is_found(tmp_path: Path, case: Case) -> None:
     """One round with a fault at the right place names what is wrong."""
-    chaos = Chaos(tmp_path, 1, program=[*BROKEN, case.promise], has_retries=case.has_retries)
+    program = [*BROKEN, case.promise]
+    chaos = Chaos(tmp_path, 1, program=program, has_retries=case.has_retries, gone_seconds=LEFT_SECONDS)
     try:
         chaos.play(case.fault, case.hits)
     except (AssertionError, grpc.RpcError) as error:

@@ -4,7 +4,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults.odd_server import CLOCK
-from tests.support.calls import duration, finish, follow, history, inline, perform, reach, start
+from tests.support.calls import duration, finish, follow, history, inline, perform, reach, start, texts
 from tests.support.gate import Gate
 from tests.support.killable import KillableServer, figure
 
@@ -21,8 +21,12 @@ HOUR, DAY = 3600, 86400
 # Seconds; the limit of a run counts the start of its kernel, which takes some of them on a busy machine.
 LIMITS = {"cell_timeout": 1.5, "run_timeout": 8.0, "output_timeout": 1.5}
 QUIET = 0.5
-# When the clock is set; each is well before the limit.
-WHEN = {"cell_timeout": "cell_output", "run_timeout": "cell_started", "output_timeout": "cell_output"}
+# When the clock is set; each is well before the limit, unless the machine is very busy.
+WHEN: dict[str, Literal["cell_started", "cell_output"]] = {
+    "cell_timeout": "cell_output",
+    "run_timeout": "cell_started",
+    "output_timeout": "cell_output",
+}
 jumps = pytest.mark.parametrize("jump", [-HOUR, DAY], ids=["back by an hour", "forward by a day"])
 
 
@@ -111,7 +115,7 @@ def test_the_newest_run_comes_first_in_the_list(tmp_path: Path, gate: Gate, jump
         finish(server.stub, runs[1].run_id)
         runs.append(perform(server.stub, inline("1")).run)
         away = _seconds(runs[2].create_time) - _seconds(runs[1].create_time) - jump
-        assert 0 <= away < 60, "the clock of the server was not set"
+        assert 0 <= away < HOUR / 2, "the clock of the server was not set"
         assert history(server.stub) == [run.run_id for run in reversed(runs)]
 
 
@@ -125,7 +129,9 @@ def test_a_limit_is_of_the_time_that_passed(tmp_path: Path, jump: int, limit: st
         source = f"import time; time.sleep({QUIET}); print('x', flush=True); time.sleep(1000)"
         begin = time.monotonic()
         run = start(server.stub, inline(source, **{limit: duration(LIMITS[limit])}))
-        reach(server.stub, run.run_id, WHEN[limit])
+        with closing(follow(server.stub, run.run_id)) as events:
+            # If it ends first, it has to do so as without a jump.
+            next((event for event in events if event.HasField(WHEN[limit])), None)
         clock.set(jump)
         ended = finish(server.stub, run.run_id)
         passed = time.monotonic() - begin
@@ -135,7 +141,8 @@ def test_a_limit_is_of_the_time_that_passed(tmp_path: Path, jump: int, limit: st
         lasted = _seconds(ended.run.end_time) - _seconds(ended.run.start_time)
         assert 0 < lasted <= passed
         # The silence before the text counts for each limit but the one of silence.
-        assert passed >= LIMITS[limit] + (QUIET if limit == "output_timeout" else 0)
+        is_quiet = limit == "output_timeout" and texts(ended.events)
+        assert passed >= LIMITS[limit] + (QUIET if is_quiet else 0)
         if limit == "cell_timeout":
             finished = [event.cell_finished for event in ended.events if event.HasField("cell_finished")]
             assert LIMITS[limit] <= _seconds(finished[0].duration) <= passed

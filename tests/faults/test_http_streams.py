@@ -32,12 +32,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
+PRINTS = """
+import itertools, os, time
+for number in itertools.count():
+    print(number, flush=True)
+    if os.path.exists({end!r}):
+        break
+    time.sleep(0.01)
+"""
+
+
 @pytest.mark.parametrize("kind", ["events", "messages"])
-def test_cut_connections(server: Server, kind: str) -> None:
+def test_cut_connections(server: Server, tmp_path: Path, kind: str) -> None:
     """Through a hundred cut connections, each event of a run arrives once and in order, up to the end."""
     caller = HttpCaller(server.http)
-    source = "import time\nfor number in range(300):\n    print(number, flush=True)\n    time.sleep(0.01)"
-    run = start(server.stub, inline(source, source))
+    # However much text comes as one event, there is more until the last cut.
+    end = tmp_path / "end"
+    run = start(server.stub, inline(PRINTS.format(end=str(end)), "print('last')"))
     path, last, cuts = f"/v1/runs/{run.run_id}/progress", 0, 0
     validator = Validator(pb.ProgressRequest(run_id=run.run_id))
     is_over = False
@@ -55,6 +66,8 @@ def test_cut_connections(server: Server, kind: str) -> None:
             taken += not event.HasField("heartbeat")
             if taken >= 3 and cuts < CUTS and not is_over:
                 cuts += 1
+                if cuts == CUTS:
+                    end.touch()
                 break
         stream.close()
     validator.end()
@@ -104,7 +117,7 @@ def test_open_streams_delay_nothing(server: Server, gate: Gate) -> None:
 
 def test_streams_end_when_the_server_stops(tmp_path: Path, gate: Gate) -> None:
     """A stop lets runs and their streams end, refuses new connections, and waits for nothing else."""
-    with Server(tmp_path / "state", *HTTP) as server:
+    with Server(tmp_path / "state", "--drain-timeout", "600", *HTTP) as server:
         caller = HttpCaller(server.http)
         run = start(server.stub, inline(gate.source))
         told: list[str] = []

@@ -94,8 +94,9 @@ def test_grace_is_no_way_out(server: Server, gate: Gate, name: str) -> None:
 
 def test_grace_ends_what_the_clean_up_leaves(server: Server, gate: Gate) -> None:
     """A cell that heeds the interrupt leaves children; they are gone when Kill answers."""
-    source = HERE + f"subprocess.Popen(['sleep', mark], env={{}}, start_new_session=True)\n{SAY}"
-    source += "try:\n    time.sleep(1000)\nfinally:\n    print('cleaned up', flush=True)\n"
+    source = HERE + "subprocess.Popen(['sleep', mark], env={}, start_new_session=True)\n"
+    # An interrupt may come as soon as the text is there.
+    source += f"try:\n    {SAY}    time.sleep(1000)\nfinally:\n    print('cleaned up', flush=True)\n"
     answer, left, _ = killed(server, gate, source, grace=LONG_GRACE)
     assert left == {}
     assert printed(executed(server.stub, answer.run.run_id), 1) == "here\ncleaned up\n"

@@ -17,7 +17,8 @@ from tests.support.server import Server
 MIB = 1024 * 1024
 CRASHED, TIMED_OUT = pb.RUN_STATE_CRASHED, pb.RUN_STATE_TIMED_OUT
 FOREVER = "import threading; _ = threading.Event().wait()"
-BOMB = "kept = []\nwhile True:\n    kept.append(b'x' * (8 << 20))"
+# Far beyond each limit, but with an end: a server that notices it late must not cost the machine all it has.
+BOMB = "import threading\nkept = [b'x' * (8 << 20) for _ in range(160)]\nthreading.Event().wait()"
 CHILD_BOMB = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BOMB!r}])\n{FOREVER}"
 # The main thread of the child ends: of the child's own id /proc then tells no memory.
 HEADLESS_BOMB = (
@@ -41,6 +42,7 @@ class Limit(NamedTuple):
     exit_code: int | None = None
 
 
+# Those of time leave a busy machine enough for what comes before the last cell.
 LIMITS = {
     "memory": Limit(BOMB, {"memory_limit_bytes": 400 * MIB}, CRASHED, pb.FAILURE_CAUSE_OUT_OF_MEMORY),
     "memory of a child": Limit(
@@ -50,9 +52,9 @@ LIMITS = {
         HEADLESS_CHILD_BOMB, {"memory_limit_bytes": 400 * MIB}, CRASHED, pb.FAILURE_CAUSE_OUT_OF_MEMORY
     ),
     "processes": Limit(MANY, {"process_limit": 20}, CRASHED, pb.FAILURE_CAUSE_PROCESS_LIMIT),
-    "run time": Limit(FOREVER, {"run_timeout": duration(2)}, TIMED_OUT, pb.FAILURE_CAUSE_RUN_TIMEOUT),
-    "cell time": Limit(FOREVER, {"cell_timeout": duration(0.5)}, TIMED_OUT, pb.FAILURE_CAUSE_CELL_TIMEOUT),
-    "silence": Limit(FOREVER, {"output_timeout": duration(0.5)}, TIMED_OUT, pb.FAILURE_CAUSE_OUTPUT_TIMEOUT),
+    "run time": Limit(FOREVER, {"run_timeout": duration(15)}, TIMED_OUT, pb.FAILURE_CAUSE_RUN_TIMEOUT),
+    "cell time": Limit(FOREVER, {"cell_timeout": duration(6)}, TIMED_OUT, pb.FAILURE_CAUSE_CELL_TIMEOUT),
+    "silence": Limit(FOREVER, {"output_timeout": duration(6)}, TIMED_OUT, pb.FAILURE_CAUSE_OUTPUT_TIMEOUT),
     "segmentation fault": Limit(
         "import ctypes; ctypes.string_at(0)", {}, CRASHED, pb.FAILURE_CAUSE_KERNEL_SIGNALED, "SIGSEGV"
     ),
@@ -65,6 +67,13 @@ LIMITS = {
     ),
     "its own exit": Limit("import os; os._exit(7)", {}, CRASHED, pb.FAILURE_CAUSE_KERNEL_EXITED, "", 7),
     "sys.exit": Limit("import sys; sys.exit(3)", {}, pb.RUN_STATE_FAILED, pb.FAILURE_CAUSE_CELL_ERROR),
+}
+# Of a run that does nothing else: the shorter, the better.
+LOWERED = {
+    **{name: LIMITS[name].fields for name in ("memory", "processes")},
+    "run time": {"run_timeout": duration(1)},
+    "cell time": {"cell_timeout": duration(0.5)},
+    "silence": {"output_timeout": duration(0.5)},
 }
 DEFAULTS = {
     "run_timeout": duration(60),
@@ -121,11 +130,11 @@ def test_each_end_has_its_name(server: Server, gate: Gate, name: str) -> None:
     assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
 
 
-@pytest.mark.parametrize("name", ["memory", "processes", "run time", "cell time", "silence"])
+@pytest.mark.parametrize("name", LOWERED)
 def test_a_start_may_lower_each_limit(limited: Server, name: str) -> None:
     """What is far below the server's default ends the run as well."""
     limit = LIMITS[name]
-    run = perform(limited.stub, inline(limit.source, **limit.fields)).run
+    run = perform(limited.stub, inline(limit.source, **LOWERED[name])).run
     assert (run.state, run.failure.cause) == (limit.state, limit.cause), run
 
 
@@ -200,8 +209,8 @@ def test_what_is_cut_still_says_why_it_ended(limited: Server) -> None:
 
 def test_a_cell_whose_output_is_cut_is_not_silent(limited: Server) -> None:
     """What is left out counts as output: only a cell that says nothing is taken for one that hangs."""
-    source = "import time\nfor n in range(60):\n    print('x' * 5000, flush=True); time.sleep(0.1)"
-    limits = {"cell_output_limit_bytes": 5000, "output_timeout": duration(4)}
+    source = "import time\nfor n in range(120):\n    print('x' * 5000, flush=True); time.sleep(0.1)"
+    limits = {"cell_output_limit_bytes": 5000, "output_timeout": duration(10)}
     ended = perform(limited.stub, inline(source, **limits))
     assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run
     assert _cuts(ended) == [(0, 5000, False)]

@@ -16,7 +16,8 @@ from tests.support.server import Server
 MEGABYTES = 300
 READERS = 20
 GROWTH = 64 * 1024 * 1024
-LINES = 20_000
+# Of 10 kB each.
+LINES = 2_000
 
 
 def peak(pid: int) -> int:
@@ -64,7 +65,7 @@ def test_a_large_notebook_and_many_readers(make_server: Callable[..., Server]) -
 def test_a_reader_that_has_stopped_costs_nothing(make_server: Callable[..., Server], gate: Gate) -> None:
     """Ten streams that nobody reads, of a run that prints 20 MB: the server's memory and the run go on."""
     server = make_server()
-    source = f"{gate.source}\nfor number in range({LINES}): print('x' * 999, flush=True)"
+    source = f"{gate.source}\nfor number in range({LINES}): print('x' * 9_999, flush=True)"
     pid = server.process.pid
     with started(server.stub, inline("print(1, flush=True)", source)) as run:
         reach(server.stub, run.run_id, "cell_output")

@@ -33,7 +33,7 @@ SEED = int(os.environ.get("CHAOS_SEED", "0")) or secrets.randbits(32)
 BATCH = 4
 # How long a database stands still, and how long it loses answers, at most; below a third of the lease.
 LONGEST_FAULT = 1.0
-LEASE = 5.0
+LEASE = 10.0
 LOSS = 0.4
 RESTARTS = {
     "database stopped": signal.SIGINT,

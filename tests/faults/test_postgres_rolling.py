@@ -115,7 +115,11 @@ def servers(postgres: Postgres, tmp_path: Path) -> Iterator[tuple[DatabaseServer
     """Two servers, each of which knows of the other."""
     url = postgres.url(postgres.create_database())
     with ExitStack() as stack:
-        first, second = (stack.enter_context(DatabaseServer(tmp_path / name, url)) for name in ("a", "b"))
+        # Runs end when the test lets them.
+        first, second = (
+            stack.enter_context(DatabaseServer(tmp_path / name, url, "--drain-timeout", "600"))
+            for name in ("a", "b")
+        )
         for server in (first, second):
             with Client(server.target) as client:
                 until(lambda client=client: client.info().workers == 2, server.tail)  # type: ignore[misc]

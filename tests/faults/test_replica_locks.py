@@ -18,7 +18,8 @@ pytestmark = [
     pytest.mark.process_pool("on a cluster runs outlive their server"),
 ]
 
-LEASE = 4.0
+# Short enough to wait for, and long enough for a server on a busy machine.
+LEASE = 10.0
 REQUEST = inline("print('goes on')", request_id="goes-on")
 
 

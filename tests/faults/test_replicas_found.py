@@ -20,7 +20,6 @@ pytestmark = [
     pytest.mark.process_pool("on a cluster runs outlive their server"),
 ]
 
-LEASE = 5.0
 SECONDS = 60.0
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
@@ -32,8 +31,8 @@ def pair(postgres: Postgres, tmp_path: Path) -> Iterator[Pair]:
     """Two servers on one database, which know each other."""
     url = postgres.url(postgres.create_database())
     with (
-        DatabaseServer(tmp_path / "first", url, lease=LEASE) as first,
-        DatabaseServer(tmp_path / "second", url, lease=LEASE) as second,
+        DatabaseServer(tmp_path / "first", url) as first,
+        DatabaseServer(tmp_path / "second", url) as second,
     ):
         for server in (first, second):
             until(lambda server=server: _workers(server) == 2, server.tail)  # type: ignore[misc]
@@ -75,8 +74,8 @@ def test_an_owner_has_no_more_workers_than_its_share(postgres: Postgres, tmp_pat
     shares.write_text("anyone active=1\n")
     options = ("--shares-file", str(shares))
     with (
-        DatabaseServer(tmp_path / "first", url, *options, lease=LEASE) as first,
-        DatabaseServer(tmp_path / "second", url, *options, lease=LEASE) as second,
+        DatabaseServer(tmp_path / "first", url, *options) as first,
+        DatabaseServer(tmp_path / "second", url, *options) as second,
     ):
         until(lambda: _workers(first) == _workers(second) == 2, first.tail)
         ids = [start(first.stub, inline("import time; time.sleep(0.2)")).run_id for _ in range(8)]
@@ -89,8 +88,8 @@ def test_a_damaged_run_hides_no_other(postgres: Postgres, tmp_path: Path) -> Non
     """A queued run is damaged before another server learns of it; later runs are known there all the same."""
     url = postgres.url(name := postgres.create_database())
     with (
-        DatabaseServer(tmp_path / "first", url, lease=LEASE) as first,
-        DatabaseServer(tmp_path / "second", url, lease=LEASE) as second,
+        DatabaseServer(tmp_path / "first", url) as first,
+        DatabaseServer(tmp_path / "second", url) as second,
     ):
         until(lambda: _workers(first) == _workers(second) == 2, first.tail)
         blocking = [CountingRun(tmp_path, f"blocking-{number}") for number in range(2)]
@@ -114,8 +113,8 @@ def test_a_refused_start_counts_once(postgres: Postgres, tmp_path: Path) -> None
     shares.write_text("anyone queued=0\n")
     options = ("--shares-file", str(shares), *ON)
     with (
-        DatabaseServer(tmp_path / "first", url, *options, lease=LEASE) as first,
-        DatabaseServer(tmp_path / "second", url, *options, lease=LEASE) as second,
+        DatabaseServer(tmp_path / "first", url, *options) as first,
+        DatabaseServer(tmp_path / "second", url, *options) as second,
     ):
         until(lambda: _workers(first) == _workers(second) == 2, first.tail)
         blocking = [CountingRun(tmp_path, f"blocking-{number}") for number in range(2)]

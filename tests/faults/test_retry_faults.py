@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -11,7 +12,7 @@ import pytest
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults.crashing_server import VARIABLE
 from tests.faults.test_storage import full_disk, told_to_wait
-from tests.support.calls import SECONDS, duration, executed, finish, inline, listed, reach, start
+from tests.support.calls import SECONDS, duration, executed, finish, follow, inline, listed, reach, start
 from tests.support.gate import Gate
 from tests.support.killable import KillableServer
 from tests.support.notebooks import printed
@@ -21,7 +22,10 @@ from tests.support.server import Server
 PROGRAM = [sys.executable, str(Path(__file__).with_name("crashing_server.py"))]
 LONG = {"backoff": duration(3600), "max_backoff": duration(3600)}
 INPUTS = {"environment", "output-uri", "input-files"}
-# How often the server comes to each point between the opened gate and the end of the first run's removal.
+# Of a run whose repetitions go in steps: the test lets each of their cells go on when it has seen it begin.
+CELLS = 5
+# How often the server comes to each point after the gate is opened, at least: with the end of the first run,
+# with the start of the second one, with the start of each of its cells, and with its end.
 STEPS = {
     "before-commit": 8,
     "after-commit": 8,
@@ -32,22 +36,40 @@ STEPS = {
 }
 
 
-def crashing(effects: Path, gate: Gate) -> pb.StartRequest:
-    """A run that crashes once the gate is open, and whose repetitions succeed if they have all they need."""
+def crashing(effects: Path, gate: Gate, steps: Gate | None = None) -> pb.StartRequest:
+    """A run that crashes once the gate is open, and whose repetitions succeed if they have all they need.
+
+    Each cell of a repetition waits at the gate `steps`, if there is one.
+    """
+    step = f"\nif attempt > 1:\n    {steps.source}" if steps else ""
     return inline(
         f"""
 import os
 with open({str(effects)!r}, "a+") as file:
     file.write(os.environ["NOTEBOOK_RUNNER_RUN_ID"] + chr(10))
     file.seek(0)
-    attempt = len(file.readlines())
+    attempt = len(file.readlines()){step}
 print(os.environ["NBR_SECRET"], open("data.txt").read(), flush=True)
 """,
-        f"if attempt == 1:\n    {gate.source}\n    os.kill(os.getpid(), 9)",
+        f"if attempt == 1:\n    {gate.source}\n    os.kill(os.getpid(), 9){step}",
+        *[step] * (CELLS - 2 if steps else 0),
         environment={"NBR_SECRET": "secret"},
         files=[pb.InputFile(path="data.txt", content=b"given")],
         retry=retry(3, pb.RUN_STATE_CRASHED, pb.RUN_STATE_INTERRUPTED),
     )
+
+
+def step_through(server: Server, first: str, steps: Gate) -> None:
+    """Follows a chain to its end, and lets each cell of the repetitions go on when it has begun."""
+    run_id = first
+    while run_id:
+        successor = ""
+        with closing(follow(server.stub, run_id)) as events:
+            for event in events:
+                if event.HasField("cell_started") and run_id != first:
+                    steps.open()
+                successor = event.run_changed.retried_by
+        run_id = successor
 
 
 def check(server: Server, effects: Path, first: str) -> list[pb.Run]:
@@ -77,26 +99,27 @@ def check(server: Server, effects: Path, first: str) -> list[pb.Run]:
 def test_a_server_that_dies_at_any_step_of_the_end(tmp_path: Path, gate: Gate, point: str, hits: int) -> None:
     """Run and repetition end up both or neither in the history, and the chain goes on with all inputs."""
     effects, order, state = tmp_path / "effects", tmp_path / "order", tmp_path / "state"
-    environment = {VARIABLE: str(order)}
-    with KillableServer(state, program=PROGRAM, environment=environment) as server:
-        first = start(server.stub, crashing(effects, gate)).run_id
+    environment, steps = {VARIABLE: str(order)}, Gate(tmp_path, "steps")
+    with closing(steps), KillableServer(state, program=PROGRAM, environment=environment) as server:
+        first = start(server.stub, crashing(effects, gate, steps)).run_id
         reach(server.stub, first, "cell_started", cell=1)
         draft = tmp_path / "draft"
         draft.write_text(f"{point}:{hits}")
         draft.rename(order)
         gate.open()
         try:
-            chain(server.stub, first)
+            step_through(server, first, steps)
         except grpc.RpcError:
             server.buried()
             has_died = True
         else:
             has_died = False
         order.unlink()
-    with KillableServer(state) as again:
-        runs = check(again, effects, first)
-        assert len(runs) <= 3
-        assert has_died
+        steps.open(3 * CELLS)
+        with KillableServer(state) as again:
+            runs = check(again, effects, first)
+            assert len(runs) <= 3
+            assert has_died
 
 
 def test_runs_that_a_stop_interrupts_are_repeated_after_the_next_start(tmp_path: Path, gate: Gate) -> None:

@@ -22,7 +22,7 @@ from tests.support.errors import refused
 from tests.support.gate import Gate
 from tests.support.killable import KillableServer, worker_of
 from tests.support.polling import pause
-from tests.support.processes import marked
+from tests.support.processes import marked, stopped
 from tests.support.server import PROGRAM, Server
 from tests.support.settings import clean
 from tests.support.warm import ON, kept, ready
@@ -222,8 +222,10 @@ def test_health_tells_while_no_run_can_start(first: Server) -> None:
     states = health.Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS)
     assert next(states).status == SERVING
     folder = sockets(first)
-    vanish(folder)
-    folder.write_text("not a folder")
+    # The server would make the folder again in between.
+    with stopped(first.process.pid):
+        vanish(folder)
+        folder.write_text("not a folder")
     assert next(states).status == NOT_SERVING
     refusal = refused(lambda: first.stub.Start(inline("1"), timeout=SECONDS))
     assert refusal.kind == (grpc.StatusCode.UNAVAILABLE, "NOT_READY")

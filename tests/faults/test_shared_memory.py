@@ -1,13 +1,14 @@
 """Memory that no process of a run has: it counts for the run's limit, and is gone with the run."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.calls import SECONDS, duration, inline, perform, reach, started, texts
+from tests.support.calls import SECONDS, duration, finish, follow, inline, perform, reach, started, texts
 from tests.support.server import Server
 from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 
@@ -22,11 +23,13 @@ libc.shmat.restype = ctypes.c_void_p
 libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 libc.shmdt.argtypes = [ctypes.c_void_p]
 def segment(size):
-    number = libc.shmget(0, ctypes.c_size_t(size), 0o600)
-    assert number >= 0, os.strerror(ctypes.get_errno())
+    number = made("shm", libc.shmget(0, ctypes.c_size_t(size), 0o600))
     address = libc.shmat(number, None, 0)
     ctypes.memset(address, 1, size)
     libc.shmdt(address)
+def made(kind, number):
+    assert number >= 0, os.strerror(ctypes.get_errno())
+    print("made", kind, number, flush=True)
     return number
 def fill(descriptor):
     for _ in range({pieces}):
@@ -54,20 +57,27 @@ def source(kind: str, mebibytes: int, name: str) -> str:
     return HEAD.replace("{pieces}", str(pieces)) + FILLS[kind].format(name=name, pieces=pieces)
 
 
-def left(name: str) -> list[str]:
-    """What there is of this name, and of System V's objects, which nothing else here makes."""
-    lines = [
-        line
+def left(name: str, events: Iterable[pb.ProgressResponse]) -> list[str]:
+    """What there is of this name, and of the System V's objects that a run has printed.
+
+    Other programs of the machine may have objects as well.
+    """
+    made = [line.split() for line in texts(list(events)).splitlines() if line.startswith("made ")]
+    there = {
+        (kind, line.split()[1])
         for kind in ("shm", "msg", "sem")
         for line in Path(f"/proc/sysvipc/{kind}").read_text().splitlines()[1:]
-    ]
-    return [*(one for one in os.listdir(FOLDER) if one == name), *lines]
+    }
+    files = [one for one in os.listdir(FOLDER) if one == name]
+    return files + [f"{kind} {number}" for _, kind, number in made if (kind, number) in there]
 
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[UnprivilegedServer]:
     """A server that has its user to itself, as in a container, if root runs the tests."""
-    with unprivileged_home() as home, UnprivilegedServer(home) as server:
+    # Nobody else on the machine has this number, as nobody has that of this process.
+    user = 20_000 + os.getpid() % 40_000
+    with unprivileged_home() as home, UnprivilegedServer(home, user=user) as server:
         yield server
 
 
@@ -76,9 +86,9 @@ def test_it_counts_for_the_limit(server: Server, kind: str) -> None:
     """Twice the limit is noticed, whoever holds it; the run ends as out of memory, and nothing is left."""
     name = f"nbr-test-{server.mark}"
     request = inline(source(kind, 800, name) + WAIT, memory_limit_bytes=LIMIT)
-    run = perform(server.stub, request).run
+    run, events = perform(server.stub, request)
     assert (run.state, run.failure.cause) == (pb.RUN_STATE_CRASHED, pb.FAILURE_CAUSE_OUT_OF_MEMORY), run
-    assert left(name) == []
+    assert left(name, events) == []
 
 
 @pytest.mark.parametrize("kind", FILLS)
@@ -93,8 +103,8 @@ def test_what_is_mapped_counts_once(server: Server, kind: str) -> None:
     )
     ended = perform(server.stub, inline(source(kind, 64, name), share, memory_limit_bytes=LIMIT))
     assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
-    assert texts(ended.events) == "fits\n"
-    assert left(name) == []
+    assert texts(ended.events).endswith("fits\n")
+    assert left(name, ended.events) == []
 
 
 STRANGE = """
@@ -102,9 +112,8 @@ held = open("/dev/shm/{name}\\x0cb\\rc\\u2028 Pss: x", "wb+")
 held.truncate(8192)
 kept = mmap.mmap(held.fileno(), 8192)
 kept[:] = bytes(8192)
-grown = []
-while True:
-    grown.append(b"x" * (8 << 20))
+grown = [b"x" * (8 << 20) for _ in range(160)]
+threading.Event().wait()
 """
 
 
@@ -126,28 +135,28 @@ LEAVES = """
 import subprocess, sys
 subprocess.run([sys.executable, "-c", "open('/dev/shm/{name}', 'w').write('x')"])
 segment(4096)
-queue = libc.msgget(0, 0o600)
-libc.semget(0, 1, 0o600)
+made("msg", libc.msgget(0, 0o600))
+made("sem", libc.semget(0, 1, 0o600))
 print("left", flush=True)
 """
 
 
-# By itself: another test's server would be a program of the same user.
-@pytest.mark.load
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root the server shares its user with the tests")
 @pytest.mark.parametrize("ending", STATES)
 def test_nothing_outlives_a_run(alone: UnprivilegedServer, ending: str) -> None:
     """What short-lived processes have left goes too, where all that is new is the run's."""
     name = f"nbr-test-{alone.mark}"
     code = HEAD.replace("{pieces}", "1") + LEAVES.format(name=name) + ("" if ending == "end" else WAIT)
-    limits = {"run_timeout": duration(5)} if ending == "timeout" else {}
+    limits = {"run_timeout": duration(15)} if ending == "timeout" else {}
     with started(alone.stub, inline(code, **limits)) as run:
-        reach(alone.stub, run.run_id, "cell_output")
+        with closing(follow(alone.stub, run.run_id)) as output:
+            next(event for event in output if "left" in event.cell_output.stream.text)
         if ending == "kill":
             alone.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=SECONDS)
-        stream = alone.stub.Progress(pb.ProgressRequest(run_id=run.run_id), timeout=SECONDS)
-        assert list(stream)[-1].run_changed.state == STATES[ending]
-    assert left(name) == []
+        ended = finish(alone.stub, run.run_id)
+        assert ended.run.state == STATES[ending]
+    assert texts(ended.events).count("made ") == 3
+    assert left(name, ended.events) == []
 
 
 def test_what_others_make_meanwhile_stays(server: Server) -> None:

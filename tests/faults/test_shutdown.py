@@ -68,7 +68,7 @@ def exited(server: KillableServer) -> None:
 
 def test_a_draining_server_takes_no_more_and_lets_the_run_finish(tmp_path: Path, gate: Gate) -> None:
     """NOT_SERVING but alive, SHUTTING_DOWN, and the run that goes on succeeds; readers see its end."""
-    with KillableServer(tmp_path / "state", "--drain-timeout", "30", "--queue", "2") as server:
+    with KillableServer(tmp_path / "state", "--drain-timeout", "600", "--queue", "2") as server:
         run = start(server.stub, inline(f"print('begun', flush=True)\n{gate.source}\nprint('ended')"))
         reach(server.stub, run.run_id, "cell_output")
         with followed(server, run.run_id) as reader:
@@ -86,7 +86,7 @@ def test_a_draining_server_takes_no_more_and_lets_the_run_finish(tmp_path: Path,
 
 def test_probes_by_http_see_the_drain(tmp_path: Path, gate: Gate) -> None:
     """While runs finish, HTTP says that the server is alive, but not ready, and still answers readers."""
-    options = ["--drain-timeout", "30", "--http-listen", "127.0.0.1:0"]
+    options = ["--drain-timeout", "600", "--http-listen", "127.0.0.1:0"]
     with KillableServer(tmp_path / "state", *options) as server:
         caller = HttpCaller(server.http)
         run = start(server.stub, inline(f"print('begun', flush=True)\n{gate.source}"))
@@ -154,7 +154,7 @@ def test_queued_runs_are_for_the_next_server(tmp_path: Path, gate: Gate) -> None
         with followed(server, queued[0].run_id) as reader:
             reach(server.stub, queued[0].run_id, "run_changed")
             terminate(server)
-            error = reader.exception(30)
+            error = reader.exception(SECONDS)
         assert isinstance(error, grpc.RpcError)
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         states = {run.run_id: run.state for run in server.stub.List(pb.ListRequest(), timeout=60).runs}

@@ -23,6 +23,8 @@ LARGE = 12_000_000
 CELLS = 5000
 LINES = 20_000
 OUTPUT = 50
+# A busy machine takes more than a minute for the page.
+EXPORT_SECONDS = 600.0
 VALUES = 700_000
 ENTRIES = 2_000_000
 
@@ -37,7 +39,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def nothing_slow(watched: Server) -> Iterator[None]:
-    """Whatever a test asked for, no callback took 50 ms."""
+    """Whatever a test asked for, no callback took 50 ms of a fast processor."""
     before = len(watched.noise)
     yield
     slow = [line for line in watched.noise[before:] if line.startswith("SLOW")]
@@ -78,7 +80,8 @@ def test_large_outputs_and_an_export(watched: Server) -> None:
     source = f"for number in range({OUTPUT}): print('x' * 999_999)"
     ended = perform(watched.stub, inline(source))
     assert len(artefact(watched.stub, ended.run.run_id)) > OUTPUT * 900_000
-    assert len(artefact(watched.stub, ended.run.run_id, format="html")) > OUTPUT * 900_000
+    page = artefact(watched.stub, ended.run.run_id, format="html", timeout=EXPORT_SECONDS)
+    assert len(page) > OUTPUT * 900_000
     artefact(watched.stub, ended.run.run_id, format="files")
 
 

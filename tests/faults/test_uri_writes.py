@@ -68,8 +68,8 @@ def test_a_server_that_stops_does_not_wait_for_a_read(tmp_path: Path, web: Web) 
             waiting = pool.submit(refused, lambda: start(server.stub, request))
             web.wait()
             server.process.send_signal(signal.SIGTERM)
-            refusal = waiting.result(20)
-        assert server.process.wait(20) == 0
+            refusal = waiting.result(SECONDS)
+        assert server.process.wait(SECONDS) == 0
         gone(server.mark)
     assert refusal.kind == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 

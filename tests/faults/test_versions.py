@@ -99,9 +99,11 @@ PRAGMA user_version = 3;
 # How version 3 became version 4.
 TO_VERSION_4 = f"PRAGMA user_version = 4; PRAGMA application_id = {0x6E620000 ^ 4};"
 UPGRADES = {"version 3": TO_VERSION_3, "version 4": TO_VERSION_3 + TO_VERSION_4}
+# More than a cell of a busy machine takes: a run that waits is executed with it.
+CELL_SECONDS = 60.0
 LIMITS = {
     "run_timeout": 0.0,
-    "cell_timeout": 2.0,
+    "cell_timeout": CELL_SECONDS,
     "output_timeout": 0.0,
     "memory_bytes": 0,
     "cell_output_bytes": 0,
@@ -130,15 +132,15 @@ def keyed(payload: dict[str, Any]) -> str:
     return hmac.digest(KEY, json.dumps(payload, sort_keys=True).encode(), "sha256").hex()
 
 
-# What each form has of a request with a cell's time-out of two seconds: digest, and limits of the order.
+# What each form has of a request with a time-out of a cell: digest, and limits of the order.
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "first": (
-        plain({**COMMON, "run_timeout": None, "cell_timeout": 2.0}),
-        {"run_timeout": 0.0, "cell_timeout": 2.0},
+        plain({**COMMON, "run_timeout": None, "cell_timeout": CELL_SECONDS}),
+        {"run_timeout": 0.0, "cell_timeout": CELL_SECONDS},
     ),
     "output timeout": (
-        plain({**COMMON, "run_timeout": None, "cell_timeout": 2.0, "output_timeout": None}),
-        {"run_timeout": 0.0, "cell_timeout": 2.0, "output_timeout": 0.0},
+        plain({**COMMON, "run_timeout": None, "cell_timeout": CELL_SECONDS, "output_timeout": None}),
+        {"run_timeout": 0.0, "cell_timeout": CELL_SECONDS, "output_timeout": 0.0},
     ),
     "limits": (plain({**COMMON, "limits": LIMITS}), {"limits": LIMITS}),
     "key": (
@@ -153,7 +155,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 ORIGIN = FORMS["origin"][1]
 GIVEN = {name: COMMON[name] for name in ("content", "environment", "labels")}
 KEY_NAME = hashlib.sha256(KEY).hexdigest()[:16]
-FORMS["version 2"] = f"2:{KEY_NAME}:{keyed({**GIVEN, 'limits': {'cell_timeout': 2.0}})}", ORIGIN
+FORMS["version 2"] = f"2:{KEY_NAME}:{keyed({**GIVEN, 'limits': {'cell_timeout': CELL_SECONDS}})}", ORIGIN
 FORMS["version 2, damaged"] = FORMS["version 3"] = FORMS["version 3, damaged"] = FORMS["version 2"]
 FORMS["version 4"] = FORMS["version 4, damaged"] = FORMS["version 2"]
 
@@ -255,7 +257,7 @@ def request(name: str, /, **fields: Any) -> pb.StartRequest:
             "request_id": f"id-{name}",
             "environment": {"NBR_A": "b"},
             "labels": {"c": "d"},
-            "cell_timeout": duration(2.0),
+            "cell_timeout": duration(CELL_SECONDS),
             **fields,
         }
     )

@@ -16,6 +16,7 @@ from tests.support.calls import finish, inline, perform, reach, start, started, 
 from tests.support.gate import Gate
 from tests.support.killable import KillableServer
 from tests.support.notebooks import content
+from tests.support.polling import pause
 from tests.support.processes import is_alive, outlived
 from tests.support.server import Server
 from tests.support.warm import ON, SECONDS, forked, kept
@@ -144,6 +145,7 @@ def test_nothing_kept_outlives_the_server(tmp_path: Path) -> None:
     with server:
         while len(forked(server)) < 4:
             assert server.process.poll() is None
+            pause()
         server.die()
     assert forked(server) == []
 

@@ -16,7 +16,7 @@ from notebook_runner import AsyncClient, Client, ExistingSent, _retry
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.runs.stores import finish as finish_stored
 from tests.runs.stores import insert, opened
-from tests.support.calls import SECONDS, duration, finish, history, inline, reach, start
+from tests.support.calls import SECONDS, duration, finish, follow, history, inline, reach, start
 from tests.support.errors import refused
 from tests.support.killable import KillableServer
 from tests.support.progress import TERMINAL
@@ -189,18 +189,29 @@ def asked(server: KillableServer, method: str, request: Message) -> None:
         list(answer)
 
 
+STUBBORN = """
+import time
+while True:
+    try:
+        print("yes", flush=True)
+        time.sleep(600)
+    except KeyboardInterrupt:
+        print("no", flush=True)
+"""
+
+
 def test_a_kill_that_nobody_waits_for_survives_the_server(tmp_path: Path) -> None:
     """The state is durable when the call returns; after the death of the server no process is left."""
     with KillableServer(tmp_path, "--warm-kernels", "none") as server:
-        sleeps = "import time\nwhile True:\n  try: time.sleep(600)\n  except KeyboardInterrupt: print('no')"
-        run_id = start(server.stub, inline(sleeps)).run_id
-        reach(server.stub, run_id, "cell_started")
+        run_id = start(server.stub, inline(STUBBORN)).run_id
+        reach(server.stub, run_id, "cell_output")
         request = pb.KillRequest(run_id=run_id, grace_period=duration(500), no_wait=True)
         answer = server.stub.Kill(request, timeout=SECONDS)
         assert answer.run.state == pb.RUN_STATE_KILLING
         assert not answer.already_ended
         # The worker was told.
-        reach(server.stub, run_id, "cell_output")
+        with closing(follow(server.stub, run_id)) as events:
+            next(event for event in events if "no" in event.cell_output.stream.text)
         server.die()
     with KillableServer(tmp_path, "--warm-kernels", "none") as server:
         ended = finish(server.stub, run_id)

@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -23,6 +23,7 @@ from tests.runs.samples import a_run, changed
 from tests.runs.stores import append, insert, opened
 from tests.support.calls import SECONDS, duration, finish, inline, start
 from tests.support.killable import KillableServer
+from tests.support.ports import free_port
 from tests.support.receivers import HANG, WebhookReceiver, new_secret, table, webhooks_file
 from tests.support.scrape import ON, until
 from tests.support.secure import bearer, new_token
@@ -38,12 +39,10 @@ def subjects(receiver: WebhookReceiver) -> list[str]:
     return [json.loads(one.body)["subject"] for one in receiver.accepted]
 
 
+@pytest.fixture
 def closed_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+    """A port on which nobody listens, unless the test does."""
+    return free_port()
 
 
 def test_failures_are_repeated_and_order_is_kept(tmp_path: Path) -> None:
@@ -74,9 +73,11 @@ def test_failures_are_repeated_and_order_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_hanging", [True, False])
-def test_death_of_the_server_between_an_end_and_its_post(tmp_path: Path, is_hanging: bool) -> None:
+def test_death_of_the_server_between_an_end_and_its_post(
+    tmp_path: Path, closed_port: int, is_hanging: bool
+) -> None:
     """The receiver gets each end once it is back, in order; what it had without an answer comes again."""
-    secret, port = new_secret(), closed_port()
+    secret, port = new_secret(), closed_port
     lines = f'url = "http://127.0.0.1:{port}/hook"\nsecret = "{secret}"\nallow_internal = true'
     file = webhooks_file(tmp_path / "webhooks.toml", a=lines)
     options = ("--webhooks-file", str(file))
@@ -87,7 +88,7 @@ def test_death_of_the_server_between_an_end_and_its_post(tmp_path: Path, is_hang
                 runs.append(start(server.stub, inline("1")).run_id)
                 hanging.wait(1, accepted=False)
                 server.die()
-                assert [one.id for one in hanging.arrived] == [f"msg_{runs[0]}_ended"]
+                assert {one.id for one in hanging.arrived} == {f"msg_{runs[0]}_ended"}
         else:
             runs += [start(server.stub, inline("1")).run_id for _ in range(1)]
             finish(server.stub, runs[0])
@@ -108,9 +109,9 @@ def test_death_of_the_server_between_an_end_and_its_post(tmp_path: Path, is_hang
         assert subjects(receiver)[-1] == run_id
 
 
-def test_a_run_that_is_deleted_before_its_post(tmp_path: Path) -> None:
+def test_a_run_that_is_deleted_before_its_post(tmp_path: Path, closed_port: int) -> None:
     """The event has what is still known: the id and the state."""
-    secret, port = new_secret(), closed_port()
+    secret, port = new_secret(), closed_port
     lines = f'url = "http://127.0.0.1:{port}/hook"\nsecret = "{secret}"\nallow_internal = true'
     file = webhooks_file(tmp_path / "webhooks.toml", a=lines)
     with Server(tmp_path / "state", "--webhooks-file", str(file)) as server:
@@ -175,7 +176,7 @@ async def ended(store: Store, run_id: str, **labels: str) -> None:
 async def test_a_receiver_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
     """With a thousand ends behind it, another receiver gets what it waits for, and the store takes runs."""
     with WebhookReceiver(lambda _: HANG) as hanging, WebhookReceiver() as other:
-        receivers = to(hanging, "a"), to(other, "b", last="yes")
+        receivers, begin = (to(hanging, "a"), to(other, "b", last="yes")), time.monotonic()
         async with opened(tmp_path) as store, serving(store, *receivers) as service:
             for number in range(MANY):
                 await ended(store, f"run-{number}")
@@ -185,12 +186,13 @@ async def test_a_receiver_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
                 await sender.count()
             assert service.status[0].backlog == MANY + 1
             assert subjects(other) == ["last"]
-            assert len(hanging.arrived) <= 1 + SECONDS / service_module.ATTEMPT_SECONDS
+            seconds = time.monotonic() - begin
+            assert len(hanging.arrived) <= 1 + seconds / service_module.ATTEMPT_SECONDS
 
 
-async def test_a_file_that_is_half_written_loses_nothing(tmp_path: Path) -> None:
+async def test_a_file_that_is_half_written_loses_nothing(tmp_path: Path, closed_port: int) -> None:
     """A receiver that is missing once still gets what ended before; one that is missing twice is removed."""
-    port = closed_port()
+    port = closed_port
     with WebhookReceiver() as receiver:
         away = replace(to(receiver, "away"), uri=f"http://127.0.0.1:{port}/hook")
         file = [to(receiver, "a"), away]
@@ -228,9 +230,9 @@ async def test_a_delivery_is_dropped_only_after_a_day(
             assert {one.id for one in receiver.arrived[:-1]} == {"msg_old_ended"}
 
 
-def test_notifications_over_deaths_retries_and_deletion(tmp_path: Path) -> None:
+def test_notifications_over_deaths_retries_and_deletion(tmp_path: Path, closed_port: int) -> None:
     """Each attempt of a run notifies, also after a SIGKILL; then no byte of the URI is left."""
-    port = closed_port()
+    port = closed_port
     mark = f"token-{tmp_path.name}"
     options = ("--notify-hosts", "127.0.0.1")
     with KillableServer(tmp_path / "state", *options) as server:
@@ -252,12 +254,12 @@ def test_notifications_over_deaths_retries_and_deletion(tmp_path: Path) -> None:
     assert [path for path in files if mark.encode() in path.read_bytes()] == []
 
 
-def test_an_owner_holds_up_only_its_own_notifications(tmp_path: Path) -> None:
+def test_an_owner_holds_up_only_its_own_notifications(tmp_path: Path, closed_port: int) -> None:
     """Another owner's arrive while they fail; they arrive after a restart, in their order."""
     tokens = tmp_path / "tokens"
     failing, other = (bearer(new_token(tokens, name)) for name in ("failing", "other"))
     options = ("--notify-hosts", "127.0.0.1", "--tokens-file", str(tokens))
-    port = closed_port()
+    port = closed_port
     ids = []
     with WebhookReceiver() as receiver, KillableServer(tmp_path / "state", *options) as server:
         for caller, uri in [(failing, f"http://127.0.0.1:{port}/")] * 2 + [(other, receiver.url)] * 2:

@@ -21,7 +21,7 @@ DEADLY = """
 import os, pathlib, subprocess, time
 subprocess.Popen(["sleep", os.environ["NBR_RUN_MARK"]], env={{}}, start_new_session=True)
 subprocess.run(["sh", "-c", "setsid sleep $NBR_RUN_MARK &"], check=True)
-print("kept", flush=True)
+print("kept\\n", end="", flush=True)
 {wait}
 pathlib.Path({path!r}).write_text(str(time.time_ns()))
 os.kill(os.getppid(), 9)

@@ -1,7 +1,8 @@
 """Cells whose processes are hard to end; each says "here" when it is what it means to be."""
 
 HERE = 'import os, subprocess, sys, time\nmark = os.environ["NBR_RUN_MARK"]\n'
-SAY = 'print("here", flush=True)\n'
+# Written at once: the end of a line may be a message of its own otherwise, which a Kill leaves behind.
+SAY = 'print("here\\n", end="", flush=True)\n'
 SLEEP = "while True:\n    time.sleep(1000)\n"
 IGNORE = (
     "import signal\nfor number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n"

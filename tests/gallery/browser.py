@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
-SECONDS = 60
+SECONDS = 300
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-dev-shm-usage", "--window-size=1000,900"),
+    # Slides name a script there. It is refused without a question, however slow a network is.
+    "--host-resolver-rules=MAP unpkg.com ~NOTFOUND",
 )
 # Every element with text of its own that is hard to read on its ground: a contrast below 3 by WCAG's formula.
 FAINT = """

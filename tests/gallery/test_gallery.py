@@ -154,7 +154,7 @@ def test_a_banner_leads_to_the_failing_cell(browser: Browser, page: Page) -> Non
     assert "a <name>" in browser.ask("return document.querySelector('.nbr-parameters').innerText")
     browser.driver.find_element("css selector", ".nbr-message a").click()
     top = "return document.querySelector('.jp-CodeCell:last-of-type').getBoundingClientRect().top"
-    assert -5 <= browser.ask(top) < 900
+    WebDriverWait(browser.driver, SECONDS).until(lambda _: -5 <= browser.ask(top) < 900)
 
 
 def test_scripts_run_in_a_frame_that_asks_nobody(browser: Browser, page: Page) -> None:
@@ -190,7 +190,7 @@ def test_an_interactive_page_can_be_read(browser: Browser, page: Page, scheme: s
         assert browser.ask(FAINT) == []
         assert browser.ask("return document.querySelector('.nbr-state').textContent") == "Failed"
         browser.driver.find_element("css selector", ".nbr-message a").click()
-        assert browser.ask("return scrollY") > 500
+        WebDriverWait(browser.driver, SECONDS).until(lambda _: browser.ask("return scrollY") > 500)
         assert "html-interactive" not in browser.ask("return document.body.innerText")
     assert browser.asked_for() == []
 

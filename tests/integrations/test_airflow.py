@@ -49,7 +49,7 @@ DAGS = """
         NotebookRunnerOperator(task_id="raises", notebook="raises.ipynb", **AGAIN)
         NotebookRunnerOperator(task_id="refused", notebook="report.ipynb", parameters={"area": 1}, **AGAIN)
         NotebookRunnerOperator(
-            task_id="too_long", notebook="forever.ipynb", execution_timeout=timedelta(seconds=5)
+            task_id="too_long", notebook="forever.ipynb", execution_timeout=timedelta(seconds=15)
         )
 
     with DAG("stopped", schedule=None):

@@ -102,7 +102,7 @@ def test_limits(host: Host, server: Server, tmp_path: Path) -> None:
     """The time-out of a cell is jupyter-cache's, or the notebook's own; and errors may be allowed."""
     forever = ["import threading; _ = threading.Event().wait()"]
     write(tmp_path, slow=forever, raises=["1/0", "2"])
-    limits: dict[str, Any] = {"timeout": 1, "allow_errors": True}
+    limits: dict[str, Any] = {"timeout": 5, "allow_errors": True}
     *lists, traces = project(host, server.target, tmp_path, "slow.ipynb", "raises.ipynb", **limits)
     assert lists == [["raises.ipynb"], ["slow.ipynb"], []]
     assert "timed out" in traces["slow.ipynb"]

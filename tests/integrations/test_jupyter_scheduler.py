@@ -305,7 +305,7 @@ def test_options_a_busy_server_and_none(host: Host, tmp_path: Path) -> None:
     ca, token = str(tmp_path / "ca"), str(tmp_path / "token")
     (tmp_path / "lab").mkdir()
     with KillableServer(tmp_path / "state", *options) as server:
-        more = f"\nc.NotebookRunnerScheduler.options |= {{'tls_ca': {ca!r}, 'output_timeout': 5}}"
+        more = f"\nc.NotebookRunnerScheduler.options |= {{'tls_ca': {ca!r}, 'output_timeout': 15}}"
         configuration = OPTIONS.replace("127.0.0.1:50051", server.target) + more
         configuration = configuration.replace("/run/secrets/notebook-runner-token", token)
         with (

@@ -159,9 +159,9 @@ ENDS = {
     "exception": End("1/0", "PapermillExecutionError"),
     "exit code": End("raise SystemExit(3)", "PapermillExecutionError"),
     "a magic that does not exist": End("%no-such-magic", "PapermillExecutionError"),
-    "cell time-out": End(FOREVER, "CellTimeoutError", {"execution_timeout": 1}),
-    "cell time-out by nbclient's name": End(FOREVER, "CellTimeoutError", {"timeout": 1}),
-    "run time-out": End(FOREVER, "CellTimeoutError", {"run_timeout": 3}),
+    "cell time-out": End(FOREVER, "CellTimeoutError", {"execution_timeout": 5}),
+    "cell time-out by nbclient's name": End(FOREVER, "CellTimeoutError", {"timeout": 5}),
+    "run time-out": End(FOREVER, "CellTimeoutError", {"run_timeout": 15}),
     "dead kernel": End("import os; os._exit(7)", "DeadKernelError"),
     "out of memory": End("x = bytearray(2**30)\n" + FOREVER, "DeadKernelError", {"memory_limit": 2**28}),
 }

@@ -128,7 +128,8 @@ def test_it_starts_follows_and_reads(server: Server, node: Callable[..., Program
     kinds = {"run_changed", "cell_started", "cell_output", "cell_finished"}
     assert set(field(told, "event")) == kinds
     said = "Node [1, 2.5, None, {'a': True}]\n"
-    assert field(told, "printed")[0] == said
+    # A kernel may send a line in two pieces.
+    assert "".join(field(told, "printed")).startswith(said)
     assert field(told, "pages")[0] > 2
     run_id = field(told, "started")[0]
     assert program.executed.read_bytes() == artefact(server.stub, run_id)
@@ -154,7 +155,7 @@ def test_it_waits_its_turn(
         assert next(program.lines()) == {"busy": busy.run_id, "retry_after": 1}
         gate.open()
         told = program.rest()
-    assert field(told, "printed") == ["at last\n"]
+    assert "".join(field(told, "printed")) == "at last\n"
     assert told[-1]["ended"] == "RUN_STATE_SUCCEEDED"
 
 

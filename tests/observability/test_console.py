@@ -27,7 +27,8 @@ def test_the_server_says_that_it_is_ready_and_what_it_waits_for(
     tmp_path: Path, gate: Gate, columns: int, environment: dict[str, str]
 ) -> None:
     """One line says what to try; Ctrl-C names the run that the server waits for, and again ends it."""
-    with Screen(tmp_path, *command(tmp_path), columns=columns, environment=environment) as screen:
+    options = [*command(tmp_path), "--drain-timeout", "3600"]
+    with Screen(tmp_path, *options, columns=columns, environment=environment) as screen:
         lines = screen.until(lambda lines: READY.search(dense(lines)) is not None)
         found = READY.search(dense(lines))
         assert found
@@ -42,7 +43,7 @@ def test_the_server_says_that_it_is_ready_and_what_it_waits_for(
                     break
             screen.press("C-c")
             stopping = (
-                f"Stopping: waiting up to 20 s for run {run_id} to end. Press Ctrl-C again to end it now."
+                f"Stopping: waiting up to 3600 s for run {run_id} to end. Press Ctrl-C again to end it now."
             )
             screen.until(lambda lines: dense([stopping]) in dense(lines))
         screen.press("C-c")

@@ -40,8 +40,10 @@ def lines(server: Server, event: str, count: int = 1, **fields: str) -> list[dic
 def test_a_run_and_its_calls(server: Server) -> None:
     """Start, Progress and the run's own line have the run's id; the run has the id of its Start."""
     metadata = (("x-request-id", "nightly/2026-11-25:7"),)
+    begin = time.monotonic()
     run_id = server.stub.Start(inline("print('äb')", "1"), timeout=SECONDS, metadata=metadata).run.run_id
     messages = list(server.stub.Progress(pb.ProgressRequest(run_id=run_id), timeout=SECONDS))
+    elapsed = time.monotonic() - begin
     (line,) = lines(server, "run", run_id=run_id)
     started, followed = lines(server, "rpc", 2, run_id=run_id)
     assert started["request_id"] == line["request_id"] == "nightly/2026-11-25:7"
@@ -58,7 +60,8 @@ def test_a_run_and_its_calls(server: Server) -> None:
     assert line["peak_memory_bytes"] > 10_000_000
     assert line["processes_ended"] >= 1
     phases = [line[f"{phase}_seconds"] for phase in ("queued", "starting", "running")]
-    assert all(0 < seconds < SECONDS for seconds in phases)
+    assert min(phases) > 0
+    assert sum(phases) < elapsed
     assert "trace_id" not in line
     assert len(lines(server, "run", run_id=run_id)) == 1
 

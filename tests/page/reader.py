@@ -5,12 +5,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    JavascriptException,
+    StaleElementReferenceException,
+)
 from selenium.webdriver.support.wait import WebDriverWait
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.gallery.browser import Browser, chromium
 
-SECONDS = 120
+SECONDS = 300
 # Not in the repository: for people, and kept by CI.
 KEPT = Path(__file__).parents[2] / "test-artefacts"
 AXE = (Path(__file__).parent / "axe.min.js").read_text(encoding="utf-8")
@@ -20,6 +26,13 @@ axe.run(document, {iframes: false, resultTypes: ['violations']}).then((found) =>
   (one) => `${one.id}: ${one.help}: ${one.nodes.map((node) => node.html).join(' | ').slice(0, 300)}`)),
   (error) => done([String(error)]));
 """
+CLICKABLE = """
+return [...document.querySelectorAll(`${arguments[0]} :is(a, button, summary, label)`)]
+  .find((one) => one.getClientRects().length
+    && (one.querySelector('.title') ?? one).innerText.trim() === arguments[1])
+"""
+# The page is drawn while it is asked.
+NOT_YET = (JavascriptException, StaleElementReferenceException)
 WIDER = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -48,9 +61,12 @@ class Reader:
         self.open(f"/runs/{run.run_id}", **options)
 
     def until(self, script: str, *arguments: Any, seconds: float = SECONDS) -> Any:
-        """Waits until a script of one expression gives something that is true, and returns it."""
+        """Waits until a script of one expression gives something that is true, and returns it.
+
+        What it asks of an element that is not there yet is not true yet.
+        """
         driver = self.browser.driver
-        return WebDriverWait(driver, seconds, 0.1).until(
+        return WebDriverWait(driver, seconds, 0.1, NOT_YET).until(
             lambda _: driver.execute_script(f"return {script}", *arguments), f"never true: {script}"
         )
 
@@ -68,15 +84,17 @@ class Reader:
         self.sees(state, ".heading .state")
 
     def click(self, text: str, place: str = "main") -> None:
-        """Clicks what has a text."""
-        found = self.until(
-            "[...document.querySelectorAll(`${arguments[0]} :is(a, button, summary, label)`)]"
-            ".find((one) => one.getClientRects().length"
-            " && (one.querySelector('.title') ?? one).innerText.trim() === arguments[1])",
-            place,
-            text,
-        )
-        found.click()
+        """Clicks what has a text, as soon as it can be clicked."""
+        driver = self.browser.driver
+
+        def clicked(_: object) -> bool:
+            found = driver.execute_script(CLICKABLE, place, text)
+            if found is not None:
+                found.click()
+            return found is not None
+
+        covered = (ElementClickInterceptedException, ElementNotInteractableException)
+        WebDriverWait(driver, SECONDS, 0.1, (*NOT_YET, *covered)).until(clicked, f"never clicked: {text}")
 
     def type(self, name: str, text: str) -> None:
         """Types into a field, in the place of what is there."""

@@ -7,10 +7,11 @@ from pathlib import Path
 import grpc
 import pytest
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.gallery.browser import FAINT
-from tests.page.reader import Reader, reader
+from tests.page.reader import SECONDS, Reader, reader
 from tests.support.calls import finish, inline, perform, started, struct
 from tests.support.errors import refused
 from tests.support.gate import Gate
@@ -114,20 +115,20 @@ def test_output_comes_live(server: Server, page: Reader, gate: Gate) -> None:
         page.open_run(run)
         page.sees_state("running")
         page.sees("red and bold", ".text.stdout")
-        assert page.until(f"getComputedStyle({RED}).color") == "rgb(179, 38, 30)"
+        page.until(f"getComputedStyle({RED}).color === 'rgb(179, 38, 30)'")
         page.sees("100 %", ".text.stdout")
         assert "20 %" not in page.until("document.querySelector('.timeline').innerText")
         page.sees("careful", ".text.stderr")
         page.until("document.querySelector('img.rich').naturalWidth === 1")
         page.until("document.querySelector('iframe.rich').getAttribute('sandbox') === ''")
         with page.browser.frame():
-            assert "49" in page.browser.ask("return document.body.innerText")
+            page.until("document.body.innerText.includes('49')")
         page.keep("live")
         gate.open()
         page.sees_state("succeeded")
         page.sees("the end", ".text.stdout")
         page.until("document.querySelector('progress').value === 2")
-        assert page.until("document.querySelector('[role=status]').innerText") == "Run live: succeeded"
+        page.until("document.querySelector('[role=status]').innerText === 'Run live: succeeded'")
 
 
 def test_a_failure_has_its_cell_and_traceback(page: Reader, failed: pb.Run) -> None:
@@ -165,6 +166,7 @@ def test_kill_asks_before(server: Server, page: Reader, gate: Gate) -> None:
         page.click("Cancel", "dialog[open]")
         page.until("!document.querySelector('dialog[open]')")
         page.click("Kill")
+        page.until("document.querySelector('dialog[open]')?.contains(document.activeElement)")
         page.browser.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
         page.until("!document.querySelector('dialog[open]')")
         assert server.stub.Get(pb.GetRequest(run_id=run.run_id)).run.state == pb.RUN_STATE_RUNNING
@@ -291,15 +293,20 @@ def test_the_page_has_one_stream(server: Server, page: Reader, gate: Gate) -> No
         page.sees_state("running")
         page.browser.driver.back()
         page.sees("streamed", ".row")
-        opened, ended = set(), set()
-        for entry in page.browser._log():
-            message = json.loads(entry["message"])["message"]
-            if message["method"] == "Network.requestWillBeSent":
-                if any(one in message["params"]["request"]["url"] for one in ("/progress", "/watch")):
-                    opened.add(message["params"]["requestId"])
-            elif message["method"] in ("Network.loadingFailed", "Network.loadingFinished"):
-                ended.add(message["params"]["requestId"])
-        assert (len(opened), len(opened - ended)) == (3, 1)
+        opened, ended = set[str](), set[str]()
+
+        def counted(_: object) -> bool:
+            for entry in page.browser._log():
+                message = json.loads(entry["message"])["message"]
+                if message["method"] == "Network.requestWillBeSent":
+                    if any(one in message["params"]["request"]["url"] for one in ("/progress", "/watch")):
+                        opened.add(message["params"]["requestId"])
+                elif message["method"] in ("Network.loadingFailed", "Network.loadingFinished"):
+                    ended.add(message["params"]["requestId"])
+            return (len(opened), len(opened - ended)) == (3, 1)
+
+        # The browser tells of a stream that has ended a moment later.
+        WebDriverWait(page.browser.driver, SECONDS, 0.1).until(counted, f"{opened} opened, {ended} ended")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,9 +1,9 @@
 """The page through restarts, with tokens, and with a run that is larger than any screen."""
 
+import json
 import os
 import shutil
 import signal
-import socket
 from pathlib import Path
 
 from tests.page.reader import reader
@@ -11,6 +11,7 @@ from tests.support.calls import inline, perform, start
 from tests.support.gate import Gate
 from tests.support.http_client import HttpCaller
 from tests.support.killable import KillableServer
+from tests.support.ports import free_port
 from tests.support.secure import authorized, new_token
 from tests.support.server import Server
 
@@ -20,16 +21,8 @@ HEAD_PIXELS, LINE_PIXELS = 32, 20
 EXECUTION_SECONDS = 1200.0
 IS_INFO_KNOWN = "performance.getEntriesByType('resource').some((one) => one.name.endsWith('/v1/info'))"
 ACTIONS = ".heading > .actions > :is(a, button)"
-BUTTONS = f"return [...document.querySelectorAll('{ACTIONS}')].map((one) => one.innerText)"
+BUTTONS = f"JSON.stringify([...document.querySelectorAll('{ACTIONS}')].map((one) => one.innerText))"
 PRINTED = "return [...document.querySelectorAll('.text')].map((one) => one.innerText.trim())"
-
-
-def free_port() -> int:
-    """A port that a server can have twice."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def test_a_restart_of_the_server(tmp_path: Path, gate: Gate) -> None:
@@ -69,6 +62,8 @@ def test_a_history_from_a_backup(tmp_path: Path, gate: Gate) -> None:
             run = start(server.stub, inline(*cells, name="restored"))
             page.open_run(run)
             page.sees("before", ".text")
+            # The second cell is in the history as well.
+            page.until("document.querySelectorAll('.cell').length === 2")
             other.open("/")
             back_up(server, tmp_path / "backup")
             gate.open()
@@ -117,7 +112,7 @@ def test_another_history_at_the_address(tmp_path: Path) -> None:
         with Server(tmp_path / "second", "--http-listen", address) as server:
             perform(server.stub, inline("1", name="of the second"))
             page.sees("of the second", ".row")
-            assert page.browser.ask("return document.querySelectorAll('.row').length") == 1
+            page.until("document.querySelectorAll('.row').length === 1")
             assert page.browser.ask("return window.isTheSame") is True
 
 
@@ -146,7 +141,7 @@ def test_who_may_not_change_a_run_has_no_buttons(tmp_path: Path, gate: Gate) -> 
                 page.until(IS_INFO_KNOWN)
                 assert page.findings() == []
                 expected = ["Run again", button] if name in ("ada", "operator") else ["Run again"]
-                assert page.browser.ask(BUTTONS) == expected, name
+                page.until(f"{BUTTONS} === arguments[0]", json.dumps(expected, separators=(",", ":")))
         gate.open()
 
 

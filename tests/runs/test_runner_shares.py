@@ -19,7 +19,7 @@ from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.shares import Quota, Share, ShareRule, ShareRules
 from notebook_runner_server.runs.store import Store
-from tests.runs.fakes import DONE, FakeBackend, abandoned, ended, events, running, settled, spec
+from tests.runs.fakes import DONE, FakeBackend, abandoned, ended, events, reach, running, settled, spec
 from tests.runs.stores import a_store
 
 S = RunState
@@ -196,7 +196,9 @@ async def test_a_share_after_a_restart(tmp_path: Path) -> None:
         groups={"team": ShareRule(max_active=2), "lab": ShareRule(max_active=3)},
     )
     async with abandoned(a_store(Store, tmp_path), FakeBackend(), 10, lambda: rules) as runner:
-        await start(runner, "eve")
+        first = await start(runner, "eve")
+        with calling("eve"):
+            await reach(runner, first.run_id, S.STARTING)
         runs = [await start(runner, "ada", "team", "other") for _ in range(4)]
     backend = FakeBackend(4)
     async with running(a_store(Store, tmp_path), backend, 10, rules=lambda: rules) as runner:
@@ -236,6 +238,8 @@ async def test_shares_that_change(tmp_path: Path) -> None:
         handles.append(await backend.taken(runs[1].run_id))
         rules = ShareRules(ShareRule(max_active=1, max_history_bytes=10**9))
         runner.apply_shares()
+        assert runner._history._task is not None
+        await runner._history._task
         handles[0].tell(KernelReady(), DONE)
         await events(runner, runs[0].run_id)
         await settled(runner._store)

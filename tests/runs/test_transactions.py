@@ -17,6 +17,7 @@ from notebook_runner_server.runs.sqlite import SqliteDatabase
 pytestmark = pytest.mark.state_folder("it is about SQLite's transactions")
 
 COUNT = 20
+SECONDS = 300.0
 
 
 class Writer:
@@ -34,7 +35,7 @@ class Writer:
 
     def _wait(self, _: sqlite3.Connection) -> None:
         self._held.set()
-        self._go.wait(30)
+        self._go.wait(SECONDS)
 
     async def ask(self, function: Callable[..., Any]) -> asyncio.Task[Any]:
         """Asks for a write, which has to wait."""
@@ -143,7 +144,7 @@ async def test_when_the_disk_takes_nothing_nobody_is_told_otherwise(tmp_path: Pa
             await writer.ask(partial(undone, number))
         assert [type(one) for one in await writer.go()] == [StorageFullError] * count
         assert await writer.numbers() == []
-        assert await asyncio.wait_for(await writer.ask(partial(insert, 4)), 30) == 4
+        assert await asyncio.wait_for(await writer.ask(partial(insert, 4)), SECONDS) == 4
         assert await writer.numbers() == [4]
 
 

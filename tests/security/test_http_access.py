@@ -202,7 +202,7 @@ import grpc
 with grpc.insecure_channel("unix:{private_socket(open_server)}") as channel:
     call = channel.unary_unary("/notebook_runner.v1.NotebookRunner/Info")
     try:
-        call(b"", timeout=20)
+        call(b"", timeout=60)
         print("answered")
     except grpc.RpcError as error:
         print(error.code().name)

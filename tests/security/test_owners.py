@@ -129,7 +129,9 @@ def team_of(folder: Path, *options: str) -> Iterator[Team]:
     """A server that asks for tokens."""
     file = folder / "tokens"
     token = new_token(file, "ada", "run")
-    with Server(folder / "state", "--tokens-file", str(file), *options) as server:
+    # Runs that sleep may be left.
+    options = ("--tokens-file", str(file), "--drain-timeout", "0", *options)
+    with Server(folder / "state", *options) as server:
         yield Team(server, file, _callers={"ada:run": Caller(server.stub, token)})
 
 
@@ -493,8 +495,7 @@ def test_the_log_and_the_metrics_name_owners(tmp_path: Path) -> None:
     with team_of(tmp_path, "--metrics-listen", "127.0.0.1:0") as team:
         for who in ("ada:run", "bob:run"):
             team(who).run(inline("1"))
-        lines = [line for line in team.server.log if line.get("event") == "run"]
-        assert [line["owner"] for line in lines] == ["ada", "bob"]
+        assert [line["owner"] for line in team.server.logged("run", count=2)] == ["ada", "bob"]
         page = scrape(team.server)
         for name in ("ada", "bob"):
             assert page.value("owner_runs_ended_total", owner=name, state="succeeded") == 1

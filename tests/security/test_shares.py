@@ -109,7 +109,9 @@ def options(issuer: Issuer, folder: Path) -> list[str]:
     """The options of a server with shares that accepts an issuer's tokens."""
     scopes, shares = written(folder / "scopes", SCOPES), written(folder / "shares", RULES)
     own = ["--oidc-issuer", issuer.url, "--oidc-audience", AUDIENCE, "--oidc-scopes-file", str(scopes)]
-    return [*own, "--shares-file", str(shares), *DEFAULTS, "--workers", "4", "--queue", "100"]
+    own += ["--shares-file", str(shares), *DEFAULTS, "--workers", "4", "--queue", "100"]
+    # Runs that sleep may be left.
+    return [*own, "--drain-timeout", "0"]
 
 
 def ready(server: Server, issuer: Issuer) -> None:
@@ -323,9 +325,8 @@ def test_shares_that_change(issuer: Issuer, tmp_path: Path) -> None:
 
 def test_a_server_without_credentials(make_server: Callable[..., Server]) -> None:
     """All its callers are one owner."""
-    server = make_server(
-        "--owner-max-active", "1", "--owner-max-queued", "1", "--workers", "2", "--queue", "9"
-    )
+    shares = ("--owner-max-active", "1", "--owner-max-queued", "1")
+    server = make_server(*shares, "--workers", "2", "--queue", "9", "--drain-timeout", "0")
     for _ in range(2):
         server.stub.Start(SLEEPS, timeout=SECONDS)
     assert refused(lambda: server.stub.Start(SLEEPS, timeout=SECONDS)).kind == QUOTA

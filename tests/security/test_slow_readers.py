@@ -10,6 +10,7 @@ from tests.support.calls import SECONDS, inline
 from tests.support.floods import REST_MB, Ordinary, memory
 from tests.support.frames import Raw
 from tests.support.killable import children, figure
+from tests.support.polling import pause
 from tests.support.processes import stopped
 from tests.support.secure import Guarded, bearer, listed, new_token
 from tests.support.server import SERVICE, Server
@@ -116,6 +117,7 @@ def converter(server: Server) -> int:
         for pid, line in children(server.process.pid).items():
             if "notebook_runner_server.export" in line:
                 return pid
+        pause()
 
 
 def test_exports_that_take_long(guarded: Guarded) -> None:
@@ -124,7 +126,8 @@ def test_exports_that_take_long(guarded: Guarded) -> None:
     server, ordinary = guarded.server, Ordinary(guarded.server.target, guarded.run)
     request = pb.OutputRequest(run_id=wordy(guarded, 20_000_000), format="html", max_bytes=1)
     exports = [
-        server.stub.Output.future(request, metadata=bearer(exporting), timeout=2 * SECONDS) for _ in range(40)
+        server.stub.Output.future(request, metadata=bearer(exporting), timeout=10 * SECONDS)
+        for _ in range(40)
     ]
     # None of them is done before the others have been answered, however fast the machine is.
     with stopped(converter(server)):

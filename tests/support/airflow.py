@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from uuid import uuid4
 
 from tests.support.hosts import Host
 from tests.support.polling import pause
+from tests.support.ports import free_port
 from tests.support.processes import limit, marked, parent, stopped
 
 # A deadline for what must happen; on an idle machine, most of it takes a few seconds.
@@ -46,9 +46,7 @@ class Airflow:
         self._mark = uuid4().hex
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
         self._others: list[subprocess.Popen[bytes]] = []
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         url = f"http://127.0.0.1:{self._port}"
         self._token = ""
         options = {

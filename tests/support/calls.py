@@ -94,11 +94,13 @@ def started(stub: rpc.NotebookRunnerStub, request: pb.StartRequest) -> Iterator[
         stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=SECONDS)
 
 
-def pages(stub: rpc.NotebookRunnerStub, **fields: Any) -> Iterator[pb.OutputResponse]:
+def pages(
+    stub: rpc.NotebookRunnerStub, *, timeout: float = SECONDS, **fields: Any
+) -> Iterator[pb.OutputResponse]:
     """Every page of an artefact, read as the contract tells a caller to."""
     request = pb.OutputRequest(**fields)
     while True:
-        page = stub.Output(request, timeout=SECONDS)
+        page = stub.Output(request, timeout=timeout)
         assert page.next_offset == request.offset + len(page.content)
         yield page
         if page.next_offset == page.total_bytes:
@@ -107,9 +109,9 @@ def pages(stub: rpc.NotebookRunnerStub, **fields: Any) -> Iterator[pb.OutputResp
         request.offset, request.as_of_sequence = page.next_offset, page.as_of_sequence
 
 
-def artefact(stub: rpc.NotebookRunnerStub, run_id: str, **fields: Any) -> bytes:
+def artefact(stub: rpc.NotebookRunnerStub, run_id: str, *, timeout: float = SECONDS, **fields: Any) -> bytes:
     """A whole artefact, with its size and its sum checked."""
-    answers = list(pages(stub, run_id=run_id, **fields))
+    answers = list(pages(stub, timeout=timeout, run_id=run_id, **fields))
     data = b"".join(page.content for page in answers)
     assert {page.total_bytes for page in answers} == {len(data)}
     sums = {page.sha256 for page in answers if page.sha256}

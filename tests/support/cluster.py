@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import distributed
 import trustme
 
 from tests.support.killable import WORKER, children
+from tests.support.ports import free_port
 from tests.support.processes import marked, outlived, parent
 
 PROGRAM = Path(sys.executable).with_name("dask")
@@ -46,9 +46,7 @@ class Cluster:
         self._host = host
         self._protocol = "tls" if tls else "tcp"
         self.mark = uuid4().hex
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port(host)
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
         self.scheduler: subprocess.Popen[bytes] | None = None
 

@@ -12,7 +12,7 @@ from hyperframe.frame import Frame, HeadersFrame, RstStreamFrame
 
 from tests.support.frames import headers
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 PIECE = 65536
 _HEAD_BYTES = 9
 

@@ -15,7 +15,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from uuid import uuid4
 from markdown_it import MarkdownIt
 from typing_extensions import override
 
+from tests.support.ports import free_port
 from tests.support.server import PROGRAM, Server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ ADDRESS = "127.0.0.1:50051"
 NAMED_ADDRESS = "runner.example.com:50051"
 DASK_PORT = "8786"
 RUN = ("console", "sh", "python")
-SECONDS = 120.0
+SECONDS = 300.0
 
 # What a fresh checkout does not have.
 _NOT_OF_THE_REPOSITORY = {".git", ".venv", "demo-output", "bench-output", "image-output", "site"}
@@ -124,9 +124,7 @@ class Reader:
             text=True,
             start_new_session=True,  # so that all that it started can be ended
         )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._dask_port = probe.getsockname()[1]
+        self._dask_port = free_port()
         # What is installed is what is tested, whatever the times of the files say.
         self.say(f'make() {{ command make --no-print-directory -o {_INSTALLED} "$@"; }}')
         self._serve("make serve")

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ import psycopg
 from psycopg import sql
 
 from tests.support.polling import pause
+from tests.support.ports import free_port
 from tests.support.processes import NOBODY, marked, outlived, parent
 
 MARK_VARIABLE = "NBR_POSTGRES_MARK"
@@ -84,9 +84,7 @@ class Postgres:
         self._settings = (*SETTINGS, *settings)
         self._given = folder
         self.mark = uuid4().hex
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port(HOST)
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

@@ -26,13 +26,13 @@ PROGRAM = Path(sys.executable).with_name("notebook-runner-server")
 MARK_VARIABLE = "NBR_TEST_MARK"
 STORE = "NOTEBOOK_RUNNER_STORE"
 # How long the next server waits for one that was killed; above what a busy machine delays a server.
-LEASE = {"NOTEBOOK_RUNNER_REPLICA_TIMEOUT": "5"}
+LEASE = {"NOTEBOOK_RUNNER_REPLICA_TIMEOUT": "15"}
 SERVICE = "/notebook_runner.v1.NotebookRunner/"
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 CALL_SECONDS = 60.0
 # Helpers of the interpreter end by themselves when they see that the server is gone.
-LINGER_SECONDS = 30.0
+LINGER_SECONDS = 60.0
 
 
 class Server:

@@ -54,7 +54,7 @@ def served(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
         env=clean(**variables),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
 

@@ -25,27 +25,39 @@ exec "$@"
 
 
 class UnprivilegedServer(KillableServer):
-    """The server as the user nobody where the tests are run by root, and else as their user.
+    """The server as an ordinary user where the tests are run by root, and else as their user.
 
     Its folders are below `home`: `notebooks` is the notebook root, the state folder is at its default place.
+
+    Args:
+        home: The user's home.
+        environment: More variables.
+        umask: The user's umask.
+        user: Root's choice of the user; nobody has other programs as well.
     """
 
     def __init__(
-        self, home: Path, *options: str, environment: Mapping[str, str] | None = None, umask: int = 0o22
+        self,
+        home: Path,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+        umask: int = 0o22,
+        user: int = NOBODY,
     ) -> None:
         self.home = home
+        self._user = user
         self.root = home / "notebooks"
         self.root.mkdir(exist_ok=True)
         state = home / ".local" / "state" / "notebook-runner"
         own = {"HOME": str(home), **(environment or {})}
         super().__init__(state, *options, "--notebook-root", str(self.root), environment=own)
         self.give(home)
-        self._command[:0] = [*as_nobody(home), "sh", "-c", f'umask {umask:o}; exec "$@"', "sh"]
+        self._command[:0] = [*as_nobody(home, user), "sh", "-c", f'umask {umask:o}; exec "$@"', "sh"]
 
     def give(self, path: Path) -> None:
         """Makes a file or folder, with all that is in it, the server's own."""
         if os.geteuid() == 0:
-            command = ["chown", "-hR", f"{NOBODY}:{NOBODY}", str(path)]
+            command = ["chown", "-hR", f"{self._user}:{self._user}", str(path)]
             subprocess.run(command, check=True)
 
     @property
@@ -54,11 +66,11 @@ class UnprivilegedServer(KillableServer):
         return self.state_dir / "notebook-runner.db"
 
 
-def as_nobody(home: Path) -> list[str]:
-    """What a command begins with that is executed as a server at this home is."""
+def as_nobody(home: Path, user: int = NOBODY) -> list[str]:
+    """What a command begins with that is executed as a server of this user at this home is."""
     if os.geteuid() != 0:
         return []
-    command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
+    command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"]
     interpreter = Path(sys.executable).resolve()
     closed = [one for one in reversed(interpreter.parents) if not one.stat().st_mode & 0o001]
     if not closed:

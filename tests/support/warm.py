@@ -59,6 +59,17 @@ def until_warm(server: Server) -> None:
         pause()
 
 
+def settled(server: Server) -> None:
+    """Waits until as many kernels are ready as the server keeps, none where it keeps none."""
+    end = time.monotonic() + SECONDS
+    while any(
+        one.warm_ready < one.warm_wanted
+        for one in server.stub.Info(pb.InfoRequest(), timeout=SECONDS).kernels
+    ):
+        assert time.monotonic() < end, server.tail()
+        pause()
+
+
 def ready(server: Server) -> int:
     """Waits until the one kernel that is kept is ready, as a server at log level debug says; answers it."""
     # A template that has been replaced is younger than the kernel.
