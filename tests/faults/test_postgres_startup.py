@@ -25,6 +25,12 @@ WRONG = "wr/ong p@ss"
 SECRETS = (PASSWORD, "p%40ss%2Fword%3A1%25", WRONG, "wr%2Fong%20p%40ss")
 
 
+NEWER = (
+    "UPDATE alembic_version SET version_num = '9999'",
+    "UPDATE history SET oldest_version = '9999'",
+)
+
+
 class Case(NamedTuple):
     """A database that cannot be used, and what a server says of it."""
 
@@ -59,7 +65,7 @@ CASES = [
     Case("wrong password", lambda postgres, used: postgres.url(used, password=WRONG), ("password",)),
     Case("unknown database", lambda postgres, _: postgres.url("missing"), ("missing", "does not exist")),
     Case("nobody there", _refusing, ("127.0.0.1", "refused")),
-    Case("a newer version", _changed("UPDATE alembic_version SET version_num = '9999'"), ("newer",)),
+    Case("a newer version", _changed(*NEWER), ("newer", "9999")),
     Case("no table", _changed("DROP TABLE events"), ("events",)),
     Case("no rights", _changed("REASSIGN OWNED BY runner TO postgres"), ("permission denied",)),
     Case("no URL", _always(f"postgresql://runner:{WRONG}@"), ("--store",)),

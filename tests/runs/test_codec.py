@@ -17,6 +17,7 @@ from notebook_runner_server.execution.interface import (
     ClearOutput,
     DisplayOutput,
     ErrorOutput,
+    Failure,
     KeptContent,
     Limits,
     OutputCut,
@@ -24,7 +25,7 @@ from notebook_runner_server.execution.interface import (
     StreamOutput,
 )
 from notebook_runner_server.runs import codec
-from notebook_runner_server.runs.model import Body, Event, ExecutionOptions, Run, RunState
+from notebook_runner_server.runs.model import Body, Event, ExecutionOptions, RetryPolicy, Run, RunState
 from tests.runs.samples import a_run, bodies, changed, events, json_values, orders, runs, some_options, text
 
 
@@ -167,3 +168,24 @@ def test_the_limits_of_the_first_versions_are_read() -> None:
         name: value for name, value in old.pop("limits").items() if name in ("run_timeout", "memory_bytes")
     }
     assert codec.decode_options(json.dumps(old)) == options
+
+
+def test_what_a_later_version_has_added_is_ignored() -> None:
+    """Servers of several versions share a database while one after the other is replaced."""
+    run = a_run(
+        RunState.FAILED,
+        failure=Failure(Cause.CELL_ERROR, "no"),
+        retry=RetryPolicy(2, (RunState.FAILED,), 1.0, 2.0),
+    )
+    later = json.loads(codec.encode_run(run))
+    for data in (later, later["failure"], later["retry"]):
+        data["added"] = 1
+    assert codec.decode_run(json.dumps(later)) == run
+    options = some_options(limits=Limits(run_timeout=1.5))
+    later = json.loads(codec.encode_options(options))
+    for data in (later, later["limits"], later["origin"]):
+        data["added"] = 1
+    assert codec.decode_options(json.dumps(later)) == options
+    event = Event(3, 4, 1, 2, StreamOutput(1, "stdout", "text"))
+    *counts, data = json.loads(codec.encode_event(event))
+    assert codec.decode_event(3, 4, json.dumps([*counts, {**data, "added": 1}])) == event

@@ -1,7 +1,7 @@
 """Servers whose history is in PostgreSQL, and runs that say whether anything of them was lost."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -34,6 +34,7 @@ class DatabaseServer(KillableServer):
         state_dir: Its state folder, which has no history.
         url: Its database.
         lease: How many seconds the next server waits for this one after its death.
+        program: What is started in the place of the server's own command.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class DatabaseServer(KillableServer):
         url: str,
         *options: str,
         lease: float = LONG_LEASE,
+        program: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
         own = {STORE: url, REPLICA_TIMEOUT: str(lease), **(environment or {})}
-        super().__init__(state_dir, "--queue", "8", *options, environment=own)
+        super().__init__(state_dir, "--queue", "8", *options, program=program, environment=own)
 
 
 class CountingRun:

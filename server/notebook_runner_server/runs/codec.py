@@ -1,11 +1,16 @@
-"""Encode runs and events as JSON for the store, and decode them again."""
+"""Encode runs and events as JSON for the store, and decode them again.
+
+Fields that earlier versions did not write get their defaults. Unknown ones are ignored: servers of later
+versions may share a database with this one.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 from notebook_runner_server.execution.interface import (
     MAX_TYPES,
@@ -46,6 +51,7 @@ _BODIES: dict[str, type[Any]] = {
     "cell_finished": CellFinished,
 }
 _KINDS = {kind: name for name, kind in _BODIES.items()}
+_T = TypeVar("_T")
 
 
 def encode_run(run: Run) -> str:
@@ -85,11 +91,11 @@ def decode_options(text: str) -> ExecutionOptions:
         data["limits"] = {name: data.pop(name) for name in names}
     # Earlier versions wrote no origin.
     nested = {
-        "limits": Limits(**data["limits"]),
-        "origin": TraceContext(**data.get("origin", {})),
+        "limits": _make(Limits, data["limits"]),
+        "origin": _make(TraceContext, data.get("origin", {})),
         "owner_groups": tuple(data.get("owner_groups", ())),
     }
-    return ExecutionOptions(**{**data, **nested})
+    return _make(ExecutionOptions, {**data, **nested})
 
 
 def encode_event(event: Event) -> str:
@@ -124,7 +130,7 @@ def _body(kind: str, data: dict[str, Any]) -> Body:
         data["data"] = tuple((mime, size) for mime, size in types)
         data["result"] = ResultValue(*data["result"]) if data.get("result") else None
         data["kept"] = tuple(KeptContent(*one) for one in data.get("kept", ()))
-    body: Body = _BODIES[kind](**data)
+    body: Body = _make(_BODIES[kind], data)
     return body
 
 
@@ -141,6 +147,17 @@ def _fields(value: Any) -> dict[str, Any]:
     return {one.name: getattr(value, one.name) for one in fields(value)}
 
 
+@cache
+def _names(kind: type[Any]) -> frozenset[str]:
+    return frozenset(one.name for one in fields(kind))
+
+
+def _make(kind: type[_T], data: Mapping[str, Any]) -> _T:
+    """Return an object of a dataclass, from its fields among some."""
+    names = _names(kind)
+    return kind(**{name: value for name, value in data.items() if name in names})
+
+
 def _run_to_dict(run: Run) -> dict[str, Any]:
     data = _fields(run)
     data["state"] = run.state.value
@@ -155,7 +172,7 @@ def _run_to_dict(run: Run) -> dict[str, Any]:
 def _run_from_dict(data: dict[str, Any]) -> Run:
     failure = data["failure"]
     if failure is not None:
-        failure = Failure(**{**failure, "cause": Cause(failure["cause"])})
+        failure = _make(Failure, {**failure, "cause": Cause(failure["cause"])})
     # Earlier versions wrote no repairs, no name, no results and no retry policy.
     repairs = tuple(data.get("notebook_repairs", ()))
     name = (
@@ -163,7 +180,7 @@ def _run_from_dict(data: dict[str, Any]) -> Run:
     )
     retry = data.get("retry")
     if retry is not None:
-        retry = RetryPolicy(**{**retry, "states": tuple(map(RunState, retry["states"]))})
+        retry = _make(RetryPolicy, {**retry, "states": tuple(map(RunState, retry["states"]))})
     changed = {
         "state": RunState(data["state"]),
         "failure": failure,
@@ -172,4 +189,4 @@ def _run_from_dict(data: dict[str, Any]) -> Run:
         "results": Results.from_dict(data["results"]) if "results" in data else Results(),
         "retry": retry,
     }
-    return Run(**{**data, **changed})
+    return _make(Run, {**data, **changed})

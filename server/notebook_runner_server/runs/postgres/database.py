@@ -61,6 +61,9 @@ _REQUESTS = "runs_request_id_key"
 _PAUSE = 0.1
 """Seconds between two attempts to reach the database."""
 
+_REPEATABLE = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+"""A transaction was in the way of one of another server."""
+
 _logger = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -120,6 +123,7 @@ class PostgresDatabase:
         Raises:
             UnusableDatabaseError: It cannot be reached, or refuses this server.
             NewerHistoryError: A newer server has written the history; nothing was changed.
+            OlderServersError: Older servers work, which the upgrade of the schema would stop.
         """
         del is_first
         await asyncio.get_running_loop().run_in_executor(self._writer, self._open)
@@ -168,14 +172,13 @@ class PostgresDatabase:
             )
 
     def _set_up(self, raw: psycopg.Connection[tuple[Any, ...]]) -> None:
-        version = migrate.version(raw, self._store)
-        if version < migrate.VERSION:
-            migrate.migrate(self._store)
-        elif version == migrate.VERSION:
-            tables.check_schema(PostgresConnection(raw))
-        make_durable(raw)
         options = self._options
-        holder = lease.take(raw, self._name, lease.place_of(options.folder), options.workers)
+        place = lease.place_of(options.folder)
+        if migrate.version(raw, self._store) < migrate.VERSION:
+            migrate.migrate(raw, self._store, place, options.lease_seconds * lease.OTHERS_SHARE)
+        tables.check_schema(PostgresConnection(raw))
+        make_durable(raw)
+        holder = lease.take(raw, self._store, self._name, place, options.workers)
         self._lease = lease.StoreLease(self._store, holder, options.lease_seconds, options.on_lost)
         try:
             self._lease.start(raw)
@@ -288,7 +291,7 @@ class PostgresDatabase:
                 continue
             except DatabaseLostError as error:
                 self._lose(str(error))
-            except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
+            except _REPEATABLE as error:
                 # It was in the way of another server's transaction, and is repeated.
                 _logger.warning("transaction_repeated", extra={"why": why(error)})
             except BaseException as error:  # noqa: BLE001 - the waiting call gets it, whatever it is
@@ -363,7 +366,7 @@ class PostgresDatabase:
             )
             results = [write.function(db) for write in writes]
         if not fence.rowcount:
-            raise self._replaced()
+            raise self._replaced(db.raw)
         return results
 
     def _roll_back(self, error: BaseException) -> None:
@@ -393,20 +396,17 @@ class PostgresDatabase:
         while True:
             self._lose(reason)
             try:
+                raw = self._connected()
                 # Locked, because the COMMIT may still be in progress.
-                row = (
-                    self._connected()
-                    .execute(
-                        "SELECT number FROM server_commits WHERE server_id = $1 FOR UPDATE",
-                        [self.lease.holder.server_id],
-                    )
-                    .fetchone()
-                )
+                row = raw.execute(
+                    "SELECT number FROM server_commits WHERE server_id = $1 FOR UPDATE",
+                    [self.lease.holder.server_id],
+                ).fetchone()
             except (DatabaseLostError, psycopg.OperationalError) as error:
                 reason = why(error)
                 continue
             if row is None:
-                raise self._replaced()
+                raise self._replaced(raw)
             is_committed: bool = row[0] == number
             _logger.info("commit_resolved", extra={"is_committed": is_committed})
             return is_committed
@@ -436,8 +436,8 @@ class PostgresDatabase:
             self._raw.close()
         self._raw = None
 
-    def _replaced(self) -> ShuttingDownError:
-        self.lease.lose(f"Another server has taken over the runs of this one in {shown(self._store)}.")
+    def _replaced(self, raw: psycopg.Connection[tuple[Any, ...]]) -> ShuttingDownError:
+        self.lease.lose(migrate.why_replaced(raw, self._store))
         return _replaced()
 
     async def read(
@@ -480,7 +480,7 @@ class PostgresDatabase:
                 with self._pool.connection(timeout=1.0) as raw:
                     return function(PostgresConnection(raw))
             except psycopg.Error as error:
-                if not is_passing(error, raw):
+                if not is_passing(error, raw) and not isinstance(error, _REPEATABLE):
                     raise
                 if self._closed.is_set() or (self._lease is not None and self._lease.lost):
                     raise _replaced() from error

@@ -22,6 +22,7 @@ from typing import Any
 import psycopg
 
 from notebook_runner_server.runs.patience import SOON
+from notebook_runner_server.runs.postgres import migrate
 from notebook_runner_server.runs.postgres.connection import connect, end_gone, lease_name, shown, why
 from notebook_runner_server.runs.replicas import Replica
 
@@ -34,7 +35,7 @@ _MISSED_RENEWALS = 3
 _OWN_SHARE = 0.8
 """The share of the lease after which a server that cannot renew it gives up."""
 
-_OTHERS_SHARE = 0.9
+OTHERS_SHARE = 0.9
 """The share of the lease after which others replace it; in between it ends its runs."""
 
 _ATTEMPT_SECONDS = 0.2
@@ -80,21 +81,31 @@ def place_of(folder: Path) -> str:
     return f"{boot}/{status.st_dev}/{status.st_ino}"
 
 
-def take(raw: psycopg.Connection[tuple[Any, ...]], server_id: str, place: str, workers: int) -> Holder:
+def take(
+    raw: psycopg.Connection[tuple[Any, ...]], store: str, server_id: str, place: str, workers: int
+) -> Holder:
     """Take a lease; blocks.
 
     Args:
         raw: A connection.
+        store: The URL of the database.
         server_id: This server.
         place: Its state folder, as `place_of` returns it.
         workers: How many runs it executes at a time.
+
+    Raises:
+        NewerHistoryError: A newer server has just upgraded the schema, and this one cannot use it.
     """
     taken = time.monotonic()
     name = f"process {os.getpid()} on {socket.gethostname()}"
     with raw.transaction():
+        # So an upgrade either knows of this lease, or is over.
+        raw.execute("SELECT pg_advisory_xact_lock_shared($1)", [migrate.LOCK])
+        migrate.version(raw, store)
         epoch: int = raw.execute(
-            "INSERT INTO servers (server_id, name, place, workers) VALUES ($1, $2, $3, $4) RETURNING epoch",
-            [server_id, name, place, workers],
+            "INSERT INTO servers (server_id, name, place, workers, schema_version)"
+            " VALUES ($1, $2, $3, $4, $5) RETURNING epoch",
+            [server_id, name, place, workers, migrate.VERSION],
         ).fetchall()[0][0]
         raw.execute("INSERT INTO server_commits (server_id, number) VALUES ($1, 0)", [server_id])
     return Holder(server_id, epoch, place, taken)
@@ -174,7 +185,7 @@ class StoreLease:
     @property
     def gone(self) -> Sequence[Row]:
         """The servers that are gone, and that no other server has replaced."""
-        limit = time.monotonic() - self._seconds * _OTHERS_SHARE
+        limit = time.monotonic() - self._seconds * OTHERS_SHARE
         return [
             row
             for row, since in self._seen
@@ -228,7 +239,7 @@ class StoreLease:
         """Return the seconds until the next renewal, which also looks for servers that are gone."""
         if self._problem:
             return _ATTEMPT_SECONDS
-        limit, now = self._seconds * _OTHERS_SHARE, time.monotonic()
+        limit, now = self._seconds * OTHERS_SHARE, time.monotonic()
         silent = [since + limit - now for row, since in self._seen if row.server_id != self.holder.server_id]
         # One that is gone and not replaced yet must not make it hurry.
         return min([self._interval, *(rest for rest in silent if rest > 0)])
@@ -259,7 +270,7 @@ class StoreLease:
                 "SELECT server_id, epoch, name, place, renewals, workers, is_draining FROM servers"
             )
         if not renewed.rowcount:
-            self.lose(f"Another server has taken over the runs of this one in {shown(self._store)}.")
+            self.lose(migrate.why_replaced(raw, self._store))
             return
         self.deadline = asked + self._seconds * _OWN_SHARE
         self._renewed = time.monotonic()

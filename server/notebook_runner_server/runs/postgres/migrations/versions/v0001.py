@@ -8,13 +8,15 @@ from alembic import op
 
 revision = "0001"
 down_revision = None
+oldest_version = "0001"
 
 _TABLES = """
 CREATE TABLE history (             -- one row
   history_id TEXT NOT NULL,
   expired_change BIGINT NOT NULL,
   last_change BIGINT NOT NULL,     -- changes are numbered here, so that their order is that of the commits
-  request_key BYTEA                -- of the digests of requests
+  request_key BYTEA,               -- of the digests of requests
+  oldest_version TEXT NOT NULL DEFAULT '' -- of the schema that a server must know to use this one
 );
 INSERT INTO history (history_id, expired_change, last_change)
   VALUES (substr(replace(gen_random_uuid()::text, '-', ''), 1, 16), 0, 0);
@@ -28,7 +30,8 @@ CREATE TABLE servers (             -- those that work, and those that are gone a
   place TEXT NOT NULL,             -- its state folder, on its machine until the next boot
   renewals BIGINT NOT NULL DEFAULT 0, -- of its lease
   workers BIGINT NOT NULL,         -- how many runs it executes at a time
-  is_draining BOOLEAN NOT NULL DEFAULT false -- it begins no more runs
+  is_draining BOOLEAN NOT NULL DEFAULT false, -- it begins no more runs
+  schema_version TEXT NOT NULL     -- the newest that it knows
 ) WITH (fillfactor = 50);
 CREATE TABLE server_commits (      -- apart from the lease, so that its renewal never waits for a transaction
   server_id TEXT PRIMARY KEY REFERENCES servers ON DELETE CASCADE,

@@ -1,0 +1,1 @@
+"""Later versions of the schema, which only the tests of upgrades have."""
