@@ -107,7 +107,7 @@ cluster-full: install ## Run all tests of clusters, whole runs and faults on a D
 
 # Each process has a PostgreSQL of its own.
 ON_POSTGRES := $(PYTEST) $(PARALLEL) --store postgres
-postgres: install ## Run the tests of PostgreSQL, and repeat those of the store and of the guarantees on it (needs the package postgresql)
+postgres: install ## Run the tests of PostgreSQL, and repeat those of the store and of the guarantees on it (needs the packages postgresql and pgbouncer)
 	$(PYTEST) $(PARALLEL) -m postgres
 	$(ON_POSTGRES) -m "unit or guarantee" tests/runs tests/e2e
 

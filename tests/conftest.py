@@ -14,6 +14,7 @@ from tests.support.async_guard import guarded
 from tests.support.cluster import Cluster
 from tests.support.gate import Gate
 from tests.support.notebooks import code, notebook
+from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import Databases, Postgres
 from tests.support.server import Server
 
@@ -79,13 +80,14 @@ KIND_OF_FOLDER = {
 # The order of files. Those that start servers take longest; with the short ones at the end, processes that
 # share the files end together.
 LONGEST_FIRST = ("e2e", "integration")
+STORES = ("sqlite", "postgres", "pgbouncer")
 DEFAULT_CELLS = (code("who = 'world'", "parameters"), "print(f'hello {who}')")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds `--executor dask`, for a Dask cluster of three workers, `--store postgres`, and `--cold`."""
     parser.addoption("--executor", choices=("process", "dask"), default="process", help="what executes runs")
-    parser.addoption("--store", choices=("sqlite", "postgres"), default="sqlite", help="where histories are")
+    parser.addoption("--store", choices=STORES, default="sqlite", help="where histories are")
     parser.addoption("--cold", action="store_true", help="start servers without warm kernels")
 
 
@@ -122,7 +124,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: ranks[item.path])
     if config.getoption("--executor") == "dask":
         _leave_out(config, items, "process_pool")
-    if config.getoption("--store") == "postgres":
+    if config.getoption("--store") != "sqlite":
         _leave_out(config, items, "state_folder")
 
 
@@ -166,11 +168,19 @@ def postgres() -> Iterator[Postgres]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def pgbouncer(postgres: Postgres) -> Iterator[PgBouncer]:
+    """A pooler before the PostgreSQL, for all tests that leave it as they found it."""
+    with PgBouncer(postgres) as running:
+        yield running
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _store(request: pytest.FixtureRequest) -> None:
     """Where every server of these tests, and every store, has its history."""
-    if request.config.getoption("--store") == "postgres":
-        Server.databases = Databases(request.getfixturevalue("postgres"))
+    store = request.config.getoption("--store")
+    if store != "sqlite":
+        Server.databases = Databases(request.getfixturevalue(store))
 
 
 @pytest.fixture(scope="session")

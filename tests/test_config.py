@@ -35,6 +35,7 @@ VALUES = {
     "http_listen": "[::1]:8",
     "http_cors_origins": "https://app.example",
     "store": "postgresql://user@host/name",
+    "store_listen": "postgresql://user@direct/name",
 }
 OIDC = ["--oidc-issuer", "https://issuer", "--oidc-audience", "audience", "--oidc-scopes-file", "scopes"]
 # Settings that only make sense with another one.
@@ -47,6 +48,7 @@ COMPANIONS = {
     "oidc_audience": ["--oidc-issuer", "https://issuer", "--oidc-scopes-file", "scopes"],
     "oidc_scopes_file": ["--oidc-issuer", "https://issuer", "--oidc-audience", "audience"],
     "http_cors_origins": ["--http-listen", "127.0.0.1:0"],
+    "store_listen": ["--store", "postgresql://user@host/name"],
     **dict.fromkeys(("oidc_ca", "oidc_token_file"), OIDC),
 }
 # Zero is a limit.

@@ -26,8 +26,9 @@ def main() -> None:
         if settings.sandbox_options.is_on:
             confine.set_dumpable(False)
         logs.configure(settings.log_format, settings.log_level)
-        # It may have a password, and the workers inherit the environment.
-        os.environ.pop(f"{ENVIRONMENT_PREFIX}_STORE", None)
+        # They may have a password, and the workers inherit the environment.
+        for name in ("STORE", "STORE_LISTEN"):
+            os.environ.pop(f"{ENVIRONMENT_PREFIX}_{name}", None)
         # The workers inherit the limit of descriptors.
         connections = resources.connection_limit(settings.max_connections)
         backend = resources.create_backend(settings)

@@ -277,7 +277,7 @@ def _remote_history(settings: Settings) -> RemoteHistory | None:
 
     options = PostgresOptions(
         *(settings.store, settings.state_folder, settings.replica_timeout, settings.workers),
-        *(settings.store_files_bytes, _end_immediately),
+        *(settings.store_files_bytes, _end_immediately, settings.store_listen),
     )
     return PostgresHistory(settings.state_folder, options)
 

@@ -26,6 +26,7 @@ from tests.support.errors import refusal_of, refused
 from tests.support.gate import Gate
 from tests.support.killable import RUN_MARK, new_mark, remains
 from tests.support.notebooks import printed
+from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import Postgres
 from tests.support.server import STORE, Server
 from tests.support.watching import watching
@@ -67,11 +68,12 @@ def _counts(server: Server, counts: tuple[int, int]) -> bool:
     return (found.runs_active, found.runs_queued) == counts
 
 
-@pytest.fixture(scope="module")
-def pair(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """Two servers that know each other."""
+@pytest.fixture(scope="module", params=["postgres", "pgbouncer"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Two servers that know each other, also behind a pooler, where no hint reaches them."""
     folder = tmp_path_factory.mktemp("replicas")
-    environment = {STORE: postgres.url(postgres.create_database())}
+    source: Postgres | PgBouncer = request.getfixturevalue(request.param)
+    environment = {STORE: source.url(source.create_database())}
     servers = [
         Server(folder / name, "--heartbeat-interval", "0.5", environment=environment) for name in ("1", "2")
     ]

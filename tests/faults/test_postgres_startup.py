@@ -11,7 +11,7 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import inline, perform, texts
 from tests.support.database_server import DatabaseServer
 from tests.support.postgres import PASSWORD, Postgres
-from tests.support.server import STORE
+from tests.support.server import STORE, STORE_LISTEN
 from tests.support.settings import served
 from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 
@@ -149,12 +149,16 @@ def test_the_password_is_told_to_nobody(postgres: Postgres) -> None:
     assert texts(ended.events).splitlines()[-2:] == ["denied"] * 2
 
 
-def test_a_password_on_the_command_line_is_refused(postgres: Postgres, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("flag", "variable"), [("--store", STORE), ("--store-listen", STORE_LISTEN)])
+def test_a_password_on_the_command_line_is_refused(
+    postgres: Postgres, tmp_path: Path, flag: str, variable: str
+) -> None:
     """Other users would see it there; the error says where it may be."""
-    url = postgres.url("runs")
-    done = served("--store", url, "--state-dir", str(tmp_path / "state"), "--listen", "127.0.0.1:0")
+    urls = {STORE: "postgresql://runner@127.0.0.1/runs"} if flag != "--store" else {}
+    folder = ("--state-dir", str(tmp_path / "state"), "--listen", "127.0.0.1:0")
+    done = served(flag, postgres.url("runs"), *folder, **urls)
     assert done.returncode == 1
-    assert all(name in done.stderr for name in (STORE, "PGPASSFILE", "PGSERVICE"))
+    assert all(name in done.stderr for name in (f"{flag} must", f"{variable},", "PGPASSFILE", "PGSERVICE"))
     assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]
 
 

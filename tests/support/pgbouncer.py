@@ -1,25 +1,22 @@
 """A real PgBouncer, Debian's, in front of a PostgreSQL: each transaction gets another connection of a few."""
 
-import os
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 import psycopg
 
 from tests.support.polling import pause
-from tests.support.postgres import HOST, PASSWORD, ROLE, Postgres, give
-from tests.support.processes import NOBODY
+from tests.support.postgres import HOST, PASSWORD, ROLE, Postgres, as_database_user, give
 
 PROGRAM = "/usr/sbin/pgbouncer"
 READY_SECONDS = 60.0
 LINGER_SECONDS = 60.0
-# Fewer connections than those of one server: each has the transactions of several clients, in turn.
+# To each database; fewer than one server has: each has the transactions of several clients, in turn.
 CONFIGURATION = """\
 [databases]
 * = host={host} port={database_port}
@@ -31,7 +28,8 @@ auth_type = scram-sha-256
 auth_file = {users}
 pool_mode = transaction
 default_pool_size = {connections}
-max_client_conn = 200
+max_client_conn = 500
+server_idle_timeout = 10
 log_connections = 0
 log_disconnections = 0
 logfile = {log}
@@ -73,30 +71,37 @@ class PgBouncer:
         )
         for path in (self._folder, users, settings):
             give(path)
-        nobody = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.geteuid() == 0 else []
-        self._process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *nobody, "--", PROGRAM, "--quiet", str(settings)],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._command = [*as_database_user("KILL"), PROGRAM, "--quiet", str(settings)]
         try:
-            self._wait()
+            self.start()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
         try:
-            self._process.wait(LINGER_SECONDS)
+            self.kill()
         finally:
-            self._process.kill()
             shutil.rmtree(self._folder)
 
-    def url(self, database: str, options: str = "") -> str:
+    def start(self) -> None:
+        """Starts it, at the same port each time, and waits until it answers."""
+        self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._wait()
+
+    def kill(self) -> None:
+        """Ends it: all connections through it break."""
+        self._process.kill()
+        self._process.wait(LINGER_SECONDS)
+
+    def create_database(self) -> str:
+        """Creates a database that belongs to the role of the servers under test; returns its name."""
+        return self._postgres.create_database()
+
+    def url(self, database: str) -> str:
         """The URL of a database through the pooler."""
-        return self._postgres.url(database, port=self.port, options=options)
+        return self._postgres.url(database, port=self.port)
 
     def _wait(self) -> None:
         end = time.monotonic() + READY_SECONDS
@@ -104,8 +109,12 @@ class PgBouncer:
             try:
                 with psycopg.connect(self.url("postgres")):
                     return
-            except psycopg.OperationalError as error:
-                log = self._log.read_text() if self._log.exists() else ""
-                assert self._process.poll() is None, f"PgBouncer ended: {log}"
-                assert time.monotonic() < end, f"{error}: {log}"
+            except psycopg.OperationalError:
+                assert self._process.poll() is None, f"PgBouncer ended: {self.log}"
+                assert time.monotonic() < end, f"PgBouncer does not answer: {self.log}"
                 pause()
+
+    @property
+    def log(self) -> str:
+        """What it has logged."""
+        return self._log.read_text() if self._log.exists() else ""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -127,7 +127,11 @@ class Postgres:
         # Small segments of the WAL, for disks that are full soon.
         command += ["--encoding", "UTF8", "--locale", "C.UTF-8", "--no-sync", "--wal-segsize", "1"]
         done = subprocess.run(
-            [*_as_its_user(), *command], env=self._environment, capture_output=True, text=True, check=False
+            [*as_database_user(), *command],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         (self._data / "pg_hba.conf").write_text(ACCESS)
@@ -156,7 +160,7 @@ class Postgres:
         log: IO[bytes]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*_as_its_user(), *command],
+                [*as_database_user(), *command],
                 env=self._environment,
                 stdout=log,
                 stderr=log,
@@ -258,6 +262,16 @@ class Postgres:
         return [first, *(pid for pid in pids if parent(pid) == first)]
 
 
+class DatabaseSource(Protocol):
+    """A server of databases, or a way to it."""
+
+    def create_database(self) -> str:
+        """Creates a database that belongs to the role of the servers under test; returns its name."""
+
+    def url(self, database: str) -> str:
+        """The URL of a database."""
+
+
 class Databases:
     """Gives each state folder a database of its own, the same each time.
 
@@ -265,7 +279,7 @@ class Databases:
         postgres: The server of all of them.
     """
 
-    def __init__(self, postgres: Postgres) -> None:
+    def __init__(self, postgres: DatabaseSource) -> None:
         self._postgres = postgres
         self._names: dict[Path, str] = {}
 
@@ -282,7 +296,7 @@ def give(path: Path) -> None:
         os.chown(path, NOBODY, NOBODY)
 
 
-def _as_its_user() -> list[str]:
-    """What a command begins with: not root, which PostgreSQL refuses, and with an end when the tests end."""
+def as_database_user(end: str = "QUIT") -> list[str]:
+    """What a command begins with: not root, which PostgreSQL refuses, with a signal when the tests end."""
     nobody = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.geteuid() == 0 else []
-    return ["setpriv", "--pdeathsig", "QUIT", *nobody, "--"]
+    return ["setpriv", "--pdeathsig", end, *nobody, "--"]

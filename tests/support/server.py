@@ -25,6 +25,7 @@ PROGRAM = Path(sys.executable).with_name("notebook-runner-server")
 # Nothing a kernel gets from the server may carry this prefix, so the mark reaches every process.
 MARK_VARIABLE = "NBR_TEST_MARK"
 STORE = "NOTEBOOK_RUNNER_STORE"
+STORE_LISTEN = "NOTEBOOK_RUNNER_STORE_LISTEN"
 # How long the next server waits for one that was killed; above what a busy machine delays a server.
 LEASE = {"NOTEBOOK_RUNNER_REPLICA_TIMEOUT": "15"}
 SERVICE = "/notebook_runner.v1.NotebookRunner/"

@@ -249,18 +249,24 @@ def _store(settings: Settings, environment: Mapping[str, str]) -> Iterator[str]:
             "pip install 'notebook-runner[server,postgres]'"
         )
         return
+    yield from _database_url("--store", settings.store, environment)
+    yield from _database_url("--store-listen", settings.store_listen, environment)
+
+
+def _database_url(flag: str, url: str, environment: Mapping[str, str]) -> Iterator[str]:
     from psycopg import ProgrammingError, conninfo  # noqa: PLC0415 - an extra
 
     try:
-        parts = conninfo.conninfo_to_dict(settings.store)
+        parts = conninfo.conninfo_to_dict(url)
     except ProgrammingError:
         # The error may quote a password.
-        yield "--store is not a URL that libpq can read. Encode special characters in it, such as %40 for @."
+        yield f"{flag} is not a URL that libpq can read. Encode special characters in it, such as %40 for @."
         return
-    if "password" in parts and environment.get(f"{ENVIRONMENT_PREFIX}_STORE") != settings.store:
+    variable = ENVIRONMENT_PREFIX + flag.removeprefix("-").replace("-", "_").upper()
+    if "password" in parts and environment.get(variable) != url:
         yield (
-            "--store must not have a password, which every user of this machine could see. "
-            f"Set {ENVIRONMENT_PREFIX}_STORE, PGPASSFILE or PGSERVICE instead."
+            f"{flag} must not have a password, which every user of this machine could see. "
+            f"Set {variable}, PGPASSFILE or PGSERVICE instead."
         )
 
 

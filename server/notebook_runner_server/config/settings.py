@@ -314,6 +314,12 @@ class Settings:
         "servers may share it. A password goes into the environment variable or a file of libpq. If unset, "
         "SQLite in the state folder.",
     )
+    store_listen: str = setting(
+        "",
+        "URL of the database of --store without a pooler, for the hints between servers: set it if --store "
+        "leads to a pooler that gives each transaction another connection. If unset, a server behind a "
+        "pooler looks once a second for what other servers have written.",
+    )
     replica_timeout: float = setting(
         15.0,
         "Time without a renewal of the server's lease in --store after which other servers take over its "
@@ -425,7 +431,7 @@ class Settings:
 
     def errors(self) -> list[str]:
         """Return the errors that can be found without looking at this machine, a sentence each."""
-        found = [*self._tls_errors(), *self._oidc_errors(), *self._listen_errors()]
+        found = [*self._tls_errors(), *self._oidc_errors(), *self._listen_errors(), *self._store_errors()]
         if self.trace_endpoint and not self.trace_endpoint.startswith(("http://", "https://")):
             found.append(
                 f"--trace-endpoint must be an http:// or https:// URL (got {self.trace_endpoint!r})."
@@ -437,10 +443,6 @@ class Settings:
             )
         if self.default_notebook and not self.notebook_root:
             found.append("--default-notebook needs --notebook-root.")
-        if self.store and not self.store.startswith(("postgresql://", "postgres://")):
-            found.append("--store must be a URL such as postgresql://USER@HOST/DATABASE.")
-        if self.store and self.executor != PROCESS:
-            found.append("--store needs --executor process: runs on a cluster need the state folder.")
         if not self.audit_log:
             found.append("--audit-log must be log, off or the path of a file (got nothing).")
         parsers: list[Callable[[], object]] = [
@@ -455,6 +457,15 @@ class Settings:
             except ValueError as error:
                 found.append(str(error))
         return found
+
+    def _store_errors(self) -> Iterator[str]:
+        for flag, url in (("--store", self.store), ("--store-listen", self.store_listen)):
+            if url and not url.startswith(("postgresql://", "postgres://")):
+                yield f"{flag} must be a URL such as postgresql://USER@HOST/DATABASE."
+        if self.store_listen and not self.store:
+            yield "--store-listen needs --store."
+        if self.store and self.executor != PROCESS:
+            yield "--store needs --executor process: runs on a cluster need the state folder."
 
     def _tls_errors(self) -> Iterator[str]:
         if bool(self.tls_cert) != bool(self.tls_key):

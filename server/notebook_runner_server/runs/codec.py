@@ -7,7 +7,7 @@ versions may share a database with this one.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar
@@ -148,11 +148,11 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 @cache
-def _names(kind: type[Any]) -> frozenset[str]:
+def _names(kind: Any) -> frozenset[str]:
     return frozenset(one.name for one in fields(kind))
 
 
-def _make(kind: type[_T], data: Mapping[str, Any]) -> _T:
+def _make(kind: Callable[..., _T], data: Mapping[str, Any]) -> _T:
     """Return an object of a dataclass, from its fields among some."""
     names = _names(kind)
     return kind(**{name: value for name, value in data.items() if name in names})

@@ -27,6 +27,10 @@ class DatabaseLostError(Exception):
     """The database cannot be reached now; the message says why."""
 
 
+PREPARE_THRESHOLD = 5
+"""How often a connection executes a statement until it prepares it."""
+
+
 def connect(store: str, seconds: float, *, name: str) -> psycopg.Connection[tuple[Any, ...]]:
     """Return a connection that begins no transaction by itself.
 
@@ -52,6 +56,8 @@ def arguments(seconds: float, name: str) -> dict[str, Any]:
         "keepalives_interval": 1,
         "keepalives_count": 3,
         "application_name": _application(name),
+        # Statements that are prepared stay with the connection, which a pooler passes on.
+        "prepare_threshold": None,
     }
 
 
@@ -197,9 +203,24 @@ def lease_name(server_id: str) -> str:
     return f"lease {server_id}"
 
 
-def make_durable(raw: psycopg.Connection[Any]) -> None:
-    """Let each transaction be durable, also if the role's default is another one."""
+def is_pooled(raw: psycopg.Connection[Any]) -> bool:
+    """Return whether a pooler is between this process and the database, which may pass connections on.
+
+    It keeps the process ids of the database to itself, because a client uses them only to cancel statements.
+    """
+    ((pid,),) = raw.execute("SELECT pg_backend_pid()").fetchall()
+    return bool(pid != raw.info.backend_pid)
+
+
+def make_durable(raw: psycopg.Connection[Any], *, is_pooled: bool) -> None:
+    """Let each transaction be durable, also if the role's default is another one.
+
+    Args:
+        raw: The connection.
+        is_pooled: Whether others use it after this transaction: only this one is durable.
+    """
     raw.execute(
-        "SELECT set_config('synchronous_commit', 'on', false)"
-        " WHERE current_setting('synchronous_commit') = 'off'"
+        "SELECT set_config('synchronous_commit', 'on', $1)"
+        " WHERE current_setting('synchronous_commit') = 'off'",
+        [is_pooled],
     )

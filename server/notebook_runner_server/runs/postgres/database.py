@@ -32,12 +32,14 @@ from notebook_runner_server.runs.database import PendingWrite
 from notebook_runner_server.runs.patience import SOON, patience
 from notebook_runner_server.runs.postgres import lease, migrate
 from notebook_runner_server.runs.postgres.connection import (
+    PREPARE_THRESHOLD,
     DatabaseLostError,
     PostgresConnection,
     arguments,
     connect,
     end_others,
     is_passing,
+    is_pooled,
     make_durable,
     shown,
     why,
@@ -84,6 +86,7 @@ class PostgresOptions:
         workers: How many runs it executes at a time.
         files_bytes: Maximum size of the files of an ended run that are stored.
         on_lost: Called with the reason when this server may no longer use the history, on any thread.
+        listen: The URL of the same database without a pooler; empty: none is known.
     """
 
     store: str
@@ -92,6 +95,7 @@ class PostgresOptions:
     workers: int
     files_bytes: int
     on_lost: Callable[[str], object]
+    listen: str = ""
 
 
 class PostgresDatabase:
@@ -99,6 +103,9 @@ class PostgresDatabase:
 
     Args:
         options: How to use it.
+
+    Attributes:
+        is_pooled: Whether a pooler is on the way to it, once it is open.
     """
 
     def __init__(self, options: PostgresOptions) -> None:
@@ -116,6 +123,7 @@ class PostgresDatabase:
         self._committing = threading.Lock()
         self._closed = threading.Event()
         self._problem = ""
+        self.is_pooled = False
 
     async def open(self, *, is_first: bool) -> None:
         """Open the database, bring its schema to the newest version, and take a lease.
@@ -149,6 +157,7 @@ class PostgresDatabase:
                 "autocommit": True,
                 "cursor_factory": psycopg.RawCursor,
                 **arguments(_CONNECT_SECONDS, "reads"),
+                "prepare_threshold": self._prepare_threshold,
             },
             min_size=1,
             max_size=READERS + CONTENT_READERS,
@@ -171,13 +180,21 @@ class PostgresDatabase:
                 " Create one with: createdb --encoding UTF8 --template template0"
             )
 
+    @property
+    def _prepare_threshold(self) -> int | None:
+        return None if self.is_pooled else PREPARE_THRESHOLD
+
     def _set_up(self, raw: psycopg.Connection[tuple[Any, ...]]) -> None:
+        self.is_pooled = is_pooled(raw)
+        if self.is_pooled:
+            _logger.info("store_pooled", extra={"hints": bool(self._options.listen)})
+        raw.prepare_threshold = self._prepare_threshold
         options = self._options
         place = lease.place_of(options.folder)
         if migrate.version(raw, self._store) < migrate.VERSION:
             migrate.migrate(raw, self._store, place, options.lease_seconds * lease.OTHERS_SHARE)
         tables.check_schema(PostgresConnection(raw))
-        make_durable(raw)
+        make_durable(raw, is_pooled=self.is_pooled)
         holder = lease.take(raw, self._store, self._name, place, options.workers)
         self._lease = lease.StoreLease(self._store, holder, options.lease_seconds, options.on_lost)
         try:
@@ -360,6 +377,8 @@ class PostgresDatabase:
         # Statements whose results are not read do not wait for those before them.
         with db.raw.pipeline():
             db.raw.execute("BEGIN")
+            if self.is_pooled:
+                make_durable(db.raw, is_pooled=True)
             fence = db.raw.execute(
                 "UPDATE server_commits SET number = $1 WHERE server_id = $2 AND number = $3",
                 [number, self.lease.holder.server_id, number - 1],
@@ -425,7 +444,8 @@ class PostgresDatabase:
                 raw = connect(self._store, _CONNECT_SECONDS, name=self._name)
                 # The database may not know yet that it was lost.
                 end_others(raw, self._name)
-                make_durable(raw)
+                raw.prepare_threshold = self._prepare_threshold
+                make_durable(raw, is_pooled=self.is_pooled)
             except psycopg.Error as error:
                 raise DatabaseLostError(why(error)) from error
             self._raw = raw

@@ -1,5 +1,8 @@
 """Hints between servers, by LISTEN and NOTIFY: each has a connection that listens, and one that tells.
 
+Through a pooler that gives each transaction another connection, no hint arrives. A server that has no other
+way to the database looks once a second, and still sends hints: other servers may have one.
+
 They are sent after the transaction that they are about, and not in it: a transaction with a NOTIFY holds a
 lock of the whole database until its commit is on the disk.
 """
@@ -30,10 +33,12 @@ class Hints:
 
     Args:
         store: The URL of the database.
+        direct: The URL of the same database without a pooler; empty: none is known.
     """
 
-    def __init__(self, store: str) -> None:
-        self._store = store
+    def __init__(self, store: str, direct: str = "") -> None:
+        self._store = direct or store
+        self._is_direct = bool(direct)
         self._pending: dict[tuple[Topic, int], None] = {}
         self._is_pending = threading.Event()
         self._closed = threading.Event()
@@ -42,15 +47,23 @@ class Hints:
         # Of the connection that tells: its own hints come back.
         self._own_pid = 0
 
-    def listen(self, on_hint: Callable[[Topic, int], object]) -> None:
-        """Call a function on this event loop with each hint of another server."""
+    def listen(self, on_hint: Callable[[Topic, int], object], *, is_pooled: bool) -> None:
+        """Call a function on this event loop with each hint of another server.
+
+        Args:
+            on_hint: Called with each hint.
+            is_pooled: Whether the store leads to a pooler.
+        """
         loop = asyncio.get_running_loop()
 
         def received(topic: Topic, position: int) -> None:
             if not self._closed.is_set():
                 loop.call_soon_threadsafe(on_hint, topic, position)
 
-        for name, run in (("listen", lambda: self._listen(received)), ("tell", self._tell)):
+        threads: dict[str, Callable[[], None]] = {"tell": self._tell}
+        if self._is_direct or not is_pooled:
+            threads["listen"] = lambda: self._listen(received)
+        for name, run in threads.items():
             thread = threading.Thread(target=run, name=f"store-{name}", daemon=True)
             self._threads.append(thread)
             thread.start()

@@ -30,7 +30,7 @@ class PostgresHistory:
     def __init__(self, folder: Path, options: PostgresOptions) -> None:
         self.database = PostgresDatabase(options)
         self.contents = TableContents(folder, self.database, options.files_bytes)
-        self._hints = Hints(options.store)
+        self._hints = Hints(options.store, options.listen)
         self.replicas = PostgresReplicas(self.database, self._hints)
 
     async def open(self) -> bytes:

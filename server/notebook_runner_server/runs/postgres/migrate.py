@@ -195,9 +195,12 @@ def _prepare(connection: psycopg.Connection[Any], store: str, barred: str, gone:
     Raises:
         _ReturnedError: A server that has to be gone is not.
     """
-    limits = {"lock_timeout": LOCK_SECONDS, "idle_in_transaction_session_timeout": _IDLE_SECONDS}
-    if barred < VERSION:
-        limits["statement_timeout"] = STATEMENT_SECONDS
+    limits = {
+        "lock_timeout": LOCK_SECONDS,
+        "idle_in_transaction_session_timeout": _IDLE_SECONDS,
+        # 0: none, whatever the role's default is.
+        "statement_timeout": STATEMENT_SECONDS if barred < VERSION else 0.0,
+    }
     cursor = psycopg.RawCursor(connection)
     for name, seconds in limits.items():
         cursor.execute("SELECT set_config($1, $2, true)", [name, f"{seconds * 1000:.0f}ms"])

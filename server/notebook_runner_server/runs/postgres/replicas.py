@@ -73,7 +73,7 @@ class PostgresReplicas:
         lease.on_change = lambda: call(on_hint, Topic.SERVERS, 0)
         lease.on_renewed = lambda: call(on_renewed, lease.deadline)
         on_renewed(lease.deadline)
-        self._hints.listen(on_hint)
+        self._hints.listen(on_hint, is_pooled=self._db.is_pooled)
 
     def tell(self, topic: Topic, position: int = 0) -> None:
         """Give the others a hint, if there are any."""
