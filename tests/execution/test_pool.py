@@ -1,6 +1,8 @@
 """The process pool with real kernels: what it tells, what it survives, and what it leaves behind."""
 
 import json
+import math
+import time
 from collections.abc import Sequence
 from itertools import groupby
 from uuid import uuid4
@@ -15,7 +17,7 @@ from notebook_runner_server.execution.interface import (
     ExecutionEvent,
 )
 from notebook_runner_server.execution.segments import TAIL
-from tests.execution.pools import CHILDREN, Pool, end, everything, said, segments
+from tests.execution.pools import CHILDREN, FOR_EVER, Pool, end, everything, said, segments
 from tests.support.gate import Gate
 from tests.support.notebooks import markdown
 from tests.support.processes import is_alive, marked
@@ -160,6 +162,35 @@ def test_a_run_can_be_stopped(pool: Pool, gate: Gate, grace: float) -> None:
     assert said(events) == kept(events, 0) == text
     assert marked(mark) == {}
     assert pool.run("1")[-1] == Ended(None, 1)
+
+
+def test_a_run_ends_at_its_deadline(pool: Pool) -> None:
+    """The server that does not move it in time has lost the run, and not the worker."""
+    mark = uuid4().hex
+    before = pool.backend.worker_deaths
+
+    async def scenario() -> list[ExecutionEvent]:
+        handle = await pool.submit(FOR_EVER, environment={"NBR_RUN_MARK": mark})
+        events: list[ExecutionEvent] = []
+        was_said = False
+        async for batch in handle.events():
+            events += batch
+            # The line end may come in a message of its own.
+            if not was_said and said(events) == "here\n":
+                was_said = True
+                pool.backend.set_deadline(time.monotonic())
+        return events
+
+    events = pool.do(scenario())
+    failure = end(events).failure
+    assert failure is not None
+    assert (failure.cause, failure.cell_index) == (Cause.SERVER_DIED, 0)
+    assert "lease" in failure.message
+    assert said(events) == kept(events, 0) == "here\n"
+    assert marked(mark) == {}
+    pool.backend.set_deadline(math.inf)
+    assert end(pool.run("1")).failure is None
+    assert pool.backend.worker_deaths == before
 
 
 def test_an_order_that_overtakes_its_job_is_kept(pool: Pool) -> None:
