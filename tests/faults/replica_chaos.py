@@ -11,12 +11,13 @@ import random
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TypeVar
 from uuid import uuid4
 
@@ -24,6 +25,7 @@ import grpc
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner.v1 import notebook_runner_pb2_grpc as rpc
+from tests.faults.odd_clock import HOUR, PROGRAM, OddClock
 from tests.faults.replica_history import (
     Killed,
     Reading,
@@ -36,9 +38,10 @@ from tests.faults.replica_history import (
 from tests.support.calls import duration, executed, finish, inline, listed, texts
 from tests.support.database_server import DatabaseServer, serves, until
 from tests.support.killable import RUN_MARK, gone, new_mark, remains
+from tests.support.network import Wire, lacking
 from tests.support.notebooks import printed
 from tests.support.postgres import Postgres
-from tests.support.postgres_proxy import PLAIN, PostgresProxy
+from tests.support.postgres_proxy import HOST, PLAIN, PostgresProxy
 from tests.support.progress import TERMINAL, BrokenStreamError, checked
 from tests.support.server import MARK_VARIABLE
 
@@ -47,6 +50,9 @@ LEASE = float(os.environ.get("CHAOS_LEASE", "10"))
 REPLICAS, CALLERS, MISCHIEVOUS = 3, 4, 2
 # How long faults happen in a round, at least.
 FAULT_SECONDS = 5.0
+# When this process is so late for something, or so many threads want each processor over a lease, servers may
+# be too late to renew theirs.
+STARVED_SECONDS, STARVED_THREADS = 0.15 * LEASE, 5.0
 # Within this time, a run comes to its end when everything works again.
 END_SECONDS = 90.0
 # Of a paused replica, or one without its database: with a lease that goes on, and with one that is lost.
@@ -61,8 +67,21 @@ RESTARTS = {
 DATABASE_FAULTS = (*RESTARTS, "database paused")
 REPLICA_FAULTS = (
     *("killed", "killed", "terminated", "paused", "paused past its lease", "replaced while paused"),
-    *("cut off", "silent", "silent past its lease", "answers lost"),
+    *("cut off", "silent", "silent past its lease", "answers lost", "clock set"),
 )
+# Those of the network, which not every machine can have.
+WIRE_FAULTS = ("wire cut", "wire cut past its lease")
+# Those that last longer than a lease.
+LONG_FAULTS = {
+    *("paused past its lease", "replaced while paused"),
+    *("silent past its lease", "wire cut past its lease"),
+}
+# By how many hours a clock may be wrong.
+HOURS = (-30, -5, -1, 1, 5, 30)
+# How many ticks a run has, 50 a second. The longest go on when others have taken over the runs of a server.
+TICK_COUNTS = (0, 5, 30, 60, 150, 300)
+# What nobody does on purpose.
+STARVED = "machine starved"
 # How much rarer a fault of the database is, which strikes all replicas.
 DATABASE_SHARE = 0.2
 # Runs of earlier rounds that are read again in each round.
@@ -103,15 +122,24 @@ class Replica:
         database: The database of all.
         name: The database's name.
         seed: Decides which answers of the database are lost.
+        wire: The way to it, for its callers and to the database; None: it is on this side.
     """
 
-    def __init__(self, number: int, folder: Path, database: Postgres, name: str, seed: int) -> None:
+    def __init__(
+        self, number: int, folder: Path, database: Postgres, name: str, seed: int, wire: Wire | None
+    ) -> None:
         self.number = number
-        self.proxy = PostgresProxy(database.port, seed)
+        self.wire = wire
+        here, self._there = (wire.here, wire.there) if wire else (HOST, HOST)
+        self._program = (*(wire.prefix if wire else ()), *PROGRAM)
+        self.proxy = PostgresProxy(database.port, seed, here)
         # Held while something is done to it.
         self.busy = threading.Lock()
         self._folder = folder
-        self._url = database.url(name, port=self.proxy.port, options=PLAIN)
+        self._url = database.url(name, host=here, port=self.proxy.port, options=PLAIN)
+        clock = folder / f"clock-{number}"
+        clock.mkdir()
+        self.clock = OddClock(clock)
         self._folders = 0
         self._lives = 0
         self._channels: list[grpc.Channel] = []
@@ -125,12 +153,28 @@ class Replica:
         self._lives += 1
         state = self._folder / f"state-{self.number}-{self._folders}"
         options = ("--queue", "3", "--drain-timeout", "0.5", "--heartbeat-interval", "0.5")
-        server = DatabaseServer(state, self._url, *options, lease=LEASE).__enter__()
+        place = ("--listen", f"{self._there}:0", *(("--insecure",) if self.wire else ()))
+        server = DatabaseServer(
+            *(state, self._url, *options, *place),
+            lease=LEASE,
+            program=self._program,
+            environment=self.clock.environment,
+        ).__enter__()
         # One that is never closed while callers use it, unlike the server's own.
         channel = grpc.insecure_channel(server.target)
         self._channels.append(channel)
         self.server, self.stub = server, rpc.NotebookRunnerStub(channel)
         self.name = f"replica {self.number}.{self._lives}"
+
+    @contextmanager
+    def cut_off(self) -> Iterator[None]:
+        """Lets all vanish that is sent to it or by it while the block goes on."""
+        assert self.wire is not None
+        self.wire.cut()
+        try:
+            yield
+        finally:
+            self.wire.mend()
 
     @property
     def is_alive(self) -> bool:
@@ -158,11 +202,13 @@ class Draft:
         request: What starts it.
         mark: What its processes carry.
         ticks: How many ticks it writes.
+        time: When it was made, in nanoseconds.
     """
 
     request: pb.StartRequest
     mark: str
     ticks: int
+    time: int
 
 
 @dataclass
@@ -179,6 +225,7 @@ class ReplicaChaos:
     seed: int
     database: Postgres
     rounds: int = 0
+    starved_seconds: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
     exits: Counter[str] = field(default_factory=Counter)
@@ -195,27 +242,36 @@ class ReplicaChaos:
         self._read: dict[str, Reading] = {}
         self._lock = threading.Lock()
         self._calm = threading.Event()
+        # Nobody goes on, whatever has not ended.
+        self.is_over = threading.Event()
         self._database_busy = threading.Lock()
         # Why servers may exit by themselves: faults that a lease does not outlast.
         self._excuses: dict[str, set[str]] = {}
         self._database_faults = 0
         # The database ends with the thread that has started it.
         self._operator = ThreadPoolExecutor(1)
-        name = self.database.create_database()
-        self.replicas = [
-            Replica(number, self.folder, self.database, name, self.seed) for number in range(REPLICAS)
-        ]
+        self.replicas: list[Replica] = []
+        self._replica_faults = REPLICA_FAULTS if lacking() else (*REPLICA_FAULTS, *WIRE_FAULTS)
         self._stack = ExitStack()
 
     def open(self) -> None:
-        """Starts the replicas."""
-        for replica in self.replicas:
+        """Starts the replicas, each on a machine of its own as far as the network goes, where that can be."""
+        name = self.database.create_database()
+        for number in range(REPLICAS):
+            wire = None if lacking() else self._stack.enter_context(Wire())
+            replica = Replica(number, self.folder, self.database, name, self.seed, wire)
             self._stack.enter_context(replica.proxy)
             replica.start()
             self._stack.callback(replica.close)
+            self.replicas.append(replica)
+
+        watch = threading.Thread(target=self._watch_starvation, daemon=True)
+        watch.start()
+        self._stack.callback(watch.join)
 
     def close(self) -> None:
         """Ends the replicas as an operator does."""
+        self.is_over.set()
         self._stack.close()
         self._operator.shutdown()
 
@@ -232,6 +288,8 @@ class ReplicaChaos:
             f"chaos: seed {self.seed}, {self.rounds} rounds, {states.total()} runs ({counts(states)})",
             f"  answers: {len(self.history.starts)} of Start, {len(self.history.kills)} of Kill",
             f"  faults: {counts(self.faults)}",
+            *([f"  never: {', '.join(WIRE_FAULTS)}: {lacking()}"] if lacking() else []),
+            f"  machine starved: {self.starved_seconds:.0f} s",
             f"  servers that ended: {counts(self.exits)}",
             f"  refusals and lost calls: {counts(self.refusals)}",
             f"  violations: {len(self.violations)}",
@@ -248,12 +306,18 @@ class ReplicaChaos:
         with ThreadPoolExecutor(CALLERS + MISCHIEVOUS) as pool:
             callers = [pool.submit(_Caller(self, self._random(f"caller {n}")).act) for n in range(CALLERS)]
             faults = [pool.submit(self._do_mischief, self._random(f"fault {n}")) for n in range(MISCHIEVOUS)]
-            # What is waited for here is the duration of a round.
-            threading.Event().wait(FAULT_SECONDS)
-            self._calm.set()
-            for fault in faults:
-                fault.result()
-            self._keep_alive(callers)
+            try:
+                # What is waited for here is the duration of a round.
+                threading.Event().wait(FAULT_SECONDS)
+                self._calm.set()
+                for fault in faults:
+                    fault.result()
+                self._keep_alive(callers)
+            except KeyboardInterrupt:
+                self.is_over.set()
+                raise
+            finally:
+                self._calm.set()
         self.note("the callers are done")
         self._check()
         if len(self.violations) > before:
@@ -275,18 +339,20 @@ class ReplicaChaos:
 
     def draft(self, chance: random.Random) -> Draft:
         """A run of some length."""
-        ticks, mark = chance.choice((0, 5, 30, 60, 150)), new_mark()
+        ticks, mark = chance.choice(TICK_COUNTS), new_mark()
         begin = FIRST_CELL.format(path=str(self._effects), server=MARK_VARIABLE, mark=RUN_MARK)
         cells = (begin, TICKS.format(ticks=ticks), LAST_CELL)
         # Without an id, a call whose answer is lost cannot be repeated.
         request_id = uuid4().hex if chance.random() < 0.85 else ""
-        return Draft(inline(*cells, request_id=request_id, environment={RUN_MARK: mark}), mark, ticks)
+        request = inline(*cells, request_id=request_id, environment={RUN_MARK: mark})
+        return Draft(request, mark, ticks, time.time_ns())
 
     def started(self, draft: Draft, run: pb.Run, replica: str) -> None:
         """Records the answer of a Start."""
         self.note(f"{run.run_id} started at {replica}: {pb.RunState.Name(run.state)}")
         with self._lock:
-            self.history.starts.append(Started(draft.request.request_id, run.run_id, replica))
+            started = Started(draft.request.request_id, run.run_id, replica, draft.time)
+            self.history.starts.append(started)
             self.history.ticks[run.run_id] = draft.ticks
             self._marks[run.run_id] = draft.mark
         self.see(run, replica)
@@ -354,7 +420,7 @@ class ReplicaChaos:
                     if mine:
                         self._strike_database(fault, chance)
             else:
-                replica, fault = chance.choice(self.replicas), chance.choice(REPLICA_FAULTS)
+                replica, fault = chance.choice(self.replicas), chance.choice(self._replica_faults)
                 with _unless_busy(replica.busy) as mine:
                     if mine and replica.is_alive:
                         self._strike(replica, fault, chance)
@@ -379,38 +445,66 @@ class ReplicaChaos:
     def _excuse(self, server: DatabaseServer, fault: str) -> None:
         self._excuses.setdefault(server.mark, set()).add(fault)
 
+    def _watch_starvation(self) -> None:
+        step = STARVED_SECONDS / 3
+        wanting: deque[float] = deque(maxlen=round(LEASE / step))
+        begin = time.monotonic()
+        while not self.is_over.wait(step):
+            late = time.monotonic() - begin - step
+            wanting.append(_threads_per_processor())
+            if late > STARVED_SECONDS or fmean(wanting) > STARVED_THREADS:
+                for replica in self.replicas:
+                    self._excuse(replica.server, STARVED)
+                self.starved_seconds += late + step
+            begin = time.monotonic()
+
     def _strike(self, replica: Replica, fault: str, chance: random.Random) -> None:
         self._count(fault, replica.name)
         server, pid = replica.server, replica.server.process.pid
         elsewhere = chance.random() < 0.5
         self._excuse(server, fault)
         nap = threading.Event().wait
+        seconds = chance.uniform(*(LONG if fault in LONG_FAULTS else SHORT))
         match fault:
             case "killed" | "terminated":
                 server.process.send_signal(signal.SIGKILL if fault == "killed" else signal.SIGTERM)
                 server.process.wait(60)
                 nap(chance.choice((0.0, 0.0, chance.uniform(0, LEASE))))
                 self._revive(replica, elsewhere=elsewhere)
-            case "paused" | "paused past its lease" | "replaced while paused":
-                seconds = chance.uniform(*(SHORT if fault == "paused" else LONG))
+            case "paused" | "paused past its lease":
                 with _paused(pid):
-                    if fault == "replaced while paused":
-                        self._start(replica, elsewhere=True)
                     nap(seconds)
-                if fault == "replaced while paused":
-                    server.process.wait(60)
-                    self._bury(server)
+            case "replaced while paused":
+                with _paused(pid):
+                    self._start(replica, elsewhere=True)
+                    nap(seconds)
+                server.process.wait(60)
+                self._bury(server)
             case "silent" | "silent past its lease":
                 with replica.proxy.silent():
-                    nap(chance.uniform(*(SHORT if fault == "silent" else LONG)))
+                    nap(seconds)
             case "cut off":
                 replica.proxy.reset()
+            case "wire cut" | "wire cut past its lease":
+                with replica.cut_off():
+                    nap(seconds)
+            case "clock set":
+                self._set_clock(replica, chance)
             case "answers lost":
                 replica.proxy.chance = LOSS
                 nap(LOSS_SECONDS)
                 replica.proxy.chance = 0.0
             case _:
                 raise ValueError(fault)
+
+    def _set_clock(self, replica: Replica, chance: random.Random) -> None:
+        """Has a clock jump to wrong times, and back to the right one."""
+        begin = time.time_ns()
+        for hours in (*chance.sample(HOURS, 2), 0):
+            replica.clock.set(hours * HOUR)
+            threading.Event().wait(chance.uniform(*SHORT))
+        with self._lock:
+            self.history.wrong_clocks.append((begin, time.time_ns()))
 
     def _keep_alive(self, callers: Sequence[Future[None]]) -> None:
         """Starts anew whatever ends, until all callers have come to their ends."""
@@ -430,7 +524,7 @@ class ReplicaChaos:
 
     def _start(self, replica: Replica, *, elsewhere: bool = False) -> None:
         """Starts a server, again if the database could not be reached."""
-        while True:
+        while not self.is_over.is_set():
             faults = self._database_faults
             try:
                 replica.start(elsewhere=elsewhere)
@@ -504,15 +598,17 @@ class ReplicaChaos:
         for replica in self.replicas:
             self._at_rest(replica, lambda one: until(lambda: serves(one.server), one.server.tail))
         chance = self._random("check")
-        self._follow_all(chance)
-        self.history.listed = {replica.name: runs for replica, runs in self._lists()}
+        self._follow(chance.sample(sorted(self._read), min(READ_AGAIN, len(self._read))), chance)
+        self._follow_new(chance)
         for mark in self._marks.values():
             try:
                 gone(mark, 0)
             except AssertionError as error:
                 self.object_to(f"processes outlived their run: {error}")
-        self.history.alive = {replica.server.mark for replica in self.replicas if replica.is_alive}
-        self.history.effects = list(effects(self._effects.read_text().splitlines()))
+        # The workers of a starved server may end a run although it has renewed its lease at last.
+        starved = {mark for mark, excuses in self._excuses.items() if STARVED in excuses}
+        alive = {replica.server.mark for replica in self.replicas if replica.is_alive}
+        self.history.alive = alive - starved
         for replica in self.replicas:
             self._look_at_log(replica.server)
             replica.close_channels()
@@ -530,11 +626,25 @@ class ReplicaChaos:
             runs = self._at_rest(replica, lambda one: [run for page in listed(one.stub) for run in page.runs])
             yield replica, runs
 
-    def _follow_all(self, chance: random.Random) -> None:
-        """Reads all runs of this round, and some of earlier ones, at each replica."""
-        run_ids = {run.run_id for _, runs in self._lists() for run in runs}
-        new, old = sorted(run_ids - self._read.keys()), sorted(self._read)
-        for run_id in [*new, *chance.sample(old, min(READ_AGAIN, len(old)))]:
+    def _follow_new(self, chance: random.Random) -> None:
+        """Reads all runs of this round, until there is no other one.
+
+        A Start whose caller has given up may still be on its way to the database.
+        """
+        followed = set(self._read)
+        while True:
+            # First the effects: each of them is of a run that is listed then.
+            self.history.effects = list(effects(self._effects.read_text().splitlines()))
+            self.history.listed = {replica.name: runs for replica, runs in self._lists()}
+            new = self.history.runs.keys() - followed
+            if not new:
+                return
+            self._follow(sorted(new), chance)
+            followed |= new
+
+    def _follow(self, run_ids: Sequence[str], chance: random.Random) -> None:
+        """Reads runs at each replica."""
+        for run_id in run_ids:
             for replica in self.replicas:
                 try:
                     run, events = self._at_rest(replica, lambda one, it=run_id: finish(one.stub, it))  # type: ignore[misc] # the default is a run id
@@ -638,6 +748,8 @@ class _Caller:
         events: list[pb.ProgressResponse] = []
         end: float | None = None
         while not events or events[-1].run_changed.state not in TERMINAL:
+            if self._chaos.is_over.is_set():
+                return
             if self._chaos.is_calm:
                 end = end or time.monotonic() + END_SECONDS
                 if time.monotonic() > end:
@@ -668,6 +780,12 @@ class _Caller:
                 self._chaos.see(event.run_changed, name)
         finally:
             stream.cancel()
+
+
+def _threads_per_processor() -> float:
+    """How many threads of the machine run or could, for each processor."""
+    running, _, _ = Path("/proc/loadavg").read_text().split()[3].partition("/")
+    return int(running) / (os.cpu_count() or 1)
 
 
 @contextmanager

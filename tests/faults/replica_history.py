@@ -13,7 +13,7 @@ from typing import NamedTuple
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.progress import TERMINAL
+from tests.support.progress import TERMINAL, out_of_order
 
 BEGIN, TICK, END = "begin", "tick", "end"
 # What a run may end as while nothing happens to its kernel, its worker or its code.
@@ -27,11 +27,13 @@ class Started(NamedTuple):
         request_id: The id of the request; empty: it had none.
         run_id: The run that the answer has.
         replica: Which server answered.
+        time: A moment before its caller first asked for it, in nanoseconds of the machine's clock.
     """
 
     request_id: str
     run_id: str
     replica: str
+    time: int = 0
 
 
 class ReportedEnd(NamedTuple):
@@ -110,6 +112,8 @@ class ReplicaHistory:
         listed: All runs as each replica lists them, when the service is at rest.
         alive: The marks of the servers that have not ended by then.
         ticks: How many ticks the notebook of each run writes.
+        wrong_clocks: From when to when, in nanoseconds of the machine's clock, some server had a clock that
+            was hours away from it.
     """
 
     starts: list[Started] = field(default_factory=list)
@@ -121,6 +125,7 @@ class ReplicaHistory:
     listed: dict[str, list[pb.Run]] = field(default_factory=dict)
     alive: set[str] = field(default_factory=set)
     ticks: dict[str, int] = field(default_factory=dict)
+    wrong_clocks: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def runs(self) -> dict[str, pb.Run]:
@@ -144,6 +149,7 @@ def violations(history: ReplicaHistory) -> list[str]:
         *_unended(history),
         *_changed_ends(history),
         *_unequal_streams(history),
+        *_times_out_of_order(history),
         *_executions(history),
         *_late_effects(history),
         *_left_processes(history),
@@ -222,6 +228,12 @@ def _unequal_streams(history: ReplicaHistory) -> Iterator[str]:
             yield f"{reading.run_id} has other events for {reading.reader} than for {other.reader}"
 
 
+def _times_out_of_order(history: ReplicaHistory) -> Iterator[str]:
+    for reading in history.readings:
+        if why := out_of_order(reading.events):
+            yield f"{reading.run_id} has times out of order for {reading.reader}: {why}"
+
+
 def _executions(history: ReplicaHistory) -> Iterator[str]:
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     processes: dict[str, set[tuple[str, int]]] = defaultdict(set)
@@ -255,9 +267,18 @@ def _late_effects(history: ReplicaHistory) -> Iterator[str]:
             late = (effect.time - reported[run_id]) / 1e6
             yield f"{run_id} wrote a {effect.kind} {late:.3f} ms after its end was reported"
         run = runs.get(run_id)
-        if run is not None and run.HasField("end_time") and effect.time > _nanoseconds(run.end_time):
+        if run is None or not run.HasField("end_time") or _saw_wrong_clock(history, run_id, reported):
+            continue
+        if effect.time > _nanoseconds(run.end_time):
             late = (effect.time - _nanoseconds(run.end_time)) / 1e6
             yield f"{run_id} wrote a {effect.kind} {late:.3f} ms after its end_time"
+
+
+def _saw_wrong_clock(history: ReplicaHistory, run_id: str, reported: Mapping[str, int]) -> bool:
+    """Whether a clock was wrong while a run was there, so that its times are in order and no more."""
+    asked = min((start.time for start in history.starts if start.run_id == run_id), default=0)
+    ended = reported.get(run_id)
+    return any(asked <= end and (ended is None or begin <= ended) for begin, end in history.wrong_clocks)
 
 
 def _left_processes(history: ReplicaHistory) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """A system clock that is set while runs go on: times stay in order, and durations are what passed."""
 
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -11,13 +10,12 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.faults.odd_server import CLOCK
+from tests.faults.odd_clock import DAY, HOUR, PROGRAM, OddClock
 from tests.support.calls import duration, finish, follow, history, inline, perform, reach, start, texts
 from tests.support.gate import Gate
 from tests.support.killable import KillableServer, figure
+from tests.support.progress import out_of_order
 
-PROGRAM = [sys.executable, str(Path(__file__).with_name("odd_server.py"))]
-HOUR, DAY = 3600, 86400
 # Seconds; the limit of a run counts the start of its kernel, which takes some of them on a busy machine.
 LIMITS = {"cell_timeout": 1.5, "run_timeout": 8.0, "output_timeout": 1.5}
 QUIET = 0.5
@@ -30,20 +28,6 @@ WHEN: dict[str, Literal["cell_started", "cell_output"]] = {
 jumps = pytest.mark.parametrize("jump", [-HOUR, DAY], ids=["back by an hour", "forward by a day"])
 
 
-class Clock:
-    """The clock of a server and of its workers."""
-
-    def __init__(self, folder: Path) -> None:
-        self._order = folder / "clock"
-        self.environment = {CLOCK: str(self._order)}
-
-    def set(self, seconds: int) -> None:
-        """Makes it wrong by so much."""
-        draft = self._order.with_suffix(".draft")
-        draft.write_text(str(seconds))
-        draft.rename(self._order)
-
-
 class Seen(NamedTuple):
     """An event, and when the test saw it by a clock that nobody sets."""
 
@@ -51,7 +35,7 @@ class Seen(NamedTuple):
     moment: float
 
 
-def _server(folder: Path, clock: Clock, *options: str) -> KillableServer:
+def _server(folder: Path, clock: OddClock, *options: str) -> KillableServer:
     return KillableServer(folder / "state", *options, program=PROGRAM, environment=clock.environment)
 
 
@@ -61,20 +45,14 @@ def _seconds(value: Timestamp | Duration) -> float:
 
 def _in_order(events: list[pb.ProgressResponse]) -> pb.Run:
     """The run of these events, when none of its times goes backwards."""
-    run = events[-1].run_changed
-    times = [event.time.ToNanoseconds() for event in events]
-    assert times == sorted(times)
-    known = [one.ToNanoseconds() for one in (run.create_time, run.start_time, run.end_time)]
-    assert known == sorted(known)
-    assert known[0] <= times[0]
-    assert known[-1] <= times[-1]
-    return run
+    assert out_of_order(events) == ""
+    return events[-1].run_changed
 
 
 @jumps
 def test_a_run_has_its_own_time(tmp_path: Path, gate: Gate, jump: int) -> None:
     """Times of a run and of its cells are what passed, though the clock is set while a cell goes on."""
-    clock = Clock(tmp_path)
+    clock = OddClock(tmp_path)
     with _server(tmp_path, clock) as server:
         begin = time.monotonic()
         seen: list[Seen] = []
@@ -105,7 +83,7 @@ def test_a_run_has_its_own_time(tmp_path: Path, gate: Gate, jump: int) -> None:
 @jumps
 def test_the_newest_run_comes_first_in_the_list(tmp_path: Path, gate: Gate, jump: int) -> None:
     """List goes by the order of the Starts, also when a later run has an earlier time."""
-    clock = Clock(tmp_path)
+    clock = OddClock(tmp_path)
     with _server(tmp_path, clock) as server:
         runs = [perform(server.stub, inline("1")).run]
         runs.append(start(server.stub, inline(gate.source)))
@@ -123,7 +101,7 @@ def test_the_newest_run_comes_first_in_the_list(tmp_path: Path, gate: Gate, jump
 @pytest.mark.parametrize("limit", ["cell_timeout", "run_timeout", "output_timeout"])
 def test_a_limit_is_of_the_time_that_passed(tmp_path: Path, jump: int, limit: str) -> None:
     """No jump makes it end the run earlier, and none puts that off by an hour or a day."""
-    clock = Clock(tmp_path)
+    clock = OddClock(tmp_path)
     with _server(tmp_path, clock) as server:
         # What is printed meanwhile makes the limit of silence be counted again.
         source = f"import time; time.sleep({QUIET}); print('x', flush=True); time.sleep(1000)"
@@ -153,7 +131,7 @@ def test_a_run_that_goes_on_in_the_next_server_has_its_own_time(
     tmp_path: Path, gate: Gate, jump: int
 ) -> None:
     """Times stay in order when the clock is set while no server is there, for queued and for started runs."""
-    clock = Clock(tmp_path)
+    clock = OddClock(tmp_path)
     with _server(tmp_path, clock, "--queue", "1") as server:
         running = start(server.stub, inline(gate.source)).run_id
         reach(server.stub, running, "cell_started")

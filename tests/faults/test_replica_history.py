@@ -29,6 +29,7 @@ SECOND = 10**9
 
 def _run(run_id: str, state: pb.RunState.ValueType, end: float = 0.0) -> pb.Run:
     run = pb.Run(run_id=run_id, request_id=f"request-{run_id}", state=state)
+    run.create_time.FromNanoseconds(SECOND)
     if end:
         run.end_time.FromNanoseconds(int(end * SECOND))
     return run
@@ -42,7 +43,10 @@ def _events(run: pb.Run, *, texts: int = 2) -> list[pb.ProgressResponse]:
         )
         for number in range(1, texts + 1)
     ]
-    return [*outputs, pb.ProgressResponse(sequence=texts + 1, run_changed=run)]
+    events = [*outputs, pb.ProgressResponse(sequence=texts + 1, run_changed=run)]
+    for event in events:
+        event.time.FromNanoseconds(run.end_time.ToNanoseconds() + event.sequence)
+    return events
 
 
 def _sound() -> ReplicaHistory:
@@ -52,7 +56,7 @@ def _sound() -> ReplicaHistory:
     interrupted = _run("interrupted", pb.RUN_STATE_INTERRUPTED, 12)
     runs = [done, killed, interrupted]
     return ReplicaHistory(
-        starts=[Started(run.request_id, run.run_id, "first") for run in runs],
+        starts=[Started(run.request_id, run.run_id, "first", SECOND) for run in runs],
         ends=[ReportedEnd(run, "second", run.end_time.ToNanoseconds() + 1, {}) for run in runs],
         kills=[Killed(killed, "third", {})],
         kills_asked={"killed"},
@@ -146,6 +150,18 @@ def _another_event(history: ReplicaHistory) -> None:
     history.readings[1] = history.readings[1]._replace(events=events)
 
 
+def _earlier_event(history: ReplicaHistory) -> None:
+    history.readings[0].events[1].time.FromNanoseconds(SECOND * 4)
+
+
+def _ended_before_its_start(history: ReplicaHistory) -> None:
+    history.readings[0].events[-1].run_changed.create_time.FromNanoseconds(SECOND * 5)
+
+
+def _ended_after_its_last_event(history: ReplicaHistory) -> None:
+    history.readings[0].events[-1].run_changed.end_time.FromNanoseconds(SECOND * 5)
+
+
 def _executed_twice(history: ReplicaHistory) -> None:
     history.effects.append(Effect("interrupted", "c", 4, BEGIN, 9 * SECOND))
 
@@ -172,6 +188,17 @@ def _late_tick(history: ReplicaHistory) -> None:
 
 def _tick_after_end(history: ReplicaHistory) -> None:
     history.effects.append(Effect("killed", "a", 2, TICK, 8 * SECOND + 1))
+
+
+def _late_tick_by_a_right_clock(history: ReplicaHistory) -> None:
+    _late_tick(history)
+    history.ends = [one._replace(time=one.time + SECOND) for one in history.ends]
+    history.wrong_clocks = [(0, SECOND - 1), (14 * SECOND, 15 * SECOND)]
+
+
+def _late_tick_by_a_wrong_clock(history: ReplicaHistory) -> None:
+    _late_tick(history)
+    history.wrong_clocks = [(0, 15 * SECOND)]
 
 
 def _left_by_kill(history: ReplicaHistory) -> None:
@@ -217,6 +244,9 @@ CASES: list[tuple[Callable[[ReplicaHistory], None], str]] = [
     (_no_terminal_event, r"done has terminal events at \[\] of 2 for first"),
     (_another_terminal_event, "done: the terminal event for first is not the run that is listed"),
     (_another_event, "done has other events for second than for first"),
+    (_earlier_event, "done has times out of order for first: event 2 is 0.000000 s before event 1"),
+    (_ended_before_its_start, "done has times out of order for first: its end_time is 1.000000 s before its"),
+    (_ended_after_its_last_event, "done has times out of order for first: event 3 is 1.000000 s before its"),
     (_executed_twice, r"interrupted was executed 2 times, by \[\('b', 3\), \('c', 4\)\]"),
     (_continued_elsewhere, r"interrupted was executed 1 times, by \[\('b', 3\), \('c', 4\)\]"),
     (_executed_unknown, "other was executed, and nobody lists it"),
@@ -224,6 +254,8 @@ CASES: list[tuple[Callable[[ReplicaHistory], None], str]] = [
     (_not_executed, "done succeeded, and its notebook wrote {}"),
     (_late_tick, "interrupted wrote a tick 0.000 ms after its end was reported"),
     (_tick_after_end, "killed wrote a tick 0.000 ms after its end_time"),
+    (_late_tick_by_a_right_clock, "interrupted wrote a tick 0.000 ms after its end_time"),
+    (_late_tick_by_a_wrong_clock, "interrupted wrote a tick 0.000 ms after its end was reported"),
     (_left_by_kill, "killed had processes when third had answered Kill: {5: 'sleep 1000'}"),
     (_left_at_end, "interrupted had processes when second had reported its end: {5: 'sleep 1000'}"),
     (_two_at_a_time, "killed and interrupted were executed by the one worker of a at a time"),
@@ -245,6 +277,16 @@ def test_a_violation_is_found(spoil: Callable[[ReplicaHistory], None], violation
     spoil(history)
     found = violations(history)
     assert any(re.match(violation, one) for one in found), found
+
+
+def test_the_end_time_of_a_wrong_clock_is_not_compared() -> None:
+    """What a notebook writes has the time of the machine, and the run's end that of its server."""
+    history = _sound()
+    history.ends = [one._replace(time=20 * SECOND) for one in history.ends]
+    _late_tick(history)
+    assert violations(history) == ["interrupted wrote a tick 0.000 ms after its end_time"]
+    history.wrong_clocks = [(5 * SECOND, 6 * SECOND)]
+    assert violations(history) == []
 
 
 def test_a_run_that_was_killed_in_the_queue_needs_no_effects() -> None:

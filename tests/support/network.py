@@ -17,15 +17,14 @@ class Wire:
     Nobody is told of it: no connection is refused or reset, no host is said to be out of reach.
 
     Attributes:
-        here: The address of this side.
-        there: The address in the namespace.
+        here: The address of this side, which no other wire of the machine has.
+        there: The address in the namespace, which no other wire has either.
         prefix: What a command begins with that is to run there.
     """
 
     def __init__(self) -> None:
         self._name = f"nbr-{secrets.token_hex(4)}"
-        network = f"10.213.{secrets.randbelow(256)}"
-        self.here, self.there = f"{network}.1", f"{network}.2"
+        self.here = self.there = ""
         self.prefix = ("ip", "netns", "exec", self._name)
 
     def __enter__(self) -> Self:
@@ -33,15 +32,29 @@ class Wire:
         try:
             _ip(f"netns add {name}")
             _ip(f"link add {name} address {HERE} type veth peer name eth0 address {THERE} netns {name}")
-            _ip(f"address add {self.here}/24 dev {name}")
-            _ip(f"-n {name} address add {self.there}/24 dev eth0")
             for end in (f"link set {name}", f"-n {name} link set eth0", f"-n {name} link set lo"):
                 _ip(f"{end} up")
+            while not self._has_claimed():
+                pass
+            _ip(f"-n {name} address add {self.there} peer {self.here} dev eth0")
             self.mend()
         except BaseException:
             self._remove()
             raise
         return self
+
+    def _has_claimed(self) -> bool:
+        """Takes two addresses by chance, unless another wire of this machine has them."""
+        network, number = secrets.randbelow(256), 2 * secrets.randbelow(127) + 1
+        self.here, self.there = f"10.213.{network}.{number}", f"10.213.{network}.{number + 1}"
+        _ip(f"address add {self.here} peer {self.there} dev {self._name} noprefixroute")
+        # Two links may have the same address, but only one of them the route.
+        route = _ip(f"route add {self.there} dev {self._name} src {self.here}", check=False)
+        if b"File exists" in route.stderr:
+            _ip(f"address flush dev {self._name}")
+            return False
+        route.check_returncode()
+        return True
 
     def __exit__(self, *_: object) -> None:
         self._remove()
@@ -65,9 +78,9 @@ class Wire:
         _ip(f"-n {self._name} neighbour replace {self.here} lladdr {here} dev eth0")
 
 
-def _ip(command: str, *, check: bool = True) -> None:
+def _ip(command: str, *, check: bool = True) -> subprocess.CompletedProcess[bytes]:
     program = shutil.which("ip") or "ip"
-    subprocess.run([program, *command.split()], check=check, timeout=20, capture_output=True)
+    return subprocess.run([program, *command.split()], check=check, timeout=20, capture_output=True)
 
 
 @cache

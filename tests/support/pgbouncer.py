@@ -1,7 +1,6 @@
 """A real PgBouncer, Debian's, in front of a PostgreSQL: each transaction gets another connection of a few."""
 
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -11,6 +10,7 @@ from typing import Self
 import psycopg
 
 from tests.support.polling import pause
+from tests.support.ports import free_port
 from tests.support.postgres import HOST, PASSWORD, ROLE, Postgres, as_database_user, give
 
 PROGRAM = "/usr/sbin/pgbouncer"
@@ -49,9 +49,7 @@ class PgBouncer:
 
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port(HOST)
 
     def __enter__(self) -> Self:
         assert Path(PROGRAM).exists(), "PgBouncer is not installed: install the package pgbouncer."

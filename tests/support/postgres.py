@@ -199,9 +199,11 @@ class Postgres:
             db.execute(text.format(*map(sql.Identifier, (name, ROLE, template))))
         return name
 
-    def url(self, database: str, *, password: str = PASSWORD, port: int = 0, options: str = "") -> str:
-        """The URL of a database, as a server under test gets it; `port` is that of a proxy."""
-        place = f"{HOST}:{port or self.port}/{database}"
+    def url(
+        self, database: str, *, password: str = PASSWORD, host: str = HOST, port: int = 0, options: str = ""
+    ) -> str:
+        """The URL of a database, as a server under test gets it; `host` and `port` are those of a proxy."""
+        place = f"{host}:{port or self.port}/{database}"
         return f"postgresql://{ROLE}:{quote(password, safe='')}@{place}{options}"
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:

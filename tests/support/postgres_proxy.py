@@ -29,17 +29,18 @@ class PostgresProxy:
     Args:
         port: The port of PostgreSQL on loopback.
         seed: Decides which commits lose their answers.
+        host: The address of this machine on which it listens.
 
     Attributes:
-        port: Where it listens on loopback.
+        port: Where it listens.
         chance: How probable it is that a commit loses its answer, and its connection.
         lost: How many have lost theirs.
     """
 
-    def __init__(self, port: int, seed: int = 0) -> None:
+    def __init__(self, port: int, seed: int = 0, host: str = HOST) -> None:
         self._server = (HOST, port)
         self._random = random.Random(seed)  # noqa: S311 - the same again for the same seed
-        self._listener = socket.create_server((HOST, 0))
+        self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
         self.chance = 0.0
         self.lost = 0

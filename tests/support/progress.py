@@ -1,6 +1,7 @@
 """The guarantees of Progress as one executable rule book, which every stream of a test passes."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 
@@ -220,3 +221,20 @@ async def checked_async(
         validator.see(message)
         yield message
     validator.end()
+
+
+def out_of_order(events: Sequence[pb.ProgressResponse]) -> str:
+    """Which time of a run goes backwards, in all of its events; empty: none."""
+    run = events[-1].run_changed
+    known = [
+        (f"its {name}", getattr(run, name).ToNanoseconds())
+        for name in ("create_time", "start_time", "end_time")
+        if run.HasField(name)
+    ]
+    happened = [(f"event {event.sequence}", event.time.ToNanoseconds()) for event in events]
+    ends = (*zip(known[:1], happened[:1], strict=False), *zip(known[-1:], happened[-1:], strict=False))
+    for pairs in (pairwise(known), pairwise(happened), ends):
+        for (earlier, before), (later, after) in pairs:
+            if after < before:
+                return f"{later} is {(before - after) / 1e9:.6f} s before {earlier}"
+    return ""
