@@ -36,6 +36,7 @@ VALUES = {
     "http_cors_origins": "https://app.example",
     "store": "postgresql://user@host/name",
     "store_listen": "postgresql://user@direct/name",
+    "store_files_uri": "s3://bucket/prefix",
 }
 OIDC = ["--oidc-issuer", "https://issuer", "--oidc-audience", "audience", "--oidc-scopes-file", "scopes"]
 # Settings that only make sense with another one.
@@ -44,6 +45,7 @@ COMPANIONS = {
     "tls_cert": ["--tls-key", "key.pem"],
     "tls_key": ["--tls-cert", "cert.pem"],
     "tls_client_ca": ["--tls-cert", "cert.pem", "--tls-key", "key.pem"],
+    "store_files_uri": ["--store", "postgresql://user@host/name"],
     "oidc_issuer": ["--oidc-audience", "audience", "--oidc-scopes-file", "scopes"],
     "oidc_audience": ["--oidc-issuer", "https://issuer", "--oidc-scopes-file", "scopes"],
     "oidc_scopes_file": ["--oidc-issuer", "https://issuer", "--oidc-audience", "audience"],

@@ -41,6 +41,7 @@ from notebook_runner_server.runs.outputs import Outputs
 from notebook_runner_server.runs.shares import ShareRules
 from notebook_runner_server.runs.sources import NotebookRoot
 from notebook_runner_server.runs.store import RemoteHistory, Store
+from notebook_runner_server.transfer.archives import UriArchives
 from notebook_runner_server.transfer.service import TransferService
 from notebook_runner_server.webhooks import notifications
 from notebook_runner_server.webhooks.receivers_file import receivers_file
@@ -278,6 +279,10 @@ def _remote_history(settings: Settings) -> RemoteHistory | None:
     options = PostgresOptions(
         *(settings.store, settings.state_folder, settings.replica_timeout, settings.workers),
         *(settings.store_files_bytes, _end_immediately, settings.store_listen),
+        archives=UriArchives(settings.store_files_uri, settings.uri_timeout)
+        if settings.store_files_uri
+        else None,
+        archive_bytes=settings.max_files_bytes,
     )
     return PostgresHistory(settings.state_folder, options)
 

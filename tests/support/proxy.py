@@ -22,13 +22,14 @@ class CuttingProxy:
     How many bytes pass before a cut, and whether it is a reset or an end, is decided by the seed.
 
     Attributes:
+        server: Host and port that new connections are passed on to.
         is_down: Whether new connections are closed without a byte, as if there were no server.
         refused: How many connections were.
     """
 
     def __init__(self, target: str, *, cuts: int = 0, seed: int = 0) -> None:
         host, _, port = target.rpartition(":")
-        self._server = (host, int(port))
+        self.server = (host, int(port))
         self._random = random.Random(seed)  # noqa: S311 - the same again for the same seed
         self._left = cuts
         self.cuts = 0
@@ -67,7 +68,7 @@ class CuttingProxy:
                     self._spawn(self._pass_on, client)
 
     def _pass_on(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError), socket.create_connection(self._server) as server:
+        with client, contextlib.suppress(OSError), socket.create_connection(self.server) as server:
             rest = self._allowance()
             while rest is None or rest > 0:
                 passed = _exchange(client, server, PIECE if rest is None else min(rest, PIECE))

@@ -1,5 +1,6 @@
 """Services on loopback that hold notebooks: a web server that behaves as its paths say, and a real S3 API."""
 
+import re
 import ssl
 import threading
 import urllib.request
@@ -183,6 +184,15 @@ class ObjectStore:
     def get(self, key: str) -> bytes:
         """The object of a key."""
         return self._request("GET", f"{BUCKET}/{key}")
+
+    def keys(self, prefix: str) -> set[str]:
+        """The keys that begin with a prefix."""
+        listing = self._request("GET", f"{BUCKET}?prefix={prefix}").decode()
+        return set(re.findall("<Key>([^<]*)</Key>", listing))
+
+    def delete(self, key: str) -> None:
+        """Removes an object."""
+        self._request("DELETE", f"{BUCKET}/{key}")
 
     def demand_credentials(self, *, wanted: bool) -> None:
         """Has every call checked from now on, or none: nobody has credentials that are good."""

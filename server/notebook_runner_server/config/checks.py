@@ -76,6 +76,7 @@ def check(settings: Settings, environment: Mapping[str, str]) -> None:
         *_audit(settings),
         *_packages(settings),
         *_store(settings, environment),
+        *_archive_folder(settings),
         *_kernels(settings),
     ]
     if found:
@@ -268,6 +269,19 @@ def _database_url(flag: str, url: str, environment: Mapping[str, str]) -> Iterat
             f"{flag} must not have a password, which every user of this machine could see. "
             f"Set {variable}, PGPASSFILE or PGSERVICE instead."
         )
+
+
+def _archive_folder(settings: Settings) -> Iterator[str]:
+    if settings.archive_folder is None:
+        return
+    folder = settings.archive_folder.resolve()
+    for name, other in _changeable(settings):
+        if folder.is_relative_to(other.resolve()) or other.resolve().is_relative_to(folder):
+            yield (
+                f"--store-files-uri {settings.store_files_uri} must not overlap with {name} ({other}), where "
+                "runs can read or change files. Choose another folder."
+            )
+            return
 
 
 def _why(error: Exception) -> str:

@@ -6,10 +6,11 @@ wins. A size, a time-out or a limit that is not here is a named constant beside 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import InitVar, dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from notebook_runner_server.execution.interface import MAX_CONTENT_BYTES, Limits
 from notebook_runner_server.execution.options import WarmKernels, warm_kernels
 from notebook_runner_server.runs.retention import HistoryLimits
 from notebook_runner_server.runs.shares import ShareRule
-from notebook_runner_server.transfer.policy import SCHEMES, UriPolicy, policy
+from notebook_runner_server.transfer.policy import SCHEMES, ParsedUri, UriPolicy, archive_location, policy
 
 ENVIRONMENT_PREFIX = "NOTEBOOK_RUNNER"
 
@@ -330,9 +331,16 @@ class Settings:
     store_files_bytes: int = setting(
         16777216,
         "Maximum size of the files that the notebook of an ended run has left, to keep in --store, in bytes. "
-        "Larger ones are not kept.",
+        "Larger ones are kept in --store-files-uri, or else not at all.",
         minimum=0,
         maximum=536870912,
+    )
+    store_files_uri: str = setting(
+        "",
+        "Object store or shared folder for the files of ended runs that are too large for --store, as "
+        "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, abfs://CONTAINER/PREFIX or file:///FOLDER. All servers need "
+        "the same one. Files that Output would not return are not kept.",
+        metavar="URI",
     )
     retention: float = setting(
         604800.0, "Seconds to keep a run after it ends when Start sets no retention.", minimum=0
@@ -443,12 +451,15 @@ class Settings:
             )
         if self.default_notebook and not self.notebook_root:
             found.append("--default-notebook needs --notebook-root.")
+        if self.store_files_uri and not self.store:
+            found.append("--store-files-uri needs --store: without it, files stay in the state folder.")
         if not self.audit_log:
             found.append("--audit-log must be log, off or the path of a file (got nothing).")
         parsers: list[Callable[[], object]] = [
             lambda: self.metrics_address,
             lambda: self.cors_origins,
             lambda: self.warm,
+            lambda: self.archive_location,
             lambda: self.uris,
         ]
         for parse in parsers:
@@ -607,7 +618,29 @@ class Settings:
         Raises:
             ValueError: The settings are invalid.
         """
-        return policy(_names(self.uri_schemes), _names(self.uri_hosts), _names(self.uri_folders))
+        allowed = policy(_names(self.uri_schemes), _names(self.uri_hosts), _names(self.uri_folders))
+        try:
+            return replace(allowed, reserved=self.archive_location)
+        except ValueError:
+            # `errors` reports it by itself.
+            return allowed
+
+    @property
+    def archive_location(self) -> ParsedUri | None:
+        """Where large files of ended runs are; None: nowhere.
+
+        Raises:
+            ValueError: The setting is invalid.
+        """
+        return archive_location(self.store_files_uri) if self.store_files_uri else None
+
+    @property
+    def archive_folder(self) -> Path | None:
+        """The shared folder for large files of ended runs; None: they are not in a folder."""
+        with contextlib.suppress(ValueError):
+            if (location := self.archive_location) is not None and location.scheme == "file":
+                return Path(location.path)
+        return None
 
     @property
     def notified_hosts(self) -> list[str]:
@@ -629,6 +662,7 @@ class Settings:
                     if one
                 ),
                 *(_libpq_files() if self.store else ()),
+                *(() if self.archive_folder is None else (self.archive_folder,)),
                 self.export_folder,
             ),
             logs=() if self.audit_file is None else (self.audit_file,),

@@ -253,6 +253,7 @@ class ActiveRun:
             return True
         failure, output_error = self._held_end
         try:
+            await self._store.prepare_end(self.run)
             await self._salvage()
             run = transitions.end(self.run, failure, self.log.clock.now(), output_error)
             context = self.run_context

@@ -67,6 +67,16 @@ class Contents(Protocol):
             written: The contents.
         """
 
+    async def prepare_end(self, run: Run) -> None:
+        """Do what takes long for the `step` with a run's end, which may be done under other locks.
+
+        Args:
+            run: The run before its end, which has no processes.
+
+        Raises:
+            StorageFullError: The history has no space; a later attempt starts over.
+        """
+
     async def mark_begun(self, run_id: str) -> None:
         """Mark a run so that no later server executes it, whatever its rows say."""
 
@@ -139,6 +149,9 @@ class FolderContents:
     async def step(self, run: Run, written: WriteBatch) -> ContentsStep:
         """Return what writes to a run's folder."""
         return _FolderStep(self, self.folder(run.run_id), run, written)
+
+    async def prepare_end(self, _: Run) -> None:
+        """Leave the files where they are."""
 
     async def mark_begun(self, run_id: str) -> None:
         """Mark a run in its folder."""

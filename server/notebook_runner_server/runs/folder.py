@@ -214,6 +214,24 @@ class RunFolder:
         """Return the size of all files of the run in bytes."""
         return folder_tree.size(self.path)
 
+    async def fetch_files(self, _target: Path, _max_bytes: int) -> bool:
+        """Write a zip of the notebook's own files that is on no disk and in no database.
+
+        Args:
+            _target: The zip.
+            _max_bytes: The maximum size of all files together.
+
+        Returns:
+            Whether there was one; otherwise, `pack_files` makes it.
+
+        Raises:
+            UnpackableError: The files are too large, or where they are is unknown.
+            DamagedRunError: They are missing or damaged.
+            NotReadyError: They cannot be read now.
+            OSError: The zip cannot be written.
+        """
+        return False
+
     def pack_files(self, target: Path, max_bytes: int) -> None:
         """Write a zip of the notebook's own files.
 

@@ -271,8 +271,11 @@ class Outputs:
                 "application/x-ipynb+json",
                 lambda target: artefacts.write(folder.notebook(segments), target),
             )
+        draft = artefacts.draft(path)
         if variant.to == FILES:
             try:
+                if await folder.fetch_files(draft, self._max_files_bytes):
+                    return await self._store.artefacts.add(path, "application/zip", draft.replace)
                 return await self._store.artefacts.add(
                     path,
                     "application/zip",
@@ -280,7 +283,8 @@ class Outputs:
                 )
             except files.UnpackableError as error:
                 raise ExportFailedError(str(error), format=variant.to) from error
-        draft = artefacts.draft(path)
+            finally:
+                draft.unlink(missing_ok=True)
         version = await self._store.newest_segment(position, key)
         source = self._store.artefacts.path(run.run_id, f"{NOTEBOOK}-{version}")
         try:

@@ -1,4 +1,4 @@
-"""The interface for reading and writing notebooks by URI, and its errors.
+"""The interfaces for reading and writing notebooks and archives by URI, and their errors.
 
 ::
 
@@ -7,6 +7,7 @@
     ├── MissingError      the notebook does not exist, or the server has no access to it
     ├── TransferTooLargeError  the notebook is larger than the server allows
     ├── UnreachableError  the service does not respond, or cannot respond now
+    ├── DamagedObjectError  an object is not as it was written
     └── StoppedError      the server is shutting down
 
 Each message is a clause without a full stop, and contains no secrets.
@@ -14,7 +15,9 @@ Each message is a clause without a full stop, and contains no secrets.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 
@@ -36,6 +39,10 @@ class TransferTooLargeError(TransferError):
 
 class UnreachableError(TransferError):
     """The service does not respond, or cannot respond now; a later attempt may succeed."""
+
+
+class DamagedObjectError(TransferError):
+    """An object is not as it was written."""
 
 
 class StoppedError(TransferError):
@@ -76,6 +83,83 @@ class Transfer(Protocol):
 
     def stop_reading(self) -> None:
         """Cancel all reads, and refuse further ones: the server is shutting down."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A file that was written to an object store or shared folder.
+
+    Attributes:
+        name: Its name, relative to the URI of all.
+        size: Its size in bytes.
+        sha256: Its SHA-256 in hexadecimal.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What a removal has done.
+
+    Attributes:
+        gone: The names of the objects that are gone.
+        problem: Why the first of the others is not, in a clause; empty: all are gone.
+    """
+
+    gone: Sequence[str]
+    problem: str = ""
+
+
+class Archives(Protocol):
+    """Writes and reads archives in an object store or shared folder (`transfer.archives.UriArchives`)."""
+
+    @property
+    def uri(self) -> str:
+        """Where they are."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that one call may take."""
+
+    async def check(self) -> None:
+        """Write, read and remove an object.
+
+        Raises:
+            TransferError: That is not possible.
+        """
+
+    async def write(self, name: str, source: Path, deadline: float) -> None:
+        """Write an object; attempts that fail are repeated while time is left.
+
+        Args:
+            name: Its name.
+            source: Its content.
+            deadline: When the write ends at the latest, even if this process stands still, by the monotonic
+                clock.
+
+        Raises:
+            TransferError: It could not be written; a part of it may be there.
+        """
+
+    async def read(self, stored: StoredObject, target: Path) -> None:
+        """Write the content of an object to a file.
+
+        Raises:
+            MissingError: There is no such object.
+            DamagedObjectError: It is not as it was written.
+            UnreachableError: It cannot be read now.
+            OSError: The file cannot be written.
+        """
+
+    async def remove(self, names: Sequence[str]) -> Removal:
+        """Remove objects; missing ones count as gone.
+
+        Raises:
+            TransferError: Perhaps some were removed.
+        """
 
 
 def shown(uri: str) -> str:

@@ -35,13 +35,13 @@ def read(parsed: ParsedUri, limit: int) -> bytes:
         Exception: Whatever the cloud's library raises.
     """
     with _translated_errors():
-        store = _store(parsed.scheme)
-        about = store.info(parsed.path)
+        files = store(parsed.scheme)
+        about = files.info(parsed.path)
         if about["type"] != "file":
             raise FileNotFoundError
         if about["size"] > limit:
             raise TransferTooLargeError("the notebook is too large")
-        with store.open(parsed.path, "rb", cache_type="none") as file:
+        with files.open(parsed.path, "rb", cache_type="none") as file:
             content: bytes = file.read(limit + 1)
     return content
 
@@ -54,13 +54,17 @@ def write(parsed: ParsedUri, notebook: int) -> None:
         Exception: Whatever the cloud's library raises.
     """
     with _translated_errors():
-        _store(parsed.scheme).put_file(
-            f"/proc/self/fd/{notebook}", parsed.path, **_PUT_OPTIONS.get(parsed.scheme, {})
-        )
+        store(parsed.scheme).put_file(f"/proc/self/fd/{notebook}", parsed.path, **put_options(parsed.scheme))
 
 
-def _store(scheme: str) -> Any:
+def store(scheme: str) -> Any:
+    """Return the file system of a scheme."""
     return fsspec.filesystem(scheme)
+
+
+def put_options(scheme: str) -> dict[str, Any]:
+    """Return what `put_file` of a scheme needs to know."""
+    return _PUT_OPTIONS.get(scheme, {})
 
 
 @contextmanager

@@ -118,11 +118,13 @@ class UriPolicy:
         schemes: Allowed schemes; none: no URI is allowed.
         hosts: Allowed hosts, buckets and containers; none: any that the SSRF guard does not block.
         folders: Allowed folders of this machine for `file`.
+        reserved: Where the server has files of its own, which no caller may read or write; None: nowhere.
     """
 
     schemes: frozenset[str] = frozenset()
     hosts: frozenset[str] = frozenset()
     folders: tuple[str, ...] = ()
+    reserved: ParsedUri | None = None
 
     def check(self, uri: str) -> None:
         """Check a URI without resolving or opening anything.
@@ -135,6 +137,8 @@ class UriPolicy:
         parsed = parse(uri)
         if parsed.scheme not in self.schemes:
             raise RefusedError(f"enabled schemes are: {', '.join(sorted(self.schemes))} (--uri-schemes)")
+        if self.reserved is not None and _is_below(parsed, self.reserved):
+            raise RefusedError("the server keeps its own files there (--store-files-uri)")
         if parsed.scheme == "file":
             self._check_file(parsed.path)
         elif self.hosts:
@@ -150,6 +154,10 @@ class UriPolicy:
         hosts = {one.lower().strip("[]") for one in self.hosts} if parsed.scheme in WEB else self.hosts
         if parsed.host not in hosts:
             raise RefusedError(f"the host {parsed.host[:100]!r} is not in --uri-hosts")
+
+
+def _is_below(parsed: ParsedUri, folder: ParsedUri) -> bool:
+    return parsed.scheme == folder.scheme and Path(parsed.path).is_relative_to(folder.path)
 
 
 BLOCKED = "the host has a loopback, link-local or cloud-metadata address (allow it with --uri-hosts)"
@@ -175,15 +183,38 @@ def policy(schemes: Iterable[str], hosts: Iterable[str], folders: Iterable[str])
     for scheme in sorted(chosen):
         if scheme not in SCHEMES:
             raise ValueError(f"--uri-schemes: unknown scheme {scheme!r}. Available: {', '.join(SCHEMES)}.")
-        package, extra = SCHEMES[scheme]
-        if package and importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"--uri-schemes {scheme} needs the package {package}: pip install 'notebook-runner[{extra}]'."
-            )
+        _check_package(f"--uri-schemes {scheme}", scheme)
     absolute = tuple(os.path.abspath(folder) for folder in folders)
     if "file" in chosen and not absolute:
         raise ValueError("--uri-schemes file needs --uri-folders.")
     return UriPolicy(chosen, frozenset(hosts), absolute)
+
+
+def archive_location(uri: str) -> ParsedUri:
+    """Return the folder or prefix for the archives of runs.
+
+    Raises:
+        ValueError: The URI is none that can be used for that.
+    """
+    flag = "--store-files-uri"
+    scheme = uri.partition("://")[0].lower()
+    if scheme in WEB:
+        raise ValueError(
+            f"{flag} must be in an object store or a folder, not on the web (got {uri.partition('?')[0]!r})."
+        )
+    try:
+        parsed = parse(f"{uri.rstrip('/')}/name")
+    except RefusedError as error:
+        example = "s3://BUCKET/PREFIX or file:///FOLDER"
+        raise ValueError(f"{flag} must be a URI such as {example}: {error}.") from error
+    _check_package(f"{flag} {uri}", scheme)
+    return ParsedUri(parsed.scheme, parsed.host, parsed.path.removesuffix("/name"))
+
+
+def _check_package(setting: str, scheme: str) -> None:
+    package, extra = SCHEMES[scheme]
+    if package and importlib.util.find_spec(package) is None:
+        raise ValueError(f"{setting} needs the package {package}: pip install 'notebook-runner[{extra}]'.")
 
 
 # Metadata services of clouds, which hand out credentials; most others have link-local addresses.

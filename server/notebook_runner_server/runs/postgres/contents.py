@@ -1,24 +1,32 @@
 """The contents of runs in tables: the file of segments in chunks, the inputs, and the files of ended runs.
 
 The kernel's working folder is on this machine. When a run ends, its files are stored as a zip in the
-transaction of its end.
+transaction of its end. A large one is written to an object store before that (`Archives`), under a name that
+no other attempt uses, and `file_objects` has a row for it before it exists. An object that belongs to no run,
+and that no server can still write, is removed by the oldest server: the run was deleted, or the server that
+wrote it has not recorded the end of the run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import hashlib
 import json
-import tempfile
+import logging
+import secrets
+import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.errors import damaged
+from notebook_runner_server.errors import DamagedRunError, NotReadyError, RunnerError, damaged
 from notebook_runner_server.execution.interface import InputFile
-from notebook_runner_server.runs import files, input_files
+from notebook_runner_server.runs import files, input_files, tables
 from notebook_runner_server.runs.contents import ContentsStep
 from notebook_runner_server.runs.database import Connection
 from notebook_runner_server.runs.folder import RunFolder
@@ -26,16 +34,40 @@ from notebook_runner_server.runs.model import Admitted, Run, RunState, WriteBatc
 from notebook_runner_server.runs.postgres.connection import PostgresConnection
 from notebook_runner_server.runs.postgres.database import PostgresDatabase
 from notebook_runner_server.runs.state_folder import RUNS
+from notebook_runner_server.transfer.interface import (
+    Archives,
+    DamagedObjectError,
+    MissingError,
+    StoredObject,
+    TransferError,
+)
 
 CHUNK_BYTES = 1024 * 1024
 """Maximum size of a row."""
+
+SWEEP_SECONDS = 15.0
+"""Seconds between two searches for objects that belong to no run."""
+
+_SWEEP_OBJECTS = 100
+"""Maximum number of objects that are removed together."""
 
 _READ_AHEAD = 1024 * 1024
 _OF_RUN = "WHERE position = (SELECT position FROM runs WHERE run_id = ?)"
 _TABLES = (
     *("runs", "labels", "events", "segments", "checkpoints", "changes", "deletions"),
-    *("segment_chunks", "run_inputs", "run_files"),
+    *("segment_chunks", "run_inputs", "run_files", "file_objects"),
 )
+_UNENDED = ", ".join(f"'{state}'" for state in sorted(tables.UNENDED))
+# What holds once holds forever, so an object that was found is removed without a lock: the server that wrote
+# it is fenced, or the run has ended without it, or is gone.
+_UNUSED = (
+    "SELECT name FROM file_objects WHERE written_until <= now()"  # noqa: S608 - constants
+    " AND NOT EXISTS (SELECT 1 FROM run_files WHERE object = name)"
+    " AND (server_id NOT IN (SELECT server_id FROM servers) OR NOT EXISTS"
+    f" (SELECT 1 FROM runs WHERE runs.run_id = file_objects.run_id AND state IN ({_UNENDED})))"
+    " ORDER BY name LIMIT ?"
+)
+_logger = logging.getLogger(__name__)
 
 
 class TableContents:
@@ -44,17 +76,42 @@ class TableContents:
     Args:
         folder: The state folder, for the working folders.
         database: The database.
-        files_bytes: Maximum size of the files of an ended run that are stored.
+        files_bytes: Maximum size of the files of an ended run that are stored in the database.
+        archives: Where larger files are stored; None: nowhere.
+        archive_bytes: Maximum size of the files of an ended run that are stored there.
     """
 
-    def __init__(self, folder: Path, database: PostgresDatabase, files_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        database: PostgresDatabase,
+        files_bytes: int,
+        archives: Archives | None = None,
+        archive_bytes: int = 0,
+    ) -> None:
         self._runs = folder / RUNS
         self._db = database
         self._files_bytes = files_bytes
+        self._archives = archives
+        self._archive_bytes = 0 if archives is None else archive_bytes
+        # Of runs whose end is being recorded: it may take several attempts.
+        self._packed: dict[str, _Archive] = {}
+        self._has_removed = asyncio.Event()
+        self._sweeper: asyncio.Task[NoReturn] | None = None
+
+    def open(self) -> None:
+        """Begin to remove objects that belong to no run, once the database is open."""
+        self._sweeper = asyncio.create_task(self._sweep_repeatedly())
+
+    async def close(self) -> None:
+        """End that."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait([self._sweeper])
 
     def folder(self, run_id: str) -> TableFolder:
         """Return the contents of a run, for reading, with its working folder."""
-        return TableFolder(self._runs / run_id, self._db)
+        return TableFolder(self._runs / run_id, self._db, self._archives)
 
     def insert(self, db: Connection, position: int, admitted: Admitted) -> None:
         """Store the contents of a new run in the transaction that inserts it; blocks."""
@@ -90,15 +147,94 @@ class TableContents:
             await asyncio.to_thread(folder.create)
         archive = None
         if run.state.is_terminal:
-            archive = await asyncio.to_thread(_Archive, folder, run, self._files_bytes)
-        return _TableStep(folder, written, archive)
+            await self.prepare_end(run)
+            archive = self._packed[run.run_id]
+        return _TableStep(self, folder, written, archive)
+
+    async def prepare_end(self, run: Run) -> None:
+        """Pack the files of a run, and write them to the object store if they are too large for the database.
+
+        Raises:
+            StorageFullError: The database has no space; a later attempt starts over.
+        """
+        if run.run_id in self._packed:
+            return
+        folder = self.folder(run.run_id)
+        archive = await asyncio.to_thread(_pack, folder, run, self._files_bytes, self._archive_bytes)
+        if self._archives is not None and archive.stored is not None:
+            archive = await self._write_object(self._archives, run.run_id, archive, archive.stored)
+        self._packed[run.run_id] = archive
+
+    async def _write_object(
+        self, archives: Archives, run_id: str, archive: _Archive, stored: StoredObject
+    ) -> _Archive:
+        """Write a packed zip to the object store; return what the database will have.
+
+        If this server stands still meanwhile, the process that writes ends by itself, long before another
+        server may take the object for one that nobody writes.
+        """
+        began = time.monotonic()
+        await self._db.write(
+            _announce, stored.name, run_id, self._db.lease.holder.server_id, 3 * archives.timeout
+        )
+        try:
+            source = self.folder(run_id).archive
+            await archives.write(stored.name, source, began + 2 * archives.timeout)
+        except TransferError as error:
+            _logger.warning(
+                "run_files_not_stored",
+                extra={"run_id": run_id, "object": stored.name, "why": str(error)},
+            )
+            why = f"Not stored: --store-files-uri cannot be written: {error}."
+            return dataclasses.replace(archive, stored=None, problem=why)
+        return archive
+
+    async def _sweep_repeatedly(self) -> NoReturn:
+        while True:
+            self._has_removed.clear()
+            try:
+                # One server is enough.
+                if self._db.lease.is_first:
+                    await self._sweep()
+            except RunnerError:
+                # The loss of the database is logged where it was noticed.
+                pass
+            except Exception:
+                _logger.exception("files_sweep_failed")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_SECONDS):
+                    await self._has_removed.wait()
+
+    async def _sweep(self) -> None:
+        """Remove objects that belong to no run."""
+        # These are for folders.
+        if deleted := await self._db.read(tables.deleted_run_ids):
+            await self._db.write(tables.folders_removed, deleted)
+        while self._archives is not None and (names := await self._db.read(_unused)):
+            try:
+                removal = await self._archives.remove(names)
+                gone, problem = removal.gone, removal.problem
+            except TransferError as error:
+                gone, problem = (), str(error)
+            await self._db.write(_forget_objects, gone)
+            if problem:
+                left = [name for name in names if name not in gone]
+                _logger.warning("run_files_not_removed", extra={"objects": left, "why": problem})
+                return
 
     async def mark_begun(self, _: str) -> None:
         """Leave it to the rows, which are never lost alone."""
 
     async def remove(self, run_id: str) -> None:
-        """Remove the working folder of a run whose rows were deleted."""
+        """Remove the working folder of a run whose rows were deleted; its object goes soon."""
+        self._packed.pop(run_id, None)
         await asyncio.to_thread(self.folder(run_id).remove)
+        self._has_removed.set()
+
+    async def finish(self, folder: TableFolder) -> None:
+        """Remove the working folder of a run whose end is durable."""
+        self._packed.pop(folder.path.name, None)
+        await asyncio.to_thread(folder.remove)
 
     def sizes(self) -> dict[str, int]:
         """Return the size of the contents of each run in bytes; blocks."""
@@ -115,11 +251,14 @@ class TableFolder(RunFolder):
     Args:
         path: The folder.
         database: The database.
+        archives: Where large files of ended runs are; None: nowhere.
     """
 
-    def __init__(self, path: Path, database: PostgresDatabase) -> None:
+    def __init__(self, path: Path, database: PostgresDatabase, archives: Archives | None) -> None:
         super().__init__(path)
         self._db = database
+        self._archives = archives
+        self.archive = path / "files.zip"
 
     def _row(self, columns: str, table: str) -> tuple[Any, ...] | None:
         text = f"SELECT {columns} FROM {table} {_OF_RUN}"  # noqa: S608 - constants
@@ -168,6 +307,44 @@ class TableFolder(RunFolder):
         """Return the size of the run's contents in bytes."""
         size = self._db.read_now(lambda db: _sizes(db, self.path.name)).get(self.path.name, 0)
         return size + (folder_tree.size(self.path) if self.path.exists() else 0)
+
+    async def fetch_files(self, target: Path, max_bytes: int) -> bool:
+        """Write the zip of an ended run's files that is in the object store; false: it is not there.
+
+        Raises:
+            UnpackableError: The files are too large, or this server does not know the object store.
+            DamagedRunError: The object is missing or damaged.
+            NotReadyError: It cannot be read now.
+            OSError: The zip cannot be written.
+        """
+        columns = "object, object_bytes, object_sha256, size"
+        row = await asyncio.to_thread(self._row, columns, "run_files")
+        if row is None or row[0] is None:
+            return False
+        *about, size = row
+        stored = StoredObject(*about)
+        files.check_size(size, max_bytes)
+        if self._archives is None:
+            raise files.UnpackableError(
+                "The run's files are in an object store that this server does not know. Start it with the "
+                "--store-files-uri of the other servers."
+            )
+        where = f"{stored.name} in {self._archives.uri}"
+        try:
+            await self._archives.read(stored, target)
+        except (MissingError, DamagedObjectError) as error:
+            _logger.warning(
+                "run_files_damaged",
+                extra={"run_id": self.path.name, "object": stored.name, "why": str(error)},
+            )
+            kind = "missing" if isinstance(error, MissingError) else "damaged"
+            message = f"The files of run {self.path.name} are lost: the object {where} is {kind} ({error})."
+            raise DamagedRunError(message, run_id=self.path.name) from error
+        except TransferError as error:
+            raise NotReadyError(
+                f"The files of run {self.path.name} ({where}) cannot be read now: {error}. Try again later."
+            ) from error
+        return True
 
     def pack_files(self, target: Path, max_bytes: int) -> None:
         """Write a zip of the notebook's own files, those of an ended run from the database.
@@ -235,28 +412,61 @@ class TableFolder(RunFolder):
         return bytes(found[:end])
 
 
+@dataclass(frozen=True, slots=True)
 class _Archive:
-    """The files that the notebook of an ended run has left, packed; blocks."""
+    """The files that the notebook of an ended run has left, as the database will have them.
 
-    def __init__(self, folder: TableFolder, run: Run, max_bytes: int) -> None:
-        self.content: bytes | None = None
-        self.size = 0
-        self.problem = ""
-        if not folder.work.is_dir():
-            if run.start_time:
-                self.problem = "The run's files were on a machine that was lost."
-            return
-        self.size = folder_tree.size(folder.work)
-        with tempfile.NamedTemporaryFile(dir=folder.path) as target:
-            try:
-                files.pack(folder.work, Path(target.name), max_bytes, "--store-files-bytes")
-                self.content = Path(target.name).read_bytes()
-            except files.UnpackableError as error:
-                self.problem = f"Not stored: {error}"
+    Attributes:
+        size: Their size in bytes.
+        content: The zip; None: it is not in the database.
+        stored: The zip in the object store; None: it is not there.
+        problem: Why they are not stored; empty: they are.
+    """
+
+    size: int = 0
+    content: bytes | None = None
+    stored: StoredObject | None = None
+    problem: str = ""
+
+
+def _pack(folder: TableFolder, run: Run, max_bytes: int, archive_bytes: int) -> _Archive:
+    """Pack the files of a run; blocks.
+
+    A zip that is too large for the database stays beside them.
+
+    Args:
+        folder: The run's folder.
+        run: The run.
+        max_bytes: Maximum size of files whose zip is in the database.
+        archive_bytes: Maximum size of files whose zip is in the object store; zero: there is none.
+    """
+    if not folder.work.is_dir():
+        return _Archive(problem="The run's files were on a machine that was lost." if run.start_time else "")
+    size, target = folder_tree.size(folder.work), folder.archive
+    try:
+        try:
+            files.pack(folder.work, target, max_bytes, "--store-files-bytes")
+        except files.UnpackableError:
+            if archive_bytes <= max_bytes:
+                raise
+            files.pack(folder.work, target, archive_bytes)
+            with target.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            name = f"{run.run_id}.{secrets.token_hex(8)}.zip"
+            return _Archive(size, stored=StoredObject(name, target.stat().st_size, digest))
+        return _Archive(size, target.read_bytes())
+    except files.UnpackableError as error:
+        return _Archive(size, problem=f"Not stored: {error}")
+    except OSError as error:
+        # The run must end nevertheless.
+        return _Archive(size, problem=f"Not stored: the files could not be packed: {error.strerror}.")
 
 
 class _TableStep:
-    def __init__(self, folder: TableFolder, written: WriteBatch, archive: _Archive | None) -> None:
+    def __init__(
+        self, contents: TableContents, folder: TableFolder, written: WriteBatch, archive: _Archive | None
+    ) -> None:
+        self._contents = contents
         self._folder = folder
         self._written = written
         self._archive = archive
@@ -265,14 +475,37 @@ class _TableStep:
         _write(db, position, self._written.start, self._written.chunks)
         if (archive := self._archive) is not None:
             db.execute("DELETE FROM run_inputs WHERE position = ?", (position,))
+            stored = archive.stored
+            about = (None, 0, None) if stored is None else (stored.name, stored.size, stored.sha256)
             db.execute(
-                "INSERT INTO run_files (position, archive, size, problem) VALUES (?, ?, ?, ?)",
-                (position, archive.content, archive.size, archive.problem),
+                "INSERT INTO run_files"
+                " (position, archive, size, problem, object, object_bytes, object_sha256)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (position, archive.content, archive.size, archive.problem, *about),
             )
+            if stored is not None:
+                # It is complete, and can be removed as soon as the run is.
+                db.execute("UPDATE file_objects SET written_until = now() WHERE name = ?", (stored.name,))
 
     async def finish(self) -> None:
         if self._archive is not None:
-            await asyncio.to_thread(self._folder.remove)
+            await self._contents.finish(self._folder)
+
+
+def _announce(db: Connection, name: str, run_id: str, server_id: str, seconds: float) -> None:
+    db.execute(
+        "INSERT INTO file_objects (name, run_id, server_id, written_until)"
+        " VALUES (?, ?, ?, now() + make_interval(secs => ?))",
+        (name, run_id, server_id, seconds),
+    )
+
+
+def _unused(db: Connection) -> list[str]:
+    return [name for (name,) in db.execute(_UNUSED, (_SWEEP_OBJECTS,)).fetchall()]
+
+
+def _forget_objects(db: Connection, names: Sequence[str]) -> None:
+    db.executemany("DELETE FROM file_objects WHERE name = ?", ((name,) for name in names))
 
 
 def _write(db: Connection, position: int, start: int, chunks: Iterable[bytes]) -> None:
@@ -290,7 +523,8 @@ def _sizes(db: Connection, run_id: str = "") -> dict[str, int]:
     rows = db.execute(
         "SELECT run_id,"  # noqa: S608 - a constant
         " (SELECT COALESCE(SUM(length(data)), 0) FROM segment_chunks WHERE position = runs.position)"
-        " + (SELECT COALESCE(SUM(length(archive)), 0) FROM run_files WHERE position = runs.position)"
+        " + (SELECT COALESCE(SUM(COALESCE(length(archive), 0) + object_bytes), 0) FROM run_files"
+        " WHERE position = runs.position)"
         f" FROM runs {where}",
         (run_id,) if run_id else (),
     )
@@ -300,4 +534,5 @@ def _sizes(db: Connection, run_id: str = "") -> dict[str, int]:
 def _size(db: Connection) -> int:
     names = ", ".join(f"('{table}')" for table in _TABLES)
     text = f"SELECT SUM(pg_total_relation_size(to_regclass(name))) FROM (VALUES {names}) AS tables (name)"  # noqa: S608 - constants
-    return int(db.execute(text).fetchone()[0])
+    objects = "SELECT COALESCE(SUM(object_bytes), 0) FROM run_files"
+    return sum(int(db.execute(query).fetchone()[0]) for query in (text, objects))

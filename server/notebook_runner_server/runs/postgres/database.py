@@ -45,6 +45,7 @@ from notebook_runner_server.runs.postgres.connection import (
     why,
 )
 from notebook_runner_server.runs.replicas import DuplicateError
+from notebook_runner_server.transfer.interface import Archives
 
 READERS = 4
 """How many connections read rows."""
@@ -84,9 +85,11 @@ class PostgresOptions:
         folder: The state folder of the server, which it has locked.
         lease_seconds: Seconds after which other servers may take over the runs of this one.
         workers: How many runs it executes at a time.
-        files_bytes: Maximum size of the files of an ended run that are stored.
+        files_bytes: Maximum size of the files of an ended run that are stored in the database.
         on_lost: Called with the reason when this server may no longer use the history, on any thread.
         listen: The URL of the same database without a pooler; empty: none is known.
+        archives: Where larger files are stored; None: nowhere.
+        archive_bytes: Maximum size of the files of an ended run that are stored there.
     """
 
     store: str
@@ -96,6 +99,8 @@ class PostgresOptions:
     files_bytes: int
     on_lost: Callable[[str], object]
     listen: str = ""
+    archives: Archives | None = None
+    archive_bytes: int = 0
 
 
 class PostgresDatabase:

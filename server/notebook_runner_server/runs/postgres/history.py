@@ -12,6 +12,7 @@ from notebook_runner_server.runs.postgres.database import PostgresDatabase, Post
 from notebook_runner_server.runs.postgres.hints import Hints
 from notebook_runner_server.runs.postgres.replicas import PostgresReplicas
 from notebook_runner_server.runs.request_digest import KEY_BYTES
+from notebook_runner_server.transfer.interface import TransferError
 
 
 class PostgresHistory:
@@ -29,7 +30,10 @@ class PostgresHistory:
 
     def __init__(self, folder: Path, options: PostgresOptions) -> None:
         self.database = PostgresDatabase(options)
-        self.contents = TableContents(folder, self.database, options.files_bytes)
+        self._archives = options.archives
+        self.contents = TableContents(
+            *(folder, self.database, options.files_bytes, options.archives, options.archive_bytes)
+        )
         self._hints = Hints(options.store, options.listen)
         self.replicas = PostgresReplicas(self.database, self._hints)
 
@@ -38,13 +42,23 @@ class PostgresHistory:
 
         Raises:
             NewerHistoryError: A newer server has written the history; nothing was changed.
-            RuntimeError: The database cannot be used.
+            RuntimeError: The database, or the place of large files, cannot be used.
         """
+        if self._archives is not None:
+            try:
+                await self._archives.check()
+            except TransferError as error:
+                raise RuntimeError(
+                    f"--store-files-uri {self._archives.uri} cannot be used: {error}. The server must be "
+                    "able to write, read and remove objects there."
+                ) from error
         await self.database.open(is_first=True)
+        self.contents.open()
         return await self.database.write(_request_key, secrets.token_bytes(KEY_BYTES))
 
     async def close(self) -> None:
         """Close the database."""
+        await self.contents.close()
         await asyncio.to_thread(self._hints.close)
         await self.database.close()
 

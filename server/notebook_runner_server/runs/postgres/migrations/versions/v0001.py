@@ -128,9 +128,18 @@ CREATE TABLE run_inputs (          -- until the run has ended
   output_uri TEXT NOT NULL,
   files BYTEA                      -- as `input_files.pack` returns it
 );
+CREATE TABLE file_objects (        -- what is, or may be, in --store-files-uri; those of no run are removed
+  name TEXT COLLATE "C" PRIMARY KEY, -- relative to that
+  run_id TEXT COLLATE "C" NOT NULL,
+  server_id TEXT NOT NULL,         -- which writes it, or has
+  written_until TIMESTAMPTZ NOT NULL -- afterwards, it writes no more
+);
 CREATE TABLE run_files (           -- the files that the notebook has left, once the run has ended
   position BIGINT PRIMARY KEY REFERENCES runs ON DELETE CASCADE,
-  archive BYTEA,                   -- a zip; NULL: not stored
+  archive BYTEA,                   -- a zip; NULL: not stored here
+  object TEXT UNIQUE REFERENCES file_objects, -- where the zip is instead; NULL: nowhere
+  object_bytes BIGINT NOT NULL DEFAULT 0,
+  object_sha256 TEXT,
   size BIGINT NOT NULL,            -- of all files, in bytes
   problem TEXT NOT NULL            -- why they are not stored; '': they are
 );
