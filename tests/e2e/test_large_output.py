@@ -120,7 +120,6 @@ def test_pages_beside_the_largest_run_fit_a_message(server: Server) -> None:
     assert run.ByteSize() > MESSAGE_BYTES // 2
     assert max(event.ByteSize() for event in events) < MESSAGE_BYTES
     for as_of in (0, events[-2].sequence):
-        fields = {"run_id": run.run_id, "max_bytes": 2**31 - 1, "as_of_sequence": as_of}
-        answers = list(pages(server.stub, **fields))
+        answers = list(pages(server.stub, run_id=run.run_id, max_bytes=2**31 - 1, as_of_sequence=as_of))
         assert max(page.ByteSize() for page in answers) < MESSAGE_BYTES
         assert len(answers) > 1

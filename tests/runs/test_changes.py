@@ -38,14 +38,17 @@ async def watched(
     *,
     include_existing: bool = True,
     until: str = "last",
+    begun: asyncio.Event | None = None,
 ) -> list[Seen]:
-    """What a watcher gets up to a change of the run `until`."""
+    """What a watcher gets up to a change of the run `until`; sets `begun` once it has got something."""
     seen: list[Seen] = []
     stream = store.changes.watch(
         cursor, wanted, include_existing=include_existing and cursor is None, idle=NOBODY_WAITS
     )
     async with aclosing(stream) as batches:  # type: ignore[type-var] # a generator
         async for batch in batches:
+            if begun is not None:
+                begun.set()
             for one in batch.changes:
                 seen.append(described(*one))
                 if seen[-1][1] == until:
@@ -80,8 +83,10 @@ async def test_every_cursor_of_a_long_history(tmp_path: Path, monkeypatch: pytes
     async with opened(tmp_path) as store:
         for number in range(10):
             await ended(store, f"run-{number}")
-        begin = await now(store)
-        reading = asyncio.ensure_future(watched(store))
+        begin, begun = await now(store), asyncio.Event()
+        reading = asyncio.ensure_future(watched(store, begun=begun))
+        # Until then, a run that is added would be an existing one.
+        await begun.wait()
         while not reading.done():
             await ended(store, f"more-{number}")
             number += 1
