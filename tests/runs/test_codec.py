@@ -188,4 +188,12 @@ def test_what_a_later_version_has_added_is_ignored() -> None:
     assert codec.decode_options(json.dumps(later)) == options
     event = Event(3, 4, 1, 2, StreamOutput(1, "stdout", "text"))
     *counts, data = json.loads(codec.encode_event(event))
+    assert codec.decode_event(3, 4, json.dumps([*counts, {**data, "added": 1}, "added"])) == event
+    shown = DisplayOutput(
+        1, "display_data", (("a/b", 3),), result=ResultValue("a", "1.0"), kept=(KeptContent(0, 9, 3, 7),)
+    )
+    event = Event(3, 4, 1, 2, shown)
+    *counts, data = json.loads(codec.encode_event(event))
+    for values in (data["result"], *data["kept"], *data["data"]):
+        values.append("added")
     assert codec.decode_event(3, 4, json.dumps([*counts, {**data, "added": 1}])) == event

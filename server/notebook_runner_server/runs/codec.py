@@ -1,13 +1,13 @@
 """Encode runs and events as JSON for the store, and decode them again.
 
-Fields that earlier versions did not write get their defaults. Unknown ones are ignored: servers of later
-versions may share a database with this one.
+Fields that earlier versions did not write get their defaults. Unknown ones are ignored, and so are
+further values of an array: servers of later versions may share a database with this one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar
@@ -114,7 +114,7 @@ def encode_event(event: Event) -> str:
 
 def decode_event(sequence: int, time: int, text: str) -> Event:
     """Return the event that `encode_event` was given."""
-    completed, total, kind, data = json.loads(text)
+    completed, total, kind, data, *_ = json.loads(text)
     return Event(sequence, time, completed, total, _body(kind, data))
 
 
@@ -127,9 +127,9 @@ def _body(kind: str, data: dict[str, Any]) -> Body:
         # Earlier versions wrote all types, however many.
         types = data["data"][:MAX_TYPES]
         data["omitted"] = data.get("omitted", 0) + len(data["data"]) - len(types)
-        data["data"] = tuple((mime, size) for mime, size in types)
-        data["result"] = ResultValue(*data["result"]) if data.get("result") else None
-        data["kept"] = tuple(KeptContent(*one) for one in data.get("kept", ()))
+        data["data"] = tuple((mime, size) for mime, size, *_ in types)
+        data["result"] = _make_in_order(ResultValue, data["result"]) if data.get("result") else None
+        data["kept"] = tuple(_make_in_order(KeptContent, one) for one in data.get("kept", ()))
     body: Body = _make(_BODIES[kind], data)
     return body
 
@@ -156,6 +156,11 @@ def _make(kind: Callable[..., _T], data: Mapping[str, Any]) -> _T:
     """Return an object of a dataclass, from its fields among some."""
     names = _names(kind)
     return kind(**{name: value for name, value in data.items() if name in names})
+
+
+def _make_in_order(kind: Callable[..., _T], values: Sequence[Any]) -> _T:
+    """Return an object of a dataclass, from the values of its fields and perhaps further ones."""
+    return kind(*values[: len(_names(kind))])
 
 
 def _run_to_dict(run: Run) -> dict[str, Any]:
