@@ -11,7 +11,11 @@ import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.runs.database import Connection
-from notebook_runner_server.runs.postgres.database import PostgresDatabase, PostgresOptions
+from notebook_runner_server.runs.postgres.database import (
+    PostgresDatabase,
+    PostgresOptions,
+    UnusableDatabaseError,
+)
 from notebook_runner_server.runs.postgres.hints import CHANNEL
 from tests.faults.history import Told
 from tests.support.calls import finish, inline, perform, start, texts
@@ -19,6 +23,7 @@ from tests.support.database_server import SECONDS, CountingRun, DatabaseServer, 
 from tests.support.killable import RUN_MARK, gone, new_mark, remains
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import ROLE, Postgres
+from tests.support.postgres_proxy import PLAIN, PostgresProxy
 from tests.support.processes import stopped
 from tests.support.server import STORE_LISTEN
 
@@ -118,6 +123,29 @@ def test_a_pooler_that_is_started_again_costs_nothing(postgres: Postgres, tmp_pa
         reader.result(SECONDS)
         run.check(told)
         assert finish(server.stub, told.run_id).events == told.events
+
+
+def test_a_pooler_may_add_to_the_names_of_connections(postgres: Postgres, tmp_path: Path) -> None:
+    """With `application_name_add_host`, others still find those of a server."""
+    with (
+        PgBouncer(postgres, "application_name_add_host = 1") as pooler,
+        DatabaseServer(tmp_path / "state", pooler.url(pooler.create_database())) as server,
+    ):
+        assert texts(perform(server.stub, inline("print('hello')")).events) == "hello\n"
+
+
+async def test_a_pooler_that_replaces_the_names_of_connections_is_refused(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """The connections of a server that is lost could not be ended."""
+    database = postgres.create_database()
+    with PostgresProxy(postgres.port) as proxy:
+        proxy.hides_names = True
+        url = postgres.url(database, port=proxy.port, options=PLAIN)
+        opened = PostgresDatabase(PostgresOptions(url, tmp_path, LEASE, 1, 0, print))
+        with pytest.raises(UnusableDatabaseError, match="application_name"):
+            await opened.open(is_first=True)
+        await opened.close()
 
 
 def _setting(db: Connection) -> str:

@@ -63,7 +63,7 @@ async def test_a_server_that_is_alive_after_all_keeps_its_connection(
         before = await alive.write(_state)
         holder = alive.lease.holder
         seen = Row(holder.server_id, holder.epoch, "", holder.place, 1, 1, is_draining=False)
-        replicas = PostgresReplicas(late, Hints(url))
+        replicas = PostgresReplicas(late, Hints(url, late.server_id))
         for renewals in (-1, -2):
             assert await late.write(replicas._take_over, [replace(seen, renewals=renewals)]) == []
         assert await alive.write(_state) == before

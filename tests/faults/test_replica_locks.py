@@ -48,9 +48,19 @@ def _locked(url: str, server_id: str, name: str) -> Iterator[None]:
         lost.close()
 
 
-@pytest.mark.parametrize("name", ["notebook-runner {}", "notebook-runner lease {}"], ids=["writes", "lease"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notebook-runner {} writes",
+        "notebook-runner {} lease",
+        "notebook-runner {} reads",
+        # As PgBouncer writes it with `application_name_add_host`.
+        "notebook-runner {} writes - 10.0.0.7:41234",
+    ],
+    ids=["writes", "lease", "reads", "pooled"],
+)
 def test_a_stopped_server_keeps_no_locks(postgres: Postgres, tmp_path: Path, name: str) -> None:
-    """The connection that it writes with, or that which renews its lease, has locks that all servers need."""
+    """Any of its connections, also behind a pooler that adds to the name, has locks that all servers need."""
     url = postgres.url(postgres.create_database())
     with DatabaseServer(tmp_path / "first", url, lease=LEASE) as first:
         with psycopg.connect(url, autocommit=True) as db:

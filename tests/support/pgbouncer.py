@@ -33,6 +33,7 @@ server_idle_timeout = 10
 log_connections = 0
 log_disconnections = 0
 logfile = {log}
+{more}
 """
 CONNECTIONS = 6
 
@@ -42,13 +43,15 @@ class PgBouncer:
 
     Args:
         postgres: What it connects to.
+        settings: More of its settings, as `name = value`.
 
     Attributes:
         port: Where it listens on loopback.
     """
 
-    def __init__(self, postgres: Postgres) -> None:
+    def __init__(self, postgres: Postgres, *settings: str) -> None:
         self._postgres = postgres
+        self._settings = settings
         self.port = free_port(HOST)
 
     def __enter__(self) -> Self:
@@ -65,6 +68,7 @@ class PgBouncer:
                 users=users,
                 log=self._log,
                 connections=CONNECTIONS,
+                more="\n".join(self._settings),
             )
         )
         for path in (self._folder, users, settings):

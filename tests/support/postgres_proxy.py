@@ -15,6 +15,8 @@ PIECE = 65536
 _HEAD_BYTES = 5
 # The server's message that a transaction is durable: its type, its length and its text.
 _COMMITTED = b"C\x00\x00\x00\x0bCOMMIT\x00"
+# Of a server's connections, and of as many bytes.
+_NAME, _HIDDEN_NAME = b"application_name\x00notebook-runner ", b"application_name\x00of-a-pooler-----"
 # Closes with a reset instead of a polite end.
 _RESET = struct.pack("ii", 1, 0)
 # Such connections begin with answers that are no messages; a client of this proxy must not ask for them.
@@ -35,6 +37,7 @@ class PostgresProxy:
         port: Where it listens.
         chance: How probable it is that a commit loses its answer, and its connection.
         lost: How many have lost theirs.
+        hides_names: Whether connections get a name of the proxy's own, as some poolers give them.
     """
 
     def __init__(self, port: int, seed: int = 0, host: str = HOST) -> None:
@@ -44,6 +47,7 @@ class PostgresProxy:
         self.port: int = self._listener.getsockname()[1]
         self.chance = 0.0
         self.lost = 0
+        self.hides_names = False
         self._passes = threading.Event()
         self._passes.set()
         self._is_closed = False
@@ -124,7 +128,7 @@ class PostgresProxy:
         with contextlib.suppress(OSError):
             while data := client.recv(PIECE):
                 self._passes.wait()
-                server.sendall(data)
+                server.sendall(data.replace(_NAME, _HIDDEN_NAME) if self.hides_names else data)
         with contextlib.suppress(OSError):
             server.shutdown(socket.SHUT_WR)
 

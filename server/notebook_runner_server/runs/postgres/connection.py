@@ -31,23 +31,24 @@ PREPARE_THRESHOLD = 5
 """How often a connection executes a statement until it prepares it."""
 
 
-def connect(store: str, seconds: float, *, name: str) -> psycopg.Connection[tuple[Any, ...]]:
+def connect(store: str, seconds: float, server_id: str, purpose: str) -> psycopg.Connection[tuple[Any, ...]]:
     """Return a connection that begins no transaction by itself.
 
     Args:
         store: The URL of the database.
         seconds: How long to wait for the connection, and for the acknowledgement of what is sent.
-        name: What the database's list of activities shows.
+        server_id: This server, by which others find its connections when it is gone.
+        purpose: What the connection is for.
 
     Raises:
         psycopg.Error: The database cannot be reached, or refuses the connection.
     """
     return psycopg.Connection.connect(
-        store, autocommit=True, cursor_factory=psycopg.RawCursor, **arguments(seconds, name)
+        store, autocommit=True, cursor_factory=psycopg.RawCursor, **arguments(seconds, server_id, purpose)
     )
 
 
-def arguments(seconds: float, name: str) -> dict[str, Any]:
+def arguments(seconds: float, server_id: str, purpose: str) -> dict[str, Any]:
     """Return arguments for `connect` that the operator has not to give; as there."""
     return {
         "connect_timeout": max(2, round(seconds)),
@@ -55,14 +56,22 @@ def arguments(seconds: float, name: str) -> dict[str, Any]:
         "keepalives_idle": max(1, round(seconds / 2)),
         "keepalives_interval": 1,
         "keepalives_count": 3,
-        "application_name": _application(name),
+        "application_name": _prefix(server_id) + purpose,
         # Statements that are prepared stay with the connection, which a pooler passes on.
         "prepare_threshold": None,
     }
 
 
-def _application(name: str) -> str:
-    return f"notebook-runner {name}"
+def _prefix(server_id: str) -> str:
+    """Return what the names of all connections of a server begin with; a pooler may add to their ends."""
+    return f"notebook-runner {server_id} "
+
+
+def foreign_name(raw: psycopg.Connection[Any], server_id: str) -> str | None:
+    """Return the name that others see of this connection, if it is not that of this server; None: it is."""
+    text = "SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+    ((name,),) = raw.execute(text).fetchall()
+    return None if (name or "").startswith(_prefix(server_id)) else (name or "")
 
 
 def shown(store: str) -> str:
@@ -177,12 +186,12 @@ def _unescape(text: str) -> str:
     return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
 
 
-def end_others(raw: psycopg.Connection[Any], name: str) -> None:
-    """End other connections of a name: a transaction of a server that is gone may still hold its locks."""
+def end_others(raw: psycopg.Connection[Any], server_id: str, purpose: str) -> None:
+    """End earlier connections of a server for a purpose: a transaction may still hold its locks."""
     raw.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE application_name = $1 AND pid <> pg_backend_pid()",
-        [_application(name)],
+        " WHERE starts_with(application_name, $1) AND pid <> pg_backend_pid()",
+        [_prefix(server_id) + purpose],
     )
 
 
@@ -192,15 +201,10 @@ def end_gone(raw: psycopg.Connection[Any], server_id: str, renewals: int) -> Non
     The locks of a transaction in which it has stopped would keep all other servers from writing.
     """
     raw.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name IN ($1, $2)"
-        " AND EXISTS (SELECT 1 FROM servers WHERE server_id = $3 AND renewals = $4)",
-        [_application(server_id), _application(lease_name(server_id)), server_id, renewals],
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE starts_with(application_name, $1)"
+        " AND EXISTS (SELECT 1 FROM servers WHERE server_id = $2 AND renewals = $3)",
+        [_prefix(server_id), server_id, renewals],
     )
-
-
-def lease_name(server_id: str) -> str:
-    """Return the name of the connection that renews the lease of a server."""
-    return f"lease {server_id}"
 
 
 def is_pooled(raw: psycopg.Connection[Any]) -> bool:

@@ -38,6 +38,7 @@ from notebook_runner_server.runs.postgres.connection import (
     arguments,
     connect,
     end_others,
+    foreign_name,
     is_passing,
     is_pooled,
     make_durable,
@@ -110,14 +111,14 @@ class PostgresDatabase:
         options: How to use it.
 
     Attributes:
+        server_id: The id of this server, another one in each process.
         is_pooled: Whether a pooler is on the way to it, once it is open.
     """
 
     def __init__(self, options: PostgresOptions) -> None:
         self._options = options
         self._store = options.store
-        # Of this process, and of its connection for writes.
-        self._name = secrets.token_hex(8)
+        self.server_id = secrets.token_hex(8)
         self._pending: deque[_Write] = deque()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._reader = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
@@ -143,7 +144,7 @@ class PostgresDatabase:
 
     def _open(self) -> None:
         try:
-            raw = connect(self._store, _CONNECT_SECONDS, name=self._name)
+            raw = connect(self._store, _CONNECT_SECONDS, self.server_id, "writes")
             with contextlib.ExitStack() as stack:
                 stack.callback(raw.close)
                 self._check(raw)
@@ -161,7 +162,7 @@ class PostgresDatabase:
             kwargs={
                 "autocommit": True,
                 "cursor_factory": psycopg.RawCursor,
-                **arguments(_CONNECT_SECONDS, "reads"),
+                **arguments(_CONNECT_SECONDS, self.server_id, "reads"),
                 "prepare_threshold": self._prepare_threshold,
             },
             min_size=1,
@@ -184,6 +185,14 @@ class PostgresDatabase:
                 f"The store {shown(self._store)} needs a database with the encoding UTF8 (got {encoding})."
                 " Create one with: createdb --encoding UTF8 --template template0"
             )
+        name = foreign_name(raw, self.server_id)
+        if name is not None:
+            raise UnusableDatabaseError(
+                f"The store {shown(self._store)} leads to a pooler that replaces the application_name of"
+                f" connections (by {name!r}). Without it, the connections of a lost server cannot be found,"
+                " and their locks would keep all servers from writing. Let the pooler pass it on, or"
+                " connect past the pooler."
+            )
 
     @property
     def _prepare_threshold(self) -> int | None:
@@ -197,10 +206,12 @@ class PostgresDatabase:
         options = self._options
         place = lease.place_of(options.folder)
         if migrate.version(raw, self._store) < migrate.VERSION:
-            migrate.migrate(raw, self._store, place, options.lease_seconds * lease.OTHERS_SHARE)
+            migrate.migrate(
+                raw, self._store, self.server_id, place, options.lease_seconds * lease.OTHERS_SHARE
+            )
         tables.check_schema(PostgresConnection(raw))
         make_durable(raw, is_pooled=self.is_pooled)
-        holder = lease.take(raw, self._store, self._name, place, options.workers)
+        holder = lease.take(raw, self._store, self.server_id, place, options.workers)
         self._lease = lease.StoreLease(self._store, holder, options.lease_seconds, options.on_lost)
         try:
             self._lease.start(raw)
@@ -446,9 +457,9 @@ class PostgresDatabase:
             raise _replaced()
         if self._raw is None or self._raw.closed:
             try:
-                raw = connect(self._store, _CONNECT_SECONDS, name=self._name)
+                raw = connect(self._store, _CONNECT_SECONDS, self.server_id, "writes")
                 # The database may not know yet that it was lost.
-                end_others(raw, self._name)
+                end_others(raw, self.server_id, "writes")
                 raw.prepare_threshold = self._prepare_threshold
                 make_durable(raw, is_pooled=self.is_pooled)
             except psycopg.Error as error:

@@ -33,11 +33,13 @@ class Hints:
 
     Args:
         store: The URL of the database.
+        server_id: This server.
         direct: The URL of the same database without a pooler; empty: none is known.
     """
 
-    def __init__(self, store: str, direct: str = "") -> None:
+    def __init__(self, store: str, server_id: str, direct: str = "") -> None:
         self._store = direct or store
+        self._server_id = server_id
         self._is_direct = bool(direct)
         self._pending: dict[tuple[Topic, int], None] = {}
         self._is_pending = threading.Event()
@@ -83,7 +85,7 @@ class Hints:
     def _listen(self, received: Callable[[Topic, int], object]) -> None:
         while not self._closed.is_set():
             try:
-                with connect(self._store, SOON, name="listen") as raw:
+                with connect(self._store, SOON, self._server_id, "listen") as raw:
                     raw.execute(f"LISTEN {CHANNEL}")
                     self._is_deaf = False
                     while not self._closed.is_set():
@@ -111,7 +113,7 @@ class Hints:
             pending = [self._pending.popitem()[0] for _ in range(len(self._pending))]
             try:
                 if raw is None:
-                    raw = connect(self._store, SOON, name="tell")
+                    raw = connect(self._store, SOON, self._server_id, "send")
                     self._own_pid = raw.info.backend_pid
                 with raw.pipeline():
                     for topic, position in pending:

@@ -34,7 +34,7 @@ class PostgresHistory:
         self.contents = TableContents(
             *(folder, self.database, options.files_bytes, options.archives, options.archive_bytes)
         )
-        self._hints = Hints(options.store, options.listen)
+        self._hints = Hints(options.store, self.database.server_id, options.listen)
         self.replicas = PostgresReplicas(self.database, self._hints)
 
     async def open(self) -> bytes:

@@ -23,7 +23,7 @@ import psycopg
 
 from notebook_runner_server.runs.patience import SOON
 from notebook_runner_server.runs.postgres import migrate
-from notebook_runner_server.runs.postgres.connection import connect, end_gone, lease_name, shown, why
+from notebook_runner_server.runs.postgres.connection import connect, end_gone, shown, why
 from notebook_runner_server.runs.replicas import Replica
 
 _MOST_RENEWALS = 1.0
@@ -248,8 +248,8 @@ class StoreLease:
         raw: psycopg.Connection[tuple[Any, ...]] | None = None
         while not self._stop.wait(self._until_next_renewal()):
             try:
-                name = lease_name(self.holder.server_id)
-                raw = raw or connect(self._store, min(self._seconds / 3, SOON), name=name)
+                seconds = min(self._seconds / 3, SOON)
+                raw = raw or connect(self._store, seconds, self.holder.server_id, "lease")
                 self._renew(raw)
             except psycopg.Error as error:
                 self._problem = why(error)

@@ -94,12 +94,15 @@ def why_replaced(raw: psycopg.Connection[tuple[Any, ...]], store: str) -> str:
     return f"Another server has taken over the runs of this one in {shown(store)}."
 
 
-def migrate(raw: psycopg.Connection[tuple[Any, ...]], store: str, place: str, silence: float) -> None:
+def migrate(
+    raw: psycopg.Connection[tuple[Any, ...]], store: str, server_id: str, place: str, silence: float
+) -> None:
     """Bring the schema to the newest version, all of it or nothing; blocks.
 
     Args:
         raw: A connection to the database.
         store: The URL of the database.
+        server_id: This server.
         place: The state folder of this server: an earlier server of this folder is dead.
         silence: Seconds after which a server that has not renewed its lease is gone.
 
@@ -108,7 +111,7 @@ def migrate(raw: psycopg.Connection[tuple[Any, ...]], store: str, place: str, si
         NewerHistoryError: A newer server has upgraded the schema meanwhile, and this one cannot use it.
         psycopg.Error: The role may not create tables, or something else is in the way.
     """
-    upgrade, oldest = _load()
+    upgrade, oldest = _load(server_id)
     # Servers of versions before this one have to be gone.
     barred, reason = oldest, f"only servers of version {oldest} or newer can use them afterwards"
     end, slow = time.monotonic() + _PATIENCE, 0
@@ -135,7 +138,7 @@ def migrate(raw: psycopg.Connection[tuple[Any, ...]], store: str, place: str, si
         time.sleep(_PAUSE)
 
 
-def _load() -> tuple[Callable[[str, str, Sequence[_Server]], bool], str]:
+def _load(server_id: str) -> tuple[Callable[[str, str, Sequence[_Server]], bool], str]:
     """Return what upgrades a database, and the oldest version of servers that can use it afterwards.
 
     The former returns whether there was something to do.
@@ -162,7 +165,7 @@ def _load() -> tuple[Callable[[str, str, Sequence[_Server]], bool], str]:
         # SQLAlchemy gets no URL, so its messages have no password.
         engine = create_engine(
             "postgresql+psycopg://",
-            creator=lambda: psycopg.connect(store, **arguments(_CONNECT_SECONDS, "upgrade")),
+            creator=lambda: psycopg.connect(store, **arguments(_CONNECT_SECONDS, server_id, "upgrade")),
             poolclass=NullPool,
         )
         try:

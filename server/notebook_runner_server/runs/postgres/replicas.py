@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.database import Connection
 from notebook_runner_server.runs.model import RunState
-from notebook_runner_server.runs.postgres.connection import PostgresConnection, end_others
+from notebook_runner_server.runs.postgres.connection import PostgresConnection
 from notebook_runner_server.runs.postgres.database import PostgresDatabase
 from notebook_runner_server.runs.postgres.hints import Hints
 from notebook_runner_server.runs.postgres.lease import Row
@@ -150,8 +150,6 @@ class PostgresReplicas:
             if db.execute(text, known).fetchone() is None:
                 # This server has not looked for a while: that one has renewed its lease meanwhile.
                 continue
-            # It may hang in the middle of a transaction.
-            end_others(db.raw, row.server_id)
             db.execute("DELETE FROM servers WHERE server_id = ? AND renewals = ?", known)
         db.execute(_ORDERED)
         where = f"claims.position = runs.position AND {_ORPHANED}"
