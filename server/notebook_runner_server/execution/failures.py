@@ -20,7 +20,8 @@ MESSAGES = {
     Cause.OUTPUT_TIMEOUT: "The cell exceeded its limit of {0.output_timeout:g} s without output.",
     Cause.KILL_REQUESTED: "The run was killed on request.",
     Cause.SERVER_STOPPED: "The server was stopped before the run ended.",
-    Cause.SERVER_DIED: "The server did not renew its lease (--replica-timeout) in time.",
+    Cause.SERVER_DIED: "The run's server stopped renewing the run's deadline, and counts as dead.",
+    Cause.WORKER_DIED: "The run's worker was stopped before the run ended.",
     Cause.STORAGE_FAILED: "The server could not store the events of the run.",
 }
 """The message for each cause that stops a run, to be formatted with the run's limits."""
