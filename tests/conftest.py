@@ -85,7 +85,7 @@ DEFAULT_CELLS = (code("who = 'world'", "parameters"), "print(f'hello {who}')")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds `--executor dask`, for a Dask cluster of three workers, `--store postgres`, and `--cold`."""
+    """Adds `--executor dask` (three workers), `--store` with `postgres` or `pgbouncer`, and `--cold`."""
     parser.addoption("--executor", choices=("process", "dask"), default="process", help="what executes runs")
     parser.addoption("--store", choices=STORES, default="sqlite", help="where histories are")
     parser.addoption("--cold", action="store_true", help="start servers without warm kernels")

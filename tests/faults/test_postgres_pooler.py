@@ -3,6 +3,7 @@
 What callers see there, `tests/e2e/test_replicas.py` checks.
 """
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,15 +12,25 @@ import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.runs.database import Connection
+from notebook_runner_server.runs.postgres.connection import PostgresConnection
 from notebook_runner_server.runs.postgres.database import (
     PostgresDatabase,
     PostgresOptions,
     UnusableDatabaseError,
 )
-from notebook_runner_server.runs.postgres.hints import CHANNEL
+from notebook_runner_server.runs.postgres.hints import CHANNEL, Hints
+from notebook_runner_server.runs.replicas import Topic
 from tests.faults.history import Told
 from tests.support.calls import finish, inline, perform, start, texts
-from tests.support.database_server import SECONDS, CountingRun, DatabaseServer, until, until_more
+from tests.support.cutting_proxy import CuttingProxy
+from tests.support.database_server import (
+    LONG_LEASE,
+    SECONDS,
+    CountingRun,
+    DatabaseServer,
+    until,
+    until_more,
+)
 from tests.support.killable import RUN_MARK, gone, new_mark, remains
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import ROLE, Postgres
@@ -148,8 +159,57 @@ async def test_a_pooler_that_replaces_the_names_of_connections_is_refused(
         await opened.close()
 
 
+async def test_a_server_recognizes_its_own_hints(postgres: Postgres) -> None:
+    """Also where a pooler gives a connection another process id than the database."""
+    received: asyncio.Queue[int] = asyncio.Queue()
+    seen: asyncio.Queue[int] = asyncio.Queue()
+    with PgBouncer(postgres, "pool_mode = session") as pooler:
+        database = pooler.create_database()
+        url = pooler.url(database)
+        one, two = Hints(url, "one", url), Hints(url, "two", url)
+        try:
+            one.listen(lambda _, position: received.put_nowait(position), is_pooled=True)
+            two.listen(lambda _, position: seen.put_nowait(position), is_pooled=True)
+            await asyncio.to_thread(until, lambda: _listening(postgres, database) == 2, lambda: pooler.log)
+            one.send(Topic.KILLS, 1)
+            assert await seen.get() == 1
+            two.send(Topic.KILLS, 2)
+            assert await received.get() == 2
+        finally:
+            await asyncio.to_thread(one.close)
+            await asyncio.to_thread(two.close)
+
+
+def _threshold(db: PostgresConnection) -> int | None:
+    """How often the connection executes a statement until it prepares it."""
+    # Not on a connection that is lost.
+    db.execute("SELECT 1").fetchall()
+    return db.raw.prepare_threshold
+
+
+async def test_a_pooler_may_come_later(postgres: Postgres, pgbouncer: PgBouncer, tmp_path: Path) -> None:
+    """A server whose connections lead to a pooler after a failure prepares no statements from then on."""
+    database = postgres.create_database()
+    with CuttingProxy(f"127.0.0.1:{postgres.port}") as proxy:
+        url = postgres.url(database, port=int(proxy.target.rpartition(":")[2]))
+        opened = PostgresDatabase(PostgresOptions(url, tmp_path, LONG_LEASE, 1, 0, print))
+        await opened.open(is_first=True)
+        try:
+            assert await opened.write(_threshold) is not None
+            assert await opened.read(_threshold) is not None
+            proxy.server = ("127.0.0.1", pgbouncer.port)
+            with postgres.admin() as db:
+                db.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database]
+                )
+            assert await opened.write(_threshold) is None
+            assert await opened.read(_threshold) is None
+        finally:
+            await opened.close()
+
+
 def _setting(db: Connection) -> str:
-    """The durability of the transaction, and the connection that it has."""
+    """The durability of the transaction."""
     value: str = db.execute("SELECT current_setting('synchronous_commit')").fetchall()[0][0]
     return value
 

@@ -27,7 +27,7 @@ class DatabaseLostError(Exception):
     """The database cannot be reached now; the message says why."""
 
 
-PREPARE_THRESHOLD = 5
+_PREPARE_THRESHOLD = 5
 """How often a connection executes a statement until it prepares it."""
 
 
@@ -43,9 +43,19 @@ def connect(store: str, seconds: float, server_id: str, purpose: str) -> psycopg
     Raises:
         psycopg.Error: The database cannot be reached, or refuses the connection.
     """
-    return psycopg.Connection.connect(
+    raw = psycopg.Connection.connect(
         store, autocommit=True, cursor_factory=psycopg.RawCursor, **arguments(seconds, server_id, purpose)
     )
+    with contextlib.ExitStack() as stack:
+        stack.callback(raw.close)
+        configure(raw)
+        stack.pop_all()
+    return raw
+
+
+def configure(raw: psycopg.Connection[Any]) -> None:
+    """Let a connection prepare its statements, unless a pooler passes it on, with which they would stay."""
+    raw.prepare_threshold = None if is_pooled(raw) else _PREPARE_THRESHOLD
 
 
 def arguments(seconds: float, server_id: str, purpose: str) -> dict[str, Any]:
@@ -57,7 +67,7 @@ def arguments(seconds: float, server_id: str, purpose: str) -> dict[str, Any]:
         "keepalives_interval": 1,
         "keepalives_count": 3,
         "application_name": _prefix(server_id) + purpose,
-        # Statements that are prepared stay with the connection, which a pooler passes on.
+        # Until `configure` knows better.
         "prepare_threshold": None,
     }
 
@@ -214,17 +224,3 @@ def is_pooled(raw: psycopg.Connection[Any]) -> bool:
     """
     ((pid,),) = raw.execute("SELECT pg_backend_pid()").fetchall()
     return bool(pid != raw.info.backend_pid)
-
-
-def make_durable(raw: psycopg.Connection[Any], *, is_pooled: bool) -> None:
-    """Let each transaction be durable, also if the role's default is another one.
-
-    Args:
-        raw: The connection.
-        is_pooled: Whether others use it after this transaction: only this one is durable.
-    """
-    raw.execute(
-        "SELECT set_config('synchronous_commit', 'on', $1)"
-        " WHERE current_setting('synchronous_commit') = 'off'",
-        [is_pooled],
-    )

@@ -32,16 +32,15 @@ from notebook_runner_server.runs.database import PendingWrite
 from notebook_runner_server.runs.patience import SOON, patience
 from notebook_runner_server.runs.postgres import lease, migrate
 from notebook_runner_server.runs.postgres.connection import (
-    PREPARE_THRESHOLD,
     DatabaseLostError,
     PostgresConnection,
     arguments,
+    configure,
     connect,
     end_others,
     foreign_name,
     is_passing,
     is_pooled,
-    make_durable,
     shown,
     why,
 )
@@ -54,7 +53,7 @@ READERS = 4
 CONTENT_READERS = 4
 """How many more connections read the contents of runs."""
 
-OLDEST_VERSION = 13
+OLDEST_POSTGRESQL = 13
 """The oldest version of PostgreSQL whose functions the schema uses."""
 
 _CONNECT_SECONDS = 5.0
@@ -67,6 +66,12 @@ _PAUSE = 0.1
 
 _REPEATABLE = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 """A transaction was in the way of one of another server."""
+
+_DURABLE = (
+    "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+)
+"""Lets this transaction be durable, also if the default of the role is another one. Only this one: a pooler
+gives others the same connection."""
 
 _logger = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -112,7 +117,7 @@ class PostgresDatabase:
 
     Attributes:
         server_id: The id of this server, another one in each process.
-        is_pooled: Whether a pooler is on the way to it, once it is open.
+        is_pooled: Whether a pooler was on the way to it when it was opened.
     """
 
     def __init__(self, options: PostgresOptions) -> None:
@@ -163,8 +168,8 @@ class PostgresDatabase:
                 "autocommit": True,
                 "cursor_factory": psycopg.RawCursor,
                 **arguments(_CONNECT_SECONDS, self.server_id, "reads"),
-                "prepare_threshold": self._prepare_threshold,
             },
+            configure=configure,
             min_size=1,
             max_size=READERS + CONTENT_READERS,
             name="store-read",
@@ -175,9 +180,9 @@ class PostgresDatabase:
 
     def _check(self, raw: psycopg.Connection[tuple[Any, ...]]) -> None:
         found = raw.info.server_version // 10000
-        if found < OLDEST_VERSION:
+        if found < OLDEST_POSTGRESQL:
             raise UnusableDatabaseError(
-                f"The store {shown(self._store)} needs PostgreSQL {OLDEST_VERSION} or newer (got {found})."
+                f"The store {shown(self._store)} needs PostgreSQL {OLDEST_POSTGRESQL} or newer (got {found})."
             )
         encoding = raw.info.parameter_status("server_encoding")
         if encoding != "UTF8":
@@ -194,15 +199,10 @@ class PostgresDatabase:
                 " connect past the pooler."
             )
 
-    @property
-    def _prepare_threshold(self) -> int | None:
-        return None if self.is_pooled else PREPARE_THRESHOLD
-
     def _set_up(self, raw: psycopg.Connection[tuple[Any, ...]]) -> None:
         self.is_pooled = is_pooled(raw)
         if self.is_pooled:
             _logger.info("store_pooled", extra={"hints": bool(self._options.listen)})
-        raw.prepare_threshold = self._prepare_threshold
         options = self._options
         place = lease.place_of(options.folder)
         if migrate.version(raw, self._store) < migrate.VERSION:
@@ -210,7 +210,6 @@ class PostgresDatabase:
                 raw, self._store, self.server_id, place, options.lease_seconds * lease.OTHERS_SHARE
             )
         tables.check_schema(PostgresConnection(raw))
-        make_durable(raw, is_pooled=self.is_pooled)
         holder = lease.take(raw, self._store, self.server_id, place, options.workers)
         self._lease = lease.StoreLease(self._store, holder, options.lease_seconds, options.on_lost)
         try:
@@ -393,8 +392,7 @@ class PostgresDatabase:
         # Statements whose results are not read do not wait for those before them.
         with db.raw.pipeline():
             db.raw.execute("BEGIN")
-            if self.is_pooled:
-                make_durable(db.raw, is_pooled=True)
+            db.raw.execute(_DURABLE)
             fence = db.raw.execute(
                 "UPDATE server_commits SET number = $1 WHERE server_id = $2 AND number = $3",
                 [number, self.lease.holder.server_id, number - 1],
@@ -460,8 +458,6 @@ class PostgresDatabase:
                 raw = connect(self._store, _CONNECT_SECONDS, self.server_id, "writes")
                 # The database may not know yet that it was lost.
                 end_others(raw, self.server_id, "writes")
-                raw.prepare_threshold = self._prepare_threshold
-                make_durable(raw, is_pooled=self.is_pooled)
             except psycopg.Error as error:
                 raise DatabaseLostError(why(error)) from error
             self._raw = raw

@@ -1,4 +1,4 @@
-"""Hints between servers, by LISTEN and NOTIFY: each has a connection that listens, and one that tells.
+"""Hints between servers, by LISTEN and NOTIFY: each has a connection that listens, and one that sends.
 
 Through a pooler that gives each transaction another connection, no hint arrives. A server that has no other
 way to the database looks once a second, and still sends hints: other servers may have one.
@@ -46,7 +46,7 @@ class Hints:
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         self._is_deaf = False
-        # Of the connection that tells: its own hints come back.
+        # Of the connection that sends: its own hints come back.
         self._own_pid = 0
 
     def listen(self, on_hint: Callable[[Topic, int], object], *, is_pooled: bool) -> None:
@@ -62,7 +62,7 @@ class Hints:
             if not self._closed.is_set():
                 loop.call_soon_threadsafe(on_hint, topic, position)
 
-        threads: dict[str, Callable[[], None]] = {"tell": self._tell}
+        threads: dict[str, Callable[[], None]] = {"send": self._send_all}
         if self._is_direct or not is_pooled:
             threads["listen"] = lambda: self._listen(received)
         for name, run in threads.items():
@@ -70,7 +70,7 @@ class Hints:
             self._threads.append(thread)
             thread.start()
 
-    def tell(self, topic: Topic, position: int) -> None:
+    def send(self, topic: Topic, position: int) -> None:
         """Send a hint, soon; does not block. One that waits to be sent is sent once."""
         self._pending[topic, position] = None
         self._is_pending.set()
@@ -106,7 +106,7 @@ class Hints:
             # Of another program, or of a newer server; or the event loop has just been closed.
             return
 
-    def _tell(self) -> None:
+    def _send_all(self) -> None:
         raw: psycopg.Connection[tuple[Any, ...]] | None = None
         while self._is_pending.wait() and not self._closed.is_set():
             self._is_pending.clear()
@@ -114,7 +114,8 @@ class Hints:
             try:
                 if raw is None:
                     raw = connect(self._store, SOON, self._server_id, "send")
-                    self._own_pid = raw.info.backend_pid
+                    # Not what the connection says: a pooler makes up its own.
+                    ((self._own_pid,),) = raw.execute("SELECT pg_backend_pid()").fetchall()
                 with raw.pipeline():
                     for topic, position in pending:
                         raw.execute("SELECT pg_notify($1, $2)", [CHANNEL, f"{topic.value} {position}"])

@@ -78,7 +78,7 @@ class PostgresReplicas:
     def tell(self, topic: Topic, position: int = 0) -> None:
         """Give the others a hint, if there are any."""
         if self.others:
-            self._hints.tell(topic, position)
+            self._hints.send(topic, position)
 
     def drain(self) -> None:
         """Let the others know, with the next renewal of the lease, that this server begins no more runs."""
