@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from notebook_runner_server.export.service import ExportService
 from notebook_runner_server.observability.telemetry import Telemetry
 from notebook_runner_server.run_in_subprocess import run_in_subprocess
 from notebook_runner_server.runs.admission import LARGE_NOTEBOOK, Admission, Defaults
+from notebook_runner_server.runs.database import OpeningStoppedError
 from notebook_runner_server.runs.manager import RunManager
 from notebook_runner_server.runs.model import Run
 from notebook_runner_server.runs.outputs import Outputs
@@ -67,12 +69,17 @@ class App:
         settings: The operator's settings.
         backend: What executes runs.
         connections: Maximum number of open connections.
+
+    Attributes:
+        stopping: Set it to stop `startup`, where that waits for others.
     """
 
     def __init__(self, settings: Settings, backend: Backend, connections: int) -> None:
         self._settings = settings
         self._audit = audit = AuditLog(settings.audit_log)
-        store = Store(settings.state_folder, settings.max_artefact_bytes, _remote_history(settings))
+        self.stopping = threading.Event()
+        remote = _remote_history(settings, self.stopping)
+        store = Store(settings.state_folder, settings.max_artefact_bytes, remote)
         root = NotebookRoot(
             Path(settings.notebook_root) if settings.notebook_root else None, settings.max_notebook_bytes
         )
@@ -270,7 +277,7 @@ class App:
         announcements.stopped()
 
 
-def _remote_history(settings: Settings) -> RemoteHistory | None:
+def _remote_history(settings: Settings, stopping: threading.Event) -> RemoteHistory | None:
     if not settings.store:
         return None
     from notebook_runner_server.runs.postgres.database import PostgresOptions  # noqa: PLC0415 - an extra
@@ -283,6 +290,7 @@ def _remote_history(settings: Settings) -> RemoteHistory | None:
         if settings.store_files_uri
         else None,
         archive_bytes=settings.max_files_bytes,
+        stopping=stopping,
     )
     return PostgresHistory(settings.state_folder, options)
 
@@ -369,13 +377,15 @@ async def serve(settings: Settings, backend: Backend, connections: int) -> None:
         if stop.is_set() and not hurry.is_set():
             announcements.hurrying(app.executing)
         (hurry if stop.is_set() else stop).set()
+        app.stopping.set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     app = App(settings, backend, connections)
     try:
-        await app.startup()
-        await app.main_loop(stop)
+        with contextlib.suppress(OpeningStoppedError):
+            await app.startup()
+            await app.main_loop(stop)
     finally:
         await app.shutdown(hurry)

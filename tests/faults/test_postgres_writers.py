@@ -11,8 +11,9 @@ import pytest
 from notebook_runner_server.runs.postgres.connection import PostgresConnection
 from notebook_runner_server.runs.postgres.database import PostgresDatabase, PostgresOptions
 from notebook_runner_server.runs.postgres.hints import Hints
-from notebook_runner_server.runs.postgres.lease import Row
+from notebook_runner_server.runs.postgres.migrate import VERSION
 from notebook_runner_server.runs.postgres.replicas import PostgresReplicas
+from notebook_runner_server.runs.postgres.servers import ServerRecord
 from notebook_runner_server.runs.replicas import ClaimedError
 from tests.support.postgres import Postgres
 
@@ -62,7 +63,7 @@ async def test_a_server_that_is_alive_after_all_keeps_its_connection(
     async with _opened(url, tmp_path / "alive") as alive, _opened(url, tmp_path / "late") as late:
         before = await alive.write(_state)
         holder = alive.lease.holder
-        seen = Row(holder.server_id, holder.epoch, "", holder.place, 1, 1, is_draining=False)
+        seen = ServerRecord(holder.server_id, holder.epoch, "", holder.place, 1, 1, False, VERSION)
         replicas = PostgresReplicas(late, Hints(url, late.server_id))
         for renewals in (-1, -2):
             assert await late.write(replicas._take_over, [replace(seen, renewals=renewals)]) == []

@@ -137,6 +137,13 @@ class NewerHistoryError(RuntimeError):
         )
 
 
+class OpeningStoppedError(RuntimeError):
+    """The server was to stop while it opened its history."""
+
+    def __init__(self) -> None:
+        super().__init__("The server was stopped before its history was open. Nothing was changed.")
+
+
 class PendingWrite:
     """A write that waits for its transaction.
 

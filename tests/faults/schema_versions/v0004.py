@@ -1,4 +1,4 @@
-"""What servers of the version before can use afterwards, but not wait for: a statement that takes a while."""
+"""What servers of the version before can use afterwards, but not wait for: its statements take a while."""
 
 from alembic import op
 
@@ -9,5 +9,6 @@ oldest_version = "0003"
 
 def upgrade() -> None:
     """Takes its time."""
-    op.execute("SELECT pg_sleep(3)")
+    for _ in range(6):
+        op.execute("SELECT pg_sleep(0.5)")
     op.execute("ALTER TABLE runs ADD COLUMN note TEXT NOT NULL DEFAULT ''")

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -44,6 +44,7 @@ from notebook_runner_server.runs.postgres.connection import (
     shown,
     why,
 )
+from notebook_runner_server.runs.postgres.servers import ServerWatch
 from notebook_runner_server.runs.replicas import DuplicateError
 from notebook_runner_server.transfer.interface import Archives
 
@@ -96,6 +97,7 @@ class PostgresOptions:
         listen: The URL of the same database without a pooler; empty: none is known.
         archives: Where larger files are stored; None: nowhere.
         archive_bytes: Maximum size of the files of an ended run that are stored there.
+        stopping: Set when the server is to stop, perhaps while it opens the database.
     """
 
     store: str
@@ -107,6 +109,7 @@ class PostgresOptions:
     listen: str = ""
     archives: Archives | None = None
     archive_bytes: int = 0
+    stopping: threading.Event = field(default_factory=threading.Event)
 
 
 class PostgresDatabase:
@@ -143,6 +146,8 @@ class PostgresDatabase:
             UnusableDatabaseError: It cannot be reached, or refuses this server.
             NewerHistoryError: A newer server has written the history; nothing was changed.
             OlderServersError: Older servers work, which the upgrade of the schema would stop.
+            UpgradeBlockedError: Other transactions kept the upgrade from its locks for too long.
+            OpeningStoppedError: The server is to stop.
         """
         del is_first
         await asyncio.get_running_loop().run_in_executor(self._writer, self._open)
@@ -206,9 +211,8 @@ class PostgresDatabase:
         options = self._options
         place = lease.place_of(options.folder)
         if migrate.version(raw, self._store) < migrate.VERSION:
-            migrate.migrate(
-                raw, self._store, self.server_id, place, options.lease_seconds * lease.OTHERS_SHARE
-            )
+            watch = ServerWatch(self.server_id, place, options.lease_seconds * lease.OTHERS_SHARE)
+            migrate.migrate(raw, self._store, watch, options.stopping)
         tables.check_schema(PostgresConnection(raw))
         holder = lease.take(raw, self._store, self.server_id, place, options.workers)
         self._lease = lease.StoreLease(self._store, holder, options.lease_seconds, options.on_lost)

@@ -1,8 +1,7 @@
 """The leases of the servers that share a history.
 
-A server renews its lease by counting up a number in its row, and reads the numbers of the others. One whose
-number has stood still for long enough, by the clock of the server that looks, is gone. No clocks are
-compared, so a clock that is wrong or jumps takes no lease away.
+A server renews its lease by counting up a number in its row, and reads the numbers of the others
+(`servers`).
 
 A server that cannot renew its lease stops its runs earlier than others count it as gone: its own time begins
 before a renewal, and theirs after it.
@@ -24,6 +23,7 @@ import psycopg
 from notebook_runner_server.runs.patience import SOON
 from notebook_runner_server.runs.postgres import migrate
 from notebook_runner_server.runs.postgres.connection import connect, end_gone, shown, why
+from notebook_runner_server.runs.postgres.servers import RECORDS, ServerRecord, ServerWatch
 from notebook_runner_server.runs.replicas import Replica
 
 _MOST_RENEWALS = 1.0
@@ -58,19 +58,6 @@ class Holder:
     taken: float
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A server as the database has it."""
-
-    server_id: str
-    epoch: int
-    name: str
-    place: str
-    renewals: int
-    workers: int
-    is_draining: bool
-
-
 def place_of(folder: Path) -> str:
     """Return what identifies a folder among those of all machines until the next boot.
 
@@ -99,8 +86,9 @@ def take(
     taken = time.monotonic()
     name = f"process {os.getpid()} on {socket.gethostname()}"
     with raw.transaction():
+        migrate.limit_waits(raw.cursor())
         # So an upgrade either knows of this lease, or is over.
-        raw.execute("SELECT pg_advisory_xact_lock_shared($1)", [migrate.LOCK])
+        raw.execute("SELECT pg_advisory_xact_lock_shared($1)", [migrate.LOCK_KEY])
         migrate.version(raw, store)
         epoch: int = raw.execute(
             "INSERT INTO servers (server_id, name, place, workers, schema_version)"
@@ -159,8 +147,8 @@ class StoreLease:
         self._problem = ""
         self.lost = ""
         self.is_draining = False
-        # All servers as of the last renewal, each with the time since which its number has stood still.
-        self._seen: tuple[tuple[Row, float], ...] = ()
+        # As of the last renewal.
+        self._servers = ServerWatch(holder.server_id, holder.place, seconds * OTHERS_SHARE)
         self._told: object = None
 
     @property
@@ -175,29 +163,21 @@ class StoreLease:
     @property
     def others(self) -> Sequence[Replica]:
         """The other servers that are not gone, as of the last renewal."""
-        gone = {row.server_id for row in self.gone}
         return [
-            Replica(row.server_id, row.name, row.workers, is_draining=row.is_draining)
-            for row, _ in self._seen
-            if row.server_id not in gone and row.server_id != self.holder.server_id
+            Replica(one.server_id, one.name, one.workers, is_draining=one.is_draining)
+            for one in self._servers.others
         ]
 
     @property
-    def gone(self) -> Sequence[Row]:
+    def gone(self) -> Sequence[ServerRecord]:
         """The servers that are gone, and that no other server has replaced."""
-        limit = time.monotonic() - self._seconds * OTHERS_SHARE
-        return [
-            row
-            for row, since in self._seen
-            # An earlier server with the state folder of this one is dead.
-            if (since <= limit or row.place == self.holder.place) and row.server_id != self.holder.server_id
-        ]
+        return self._servers.gone
 
     @property
     def is_first(self) -> bool:
         """Whether this server is the oldest one, which does what one server has to do for all."""
         # One that is gone counts until it is replaced: it may not know yet.
-        return not self.lost and all(self.holder.epoch <= row.epoch for row, _ in self._seen)
+        return not self.lost and all(self.holder.epoch <= one.epoch for one in self._servers.all)
 
     def start(self, raw: psycopg.Connection[tuple[Any, ...]]) -> None:
         """Begin to renew the lease, for the first time with this connection.
@@ -239,10 +219,8 @@ class StoreLease:
         """Return the seconds until the next renewal, which also looks for servers that are gone."""
         if self._problem:
             return _ATTEMPT_SECONDS
-        limit, now = self._seconds * OTHERS_SHARE, time.monotonic()
-        silent = [since + limit - now for row, since in self._seen if row.server_id != self.holder.server_id]
         # One that is gone and not replaced yet must not make it hurry.
-        return min([self._interval, *(rest for rest in silent if rest > 0)])
+        return min([self._interval, *(left for left in self._servers.seconds_left if left > 0)])
 
     def _renew_all(self) -> None:
         raw: psycopg.Connection[tuple[Any, ...]] | None = None
@@ -266,31 +244,23 @@ class StoreLease:
                 "UPDATE servers SET renewals = renewals + 1, is_draining = $1 WHERE server_id = $2",
                 [self.is_draining, self.holder.server_id],
             )
-            found = raw.execute(
-                "SELECT server_id, epoch, name, place, renewals, workers, is_draining FROM servers"
-            )
+            found = raw.execute(RECORDS)
         if not renewed.rowcount:
             self.lose(migrate.why_replaced(raw, self._store))
             return
         self.deadline = asked + self._seconds * _OWN_SHARE
         self._renewed = time.monotonic()
         self._problem = ""
-        self._see([Row(*row) for row in found.fetchall()])
+        self._see([ServerRecord(*row) for row in found.fetchall()])
         self.on_renewed()
-        for row in self.gone:
+        for one in self.gone:
             # Not where its runs are taken over: the write before that may wait for its locks.
-            end_gone(raw, row.server_id, row.renewals)
+            end_gone(raw, one.server_id, one.renewals)
 
-    def _see(self, rows: Sequence[Row]) -> None:
+    def _see(self, records: Sequence[ServerRecord]) -> None:
         """Take note of all servers, after this one has renewed its lease."""
-        now = time.monotonic()
-        before = {row.server_id: (row.renewals, since) for row, since in self._seen}
-        found = []
-        for row in rows:
-            number, since = before.get(row.server_id, (-1, now))
-            found.append((row, since if number == row.renewals else now))
-        self._seen = tuple(found)
-        seen = ([(row.server_id, row.is_draining) for row in rows], [row.server_id for row in self.gone])
+        self._servers.see(records)
+        seen = ([(one.server_id, one.is_draining) for one in records], [one.server_id for one in self.gone])
         if seen != self._told:
             self._told = seen
             self.on_change()

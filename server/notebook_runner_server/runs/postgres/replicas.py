@@ -12,7 +12,7 @@ from notebook_runner_server.runs.model import RunState
 from notebook_runner_server.runs.postgres.connection import PostgresConnection
 from notebook_runner_server.runs.postgres.database import PostgresDatabase
 from notebook_runner_server.runs.postgres.hints import Hints
-from notebook_runner_server.runs.postgres.lease import Row
+from notebook_runner_server.runs.postgres.servers import ServerRecord
 from notebook_runner_server.runs.replicas import (
     Claim,
     ClaimedError,
@@ -143,9 +143,9 @@ class PostgresReplicas:
         positions: list[int] = await self._db.write(self._take_over, gone)
         return positions
 
-    def _take_over(self, db: PostgresConnection, gone: Sequence[Row]) -> list[int]:
-        for row in gone:
-            known = (row.server_id, row.renewals)
+    def _take_over(self, db: PostgresConnection, gone: Sequence[ServerRecord]) -> list[int]:
+        for one in gone:
+            known = (one.server_id, one.renewals)
             text = "SELECT 1 FROM servers WHERE server_id = ? AND renewals = ?"
             if db.execute(text, known).fetchone() is None:
                 # This server has not looked for a while: that one has renewed its lease meanwhile.
