@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from notebook_runner import Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from notebook_runner_server.runs.postgres import migrate
+from notebook_runner_server.runs.postgres.database import PostgresDatabase, PostgresOptions
 from tests.faults import upgraded_server
 from tests.faults.history import Told
 from tests.faults.rolling import TIMES, Callers, Held, both, until_more_starts
@@ -111,6 +113,19 @@ class Database:
                 " AND clock_timestamp() - query_start >= make_interval(secs => %s)"
             )
             return bool(db.execute(text, [self.name, seconds]).fetchall())
+
+    @property
+    def is_upgrading(self) -> bool:
+        """Whether a server has a connection for an upgrade."""
+        with self._postgres.admin(self.name) as db:
+            text = "SELECT FROM pg_stat_activity WHERE application_name LIKE '%% upgrade' AND datname = %s"
+            return bool(db.execute(text, [self.name]).fetchall())
+
+    def opened_by(self, monkeypatch: pytest.MonkeyPatch, version: str, folder: Path) -> PostgresDatabase:
+        """The database, as a server of a later version opens it, in this process."""
+        monkeypatch.setattr(migrate, "SCRIPTS", self._scripts(version))
+        monkeypatch.setattr(migrate, "VERSION", version)
+        return PostgresDatabase(PostgresOptions(self.url, folder, LEASE, 1, 0, print))
 
     @contextmanager
     def lost_transaction(self) -> Iterator[None]:
@@ -338,6 +353,48 @@ def test_an_upgrade_cancels_an_autovacuum(tmp_path: Path) -> None:
                 until(lambda: bool(db.execute(text).fetchall()), old.tail)
             with database.server("new", COMPATIBLE) as new:
                 assert new.said("schema_upgraded")
+
+
+async def test_an_upgrade_that_gets_no_lock_says_so(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the versions, the time, the reason, and what to do."""
+    with database.server("old"):
+        pass
+    opened = database.opened_by(monkeypatch, COMPATIBLE, tmp_path)
+    monkeypatch.setattr(migrate, "_PATIENCE", 0.0)
+    said = r"from schema version 0001 to 0002: .* for \d+ s \(.*lock timeout.*\)\. .* Nothing was changed\."
+    try:
+        with database.read_by_others("runs"), pytest.raises(migrate.UpgradeBlockedError, match=said):
+            await opened.open(is_first=True)
+        assert database.version == ("0001", "0001")
+    finally:
+        await opened.close()
+
+
+async def test_an_upgrade_that_stood_still_is_repeated(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database has ended its transaction, as other servers wait."""
+    with database.server("old"):
+        pass
+    opened = database.opened_by(monkeypatch, COMPATIBLE, tmp_path)
+    monkeypatch.setattr(migrate, "IDLE_TIMEOUT", 0.5)
+    lock_out, attempts = migrate._lock_out, []
+
+    def stand_still(driver: psycopg.Connection[Any], *details: Any) -> None:
+        attempts.append(driver)
+        lock_out(driver, *details)
+        if len(attempts) == 1:
+            until(lambda: not database.is_upgrading, lambda: "still upgrading")
+
+    monkeypatch.setattr(migrate, "_lock_out", stand_still)
+    try:
+        await opened.open(is_first=True)
+        assert len(attempts) == 2
+        assert database.version == (COMPATIBLE, "0001")
+    finally:
+        await opened.close()
 
 
 def test_an_upgrade_that_older_servers_cannot_use_waits_for_their_end(database: Database) -> None:
