@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -104,12 +103,12 @@ class Server:
 
     def __enter__(self) -> Self:
         assert Server.may_start, "A unit or integration test starts no server: mark it as e2e."
+        # It and its workers hide what is in their environment. The limit is set before the server may have
+        # another user, whose limits root may be unable to change.
+        marked = ["prlimit", f"--rss={limit(self.mark)}:", "--", *map(str, self._command)]
         self.process = subprocess.Popen(
-            self._command, cwd=self._folder, env=self._environment, stderr=subprocess.PIPE, text=True
+            marked, cwd=self._folder, env=self._environment, stderr=subprocess.PIPE, text=True
         )
-        # Before it starts others: it and its workers hide what is in their environment.
-        most = resource.getrlimit(resource.RLIMIT_RSS)[1]
-        resource.prlimit(self.process.pid, resource.RLIMIT_RSS, (limit(self.mark), most))
         self._reader = threading.Thread(target=self._read_log, args=[self.process.stderr], daemon=True)
         self._reader.start()
         try:
