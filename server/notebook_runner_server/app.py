@@ -286,13 +286,11 @@ def _remote_history(settings: Settings, stopping: threading.Event) -> RemoteHist
     options = PostgresOptions(
         *(settings.store, settings.state_folder, settings.replica_timeout, settings.workers),
         *(settings.store_files_bytes, _end_immediately, settings.store_listen),
-        archives=UriArchives(settings.store_files_uri, settings.uri_timeout)
-        if settings.store_files_uri
-        else None,
-        archive_bytes=settings.max_files_bytes,
         stopping=stopping,
     )
-    return PostgresHistory(settings.state_folder, options)
+    uri = settings.store_files_uri
+    archives = UriArchives(uri, settings.uri_timeout) if uri else None
+    return PostgresHistory(settings.state_folder, options, archives, settings.max_files_bytes)
 
 
 def _end_immediately(reason: str) -> None:

@@ -29,10 +29,10 @@ _NO_ANSWER = (EOFError, BrokenPipeError, pickle.UnpicklingError)
 
 
 class SubprocessError(RuntimeError):
-    """The process ended without an answer: it was out of memory, or was killed."""
+    """The process ended without an answer, because it was out of memory or was killed, or did not start."""
 
-    def __init__(self, code: int | None) -> None:
-        super().__init__(f"a helper process exited with code {code}")
+    def __init__(self, code: int | None, why: str = "") -> None:
+        super().__init__(why or f"a helper process exited with code {code}")
         self.code = code
 
 
@@ -101,18 +101,22 @@ async def start_in_subprocess(
     Whatever the process has started in its group ends with it.
 
     Raises:
-        SubprocessError: The process did not answer.
+        SubprocessError: The process did not start, or did not answer.
         Exception: Whatever the function raises.
     """
-    process = await asyncio.create_subprocess_exec(
-        *command(function),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=options.environment,
-        pass_fds=options.descriptors,
-        process_group=0,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command(function),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=options.environment,
+            pass_fds=options.descriptors,
+            process_group=0,
+        )
+    # The limit of processes, descriptors or memory, or of the threads that wait for processes.
+    except (OSError, RuntimeError) as failure:
+        raise SubprocessError(None, f"a helper process cannot be started: {failure}") from failure
     assert process.stdin is not None  # noqa: S101 - it was asked for
     assert process.stdout is not None  # noqa: S101 - the same
     try:

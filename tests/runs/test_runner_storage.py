@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typing_extensions import override
@@ -318,6 +319,37 @@ async def test_room_is_kept_for_ends(tmp_path: Path) -> None:
         await store.retry_writing()
         assert not store.problem
         assert reserve.exists()
+
+
+class StrangeStore(Store):
+    """A store that fails in a way nobody has thought of to record an end, until it is mended."""
+
+    is_mended = False
+
+    @override
+    async def append(self, *args: Any, **options: Any) -> int:
+        """Fails, or appends."""
+        if options.get("is_end") and not self.is_mended:
+            raise ValueError("strange")
+        return await super().append(*args, **options)
+
+
+async def test_an_end_that_cannot_be_recorded_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the error was; a kill does not wait for it, and the log has it once."""
+    store, backend = a_store(StrangeStore, tmp_path), FakeBackend()
+    async with running(store, backend) as runner:
+        run = await runner.start(spec())
+        handle = await backend.taken()
+        handle.tell(*WHOLE)
+        await handle.left.wait()
+        for _ in range(2):
+            with pytest.raises(StorageFullError, match="All processes have ended"):
+                await runner.kill(run.run_id, 0.0)
+        store.is_mended = True
+        assert (await ended(runner, run.run_id)).state is S.SUCCEEDED
+    assert [record.getMessage() for record in caplog.records].count("run_end_failed") == 1
 
 
 class BrokenStore(Store):

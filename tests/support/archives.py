@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from tests.support.web import BUCKET, ObjectStore, object_store
 
+MARKER = "notebook-runner-history"
 SECRET = "not-told"  # noqa: S105 - no service knows it
 
 
@@ -25,7 +26,7 @@ class Location(Protocol):
     environment: Mapping[str, str]
 
     def names(self) -> set[str]:
-        """The names of all objects."""
+        """The names of all objects but the marker."""
 
     def get(self, name: str) -> bytes:
         """An object."""
@@ -47,8 +48,20 @@ class FolderLocation:
         self.uri = folder.as_uri()
 
     def names(self) -> set[str]:
-        """The names of all files."""
-        return {path.name for path in self.folder.iterdir()}
+        """The names of all files but the marker."""
+        return {path.name for path in self.folder.iterdir()} - {MARKER}
+
+    @contextmanager
+    def unmounted(self) -> Iterator[Path]:
+        """Lets an empty folder be there until the block is left, as if the shared one were not mounted."""
+        away = self.folder.with_name(f"{self.folder.name}-away")
+        self.folder.rename(away)
+        self.folder.mkdir()
+        try:
+            yield self.folder
+        finally:
+            self.folder.rmdir()
+            away.rename(self.folder)
 
     def get(self, name: str) -> bytes:
         """A file's content."""
@@ -74,8 +87,9 @@ class S3Location:
         self.uri = f"s3://{BUCKET}/{self._prefix}"
 
     def names(self) -> set[str]:
-        """The names of all objects."""
-        return {key.removeprefix(f"{self._prefix}/") for key in self.objects.keys(self._prefix)}
+        """The names of all objects but the marker."""
+        keys = self.objects.keys(self._prefix)
+        return {key.removeprefix(f"{self._prefix}/") for key in keys} - {MARKER}
 
     def get(self, name: str) -> bytes:
         """An object."""

@@ -74,7 +74,7 @@ class ExportService:
             except TimeoutError:
                 raise ConversionError(f"it took longer than {self._timeout:g} s (--export-timeout)") from None
             except SubprocessError as error:
-                raise ConversionError(f"the converter exited with code {error.code}") from error
+                raise ConversionError(str(error)) from error
             finally:
                 # A browser's crash handler leads a session of its own.
                 await asyncio.to_thread(self._sweep)

@@ -1,8 +1,9 @@
 """A run that has not ended: the backend's events become events of its log, one batch at a time.
 
-An executed notebook with an output URI is uploaded between the last of these and the terminal event. That may
-take long, so the run's lock is not held meanwhile: the run can be killed, followed and listed. Its worker is
-free only afterwards, so there are never more uploads, nor more active runs, than workers.
+Between the last of these and the terminal event, an executed notebook with an output URI is uploaded, and
+the run's files are stored. That may take long, so the run's lock is not held meanwhile: the run can be
+killed, followed and listed. Its worker is free only afterwards, so there are never more uploads, nor more
+active runs, than workers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO
 
-from notebook_runner_server.errors import StorageFullError
+from notebook_runner_server.errors import ShuttingDownError, StorageFullError
 from notebook_runner_server.execution.interface import (
     Cause,
     CellFinished,
@@ -120,6 +121,9 @@ class ActiveRun:
         self._store = store
         self._transfer = transfer
         self._upload: asyncio.Task[str] | None = None
+        self._stopped = asyncio.Event()
+        # Its files are stored, as far as that is possible.
+        self._is_prepared = False
         self._handle: RunHandle | None = None
         # An end that is not durable: the failure, and why the notebook is not at its URI.
         self._held_end: tuple[Failure | None, str] | None = None
@@ -135,6 +139,10 @@ class ActiveRun:
     def is_held(self) -> bool:
         """Whether the run's end waits for free space in the state folder."""
         return self._held_end is not None
+
+    @property
+    def _has_end(self) -> bool:
+        return self.is_elsewhere or self.is_held or self.run.state.is_terminal
 
     @property
     def is_claimed(self) -> bool:
@@ -172,7 +180,10 @@ class ActiveRun:
                 return
             if self.is_held:
                 # None of its processes is left.
-                await self._save_end()
+                self._stopped.set()
+                # What fails here is logged by the next attempt to record the end.
+                with contextlib.suppress(Exception):
+                    await self._save_end()
                 return
             if self.run.state in (RunState.STARTING, RunState.RUNNING) and not self._is_incomplete:
                 # A full disk must not keep anyone from ending a run.
@@ -180,6 +191,7 @@ class ActiveRun:
                     killing = transitions.move(self.run, RunState.KILLING, self.log.clock.now())
                     await self._change(replace(killing, is_kill_requested=self._is_kill_requested))
         self.stop_requested = (cause, grace_period)
+        self._stopped.set()
         if self._handle is not None:
             self._handle.stop(cause, grace_period)
         if self._upload is not None and not self._upload.cancelling():
@@ -205,7 +217,9 @@ class ActiveRun:
     async def finish(
         self, failure: Failure | None, last_batch: Sequence[ExecutionEvent] | None = None
     ) -> None:
-        """Upload the notebook, and record the end of a run that has no processes. The first end counts.
+        """Upload the notebook, store the files, and record the end of a run that has no processes.
+
+        The first end counts.
 
         Args:
             failure: What ended the run; None: every cell was executed.
@@ -214,7 +228,7 @@ class ActiveRun:
         """
         output_error = _NOT_FOLLOWED if last_batch is None else ""
         async with self._lock:
-            if self.is_elsewhere or self.is_held or self.run.state.is_terminal:
+            if self._has_end:
                 return
             if last_batch is not None:
                 await self._attempt(partial(self._record, last_batch))
@@ -226,34 +240,51 @@ class ActiveRun:
             if failure is not None and failure.cell_index is None and interrupted is not None:
                 failure = replace(failure, cell_index=interrupted, cell_id=self._cursor.cell_id)
             output_error = transitions.upload_refusal(self.run, failure) or output_error
-            if output_error or not self.run.output_uri:
-                await self._hold_end(failure, output_error)
-                return
-        failure, output_error = await self._upload_notebook(failure)
+        if self.run.output_uri and not output_error:
+            failure, output_error = await self._upload_notebook(failure)
+        if await self._prepare_end() and self.stop_requested is not None:
+            message = "The run was stopped while its files were stored."
+            failure = failure or Failure(self.stop_requested[0], message)
         async with self._lock:
-            await self._hold_end(failure, output_error)
+            if not self._has_end:
+                await self._hold_end(failure, output_error)
 
     async def save_end(self) -> None:
         """Try again to record an end that waits for free space."""
+        if not self._is_prepared:
+            await self._prepare_end()
         async with self._lock:
             if await self._save_end():
                 _logger.info("run_end_recorded", extra=self.run_context.ids)
 
+    async def _prepare_end(self) -> bool:
+        """Store the run's files; return whether a stop of the run has prevented that."""
+        is_cut = False
+        # Otherwise its end is held.
+        with contextlib.suppress(StorageFullError, ShuttingDownError):
+            is_cut = await self._store.prepare_end(self.run, self._stopped)
+            self._is_prepared = True
+        return is_cut
+
     async def _hold_end(self, failure: Failure | None, output_error: str) -> None:
         """Record an end, or hold it until the disk has space: readers see only what is durable."""
         self._held_end = failure, output_error
-        if not await self._save_end():
-            # A later server must not execute a run that callers believe to have no processes.
-            await self._store.mark_begun(self.run.run_id)
-            _logger.error("run_end_held", extra=self.run_context.ids)
-        self.settled.set()
+        try:
+            if not await self._save_end():
+                # A later server must not execute a run that callers believe to have no processes.
+                await self._store.mark_begun(self.run.run_id)
+                _logger.error("run_end_held", extra=self.run_context.ids)
+        finally:
+            # Whatever happens, who waits for the end of its processes need not wait longer.
+            self.settled.set()
 
     async def _save_end(self) -> bool:
         if self._held_end is None:
             return True
+        if not self._is_prepared:
+            return False
         failure, output_error = self._held_end
         try:
-            await self._store.prepare_end(self.run)
             await self._salvage()
             run = transitions.end(self.run, failure, self.log.clock.now(), output_error)
             context = self.run_context

@@ -94,14 +94,25 @@ class Artefacts:
         try:
             made = await asyncio.to_thread(_save, path, media_type, fill)
         except OSError as error:
-            # Other artefacts may fill the disk.
-            if error.errno not in _NO_SPACE or not await self._remove(self._others(path, 0)):
+            if not await self.make_room(path, error):
                 raise
             made = await asyncio.to_thread(_save, path, media_type, fill)
         self._made[path] = made
         self._made.move_to_end(path)
         await self._remove(self._others(path, self._max_bytes))
         return made
+
+    async def make_room(self, path: Path, error: OSError) -> bool:
+        """Evict all other artefacts if an artefact could not be written because they may fill the disk.
+
+        Args:
+            path: The artefact.
+            error: Why it could not be written.
+
+        Returns:
+            Whether another attempt may succeed.
+        """
+        return error.errno in _NO_SPACE and await self._remove(self._others(path, 0))
 
     async def delete(self, run_id: str) -> None:
         """Delete all artefacts of a run."""

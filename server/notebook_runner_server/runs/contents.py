@@ -67,14 +67,19 @@ class Contents(Protocol):
             written: The contents.
         """
 
-    async def prepare_end(self, run: Run) -> None:
-        """Do what takes long for the `step` with a run's end, which may be done under other locks.
+    async def prepare_end(self, run: Run, stopped: asyncio.Event) -> bool:
+        """Store the run's files before its end is recorded; the `step` with the end needs this.
 
         Args:
             run: The run before its end, which has no processes.
+            stopped: Set when the run must end soon, with or without its files.
+
+        Returns:
+            Whether the run would have had its files if it had not been stopped.
 
         Raises:
-            StorageFullError: The history has no space; a later attempt starts over.
+            StorageFullError: The history has no space; a later attempt continues.
+            ShuttingDownError: Another server may use the history now.
         """
 
     async def mark_begun(self, run_id: str) -> None:
@@ -150,8 +155,9 @@ class FolderContents:
         """Return what writes to a run's folder."""
         return _FolderStep(self, self.folder(run.run_id), run, written)
 
-    async def prepare_end(self, _: Run) -> None:
+    async def prepare_end(self, _: Run, __: asyncio.Event) -> bool:
         """Leave the files where they are."""
+        return False
 
     async def mark_begun(self, run_id: str) -> None:
         """Mark a run in its folder."""

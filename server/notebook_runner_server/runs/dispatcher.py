@@ -447,10 +447,20 @@ class Dispatcher:
         self._queued.set()
 
     async def _save_end(self, active: ActiveRun) -> None:
+        problem = ""
         with patient():
             while active.is_held:
                 await asyncio.sleep(SAVE_INTERVAL)
-                await active.save_end()
+                try:
+                    await active.save_end()
+                except ClaimedError:
+                    self.lose(active)
+                    return
+                except Exception as error:
+                    # The next attempt may succeed; until then, the log has each problem once.
+                    if repr(error) != problem:
+                        _logger.exception("run_end_failed", extra=active.run_context.ids)
+                    problem = repr(error)
         self._drop(active)
 
     def _drop(self, active: ActiveRun) -> None:

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -23,7 +24,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.errors import DamagedRunError, damaged
@@ -34,6 +35,8 @@ from notebook_runner_server.runs.model import Segment
 
 COPY_BYTES = 1024 * 1024
 _logger = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _T = TypeVar("_T", dict[str, str], str)
 
 
@@ -49,6 +52,15 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+async def call_to_end(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    """Call a function on a thread; a task that is cancelled meanwhile ends after the call."""
+    calling = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(calling)
+    finally:
+        await asyncio.wait({calling})
 
 
 class RunFolder:
@@ -214,34 +226,22 @@ class RunFolder:
         """Return the size of all files of the run in bytes."""
         return folder_tree.size(self.path)
 
-    async def fetch_files(self, _target: Path, _max_bytes: int) -> bool:
-        """Write a zip of the notebook's own files that is on no disk and in no database.
-
-        Args:
-            _target: The zip.
-            _max_bytes: The maximum size of all files together.
-
-        Returns:
-            Whether there was one; otherwise, `pack_files` makes it.
-
-        Raises:
-            UnpackableError: The files are too large, or where they are is unknown.
-            DamagedRunError: They are missing or damaged.
-            NotReadyError: They cannot be read now.
-            OSError: The zip cannot be written.
-        """
-        return False
-
-    def pack_files(self, target: Path, max_bytes: int) -> None:
-        """Write a zip of the notebook's own files.
+    async def pack_files(self, target: Path, max_bytes: int) -> None:
+        """Write a zip of the notebook's own files. Once it returns or is cancelled, nothing writes there.
 
         Args:
             target: The zip.
             max_bytes: The maximum size of all files together.
 
         Raises:
-            UnpackableError: The files are too large.
+            UnpackableError: The files are too large, or were not stored.
+            DamagedRunError: They are missing or damaged.
+            NotReadyError: They cannot be read now.
+            OSError: The zip cannot be written.
         """
+        await call_to_end(self._pack_work, target, max_bytes)
+
+    def _pack_work(self, target: Path, max_bytes: int) -> None:
         if left := self.files_left():
             raise files.UnpackableError(
                 f"The run's files ({left} bytes) were too large to be copied from its worker."

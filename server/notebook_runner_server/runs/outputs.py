@@ -274,13 +274,13 @@ class Outputs:
         draft = artefacts.draft(path)
         if variant.to == FILES:
             try:
-                if await folder.fetch_files(draft, self._max_files_bytes):
-                    return await self._store.artefacts.add(path, "application/zip", draft.replace)
-                return await self._store.artefacts.add(
-                    path,
-                    "application/zip",
-                    lambda target: folder.pack_files(target, self._max_files_bytes),
-                )
+                try:
+                    await folder.pack_files(draft, self._max_files_bytes)
+                except OSError as error:
+                    if not await self._store.artefacts.make_room(path, error):
+                        raise
+                    await folder.pack_files(draft, self._max_files_bytes)
+                return await self._store.artefacts.add(path, "application/zip", draft.replace)
             except files.UnpackableError as error:
                 raise ExportFailedError(str(error), format=variant.to) from error
             finally:

@@ -478,16 +478,9 @@ class Store:
             self._count(successor.admitted.run.run_id, 1)
         return position
 
-    async def prepare_end(self, run: Run) -> None:
-        """Do what takes long before the end of a run is appended, without a lock that other runs need.
-
-        Args:
-            run: The run before its end, which has no processes.
-
-        Raises:
-            StorageFullError: That was not possible; a later attempt starts over.
-        """
-        await self._contents.prepare_end(run)
+    async def prepare_end(self, run: Run, stopped: asyncio.Event) -> bool:
+        """Store the files of a run before its end is appended; arguments and errors as in `Contents`."""
+        return await self._contents.prepare_end(run, stopped)
 
     async def mark_begun(self, run_id: str) -> None:
         """Mark a run so that no later server executes it, whatever the history says."""

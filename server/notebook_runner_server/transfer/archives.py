@@ -7,7 +7,6 @@ clouds' libraries. The server chooses the names, so neither the policy for calle
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from notebook_runner_server.run_in_subprocess import SubprocessError, SubprocessOptions, start_in_subprocess
 from notebook_runner_server.transfer import archive_program
 from notebook_runner_server.transfer.interface import (
+    ArchiveLocation,
     Removal,
     StoredObject,
     TransferError,
@@ -28,6 +28,9 @@ READS_AT_ONCE = 4
 
 FIRST_PAUSE = 0.5
 """Seconds until the second attempt to write; each further pause is twice as long."""
+
+ANSWER_SECONDS = 5.0
+"""Seconds that a removal has to answer what is gone after its time has run out."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -44,15 +47,17 @@ class UriArchives:
     def __init__(self, uri: str, timeout: float) -> None:
         self.uri = uri.rstrip("/")
         self.timeout = timeout
+        self._location = ArchiveLocation(self.uri, "")
         self._turns = asyncio.Semaphore(READS_AT_ONCE)
 
-    async def check(self) -> None:
-        """Write, read and remove an object.
+    async def open(self, history_id: str, *, is_new: bool) -> None:
+        """Check that the location belongs to a history and can be used; other calls need this one first.
 
         Raises:
-            TransferError: That is not possible.
+            TransferError: It cannot be used.
         """
-        await self._limited(_call(archive_program.check, self._uri(f"probe.{secrets.token_hex(8)}")))
+        self._location = ArchiveLocation(self.uri, history_id)
+        await self._limited(_call(archive_program.check, self._location, is_new=is_new), self.timeout)
 
     async def write(self, name: str, source: Path, deadline: float) -> None:
         """Write an object; attempts that fail are repeated while time is left.
@@ -60,16 +65,15 @@ class UriArchives:
         Raises:
             TransferError: It could not be written; a part of it may be there.
         """
-        await self._limited(self._write(self._uri(name), str(source), deadline))
+        await self._limited(self._write(name, str(source), deadline), deadline - time.monotonic())
 
-    async def _write(self, uri: str, source: str, deadline: float) -> None:
-        end = time.monotonic() + self.timeout
+    async def _write(self, name: str, source: str, deadline: float) -> None:
         pause = FIRST_PAUSE
         while True:
             try:
-                await _call(archive_program.write, uri, source, deadline)
+                await _call(archive_program.write, self._location, name, source, deadline)
             except TransferError:
-                if time.monotonic() + pause >= min(end, deadline):
+                if time.monotonic() + pause >= deadline:
                     raise
             else:
                 return
@@ -83,26 +87,26 @@ class UriArchives:
             TransferError: It could not be read.
             OSError: The file cannot be written.
         """
-        await self._limited(self._read(stored, str(target)))
+        await self._limited(self._read(stored, str(target)), self.timeout)
 
     async def _read(self, stored: StoredObject, target: str) -> None:
+        about = (stored.name, target, stored.size, stored.sha256)
         async with self._turns:
-            await _call(archive_program.read, self._uri(stored.name), target, stored.size, stored.sha256)
+            await _call(archive_program.read, self._location, *about)
 
     async def remove(self, names: Sequence[str]) -> Removal:
-        """Remove objects; missing ones count as gone.
+        """Remove objects; those that the location does not have count as gone.
 
         Raises:
             TransferError: Perhaps some were removed.
         """
-        return await self._limited(_call(archive_program.remove, self.uri, list(names)))
+        # The process says what it has removed, if it is given the time for that.
+        removal = _call(archive_program.remove, self._location, list(names), time.monotonic() + self.timeout)
+        return await self._limited(removal, self.timeout + ANSWER_SECONDS)
 
-    def _uri(self, name: str) -> str:
-        return f"{self.uri}/{name}"
-
-    async def _limited(self, work: Coroutine[Any, Any, _T]) -> _T:
+    async def _limited(self, work: Coroutine[Any, Any, _T], seconds: float) -> _T:
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(seconds):
                 return await work
         except TimeoutError:
             raise UnreachableError(f"it took longer than {self.timeout:g} s (--uri-timeout)") from None
@@ -116,4 +120,4 @@ async def _call(
     try:
         return await start_in_subprocess(SubprocessOptions(grace=GRACE_SECONDS), function, *args, **kwargs)
     except SubprocessError as error:
-        raise UnreachableError("the transfer process died") from error
+        raise UnreachableError(str(error)) from error

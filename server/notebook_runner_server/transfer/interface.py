@@ -8,7 +8,7 @@
     ├── TransferTooLargeError  the notebook is larger than the server allows
     ├── UnreachableError  the service does not respond, or cannot respond now
     ├── DamagedObjectError  an object is not as it was written
-    └── StoppedError      the server is shutting down
+    └── StoppedError      the server is shutting down, or the run was stopped
 
 Each message is a clause without a full stop, and contains no secrets.
 """
@@ -46,7 +46,7 @@ class DamagedObjectError(TransferError):
 
 
 class StoppedError(TransferError):
-    """The server is shutting down."""
+    """The server is shutting down, or the run was stopped."""
 
 
 class Transfer(Protocol):
@@ -107,10 +107,28 @@ class Removal:
     Attributes:
         gone: The names of the objects that are gone.
         problem: Why the first of the others is not, in a clause; empty: all are gone.
+        tried: The number of names, from the first on, whose removal was tried.
     """
 
     gone: Sequence[str]
     problem: str = ""
+    tried: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveLocation:
+    """An object store or shared folder that belongs to one history.
+
+    A marker object there has the id of the history. Without it, another place is there: an empty mount point,
+    or the location of another history. Nothing can be concluded from an object that such a place lacks.
+
+    Attributes:
+        uri: Its URI without a slash at the end.
+        history_id: The id of the history.
+    """
+
+    uri: str
+    history_id: str
 
 
 class Archives(Protocol):
@@ -124,11 +142,15 @@ class Archives(Protocol):
     def timeout(self) -> float:
         """Seconds that one call may take."""
 
-    async def check(self) -> None:
-        """Write, read and remove an object.
+    async def open(self, history_id: str, *, is_new: bool) -> None:
+        """Check that the location belongs to a history and can be used; other calls need this one first.
+
+        Args:
+            history_id: The id of the history.
+            is_new: Whether the history has no object yet: a location without a marker gets one.
 
         Raises:
-            TransferError: That is not possible.
+            TransferError: It cannot be used.
         """
 
     async def write(self, name: str, source: Path, deadline: float) -> None:
@@ -148,14 +170,14 @@ class Archives(Protocol):
         """Write the content of an object to a file.
 
         Raises:
-            MissingError: There is no such object.
+            MissingError: The location does not have it.
             DamagedObjectError: It is not as it was written.
-            UnreachableError: It cannot be read now.
+            UnreachableError: It cannot be read now, or the location is not that of the history.
             OSError: The file cannot be written.
         """
 
     async def remove(self, names: Sequence[str]) -> Removal:
-        """Remove objects; missing ones count as gone.
+        """Remove objects; those that the location does not have count as gone.
 
         Raises:
             TransferError: Perhaps some were removed.

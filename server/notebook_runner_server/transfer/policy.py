@@ -200,7 +200,7 @@ def archive_location(uri: str) -> ParsedUri:
     scheme = uri.partition("://")[0].lower()
     if scheme in WEB:
         raise ValueError(
-            f"{flag} must be in an object store or a folder, not on the web (got {uri.partition('?')[0]!r})."
+            f"{flag} must be in an object store or a folder, not on the web (got a URI with {scheme}://)."
         )
     try:
         parsed = parse(f"{uri.rstrip('/')}/name")

@@ -109,7 +109,7 @@ class TransferService:
         try:
             await start_in_subprocess(options, function, uri, notebook, self._policy, *args)
         except SubprocessError as error:
-            raise UnreachableError("the transfer process died") from error
+            raise UnreachableError(str(error)) from error
 
 
 def _content(file: BinaryIO) -> bytes:

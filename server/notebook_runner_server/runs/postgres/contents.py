@@ -24,12 +24,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.errors import DamagedRunError, NotReadyError, RunnerError, damaged
+from notebook_runner_server.errors import (
+    DamagedRunError,
+    NotReadyError,
+    RunnerError,
+    ShuttingDownError,
+    StorageFullError,
+    damaged,
+)
 from notebook_runner_server.execution.interface import InputFile
 from notebook_runner_server.runs import files, input_files, tables
 from notebook_runner_server.runs.contents import ContentsStep
 from notebook_runner_server.runs.database import Connection
-from notebook_runner_server.runs.folder import RunFolder
+from notebook_runner_server.runs.folder import RunFolder, call_to_end
 from notebook_runner_server.runs.model import Admitted, Run, RunState, WriteBatch
 from notebook_runner_server.runs.postgres.connection import PostgresConnection
 from notebook_runner_server.runs.postgres.database import PostgresDatabase
@@ -38,12 +45,23 @@ from notebook_runner_server.transfer.interface import (
     Archives,
     DamagedObjectError,
     MissingError,
+    Removal,
+    StoppedError,
     StoredObject,
     TransferError,
 )
 
 CHUNK_BYTES = 1024 * 1024
 """Maximum size of a row."""
+
+STOPPED_SECONDS = 5.0
+"""Seconds that an object store has for the files of a run that was stopped."""
+
+STRAY_SECONDS = 3600.0
+"""Seconds from the announcement of an object until it is removed if no run has it.
+
+Its write ends after half of that at the latest. The rest is for clocks that do not advance alike.
+"""
 
 SWEEP_SECONDS = 15.0
 """Seconds between two searches for objects that belong to no run."""
@@ -58,14 +76,14 @@ _TABLES = (
     *("segment_chunks", "run_inputs", "run_files", "file_objects"),
 )
 _UNENDED = ", ".join(f"'{state}'" for state in sorted(tables.UNENDED))
-# What holds once holds forever, so an object that was found is removed without a lock: the server that wrote
-# it is fenced, or the run has ended without it, or is gone.
+# These conditions never become false again, so an object that was found is removed without a lock: the server
+# that wrote it is fenced, or the run has ended without it, or is gone.
 _UNUSED = (
     "SELECT name FROM file_objects WHERE written_until <= now()"  # noqa: S608 - constants
     " AND NOT EXISTS (SELECT 1 FROM run_files WHERE object = name)"
     " AND (server_id NOT IN (SELECT server_id FROM servers) OR NOT EXISTS"
     f" (SELECT 1 FROM runs WHERE runs.run_id = file_objects.run_id AND state IN ({_UNENDED})))"
-    " ORDER BY name LIMIT ?"
+    " AND name > ? ORDER BY name LIMIT ?"
 )
 _logger = logging.getLogger(__name__)
 
@@ -96,6 +114,8 @@ class TableContents:
         self._archive_bytes = 0 if archives is None else archive_bytes
         # Of runs whose end is being recorded: it may take several attempts.
         self._packed: dict[str, _Archive] = {}
+        # After which name the next search for objects begins.
+        self._swept = ""
         self._has_removed = asyncio.Event()
         self._sweeper: asyncio.Task[NoReturn] | None = None
 
@@ -104,7 +124,7 @@ class TableContents:
         self._sweeper = asyncio.create_task(self._sweep_repeatedly())
 
     async def close(self) -> None:
-        """End that."""
+        """Stop removing objects."""
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.wait([self._sweeper])
@@ -147,53 +167,83 @@ class TableContents:
             await asyncio.to_thread(folder.create)
         archive = None
         if run.state.is_terminal:
-            await self.prepare_end(run)
+            await self.prepare_end(run, asyncio.Event())
             archive = self._packed[run.run_id]
         return _TableStep(self, folder, written, archive)
 
-    async def prepare_end(self, run: Run) -> None:
+    async def prepare_end(self, run: Run, stopped: asyncio.Event) -> bool:
         """Pack the files of a run, and write them to the object store if they are too large for the database.
 
+        Returns:
+            Whether they would be there if the run had not been stopped.
+
         Raises:
-            StorageFullError: The database has no space; a later attempt starts over.
+            StorageFullError: The database has no space; a later attempt continues.
+            ShuttingDownError: Another server may use the history now.
         """
-        if run.run_id in self._packed:
-            return
-        folder = self.folder(run.run_id)
-        archive = await asyncio.to_thread(_pack, folder, run, self._files_bytes, self._archive_bytes)
-        if self._archives is not None and archive.stored is not None:
-            archive = await self._write_object(self._archives, run.run_id, archive, archive.stored)
-        self._packed[run.run_id] = archive
+        run_id = run.run_id
+        try:
+            if run_id not in self._packed:
+                limits = (self._files_bytes, self._archive_bytes)
+                self._packed[run_id] = await asyncio.to_thread(_pack, self.folder(run_id), run, *limits)
+            packed = self._packed[run_id]
+            if self._archives is not None and packed.stored is not None and not packed.is_written:
+                await self._write_object(self._archives, run_id, packed.stored, stopped)
+                self._packed[run_id] = dataclasses.replace(packed, is_written=True)
+        except (StorageFullError, ShuttingDownError):
+            raise
+        except TransferError as error:
+            stored = self._packed[run_id].stored
+            _logger.warning(
+                "run_files_not_stored",
+                extra={"run_id": run_id, "object": stored.name if stored else "", "why": str(error)},
+            )
+            is_cut = isinstance(error, StoppedError)
+            why = str(error) if is_cut else "--store-files-uri cannot be written; see the server log"
+            self._give_up(run_id, f"Not stored: {why}.")
+            return is_cut
+        except Exception:
+            # The run must end nevertheless.
+            _logger.exception("run_files_not_stored", extra={"run_id": run_id})
+            self._give_up(run_id, "Not stored: internal error; see the server log.")
+        return False
+
+    def _give_up(self, run_id: str, problem: str) -> None:
+        packed = self._packed.get(run_id, _Archive())
+        self._packed[run_id] = dataclasses.replace(packed, stored=None, problem=problem)
 
     async def _write_object(
-        self, archives: Archives, run_id: str, archive: _Archive, stored: StoredObject
-    ) -> _Archive:
-        """Write a packed zip to the object store; return what the database will have.
+        self, archives: Archives, run_id: str, stored: StoredObject, stopped: asyncio.Event
+    ) -> None:
+        """Write a packed zip to the object store.
 
         If this server stands still meanwhile, the process that writes ends by itself, long before another
         server may take the object for one that nobody writes.
+
+        Raises:
+            StoppedError: The run was stopped, and then the store had no time left.
+            TransferError: The store cannot be written.
         """
-        began = time.monotonic()
-        await self._db.write(
-            _announce, stored.name, run_id, self._db.lease.holder.server_id, 3 * archives.timeout
-        )
+        announced = await self._db.write(_announce, stored.name, run_id, self._db.lease.holder.server_id)
+        deadline = min(time.monotonic() + archives.timeout, announced + STRAY_SECONDS / 2)
+        write = archives.write(stored.name, self.folder(run_id).archive, deadline)
+        writing, stopping = asyncio.ensure_future(write), asyncio.ensure_future(stopped.wait())
         try:
-            source = self.folder(run_id).archive
-            await archives.write(stored.name, source, began + 2 * archives.timeout)
-        except TransferError as error:
-            _logger.warning(
-                "run_files_not_stored",
-                extra={"run_id": run_id, "object": stored.name, "why": str(error)},
-            )
-            why = f"Not stored: --store-files-uri cannot be written: {error}."
-            return dataclasses.replace(archive, stored=None, problem=why)
-        return archive
+            await asyncio.wait({writing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({writing}, timeout=STOPPED_SECONDS if stopped.is_set() else None)
+            if not writing.done():
+                raise StoppedError("the run was stopped while its files were written")
+            await writing
+        finally:
+            stopping.cancel()
+            writing.cancel()
+            await asyncio.wait({writing})
 
     async def _sweep_repeatedly(self) -> NoReturn:
         while True:
             self._has_removed.clear()
             try:
-                # One server is enough.
+                # Only the oldest server sweeps.
                 if self._db.lease.is_first:
                     await self._sweep()
             except RunnerError:
@@ -210,23 +260,36 @@ class TableContents:
         # These are for folders.
         if deleted := await self._db.read(tables.deleted_run_ids):
             await self._db.write(tables.folders_removed, deleted)
-        while self._archives is not None and (names := await self._db.read(_unused)):
-            try:
-                removal = await self._archives.remove(names)
-                gone, problem = removal.gone, removal.problem
-            except TransferError as error:
-                gone, problem = (), str(error)
-            await self._db.write(_forget_objects, gone)
-            if problem:
-                left = [name for name in names if name not in gone]
-                _logger.warning("run_files_not_removed", extra={"objects": left, "why": problem})
-                return
+        if self._archives is not None:
+            while await self._sweep_some(self._archives):
+                pass  # Each time, some objects are gone.
+
+    async def _sweep_some(self, archives: Archives) -> bool:
+        """Remove some objects that belong to no run; return whether there may be more that can be removed."""
+        names = await self._db.read(_unused, self._swept)
+        if not names:
+            # An earlier search may have left some.
+            is_first, self._swept = not self._swept, ""
+            return not is_first
+        try:
+            removal = await archives.remove(names)
+        except TransferError as error:
+            removal = Removal((), str(error), len(names))
+        # One that cannot be removed must not keep those after it.
+        self._swept = names[removal.tried - 1]
+        if removal.gone:
+            await self._db.write(_forget_objects, removal.gone)
+        if removal.problem:
+            gone = set(removal.gone)
+            left = [name for name in names if name not in gone]
+            _logger.warning("run_files_not_removed", extra={"objects": left, "why": removal.problem})
+        return not removal.problem
 
     async def mark_begun(self, _: str) -> None:
         """Leave it to the rows, which are never lost alone."""
 
     async def remove(self, run_id: str) -> None:
-        """Remove the working folder of a run whose rows were deleted; its object goes soon."""
+        """Remove the working folder of a run whose rows were deleted; its object is removed soon."""
         self._packed.pop(run_id, None)
         await asyncio.to_thread(self.folder(run_id).remove)
         self._has_removed.set()
@@ -308,78 +371,83 @@ class TableFolder(RunFolder):
         size = self._db.read_now(lambda db: _sizes(db, self.path.name)).get(self.path.name, 0)
         return size + (folder_tree.size(self.path) if self.path.exists() else 0)
 
-    async def fetch_files(self, target: Path, max_bytes: int) -> bool:
-        """Write the zip of an ended run's files that is in the object store; false: it is not there.
+    async def pack_files(self, target: Path, max_bytes: int) -> None:
+        """Write a zip of the notebook's own files, those of an ended run from where they were stored.
 
         Raises:
-            UnpackableError: The files are too large, or this server does not know the object store.
-            DamagedRunError: The object is missing or damaged.
-            NotReadyError: It cannot be read now.
+            UnpackableError: The files were not stored, are too large, or are where this server cannot get
+                them.
+            DamagedRunError: The object that has them is missing or damaged.
+            NotReadyError: They cannot be read now.
             OSError: The zip cannot be written.
         """
-        columns = "object, object_bytes, object_sha256, size"
-        row = await asyncio.to_thread(self._row, columns, "run_files")
-        if row is None or row[0] is None:
-            return False
-        *about, size = row
-        stored = StoredObject(*about)
-        files.check_size(size, max_bytes)
-        if self._archives is None:
-            raise files.UnpackableError(
-                "The run's files are in an object store that this server does not know. Start it with the "
-                "--store-files-uri of the other servers."
-            )
-        where = f"{stored.name} in {self._archives.uri}"
-        try:
-            await self._archives.read(stored, target)
-        except (MissingError, DamagedObjectError) as error:
-            _logger.warning(
-                "run_files_damaged",
-                extra={"run_id": self.path.name, "object": stored.name, "why": str(error)},
-            )
-            kind = "missing" if isinstance(error, MissingError) else "damaged"
-            message = f"The files of run {self.path.name} are lost: the object {where} is {kind} ({error})."
-            raise DamagedRunError(message, run_id=self.path.name) from error
-        except TransferError as error:
-            raise NotReadyError(
-                f"The files of run {self.path.name} ({where}) cannot be read now: {error}. Try again later."
-            ) from error
-        return True
-
-    def pack_files(self, target: Path, max_bytes: int) -> None:
-        """Write a zip of the notebook's own files, those of an ended run from the database.
-
-        Raises:
-            UnpackableError: The files were not stored, or are too large.
-        """
-        row = self._stored_files()
+        row = await self._stored_files()
         if row is None:
-            is_elsewhere = self._is_executed_elsewhere()
+            is_elsewhere = await asyncio.to_thread(self._is_executed_elsewhere)
             if not is_elsewhere:
                 with contextlib.suppress(FileNotFoundError):
-                    files.pack(self.work, target, max_bytes)
+                    await call_to_end(files.pack, self.work, target, max_bytes)
             # It may have ended meanwhile, and the folder is gone.
-            row = self._stored_files()
+            row = await self._stored_files()
             if row is None and is_elsewhere:
                 raise files.UnpackableError(
                     "The run is executed by another server, which has its files until the run has ended."
                 )
         if row is None:
-            if not target.exists():
-                zipfile.ZipFile(target, "w").close()
+            # Unless the folder was there, the run has not begun, or was deleted meanwhile.
+            await call_to_end(_complete, target)
             return
-        archive, size, problem = row
+        size, problem, stored = row
         if problem:
             raise files.UnpackableError(problem)
         files.check_size(size, max_bytes)
-        target.write_bytes(archive)
+        if stored is None:
+            archive = await asyncio.to_thread(self._row, "archive", "run_files")
+            # Without a row, it was deleted meanwhile.
+            await call_to_end(target.write_bytes, archive[0] if archive else b"")
+            await call_to_end(_complete, target)
+        else:
+            await self._fetch(stored, target)
 
     def _is_executed_elsewhere(self) -> bool:
         row = self._row("server_id", "claims")
         return row is not None and row[0] != self._db.lease.holder.server_id
 
-    def _stored_files(self) -> tuple[Any, ...] | None:
-        return self._row("archive, size, problem", "run_files")
+    async def _stored_files(self) -> tuple[int, str, StoredObject | None] | None:
+        """Return the size of the files of an ended run, why they were not stored, and the object of them."""
+        columns = "size, problem, object, object_bytes, object_sha256"
+        row = await asyncio.to_thread(self._row, columns, "run_files")
+        if row is None:
+            return None
+        size, problem, *about = row
+        return size, problem, None if about[0] is None else StoredObject(*about)
+
+    async def _fetch(self, stored: StoredObject, target: Path) -> None:
+        """Write an object to a file."""
+        if self._archives is None:
+            raise files.UnpackableError(
+                "The run's files are in an object store that this server does not know. Start it with the "
+                "--store-files-uri of the other servers."
+            )
+        run_id = self.path.name
+        about = {"run_id": run_id, "object": stored.name}
+        try:
+            await self._archives.read(stored, target)
+        except (MissingError, DamagedObjectError) as error:
+            kind = "missing" if isinstance(error, MissingError) else "damaged"
+            if await self._stored_files() is None:
+                # The run was deleted meanwhile.
+                await call_to_end(_complete, target)
+                return
+            _logger.warning("run_files_damaged", extra={**about, "why": str(error)})
+            message = f"The files of run {run_id} are lost: the object {stored.name} is {kind}."
+            raise DamagedRunError(message, run_id=run_id) from error
+        except TransferError as error:
+            _logger.warning("run_files_unreachable", extra={**about, "why": str(error)})
+            raise NotReadyError(
+                f"The files of run {run_id} (the object {stored.name}) cannot be read now: --store-files-uri "
+                "does not answer, or is not available. Try again later."
+            ) from error
 
     @contextlib.contextmanager
     def _opened_segments(self) -> Iterator[Callable[[int, int], bytes]]:
@@ -420,12 +488,14 @@ class _Archive:
         size: Their size in bytes.
         content: The zip; None: it is not in the database.
         stored: The zip in the object store; None: it is not there.
+        is_written: Whether it was written there; until then, it is beside the files.
         problem: Why they are not stored; empty: they are.
     """
 
     size: int = 0
     content: bytes | None = None
     stored: StoredObject | None = None
+    is_written: bool = False
     problem: str = ""
 
 
@@ -492,16 +562,25 @@ class _TableStep:
             await self._contents.finish(self._folder)
 
 
-def _announce(db: Connection, name: str, run_id: str, server_id: str, seconds: float) -> None:
+def _complete(target: Path) -> None:
+    """Write a zip without files, if there is no zip."""
+    if not zipfile.is_zipfile(target):
+        zipfile.ZipFile(target, "w").close()
+
+
+def _announce(db: Connection, name: str, run_id: str, server_id: str) -> float:
+    """Insert the row of an object before its write; return the time before that, by the monotonic clock."""
+    before = time.monotonic()
     db.execute(
         "INSERT INTO file_objects (name, run_id, server_id, written_until)"
-        " VALUES (?, ?, ?, now() + make_interval(secs => ?))",
-        (name, run_id, server_id, seconds),
+        " VALUES (?, ?, ?, clock_timestamp() + make_interval(secs => ?))",
+        (name, run_id, server_id, STRAY_SECONDS),
     )
+    return before
 
 
-def _unused(db: Connection) -> list[str]:
-    return [name for (name,) in db.execute(_UNUSED, (_SWEEP_OBJECTS,)).fetchall()]
+def _unused(db: Connection, after: str) -> list[str]:
+    return [name for (name,) in db.execute(_UNUSED, (after, _SWEEP_OBJECTS)).fetchall()]
 
 
 def _forget_objects(db: Connection, names: Sequence[str]) -> None:

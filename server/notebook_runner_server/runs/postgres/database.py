@@ -46,7 +46,6 @@ from notebook_runner_server.runs.postgres.connection import (
 )
 from notebook_runner_server.runs.postgres.servers import ServerWatch
 from notebook_runner_server.runs.replicas import DuplicateError
-from notebook_runner_server.transfer.interface import Archives
 
 READERS = 4
 """How many connections read rows."""
@@ -95,8 +94,6 @@ class PostgresOptions:
         files_bytes: Maximum size of the files of an ended run that are stored in the database.
         on_lost: Called with the reason when this server may no longer use the history, on any thread.
         listen: The URL of the same database without a pooler; empty: none is known.
-        archives: Where larger files are stored; None: nowhere.
-        archive_bytes: Maximum size of the files of an ended run that are stored there.
         stopping: Set when the server is to stop, perhaps while it opens the database.
     """
 
@@ -107,8 +104,6 @@ class PostgresOptions:
     files_bytes: int
     on_lost: Callable[[str], object]
     listen: str = ""
-    archives: Archives | None = None
-    archive_bytes: int = 0
     stopping: threading.Event = field(default_factory=threading.Event)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from notebook_runner_server.runs.postgres.database import PostgresDatabase, Post
 from notebook_runner_server.runs.postgres.hints import Hints
 from notebook_runner_server.runs.postgres.replicas import PostgresReplicas
 from notebook_runner_server.runs.request_digest import KEY_BYTES
-from notebook_runner_server.transfer.interface import TransferError
+from notebook_runner_server.transfer.interface import Archives, TransferError
+
+_logger = logging.getLogger(__name__)
 
 
 class PostgresHistory:
@@ -21,6 +24,8 @@ class PostgresHistory:
     Args:
         folder: The state folder, for the working folders of runs.
         options: How to use the database.
+        archives: Where files are stored that are too large for the database; None: nowhere.
+        archive_bytes: Maximum size of the files of an ended run that are stored there.
 
     Attributes:
         database: Its rows.
@@ -28,12 +33,16 @@ class PostgresHistory:
         replicas: The servers that share it.
     """
 
-    def __init__(self, folder: Path, options: PostgresOptions) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: PostgresOptions,
+        archives: Archives | None = None,
+        archive_bytes: int = 0,
+    ) -> None:
         self.database = PostgresDatabase(options)
-        self._archives = options.archives
-        self.contents = TableContents(
-            *(folder, self.database, options.files_bytes, options.archives, options.archive_bytes)
-        )
+        self._archives = archives
+        self.contents = TableContents(folder, self.database, options.files_bytes, archives, archive_bytes)
         self._hints = Hints(options.store, self.database.server_id, options.listen)
         self.replicas = PostgresReplicas(self.database, self._hints)
 
@@ -44,23 +53,37 @@ class PostgresHistory:
             NewerHistoryError: A newer server has written the history; nothing was changed.
             RuntimeError: The database, or the place of large files, cannot be used.
         """
-        if self._archives is not None:
-            try:
-                await self._archives.check()
-            except TransferError as error:
-                raise RuntimeError(
-                    f"--store-files-uri {self._archives.uri} cannot be used: {error}. The server must be "
-                    "able to write, read and remove objects there."
-                ) from error
         await self.database.open(is_first=True)
+        await self._open_archives()
         self.contents.open()
         return await self.database.write(_request_key, secrets.token_bytes(KEY_BYTES))
+
+    async def _open_archives(self) -> None:
+        history_id, has_objects = await self.database.read(_objects_of)
+        if self._archives is None:
+            if has_objects:
+                _logger.warning("store_files_uri_missing")
+            return
+        try:
+            await self._archives.open(history_id, is_new=not has_objects)
+        except TransferError as error:
+            raise RuntimeError(
+                f"--store-files-uri {self._archives.uri} cannot be used: {error}. The server must be "
+                "able to write, read and remove objects there."
+            ) from error
 
     async def close(self) -> None:
         """Close the database."""
         await self.contents.close()
         await asyncio.to_thread(self._hints.close)
         await self.database.close()
+
+
+def _objects_of(db: Connection) -> tuple[str, bool]:
+    """Return the id of the history, and whether it has objects in `--store-files-uri`."""
+    text = "SELECT history_id, EXISTS (SELECT 1 FROM file_objects) FROM history"
+    history_id, has_objects = db.execute(text).fetchone()
+    return history_id, has_objects
 
 
 def _request_key(db: Connection, new: bytes) -> bytes:

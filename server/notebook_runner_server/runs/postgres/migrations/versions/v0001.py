@@ -131,8 +131,8 @@ CREATE TABLE run_inputs (          -- until the run has ended
 CREATE TABLE file_objects (        -- what is, or may be, in --store-files-uri; those of no run are removed
   name TEXT COLLATE "C" PRIMARY KEY, -- relative to that
   run_id TEXT COLLATE "C" NOT NULL,
-  server_id TEXT NOT NULL,         -- which writes it, or has
-  written_until TIMESTAMPTZ NOT NULL -- afterwards, it writes no more
+  server_id TEXT NOT NULL,         -- the server that writes it
+  written_until TIMESTAMPTZ NOT NULL -- when its write has ended at the latest
 );
 CREATE TABLE run_files (           -- the files that the notebook has left, once the run has ended
   position BIGINT PRIMARY KEY REFERENCES runs ON DELETE CASCADE,
