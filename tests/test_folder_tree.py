@@ -62,6 +62,15 @@ def test_files_are_found_by_name_nearest_first(tree: Path) -> None:
     assert folder_tree.size(tree) == 10 + len("below")
 
 
+def test_only_what_is_stored_is_measured(tree: Path) -> None:
+    """The hole in a sparse file takes no space, and a second name of a file none either."""
+    with (tree / "sparse").open("wb") as file:
+        file.truncate(2**40)
+    (tree / "below" / "again").hardlink_to(tree / "file")
+    assert folder_tree.size(tree) == 10
+    assert folder_tree.content_size(tree) == 2**40 + 15
+
+
 @pytest.mark.parametrize("name", ["missing", "file", "link"])
 def test_what_is_no_folder_has_nothing_in_it(tree: Path, name: str) -> None:
     """Nor is a link to one entered."""

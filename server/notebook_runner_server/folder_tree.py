@@ -17,6 +17,8 @@ from pathlib import Path
 
 _PASSED = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BLOCK_BYTES = 512
+"""The unit of `st_blocks`, whatever that of the file system is (stat(2))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,23 @@ def walk(folder: Path) -> Iterator[Entry]:
 
 
 def size(folder: Path) -> int:
-    """Return the total size of the files below a folder in bytes; links count as themselves."""
+    """Return the space that the files below a folder use, in bytes; links count as themselves.
+
+    Of a sparse file only what is stored counts, and a file with several names counts once: a notebook can
+    make either as large as it likes without using the disk.
+    """
+    found = {(entry.about.st_dev, entry.about.st_ino): entry.about for entry in walk(folder)}
+    return sum(map(_used, found.values()))
+
+
+def _used(about: os.stat_result) -> int:
+    return (
+        min(about.st_size, about.st_blocks * _BLOCK_BYTES) if stat.S_ISREG(about.st_mode) else about.st_size
+    )
+
+
+def content_size(folder: Path) -> int:
+    """Return the total length of the files below a folder in bytes: what their copy would take."""
     return sum(entry.about.st_size for entry in walk(folder))
 
 

@@ -17,6 +17,7 @@ from notebook_runner_server.execution.interface import (
     Limits,
     OutputCut,
     SegmentChunk,
+    StreamOutput,
 )
 from notebook_runner_server.execution.output_limiter import OutputLimiter, sound
 from tests.execution.pools import Pool, end, executed, said
@@ -108,6 +109,20 @@ def test_long_names(pool: Pool) -> None:
     failure = end(events).failure
     assert failure is not None
     assert letters(astuple(failure)) < LARGEST_EVENT
+
+
+def test_lone_surrogates_are_in_no_event(pool: Pool) -> None:
+    """Wherever a kernel puts them: protobuf cannot carry them, so no stream with them could be read."""
+    bad = "chr(0xD800)"
+    events = succeeded(
+        pool,
+        f"send('stream', {{'name': {bad}, 'text': {bad}}})",
+        f"display_data({{'text/' + {bad}: {bad}}}, transient={{'display_id': {bad}}})",
+        f"send('error', {{'ename': {bad}, 'evalue': {bad}, 'traceback': [{bad}]}})",
+    )
+    assert next(event for event in events if isinstance(event, StreamOutput)).name == "?"
+    told = [event for event in events if not isinstance(event, SegmentChunk)]
+    assert "\\ud" not in ascii(list(map(astuple, told)))
 
 
 def test_tracebacks_of_many_lines(pool: Pool) -> None:

@@ -94,6 +94,17 @@ async def test_the_oldest_ended_runs_go_first_when_they_are_too_large(tmp_path: 
         assert await ids(store) == []
 
 
+async def test_what_an_active_run_stores_removes_no_ended_run(tmp_path: Path) -> None:
+    """Else a run could delete those of others before it has ended, and before its own can be removed."""
+    async with opened(tmp_path) as store:
+        await ended_run(store, "ended", size=1000)
+        limit = sum(store.sizes().values())
+        await insert(store, "active")
+        leave_file(store, "active", 10_000)
+        await Retention(store, HistoryLimits(total_bytes=limit), nobody).sweep()
+        assert await ids(store) == ["ended", "active"]
+
+
 @pytest.mark.parametrize("limits", [HistoryLimits(runs=BATCH), HistoryLimits(total_bytes=1)])
 async def test_runs_that_are_read_do_not_hide_those_behind_them(
     tmp_path: Path, limits: HistoryLimits

@@ -347,7 +347,7 @@ class Settings:
     )
     max_runs: int = setting(0, "Maximum number of ended runs to keep (0: unlimited).", minimum=0)
     max_state_bytes: int = setting(
-        0, "Maximum total size of all run folders, in bytes (0: unlimited).", minimum=0
+        0, "Maximum total size of the folders of ended runs, in bytes (0: unlimited).", minimum=0
     )
     max_artefact_bytes: int = setting(
         1073741824,

@@ -391,7 +391,7 @@ def _events(msg: dict[str, Any], cell_index: int, content_bytes: int) -> list[Ex
             # A character has up to four bytes.
             step = MAX_TEXT_BYTES if text.isascii() else MAX_TEXT_BYTES // 4
             return [
-                StreamOutput(cell_index, content["name"], text[start : start + step])
+                StreamOutput(cell_index, unicode(content["name"]), text[start : start + step])
                 for start in range(0, len(text), step)
             ]
         case "display_data" | "execute_result" | "update_display_data" as kind:

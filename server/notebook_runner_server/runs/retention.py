@@ -112,6 +112,9 @@ class Retention:
             await self._delete_oldest(ended - self._limits.runs, 0)
         if self._limits.total_bytes:
             sizes = await asyncio.to_thread(self._store.sizes)
+            # What an active run stores must not remove runs that have ended.
+            for record in await self._store.unended():
+                sizes.pop(record.run_id, None)
             await self._delete_oldest(0, sum(sizes.values()) - self._limits.total_bytes)
 
     async def _delete_expired(self) -> None:

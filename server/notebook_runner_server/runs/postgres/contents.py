@@ -512,7 +512,7 @@ def _pack(folder: TableFolder, run: Run, max_bytes: int, archive_bytes: int) -> 
     """
     if not folder.work.is_dir():
         return _Archive(problem="The run's files were on a machine that was lost." if run.start_time else "")
-    size, target = folder_tree.size(folder.work), folder.archive
+    size, target = folder_tree.content_size(folder.work), folder.archive
     try:
         try:
             files.pack(folder.work, target, max_bytes, "--store-files-bytes")
