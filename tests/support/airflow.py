@@ -54,6 +54,8 @@ class Airflow:
             "CORE__LOAD_EXAMPLES": "False",
             "CORE__EXECUTOR": "LocalExecutor",
             "CORE__PARALLELISM": "4",
+            # For a task that Airflow itself has failed (apache/airflow#72716); 5 minutes by default.
+            "CORE__DEFAULT_TASK_RETRY_DELAY": "1",
             "CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
             "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "CORE__TEST_CONNECTION": "Enabled",
@@ -222,9 +224,9 @@ class DagRun:
         """The states of a task's instances, by map index."""
         return [one["state"] for one in self._instances(task)]
 
-    def tries(self, task: str) -> int:
+    def tries(self, task: str, map_index: int = -1) -> int:
         """How often a task was tried."""
-        (one,) = self._instances(task)
+        (one,) = (one for one in self._instances(task) if one["map_index"] == map_index)
         number: int = one["try_number"]
         return number
 
