@@ -148,7 +148,7 @@ def size(folder: Path) -> int:
     """Return the space that the files below a folder use, in bytes; links count as themselves.
 
     Of a sparse file only what is stored counts, and a file with several names counts once: a notebook can
-    make either as large as it likes without using the disk.
+    make either of any size without using the disk.
     """
     found = {(entry.about.st_dev, entry.about.st_ino): entry.about for entry in walk(folder)}
     return sum(map(_used, found.values()))
