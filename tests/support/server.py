@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -103,12 +104,10 @@ class Server:
 
     def __enter__(self) -> Self:
         assert Server.may_start, "A unit or integration test starts no server: mark it as e2e."
-        # It and its workers hide what is in their environment. The limit is set before the server may have
-        # another user, whose limits root may be unable to change.
-        marked = ["prlimit", f"--rss={limit(self.mark)}:", "--", *map(str, self._command)]
         self.process = subprocess.Popen(
-            marked, cwd=self._folder, env=self._environment, stderr=subprocess.PIPE, text=True
+            self._command, cwd=self._folder, env=self._environment, stderr=subprocess.PIPE, text=True
         )
+        self._mark_process()
         self._reader = threading.Thread(target=self._read_log, args=[self.process.stderr], daemon=True)
         self._reader.start()
         try:
@@ -124,6 +123,11 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.channel.close()
         self.stop()
+
+    def _mark_process(self) -> None:
+        """Marks it before it starts others: it and its workers hide what is in their environment."""
+        most = resource.getrlimit(resource.RLIMIT_RSS)[1]
+        resource.prlimit(self.process.pid, resource.RLIMIT_RSS, (limit(self.mark), most))
 
     def _read_log(self, stream: IO[str]) -> None:
         """Keeps every line of the log until the server and all its children have closed it."""

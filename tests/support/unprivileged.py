@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from typing_extensions import override
+
 from tests.support.killable import KillableServer
-from tests.support.processes import NOBODY
+from tests.support.processes import NOBODY, limit
 
 # An interpreter below a folder that only root may enter is shown at its place, in a name space of its own.
 _SHOWN = """
@@ -53,6 +55,14 @@ class UnprivilegedServer(KillableServer):
         super().__init__(state, *options, "--notebook-root", str(self.root), environment=own)
         self.give(home)
         self._command[:0] = [*as_nobody(home, user), "sh", "-c", f'umask {umask:o}; exec "$@"', "sh"]
+        if os.geteuid() == 0:
+            self._command[:0] = ["prlimit", f"--rss={limit(self.mark)}:", "--"]
+
+    @override
+    def _mark_process(self) -> None:
+        """Its command does that: root without CAP_SYS_RESOURCE cannot, once it has another user."""
+        if os.geteuid() != 0:
+            super()._mark_process()
 
     def give(self, path: Path) -> None:
         """Makes a file or folder, with all that is in it, the server's own."""
