@@ -185,7 +185,7 @@ def test_a_run_ends_at_its_deadline(pool: Pool) -> None:
     failure = end(events).failure
     assert failure is not None
     assert (failure.cause, failure.cell_index) == (Cause.SERVER_DIED, 0)
-    assert "lease" in failure.message
+    assert "deadline" in failure.message
     assert said(events) == kept(events, 0) == "here\n"
     assert marked(mark) == {}
     pool.backend.set_deadline(math.inf)
