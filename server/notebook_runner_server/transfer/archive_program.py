@@ -123,7 +123,7 @@ def write(location: ArchiveLocation, name: str, source: str, deadline: float) ->
     rest = deadline - time.monotonic()
     if rest <= 0:
         raise UnreachableError("no time was left")
-    # The server may stand still, and what nobody waits for must not appear after that.
+    # If the server stops responding, nobody ends this process, and a late object would never be removed.
     signal.setitimer(signal.ITIMER_REAL, rest)
     store = _opened(location)
     with _as_transfer_error():
@@ -235,7 +235,7 @@ def _store(location: ArchiveLocation) -> _Store:
 
 
 class _Folder:
-    """A shared folder. Its files need no drafts: until the history names one, nobody reads it."""
+    """A shared folder. Files are written in place, because a file is read only once the history names it."""
 
     def __init__(self, path: str) -> None:
         # Held open: what is mounted or unmounted there meanwhile does not change the folder.

@@ -217,8 +217,8 @@ class TableContents:
     ) -> None:
         """Write a packed zip to the object store.
 
-        If this server stands still meanwhile, the process that writes ends by itself, long before another
-        server may take the object for one that nobody writes.
+        If this server stops responding meanwhile, the process that writes ends by itself, long before another
+        server may remove the object as abandoned.
 
         Raises:
             StoppedError: The run was stopped, and then the store had no time left.
@@ -563,7 +563,7 @@ class _TableStep:
 
 
 def _complete(target: Path) -> None:
-    """Write a zip without files, if there is no zip."""
+    """Write an empty zip if the file is not a zip yet."""
     if not zipfile.is_zipfile(target):
         zipfile.ZipFile(target, "w").close()
 
