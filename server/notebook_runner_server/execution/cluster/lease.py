@@ -67,6 +67,7 @@ class Lease:
         run_id: The run.
         has_job: Whether a server has sent the job.
         over: Set when the slot is free again.
+        folder: The run's private folder.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Lease:
         self._pool = pool
         self._admitted = admitted
         self._timeout = timeout
-        self._folder = folder
+        self.folder = folder
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(timeout, self._expire)
         self._closing: asyncio.Task[None] | None = None
@@ -186,7 +187,7 @@ class Lease:
 
     async def _execute(self, job: Job) -> None:
         try:
-            job = await asyncio.to_thread(self._folder.create, job)
+            job = await asyncio.to_thread(self.folder.create, job)
         except OSError as error:
             failure = Failure(Cause.KERNEL_NOT_READY, f"Cannot create the run's folder: {error}")
             await self._keep([Ended(failure)])
@@ -222,7 +223,7 @@ class Lease:
                 self._run.set_deadline(self._timer.when())
 
     async def _keep_files(self) -> None:
-        files = self._folder.files(None if self._stop is None else MAX_AFTER_STOP_BYTES)
+        files = self.folder.files(None if self._stop is None else MAX_AFTER_STOP_BYTES)
         while not self._abandoned and (piece := await asyncio.to_thread(next, files, None)) is not None:
             await self._keep([piece])
 

@@ -81,6 +81,7 @@ async def _try_lease(
         run_id,
         nonce,
         scheduler.topic,
+        scheduler.options,
         key=f"notebook-run-{run_id}-{nonce}",
         pure=False,
         retries=0,

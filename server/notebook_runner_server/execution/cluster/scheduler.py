@@ -147,6 +147,7 @@ class SchedulerConnection:
     Attributes:
         topic: The topic of this server, to which workers publish leases.
         workers: The workers.
+        options: The options of each worker, encoded.
     """
 
     def __init__(self, address: str, options: HostOptions) -> None:
@@ -163,7 +164,7 @@ class SchedulerConnection:
         self._closing = False
         self._quiet_until = 0.0
         self._releasing: set[asyncio.Task[None]] = set()
-        self._install_arguments = (messages.VERSION, worker_protocol.encode(options))
+        self.options = worker_protocol.encode(options)
         self._installing_on: dict[str, asyncio.Task[None]] = {}
         self._updated = False
         self._spares: dict[str, asyncio.Task[Comm]] = {}
@@ -389,7 +390,7 @@ class SchedulerConnection:
 
     async def _install(self, address: str) -> None:
         """Make a worker execute notebooks, and take its description."""
-        request = {"op": "run", "function": dumps(install), "args": dumps(self._install_arguments)}
+        request = {"op": "run", "function": dumps(install), "args": dumps((messages.VERSION, self.options))}
         try:
             async with asyncio.timeout(INSTALL_SECONDS):
                 comm = await connect(address, timeout=CONNECT_SECONDS, **self.connection_arguments)

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distributed import Worker, WorkerPlugin, get_worker
+from distributed import Reschedule, Worker, WorkerPlugin, get_worker
 from distributed.comm.core import Comm
+from distributed.core import Status
 
 from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.cluster import messages
@@ -59,6 +60,8 @@ class NotebookHost(WorkerPlugin):
         self._worker = worker
         self._slots = min(int(worker.state.total_resources.get(RESOURCE, 0)), worker.state.nthreads)
         self._leases: dict[str, Lease] = {}
+        self._unused = asyncio.Event()
+        self._unused.set()
         self._admitted = asyncio.Lock()
         self._folder = folder = _private_folder(Path(worker.local_directory))
         self._pool = ProcessPoolBackend(
@@ -95,25 +98,48 @@ class NotebookHost(WorkerPlugin):
                 await asyncio.gather(*(lease.over.wait() for lease in self._leases.values()))
         await self._pool.close()
 
-    async def lease(self, run_id: str, nonce: str, topic: str) -> None:
-        """Lease a slot: publish its address to the server, and keep it until it is released."""
+    def reserve(self, run_id: str) -> str:
+        """Reserve a slot, and return the name of its lease.
+
+        Raises:
+            RuntimeError: This worker cannot execute runs.
+        """
+        if self._problem:
+            raise RuntimeError(self._problem)
         name = secrets.token_hex(8)
         # A folder that no other lease has used.
         folder = WorkerRunFolder(
             self._folder / "runs" / name, self._options.max_files_bytes, self._options.sandbox.root
         )
-        lease = self._leases[name] = Lease(run_id, self._pool, self._admitted, self._options.timeout, folder)
+        self._leases[name] = Lease(run_id, self._pool, self._admitted, self._options.timeout, folder)
+        self._unused.clear()
+        return name
+
+    async def keep(self, name: str, nonce: str, topic: str) -> None:
+        """Publish the address of a lease to the server, and keep its slot until it is released."""
+        lease = self._leases[name]
         try:
             where = {"nonce": nonce, "address": self._worker.contact_address, "lease": name}
             self._worker.log_event(topic, where)
             await lease.over.wait()
         finally:
             del self._leases[name]
-            await asyncio.to_thread(folder.remove)
+            if not self._leases:
+                self._unused.set()
+            await asyncio.to_thread(lease.folder.remove)
 
-    def is_outdated(self, options: HostOptions) -> bool:
-        """Return whether a server has other options, and no slot is leased to an earlier one."""
-        return options.shared() != self._options.shared() and not self._leases
+    def has(self, options: HostOptions) -> bool:
+        """Return whether these are the options of this worker, apart from those of one server."""
+        return options.shared() == self._options.shared()
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no slot is leased."""
+        return not self._leases
+
+    async def until_unused(self) -> None:
+        """Wait until no slot is leased."""
+        await self._unused.wait()
 
     @property
     def _runs(self) -> dict[str, str]:
@@ -143,20 +169,40 @@ class NotebookHost(WorkerPlugin):
             channel.close()
 
 
-async def lease(run_id: str, nonce: str, topic: str) -> None:
+# Leases get their slots in the order of their arrival.
+_leasing = asyncio.Lock()
+
+_OPEN = Status.running, Status.paused
+
+# Concurrent servers must not replace what the other one is about to start.
+_installing = asyncio.Lock()
+
+
+async def lease(run_id: str, nonce: str, topic: str, options: bytes) -> None:
     """Lease a slot for a run; the function of a Dask task.
+
+    A worker has the options of one server at a time. A lease of a server with other options waits until
+    all runs on the worker have ended: with the wrong ones, its run might be confined less than required.
 
     Args:
         run_id: The run.
         nonce: Identifies this attempt to get a slot.
         topic: The server's topic.
+        options: The server's options for workers, encoded.
+
+    Raises:
+        RuntimeError: The worker cannot execute runs with these options.
+        Reschedule: The worker closes, and starts no processes.
     """
-    worker: Any = get_worker()
-    await worker.plugins[PLUGIN].lease(run_id, nonce, topic)
-
-
-# Concurrent servers must not replace what the other one is about to start.
-_installing = asyncio.Lock()
+    dask_worker: Any = get_worker()
+    decoded = _decoded(options)
+    async with _leasing:
+        while not (host := await _installed(dask_worker, decoded)).has(decoded):
+            await host.until_unused()
+            if dask_worker.status not in _OPEN:
+                raise Reschedule
+        name = host.reserve(run_id)
+    await host.keep(name, nonce, topic)
 
 
 async def install(version: str, options: bytes, dask_worker: Worker) -> bytes:
@@ -180,11 +226,21 @@ async def install(version: str, options: bytes, dask_worker: Worker) -> bytes:
         raise RuntimeError(
             f"version {messages.VERSION} differs from the server's {version}; install the same version"
         )
-    decoded = decode(options)
-    assert isinstance(decoded, HostOptions)  # noqa: S101 - what a server of this version sends
+    host = await _installed(dask_worker, _decoded(options))
+    return encode(host.describe())
+
+
+async def _installed(dask_worker: Any, options: HostOptions) -> NotebookHost:
+    """Return the worker's plugin, which has these options unless runs use another server's."""
     async with _installing:
         host = dask_worker.plugins.get(PLUGIN)
-        if not isinstance(host, NotebookHost) or host.is_outdated(decoded):
-            host = NotebookHost(decoded)
+        if not isinstance(host, NotebookHost) or (host.is_unused and not host.has(options)):
+            host = NotebookHost(options)
             await dask_worker.plugin_add(host, PLUGIN, catch_errors=False)
-        return encode(host.describe())
+        return host
+
+
+def _decoded(options: bytes) -> HostOptions:
+    decoded = decode(options)
+    assert isinstance(decoded, HostOptions)  # noqa: S101 - what a server of this version sends
+    return decoded
