@@ -26,7 +26,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from notebook_runner_server import folder_tree
 from notebook_runner_server.errors import DamagedRunError, StorageFullError, damaged
-from notebook_runner_server.runs import schema, tables
+from notebook_runner_server.runs import schema, tables, wal
 from notebook_runner_server.runs.database import PendingWrite
 from notebook_runner_server.runs.folder import private
 from notebook_runner_server.runs.schema import SqliteConnection, connect
@@ -112,6 +112,9 @@ class SqliteDatabase:
             # The files that SQLite creates beside it get the same mode.
             os.close(private(self._path, os.O_RDWR | os.O_CREAT))
             self._path.chmod(0o600)
+            # Before SQLite opens it, and removes what it does not read.
+            if wal.loses_commits(self._path):
+                raise sqlite3.DatabaseError("the write-ahead log is damaged before its last transaction")
             db = self._connect()
             stack.callback(db.close)
             is_complete = self._integrity.check(db)
@@ -391,6 +394,7 @@ def _rebuild(old: Path, new: Path) -> list[str]:
     for suffix in ("", "-wal"):
         if (path := old.with_name(old.name + suffix)).exists():
             shutil.copyfile(path, draft.with_name(draft.name + suffix))
+    wal.repair(wal.path_of(draft))
     descriptor = private(new, os.O_RDWR | os.O_CREAT)
     try:
         with contextlib.closing(connect(new)) as target:
@@ -411,6 +415,8 @@ def _copy_all(source: SqliteConnection, target: SqliteConnection) -> list[str]:
     """Copy everything intact; return what is not."""
     lost: list[str] = []
     try:
+        # SQLite would refuse a file with a wrong number of pages.
+        source.execute("PRAGMA writable_schema = ON")
         schema.restore_version(source)
         schema.create(source, is_first=False)
         for position in _positions(source, lost):
