@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from notebook_runner_server.runs import sqlite
-from notebook_runner_server.runs.sqlite import IntegrityCheck
+from notebook_runner_server.runs.sqlite import IntegrityCheck, SqliteDatabase
 from tests.runs.stores import insert, opened
 
 pytestmark = [pytest.mark.integration, pytest.mark.state_folder("it damages SQLite's file")]
@@ -81,6 +81,26 @@ async def test_what_cannot_be_read_is_damage_and_a_full_disk_is_not(
     error.sqlite_errorcode = code
     IntegrityCheck(history / DATABASE).record(error)
     assert len(await starts(history)) == aside
+
+
+async def test_a_single_failed_read_is_no_damage(tmp_path: Path) -> None:
+    """SQLite reports it as damage, and the second attempt reads what is there."""
+    error = sqlite3.DatabaseError("why")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    errors = [error]
+
+    def read(_: object) -> str:
+        if errors:
+            raise errors.pop()
+        return "content"
+
+    database = SqliteDatabase(tmp_path / DATABASE)
+    await database.open(is_first=True)
+    try:
+        assert await database.read(read) == "content"
+    finally:
+        await database.close()
+    assert await starts(tmp_path) == []
 
 
 @pytest.mark.parametrize(

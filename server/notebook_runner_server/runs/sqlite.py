@@ -193,6 +193,12 @@ class SqliteDatabase:
 
         def query() -> _T:
             assert self._read_db is not None  # noqa: S101 - open() was called
+            try:
+                return function(self._read_db, *args, **kwargs)
+            except sqlite3.DatabaseError as error:
+                if not self._integrity.says_damaged(error):
+                    raise
+            # SQLite reports a single failed read as damage. Real damage is the same in a second attempt.
             return function(self._read_db, *args, **kwargs)
 
         try:
@@ -342,9 +348,14 @@ class IntegrityCheck:
             return False
         return bool(head) and not (head.startswith(_MAGIC) and set(head[_FORMATS]) <= {1, 2})
 
+    @staticmethod
+    def says_damaged(error: Exception) -> bool:
+        """Return whether an error of a read or write says that the file is damaged."""
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+
     def record(self, error: Exception, *, always: bool = False) -> bool:
         """Mark the file if an error of a read or write means that it is damaged; return whether it does."""
-        is_damage = always or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+        is_damage = always or self.says_damaged(error)
         if is_damage and not self._mark.exists():
             _logger.error(
                 "history_damaged", extra={"why": str(error), "action": "restart the server to rebuild it"}
