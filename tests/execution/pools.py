@@ -105,12 +105,16 @@ class Pool:
     ) -> Job:
         """What runs these cells."""
         segments = prepare(content(*cells), {}, "", {"python3": "python"})
+        run_id = uuid4().hex
+        # Empty, as a run's is: a warm kernel brings the folder that it had until then.
+        run_folder = self._folder / run_id
+        run_folder.mkdir()
         return Job(
-            run_id=uuid4().hex,
+            run_id=run_id,
             notebook=HEAD + SEPARATOR.join(segments.cells) + segments.tail,
             kernel_name="python3",
             working_folder=str(self._folder),
-            run_folder=str(self._folder),
+            run_folder=str(run_folder),
             limits=Limits(**limits),
             allow_errors=False,
             environment=environment or {},
