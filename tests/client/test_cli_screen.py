@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from notebook_runner import Client
 from notebook_runner.v1 import notebook_runner_pb2 as pb
+from tests.support.calls import inline, perform
 from tests.support.fake_server import ENDED, RUNNING, WAIT_SECONDS, FakeServer, changed, printed
 from tests.support.gate import Gate
 from tests.support.notebooks import notebook, written
@@ -218,12 +219,18 @@ def test_kill_asks_which_run(
         assert len(ended) == (key == "y")
 
 
+@pytest.fixture(scope="module")
+def recursion(server: Server) -> str:
+    """The id of a run that ended by a recursion, whose traceback takes the kernel more than a second."""
+    cells = ["def a(n): return b(n)", "def b(n): return a(n + 1)\na(0)"]
+    return perform(server.stub, inline(*cells)).run.run_id
+
+
 @pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}], ids=["colour", "plain"])
 @pytest.mark.parametrize("columns", [80, 140])
-def test_a_recursion_is_folded(show: Show, write: Write, columns: int, environment: dict[str, str]) -> None:
+def test_a_recursion_is_folded(show: Show, recursion: str, columns: int, environment: dict[str, str]) -> None:
     """Frames that repeat are there once, and the exception is the last line, in colour where there is any."""
-    cells = ["def a(n): return b(n)", "def b(n): return a(n + 1)\na(0)"]
-    with show("run", write(*cells), columns=columns, environment=environment) as screen:
+    with show("watch", recursion, columns=columns, environment=environment) as screen:
         assert screen.exit_code() == 1
         lines = [line for line in screen.all_lines() if line]
         colours = screen._tmux("capture-pane", "-p", "-e")
