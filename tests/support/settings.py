@@ -1,5 +1,6 @@
 """The settings as the server's command makes them, and as it refuses them."""
 
+import functools
 import os
 import subprocess
 from typing import Any
@@ -29,6 +30,12 @@ def clean(**variables: str) -> dict[str, str]:
     return {**inherited, **variables}
 
 
+@functools.cache
+def _options() -> list[click.Option]:
+    """The options of the server's command; to make them takes as long as to parse a command line."""
+    return list(options())
+
+
 def parsed(*arguments: str, **variables: str) -> Settings:
     """The settings that a command line and an environment make, as the server's command parses them."""
     made: list[Settings] = []
@@ -37,7 +44,7 @@ def parsed(*arguments: str, **variables: str) -> Settings:
         made.append(Settings(**values))
 
     context = {"auto_envvar_prefix": ENVIRONMENT_PREFIX}
-    command = click.Command("server", callback=keep, params=list(options()), context_settings=context)
+    command = click.Command("server", callback=keep, params=_options(), context_settings=context)
     for name in os.environ:
         if name.startswith(ENVIRONMENT_PREFIX):
             variables.setdefault(name, "")
