@@ -26,7 +26,8 @@ _OF_THE_PROJECT = {
     "/srv/notebooks",  # of the systemd unit
 }
 _PATHS = re.compile(r"[\w.+@~/-]*\.\.[\w.+@~/-]*")
-_UPWARDS = re.compile(r"parent|dirname|\.\.")
+# Without one of these no expression leads upwards; most modules need not be parsed.
+_UPWARDS = re.compile(r"\.parents?\b|dirname|(?<!\.)\.\.(?!\.)")
 # Packages are imported from these folders.
 _SOURCES = ("", "client", "server")
 

@@ -7,6 +7,7 @@ import pytest
 from jinja2 import BytecodeCache, Environment
 from jinja2.bccache import Bucket
 from nbconvert.exporters import TemplateExporter
+from typing_extensions import override
 
 
 class MemoryCache(BytecodeCache):
@@ -15,11 +16,13 @@ class MemoryCache(BytecodeCache):
     def __init__(self) -> None:
         self._compiled: dict[str, bytes] = {}
 
+    @override
     def load_bytecode(self, bucket: Bucket) -> None:
         """Fills in what was compiled; Jinja checks that it is of this source."""
         if bucket.key in self._compiled:
             bucket.bytecode_from_string(self._compiled[bucket.key])
 
+    @override
     def dump_bytecode(self, bucket: Bucket) -> None:
         """Keeps what was just compiled."""
         self._compiled[bucket.key] = bucket.bytecode_to_string()
@@ -32,7 +35,7 @@ def _templates_are_compiled_once() -> Iterator[None]:
     create = TemplateExporter._create_environment
 
     def cached(self: TemplateExporter) -> Environment:
-        environment = create(self)
+        environment: Environment = create(self)  # type: ignore[no-untyped-call] # nbconvert's
         environment.bytecode_cache = caches[type(self)]
         return environment
 

@@ -31,7 +31,7 @@ def clean(**variables: str) -> dict[str, str]:
 
 
 @functools.cache
-def _options() -> list[click.Option]:
+def _options() -> list[click.Parameter]:
     """The options of the server's command; to make them takes as long as to parse a command line."""
     return list(options())
 
