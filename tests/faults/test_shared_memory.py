@@ -16,7 +16,7 @@ FOLDER = Path("/dev/shm")  # noqa: S108 - what is tested
 MIB = 1024 * 1024
 LIMIT = 400 * MIB
 HEAD = """
-import ctypes, mmap, os, threading
+import ctypes, mmap, os, resource, socket, threading
 PIECE = b"x" * (8 << 20)
 libc = ctypes.CDLL(None, use_errno=True)
 libc.shmat.restype = ctypes.c_void_p
@@ -34,6 +34,27 @@ def made(kind, number):
 def fill(descriptor):
     for _ in range({pieces}):
         os.write(descriptor, PIECE)
+kept = []
+def fill_sockets(size, pair):
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    while size > 0:
+        kept.extend(pair())
+        for one in kept[-2:]:
+            one.setblocking(False)
+            try:
+                while size > 0:
+                    size -= one.send(PIECE[:65536])
+            except BlockingIOError:
+                pass
+def connected():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return socket.create_connection(listener.getsockname()), listener.accept()[0]
+def fill_page_tables(size):
+    # A page that is only read costs no memory but for its table, a page for each 2 MiB.
+    kept.append(mmap.mmap(-1, size << 9, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ))
+    for position in range(0, size << 9, 2 << 20):
+        kept[0][position]
 """
 WAIT = "\nthreading.Event().wait()"
 # Each fills what counts for no process, and lets go of it as far as it can.
@@ -48,6 +69,9 @@ FILLS = {
     ),
     "memfd": "fill(os.memfd_create('x'))",
     "segments": "for _ in range({pieces}):\n    segment(8 << 20)",
+    "sockets": "fill_sockets({pieces} << 23, socket.socketpair)",
+    "connections": "fill_sockets({pieces} << 23, connected)",
+    "page tables": "fill_page_tables({pieces} << 23)",
 }
 
 

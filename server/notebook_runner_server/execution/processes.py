@@ -134,6 +134,15 @@ def _runs(thread: int) -> bool:
     return False
 
 
+def open_files(pid: int) -> Iterator[tuple[str, str]]:
+    """Yield the open files of a process, sockets included: the path in /proc, and its target."""
+    folder = f"/proc/{living_thread(pid)}/fd"
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                yield f"{folder}/{name}", os.readlink(f"{folder}/{name}")
+
+
 def _wait_for_end(pids: list[int]) -> None:
     """Wait until all have ended, but not for long: a new search is better than a long wait."""
     for pid in pids:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from notebook_runner_server import folder_tree
-from notebook_runner_server.execution.processes import children, descendants, living_thread
+from notebook_runner_server.execution.processes import children, descendants, living_thread, open_files
 
 _FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open has its files
 _BLOCK = 512
@@ -91,15 +91,13 @@ class SharedMemory:
         """Remember the run's processes, whose objects are the run's even after their end."""
         self._seen.update(pids)
 
-    def sizes(self, pids: Iterable[int]) -> dict[Key, int]:
+    def sizes(self, files: Iterable[tuple[str, str]]) -> dict[Key, int]:
         """Return the bytes of each unnamed object of the run, and of its folders on a tmpfs.
 
         Args:
-            pids: The run's processes.
+            files: The open files of the run's processes, as `open_files` returns them.
         """
-        found: dict[Key, int] = {}
-        for pid in pids:
-            found.update(_unnamed(pid))
+        found = _unnamed(files)
         for folder in self._folders:
             found.update({_key(entry.about): _bytes(entry.about) for entry in folder_tree.walk(folder)})
         return found
@@ -167,10 +165,10 @@ def _remove(key: Key, found: _Object) -> None:
             folder_tree.remove_if_possible(_FOLDER / found.name)
 
 
-def _unnamed(pid: int) -> dict[Key, int]:
-    """Return the unnamed objects that a process has open, with their sizes in bytes."""
+def _unnamed(files: Iterable[tuple[str, str]]) -> dict[Key, int]:
+    """Return the unnamed objects among open files, with their sizes in bytes."""
     found: dict[Key, int] = {}
-    for path, link in _links(pid):
+    for path, link in files:
         if link.startswith((f"{_FOLDER}/", _UNNAMED)):
             # A process may vanish at any moment.
             with contextlib.suppress(OSError):
@@ -182,7 +180,7 @@ def _unnamed(pid: int) -> dict[Key, int]:
 
 def _names(pid: int) -> set[str]:
     """Return the names of the files and folders of the shared folder that a process has open or mapped."""
-    paths = [link for _, link in _links(pid)]
+    paths = [link for _, link in open_files(pid)]
     for line in _lines(f"/proc/{living_thread(pid)}/maps"):
         # A name may have any character but a null byte.
         _, slash, path = line.partition("/")
@@ -197,15 +195,6 @@ def _lines(path: str) -> list[str]:
         # Of all that can end a line, Linux escapes the line feed alone.
         return os.fsdecode(Path(path).read_bytes()).split("\n")
     return []
-
-
-def _links(pid: int) -> Iterator[tuple[str, str]]:
-    """Yield the open files of a process: the path in /proc, and its target."""
-    folder = f"/proc/{living_thread(pid)}/fd"
-    with contextlib.suppress(OSError):
-        for name in os.listdir(folder):
-            with contextlib.suppress(OSError):
-                yield f"{folder}/{name}", os.readlink(f"{folder}/{name}")
 
 
 def _mapped(pid: int) -> dict[Key, int]:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from notebook_runner_server.execution.interface import Cause
-from notebook_runner_server.execution.processes import living_thread, run_processes
+from notebook_runner_server.execution.processes import living_thread, open_files, run_processes
 from notebook_runner_server.execution.shared_memory import Key, SharedMemory, mapped
+from notebook_runner_server.execution.sockets import SocketBuffers, inode
 
 INTERVAL = 0.05
 """Seconds between two checks. Memory fills at 1 to 2 GB/s, so a run exceeds its limit by at most 100 MB."""
@@ -33,7 +34,8 @@ MOST_MEASURED = 1000
 WORKER_BYTES = 64 * 1024 * 1024
 """Memory that the worker itself may use during a run before it counts towards the run."""
 
-_PAGE = os.sysconf("SC_PAGESIZE")
+_PAGE_TABLES = (b"VmPTE:",)
+_RESIDENT = (b"VmRSS:", *_PAGE_TABLES)
 
 
 class Watchdog:
@@ -44,8 +46,8 @@ class Watchdog:
             was made. That of a single process is known when it is reaped.
 
     Args:
-        memory_bytes: Limit of their memory together, with the run's shared memory and the growth of the
-            worker; zero: unlimited.
+        memory_bytes: Limit of their memory together, with the run's shared memory, what its sockets
+            hold, and the growth of the worker; zero: unlimited.
         processes: Limit of their number; zero: unlimited.
         shared: The run's shared memory, which is tracked whatever the limits are.
         exceeded: Called once, from the thread, with the cause and a message.
@@ -61,6 +63,7 @@ class Watchdog:
         self._memory_bytes = memory_bytes
         self._processes = processes
         self._shared = shared
+        self._sockets = SocketBuffers()
         self._own_before = resident(os.getpid())
         self.peak_bytes = 0
         self._next_measurement = 0.0
@@ -126,12 +129,14 @@ class Watchdog:
 
     def _used(self, pids: list[int], named: Mapping[Key, int]) -> int:
         own = resident(os.getpid()) - self._own_before - WORKER_BYTES
-        shared = {**named, **self._shared.sizes(pids)}
-        return memory(pids, self._memory_bytes, shared) + max(0, own)
+        files = [file for pid in pids for file in open_files(pid)]
+        beside = self._sockets.size(number for _, link in files if (number := inode(link))) + max(0, own)
+        shared = {**named, **self._shared.sizes(files)}
+        return memory(pids, self._memory_bytes, shared) + beside
 
 
 def memory(pids: Iterable[int], enough: int = 0, shared: Mapping[Key, int] | None = None) -> int:
-    """Return the memory of processes in bytes, shared pages counted once.
+    """Return the memory of processes in bytes, with their page tables, shared pages counted once.
 
     Args:
         pids: The processes.
@@ -150,30 +155,24 @@ def memory(pids: Iterable[int], enough: int = 0, shared: Mapping[Key, int] | Non
 
 
 def resident(pid: int) -> int:
-    """Return the resident memory of a process in bytes, with shared pages; zero: it is gone."""
-    pages = _resident_pages(pid)
-    if not pages and (thread := living_thread(pid)) != pid:
+    """Return the resident memory of a process in bytes, with shared pages and page tables; 0: it is gone."""
+    found = _sum(pid, "status", _RESIDENT)
+    if not found and (thread := living_thread(pid)) != pid:
         # The main thread has ended, and only the others show memory.
-        pages = _resident_pages(thread)
-    return pages * _PAGE
-
-
-def _resident_pages(pid: int) -> int:
-    with contextlib.suppress(OSError, IndexError):
-        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
-    return 0
+        found = _sum(thread, "status", _RESIDENT)
+    return found
 
 
 def _proportional(pid: int) -> int:
-    return _kilobytes(living_thread(pid), "smaps_rollup", b"Pss:")
+    thread = living_thread(pid)
+    return _sum(thread, "smaps_rollup", (b"Pss:",)) + _sum(thread, "status", _PAGE_TABLES)
 
 
-def _kilobytes(pid: int, file: str, name: bytes) -> int:
-    """Return a field of a file of a process, which has kB, in bytes; zero: it is gone."""
+def _sum(pid: int, file: str, names: tuple[bytes, ...]) -> int:
+    """Return the sum of fields of a file of a process, which has kB, in bytes; zero: it is gone."""
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/{file}").read_bytes().splitlines():
-            if line.startswith(name):
-                return int(line.split()[1]) * 1024
+        lines = Path(f"/proc/{pid}/{file}").read_bytes().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(names))
     return 0
 
 
