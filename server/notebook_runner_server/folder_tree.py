@@ -85,6 +85,30 @@ def open_path(path: Path) -> int:
     return descriptor
 
 
+def grant_owner(path: str | Path) -> bool:
+    """Give this user access to its own file or folder, if its mode denies that; no link is followed.
+
+    Returns:
+        Whether the mode was changed.
+    """
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        about = os.fstat(descriptor)
+        mode = 0o700 if stat.S_ISDIR(about.st_mode) else 0o600 if stat.S_ISREG(about.st_mode) else 0
+        if about.st_uid != os.geteuid() or about.st_mode & mode == mode:
+            return False
+        # A descriptor that is only a place (O_PATH) has no fchmod.
+        os.chmod(f"/proc/self/fd/{descriptor}", mode)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def open_entry(name: str, folder: int) -> int:
     """Open an entry of a folder: a file or a folder.
 

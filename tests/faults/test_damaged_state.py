@@ -24,6 +24,7 @@ from tests.support.errors import refusal_of, refused
 from tests.support.gate import Gate
 from tests.support.killable import FOLDERS, KillableServer, figure
 from tests.support.server import Server
+from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 
 pytestmark = pytest.mark.process_pool("the runs of a server that is killed go on elsewhere")
 
@@ -35,6 +36,7 @@ DAMAGED = (grpc.StatusCode.DATA_LOSS, "RUN_DAMAGED")
 COLD = ("--warm-kernels", "none", "--queue", "3")
 # What a run that has ended need not have: it can be made again, or is removed at the end.
 PASSING = {"artefacts", "environment", "output-uri", "begun"}
+WAITS = "__import__('threading').Event().wait()"
 WRITES = "open(__import__('os').environ['NOTEBOOK_RUNNER_RUN_DIR'] + '/file', 'w').write({!r})"
 
 
@@ -354,3 +356,33 @@ def test_runs_of_a_torn_database_are_served_from_a_new_one(known: Known, tmp_pat
         assert run.state == pb.RUN_STATE_SUCCEEDED
     (aside,) = state.glob("damaged-*")
     assert (aside / DATABASE).is_file()
+
+
+def test_modes_that_a_notebook_has_changed_are_restored() -> None:
+    """A notebook has the user of the server, and so may change the mode of what it cannot read."""
+    with unprivileged_home() as home:
+        with UnprivilegedServer(home, *COLD) as server:
+            run = perform(server.stub, inline("print('kept')")).run
+            notebook = artefact(server.stub, run.run_id)
+            queue = (
+                start(server.stub, inline(WAITS)),
+                start(server.stub, inline("1", environment={"NBR_A": "b"})),
+            )
+            reach(server.stub, queue[0].run_id, "cell_started")
+            server.die()
+        state = server.state_dir
+        outside = home / "outside"
+        outside.write_text("x")
+        (state / "link").symlink_to(outside)
+        server.give(home)
+        names = {path.name for path in state.iterdir()}
+        assert {DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", "lock", "request-key", "runs"} <= names
+        for path in sorted([outside, state, *state.rglob("*")], reverse=True):
+            if not path.is_symlink():
+                path.chmod(0)
+        with UnprivilegedServer(home, *COLD) as server:
+            assert artefact(server.stub, run.run_id) == notebook
+            assert finish(server.stub, queue[1].run_id).run.state == pb.RUN_STATE_SUCCEEDED
+            assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
+            server.logged("modes_restored")
+        assert outside.stat().st_mode & 0o777 == 0

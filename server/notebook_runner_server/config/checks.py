@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -128,11 +129,17 @@ def _state_dir(settings: Settings) -> Iterator[str]:
     existing = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
     if not existing.is_dir():
         yield f"--state-dir {folder} cannot be used: {existing} is not a folder. Choose another folder."
-    elif not os.access(existing, os.W_OK | os.X_OK):
+    elif not os.access(existing, os.W_OK | os.X_OK) and not _is_closed_to_owner(folder):
         yield (
             f"--state-dir {folder} cannot be used: no permission to write to {existing}. "
             "Choose another folder, or change its permissions."
         )
+
+
+def _is_closed_to_owner(folder: Path) -> bool:
+    """Return whether only the mode of this user's folder denies access, which the server then restores."""
+    about = folder.stat() if folder.exists() else None
+    return about is not None and about.st_uid == os.geteuid() and about.st_mode & stat.S_IRWXU != stat.S_IRWXU
 
 
 def _notebooks(settings: Settings) -> Iterator[str]:

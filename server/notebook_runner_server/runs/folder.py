@@ -42,7 +42,12 @@ _T = TypeVar("_T", dict[str, str], str)
 
 def private(path: str | Path, flags: int) -> int:
     """Open a file; a new one is readable for this user alone. For `open` as its `opener`."""
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except PermissionError:
+        if not folder_tree.grant_owner(path):
+            raise
+        return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def sync_folder(path: Path) -> None:
@@ -159,7 +164,8 @@ class RunFolder:
 
     def _secret(self, path: Path, default: _T) -> _T:
         try:
-            text, _, checksum = path.read_text(encoding="utf-8").partition("\n")
+            with open(path, encoding="utf-8", opener=private) as file:
+                text, _, checksum = file.read().partition("\n")
             secret = json.loads(text)
             # Earlier versions wrote no checksum.
             is_sound = not checksum or int(checksum) == zlib.crc32(text.encode())
@@ -188,7 +194,8 @@ class RunFolder:
             DamagedRunError: They cannot be read.
         """
         try:
-            return input_files.unpack(self._input_files.read_bytes())
+            with open(self._input_files, "rb", opener=private) as archive:
+                return input_files.unpack(archive.read())
         except FileNotFoundError:
             return ()
         except (OSError, ValueError, zipfile.BadZipFile) as error:

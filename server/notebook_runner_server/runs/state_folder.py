@@ -23,7 +23,7 @@ import logging
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,6 +41,7 @@ REBUILDING = "rebuilding"
 REBUILT = "whole"
 """In that folder: a complete new history, which replaces the damaged one."""
 _QUARANTINE = "damaged-"
+_MOST_NAMED = 10
 # The header of an SQLite file.
 _MAGIC = b"SQLite format 3\0"
 _HEAD_BYTES = 100
@@ -102,6 +103,29 @@ class Quarantine:
             is_expected, expected = _TYPES[name]
             if not is_expected(mode):
                 self.move([path], f"Expected a {expected}.")
+
+
+def grant_owner(folder: Path) -> None:
+    """Give this user access to what it has in the state folder, and to the folders of its runs; blocks.
+
+    A notebook has the same user, and may have changed the modes. The files of a run are not looked through:
+    `private` gives access to those that are needed.
+    """
+    changed = [path for path in _entries(folder) if folder_tree.grant_owner(path)]
+    if changed:
+        paths = [str(path) for path in changed[:_MOST_NAMED]]
+        _logger.warning("modes_restored", extra={"paths": paths, "count": len(changed)})
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Yield the state folder, its entries, and both folders of each run; each before it is entered."""
+    yield folder
+    for path in folder.iterdir():
+        yield path
+        if path.name == RUNS and path.is_dir() and not path.is_symlink():
+            for run in path.iterdir():
+                yield run
+                yield run / "work"
 
 
 def quarantines(folder: Path) -> list[Path]:

@@ -155,6 +155,8 @@ class Store:
             RuntimeError: The database server refuses its history.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Before the lock, whose file may be among them; another server's files keep all that it needs.
+        await asyncio.to_thread(state_folder.grant_owner, self._folder)
         quarantine = Quarantine(self._folder)
         self._lock(quarantine)
         if self._remote is None:
