@@ -6,6 +6,8 @@ import re
 
 __all__ = ["BIDI", "COLOUR", "clean", "clock", "one_line", "size"]
 
+# They reorder the following text, so that it could look like another. Text in Arabic or Hebrew needs none.
+BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 # Output of a notebook must not control the terminal: of escape sequences only colours pass, of control
 # characters only tab and line feed.
 _COLOUR = r"\x1b\[[0-9;:]*m"
@@ -14,17 +16,14 @@ _UNSAFE = re.compile(
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # window titles, links
     r"|\x1b\[[0-?]*[ -/]*[@-~]"  # cursor moves, modes
     r"|\x1b.?"
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+    rf"|[\x00-\x08\x0b-\x1f\x7f-\x9f{BIDI}]"
 )
 COLOUR = re.compile(_COLOUR)
-# They reorder the following text, so that a name could look like another.
-BIDI = "\u202a-\u202e\u2066-\u2069"
-_TURNING = re.compile(f"[{BIDI}]")
 _DECIMAL = 1000
 
 
 def clean(text: str, keep: str = "", *, colours: bool = True) -> str:
-    """Remove all control sequences from a text except colours.
+    """Remove all control sequences from a text except colours, and the characters that reorder text.
 
     Args:
         text: The text.
@@ -42,7 +41,7 @@ def clean(text: str, keep: str = "", *, colours: bool = True) -> str:
 
 def one_line(text: str) -> str:
     """Return a text as one line, without colours and without characters that reorder text."""
-    return _TURNING.sub("", clean(" ".join(text.split()), colours=False))
+    return clean(" ".join(text.split()), colours=False)
 
 
 def size(count: int) -> str:

@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from typing import Any, TextIO
 
 
@@ -78,6 +79,7 @@ def configure(form: str, level: str) -> None:
     # It announces features when it is imported, which papermill does where it is installed.
     logging.getLogger("gcsfs").setLevel(logging.WARNING)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_header_value)
+    logging.getLogger("traitlets").addFilter(_is_no_excerpt)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -87,7 +89,7 @@ def configure(form: str, level: str) -> None:
 
 
 # Characters that control a terminal, start a line that looks like another record, or reorder text.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class _Formatter(structlog.stdlib.ProcessorFormatter):
@@ -182,3 +184,8 @@ class PatientHandler(logging.Handler):
 def _is_no_header_value(record: logging.LogRecord) -> bool:
     """Drop gRPC's line about a malformed header, which quotes the value: it may be a token."""
     return not str(record.msg).startswith("Invalid encoding on")
+
+
+def _is_no_excerpt(record: logging.LogRecord) -> bool:
+    """Drop nbformat's lines about invalid notebooks, which quote them. Callers get what was repaired."""
+    return "nbformat" not in Path(record.pathname).parts

@@ -138,10 +138,12 @@ def test_lines_of_pieces(pieces: list[str], lines: list[str], pending: str) -> N
         ("\x1b[2J\x1b[H\x1b[?25la", "a"),
         ("\x1bca\x1b", "a"),
         ("a\x07\x08\x7f\x9b\tb\n", "a\tb\n"),
+        ("\u202e\u2066ab\u2069\u200e\u200f\u061c", "ab"),
+        ("שלום، مرحبا\u200c", "שלום، مرحبا\u200c"),
     ],
 )
 def test_printed_text_cannot_steer_the_terminal(text: str, safe: str) -> None:
-    """Colours pass, and nothing else that a terminal would obey."""
+    """Colours and text in any script pass, and nothing else that a terminal would obey."""
     assert _printable.clean(text) == safe
 
 

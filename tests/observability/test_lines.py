@@ -204,6 +204,20 @@ def test_lines_for_people(tmp_path: Path) -> None:
     assert "succeeded" in line
 
 
+@pytest.mark.parametrize("nbformat", [3, 4])
+def test_an_invalid_notebook_is_not_quoted(make_server: Callable[..., Server], nbformat: int) -> None:
+    """The schema of nbformat is checked with log lines that have an excerpt; it belongs to the caller."""
+    cell = code("1") | {"metadata": {"collapsed": PRIVATE}}
+    old = {"cell_type": "code", "input": "1", "language": "python", "collapsed": PRIVATE, "metadata": {}}
+    contents = {"cells": [cell]} if nbformat == 4 else {"worksheets": [{"cells": [{**old, "outputs": []}]}]}
+    document = {"nbformat": nbformat, "nbformat_minor": 0, "metadata": {"kernelspec": PRIVATE}, **contents}
+    server = make_server()
+    run_id = start(server.stub, pb.StartRequest(notebook_content=json.dumps(document).encode())).run_id
+    (line,) = lines(server, "run", run_id=run_id)
+    assert line["state"] == "succeeded"
+    assert PRIVATE not in json.dumps([*server.log, *server.noise])
+
+
 def test_a_line_for_people_is_one_line(tmp_path: Path) -> None:
     """What a value or an exception says neither steers a terminal nor looks like another record."""
     program = """
