@@ -6,6 +6,7 @@ the server. What takes long to import comes last, while the workers import what 
 
 from __future__ import annotations
 
+import errno
 import sys
 
 
@@ -92,7 +93,8 @@ def _new_token(tokens_file: str, name_and_scope: str) -> str:
 def _text(error: Exception) -> str:
     """Return what an error says, without the number that Python puts before an OSError."""
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        advice = " Free some space." if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+        return f"{error.filename}: {error.strerror}.{advice}"
     return str(error)
 
 

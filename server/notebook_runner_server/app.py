@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,7 +26,7 @@ from notebook_runner_server.api.tokens import Tokens
 from notebook_runner_server.audit import AccessChange, AuditLog
 from notebook_runner_server.config import Settings
 from notebook_runner_server.confinement.environment import allowed
-from notebook_runner_server.errors import NotReadyError, StorageFullError
+from notebook_runner_server.errors import NotReadyError, RunnerError, StorageFullError
 from notebook_runner_server.execution import notebook as notebooks
 from notebook_runner_server.execution import options
 from notebook_runner_server.execution.interface import Backend
@@ -42,6 +43,7 @@ from notebook_runner_server.runs.model import Run
 from notebook_runner_server.runs.outputs import Outputs
 from notebook_runner_server.runs.shares import ShareRules
 from notebook_runner_server.runs.sources import NotebookRoot
+from notebook_runner_server.runs.state_folder import startup_error
 from notebook_runner_server.runs.store import RemoteHistory, Store
 from notebook_runner_server.transfer.archives import UriArchives
 from notebook_runner_server.transfer.service import TransferService
@@ -166,7 +168,12 @@ class App:
         port = self._api.bind(self._settings.listen)
         http_port = 0 if self._http is None else self._http.bind()
         self._telemetry.bind()
-        await self._manager.open(self._open_dirs, self._record_recovery)
+        try:
+            await self._manager.open(self._open_dirs, self._record_recovery)
+        except (sqlite3.Error, OSError) as error:
+            if self._settings.store or getattr(error, "filename", None):
+                raise
+            raise startup_error(self._settings.state_folder, error) from error
         # A full disk must not keep the server from starting; `_watch` tries again.
         with contextlib.suppress(StorageFullError):
             await self._apply_webhooks()
@@ -239,6 +246,8 @@ class App:
                     await self._api.report_runs_start(True)
                 if not self._store.problem:
                     await self._apply_webhooks()
+            except RunnerError as error:
+                _log.error("health_check_failed", why=error.message)
             except Exception:  # noqa: BLE001 - a failure must not end the health checks
                 _log.exception("health_check_failed")
 

@@ -337,6 +337,9 @@ def test_damaged_variables_of_a_run_are_its_own_damage(
         run = finish(server.stub, known.queued).run
         assert (run.state, run.failure.cause) == (pb.RUN_STATE_CRASHED, pb.FAILURE_CAUSE_STORAGE_FAILED)
         assert "environment" in run.failure.message
+        (line,) = server.logged("run_damaged", known.queued)
+        assert line["why"] == run.failure.message
+        assert [entry for entry in server.log if "exception" in entry] == []
 
 
 def test_runs_of_a_torn_database_are_served_from_a_new_one(known: Known, tmp_path: Path) -> None:

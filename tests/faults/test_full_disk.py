@@ -26,6 +26,7 @@ from tests.support.errors import refusal_of, refused
 from tests.support.killable import KillableServer, figure
 from tests.support.polling import pause
 from tests.support.processes import outlived
+from tests.support.server import PROGRAM
 from tests.support.warm import ON, kept
 
 pytestmark = pytest.mark.process_pool("a run that outlives its server is not told to have been interrupted")
@@ -172,6 +173,29 @@ def test_nothing_that_was_told_changes_on_a_full_disk(game: Game, first: int) ->
             game.play(random.Random(f"{SEED} {number}"))  # noqa: S311 - no secret
         except (AssertionError, grpc.RpcError) as error:
             raise AssertionError(f"FULL_DISK_SEED={SEED}, round {number}: {error}") from error
+
+
+@pytest.mark.parametrize("left", [0, 20_000])
+def test_a_first_start_on_a_full_disk_says_where_and_what_to_do(tmp_path: Path, left: int) -> None:
+    """Neither SQLite's errors nor those of an open file name a path."""
+    state = tmp_path / "disk" / "state"
+    state.parent.mkdir()
+    disk = Disk(state.parent)
+    command = [str(PROGRAM), "--listen", "127.0.0.1:0", "--state-dir", str(state), "--warm-kernels", "none"]
+    if disk.is_mounted:
+        size = disk.left - left
+        with (disk.folder / "filler").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        command[:0] = ["prlimit", f"--fsize={max(left, 4096)}", "--"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    finally:
+        disk.close()
+    assert done.returncode == 1
+    assert f"--state-dir {state} cannot be used: " in done.stderr
+    assert ("Free some space" if disk.is_mounted else "choose another folder.") in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_file_that_is_removed_beside_the_state_folder_frees_its_space(tmp_path: Path) -> None:

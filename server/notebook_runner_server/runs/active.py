@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -45,13 +44,14 @@ from notebook_runner_server.runs.model import (
 )
 from notebook_runner_server.runs.names import new_run_id
 from notebook_runner_server.runs.observer import RunContext
+from notebook_runner_server.runs.problems import ProblemLogger
 from notebook_runner_server.runs.replicas import ClaimedError
 from notebook_runner_server.runs.salvage import SalvagedCell
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.transitions import SegmentCursor
 from notebook_runner_server.transfer.interface import Transfer, TransferError
 
-_logger = logging.getLogger(__name__)
+_logger = ProblemLogger(__name__)
 _NOT_FOLLOWED = "Not uploaded: the server could not follow the run."
 _NOT_STORED = Failure(
     Cause.STORAGE_FAILED, "The server could not write the run's events to its state folder."

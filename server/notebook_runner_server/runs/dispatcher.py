@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from notebook_runner_server.execution.interface import Backend, Cause, Failure, 
 from notebook_runner_server.runs.active import ActiveRun
 from notebook_runner_server.runs.model import Run, RunState
 from notebook_runner_server.runs.patience import patient
+from notebook_runner_server.runs.problems import ProblemLogger
 from notebook_runner_server.runs.queue import RunQueue
 from notebook_runner_server.runs.replicas import ClaimedError, OutdatedError
 from notebook_runner_server.runs.shares import ShareRules
@@ -25,7 +25,7 @@ _MAX_MISCOUNTS = 5
 """After so many, the share of an owner is what this server knows of it."""
 
 _NOT_STARTED = "The run was stopped before it started."
-_logger = logging.getLogger(__name__)
+_logger = ProblemLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

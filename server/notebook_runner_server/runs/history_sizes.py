@@ -7,19 +7,19 @@ deletion subtracts it. So a Start visits no files.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from notebook_runner_server.runs.model import Event, RunChanged
 from notebook_runner_server.runs.observer import RunContext
+from notebook_runner_server.runs.problems import ProblemLogger
 from notebook_runner_server.runs.store import Store
 
 RETRY_INTERVAL = 60.0
 """Seconds until a history that could not be read is measured again."""
 
 _BATCH = 100
-_logger = logging.getLogger(__name__)
+_logger = ProblemLogger(__name__)
 
 
 class HistorySizes:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -55,6 +53,7 @@ from notebook_runner_server.runs.model import (
 )
 from notebook_runner_server.runs.observer import Observer, RunContext
 from notebook_runner_server.runs.patience import patient
+from notebook_runner_server.runs.problems import ProblemLogger
 from notebook_runner_server.runs.replicas import DuplicateError, OutdatedError, Replica
 from notebook_runner_server.runs.replication import Replication
 from notebook_runner_server.runs.request_digest import compute_digest, is_same
@@ -74,7 +73,7 @@ _MAX_ATTEMPTS = 5
 _MAX_SHOWN = 5
 """How many ids an error names: their metadata has 128 bytes."""
 
-_logger = logging.getLogger(__name__)
+_logger = ProblemLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -145,6 +144,7 @@ class RunManager:
 
         Raises:
             OSError: The history or the state folder cannot be read or written.
+            sqlite3.Error: The history cannot be read or written.
         """
         # What begins here serves no call.
         with patient():
@@ -159,7 +159,7 @@ class RunManager:
                 await self._replication.open(on_found)
             else:
                 await self._recover_all(on_found)
-        except (sqlite3.Error, RunnerError) as error:
+        except RunnerError as error:
             raise OSError(f"Cannot read or write the history: {error}") from error
         await self._backend.start()
         if self._replication is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -33,13 +32,14 @@ from notebook_runner_server.runs.history_sizes import HistorySizes
 from notebook_runner_server.runs.log import RunLog
 from notebook_runner_server.runs.model import Change, ChangeFilter, Run, RunState
 from notebook_runner_server.runs.patience import patient
+from notebook_runner_server.runs.problems import ProblemLogger
 from notebook_runner_server.runs.replicas import LOOK_SECONDS, KillRequest, Replicas, Topic
 from notebook_runner_server.runs.retention import Readers
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.tables import RunRecord
 from notebook_runner_server.runs.waiters import Waiters
 
-_logger = logging.getLogger(__name__)
+_logger = ProblemLogger(__name__)
 _ALL = ChangeFilter()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from notebook_runner_server.runs.log import RunLog
+from notebook_runner_server.runs.problems import ProblemLogger
 from notebook_runner_server.runs.store import Store
 
 PAGE_SECONDS = 60.0
@@ -20,7 +20,7 @@ INTERVAL = 60.0
 """Seconds between two sweeps."""
 
 BATCH = 100
-_logger = logging.getLogger(__name__)
+_logger = ProblemLogger(__name__)
 
 
 class Readers:

@@ -21,6 +21,7 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 import sqlite3
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -182,6 +183,18 @@ _NO_SPACE = (
     f"Less than {RESERVE_BYTES // 1024**2} MiB free in the state folder; new runs are refused."
     " Free some space."
 )
+
+
+def startup_error(folder: Path, error: sqlite3.Error | OSError) -> OSError:
+    """Return an error of a start for the operator: with the state folder, which SQLite does not name."""
+    # SQLite calls a full disk an I/O error where it maps files.
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(folder).free < RESERVE_BYTES:
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    is_full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    reason = (error.strerror if isinstance(error, OSError) else "") or str(error).rstrip(".")
+    action = "Free some space" if is_full else "Check the disk"
+    return OSError(f"--state-dir {folder} cannot be used: {reason}. {action}, or choose another folder.")
 
 
 class DiskReserve:

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import secrets
 import time
 import zipfile
@@ -40,6 +39,7 @@ from notebook_runner_server.runs.folder import RunFolder, call_to_end
 from notebook_runner_server.runs.model import Admitted, Run, RunState, WriteBatch
 from notebook_runner_server.runs.postgres.connection import PostgresConnection
 from notebook_runner_server.runs.postgres.database import PostgresDatabase
+from notebook_runner_server.runs.problems import ProblemLogger
 from notebook_runner_server.runs.state_folder import RUNS
 from notebook_runner_server.transfer.interface import (
     Archives,
@@ -85,7 +85,7 @@ _UNUSED = (
     f" (SELECT 1 FROM runs WHERE runs.run_id = file_objects.run_id AND state IN ({_UNENDED})))"
     " AND name > ? ORDER BY name LIMIT ?"
 )
-_logger = logging.getLogger(__name__)
+_logger = ProblemLogger(__name__)
 
 
 class TableContents:
