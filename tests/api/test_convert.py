@@ -1,5 +1,6 @@
 """The contract's messages and the runs' data say the same, in both directions."""
 
+import json
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from notebook_runner_server.runs.model import (
     KernelInfo,
     RetryPolicy,
     Run,
+    RunChanged,
     RunnerInfo,
     RunState,
     StartSpec,
@@ -177,6 +179,45 @@ def test_every_event_arrives_in_its_own_field(body: Body, place: str, fields: di
         inner = getattr(inner, below)
     assert {name: getattr(inner, name) for name in fields} == fields
     assert convert.is_output(Event(7, 5, 1, 2, body)) == (kind == "cell_output")
+
+
+LONE = "a\ud800b"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        CellStarted(0, LONE, LONE),
+        printed(1, LONE).body,
+        DisplayOutput(0, LONE, ((LONE, 3),), result=ResultValue(LONE, f'"{LONE}"')),
+        ErrorOutput(0, LONE, LONE),
+        CellFinished(0, LONE, 1, 0.5, CellOutcome.FAILED),
+        changed(1, a_run(failure=Failure(Cause.CELL_ERROR, LONE, 0, LONE, LONE, LONE, LONE))).body,
+        changed(
+            1,
+            a_run(
+                labels={LONE: LONE},
+                notebook_repairs=(LONE,),
+                parameters={LONE: [LONE, {"x": LONE}, 1.5, None]},
+                results=Results({LONE: f'["{LONE}"]', "escaped": json.dumps(LONE), "n": "[NaN, 1]"}, (LONE,)),
+                retry=RetryPolicy(1),
+            ),
+        ).body,
+    ],
+    ids=lambda body: type(body).__name__,
+)
+def test_text_of_earlier_versions_that_is_no_unicode_is_replaced(body: Body) -> None:
+    """Their events may have lone surrogates; all else arrives as it is."""
+    message = convert.event_message(Event(7, 5, 1, 2, body))
+    text = json_format.MessageToJson(message, ensure_ascii=False)
+    assert "a?b" in text
+    assert "\\ud800" not in text
+    assert (message.sequence, message.cells_total) == (7, 2)
+    if isinstance(body, RunChanged) and body.run.results.values:
+        run = message.run_changed
+        assert (run.retry.max_retries, run.cells_total) == (1, 2)
+        assert json_format.MessageToDict(run.parameters) == {"a?b": ["a?b", {"x": "a?b"}, 1.5, None]}
+        assert json_format.MessageToDict(run.results) == {"a?b": ["a?b"], "escaped": "a?b", "n": ["NaN", 1.0]}
 
 
 def test_every_kind_of_event_of_the_contract_is_tried_here() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from enum import Enum
+from typing import Any
 
 from google.protobuf import duration_pb2, timestamp_pb2
 from google.protobuf.message import Message
@@ -38,6 +41,7 @@ from notebook_runner_server.runs.model import (
     RunState,
     StartSpec,
 )
+from notebook_runner_server.runs.results import Results
 
 _LENGTH_DELIMITED = 2  # protobuf's wire type
 _MAX_NANOS = 999_999_999
@@ -116,6 +120,36 @@ def seconds(
 
 def run_message(run: Run) -> pb.Run:
     """Convert a run."""
+    try:
+        return _run_message(run)
+    except UnicodeEncodeError:
+        return _run_message(_as_unicode(run))
+
+
+def _as_unicode(value: Any) -> Any:
+    """Replace the lone surrogates of all text in a value, which protobuf cannot carry.
+
+    New events have none. Earlier versions have stored some, and damaged text is read as such.
+    """
+    match value:
+        case Enum():
+            pass
+        case str():
+            return value.encode(errors="replace").decode()
+        case Results():
+            texts = {name: json.dumps(_as_unicode(json.loads(text))) for name, text in value.values.items()}
+            return replace(value, values=_as_unicode(texts), omitted=_as_unicode(value.omitted))
+        case Mapping():
+            return {_as_unicode(key): _as_unicode(one) for key, one in value.items()}
+        case list() | tuple():
+            return type(value)(map(_as_unicode, value))
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            given = {one.name: getattr(value, one.name) for one in fields(value) if one.init}
+            return replace(value, **_as_unicode(given))
+    return value
+
+
+def _run_message(run: Run) -> pb.Run:
     message = pb.Run(
         run_id=run.run_id,
         request_id=run.request_id,
@@ -263,6 +297,13 @@ def event_message(event: Event, contents: Mapping[int, bytes] | None = None) -> 
         event: The event.
         contents: The content of the representations of a display, by their index.
     """
+    try:
+        return _event_message(event, contents or {})
+    except UnicodeEncodeError:
+        return _event_message(_as_unicode(event), contents or {})
+
+
+def _event_message(event: Event, contents: Mapping[int, bytes]) -> pb.ProgressResponse:
     message = pb.ProgressResponse(
         sequence=event.sequence,
         time=timestamp(event.time),
@@ -280,7 +321,7 @@ def event_message(event: Event, contents: Mapping[int, bytes] | None = None) -> 
             message.cell_finished.CopyFrom(_cell_finished(body))
         case body:
             message.cell_output.CopyFrom(_cell_output(body))
-    for index, content in (contents or {}).items():
+    for index, content in contents.items():
         message.cell_output.display.data[index].content = content
     return message
 
