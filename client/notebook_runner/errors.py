@@ -7,7 +7,7 @@
     │   ├── InvalidRequest    the request is invalid; the message says what to change
     │   │   └── CursorExpired the server no longer knows all changes after the cursor
     │   ├── RunNotFound       there is no such run
-    │   │   └── RunExpired    the server deleted the run at the end of its retention
+    │   │   └── RunExpired    retention deleted the run, for its age or the size of the history
     │   ├── RunnerBusy        all workers are busy; try again after `retry_after` seconds
     │   ├── QuotaExceeded     one's own share of the server is used up; `quota` says of what
     │   ├── AccessDenied      the token is missing or invalid, or does not allow this call
@@ -131,7 +131,7 @@ class RunNotFound(RpcFailed):
 
 
 class RunExpired(RunNotFound):
-    """The server has deleted the run at the end of its retention."""
+    """Retention has deleted the run: because of its age, or of the number or size of all runs."""
 
 
 class RunnerBusy(RpcFailed):

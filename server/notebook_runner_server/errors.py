@@ -161,7 +161,11 @@ class RunExpiredError(NotFoundError):
 
 def expired(run_id: str) -> RunExpiredError:
     """Return the error for a run that retention has deleted."""
-    message = f"Run {run_id[:100]} has expired: the server deleted it at the end of its retention."
+    # Which of them it was is not recorded.
+    message = (
+        f"Run {run_id[:100]} has expired: the server deleted it at the end of its retention, or because the "
+        "history exceeded the number or size of runs that the operator allows."
+    )
     return RunExpiredError(message, field="run_id", run_id=run_id[:100])
 
 

@@ -254,6 +254,7 @@ def test_the_longest_durations_are_durations() -> None:
     for duration in (Duration(nanos=999_999_999), Duration(seconds=315_576_000_000)):
         asked = spec(retention=duration).retention
         assert asked == duration.seconds + duration.nanos / 1e9
+    assert spec(retention=Duration(seconds=315_576_000_000, nanos=999_999_999)).retention == 315_576_000_000
 
 
 def test_a_limit_that_is_not_asked_for_is_zero() -> None:

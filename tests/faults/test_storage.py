@@ -162,6 +162,7 @@ def test_the_history_is_forgotten_oldest_first(kept: tuple[Path, list[str]]) -> 
         assert history(server.stub) == [fourth]
         refusal = refused(lambda: list(follow(server.stub, third)))
         assert refusal.kind == (grpc.StatusCode.NOT_FOUND, "RUN_EXPIRED")
+        assert "number or size of runs" in refusal.message
         figure(f"kept {sum(path.stat().st_size for path in state.rglob('*'))} bytes")
 
 

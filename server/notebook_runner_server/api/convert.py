@@ -111,11 +111,12 @@ def seconds(
         return None
     value: duration_pb2.Duration = getattr(request, field)
     whole = value.seconds + value.nanos / 1e9
-    if abs(value.nanos) > _MAX_NANOS or value.seconds * value.nanos < 0 or not 0 <= whole <= _MAX_SECONDS:
+    is_valid = 0 <= value.seconds <= _MAX_SECONDS and 0 <= value.nanos <= _MAX_NANOS
+    if not is_valid:
         given = f"{value.seconds} seconds and {value.nanos} nanos"
         name = f"{prefix}{field}"
         raise InvalidFieldError(f"{name} must be a duration of zero or more (got {given}).", field=name)
-    return whole
+    return min(whole, float(_MAX_SECONDS))
 
 
 def run_message(run: Run) -> pb.Run:
