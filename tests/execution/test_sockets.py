@@ -11,6 +11,8 @@ from notebook_runner_server.execution.sockets import FEW, SocketBuffers, inode
 
 PAIRS = FEW
 TEXT = b"x" * 10_000
+# From linux/in.h and linux/netlink.h.
+UDP_LITE, NETLINK_USERSOCK = 136, 2
 
 
 def inodes(sockets: list[socket.socket]) -> list[int]:
@@ -69,6 +71,35 @@ def test_a_connection_that_nobody_accepted_counts_after_its_client() -> None:
                 client.send(TEXT)
         others = [stack.enter_context(socket.socket()) for _ in range(FEW)]
         assert SocketBuffers().size(inodes([listener, *others])) >= PAIRS * len(TEXT)
+
+
+def test_what_other_kinds_hold_counts() -> None:
+    """Datagrams over UDP and UDP-Lite in both families, and messages over netlink."""
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        for protocol in (socket.IPPROTO_UDP, UDP_LITE):
+            with ExitStack() as stack:
+                try:
+                    receivers = [
+                        stack.enter_context(socket.socket(family, socket.SOCK_DGRAM, protocol))
+                        for _ in range(2 * FEW)
+                    ]
+                    for one in receivers:
+                        one.bind((address, 0))
+                except OSError:
+                    # Linux may be built without one of them.
+                    continue
+                for one in receivers:
+                    one.sendto(TEXT, one.getsockname())
+                assert SocketBuffers().size(inodes(receivers)) >= 2 * FEW * len(TEXT)
+    with ExitStack() as stack:
+        links = [
+            stack.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_USERSOCK))
+            for _ in range(2 * FEW)
+        ]
+        for link in links:
+            link.bind((0, 0))
+            link.sendto(TEXT, link.getsockname())
+        assert SocketBuffers().size(inodes(links)) >= 2 * FEW * len(TEXT)
 
 
 def test_a_socket_in_transit_counts_once_it_was_seen(

@@ -35,11 +35,16 @@ _LARGEST_ANSWER = 1 << 17
 _UNIX_REQUEST = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _ALL_STATES, 0, 0x4 | 0x8 | 0x10 | 0x20, 0, 0)
 _UNIX_HEAD, _UNIX_INODE = 16, 4
 _PEER, _PENDING, _QUEUE, _UNIX_BUFFERS = 2, 3, 4, 5
-# From linux/inet_diag.h.
-_INET_HEAD, _INET_INODE = 72, 68
-_INET_BUFFERS = 7
-_PROTOCOLS = (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+# Of the other kinds: the request, and in its messages the place of the inode, the length of the head, and the
+# attribute with the buffers. From linux/inet_diag.h (the last protocol is UDP-Lite) and linux/netlink_diag.h.
+_OTHERS = (
+    *(
+        (struct.pack("=BBBBI48x", family, protocol, 1 << 6, 0, _ALL_STATES), 68, 72, 7)
+        for protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP, 136)
+        for family in (socket.AF_INET, socket.AF_INET6)
+    ),
+    (struct.pack("=BBHIIII", socket.AF_NETLINK, 0xFF, 0, 0, 0x1, 0, 0), 16, 28, 0),
+)
 
 # What Linux allocates for a message of one byte.
 _SMALLEST_BUFFER = 768
@@ -87,15 +92,15 @@ def _sizes(inodes: set[int]) -> dict[int, int]:
             number = int.from_bytes(message[_UNIX_INODE : _UNIX_INODE + 4], sys.byteorder)
             if number in inodes:
                 found[number] = _unix_size(dict(_attributes(message, _UNIX_HEAD)), largest)
+    for request, place, head, buffers in _OTHERS:
         if found.keys() >= inodes:
-            return found
-        for family in _FAMILIES:
-            for protocol in _PROTOCOLS:
-                request = struct.pack("=BBBBI48x", family, protocol, 1 << _INET_BUFFERS - 1, 0, _ALL_STATES)
-                for message in _dump(request):
-                    number = int.from_bytes(message[_INET_INODE : _INET_INODE + 4], sys.byteorder)
-                    if number in inodes:
-                        found[number] = _inet_size(dict(_attributes(message, _INET_HEAD)))
+            break
+        # A kind whose module is missing hides no other.
+        with contextlib.suppress(OSError):
+            for message in _dump(request):
+                number = int.from_bytes(message[place : place + 4], sys.byteorder)
+                if number in inodes:
+                    found[number] = _size(dict(_attributes(message, head)).get(buffers, bytes(36)))
     return found
 
 
@@ -118,11 +123,9 @@ def _unix_size(attributes: dict[int, bytes], largest: int) -> int:
     return sent + (min(queued * _SMALLEST_BUFFER, queued + largest) if is_alone else 0)
 
 
-def _inet_size(attributes: dict[int, bytes]) -> int:
-    """Return what a TCP or UDP socket has received, and what it has sent and not had acknowledged."""
-    received, _, sent, _, _, unacknowledged, _, backlog, *_ = _numbers(
-        attributes.get(_INET_BUFFERS, bytes(36))
-    )
+def _size(buffers: bytes) -> int:
+    """Return what another socket has received, and what it has sent and not had acknowledged."""
+    received, _, sent, _, _, unacknowledged, _, backlog, *_ = _numbers(buffers)
     return received + max(sent, unacknowledged) + backlog
 
 
