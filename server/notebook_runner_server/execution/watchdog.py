@@ -132,7 +132,7 @@ class Watchdog:
         files = [file for pid in pids for file in open_files(pid)]
         beside = self._sockets.size(number for _, link in files if (number := inode(link))) + max(0, own)
         shared = {**named, **self._shared.sizes(files)}
-        return memory(pids, self._memory_bytes, shared) + beside
+        return memory(pids, max(0, self._memory_bytes - beside), shared) + beside
 
 
 def memory(pids: Iterable[int], enough: int = 0, shared: Mapping[Key, int] | None = None) -> int:
