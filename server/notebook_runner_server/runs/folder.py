@@ -41,11 +41,16 @@ _T = TypeVar("_T", dict[str, str], str)
 
 
 def private(path: str | Path, flags: int) -> int:
-    """Open a file; a new one is readable for this user alone. For `open` as its `opener`."""
+    """Open a file; a new one is readable for this user alone. For `open` as its `opener`.
+
+    A notebook has the same user, and may have changed the modes of file and folder, which are restored.
+    """
     try:
         return os.open(path, flags | os.O_CLOEXEC, 0o600)
     except PermissionError:
-        if not folder_tree.grant_owner(path):
+        is_granted = folder_tree.grant_owner(os.path.dirname(path))
+        is_granted |= folder_tree.grant_owner(path)
+        if not is_granted:
             raise
         return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
@@ -88,12 +93,18 @@ class RunFolder:
     def _segments(self) -> Path:
         # Its name was `parts` up to version 2 of the history.
         current, earlier = self.path / "segments", self.path / "parts"
-        return earlier if not current.exists() and earlier.exists() else current
+        # Both are missing where the mode of the folder denies access.
+        return earlier if not os.path.exists(current) and os.path.exists(earlier) else current
 
     def create(self) -> None:
         """Create the folders, for this user alone."""
         for folder in (self.path, self.work):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _restore_modes(self) -> None:
+        """Give this user access to the folders, whose modes a notebook may have changed."""
+        for folder in (self.path, self.work):
+            folder_tree.grant_owner(folder)
 
     def remove(self) -> bool:
         """Remove the folder as far as possible; return whether it is gone. A missing folder is no error."""
@@ -209,11 +220,13 @@ class RunFolder:
     @property
     def is_begun(self) -> bool:
         """Whether a worker was to get the run, or its end could not be recorded."""
+        self._restore_modes()
         return self._begun.exists()
 
     @property
     def has_inputs(self) -> bool:
         """Whether it has what only a run that has not ended needs: secrets, or the files of its request."""
+        self._restore_modes()
         return any(path.exists() for path in self._inputs)
 
     def delete_inputs(self) -> None:
@@ -227,6 +240,7 @@ class RunFolder:
 
     def segments_size(self) -> int:
         """Return the size of the file of segments in bytes; 0: it does not exist."""
+        self._restore_modes()
         return self._segments.stat().st_size if self._segments.is_file() else 0
 
     def size(self) -> int:
@@ -253,6 +267,7 @@ class RunFolder:
             raise files.UnpackableError(
                 f"The run's files ({left} bytes) were too large to be copied from its worker."
             )
+        self._restore_modes()
         files.pack(self.work, target, max_bytes)
 
     def sync(self) -> None:

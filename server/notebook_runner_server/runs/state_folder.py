@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import shutil
@@ -107,26 +108,20 @@ class Quarantine:
 
 
 def grant_owner(folder: Path) -> None:
-    """Give this user access to what it has in the state folder, and to the folders of its runs; blocks.
+    """Give this user access to the state folder and what is directly in it; blocks.
 
-    A notebook has the same user, and may have changed the modes. The files of a run are not looked through:
-    `private` gives access to those that are needed.
+    A notebook has the same user, and may have changed the modes. The folders of runs, which may be many, get
+    theirs back when they are used (`RunFolder`).
     """
-    changed = [path for path in _entries(folder) if folder_tree.grant_owner(path)]
+    # The folder itself first, to be read then.
+    changed = [path for path in itertools.chain([folder], _entries(folder)) if folder_tree.grant_owner(path)]
     if changed:
         paths = [str(path) for path in changed[:_MOST_NAMED]]
         _logger.warning("modes_restored", extra={"paths": paths, "count": len(changed)})
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Yield the state folder, its entries, and both folders of each run; each before it is entered."""
-    yield folder
-    for path in folder.iterdir():
-        yield path
-        if path.name == RUNS and path.is_dir() and not path.is_symlink():
-            for run in path.iterdir():
-                yield run
-                yield run / "work"
+    yield from folder.iterdir()
 
 
 def quarantines(folder: Path) -> list[Path]:
