@@ -23,13 +23,13 @@ def two_slots(tmp_path: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-def served(cluster: Cluster, folder: Path) -> KillableServer:
+def served(cluster: Cluster, folder: Path, *more: str) -> KillableServer:
     """A server with a state folder and a notebook root of its own, where a notebook imports its neighbour."""
     root = folder / "root"
     root.mkdir(parents=True)
     (root / "neighbour.py").write_text(f"NAME = {folder.name!r}\n")
     nbformat.write(notebook("import neighbour", "print(neighbour.NAME)"), root / "importing.ipynb")
-    options = ("--worker-timeout", "30", "--notebook-root", str(root))
+    options = ("--worker-timeout", "30", "--notebook-root", str(root), *more)
     return KillableServer(folder / "state", *options, environment=cluster.environment)
 
 
@@ -42,19 +42,51 @@ def test_a_later_server_changes_no_setting_of_an_earlier_one(two_slots: Cluster,
 
 
 def test_a_run_waits_for_those_with_other_settings(two_slots: Cluster, tmp_path: Path, gate: Gate) -> None:
-    """A worker executes no run with the settings of another server: its run waits until theirs have ended."""
+    """A worker executes no run with the settings of another server: its run waits, and delays no other."""
     with (
         served(two_slots, tmp_path / "first") as first,
         served(two_slots, tmp_path / "second") as second,
         started(second.stub, inline(gate.source)) as held,
     ):
         reach(second.stub, held.run_id, "cell_started")
+        with started(first.stub, pb.StartRequest(notebook_path="importing.ipynb")) as waiting:
+            assert perform(second.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
+            assert first.stub.Get(pb.GetRequest(run_id=waiting.run_id)).run.state == pb.RUN_STATE_STARTING
+            gate.open()
+            assert finish(second.stub, held.run_id).run.state == pb.RUN_STATE_SUCCEEDED
+            ended = finish(first.stub, waiting.run_id)
+            assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
+
+
+def test_a_run_goes_where_its_settings_are(two_slots: Cluster, tmp_path: Path, gate: Gate) -> None:
+    """A worker that has other settings at this moment is no obstacle as long as another one is free."""
+    with (
+        served(two_slots, tmp_path / "first") as first,
+        served(two_slots, tmp_path / "second") as second,
+        started(second.stub, inline(gate.source)) as held,
+    ):
+        reach(second.stub, held.run_id, "cell_started")
+        two_slots.start_worker("other")
+        with started(first.stub, pb.StartRequest(notebook_path="importing.ipynb")) as run:
+            assert finish(first.stub, run.run_id).run.state == pb.RUN_STATE_SUCCEEDED
+        gate.open()
+        assert finish(second.stub, held.run_id).run.state == pb.RUN_STATE_SUCCEEDED
+
+
+def test_a_worker_that_cannot_have_the_settings_is_refused(
+    two_slots: Cluster, tmp_path: Path, gate: Gate
+) -> None:
+    """That is found only when the other server's run has ended; the waiting run waits on."""
+    with (
+        served(two_slots, tmp_path / "first") as first,
+        started(first.stub, inline(gate.source)) as held,
+    ):
+        reach(first.stub, held.run_id, "cell_started")
         with (
-            started(first.stub, pb.StartRequest(notebook_path="importing.ipynb")) as waiting,
-            # A later run of the other server does not overtake it.
-            started(second.stub, inline("1")) as later,
+            served(two_slots, tmp_path / "second", "--warm-kernels", "missing=1") as second,
+            started(second.stub, inline("1")) as waiting,
         ):
             gate.open()
-            for server, run in ((second, held), (first, waiting), (second, later)):
-                ended = finish(server.stub, run.run_id)
-                assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
+            finish(first.stub, held.run_id)
+            second.logged("dask_worker_refused", "unknown kernelspec 'missing'")
+            assert second.stub.Get(pb.GetRequest(run_id=waiting.run_id)).run.state == pb.RUN_STATE_STARTING

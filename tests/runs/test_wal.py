@@ -8,6 +8,7 @@ import random
 import secrets
 import shutil
 import sqlite3
+import struct
 from contextlib import closing
 from pathlib import Path
 
@@ -110,9 +111,39 @@ async def test_a_damaged_header_loses_nothing(state: Path, place: int) -> None:
 
 @pytest.mark.parametrize("place", range(FRAME))
 async def test_a_damaged_head_of_a_frame_loses_no_later_frame(state: Path, place: int) -> None:
-    """At most the page itself is lost, which later frames replace."""
+    """What is lost of the page itself, later frames have again."""
     flip(state, HEAD + (frames(state) // 3) * (FRAME + PAGE) + place)
     assert await lost(state) == set()
+
+
+@pytest.mark.parametrize("size", [512, 4096])
+async def test_a_lost_begin_loses_no_later_frame(state: Path, size: int) -> None:
+    """A lost block has header and first frame, whose page was created before the runs."""
+    path = wal.path_of(state / DATABASE)
+    path.write_bytes(bytes(size) + path.read_bytes()[size:])
+    assert await lost(state) == set()
+
+
+async def test_a_damaged_database_does_not_hide_the_damaged_log(state: Path) -> None:
+    """SQLite cannot read the database then, and would remove the log."""
+    flip(state, HEAD + 3 * (FRAME + PAGE) + FRAME + 9)
+    content = bytearray((state / DATABASE).read_bytes())
+    content[:4] = b"xxxx"
+    (state / DATABASE).write_bytes(content)
+    log = wal.path_of(state / DATABASE).read_bytes()
+    assert await lost(state) == set()
+    (kept,) = state.glob(f"damaged-*/{DATABASE}-wal")
+    assert kept.read_bytes() == log
+
+
+def test_an_outdated_index_is_no_damage(state: Path) -> None:
+    """Where SQLite may not write the wal-index, it has one in memory, and the file stays as it was."""
+    path = wal.path_of(state / DATABASE)
+    salt = path.read_bytes()[16:24]
+    outdated = struct.pack("=16xI12x8s", 2, salt)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wal, "_wal_index", lambda _: outdated)
+        assert not wal.loses_commits(state / DATABASE)
 
 
 async def test_the_damaged_log_is_in_quarantine(state: Path) -> None:

@@ -64,16 +64,28 @@ async def lease_slot(scheduler: SchedulerConnection, run_id: str) -> LeaseAddres
         LostError: Dask failed.
     """
     lease = None
+    # Workers that executed runs of a server with other settings a moment ago.
+    avoided: set[str] = set()
     while lease is None:
         await scheduler.until(lambda: scheduler.workers.usable)
-        lease = await _try_lease(scheduler, await scheduler.client(), run_id)
+        if scheduler.workers.usable <= avoided:
+            await asyncio.sleep(AVOID_SECONDS)
+            avoided.clear()
+        lease = await _try_lease(scheduler, await scheduler.client(), run_id, avoided)
     return lease
 
 
 async def _try_lease(
-    scheduler: SchedulerConnection, client: distributed.Client, run_id: str
+    scheduler: SchedulerConnection, client: distributed.Client, run_id: str, avoided: set[str]
 ) -> LeaseAddress | None:
-    """Return a lease; None: the scheduler was lost, or the workers changed."""
+    """Return a lease; None: the scheduler was lost, the workers changed, or the worker does not take the run.
+
+    Args:
+        scheduler: The scheduler's connection.
+        client: Its client.
+        run_id: The run.
+        avoided: The workers not to ask; changed for the next attempt.
+    """
     usable, nonce = scheduler.workers.usable, secrets.token_hex(8)
     expected = scheduler.expect(nonce)
     future = client.submit(
@@ -85,7 +97,7 @@ async def _try_lease(
         key=f"notebook-run-{run_id}-{nonce}",
         pure=False,
         retries=0,
-        workers=list(usable),
+        workers=list(usable - avoided),
         resources={worker.RESOURCE: 1},
     )
     # The lease survives this server, and the next one finds the run.
@@ -93,9 +105,17 @@ async def _try_lease(
     over = asyncio.ensure_future(future)
     others = asyncio.ensure_future(scheduler.until(lambda: scheduler.workers.usable != usable))
     try:
-        await asyncio.wait([expected, over, others], return_when=asyncio.FIRST_COMPLETED)
-        if over.done() and not expected.done():
-            _check(over)
+        seconds = AVOID_SECONDS if avoided else None
+        done, _ = await asyncio.wait(
+            [expected, over, others], timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not done:
+            avoided.clear()
+        if over.done() and not expected.done() and (refusal := _refusal(over)) is not None:
+            address, problem = refusal
+            if problem:
+                scheduler.workers.refuse(address, problem)
+            avoided.add(address)
         return expected.result() if expected.done() else None
     except asyncio.CancelledError:
         if expected.done():
@@ -111,12 +131,21 @@ async def _try_lease(
                 await client.cancel([future], force=True)
 
 
-def _check(over: asyncio.Future[Any]) -> None:
-    """Raise the error of a lease that ended before its address came."""
+def _refusal(over: asyncio.Future[Any]) -> tuple[str, str] | None:
+    """Return what a worker answered that did not take the run; None: it would have, or was not asked.
+
+    Raises:
+        LostError: The lease ended with an error before its address came.
+    """
     error = None if over.cancelled() else over.exception()
     if error is not None and not isinstance(error, distributed.client.FutureCancelledError):
         raise LostError(f"No Dask worker could take the run: {error}")
+    answer: tuple[str, str] | None = None if over.cancelled() or error else over.result()
+    return answer
 
+
+AVOID_SECONDS = 1.0
+"""Seconds until a worker is asked again that executed runs of a server with other settings."""
 
 LOST_SECONDS = 5.0
 """Seconds that the server waits longer than the worker, so that the worker ends the run first."""

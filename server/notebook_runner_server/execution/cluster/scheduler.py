@@ -96,11 +96,11 @@ class Workers:
                 assert isinstance(description, Description)  # noqa: S101 - what it answers
                 self._take(address, description)
             case {"exception_text": why}:
-                self._refuse(address, str(why))
+                self.refuse(address, str(why))
 
     def _take(self, address: str, description: Description) -> None:
         if description.problem:
-            self._refuse(address, description.problem)
+            self.refuse(address, description.problem)
             return
         self._descriptions[address] = description
         if description.options.shared() != self._options.shared():
@@ -111,8 +111,10 @@ class Workers:
             {run_id: LeaseAddress(address, lease) for run_id, lease in description.leases.items()}
         )
 
-    def _refuse(self, address: str, why: str) -> None:
+    def refuse(self, address: str, why: str) -> None:
+        """Use a worker no more until it is connected again."""
         _log.error("dask_worker_refused", extra={"worker": address, "why": why})
+        self._descriptions.pop(address, None)
         self._refused.add(address)
 
 

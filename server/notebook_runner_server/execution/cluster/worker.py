@@ -11,7 +11,6 @@ import multiprocessing
 import secrets
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from distributed import Reschedule, Worker, WorkerPlugin, get_worker
 from distributed.comm.core import Comm
@@ -60,8 +59,6 @@ class NotebookHost(WorkerPlugin):
         self._worker = worker
         self._slots = min(int(worker.state.total_resources.get(RESOURCE, 0)), worker.state.nthreads)
         self._leases: dict[str, Lease] = {}
-        self._unused = asyncio.Event()
-        self._unused.set()
         self._admitted = asyncio.Lock()
         self._folder = folder = _private_folder(Path(worker.local_directory))
         self._pool = ProcessPoolBackend(
@@ -72,11 +69,11 @@ class NotebookHost(WorkerPlugin):
             warm=self._options.warm,
             sandbox=self._sandbox(worker),
         )
-        self._problem = ""
+        self.problem = ""
         try:
             await self._pool.start()
         except Exception as error:  # noqa: BLE001 - the server logs it
-            self._problem, self._slots = str(error) or type(error).__name__, 0
+            self.problem, self._slots = str(error) or type(error).__name__, 0
         worker.handlers[messages.ATTACH] = self.attach
         worker.metrics[messages.WARM_KERNELS] = self._warm_counts
 
@@ -99,20 +96,13 @@ class NotebookHost(WorkerPlugin):
         await self._pool.close()
 
     def reserve(self, run_id: str) -> str:
-        """Reserve a slot, and return the name of its lease.
-
-        Raises:
-            RuntimeError: This worker cannot execute runs.
-        """
-        if self._problem:
-            raise RuntimeError(self._problem)
+        """Reserve a slot, and return the name of its lease."""
         name = secrets.token_hex(8)
         # A folder that no other lease has used.
         folder = WorkerRunFolder(
             self._folder / "runs" / name, self._options.max_files_bytes, self._options.sandbox.root
         )
         self._leases[name] = Lease(run_id, self._pool, self._admitted, self._options.timeout, folder)
-        self._unused.clear()
         return name
 
     async def keep(self, name: str, nonce: str, topic: str) -> None:
@@ -124,12 +114,10 @@ class NotebookHost(WorkerPlugin):
             await lease.over.wait()
         finally:
             del self._leases[name]
-            if not self._leases:
-                self._unused.set()
             await asyncio.to_thread(lease.folder.remove)
 
-    def has(self, options: HostOptions) -> bool:
-        """Return whether these are the options of this worker, apart from those of one server."""
+    def has_options(self, options: HostOptions) -> bool:
+        """Return whether these are the options of this worker, apart from the hidden paths of one server."""
         return options.shared() == self._options.shared()
 
     @property
@@ -137,17 +125,13 @@ class NotebookHost(WorkerPlugin):
         """Whether no slot is leased."""
         return not self._leases
 
-    async def until_unused(self) -> None:
-        """Wait until no slot is leased."""
-        await self._unused.wait()
-
     @property
     def _runs(self) -> dict[str, str]:
         return {lease.run_id: name for name, lease in self._leases.items() if lease.has_job}
 
     def describe(self) -> Description:
         """Return the state of this worker."""
-        return Description(self._options, self._slots, self._pool.kernels, self._runs, self._problem)
+        return Description(self._options, self._slots, self._pool.kernels, self._runs, self.problem)
 
     def _warm_counts(self, _: Worker) -> dict[str, tuple[int, int]]:
         """Return the metric of warm kernels (called by Dask twice a second)."""
@@ -169,20 +153,18 @@ class NotebookHost(WorkerPlugin):
             channel.close()
 
 
-# Leases get their slots in the order of their arrival.
-_leasing = asyncio.Lock()
-
-_OPEN = Status.running, Status.paused
-
 # Concurrent servers must not replace what the other one is about to start.
 _installing = asyncio.Lock()
 
+# A worker in another state ends, and starts nothing.
+_OPEN = Status.running, Status.paused
 
-async def lease(run_id: str, nonce: str, topic: str, options: bytes) -> None:
+
+async def lease(run_id: str, nonce: str, topic: str, options: bytes) -> tuple[str, str] | None:
     """Lease a slot for a run; the function of a Dask task.
 
-    A worker has the options of one server at a time. A lease of a server with other options waits until
-    all runs on the worker have ended: with the wrong ones, its run might be confined less than required.
+    A worker has the options of one server at a time. While runs of a server with other options are on it, it
+    takes no run: with the wrong options, that run might be confined less than its server requires.
 
     Args:
         run_id: The run.
@@ -190,19 +172,25 @@ async def lease(run_id: str, nonce: str, topic: str, options: bytes) -> None:
         topic: The server's topic.
         options: The server's options for workers, encoded.
 
+    Returns:
+        The worker's address, and why it cannot execute runs with these options (empty: it has others now);
+        None: it leased a slot, which is free again.
+
     Raises:
-        RuntimeError: The worker cannot execute runs with these options.
-        Reschedule: The worker closes, and starts no processes.
+        Reschedule: The worker ends.
     """
-    dask_worker: Any = get_worker()
+    dask_worker = get_worker()
     decoded = _decoded(options)
-    async with _leasing:
-        while not (host := await _installed(dask_worker, decoded)).has(decoded):
-            await host.until_unused()
-            if dask_worker.status not in _OPEN:
-                raise Reschedule
-        name = host.reserve(run_id)
-    await host.keep(name, nonce, topic)
+    host = await _ensure_installed(dask_worker, decoded)
+    if dask_worker.status not in _OPEN:
+        raise Reschedule
+    if not host.has_options(decoded):
+        return dask_worker.address, ""
+    if host.problem:
+        return dask_worker.address, host.problem
+    # Nothing was awaited since: no other server has replaced the host.
+    await host.keep(host.reserve(run_id), nonce, topic)
+    return None
 
 
 async def install(version: str, options: bytes, dask_worker: Worker) -> bytes:
@@ -226,17 +214,19 @@ async def install(version: str, options: bytes, dask_worker: Worker) -> bytes:
         raise RuntimeError(
             f"version {messages.VERSION} differs from the server's {version}; install the same version"
         )
-    host = await _installed(dask_worker, _decoded(options))
+    host = await _ensure_installed(dask_worker, _decoded(options))
     return encode(host.describe())
 
 
-async def _installed(dask_worker: Any, options: HostOptions) -> NotebookHost:
-    """Return the worker's plugin, which has these options unless runs use another server's."""
+async def _ensure_installed(dask_worker: Worker, options: HostOptions) -> NotebookHost:
+    """Return the worker's plugin, which has these options unless a run uses another server's."""
     async with _installing:
         host = dask_worker.plugins.get(PLUGIN)
-        if not isinstance(host, NotebookHost) or (host.is_unused and not host.has(options)):
+        is_outdated = isinstance(host, NotebookHost) and host.is_unused and not host.has_options(options)
+        if dask_worker.status in _OPEN and (is_outdated or not isinstance(host, NotebookHost)):
             host = NotebookHost(options)
             await dask_worker.plugin_add(host, PLUGIN, catch_errors=False)
+        assert isinstance(host, NotebookHost)  # noqa: S101 - installed, or as it was
         return host
 
 
