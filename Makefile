@@ -57,7 +57,7 @@ dev: $(INSTALLED) ## Start a server that restarts when a source file changes
 # The tests of a module share its servers, so they run in one process. Most of the time they wait, so more
 # processes than cores pay off.
 BY_FILE := --dist loadfile --no-loadscope-reorder
-PARALLEL ?= -n 3 $(BY_FILE)
+PARALLEL ?= -n 4 $(BY_FILE)
 PYTEST := $(BIN)/pytest
 # Markers select the kind of test (pyproject.toml, tests/conftest.py).
 PROMISES := unit or integration or e2e

@@ -1,8 +1,9 @@
 """Fixtures that every test folder shares: real servers."""
 
+import gc
 import inspect
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -100,6 +101,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
             hypothesis.inner_test = guarded(hypothesis.inner_test, seconds)
         elif inspect.iscoroutinefunction(item.obj):
             item.obj = guarded(item.obj, seconds)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collects without a search for garbage, then and later: thousands of tests stay for the session."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
