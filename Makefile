@@ -57,10 +57,13 @@ dev: $(INSTALLED) ## Start a server that restarts when a source file changes
 # The tests of a module share its servers, so they run in one process. Most of the time they wait, so more
 # processes than cores pay off.
 BY_FILE := --dist loadfile --no-loadscope-reorder
-PARALLEL ?= -n 4 $(BY_FILE)
+PROCESSES := 3
+PARALLEL ?= -n $(PROCESSES) $(BY_FILE)
 PYTEST := $(BIN)/pytest
 # Markers select the kind of test (pyproject.toml, tests/conftest.py).
 PROMISES := unit or integration or e2e
+# They wait longer than those of other kinds: four processes are faster here, and slower there.
+test: PROCESSES := 4
 test: install ## Run the unit tests, and test each promise through a real server
 	$(PYTEST) $(PARALLEL) -m "$(PROMISES)"
 
