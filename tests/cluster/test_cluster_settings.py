@@ -13,6 +13,8 @@ from tests.support.gate import Gate
 from tests.support.killable import KillableServer
 from tests.support.notebooks import notebook
 
+Busy = tuple[KillableServer, KillableServer, pb.Run]
+
 
 @pytest.fixture
 def two_slots(tmp_path: Path) -> Iterator[Cluster]:
@@ -33,6 +35,18 @@ def served(cluster: Cluster, folder: Path, *more: str) -> KillableServer:
     return KillableServer(folder / "state", *options, environment=cluster.environment)
 
 
+@pytest.fixture
+def busy(two_slots: Cluster, tmp_path: Path, gate: Gate) -> Iterator[Busy]:
+    """Two servers with different settings, and a run of the second one that waits at the gate."""
+    with (
+        served(two_slots, tmp_path / "first") as first,
+        served(two_slots, tmp_path / "second") as second,
+        started(second.stub, inline(gate.source)) as held,
+    ):
+        reach(second.stub, held.run_id, "cell_started")
+        yield first, second, held
+
+
 def test_a_later_server_changes_no_setting_of_an_earlier_one(two_slots: Cluster, tmp_path: Path) -> None:
     """A notebook runs in the notebook root of its own server, whichever server came to the cluster last."""
     with served(two_slots, tmp_path / "first") as first, served(two_slots, tmp_path / "second") as second:
@@ -41,36 +55,26 @@ def test_a_later_server_changes_no_setting_of_an_earlier_one(two_slots: Cluster,
             assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
 
 
-def test_a_run_waits_for_those_with_other_settings(two_slots: Cluster, tmp_path: Path, gate: Gate) -> None:
+def test_a_run_waits_for_those_with_other_settings(busy: Busy, gate: Gate) -> None:
     """A worker executes no run with the settings of another server: its run waits, and delays no other."""
-    with (
-        served(two_slots, tmp_path / "first") as first,
-        served(two_slots, tmp_path / "second") as second,
-        started(second.stub, inline(gate.source)) as held,
-    ):
-        reach(second.stub, held.run_id, "cell_started")
-        with started(first.stub, pb.StartRequest(notebook_path="importing.ipynb")) as waiting:
-            assert perform(second.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
-            assert first.stub.Get(pb.GetRequest(run_id=waiting.run_id)).run.state == pb.RUN_STATE_STARTING
-            gate.open()
-            assert finish(second.stub, held.run_id).run.state == pb.RUN_STATE_SUCCEEDED
-            ended = finish(first.stub, waiting.run_id)
-            assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
-
-
-def test_a_run_goes_where_its_settings_are(two_slots: Cluster, tmp_path: Path, gate: Gate) -> None:
-    """A worker that has other settings at this moment is no obstacle as long as another one is free."""
-    with (
-        served(two_slots, tmp_path / "first") as first,
-        served(two_slots, tmp_path / "second") as second,
-        started(second.stub, inline(gate.source)) as held,
-    ):
-        reach(second.stub, held.run_id, "cell_started")
-        two_slots.start_worker("other")
-        with started(first.stub, pb.StartRequest(notebook_path="importing.ipynb")) as run:
-            assert finish(first.stub, run.run_id).run.state == pb.RUN_STATE_SUCCEEDED
+    first, second, held = busy
+    with started(first.stub, pb.StartRequest(notebook_path="importing.ipynb")) as waiting:
+        assert perform(second.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
+        assert first.stub.Get(pb.GetRequest(run_id=waiting.run_id)).run.state == pb.RUN_STATE_STARTING
         gate.open()
         assert finish(second.stub, held.run_id).run.state == pb.RUN_STATE_SUCCEEDED
+        ended = finish(first.stub, waiting.run_id)
+        assert ended.run.state == pb.RUN_STATE_SUCCEEDED, ended.run.failure
+
+
+def test_a_run_goes_where_its_settings_are(two_slots: Cluster, busy: Busy, gate: Gate) -> None:
+    """A run is executed by a free worker while the other worker has other settings."""
+    first, second, held = busy
+    two_slots.start_worker("other")
+    with started(first.stub, pb.StartRequest(notebook_path="importing.ipynb")) as run:
+        assert finish(first.stub, run.run_id).run.state == pb.RUN_STATE_SUCCEEDED
+    gate.open()
+    assert finish(second.stub, held.run_id).run.state == pb.RUN_STATE_SUCCEEDED
 
 
 def test_a_worker_that_cannot_have_the_settings_is_refused(

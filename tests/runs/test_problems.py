@@ -1,5 +1,6 @@
 """What the log says of problems: a reason where there is one, and a traceback of mistakes only."""
 
+import logging
 import sqlite3
 from contextlib import closing
 
@@ -22,7 +23,7 @@ def lock() -> None:
 
 
 def misspell() -> None:
-    """Executes what is no statement."""
+    """Executes text that is not an SQL statement."""
     with closing(sqlite3.connect(":memory:")) as db:
         db.execute("SELEKT 1")
 
@@ -37,6 +38,17 @@ def fill() -> None:
     raise OSError(28, "No space left on device", "/state")
 
 
+def logged(act: object, caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
+    """The line about the error that this raises."""
+    assert callable(act)
+    try:
+        act()
+    except Exception:
+        LOGGER.exception("failed", extra={"run_id": "run-1"})
+    (record,) = caplog.records
+    return record
+
+
 @pytest.mark.parametrize(
     ("act", "why"),
     [
@@ -47,12 +59,7 @@ def fill() -> None:
 )
 def test_a_known_condition_is_its_reason(act: object, why: str, caplog: pytest.LogCaptureFixture) -> None:
     """One line says why; what the event is about is in the same line."""
-    assert callable(act)
-    try:
-        act()
-    except Exception:
-        LOGGER.exception("failed", extra={"run_id": "run-1"})
-    (record,) = caplog.records
+    record = logged(act, caplog)
     fields = vars(record)
     assert (record.levelname, record.exc_info, fields["run_id"]) == ("ERROR", None, "run-1")
     assert why in fields["why"]
@@ -61,11 +68,6 @@ def test_a_known_condition_is_its_reason(act: object, why: str, caplog: pytest.L
 @pytest.mark.parametrize("act", [misspell, lambda: int("x")], ids=["statement", "number"])
 def test_a_mistake_has_its_traceback(act: object, caplog: pytest.LogCaptureFixture) -> None:
     """A person has to find it in the code."""
-    assert callable(act)
-    try:
-        act()
-    except Exception:
-        LOGGER.exception("failed", extra={"run_id": "run-1"})
-    (record,) = caplog.records
+    record = logged(act, caplog)
     assert record.exc_info
     assert "why" not in vars(record)

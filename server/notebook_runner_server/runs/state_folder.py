@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import logging
 import os
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -113,15 +112,11 @@ def grant_owner(folder: Path) -> None:
     A notebook has the same user, and may have changed the modes. The folders of runs, which may be many, get
     theirs back when they are used (`RunFolder`).
     """
-    # The folder itself first, to be read then.
-    changed = [path for path in itertools.chain([folder], _entries(folder)) if folder_tree.grant_owner(path)]
+    changed = [folder] if folder_tree.grant_owner(folder) else []
+    changed += [path for path in folder.iterdir() if folder_tree.grant_owner(path)]
     if changed:
         paths = [str(path) for path in changed[:_MOST_NAMED]]
         _logger.warning("modes_restored", extra={"paths": paths, "count": len(changed)})
-
-
-def _entries(folder: Path) -> Iterator[Path]:
-    yield from folder.iterdir()
 
 
 def quarantines(folder: Path) -> list[Path]:

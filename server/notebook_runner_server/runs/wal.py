@@ -60,6 +60,10 @@ def path_of(database: Path) -> Path:
     return database.with_name(database.name + "-wal")
 
 
+def _has_frames(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > _HEADER.size
+
+
 def loses_commits(database: Path) -> bool:
     """Return whether SQLite would lose transactions that were durable.
 
@@ -72,7 +76,7 @@ def loses_commits(database: Path) -> bool:
         OSError: A file cannot be read.
     """
     path = path_of(database)
-    if not path.exists() or path.stat().st_size <= _HEADER.size:
+    if not _has_frames(path):
         return False
     if not database.stat().st_size:
         # SQLite would remove the WAL: it has created the database before.
@@ -107,7 +111,7 @@ def repair(path: Path) -> None:
     Raises:
         OSError: It cannot be read or written.
     """
-    if not path.exists() or path.stat().st_size <= _HEADER.size:
+    if not _has_frames(path):
         return
     with _Wal(path) as wal:
         last = wal.last_lost_commit(wal.count_valid_frames())

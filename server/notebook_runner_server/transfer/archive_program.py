@@ -123,7 +123,7 @@ def write(location: ArchiveLocation, name: str, source: str, deadline: float) ->
     rest = deadline - time.monotonic()
     if rest <= 0:
         raise UnreachableError("no time was left")
-    # If the server stops responding, nobody ends this process, and a late object would never be removed.
+    # If the server stops responding, nothing ends this process, and a late object would never be removed.
     signal.setitimer(signal.ITIMER_REAL, rest)
     store = _opened(location)
     with _as_transfer_error():

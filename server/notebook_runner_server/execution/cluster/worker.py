@@ -219,14 +219,19 @@ async def install(version: str, options: bytes, dask_worker: Worker) -> bytes:
 
 
 async def _ensure_installed(dask_worker: Worker, options: HostOptions) -> NotebookHost:
-    """Return the worker's plugin, which has these options unless a run uses another server's."""
+    """Return the worker's plugin, which has these options unless a run uses another server's.
+
+    Raises:
+        Reschedule: The worker ends, and has no plugin any longer.
+    """
     async with _installing:
         host = dask_worker.plugins.get(PLUGIN)
         is_outdated = isinstance(host, NotebookHost) and host.is_unused and not host.has_options(options)
         if dask_worker.status in _OPEN and (is_outdated or not isinstance(host, NotebookHost)):
             host = NotebookHost(options)
             await dask_worker.plugin_add(host, PLUGIN, catch_errors=False)
-        assert isinstance(host, NotebookHost)  # noqa: S101 - installed, or as it was
+        if not isinstance(host, NotebookHost):
+            raise Reschedule
         return host
 
 
