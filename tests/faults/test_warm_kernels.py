@@ -19,7 +19,7 @@ from tests.support.notebooks import content
 from tests.support.polling import pause
 from tests.support.processes import is_alive, outlived
 from tests.support.server import Server
-from tests.support.warm import ON, SECONDS, forked, kept
+from tests.support.warm import EXPLAINED, SECONDS, forked, kept, ready, was_used
 
 pytestmark = pytest.mark.process_pool(
     "one worker's kernels are counted; each Dask worker has its own, by the same code"
@@ -37,45 +37,56 @@ def who(server: Server) -> int:
 
 def test_a_kernel_is_used_once_and_replaced(make_server: Callable[..., Server]) -> None:
     """Each run has the kernel that was there before it, and none has another's."""
-    server = make_server(*ON)
+    server = make_server(*EXPLAINED)
     used = set()
     for _ in range(5):
         _, spare = kept(server)
-        assert who(server) == spare
-        used.add(spare)
+        process = who(server)
+        assert was_used(server, process, spare)
+        used.add(process)
     assert len(used) == 5
 
 
 def test_several_are_kept(make_server: Callable[..., Server]) -> None:
     """As many as were asked for; a run takes one of them."""
-    server = make_server("--warm-kernels", "python3=3")
+    server = make_server("--warm-kernels", "python3=3", "--log-level", "debug")
     _, *warm_counts = kept(server, 3)
-    assert who(server) in warm_counts
+    assert was_used(server, who(server), *warm_counts)
     kept(server, 3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 def test_a_spare_that_is_lost(make_server: Callable[..., Server], number: int) -> None:
     """It died, or stopped, while nobody looked: the run has another kernel, and another spare comes."""
-    server = make_server(*ON)
+    server = make_server(*EXPLAINED)
     _, spare = kept(server)
     os.kill(spare, number)
     assert who(server) != spare
     assert outlived([spare], SECONDS) == []
     _, after = kept(server)
-    assert who(server) == after
+    assert was_used(server, who(server), after)
+
+
+def test_a_ready_kernel_that_stops(make_server: Callable[..., Server]) -> None:
+    """The run that took it has another kernel, and the log says what became of that one."""
+    server = make_server(*EXPLAINED)
+    spare = ready(server)
+    os.kill(spare, signal.SIGSTOP)
+    assert who(server) != spare
+    assert outlived([spare], SECONDS) == []
+    server.logged("warm_kernel_lost", "a run could not use it", str(spare))
 
 
 def test_a_template_that_is_lost(make_server: Callable[..., Server]) -> None:
     """Runs go on, on kernels of their own for as long as it takes, and another template comes."""
-    server = make_server(*ON)
+    server = make_server(*EXPLAINED)
     template, _ = kept(server)
     os.kill(template, signal.SIGKILL)
     for _ in range(3):
         who(server)
     new, spare = kept(server)
     assert template != new
-    assert who(server) == spare
+    assert was_used(server, who(server), spare)
     server.logged("warm_kernel_lost")
 
 
@@ -90,19 +101,19 @@ def test_a_template_that_is_lost_is_replaced_before_it_is_missed(make_server: Ca
 
 def test_a_template_that_stops(make_server: Callable[..., Server]) -> None:
     """It neither forks nor ends: it is ended, and the runs meanwhile do not wait for it for long."""
-    server = make_server(*ON)
+    server = make_server(*EXPLAINED)
     template, _ = kept(server)
     os.kill(template, signal.SIGSTOP)
     for _ in range(2):
         who(server)
     assert outlived([template], SECONDS) == []
     _, spare = kept(server)
-    assert who(server) == spare
+    assert was_used(server, who(server), spare)
 
 
 def test_kill_spares_the_spare(make_server: Callable[..., Server], gate: Gate) -> None:
     """Kill ends what is the run's, counts that, and leaves what is kept for the next."""
-    server = make_server(*ON)
+    server = make_server(*EXPLAINED)
     template, _ = kept(server)
     with started(server.stub, inline(f"print('here', flush=True)\n{gate.source}")) as run:
         kernel = running_kernel(server, template)
@@ -112,7 +123,7 @@ def test_kill_spares_the_spare(make_server: Callable[..., Server], gate: Gate) -
     assert not is_alive(kernel)
     again, spare = kept(server)
     assert again == template
-    assert who(server) == spare
+    assert was_used(server, who(server), spare)
 
 
 def running_kernel(server: Server, template: int) -> int:
@@ -141,7 +152,7 @@ def finish_of(server: Server, run_id: str) -> "pb.RunState.ValueType":
 
 def test_nothing_kept_outlives_the_server(tmp_path: Path) -> None:
     """Server and worker die at once: templates and spares end by themselves."""
-    server = KillableServer(tmp_path / "state", *ON, "--workers", "2")
+    server = KillableServer(tmp_path / "state", *EXPLAINED, "--workers", "2")
     with server:
         while len(forked(server)) < 4:
             assert server.process.poll() is None
@@ -158,9 +169,9 @@ def test_a_kernelspec_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_a_module_that_cannot_be_preloaded(make_server: Callable[..., Server]) -> None:
     """It is said, and kernels are kept without it."""
-    server = make_server(*ON, "--preload", "json,no_such_module")
+    server = make_server(*EXPLAINED, "--preload", "json,no_such_module")
     _, spare = kept(server)
-    assert who(server) == spare
+    assert was_used(server, who(server), spare)
     server.logged("preload_failed", "no_such_module")
 
 
@@ -168,7 +179,7 @@ def test_a_module_that_starts_threads(make_server: Callable[..., Server], tmp_pa
     """A fork would not have them, so nothing is preloaded, and that is said."""
     source = "import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,), daemon=True).start()\n"
     (tmp_path / "threaded.py").write_text(source)
-    server = make_server(*ON, "--preload", "threaded", environment={"PYTHONPATH": str(tmp_path)})
+    server = make_server(*EXPLAINED, "--preload", "threaded", environment={"PYTHONPATH": str(tmp_path)})
     ended = perform(server.stub, inline("import sys; print('threaded' in sys.modules)"))
     assert texts(ended.events) == "False\n"
     kept(server)
@@ -178,7 +189,7 @@ def test_a_module_that_starts_threads(make_server: Callable[..., Server], tmp_pa
 def test_a_module_that_keeps_a_file_open(make_server: Callable[..., Server], tmp_path: Path) -> None:
     """All kernels would read on where another one stopped, so nothing is preloaded, and that is said."""
     (tmp_path / "keeping.py").write_text("file = open(__file__)\n")
-    server = make_server(*ON, "--preload", "keeping", environment={"PYTHONPATH": str(tmp_path)})
+    server = make_server(*EXPLAINED, "--preload", "keeping", environment={"PYTHONPATH": str(tmp_path)})
     kept(server)
     ended = perform(server.stub, inline("import sys; print('keeping' in sys.modules)"))
     assert texts(ended.events) == "False\n"
@@ -190,11 +201,13 @@ def test_start_up_files_find_the_run(make_server: Callable[..., Server], tmp_pat
     folder = tmp_path / "profile_default" / "startup"
     folder.mkdir(parents=True)
     (folder / "00.py").write_text("import os\nfound = [os.getcwd(), os.environ.get('GIVEN')]\n")
-    server = make_server(*ON, environment={"IPYTHONDIR": str(tmp_path)})
+    server = make_server(*EXPLAINED, environment={"IPYTHONDIR": str(tmp_path)})
     _, spare = kept(server)
-    source = "print(os.getpid(), found == [os.environ['NOTEBOOK_RUNNER_RUN_DIR'], 'x'])"
+    source = "print(found == [os.environ['NOTEBOOK_RUNNER_RUN_DIR'], 'x'], os.getpid())"
     ended = perform(server.stub, inline(source, environment={"GIVEN": "x"}))
-    assert texts(ended.events) == f"{spare} True\n"
+    found, process = texts(ended.events).split()
+    assert found == "True"
+    assert was_used(server, int(process), spare)
 
 
 # More messages than the sockets between kernel and worker hold; the flush waits until all are sent.
@@ -213,19 +226,21 @@ def test_start_up_files_may_print(make_server: Callable[..., Server], tmp_path: 
     folder = tmp_path / "profile_default" / "startup"
     folder.mkdir(parents=True)
     (folder / "00.py").write_text(MANY_MESSAGES)
-    options = ON if mode == "warm" else ["--no-warm-kernels"]
+    options = EXPLAINED if mode == "warm" else ["--no-warm-kernels"]
     server = make_server(*options, environment={"IPYTHONDIR": str(tmp_path)})
     for _ in range(3):
         warm = kept(server)[1:] if mode == "warm" else []
         # It fails if the process was not printed.
         process = who(server)
-        assert mode == "cold" or warm == [process]
+        assert mode == "cold" or was_used(server, process, *warm)
 
 
 def test_kill_does_not_wait_for_a_template_that_stopped(tmp_path: Path) -> None:
     """Kill answers although a kernel is being forked by a template that has an hour for it."""
     program = [sys.executable, odd_server.__file__]
-    with KillableServer(tmp_path / "state", *ON, program=program, environment={FORK: "3600"}) as server:
+    with KillableServer(
+        tmp_path / "state", *EXPLAINED, program=program, environment={FORK: "3600"}
+    ) as server:
         template, _ = kept(server)
         os.kill(template, signal.SIGSTOP)
         with started(server.stub, inline("print(1, flush=True)\nimport time; time.sleep(1000)")) as run:
@@ -241,7 +256,7 @@ def test_a_folder_that_is_gone_ends_the_run(
     folder = tmp_path / "root" / "sub"
     folder.mkdir(parents=True)
     (folder / "a.ipynb").write_bytes(content("1"))
-    server = make_server(*ON, "--queue", "1", "--notebook-root", str(folder.parent))
+    server = make_server(*EXPLAINED, "--queue", "1", "--notebook-root", str(folder.parent))
     kept(server)
     with started(server.stub, inline(gate.source)):
         waiting = start(server.stub, pb.StartRequest(notebook_path="sub/a.ipynb"))
@@ -253,3 +268,16 @@ def test_a_folder_that_is_gone_ends_the_run(
         pb.FAILURE_CAUSE_KERNEL_NOT_READY,
     )
     assert who(server)
+
+
+def test_a_kernel_that_is_older_than_what_a_run_may_read(make_server: Callable[..., Server]) -> None:
+    """A run has another kernel when something has appeared beside the server's own folders."""
+    server = make_server(*EXPLAINED, environment={"NOTEBOOK_RUNNER_WRITABLE_FOLDERS": ""})
+    _, spare = kept(server)
+    (server.state_dir.parent / "newer").write_text("a")
+    path = str(server.state_dir.parent / "newer")
+    ended = perform(server.stub, inline(f"import os; print(os.getpid(), open({path!r}).read())"))
+    process, found = texts(ended.events).split()
+    assert int(process) != spare
+    assert found == "a"
+    assert was_used(server, int(process), spare)

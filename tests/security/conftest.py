@@ -35,7 +35,7 @@ def make_plain() -> Iterator[Callable[..., UnprivilegedServer]]:
 @pytest.fixture(scope="module")
 def plain(mode: str) -> Iterator[UnprivilegedServer]:
     """A server for the attacks of a module."""
-    options = [] if mode == "warm" else ["--no-warm-kernels"]
+    options = ["--log-level", "debug"] if mode == "warm" else ["--no-warm-kernels"]
     with unprivileged_home() as home, UnprivilegedServer(home, *options, environment=ENVIRONMENT) as server:
         yield server
 

@@ -13,6 +13,8 @@ from tests.support.server import Server
 PROGRAM = "warm/fork_server.py"
 # Said by each test that needs it: all tests can be run without warm kernels.
 ON = ("--warm-kernels", "python3=1")
+# With the reason why a kernel was not used.
+EXPLAINED = (*ON, "--log-level", "debug")
 SECONDS = 60.0
 
 
@@ -49,6 +51,19 @@ def kept(server: Server, count: int = 1, *others: int) -> list[int]:
         assert time.monotonic() < end, f"not one template and {count} kernels: {found}\n{server.tail()}"
         pause()
     return found
+
+
+def was_used(server: Server, process: int, *spares: int) -> bool:
+    """Whether a run, which this process executed, used one of the kernels that were there, or could not.
+
+    A kernel is not used when anything has appeared in a folder above a hidden one, such as `/`, after its
+    start: another program on the machine may do that at any moment. The server says which one it discards,
+    and why, at log level debug.
+    """
+    if process in spares:
+        return True
+    discarded = server.logged("warm_kernel_discarded", "newer than itself", count=len(spares))
+    return set(spares) <= {line["pid"] for line in discarded}
 
 
 def until_warm(server: Server) -> None:

@@ -234,14 +234,17 @@ class RunExecutor:
                 break
             self._kernel = warm
             self._used_before += processor_seconds(warm.pid)
-            with contextlib.suppress(UnfitKernelError, ForkServerError, TimeoutError):
+            try:
                 await warm.assign(
                     self._job.working_folder, self._variables, self._job.run_folder, self._job.files
                 )
                 await self._connect(warm)
+            except (UnfitKernelError, ForkServerError, TimeoutError) as error:
+                if self._stopped.is_set():
+                    raise _StoppedError from error
+                self._warm_pool.report_unfit(warm, error)
+            else:
                 return warm, True
-            if self._stopped.is_set():
-                raise _StoppedError
             run_processes.kill()
             self._kernel = None
             warm.close()

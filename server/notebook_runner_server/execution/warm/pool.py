@@ -279,6 +279,11 @@ class WarmPool:
             starting = {warm.kernel.name for warm in self._kernels if warm.is_starting}
             return source.name in starting | self._coming
 
+    def report_unfit(self, kernel: Kernel, error: Exception) -> None:
+        """Log that a kernel that was taken could not become the run's."""
+        why = f"a run could not use it: {error or type(error).__name__}"
+        self._log(logging.WARNING, "warm_kernel_lost", why=why, pid=kernel.pid)
+
     def resume(self) -> None:
         """Replace the kernel that was taken, because the run has ended."""
         self._hold = 0.0
