@@ -156,7 +156,13 @@ class ChangeLog:
         return data
 
     async def watch(
-        self, cursor: WatchCursor | None, wanted: ChangeFilter, *, include_existing: bool, idle: float
+        self,
+        cursor: WatchCursor | None,
+        wanted: ChangeFilter,
+        *,
+        include_existing: bool,
+        idle: float,
+        waiters: Waiters | None = None,
     ) -> AsyncIterator[WatchBatch]:
         """Yield the changes after a cursor, then new ones as they come.
 
@@ -165,6 +171,7 @@ class ChangeLog:
             wanted: Which changes the watcher gets.
             include_existing: Begin with the runs that exist, if there is no cursor.
             idle: Seconds without a change after which a heartbeat is yielded.
+            waiters: Where the watcher waits to be woken after `wake` was called; None: each `wake` wakes it.
 
         Raises:
             CursorExpiredError: Some changes after the cursor are not known.
@@ -193,7 +200,7 @@ class ChangeLog:
                 raise ShuttingDownError(
                     "The server is shutting down. Watch again from the last cursor after its restart."
                 )
-            elif not self._is_stale and not await self._waiters.wait(idle):
+            elif not self._is_stale and not await (waiters or self._waiters).wait(idle):
                 yield WatchBatch((), cursor, is_heartbeat=True)
 
     async def _existing(self, cursor: WatchCursor, wanted: ChangeFilter) -> WatchBatch:

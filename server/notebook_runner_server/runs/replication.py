@@ -75,6 +75,8 @@ class Replication:
         self._recover = recover
         self._on_found: Callable[[Run], object] = lambda _: None
         self._cursor = WatchCursor("", 0)
+        # Not woken by changes of this server, of which it knows: it sees them with the next of another one.
+        self._news = Waiters()
         self._seen = Waiters()
         self._hints = {topic: asyncio.Event() for topic in Topic}
         self._written: set[int] = set()
@@ -179,7 +181,7 @@ class Replication:
         while True:
             try:
                 async for batch in self._store.changes.watch(
-                    self._cursor, _ALL, include_existing=False, idle=3600.0
+                    self._cursor, _ALL, include_existing=False, idle=3600.0, waiters=self._news
                 ):
                     for cursor, change in batch.changes:
                         try:
@@ -206,7 +208,11 @@ class Replication:
 
     async def _look_for_changes(self) -> None:
         if await self._store.changes.last() > self._cursor.change:
-            self._store.changes.wake()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._store.changes.wake()
+        self._news.wake()
 
     async def catch_up(self) -> None:
         """Learn of all changes that are durable by now.
@@ -216,7 +222,7 @@ class Replication:
         """
         last = await self._store.changes.last()
         while self._cursor.change < last and not self._is_closed:
-            self._store.changes.wake()
+            self._wake()
             await self._seen.wait(LOOK_SECONDS)
 
     async def _apply(self, change: Change) -> None:
