@@ -5,15 +5,17 @@ NBR_TEST_CLOCK    names a file that says by how many seconds the system's clock 
 NBR_TEST_STUCK    how many seconds a worker may take to end a run before it is ended itself
 NBR_TEST_LOOK     how many seconds lie between two looks for runs to forget
 NBR_TEST_FORK     how many seconds a template of warm kernels may take to fork one
+NBR_TEST_SWITCH   set: a run comes before its warm kernel is ready, which gets ready as soon as it has looked
 NBR_TEST_PAGES    names a file: until it is there, whoever has read a page is waited for, and then nobody is
 """
 
 import os
+import threading
 import time
 from pathlib import Path
 
 CLOCK, STUCK, LOOK, PAGES = "NBR_TEST_CLOCK", "NBR_TEST_STUCK", "NBR_TEST_LOOK", "NBR_TEST_PAGES"
-FORK = "NBR_TEST_FORK"
+FORK, SWITCH = "NBR_TEST_FORK", "NBR_TEST_SWITCH"
 FOR_EVER = 1e9
 
 
@@ -42,6 +44,46 @@ def _end_pages(order: Path) -> None:
     retention.Readers.is_read = is_read_until_ordered  # type: ignore[method-assign] # from outside
 
 
+def _let_kernels_get_ready_after_a_look() -> None:
+    from notebook_runner_server.execution import kernel  # noqa: PLC0415 - only where it is asked for
+    from notebook_runner_server.execution.warm import pool  # noqa: PLC0415 - as above
+
+    looked = threading.Event()
+    warm_up, take = kernel.Kernel.warm_up, pool.WarmPool._take
+
+    def warm_up_after_a_look(self: kernel.Kernel, seconds: float) -> bool:
+        looked.wait()
+        return warm_up(self, seconds)
+
+    def take_and_let_others_continue(self: pool.WarmPool, source: pool.KernelSource) -> kernel.Kernel | None:
+        taken = take(self, source)
+        looked.set()
+        # Whoever holds the lock keeps the kernel from getting ready.
+        while taken is None and _is_free(self._lock):
+            if any(one.state is pool.State.READY for one in self._kernels):
+                break
+            time.sleep(0.001)
+        return taken
+
+    kernel.Kernel.warm_up = warm_up_after_a_look  # type: ignore[method-assign] # from outside
+    pool.WarmPool._take = take_and_let_others_continue  # type: ignore[method-assign] # from outside
+
+
+def _is_free(lock: threading.RLock) -> bool:
+    """Whether another thread could acquire the lock."""
+    found = []
+
+    def attempt() -> None:
+        if lock.acquire(blocking=False):
+            lock.release()
+            found.append(True)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    return bool(found)
+
+
 # A worker imports this module again, and does not come to main().
 if CLOCK in os.environ:
     _bend_clock(Path(os.environ[CLOCK]))
@@ -49,6 +91,8 @@ if FORK in os.environ:
     from notebook_runner_server.execution.warm import forking
 
     forking.FORK_SECONDS = float(os.environ[FORK])
+if SWITCH in os.environ:
+    _let_kernels_get_ready_after_a_look()
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.faults import odd_server
-from tests.faults.odd_server import FORK
+from tests.faults.odd_server import FORK, SWITCH
 from tests.support.calls import finish, inline, perform, reach, start, started, texts
 from tests.support.gate import Gate
 from tests.support.killable import KillableServer
@@ -247,6 +247,14 @@ def test_kill_does_not_wait_for_a_template_that_stopped(tmp_path: Path) -> None:
             reach(server.stub, run.run_id, "cell_output")
             answer = server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=SECONDS)
     assert answer.run.state == pb.RUN_STATE_KILLED
+
+
+def test_a_kernel_that_gets_ready_while_a_run_looks(tmp_path: Path) -> None:
+    """The run has it, at whichever moment that is."""
+    program = [sys.executable, odd_server.__file__]
+    with KillableServer(tmp_path / "state", *EXPLAINED, program=program, environment={SWITCH: "1"}) as server:
+        _, spare = kept(server)
+        assert was_used(server, who(server), spare)
 
 
 def test_a_folder_that_is_gone_ends_the_run(

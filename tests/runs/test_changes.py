@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from notebook_runner_server.errors import CursorExpiredError, InvalidFieldError, ShuttingDownError
 from notebook_runner_server.runs import changes, tables
 from notebook_runner_server.runs.changes import WatchCursor
 from notebook_runner_server.runs.model import Change, ChangeFilter, RunState
 from notebook_runner_server.runs.store import Store
+from notebook_runner_server.runs.waiters import Waiters
 from tests.runs.samples import a_run, changed, printed
 from tests.runs.stores import append, finish, insert, opened
 
@@ -307,6 +309,47 @@ async def test_many_watchers_read_the_store_once(tmp_path: Path, monkeypatch: py
         assert len([one for one in reads if one is tables.read_changes]) == 1
         for stream in streams:
             await stream.aclose()  # type: ignore[attr-defined] # a generator
+
+
+async def test_a_look_without_news_wakes_nobody(tmp_path: Path) -> None:
+    """Who looks for changes of other servers does so each second; watchers sleep until there are some."""
+    async with opened(tmp_path) as store:
+        await ended(store, "first")
+        await store.changes.look()
+        wakes = store.changes.wakes
+        await store.changes.look()
+        assert store.changes.wakes == wakes
+
+
+class Noted(Waiters):
+    """Waiters that tell when the first one begins to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = asyncio.Event()
+
+    @override
+    async def wait(self, seconds: float) -> bool:
+        self.begun.set()
+        return await super().wait(seconds)
+
+
+async def test_a_watcher_that_waits_elsewhere_is_not_woken(tmp_path: Path) -> None:
+    """It gets what has changed meanwhile when somebody wakes it, and all of it."""
+    async with opened(tmp_path) as store:
+        begin, waiters = await now(store), Noted()
+        stream = store.changes.watch(begin, ALL, include_existing=False, idle=NOBODY_WAITS, waiters=waiters)
+        async with aclosing(stream) as batches:  # type: ignore[type-var] # a generator
+            waiting = asyncio.ensure_future(anext(batches))
+            other = asyncio.ensure_future(watched(store, begin))
+            await waiters.begun.wait()
+            await insert(store, "first")
+            await insert(store, "last")
+            assert [run_id for _, run_id, _ in await other] == ["first", "last"]
+            assert not waiting.done()
+            waiters.wake()
+            changes_of_batch = (await waiting).changes
+        assert [change.run_id for _, change in changes_of_batch] == ["first", "last"]
 
 
 @settings(max_examples=300)

@@ -126,6 +126,15 @@ class ChangeLog:
         self.wakes += 1
         self._waiters.wake()
 
+    async def look(self) -> None:
+        """Read what other servers have changed, and wake watchers if there is something."""
+        before = self._end
+        self._is_stale = True
+        await self._refresh()
+        if self._end > before:
+            self.wakes += 1
+            self._waiters.wake()
+
     async def wait(self, wakes: int, seconds: float) -> None:
         """Wait until `wake` was called more than `wakes` times, or until a time has passed."""
         if self.wakes <= wakes and not self._is_closed:
@@ -171,7 +180,7 @@ class ChangeLog:
             wanted: Which changes the watcher gets.
             include_existing: Begin with the runs that exist, if there is no cursor.
             idle: Seconds without a change after which a heartbeat is yielded.
-            waiters: Where the watcher waits to be woken after `wake` was called; None: each `wake` wakes it.
+            waiters: Where the watcher waits; None: it is woken by each change.
 
         Raises:
             CursorExpiredError: Some changes after the cursor are not known.
@@ -239,18 +248,20 @@ class ChangeLog:
                     raise
 
     async def _load(self) -> None:
-        state = await self._database.read(tables.changes_state)
-        if state.last - self._end > _MAX_BEHIND or state.expired > self._end:
-            self._recent.clear()
-            self._encoded.clear()
-            self._recent_bytes = 0
-            self._start = self._end = state.last
-        while self._end < state.last:
+        is_end = False
+        while not is_end:
             read = await self._database.read(tables.read_changes, self._end, _ALL)
+            if read.state.last - self._end > _MAX_BEHIND or read.state.expired > self._end:
+                self._recent.clear()
+                self._encoded.clear()
+                self._recent_bytes = 0
+                self._start = self._end = read.state.last
+                return
             self._record_damage(read)
             for _, change in read.changes:
                 self._recent.append(change)
                 self._recent_bytes += _CHANGE_BYTES + change.size
+            is_end = read.last is None
             self._end = read.state.last if read.last is None else read.last
             self._trim()
 

@@ -207,11 +207,7 @@ class Replication:
             await self._load()
 
     async def _look_for_changes(self) -> None:
-        if await self._store.changes.last() > self._cursor.change:
-            self._wake()
-
-    def _wake(self) -> None:
-        self._store.changes.wake()
+        await self._store.changes.look()
         self._news.wake()
 
     async def catch_up(self) -> None:
@@ -222,7 +218,7 @@ class Replication:
         """
         last = await self._store.changes.last()
         while self._cursor.change < last and not self._is_closed:
-            self._wake()
+            await self._look_for_changes()
             await self._seen.wait(LOOK_SECONDS)
 
     async def _apply(self, change: Change) -> None:

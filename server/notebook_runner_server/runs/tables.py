@@ -34,7 +34,7 @@ _SEPARATOR = "\x1f"
 MAX_DELETIONS = 100_000
 """How many deletions a history remembers; the cursors of watchers before older ones have expired."""
 
-_CHANGES_PER_READ = 256
+_CHANGES_PER_READ = 64
 
 UNENDED = frozenset(state.value for state in RunState if not state.is_terminal)
 ENDED = ", ".join(f"'{state.value}'" for state in RunState if state.is_terminal)
@@ -546,13 +546,8 @@ def changes_state(db: Connection) -> ChangesState:
 
 def read_changes(db: Connection, after: int, wanted: ChangeFilter) -> ChangeBatch:
     """Return some changes after a number that match a filter, in order; `last` is a number of a change."""
-    with db.snapshot():
-        rows = db.execute(
-            "SELECT change, change, position, sequence, state, owner FROM changes WHERE change > ?"
-            " ORDER BY change LIMIT ?",
-            (after, _CHANGES_PER_READ),
-        ).fetchall()
-        return _batch(db, rows, wanted)
+    some = f"SELECT change AS key, {_CHANGE_COLUMNS} FROM changes WHERE change > ? ORDER BY change LIMIT ?"  # noqa: S608 - constants
+    return _read_batch(db, some, [after], wanted)
 
 
 def read_existing(db: Connection, as_of: int, after: int, wanted: ChangeFilter) -> ChangeBatch:
@@ -564,27 +559,43 @@ def read_existing(db: Connection, as_of: int, after: int, wanted: ChangeFilter) 
         after: The position after which to begin.
         wanted: The filter.
     """
-    with db.snapshot():
-        rows = db.execute(
-            "SELECT position, change, position, sequence, state, owner FROM changes WHERE change IN"
-            " (SELECT MAX(change) FROM changes WHERE position > ? AND change <= ? AND sequence > 0"
-            " GROUP BY position ORDER BY position LIMIT ?) ORDER BY position",
-            (after, as_of, _CHANGES_PER_READ),
-        ).fetchall()
-        return _batch(db, rows, wanted)
+    some = (
+        f"SELECT position AS key, {_CHANGE_COLUMNS} FROM changes WHERE change IN"  # noqa: S608 - constants
+        " (SELECT MAX(change) FROM changes WHERE position > ? AND change <= ? AND sequence > 0"
+        " GROUP BY position ORDER BY position LIMIT ?)"
+    )
+    return _read_batch(db, some, [after, as_of], wanted)
 
 
-def _batch(db: Connection, rows: Sequence[tuple[Any, ...]], wanted: ChangeFilter) -> ChangeBatch:
+_CHANGE_COLUMNS = "change, position, sequence, state, owner"
+
+
+def _read_batch(db: Connection, some: str, values: Sequence[int], wanted: ChangeFilter) -> ChangeBatch:
+    """Read some rows of `changes`, up to a limit, by one statement: it sees one state of the history.
+
+    Of changes that the filter does not let pass, it reads no events.
+    """
+    limit = min(_CHANGES_PER_READ, db.rows_at_once)
+    where, passing = _where(wanted)
+    rows = db.execute(
+        f"SELECT history_id, {db.last_change}, expired_change, key, one.change, one.position,"  # noqa: S608 - constants and marks
+        " one.sequence, one.state, one.owner, events.time, events.event, events.checksum, deletions.run_id,"
+        " deletions.labels"
+        f" FROM history LEFT JOIN ({some}) AS one ON 1 = 1"
+        " LEFT JOIN events ON events.position = one.position AND events.sequence = one.sequence"
+        f" {where} LEFT JOIN deletions ON deletions.change = one.change ORDER BY key",
+        [*values, limit, *passing],
+    ).fetchall()
+    state = ChangesState(*rows[0][:3])
     changes: list[tuple[int, Change]] = []
     damaged_runs: list[tuple[str, str]] = []
-    last: int | None = None
-    size = 0
-    for key, number, position, sequence, state, owner in rows:
-        last = key
+    # Without changes there is one row, of the history alone.
+    found = [row[3:] for row in rows if row[3] is not None]
+    for _, number, position, sequence, state_text, owner, *rest in found:
         try:
-            if not wanted.may_match(owner, RunState(state) if state else None):
+            if not wanted.may_match(owner, RunState(state_text) if state_text else None):
                 continue
-            change = _read_change(db, number, position, sequence, owner)
+            change = _change(db, number, position, sequence, owner, *rest)
         except DamagedRunError as error:
             damaged_runs.append((error.metadata["run_id"], error.message))
             continue
@@ -593,37 +604,34 @@ def _batch(db: Connection, rows: Sequence[tuple[Any, ...]], wanted: ChangeFilter
             continue
         if wanted.matches(change):
             changes.append((position, change))
-        size += change.size
-        if size >= _ENOUGH_BYTES:
-            break
-    else:
-        if len(rows) < _CHANGES_PER_READ:
-            last = None
-    return ChangeBatch(changes, damaged_runs, last, changes_state(db))
+    return ChangeBatch(changes, damaged_runs, found[-1][0] if len(found) == limit else None, state)
 
 
-def _read_change(db: Connection, number: int, position: int, sequence: int, owner: str) -> Change:
-    """Return a change.
+def _where(wanted: ChangeFilter) -> tuple[str, list[str]]:
+    """Return a condition, and its values, that lets pass what `ChangeFilter.may_match` does."""
+    owners = [owner for owner in (wanted.visible_owner, wanted.owner or None) if owner is not None]
+    states = sorted(state.value for state in wanted.states)
+    marks = ", ".join("?" * len(states))
+    text = " AND one.owner = ?" * len(owners) + (f" AND one.state IN ({marks})" if states else "")
+    return text, [*owners, *states]
+
+
+def _change(db: Connection, number: int, position: int, sequence: int, owner: str, *columns: Any) -> Change:
+    """Return a change of a run, of which the columns are those of its event, or of its deletion.
 
     Raises:
         DamagedRunError: It is damaged or missing.
     """
+    time, text, expected, run_id, labels = columns
     if not sequence:
-        run_id, labels = db.execute(
-            "SELECT run_id, labels FROM deletions WHERE change = ?", (number,)
-        ).fetchone()
         return Change(number, run_id, owner, {}, None, len(labels), frozenset(json.loads(labels)))
-    row = db.execute(
-        "SELECT position, sequence, time, event, checksum FROM events WHERE position = ? AND sequence = ?",
-        (position, sequence),
-    ).fetchone()
-    if row is None:
+    if text is None:
         raise damaged(_run_id(db, position), f"event {sequence} is missing")
-    body = _event(db, row).body
+    body = _event(db, (position, sequence, time, text, expected)).body
     if not isinstance(body, RunChanged):
         raise damaged(_run_id(db, position), f"event {sequence} has no state")
     run = body.run
-    return Change(number, run.run_id, owner, run.labels, run, len(row[3]))
+    return Change(number, run.run_id, owner, run.labels, run, len(text))
 
 
 def deleted_run_ids(db: Connection) -> set[str]:

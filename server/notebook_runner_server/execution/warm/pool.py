@@ -225,14 +225,19 @@ class WarmPool:
         self._wake_run = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
         try:
             async with asyncio.timeout(IMPATIENCE if self._failing else source.patience):
-                while (kernel := self._take(source)) is None and self._is_coming(source):
+                while True:
+                    # Together: a kernel that gets ready between the two is neither ready nor coming.
+                    with self._lock:
+                        kernel = self._take(source)
+                        is_coming = kernel is None and self._is_coming(source)
+                    if not is_coming:
+                        return kernel
                     await changed.wait()
                     changed.clear()
         except TimeoutError:
             return None
         finally:
             self._wake_run = None
-        return kernel
 
     def _take(self, source: KernelSource) -> Kernel | None:
         """Return a ready kernel that can still be used; None: no kernel is ready."""
@@ -250,13 +255,18 @@ class WarmPool:
             else:
                 # A run waits for the next one.
                 self._hold = 0.0
-            if ready and not source.fork_server_died and now + HOLD_SECONDS > self._not_before:
-                self._coming.add(source.name)
+            if ready:
+                self._expect_another(source)
         self._wake_up()
         if taken is None:
             return None
         taken.forget()
         return taken.kernel
+
+    def _expect_another(self, source: KernelSource) -> None:
+        """Let runs wait for the kernel that replaces one, unless that takes long."""
+        if not source.fork_server_died and time.monotonic() + HOLD_SECONDS > self._not_before:
+            self._coming.add(source.name)
 
     def _discard_if_unusable(self, warm: WarmKernel) -> bool:
         """Kill a ready kernel that must no longer be used, and return whether it was killed."""
@@ -268,6 +278,7 @@ class WarmPool:
         level = logging.WARNING if why == LOST_SOCKETS else logging.DEBUG
         self._log(level, "warm_kernel_discarded", why=why, pid=warm.kernel.pid)
         self._end(warm, why, State.DISCARDED)
+        self._expect_another(self._sources[warm.kernel.name])
 
     def _end(self, warm: WarmKernel, why: str, state: State) -> None:
         """Kill a kernel; `_reap` takes it out when it has ended."""
