@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults integrations cold cluster cluster-full postgres postgres-full container chaos soak attack plain check hooks format generate openapi contract docs docs-serve pictures release image image-report lock bench figures bench-cluster bench-replicas scale clean
+.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults integrations cold cold-full cluster cluster-full postgres postgres-full container chaos soak attack plain check hooks format generate openapi contract docs docs-serve pictures release image image-report lock bench figures bench-cluster bench-replicas scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ name[NR] = $$1; text[NR] = $$2; if (length($$1) > width) width = length($$1) } \
@@ -84,13 +84,18 @@ $(HOST_VENVS)/%/.installed: requirements-integrations/%.lock
 # Airflow reports a deferred task as failed if its scheduler is starved (apache/airflow#72716), so nothing runs beside it.
 ALONE := airflow
 TESTS_OF = $(foreach host,$(1),tests/integrations/test_$(subst -,_,$(host)).py)
-integrations: install $(HOSTS:%=$(HOST_VENVS)/%/.installed) ## Test each integration in its host's own environment (HOSTS="papermill prefect": only in these)
+integrations: install ## Test each integration in its host's own environment (HOSTS="papermill prefect": only in these)
+	@$(MAKE) --no-print-directory --jobs $(PROCESSES) $(HOSTS:%=$(HOST_VENVS)/%/.installed)
 	$(if $(filter-out $(ALONE),$(HOSTS)),$(PYTEST) $(PARALLEL) -m host $(call TESTS_OF,$(filter-out $(ALONE),$(HOSTS))))
 	$(if $(filter $(ALONE),$(HOSTS)),$(PYTEST) -m host $(call TESTS_OF,$(filter $(ALONE),$(HOSTS))))
 
+cold: install ## Repeat the tests of the guarantees without warm kernels
+	$(PYTEST) $(PARALLEL) --cold -m guarantee
+
 # Kernels that start cold take processor time, so more processes than cores would only delay each other.
-cold: install ## Repeat the tests of whole runs without warm kernels
-	$(PYTEST) -n 2 $(BY_FILE) --cold -m "whole_run and not long"
+cold-full: PROCESSES := 2
+cold-full: install ## Run all tests of whole runs without warm kernels
+	$(PYTEST) $(PARALLEL) --cold -m whole_run
 
 test-all: test faults integrations cold cluster postgres container ## Run all tests, including those on a Dask cluster, on PostgreSQL and in containers
 

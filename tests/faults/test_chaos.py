@@ -12,7 +12,7 @@ import pytest
 from tests.faults.harness import Chaos
 from tests.support.killable import figure
 
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "40"))
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "20"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or secrets.randbits(32)
 # The rounds of one test, all on one state folder: few enough to end long before a test is taken to hang.
 BATCH = 10

@@ -28,7 +28,7 @@ from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 
 pytestmark = pytest.mark.process_pool("the runs of a server that is killed go on elsewhere")
 
-ROUNDS = int(os.environ.get("DAMAGE_ROUNDS", "40"))
+ROUNDS = int(os.environ.get("DAMAGE_ROUNDS", "20"))
 SEED = int(os.environ.get("DAMAGE_SEED", "0")) or secrets.randbits(32)
 BATCH = 10
 DATABASE = "notebook-runner.db"
