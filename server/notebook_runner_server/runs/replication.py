@@ -219,7 +219,9 @@ class Replication:
         last = await self._store.changes.last()
         while self._cursor.change < last and not self._is_closed:
             await self._look_for_changes()
-            await self._seen.wait(LOOK_SECONDS)
+            # They may have been applied during the look.
+            if self._cursor.change < last:
+                await self._seen.wait(LOOK_SECONDS)
 
     async def _apply(self, change: Change) -> None:
         run_id, run = change.run_id, change.run
