@@ -49,6 +49,7 @@ def _let_kernels_get_ready_after_a_look() -> None:
     from notebook_runner_server.execution.warm import pool  # noqa: PLC0415 - as above
 
     looked = threading.Event()
+    pool.FORKED_SECONDS = FOR_EVER
     warm_up, take = kernel.Kernel.warm_up, pool.WarmPool._take
 
     def warm_up_after_a_look(self: kernel.Kernel, seconds: float) -> bool:
@@ -59,7 +60,7 @@ def _let_kernels_get_ready_after_a_look() -> None:
         taken = take(self, source)
         looked.set()
         # Whoever holds the lock keeps the kernel from getting ready.
-        while taken is None and _is_free(self._lock):
+        while taken is None and not self._lock._is_owned():  # type: ignore[attr-defined] # of CPython
             if any(one.state is pool.State.READY for one in self._kernels):
                 break
             time.sleep(0.001)
@@ -67,21 +68,6 @@ def _let_kernels_get_ready_after_a_look() -> None:
 
     kernel.Kernel.warm_up = warm_up_after_a_look  # type: ignore[method-assign] # from outside
     pool.WarmPool._take = take_and_let_others_continue  # type: ignore[method-assign] # from outside
-
-
-def _is_free(lock: threading.RLock) -> bool:
-    """Whether another thread could acquire the lock."""
-    found = []
-
-    def attempt() -> None:
-        if lock.acquire(blocking=False):
-            lock.release()
-            found.append(True)
-
-    thread = threading.Thread(target=attempt)
-    thread.start()
-    thread.join()
-    return bool(found)
 
 
 # A worker imports this module again, and does not come to main().

@@ -130,6 +130,25 @@ def test_a_run_that_ends_without_its_database_is_not_told_to_have_ended(
     assert "".join(printed(node, index) for index in range(3)) == texts(told.events)
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGSTOP], ids=lambda how: how.name)
+def test_a_stream_of_changes_goes_on_without_the_database(
+    database: Postgres, server: DatabaseServer, how: signal.Signals
+) -> None:
+    """It has heartbeats, and what changes afterwards."""
+    messages = server.stub.Watch(pb.WatchRequest(), timeout=2 * SECONDS)
+    try:
+        assert next(messages).HasField("heartbeat")
+        with away(database, how):
+            until(lambda: not serves(server), server.tail)
+            for _ in range(5):
+                assert next(messages).HasField("heartbeat")
+        until(lambda: serves(server), server.tail)
+        run_id = perform(server.stub, inline("1")).run.run_id
+        assert next(one for one in messages if not one.HasField("heartbeat")).run.run_id == run_id
+    finally:
+        messages.cancel()
+
+
 def test_reads_of_ended_runs_fail_with_a_sentence(database: Postgres, server: DatabaseServer) -> None:
     """UNAVAILABLE, for a client that tries again; with the database back, the same calls succeed."""
     run_id = perform(server.stub, inline("print('kept')")).run.run_id

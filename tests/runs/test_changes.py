@@ -321,6 +321,28 @@ async def test_a_look_without_news_wakes_nobody(tmp_path: Path) -> None:
         assert store.changes.wakes == wakes
 
 
+async def test_a_look_wakes_all_watchers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when one that has just come has read the changes of another server before."""
+    async with opened(tmp_path) as store:
+        await store.changes.look()
+        begin, waiters = await now(store), Noted()
+        store.changes._waiters = waiters
+        waiting = asyncio.ensure_future(watched(store, begin))
+        await waiters.begun.wait()
+        with monkeypatch.context() as patched:
+            # As another server would.
+            patched.setattr(store.changes, "wake", lambda: None)
+            await insert(store, "last")
+        # A change of this server, of which the waiting watcher has been told already.
+        store.changes._is_stale = True
+        assert [run_id for _, run_id, _ in await watched(store, begin)] == ["last"]
+        assert not waiting.done()
+        wakes = store.changes.wakes
+        await store.changes.look()
+        assert [run_id for _, run_id, _ in await waiting] == ["last"]
+        assert store.changes.wakes == wakes + 1
+
+
 class Noted(Waiters):
     """Waiters that tell when the first one begins to wait."""
 
@@ -334,11 +356,12 @@ class Noted(Waiters):
         return await super().wait(seconds)
 
 
-async def test_a_watcher_that_waits_elsewhere_is_not_woken(tmp_path: Path) -> None:
-    """It gets what has changed meanwhile when somebody wakes it, and all of it."""
+async def test_a_watcher_of_other_servers_is_woken_by_looks(tmp_path: Path) -> None:
+    """It gets what has changed meanwhile with the next look, and all of it."""
     async with opened(tmp_path) as store:
         begin, waiters = await now(store), Noted()
-        stream = store.changes.watch(begin, ALL, include_existing=False, idle=NOBODY_WAITS, waiters=waiters)
+        store.changes._lookers = waiters
+        stream = store.changes.watch(begin, ALL, include_existing=False, idle=NOBODY_WAITS, own=False)
         async with aclosing(stream) as batches:  # type: ignore[type-var] # a generator
             waiting = asyncio.ensure_future(anext(batches))
             other = asyncio.ensure_future(watched(store, begin))
@@ -347,9 +370,29 @@ async def test_a_watcher_that_waits_elsewhere_is_not_woken(tmp_path: Path) -> No
             await insert(store, "last")
             assert [run_id for _, run_id, _ in await other] == ["first", "last"]
             assert not waiting.done()
-            waiters.wake()
+            await store.changes.look()
             changes_of_batch = (await waiting).changes
         assert [change.run_id for _, change in changes_of_batch] == ["first", "last"]
+
+
+async def test_large_changes_are_read_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read ends when it has enough bytes, whatever the filter drops; all of them come, in order."""
+    monkeypatch.setattr(tables, "_CHANGES_AT_ONCE", 2)
+    monkeypatch.setattr(tables, "_ENOUGH_BYTES", 1)
+    async with opened(tmp_path) as store:
+        begin = await now(store)
+        for number in range(5):
+            await ended(store, f"run-{number}")
+        wanted = ChangeFilter(states=frozenset({RunState.KILLED}))
+        after, found = begin.change, []
+        while True:
+            read = await store._db.read(tables.read_changes, after, wanted)
+            assert len(read.changes) <= 2
+            found += [change.run_id for _, change in read.changes]
+            if read.last is None:
+                break
+            after = read.last
+        assert found == [f"run-{number}" for number in range(5)]
 
 
 @settings(max_examples=300)

@@ -117,6 +117,9 @@ class ChangeLog:
         self._is_stale = True
         self._loading = asyncio.Lock()
         self._waiters = Waiters()
+        self._lookers = Waiters()
+        # The newest change at the last look that found one.
+        self._looked = 0
         self.wakes = 0
         self._is_closed = False
 
@@ -127,13 +130,13 @@ class ChangeLog:
         self._waiters.wake()
 
     async def look(self) -> None:
-        """Read what other servers have changed, and wake watchers if there is something."""
-        before = self._end
-        self._is_stale = True
-        await self._refresh()
-        if self._end > before:
-            self.wakes += 1
-            self._waiters.wake()
+        """Let watchers see what other servers have changed, if there is something."""
+        last = await self.last()
+        # Not compared with `_end`: a watcher that has just come advances it, and wakes no other.
+        if last != self._looked:
+            self._looked = last
+            self.wake()
+        self._lookers.wake()
 
     async def wait(self, wakes: int, seconds: float) -> None:
         """Wait until `wake` was called more than `wakes` times, or until a time has passed."""
@@ -153,6 +156,7 @@ class ChangeLog:
         """End all watchers when they have got everything: the server stops."""
         self._is_closed = True
         self._waiters.wake()
+        self._lookers.wake()
 
     def encoded(self, change: Change, encode: Callable[[], bytes]) -> bytes:
         """Return what `encode` makes of a change: once for all watchers while it stays in memory."""
@@ -171,7 +175,7 @@ class ChangeLog:
         *,
         include_existing: bool,
         idle: float,
-        waiters: Waiters | None = None,
+        own: bool = True,
     ) -> AsyncIterator[WatchBatch]:
         """Yield the changes after a cursor, then new ones as they come.
 
@@ -180,7 +184,7 @@ class ChangeLog:
             wanted: Which changes the watcher gets.
             include_existing: Begin with the runs that exist, if there is no cursor.
             idle: Seconds without a change after which a heartbeat is yielded.
-            waiters: Where the watcher waits; None: it is woken by each change.
+            own: Whether changes of this server wake the watcher; otherwise it gets them after the next look.
 
         Raises:
             CursorExpiredError: Some changes after the cursor are not known.
@@ -199,6 +203,7 @@ class ChangeLog:
             batch = await self._existing(cursor, wanted)
             yield batch
             cursor = batch.cursor
+        waiters = self._waiters if own else self._lookers
         while True:
             await self._refresh()
             if cursor.change < self._end:
@@ -209,7 +214,7 @@ class ChangeLog:
                 raise ShuttingDownError(
                     "The server is shutting down. Watch again from the last cursor after its restart."
                 )
-            elif not self._is_stale and not await (waiters or self._waiters).wait(idle):
+            elif not self._is_stale and not await waiters.wait(idle):
                 yield WatchBatch((), cursor, is_heartbeat=True)
 
     async def _existing(self, cursor: WatchCursor, wanted: ChangeFilter) -> WatchBatch:
@@ -251,18 +256,20 @@ class ChangeLog:
         is_end = False
         while not is_end:
             read = await self._database.read(tables.read_changes, self._end, _ALL)
-            if read.state.last - self._end > _MAX_BEHIND or read.state.expired > self._end:
+            state = read.state
+            # A database that has failed over may have lost the newest.
+            if not 0 <= state.last - self._end <= _MAX_BEHIND or state.expired > self._end:
                 self._recent.clear()
                 self._encoded.clear()
                 self._recent_bytes = 0
-                self._start = self._end = read.state.last
+                self._start = self._end = state.last
                 return
             self._record_damage(read)
             for _, change in read.changes:
                 self._recent.append(change)
                 self._recent_bytes += _CHANGE_BYTES + change.size
             is_end = read.last is None
-            self._end = read.state.last if read.last is None else read.last
+            self._end = state.last if read.last is None else read.last
             self._trim()
 
     def _trim(self) -> None:

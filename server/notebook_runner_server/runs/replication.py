@@ -75,8 +75,6 @@ class Replication:
         self._recover = recover
         self._on_found: Callable[[Run], object] = lambda _: None
         self._cursor = WatchCursor("", 0)
-        # Not woken by changes of this server, of which it knows: it sees them with the next of another one.
-        self._news = Waiters()
         self._seen = Waiters()
         self._hints = {topic: asyncio.Event() for topic in Topic}
         self._written: set[int] = set()
@@ -180,8 +178,9 @@ class Replication:
     async def _follow_changes(self) -> NoReturn:
         while True:
             try:
+                # Of its own changes this server knows.
                 async for batch in self._store.changes.watch(
-                    self._cursor, _ALL, include_existing=False, idle=3600.0, waiters=self._news
+                    self._cursor, _ALL, include_existing=False, idle=3600.0, own=False
                 ):
                     for cursor, change in batch.changes:
                         try:
@@ -208,7 +207,6 @@ class Replication:
 
     async def _look_for_changes(self) -> None:
         await self._store.changes.look()
-        self._news.wake()
 
     async def catch_up(self) -> None:
         """Learn of all changes that are durable by now.

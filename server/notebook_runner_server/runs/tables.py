@@ -34,7 +34,10 @@ _SEPARATOR = "\x1f"
 MAX_DELETIONS = 100_000
 """How many deletions a history remembers; the cursors of watchers before older ones have expired."""
 
-_CHANGES_PER_READ = 64
+_CHANGES_PER_READ = 256
+
+_CHANGES_AT_ONCE = 8
+"""How many changes are read with their events at a time: an event may have 1 MiB of parameters."""
 
 UNENDED = frozenset(state.value for state in RunState if not state.is_terminal)
 ENDED = ", ".join(f"'{state.value}'" for state in RunState if state.is_terminal)
@@ -546,7 +549,10 @@ def changes_state(db: Connection) -> ChangesState:
 
 def read_changes(db: Connection, after: int, wanted: ChangeFilter) -> ChangeBatch:
     """Return some changes after a number that match a filter, in order; `last` is a number of a change."""
-    some = f"SELECT change AS key, {_CHANGE_COLUMNS} FROM changes WHERE change > ? ORDER BY change LIMIT ?"  # noqa: S608 - constants
+    some = (
+        f"SELECT change AS key, {_CHANGE_COLUMNS} FROM changes WHERE change > ?"  # noqa: S608 - constants
+        f" ORDER BY change LIMIT {_CHANGES_PER_READ}"
+    )
     return _read_batch(db, some, [after], wanted)
 
 
@@ -562,58 +568,66 @@ def read_existing(db: Connection, as_of: int, after: int, wanted: ChangeFilter) 
     some = (
         f"SELECT position AS key, {_CHANGE_COLUMNS} FROM changes WHERE change IN"  # noqa: S608 - constants
         " (SELECT MAX(change) FROM changes WHERE position > ? AND change <= ? AND sequence > 0"
-        " GROUP BY position ORDER BY position LIMIT ?)"
+        f" GROUP BY position ORDER BY position LIMIT {_CHANGES_PER_READ})"
     )
     return _read_batch(db, some, [after, as_of], wanted)
 
 
-_CHANGE_COLUMNS = "change, position, sequence, state, owner"
+_CHANGE_COLUMNS = "change, position, state, owner"
 
 
 def _read_batch(db: Connection, some: str, values: Sequence[int], wanted: ChangeFilter) -> ChangeBatch:
-    """Read some rows of `changes`, up to a limit, by one statement: it sees one state of the history.
-
-    Of changes that the filter does not let pass, it reads no events.
-    """
-    limit = min(_CHANGES_PER_READ, db.rows_at_once)
-    where, passing = _where(wanted)
+    """Return changes of up to `_CHANGES_PER_READ` rows; fewer when they are large."""
+    # By one statement, which sees one state of the history. Without changes it finds that state alone.
     rows = db.execute(
-        f"SELECT history_id, {db.last_change}, expired_change, key, one.change, one.position,"  # noqa: S608 - constants and marks
-        " one.sequence, one.state, one.owner, events.time, events.event, events.checksum, deletions.run_id,"
-        " deletions.labels"
-        f" FROM history LEFT JOIN ({some}) AS one ON 1 = 1"
-        " LEFT JOIN events ON events.position = one.position AND events.sequence = one.sequence"
-        f" {where} LEFT JOIN deletions ON deletions.change = one.change ORDER BY key",
-        [*values, limit, *passing],
+        f"SELECT history_id, {db.last_change}, expired_change, key, {_CHANGE_COLUMNS}"  # noqa: S608 - constants
+        f" FROM history LEFT JOIN ({some}) AS one ON 1 = 1 ORDER BY key",
+        values,
     ).fetchall()
-    state = ChangesState(*rows[0][:3])
+    found = [row[3:] for row in rows if row[3] is not None]
+    last = found[-1][0] if len(found) == _CHANGES_PER_READ else None
     changes: list[tuple[int, Change]] = []
     damaged_runs: list[tuple[str, str]] = []
-    # Without changes there is one row, of the history alone.
-    found = [row[3:] for row in rows if row[3] is not None]
-    for _, number, position, sequence, state_text, owner, *rest in found:
+    passing: list[tuple[int, int]] = []
+    for key, number, position, state, owner in found:
         try:
-            if not wanted.may_match(owner, RunState(state_text) if state_text else None):
-                continue
-            change = _change(db, number, position, sequence, owner, *rest)
-        except DamagedRunError as error:
-            damaged_runs.append((error.metadata["run_id"], error.message))
-            continue
-        except _DECODING_ERRORS as error:
+            if wanted.may_match(owner, RunState(state) if state else None):
+                passing.append((key, number))
+        except ValueError as error:
             damaged_runs.append((_run_id(db, position), f"change {number}: {_describe(error)}"))
-            continue
-        if wanted.matches(change):
-            changes.append((position, change))
-    return ChangeBatch(changes, damaged_runs, found[-1][0] if len(found) == limit else None, state)
+    size = 0
+    while passing:
+        some_passing, passing = passing[:_CHANGES_AT_ONCE], passing[_CHANGES_AT_ONCE:]
+        rows_by_number = _change_rows(db, [number for _, number in some_passing])
+        # The run of a missing one has just been deleted, which is a change itself.
+        for row in [rows_by_number[number] for _, number in some_passing if number in rows_by_number]:
+            try:
+                change = _change(db, *row)
+            except DamagedRunError as error:
+                damaged_runs.append((error.metadata["run_id"], error.message))
+                continue
+            except _DECODING_ERRORS as error:
+                damaged_runs.append((_run_id(db, row[1]), f"change {row[0]}: {_describe(error)}"))
+                continue
+            if wanted.matches(change):
+                changes.append((row[1], change))
+            size += change.size
+        if passing and size >= _ENOUGH_BYTES:
+            last = some_passing[-1][0]
+            break
+    return ChangeBatch(changes, damaged_runs, last, ChangesState(*rows[0][:3]))
 
 
-def _where(wanted: ChangeFilter) -> tuple[str, list[str]]:
-    """Return a condition, and its values, that lets pass what `ChangeFilter.may_match` does."""
-    owners = [owner for owner in (wanted.visible_owner, wanted.owner or None) if owner is not None]
-    states = sorted(state.value for state in wanted.states)
-    marks = ", ".join("?" * len(states))
-    text = " AND one.owner = ?" * len(owners) + (f" AND one.state IN ({marks})" if states else "")
-    return text, [*owners, *states]
+def _change_rows(db: Connection, numbers: Sequence[int]) -> dict[int, tuple[Any, ...]]:
+    """Return changes by their numbers, each with its event or its deletion."""
+    rows = db.execute(
+        "SELECT changes.change, changes.position, changes.sequence, owner, time, event, checksum, run_id,"  # noqa: S608 - marks
+        " labels FROM changes LEFT JOIN events ON events.position = changes.position"
+        " AND events.sequence = changes.sequence LEFT JOIN deletions ON deletions.change = changes.change"
+        f" WHERE changes.change IN ({', '.join('?' * len(numbers))})",
+        numbers,
+    ).fetchall()
+    return {row[0]: row for row in rows}
 
 
 def _change(db: Connection, number: int, position: int, sequence: int, owner: str, *columns: Any) -> Change:

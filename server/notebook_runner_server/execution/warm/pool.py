@@ -292,7 +292,7 @@ class WarmPool:
 
     def report_unfit(self, kernel: Kernel, error: Exception) -> None:
         """Log that a kernel that was taken could not become the run's."""
-        why = f"a run could not use it: {error or type(error).__name__}"
+        why = f"a run could not use it: {str(error) or type(error).__name__}"
         self._log(logging.WARNING, "warm_kernel_lost", why=why, pid=kernel.pid)
 
     def resume(self) -> None:
