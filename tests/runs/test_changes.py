@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import sqlite3
+from collections.abc import Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from typing_extensions import override
 from notebook_runner_server.errors import CursorExpiredError, InvalidFieldError, ShuttingDownError
 from notebook_runner_server.runs import changes, tables
 from notebook_runner_server.runs.changes import WatchCursor
+from notebook_runner_server.runs.database import Connection
 from notebook_runner_server.runs.model import Change, ChangeFilter, RunState
 from notebook_runner_server.runs.store import Store
 from notebook_runner_server.runs.waiters import Waiters
@@ -376,23 +379,94 @@ async def test_a_watcher_of_other_servers_is_woken_by_looks(tmp_path: Path) -> N
 
 
 async def test_large_changes_are_read_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read ends when it has enough bytes, whatever the filter drops; all of them come, in order."""
+    """A read ends when it has enough bytes, of what the filter drops too; all of them come, in order."""
     monkeypatch.setattr(tables, "_CHANGES_AT_ONCE", 2)
     monkeypatch.setattr(tables, "_ENOUGH_BYTES", 1)
     async with opened(tmp_path) as store:
-        begin = await now(store)
+        begin = (await now(store)).change
         for number in range(5):
             await ended(store, f"run-{number}")
-        wanted = ChangeFilter(states=frozenset({RunState.KILLED}))
-        after, found = begin.change, []
-        while True:
-            read = await store._db.read(tables.read_changes, after, wanted)
-            assert len(read.changes) <= 2
-            found += [change.run_id for _, change in read.changes]
-            if read.last is None:
-                break
-            after = read.last
-        assert found == [f"run-{number}" for number in range(5)]
+        killed = ChangeFilter(states=frozenset({RunState.KILLED}))
+        first = await store._db.read(tables.read_changes, begin, killed)
+        assert ([one.run_id for _, one in first.changes], first.last) == (["run-0", "run-1"], begin + 4)
+        nothing = await store._db.read(tables.read_changes, begin, ChangeFilter(labels={"a": "b"}))
+        assert (nothing.changes, nothing.last) == ([], begin + 2)
+        await insert(store, "last")
+        runs = [f"run-{number}" for number in range(5)]
+        assert [one[1] for one in await watched(store)] == [*runs, "last"]
+        cursor = WatchCursor((await now(store)).history_id, begin)
+        assert [one[1] for one in await watched(store, cursor, killed, until="run-4")] == runs
+
+
+async def test_a_deletion_that_is_forgotten_during_a_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cursor has expired then; no watcher continues as if there had been no deletion."""
+    monkeypatch.setattr(tables, "MAX_DELETIONS", 1)
+    read_rows, loop = tables._change_rows, asyncio.get_running_loop()
+    async with opened(tmp_path) as store:
+        await ended(store, "one")
+        other = await insert(store, "two")
+        await finish(store, other, "two")
+        begin = await now(store)
+        await delete(store, "one")
+
+        def read_after_a_deletion(db: Connection, numbers: Sequence[int]) -> dict[int, tuple[Any, ...]]:
+            monkeypatch.setattr(tables, "_change_rows", read_rows)
+            write = store._db.write(lambda db: tables.delete_run(db, other, is_expired=False))
+            assert asyncio.run_coroutine_threadsafe(write, loop).result()
+            return read_rows(db, numbers)
+
+        monkeypatch.setattr(tables, "_change_rows", read_after_a_deletion)
+        with pytest.raises(CursorExpiredError):
+            await watched(store, begin)
+
+
+@pytest.mark.state_folder("it takes changes out of SQLite's file")
+async def test_changes_that_the_database_has_lost(tmp_path: Path) -> None:
+    """As after a failover: a watcher that has got them learns that its cursor has expired."""
+    async with opened(tmp_path) as store:
+        await ended(store, "kept")
+        kept, waiters = (await now(store)).change, Noted()
+        await ended(store, "lost")
+        store.changes._waiters = waiters
+        waiting = asyncio.ensure_future(watched(store, await now(store)))
+        await waiters.begun.wait()
+
+        def lose(db: Connection) -> None:
+            db.execute("DELETE FROM changes WHERE change > ?", (kept,))
+            db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'changes'", (kept,))
+
+        await store._db.write(lose)
+        await store.changes.look()
+        with pytest.raises(CursorExpiredError):
+            await waiting
+
+
+async def test_watchers_have_heartbeats_while_a_read_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, whoever has begun the read; then they get what it finds."""
+    async with opened(tmp_path) as store:
+        begin, read, let_through = await now(store), store._db.read, asyncio.Event()
+
+        async def held(function: object, *args: object) -> object:
+            if function is tables.read_changes:
+                await let_through.wait()
+            return await read(function, *args)  # type: ignore[arg-type] # any function
+
+        monkeypatch.setattr(store._db, "read", held)
+        await insert(store, "last")
+        streams = [store.changes.watch(begin, ALL, include_existing=False, idle=0.01) for _ in range(3)]
+        for _ in range(3):
+            for stream in streams:
+                assert (await anext(stream)).is_heartbeat
+        let_through.set()
+        for stream in streams:
+            while not (batch := await anext(stream)).changes:
+                pass
+            assert [change.run_id for _, change in batch.changes] == ["last"]
+            await stream.aclose()  # type: ignore[attr-defined] # a generator
 
 
 @settings(max_examples=300)

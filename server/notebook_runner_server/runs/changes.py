@@ -19,6 +19,7 @@ from notebook_runner_server.errors import CursorExpiredError, InvalidFieldError,
 from notebook_runner_server.runs import tables
 from notebook_runner_server.runs.database import Database
 from notebook_runner_server.runs.model import Change, ChangeFilter
+from notebook_runner_server.runs.patience import patient
 from notebook_runner_server.runs.tables import ChangeBatch, ChangesState
 from notebook_runner_server.runs.waiters import Waiters
 
@@ -115,7 +116,9 @@ class ChangeLog:
         self._encoded: dict[int, bytes] = {}
         self._recent_bytes = 0
         self._is_stale = True
-        self._loading = asyncio.Lock()
+        self._loading: asyncio.Task[None] | None = None
+        # How often the database had fewer changes than before.
+        self._losses = 0
         self._waiters = Waiters()
         self._lookers = Waiters()
         # The newest change at the last look that found one.
@@ -204,8 +207,12 @@ class ChangeLog:
             yield batch
             cursor = batch.cursor
         waiters = self._waiters if own else self._lookers
+        losses = self._losses
         while True:
-            await self._refresh()
+            is_loaded = await self._refresh(idle)
+            if self._losses != losses and cursor.change > self._end:
+                raise _expired()
+            losses = self._losses
             if cursor.change < self._end:
                 batch = await self._after(cursor, wanted)
                 yield batch
@@ -214,7 +221,7 @@ class ChangeLog:
                 raise ShuttingDownError(
                     "The server is shutting down. Watch again from the last cursor after its restart."
                 )
-            elif not self._is_stale and not await waiters.wait(idle):
+            elif not is_loaded or (not self._is_stale and not await waiters.wait(idle)):
                 yield WatchBatch((), cursor, is_heartbeat=True)
 
     async def _existing(self, cursor: WatchCursor, wanted: ChangeFilter) -> WatchBatch:
@@ -241,16 +248,30 @@ class ChangeLog:
             replace(cursor, change=last),
         )
 
-    async def _refresh(self) -> None:
-        """Read the changes since the last refresh, once for all watchers."""
-        async with self._loading:
-            while self._is_stale:
-                self._is_stale = False
-                try:
-                    await self._load()
-                except BaseException:
-                    self._is_stale = True
-                    raise
+    async def _refresh(self, seconds: float) -> bool:
+        """Have the changes since the last refresh read, once for all watchers; false: that takes longer."""
+        if self._loading is None and self._is_stale:
+            # By a task of its own: while the database is away, no watcher must wait for another one.
+            with patient():
+                self._loading = asyncio.create_task(self._load_all())
+            self._loading.add_done_callback(self._loaded)
+        if (loading := self._loading) is None:
+            return True
+        done, _ = await asyncio.wait({loading}, timeout=seconds)
+        if done:
+            loading.result()
+        return bool(done)
+
+    def _loaded(self, task: asyncio.Task[None]) -> None:
+        self._loading = None
+        # If no watcher waits any longer, no other code retrieves the exception.
+        if task.cancelled() or task.exception() is not None:
+            self._is_stale = True
+
+    async def _load_all(self) -> None:
+        while self._is_stale:
+            self._is_stale = False
+            await self._load()
 
     async def _load(self) -> None:
         is_end = False
@@ -258,7 +279,9 @@ class ChangeLog:
             read = await self._database.read(tables.read_changes, self._end, _ALL)
             state = read.state
             # A database that has failed over may have lost the newest.
-            if not 0 <= state.last - self._end <= _MAX_BEHIND or state.expired > self._end:
+            is_lost = state.last < self._end
+            self._losses += is_lost
+            if is_lost or state.last - self._end > _MAX_BEHIND or state.expired > self._end:
                 self._recent.clear()
                 self._encoded.clear()
                 self._recent_bytes = 0

@@ -584,38 +584,49 @@ def _read_batch(db: Connection, some: str, values: Sequence[int], wanted: Change
         f" FROM history LEFT JOIN ({some}) AS one ON 1 = 1 ORDER BY key",
         values,
     ).fetchall()
+    state = ChangesState(*rows[0][:3])
     found = [row[3:] for row in rows if row[3] is not None]
     last = found[-1][0] if len(found) == _CHANGES_PER_READ else None
-    changes: list[tuple[int, Change]] = []
     damaged_runs: list[tuple[str, str]] = []
     passing: list[tuple[int, int]] = []
-    for key, number, position, state, owner in found:
+    for key, number, position, state_text, owner in found:
         try:
-            if wanted.may_match(owner, RunState(state) if state else None):
+            if wanted.may_match(owner, RunState(state_text) if state_text else None):
                 passing.append((key, number))
         except ValueError as error:
             damaged_runs.append((_run_id(db, position), f"change {number}: {_describe(error)}"))
+    changes: list[tuple[int, Change]] = []
     size = 0
     while passing:
         some_passing, passing = passing[:_CHANGES_AT_ONCE], passing[_CHANGES_AT_ONCE:]
-        rows_by_number = _change_rows(db, [number for _, number in some_passing])
-        # The run of a missing one has just been deleted, which is a change itself.
-        for row in [rows_by_number[number] for _, number in some_passing if number in rows_by_number]:
-            try:
-                change = _change(db, *row)
-            except DamagedRunError as error:
-                damaged_runs.append((error.metadata["run_id"], error.message))
-                continue
-            except _DECODING_ERRORS as error:
-                damaged_runs.append((_run_id(db, row[1]), f"change {row[0]}: {_describe(error)}"))
-                continue
-            if wanted.matches(change):
-                changes.append((row[1], change))
-            size += change.size
+        read, damaged_some = _read_some(db, [number for _, number in some_passing])
+        if len(read) + len(damaged_some) < len(some_passing):
+            # Their runs were deleted meanwhile, which is a change itself, or such changes were forgotten.
+            state = replace(state, expired=changes_state(db).expired)
+        changes += [(position, change) for position, change in read if wanted.matches(change)]
+        damaged_runs += damaged_some
+        size += sum(change.size for _, change in read)
         if passing and size >= _ENOUGH_BYTES:
             last = some_passing[-1][0]
             break
-    return ChangeBatch(changes, damaged_runs, last, ChangesState(*rows[0][:3]))
+    return ChangeBatch(changes, damaged_runs, last, state)
+
+
+def _read_some(
+    db: Connection, numbers: Sequence[int]
+) -> tuple[list[tuple[int, Change]], list[tuple[str, str]]]:
+    """Return changes in the order of these numbers, each with the position of its run; then the damaged."""
+    rows = _change_rows(db, numbers)
+    changes: list[tuple[int, Change]] = []
+    damaged_runs: list[tuple[str, str]] = []
+    for number, position, *columns in [rows[number] for number in numbers if number in rows]:
+        try:
+            changes.append((position, _change(db, number, position, *columns)))
+        except DamagedRunError as error:
+            damaged_runs.append((error.metadata["run_id"], error.message))
+        except _DECODING_ERRORS as error:
+            damaged_runs.append((_run_id(db, position), f"change {number}: {_describe(error)}"))
+    return changes, damaged_runs
 
 
 def _change_rows(db: Connection, numbers: Sequence[int]) -> dict[int, tuple[Any, ...]]:
