@@ -247,6 +247,7 @@ def test_a_service_that_trickles_holds_up_nobody(uri_server: Server, web: Web) -
     assert refusal.kind == (grpc.StatusCode.UNAVAILABLE, "NOTEBOOK_UNREACHABLE")
 
 
+@pytest.mark.state_folder("it reads the files of a run that is executed")
 def test_what_a_uri_signs_with_is_nowhere_when_the_run_has_ended(
     uri_server: Server, web: Web, gate: Gate
 ) -> None:

@@ -64,7 +64,20 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.process_pool("a broken server breaks what its own worker processes promise")
 @pytest.mark.usefixtures("servers")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.promise}-{case.fault}")
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case,
+            id=f"{case.promise}-{case.fault}",
+            # A claim in the database keeps a run from being started again.
+            marks=[pytest.mark.state_folder("it forgets what a state folder says")]
+            if case.promise == "repeats"
+            else [],
+        )
+        for case in CASES
+    ],
+)
 def test_a_broken_promise_is_found(tmp_path: Path, case: Case) -> None:
     """One round with a fault at the right place names what is wrong."""
     program = [*BROKEN, case.promise]

@@ -26,7 +26,10 @@ from tests.support.killable import FOLDERS, KillableServer, figure
 from tests.support.server import Server
 from tests.support.unprivileged import UnprivilegedServer, unprivileged_home
 
-pytestmark = pytest.mark.process_pool("the runs of a server that is killed go on elsewhere")
+pytestmark = [
+    pytest.mark.process_pool("the runs of a server that is killed go on elsewhere"),
+    pytest.mark.state_folder("it damages the files of a state folder"),
+]
 
 ROUNDS = int(os.environ.get("DAMAGE_ROUNDS", "20"))
 SEED = int(os.environ.get("DAMAGE_SEED", "0")) or secrets.randbits(32)

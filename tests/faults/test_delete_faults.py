@@ -49,6 +49,7 @@ def test_an_acknowledged_delete_survives_the_server(tmp_path: Path) -> None:
     assert not list(state.glob("damaged-*"))
 
 
+@pytest.mark.state_folder("it dies at a commit of SQLite")
 @pytest.mark.parametrize("point", ["before-commit", "after-commit"])
 def test_a_server_that_dies_while_it_deletes(tmp_path: Path, point: str) -> None:
     """Either the whole run is there afterwards, or nothing of it."""
@@ -73,6 +74,7 @@ def test_a_server_that_dies_while_it_deletes(tmp_path: Path, point: str) -> None
     assert not list(state.glob("damaged-*"))
 
 
+@pytest.mark.state_folder("it damages SQLite's file")
 @pytest.mark.process_pool("a state folder that is changed by the test has no runs on a cluster")
 @pytest.mark.parametrize("column", ["run", "state", "parameters", "options", "last_sequence"])
 def test_a_run_whose_record_is_damaged(tmp_path: Path, column: str) -> None:
@@ -102,6 +104,7 @@ def test_a_run_whose_record_is_damaged(tmp_path: Path, column: str) -> None:
         assert history(server.stub) == [other]
 
 
+@pytest.mark.state_folder("it damages the files of a state folder")
 @pytest.mark.process_pool("a state folder that is changed by the test has no runs on a cluster")
 def test_a_run_whose_events_and_segments_are_damaged(tmp_path: Path) -> None:
     """It is deleted like every other, with the run as its row has it."""

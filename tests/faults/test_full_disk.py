@@ -29,7 +29,10 @@ from tests.support.processes import outlived
 from tests.support.server import PROGRAM
 from tests.support.warm import ON, kept
 
-pytestmark = pytest.mark.process_pool("a run that outlives its server is not told to have been interrupted")
+pytestmark = [
+    pytest.mark.process_pool("a run that outlives its server is not told to have been interrupted"),
+    pytest.mark.state_folder("it fills the disk of a state folder"),
+]
 
 ROUNDS = int(os.environ.get("FULL_DISK_ROUNDS", "12"))
 SEED = int(os.environ.get("FULL_DISK_SEED", "0")) or secrets.randbits(32)

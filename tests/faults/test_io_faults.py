@@ -32,6 +32,7 @@ from tests.support.killable import KillableServer, figure
 pytestmark = [
     pytest.mark.process_pool("a run that outlives its server is not told to have been interrupted"),
     needs_compiler,
+    pytest.mark.state_folder("it lets operations on the files of a state folder fail"),
 ]
 
 ROUNDS = int(os.environ.get("IO_FAULT_ROUNDS", "12"))

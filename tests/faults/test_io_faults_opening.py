@@ -21,7 +21,10 @@ from tests.faults.state_opener import ADMIT
 from tests.runs.stores import finish, insert, opened
 from tests.support.pages import REPOSITORY
 
-pytestmark = needs_compiler
+pytestmark = [
+    needs_compiler,
+    pytest.mark.state_folder("it lets operations on the files of a state folder fail"),
+]
 
 PROGRAM = "tests.faults.state_opener"
 DATABASE = "notebook-runner.db"

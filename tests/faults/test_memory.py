@@ -16,6 +16,8 @@ from tests.support.server import Server
 MEGABYTES = 300
 READERS = 20
 GROWTH = 64 * 1024 * 1024
+# The driver of PostgreSQL holds what a transaction writes in several forms: 68 MiB were measured.
+GROWTH_WITH_POSTGRES = 96 * 1024 * 1024
 # Of 10 kB each.
 LINES = 2_000
 
@@ -59,7 +61,7 @@ def test_a_large_notebook_and_many_readers(make_server: Callable[..., Server]) -
     assert len(set(sizes)) == 1
     assert len(sizes) == READERS
     assert sizes[0] > MEGABYTES * 999_999
-    assert after - before < GROWTH
+    assert after - before < (GROWTH if Server.databases is None else GROWTH_WITH_POSTGRES)
 
 
 def test_a_reader_that_has_stopped_costs_nothing(make_server: Callable[..., Server], gate: Gate) -> None:

@@ -16,6 +16,7 @@ from tests.faults.odd_server import STUCK
 from tests.support.calls import SECONDS, duration, executed, finish, follow, inline, perform, reach, start
 from tests.support.killable import RUN_MARK, KillableServer, figure, gone, new_mark, remains, worker_of
 from tests.support.notebooks import printed
+from tests.support.processes import is_alive
 
 pytestmark = pytest.mark.process_pool("the patience with a worker is the Dask worker's own there, 20 s")
 
@@ -98,12 +99,17 @@ def test_a_kill_without_grace_does_not_wait_for_one_with_grace(server: KillableS
 
 def test_a_worker_that_is_stopped_before_its_run(server: KillableServer) -> None:
     """A run that a stopped worker was given is ended by Kill, and the one behind it is executed."""
-    os.kill(worker_of(server), signal.SIGSTOP)
-    run = start(server.stub, inline("1"))
-    queued = start(server.stub, inline("2"))
-    answer = server.stub.Kill(pb.KillRequest(run_id=run.run_id), timeout=SECONDS)
-    assert answer.run.state == pb.RUN_STATE_KILLED
-    assert finish(server.stub, queued.run_id).run.state == pb.RUN_STATE_SUCCEEDED
+    stopped = worker_of(server)
+    os.kill(stopped, signal.SIGSTOP)
+    runs = [start(server.stub, inline("1")).run_id, start(server.stub, inline("2")).run_id]
+    while True:
+        answer = server.stub.Kill(pb.KillRequest(run_id=runs.pop(0)), timeout=SECONDS)
+        assert answer.run.state == pb.RUN_STATE_KILLED
+        if not is_alive(stopped):
+            break
+        # This Kill came before the worker had the run. It is given the next one.
+        runs.append(start(server.stub, inline("3")).run_id)
+    assert finish(server.stub, runs[0]).run.state == pb.RUN_STATE_SUCCEEDED
 
 
 def test_a_server_ends_although_its_busy_worker_is_stopped(server: KillableServer) -> None:

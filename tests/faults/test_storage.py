@@ -39,6 +39,7 @@ def succeeds(server: Server) -> None:
     assert perform(server.stub, inline("1")).run.state == pb.RUN_STATE_SUCCEEDED
 
 
+@pytest.mark.state_folder("it fills the disk of a state folder")
 def test_a_start_on_a_full_disk_leaves_nothing(make_server: Callable[..., Server]) -> None:
     """STORAGE_FULL, no run, no folder; the same request is taken when there is room again."""
     server = make_server()
@@ -63,6 +64,7 @@ def told_to_wait(server: Server, run_id: str, last: int) -> pb.ProgressResponse:
     raise AssertionError("the run was told to have ended")
 
 
+@pytest.mark.state_folder("it fills the disk of a state folder")
 def test_the_end_of_a_run_is_told_when_it_can_be_written(
     make_server: Callable[..., Server], gate: Gate
 ) -> None:
@@ -91,6 +93,7 @@ def test_the_end_of_a_run_is_told_when_it_can_be_written(
     assert run.run_id in history(server.stub)
 
 
+@pytest.mark.state_folder("it fills the disk of a state folder")
 def test_an_end_that_could_not_be_written_is_told_by_the_next_server(tmp_path: Path, gate: Gate) -> None:
     """It was told to nobody, so nothing changes; finished cells are there, and nothing is half-written."""
     with KillableServer(tmp_path / "state", "--heartbeat-interval", "0.1") as server:
@@ -115,6 +118,7 @@ def _nothing(path: Path) -> None:
     os.truncate(path, 0)
 
 
+@pytest.mark.state_folder("it damages SQLite's file")
 @pytest.mark.parametrize("damage", [_garbage, _nothing])
 def test_a_history_of_which_nothing_is_left_is_set_aside(
     tmp_path: Path, damage: Callable[[Path], None]
@@ -148,6 +152,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return state, runs
 
 
+@pytest.mark.state_folder("it knows the size of runs in a state folder")
 def test_the_history_is_forgotten_oldest_first(kept: tuple[Path, list[str]]) -> None:
     """What is over its time goes first, then what is too much by count, then by bytes."""
     state, (first, short, third, fourth) = kept

@@ -26,7 +26,10 @@ from tests.support.progress import TERMINAL
 from tests.support.server import PROGRAM
 from tests.support.watching import watching
 
-pytestmark = pytest.mark.process_pool("a state folder that is made by the test has no runs on a cluster")
+pytestmark = [
+    pytest.mark.process_pool("a state folder that is made by the test has no runs on a cluster"),
+    pytest.mark.state_folder("it is about histories in SQLite's file"),
+]
 
 DATABASE = "notebook-runner.db"
 KEY = bytes(range(32))

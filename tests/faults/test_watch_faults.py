@@ -125,6 +125,7 @@ def test_a_watcher_over_many_connections(
             assert proxy.cuts > CUTS // 2
 
 
+@pytest.mark.state_folder("it changes SQLite's file")
 def test_a_cursor_that_retention_has_overtaken(tmp_path: Path) -> None:
     """It has expired, also after restarts; one that it has not overtaken continues."""
     options = ("--warm-kernels", "none")
