@@ -85,7 +85,7 @@ $(HOST_VENVS)/%/.installed: requirements-integrations/%.lock
 ALONE := airflow
 TESTS_OF = $(foreach host,$(1),tests/integrations/test_$(subst -,_,$(host)).py)
 integrations: install ## Test each integration in its host's own environment (HOSTS="papermill prefect": only in these)
-	@$(MAKE) --no-print-directory --jobs $(PROCESSES) $(HOSTS:%=$(HOST_VENVS)/%/.installed)
+	$(if $(HOSTS),@$(MAKE) --no-print-directory --jobs $(PROCESSES) $(HOSTS:%=$(HOST_VENVS)/%/.installed))
 	$(if $(filter-out $(ALONE),$(HOSTS)),$(PYTEST) $(PARALLEL) -m host $(call TESTS_OF,$(filter-out $(ALONE),$(HOSTS))))
 	$(if $(filter $(ALONE),$(HOSTS)),$(PYTEST) -m host $(call TESTS_OF,$(filter $(ALONE),$(HOSTS))))
 

@@ -5,7 +5,7 @@ NBR_TEST_CLOCK    names a file that says by how many seconds the system's clock 
 NBR_TEST_STUCK    how many seconds a worker may take to end a run before it is ended itself
 NBR_TEST_LOOK     how many seconds lie between two looks for runs to forget
 NBR_TEST_FORK     how many seconds a template of warm kernels may take to fork one
-NBR_TEST_SWITCH   set: a run comes before its warm kernel is ready, which gets ready as soon as it has looked
+NBR_TEST_SWITCH   set: a warm kernel becomes ready only after a run has looked for one
 NBR_TEST_PAGES    names a file: until it is there, whoever has read a page is waited for, and then nobody is
 """
 

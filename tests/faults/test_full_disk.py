@@ -30,7 +30,7 @@ from tests.support.server import PROGRAM
 from tests.support.warm import ON, kept
 
 pytestmark = [
-    pytest.mark.process_pool("a run that outlives its server is not told to have been interrupted"),
+    pytest.mark.process_pool("a run outlives its server there, so it does not end as interrupted"),
     pytest.mark.state_folder("it fills the disk of a state folder"),
 ]
 

@@ -30,7 +30,7 @@ from tests.support.errors import refusal_of
 from tests.support.killable import KillableServer, figure
 
 pytestmark = [
-    pytest.mark.process_pool("a run that outlives its server is not told to have been interrupted"),
+    pytest.mark.process_pool("a run outlives its server there, so it does not end as interrupted"),
     needs_compiler,
     pytest.mark.state_folder("it lets operations on the files of a state folder fail"),
 ]

@@ -315,7 +315,7 @@ async def test_many_watchers_read_the_store_once(tmp_path: Path, monkeypatch: py
 
 
 async def test_a_look_without_news_wakes_nobody(tmp_path: Path) -> None:
-    """Who looks for changes of other servers does so each second; watchers sleep until there are some."""
+    """The server looks for changes of other servers each second; watchers sleep until it finds one."""
     async with opened(tmp_path) as store:
         await ended(store, "first")
         await store.changes.look()
@@ -325,7 +325,7 @@ async def test_a_look_without_news_wakes_nobody(tmp_path: Path) -> None:
 
 
 async def test_a_look_wakes_all_watchers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when one that has just come has read the changes of another server before."""
+    """A look does so even if a new watcher has already read the change of the other server."""
     async with opened(tmp_path) as store:
         await store.changes.look()
         begin, waiters = await now(store), Noted()
@@ -336,7 +336,7 @@ async def test_a_look_wakes_all_watchers(tmp_path: Path, monkeypatch: pytest.Mon
             # As another server would.
             patched.setattr(store.changes, "wake", lambda: None)
             await insert(store, "last")
-        # A change of this server, of which the waiting watcher has been told already.
+        # As after a change of this server for which the waiting watcher has already been woken.
         store.changes._is_stale = True
         assert [run_id for _, run_id, _ in await watched(store, begin)] == ["last"]
         assert not waiting.done()
@@ -363,7 +363,7 @@ async def test_a_watcher_of_other_servers_is_woken_by_looks(tmp_path: Path) -> N
     """It gets what has changed meanwhile with the next look, and all of it."""
     async with opened(tmp_path) as store:
         begin, waiters = await now(store), Noted()
-        store.changes._lookers = waiters
+        store.changes._others_waiters = waiters
         stream = store.changes.watch(begin, ALL, include_existing=False, idle=NOBODY_WAITS, own=False)
         async with aclosing(stream) as batches:  # type: ignore[type-var] # a generator
             waiting = asyncio.ensure_future(anext(batches))
@@ -446,7 +446,7 @@ async def test_changes_that_the_database_has_lost(tmp_path: Path) -> None:
 async def test_watchers_have_heartbeats_while_a_read_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them, whoever has begun the read; then they get what it finds."""
+    """Every watcher has heartbeats, whichever of them began the read, and then gets what the read finds."""
     async with opened(tmp_path) as store:
         begin, read, let_through = await now(store), store._db.read, asyncio.Event()
 

@@ -120,7 +120,8 @@ class ChangeLog:
         # How often the database had fewer changes than before.
         self._losses = 0
         self._waiters = Waiters()
-        self._lookers = Waiters()
+        # Woken by looks, and not by changes of this server.
+        self._others_waiters = Waiters()
         # The newest change at the last look that found one.
         self._looked = 0
         self.wakes = 0
@@ -133,13 +134,13 @@ class ChangeLog:
         self._waiters.wake()
 
     async def look(self) -> None:
-        """Let watchers see what other servers have changed, if there is something."""
+        """Wake the watchers if another server has changed something."""
         last = await self.last()
-        # Not compared with `_end`: a watcher that has just come advances it, and wakes no other.
+        # Not compared with `_end`: a new watcher may have advanced it without waking the others.
         if last != self._looked:
             self._looked = last
             self.wake()
-        self._lookers.wake()
+        self._others_waiters.wake()
 
     async def wait(self, wakes: int, seconds: float) -> None:
         """Wait until `wake` was called more than `wakes` times, or until a time has passed."""
@@ -159,7 +160,7 @@ class ChangeLog:
         """End all watchers when they have got everything: the server stops."""
         self._is_closed = True
         self._waiters.wake()
-        self._lookers.wake()
+        self._others_waiters.wake()
 
     def encoded(self, change: Change, encode: Callable[[], bytes]) -> bytes:
         """Return what `encode` makes of a change: once for all watchers while it stays in memory."""
@@ -206,7 +207,7 @@ class ChangeLog:
             batch = await self._existing(cursor, wanted)
             yield batch
             cursor = batch.cursor
-        waiters = self._waiters if own else self._lookers
+        waiters = self._waiters if own else self._others_waiters
         losses = self._losses
         while True:
             is_loaded = await self._refresh(idle)
@@ -249,9 +250,9 @@ class ChangeLog:
         )
 
     async def _refresh(self, seconds: float) -> bool:
-        """Have the changes since the last refresh read, once for all watchers; false: that takes longer."""
+        """Read the changes since the last refresh, once for all watchers; false: the read takes longer."""
         if self._loading is None and self._is_stale:
-            # By a task of its own: while the database is away, no watcher must wait for another one.
+            # In a task of its own: while the database is away, no watcher waits for another one's read.
             with patient():
                 self._loading = asyncio.create_task(self._load_all())
             self._loading.add_done_callback(self._loaded)
@@ -264,7 +265,7 @@ class ChangeLog:
 
     def _loaded(self, task: asyncio.Task[None]) -> None:
         self._loading = None
-        # If no watcher waits any longer, no other code retrieves the exception.
+        # Retrieves the exception, which no other code does if all watchers have left.
         if task.cancelled() or task.exception() is not None:
             self._is_stale = True
 

@@ -111,7 +111,7 @@ class Replication:
         # What these do serves no call.
         with patient():
             steps = {
-                Topic.CHANGES: self._look_for_changes,
+                Topic.CHANGES: self._store.changes.look,
                 Topic.EVENTS: self._look_for_events,
                 Topic.KILLS: self._look_for_kills,
                 Topic.SERVERS: self._look_for_servers,
@@ -178,7 +178,7 @@ class Replication:
     async def _follow_changes(self) -> NoReturn:
         while True:
             try:
-                # Of its own changes this server knows.
+                # This server knows its own changes without reading them.
                 async for batch in self._store.changes.watch(
                     self._cursor, _ALL, include_existing=False, idle=3600.0, own=False
                 ):
@@ -205,9 +205,6 @@ class Replication:
         with contextlib.suppress(RunnerError):
             await self._load()
 
-    async def _look_for_changes(self) -> None:
-        await self._store.changes.look()
-
     async def catch_up(self) -> None:
         """Learn of all changes that are durable by now.
 
@@ -216,8 +213,8 @@ class Replication:
         """
         last = await self._store.changes.last()
         while self._cursor.change < last and not self._is_closed:
-            await self._look_for_changes()
-            # They may have been applied during the look.
+            await self._store.changes.look()
+            # The follower may have applied them during the look.
             if self._cursor.change < last:
                 await self._seen.wait(LOOK_SECONDS)
 

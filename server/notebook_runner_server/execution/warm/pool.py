@@ -252,11 +252,10 @@ class WarmPool:
             if taken is not None:
                 self._kernels.remove(taken)
                 self._hold = now + HOLD_SECONDS
+                self._expect_another(source)
             else:
                 # A run waits for the next one.
                 self._hold = 0.0
-            if ready:
-                self._expect_another(source)
         self._wake_up()
         if taken is None:
             return None
