@@ -1,7 +1,7 @@
 """What a server does with hints that are lost, and with what others leave undone, without any server."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,11 +15,24 @@ from tests.runs.samples import a_run, changed, some_options
 FIRST, SECOND = 1, 2
 
 
+class FakeChanges:
+    """The changes of a history in which no run changes."""
+
+    async def look(self) -> None:
+        """There is nothing to find."""
+
+    async def watch(self, *_: object, **__: object) -> AsyncIterator[object]:
+        """Wait for a change that does not come."""
+        await asyncio.Event().wait()
+        yield None
+
+
 class FakeStore:
     """A history with the events of some runs, by position."""
 
     def __init__(self, state: RunState = RunState.RUNNING) -> None:
         self.written: dict[int, list[Event]] = {}
+        self.changes = FakeChanges()
         self._state = state
 
     async def find(self, run_id: str) -> RunRecord:
