@@ -25,10 +25,13 @@ help: ## Show this list
 
 install: $(INSTALLED) $(TEST_DATA) ## Install the development environment into .venv, and download the test data
 
-$(INSTALLED): pyproject.toml requirements.lock client/notebook_runner/_version.py
+# pip of today takes half the time of the one that comes with Python 3.11; it fills the environments of hosts as well.
+INSTALL_INTO = $(BIN)/pip --python $(1)/bin/python install --quiet --require-hashes --requirement
+$(INSTALLED): pyproject.toml requirements-pip.lock requirements.lock client/notebook_runner/_version.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	@echo "Creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --require-hashes --requirement requirements-pip.lock
 	@echo "Installing the packages of requirements.lock (some minutes)"
 	@$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
 	@echo "Installing notebook-runner"
@@ -74,11 +77,12 @@ faults: install ## Run the tests that kill, starve, flood or attack a server, th
 	$(PYTEST) $(PARALLEL) -m "fault or long"
 	$(PYTEST) -m load
 
-$(HOST_VENVS)/%/.installed: requirements-integrations/%.lock
+# Tests import a part of what a host brings: Python compiles that part when it is imported.
+$(HOST_VENVS)/%/.installed: requirements-integrations/%.lock | $(INSTALLED)
 	@echo "Creating $(@D)"
 	@rm -rf $(@D)
-	@$(PYTHON) -m venv $(@D)
-	@$(@D)/bin/pip install --quiet --require-hashes --requirement $<
+	@$(PYTHON) -m venv --without-pip $(@D)
+	@$(call INSTALL_INTO,$(@D)) $< --no-compile
 	@touch $@
 
 # Airflow reports a deferred task as failed if its scheduler is starved (apache/airflow#72716), so nothing runs beside it.
@@ -174,9 +178,9 @@ format: $(INSTALLED) ## Format the sources and the contract
 	$(BIN)/ruff check --fix .
 	$(BIN)/buf format --write
 
-$(GENERATE_VENV)/.installed: requirements-generate.lock
-	$(PYTHON) -m venv $(GENERATE_VENV)
-	$(GENERATE_VENV)/bin/pip install --quiet --require-hashes --requirement requirements-generate.lock
+$(GENERATE_VENV)/.installed: requirements-generate.lock | $(INSTALLED)
+	$(PYTHON) -m venv --without-pip $(GENERATE_VENV)
+	$(call INSTALL_INTO,$(GENERATE_VENV)) $<
 	@touch $@
 
 OUT ?= client
@@ -238,6 +242,8 @@ LOCK_IMAGE := --constraint requirements.lock --universal --python-version 3.11 \
 lock: ## Update the locks (needs uv)
 	uv pip compile pyproject.toml --extra server --extra uris --extra tracing --extra dask --extra http-api --extra webhooks --extra postgres --extra examples --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
+	uv pip compile requirements-pip.in --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements-pip.lock
 	uv pip compile requirements-generate.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-generate.lock
 	uv pip compile requirements-release.in --universal --python-version 3.11 \

@@ -88,10 +88,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_client_alone(wheel: Path, server: Server, tmp_path: Path, age: str) -> None:
     """The wheel without extras installs, runs a notebook from a script and from the command line."""
     home = tmp_path / "venv"
-    venv.create(home, with_pip=True)
+    venv.create(home)
     python = home / "bin" / "python"
-    pip: list[str | Path] = [python, "-I", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    checked(*pip, "--only-binary", ":all:", wheel, *requirements(age))
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    checked(*pip, "--disable-pip-version-check", "--only-binary", ":all:", wheel, *requirements(age))
 
     grpc_version, protobuf_version = checked(python, "-I", "-c", SCRIPT, server.target).split()
     if age == "oldest":

@@ -39,17 +39,9 @@ class Host:
 
     def install(self, wheel: Path) -> None:
         """Installs this package as it is now, without what the lock has."""
-        pip = [
-            self.program(),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--force-reinstall",
-            str(wheel),
-        ]
-        subprocess.run(pip, check=True, capture_output=True, timeout=SECONDS)
+        pip = [sys.executable, "-m", "pip", "--python", self.program()]
+        install = [*pip, "install", "--quiet", "--no-deps", "--force-reinstall", str(wheel)]
+        subprocess.run(install, check=True, capture_output=True, timeout=SECONDS)
 
     def run(
         self, *command: str | Path, cwd: Path, target: str = "", typed: str = "", **variables: str
