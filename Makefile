@@ -144,8 +144,10 @@ chaos: install ## Kill processes, fill disks, fail file operations and damage st
 
 RUNS ?= 1000
 STREAMS ?= 2000
-soak: install ## Execute RUNS runs and drop STREAMS streams, and check for leaks
-	SOAK_RUNS=$(RUNS) SOAK_STREAMS=$(STREAMS) $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_soak.py
+CELLS ?= 10000
+soak: install ## Execute RUNS runs and drop STREAMS streams, and check for leaks; show a run of CELLS cells in a browser
+	SOAK_RUNS=$(RUNS) SOAK_STREAMS=$(STREAMS) SOAK_CELLS=$(CELLS) \
+	  $(BIN)/pytest -s -o faulthandler_timeout=0 tests/faults/test_soak.py tests/page/test_page_faults.py::test_a_large_run
 
 CONNECTIONS ?= 2000
 ATTACK_SECONDS ?= 10
