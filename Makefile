@@ -77,12 +77,11 @@ faults: install ## Run the tests that kill, starve, flood or attack a server, th
 	$(PYTEST) $(PARALLEL) -m "fault or long"
 	$(PYTEST) -m load
 
-# Tests import a part of what a host brings: Python compiles that part when it is imported.
 $(HOST_VENVS)/%/.installed: requirements-integrations/%.lock | $(INSTALLED)
 	@echo "Creating $(@D)"
 	@rm -rf $(@D)
 	@$(PYTHON) -m venv --without-pip $(@D)
-	@$(call INSTALL_INTO,$(@D)) $< --no-compile
+	@$(call INSTALL_INTO,$(@D)) $<
 	@touch $@
 
 # Airflow reports a deferred task as failed if its scheduler is starved (apache/airflow#72716), so nothing runs beside it.

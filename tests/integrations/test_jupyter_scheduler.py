@@ -199,7 +199,9 @@ def test_delete_kills_the_run(lab: JupyterLab, client: Client) -> None:
     fields = {"name": "d", "input_uri": name, "runtime_environment_name": "python3", "output_formats": []}
     definition = lab.call("POST", "job_definitions", fields)["job_definition_id"]
     jobs = [lab.call("POST", f"job_definitions/{definition}/jobs", {})["job_id"] for _ in range(2)]
-    running(client, jobs[0])
+    # Each job has its thread in JupyterLab, so either of them may be the first.
+    one_waits = {RunState.RUNNING, RunState.QUEUED}
+    eventually(lambda: {run.state for job_id in jobs for run in runs_of(client, job_id)} == one_waits)
     lab.call("DELETE", f"job_definitions/{definition}")
     for job_id in (alone, *jobs):
         assert {run.state for run in runs_of(client, job_id)} <= {RunState.KILLED}
