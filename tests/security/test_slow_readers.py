@@ -12,7 +12,7 @@ from tests.support.frames import Raw
 from tests.support.killable import children, figure
 from tests.support.polling import pause
 from tests.support.processes import stopped
-from tests.support.secure import Guarded, bearer, listed, new_token
+from tests.support.secure import Guarded, Metadata, bearer, listed, new_token
 from tests.support.server import SERVICE, Server
 
 pytestmark = pytest.mark.load
@@ -43,23 +43,27 @@ def others_are_answered(guarded: Guarded, request: pb.OutputRequest) -> None:
 
 def test_answers_that_nobody_reads(guarded: Guarded) -> None:
     """A caller who may read asks for hundreds of pages and takes none: memory stays, others are served."""
+    idle = new_token(guarded.file, "idle", "read-all")
     server, ordinary = guarded.server, Ordinary(guarded.server.target, guarded.run)
     request = pb.OutputRequest(run_id=wordy(guarded), max_bytes=PAGE_BYTES)
-    token = (b"authorization", f"Bearer {guarded.read}".encode())
+    token = (b"authorization", f"Bearer {idle}".encode())
     with ExitStack() as opened:
         for _ in range(12):
             raw = opened.enter_context(Raw(server.target)).greet()
             for stream in range(1, 50, 2):
                 assert raw.call(stream, OUTPUT, request.SerializeToString(), token)
         ordinary.until(lambda: True, least=20)
+        waiting = server.stub.Output.future(request, metadata=bearer(idle), timeout=SECONDS)
         others_are_answered(guarded, request)
+        # Not because the server has closed connections whose clients take nothing.
+        assert not waiting.done()
         after = memory(server.process.pid)
     ordinary.was_served("answers that nobody reads")
     figure(f"300 pages of 3 MiB that nobody reads: memory {after:.0f} MB")
     assert after < UNREAD_MB
     # All places are given back.
     for _ in range(40):
-        page = server.stub.Output(request, metadata=bearer(guarded.read), timeout=SECONDS)
+        page = server.stub.Output(request, metadata=bearer(idle), timeout=SECONDS)
         assert len(page.content) == PAGE_BYTES
 
 
@@ -69,29 +73,39 @@ for number in range(3):
 """
 
 
+def streamed(server: Server, request: pb.ProgressRequest, metadata: Metadata) -> int:
+    """The bytes of a stream's messages, to its end."""
+    events = server.stub.Progress(request, metadata=metadata, timeout=SECONDS)
+    return sum(map(pb.ProgressResponse.ByteSize, events))
+
+
 def test_display_data_that_nobody_reads(guarded: Guarded) -> None:
     """Streams with the largest messages take a bounded amount of memory, and other callers get theirs."""
+    idle = new_token(guarded.file, "idle-display", "read-all")
     server, ordinary = guarded.server, Ordinary(guarded.server.target, guarded.run)
-    run, read = bearer(guarded.run), bearer(guarded.read)
+    run, read = bearer(guarded.run), bearer(idle)
     run_id = server.stub.Start(inline(DISPLAYS), metadata=run, timeout=SECONDS).run.run_id
     request = pb.ProgressRequest(run_id=run_id, display_data_max_bytes=2**20)
-    assert sum(map(pb.ProgressResponse.ByteSize, server.stub.Progress(request, metadata=read))) > 5_000_000
-    token = (b"authorization", f"Bearer {guarded.read}".encode())
+    assert streamed(server, request, read) > 5_000_000
+    token = (b"authorization", f"Bearer {idle}".encode())
     before = memory(server.process.pid)
     with ExitStack() as opened:
+        # The server closes no connection that takes nothing, but is alive.
+        for _ in range(40):
+            stream = server.stub.Progress(request, metadata=read, timeout=2 * SECONDS)
+            opened.callback(stream.cancel)
         for _ in range(30):
             raw = opened.enter_context(Raw(server.target, receive_bytes=2048)).greet()
-            for stream in range(1, 20, 2):
-                assert raw.call(stream, SERVICE + "Progress", request.SerializeToString(), token)
+            for number in range(1, 20, 2):
+                assert raw.call(number, SERVICE + "Progress", request.SerializeToString(), token)
         ordinary.until(lambda: True)
-        others = server.stub.Progress(request, metadata=run, timeout=SECONDS)
-        assert sum(map(pb.ProgressResponse.ByteSize, others)) > 5_000_000
+        assert streamed(server, request, run) > 5_000_000
         after = memory(server.process.pid)
     ordinary.was_served("display data that nobody reads")
     figure(f"300 streams of display data that nobody reads: memory grew by {after - before:.0f} MB")
     assert after - before < REST_MB
     # All places are given back.
-    assert sum(map(pb.ProgressResponse.ByteSize, server.stub.Progress(request, metadata=read))) > 5_000_000
+    assert streamed(server, request, read) > 5_000_000
 
 
 def test_a_stream_that_nobody_reads(guarded: Guarded) -> None:
