@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PIP := $(VENV)/.pip
 TEST_DATA := .test-data/.unpacked
 PROTO := proto/notebook_runner/v1/notebook_runner.proto
 # The oldest suitable tools: their output runs with protobuf 6 and 7 (see CONTRIBUTING.md).
@@ -17,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve dev test test-unit test-all coverage mutation faults integrations cold cold-full cluster cluster-full postgres postgres-full container chaos soak attack plain check hooks format generate openapi contract docs docs-serve pictures release image image-report lock bench figures bench-cluster bench-replicas scale clean
+.PHONY: help install hosts demo serve dev test test-unit test-all coverage mutation faults integrations cold cold-full cluster cluster-full postgres postgres-full container chaos soak attack plain check hooks format generate openapi contract docs docs-serve pictures release image image-report lock bench figures bench-cluster bench-replicas scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ name[NR] = $$1; text[NR] = $$2; if (length($$1) > width) width = length($$1) } \
@@ -27,11 +28,14 @@ install: $(INSTALLED) $(TEST_DATA) ## Install the development environment into .
 
 # pip of today takes half the time of the one that comes with Python 3.11; it fills the environments of hosts as well.
 INSTALL_INTO = $(BIN)/pip --python $(1)/bin/python install --quiet --require-hashes --requirement
-$(INSTALLED): pyproject.toml requirements-pip.lock requirements.lock client/notebook_runner/_version.py
+$(PIP): requirements-pip.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	@echo "Creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --require-hashes --requirement requirements-pip.lock
+	@touch $@
+
+$(INSTALLED): pyproject.toml requirements.lock client/notebook_runner/_version.py $(PIP)
 	@echo "Installing the packages of requirements.lock (some minutes)"
 	@$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
 	@echo "Installing notebook-runner"
@@ -77,18 +81,20 @@ faults: install ## Run the tests that kill, starve, flood or attack a server, th
 	$(PYTEST) $(PARALLEL) -m "fault or long"
 	$(PYTEST) -m load
 
-$(HOST_VENVS)/%/.installed: requirements-integrations/%.lock | $(INSTALLED)
+$(HOST_VENVS)/%/.installed: requirements-integrations/%.lock | $(PIP)
 	@echo "Creating $(@D)"
 	@rm -rf $(@D)
 	@$(PYTHON) -m venv --without-pip $(@D)
 	@$(call INSTALL_INTO,$(@D)) $<
 	@touch $@
 
+hosts: $(HOSTS:%=$(HOST_VENVS)/%/.installed) ## Create the environments of the programs that integrations extend
+
 # Airflow reports a deferred task as failed if its scheduler is starved (apache/airflow#72716), so nothing runs beside it.
 ALONE := airflow
 TESTS_OF = $(foreach host,$(1),tests/integrations/test_$(subst -,_,$(host)).py)
 integrations: install ## Test each integration in its host's own environment (HOSTS="papermill prefect": only in these)
-	$(if $(HOSTS),@$(MAKE) --no-print-directory --jobs $(PROCESSES) $(HOSTS:%=$(HOST_VENVS)/%/.installed))
+	@$(MAKE) --no-print-directory --jobs $(PROCESSES) hosts
 	$(if $(filter-out $(ALONE),$(HOSTS)),$(PYTEST) $(PARALLEL) -m host $(call TESTS_OF,$(filter-out $(ALONE),$(HOSTS))))
 	$(if $(filter $(ALONE),$(HOSTS)),$(PYTEST) -m host $(call TESTS_OF,$(filter $(ALONE),$(HOSTS))))
 
@@ -179,7 +185,7 @@ format: $(INSTALLED) ## Format the sources and the contract
 	$(BIN)/ruff check --fix .
 	$(BIN)/buf format --write
 
-$(GENERATE_VENV)/.installed: requirements-generate.lock | $(INSTALLED)
+$(GENERATE_VENV)/.installed: requirements-generate.lock | $(PIP)
 	$(PYTHON) -m venv --without-pip $(GENERATE_VENV)
 	$(call INSTALL_INTO,$(GENERATE_VENV)) $<
 	@touch $@
