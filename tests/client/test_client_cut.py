@@ -8,9 +8,9 @@ import pytest
 
 from notebook_runner import AsyncClient, Client, RpcFailed, RunState
 from tests.support.calls import history
-from tests.support.cutting_proxy import CUTS, CuttingProxy
 from tests.support.notebooks import content
 from tests.support.server import Server
+from tests.support.stream_cutting_proxy import CUTS, StreamCuttingProxy
 
 pytestmark = pytest.mark.long
 
@@ -41,7 +41,7 @@ BOTH = pytest.mark.parametrize("call", [blocking, awaited])
 def test_a_start_whose_answer_is_cut_starts_one_run(server: Server, call: Call, cut: str) -> None:
     """The server has admitted the run when the answer is lost; the same request finds that run again."""
     before = len(history(server.stub))
-    with CuttingProxy(server.target, [cut] * 2) as proxy:
+    with StreamCuttingProxy(server.target, [cut] * 2) as proxy:
         run = call(proxy.target, "start", content("1"))
     assert len(history(server.stub)) == before + 1
     assert call(server.target, "wait", run.id).state is RunState.SUCCEEDED
@@ -52,7 +52,7 @@ def test_a_start_whose_answer_is_cut_starts_one_run(server: Server, call: Call, 
 def test_a_kill_whose_answer_is_cut(server: Server, call: Call, cut: str) -> None:
     """The repeated call finds that the run has ended."""
     run = call(server.target, "start", content("import time; time.sleep(1000)"))
-    with CuttingProxy(server.target, [cut]) as proxy:
+    with StreamCuttingProxy(server.target, [cut]) as proxy:
         answer = call(proxy.target, "kill", run.id)
     assert (answer.run.state, answer.already_ended) == (RunState.KILLED, True)
 
@@ -60,6 +60,6 @@ def test_a_kill_whose_answer_is_cut(server: Server, call: Call, cut: str) -> Non
 @BOTH
 def test_a_proxy_that_cuts_every_answer(server: Server, call: Call) -> None:
     """The client gives up after some attempts, and the error is one of its own."""
-    with CuttingProxy(server.target, ["RST_STREAM"] * 100) as proxy, pytest.raises(RpcFailed) as caught:
+    with StreamCuttingProxy(server.target, ["RST_STREAM"] * 100) as proxy, pytest.raises(RpcFailed) as caught:
         call(proxy.target, "info")
     assert caught.value.reason == ""

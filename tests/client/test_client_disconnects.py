@@ -12,13 +12,13 @@ from typing_extensions import override
 from notebook_runner import AsyncClient, Client, _retry
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.calls import SECONDS, finish
+from tests.support.cutting_proxy import CuttingProxy
 from tests.support.gate import Gate
 from tests.support.killable import KillableServer
 from tests.support.name_server import NameServer
 from tests.support.notebooks import notebook, printed
 from tests.support.ports import free_port
 from tests.support.progress import Validator
-from tests.support.proxy import CuttingProxy
 from tests.support.server import Server
 
 pytestmark = pytest.mark.long

@@ -41,9 +41,10 @@ from tests.support.killable import RUN_MARK, gone, new_mark, remains
 from tests.support.network import Wire, lacking
 from tests.support.notebooks import printed
 from tests.support.postgres import Postgres
-from tests.support.postgres_proxy import HOST, PLAIN, PostgresProxy
+from tests.support.postgres_proxy import PLAIN, PostgresProxy
 from tests.support.progress import TERMINAL, BrokenStreamError, checked
 from tests.support.server import MARK_VARIABLE
+from tests.support.tcp_proxy import HOST
 
 # A busy machine must not take one away, which no fault would excuse; `make chaos` has shorter ones.
 LEASE = float(os.environ.get("CHAOS_LEASE", "10"))

@@ -27,10 +27,10 @@ from notebook_runner_server.transfer.interface import StoredObject
 from tests.runs.samples import a_run
 from tests.support.archives import SECRET, FolderLocation, Location, folder_location, s3_location
 from tests.support.calls import artefact, finish, history, inline, perform, start, texts
+from tests.support.cutting_proxy import CuttingProxy
 from tests.support.database_server import LONG_LEASE, DatabaseServer, until
 from tests.support.errors import refused
 from tests.support.postgres import Postgres
-from tests.support.proxy import CuttingProxy
 from tests.support.retries import chain, retry
 from tests.support.server import STORE, Server
 from tests.support.settings import served

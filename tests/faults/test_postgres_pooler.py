@@ -22,6 +22,7 @@ from notebook_runner_server.runs.postgres.hints import CHANNEL, Hints
 from notebook_runner_server.runs.replicas import Topic
 from tests.faults.history import Told
 from tests.support.calls import finish, inline, perform, start, texts
+from tests.support.cutting_proxy import CuttingProxy
 from tests.support.database_server import (
     LONG_LEASE,
     SECONDS,
@@ -35,7 +36,6 @@ from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import ROLE, Postgres
 from tests.support.postgres_proxy import PLAIN, PostgresProxy
 from tests.support.processes import stopped
-from tests.support.proxy import CuttingProxy
 from tests.support.server import STORE_LISTEN
 
 pytestmark = [

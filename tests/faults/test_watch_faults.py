@@ -17,10 +17,10 @@ from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.runs.stores import finish as finish_stored
 from tests.runs.stores import insert, opened
 from tests.support.calls import SECONDS, duration, finish, follow, history, inline, reach, start
+from tests.support.cutting_proxy import CuttingProxy
 from tests.support.errors import refused
 from tests.support.killable import KillableServer
 from tests.support.progress import TERMINAL
-from tests.support.proxy import CuttingProxy
 from tests.support.watching import WatchValidator, watching
 
 pytestmark = pytest.mark.process_pool("on a cluster runs outlive their server, and the tests need its folder")

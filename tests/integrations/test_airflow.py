@@ -16,10 +16,10 @@ from nbformat import NotebookNode
 from notebook_runner import Client, Run, RunState
 from tests.client.test_cli_papermill import KERNEL
 from tests.support.airflow import Airflow, DagRun
+from tests.support.cutting_proxy import CuttingProxy
 from tests.support.gate import Gate
 from tests.support.hosts import REPOSITORY, Host
 from tests.support.notebooks import code, notebook
-from tests.support.proxy import CuttingProxy
 from tests.support.secure import TlsFolder, issue, new_token
 from tests.support.server import Server
 

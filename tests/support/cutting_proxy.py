@@ -1,100 +1,82 @@
-"""A proxy of a server that cuts calls as proxies do: by a reset of the stream, or by a page of its own."""
+"""A TCP proxy between a client and a server that cuts connections, each after some number of bytes."""
 
 import contextlib
+import random
+import select
 import socket
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Self
 
-from hyperframe.frame import Frame, HeadersFrame, RstStreamFrame
+from typing_extensions import override
 
-from tests.support.frames import headers
+from tests.support.tcp_proxy import PIECE, RESET, TcpProxy
 
-WAIT_SECONDS = 60.0
-PIECE = 65536
-_HEAD_BYTES = 9
+# From in the middle of the handshake up to some dozens of events.
+FEWEST_BYTES, MOST_BYTES = 20, 3000
 
 
-def _page(stream: int, status: bytes) -> Frame:
-    """An answer that is no call's."""
-    return HeadersFrame(stream, headers((b":status", status)), flags=["END_HEADERS", "END_STREAM"])
+class CuttingProxy(TcpProxy):
+    """Passes bytes on, and cuts so many connections, one after the other; later ones are left whole.
 
+    How many bytes pass before a cut, and whether it is a reset or an end, is decided by the seed.
 
-CUTS: dict[str, Callable[[int], Frame]] = {
-    "RST_STREAM": partial(RstStreamFrame, error_code=2),
-    "HTTP 500": partial(_page, status=b"500"),
-    "HTTP 502": partial(_page, status=b"502"),
-    "no gRPC": partial(_page, status=b"200"),
-}
-"""How an answer may be cut, by name: the frame that ends its stream."""
+    Attributes:
+        server: Host and port that new connections are passed on to.
+        is_down: Whether new connections are closed without a byte, as if there were no server.
+        refused: How many connections were.
+    """
 
-
-class CuttingProxy:
-    """Passes everything on, but cuts the first answers in these ways: the server has done what was asked."""
-
-    def __init__(self, target: str, cuts: Iterable[str]) -> None:
+    def __init__(self, target: str, *, cuts: int = 0, seed: int = 0) -> None:
+        super().__init__()
         host, _, port = target.rpartition(":")
-        self._server = (host, int(port))
-        self._cuts = deque(cuts)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._threads: list[threading.Thread] = []
+        self.server = (host, int(port))
+        self._random = random.Random(seed)  # noqa: S311 - the same again for the same seed
+        self._left = cuts
+        self.cuts = 0
+        self.is_down = False
+        self.refused = 0
+        self.whole = threading.Event()
 
-    def __enter__(self) -> Self:
-        self._spawn(self._accept)
-        return self
+    @override
+    def _take(self, client: socket.socket) -> None:
+        if self.is_down:
+            client.close()
+            self.refused += 1
+        else:
+            super()._take(client)
 
-    def __exit__(self, *_: object) -> None:
-        # Wakes the accept that waits.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join(WAIT_SECONDS)
-            assert not thread.is_alive(), "a connection of the proxy is still open"
-
-    @property
-    def left(self) -> int:
-        """How many cuts were not made."""
-        return len(self._cuts)
-
-    def _spawn(self, target: object, *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type] # a method
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self._spawn(self._pass_on, client)
-
+    @override
     def _pass_on(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError), socket.create_connection(self._server) as server:
-            there = threading.Thread(target=_copy, args=(client, server), daemon=True)
-            there.start()
-            self._answer(server, client)
-            for end in (client, server):
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-            there.join(WAIT_SECONDS)
-
-    def _answer(self, server: socket.socket, client: socket.socket) -> None:
-        """Pass on what the server sends until it answers a call that is to be cut."""
-        with server.makefile("rb") as reader:
-            while head := reader.read(_HEAD_BYTES):
-                payload = reader.read(int.from_bytes(head[:3]))
-                frame, _ = Frame.parse_frame_header(memoryview(head))
-                if isinstance(frame, HeadersFrame) and self._cuts:
-                    client.sendall(CUTS[self._cuts.popleft()](frame.stream_id).serialize())
+        with client, contextlib.suppress(OSError), socket.create_connection(self.server) as server:
+            rest = self._allowance()
+            while rest is None or rest > 0:
+                passed = _exchange(client, server, PIECE if rest is None else min(rest, PIECE))
+                if passed is None:
                     return
-                client.sendall(head + payload)
+                rest = None if rest is None else rest - passed
+            self._cut(client, server)
+
+    def _allowance(self) -> int | None:
+        if not self._left:
+            self.whole.set()
+            return None
+        self._left -= 1
+        return self._random.randint(FEWEST_BYTES, MOST_BYTES)
+
+    def _cut(self, *ends: socket.socket) -> None:
+        if self._random.random() < 0.5:
+            for end in ends:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.cuts += 1
 
 
-def _copy(source: socket.socket, to: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(PIECE):
-            to.sendall(data)
-    with contextlib.suppress(OSError):
-        to.shutdown(socket.SHUT_WR)
+def _exchange(client: socket.socket, server: socket.socket, most: int) -> int | None:
+    """Passes on what has come from either side; answers how many bytes, or None when a side has ended."""
+    other = {client: server, server: client}
+    passed = 0
+    for source in select.select([client, server], [], [])[0]:
+        data = source.recv(most - passed) if passed < most else b""
+        if passed < most and not data:
+            return None
+        other[source].sendall(data)
+        passed += len(data)
+    return passed

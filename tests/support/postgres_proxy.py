@@ -3,27 +3,24 @@
 import contextlib
 import random
 import socket
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
 
-HOST = "127.0.0.1"
-WAIT_SECONDS = 60.0
-PIECE = 65536
+from typing_extensions import override
+
+from tests.support.tcp_proxy import HOST, PIECE, RESET, TcpProxy, relay
+
 _HEAD_BYTES = 5
 # The server's message that a transaction is durable: its type, its length and its text.
 _COMMITTED = b"C\x00\x00\x00\x0bCOMMIT\x00"
 # Of a server's connections, and of as many bytes.
 _NAME, _HIDDEN_NAME = b"application_name\x00notebook-runner ", b"application_name\x00of-a-pooler-----"
-# Closes with a reset instead of a polite end.
-_RESET = struct.pack("ii", 1, 0)
 # Such connections begin with answers that are no messages; a client of this proxy must not ask for them.
 PLAIN = "?sslmode=disable&gssencmode=disable"
 
 
-class PostgresProxy:
+class PostgresProxy(TcpProxy):
     """Passes connections on to a PostgreSQL, and breaks them as it is told.
 
     Its clients must connect with the options `PLAIN`.
@@ -41,10 +38,9 @@ class PostgresProxy:
     """
 
     def __init__(self, port: int, seed: int = 0, host: str = HOST) -> None:
+        super().__init__(host)
         self._server = (HOST, port)
         self._random = random.Random(seed)  # noqa: S311 - the same again for the same seed
-        self._listener = socket.create_server((host, 0))
-        self.port: int = self._listener.getsockname()[1]
         self.chance = 0.0
         self.lost = 0
         self.hides_names = False
@@ -53,22 +49,13 @@ class PostgresProxy:
         self._is_closed = False
         self._ends: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
 
-    def __enter__(self) -> Self:
-        self._spawn(self._accept)
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    @override
+    def __exit__(self, *details: object) -> None:
         self._is_closed = True
         self._passes.set()
-        # Wakes the accept that waits.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
         self.reset()
-        for thread in self._threads:
-            thread.join(WAIT_SECONDS)
-            assert not thread.is_alive(), "a connection of the proxy is still open"
+        super().__exit__(*details)
 
     @contextmanager
     def silent(self) -> Iterator[None]:
@@ -87,20 +74,10 @@ class PostgresProxy:
             ends = list(self._ends)
         for end in ends:
             with contextlib.suppress(OSError):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 end.shutdown(socket.SHUT_RDWR)
 
-    def _spawn(self, target: object, *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type] # a method
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self._spawn(self._pass_on, client)
-
+    @override
     def _pass_on(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
             self._passes.wait()
@@ -112,15 +89,9 @@ class PostgresProxy:
     def _connect(self, client: socket.socket, server: socket.socket) -> None:
         with self._lock:
             self._ends |= {client, server}
-        there = threading.Thread(target=self._ask, args=(client, server), daemon=True)
-        there.start()
         try:
-            self._answer(server, client)
+            relay(client, server, self._ask, self._answer)
         finally:
-            for end in (client, server):
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-            there.join(WAIT_SECONDS)
             with self._lock:
                 self._ends -= {client, server}
 
