@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("package", ["server/notebook_runner_server", "client/notebook_runner"])
+@pytest.mark.parametrize(
+    "package", ["server/notebook_runner_server", "client/notebook_runner", "tests/support"]
+)
 def test_no_class_name_is_used_twice(package: str) -> None:
     """Each public class of a package has a name of its own."""
     found = Counter(

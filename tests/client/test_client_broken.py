@@ -16,9 +16,9 @@ from tests.support.fake_server import (
     ENDED,
     FAILED,
     RUNNING,
+    CallStatus,
     Collect,
     FakeServer,
-    Refusal,
     beat,
     changed,
     printed,
@@ -148,7 +148,7 @@ def test_what_the_server_itself_answers_is_not_repeated(
     packed = any_pb2.Any()
     packed.Pack(info)
     status = status_pb2.Status(code=grpc.StatusCode[code].value[0], details=[packed])
-    fake.answers("Start", Refusal(grpc.StatusCode[code], status.SerializeToString()))
+    fake.answers("Start", CallStatus(grpc.StatusCode[code], status.SerializeToString()))
     with pytest.raises(RpcFailed) as caught:
         collect("start", b"{}")
     assert caught.value.reason == "INTERNAL_ERROR"

@@ -14,19 +14,19 @@ from notebook_runner import AsyncClient, AsyncRun, Client, Run, RunSnapshot, _no
 from notebook_runner._panel import Panel
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.support.fake_server import ENDED, FAILED, RUNNING, FakeServer, changed
-from tests.support.shells import SECONDS, KernelShell, Screen, inside
+from tests.support.shells import SECONDS, Frontend, KernelShell, inside
 
 PAGE = "<h1>page</h1><script>alert('\"')</script>"
 
 
 @pytest.fixture
-def screen() -> Screen:
+def screen() -> Frontend:
     """What the frontend shows."""
-    return Screen()
+    return Frontend()
 
 
 @pytest.fixture
-def shell(tmp_path: Path, screen: Screen) -> Iterator[InteractiveShell]:
+def shell(tmp_path: Path, screen: Frontend) -> Iterator[InteractiveShell]:
     """The shell of a kernel, with that frontend."""
     with inside(KernelShell, tmp_path) as running:
         running.display_pub = screen  # type: ignore[assignment] # does what a kernel's does
@@ -57,7 +57,7 @@ def cell(sequence: int, first_line: str = "x = 1") -> pb.ProgressResponse:
     return pb.ProgressResponse(sequence=sequence, cells_completed=1, cells_total=4, cell_started=started)
 
 
-def test_ended_run_shows_its_end_at_once(shell: InteractiveShell, screen: Screen, fake: FakeServer) -> None:
+def test_ended_run_shows_its_end_at_once(shell: InteractiveShell, screen: Frontend, fake: FakeServer) -> None:
     """A run that has ended is one output: the full bar, and the result in a frame without rights."""
     fake.answers("Progress", changed(1, ENDED))
     fake.answers("Output", page())
@@ -70,14 +70,14 @@ def test_ended_run_shows_its_end_at_once(shell: InteractiveShell, screen: Screen
     assert (screen.places, screen.changes) == (1, 0)
 
 
-async def wait_awaited(target: str, screen: Screen) -> str:
+async def wait_awaited(target: str, screen: Frontend) -> str:
     """What is shown when a wait of the client of asyncio is over."""
     async with AsyncClient(target) as client:
         await client.wait("r")
         return screen.last
 
 
-def wait_blocking(target: str, screen: Screen) -> str:
+def wait_blocking(target: str, screen: Frontend) -> str:
     """What is shown when a wait of the client that blocks is over."""
     with Client(target) as client:
         client.wait("r")
@@ -86,7 +86,7 @@ def wait_blocking(target: str, screen: Screen) -> str:
 
 @pytest.mark.parametrize("wait", [wait_blocking, lambda *args: asyncio.run(wait_awaited(*args))])
 def test_live_run_changes_until_its_end(
-    shell: InteractiveShell, screen: Screen, fake: FakeServer, wait: Callable[[str, Screen], str]
+    shell: InteractiveShell, screen: Frontend, fake: FakeServer, wait: Callable[[str, Frontend], str]
 ) -> None:
     """The bar shows the current cell as it begins; whoever waited for the run finds its result shown."""
     ending, waiting, never = threading.Event(), threading.Event(), threading.Event()
@@ -116,7 +116,7 @@ def test_live_run_changes_until_its_end(
 
 
 def test_many_events_are_few_changes(
-    shell: InteractiveShell, screen: Screen, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+    shell: InteractiveShell, screen: Frontend, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of thousands of quick cells does not flood the notebook: there is a pause after each change."""
     monkeypatch.setattr(_views, "SHORTEST_PAUSE", SECONDS)
@@ -130,7 +130,7 @@ def test_many_events_are_few_changes(
     assert screen.changes <= 2
 
 
-def test_one_run_in_two_places(shell: InteractiveShell, screen: Screen, fake: FakeServer) -> None:
+def test_one_run_in_two_places(shell: InteractiveShell, screen: Frontend, fake: FakeServer) -> None:
     """A run that is shown twice is followed once, and both outputs change together."""
     ending = threading.Event()
     fake.answers("Progress", changed(1, RUNNING))
@@ -146,7 +146,7 @@ def test_one_run_in_two_places(shell: InteractiveShell, screen: Screen, fake: Fa
 
 
 def test_end_between_two_cells_is_told_again(
-    shell: InteractiveShell, screen: Screen, fake: FakeServer
+    shell: InteractiveShell, screen: Frontend, fake: FakeServer
 ) -> None:
     """What is shown while no cell runs is shown once more in the next one: who has no frontend missed it."""
     ending = threading.Event()
@@ -169,7 +169,7 @@ def test_end_between_two_cells_is_told_again(
 
 @pytest.mark.parametrize("kind", [Run, AsyncRun])
 def test_result_shows_its_run(
-    shell: InteractiveShell, screen: Screen, fake: FakeServer, kind: type[Run | AsyncRun]
+    shell: InteractiveShell, screen: Frontend, fake: FakeServer, kind: type[Run | AsyncRun]
 ) -> None:
     """What `run` answers shows the result, with either client."""
     fake.answers("Progress", changed(1, ENDED))
@@ -179,7 +179,7 @@ def test_result_shows_its_run(
     assert "srcdoc" in screen.last
 
 
-def test_run_of_another_server(shell: InteractiveShell, screen: Screen, fake: FakeServer) -> None:
+def test_run_of_another_server(shell: InteractiveShell, screen: Frontend, fake: FakeServer) -> None:
     """A run is found also when the newest client is another server's, which may be gone."""
     other = FakeServer()
     fake.answers("Progress", changed(1, ENDED))
@@ -191,7 +191,7 @@ def test_run_of_another_server(shell: InteractiveShell, screen: Screen, fake: Fa
     assert "UNAVAILABLE" not in screen.last
 
 
-def test_run_that_nobody_knows(shell: InteractiveShell, screen: Screen, fake: FakeServer) -> None:
+def test_run_that_nobody_knows(shell: InteractiveShell, screen: Frontend, fake: FakeServer) -> None:
     """A run whose server does not know it any more shows what the run itself says, and why no more."""
     fake.answers("Progress", grpc.StatusCode.NOT_FOUND)
     with Client(fake.target):
@@ -203,7 +203,7 @@ def test_run_that_nobody_knows(shell: InteractiveShell, screen: Screen, fake: Fa
 
 @pytest.mark.usefixtures("held")
 def test_server_that_hangs(
-    shell: InteractiveShell, screen: Screen, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+    shell: InteractiveShell, screen: Frontend, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that does not answer does not hold the cell for long."""
     monkeypatch.setattr(_views, "LOOK_TIMEOUT", 0.2)
@@ -213,7 +213,7 @@ def test_server_that_hangs(
 
 
 def test_lost_connection_is_said(
-    shell: InteractiveShell, screen: Screen, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+    shell: InteractiveShell, screen: Frontend, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that does not come back ends the view, with the reason in it."""
     monkeypatch.setattr(_views, "RECONNECT_TIMEOUT", 0.0)
@@ -237,7 +237,7 @@ def test_lost_connection_is_said(
     ],
 )
 def test_result_that_cannot_be_shown(
-    shell: InteractiveShell, screen: Screen, fake: FakeServer, answer: object, note: str
+    shell: InteractiveShell, screen: Frontend, fake: FakeServer, answer: object, note: str
 ) -> None:
     """Without its result a run still shows how it ended, and why there is no more."""
     fake.answers("Progress", changed(1, ENDED))

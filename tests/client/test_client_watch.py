@@ -24,7 +24,7 @@ from notebook_runner import (
 from notebook_runner.changes import change_of
 from notebook_runner.cli import main
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.support.fake_server import Collect, FakeServer, Refusal
+from tests.support.fake_server import CallStatus, Collect, FakeServer
 
 pytestmark = pytest.mark.integration
 
@@ -40,12 +40,12 @@ def in_state(cursor: str, run: pb.Run) -> pb.WatchResponse:
     return pb.WatchResponse(cursor=cursor, run=run)
 
 
-def refusal(code: grpc.StatusCode, reason: str) -> Refusal:
+def refusal(code: grpc.StatusCode, reason: str) -> CallStatus:
     """A status of the contract."""
     packed = status_pb2.Status(code=code.value[0], message="sentence")
     packed.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="notebook-runner"))
     assert isinstance(packed.details[0], any_pb2.Any)
-    return Refusal(code, packed.SerializeToString())
+    return CallStatus(code, packed.SerializeToString())
 
 
 EXPIRED = refusal(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED")

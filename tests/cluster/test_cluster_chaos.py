@@ -18,7 +18,7 @@ import pytest
 from typing_extensions import override
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
-from tests.faults.harness import Chaos, Told
+from tests.faults.harness import Chaos, Received
 from tests.support.cluster import Cluster
 from tests.support.killable import KillableServer, figure, worker_of
 from tests.support.polling import pause
@@ -66,7 +66,7 @@ class ClusterChaos(Chaos):
         return None
 
     @override
-    def _failed(self, server: KillableServer, one: Told, error: grpc.RpcError) -> None:
+    def _failed(self, server: KillableServer, one: Received, error: grpc.RpcError) -> None:
         """Without a worker, a Start is told to come back."""
         if one.run_id or "NOT_READY" not in str(error.trailing_metadata()):
             super()._failed(server, one, error)

@@ -81,21 +81,21 @@ def reference(index: int) -> str:
 
 
 @dataclass
-class Told:
+class Received:
     """What callers were told of one run."""
 
     request: pb.StartRequest
     owner: str
     run_id: str = ""
     events: list[pb.ProgressResponse] = field(default_factory=list)
-    successor: "Told | None" = None
+    successor: "Received | None" = None
 
     @property
     def last(self) -> pb.ProgressResponse:
         """The last event."""
         return self.events[-1] if self.events else pb.ProgressResponse()
 
-    def attempts(self) -> Iterator["Told"]:
+    def attempts(self) -> Iterator["Received"]:
         """This run and those that repeat it, as far as callers were told."""
         yield self
         if self.successor is not None:
@@ -120,7 +120,7 @@ class Chaos:
     faults: Counter[str] = field(default_factory=Counter)
     states: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
-    acknowledged: dict[str, Told] = field(default_factory=dict)
+    acknowledged: dict[str, Received] = field(default_factory=dict)
     ended: dict[str, pb.Run] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -167,7 +167,7 @@ class Chaos:
         lines += [f"  faults: {kinds}", f"  violations: {len(self.violations)}", *self.violations]
         return "\n".join(lines)
 
-    def _told(self) -> Told:
+    def _told(self) -> Received:
         sources = [CELL.format(path=str(self._effects), index=n, lines=LINES) for n in range(CELLS)]
         mark = new_mark()
         request = inline(*sources, request_id=uuid4().hex, environment={RUN_MARK: mark})
@@ -178,7 +178,7 @@ class Chaos:
             request.retry.CopyFrom(policy)
             if self._random.random() < CRASHES:
                 request.environment[CRASH] = str(self.folder / f"crashed-{mark}")
-        return Told(request, self._random.choice(OWNERS))
+        return Received(request, self._random.choice(OWNERS))
 
     def stub(self, server: KillableServer, caller: str = EVERYONE) -> rpc.NotebookRunnerStub:
         """What makes the calls of a caller."""
@@ -216,7 +216,7 @@ class Chaos:
             except AssertionError as error:
                 self.violations.append(f"processes outlived the server: {error}")
 
-    def _injure(self, fault: str, hits: int, told: list[Told]) -> None:
+    def _injure(self, fault: str, hits: int, told: list[Received]) -> None:
         """Starts and follows the runs, and lets the fault happen meanwhile."""
         is_point = fault in POINTS
         server = self._alive()
@@ -243,7 +243,7 @@ class Chaos:
         if fault == "server":
             server.process.wait(60)
 
-    def _call(self, server: KillableServer, one: Told) -> None:
+    def _call(self, server: KillableServer, one: Received) -> None:
         """A caller: starts its run and follows it, as long as the server lives."""
         try:
             stub = self.stub(server, one.owner)
@@ -254,23 +254,23 @@ class Chaos:
         except AssertionError as error:
             self.violations.append(f"{one.run_id}: {error}")
 
-    def _failed(self, server: KillableServer, _: Told, error: grpc.RpcError) -> None:
+    def _failed(self, server: KillableServer, _: Received, error: grpc.RpcError) -> None:
         """A call may fail only because the server died."""
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             self.violations.append(f"a caller was told {error.code()}: {error.details()}")
         assert outlived([server.process.pid], 60) == [], "the server lives, and a call failed"
 
-    def _follow(self, stub: rpc.NotebookRunnerStub, one: Told) -> None:
+    def _follow(self, stub: rpc.NotebookRunnerStub, one: Received) -> None:
         """Takes the events after those that the caller has, also of the runs that repeat this one."""
         over = one.last.run_changed.state in TERMINAL
         rest = follow(stub, one.run_id, after_terminal=over, after_sequence=one.last.sequence)
         with closing(rest) as events:
             one.events += (event for event in events if not event.HasField("heartbeat"))
         if next_id := one.last.run_changed.retried_by:
-            one.successor = one.successor or Told(one.request, one.owner, next_id)
+            one.successor = one.successor or Received(one.request, one.owner, next_id)
             self._follow(stub, one.successor)
 
-    def _again(self, server: KillableServer, one: Told) -> None:
+    def _again(self, server: KillableServer, one: Received) -> None:
         """The caller comes back: starts once more what it may have started, and follows to the end."""
         stub = self.stub(server, one.owner)
         run = start(stub, one.request)
@@ -283,7 +283,7 @@ class Chaos:
             self.violations.append(f"{one.run_id}: {error}")
         self.acknowledged |= {attempt.run_id: attempt for attempt in one.attempts()}
 
-    def _check(self, server: KillableServer, told: list[Told]) -> None:
+    def _check(self, server: KillableServer, told: list[Received]) -> None:
         runs = {run.run_id: run for page in listed(self.stub(server)) for run in page.runs}
         if set(runs) != set(self.acknowledged):
             self.violations.append(f"found and acknowledged differ: {set(runs) ^ set(self.acknowledged)}")
@@ -304,7 +304,7 @@ class Chaos:
         except AssertionError as error:
             self.violations.append(f"processes outlived their run: {error}")
 
-    def _check_run(self, server: KillableServer, one: Told, run: pb.Run) -> None:
+    def _check_run(self, server: KillableServer, one: Received, run: pb.Run) -> None:
         """What is in the history is what the caller saw, and outputs are a prefix of the reference."""
         stub = self.stub(server, one.owner)
         whole = finish(stub, one.run_id).events

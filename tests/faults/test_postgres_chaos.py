@@ -16,7 +16,7 @@ import grpc
 import pytest
 from typing_extensions import override
 
-from tests.faults.harness import Chaos, Told
+from tests.faults.harness import Chaos, Received
 from tests.support.database_server import REPLICA_TIMEOUT, serves, until
 from tests.support.killable import KillableServer, figure
 from tests.support.postgres import Postgres
@@ -81,7 +81,7 @@ class DatabaseChaos(Chaos):
         threading.Event().wait(self._random.uniform(0, LONGEST_FAULT))
 
     @override
-    def _failed(self, server: KillableServer, one: Told, error: grpc.RpcError) -> None:
+    def _failed(self, server: KillableServer, one: Received, error: grpc.RpcError) -> None:
         """Without its database, a server tells callers to come back."""
         if "NOT_READY" not in str(error.trailing_metadata()):
             super()._failed(server, one, error)

@@ -36,7 +36,7 @@ NOT_YET = (JavascriptException, StaleElementReferenceException)
 WIDER = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
-class Reader:
+class ServerPage:
     """Reads and uses the page of one server.
 
     Attributes:
@@ -123,8 +123,8 @@ class Reader:
 
 
 @contextmanager
-def reader(profile: Path, address: str) -> Iterator[Reader]:
+def reader(profile: Path, address: str) -> Iterator[ServerPage]:
     """A reader between `with` and its end."""
     with chromium(profile) as browser:
         browser.driver.set_script_timeout(SECONDS)
-        yield Reader(browser, address)
+        yield ServerPage(browser, address)

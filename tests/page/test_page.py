@@ -11,7 +11,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from notebook_runner.v1 import notebook_runner_pb2 as pb
 from tests.gallery.browser import FAINT
-from tests.page.reader import SECONDS, Reader, reader
+from tests.page.reader import SECONDS, ServerPage, reader
 from tests.support.calls import finish, inline, perform, started, struct
 from tests.support.errors import refused
 from tests.support.gate import Gate
@@ -50,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, notebook_root: Path) -> Ite
 
 
 @pytest.fixture(scope="module")
-def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPage]:
     """A reader of that server's page."""
     with reader(tmp_path_factory.mktemp("profile"), server.http) as found:
         yield found
@@ -70,7 +70,7 @@ def failed(server: Server) -> pb.Run:
     return perform(server.stub, request).run
 
 
-def test_runs_appear_as_they_come(server: Server, page: Reader, failed: pb.Run, gate: Gate) -> None:
+def test_runs_appear_as_they_come(server: Server, page: ServerPage, failed: pb.Run, gate: Gate) -> None:
     """The list has the runs there are, and each change, without a reload."""
     page.open("/")
     page.sees(failed.name, ".row")
@@ -91,7 +91,7 @@ def test_runs_appear_as_they_come(server: Server, page: Reader, failed: pb.Run, 
     assert page.address() == f"/runs/{failed.run_id}"
 
 
-def test_a_filter_is_part_of_the_address(server: Server, page: Reader, failed: pb.Run) -> None:
+def test_a_filter_is_part_of_the_address(server: Server, page: ServerPage, failed: pb.Run) -> None:
     """State, label and caller select runs, and a link keeps them."""
     perform(server.stub, inline("pass", name="fine", labels={"team": "red"}))
     page.open("/")
@@ -109,7 +109,7 @@ def test_a_filter_is_part_of_the_address(server: Server, page: Reader, failed: p
     page.sees("report", ".row")
 
 
-def test_output_comes_live(server: Server, page: Reader, gate: Gate) -> None:
+def test_output_comes_live(server: Server, page: ServerPage, gate: Gate) -> None:
     """Text with colours and carriage returns, tables and pictures are there while the cell runs."""
     with started(server.stub, inline(f"{SHOW}\n{gate.source}", "print('the end')", name="live")) as run:
         page.open_run(run)
@@ -131,7 +131,7 @@ def test_output_comes_live(server: Server, page: Reader, gate: Gate) -> None:
         page.until("document.querySelector('[role=status]').innerText === 'Run live: succeeded'")
 
 
-def test_a_failure_has_its_cell_and_traceback(page: Reader, failed: pb.Run) -> None:
+def test_a_failure_has_its_cell_and_traceback(page: ServerPage, failed: pb.Run) -> None:
     """The page says why a run failed, shows the cell, and what it was given."""
     page.open_run(failed)
     page.sees("ZeroDivisionError: division by zero", ".failure p")
@@ -142,7 +142,7 @@ def test_a_failure_has_its_cell_and_traceback(page: Reader, failed: pb.Run) -> N
     page.keep("failed")
 
 
-def test_the_executed_notebook_is_in_a_sandboxed_frame(page: Reader, failed: pb.Run) -> None:
+def test_the_executed_notebook_is_in_a_sandboxed_frame(page: ServerPage, failed: pb.Run) -> None:
     """It is read with the caller's credentials, and its frame runs no scripts."""
     page.open_run(failed)
     page.click("Show it here")
@@ -155,7 +155,7 @@ def test_the_executed_notebook_is_in_a_sandboxed_frame(page: Reader, failed: pb.
     page.keep("notebook")
 
 
-def test_kill_asks_before(server: Server, page: Reader, gate: Gate) -> None:
+def test_kill_asks_before(server: Server, page: ServerPage, gate: Gate) -> None:
     """Cancel and Escape leave the run alone; the confirmation kills it."""
     with started(server.stub, inline(gate.source, name="to kill")) as run:
         page.open_run(run)
@@ -176,7 +176,7 @@ def test_kill_asks_before(server: Server, page: Reader, gate: Gate) -> None:
         assert server.stub.Get(pb.GetRequest(run_id=run.run_id)).run.state == pb.RUN_STATE_KILLED
 
 
-def test_delete_asks_before(server: Server, page: Reader) -> None:
+def test_delete_asks_before(server: Server, page: ServerPage) -> None:
     """Cancel leaves the run alone; the confirmation deletes it, and the list without it is shown."""
     run = perform(server.stub, inline("1", name="to delete")).run
     page.open_run(run)
@@ -198,7 +198,7 @@ def test_delete_asks_before(server: Server, page: Reader) -> None:
     page.sees("Unknown run", "[role=alert]")
 
 
-def test_a_form_is_made_of_the_parameters(server: Server, page: Reader, tmp_path: Path) -> None:
+def test_a_form_is_made_of_the_parameters(server: Server, page: ServerPage, tmp_path: Path) -> None:
     """A file's parameters are fields with defaults; what is changed is sent, with its type."""
     (tmp_path / "greet.ipynb").write_bytes(content(code(PARAMETERS, "parameters"), PRINT))
     page.open("/start")
@@ -221,7 +221,7 @@ def test_a_form_is_made_of_the_parameters(server: Server, page: Reader, tmp_path
     page.sees("you\\ \"' 123456789012345678901 0.5 True ['a', 'b']", ".text.stdout")
 
 
-def test_run_again_with_other_parameters(server: Server, page: Reader) -> None:
+def test_run_again_with_other_parameters(server: Server, page: ServerPage) -> None:
     """The form has the notebook and the parameters of the run, exactly; a new value replaces one of them."""
     given = '{"times": 1.0, "names": {"x": [NaN, 9007199254740993]}}'
     request = inline(code(PARAMETERS, "parameters"), PRINT, name="again", parameters_json=given)
@@ -237,7 +237,7 @@ def test_run_again_with_other_parameters(server: Server, page: Reader) -> None:
     page.sees("me 1.0 0.5 False {'x': [nan, 9007199254740993]}", ".text.stdout")
 
 
-def test_a_wrong_value_is_refused_before_it_is_sent(page: Reader, tmp_path: Path) -> None:
+def test_a_wrong_value_is_refused_before_it_is_sent(page: ServerPage, tmp_path: Path) -> None:
     """The error names the parameter and what was given."""
     (tmp_path / "greet.ipynb").write_bytes(content(code(PARAMETERS, "parameters"), PRINT))
     page.open("/start")
@@ -252,7 +252,7 @@ def test_a_wrong_value_is_refused_before_it_is_sent(page: Reader, tmp_path: Path
     page.sees("names must be JSON", "[role=alert]")
 
 
-def test_the_parameters_of_a_path_come_from_the_server(page: Reader) -> None:
+def test_the_parameters_of_a_path_come_from_the_server(page: ServerPage) -> None:
     """A name that the notebook does not have is refused, and then there are fields for those that it has."""
     page.open("/start")
     page.click("Add a parameter")
@@ -264,7 +264,7 @@ def test_the_parameters_of_a_path_come_from_the_server(page: Reader) -> None:
     page.until("document.getElementsByName('p:who')[0]")
 
 
-def test_hostile_texts_stay_texts(server: Server, page: Reader) -> None:
+def test_hostile_texts_stay_texts(server: Server, page: ServerPage) -> None:
     """Names, labels, printed text, tables and errors of a notebook run no script and load nothing."""
     source = f"from IPython.display import display, HTML\nprint({HOSTILE!r})\ndisplay(HTML({HOSTILE!r}))"
     request = inline(source, f"raise ValueError({HOSTILE!r})", name=HOSTILE[:60], labels={"x": HOSTILE[:60]})
@@ -283,7 +283,7 @@ def test_hostile_texts_stay_texts(server: Server, page: Reader) -> None:
     ]
 
 
-def test_the_page_has_one_stream(server: Server, page: Reader, gate: Gate) -> None:
+def test_the_page_has_one_stream(server: Server, page: ServerPage, gate: Gate) -> None:
     """The list's stream ends when a run is opened, and that of the run when the reader goes back."""
     with started(server.stub, inline(gate.source, name="streamed")) as run:
         page.browser.asked_for()
@@ -310,7 +310,7 @@ def test_the_page_has_one_stream(server: Server, page: Reader, gate: Gate) -> No
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_reader_can_use_it(page: Reader, failed: pb.Run, scheme: str) -> None:
+def test_every_reader_can_use_it(page: ServerPage, failed: pb.Run, scheme: str) -> None:
     """Axe finds nothing, all text has contrast, and nothing is wider than a phone."""
     for path, place in [("/", ".row"), (f"/runs/{failed.run_id}", ".failure"), ("/start", "form")]:
         for width in (1200, 390):
@@ -322,7 +322,7 @@ def test_every_reader_can_use_it(page: Reader, failed: pb.Run, scheme: str) -> N
             page.keep(f"{path.strip('/').partition('/')[0] or 'list'}-{scheme}-{width}")
 
 
-def test_the_keyboard_is_enough(page: Reader, failed: pb.Run) -> None:
+def test_the_keyboard_is_enough(page: ServerPage, failed: pb.Run) -> None:
     """Tab reaches the filter and the runs, and Enter opens one; the heading has the focus then."""
     page.open("/")
     page.sees(failed.name, ".row")
@@ -341,7 +341,7 @@ def test_the_keyboard_is_enough(page: Reader, failed: pb.Run) -> None:
     page.until("document.activeElement.tagName === 'H1'")
 
 
-def test_nothing_is_loaded_from_elsewhere(server: Server, page: Reader, failed: pb.Run) -> None:
+def test_nothing_is_loaded_from_elsewhere(server: Server, page: ServerPage, failed: pb.Run) -> None:
     """The page asks this server only, and its policy forbids all else and complains of nothing."""
     page.browser.asked_for()
     for path in ("/", f"/runs/{failed.run_id}", "/start"):
@@ -357,7 +357,7 @@ def test_nothing_is_loaded_from_elsewhere(server: Server, page: Reader, failed: 
     assert "script-src 'self' " not in policy
 
 
-def test_a_run_that_does_not_exist(page: Reader) -> None:
+def test_a_run_that_does_not_exist(page: ServerPage) -> None:
     """The server's error is shown."""
     page.open("/runs/20000101-000000-00000000")
     page.until("document.querySelector('[role=alert]')")

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from notebook_runner._parameters_cell import python_parameters
-from tests.page.reader import Reader, reader
+from tests.page.reader import ServerPage, reader
 from tests.support.server import Server
 
 MODULES = files("notebook_runner_server.http_api") / "page"
@@ -34,7 +34,7 @@ literals = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPage]:
     """A browser that can load the modules."""
     options = ["--http-listen", "127.0.0.1:0"]
     with (
@@ -45,7 +45,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         yield found
 
 
-def computed(page: Reader, module: str, script: str, *values: Any) -> Any:
+def computed(page: ServerPage, module: str, script: str, *values: Any) -> Any:
     """What a function body computes with a module `m` and some values."""
     body = f"""
       const done = arguments[arguments.length - 1], values = [...arguments].slice(0, -1);
@@ -56,7 +56,7 @@ def computed(page: Reader, module: str, script: str, *values: Any) -> Any:
     return answer.get("found")
 
 
-def lines(page: Reader, *chunks: str) -> Any:
+def lines(page: ServerPage, *chunks: str) -> Any:
     """The lines of printed chunks, each as a list of texts and styles."""
     script = """const terminal = new m.Terminal(); for (const one of values[0]) terminal.write(one);
       const shown = terminal.lines.slice(0, terminal.length);
@@ -98,12 +98,12 @@ def test_the_libraries_are_those_of_npm() -> None:
         ("", []),
     ],
 )
-def test_printed_text_is_what_a_terminal_shows(page: Reader, text: str, expected: list[str]) -> None:
+def test_printed_text_is_what_a_terminal_shows(page: ServerPage, text: str, expected: list[str]) -> None:
     """Carriage returns and backspaces move, other sequences leave no trace."""
     assert ["".join(piece for piece, _ in line) for line in lines(page, text)] == expected
 
 
-def test_colours(page: Reader) -> None:
+def test_colours(page: ServerPage) -> None:
     """Of the 16, of 256, and any; they last until they are reset, also over lines."""
     assert lines(page, f"{RED}a{BOLD}b\nc{PLAIN}d") == [
         [["a", {"color": 1}], ["b", {"color": 1, "bold": True}]],
@@ -119,7 +119,7 @@ def test_colours(page: Reader) -> None:
     ]
 
 
-def test_chunks_do_not_matter(page: Reader) -> None:
+def test_chunks_do_not_matter(page: ServerPage) -> None:
     """However a text is cut on its way, it looks the same."""
     text = f"a{RED}b\r\x1b[38;5;196mxyz{PLAIN}\n\x1b]8;;u\x1b\\l\bk\x1b[Kend\r1\x1b[7m2"
     whole = lines(page, text)
@@ -135,7 +135,9 @@ def flat(found: Any) -> Any:
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(names, literals, st.sampled_from(["", ": object", "  # help = 1"])), max_size=5))
-def test_parameters_are_those_that_python_reads(page: Reader, assigned: list[tuple[str, Any, str]]) -> None:
+def test_parameters_are_those_that_python_reads(
+    page: ServerPage, assigned: list[tuple[str, Any, str]]
+) -> None:
     """Each field has the name, and if it has a kind, the value that the notebook would have without it."""
     source = "\n".join(
         f"{name}{more if more.startswith(':') else ''} = {value!r}{more if '#' in more else ''}"
@@ -170,7 +172,7 @@ def test_parameters_are_those_that_python_reads(page: Reader, assigned: list[tup
         max_size=4,
     )
 )
-def test_parameters_of_a_run_come_back_exactly(page: Reader, parameters: dict[str, Any]) -> None:
+def test_parameters_of_a_run_come_back_exactly(page: ServerPage, parameters: dict[str, Any]) -> None:
     """Large integers, floats without a fraction, infinities and nested values are sent as they were given."""
     text = json.dumps(parameters)
     script = "return m.parametersJson(m.runFields(values[0]))"
@@ -180,7 +182,7 @@ def test_parameters_of_a_run_come_back_exactly(page: Reader, parameters: dict[st
     assert json.dumps(sent) == text
 
 
-def test_what_the_reader_does_not_change_is_not_sent(page: Reader) -> None:
+def test_what_the_reader_does_not_change_is_not_sent(page: ServerPage) -> None:
     """The notebook's own default stays, also one that the form cannot show."""
     script = """const fields = m.sourceFields("a = 1\\nb = [1, 2]\\nc = True\\nd = 'x'");
       const unchanged = m.parametersJson(fields);
@@ -190,7 +192,7 @@ def test_what_the_reader_does_not_change_is_not_sent(page: Reader) -> None:
     assert computed(page, "parameters", script) == ["", '{"c": false, "d": "y"}']
 
 
-def test_examples_have_fields(page: Reader) -> None:
+def test_examples_have_fields(page: ServerPage) -> None:
     """The fields of a notebook in the examples are the parameters that the command shows."""
     notebook = json.loads((Path(__file__).parents[2] / "examples" / "quickstart.ipynb").read_text())
     cell = next(one for one in notebook["cells"] if "parameters" in one["metadata"].get("tags", []))

@@ -26,19 +26,19 @@ Answer = Any  # a message, a callable that makes one, or the status code or refu
 
 
 @dataclass(frozen=True)
-class Refusal:
+class CallStatus:
     """A status with details, as a server of the contract answers it."""
 
     code: grpc.StatusCode
     details: bytes
 
 
-def refusal(code_: grpc.StatusCode, reason: str, message: str, **metadata: str) -> Refusal:
+def refusal(code_: grpc.StatusCode, reason: str, message: str, **metadata: str) -> CallStatus:
     """A status as the server answers it."""
     detail = any_pb2.Any()
     detail.Pack(error_details_pb2.ErrorInfo(domain="notebook-runner", reason=reason, metadata=metadata))
     status = status_pb2.Status(code=code_.value[0], message=message, details=[detail])
-    return Refusal(code_, status.SerializeToString())
+    return CallStatus(code_, status.SerializeToString())
 
 
 def changed(sequence: int, run: pb.Run) -> pb.ProgressResponse:
@@ -108,7 +108,7 @@ class FakeServer(NotebookRunnerServicer):
         for answer in self.script[method].popleft():
             if isinstance(answer, grpc.StatusCode):
                 context.abort(answer, "scripted")
-            if isinstance(answer, Refusal):
+            if isinstance(answer, CallStatus):
                 context.set_trailing_metadata((("grpc-status-details-bin", answer.details),))
                 context.abort(answer.code, "scripted")
             yield answer() if callable(answer) else answer

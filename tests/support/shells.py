@@ -20,7 +20,7 @@ class KernelShell(InteractiveShell):
     kernel = Any()
 
 
-class Screen:
+class Frontend:
     """Keeps what was shown, each view by its id, as a frontend does."""
 
     def __init__(self) -> None:
