@@ -6,11 +6,14 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 
 import grpc
 import pytest
@@ -135,18 +138,25 @@ def test_a_stream_of_changes_goes_on_without_the_database(
     database: Postgres, server: DatabaseServer, how: signal.Signals
 ) -> None:
     """It has heartbeats, and what changes afterwards."""
-    messages = server.stub.Watch(pb.WatchRequest(), timeout=2 * SECONDS)
-    try:
-        assert next(messages).HasField("heartbeat")
-        with away(database, how):
-            until(lambda: not serves(server), server.tail)
-            for _ in range(5):
-                assert next(messages).HasField("heartbeat")
-        until(lambda: serves(server), server.tail)
-        run_id = perform(server.stub, inline("1")).run.run_id
-        assert next(one for one in messages if not one.HasField("heartbeat")).run.run_id == run_id
-    finally:
-        messages.cancel()
+    stream = server.stub.Watch(pb.WatchRequest(), timeout=2 * SECONDS)
+    arrived: SimpleQueue[pb.WatchResponse] = SimpleQueue()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(deque, map(arrived.put, stream), 0)
+        try:
+            assert arrived.get(timeout=SECONDS).HasField("heartbeat")
+            with away(database, how):
+                until(lambda: not serves(server), server.tail)
+                # From before.
+                while not arrived.empty():
+                    arrived.get()
+                for _ in range(5):
+                    assert arrived.get(timeout=SECONDS).HasField("heartbeat")
+            until(lambda: serves(server), server.tail)
+            run_id = perform(server.stub, inline("1")).run.run_id
+            messages = iter(partial(arrived.get, timeout=SECONDS), None)
+            assert next(one for one in messages if not one.HasField("heartbeat")).run.run_id == run_id
+        finally:
+            stream.cancel()
 
 
 def test_reads_of_ended_runs_fail_with_a_sentence(database: Postgres, server: DatabaseServer) -> None:
