@@ -26,7 +26,7 @@ help: ## Show this list
 
 install: $(INSTALLED) $(TEST_DATA) ## Install the development environment into .venv, and download the test data
 
-# pip of today takes half the time of the one that comes with Python 3.11; it fills the environments of hosts as well.
+# A current pip takes half the time of Python 3.11's own. It also installs into environments that have no pip.
 INSTALL_INTO = $(BIN)/pip --python $(1)/bin/python install --quiet --require-hashes --requirement
 $(PIP): requirements-pip.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'

@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from tests.support.notebooks import content, notebook, parsed, printed, written
 from tests.support.pages import REPOSITORY, blocks
 from tests.support.progress import Validator
 from tests.support.server import Server
+from tests.support.tools import needs
 
 SECONDS = 60
 
@@ -48,11 +47,6 @@ def ended(server: Server) -> pb.Run:
     return perform(server.stub, inline("print('hello')\n1/0", labels={"team": "a b"})).run
 
 
-needs_curl = pytest.mark.skipif(
-    shutil.which("curl") is None and os.environ.get("CI") != "true", reason="there is no curl"
-)
-
-
 def curl(server: Server, path: str, *arguments: str) -> str:
     """What curl prints for a request that succeeds."""
     command = [
@@ -73,7 +67,7 @@ def as_json(message: Any) -> Any:
     return MessageToDict(message)
 
 
-@needs_curl
+@needs("curl")
 def test_start_and_read_with_curl(server: Server) -> None:
     """Start, List, Get, Progress, Output, Kill and Delete, as a page of a tutorial would have them."""
     run = json.loads(curl(server, "/v1/runs", "--json", '{"parameters": {"who": "curl"}, "name": "c"}'))[
@@ -94,7 +88,7 @@ def test_start_and_read_with_curl(server: Server) -> None:
     assert json.loads(curl(server, "/v1/info"))["workers"] == 1
 
 
-@needs_curl
+@needs("curl")
 def test_each_line_of_the_page(tmp_path: Path) -> None:
     """What the page on HTTP tells readers to do works as it is, and has a line for each path."""
     page = REPOSITORY / "docs/how-to/http.md"
@@ -140,7 +134,7 @@ def asked(line: str) -> str:
     return found[0]
 
 
-@needs_curl
+@needs("curl")
 def test_the_notebook_itself_with_curl(server: Server, tmp_path: Path) -> None:
     """`curl --data-binary @nb.ipynb` starts the notebook; the other fields are query parameters."""
     (tmp_path / "nb.ipynb").write_bytes(content("print(6 * 7)"))
@@ -151,7 +145,7 @@ def test_the_notebook_itself_with_curl(server: Server, tmp_path: Path) -> None:
     assert printed(parsed(artefact(server.stub, run["runId"])), 0) == "42\n"
 
 
-@needs_curl
+@needs("curl")
 def test_an_empty_start_runs_the_default_notebook(server: Server) -> None:
     """`curl -X POST` is enough."""
     run = json.loads(curl(server, "/v1/runs", "-X", "POST"))["run"]

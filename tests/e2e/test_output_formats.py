@@ -1,7 +1,6 @@
 """Formats of results over the wire: without code, as PDF, and what an export leaves behind: nothing."""
 
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +15,9 @@ from tests.support.gate import Gate
 from tests.support.notebooks import code, content, markdown
 from tests.support.processes import marked
 from tests.support.server import Server
+from tests.support.tools import needs
 
 CELLS = (markdown("some words"), "secret = 40 + 2\nsecret")
-needs_browser = pytest.mark.skipif(
-    shutil.which("chromium") is None and os.environ.get("CI") != "true", reason="there is no chromium"
-)
 
 
 @pytest.mark.long
@@ -112,7 +109,7 @@ def children(server: Server) -> set[int]:
     return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
 
 
-@needs_browser
+@needs("chromium")
 def test_pdf(make_server: Callable[..., Server], tmp_path: Path) -> None:
     """A PDF comes in pages like all else, and the browser that printed it leaves no process and no file."""
     server = make_server("--no-warm-kernels", environment={"TMPDIR": str(tmp_path)})

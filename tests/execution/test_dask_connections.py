@@ -8,24 +8,15 @@ import pytest
 from distributed.comm.core import Comm
 from distributed.core import Server
 
-from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.cluster import messages
 from notebook_runner_server.execution.cluster import scheduler as module
-from notebook_runner_server.execution.cluster.messages import Channel, HostOptions, LeaseAddress
+from notebook_runner_server.execution.cluster.messages import Channel, LeaseAddress
 from notebook_runner_server.execution.cluster.scheduler import SchedulerConnection
-from notebook_runner_server.execution.options import WarmKernels
+from tests.execution.host_options import OPTIONS
 
 pytestmark = pytest.mark.integration
 
 SECONDS = 60.0
-OPTIONS = HostOptions(
-    timeout=30,
-    warm=WarmKernels(),
-    sandbox=SandboxConfig(),
-    limit_address_space=False,
-    interrupt_grace=1,
-    max_files_bytes=1,
-)
 
 
 @pytest.fixture(autouse=True)

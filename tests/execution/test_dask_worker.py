@@ -6,20 +6,9 @@ import pytest
 from distributed import Reschedule
 from distributed.core import Status
 
-from notebook_runner_server.confinement.policy import SandboxConfig
 from notebook_runner_server.execution.cluster import worker as module
-from notebook_runner_server.execution.cluster.messages import HostOptions
-from notebook_runner_server.execution.options import WarmKernels
 from notebook_runner_server.execution.worker_protocol import encode
-
-OPTIONS = HostOptions(
-    timeout=30,
-    warm=WarmKernels(),
-    sandbox=SandboxConfig(),
-    limit_address_space=False,
-    interrupt_grace=1,
-    max_files_bytes=1,
-)
+from tests.execution.host_options import OPTIONS
 
 
 @pytest.mark.parametrize("status", [Status.closing, Status.closing_gracefully, Status.closed])

@@ -18,13 +18,12 @@ from notebook_runner_server.run_in_subprocess import run_in_subprocess
 from tests.support.notebooks import code, notebook
 from tests.support.pdf import page_texts
 from tests.support.polling import pause
+from tests.support.tools import needs
 
 pytestmark = pytest.mark.long
 
 # CI has it (.ci/run); the browser's own tests (tests/gallery) see to that.
-needs_browser = pytest.mark.skipif(
-    shutil.which("chromium") is None and os.environ.get("CI") != "true", reason="there is no chromium"
-)
+needs_browser = needs("chromium")
 MISSING = "PDF export needs Chromium"
 
 

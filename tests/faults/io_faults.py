@@ -5,20 +5,17 @@ A library that the server loads (`io_faults.c`, LD_PRELOAD) reads its order from
 
 import errno
 import mmap
-import os
 import struct
 import subprocess
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 
-import pytest
+from tests.support.tools import needs
 
 SOURCE = Path(__file__).with_suffix(".c")
 COMPILER = Path("/usr/bin/cc")
-needs_compiler = pytest.mark.skipif(
-    not COMPILER.exists() and os.environ.get("CI") != "true", reason="there is no C compiler"
-)
+needs_compiler = needs(str(COMPILER))
 # As `struct order` in the library: kinds, way, error, after, times, struck, folder.
 _ORDER = struct.Struct("@IIqqqq4096s")
 FOR_EVER = 2**62

@@ -146,7 +146,7 @@ def test_a_stream_of_changes_goes_on_without_the_database(
             assert arrived.get(timeout=SECONDS).HasField("heartbeat")
             with away(database, how):
                 until(lambda: not serves(server), server.tail)
-                # From before.
+                # These were sent before the database was away.
                 while not arrived.empty():
                     arrived.get()
                 for _ in range(5):

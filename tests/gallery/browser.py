@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from typing import Any
 
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+from tests.support.tools import IS_CI
 
 SECONDS = 300
 FLAGS = (
@@ -114,9 +115,7 @@ def chromium(profile: Path) -> Iterator[Browser]:
     """A browser between `with` and its end; the test is skipped where there is none, but never in CI."""
     program, helper = shutil.which("chromium"), shutil.which("chromedriver")
     if not (program and helper):
-        if os.environ.get("CI") == "true":
-            pytest.fail("CI needs the packages chromium and chromium-driver")
-        pytest.skip("there is no chromium, or no chromedriver")
+        (pytest.fail if IS_CI else pytest.skip)("not installed: chromium, or chromedriver")
     options = ChromeOptions()
     options.binary_location = program
     for flag in (*FLAGS, f"--user-data-dir={profile}"):

@@ -25,18 +25,15 @@ from tests.support.notebooks import code, notebook, parsed
 from tests.support.notebooks import printed as printed_text
 from tests.support.pages import ADDRESS, blocks
 from tests.support.server import Server
+from tests.support.tools import needs
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 NPM = [HERE / name for name in ("package.json", "package-lock.json", ".npmrc")]
 INSTALL_SECONDS = 300
 SECONDS = 60
-# On a user's machine it may be missing; CI installs it, and must not pass without.
-NODE = shutil.which("node")
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(not NODE and os.environ.get("CI") != "true", reason="node and npm are not installed"),
-]
+NODE = shutil.which("node") or "node"
+pytestmark = [pytest.mark.long, needs("node", "npm")]
 
 Told = list[dict[str, Any]]
 
@@ -77,7 +74,7 @@ class Program:
         paths = {"NODE_PATH": str(modules), "PROTO_PATH": f"{REPOSITORY / 'proto'}:{google}"}
         arguments = [target, str(folder / "sent.ipynb"), str(self.executed), json.dumps(parameters)]
         self.process = subprocess.Popen(
-            [NODE or "node", str(HERE / "client.js"), *arguments],
+            [NODE, str(HERE / "client.js"), *arguments],
             env={**os.environ, **paths},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -181,7 +178,7 @@ def test_what_the_page_shows_works(server: Server, modules: Path) -> None:
     page = REPOSITORY / "docs" / "how-to" / "other-languages.md"
     (program,) = [block.text for block in blocks(page) if block.language == "js"]
     done = subprocess.run(
-        [NODE or "node", "-e", program.replace(ADDRESS, server.target)],
+        [NODE, "-e", program.replace(ADDRESS, server.target)],
         cwd=REPOSITORY,
         env={**os.environ, "NODE_PATH": str(modules)},
         capture_output=True,

@@ -16,7 +16,7 @@ _HEAD_BYTES = 9
 
 
 def _page(stream: int, status: bytes) -> Frame:
-    """An answer that is no call's."""
+    """An HTTP response without the status of a call."""
     return HeadersFrame(stream, headers((b":status", status)), flags=["END_HEADERS", "END_STREAM"])
 
 

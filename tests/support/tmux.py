@@ -1,7 +1,6 @@
 """A terminal emulator with a person at it: types keys, and reads what is on the screen."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,12 +8,10 @@ from threading import Timer
 from typing import Self
 from uuid import uuid4
 
-import pytest
+from tests.support.tools import needs
 
 SECONDS = 60.0
-needs_tmux = pytest.mark.skipif(
-    shutil.which("tmux") is None and os.environ.get("CI") != "true", reason="there is no tmux"
-)
+needs_tmux = needs("tmux")
 
 
 def dense(lines: list[str]) -> str:
